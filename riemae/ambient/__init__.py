@@ -1,0 +1,7 @@
+"""Ambient metrics H(x): how distances are measured in the data space."""
+
+from riemae.ambient.base import AmbientMetric
+from riemae.ambient.custom import Custom, as_ambient
+from riemae.ambient.flat import Constant, Diagonal, Euclidean, FeatureMap
+
+__all__ = ["AmbientMetric", "Constant", "Custom", "Diagonal", "Euclidean", "FeatureMap", "as_ambient"]

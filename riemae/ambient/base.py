@@ -1,0 +1,173 @@
+"""The ambient metric H(x): what a subclass gives, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vjp, vmap
+
+from riemae.exceptions import AmbientError
+from riemae.solvers.tolerances import tolerance
+
+_GIVEN = ("features", "factor_product", "diagonal", "matrix", "product")
+
+
+class AmbientMetric(nn.Module):
+    """A Riemannian metric ``H(x)`` on the data space.
+
+    A subclass overrides **one** of these; the rest follows:
+
+    ==================== =============================== =========================================================
+    method               shapes                          meaning
+    ==================== =============================== =========================================================
+    ``features(x)``      ``(k, *shape) -> (k, ...)``     φ with ``H = JφᵀJφ``: the fast road
+    ``factor_product``   ``(k, D), (k, D) -> (k, q)``    ``S(x) v`` with ``H = SᵀS``
+    ``diagonal(x)``      ``(k, D) -> (k, D)``            the diagonal of a diagonal H
+    ``matrix(x)``        ``(k, D) -> (k, D, D)``         H itself, or one ``(D, D)`` for all
+    ``product(x, v)``    ``(k, D), (k, D) -> (k, D)``    ``H(x) v``
+    ==================== =============================== =========================================================
+
+    With features, ``x`` has the decoder's own output shape; elsewhere it is flattened to ``(k, D)``. It is a
+    ``torch.nn.Module``: register constants as buffers and they follow ``Manifold.to``.
+
+    Example:
+        >>> import torch
+        >>> from riemae.ambient import AmbientMetric
+        >>> class Conformal(AmbientMetric):
+        ...     def diagonal(self, x):
+        ...         return (1 + x.square().sum(-1, keepdim=True)).expand_as(x)
+        >>> Conformal().matrix(torch.zeros(1, 2))
+        tensor([[[1., 0.],
+                 [0., 1.]]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self._given() is None:
+            raise AmbientError(
+                type(self).__name__, f"a subclass that overrides one of {', '.join(_GIVEN)}", "none of them", ""
+            )
+
+    @classmethod
+    def _given(cls) -> str | None:
+        return next((name for name in _GIVEN if getattr(cls, name) is not getattr(AmbientMetric, name)), None)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether ``H`` comes from a feature map, so that the geometry of ``(f, H)`` is that of ``(φ∘f, I)``."""
+        return self._given() == "features"
+
+    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
+        """Feature map φ with ``H = JφᵀJφ``.
+
+        Raises:
+            AmbientError: When the metric has none.
+        """
+        raise AmbientError(type(self).__name__, "a metric with a feature map", "one without", "Use product(x, v).")
+
+    def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
+        """``S(x) v`` with ``H = SᵀS``.
+
+        Raises:
+            AmbientError: When the metric is given by its matrix or its product.
+        """
+        given = self._given()
+        if given == "features":
+            return jvp(lambda y: self.features(y).flatten(1), (x,), (v.view_as(x),))[1]
+        if given == "diagonal":
+            return self.diagonal(x.flatten(1)).sqrt() * v
+        raise AmbientError(type(self).__name__, "a factor S with H = SᵀS", f"a metric given by its {given}", "")
+
+    def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
+        """The diagonal of ``H``."""
+        return self.matrix(x).diagonal(dim1=-2, dim2=-1)
+
+    def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
+        """``H`` as a matrix: D² numbers a point, for small D and for tests."""
+        if self._given() == "diagonal":
+            return torch.diag_embed(self.diagonal(x))
+        basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+        return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=-1)(basis)
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+        """``H(x) v``."""
+        given = self._given()
+        if given == "diagonal":
+            return self.diagonal(x) * v
+        if given == "matrix":
+            return (self.matrix(x) @ v[..., None])[..., 0]
+        if given == "features":
+            return vjp(lambda y: self.features(y).flatten(1), x)[1](self.factor_product(x, v))[0].flatten(1)
+        return vjp(lambda w: self.factor_product(x, w), torch.zeros_like(v))[1](self.factor_product(x, v))[0]
+
+    def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """``H(x)`` times several vectors."""
+        given = self._given()
+        if given == "diagonal":
+            return self.diagonal(x)[..., None] * columns
+        if given == "matrix":
+            return self.matrix(x) @ columns
+        return vmap(lambda v: self.product(x, v), in_dims=-1, out_dims=-1)(columns)
+
+    def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """``vᵀ H(x) v``."""
+        if self._given() in ("factor_product", "features"):
+            return self.factor_product(x, v).square().sum(-1)
+        return (v * self.product(x, v)).sum(-1)
+
+    def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
+        """A lower bound of every curve's length from ``x0`` to ``x1``: the chord in feature space; None if unknown."""
+        if not self.has_features:
+            return None
+        return (self.features(x1) - self.features(x0)).flatten(1).norm(dim=-1)
+
+    def check(self, x: Tensor) -> None:  # (k, *shape)
+        """Look at ``H`` at a few points of the data space: finite, symmetric, positive.
+
+        Semi-definite metrics pass: what matters is that the pull-back is definite.
+
+        Raises:
+            AmbientError: With the property that fails.
+        """
+        where = type(self).__name__
+        if self.has_features:
+            phi = self.features(x)
+            if not isinstance(phi, Tensor) or phi.ndim < 1 or len(phi) != len(x):
+                got = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
+                raise AmbientError(where, f"features with {len(x)} rows", str(got), "Keep the batch axis first.")
+            return
+        flat = x.flatten(1)
+        probes = torch.stack([flat.new_ones(flat.shape[1]), torch.arange(flat.shape[1]).to(flat).cos()], -1)
+        columns = probes.expand(len(flat), -1, -1)
+        try:
+            applied = self.apply_to(flat, columns)
+        except RuntimeError as reason:
+            raise AmbientError(
+                where, f"a metric on data of dimension {flat.shape[1]}", f"an error: {reason}", "Check its shapes."
+            ) from reason
+        if applied.shape != columns.shape:
+            raise AmbientError(
+                where, f"H(x) v of shape {tuple(columns.shape[:-1])}", str(tuple(applied.shape[:-1])), "Check its shapes."
+            )
+        form = columns.mT @ applied
+        if not bool(form.isfinite().all()):
+            raise AmbientError(where, "a finite metric", "NaN or infinity", "Check its formula at the decoder's outputs.")
+        scale = form.abs().amax((-1, -2)) * flat.shape[1] ** 0.5
+        if bool(((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()):
+            raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")
+        if bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
+            raise AmbientError(where, "a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows between the brackets."""
+        return ""
+
+    def forward(self, *args: Any) -> Any:
+        """An ambient metric is no layer.
+
+        Raises:
+            AmbientError: Always.
+        """
+        raise AmbientError(type(self).__name__, "product(x, v) or matrix(x)", "a call", "It is no layer.")

@@ -1,0 +1,118 @@
+"""A metric from the user's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from riemae.ambient.base import AmbientMetric
+from riemae.ambient.flat import Constant, Diagonal, Euclidean
+from riemae.exceptions import AmbientError
+
+MetricFunction = Callable[[Tensor], Tensor]
+Operator = Callable[[Tensor, Tensor], Tensor]
+
+
+class Custom(AmbientMetric):
+    """``H(x)`` by a function of your own, in whatever form it is cheapest.
+
+    Args:
+        function: ``x (k, D)`` to matrices ``(k, D, D)``, one matrix ``(D, D)``, or diagonals ``(k, D)``, told apart by
+            what it returns for one point.
+        matrix: The same, always matrices: ``(k, D, D)`` or ``(D, D)``.
+        diagonal: The same, always diagonals ``(k, D)``.
+        operator: ``(x, v) -> H(x) v``, all ``(k, D)``; for large D.
+
+    Raises:
+        AmbientError: Unless exactly one is given.
+
+    Example:
+        >>> import torch
+        >>> from riemae import Manifold, ambient
+        >>> H = ambient.Custom(diagonal=lambda x: 1 + x ** 2)
+        >>> Manifold(lambda z: z, ambient=H).metric(torch.tensor([[0., 2.]]))
+        tensor([[[1., 0.],
+                 [0., 5.]]])
+    """
+
+    def __init__(
+        self,
+        function: MetricFunction | None = None,
+        *,
+        matrix: MetricFunction | None = None,
+        diagonal: MetricFunction | None = None,
+        operator: Operator | None = None,
+    ) -> None:
+        super().__init__()
+        given = {k: f for k, f in dict(function=function, matrix=matrix, diagonal=diagonal, operator=operator).items() if f}
+        if len(given) != 1:
+            raise AmbientError(
+                "Custom", "exactly one of function, matrix, diagonal, operator", ", ".join(given) or "none", ""
+            )
+        (self.form, self.function), = given.items()
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+        """``H(x) v``."""
+        return self.apply_to(x, v[..., None])[..., 0]
+
+    def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """``H(x)`` times several vectors; the function is evaluated once."""
+        if self.form == "operator":
+            k, d, c = columns.shape
+            spread = x[:, None].expand(k, c, d).reshape(k * c, d)
+            return self.function(spread, columns.mT.reshape(k * c, d)).view(k, c, d).mT
+        h = self.function(x)
+        if self._resolved(x) == "diagonal" and h.shape == x.shape:
+            return h[..., None] * columns
+        if h.shape[-2:] != (x.shape[-1], x.shape[-1]) or h.ndim > 3:
+            k, d = x.shape
+            raise AmbientError(
+                "Custom",
+                f"H of shape ({k}, {d}, {d}), ({d}, {d}) or ({k}, {d}) for x of shape ({k}, {d})",
+                str(tuple(h.shape)),
+                "The function gets flattened data (k, D).",
+            )
+        return h @ columns
+
+    def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
+        """The diagonal of ``H``."""
+        return self.function(x) if self._resolved(x) == "diagonal" else super().diagonal(x)
+
+    def _resolved(self, x: Tensor) -> str:
+        """The form of the function; a bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ."""
+        if self.form == "function":
+            self.form = "diagonal" if self.function(x[:1].detach()).shape == (1, x.shape[-1]) else "matrix"
+        return self.form
+
+    @classmethod
+    def _given(cls) -> str | None:
+        return "product"
+
+    def extra_repr(self) -> str:
+        """The form of the function."""
+        return f"{self.form}={getattr(self.function, '__name__', type(self.function).__name__)}"
+
+
+def as_ambient(metric: object) -> AmbientMetric:
+    """An :class:`AmbientMetric` from what ``Manifold(ambient=)`` accepts.
+
+    None is Euclidean; a tensor ``(D,)`` or ``(D, D)`` is a constant metric; a callable is :class:`Custom`.
+
+    Raises:
+        AmbientError: For anything else.
+    """
+    if metric is None:
+        return Euclidean()
+    if isinstance(metric, AmbientMetric):
+        return metric
+    if isinstance(metric, Tensor):
+        return Diagonal(metric) if metric.ndim == 1 else Constant(metric)
+    if callable(metric) and not isinstance(metric, type):
+        return Custom(metric)
+    raise AmbientError(
+        "Manifold",
+        "an AmbientMetric, a callable x -> H(x), or a tensor",
+        repr(metric) if isinstance(metric, type) else type(metric).__name__,
+        "For instance ambient.Euclidean().",
+    )

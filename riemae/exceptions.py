@@ -1,0 +1,57 @@
+"""Every error and warning of riemae. An error says where, what was expected, what came, and what to try."""
+
+from riemae.solvers.exceptions import (
+    DeviceError,
+    DisconnectedGraphWarning,
+    DTypeError,
+    GraphError,
+    NonFiniteError,
+    NotConvergedError,
+    OptionError,
+    RiemaeError,
+    ShapeError,
+    SingularMetricError,
+)
+
+__all__ = [
+    "AmbientError",
+    "ContractError",
+    "DTypeError",
+    "DecoderError",
+    "DeviceError",
+    "DifferentiationError",
+    "DisconnectedGraphWarning",
+    "FallbackWarning",
+    "GraphError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "NotConvergedError",
+    "OptionError",
+    "RiemaeError",
+    "ShapeError",
+    "SingularMetricError",
+]
+
+
+class DecoderError(RiemaeError, ValueError):
+    """The decoder cannot serve as a map: random, coupled across the batch, in training mode, or of the wrong shape."""
+
+
+class AmbientError(RiemaeError, ValueError):
+    """The ambient metric does not fit the data, or is no metric."""
+
+
+class DifferentiationError(RiemaeError, RuntimeError):
+    """Torch cannot differentiate the map, in any mode."""
+
+
+class ContractError(RiemaeError, AssertionError):
+    """A manifold breaks a law of geometry: see :func:`riemae.testing.check_manifold`."""
+
+
+class MissingExtraError(RiemaeError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class FallbackWarning(UserWarning):
+    """A slower road was taken; the result is the same."""

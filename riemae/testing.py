@@ -1,0 +1,190 @@
+"""The contract of a manifold, as checks that run on anybody's decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import ContractError, ShapeError
+from riemae.manifold import Manifold
+from riemae.solvers.tolerances import tolerance
+
+
+def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, float]:
+    """Check on points of your choice that a manifold obeys the laws that everything else relies on.
+
+    ====================== ==========================================================================================
+    check                  law
+    ====================== ==========================================================================================
+    metric                 ``G`` is symmetric and positive semi-definite
+    metric product         ``metric_product(z, v) = G v``; ``inner`` and ``norm`` agree with it
+    adjoint                ``⟨w, Jv⟩ = ⟨Jᵀw, v⟩``, and ``pushforward`` agrees with ``jacobian``
+    taylor                 ``f(z + hv) − f(z) − hJv`` falls at least like h² (float64) or is small (float32)
+    connection             ``∂_l G_ij = G_kj Γᵏ_li + G_ik Γᵏ_lj``: parallel transport keeps inner products
+    acceleration           ``acceleration(z, v) = −Γ(v, v)``
+    reparametrisation      in other coordinates the metric changes as a tensor, geodesics stay geodesics
+    batch                  a point's result does not depend on its neighbours in the batch
+    inputs, dtype          no input is changed; dtype, device and shapes are kept
+    ====================== ==========================================================================================
+
+    Args:
+        manifold: Any :class:`~riemae.Manifold`.
+        z: Points ``(k, m)`` inside the decoder's domain, where the metric is positive definite.
+        seed: Seed of the test vectors.
+
+    Returns:
+        The worst relative deviation found by each check.
+
+    Raises:
+        ShapeError: When ``z`` is not ``(k, m)`` with k of at least 1.
+        ContractError: Naming every law that is broken, and by how much.
+        SingularMetricError: When the metric is singular at some point.
+
+    Example:
+        >>> import torch
+        >>> from riemae import Manifold
+        >>> from riemae.testing import check_manifold
+        >>> report = check_manifold(Manifold(torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh())), torch.zeros(3, 2))
+        >>> sorted(report)[:3]
+        ['acceleration', 'adjoint', 'batch']
+    """
+    if z.ndim != 2 or not len(z):
+        raise ShapeError("check_manifold", "points of shape (k, m), k of at least 1", str(tuple(z.shape)), "")
+    generator = torch.Generator().manual_seed(seed)
+    z = z.detach()
+    kept = z.clone()
+    u, v = (torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) for _ in range(2))
+    tol = tolerance(z.dtype).check
+    checks: dict[str, Callable[[], float]] = {
+        "metric": lambda: _metric(manifold, z),
+        "metric product": lambda: _metric_product(manifold, z, u, v),
+        "adjoint": lambda: _adjoint(manifold, z, v, generator),
+        "taylor": lambda: _taylor(manifold, z, v),
+        "connection": lambda: _connection(manifold, z),
+        "acceleration": lambda: _acceleration(manifold, z, v),
+        "reparametrisation": lambda: _reparametrisation(manifold, z, v, generator),
+        "batch": lambda: _batch(manifold, z),
+        "dtype": lambda: _kept(manifold, z, v),
+        "inputs": lambda: _relative(z, kept),
+    }
+    report = {name: check() for name, check in checks.items()}
+    broken = {name: deviation for name, deviation in report.items() if not deviation <= tol}
+    if broken:
+        raise ContractError(
+            "check_manifold",
+            f"every law to hold to {tol:.0e}",
+            ", ".join(f"{name} off by {deviation:.1e}" for name, deviation in broken.items()),
+            "Is the decoder smooth and deterministic, and are hand-written derivatives right?",
+        )
+    return report
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Largest deviation of a batch, each row relative to its own size."""
+    rows_a, rows_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    scale = torch.maximum(rows_a.abs().amax(1), rows_b.abs().amax(1))
+    gap = (rows_a - rows_b).abs().amax(1)
+    return float(torch.where(gap == 0, 0.0, gap / scale).max())
+
+
+def _metric(M: Manifold, z: Tensor) -> float:
+    g = M.metric(z)
+    values = torch.linalg.eigvalsh(g)
+    negative = (-values[:, 0] / values.abs().amax(1)).clamp(min=0).max()
+    return max(_relative(g, g.mT), float(negative))
+
+
+def _metric_product(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> float:
+    g = M.metric(z)
+    gv = (g @ v[..., None])[..., 0]
+    # uᵀGv may cancel: judge it by |u||v|, which bounds it.
+    bound = M.norm(z, u) * M.norm(z, v)
+    inner = float(((M.inner(z, u, v) - (u * gv).sum(-1)).abs() / bound).max())
+    return max(_relative(M.metric_product(z, v), gv), inner, _relative(M.norm(z, v) ** 2, (v * gv).sum(-1)))
+
+
+def _adjoint(M: Manifold, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
+    j = M.jacobian(z)
+    pushed = M.pushforward(z, v)
+    w = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(z)
+    gap = ((w * pushed).sum(-1) - (M.pullback(z, w) * v).sum(-1)).abs() / (w.norm(dim=-1) * pushed.norm(dim=-1))
+    return max(float(gap.max()), _relative(pushed, (j @ v[..., None])[..., 0]))
+
+
+def _taylor(M: Manifold, z: Tensor, v: Tensor) -> float:
+    """How much slower than h² the first-order remainder falls, or its size where rounding hides the slope."""
+    tol = tolerance(z.dtype)
+    x = M.decode(z).flatten(1)
+    jv = M.pushforward(z, v)
+    steps = [2.0**-k for k in (8, 9, 10)]
+    remainders = torch.stack([(M.decode(z + h * v).flatten(1) - x - h * jv).norm(dim=-1) for h in steps])
+    rounding = 64 * tol.eps * (x.norm(dim=-1) + steps[0] * jv.norm(dim=-1))
+    relative = remainders[-1] / (steps[-1] * jv.norm(dim=-1) + rounding)
+    if z.dtype != torch.float64:
+        return float((relative * tol.check * 4).max())  # a first-order error of a quarter of |Jv| breaks the law
+    slope = (remainders[0] / remainders[-1]).log2() / 2
+    visible = remainders[-1] > rounding
+    return float(torch.where(visible, (1.5 - slope).clamp(min=0), 0.0).max())
+
+
+def _connection(M: Manifold, z: Tensor) -> float:
+    g, gamma = M.metric(z), M.christoffel(z)
+    slopes = []
+    for direction in torch.eye(z.shape[-1]).to(z):
+        point = z.clone().requires_grad_()
+        slopes.append(_directional(M.metric(point), point, direction))
+    transported = torch.einsum("bkj,bkli->bijl", g, gamma)
+    expected = transported + transported.transpose(1, 2)
+    actual = torch.stack(slopes, -1)
+    # Where the metric is constant both sides are rounding errors of the metric itself.
+    scale = g.abs().amax((1, 2))[:, None, None, None]
+    return min(_relative(actual, expected), float(((actual - expected) / scale).abs().max()))
+
+
+def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
+    """Derivative of ``out`` ``(k, ...)`` along one direction, by reverse mode twice."""
+    cotangent = torch.zeros_like(out, requires_grad=True)
+    (pulled,) = torch.autograd.grad(out, point, cotangent, create_graph=True, materialize_grads=True)
+    if not pulled.requires_grad:
+        return torch.zeros_like(out)
+    (slope,) = torch.autograd.grad(pulled, cotangent, direction.expand_as(pulled), materialize_grads=True)
+    return slope.detach()
+
+
+def _acceleration(M: Manifold, z: Tensor, v: Tensor) -> float:
+    expected = -torch.einsum("bkij,bi,bj->bk", M.christoffel(z), v, v)
+    actual = M.acceleration(z, v)
+    scale = v.square().sum(-1, keepdim=True)
+    return min(_relative(actual, expected), float(((actual - expected) / scale).abs().max()))
+
+
+def _reparametrisation(M: Manifold, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
+    """Go to ``y = arsinh(A z)`` and back: lengths stay, and geodesic acceleration changes as a second derivative."""
+    m = z.shape[-1]
+    a = (torch.eye(m) + 0.3 * torch.randn(m, m, generator=generator) / m**0.5).to(z)
+    back = torch.linalg.inv(a)
+    y = (z @ a.T).asinh()
+    other = Manifold(lambda y: M.decoder(y.sinh() @ back.T), M.ambient)
+    stretch = y.cosh()
+    w = (v @ a.T) / stretch  # the same velocity in the new coordinates
+    acceleration = (other.acceleration(y, w) * stretch + y.sinh() * w**2) @ back.T
+    expected = M.acceleration(z, v)
+    scale = v.square().sum(-1, keepdim=True)
+    change = min(_relative(acceleration, expected), float(((acceleration - expected) / scale).abs().max()))
+    return max(_relative(other.norm(y, w), M.norm(z, v)), change)
+
+
+def _batch(M: Manifold, z: Tensor) -> float:
+    flipped = M.metric(z.flip(0)).flip(0)
+    alone = torch.cat([M.metric(point[None]) for point in z])
+    together = M.metric(z)
+    return max(_relative(together, flipped), _relative(together, alone))
+
+
+def _kept(M: Manifold, z: Tensor, v: Tensor) -> float:
+    k, m = z.shape
+    outputs = {(k, m, m): M.metric(z), (k,): M.norm(z, v), (k, m): M.metric_product(z, v), (k, m, m, m): M.christoffel(z)}
+    right = all(x.shape == s and x.dtype == z.dtype and x.device == z.device for s, x in outputs.items())
+    return 0.0 if right else float("inf")

@@ -1,0 +1,25 @@
+"""Geodesics on any space that has the small :class:`Space` protocol; knows no network and no decoder."""
+
+from riemae.solvers.curve import Curve, energy, length
+from riemae.solvers.energy import Expansion
+from riemae.solvers.graph import Graph, graph
+from riemae.solvers.newton import Newton
+from riemae.solvers.path import geodesic
+from riemae.solvers.result import HINTS, GeodesicResult, Status
+from riemae.solvers.space import MetricSpace, Space
+
+__all__ = [
+    "HINTS",
+    "Curve",
+    "Expansion",
+    "GeodesicResult",
+    "Graph",
+    "MetricSpace",
+    "Newton",
+    "Space",
+    "Status",
+    "energy",
+    "geodesic",
+    "graph",
+    "length",
+]

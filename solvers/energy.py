@@ -1,0 +1,142 @@
+"""Discrete curve energies and their derivatives in the interior nodes.
+
+For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy of n segments is ``n Σ |x_{i+1} − x_i|²``.
+With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is ``2n J_iᵀ a_i``, its Hessian blocks are
+``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on and ``−2n J_iᵀ J_{i+1}`` beside the diagonal. Dropping ``a·∂²`` is Gauss-Newton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from riemae.solvers.linear import BlockTridiagonal
+
+# (function, point, tangent) -> directional derivative; torch.func.jvp unless a space brings its own.
+Pushforward = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes in ``m`` dimensions.
+
+    Attributes:
+        energy: ``(p,)``.
+        gradient: ``(p, n − 1, m)``.
+        gauss_newton: Positive semi-definite part of the Hessian: tangents only, no second derivatives.
+        hessian: The full Hessian, or None when it was not asked for.
+        noise: ``(p,)``, the rounding error to expect in ``energy``.
+    """
+
+    energy: Tensor
+    gradient: Tensor
+    gauss_newton: BlockTridiagonal
+    hessian: BlockTridiagonal | None
+    noise: Tensor
+
+    @classmethod
+    def cat(cls, parts: list[Expansion]) -> Expansion:
+        """One batch from several."""
+        if len(parts) == 1:
+            return parts[0]
+        hessians = [part.hessian for part in parts if part.hessian is not None]
+        return cls(
+            torch.cat([part.energy for part in parts]),
+            torch.cat([part.gradient for part in parts]),
+            BlockTridiagonal.cat([part.gauss_newton for part in parts]),
+            BlockTridiagonal.cat(hessians) if hessians else None,
+            torch.cat([part.noise for part in parts]),
+        )
+
+
+def chord_energy(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p,)
+    """``n Σ |x_{i+1} − x_i|²`` of features ``x``."""
+    return (x.shape[1] - 1) * x.diff(dim=1).square().sum((-1, -2))
+
+
+def expand_chord(x: Tensor, jacobian: Tensor, contraction: Callable[[Tensor], Tensor] | None) -> Expansion:
+    """Derivatives of the chord energy from features and their Jacobians.
+
+    Args:
+        x: Features at the nodes, ``(p, n + 1, D)``.
+        jacobian: Their Jacobians at the interior nodes, ``(p, n − 1, D, m)``.
+        contraction: Maps ``a`` ``(p, n − 1, D)`` to ``a·∂²`` ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
+    """
+    n = x.shape[1] - 1
+    step = x.diff(dim=1)
+    a = -step.diff(dim=1)
+    gauss_newton = BlockTridiagonal(4 * n * (jacobian.mT @ jacobian), -2 * n * (jacobian[:, :-1].mT @ jacobian[:, 1:]))
+    return Expansion(
+        energy=n * step.square().sum((-1, -2)),
+        gradient=2 * n * (jacobian.mT @ a[..., None])[..., 0],
+        gauss_newton=gauss_newton,
+        hessian=None if contraction is None else gauss_newton.add_block_diagonal(2 * n * contraction(a)),
+        noise=rounding(x[:, :-1].norm(dim=-1), step.norm(dim=-1)),
+    )
+
+
+def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTridiagonal:
+    """Gauss-Newton matrix of ``n Σ Δxᵀ W Δx`` in the interior nodes.
+
+    Args:
+        left: ``J_iᵀ W J_i`` of each segment (i, i + 1), ``(p, n, m, m)``.
+        right: ``J_{i+1}ᵀ W J_{i+1}``, ``(p, n, m, m)``.
+        cross: ``J_iᵀ W J_{i+1}``, ``(p, n, m, m)``.
+    """
+    n = left.shape[1]
+    return BlockTridiagonal(2 * n * (right[:, :-1] + left[:, 1:]), -2 * n * cross[:, 1:-1])
+
+
+def expand_by_autodiff(
+    energy: Callable[[Tensor], Tensor],
+    nodes: Tensor,
+    gauss_newton: BlockTridiagonal,
+    noise: Tensor,
+    second_order: bool,
+    pushforward: Pushforward | None = None,
+) -> Expansion:
+    """Derivatives of any energy whose terms couple neighbouring nodes only.
+
+    The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of it: every third node
+    moves at once.
+
+    Args:
+        energy: ``(p, n + 1, m) -> (p,)``.
+        nodes: ``(p, n + 1, m)``.
+        gauss_newton: The positive semi-definite part of the Hessian.
+        noise: ``(p,)``, rounding error of the energy.
+        second_order: Whether the full Hessian is wanted.
+        pushforward: How to take directional derivatives; forward mode unless given.
+    """
+    push = pushforward or (lambda f, z, v: jvp(f, (z,), (v,))[1])
+
+    def gradient(interior: Tensor) -> Tensor:
+        return grad(lambda z: energy(torch.cat([nodes[:, :1], z, nodes[:, -1:]], 1)).sum())(interior)
+
+    interior = nodes[:, 1:-1]
+    hessian = _hessian(lambda v: push(gradient, interior, v), interior) if second_order else None
+    return Expansion(energy(nodes), gradient(interior), gauss_newton, hessian, noise)
+
+
+def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTridiagonal:
+    p, n, m = interior.shape
+    colours = min(3, n)
+    node = torch.arange(n, device=interior.device)
+    probes = interior.new_zeros(colours, m, n, m)
+    for colour in range(colours):
+        probes[colour, :, colour::3] = torch.eye(m).to(interior)[:, None]
+    # [colour, direction, p, node, component]
+    columns = vmap(product)(probes.flatten(0, 1)[:, None].expand(-1, p, n, m)).view(colours, m, p, n, m)
+    diagonal = columns[node % 3, :, :, node].permute(2, 0, 3, 1)
+    upper = columns[node[1:] % 3, :, :, node[:-1]].permute(2, 0, 3, 1)
+    return BlockTridiagonal((diagonal + diagonal.mT) / 2, upper)
+
+
+def rounding(size: Tensor, step: Tensor) -> Tensor:  # (p, n), (p, n) -> (p,)
+    """Rounding error of ``n Σ step²`` when each step is a difference of points of norm ``size``."""
+    eps = torch.finfo(step.dtype).eps
+    return 4 * eps * step.shape[1] * (step * (size + step)).sum(-1)

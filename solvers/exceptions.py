@@ -1,0 +1,79 @@
+"""Typed errors: every one says where it arose, what was expected, what came, and what to try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from riemae.solvers.result import GeodesicResult
+
+
+class RiemaeError(Exception):
+    """Base class of every error that riemae raises on purpose.
+
+    Args:
+        where: The call that noticed, such as ``"Manifold.metric"``.
+        expected: What the call needs.
+        got: What it received.
+        hint: What to try; a whole sentence.
+    """
+
+    def __init__(self, where: str, expected: str, got: str, hint: str = "") -> None:
+        super().__init__(where, expected, got, hint)
+        self.where, self.expected, self.got, self.hint = where, expected, got, hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, got {self.got}. {self.hint}".rstrip()
+
+
+class ShapeError(RiemaeError, ValueError):
+    """A tensor has a shape that the call cannot use."""
+
+
+class DTypeError(RiemaeError, TypeError):
+    """An argument has the wrong type, or two tensors differ in dtype."""
+
+
+class DeviceError(RiemaeError, ValueError):
+    """Two tensors live on different devices."""
+
+
+class OptionError(RiemaeError, ValueError):
+    """An option is out of its range or names nothing that exists."""
+
+
+class NonFiniteError(RiemaeError, ValueError):
+    """NaN or infinity where a number is needed."""
+
+
+class SingularMetricError(RiemaeError, ArithmeticError):
+    """The metric is not positive definite at some point, so its inverse does not exist there."""
+
+
+class GraphError(RiemaeError, ValueError):
+    """A graph cannot be built, or it holds no such path."""
+
+
+class NotConvergedError(RiemaeError, RuntimeError):
+    """Some geodesics miss the accuracy that was asked for.
+
+    Nothing is lost: ``result`` holds every pair, finished or not.
+
+    Args:
+        where: The call that noticed.
+        expected: The accuracy asked for.
+        got: How many pairs miss it, and with which status.
+        hint: The remedies of these statuses.
+        result: The complete result.
+    """
+
+    def __init__(self, where: str, expected: str, got: str, hint: str, result: GeodesicResult) -> None:
+        super().__init__(where, expected, got, hint)
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.expected, self.got, self.hint, self.result)
+
+
+class DisconnectedGraphWarning(UserWarning):
+    """A neighbourhood graph falls into several components; distances between them are infinite."""

@@ -1,0 +1,139 @@
+"""Symmetric block-tridiagonal systems, one a curve: the Hessians of discrete curve energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Up to this many unknowns a curve, one dense batched Cholesky beats a Python loop over the blocks.
+_DENSE_LIMIT = 192
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """A factorised batch of systems.
+
+    Attributes:
+        solve: Maps right-hand sides ``(p, n, m)`` to solutions ``(p, n, m)``.
+        ok: ``(p,)`` bool; False where the matrix is not positive definite, and the solution means nothing.
+    """
+
+    solve: Callable[[Tensor], Tensor]
+    ok: Tensor
+
+
+@dataclass(frozen=True)
+class BlockTridiagonal:
+    """A batch of symmetric block-tridiagonal matrices with ``n`` blocks of size ``m`` a side.
+
+    Attributes:
+        diagonal: ``(p, n, m, m)`` symmetric blocks.
+        upper: ``(p, n - 1, m, m)``; block ``i`` stands in row ``i``, column ``i + 1``.
+    """
+
+    diagonal: Tensor
+    upper: Tensor
+
+    @classmethod
+    def cat(cls, parts: list[BlockTridiagonal]) -> BlockTridiagonal:
+        """One batch from several."""
+        return cls(torch.cat([part.diagonal for part in parts]), torch.cat([part.upper for part in parts]))
+
+    def select(self, index: Tensor) -> BlockTridiagonal:
+        """The matrices of the batch at ``index``."""
+        return BlockTridiagonal(self.diagonal[index], self.upper[index])
+
+    def add_block_diagonal(self, blocks: Tensor) -> BlockTridiagonal:
+        """The sum with a block-diagonal matrix ``(p, n, m, m)``."""
+        return BlockTridiagonal(self.diagonal + blocks, self.upper)
+
+    def where(self, condition: Tensor, other: BlockTridiagonal) -> BlockTridiagonal:
+        """This matrix where ``condition`` ``(p,)`` holds, ``other`` elsewhere."""
+        c = condition[:, None, None, None]
+        return BlockTridiagonal(
+            torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper)
+        )
+
+    def product(self, x: Tensor) -> Tensor:
+        """Matrix times vectors ``(p, n, m) -> (p, n, m)``."""
+        y = _times(self.diagonal, x)
+        y[:, :-1] += _times(self.upper, x[:, 1:])
+        y[:, 1:] += _times(self.upper.mT, x[:, :-1])
+        return y
+
+    def dense(self) -> Tensor:
+        """The full matrices, ``(p, n m, n m)``."""
+        p, n, m, _ = self.diagonal.shape
+        full = self.diagonal.new_zeros(p, n, m, n, m)
+        i = torch.arange(n, device=full.device)
+        full[:, i, :, i] = self.diagonal.movedim(1, 0)
+        full[:, i[:-1], :, i[1:]] = self.upper.movedim(1, 0)
+        full[:, i[1:], :, i[:-1]] = self.upper.mT.movedim(1, 0)
+        return full.reshape(p, n * m, n * m)
+
+    def cholesky(self) -> Factorization:
+        """Factorise for solving; matrices that are not positive definite are marked, never rescued."""
+        p, n, m, _ = self.diagonal.shape
+        return self._dense_cholesky() if n * m <= _DENSE_LIMIT else self._block_cholesky()
+
+    def _dense_cholesky(self) -> Factorization:
+        factor, info = torch.linalg.cholesky_ex(self.dense())
+
+        def solve(b: Tensor) -> Tensor:
+            return torch.cholesky_solve(b.flatten(1)[..., None], factor)[..., 0].view_as(b)
+
+        return Factorization(solve, info == 0)
+
+    def _block_cholesky(self) -> Factorization:
+        n = self.diagonal.shape[1]
+        factors, links = [], []
+        pivot, ok = self.diagonal[:, 0], True
+        for i in range(n):
+            factor, info = torch.linalg.cholesky_ex(pivot)
+            ok = ok & (info == 0)
+            factors.append(factor)
+            if i + 1 < n:
+                link = torch.linalg.solve_triangular(factor, self.upper[:, i], upper=False)
+                links.append(link)
+                pivot = self.diagonal[:, i + 1] - link.mT @ link
+
+        def solve(b: Tensor) -> Tensor:
+            forward: list[Tensor] = []
+            for i in range(n):
+                rhs = b[:, i] if i == 0 else b[:, i] - _times(links[i - 1].mT, forward[-1])
+                forward.append(torch.linalg.solve_triangular(factors[i], rhs[..., None], upper=False)[..., 0])
+            x = torch.empty_like(b)
+            for i in reversed(range(n)):
+                rhs = forward[i] if i == n - 1 else forward[i] - _times(links[i], x[:, i + 1])
+                x[:, i] = torch.linalg.solve_triangular(factors[i].mT, rhs[..., None], upper=True)[..., 0]
+            return x
+
+        return Factorization(solve, torch.as_tensor(ok))
+
+    def negative_eigenvalues(self) -> Tensor:
+        """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy Hessian.
+
+        By Sylvester's law of inertia it is the number of negative pivots of the block LDL^T factorisation, counted
+        block by block; eigenvalues within rounding of zero do not count.
+        """
+        n = self.diagonal.shape[1]
+        count = torch.zeros(len(self.diagonal), dtype=torch.int64, device=self.diagonal.device)
+        pivot = self.diagonal[:, 0]
+        scale = self.diagonal.abs().amax((1, 2, 3))
+        floor = 8 * self.diagonal.shape[1] * torch.finfo(pivot.dtype).eps * scale
+        for i in range(n):
+            values, vectors = torch.linalg.eigh(pivot)
+            count += (values < -floor[:, None]).sum(-1)
+            if i + 1 < n:
+                # A pivot within rounding of zero would divide by nothing; give it the rounding's own size.
+                safe = torch.where(values.abs() < floor[:, None], floor[:, None], values)
+                half = vectors.mT @ self.upper[:, i]
+                pivot = self.diagonal[:, i + 1] - half.mT @ (half / safe[..., None])
+        return count
+
+
+def _times(a: Tensor, x: Tensor) -> Tensor:
+    return (a @ x[..., None])[..., 0]

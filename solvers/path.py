@@ -1,0 +1,270 @@
+"""The driver of all path solvers: levels of resolution, the active set, error control, and the verdict on each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve, length
+from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.solvers.newton import RUNNING, Newton, PathState
+from riemae.solvers.result import GeodesicResult, Status, remedies
+from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
+
+# Called with (pairs done, pairs in all).
+Progress = Callable[[int, int], object]
+
+# The solver's own error must vanish beside the discretisation error that is being estimated.
+_SOLVER_SHARE = 0.05
+# The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the spline
+# between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
+_RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 40.0
+_SAFETY = 2.0
+
+
+def geodesic(
+    space: Space,
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    rtol: float = 1e-4,
+    solver: Newton | None = None,
+    init: Curve | Tensor | None = None,
+    throw: bool = True,
+    progress: Progress | None = None,
+) -> GeodesicResult:
+    """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
+
+    Every pair is solved on 8 segments, then on 16, 32, … until the difference between two levels says that its length is
+    accurate; pairs that are done leave the batch. The reported length is that of the C² spline through the nodes, by
+    quadrature of the true metric: a real curve, hence an upper bound of the distance.
+
+    Args:
+        space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
+        z0: Start points, ``(*b, m)``.
+        z1: End points, ``(*b, m)``; leading axes broadcast.
+        rtol: Relative accuracy of the length.
+        solver: Settings; :class:`Newton` unless given.
+        init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points are
+            replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, the solver
+            converges to the nearest geodesic, whether it minimises or not.
+        throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
+        progress: Called with (pairs done, pairs in all) after every level.
+
+    Returns:
+        One entry a pair. Not differentiable: see ``Manifold.distance`` for gradients.
+
+    Raises:
+        ShapeError: When ``z0`` and ``z1`` do not pair up, or ``init`` does not fit them.
+        DTypeError: When their dtypes differ, or are not float32 or float64.
+        DeviceError: When their devices differ.
+        OptionError: When ``rtol`` is not positive.
+        NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
+    """
+    z0, z1 = _pairs(z0, z1)
+    if not rtol > 0:
+        raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
+    if solver is None:
+        solver = Newton(target="minimum" if init is None else "stationary")
+    with torch.no_grad():
+        result = _solve(space, z0.detach(), z1.detach(), rtol, solver, init, progress)
+    if throw and not bool(result.converged.all()):
+        raise NotConvergedError(
+            "geodesic",
+            f"every pair accurate to rtol={rtol:g}",
+            result.summary(),
+            f"{remedies(result.status)} The error's .result holds all pairs; throw=False returns it instead.",
+            result,
+        )
+    return result
+
+
+@dataclass
+class _Outcome:
+    """What is known of all ``p`` pairs so far."""
+
+    length: Tensor
+    error: Tensor
+    status: Tensor
+    index: Tensor
+    segments: Tensor
+    steps: Tensor
+    decrement: Tensor
+    curves: dict[int, list[tuple[Tensor, Curve]]]
+
+    def settle(self, rows: Tensor, state: PathState, curve: Curve) -> None:
+        self.index[rows], self.decrement[rows] = state.index, state.decrement
+        self.segments[rows] = curve.segments
+        self.curves.setdefault(curve.segments, []).append((rows, curve))
+
+
+def _solve(
+    space: Space,
+    z0: Tensor,
+    z1: Tensor,
+    rtol: float,
+    solver: Newton,
+    init: Curve | Tensor | None,
+    progress: Progress | None,
+) -> GeodesicResult:
+    batch, m = z0.shape[:-1], z0.shape[-1]
+    start = _start(z0, z1, init, solver.segments)
+    z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
+    p = len(z0)
+    nan = z0.new_full((p,), torch.nan)
+    count = torch.zeros(p, dtype=torch.int64, device=z0.device)
+    out = _Outcome(nan.clone(), nan.clone(), count + RUNNING, count - 1, count.clone(), count.clone(), nan.clone(), {})
+    out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
+    still = (z0 == z1).all(-1)
+    if init is None:  # with a start curve, equal end points may still ask for a closed geodesic
+        out.length[still], out.error[still], out.decrement[still] = 0.0, 0.0, 0.0
+        out.status[still], out.index[still] = int(Status.CONVERGED), 0
+    settled = (out.status != RUNNING).nonzero().flatten()
+    if len(settled):
+        out.curves[solver.segments] = [(settled, Curve.line(z0[settled], z1[settled], solver.segments))]
+
+    rows, previous, before, nodes = _running(out), nan, nan, start.reshape(p, -1, m)
+    while len(rows):
+        state = _solve_level(space, solver, nodes[rows], rtol, out.steps[rows])
+        curve = Curve.from_nodes(state.nodes)
+        before, previous = previous, out.length.clone()
+        out.length[rows] = length(space, curve)
+        out.error[rows] = _error(before[rows], previous[rows], out.length[rows])
+        out.steps[rows] += state.steps
+        out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
+        done = out.status[rows] != RUNNING
+        out.settle(rows[done], state.select(done), curve[done])
+        finer = nodes.new_empty(p, 2 * curve.segments + 1, m)
+        finer[rows[~done]] = curve[~done].resample(2 * curve.segments).nodes
+        rows, nodes = rows[~done], finer
+        if progress is not None:
+            progress(p - len(rows), p)
+
+    bound = space.ambient_distance(z0, z1) if p else None
+    return GeodesicResult(
+        length=out.length.view(batch),
+        error=out.error.view(batch),
+        status=out.status.view(batch),
+        index=out.index.view(batch),
+        curve=_gather(out.curves, p, m, z0, batch, solver.segments),
+        lower_bound=(nan if bound is None else bound).view(batch),
+        rtol=rtol,
+        stats={
+            "segments": out.segments.view(batch),
+            "steps": out.steps.view(batch),
+            "decrement": out.decrement.view(batch),
+        },
+    )
+
+
+def _solve_level(space: Space, solver: Newton, nodes: Tensor, rtol: float, spent: Tensor) -> PathState:
+    """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
+    state = solver.init(nodes)
+    while True:
+        active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
+        if not len(active):
+            return state
+        state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
+
+
+def _error(before: Tensor, previous: Tensor, now: Tensor) -> Tensor:
+    """Error estimate from the lengths at two or three levels; NaN at the first."""
+    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(_RATIO_ASSUMED, posinf=_RATIO_MAX)
+    estimate = (previous - now).abs() / (ratio.clamp(_RATIO_MIN, _RATIO_MAX) - 1)
+    return torch.maximum(estimate, tolerance(now.dtype).length * now)
+
+
+def _verdict(
+    state: PathState, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Newton
+) -> Tensor:
+    """Status after a level; RUNNING where a finer one is needed."""
+    met = state.status == Status.CONVERGED
+    solved = met | (state.status == Status.PRECISION)
+    floor = tolerance(length.dtype).length
+    # False while the error is NaN. What rounding adds to it needs no safety factor.
+    accurate = (error <= rtol * length) & (_SAFETY * (error - floor * length) <= rtol * length)
+    at_floor = error <= 2 * floor * length
+    last = state.nodes.shape[1] - 1 >= solver.max_segments
+
+    status = torch.where(solved, int(Status.RESOLUTION) if last else RUNNING, state.status)
+    status = torch.where(solved & (accurate | at_floor), int(Status.PRECISION), status)
+    status = torch.where(met & accurate, int(Status.CONVERGED), status)
+    out_of_steps = (state.status == RUNNING) | ((status == RUNNING) & (spent >= solver.max_steps))
+    return torch.where(out_of_steps, int(Status.MAX_STEPS), status)
+
+
+def _running(out: _Outcome) -> Tensor:
+    return (out.status == RUNNING).nonzero().flatten()
+
+
+def _gather(
+    curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, batch: torch.Size, coarsest: int
+) -> Curve:
+    """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
+    segments = max(curves, default=coarsest)
+    nodes, slopes = like.new_empty(p, segments + 1, m), like.new_empty(p, segments + 1, m)
+    for group in curves.values():
+        for rows, curve in group:
+            fine = curve.resample(segments)
+            nodes[rows], slopes[rows] = fine.nodes, fine.slopes
+    return Curve(nodes.view(*batch, segments + 1, m), slopes.view(*batch, segments + 1, m))
+
+
+def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None, segments: int) -> Tensor:  # -> (*b, segments + 1, m)
+    if init is None:
+        return Curve.line(z0, z1, segments).nodes
+    if isinstance(init, Tensor):
+        init = _polyline(init, segments)
+    try:
+        nodes = init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, z0.shape[-1]).clone()
+    except RuntimeError:
+        raise ShapeError(
+            "geodesic",
+            f"init curves for {tuple(z0.shape[:-1])} pairs in {z0.shape[-1]} dimensions",
+            f"{tuple(init.nodes.shape)}",
+            "Give one curve for all pairs, or one for each.",
+        ) from None
+    nodes[..., 0, :], nodes[..., -1, :] = z0, z1
+    return nodes
+
+
+def _polyline(points: Tensor, segments: int) -> Curve:
+    """Points at equal times along a polyline with equally long (latent) strides."""
+    stride = torch.linalg.vector_norm(points.diff(dim=-2), dim=-1)
+    times = torch.nn.functional.pad(stride.cumsum(-1), (1, 0))
+    total = times[..., -1:].clamp(min=torch.finfo(points.dtype).tiny)
+    wanted = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device).expand(
+        *points.shape[:-2], segments + 1
+    )
+    times = (times / total).contiguous()
+    right = torch.searchsorted(times, wanted.contiguous()).clamp(1, points.shape[-2] - 1)
+    start, stop = times.gather(-1, right - 1), times.gather(-1, right)
+    share = ((wanted - start) / (stop - start).clamp(min=torch.finfo(points.dtype).tiny)).clamp(0, 1)[..., None]
+    take = lambda i: points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))  # noqa: E731 (one expression)
+    return Curve.from_nodes((1 - share) * take(right - 1) + share * take(right))
+
+
+def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    for name, z in (("z0", z0), ("z1", z1)):
+        if not isinstance(z, Tensor):
+            raise DTypeError("geodesic", f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...).")
+    if z0.dtype != z1.dtype:
+        raise DTypeError("geodesic", "z0 and z1 of one dtype", f"{z0.dtype} and {z1.dtype}", "Convert one of them.")
+    tolerance(z0.dtype)
+    if z0.device != z1.device:
+        raise DeviceError("geodesic", "z0 and z1 on one device", f"{z0.device} and {z1.device}", "Move one of them.")
+    problem = ShapeError(
+        "geodesic", "z0 and z1 of one shape (*b, m)", f"{tuple(z0.shape)} and {tuple(z1.shape)}", "Pair them up."
+    )
+    if not z0.ndim or not z1.ndim or z0.shape[-1] != z1.shape[-1]:
+        raise problem
+    try:
+        z0, z1 = torch.broadcast_tensors(z0, z1)
+    except RuntimeError:
+        raise problem from None
+    return z0, z1
+

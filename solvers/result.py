@@ -1,0 +1,109 @@
+"""What a geodesic solver returns: one entry a pair, and a status with its remedy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve
+
+
+class Status(IntEnum):
+    """Outcome for one pair."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    RESOLUTION = 2
+    PRECISION = 3
+    STALLED = 4
+    SINGULAR = 5
+    NON_FINITE = 6
+    INVALID_POINT = 7
+
+
+HINTS = {
+    Status.CONVERGED: "",
+    Status.MAX_STEPS: "raise max_steps, loosen rtol, or start from a graph path (init=)",
+    Status.RESOLUTION: "raise max_segments, or loosen rtol: the curve is not resolved yet",
+    Status.PRECISION: "rtol is below what the dtype can deliver: loosen it, or use M.to(dtype=torch.float64)",
+    Status.STALLED: "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?",
+    Status.SINGULAR: "the metric is singular along the curve: the decoder has dependent tangent directions there",
+    Status.NON_FINITE: "the decoder or the metric is NaN or infinite along the curve: start elsewhere (init=)",
+    Status.INVALID_POINT: "an end point is NaN or infinite: remove it",
+}
+
+
+@dataclass(frozen=True)
+class GeodesicResult:
+    """Geodesics between pairs of points; every field has the pairs' batch shape ``(*b,)``.
+
+    Attributes:
+        length: Riemannian length of ``curve``: an upper bound of the distance, whatever the status.
+        error: Estimated absolute error of ``length``; NaN where no estimate exists.
+        status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
+        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum, −1 where unknown.
+        curve: The curves, from ``z0`` at t = 0 to ``z1`` at t = 1, at nearly constant speed.
+        lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN where unknown.
+        rtol: The relative accuracy that was asked for.
+        stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at that resolution).
+    """
+
+    length: Tensor
+    error: Tensor
+    status: Tensor
+    index: Tensor
+    curve: Curve
+    lower_bound: Tensor
+    rtol: float
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def converged(self) -> Tensor:
+        """``(*b,)`` bool: the length is within ``rtol`` by its error estimate."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def is_local_minimum(self) -> Tensor:
+        """``(*b,)`` bool: converged, and no neighbouring curve is shorter (Morse index 0)."""
+        return self.converged & (self.index == 0)
+
+    def __getitem__(self, index: object) -> GeodesicResult:
+        """The results of some pairs, indexed along the batch axes."""
+        return GeodesicResult(
+            self.length[index],  # type: ignore[index]
+            self.error[index],  # type: ignore[index]
+            self.status[index],  # type: ignore[index]
+            self.index[index],  # type: ignore[index]
+            self.curve[index],
+            self.lower_bound[index],  # type: ignore[index]
+            self.rtol,
+            {name: value[index] for name, value in self.stats.items()},  # type: ignore[index]
+        )
+
+    def summary(self) -> str:
+        """How many pairs ended with which status."""
+        counts = Counter(self.status.flatten().tolist())
+        return ", ".join(f"{n} {Status(code).name.lower()}" for code, n in sorted(counts.items())) or "no pairs"
+
+    def __repr__(self) -> str:
+        if not self.length.numel():
+            return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
+        length, good = self.length.detach().flatten(), self.converged.flatten()
+        error = (self.error / self.length).detach().flatten()[good].nan_to_num(0.0)
+        worst = f", relative error at most {error.max():.1e}" if error.numel() else ""
+        return (
+            f"GeodesicResult({tuple(self.length.shape)}: {self.summary()} at rtol={self.rtol:g}; "
+            f"{int(self.is_local_minimum.sum())} locally minimising; "
+            f"length {length.min():.4g} to {length.max():.4g}{worst}; "
+            f"up to {int(self.stats['segments'].max())} segments)"
+        )
+
+
+def remedies(status: Tensor) -> str:
+    """The hints of all failures among ``status``, as sentences."""
+    codes = sorted(set(torch.unique(status).tolist()) - {int(Status.CONVERGED)})
+    return " ".join(f"{Status(c).name}: {HINTS[Status(c)]}." for c in codes)

@@ -1,0 +1,159 @@
+"""What a solver asks of a space, and a space given by its metric tensor alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.func import jacfwd, vmap
+
+from riemae.solvers.energy import Expansion, expand_by_autodiff, gauss_newton_blocks, rounding
+from riemae.solvers.exceptions import ShapeError, SingularMetricError
+
+
+@runtime_checkable
+class Space(Protocol):
+    """A Riemannian space in one chart. :class:`riemae.Manifold` is one; so is :class:`MetricSpace`.
+
+    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes.
+    """
+
+    def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """Metric tensor ``G(z)``."""
+        ...
+
+    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
+        """Length of tangent vectors, ``sqrt(vᵀ G(z) v)``."""
+        ...
+
+    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+        """Right-hand side of the geodesic equation ``z̈ = −Γ(v, v)``."""
+        ...
+
+    def curve_energy(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
+        """Energy of discrete curves, second-order accurate in 1/n."""
+        ...
+
+    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
+        """``curve_energy`` with its derivatives in the interior nodes."""
+        ...
+
+    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k,)
+        """A lower bound of the geodesic distance, or None when none is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class MetricSpace:
+    """A space whose metric tensor is written by hand; no decoder, no ambient space.
+
+    Args:
+        tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, differentiable by torch.
+
+    Example:
+        The upper half plane, where ``d(p, q) = arcosh(1 + |p − q|² / (2 p_y q_y))``:
+
+        >>> import torch
+        >>> from riemae import solvers
+        >>> half_plane = solvers.MetricSpace(lambda z: torch.eye(2).to(z) / z[..., 1:2, None] ** 2)
+        >>> a, b = torch.tensor([[0., 1.]]).double(), torch.tensor([[1., 2.]]).double()
+        >>> round(solvers.geodesic(half_plane, a, b, rtol=1e-8).length.item(), 6)
+        0.962424
+    """
+
+    tensor: Callable[[Tensor], Tensor]
+
+    def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """``G(z)``.
+
+        Raises:
+            ShapeError: When ``tensor`` does not return ``(k, m, m)``.
+        """
+        m = z.shape[-1]
+        flat = z.reshape(-1, m)
+        g = self.tensor(flat)
+        if g.shape != (len(flat), m, m):
+            raise ShapeError(
+                "MetricSpace.metric",
+                f"a metric tensor of shape ({len(flat)}, {m}, {m}) for points of shape {tuple(flat.shape)}",
+                str(tuple(g.shape)),
+                "The function gets a batch of points (k, m) and returns one m x m matrix for each.",
+            )
+        return g.reshape(*z.shape, m)
+
+    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
+        """``sqrt(vᵀ G(z) v)``."""
+        return safe_sqrt(_quadratic(self.metric(z), v))
+
+    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+        """``−Γ(v, v) = −G⁻¹ [(D_v G) v − ½ ∇_z (vᵀ G v)]``.
+
+        Raises:
+            SingularMetricError: Where ``G`` is not positive definite.
+        """
+        flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
+        derivative = vmap(jacfwd(lambda p: self.metric(p[None])[0]))(flat)  # [k, i, j, l] = ∂_l G_ij
+        force = torch.einsum("kijl,kj,kl->ki", derivative, w, w) - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
+        return -solve_metric("MetricSpace.acceleration", self.metric(flat), force).view_as(z)
+
+    def curve_energy(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
+        """``n Σ Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""
+        g, step = self.metric(nodes), nodes.diff(dim=1)
+        return step.shape[1] * _quadratic((g[:, :-1] + g[:, 1:]) / 2, step).sum(-1)
+
+    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
+        """Energy, gradient and Hessian by automatic differentiation of :meth:`curve_energy`."""
+        g = self.metric(nodes)
+        middle = (g[:, :-1] + g[:, 1:]) / 2
+        size, speed = (_quadratic(middle, v).clamp(min=0).sqrt() for v in (nodes[:, :-1], nodes.diff(dim=1)))
+        return expand_by_autodiff(
+            self.curve_energy, nodes, gauss_newton_blocks(middle, middle, middle), rounding(size, speed), second_order
+        )
+
+    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
+        """None: there is no ambient space."""
+        return None
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Square root with derivative 0 at 0, so that vanishing lengths do not poison gradients with NaN."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
+
+
+def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
+    """``G⁻¹ b`` by Cholesky.
+
+    Raises:
+        SingularMetricError: Where ``G`` is not positive definite, with the places.
+    """
+    factor, info = torch.linalg.cholesky_ex(metric)
+    bad = concrete(info != 0)
+    if bad is not None and bool(bad.any()):
+        places = bad.nonzero().flatten().tolist()
+        raise SingularMetricError(
+            where,
+            "a positive definite metric",
+            f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
+            "The decoder has dependent tangent directions there: lower latent_dim, or look at Manifold.eigenvalues(z).",
+        )
+    rhs = b.reshape(*b.shape[:2], -1)
+    return torch.cholesky_solve(rhs, factor).reshape(b.shape)
+
+
+def concrete(x: Tensor) -> Tensor | None:
+    """``x`` when its values can be looked at; None on the meta device and inside ``torch.func.vmap``."""
+    if x.is_meta:
+        return None
+    try:
+        bool(x.any())
+    except RuntimeError:  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
+        return None
+    return x
+
+
+def _quadratic(g: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("...i,...ij,...j->...", v, g, v)

@@ -1,0 +1,48 @@
+"""Numerical tolerances, in one table keyed by dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from riemae.solvers.exceptions import DTypeError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a floating-point type can promise.
+
+    Attributes:
+        eps: Spacing of the numbers around 1.
+        length: Smallest relative error of a curve length that can be claimed.
+        rank: A metric, scaled to unit diagonal, with a squared Cholesky pivot below this counts as singular.
+        probe: Relative difference up to which two evaluations of one decoder count as equal.
+        check: Relative difference up to which two roads to one quantity count as equal.
+    """
+
+    eps: float
+    length: float
+    rank: float
+    probe: float
+    check: float
+
+
+_TABLE = {
+    torch.float64: Tolerance(eps=2.0**-52, length=1e-14, rank=1e-14, probe=1e-9, check=1e-8),
+    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, probe=1e-4, check=2e-3),
+}
+
+
+def tolerance(dtype: torch.dtype) -> Tolerance:
+    """The row of the table for ``dtype``.
+
+    Raises:
+        DTypeError: For anything but float32 and float64; half precision cannot carry second derivatives.
+    """
+    try:
+        return _TABLE[dtype]
+    except KeyError:
+        raise DTypeError(
+            "riemae", "a tensor of dtype float32 or float64", str(dtype), "Convert with .float() or .double()."
+        ) from None
