@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
 from riemae.differential import Differential
-from riemae.exceptions import DTypeError, NonFiniteError, OptionError, ShapeError
+from riemae.exceptions import AmbientError, DTypeError, NonFiniteError, OptionError, ShapeError
 from riemae.solvers import Curve, GeodesicResult, Graph, Newton
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
@@ -349,6 +349,68 @@ class Manifold:
                 coordinates = (self._embedding or self._map).value(flat)
         return build_graph(self, points, k=k, weight=weight, coordinates=coordinates)
 
+    def distance_matrix(
+        self,
+        a: Tensor,
+        b: Tensor | None = None,
+        method: Literal["geodesic", "graph", "chord"] = "geodesic",
+        rtol: float = 1e-4,
+        k: int = 10,
+        throw: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Tensor:  # (n, m), (q, m) -> (n, q)
+        """Distances between all points of ``a`` and all of ``b``; not differentiable.
+
+        Args:
+            a: ``(n, m)``.
+            b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
+            method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour graph of
+                all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
+            rtol: Relative accuracy of geodesic distances.
+            k: Neighbours a point in the graph.
+            throw: As in :meth:`geodesic`.
+            progress: Called with (pairs done, pairs in all).
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic misses ``rtol``.
+            OptionError: For an unknown method.
+            AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
+        """
+        for name, points in (("a", a), ("b", a if b is None else b)):
+            self._points(f"distance_matrix ({name})", points)
+            if points.ndim != 2:
+                raise ShapeError("Manifold.distance_matrix", f"{name} of shape (n, m)", str(tuple(points.shape)), "")
+        other = a if b is None else b
+        n, q = len(a), len(other)
+        if method == "graph":
+            joint = a if b is None else torch.cat([a, b])
+            return self.graph(joint, k=k).distances(range(n))[:, -q or None :]
+        if method not in ("geodesic", "chord"):
+            raise OptionError(
+                "Manifold.distance_matrix", "method 'geodesic', 'graph' or 'chord'", repr(method), ""
+            )
+        i, j = torch.triu_indices(n, n, 1, device=a.device) if b is None else torch.cartesian_prod(
+            torch.arange(n, device=a.device), torch.arange(q, device=a.device)
+        ).T
+        with torch.no_grad():
+            if method == "geodesic":
+                values = self.geodesic(a[i], other[j], rtol=rtol, throw=throw, progress=progress).length
+            else:
+                chords = self.ambient_distance(a[i], other[j])
+                if chords is None:
+                    raise AmbientError(
+                        "Manifold.distance_matrix",
+                        "an ambient metric with a distance for method='chord'",
+                        str(self._ambient),
+                        "Use method='geodesic' or 'graph'.",
+                    )
+                values = chords
+        matrix = a.new_zeros(n, q)
+        matrix[i, j] = values
+        if b is None:
+            matrix[j, i] = values
+        return matrix
+
     # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
     # here raises for NaN.
 
@@ -357,7 +419,7 @@ class Manifold:
 
         Without a feature map ``n Σ Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
-        x = (self._embedding or self._map).value(nodes.flatten(0, 1)).view(*nodes.shape[:2], -1)
+        x = (self._embedding or self._map).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         if self._embedding is not None:
             return chord_energy(x)
         step = x.diff(dim=1)
@@ -413,13 +475,13 @@ class Manifold:
             form = embedding.contraction(interior.flatten(0, 1), a.flatten(0, 1))
             return form.view(*interior.shape, interior.shape[-1])
 
-        j = j.view(p, count, *j.shape[1:])[:, 1:-1]
-        return expand_chord(x.view(p, count, -1), j, contraction if second_order else None)
+        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
+        return expand_chord(x, j[:, 1:-1], contraction if second_order else None)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
-        p, count, m = nodes.shape
+        p, count, _ = nodes.shape
         x, j = self._map.value_and_jacobian(nodes.flatten(0, 1))
-        x, j = x.view(p, count, -1), j.view(p, count, -1, m)
+        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
         ends = [(s, x[:, s].flatten(0, 1)) for s in (slice(None, -1), slice(1, None))]
 
         def weighted(columns: Tensor) -> Tensor:

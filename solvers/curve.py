@@ -48,6 +48,31 @@ class Curve:
         nodes = (1 - t) * z0[..., None, :] + t * z1[..., None, :]
         return cls(nodes, (z1 - z0)[..., None, :].expand(nodes.shape))
 
+    @classmethod
+    def through(cls, points: Tensor, segments: int, times: Tensor | None = None) -> Curve:
+        """The spline through equally timed points of a polyline.
+
+        Args:
+            points: Corners ``(*b, k, m)``, k of at least 2.
+            segments: Pieces of the curve.
+            times: When each corner is passed, ``(*b, k)``, increasing in any unit; latent arc length unless given.
+
+        Raises:
+            ShapeError: With fewer than two corners.
+        """
+        _check_nodes("Curve.through", points)
+        if times is None:
+            times = torch.nn.functional.pad(points.diff(dim=-2).norm(dim=-1).cumsum(-1), (1, 0))
+        tiny = torch.finfo(points.dtype).tiny
+        times = (times / times[..., -1:].clamp(min=tiny)).contiguous()
+        wanted = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)
+        wanted = wanted.expand(*points.shape[:-2], -1).contiguous()
+        right = torch.searchsorted(times, wanted).clamp(1, points.shape[-2] - 1)
+        start, stop = times.gather(-1, right - 1), times.gather(-1, right)
+        share = ((wanted - start) / (stop - start).clamp(min=tiny)).clamp(0, 1)[..., None]
+        before, after = (points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1])) for i in (right - 1, right))
+        return cls.from_nodes((1 - share) * before + share * after)
+
     @property
     def segments(self) -> int:
         """Number of cubic pieces."""
@@ -121,8 +146,14 @@ def length(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
         space: Anything with a ``norm``.
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
     """
+    speed, weights = speeds(space, curve)
+    return (speed * weights).sum(-1)
+
+
+def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> (*b, q), (q,)
+    """Speeds ``|ż|`` at the quadrature points of a curve, and the weights of these points (they sum to 1)."""
     z, v, weights = _quadrature(curve)
-    return (_norm(space, z, v) * weights).sum(-1)
+    return _norm(space, z, v), weights
 
 
 def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
@@ -132,8 +163,22 @@ def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
         space: Anything with a ``norm``.
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal times.
     """
-    z, v, weights = _quadrature(curve)
-    return (_norm(space, z, v).square() * weights).sum(-1)
+    speed, weights = speeds(space, curve)
+    return (speed.square() * weights).sum(-1)
+
+
+def equalized(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> Curve:
+    """The same path at nearly constant speed.
+
+    Args:
+        curve: A batch ``(p,)`` of curves.
+        speed: ``(p, q)``, from :func:`speeds`.
+        weights: ``(q,)``, from :func:`speeds`.
+        segments: Pieces of the new curve.
+    """
+    corners = torch.nn.functional.pad(weights.cumsum(0), (1, 0)).clamp(max=1.0)
+    arc = torch.nn.functional.pad((speed * weights).cumsum(-1), (1, 0))
+    return Curve.through(curve(corners), segments, arc)
 
 
 def _norm(space: Space, z: Tensor, v: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from scipy.sparse import csgraph, csr_array
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from riemae.solvers.curve import length
+from riemae.solvers.curve import Curve, length
 from riemae.solvers.exceptions import DisconnectedGraphWarning, GraphError, NonFiniteError, OptionError, ShapeError
 from riemae.solvers.space import Space
 
@@ -68,6 +69,24 @@ class Graph:
                 )
             nodes.append(int(before[nodes[-1]]))
         return nodes[::-1]
+
+    def curves(self, i: Tensor | Sequence[int], j: Tensor | Sequence[int], segments: int = 32) -> Curve:
+        """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves of nearly constant speed.
+
+        Made for ``Manifold.geodesic(z[i], z[j], init=graph.curves(i, j))``.
+
+        Raises:
+            GraphError: When no path joins a pair, or a number is no point of the graph.
+        """
+        curves = []
+        for a, b in zip(torch.as_tensor(i).tolist(), torch.as_tensor(j).tolist(), strict=True):
+            nodes = self.path(a, b) if a != b else [a, b]
+            strides = [self.adjacency[s, t] for s, t in itertools.pairwise(nodes)]
+            times = torch.as_tensor(np.concatenate([[0.0], np.cumsum(strides)])).to(self.points)
+            curves.append(Curve.through(self.points[nodes], segments, times).nodes)
+        if not curves:
+            return Curve.from_nodes(self.points.new_empty(0, segments + 1, self.points.shape[-1]))
+        return Curve.from_nodes(torch.stack(curves))
 
     def to_networkx(self) -> networkx.Graph:
         """A ``networkx.Graph`` with the lengths as edge attribute ``weight``."""

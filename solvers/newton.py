@@ -18,7 +18,7 @@ from riemae.solvers.tolerances import tolerance
 RUNNING = -1
 _DAMPING_FLOOR, _DAMPING_START = 1e-3, 0.1
 _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by 4¹²
-_NEAR = 1e-2  # below this relative decrement a curve counts as close to a stationary one
+_NEAR = 1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
 
 
 @dataclass
@@ -32,6 +32,7 @@ class PathState:
         index: ``(p,)``, Morse index at the last expansion; −1 before it is known.
         steps: ``(p,)``, steps taken.
         damping: ``(p,)``, in units of the Gauss-Newton block diagonal.
+        kept: ``(p,)`` bool: converging to a saddle on purpose.
     """
 
     nodes: Tensor
@@ -40,6 +41,7 @@ class PathState:
     index: Tensor
     steps: Tensor
     damping: Tensor
+    kept: Tensor
 
     def select(self, index: Tensor) -> PathState:
         """The curves at ``index``."""
@@ -66,8 +68,8 @@ class Newton:
         max_steps: Steps a pair may take in total.
         gauss_newton_steps: Steps without second derivatives at the start of the coarsest level.
         second_order: False keeps to Gauss-Newton throughout; the Morse index then stays −1.
-        target: ``"minimum"`` leaves saddles along a direction of negative curvature; ``"stationary"`` converges to the
-            nearest geodesic, minimising or not.
+        target: ``"minimum"`` minimises, and leaves saddles along a direction of negative curvature; ``"stationary"``
+            keeps to a start curve that is nearly a geodesic already, minimising or not, and minimises from any other.
 
     Raises:
         OptionError: For a value out of range.
@@ -101,11 +103,13 @@ class Newton:
             index=count - 1,
             steps=count.clone(),
             damping=nodes.new_zeros(p),
+            kept=torch.zeros_like(count, dtype=torch.bool),
         )
 
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
         """One step of every curve of ``state``; a curve ends when its relative decrement is at most ``tol``."""
-        early = self.second_order and state.nodes.shape[1] - 1 == self.segments
+        # A start curve that may be kept as it is must be judged by the full Hessian at once.
+        early = self.target == "minimum" and state.nodes.shape[1] - 1 == self.segments
         second_order = self.second_order and not (early and int(state.steps.max()) < self.gauss_newton_steps)
         expansion, status = _sound(space.expand(state.nodes, second_order), state)
         model = _Model.of(expansion)
@@ -115,9 +119,11 @@ class Newton:
         steps, predicted = model.solve(state.damping) if bool(state.damping.any()) else (model.step, model.decrement)
         relative = _relative(predicted * (1 + state.damping), expansion.energy)
         index = torch.where(live, model.index, state.index)
-        near = live & model.indefinite & (relative < _NEAR)
-        if self.target == "stationary" and bool(near.any()):
-            return self._towards_saddle(state, expansion, model, status, index, near, tol)
+        if self.target == "stationary":
+            at_start = (state.steps == 0) & model.indefinite & (relative < _NEAR)
+            keep = live & (at_start | (state.kept & model.indefinite))
+            if bool(keep.any()):
+                return self._towards_saddle(state, expansion, model, status, index, keep, tol)
 
         quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
         may_end = live & quiet & (second_order or not self.second_order)
@@ -132,7 +138,8 @@ class Newton:
         status = torch.where(may_end, int(Status.CONVERGED), status)
         status = torch.where(limited, int(Status.PRECISION), status)
         status = torch.where(live & stalled & ~may_end, int(Status.STALLED), status)
-        return PathState(nodes, status, torch.where(live, relative, state.decrement), index, state.steps + 1, damping)
+        kept = torch.zeros_like(state.kept)
+        return PathState(nodes, status, torch.where(live, relative, state.decrement), index, state.steps + 1, damping, kept)
 
     def _descend(
         self,
@@ -176,13 +183,13 @@ class Newton:
         model: _Model,
         status: Tensor,
         index: Tensor,
-        near: Tensor,
+        keep: Tensor,
         tol: float,
     ) -> PathState:
-        """Undamped Newton for curves near a stationary one, the others wait: converges to saddles, too."""
+        """Undamped Newton for curves near a saddle, while the others wait for their next step."""
         assert expansion.hessian is not None
         nodes, decrement = state.nodes.clone(), state.decrement.clone()
-        where = near.nonzero().flatten()
+        where = keep.nonzero().flatten()
         gradient = expansion.gradient[where]
         step, info = torch.linalg.solve_ex(
             expansion.hessian.select(where).dense(), -gradient.flatten(1)[..., None], check_errors=False
@@ -194,7 +201,7 @@ class Newton:
         status = status.clone()
         status[where[decrement[where] <= tol]] = int(Status.CONVERGED)
         status[where[info != 0]] = int(Status.SINGULAR)
-        return PathState(nodes, status, decrement, index, state.steps + 1, state.damping)
+        return PathState(nodes, status, decrement, index, state.steps + keep, state.damping, keep)
 
     def _escape(self, space: Space, nodes: Tensor, expansion: Expansion, at_saddle: Tensor) -> Tensor:
         """Leave saddles along the direction of most negative curvature, by the longest step that lowers the energy."""

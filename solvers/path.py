@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riemae.solvers.curve import Curve, length
+from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import RUNNING, Newton, PathState
 from riemae.solvers.result import GeodesicResult, Status, remedies
@@ -24,6 +24,10 @@ _SOLVER_SHARE = 0.05
 # between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
 _RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 40.0
 _SAFETY = 2.0
+
+# Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
+# true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
+_START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 16, 0.8, 64, 1.5
 
 
 def geodesic(
@@ -50,8 +54,8 @@ def geodesic(
         rtol: Relative accuracy of the length.
         solver: Settings; :class:`Newton` unless given.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points are
-            replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, the solver
-            converges to the nearest geodesic, whether it minimises or not.
+            replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
+            curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
         progress: Called with (pairs done, pairs in all) after every level.
 
@@ -112,7 +116,7 @@ def _solve(
     progress: Progress | None,
 ) -> GeodesicResult:
     batch, m = z0.shape[:-1], z0.shape[-1]
-    start = _start(z0, z1, init, solver.segments)
+    start = _start(z0, z1, init)
     z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
     p = len(z0)
     nan = z0.new_full((p,), torch.nan)
@@ -127,22 +131,29 @@ def _solve(
     if len(settled):
         out.curves[solver.segments] = [(settled, Curve.line(z0[settled], z1[settled], solver.segments))]
 
-    rows, previous, before, nodes = _running(out), nan, nan, start.reshape(p, -1, m)
-    while len(rows):
-        state = _solve_level(space, solver, nodes[rows], rtol, out.steps[rows])
-        curve = Curve.from_nodes(state.nodes)
-        before, previous = previous, out.length.clone()
-        out.length[rows] = length(space, curve)
-        out.error[rows] = _error(before[rows], previous[rows], out.length[rows])
-        out.steps[rows] += state.steps
-        out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
-        done = out.status[rows] != RUNNING
-        out.settle(rows[done], state.select(done), curve[done])
-        finer = nodes.new_empty(p, 2 * curve.segments + 1, m)
-        finer[rows[~done]] = curve[~done].resample(2 * curve.segments).nodes
-        rows, nodes = rows[~done], finer
-        if progress is not None:
-            progress(p - len(rows), p)
+    queue = _Queue(space, start, _running(out), solver)
+    previous, before = nan, nan
+    segments = solver.segments
+    rows, nodes = queue.admit(segments)
+    while len(rows) or len(queue.rows):
+        if len(rows):
+            state = _solve_level(space, solver, nodes, rtol, out.steps[rows])
+            curve = Curve.from_nodes(state.nodes)
+            speed, weights = speeds(space, curve)
+            before, previous = previous, out.length.clone()
+            out.length[rows] = (speed * weights).sum(-1)
+            out.error[rows] = _error(before[rows], previous[rows], out.length[rows])
+            out.steps[rows] += state.steps
+            out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
+            done = out.status[rows] != RUNNING
+            out.settle(rows[done], state.select(done), curve[done])
+            nodes = _even(curve[~done], speed[~done], weights, 2 * segments)
+            rows = rows[~done]
+            if progress is not None:
+                progress(p - len(rows) - len(queue.rows), p)
+        segments *= 2
+        joined, fresh = queue.admit(segments)
+        rows, nodes = torch.cat([rows, joined]), torch.cat([nodes, fresh]) if len(rows) else fresh
 
     bound = space.ambient_distance(z0, z1) if p else None
     return GeodesicResult(
@@ -214,38 +225,60 @@ def _gather(
     return Curve(nodes.view(*batch, segments + 1, m), slopes.view(*batch, segments + 1, m))
 
 
-def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None, segments: int) -> Tensor:  # -> (*b, segments + 1, m)
+class _Queue:
+    """Pairs that wait for a resolution at which their start curve can be seen.
+
+    On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the solver
+    would converge to a curve that jumps. A pair joins once the discrete length shows most of the true one.
+    """
+
+    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:
+        self.space, self.rows, self.solver = space, rows, solver
+        self.start = start[rows]
+        self.speed, self.weights = speeds(space, self.start) if len(rows) else (start.nodes[:0, :, 0], start.times)
+
+    def admit(self, segments: int) -> tuple[Tensor, Tensor]:
+        """The pairs that join at this resolution, and their nodes; they leave the queue."""
+        nodes = _even(self.start, self.speed, self.weights, segments)
+        if not len(self.rows):
+            return self.rows, nodes
+        seen = self.space.curve_energy(nodes).sqrt()
+        true = (self.speed * self.weights).sum(-1)
+        ready = ~(seen < _RESOLVED * true)  # NaN joins, to be reported by the solver
+        if segments >= min(_COARSEST_LIMIT, self.solver.max_segments):
+            ready = torch.ones_like(ready)
+        joined = self.rows[ready]
+        self.rows, self.start, self.speed = self.rows[~ready], self.start[~ready], self.speed[~ready]
+        return joined, nodes[ready]
+
+
+def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> Tensor:  # -> (p, segments + 1, m)
+    """Nodes for the next level. A curve of uneven speed hides a jump: it is walked at constant speed first."""
+    nodes = curve.resample(segments).nodes
+    uneven = (speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)).nonzero().flatten()
+    if len(uneven):
+        nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[:, 1:-1]
+    return nodes
+
+
+def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+    m = z0.shape[-1]
     if init is None:
-        return Curve.line(z0, z1, segments).nodes
+        return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _START_SEGMENTS)
     if isinstance(init, Tensor):
-        init = _polyline(init, segments)
+        init = Curve.through(init, _START_SEGMENTS)
+    segments = max(init.segments, _START_SEGMENTS)
     try:
-        nodes = init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, z0.shape[-1]).clone()
+        nodes = init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, m).clone()
     except RuntimeError:
         raise ShapeError(
             "geodesic",
-            f"init curves for {tuple(z0.shape[:-1])} pairs in {z0.shape[-1]} dimensions",
+            f"init curves for {tuple(z0.shape[:-1])} pairs in {m} dimensions",
             f"{tuple(init.nodes.shape)}",
             "Give one curve for all pairs, or one for each.",
         ) from None
     nodes[..., 0, :], nodes[..., -1, :] = z0, z1
-    return nodes
-
-
-def _polyline(points: Tensor, segments: int) -> Curve:
-    """Points at equal times along a polyline with equally long (latent) strides."""
-    stride = torch.linalg.vector_norm(points.diff(dim=-2), dim=-1)
-    times = torch.nn.functional.pad(stride.cumsum(-1), (1, 0))
-    total = times[..., -1:].clamp(min=torch.finfo(points.dtype).tiny)
-    wanted = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device).expand(
-        *points.shape[:-2], segments + 1
-    )
-    times = (times / total).contiguous()
-    right = torch.searchsorted(times, wanted.contiguous()).clamp(1, points.shape[-2] - 1)
-    start, stop = times.gather(-1, right - 1), times.gather(-1, right)
-    share = ((wanted - start) / (stop - start).clamp(min=torch.finfo(points.dtype).tiny)).clamp(0, 1)[..., None]
-    take = lambda i: points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))  # noqa: E731 (one expression)
-    return Curve.from_nodes((1 - share) * take(right - 1) + share * take(right))
+    return Curve.from_nodes(nodes.view(-1, segments + 1, m))
 
 
 def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:

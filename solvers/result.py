@@ -84,6 +84,23 @@ class GeodesicResult:
             {name: value[index] for name, value in self.stats.items()},  # type: ignore[index]
         )
 
+    @classmethod
+    def where(cls, condition: Tensor, a: GeodesicResult, b: GeodesicResult) -> GeodesicResult:
+        """Pair by pair: ``a`` where ``condition`` ``(*b,)`` holds, ``b`` elsewhere."""
+        segments = max(a.curve.segments, b.curve.segments)
+        fine = [r.curve.resample(segments) for r in (a, b)]
+        wide = condition[..., None, None]
+        return cls(
+            length=torch.where(condition, a.length, b.length),
+            error=torch.where(condition, a.error, b.error),
+            status=torch.where(condition, a.status, b.status),
+            index=torch.where(condition, a.index, b.index),
+            curve=Curve(torch.where(wide, fine[0].nodes, fine[1].nodes), torch.where(wide, fine[0].slopes, fine[1].slopes)),
+            lower_bound=torch.where(condition, a.lower_bound, b.lower_bound),
+            rtol=max(a.rtol, b.rtol),
+            stats={name: torch.where(condition, a.stats[name], b.stats[name]) for name in a.stats},
+        )
+
     def summary(self) -> str:
         """How many pairs ended with which status."""
         counts = Counter(self.status.flatten().tolist())
