@@ -46,7 +46,7 @@ class _Mode:
         with ExitStack() as stack:
             if self.portable:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(_without_mkldnn())
             if second_order or not self.forward:
                 # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
                 stack.enter_context(torch.enable_grad())
@@ -63,7 +63,8 @@ class _Mode:
     def along(self, f: Callable[..., Tensor], *directions: Tensor) -> Tensor:
         """``f`` of each row of ``directions``, stacked along a new last axis."""
         if self.vectorised:
-            return vmap(f, out_dims=-1)(*directions)
+            # torch 2.13 miscounts out_dims=-1 for outputs that do not depend on the direction: stack first, then move.
+            return vmap(f)(*directions).movedim(0, -1)
         return torch.stack([f(*row) for row in zip(*directions, strict=True)], -1)
 
 
@@ -73,6 +74,17 @@ _MODES = (
     _Mode("forward mode, one direction at a time", forward=True, portable=True, vectorised=False),
     _Mode("reverse mode twice", forward=False, portable=True, vectorised=False),
 )
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Switch oneDNN's fused layers off; ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class Differential:
@@ -146,9 +158,10 @@ class Differential:
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         if mode.vectorised:
             # The primal does not depend on the direction: computed once, returned unbatched.
-            return vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)), out_dims=(None, -1))(basis)
-        rows = [mode.push(self._flat, z, e.expand_as(z)) for e in basis]
-        return rows[0][0], torch.stack([tangent for _, tangent in rows], -1)
+            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)), out_dims=(None, 0))(basis)
+            return x, rows.movedim(0, -1)
+        pushed = [mode.push(self._flat, z, e.expand_as(z)) for e in basis]
+        return pushed[0][0], torch.stack([tangent for _, tangent in pushed], -1)
 
     def _vjp(self, mode: _Mode, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         x, pull = reverse_vjp(self._flat, z)

@@ -89,7 +89,7 @@ class AmbientMetric(nn.Module):
         if self._given() == "diagonal":
             return torch.diag_embed(self.diagonal(x))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-        return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=-1)(basis)
+        return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=0)(basis).movedim(0, -1)
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
@@ -109,7 +109,7 @@ class AmbientMetric(nn.Module):
             return self.diagonal(x)[..., None] * columns
         if given == "matrix":
             return self.matrix(x) @ columns
-        return vmap(lambda v: self.product(x, v), in_dims=-1, out_dims=-1)(columns)
+        return vmap(lambda v: self.product(x, v), in_dims=-1)(columns).movedim(0, -1)
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""

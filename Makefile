@@ -1,0 +1,38 @@
+# `make demo` and `make test` do everything on a fresh machine, virtual environment included.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types doctest wheel check clean
+
+demo: $(READY)
+	$(BIN)/riemae demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+doctest: $(READY)
+	$(BIN)/python -m pytest --doctest-modules riemae solvers --import-mode=importlib -q
+
+# The wheel, in a clean environment, tested away from the checkout.
+wheel: $(READY)
+	sh tests/wheel.sh $(PYTHON) $(BIN)/python
+
+check: test lint types doctest wheel
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,309 @@
+"""Geodesics against closed forms: accuracy, error estimates, statuses, independence of pairs."""
+
+import pickle
+
+import pytest
+import spaces
+import torch
+
+from riemae import Manifold, solvers
+from riemae.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.solvers import Curve, Newton, Status
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def solve(known, n=12, dtype=torch.float64, seed=0, **options):
+    z0, z1, d = known.pairs(generator(seed), n)
+    space = known.space()
+    if isinstance(space, Manifold):
+        space = space.to(dtype=dtype)
+    return solvers.geodesic(space, z0.to(dtype), z1.to(dtype), **options), d
+
+
+@pytest.mark.parametrize("known", spaces.CATALOGUE, ids=spaces.NAMES)
+class TestCatalogue:
+    def test_float64(self, known):
+        r, d = solve(known, rtol=1e-7)
+        assert r.length.dtype == torch.float64
+        assert ((r.length - d).abs() <= 1e-6 * d).all()
+        assert (r.is_local_minimum).all()
+
+    def test_float32(self, known):
+        r, d = solve(known, dtype=torch.float32, rtol=1e-4)
+        assert r.length.dtype == r.curve.nodes.dtype == torch.float32
+        assert ((r.length - d).abs() <= 1e-3 * d).all()
+
+    def test_length_is_an_upper_bound(self, known):
+        r, d = solve(known, rtol=1e-3)
+        assert (r.length >= d * (1 - 1e-9)).all()
+        bounded = ~r.lower_bound.isnan()
+        assert (r.lower_bound[bounded] <= d[bounded] * (1 + 1e-9)).all()
+
+    def test_symmetry(self, known):
+        z0, z1, _ = known.pairs(generator(1), 6)
+        there, back = (solvers.geodesic(known.space(), *ends, rtol=1e-7) for ends in ((z0, z1), (z1, z0)))
+        assert torch.allclose(there.length, back.length, rtol=2e-7)
+
+
+def test_error_estimates_are_within_a_factor_of_ten():
+    claimed, real = [], []
+    for known in spaces.CATALOGUE:
+        for rtol in (1e-3, 1e-5, 1e-7):
+            r, d = solve(known, n=16, seed=2, rtol=rtol)
+            claimed.append(r.error / d)
+            real.append((r.length - d).abs() / d)
+    claimed, real = torch.cat(claimed), torch.cat(real)
+    # Both are limited by rounding, and the truths of the torus and the paraboloid by their integrator.
+    floor = 1e-12
+    ratio = claimed.clamp(min=floor) / real.clamp(min=floor)
+    assert ((ratio >= 0.1) & (ratio <= 10)).double().mean() >= 0.95
+    assert (real <= 1e-3).all()
+
+
+def test_rtol_is_a_promise():
+    for rtol in (1e-2, 1e-4, 1e-6, 1e-8, 1e-10):
+        for known in (spaces.CATALOGUE[0], spaces.CATALOGUE[5], spaces.CATALOGUE[9]):
+            r, d = solve(known, n=16, seed=3, rtol=rtol)
+            assert ((r.length - d).abs() <= rtol * d).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_scale_invariance(scale, dtype):
+    z0, z1, _ = spaces.CATALOGUE[0].pairs(generator(), 6)
+    z0, z1 = z0.to(dtype), z1.to(dtype)
+    small = Manifold(spaces.sphere).geodesic(z0, z1)
+    large = Manifold(lambda z: spaces.sphere(z) * scale).geodesic(z0, z1)
+    tol = 1e-9 if dtype == torch.float64 else 1e-4
+    assert torch.allclose(large.length, small.length * scale, rtol=tol)
+    assert torch.allclose(large.curve.nodes, small.curve.nodes, atol=10 * tol)
+
+
+def test_curve_ends_at_the_points_and_has_constant_speed():
+    known = spaces.CATALOGUE[0]
+    z0, z1, d = known.pairs(generator(), 5)
+    r = known.space().geodesic(z0, z1, rtol=1e-7)
+    assert torch.equal(r.curve(0.0), z0)
+    assert torch.equal(r.curve(1.0), z1)
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    speed = known.space().norm(r.curve(t), r.curve.velocity(t))
+    assert torch.allclose(speed, d[:, None].expand_as(speed), rtol=1e-3)
+
+
+def test_curve_solves_the_geodesic_equation():
+    known = spaces.CATALOGUE[0]
+    z0, z1, _ = known.pairs(generator(), 5)
+    space = known.space()
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    residuals = []
+    for segments in (16, 32, 64):
+        r = space.geodesic(z0, z1, rtol=1e-3, solver=Newton(segments=segments))
+        z, v = r.curve(t), r.curve.velocity(t)
+        residuals.append((r.curve.acceleration(t) - space.acceleration(z, v)).abs().max())
+    assert residuals[0] / residuals[2] > 8  # second order: a quarter at each doubling, two doublings
+
+
+class TestBatches:
+    def test_axes_broadcast(self):
+        known = spaces.CATALOGUE[0]
+        z0, z1, _ = known.pairs(generator(), 6)
+        r = known.space().geodesic(z0[:2, None], z1[None, :3])
+        assert r.length.shape == r.status.shape == r.index.shape == (2, 3)
+        assert r.curve(torch.tensor(0.5)).shape == (2, 3, 2)
+        assert r.curve(torch.linspace(0, 1, 7)).shape == (2, 3, 7, 2)
+        alone = known.space().geodesic(z0[1], z1[2])
+        assert alone.length.shape == ()
+        assert torch.allclose(alone.length, r.length[1, 2], rtol=1e-9)
+        assert torch.allclose(r[1, 2].length, alone.length, rtol=1e-9)
+
+    def test_empty(self):
+        r = Manifold(spaces.sphere).geodesic(torch.empty(0, 2), torch.empty(0, 2))
+        assert r.length.shape == (0,)
+        assert r.converged.all()
+        assert r.curve.nodes.shape[0] == 0
+        assert "no pairs" in repr(r)
+
+    def test_equal_end_points(self):
+        z = torch.tensor([[0.1, 0.2], [0.3, -0.4]])
+        r = Manifold(spaces.sphere).geodesic(z, z)
+        assert r.converged.all()
+        assert (r.length == 0).all()
+        assert (r.error == 0).all()
+        assert torch.equal(r.curve(0.5), z)
+
+    def test_a_pair_does_not_depend_on_its_neighbours(self):
+        known = spaces.CATALOGUE[0]
+        z0, z1, _ = known.pairs(generator(), 6)
+        good = known.space().geodesic(z0, z1)
+        ends = torch.cat([z1, torch.tensor([[torch.nan, 0.0], [0.0, torch.inf]]).double()])
+        r = known.space().geodesic(torch.cat([z0, z0[:2]]), ends, throw=False)
+        assert torch.allclose(r.length[:6], good.length, rtol=1e-12)
+        assert torch.equal(r.stats["segments"][:6], good.stats["segments"])
+        assert r.status[6:].tolist() == [Status.INVALID_POINT] * 2
+        assert r.length[6:].isnan().all()
+
+    def test_inputs_are_not_changed(self):
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(generator(), 3)
+        kept = z0.clone(), z1.clone()
+        Manifold(spaces.sphere).geodesic(z0, z1)
+        assert torch.equal(z0, kept[0])
+        assert torch.equal(z1, kept[1])
+
+    def test_progress(self):
+        calls = []
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(generator(), 3)
+        Manifold(spaces.sphere).geodesic(z0, z1, progress=lambda done, total: calls.append((done, total)))
+        assert calls[-1] == (3, 3)
+
+
+class TestStatus:
+    def test_singular_decoder(self):
+        flat = Manifold(lambda z: torch.stack([z.sum(-1), 2 * z.sum(-1), z.sum(-1) ** 2], -1))
+        a, b = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
+        r = flat.geodesic(a, b, throw=False)
+        assert r.status.tolist() == [Status.SINGULAR]
+        assert not r.converged.any()
+        with pytest.raises(NotConvergedError, match="dependent tangent directions"):
+            flat.geodesic(a, b)
+
+    def test_singular_pair_leaves_the_others_alone(self):
+        # A cusp along z₁ = 0: the second pair crosses no singular point.
+        folded = Manifold(lambda z: torch.stack([z[:, 0] ** 3, z[:, 1]], -1))
+        z0 = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).double()
+        z1 = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).double()
+        r = folded.geodesic(z0, z1, throw=False, rtol=1e-8)
+        assert r.status.tolist() == [Status.SINGULAR, Status.CONVERGED]
+        assert torch.allclose(r.length[1], torch.tensor(50.0).double().sqrt(), rtol=1e-7)
+
+    def test_out_of_the_domain(self):
+        # The straight line leaves an annulus: log is NaN inside the unit circle.
+        hole = Manifold(lambda z: torch.cat([z, (z.square().sum(-1, keepdim=True) - 1).log()], -1))
+        z0, z1 = torch.tensor([[-2.0, 0.0]]).double(), torch.tensor([[2.0, 0.0]]).double()
+        r = hole.geodesic(z0, z1, throw=False)
+        assert r.status.tolist() == [Status.NON_FINITE]
+        detour = torch.tensor([[-2.0, 0.0], [0.0, 2.5], [2.0, 0.0]]).double()
+        assert hole.geodesic(z0, z1, init=detour).converged.all()
+
+    def test_resolution(self):
+        known = spaces.CATALOGUE[5]
+        r, _ = solve(known, rtol=1e-10, throw=False, solver=Newton(max_segments=16))
+        assert (r.status == Status.RESOLUTION).any()
+        assert (r.length.isfinite()).all()
+        assert (2 * r.error[~r.converged] > 1e-10 * r.length[~r.converged]).all()  # a safety factor of 2
+
+    def test_max_steps(self):
+        known = spaces.CATALOGUE[5]
+        r, _ = solve(known, throw=False, solver=Newton(max_steps=2))
+        assert (r.status == Status.MAX_STEPS).any()
+        assert r.length.isfinite().all()
+
+    def test_precision(self):
+        r, _ = solve(spaces.CATALOGUE[0], dtype=torch.float32, rtol=1e-9, throw=False)
+        assert (r.status == Status.PRECISION).all()
+
+    def test_throw_carries_the_result_and_the_remedy(self):
+        z0, z1, _ = spaces.CATALOGUE[5].pairs(generator(), 4)
+        with pytest.raises(NotConvergedError, match="max_steps") as caught:
+            Manifold(spaces.swiss_roll).geodesic(z0, z1, solver=Newton(max_steps=2))
+        assert caught.value.result.length.shape == (4,)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert torch.equal(again.result.status, caught.value.result.status)
+
+    def test_repr_and_hints(self):
+        r, _ = solve(spaces.CATALOGUE[0], n=3)
+        assert "3 converged" in repr(r)
+        assert "locally minimising" in repr(r)
+        assert all(solvers.HINTS[s] for s in Status if s != Status.CONVERGED)
+
+
+class TestStartCurves:
+    def arc(self, angle, n=64):
+        """The equator of the sphere in polar coordinates, from longitude 0 to ``angle``."""
+        u = torch.linspace(0, angle, n, dtype=torch.float64)
+        return torch.stack([u, torch.zeros_like(u)], -1)
+
+    def polar(self, z):
+        u, v = z.unbind(-1)
+        return torch.stack([v.cos() * u.cos(), v.cos() * u.sin(), v.sin()], -1)
+
+    @pytest.mark.parametrize(("share", "index"), [(0.9, 0), (1.1, 1), (1.9, 1), (2.1, 2)])
+    def test_morse_index_counts_conjugate_points(self, share, index):
+        # On the unit sphere every multiple of π along a geodesic is a conjugate point of multiplicity 1 (n = 2).
+        arc = self.arc(share * torch.pi)
+        r = Manifold(self.polar).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6)
+        assert int(r.index) == index
+        assert torch.allclose(r.length, torch.tensor(share * torch.pi).double(), rtol=1e-6)
+        assert bool(r.is_local_minimum) == (index == 0)
+
+    def test_minimum_leaves_a_saddle(self):
+        # The equator is the unit circle of the stereographic chart: 1.1π of it is a saddle, and the way back across
+        # the south pole leads to 0.9π.
+        u = self.arc(1.1 * torch.pi)[:, 0]
+        arc = torch.stack([u.cos(), u.sin()], -1)
+        kept = Manifold(spaces.sphere).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6)
+        left = Manifold(spaces.sphere).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6, solver=Newton(target="minimum"))
+        assert torch.allclose(kept.length, torch.tensor(1.1 * torch.pi).double(), rtol=1e-6)
+        assert torch.allclose(left.length, torch.tensor(0.9 * torch.pi).double(), rtol=1e-6)
+        assert (int(kept.index), int(left.index)) == (1, 0)
+
+    def test_start_curve_chooses_the_way_round(self):
+        z0, z1 = torch.tensor([0.0, 0.0]).double(), torch.tensor([2 * torch.pi - 1, 0.0]).double()
+        tube = Manifold(spaces.cylinder)
+        assert torch.allclose(tube.geodesic(z0, z1).length, torch.tensor(1.5 * (2 * torch.pi - 1)).double())
+
+    def test_one_curve_for_all_pairs(self):
+        z0, z1, d = spaces.CATALOGUE[0].pairs(generator(), 4)
+        r = Manifold(spaces.sphere).geodesic(z0, z1, init=Curve.line(z0[0], z1[0]), rtol=1e-6)
+        assert torch.allclose(r.length, d, rtol=1e-5)
+
+    def test_wrong_batch(self):
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(generator(), 4)
+        with pytest.raises(ShapeError, match="one curve for all pairs"):
+            Manifold(spaces.sphere).geodesic(z0, z1, init=Curve.line(z0[:3], z1[:3]))
+
+
+class TestOptions:
+    def test_mixed_dtypes(self):
+        with pytest.raises(DTypeError, match="one dtype"):
+            Manifold(spaces.sphere).geodesic(torch.zeros(1, 2), torch.ones(1, 2).double())
+
+    def test_half_precision(self):
+        with pytest.raises(DTypeError, match="float32 or float64"):
+            Manifold(spaces.sphere).geodesic(torch.zeros(1, 2).half(), torch.ones(1, 2).half())
+
+    def test_mixed_devices(self):
+        space = solvers.MetricSpace(spaces.poincare_tensor)
+        with pytest.raises(DeviceError, match="one device"):
+            solvers.geodesic(space, torch.zeros(1, 2), torch.zeros(1, 2, device="meta"))
+
+    def test_no_tensor(self):
+        with pytest.raises(DTypeError, match="torch tensor"):
+            solvers.geodesic(solvers.MetricSpace(spaces.poincare_tensor), [0.0, 0.0], torch.zeros(2))
+
+    @pytest.mark.parametrize("shapes", [((3, 2), (4, 2)), ((3, 2), (3, 3)), ((), (2,))])
+    def test_shapes_that_do_not_pair_up(self, shapes):
+        with pytest.raises(ShapeError, match="Pair them up"):
+            solvers.geodesic(solvers.MetricSpace(spaces.poincare_tensor), *(torch.zeros(s) for s in shapes))
+
+    @pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan")])
+    def test_rtol(self, rtol):
+        with pytest.raises(OptionError, match="rtol > 0"):
+            Manifold(spaces.sphere).geodesic(torch.zeros(1, 2), torch.ones(1, 2), rtol=rtol)
+
+    @pytest.mark.parametrize("options", [{"segments": 1}, {"segments": 32, "max_segments": 16}, {"max_steps": 0}, {"target": "x"}])
+    def test_newton_settings(self, options):
+        with pytest.raises(OptionError, match="Newton"):
+            Newton(**options)
+
+    def test_gauss_newton_alone(self):
+        r, d = solve(spaces.CATALOGUE[0], solver=Newton(second_order=False), rtol=1e-6)
+        assert torch.allclose(r.length, d, rtol=1e-5)
+        assert (r.index == -1).all()
+
+    def test_large_systems_take_the_block_road(self):
+        known = spaces.CATALOGUE[5]
+        fine, d = solve(known, n=3, solver=Newton(segments=128), rtol=1e-8)
+        assert torch.allclose(fine.length, d, rtol=1e-8)
