@@ -204,7 +204,7 @@ class Newton:
         return PathState(nodes, status, decrement, index, state.steps + keep, state.damping, keep)
 
     def _escape(self, space: Space, nodes: Tensor, expansion: Expansion, at_saddle: Tensor) -> Tensor:
-        """Leave saddles along the direction of most negative curvature, by the longest step that lowers the energy."""
+        """Leave saddles along the direction of most negative curvature, to the side where the energy falls further."""
         assert expansion.hessian is not None
         nodes = nodes.clone()
         where = at_saddle.nonzero().flatten()
@@ -213,14 +213,17 @@ class Newton:
         stiffness = (direction * expansion.gauss_newton.select(where).product(direction)).sum((-1, -2))
         size = (expansion.energy[where] / stiffness).sqrt()
         pending = torch.arange(len(where), device=nodes.device)
-        for attempt in range(_ATTEMPTS):
-            for sign in (1, -1):
-                if len(pending):
-                    rows = where[pending]
-                    trial = _moved(nodes[rows], sign * 0.5**attempt * size[pending, None, None] * direction[pending])
-                    lower = space.curve_energy(trial) < expansion.energy[rows] - expansion.noise[rows]
-                    nodes[rows[lower]] = trial[lower]
-                    pending = pending[~lower]
+        for attempt in range(1, _ATTEMPTS):
+            if not len(pending):
+                break
+            rows = where[pending]
+            stride = 0.5**attempt * size[pending, None, None] * direction[pending]
+            both = torch.stack([_moved(nodes[rows], sign * stride) for sign in (1, -1)])
+            energies = torch.stack([space.curve_energy(trial) for trial in both]).nan_to_num(torch.inf)
+            lower, side = energies.min(0)
+            found = lower < expansion.energy[rows] - expansion.noise[rows]
+            nodes[rows[found]] = both[side, torch.arange(len(rows), device=nodes.device)][found]
+            pending = pending[~found]
         return nodes
 
 
