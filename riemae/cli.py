@@ -29,7 +29,7 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
     """Geodesics between real handwritten digits, from training to figures, in a minute.
 
     Exit code 0 when every geodesic shown has converged.
-    """
+    """  # noqa: DOC501 (this text is what --help prints)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

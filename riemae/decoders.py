@@ -38,7 +38,11 @@ class Decoder:
         self.output_shape: torch.Size | None = None
 
     def __call__(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
-        """Decode, with no more checks than the shape."""
+        """Decode, with no more checks than the shape.
+
+        Raises:
+            DecoderError: When the output is no tensor, or has another number of rows.
+        """
         x = self.function(z)
         if not isinstance(x, Tensor):
             raise DecoderError(
@@ -107,7 +111,10 @@ class Decoder:
             alone = self._attempt(where, points[:1].expand(2, -1))
         if x.dtype != z.dtype:
             raise DTypeError(
-                where, f"a decoder that keeps the dtype {z.dtype}", str(x.dtype), "Convert z, or the decoder's constants."
+                where,
+                f"a decoder that keeps the dtype {z.dtype}",
+                str(x.dtype),
+                "Convert z, or the decoder's constants.",
             )
         bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
         if bad:
@@ -148,7 +155,11 @@ class Decoder:
             ) from reason
 
     def _refuse_training_mode(self, where: str) -> None:
-        """Before anything runs: a forward pass in training mode would already change batch-norm's statistics."""
+        """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
+
+        Raises:
+            DecoderError: When a layer is random or couples the batch.
+        """
         for name, layer in self.module.named_modules() if self.module is not None else ():
             random = isinstance(layer, _RANDOM) and getattr(layer, "p", 1) > 0
             if layer.training and (random or isinstance(layer, _BATCH_COUPLED)):

@@ -218,10 +218,12 @@ def _draw_latent(demo: Demo, folder: Path) -> Path:
         axes.scatter(z[:, 0], z[:, 1], s=7, color=plt.get_cmap("tab10")(digit), label=str(digit), linewidths=0)
     ends = demo.codes[demo.pairs]
     plotting.curves(Curve.line(ends[:, 0], ends[:, 1]), axes, color="white", linewidth=2.6)
-    plotting.curves(Curve.line(ends[:, 0], ends[:, 1]), axes, color="black", linewidth=1, linestyle="--", label="straight")
+    plotting.curves(
+        Curve.line(ends[:, 0], ends[:, 1]), axes, color="black", linewidth=1, linestyle="--", label="straight"
+    )
     plotting.curves(demo.geodesics.curve, axes, color="white", linewidth=4)
     plotting.curves(demo.geodesics.curve, axes, color="crimson", linewidth=2, label="geodesic")
-    axes.scatter(*ends.flatten(0, 1).T, s=36, facecolor="white", edgecolor="black", zorder=3)
+    axes.scatter(ends[..., 0], ends[..., 1], s=36, facecolor="white", edgecolor="black", zorder=3)
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
     axes.set_title("Geodesics between digits in the latent space of an autoencoder")
@@ -256,7 +258,6 @@ def _draw_matrices(demo: Demo, folder: Path) -> Path:
     figure, grid = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     top = float(torch.maximum(demo.by_graph, demo.by_geodesic).max())
     names = [str(int(c)) for c in demo.labels[demo.subset]]
-    image = None
     for axes, matrix, title in zip(
         grid, (demo.by_geodesic, demo.by_graph), ("geodesic distance", "graph distance"), strict=True
     ):

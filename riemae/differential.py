@@ -2,8 +2,8 @@
 
 Jacobians are built from ``m`` forward-mode products, never from a loop over the outputs. Where forward mode does not
 exist for an operation, portable kernels are tried, then reverse mode twice (``Jv`` as the derivative of ``Jᵀw`` in w),
-announced once by a :class:`~riemae.exceptions.FallbackWarning`. Everything works in chunks that fit a processor's cache,
-and every result is differentiable again.
+announced once by a :class:`~riemae.exceptions.FallbackWarning`. Everything works in chunks that fit a processor's
+cache, and every result is differentiable again.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class _Mode:
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``Jv``."""
         if self.forward:
-            return forward_jvp(f, (z,), (v,))
+            x, tangent = forward_jvp(f, (z,), (v,))  # type: ignore[misc]
+            return x, tangent
         x = f(z)
-        _, pull = reverse_vjp(lambda w: reverse_vjp(f, z)[1](w)[0], torch.zeros_like(x))
+        pull = reverse_vjp(lambda w: reverse_vjp(f, z)[1](w)[0], torch.zeros_like(x))[1]
         return x, pull(v)[0]
 
     def along(self, f: Callable[..., Tensor], *directions: Tensor) -> Tensor:
@@ -158,13 +159,14 @@ class Differential:
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         if mode.vectorised:
             # The primal does not depend on the direction: computed once, returned unbatched.
-            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)), out_dims=(None, 0))(basis)
+            out: Any = (None, 0)
+            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)), out_dims=out)(basis)
             return x, rows.movedim(0, -1)
         pushed = [mode.push(self._flat, z, e.expand_as(z)) for e in basis]
         return pushed[0][0], torch.stack([tangent for _, tangent in pushed], -1)
 
     def _vjp(self, mode: _Mode, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        x, pull = reverse_vjp(self._flat, z)
+        x, pull = reverse_vjp(self._flat, z)[:2]
         return x, pull(w)[0]
 
     def _second(self, mode: _Mode, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -217,7 +219,11 @@ class Differential:
         return torch.cat(parts)
 
     def _mode(self, kind: str, z: Tensor, formula: Callable[..., Any], args: tuple[Tensor, ...]) -> _Mode:
-        """The first mode that can do ``formula``, tried on one point and remembered."""
+        """The first mode that can do ``formula``, tried on one point and remembered.
+
+        Raises:
+            DifferentiationError: When none can.
+        """
         key = (kind, z.device.type)
         if key not in self._modes:
             sample = [x[:1].detach() if len(x) else x.new_zeros(1, *x.shape[1:]) for x in args]
@@ -246,8 +252,8 @@ class Differential:
         if not self._announced:
             self._announced = True
             warnings.warn(
-                f"Forward-mode derivatives do not exist for this map ({reasons[0]}); using reverse mode twice, which is "
-                "slower but exact.",
+                f"Forward-mode derivatives do not exist for this map ({reasons[0]}); using reverse mode twice, "
+                "which is slower but exact.",
                 FallbackWarning,
                 stacklevel=4,
             )
@@ -278,9 +284,13 @@ class _OutputSizes(TorchFunctionMode):
         super().__init__()
         self.sizes: list[int] = []
 
-    def __torch_function__(  # type: ignore[no-untyped-def]  # noqa: D105, ANN204
-        self, func, types, args=(), kwargs=None  # noqa: ANN001
-    ):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.sizes.append(out.numel() if isinstance(out, Tensor) else 0)
         return out
@@ -330,9 +340,7 @@ def contraction(f: BatchedMap, z: Tensor, a: Tensor, chunk_size: int | None = No
     return d.contraction(flat, a.reshape(len(flat), -1)).reshape(*z.shape, z.shape[-1])
 
 
-def _prepared(
-    where: str, f: BatchedMap, z: Tensor, chunk_size: int | None
-) -> tuple[Differential, Tensor, torch.Size]:
+def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> tuple[Differential, Tensor, torch.Size]:
     flat = z.reshape(-1, z.shape[-1])
     with torch.no_grad():
         sample = f(flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1]))

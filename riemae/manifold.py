@@ -33,8 +33,8 @@ from riemae.solvers.tolerances import tolerance
 class Manifold:
     """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric ``G = Jᵀ H(f(z)) J``.
 
-    Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as ``(*b, D)``. Every method keeps
-    dtype and device, changes no input, and is differentiable by torch unless it says otherwise.
+    Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as ``(*b, D)``. Every method
+    keeps dtype and device, changes no input, and is differentiable by torch unless it says otherwise.
 
     Args:
         decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats every row alone.
@@ -138,7 +138,11 @@ class Manifold:
         return self._finite("pushforward", self._map.jvp(flat, w)[1], flat).unflatten(0, batch)
 
     def pullback(self, z: Tensor, w: Tensor) -> Tensor:  # (*b, m), (*b, D) or (*b, *shape) -> (*b, m)
-        """Latent covector ``Jᵀ w`` of a data-space covector."""
+        """Latent covector ``Jᵀ w`` of a data-space covector.
+
+        Raises:
+            ShapeError: When ``w`` does not hold one covector a point.
+        """
         flat = self._points("pullback", z)
         shape = self._decoder.output_shape
         size = w.shape[-1] if shape is None else shape.numel()
@@ -175,7 +179,7 @@ class Manifold:
         return (self._ambient.product(x, tangent) * self._map.jvp(flat, v)[1]).sum(-1).view(batch)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
-        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its derivative at v = 0 is taken as 0."""
+        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is taken as 0."""
         flat, v, batch = self._tangents("norm", z, v)
         if self._embedding is not None:
             return safe_sqrt(self._embedding.jvp(flat, v)[1].square().sum(-1)).view(batch)
@@ -276,8 +280,8 @@ class Manifold:
             One entry a pair; not differentiable, see :meth:`distance`.
 
         Raises:
-            NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is not finite; it carries
-                the result.
+            NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is not finite; it
+                carries the result.
         """
         for name, z in (("z0", z0), ("z1", z1)):
             self._points(f"geodesic ({name})", z, finite=False)
@@ -294,9 +298,9 @@ class Manifold:
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Geodesic distance, differentiable once in the end points and in the decoder's parameters.
 
-        A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of the
-        frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. The derivative at
-        coinciding points, where none exists, is taken as 0.
+        A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
+        the frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. At
+        coinciding points, where no derivative exists, it is taken as 0.
 
         Args:
             z0: Start points ``(*b, m)``.
@@ -364,8 +368,8 @@ class Manifold:
         Args:
             a: ``(n, m)``.
             b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
-            method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour graph of
-                all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
+            method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour
+                graph of all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
             rtol: Relative accuracy of geodesic distances.
             k: Neighbours a point in the graph.
             throw: As in :meth:`geodesic`.
@@ -373,6 +377,7 @@ class Manifold:
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``.
+            ShapeError: When ``a`` or ``b`` has more or fewer than two axes.
             OptionError: For an unknown method.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
         """
@@ -386,12 +391,12 @@ class Manifold:
             joint = a if b is None else torch.cat([a, b])
             return self.graph(joint, k=k).distances(range(n))[:, -q or None :]
         if method not in ("geodesic", "chord"):
-            raise OptionError(
-                "Manifold.distance_matrix", "method 'geodesic', 'graph' or 'chord'", repr(method), ""
-            )
-        i, j = torch.triu_indices(n, n, 1, device=a.device) if b is None else torch.cartesian_prod(
-            torch.arange(n, device=a.device), torch.arange(q, device=a.device)
-        ).T
+            raise OptionError("Manifold.distance_matrix", "method 'geodesic', 'graph' or 'chord'", repr(method), "")
+        i, j = (
+            torch.triu_indices(n, n, 1, device=a.device)
+            if b is None
+            else torch.cartesian_prod(torch.arange(n, device=a.device), torch.arange(q, device=a.device)).T
+        )
         with torch.no_grad():
             if method == "geodesic":
                 values = self.geodesic(a[i], other[j], rtol=rtol, throw=throw, progress=progress).length
@@ -460,7 +465,8 @@ class Manifold:
         hj = self._ambient.apply_to(x, j)
         bend = torch.einsum("kdi,kdjl->kijl", hj, second)
         slope = [
-            j.mT @ torch.func.jvp(lambda y: self._ambient.apply_to(y, j), (x,), (j[..., i],))[1] for i in range(j.shape[-1])
+            j.mT @ torch.func.jvp(lambda y: self._ambient.apply_to(y, j), (x,), (j[..., i],))[1]
+            for i in range(j.shape[-1])
         ]
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
 
@@ -487,7 +493,8 @@ class Manifold:
         def weighted(columns: Tensor) -> Tensor:
             """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
             flat = columns.flatten(0, 1)
-            return sum(self._ambient.apply_to(y, flat) for _, y in ends).view(columns.shape) / 2
+            first, last = (self._ambient.apply_to(y, flat) for _, y in ends)
+            return ((first + last) / 2).view(columns.shape)
 
         left, right = j[:, :-1], j[:, 1:]
         w_left, w_right = weighted(left), weighted(right)
@@ -506,7 +513,13 @@ class Manifold:
         )
 
     def _points(self, where: str, z: Tensor, finite: bool = True) -> Tensor:  # (*b, m) -> (k, m)
-        """Validate points, probe the decoder at first use, and flatten the leading axes."""
+        """Validate points, probe the decoder at first use, and flatten the leading axes.
+
+        Raises:
+            DTypeError: For no tensor, or another dtype than the decoder's.
+            ShapeError: For a wrong last axis.
+            NonFiniteError: For NaN or infinity, unless ``finite`` is False.
+        """
         where = f"Manifold.{where}"
         if not isinstance(z, Tensor):
             raise DTypeError(where, "z as a torch tensor", type(z).__name__, "Try torch.as_tensor(z).")
@@ -540,9 +553,14 @@ class Manifold:
         return flat
 
     def _tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
-        """Validated points and tangents, flattened after broadcasting, and the batch shape."""
+        """Validated points and tangents, flattened after broadcasting, and the batch shape.
+
+        Raises:
+            ShapeError: When they do not broadcast.
+            DTypeError: When their dtypes differ.
+        """
         try:
-            z, *vectors = torch.broadcast_tensors(z, *vectors)  # type: ignore[assignment]
+            z, *vectors = torch.broadcast_tensors(z, *vectors)
         except RuntimeError:
             raise ShapeError(
                 f"Manifold.{where}",
@@ -553,7 +571,9 @@ class Manifold:
         flat = self._points(where, z)
         for v in vectors:
             if v.dtype != z.dtype:
-                raise DTypeError(f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them.")
+                raise DTypeError(
+                    f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."
+                )
         return (flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
 
     def _finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:

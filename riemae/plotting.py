@@ -35,7 +35,9 @@ def magnification(
         ShapeError: For any other latent dimension.
     """
     if low.shape != (2,):
-        raise ShapeError("plotting.magnification", "corners of shape (2,)", str(tuple(low.shape)), "Only m = 2 is flat.")
+        raise ShapeError(
+            "plotting.magnification", "corners of shape (2,)", str(tuple(low.shape)), "Only m = 2 is flat."
+        )
     x, y = (torch.linspace(float(a), float(b), resolution).to(low) for a, b in zip(low, high, strict=True))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     with torch.no_grad():

@@ -46,8 +46,8 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, fl
         >>> import torch
         >>> from riemae import Manifold
         >>> from riemae.testing import check_manifold
-        >>> report = check_manifold(Manifold(torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh())), torch.zeros(3, 2))
-        >>> sorted(report)[:3]
+        >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh())
+        >>> sorted(check_manifold(Manifold(decoder), torch.zeros(3, 2)))[:3]
         ['acceleration', 'adjoint', 'batch']
     """
     if z.ndim != 2 or not len(z):
@@ -185,6 +185,11 @@ def _batch(M: Manifold, z: Tensor) -> float:
 
 def _kept(M: Manifold, z: Tensor, v: Tensor) -> float:
     k, m = z.shape
-    outputs = {(k, m, m): M.metric(z), (k,): M.norm(z, v), (k, m): M.metric_product(z, v), (k, m, m, m): M.christoffel(z)}
+    outputs = {
+        (k, m, m): M.metric(z),
+        (k,): M.norm(z, v),
+        (k, m): M.metric_product(z, v),
+        (k, m, m, m): M.christoffel(z),
+    }
     right = all(x.shape == s and x.dtype == z.dtype and x.device == z.device for s, x in outputs.items())
     return 0.0 if right else float("inf")

@@ -186,7 +186,11 @@ def _norm(space: Space, z: Tensor, v: Tensor) -> Tensor:
 
 
 def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points and velocities ``(*b, n q, m)`` along the curve, and weights ``(n q,)``."""
+    """Points and velocities ``(*b, n q, m)`` along the curve, and weights ``(n q,)``.
+
+    Raises:
+        DTypeError: For anything but a curve or a tensor.
+    """
     if isinstance(curve, Curve):
         nodes = curve.nodes
     elif isinstance(curve, Tensor):

@@ -1,8 +1,8 @@
 """Discrete curve energies and their derivatives in the interior nodes.
 
-For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy of n segments is ``n Σ |x_{i+1} − x_i|²``.
+For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is ``n Σ |x_{i+1} − x_i|²``.
 With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is ``2n J_iᵀ a_i``, its Hessian blocks are
-``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on and ``−2n J_iᵀ J_{i+1}`` beside the diagonal. Dropping ``a·∂²`` is Gauss-Newton.
+``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on and ``−2n J_iᵀ J_{i+1}`` beside the diagonal. Without ``a·∂²`` it is Gauss-Newton.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def expand_by_autodiff(
 ) -> Expansion:
     """Derivatives of any energy whose terms couple neighbouring nodes only.
 
-    The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of it: every third node
-    moves at once.
+    The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of it: every third
+    node moves at once.
 
     Args:
         energy: ``(p, n + 1, m) -> (p,)``.

@@ -142,7 +142,10 @@ def graph(
         raise NonFiniteError("graph", "finite points", f"NaN or infinity at rows {bad[:5]}", "Remove these rows.")
     if not 1 <= k < max(n, 2):
         raise OptionError(
-            "graph", f"1 <= k < {n}, the number of points", f"k={k}", "Lower k: a point has no more neighbours than that."
+            "graph",
+            f"1 <= k < {n}, the number of points",
+            f"k={k}",
+            "Lower k: a point has no more neighbours than that.",
         )
     if weight not in ("length", "chord"):
         raise OptionError("graph", "weight 'length' or 'chord'", repr(weight), "")

@@ -53,9 +53,7 @@ class BlockTridiagonal:
     def where(self, condition: Tensor, other: BlockTridiagonal) -> BlockTridiagonal:
         """This matrix where ``condition`` ``(p,)`` holds, ``other`` elsewhere."""
         c = condition[:, None, None, None]
-        return BlockTridiagonal(
-            torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper)
-        )
+        return BlockTridiagonal(torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper))
 
     def product(self, x: Tensor) -> Tensor:
         """Matrix times vectors ``(p, n, m) -> (p, n, m)``."""

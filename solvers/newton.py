@@ -139,7 +139,9 @@ class Newton:
         status = torch.where(limited, int(Status.PRECISION), status)
         status = torch.where(live & stalled & ~may_end, int(Status.STALLED), status)
         kept = torch.zeros_like(state.kept)
-        return PathState(nodes, status, torch.where(live, relative, state.decrement), index, state.steps + 1, damping, kept)
+        return PathState(
+            nodes, status, torch.where(live, relative, state.decrement), index, state.steps + 1, damping, kept
+        )
 
     def _descend(
         self,

@@ -20,8 +20,8 @@ Progress = Callable[[int, int], object]
 
 # The solver's own error must vanish beside the discretisation error that is being estimated.
 _SOLVER_SHARE = 0.05
-# The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the spline
-# between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
+# The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the
+# spline between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
 _RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 40.0
 _SAFETY = 2.0
 
@@ -43,8 +43,8 @@ def geodesic(
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
-    Every pair is solved on 8 segments, then on 16, 32, … until the difference between two levels says that its length is
-    accurate; pairs that are done leave the batch. The reported length is that of the C² spline through the nodes, by
+    Every pair is solved on 8 segments, then on 16, 32, … until the difference between two levels says that its length
+    is accurate; pairs that are done leave the batch. The reported length is that of the C² spline through the nodes, by
     quadrature of the true metric: a real curve, hence an upper bound of the distance.
 
     Args:
@@ -53,8 +53,8 @@ def geodesic(
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length.
         solver: Settings; :class:`Newton` unless given.
-        init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points are
-            replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
+        init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
+            are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
             curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
         progress: Called with (pairs done, pairs in all) after every level.
@@ -189,9 +189,7 @@ def _error(before: Tensor, previous: Tensor, now: Tensor) -> Tensor:
     return torch.maximum(estimate, tolerance(now.dtype).length * now)
 
 
-def _verdict(
-    state: PathState, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Newton
-) -> Tensor:
+def _verdict(state: PathState, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Newton) -> Tensor:
     """Status after a level; RUNNING where a finer one is needed."""
     met = state.status == Status.CONVERGED
     solved = met | (state.status == Status.PRECISION)
@@ -228,8 +226,8 @@ def _gather(
 class _Queue:
     """Pairs that wait for a resolution at which their start curve can be seen.
 
-    On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the solver
-    would converge to a curve that jumps. A pair joins once the discrete length shows most of the true one.
+    On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the
+    solver would converge to a curve that jumps. A pair joins once the discrete length shows most of the true one.
     """
 
     def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:
@@ -300,4 +298,3 @@ def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     except RuntimeError:
         raise problem from None
     return z0, z1
-

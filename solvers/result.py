@@ -45,11 +45,13 @@ class GeodesicResult:
         length: Riemannian length of ``curve``: an upper bound of the distance, whatever the status.
         error: Estimated absolute error of ``length``; NaN where no estimate exists.
         status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
-        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum, −1 where unknown.
+        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum,
+            −1 where unknown.
         curve: The curves, from ``z0`` at t = 0 to ``z1`` at t = 1, at nearly constant speed.
         lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN where unknown.
         rtol: The relative accuracy that was asked for.
-        stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at that resolution).
+        stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at
+            that resolution).
     """
 
     length: Tensor
@@ -95,7 +97,9 @@ class GeodesicResult:
             error=torch.where(condition, a.error, b.error),
             status=torch.where(condition, a.status, b.status),
             index=torch.where(condition, a.index, b.index),
-            curve=Curve(torch.where(wide, fine[0].nodes, fine[1].nodes), torch.where(wide, fine[0].slopes, fine[1].slopes)),
+            curve=Curve(
+                torch.where(wide, fine[0].nodes, fine[1].nodes), torch.where(wide, fine[0].slopes, fine[1].slopes)
+            ),
             lower_bound=torch.where(condition, a.lower_bound, b.lower_bound),
             rtol=max(a.rtol, b.rtol),
             stats={name: torch.where(condition, a.stats[name], b.stats[name]) for name in a.stats},

@@ -1,6 +1,7 @@
 """The catalogue: spaces whose geometry is known in closed form, and pairs of points with their true distance.
 
-Every truth is derived in a comment, or integrated by scipy from the textbook's geodesic equation; none comes from riemae.
+Every truth is derived in a comment, or integrated by scipy from the textbook's geodesic equation; none comes from
+riemae.
 """
 
 from collections.abc import Callable
@@ -123,7 +124,8 @@ def integrated(acceleration, speed, starts, velocities):
             atol=1e-13,
         )
         ends.append(flow.y[:2, -1])
-    return torch.as_tensor(np.array(ends)), torch.as_tensor([speed(z, v) for z, v in zip(starts.numpy(), velocities.numpy())])
+    lengths = [speed(z, v) for z, v in zip(starts.numpy(), velocities.numpy(), strict=True)]
+    return torch.as_tensor(np.array(ends)), torch.as_tensor(lengths)
 
 
 def torus_acceleration(z, w):
@@ -219,7 +221,13 @@ CATALOGUE = [
         _box(3, 0.8),
         _pairs(_box(3, 0.8), lambda a, b: great_circle(a, b, 2.0)),
     ),
-    Known("torus", torus, lambda: Manifold(torus), _box(2, 3.0), _shots(_box(2, 3.0), torus_acceleration, torus_speed, 0.5)),
+    Known(
+        "torus",
+        torus,
+        lambda: Manifold(torus),
+        _box(2, 3.0),
+        _shots(_box(2, 3.0), torus_acceleration, torus_speed, 0.5),
+    ),
     Known("cylinder", cylinder, lambda: Manifold(cylinder), _box(2, 1.0), _cylinder_pairs),
     Known(
         "paraboloid",

@@ -293,7 +293,9 @@ class TestOptions:
         with pytest.raises(OptionError, match="rtol > 0"):
             Manifold(spaces.sphere).geodesic(torch.zeros(1, 2), torch.ones(1, 2), rtol=rtol)
 
-    @pytest.mark.parametrize("options", [{"segments": 1}, {"segments": 32, "max_segments": 16}, {"max_steps": 0}, {"target": "x"}])
+    @pytest.mark.parametrize(
+        "options", [{"segments": 1}, {"segments": 32, "max_segments": 16}, {"max_steps": 0}, {"target": "x"}]
+    )
     def test_newton_settings(self, options):
         with pytest.raises(OptionError, match="Newton"):
             Newton(**options)

@@ -149,11 +149,16 @@ class AmbientMetric(nn.Module):
             ) from reason
         if applied.shape != columns.shape:
             raise AmbientError(
-                where, f"H(x) v of shape {tuple(columns.shape[:-1])}", str(tuple(applied.shape[:-1])), "Check its shapes."
+                where,
+                f"H(x) v of shape {tuple(columns.shape[:-1])}",
+                str(tuple(applied.shape[:-1])),
+                "Check its shapes.",
             )
         form = columns.mT @ applied
         if not bool(form.isfinite().all()):
-            raise AmbientError(where, "a finite metric", "NaN or infinity", "Check its formula at the decoder's outputs.")
+            raise AmbientError(
+                where, "a finite metric", "NaN or infinity", "Check its formula at the decoder's outputs."
+            )
         scale = form.abs().amax((-1, -2)) * flat.shape[1] ** 0.5
         if bool(((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()):
             raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")

@@ -45,19 +45,29 @@ class Custom(AmbientMetric):
         operator: Operator | None = None,
     ) -> None:
         super().__init__()
-        given = {k: f for k, f in dict(function=function, matrix=matrix, diagonal=diagonal, operator=operator).items() if f}
+        forms: dict[str, Callable[..., Tensor] | None] = {
+            "function": function,
+            "matrix": matrix,
+            "diagonal": diagonal,
+            "operator": operator,
+        }
+        given = {name: f for name, f in forms.items() if f is not None}
         if len(given) != 1:
             raise AmbientError(
                 "Custom", "exactly one of function, matrix, diagonal, operator", ", ".join(given) or "none", ""
             )
-        (self.form, self.function), = given.items()
+        ((self.form, self.function),) = given.items()
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
         return self.apply_to(x, v[..., None])[..., 0]
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
-        """``H(x)`` times several vectors; the function is evaluated once."""
+        """``H(x)`` times several vectors; the function is evaluated once.
+
+        Raises:
+            AmbientError: When the function returns a shape that is no metric.
+        """
         if self.form == "operator":
             k, d, c = columns.shape
             spread = x[:, None].expand(k, c, d).reshape(k * c, d)

@@ -35,7 +35,10 @@ class Diagonal(AmbientMetric):
         super().__init__()
         if weights.ndim != 1 or not bool((weights > 0).all() & weights.isfinite().all()):
             raise AmbientError(
-                "Diagonal", "positive weights of shape (D,)", f"{tuple(weights.shape)} with minimum {weights.min():.3g}", ""
+                "Diagonal",
+                "positive weights of shape (D,)",
+                f"{tuple(weights.shape)} with minimum {weights.min():.3g}",
+                "",
             )
         self.register_buffer("weights", weights.detach().clone())
 
@@ -78,10 +81,11 @@ class Constant(AmbientMetric):
 
 
 class FeatureMap(AmbientMetric):
-    """``H = JφᵀJφ`` for any map φ: distances are measured in its feature space (perceptual metrics).
+    """``H = JφᵀJφ`` for any map φ: distances are those of its feature space (perceptual metrics).
 
     Args:
-        network: φ, maps data ``(k, *shape)`` to features ``(k, ...)``; a module or a function. Put modules in eval mode.
+        network: φ, maps data ``(k, *shape)`` to features ``(k, ...)``; a module (in eval
+            mode) or a function.
     """
 
     def __init__(self, network: nn.Module | Callable[[Tensor], Tensor]) -> None:
@@ -94,7 +98,11 @@ class FeatureMap(AmbientMetric):
 
 
 def _fitting(where: str, constant: Tensor, x: Tensor) -> Tensor:
-    """``constant`` if it belongs to data like ``x``; a typed error otherwise."""
+    """``constant`` if it belongs to data like ``x``.
+
+    Raises:
+        AmbientError: When dimension, dtype or device differ.
+    """
     if len(constant) != x[0].numel():
         raise AmbientError(
             where, f"data of dimension {len(constant)}", f"{x[0].numel()}", "Does the metric belong to this decoder?"
