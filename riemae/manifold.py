@@ -18,7 +18,7 @@ from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.energy import (
     Expansion,
-    chord_energy,
+    bending,
     expand_by_autodiff,
     expand_chord,
     gauss_newton_blocks,
@@ -179,7 +179,7 @@ class Manifold:
         return (self._ambient.product(x, tangent) * self._map.jvp(flat, v)[1]).sum(-1).view(batch)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
-        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is taken as 0."""
+        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
         flat, v, batch = self._tangents("norm", z, v)
         if self._embedding is not None:
             return safe_sqrt(self._embedding.jvp(flat, v)[1].square().sum(-1)).view(batch)
@@ -419,24 +419,33 @@ class Manifold:
     # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
     # here raises for NaN.
 
-    def curve_energy(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
-        """Chord energy of discrete curves, ``n Σ |φ(f(z_{i+1})) − φ(f(z_i))|²``.
+    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
+        """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
 
-        Without a feature map ``n Σ Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
+        Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
         x = (self._embedding or self._map).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
-        if self._embedding is not None:
-            return chord_energy(x)
         step = x.diff(dim=1)
+        if self._embedding is not None:
+            return step.square().sum(-1)
         ends = [self._ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
-        return step.shape[1] * ((ends[0] + ends[1]) / 2).view(step.shape[:2]).sum(1)
+        return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """:meth:`curve_energy` with its derivatives in the interior nodes, some curves at a time to bound memory."""
+        """The energy ``n Σ squared_chords`` with its derivatives in the interior nodes, some curves at a time to bound memory."""
         p, count, m = nodes.shape
         curves = max(1, self._map.chunk(nodes.flatten(0, 1), 1 + m) // count)
         expand = self._expand_features if self._embedding is not None else self._expand_general
         return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
+
+    def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
+        """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
+        if self._embedding is None:
+            return None
+        x = self._embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        interior = nodes[:, 1:-1]
+        pulled = self._embedding.vjp(interior.flatten(0, 1), bending(x).flatten(0, 1))[1]
+        return pulled.view(interior.shape)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
@@ -504,7 +513,7 @@ class Manifold:
             for y in (x[:, :-1], step)
         )
         return expand_by_autodiff(
-            self.curve_energy,
+            self.squared_chords,
             nodes,
             gauss_newton_blocks(left.mT @ w_left, right.mT @ w_right, left.mT @ w_right),
             rounding(size, speed),

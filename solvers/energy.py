@@ -2,14 +2,16 @@
 
 For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is ``n Σ |x_{i+1} − x_i|²``.
 With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is ``2n J_iᵀ a_i``, its Hessian blocks are
-``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on and ``−2n J_iᵀ J_{i+1}`` beside the diagonal. Without ``a·∂²`` it is Gauss-Newton.
+``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on, ``−2n J_iᵀ J_{i+1}`` beside the diagonal; without ``a·∂²`` it is Gauss-Newton.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
@@ -28,34 +30,53 @@ class Expansion:
         energy: ``(p,)``.
         gradient: ``(p, n − 1, m)``.
         gauss_newton: Positive semi-definite part of the Hessian: tangents only, no second derivatives.
-        hessian: The full Hessian, or None when it was not asked for.
+        correction: What is missing to the Hessian, or None when it was not asked for.
         noise: ``(p,)``, the rounding error to expect in ``energy``.
+        scalable: Whether the correction is block diagonal and falls like 1/n, so that it serves a finer level too.
     """
 
     energy: Tensor
     gradient: Tensor
     gauss_newton: BlockTridiagonal
-    hessian: BlockTridiagonal | None
+    correction: BlockTridiagonal | None
     noise: Tensor
+    scalable: bool = False
+
+    @property
+    def hessian(self) -> BlockTridiagonal | None:
+        """The full Hessian, or None when second derivatives were not asked for."""
+        return None if self.correction is None else self.gauss_newton + self.correction
+
+    def select(self, index: Tensor) -> Expansion:
+        """The curves at ``index``."""
+        return Expansion(
+            self.energy[index],
+            self.gradient[index],
+            self.gauss_newton.select(index),
+            None if self.correction is None else self.correction.select(index),
+            self.noise[index],
+            self.scalable,
+        )
 
     @classmethod
     def cat(cls, parts: list[Expansion]) -> Expansion:
-        """One batch from several."""
+        """One batch from several of the same space and order."""
         if len(parts) == 1:
             return parts[0]
-        hessians = [part.hessian for part in parts if part.hessian is not None]
+        corrections = [part.correction for part in parts if part.correction is not None]
         return cls(
             torch.cat([part.energy for part in parts]),
             torch.cat([part.gradient for part in parts]),
             BlockTridiagonal.cat([part.gauss_newton for part in parts]),
-            BlockTridiagonal.cat(hessians) if hessians else None,
+            BlockTridiagonal.cat(corrections) if corrections else None,
             torch.cat([part.noise for part in parts]),
+            parts[0].scalable,
         )
 
 
-def chord_energy(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p,)
-    """``n Σ |x_{i+1} − x_i|²`` of features ``x``."""
-    return (x.shape[1] - 1) * x.diff(dim=1).square().sum((-1, -2))
+def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
+    """``n Σ chord²``."""
+    return squared_chords.shape[1] * squared_chords.sum(-1)
 
 
 def expand_chord(x: Tensor, jacobian: Tensor, contraction: Callable[[Tensor], Tensor] | None) -> Expansion:
@@ -69,14 +90,36 @@ def expand_chord(x: Tensor, jacobian: Tensor, contraction: Callable[[Tensor], Te
     n = x.shape[1] - 1
     step = x.diff(dim=1)
     a = -step.diff(dim=1)
-    gauss_newton = BlockTridiagonal(4 * n * (jacobian.mT @ jacobian), -2 * n * (jacobian[:, :-1].mT @ jacobian[:, 1:]))
+    upper = -2 * n * (jacobian[:, :-1].mT @ jacobian[:, 1:])
     return Expansion(
         energy=n * step.square().sum((-1, -2)),
         gradient=2 * n * (jacobian.mT @ a[..., None])[..., 0],
-        gauss_newton=gauss_newton,
-        hessian=None if contraction is None else gauss_newton.add_block_diagonal(2 * n * contraction(a)),
+        gauss_newton=BlockTridiagonal(4 * n * (jacobian.mT @ jacobian), upper),
+        correction=None if contraction is None else BlockTridiagonal(2 * n * contraction(a), torch.zeros_like(upper)),
         noise=rounding(x[:, :-1].norm(dim=-1), step.norm(dim=-1)),
+        scalable=True,
     )
+
+
+def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
+    """``−2 x″ h² n`` at the interior nodes, to sixth order: what a geodesic has normal to the manifold only.
+
+    ``Jᵀ bending(x)`` is the gradient of the chord energy but for its second-order error.
+    """
+    n = x.shape[1] - 1
+    return -2 * n * torch.einsum("ij,pjd->pid", _second_differences(n).to(x), x)
+
+
+@lru_cache(maxsize=64)
+def _second_differences(n: int) -> Tensor:  # -> (n - 1, n + 1)
+    """Second derivatives (times h²) at the interior nodes of an even grid, from stencils of up to seven points."""
+    width = min(7, n + 1)
+    rows = np.zeros((n - 1, n + 1))
+    for i in range(1, n):
+        first = min(max(i - width // 2, 0), n + 1 - width)
+        powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
+        rows[i - 1, first : first + width] = np.linalg.solve(powers, 2.0 * (np.arange(width) == 2))
+    return torch.as_tensor(rows)
 
 
 def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTridiagonal:
@@ -92,7 +135,7 @@ def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTrid
 
 
 def expand_by_autodiff(
-    energy: Callable[[Tensor], Tensor],
+    squared_chords: Callable[[Tensor], Tensor],
     nodes: Tensor,
     gauss_newton: BlockTridiagonal,
     noise: Tensor,
@@ -105,7 +148,7 @@ def expand_by_autodiff(
     node moves at once.
 
     Args:
-        energy: ``(p, n + 1, m) -> (p,)``.
+        squared_chords: ``(p, n + 1, m) -> (p, n)``.
         nodes: ``(p, n + 1, m)``.
         gauss_newton: The positive semi-definite part of the Hessian.
         noise: ``(p,)``, rounding error of the energy.
@@ -113,13 +156,16 @@ def expand_by_autodiff(
         pushforward: How to take directional derivatives; forward mode unless given.
     """
     push = pushforward or (lambda f, z, v: jvp(f, (z,), (v,))[1])
+    energy = lambda z: discrete_energy(squared_chords(z))  # noqa: E731 (one expression)
 
     def gradient(interior: Tensor) -> Tensor:
         return grad(lambda z: energy(torch.cat([nodes[:, :1], z, nodes[:, -1:]], 1)).sum())(interior)
 
     interior = nodes[:, 1:-1]
-    hessian = _hessian(lambda v: push(gradient, interior, v), interior) if second_order else None
-    return Expansion(energy(nodes), gradient(interior), gauss_newton, hessian, noise)
+    correction = None
+    if second_order:
+        correction = _hessian(lambda v: push(gradient, interior, v), interior) + gauss_newton.scaled(-1.0)
+    return Expansion(energy(nodes), gradient(interior), gauss_newton, correction, noise)
 
 
 def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTridiagonal:

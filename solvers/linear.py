@@ -46,6 +46,14 @@ class BlockTridiagonal:
         """The matrices of the batch at ``index``."""
         return BlockTridiagonal(self.diagonal[index], self.upper[index])
 
+    def __add__(self, other: BlockTridiagonal) -> BlockTridiagonal:
+        """The sum of two matrices, pair by pair."""
+        return BlockTridiagonal(self.diagonal + other.diagonal, self.upper + other.upper)
+
+    def scaled(self, factor: float) -> BlockTridiagonal:
+        """A multiple of every matrix."""
+        return BlockTridiagonal(factor * self.diagonal, factor * self.upper)
+
     def add_block_diagonal(self, blocks: Tensor) -> BlockTridiagonal:
         """The sum with a block-diagonal matrix ``(p, n, m, m)``."""
         return BlockTridiagonal(self.diagonal + blocks, self.upper)

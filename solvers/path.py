@@ -18,16 +18,17 @@ from riemae.solvers.tolerances import tolerance
 # Called with (pairs done, pairs in all).
 Progress = Callable[[int, int], object]
 
-# The solver's own error must vanish beside the discretisation error that is being estimated.
-_SOLVER_SHARE = 0.05
+# The solver's own error must vanish beside the discretisation error that is being estimated; rounding may stop it
+# at 50 times as much.
+_SOLVER_SHARE = 1e-3
 # The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the
 # spline between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
-_RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 40.0
+_RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 80.0
 _SAFETY = 2.0
 
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
-_START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 16, 0.8, 64, 1.5
+_START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 
 
 def geodesic(
@@ -135,9 +136,10 @@ def _solve(
     previous, before = nan, nan
     segments = solver.segments
     rows, nodes = queue.admit(segments)
+    state = PathState.start(nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
-            state = _solve_level(space, solver, nodes, rtol, out.steps[rows])
+            state = _solve_level(space, solver, state, rtol, out.steps[rows])
             curve = Curve.from_nodes(state.nodes)
             speed, weights = speeds(space, curve)
             before, previous = previous, out.length.clone()
@@ -147,13 +149,14 @@ def _solve(
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
             out.settle(rows[done], state.select(done), curve[done])
-            nodes = _even(curve[~done], speed[~done], weights, 2 * segments)
+            state = state.select(~done).refined(*_even(curve[~done], speed[~done], weights, 2 * segments))
             rows = rows[~done]
             if progress is not None:
                 progress(p - len(rows) - len(queue.rows), p)
         segments *= 2
-        joined, fresh = queue.admit(segments)
-        rows, nodes = torch.cat([rows, joined]), torch.cat([nodes, fresh]) if len(rows) else fresh
+        joined, nodes = queue.admit(segments)
+        state = PathState.cat([state, PathState.start(nodes)]) if len(rows) else PathState.start(nodes)
+        rows = torch.cat([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
     return GeodesicResult(
@@ -172,9 +175,8 @@ def _solve(
     )
 
 
-def _solve_level(space: Space, solver: Newton, nodes: Tensor, rtol: float, spent: Tensor) -> PathState:
+def _solve_level(space: Space, solver: Newton, state: PathState, rtol: float, spent: Tensor) -> PathState:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
-    state = solver.init(nodes)
     while True:
         active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
         if not len(active):
@@ -227,21 +229,25 @@ class _Queue:
     """Pairs that wait for a resolution at which their start curve can be seen.
 
     On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the
-    solver would converge to a curve that jumps. A pair joins once the discrete length shows most of the true one.
+    solver would converge to a curve that jumps. A pair joins once its chords show most of the length that fine ones show.
     """
 
     def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:
-        self.space, self.rows, self.solver = space, rows, solver
+        self.rows, self.solver = rows, solver
         self.start = start[rows]
-        self.speed, self.weights = speeds(space, self.start) if len(rows) else (start.nodes[:0, :, 0], start.times)
+        points = self.start.nodes
+        self.space = space
+        # The chords of the fine start curve stand for its speed: values of the decoder only, no derivatives.
+        self.speed = (space.squared_chords(points).sqrt() if len(rows) else points.diff(dim=1)[..., 0]) * start.segments
+        self.weights = points.new_full((start.segments,), 1 / start.segments)
 
     def admit(self, segments: int) -> tuple[Tensor, Tensor]:
         """The pairs that join at this resolution, and their nodes; they leave the queue."""
-        nodes = _even(self.start, self.speed, self.weights, segments)
+        nodes, _ = _even(self.start, self.speed, self.weights, segments)
         if not len(self.rows):
             return self.rows, nodes
-        seen = self.space.curve_energy(nodes).sqrt()
-        true = (self.speed * self.weights).sum(-1)
+        seen = self.space.squared_chords(nodes).sqrt().sum(-1)
+        true = self.speed.mean(-1)
         ready = ~(seen < _RESOLVED * true)  # NaN joins, to be reported by the solver
         if segments >= min(_COARSEST_LIMIT, self.solver.max_segments):
             ready = torch.ones_like(ready)
@@ -250,13 +256,16 @@ class _Queue:
         return joined, nodes[ready]
 
 
-def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> Tensor:  # -> (p, segments + 1, m)
-    """Nodes for the next level. A curve of uneven speed hides a jump: it is walked at constant speed first."""
+def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """Nodes ``(p, segments + 1, m)`` for the next level, and which curves ``(p,)`` were walked anew.
+
+    A curve of uneven speed hides a jump: it is walked at constant speed first.
+    """
     nodes = curve.resample(segments).nodes
-    uneven = (speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)).nonzero().flatten()
-    if len(uneven):
+    uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
+    if bool(uneven.any()):
         nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[:, 1:-1]
-    return nodes
+    return nodes, uneven
 
 
 def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)

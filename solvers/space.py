@@ -33,12 +33,16 @@ class Space(Protocol):
         """Right-hand side of the geodesic equation ``z̈ = −Γ(v, v)``."""
         ...
 
-    def curve_energy(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
-        """Energy of discrete curves, second-order accurate in 1/n."""
+    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
+        """Squared length of each segment, second-order accurate: ``n`` times their sum is the discrete energy."""
         ...
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """``curve_energy`` with its derivatives in the interior nodes."""
+        """The discrete energy with its derivatives in the interior nodes."""
+        ...
+
+    def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
+        """The gradient of the discrete energy as a discretisation of higher order has it, or None when there is none."""
         ...
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k,)
@@ -99,19 +103,23 @@ class MetricSpace:
         force = torch.einsum("kijl,kj,kl->ki", derivative, w, w) - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
         return -solve_metric("MetricSpace.acceleration", self.metric(flat), force).view_as(z)
 
-    def curve_energy(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
-        """``n Σ Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""
-        g, step = self.metric(nodes), nodes.diff(dim=1)
-        return step.shape[1] * _quadratic((g[:, :-1] + g[:, 1:]) / 2, step).sum(-1)
+    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
+        """``Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""
+        g = self.metric(nodes)
+        return _quadratic((g[:, :-1] + g[:, 1:]) / 2, nodes.diff(dim=1))
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """Energy, gradient and Hessian by automatic differentiation of :meth:`curve_energy`."""
+        """Energy, gradient and Hessian by automatic differentiation of :meth:`squared_chords`."""
         g = self.metric(nodes)
         middle = (g[:, :-1] + g[:, 1:]) / 2
         size, speed = (_quadratic(middle, v).clamp(min=0).sqrt() for v in (nodes[:, :-1], nodes.diff(dim=1)))
         return expand_by_autodiff(
-            self.curve_energy, nodes, gauss_newton_blocks(middle, middle, middle), rounding(size, speed), second_order
+            self.squared_chords, nodes, gauss_newton_blocks(middle, middle, middle), rounding(size, speed), second_order
         )
+
+    def residual(self, nodes: Tensor) -> Tensor | None:
+        """None: the energy's own gradient is all there is."""
+        return None
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
         """None: there is no ambient space."""
