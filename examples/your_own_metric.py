@@ -1,0 +1,50 @@
+"""The same decoder under four metrics of the data space: how far apart are two points?
+
+    python examples/your_own_metric.py
+"""
+
+import torch
+
+from riemae import Manifold, ambient
+from riemae.testing import check_manifold
+
+
+class Repelling(ambient.AmbientMetric):
+    """A metric that makes the neighbourhood of a point expensive: ``H(x) = (1 + 20 exp(−|x − c|²)) I``."""
+
+    centre: torch.Tensor
+
+    def __init__(self, centre: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centre", centre)
+
+    def diagonal(self, x: torch.Tensor) -> torch.Tensor:
+        """The diagonal of H, ``(k, D) -> (k, D)``; everything else follows from it."""
+        cost = 1 + 20 * (-(x - self.centre).square().sum(-1, keepdim=True)).exp()
+        return cost.expand_as(x)
+
+
+def paraboloid(z: torch.Tensor) -> torch.Tensor:
+    """A bowl over the plane."""
+    return torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
+
+
+def main() -> None:
+    """Print the distance, and where the geodesic passes halfway."""
+    z0, z1 = torch.tensor([-1.5, 0.1]).double(), torch.tensor([1.5, 0.1]).double()
+    metrics = {
+        "Euclidean": ambient.Euclidean(),
+        "height counts double": ambient.Diagonal(torch.tensor([1.0, 1.0, 4.0]).double()),
+        "features tanh(x)": ambient.FeatureMap(torch.tanh),
+        "keep off the bottom": Repelling(torch.zeros(3).double()),
+    }
+    for name, metric in metrics.items():
+        manifold = Manifold(paraboloid, ambient=metric)
+        check_manifold(manifold, torch.stack([z0, z1]))
+        result = manifold.geodesic(z0, z1, rtol=1e-6)
+        halfway = ", ".join(f"{c:+.3f}" for c in result.curve(0.5))
+        print(f"{name:22} distance {result.length:.6f} ± {result.error:.0e}, halfway at z = ({halfway})")
+
+
+if __name__ == "__main__":
+    main()
