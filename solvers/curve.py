@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
@@ -234,6 +233,8 @@ def _hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Ten
 @lru_cache(maxsize=64)
 def _slope_matrix(count: int) -> Tensor:
     """Maps node values to the slopes of their not-a-knot spline, ``(count, count)``."""
+    from scipy.interpolate import CubicSpline  # a third of a second to import: not before it is needed
+
     spline = CubicSpline(np.linspace(0, 1, count), np.eye(count), bc_type="not-a-knot")
     return torch.as_tensor(spline(np.linspace(0, 1, count), 1))
 

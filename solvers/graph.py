@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from scipy.sparse import csgraph, csr_array
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from riemae.solvers.curve import Curve, length
@@ -20,6 +18,7 @@ from riemae.solvers.space import Space
 
 if TYPE_CHECKING:
     import networkx
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Graph:
         Raises:
             GraphError: For a source that is no point of the graph.
         """
+        from scipy.sparse import csgraph
+
         rows = None if sources is None else [self._checked(int(i)) for i in torch.as_tensor(sources).reshape(-1)]
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
@@ -56,6 +57,8 @@ class Graph:
         Raises:
             GraphError: When no path joins them, or one is no point of the graph.
         """
+        from scipy.sparse import csgraph
+
         i, j = self._checked(i), self._checked(j)
         _, before = csgraph.dijkstra(self.adjacency, directed=False, indices=i, return_predecessors=True)
         nodes = [j]
@@ -131,6 +134,8 @@ def graph(
     Warns:
         DisconnectedGraphWarning: When the graph has several components; their sizes are named.
     """
+    from scipy.sparse import csgraph, csr_array
+
     if points.ndim != 2:
         raise ShapeError("graph", "points of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes.")
     coordinates = points if coordinates is None else coordinates
@@ -163,6 +168,8 @@ def graph(
 
 def _neighbours(coordinates: np.ndarray, k: int) -> np.ndarray:
     """Undirected edges ``(e, 2)`` with the smaller index first, each once."""
+    from scipy.spatial import cKDTree
+
     n = len(coordinates)
     _, found = cKDTree(coordinates).query(coordinates, k=k + 1)
     # A point is its own nearest neighbour, unless duplicates come first: then the farthest is one too many.
