@@ -1,8 +1,8 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
-from riemae import ambient, differential, exceptions, solvers
+from riemae import ambient, curvature, differential, distortion, exceptions, solvers
 from riemae.manifold import Manifold
 
 __version__ = "0.1.0"
 
-__all__ = ["Manifold", "__version__", "ambient", "differential", "exceptions", "solvers"]
+__all__ = ["Manifold", "__version__", "ambient", "curvature", "differential", "distortion", "exceptions", "solvers"]

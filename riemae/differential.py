@@ -127,10 +127,17 @@ class Differential:
         """``∂²f(u, v)``, by one forward product of a forward product."""
         return self._run("second derivative", 4, self._second, z, u, v)
 
-    def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)
-        """All second derivatives, by ``m(m + 1)/2`` second directional derivatives."""
+    def second_jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D, m), (k, D, m, m)
+        """Value, Jacobian and all second derivatives: forward products of forward products that share what they can.
+
+        One primal, m + m first-order and m² second-order tangents a point.
+        """
         m = z.shape[-1]
-        return self._run("second derivatives", 2 * m * m, self._hessian, z)
+        return self._run("second derivatives", 1 + 2 * m + m * m, self._second_jet, z)
+
+    def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)
+        """All second derivatives."""
+        return self.second_jet(z)[2]
 
     def contraction(self, z: Tensor, a: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m, m)
         """``a·∂²f``, by m forward products of ``Jᵀa``: no D × m × m array."""
@@ -172,16 +179,19 @@ class Differential:
     def _second(self, mode: _Mode, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return mode.push(lambda z: mode.push(self._flat, z, v)[1], z, u)[1]
 
-    def _hessian(self, mode: _Mode, z: Tensor) -> Tensor:
-        m = z.shape[-1]
-        basis = torch.eye(m, dtype=z.dtype, device=z.device)
-        i, j = torch.triu_indices(m, m, device=z.device)
-        upper = mode.along(
-            lambda u, v: self._second(mode, z, u.expand_as(z), v.expand_as(z)), basis[i], basis[j]
-        )  # (k, D, m(m + 1)/2)
-        place = torch.empty(m, m, dtype=torch.int64, device=z.device)
-        place[i, j] = place[j, i] = torch.arange(len(i), device=z.device)
-        return upper[..., place]
+    def _second_jet(self, mode: _Mode, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        tangents = lambda z: self._value_and_jacobian(mode, z)  # noqa: E731 (one expression)
+        if not mode.vectorised:
+            columns = [mode.push(lambda z: tangents(z)[1], z, e.expand_as(z))[1] for e in basis]
+            second = torch.stack(columns, -1)
+            return *tangents(z), (second + second.mT) / 2
+        # Value and Jacobian do not depend on the outer direction: vmap computes them once.
+        out: Any = ((None, None), 0)
+        push = lambda e: _split(forward_jvp(tangents, (z,), (e.expand_as(z),)))  # noqa: E731 (one expression)
+        (x, jacobian), second = vmap(push, out_dims=out)(basis)
+        second = second.movedim(0, -1)
+        return x, jacobian, (second + second.mT) / 2
 
     def _contraction(self, mode: _Mode, z: Tensor, a: Tensor) -> Tensor:
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -275,6 +285,11 @@ class Differential:
                 per_point = [sizes[0][-1]]
             self._width = max(1, z.shape[-1], *per_point)
         return self._width
+
+
+def _split(pushed: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """``((x, J), (ẋ, J̇)) -> (x, J), J̇``."""
+    return pushed[0], pushed[1][1]
 
 
 class _OutputSizes(TorchFunctionMode):

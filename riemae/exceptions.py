@@ -30,6 +30,7 @@ __all__ = [
     "RiemaeError",
     "ShapeError",
     "SingularMetricError",
+    "SmoothnessWarning",
 ]
 
 
@@ -55,3 +56,7 @@ class MissingExtraError(RiemaeError, ImportError):
 
 class FallbackWarning(UserWarning):
     """A slower road was taken; the result is the same."""
+
+
+class SmoothnessWarning(UserWarning):
+    """The decoder is piecewise linear: its second derivatives, and all that is built on them, say little."""

@@ -9,25 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from riemae import curvature, distortion
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
-from riemae.differential import Differential
-from riemae.exceptions import AmbientError, DTypeError, NonFiniteError, OptionError, ShapeError
+from riemae.exceptions import AmbientError, OptionError, ShapeError
+from riemae.pullback import Pullback
 from riemae.solvers import Curve, GeodesicResult, Graph, Newton
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
-from riemae.solvers.energy import (
-    Expansion,
-    bending,
-    expand_by_autodiff,
-    expand_chord,
-    gauss_newton_blocks,
-    rounding,
-)
+from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.space import concrete, safe_sqrt, solve_metric
-from riemae.solvers.tolerances import tolerance
+from riemae.solvers.space import safe_sqrt
 
 
 class Manifold:
@@ -74,68 +67,62 @@ class Manifold:
             raise OptionError("Manifold", "latent_dim of at least 1", str(latent_dim), "")
         if chunk_size is not None and chunk_size < 1:
             raise OptionError("Manifold", "chunk_size of at least 1", str(chunk_size), "")
-        self._decoder = Decoder(decoder)
-        self._ambient = as_ambient(ambient)
-        self._latent_dim = latent_dim
-        self._chunk_size = chunk_size
-        self._map = Differential(self._decoder, chunk_size)
-        self._embedding = Differential(self._features, chunk_size) if self._ambient.has_features else None
-        self._probed: set[tuple[torch.dtype, torch.device]] = set()
+        self._core = Pullback(Decoder(decoder), as_ambient(ambient), latent_dim, chunk_size)
 
     @property
     def decoder(self) -> Callable[[Tensor], Tensor]:
         """The decoder as it was given."""
-        return self._decoder.function
+        return self._core.decoder.function
 
     @property
     def ambient(self) -> AmbientMetric:
         """The ambient metric."""
-        return self._ambient
+        return self._core.ambient
 
     @property
     def latent_dim(self) -> int | None:
         """m, or None before the first use of a manifold that was not told."""
-        return self._latent_dim
+        return self._core.latent_dim
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Manifold:
         """A copy of the manifold elsewhere: decoder module and ambient metric are copied, the original stays.
 
         A plain function is taken over as it is.
         """
-        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._ambient)
+        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.ambient)
         owner = getattr(decoder, "__self__", decoder)
         for part in (owner, ambient):
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype)
-        return Manifold(decoder, ambient, self._latent_dim, self._chunk_size)
+        return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size)
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
-        shape = self._decoder.output_shape
+        shape = self._core.decoder.output_shape
         data = "?" if shape is None else "×".join(map(str, shape))
-        return f"Manifold({name}: R^{self._latent_dim or '?'} -> R^{data}, ambient={self._ambient})"
+        return f"Manifold({name}: R^{self._core.latent_dim or '?'} -> R^{data}, ambient={self._core.ambient})"
 
     # The map and its tangents.
 
     def decode(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, *shape)
         """Data ``f(z)``."""
-        flat = self._points("decode", z)
-        x = self._map.value(flat)
-        shape = self._decoder.output_shape
+        flat = self._core.points("decode", z)
+        x = self._core.immersion.value(flat)
+        shape = self._core.decoder.output_shape
         if shape is None:  # values could not be looked at: meta device or vmap
-            shape = self._decoder(flat[:1]).shape[1:]
-        return self._finite("decode", x, flat).view(*z.shape[:-1], *shape)
+            shape = self._core.decoder(flat[:1]).shape[1:]
+        return self._core.finite("decode", x, flat).view(*z.shape[:-1], *shape)
 
     def jacobian(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
-        flat = self._points("jacobian", z)
-        j = self._map.jacobian(flat)
-        return self._finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
+        flat = self._core.points("jacobian", z)
+        j = self._core.immersion.jacobian(flat)
+        return self._core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
 
     def pushforward(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
         """Data-space velocity ``J v`` of a latent velocity."""
-        flat, w, batch = self._tangents("pushforward", z, v)
-        return self._finite("pushforward", self._map.jvp(flat, w)[1], flat).unflatten(0, batch)
+        flat, w, batch = self._core.tangents("pushforward", z, v)
+        return self._core.finite("pushforward", self._core.immersion.jvp(flat, w)[1], flat).unflatten(0, batch)
 
     def pullback(self, z: Tensor, w: Tensor) -> Tensor:  # (*b, m), (*b, D) or (*b, *shape) -> (*b, m)
         """Latent covector ``Jᵀ w`` of a data-space covector.
@@ -143,8 +130,8 @@ class Manifold:
         Raises:
             ShapeError: When ``w`` does not hold one covector a point.
         """
-        flat = self._points("pullback", z)
-        shape = self._decoder.output_shape
+        flat = self._core.points("pullback", z)
+        shape = self._core.decoder.output_shape
         size = w.shape[-1] if shape is None else shape.numel()
         if w.numel() != len(flat) * size:
             raise ShapeError(
@@ -153,37 +140,34 @@ class Manifold:
                 str(tuple(w.shape)),
                 "It needs one covector of the data space a point.",
             )
-        return self._map.vjp(flat, w.reshape(len(flat), size))[1].view(z.shape)
+        return self._core.immersion.vjp(flat, w.reshape(len(flat), size))[1].view(z.shape)
 
     # The metric.
 
     def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Pull-back metric ``G = Jᵀ H(f(z)) J`` (equation 3)."""
-        flat = self._points("metric", z)
-        return self._finite("metric", self._metric(flat), flat).view(*z.shape, z.shape[-1])
+        flat = self._core.points("metric", z)
+        return self._core.finite("metric", self._core.metric(flat), flat).view(*z.shape, z.shape[-1])
 
     def metric_product(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
-        flat, v, batch = self._tangents("metric_product", z, v)
-        if self._embedding is not None:
-            return self._embedding.vjp(flat, self._embedding.jvp(flat, v)[1])[1].unflatten(0, batch)
-        x, tangent = self._map.jvp(flat, v)
-        return self._map.vjp(flat, self._ambient.product(x, tangent))[1].unflatten(0, batch)
+        flat, v, batch = self._core.tangents("metric_product", z, v)
+        return self._core.metric_product(flat, v).unflatten(0, batch)
 
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
-        flat, u, v, batch = self._tangents("inner", z, u, v)
-        if self._embedding is not None:
-            return (self._embedding.jvp(flat, u)[1] * self._embedding.jvp(flat, v)[1]).sum(-1).view(batch)
-        x, tangent = self._map.jvp(flat, u)
-        return (self._ambient.product(x, tangent) * self._map.jvp(flat, v)[1]).sum(-1).view(batch)
+        flat, u, v, batch = self._core.tangents("inner", z, u, v)
+        if self._core.embedding is not None:
+            return (self._core.embedding.jvp(flat, u)[1] * self._core.embedding.jvp(flat, v)[1]).sum(-1).view(batch)
+        x, tangent = self._core.immersion.jvp(flat, u)
+        return (self._core.ambient.product(x, tangent) * self._core.immersion.jvp(flat, v)[1]).sum(-1).view(batch)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
-        flat, v, batch = self._tangents("norm", z, v)
-        if self._embedding is not None:
-            return safe_sqrt(self._embedding.jvp(flat, v)[1].square().sum(-1)).view(batch)
-        return safe_sqrt(self._ambient.squared_norm(*self._map.jvp(flat, v))).view(batch)
+        flat, v, batch = self._core.tangents("norm", z, v)
+        if self._core.embedding is not None:
+            return safe_sqrt(self._core.embedding.jvp(flat, v)[1].square().sum(-1)).view(batch)
+        return safe_sqrt(self._core.ambient.squared_norm(*self._core.immersion.jvp(flat, v))).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""
@@ -205,16 +189,9 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        flat = self._points("christoffel", z)
+        flat = self._core.points("christoffel", z)
         m = z.shape[-1]
-        if self._embedding is not None:
-            j = self._embedding.jacobian(flat)
-            lowered = torch.einsum("bdk,bdij->bkij", j, self._embedding.hessian(flat))
-            metric = j.mT @ j
-        else:
-            metric, d = self._metric_and_derivative(flat)  # d[b, i, j, l] = ∂_l G_ij
-            lowered = (d.permute(0, 1, 3, 2) + d - d.permute(0, 3, 1, 2)) / 2
-        return solve_metric("Manifold.christoffel", metric, lowered).view(*z.shape[:-1], m, m, m)
+        return self._core.christoffel("Manifold.christoffel", flat).view(*z.shape[:-1], m, m, m)
 
     def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """Geodesic equation ``z̈ = −Γ(v, v)``, without Christoffel symbols.
@@ -224,18 +201,167 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        flat, v, batch = self._tangents("acceleration", z, v)
-        if self._embedding is not None:
-            j = self._embedding.jacobian(flat)
-            metric, force = j.mT @ j, self._embedding.second_derivative(flat, v, v)
-        else:
-            x, j = self._map.value_and_jacobian(flat)
-            velocity = (j @ v[..., None])[..., 0]
-            metric = j.mT @ self._ambient.apply_to(x, j)
-            bend = self._ambient.product(x, self._map.second_derivative(flat, v, v))
-            force = bend + _ambient_force(self._ambient, x, velocity)
-        pulled = (j.mT @ force[..., None])[..., 0]
-        return -solve_metric("Manifold.acceleration", metric, pulled).unflatten(0, batch)
+        flat, v, batch = self._core.tangents("acceleration", z, v)
+        return self._core.acceleration("Manifold.acceleration", flat, v).unflatten(0, batch)
+
+    # Curvature: riemae.curvature has the formulas.
+
+    def second_fundamental_form(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, D)
+        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in Euclidean data space.
+
+        Raises:
+            SingularMetricError: Where the Jacobian has dependent columns.
+
+        Warns:
+            SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
+        """
+        flat, u, v, batch = self._core.tangents("second_fundamental_form", z, u, v)
+        return curvature.second_fundamental_form(self._core, flat, u, v).unflatten(0, batch)
+
+    def curvature_form(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D matrix."""
+        flat = self._core.points("curvature_form", z)
+        return curvature.curvature_form(self._core, flat).view(*z.shape, z.shape[-1])
+
+    def extrinsic_curvature(
+        self,
+        z: Tensor,
+        estimator: Literal["exact", "hutchinson", "paper"] = "exact",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # (*b, m) -> (*b,)
+        """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
+
+        Args:
+            z: Points.
+            estimator: ``"exact"``; ``"hutchinson"``: ``2 |II(u, w)|²`` with whitened Gaussian u and w, unbiased and
+                never negative, one second-order product a sample; ``"paper"``: that of the paper's section 3.2,
+                unbiased but of larger variance and sometimes negative.
+            samples: Draws averaged by a stochastic estimator.
+            generator: Source of its randomness.
+
+        Raises:
+            OptionError: For an unknown estimator, or fewer than one sample.
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        flat = self._core.points("extrinsic_curvature", z)
+        return curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator).view(z.shape[:-1])
+
+    def mean_curvature(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D)
+        """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
+        flat = self._core.points("mean_curvature", z)
+        return curvature.mean_curvature(self._core, flat).unflatten(0, z.shape[:-1])
+
+    def principal_curvatures(self, z: Tensor, normal: Tensor) -> Tensor:  # (*b, m), (*b, D) -> (*b, m)
+        """Principal curvatures along a normal direction: eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
+
+        Args:
+            z: Points.
+            normal: Directions of the data space; their normal part is taken and scaled to length 1.
+
+        Raises:
+            ShapeError: When ``normal`` does not hold one direction a point.
+            OptionError: When ``normal`` is tangent to the manifold.
+        """
+        flat = self._core.points("principal_curvatures", z)
+        size = normal.shape[-1] if self._core.decoder.output_shape is None else self._core.decoder.output_shape.numel()
+        if normal.numel() != len(flat) * size:
+            raise ShapeError(
+                "Manifold.principal_curvatures",
+                f"normal of shape {(*z.shape[:-1], size)}",
+                str(tuple(normal.shape)),
+                "",
+            )
+        return curvature.principal_curvatures(self._core, flat, normal.reshape(len(flat), size)).view(z.shape)
+
+    def riemann(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
+        """Riemann tensor with all indices down, ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+
+        By the Gauss equation where the ambient metric has a feature map; by differentiating the connection elsewhere,
+        which includes the curvature of the ambient space itself.
+        """
+        flat = self._core.points("riemann", z)
+        return curvature.riemann(self._core, "Manifold.riemann", flat)[1].view(*z.shape[:-1], *(z.shape[-1],) * 4)
+
+    def ricci(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
+        flat = self._core.points("ricci", z)
+        return curvature.ricci(self._core, "Manifold.ricci", flat)[1].view(*z.shape, z.shape[-1])
+
+    def scalar_curvature(
+        self,
+        z: Tensor,
+        estimator: Literal["exact", "hutchinson"] = "exact",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # (*b, m) -> (*b,)
+        """Scalar curvature ``Σ g^jk Ric_jk``; m(m − 1)/r² on a sphere S^m.
+
+        Args:
+            z: Points.
+            estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with whitened Gaussian
+                u and w, unbiased, three second-order products a sample; needs a feature map.
+            samples: Draws averaged by the stochastic estimator.
+            generator: Source of its randomness.
+
+        Raises:
+            OptionError: For an unknown estimator, fewer than one sample, or no feature map for ``"hutchinson"``.
+        """
+        flat = self._core.points("scalar_curvature", z)
+        return curvature.scalar_curvature(self._core, flat, estimator, samples, generator).view(z.shape[:-1])
+
+    def sectional_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
+        """Sectional curvature of the plane of u and v, ``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``; 1/r² on a sphere.
+
+        Raises:
+            OptionError: Where u and v are linearly dependent, with the places.
+        """
+        flat, u, v, batch = self._core.tangents("sectional_curvature", z, u, v)
+        return curvature.sectional_curvature(self._core, flat, u, v).view(batch)
+
+    def gaussian_curvature(self, z: Tensor) -> Tensor:  # (*b, 2) -> (*b,)
+        """Gaussian curvature of a surface.
+
+        Raises:
+            ShapeError: Unless m = 2.
+        """
+        flat = self._core.points("gaussian_curvature", z)
+        return curvature.gaussian_curvature(self._core, flat).view(z.shape[:-1])
+
+    # Distortion: riemae.distortion has the formulas, scores and the hierarchy of maps.
+
+    def distortion(
+        self,
+        z: Tensor,
+        kind: Literal["isometry", "scaled_isometry", "conformal", "area"] = "isometry",
+        local: bool = False,
+        estimator: Literal["exact", "hutchinson"] = "exact",
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        latent_metric: Any = None,
+    ) -> Tensor:  # (*b, m) -> () or (*b,)
+        """How far the decoder is from preserving the latent geometry (equations 14 to 16); never negative when exact.
+
+        Args:
+            z: Points; the global measure is the mean over them, and so are the constants that it contains.
+            kind: ``"isometry"``: ``Σ (1 − λ_i)²``; ``"scaled_isometry"``: the same after the best common scale;
+                ``"conformal"``: after the best scale at each point; ``"area"``: variance of the log volume.
+            local: One value a point instead of their mean.
+            estimator: ``"exact"``, or ``"hutchinson"`` by products ``Gv`` alone: unbiased for isometries; ratios of
+                unbiased traces for the scaled kinds, whose bias falls like 1/(samples × points), for ``"conformal"``
+                like 1/samples. Single estimates can be negative.
+            samples: Pairs of Gaussian probes averaged by the stochastic estimator.
+            generator: Source of their randomness.
+            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; Euclidean unless given.
+
+        Raises:
+            OptionError: For an unknown kind or estimator.
+            ShapeError: When the latent metric has another shape.
+            SingularMetricError: Where the latent metric is not positive definite.
+        """
+        flat = self._core.points("distortion", z)
+        out = distortion.distortion(self._core, flat, kind, local, estimator, samples, generator, latent_metric)
+        return out.view(z.shape[:-1]) if local else out
 
     # Curves.
 
@@ -284,7 +410,7 @@ class Manifold:
                 carries the result.
         """
         for name, z in (("z0", z0), ("z1", z1)):
-            self._points(f"geodesic ({name})", z, finite=False)
+            self._core.points(f"geodesic ({name})", z, finite=False)
         return solve_geodesic(self, z0, z1, rtol=rtol, solver=solver, init=init, throw=throw, progress=progress)
 
     def distance(
@@ -346,11 +472,11 @@ class Manifold:
         """
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
-        flat = self._points("graph", points)
+        flat = self._core.points("graph", points)
         coordinates = None
         if neighbors == "data":
             with torch.no_grad():
-                coordinates = (self._embedding or self._map).value(flat)
+                coordinates = (self._core.embedding or self._core.immersion).value(flat)
         return build_graph(self, points, k=k, weight=weight, coordinates=coordinates)
 
     def distance_matrix(
@@ -382,7 +508,7 @@ class Manifold:
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
         """
         for name, points in (("a", a), ("b", a if b is None else b)):
-            self._points(f"distance_matrix ({name})", points)
+            self._core.points(f"distance_matrix ({name})", points)
             if points.ndim != 2:
                 raise ShapeError("Manifold.distance_matrix", f"{name} of shape (n, m)", str(tuple(points.shape)), "")
         other = a if b is None else b
@@ -406,7 +532,7 @@ class Manifold:
                     raise AmbientError(
                         "Manifold.distance_matrix",
                         "an ambient metric with a distance for method='chord'",
-                        str(self._ambient),
+                        str(self._core.ambient),
                         "Use method='geodesic' or 'graph'.",
                     )
                 values = chords
@@ -424,182 +550,16 @@ class Manifold:
 
         Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
-        x = (self._embedding or self._map).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
-        step = x.diff(dim=1)
-        if self._embedding is not None:
-            return step.square().sum(-1)
-        ends = [self._ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
-        return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
+        return self._core.squared_chords(nodes)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """The energy ``n Σ squared_chords`` with its derivatives in the interior nodes, some curves at a time to bound memory."""
-        p, count, m = nodes.shape
-        curves = max(1, self._map.chunk(nodes.flatten(0, 1), 1 + m) // count)
-        expand = self._expand_features if self._embedding is not None else self._expand_general
-        return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
+        """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior nodes."""
+        return self._core.expand(nodes, second_order)
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
-        if self._embedding is None:
-            return None
-        x = self._embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
-        interior = nodes[:, 1:-1]
-        pulled = self._embedding.vjp(interior.flatten(0, 1), bending(x).flatten(0, 1))[1]
-        return pulled.view(interior.shape)
+        return self._core.residual(nodes)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
-        if self._embedding is None:
-            return None
-        ends = [self._embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
-        return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
-
-    # Inside.
-
-    def _features(self, z: Tensor) -> Tensor:
-        return self._ambient.features(self._decoder(z)).flatten(1)
-
-    def _metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
-        if self._embedding is not None:
-            j = self._embedding.jacobian(flat)
-            return j.mT @ j
-        x, j = self._map.value_and_jacobian(flat)
-        g = j.mT @ self._ambient.apply_to(x, j)
-        return (g + g.mT) / 2
-
-    def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
-        """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and first ones of H."""
-        x, j = self._map.value_and_jacobian(flat)
-        second = self._map.hessian(flat)
-        hj = self._ambient.apply_to(x, j)
-        bend = torch.einsum("kdi,kdjl->kijl", hj, second)
-        slope = [
-            j.mT @ torch.func.jvp(lambda y: self._ambient.apply_to(y, j), (x,), (j[..., i],))[1]
-            for i in range(j.shape[-1])
-        ]
-        return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
-
-    def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
-        assert self._embedding is not None
-        embedding = self._embedding
-        p, count, _ = nodes.shape
-        x, j = embedding.value_and_jacobian(nodes.flatten(0, 1))
-        interior = nodes[:, 1:-1]
-
-        def contraction(a: Tensor) -> Tensor:
-            form = embedding.contraction(interior.flatten(0, 1), a.flatten(0, 1))
-            return form.view(*interior.shape, interior.shape[-1])
-
-        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
-        return expand_chord(x, j[:, 1:-1], contraction if second_order else None)
-
-    def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
-        p, count, _ = nodes.shape
-        x, j = self._map.value_and_jacobian(nodes.flatten(0, 1))
-        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
-        ends = [(s, x[:, s].flatten(0, 1)) for s in (slice(None, -1), slice(1, None))]
-
-        def weighted(columns: Tensor) -> Tensor:
-            """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
-            flat = columns.flatten(0, 1)
-            first, last = (self._ambient.apply_to(y, flat) for _, y in ends)
-            return ((first + last) / 2).view(columns.shape)
-
-        left, right = j[:, :-1], j[:, 1:]
-        w_left, w_right = weighted(left), weighted(right)
-        step = x.diff(dim=1)
-        size, speed = (
-            safe_sqrt(self._ambient.squared_norm(ends[0][1], y.flatten(0, 1))).view(step.shape[:2])
-            for y in (x[:, :-1], step)
-        )
-        return expand_by_autodiff(
-            self.squared_chords,
-            nodes,
-            gauss_newton_blocks(left.mT @ w_left, right.mT @ w_right, left.mT @ w_right),
-            rounding(size, speed),
-            second_order,
-            lambda f, z, v: self._map.pushforward(f, z, v),
-        )
-
-    def _points(self, where: str, z: Tensor, finite: bool = True) -> Tensor:  # (*b, m) -> (k, m)
-        """Validate points, probe the decoder at first use, and flatten the leading axes.
-
-        Raises:
-            DTypeError: For no tensor, or another dtype than the decoder's.
-            ShapeError: For a wrong last axis.
-            NonFiniteError: For NaN or infinity, unless ``finite`` is False.
-        """
-        where = f"Manifold.{where}"
-        if not isinstance(z, Tensor):
-            raise DTypeError(where, "z as a torch tensor", type(z).__name__, "Try torch.as_tensor(z).")
-        tolerance(z.dtype)
-        m = self._latent_dim
-        if not z.ndim or (m is not None and z.shape[-1] != m) or not z.shape[-1]:
-            hint = "Batch axes come first" + ("; try z.T." if z.ndim == 2 and z.shape[0] == m else ".")
-            raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
-        self._decoder.check_placement(where, z)
-        flat = z.reshape(-1, z.shape[-1])
-        ok = concrete(flat.isfinite().all(-1))
-        if finite and ok is not None and not bool(ok.all()):
-            rows = (~ok).nonzero().flatten().tolist()
-            raise NonFiniteError(
-                where,
-                "finite points",
-                f"NaN or infinity at {len(rows)} of {len(flat)} points (first: {rows[:5]})",
-                "Remove these rows, or look at what produced them.",
-            )
-        if (z.dtype, z.device) not in self._probed:
-            sound = flat if ok is None else flat[ok]
-            x = self._decoder.probe(where, sound)
-            if x is not None:
-                if torch.is_grad_enabled():
-                    with torch.no_grad():
-                        self._ambient.check(x)
-                else:
-                    self._ambient.check(x)
-                self._probed.add((z.dtype, z.device))
-            self._latent_dim = z.shape[-1]
-        return flat
-
-    def _tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
-        """Validated points and tangents, flattened after broadcasting, and the batch shape.
-
-        Raises:
-            ShapeError: When they do not broadcast.
-            DTypeError: When their dtypes differ.
-        """
-        try:
-            z, *vectors = torch.broadcast_tensors(z, *vectors)
-        except RuntimeError:
-            raise ShapeError(
-                f"Manifold.{where}",
-                f"tangent vectors that broadcast with z of shape {tuple(z.shape)}",
-                ", ".join(str(tuple(v.shape)) for v in vectors),
-                "A tangent vector has the shape of its point, (*b, m).",
-            ) from None
-        flat = self._points(where, z)
-        for v in vectors:
-            if v.dtype != z.dtype:
-                raise DTypeError(
-                    f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."
-                )
-        return (flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
-
-    def _finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:
-        ok = concrete(out.isfinite().flatten(1).all(1))
-        if ok is not None and not bool(ok.all()):
-            first = int((~ok).nonzero()[0])
-            raise NonFiniteError(
-                f"Manifold.{where}",
-                "finite values",
-                f"NaN or infinity at {int((~ok).sum())} of {len(ok)} points (first: z = {flat[first].tolist()})",
-                "Is the point inside the decoder's domain, and is the decoder smooth there?",
-            )
-        return out
-
-
-def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
-    """``(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)``: how a metric that varies in space bends straight lines."""
-    along = torch.func.jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
-    across = torch.func.grad(lambda y: ambient.squared_norm(y, velocity).sum())(x)
-    return along - across / 2
+        return self._core.ambient_distance(z0, z1)

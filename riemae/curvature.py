@@ -1,0 +1,365 @@
+"""Curvature of the decoded manifold: how it bends in the data space, and how it is curved in itself.
+
+Everything rests on first and second derivatives of the decoder at single points; no D × D matrix is formed.
+
+- **Extrinsic** (the paper's section 2.2): with the Euclidean second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)``,
+  ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is ``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``,
+  and the local extrinsic curvature (10) is ``Tr(G⁻¹ C)``, where ``G`` is the pull-back of the ambient metric.
+- **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where the ambient metric has
+  a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere has sectional curvature +1;
+  ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from riemae.differential import Differential
+from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
+from riemae.pullback import Pullback
+from riemae.solvers.space import concrete, solve_metric
+from riemae.solvers.tolerances import tolerance
+
+Estimator = Literal["exact", "hutchinson", "paper"]
+
+_PIECEWISE_LINEAR = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.Hardtanh,
+    nn.Hardshrink,
+    nn.Softshrink,
+    nn.Threshold,
+    nn.Hardsigmoid,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error."""
+
+    mean: Tensor
+    standard_error: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:  # (n, *b) -> (*b,), (*b,)
+        """Mean and standard error over the first axis of independent values; the error of a single value is NaN.
+
+        Over points it is a global measure: ``Estimate.of(M.extrinsic_curvature(z))``.
+        """
+        n = len(values)
+        error = values.std(0) / n**0.5 if n > 1 else torch.full_like(values[0], torch.nan)
+        return cls(values.mean(0), error)
+
+    @classmethod
+    def repeated(cls, draw: Callable[[], Tensor], samples: int) -> Estimate:
+        """Mean and standard error of a stochastic estimator.
+
+        ``Estimate.repeated(lambda: M.extrinsic_curvature(z, "hutchinson", generator=g), 100)``.
+        """
+        return cls.of(torch.stack([draw() for _ in range(samples)]))
+
+
+class Bending(NamedTuple):
+    """First and second derivatives of an immersion at ``k`` points, split into tangential and normal parts.
+
+    Attributes:
+        jacobian: ``(k, D, m)``.
+        metric: ``(k, m, m)``, ``JᵀJ``.
+        normal: ``(k, D, m, m)``, the second fundamental form ``II(e_i, e_j)``.
+    """
+
+    jacobian: Tensor
+    metric: Tensor
+    normal: Tensor
+
+    @classmethod
+    def of(cls, where: str, immersion: Differential, flat: Tensor) -> Bending:
+        """Evaluate at points ``(k, m)``."""
+        _, j, second = immersion.second_jet(flat)
+        metric = j.mT @ j
+        return cls(j, metric, _normal(where, j, metric, second.flatten(2)).view_as(second))
+
+
+# Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry the documentation.
+
+
+def second_fundamental_form(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k, D)
+    """``II(u, v) = (I − T̂) ∂²f(u, v)``."""
+    warn_if_flat(core, flat)
+    j = core.immersion.jacobian(flat)
+    second = core.immersion.second_derivative(flat, u, v)
+    return _normal("Manifold.second_fundamental_form", j, j.mT @ j, second[..., None])[..., 0]
+
+
+def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
+    """``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``."""
+    warn_if_flat(core, flat)
+    return _form("Manifold.curvature_form", Bending.of("Manifold.curvature_form", core.immersion, flat))
+
+
+def extrinsic_curvature(
+    core: Pullback, flat: Tensor, estimator: Estimator, samples: int, generator: torch.Generator | None
+) -> Tensor:  # -> (k,)
+    """``Tr(G⁻¹ C)``.
+
+    Raises:
+        OptionError: For an unknown estimator, or fewer than one sample.
+    """
+    where = "Manifold.extrinsic_curvature"
+    _check_estimator(where, estimator, ("exact", "hutchinson", "paper"), samples)
+    warn_if_flat(core, flat)
+    euclidean = core.embedding is core.immersion
+    if estimator == "exact":
+        bend = Bending.of(where, core.immersion, flat)
+        metric = bend.metric if euclidean else core.metric(flat)
+        return solve_metric(where, metric, _form(where, bend)).diagonal(dim1=-2, dim2=-1).sum(-1)
+    j = core.immersion.jacobian(flat)
+    metric = j.mT @ j if euclidean else core.metric(flat)
+    draw = _one_whitened if estimator == "hutchinson" else _one_of_the_paper
+    total = torch.zeros_like(flat[:, 0])
+    for _ in range(samples):
+        total = total + draw(where, core.immersion, flat, j, metric, generator)
+    return total / samples
+
+
+def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
+    """``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)``."""
+    where = "Manifold.mean_curvature"
+    warn_if_flat(core, flat)
+    bend = Bending.of(where, core.immersion, flat)
+    return torch.einsum("bij,bdij->bd", _inverse(where, bend.metric), bend.normal) / flat.shape[-1]
+
+
+def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m)
+    """Eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
+
+    Raises:
+        OptionError: When ``normal`` is tangent to the manifold, so that no direction is left.
+    """
+    where = "Manifold.principal_curvatures"
+    warn_if_flat(core, flat)
+    bend = Bending.of(where, core.immersion, flat)
+    n = _normal(where, bend.jacobian, bend.metric, normal[..., None])[..., 0]
+    size = n.norm(dim=-1)
+    bad = concrete(~(size > tolerance(flat.dtype).probe * normal.norm(dim=-1)))
+    if bad is not None and bool(bad.any()):
+        raise OptionError(where, "a normal direction", "a vector tangent to the manifold", "Choose one that leaves it.")
+    form = torch.einsum("bdij,bd->bij", bend.normal, n / size[:, None])
+    factor = torch.linalg.cholesky(bend.metric)
+    half = torch.linalg.solve_triangular(factor, form, upper=False)
+    shape = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return torch.linalg.eigvalsh((shape + shape.mT) / 2)
+
+
+def riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m, m)
+    """Metric and Riemann tensor, all indices down."""
+    warn_if_flat(core, flat)
+    if core.embedding is not None:
+        bend = Bending.of(where, core.embedding, flat)
+        gram = torch.einsum("bdij,bdkl->bijkl", bend.normal, bend.normal)
+        # R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩
+        return bend.metric, gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
+    return _riemann_of_connection(core, where, flat)
+
+
+def ricci(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m)
+    """Metric and Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
+    g, r = riemann(core, where, flat)
+    return g, torch.einsum("bil,bijkl->bjk", _inverse(where, g), r)
+
+
+def scalar_curvature(
+    core: Pullback, flat: Tensor, estimator: Estimator, samples: int, generator: torch.Generator | None
+) -> Tensor:  # -> (k,)
+    """``Σ g^jk Ric_jk``.
+
+    Raises:
+        OptionError: For an unknown estimator, fewer than one sample, or a stochastic estimate without a feature map.
+    """
+    where = "Manifold.scalar_curvature"
+    _check_estimator(where, estimator, ("exact", "hutchinson"), samples)
+    if estimator == "exact":
+        g, ric = ricci(core, where, flat)
+        return solve_metric(where, g, ric).diagonal(dim1=-2, dim2=-1).sum(-1)
+    if core.embedding is None:
+        raise OptionError(
+            where, "an ambient metric with a feature map", str(core.ambient), "Use estimator='exact' with this one."
+        )
+    warn_if_flat(core, flat)
+    j = core.embedding.jacobian(flat)
+    metric = j.mT @ j
+    total = torch.zeros_like(flat[:, 0])
+    for _ in range(samples):
+        # E⟨II(u,u), II(w,w)⟩ = |tr II|² and E|II(u,w)|² = |II|² for independent whitened u and w.
+        u, w = (_whitened(where, metric, generator) for _ in range(2))
+        pairs = [core.embedding.second_derivative(flat, *pair) for pair in ((u, u), (w, w), (u, w))]
+        uu, ww, uw = _normal(where, j, metric, torch.stack(pairs, -1)).unbind(-1)
+        total = total + (uu * ww).sum(-1) - uw.square().sum(-1)
+    return total / samples
+
+
+def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k,)
+    """``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``.
+
+    Raises:
+        OptionError: Where u and v are linearly dependent, with the places.
+    """
+    where = "Manifold.sectional_curvature"
+    g, r = riemann(core, where, flat)
+    numerator = torch.einsum("bijkl,bi,bj,bk,bl->b", r, u, v, v, u)
+    uu, vv, uv = (torch.einsum("bij,bi,bj->b", g, a, b) for a, b in ((u, u), (v, v), (u, v)))
+    area = uu * vv - uv.square()
+    bad = concrete(~(area > 100 * tolerance(flat.dtype).eps * uu * vv))
+    if bad is not None and bool(bad.any()):
+        places = bad.nonzero().flatten().tolist()
+        raise OptionError(
+            where,
+            "linearly independent u and v",
+            f"dependent ones at {len(places)} of {len(bad)} points (first: {places[:5]})",
+            "They must span a plane.",
+        )
+    return numerator / area
+
+
+def gaussian_curvature(core: Pullback, flat: Tensor) -> Tensor:  # (k, 2) -> (k,)
+    """``R_0110 / det G``.
+
+    Raises:
+        ShapeError: Unless m = 2.
+    """
+    where = "Manifold.gaussian_curvature"
+    if flat.shape[-1] != 2:
+        hint = "Use sectional_curvature(z, u, v) or scalar_curvature(z)."
+        raise ShapeError(where, "a latent space of dimension 2", f"dimension {flat.shape[-1]}", hint)
+    g, r = riemann(core, where, flat)
+    return r[:, 0, 1, 1, 0] / torch.linalg.det(g)
+
+
+def warn_if_flat(core: Pullback, flat: Tensor) -> None:
+    """Warn, once a manifold, that a piecewise linear decoder has no curvature to speak of.
+
+    Warns:
+        SmoothnessWarning: When a layer is piecewise linear, or second derivatives vanish where differences do not.
+    """
+    if core.smoothness_known or concrete(flat) is None or not len(flat):
+        return
+    core.smoothness_known = True
+    layers = core.decoder.module.modules() if core.decoder.module is not None else ()
+    layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
+    found = f"a layer {type(layer).__name__}" if layer is not None else None
+    if found is None and _bends_without_curving(core.immersion, flat[:4].detach()):
+        found = "second derivatives that vanish where second differences do not"
+    if found is not None:
+        warnings.warn(
+            f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
+            "do not see, and what is reported here means little. Use SiLU, ELU, GELU, Softplus or tanh.",
+            SmoothnessWarning,
+            stacklevel=4,
+        )
+
+
+def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
+    with torch.no_grad():
+        second = immersion.hessian(z)
+        reach = 1 + z.abs().amax()
+        gap = torch.zeros_like(z[:, 0])
+        x = immersion.value(z)
+        for e in torch.eye(z.shape[-1]).to(z):
+            gap = torch.maximum(
+                gap, (immersion.value(z + reach * e) + immersion.value(z - reach * e) - 2 * x).norm(dim=-1)
+            )
+        size = x.norm(dim=-1) + immersion.jacobian(z).flatten(1).norm(dim=-1) * reach
+        eps = tolerance(z.dtype).eps
+        vanish = second.flatten(1).norm(dim=-1) * reach**2 <= 10 * eps * size
+        return bool((vanish & (gap > 1e4 * eps * size)).any())
+
+
+def _normal(where: str, j: Tensor, metric: Tensor, vectors: Tensor) -> Tensor:  # (k, D, c) -> (k, D, c)
+    """``(I − T̂)`` times columns."""
+    return vectors - j @ solve_metric(where, metric, j.mT @ vectors)
+
+
+def _form(where: str, bend: Bending) -> Tensor:  # -> (k, m, m)
+    raised = solve_metric(where, bend.metric, bend.normal.permute(0, 3, 1, 2))  # [b, l, d, j] = g^lk II_jk
+    return 2 * torch.einsum("bdil,bldj->bij", bend.normal, raised)
+
+
+def _inverse(where: str, metric: Tensor) -> Tensor:
+    return solve_metric(where, metric, torch.eye(metric.shape[-1]).to(metric).expand_as(metric))
+
+
+def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
+    g = core.metric(flat)
+    connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size)
+    gamma, d = connection.value_and_jacobian(flat)
+    gamma = gamma.view(*g.shape, -1)  # [b, l, j, k]
+    d = d.view(*gamma.shape, -1)  # [b, l, j, k, i] = ∂_i Γ^l_jk
+    half = d.permute(0, 4, 2, 3, 1) + torch.einsum("blis,bsjk->bijkl", gamma, gamma)
+    return g, torch.einsum("bijkl,blq->bijkq", half - half.transpose(1, 2), g)
+
+
+def _check_estimator(where: str, estimator: str, known: tuple[str, ...], samples: int) -> None:
+    if estimator not in known:
+        raise OptionError(where, f"an estimator among {', '.join(known)}", repr(estimator), "")
+    if samples < 1:
+        raise OptionError(where, "samples of at least 1", str(samples), "")
+
+
+def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
+    """``G^{-1/2} ξ`` with ξ ~ N(0, I), by the Cholesky factor."""
+    xi = gaussian(metric[..., 0], generator)
+    factor, info = torch.linalg.cholesky_ex(metric)
+    bad = concrete(info != 0)
+    if bad is not None and bool(bad.any()):
+        solve_metric(where, metric, xi[..., None])  # raises, with the places
+    return torch.linalg.solve_triangular(factor.mT, xi[..., None], upper=True)[..., 0]
+
+
+def _one_whitened(
+    where: str, f: Differential, z: Tensor, j: Tensor, metric: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """``2 |II(u, w)|²`` with ``u = G^{-1/2} ξ``, ``w = g^{-1/2} ζ``: unbiased, never negative, one second-order pass."""
+    euclidean = j.mT @ j
+    u, w = _whitened(where, metric, generator), _whitened(where, euclidean, generator)
+    second = f.second_derivative(z, u, w)
+    return 2 * _normal(where, j, euclidean, second[..., None]).square().sum((-1, -2))
+
+
+def _one_of_the_paper(
+    where: str, f: Differential, z: Tensor, j: Tensor, metric: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as section 3.2 has it: unbiased, but it can be negative.
+
+    The derivative of the projection needs none of a matrix inverse:
+    ``(∂_d T̂) w = II(d, a) + J g⁻¹ (n·∂²f) d`` with ``a = g⁻¹ Jᵀ w`` and ``n = (I − T̂) w``.
+    """
+    euclidean = j.mT @ j
+    v, w = gaussian(z, generator), gaussian(j[..., 0], generator)
+    a = solve_metric(where, euclidean, j.mT @ w[..., None])
+    shape = f.contraction(z, w - (j @ a)[..., 0])
+    sides = []
+    for d in (v, solve_metric(where, metric, v[..., None])[..., 0]):
+        bend = _normal(where, j, euclidean, f.second_derivative(z, d, a[..., 0])[..., None])
+        turn = j @ solve_metric(where, euclidean, shape @ d[..., None])
+        sides.append((bend + turn)[..., 0])
+    return (sides[0] * sides[1]).sum(-1)
+
+
+def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers shaped like a tensor; drawn where the generator lives, then moved."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

@@ -1,0 +1,213 @@
+"""Distortion: how far a decoder is from preserving distances, angles or volumes of its latent space.
+
+With ``λ_i(z)`` the eigenvalues of the pull-back metric ``G`` relative to the latent metric (the paper's 14-16):
+
+====================== ==================================================================== ==========================
+kind                   local measure                                                        zero exactly for
+====================== ==================================================================== ==========================
+``isometry``           ``Σ (1 − λ_i)²``                                                     isometries
+``scaled_isometry``    ``Σ (1 − λ_i/λ̄)²``, ``λ̄ = E Tr G/m``                                  scaled isometries
+``conformal``          ``Σ (1 − λ_i/λ̄(z))²``, ``λ̄(z) = Tr G(z)/m``                           conformal maps
+``area``               ``(½ Σ log λ_i − E ½ Σ log λ_i)²``                                   maps that preserve volume up
+                                                                                            to one factor
+====================== ==================================================================== ==========================
+
+The global measure is the mean over the points. All are invariant under changes of latent coordinates that carry the
+latent metric along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from riemae.curvature import gaussian
+from riemae.exceptions import OptionError, ShapeError, SingularMetricError
+from riemae.pullback import Pullback
+from riemae.solvers.space import concrete
+from riemae.solvers.tolerances import tolerance
+
+if TYPE_CHECKING:
+    from riemae.manifold import Manifold
+
+Kind = Literal["isometry", "scaled_isometry", "conformal", "area"]
+# A function z (k, m) -> (k, m, m), or a geoopt manifold.
+LatentMetric = Any
+
+
+class MapClass(str, Enum):
+    """Classes of maps, the most faithful first; a scaled isometry is a conformal map of equal area."""
+
+    ISOMETRY = "isometry"
+    SCALED_ISOMETRY = "scaled isometry"
+    CONFORMAL = "conformal"
+    EQUAL_AREA = "equal area"
+    NONE = "none of these"
+
+
+def relative_metric(
+    where: str, metric: Tensor, flat: Tensor, latent_metric: LatentMetric | None
+) -> Tensor:  # (k, m, m), (k, m) -> (k, m, m)
+    """``L⁻¹ G L⁻ᵀ`` with the latent metric ``L Lᵀ``: a symmetric matrix with the eigenvalues of ``G`` relative to it.
+
+    Raises:
+        ShapeError: When the latent metric has another shape.
+        SingularMetricError: Where the latent metric is not positive definite.
+    """
+    if latent_metric is None:
+        return metric
+    factor = _latent_factor(where, flat, latent_metric)
+    half = torch.linalg.solve_triangular(factor, metric, upper=False)
+    relative = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return (relative + relative.mT) / 2
+
+
+def distortion(
+    core: Pullback,
+    flat: Tensor,
+    kind: Kind,
+    local: bool,
+    estimator: Literal["exact", "hutchinson"],
+    samples: int,
+    generator: torch.Generator | None,
+    latent_metric: LatentMetric | None,
+) -> Tensor:  # (k, m) -> () or (k,)
+    """See ``Manifold.distortion``.
+
+    Raises:
+        OptionError: For an unknown kind or estimator, fewer than one sample, or ``area`` by Hutchinson.
+    """
+    where = "Manifold.distortion"
+    if kind not in get_args(Kind):
+        raise OptionError(where, f"a kind among {', '.join(get_args(Kind))}", repr(kind), "")
+    if samples < 1:
+        raise OptionError(where, "samples of at least 1", str(samples), "")
+    m = flat.shape[-1]
+    if estimator == "exact":
+        relative = relative_metric(where, core.metric(flat), flat, latent_metric)
+        if kind == "area":
+            log_volume = torch.linalg.slogdet(relative).logabsdet / 2
+            values = (log_volume - log_volume.mean()).square()
+        else:
+            trace, square = relative.diagonal(dim1=-2, dim2=-1).sum(-1), relative.square().sum((-1, -2))
+            values = _measure(kind, m, trace, trace, square)
+    elif estimator == "hutchinson":
+        if kind == "area":
+            raise OptionError(where, "estimator='exact' for kind='area'", "'hutchinson'", "A determinant is no trace.")
+        values = _measure(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
+    else:
+        raise OptionError(where, "estimator 'exact' or 'hutchinson'", repr(estimator), "")
+    return values if local else values.mean()
+
+
+def condition_number(M: Manifold, z: Tensor, latent_metric: LatentMetric | None = None) -> Tensor:  # (*b, m) -> (*b,)
+    """``λ_max/λ_min``; its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps."""
+    values = _eigenvalues(M, z, latent_metric)
+    return values[..., -1] / values[..., 0]
+
+
+def vor(M: Manifold, z: Tensor) -> Tensor:  # (n, m) -> ()
+    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same everywhere."""
+    g = M.metric(z).flatten(0, -3)
+    values = torch.linalg.eigvalsh(relative_metric("distortion.vor", g, g[:, 0], lambda _: g.mean(0).expand_as(g)))
+    return values.log().square().sum(-1).mean()
+
+
+def hierarchy(M: Manifold, z: Tensor, tol: float = 1e-6, latent_metric: LatentMetric | None = None) -> MapClass:
+    """The most faithful class that the decoder satisfies on points ``z`` ``(n, m)``.
+
+    Args:
+        M: The manifold.
+        z: At least two points, to tell scaled isometries from conformal maps.
+        tol: How far the eigenvalues (relative to their mean) may be from what the class asks.
+        latent_metric: As in ``Manifold.distortion``.
+    """
+    measure = {kind: float(M.distortion(z, kind=kind, latent_metric=latent_metric)) ** 0.5 for kind in get_args(Kind)}
+    if measure["isometry"] <= tol:
+        return MapClass.ISOMETRY
+    if measure["scaled_isometry"] <= tol:
+        return MapClass.SCALED_ISOMETRY
+    if measure["conformal"] <= tol:
+        return MapClass.CONFORMAL
+    return MapClass.EQUAL_AREA if measure["area"] <= tol else MapClass.NONE
+
+
+def _measure(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
+    """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind, from two independent estimates of ``Tr G``."""
+    if kind == "isometry":
+        return m - (trace + other) + square
+    if kind == "conformal":
+        return m * m * square / (trace * other) - m
+    mean = (trace.mean() * other.mean()).clamp(min=0).sqrt() / m
+    return m - (trace + other) / mean + square / mean**2
+
+
+def _probed(
+    core: Pullback,
+    where: str,
+    flat: Tensor,
+    samples: int,
+    generator: torch.Generator | None,
+    latent_metric: LatentMetric | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two independent estimates of ``Tr G`` and one of ``Tr G²``, by ``Gv`` alone (equation 17)."""
+    factor = None if latent_metric is None else _latent_factor(where, flat, latent_metric)
+    sums = [torch.zeros_like(flat[:, 0]) for _ in range(3)]
+    for _ in range(samples):
+        v, w = gaussian(flat, generator), gaussian(flat, generator)
+        gv, gw = (_relative_product(core, flat, p, factor) for p in (v, w))
+        sums[0] = sums[0] + (v * gv).sum(-1)
+        sums[1] = sums[1] + (w * gw).sum(-1)
+        # w·Gv has mean square Tr G² as |Gv|² has; the mean of the two norms varies less.
+        sums[2] = sums[2] + (gv.square().sum(-1) + gw.square().sum(-1)) / 2
+    return sums[0] / samples, sums[1] / samples, sums[2] / samples
+
+
+def _relative_product(core: Pullback, flat: Tensor, v: Tensor, factor: Tensor | None) -> Tensor:
+    if factor is None:
+        return core.metric_product(flat, v)
+    back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)[..., 0]
+    return torch.linalg.solve_triangular(factor, core.metric_product(flat, back)[..., None], upper=False)[..., 0]
+
+
+def _latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tensor:  # -> (k, m, m)
+    k, m = flat.shape
+    tensor = _as_function(latent_metric)(flat)
+    if tensor.shape != (k, m, m):
+        raise ShapeError(where, f"a latent metric ({k}, {m}, {m})", str(tuple(tensor.shape)), "One matrix a point.")
+    factor, info = torch.linalg.cholesky_ex(tensor)
+    bad = concrete(info != 0)
+    if bad is not None and bool(bad.any()):
+        places = bad.nonzero().flatten().tolist()
+        raise SingularMetricError(
+            where, "a positive definite latent metric", f"none at {len(places)} points (first: {places[:5]})", ""
+        )
+    return factor
+
+
+def _as_function(latent_metric: LatentMetric) -> Callable[[Tensor], Tensor]:
+    if not hasattr(latent_metric, "inner"):
+        return latent_metric
+
+    def tensor(z: Tensor) -> Tensor:
+        """The metric of a geoopt manifold in the coordinates of its points."""
+        basis = torch.eye(z.shape[-1]).to(z)
+        rows = [
+            torch.stack([latent_metric.inner(z, u.expand_as(z), v.expand_as(z), keepdim=False) for v in basis], -1)
+            for u in basis
+        ]
+        return torch.stack(rows, -2)
+
+    return tensor
+
+
+def _eigenvalues(M: Manifold, z: Tensor, latent_metric: LatentMetric | None) -> Tensor:  # (*b, m) -> (*b, m)
+    g = M.metric(z).reshape(-1, z.shape[-1], z.shape[-1])
+    relative = relative_metric("distortion.condition_number", g, z.reshape(-1, z.shape[-1]), latent_metric)
+    values = torch.linalg.eigvalsh(relative)
+    floor = tolerance(z.dtype).eps * values[:, -1:]
+    return torch.maximum(values, floor).view(z.shape)

@@ -1,0 +1,274 @@
+"""Decoder and ambient metric together: everything that a point's geometry is computed from, on flat batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.ambient import AmbientMetric, Euclidean
+from riemae.decoders import Decoder
+from riemae.differential import Differential
+from riemae.exceptions import DTypeError, NonFiniteError, ShapeError
+from riemae.solvers.energy import Expansion, bending, expand_by_autodiff, expand_chord, gauss_newton_blocks, rounding
+from riemae.solvers.space import concrete, safe_sqrt, solve_metric
+from riemae.solvers.tolerances import tolerance
+
+
+class Pullback:
+    """The pull-back of an ambient metric by a decoder, on flat batches ``(k, m)``: what ``Manifold`` rests on.
+
+    Args:
+        decoder: The map ``f``.
+        ambient: The metric ``H``.
+        latent_dim: m, or None to take it from the first points.
+        chunk_size: Points handled at once, or None to choose by bytes.
+
+    Attributes:
+        immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
+        embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None elsewhere. The immersion
+            itself under the Euclidean metric.
+        smoothness_known: Whether the decoder has been looked at for kinks.
+    """
+
+    def __init__(
+        self, decoder: Decoder, ambient: AmbientMetric, latent_dim: int | None, chunk_size: int | None
+    ) -> None:
+        self.decoder = decoder
+        self.ambient = ambient
+        self.latent_dim = latent_dim
+        self.chunk_size = chunk_size
+        self.immersion = Differential(decoder, chunk_size)
+        self.embedding: Differential | None = None
+        if isinstance(ambient, Euclidean):
+            self.embedding = self.immersion
+        elif ambient.has_features:
+            self.embedding = Differential(lambda z: ambient.features(decoder(z)).flatten(1), chunk_size)
+        self.smoothness_known = False
+        self._probed: set[tuple[torch.dtype, torch.device]] = set()
+
+    def points(self, where: str, z: Tensor, finite: bool = True) -> Tensor:  # (*b, m) -> (k, m)
+        """Validate points, probe the decoder at first use, and flatten the leading axes.
+
+        Raises:
+            DTypeError: For no tensor, or another dtype than the decoder's.
+            ShapeError: For a wrong last axis.
+            NonFiniteError: For NaN or infinity, unless ``finite`` is False.
+        """
+        where = f"Manifold.{where}"
+        if not isinstance(z, Tensor):
+            raise DTypeError(where, "z as a torch tensor", type(z).__name__, "Try torch.as_tensor(z).")
+        tolerance(z.dtype)
+        m = self.latent_dim
+        if not z.ndim or (m is not None and z.shape[-1] != m) or not z.shape[-1]:
+            hint = "Batch axes come first" + ("; try z.T." if z.ndim == 2 and z.shape[0] == m else ".")
+            raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
+        self.decoder.check_placement(where, z)
+        flat = z.reshape(-1, z.shape[-1])
+        ok = concrete(flat.isfinite().all(-1))
+        if finite and ok is not None and not bool(ok.all()):
+            rows = (~ok).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                where,
+                "finite points",
+                f"NaN or infinity at {len(rows)} of {len(flat)} points (first: {rows[:5]})",
+                "Remove these rows, or look at what produced them.",
+            )
+        if (z.dtype, z.device) not in self._probed:
+            sound = flat if ok is None else flat[ok]
+            x = self.decoder.probe(where, sound)
+            if x is not None:
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        self.ambient.check(x)
+                else:
+                    self.ambient.check(x)
+                self._probed.add((z.dtype, z.device))
+            self.latent_dim = z.shape[-1]
+        return flat
+
+    def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
+        """Validated points and tangents, flattened after broadcasting, and the batch shape.
+
+        Raises:
+            ShapeError: When they do not broadcast.
+            DTypeError: When their dtypes differ.
+        """
+        try:
+            z, *vectors = torch.broadcast_tensors(z, *vectors)
+        except RuntimeError:
+            raise ShapeError(
+                f"Manifold.{where}",
+                f"tangent vectors that broadcast with z of shape {tuple(z.shape)}",
+                ", ".join(str(tuple(v.shape)) for v in vectors),
+                "A tangent vector has the shape of its point, (*b, m).",
+            ) from None
+        flat = self.points(where, z)
+        for v in vectors:
+            if v.dtype != z.dtype:
+                raise DTypeError(
+                    f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."
+                )
+        return (flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
+
+    def finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:
+        """``out``, one row a point.
+
+        Raises:
+            NonFiniteError: When it holds NaN or infinity, with the places.
+        """
+        ok = concrete(out.isfinite().flatten(1).all(1))
+        if ok is not None and not bool(ok.all()):
+            first = int((~ok).nonzero()[0])
+            raise NonFiniteError(
+                f"Manifold.{where}",
+                "finite values",
+                f"NaN or infinity at {int((~ok).sum())} of {len(ok)} points (first: z = {flat[first].tolist()})",
+                "Is the point inside the decoder's domain, and is the decoder smooth there?",
+            )
+        return out
+
+    def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """``G = Jᵀ H(f(z)) J``."""
+        if self.embedding is not None:
+            j = self.embedding.jacobian(flat)
+            return j.mT @ j
+        x, j = self.immersion.value_and_jacobian(flat)
+        g = j.mT @ self.ambient.apply_to(x, j)
+        return (g + g.mT) / 2
+
+    def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+        """``G v`` by one forward and one reverse product."""
+        if self.embedding is not None:
+            return self.embedding.vjp(flat, self.embedding.jvp(flat, v)[1])[1]
+        x, tangent = self.immersion.jvp(flat, v)
+        return self.immersion.vjp(flat, self.ambient.product(x, tangent))[1]
+
+    def christoffel(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m, m)
+        """``Γᵏ_ij`` as ``[k, i, j]``.
+
+        Raises:
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        if self.embedding is not None:
+            _, j, second = self.embedding.second_jet(flat)
+            lowered = torch.einsum("bdk,bdij->bkij", j, second)
+            metric = j.mT @ j
+        else:
+            metric, d = self._metric_and_derivative(flat)  # d[b, i, j, l] = ∂_l G_ij
+            lowered = (d.permute(0, 1, 3, 2) + d - d.permute(0, 3, 1, 2)) / 2
+        return solve_metric(where, metric, lowered)
+
+    def acceleration(self, where: str, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+        """``−Γ(v, v)`` without Christoffel symbols.
+
+        Raises:
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        if self.embedding is not None:
+            j = self.embedding.jacobian(flat)
+            metric, force = j.mT @ j, self.embedding.second_derivative(flat, v, v)
+        else:
+            x, j = self.immersion.value_and_jacobian(flat)
+            velocity = (j @ v[..., None])[..., 0]
+            metric = j.mT @ self.ambient.apply_to(x, j)
+            bend = self.ambient.product(x, self.immersion.second_derivative(flat, v, v))
+            force = bend + _ambient_force(self.ambient, x, velocity)
+        pulled = (j.mT @ force[..., None])[..., 0]
+        return -solve_metric(where, metric, pulled)
+
+    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
+        """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
+
+        Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
+        """
+        x = (self.embedding or self.immersion).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        step = x.diff(dim=1)
+        if self.embedding is not None:
+            return step.square().sum(-1)
+        ends = [self.ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
+        return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
+
+    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
+        """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound memory."""
+        p, count, m = nodes.shape
+        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
+        expand = self._expand_features if self.embedding is not None else self._expand_general
+        return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
+
+    def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
+        """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
+        if self.embedding is None:
+            return None
+        x = self.embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        interior = nodes[:, 1:-1]
+        pulled = self.embedding.vjp(interior.flatten(0, 1), bending(x).flatten(0, 1))[1]
+        return pulled.view(interior.shape)
+
+    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
+        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
+        if self.embedding is None:
+            return None
+        ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
+        return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
+
+    def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
+        """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and first ones of H."""
+        x, j, second = self.immersion.second_jet(flat)
+        hj = self.ambient.apply_to(x, j)
+        bend = torch.einsum("kdi,kdjl->kijl", hj, second)
+        slope = [
+            j.mT @ torch.func.jvp(lambda y: self.ambient.apply_to(y, j), (x,), (j[..., i],))[1]
+            for i in range(j.shape[-1])
+        ]
+        return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
+
+    def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
+        assert self.embedding is not None
+        embedding = self.embedding
+        p, count, _ = nodes.shape
+        x, j = embedding.value_and_jacobian(nodes.flatten(0, 1))
+        interior = nodes[:, 1:-1]
+
+        def contraction(a: Tensor) -> Tensor:
+            form = embedding.contraction(interior.flatten(0, 1), a.flatten(0, 1))
+            return form.view(*interior.shape, interior.shape[-1])
+
+        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
+        return expand_chord(x, j[:, 1:-1], contraction if second_order else None)
+
+    def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
+        p, count, _ = nodes.shape
+        x, j = self.immersion.value_and_jacobian(nodes.flatten(0, 1))
+        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
+        ends = [(s, x[:, s].flatten(0, 1)) for s in (slice(None, -1), slice(1, None))]
+
+        def weighted(columns: Tensor) -> Tensor:
+            """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
+            flat = columns.flatten(0, 1)
+            first, last = (self.ambient.apply_to(y, flat) for _, y in ends)
+            return ((first + last) / 2).view(columns.shape)
+
+        left, right = j[:, :-1], j[:, 1:]
+        w_left, w_right = weighted(left), weighted(right)
+        step = x.diff(dim=1)
+        size, speed = (
+            safe_sqrt(self.ambient.squared_norm(ends[0][1], y.flatten(0, 1))).view(step.shape[:2])
+            for y in (x[:, :-1], step)
+        )
+        return expand_by_autodiff(
+            self.squared_chords,
+            nodes,
+            gauss_newton_blocks(left.mT @ w_left, right.mT @ w_right, left.mT @ w_right),
+            rounding(size, speed),
+            second_order,
+            lambda f, z, v: self.immersion.pushforward(f, z, v),
+        )
+
+
+def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+    """``(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)``: how a metric that varies in space bends straight lines."""
+    along = torch.func.jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
+    across = torch.func.grad(lambda y: ambient.squared_norm(y, velocity).sum())(x)
+    return along - across / 2
