@@ -5,9 +5,9 @@ Everything rests on first and second derivatives of the decoder at single points
 - **Extrinsic** (the paper's section 2.2): with the Euclidean second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)``,
   ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is ``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``,
   and the local extrinsic curvature (10) is ``Tr(G⁻¹ C)``, where ``G`` is the pull-back of the ambient metric.
-- **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where the ambient metric has
-  a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere has sectional curvature +1;
-  ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+- **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where the ambient
+  metric has a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere has sectional
+  curvature +1; ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 """
 
 from __future__ import annotations
@@ -320,8 +320,12 @@ def _check_estimator(where: str, estimator: str, known: tuple[str, ...], samples
 
 
 def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
-    """``G^{-1/2} ξ`` with ξ ~ N(0, I), by the Cholesky factor."""
-    xi = gaussian(metric[..., 0], generator)
+    """``G^{-1/2} ξ`` with random signs ξ, by the Cholesky factor.
+
+    Signs have the moments that unbiasedness needs, and vary less than Gaussian probes: on the sphere S² the standard
+    deviation of one draw is 4 instead of 8.9.
+    """
+    xi = signs(metric[..., 0], generator)
     factor, info = torch.linalg.cholesky_ex(metric)
     bad = concrete(info != 0)
     if bad is not None and bool(bad.any()):
@@ -332,7 +336,7 @@ def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> 
 def _one_whitened(
     where: str, f: Differential, z: Tensor, j: Tensor, metric: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """``2 |II(u, w)|²`` with ``u = G^{-1/2} ξ``, ``w = g^{-1/2} ζ``: unbiased, never negative, one second-order pass."""
+    """``2 |II(u, w)|²`` with ``u = G^{-1/2} ξ``, ``w = g^{-1/2} ζ``: unbiased, never negative, one second pass."""
     euclidean = j.mT @ j
     u, w = _whitened(where, metric, generator), _whitened(where, euclidean, generator)
     second = f.second_derivative(z, u, w)
@@ -357,6 +361,12 @@ def _one_of_the_paper(
         turn = j @ solve_metric(where, euclidean, shape @ d[..., None])
         sides.append((bend + turn)[..., 0])
     return (sides[0] * sides[1]).sum(-1)
+
+
+def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Random signs shaped like a tensor; drawn where the generator lives, then moved."""
+    device = like.device if generator is None else generator.device
+    return (2 * torch.randint(2, like.shape, generator=generator, device=device) - 1).to(like)
 
 
 def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:

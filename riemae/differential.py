@@ -220,6 +220,8 @@ class Differential:
             # Many layers refuse an empty batch: take the shapes from one point at the origin, and keep none of it.
             out = f(*(x.new_zeros(1, *x.shape[1:]) for x in args))
             return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
+        # Forward mode refuses views whose elements share memory, such as expanded points.
+        args = tuple(x.contiguous() for x in args)
         size = self.chunk(args[0], passes)
         if len(args[0]) <= size:
             return f(*args)
@@ -236,7 +238,7 @@ class Differential:
         """
         key = (kind, z.device.type)
         if key not in self._modes:
-            sample = [x[:1].detach() if len(x) else x.new_zeros(1, *x.shape[1:]) for x in args]
+            sample = [x[:1].detach().contiguous() if len(x) else x.new_zeros(1, *x.shape[1:]) for x in args]
             reasons = []
             for mode in _MODES:
                 try:

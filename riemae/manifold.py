@@ -234,7 +234,7 @@ class Manifold:
 
         Args:
             z: Points.
-            estimator: ``"exact"``; ``"hutchinson"``: ``2 |II(u, w)|²`` with whitened Gaussian u and w, unbiased and
+            estimator: ``"exact"``; ``"hutchinson"``: ``2 |II(u, w)|²`` with whitened random signs u and w, unbiased and
                 never negative, one second-order product a sample; ``"paper"``: that of the paper's section 3.2,
                 unbiased but of larger variance and sometimes negative.
             samples: Draws averaged by a stochastic estimator.
@@ -299,8 +299,8 @@ class Manifold:
 
         Args:
             z: Points.
-            estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with whitened Gaussian
-                u and w, unbiased, three second-order products a sample; needs a feature map.
+            estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with whitened random
+                signs u and w, unbiased, three second-order products a sample; needs a feature map.
             samples: Draws averaged by the stochastic estimator.
             generator: Source of its randomness.
 

@@ -79,10 +79,7 @@ class Pullback:
             sound = flat if ok is None else flat[ok]
             x = self.decoder.probe(where, sound)
             if x is not None:
-                if torch.is_grad_enabled():
-                    with torch.no_grad():
-                        self.ambient.check(x)
-                else:
+                with torch.no_grad():
                     self.ambient.check(x)
                 self._probed.add((z.dtype, z.device))
             self.latent_dim = z.shape[-1]

@@ -125,8 +125,8 @@ class Newton:
     Each step factorises the block-tridiagonal Hessian of the discrete energy. Where it is positive definite the step is
     Newton's (quadratic convergence); elsewhere it is Gauss-Newton's, which always descends. Second derivatives are
     computed once a curve and then kept, and interpolated to finer levels, as long as steps with them converge fast. A
-    curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the chart does not matter)
-    without a new expansion and without touching its neighbours. Where the tolerance is sharp, a curve that has
+    curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the chart does not
+    matter) without a new expansion and without touching its neighbours. Where the tolerance is sharp, a curve that has
     converged gets one more step on the residual of a sixth-order discretisation.
 
     Args:
@@ -162,8 +162,8 @@ class Newton:
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
         """One step of every curve of ``state``.
 
-        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that is
-        more than 50 ``tol``.
+        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
+        is more than 50 ``tol``.
         """
         fresh = self._wants_second_order(state)
         expansion, status = _sound(_expand(space, state.nodes, fresh), state)
@@ -302,8 +302,8 @@ class Newton:
             rows = where[pending]
             stride = 0.5**attempt * size[pending, None, None] * direction[pending]
             both = torch.stack([_moved(nodes[rows], sign * stride) for sign in (1, -1)])
-            energies = torch.stack([discrete_energy(space.squared_chords(trial)) for trial in both]).nan_to_num(torch.inf)
-            lower, side = energies.min(0)
+            energies = torch.stack([discrete_energy(space.squared_chords(trial)) for trial in both])
+            lower, side = energies.nan_to_num(torch.inf).min(0)
             found = lower < expansion.energy[rows] - expansion.noise[rows]
             nodes[rows[found]] = both[side, torch.arange(len(rows), device=nodes.device)][found]
             pending = pending[~found]
@@ -391,8 +391,7 @@ def _expand(space: Space, nodes: Tensor, fresh: Tensor) -> Expansion:
     order = torch.cat([(~fresh).nonzero().flatten(), fresh.nonzero().flatten()])
     plain, full = space.expand(nodes[~fresh], False), space.expand(nodes[fresh], True)
     assert full.correction is not None
-    nothing = BlockTridiagonal(torch.zeros_like(plain.gauss_newton.diagonal), torch.zeros_like(plain.gauss_newton.upper))
-    return Expansion.cat([replace(plain, correction=nothing), full]).select(order.argsort())
+    return Expansion.cat([replace(plain, correction=plain.gauss_newton.scaled(0.0)), full]).select(order.argsort())
 
 
 def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
@@ -436,4 +435,3 @@ def _relative(predicted: Tensor, energy: Tensor) -> Tensor:
 
 def _moved(nodes: Tensor, step: Tensor) -> Tensor:
     return torch.cat([nodes[:, :1], nodes[:, 1:-1] + step, nodes[:, -1:]], 1)
-

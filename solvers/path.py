@@ -229,7 +229,7 @@ class _Queue:
     """Pairs that wait for a resolution at which their start curve can be seen.
 
     On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the
-    solver would converge to a curve that jumps. A pair joins once its chords show most of the length that fine ones show.
+    solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
     """
 
     def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:

@@ -42,7 +42,7 @@ class Space(Protocol):
         ...
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the discrete energy as a discretisation of higher order has it, or None when there is none."""
+        """The gradient of the discrete energy in a discretisation of higher order, or None when there is none."""
         ...
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k,)
@@ -148,7 +148,7 @@ def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m),
             f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
             "The decoder has dependent tangent directions there: lower latent_dim, or look at Manifold.eigenvalues(z).",
         )
-    rhs = b.reshape(*b.shape[:2], -1)
+    rhs = b[..., None] if b.ndim == 2 else b.flatten(2)
     return torch.cholesky_solve(rhs, factor).reshape(b.shape)
 
 
