@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
+from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
-_BATCH_COUPLED = (nn.modules.batchnorm._NormBase,)
+# Layers that couple the batch or change their own state at every call.
+_BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
+_BATCH_COUPLED_NAMES = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)} | {"SyncBatchNorm"}
+_RANDOM_NAMES = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "RReLU"}
 
 
 class Decoder:
@@ -33,6 +38,7 @@ class Decoder:
                 "Pass an nn.Module instance or a function.",
             )
         self.function = function
+        self._call = unoptimised(function)
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
         self.output_shape: torch.Size | None = None
@@ -43,7 +49,7 @@ class Decoder:
         Raises:
             DecoderError: When the output is no tensor, or has another number of rows.
         """
-        x = self.function(z)
+        x = self._call(z)
         if not isinstance(x, Tensor):
             raise DecoderError(
                 "Manifold",
@@ -58,7 +64,7 @@ class Decoder:
                 f"shape {tuple(x.shape)}",
                 "The first axis of the output must be the batch, unchanged.",
             )
-        return x
+        return x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
 
     def check_placement(self, where: str, z: Tensor) -> None:
         """Refuse points on another device or of another dtype than the decoder's floating-point parameters.
@@ -96,19 +102,20 @@ class Decoder:
             DTypeError: When it changes the dtype.
             NonFiniteError: When it returns NaN or infinity.
         """
-        self._refuse_training_mode(where)
         if concrete(z) is None:
             return None
         points = z[:2].detach()
         if not len(points):
             points = z.new_zeros(1, z.shape[-1])
         real = len(points) if len(z) else 0  # rows that the caller really asked for
-        if len(points) == 1:
-            points = torch.cat([points, points + 1e-2 * (1 + points.abs())])
+        if len(points) == 1 or bool((points[0] == points[1]).all()):  # equal rows cannot show that they are coupled
+            points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
+            real = min(real, 1)
         with torch.no_grad(), torch.random.fork_rng(devices=_devices(points)):
             x = self._attempt(where, points)
             again = self._attempt(where, points)
-            alone = self._attempt(where, points[:1].expand(2, -1))
+            # Both rows, each among copies of itself: a cumulative sum shows only in the second.
+            alone = [self._attempt(where, point.repeat(2, 1))[i] for i, point in enumerate(points)]
         if x.dtype != z.dtype:
             raise DTypeError(
                 where,
@@ -131,7 +138,7 @@ class Decoder:
                 "two different outputs for one input",
                 "Switch sampling and dropout off: decoder.eval(), or return the mean instead of a sample.",
             )
-        if _differs(x[:1], alone[:1]):
+        if _differs(x, torch.stack(alone)):
             raise DecoderError(
                 where,
                 "a decoder that treats every row alone",
@@ -144,7 +151,7 @@ class Decoder:
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
             return self(points)
-        except (RuntimeError, ValueError, TypeError, IndexError) as reason:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as reason:
             if isinstance(reason, DecoderError):
                 raise
             raise DecoderError(
@@ -154,26 +161,28 @@ class Decoder:
                 "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?",
             ) from reason
 
-    def _refuse_training_mode(self, where: str) -> None:
+    def refuse_training_mode(self, where: str) -> None:
         """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
 
         Raises:
             DecoderError: When a layer is random or couples the batch.
         """
         for name, layer in self.module.named_modules() if self.module is not None else ():
-            random = isinstance(layer, _RANDOM) and getattr(layer, "p", 1) > 0
-            if layer.training and (random or isinstance(layer, _BATCH_COUPLED)):
+            kind = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
+            random = (isinstance(layer, _RANDOM) or kind in _RANDOM_NAMES) and getattr(layer, "p", 1) > 0
+            coupled = isinstance(layer, _BATCH_COUPLED) or kind in _BATCH_COUPLED_NAMES
+            if getattr(layer, "training", False) and (random or coupled):  # torch.jit.freeze removes the flag
                 raise DecoderError(
                     where,
                     "a decoder in evaluation mode",
-                    f"{type(layer).__name__} {name!r} in training mode",
+                    f"{kind} {name!r} in training mode",
                     "Call decoder.eval() first.",
                 )
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:
     scale = a.abs().max().nan_to_num(1.0) if a.numel() else 1.0
-    return bool((((a - b).abs() > tolerance(a.dtype).probe * scale) & a.isfinite()).any())
+    return bool((~((a - b).abs() <= tolerance(a.dtype).probe * scale) & a.isfinite()).any())
 
 
 def _devices(z: Tensor) -> list[Any]:

@@ -8,21 +8,25 @@ cache, and every result is differentiable again.
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp as forward_jvp
 from torch.func import vjp as reverse_vjp
 from torch.func import vmap
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from riemae.exceptions import DifferentiationError, FallbackWarning, ShapeError
+from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
+from riemae.solvers.space import concrete
+from riemae.solvers.tolerances import tolerance
 
 BatchedMap = Callable[[Tensor], Tensor]
 
@@ -30,6 +34,7 @@ BatchedMap = Callable[[Tensor], Tensor]
 # 256 to 1,024 points at width 256 with 8 tangents in float64 run 1.6 to 1.9 times faster than everything at once).
 _CPU_BYTES, _DEVICE_BYTES = 8 * 2**20, 512 * 2**20
 _MIN_CHUNK = 16
+_SECOND_ORDER = ("second derivative", "second derivatives", "contraction")
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class _Mode:
     @contextmanager
     def active(self, second_order: bool) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(_ExactNorms())
             if self.portable:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(_without_mkldnn())
+                stack.enter_context(_without_fused_layers())
             if second_order or not self.forward:
                 # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
                 stack.enter_context(torch.enable_grad())
@@ -78,14 +84,43 @@ _MODES = (
 
 
 @contextmanager
-def _without_mkldnn() -> Iterator[None]:
-    """Switch oneDNN's fused layers off; ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32."""
-    before = torch.backends.mkldnn.enabled
+def _without_fused_layers() -> Iterator[None]:
+    """Switch oneDNN's and the transformer's fused layers off, which have no derivative.
+
+    ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
+    """
+    before, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mkldnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def unoptimised(f: BatchedMap) -> BatchedMap:
+    """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
+
+    See pytorch#73972 and #84681.
+    """
+    owner = getattr(f, "__self__", f)
+    scripts: list[Any] = [f] if isinstance(f, torch.jit.ScriptFunction) else []
+    if isinstance(owner, nn.Module):
+        scripts = [
+            m.forward for m in owner.modules() if isinstance(m, torch.jit.ScriptModule) and hasattr(m, "forward")
+        ]
+        scripts = [m for m in scripts if hasattr(m, "_debug_flush_compilation_cache")]
+    if not scripts:
+        return f
+
+    def call(z: Tensor) -> Tensor:
+        for script in scripts:  # plans made by earlier calls would still be used
+            script._debug_flush_compilation_cache()
+        with torch.jit.optimized_execution(False):
+            return f(z)
+
+    return call
 
 
 class Differential:
@@ -97,9 +132,9 @@ class Differential:
     """
 
     def __init__(self, f: BatchedMap, chunk_size: int | None = None) -> None:
-        self._function = f
+        self._function = unoptimised(f)
         self._chunk_size = chunk_size
-        self._modes: dict[tuple[str, str], _Mode] = {}
+        self._modes: dict[tuple[Any, ...], _Mode] = {}
         self._width: int | None = None
         self._announced = False
 
@@ -160,15 +195,22 @@ class Differential:
 
     def _flat(self, z: Tensor) -> Tensor:
         x = self._function(z)
+        if not isinstance(x, Tensor) or not x.ndim or len(x) != len(z):
+            raise ShapeError(
+                "differential",
+                f"a map (k, m) -> (k, *shape) that returns {len(z)} rows for {len(z)} points",
+                str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__,
+                "The first axis of the output must be the batch.",
+            )
         return x.reshape(len(z), -1)
 
     def _value_and_jacobian(self, mode: _Mode, z: Tensor) -> tuple[Tensor, Tensor]:
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         if mode.vectorised:
-            # The primal does not depend on the direction: computed once, returned unbatched.
-            out: Any = (None, 0)
-            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)), out_dims=out)(basis)
-            return x, rows.movedim(0, -1)
+            # The primal does not depend on the direction: computed once, vmap returns it expanded. (out_dims=None would
+            # say so, but torch refuses it inside an outer vmap.)
+            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)))(basis)
+            return x[0], rows.movedim(0, -1)
         pushed = [mode.push(self._flat, z, e.expand_as(z)) for e in basis]
         return pushed[0][0], torch.stack([tangent for _, tangent in pushed], -1)
 
@@ -186,12 +228,11 @@ class Differential:
             columns = [mode.push(lambda z: tangents(z)[1], z, e.expand_as(z))[1] for e in basis]
             second = torch.stack(columns, -1)
             return *tangents(z), (second + second.mT) / 2
-        # Value and Jacobian do not depend on the outer direction: vmap computes them once.
-        out: Any = ((None, None), 0)
+        # Value and Jacobian do not depend on the outer direction: vmap computes them once and returns them expanded.
         push = lambda e: _split(forward_jvp(tangents, (z,), (e.expand_as(z),)))  # noqa: E731 (one expression)
-        (x, jacobian), second = vmap(push, out_dims=out)(basis)
+        (x, jacobian), second = vmap(push)(basis)
         second = second.movedim(0, -1)
-        return x, jacobian, (second + second.mT) / 2
+        return x[0], jacobian[0], (second + second.mT) / 2
 
     def _contraction(self, mode: _Mode, z: Tensor, a: Tensor) -> Tensor:
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -202,8 +243,14 @@ class Differential:
     # Modes and chunks.
 
     def _run(self, kind: str, passes: int, formula: Callable[..., Any], z: Tensor, *others: Tensor) -> Any:
+        if torch.is_inference_mode_enabled() or z.is_inference() or any(x.is_inference() for x in others):
+            # Nothing made in inference mode can be differentiated: work on normal copies outside of it.
+            grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            with torch.inference_mode(False), torch.set_grad_enabled(grad):
+                z, *others = (x.clone() if x.is_inference() else x for x in (z, *others))  # type: ignore[assignment]
+                return self._run(kind, passes, formula, z, *others)
         mode = self._mode(kind, z, formula, (z, *others))
-        second_order = kind in ("second derivative", "second derivatives", "contraction")
+        second_order = kind in _SECOND_ORDER
 
         def evaluate(*chunk: Tensor) -> Any:
             if torch.is_grad_enabled():
@@ -235,16 +282,21 @@ class Differential:
 
         Raises:
             DifferentiationError: When none can.
+            RiemaeError: What the map itself raises about its input.
         """
-        key = (kind, z.device.type)
+        # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other.
+        key = (kind, z.device.type, z.dtype, torch.is_grad_enabled())
         if key not in self._modes:
             sample = [x[:1].detach().contiguous() if len(x) else x.new_zeros(1, *x.shape[1:]) for x in args]
             reasons = []
             for mode in _MODES:
                 try:
-                    with mode.active(second_order=True):
+                    with mode.active(kind in _SECOND_ORDER):
                         formula(mode, *sample)
-                except (RuntimeError, NotImplementedError) as reason:
+                        self._check_against_autograd(kind, mode, sample[0])
+                except RiemaeError:
+                    raise
+                except (RuntimeError, AssertionError, ValueError) as reason:
                     reasons.append(f"{mode.name}: {str(reason).strip().splitlines()[0]}")
                     continue
                 self._modes[key] = mode
@@ -260,6 +312,51 @@ class Differential:
                 )
         return self._modes[key]
 
+    def _check_against_autograd(self, kind: str, mode: _Mode, z: Tensor) -> None:
+        """Refuse a mode that is silently wrong: plain reverse mode must find the same numbers.
+
+        Wrong are hand-written ``jvp`` rules, ``torch.no_grad`` inside the map (forward mode does not heed it), fused
+        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), and ``torch.jit.script``
+        hidden in a closure, which loses derivatives from its second call on (pytorch#73972): hence three tries.
+
+        Raises:
+            RuntimeError: When the numbers differ.
+        """
+        if z.is_meta or concrete(z) is None or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
+        again = kind not in _SECOND_ORDER and torch.is_grad_enabled()  # results are differentiated by the caller
+        v = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device).expand_as(z)
+        for _ in range(3):
+            point = z.detach().clone().requires_grad_()
+            try:
+                with _MODES[-1].active(second_order=True):
+                    x = self._flat(point)
+                    w = torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x)
+                    expected = self._slope(w * x, point, v)
+                    if again or kind in _SECOND_ORDER:
+                        expected = self._slope(expected, point, v)
+            except RuntimeError:  # no second backward: nothing to compare with
+                return
+            if kind == "contraction":
+                actual = v * (self._contraction(mode, point, w) @ v[..., None])[..., 0]
+            elif kind in _SECOND_ORDER:
+                actual = w * self._second(mode, point, v, v)
+            elif kind == "vjp":
+                actual = v * self._vjp(mode, point, w)[1]
+            else:
+                actual = w * mode.push(self._flat, point, v)[1]
+            if again:
+                actual = self._slope(actual, point, v)
+            scale = actual.abs().sum() + expected.abs().sum() + (w * x).abs().sum()
+            if (actual.sum() - expected.sum()).abs() > tolerance(z.dtype).check * scale:
+                raise RuntimeError("it contradicts torch.autograd")
+
+    @staticmethod
+    def _slope(x: Tensor, point: Tensor, v: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return torch.zeros_like(point)
+        return torch.autograd.grad(x.sum(), point, create_graph=True, materialize_grads=True)[0] * v
+
     def _announce(self, reasons: list[str]) -> None:
         if not self._announced:
             self._announced = True
@@ -267,7 +364,7 @@ class Differential:
                 f"Forward-mode derivatives do not exist for this map ({reasons[0]}); using reverse mode twice, "
                 "which is slower but exact.",
                 FallbackWarning,
-                stacklevel=4,
+                stacklevel=_frames_inside(),
             )
 
     def _widest(self, z: Tensor) -> int:
@@ -278,7 +375,7 @@ class Differential:
             sizes = []
             for count in (1, 3):
                 with torch.no_grad(), _OutputSizes() as seen:
-                    x = self._function(z[:1].detach().expand(count, -1))
+                    x = self._function(z[:1].detach().repeat(count, 1))
                 sizes.append([*seen.sizes, x.numel()])
             # Tensors that do not grow with the batch are parameters; a map whose operations differ between
             # the two runs is judged by its output.
@@ -294,6 +391,69 @@ def _split(pushed: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return pushed[0], pushed[1][1]
 
 
+class _ExactNorms(TorchFunctionMode):
+    """Layer and instance norm from primitives.
+
+    torch's own rules for their first derivatives take the statistics for constants when differentiated again: nested
+    forward mode, and gradients of Jacobians, come out wrong (pytorch#196700, #198017).
+    """
+
+    @torch.compiler.disable
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func in (F.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        if func in (F.instance_norm, torch.instance_norm):
+            return _instance_norm(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    x = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _instance_norm(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *cudnn_enabled: bool,
+) -> Tensor:
+    if not use_input_stats or running_mean is not None:
+        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
+    x = _standardised(x, tuple(range(2, x.ndim)), eps)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+def _frames_inside() -> int:
+    """How far up the stack the caller of riemae is: a warning must name his line, not ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "riemae":
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class _OutputSizes(TorchFunctionMode):
     """Records how many numbers every torch function returns."""
 
@@ -301,6 +461,7 @@ class _OutputSizes(TorchFunctionMode):
         super().__init__()
         self.sizes: list[int] = []
 
+    @torch.compiler.disable
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -335,41 +496,58 @@ def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> t
     """``f(z)`` and ``J(z) v``, both ``(*b, *shape)``, for ``z`` and ``v`` of shape ``(*b, m)``."""
     d, flat, shape = _prepared("jvp", f, z, chunk_size)
     x, tangent = d.jvp(flat, _like(v, z, flat))
-    return x.reshape(*z.shape[:-1], *shape), tangent.reshape(*z.shape[:-1], *shape)
+    return x.reshape((*z.shape[:-1], *shape)), tangent.reshape((*z.shape[:-1], *shape))
 
 
 def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
-    x, pulled = d.vjp(flat, w.reshape(len(flat), -1))
-    return x.reshape(*z.shape[:-1], *shape), pulled.reshape(z.shape)
+    x, pulled = d.vjp(flat, _covector("vjp", w, z, shape, flat))
+    return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
 
 
 def second_derivative(f: BatchedMap, z: Tensor, u: Tensor, v: Tensor, chunk_size: int | None = None) -> Tensor:
     """Second directional derivative ``∂²f(u, v)`` at ``z``, ``(*b, *shape)``; ``z``, ``u``, ``v`` are ``(*b, m)``."""
     d, flat, shape = _prepared("second_derivative", f, z, chunk_size)
-    return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape(*z.shape[:-1], *shape)
+    return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape((*z.shape[:-1], *shape))
 
 
 def contraction(f: BatchedMap, z: Tensor, a: Tensor, chunk_size: int | None = None) -> Tensor:
     """``a·∂²f``, ``(*b, m, m)``: the Hessian of ``⟨a, f⟩`` for ``a`` of shape ``(*b, *shape)``."""
-    d, flat, _ = _prepared("contraction", f, z, chunk_size)
-    return d.contraction(flat, a.reshape(len(flat), -1)).reshape(*z.shape, z.shape[-1])
+    d, flat, shape = _prepared("contraction", f, z, chunk_size)
+    return d.contraction(flat, _covector("contraction", a, z, shape, flat)).reshape(*z.shape, z.shape[-1])
 
 
 def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> tuple[Differential, Tensor, torch.Size]:
     flat = z.reshape(-1, z.shape[-1])
     with torch.no_grad():
         sample = f(flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1]))
-    if not sample.ndim or len(sample) != 1:
+    if not isinstance(sample, Tensor) or not sample.ndim or len(sample) != 1:
         raise ShapeError(
             where,
             "a map (k, m) -> (k, *shape)",
-            f"output {tuple(sample.shape)} for one point",
+            f"output {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__} for one point",
             "The first axis of the output must be the batch.",
         )
     return Differential(f, chunk_size), flat, sample.shape[1:]
 
 
 def _like(v: Tensor, z: Tensor, flat: Tensor) -> Tensor:
-    return v.expand_as(z).reshape(flat.shape)
+    try:
+        return v.expand_as(z).reshape(flat.shape)
+    except RuntimeError:
+        raise ShapeError(
+            "differential",
+            f"tangents of shape {tuple(z.shape)}",
+            str(tuple(v.shape)),
+            "A tangent has its point's shape.",
+        ) from None
+
+
+def _covector(where: str, w: Tensor, z: Tensor, shape: torch.Size, flat: Tensor) -> Tensor:
+    expected = (*z.shape[:-1], *shape)
+    if w.shape != expected:
+        raise ShapeError(
+            where, f"covectors of shape {expected}", str(tuple(w.shape)), "A covector has its output's shape."
+        )
+    return w.reshape(len(flat), shape.numel())

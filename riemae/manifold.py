@@ -122,7 +122,8 @@ class Manifold:
     def pushforward(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
         """Data-space velocity ``J v`` of a latent velocity."""
         flat, w, batch = self._core.tangents("pushforward", z, v)
-        return self._core.finite("pushforward", self._core.immersion.jvp(flat, w)[1], flat).unflatten(0, batch)
+        pushed = self._core.finite("pushforward", self._core.immersion.jvp(flat, w)[1], flat)
+        return pushed.view(*batch, pushed.shape[-1])
 
     def pullback(self, z: Tensor, w: Tensor) -> Tensor:  # (*b, m), (*b, D) or (*b, *shape) -> (*b, m)
         """Latent covector ``Jᵀ w`` of a data-space covector.
@@ -152,7 +153,7 @@ class Manifold:
     def metric_product(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
         flat, v, batch = self._core.tangents("metric_product", z, v)
-        return self._core.metric_product(flat, v).unflatten(0, batch)
+        return self._core.metric_product(flat, v).view(*batch, flat.shape[-1])
 
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
@@ -202,7 +203,7 @@ class Manifold:
             SingularMetricError: Where the metric is not positive definite.
         """
         flat, v, batch = self._core.tangents("acceleration", z, v)
-        return self._core.acceleration("Manifold.acceleration", flat, v).unflatten(0, batch)
+        return self._core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
 
     # Curvature: riemae.curvature has the formulas.
 
@@ -216,7 +217,8 @@ class Manifold:
             SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
         """
         flat, u, v, batch = self._core.tangents("second_fundamental_form", z, u, v)
-        return curvature.second_fundamental_form(self._core, flat, u, v).unflatten(0, batch)
+        bend = curvature.second_fundamental_form(self._core, flat, u, v)
+        return bend.view(*batch, bend.shape[-1])
 
     def curvature_form(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D matrix."""
@@ -250,7 +252,8 @@ class Manifold:
     def mean_curvature(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D)
         """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
         flat = self._core.points("mean_curvature", z)
-        return curvature.mean_curvature(self._core, flat).unflatten(0, z.shape[:-1])
+        vector = curvature.mean_curvature(self._core, flat)
+        return vector.view(*z.shape[:-1], vector.shape[-1])
 
     def principal_curvatures(self, z: Tensor, normal: Tensor) -> Tensor:  # (*b, m), (*b, D) -> (*b, m)
         """Principal curvatures along a normal direction: eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
