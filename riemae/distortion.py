@@ -93,12 +93,14 @@ def distortion(
             log_volume = torch.linalg.slogdet(relative).logabsdet / 2
             values = (log_volume - log_volume.mean()).square()
         else:
-            trace, square = relative.diagonal(dim1=-2, dim2=-1).sum(-1), relative.square().sum((-1, -2))
-            values = _measure(kind, m, trace, trace, square)
+            # Σ (1 − λ_i/c)² as a sum of squares: never negative, whatever the rounding.
+            trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
+            c = {"isometry": trace.new_tensor(1.0), "scaled_isometry": trace.mean() / m, "conformal": trace / m}[kind]
+            values = (torch.eye(m).to(relative) - relative / c[..., None, None]).square().sum((-1, -2))
     elif estimator == "hutchinson":
         if kind == "area":
             raise OptionError(where, "estimator='exact' for kind='area'", "'hutchinson'", "A determinant is no trace.")
-        values = _measure(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
+        values = _estimate(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
     else:
         raise OptionError(where, "estimator 'exact' or 'hutchinson'", repr(estimator), "")
     return values if local else values.mean()
@@ -136,7 +138,7 @@ def hierarchy(M: Manifold, z: Tensor, tol: float = 1e-6, latent_metric: LatentMe
     return MapClass.EQUAL_AREA if measure["area"] <= tol else MapClass.NONE
 
 
-def _measure(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
+def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
     """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind, from two independent estimates of ``Tr G``."""
     if kind == "isometry":
         return m - (trace + other) + square
@@ -197,7 +199,7 @@ def _as_function(latent_metric: LatentMetric) -> Callable[[Tensor], Tensor]:
         """The metric of a geoopt manifold in the coordinates of its points."""
         basis = torch.eye(z.shape[-1]).to(z)
         rows = [
-            torch.stack([latent_metric.inner(z, u.expand_as(z), v.expand_as(z), keepdim=False) for v in basis], -1)
+            torch.cat([latent_metric.inner(z, u.expand_as(z), v.expand_as(z), keepdim=True) for v in basis], -1)
             for u in basis
         ]
         return torch.stack(rows, -2)
