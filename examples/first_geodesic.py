@@ -1,6 +1,6 @@
 """The shortest path on a sphere, through its stereographic map, compared with the closed form.
 
-    python examples/first_geodesic.py
+python examples/first_geodesic.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The same decoder under four metrics of the data space: how far apart are two points?
 
-    python examples/your_own_metric.py
+python examples/your_own_metric.py
 """
 
 import torch
