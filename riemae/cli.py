@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import click
+from torch import Tensor
 
 from riemae.exceptions import RiemaeError
 
@@ -48,7 +50,7 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
 
             result = demonstration.run(seed, epochs, pairs, subset, report)
             files = demonstration.write(result, out)
-    except RiemaeError as problem:
+    except (RiemaeError, OSError) as problem:
         raise click.ClickException(str(problem)) from problem
     r = result.geodesics
     if as_json:
@@ -57,10 +59,10 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
                 {
                     "reconstruction_error": result.loss,
                     "pairs": result.pairs.tolist(),
-                    "straight": result.straight.tolist(),
-                    "graph": result.graph_lengths.tolist(),
-                    "geodesic": r.length.tolist(),
-                    "error": r.error.tolist(),
+                    "straight": _numbers(result.straight),
+                    "graph": _numbers(result.graph_lengths),
+                    "geodesic": _numbers(r.length),
+                    "error": _numbers(r.error),
                     "converged": r.converged.tolist(),
                     "files": [str(f) for f in files],
                 }
@@ -69,6 +71,11 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
     else:
         _show(console, result, files)
     sys.exit(0 if bool(r.converged.all()) else 1)
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    """For JSON, which has no NaN and no infinity: null."""
+    return [x if math.isfinite(x) else None for x in values.tolist()]
 
 
 def _show(console: object, result: object, files: list[Path]) -> None:
@@ -90,9 +97,12 @@ def _show(console: object, result: object, files: list[Path]) -> None:
     excess = (result.by_graph / result.by_geodesic - 1)[off]
     console.print(
         f"Autoencoder: mean squared error {result.loss:.4f} a pixel. "
-        f"Geodesics: {r.summary()}; {int(r.is_local_minimum.sum())} locally minimising. "
-        f"In the {len(result.subset)} × {len(result.subset)} distance matrix the graph is "
-        f"{100 * float(excess.median()):.1f} % longer than the geodesics (median), "
-        f"{100 * float(excess.max()):.1f} % at most."
+        f"Geodesics: {r.summary()}; {int(r.is_local_minimum.sum())} locally minimising."
     )
+    if len(excess):
+        console.print(
+            f"In the {len(result.subset)} × {len(result.subset)} distance matrix the graph is "
+            f"{100 * float(excess.median()):.1f} % longer than the geodesics (median), "
+            f"{100 * float(excess.max()):.1f} % at most."
+        )
     console.print("Written: " + ", ".join(str(f) for f in files), highlight=False)

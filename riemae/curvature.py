@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from riemae.differential import Differential
 from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
 from riemae.pullback import Pullback
+from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete, solve_metric
 from riemae.solvers.tolerances import tolerance
 
@@ -267,7 +268,7 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
             "do not see, and what is reported here means little. Use SiLU, ELU, GELU, Softplus or tanh.",
             SmoothnessWarning,
-            stacklevel=4,
+            stacklevel=stack_level(),
         )
 
 

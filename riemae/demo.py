@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riemae.exceptions import MissingExtraError
+from riemae.exceptions import MissingExtraError, OptionError
 from riemae.manifold import Manifold
 from riemae.solvers import Curve, GeodesicResult, Graph, Status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # (what is being done, steps done, steps in all)
 Report = Callable[[str, int, int], object]
@@ -104,9 +108,12 @@ def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, 
 
     Raises:
         MissingExtraError: When scikit-learn is not installed.
+        OptionError: When ``subset`` exceeds the number of digits.
     """
     report = report or (lambda what, done, total: None)
     images, labels = load_digits()
+    if subset > len(images):
+        raise OptionError("riemae demo", f"a subset of at most {len(images)} digits", str(subset), "")
     encoder, decoder, loss = train(images, epochs, seed, report)
     manifold = Manifold(decoder).to(dtype=torch.float64)
     codes = encoder(images).double()
@@ -139,9 +146,6 @@ def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, 
 
 def write(demo: Demo, folder: Path) -> list[Path]:
     """Write the figures and the numbers; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     written = [_draw_latent(demo, folder), _draw_strips(demo, folder), _draw_matrices(demo, folder)]
     numbers = folder / "distances.npz"
@@ -196,26 +200,31 @@ def _shortest(
     z0, z1 = graph.points[first], graph.points[second]
     n = len(z0)
     line = manifold.geodesic(z0, z1, throw=False, progress=lambda done, _: progress(done, 2 * n))
-    path = manifold.geodesic(
-        z0, z1, init=graph.curves(first, second), throw=False, progress=lambda done, _: progress(n + done, 2 * n)
-    )
+    # Where no path leads, the straight line is all there is to start from.
+    joined = graph.components[first] == graph.components[second]
+    nodes = Curve.line(z0, z1, 32).nodes
+    nodes[joined] = graph.curves(first[joined], second[joined], 32).nodes
+    start = Curve.from_nodes(nodes)
+    path = manifold.geodesic(z0, z1, init=start, throw=False, progress=lambda done, _: progress(n + done, 2 * n))
     better = (path.converged & ~line.converged) | ((path.converged == line.converged) & (path.length < line.length))
     return GeodesicResult.where(better, path, line)
 
 
 def _draw_latent(demo: Demo, folder: Path) -> Path:
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     from riemae import plotting
 
-    figure, axes = plt.subplots(figsize=(9.5, 8), layout="constrained")
+    figure = Figure(figsize=(9.5, 8), layout="constrained")
+    axes = figure.subplots()
     low, high = demo.codes.amin(0), demo.codes.amax(0)
     margin = 0.06 * (high - low)
     image = plotting.magnification(demo.manifold, axes, low - margin, high + margin, alpha=0.75)
     figure.colorbar(image, ax=axes, label="log₁₀ magnification factor  √det G", location="left", shrink=0.6)
     for digit in range(10):
         z = demo.codes[demo.labels == digit]
-        axes.scatter(z[:, 0], z[:, 1], s=7, color=plt.get_cmap("tab10")(digit), label=str(digit), linewidths=0)
+        axes.scatter(z[:, 0], z[:, 1], s=7, color=colormaps["tab10"](digit), label=str(digit), linewidths=0)
     ends = demo.codes[demo.pairs]
     plotting.curves(Curve.line(ends[:, 0], ends[:, 1]), axes, color="white", linewidth=2.6)
     plotting.curves(
@@ -232,7 +241,7 @@ def _draw_latent(demo: Demo, folder: Path) -> Path:
 
 
 def _draw_strips(demo: Demo, folder: Path) -> Path:
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from riemae import plotting
 
@@ -240,7 +249,8 @@ def _draw_strips(demo: Demo, folder: Path) -> Path:
     ends = demo.codes[demo.pairs]
     shown = {"geodesic": demo.geodesics.curve, "straight": Curve.line(ends[:, 0], ends[:, 1])}
     count = len(demo.pairs)
-    figure, grid = plt.subplots(count, 1, figsize=(7, 1.35 * count), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(7, 1.35 * count), layout="constrained")
+    grid = figure.subplots(count, 1, squeeze=False)
     for p, axes in enumerate(grid[:, 0]):
         frames = torch.stack([demo.manifold.decode(curve[p](t)).view(_FRAMES, 8, 8) for curve in shown.values()])
         plotting.strip(torch.nn.functional.pad(frames, (1, 1, 1, 1)), axes)
@@ -253,10 +263,12 @@ def _draw_strips(demo: Demo, folder: Path) -> Path:
 
 
 def _draw_matrices(demo: Demo, folder: Path) -> Path:
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, grid = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    top = float(torch.maximum(demo.by_graph, demo.by_geodesic).max())
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    grid = figure.subplots(1, 2)
+    both = torch.stack([demo.by_graph, demo.by_geodesic])
+    top = float(both[both.isfinite()].max())
     names = [str(int(c)) for c in demo.labels[demo.subset]]
     for axes, matrix, title in zip(
         grid, (demo.by_geodesic, demo.by_graph), ("geodesic distance", "graph distance"), strict=True
@@ -271,9 +283,6 @@ def _draw_matrices(demo: Demo, folder: Path) -> Path:
     return _saved(figure, folder / "distances.png")
 
 
-def _saved(figure: object, path: Path) -> Path:
-    from matplotlib import pyplot as plt
-
-    figure.savefig(path, dpi=140, metadata={"Software": None})  # type: ignore[attr-defined]
-    plt.close(figure)  # type: ignore[arg-type]
+def _saved(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=140, metadata={"Software": None})
     return path

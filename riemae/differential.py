@@ -8,7 +8,6 @@ cache, and every result is differentiable again.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
+from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
@@ -364,7 +364,7 @@ class Differential:
                 f"Forward-mode derivatives do not exist for this map ({reasons[0]}); using reverse mode twice, "
                 "which is slower but exact.",
                 FallbackWarning,
-                stacklevel=_frames_inside(),
+                stacklevel=stack_level(),
             )
 
     def _widest(self, z: Tensor) -> int:
@@ -444,14 +444,6 @@ def _instance_norm(
 def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-
-
-def _frames_inside() -> int:
-    """How far up the stack the caller of riemae is: a warning must name his line, not ours."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "riemae":
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 class _OutputSizes(TorchFunctionMode):

@@ -167,8 +167,13 @@ class Manifold:
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
         flat, v, batch = self._core.tangents("norm", z, v)
         if self._core.embedding is not None:
-            return safe_sqrt(self._core.embedding.jvp(flat, v)[1].square().sum(-1)).view(batch)
-        return safe_sqrt(self._core.ambient.squared_norm(*self._core.immersion.jvp(flat, v))).view(batch)
+            x, tangent = self._core.embedding.jvp(flat, v)
+            squared = tangent.square().sum(-1)
+        else:
+            x, tangent = self._core.immersion.jvp(flat, v)
+            squared = self._core.ambient.squared_norm(x, tangent)
+        # A derivative may exist where the map has no value (log): no length comes from it.
+        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan)).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""

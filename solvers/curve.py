@@ -11,12 +11,13 @@ from torch import Tensor
 
 from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
 from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
 
 # Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own quartic wiggles.
 _QUADRATURE_POINTS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value: identity compares
 class Curve:
     """A batch of piecewise cubic curves ``z(t)``, ``t`` in [0, 1], with equally spaced knots.
 
@@ -36,12 +37,15 @@ class Curve:
             ShapeError: With fewer than two nodes.
         """
         _check_nodes("Curve.from_nodes", nodes)
-        slopes = torch.einsum("ij,...jm->...im", _slope_matrix(nodes.shape[-2]).to(nodes), nodes)
+        matrix = torch.as_tensor(_slope_matrix(nodes.shape[-2])).to(nodes)
+        slopes = torch.einsum("ij,...jm->...im", matrix, nodes)
         return cls(nodes, slopes)
 
     @classmethod
     def line(cls, z0: Tensor, z1: Tensor, segments: int = 1) -> Curve:
         """The straight line from ``z0`` to ``z1``, both ``(*b, m)``, at constant latent speed."""
+        _check_segments("Curve.line", segments)
+        tolerance(z0.dtype)
         t = torch.linspace(0, 1, segments + 1, dtype=z0.dtype, device=z0.device)[:, None]
         # Written so that both end points are met exactly.
         nodes = (1 - t) * z0[..., None, :] + t * z1[..., None, :]
@@ -60,8 +64,17 @@ class Curve:
             ShapeError: With fewer than two corners.
         """
         _check_nodes("Curve.through", points)
+        _check_segments("Curve.through", segments)
         if times is None:
             times = torch.nn.functional.pad(points.diff(dim=-2).norm(dim=-1).cumsum(-1), (1, 0))
+        if times.shape != points.shape[:-1]:
+            raise ShapeError(
+                "Curve.through",
+                f"times of shape {tuple(points.shape[:-1])}",
+                str(tuple(times.shape)),
+                "Give one time a corner.",
+            )
+        times = times.to(points)
         tiny = torch.finfo(points.dtype).tiny
         times = (times / times[..., -1:].clamp(min=tiny)).contiguous()
         wanted = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)
@@ -101,6 +114,7 @@ class Curve:
 
     def resample(self, segments: int) -> Curve:
         """The same curve on ``segments`` pieces: exact when they divide the present ones, else interpolated."""
+        _check_segments("Curve.resample", segments)
         t = torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device)
         nodes = self(t)
         if segments % self.segments == 0:
@@ -109,7 +123,10 @@ class Curve:
 
     def __getitem__(self, index: object) -> Curve:
         """Curves of the batch, indexed along its leading axes."""
-        return Curve(self.nodes[index], self.slopes[index])  # type: ignore[index]
+        index = index if isinstance(index, tuple) else (index,)
+        rest = () if any(i is Ellipsis for i in index) else (Ellipsis,)
+        full = (*index, *rest, slice(None), slice(None))  # knots and coordinates are no axes of the batch
+        return Curve(self.nodes[full], self.slopes[full])
 
     def __repr__(self) -> str:
         return (
@@ -231,12 +248,12 @@ def _hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 @lru_cache(maxsize=64)
-def _slope_matrix(count: int) -> Tensor:
-    """Maps node values to the slopes of their not-a-knot spline, ``(count, count)``."""
+def _slope_matrix(count: int) -> np.ndarray:
+    """Maps node values to the slopes of their not-a-knot spline, ``(count, count)``; a tensor would keep its mode."""
     from scipy.interpolate import CubicSpline  # a third of a second to import: not before it is needed
 
     spline = CubicSpline(np.linspace(0, 1, count), np.eye(count), bc_type="not-a-knot")
-    return torch.as_tensor(spline(np.linspace(0, 1, count), 1))
+    return spline(np.linspace(0, 1, count), 1)
 
 
 def _check_nodes(where: str, nodes: Tensor) -> None:
@@ -244,3 +261,9 @@ def _check_nodes(where: str, nodes: Tensor) -> None:
         raise ShapeError(
             where, "a curve of shape (*b, n, m) with n of at least 2", str(tuple(nodes.shape)), "Give both end points."
         )
+    tolerance(nodes.dtype)
+
+
+def _check_segments(where: str, segments: int) -> None:
+    if segments < 1:
+        raise OptionError(where, "segments of at least 1", str(segments), "")

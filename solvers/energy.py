@@ -107,11 +107,11 @@ def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
     ``Jᵀ bending(x)`` is the gradient of the chord energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    return -2 * n * torch.einsum("ij,pjd->pid", _second_differences(n).to(x), x)
+    return -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_second_differences(n)).to(x), x)
 
 
 @lru_cache(maxsize=64)
-def _second_differences(n: int) -> Tensor:  # -> (n - 1, n + 1)
+def _second_differences(n: int) -> np.ndarray:  # -> (n - 1, n + 1)
     """Second derivatives (times h²) at the interior nodes of an even grid, from stencils of up to seven points."""
     width = min(7, n + 1)
     rows = np.zeros((n - 1, n + 1))
@@ -119,7 +119,7 @@ def _second_differences(n: int) -> Tensor:  # -> (n - 1, n + 1)
         first = min(max(i - width // 2, 0), n + 1 - width)
         powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
         rows[i - 1, first : first + width] = np.linalg.solve(powers, 2.0 * (np.arange(width) == 2))
-    return torch.as_tensor(rows)
+    return rows
 
 
 def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTridiagonal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,3 +78,11 @@ class NotConvergedError(RiemaeError, RuntimeError):
 
 class DisconnectedGraphWarning(UserWarning):
     """A neighbourhood graph falls into several components; distances between them are infinite."""
+
+
+def stack_level() -> int:
+    """``stacklevel`` for a warning that names the line of riemae's caller, not one of ours."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "riemae":
+        level += 1
+    return level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,25 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve, length
-from riemae.solvers.exceptions import DisconnectedGraphWarning, GraphError, NonFiniteError, OptionError, ShapeError
+from riemae.solvers.exceptions import (
+    DisconnectedGraphWarning,
+    GraphError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    stack_level,
+)
 from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
 
 if TYPE_CHECKING:
     import networkx
     from scipy.sparse import csr_array
 
+_EDGE_ACCURACY, _MAX_PIECES = 1e-4, 256
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """An undirected neighbourhood graph on latent points, its edges weighted by their length in the space.
 
@@ -43,7 +54,7 @@ class Graph:
         """
         from scipy.sparse import csgraph
 
-        rows = None if sources is None else [self._checked(int(i)) for i in torch.as_tensor(sources).reshape(-1)]
+        rows = None if sources is None else [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
         d = csgraph.dijkstra(self.adjacency, directed=False, indices=rows)
@@ -104,9 +115,18 @@ class Graph:
         return f"Graph({len(self.points)} points, {self.adjacency.nnz // 2} edges, {parts} component(s))"
 
     def _checked(self, i: int) -> int:
-        if not 0 <= i < len(self.points):
-            raise GraphError("Graph", f"a point from 0 to {len(self.points) - 1}", str(i), "Points are counted from 0.")
-        return i
+        try:
+            number = -1 if isinstance(i, bool) else operator.index(i)
+        except TypeError:
+            number = -1
+        if not 0 <= number < len(self.points):
+            raise GraphError(
+                "Graph",
+                f"a point from 0 to {len(self.points) - 1}",
+                str(i),
+                "Points are counted from 0; of a mask take mask.nonzero().",
+            )
+        return number
 
 
 def graph(
@@ -136,6 +156,7 @@ def graph(
     """
     from scipy.sparse import csgraph, csr_array
 
+    tolerance(points.dtype)
     if points.ndim != 2:
         raise ShapeError("graph", "points of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes.")
     coordinates = points if coordinates is None else coordinates
@@ -148,18 +169,20 @@ def graph(
     if not 1 <= k < max(n, 2):
         raise OptionError(
             "graph",
-            f"1 <= k < {n}, the number of points",
+            f"1 <= k < {n}, the number of points" if n > 1 else f"k=1 for {n} point(s), which have no neighbours",
             f"k={k}",
-            "Lower k: a point has no more neighbours than that.",
+            "Lower k: a point has no more neighbours than there are other points.",
         )
     if weight not in ("length", "chord"):
         raise OptionError("graph", "weight 'length' or 'chord'", repr(weight), "")
     pairs = _neighbours(coordinates.detach().cpu().numpy(), k) if n > 1 else np.empty((0, 2), dtype=np.int64)
     start, stop = (points.detach()[torch.as_tensor(pairs[:, c], device=points.device)] for c in (0, 1))
     with torch.no_grad():
-        lengths = _chords(space, start, stop) if weight == "chord" else length(space, torch.stack([start, stop], 1))
-    both = np.concatenate([pairs, pairs[:, ::-1]])
+        lengths = _chords(space, start, stop) if weight == "chord" else _straight(space, start, stop)
     values = lengths.double().cpu().numpy()
+    # A line that leaves the domain of the decoder joins nothing.
+    pairs, values = pairs[np.isfinite(values)], values[np.isfinite(values)]
+    both = np.concatenate([pairs, pairs[:, ::-1]])
     adjacency = csr_array((np.concatenate([values, values]), (both[:, 0], both[:, 1])), shape=(n, n))
     _, labels = csgraph.connected_components(adjacency, directed=False)
     _warn_if_disconnected(labels)
@@ -177,6 +200,20 @@ def _neighbours(coordinates: np.ndarray, k: int) -> np.ndarray:
     own[~own.any(1), -1] = True
     edges = np.stack([np.repeat(np.arange(n), k), found[~own]], 1)
     return np.unique(np.sort(edges, 1), axis=0)
+
+
+def _straight(space: Space, start: Tensor, stop: Tensor) -> Tensor:
+    """Lengths of straight lines, on more pieces until two resolutions agree."""
+    lengths = length(space, torch.stack([start, stop], 1))
+    pending = torch.arange(len(start), device=start.device)
+    pieces = 1
+    while len(pending) and pieces < _MAX_PIECES:
+        pieces *= 2
+        finer = length(space, Curve.line(start[pending], stop[pending], pieces))
+        unsettled = (finer - lengths[pending]).abs() > _EDGE_ACCURACY * finer  # False for NaN
+        lengths[pending] = finer
+        pending = pending[unsettled]
+    return lengths
 
 
 def _chords(space: Space, start: Tensor, stop: Tensor) -> Tensor:
@@ -198,5 +235,5 @@ def _warn_if_disconnected(labels: np.ndarray) -> None:
             f"The graph falls into {len(sizes)} components ({named}{more}); distances between them are infinite. "
             "Raise k, or add points.",
             DisconnectedGraphWarning,
-            stacklevel=3,
+            stacklevel=stack_level(),
         )

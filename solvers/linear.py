@@ -128,16 +128,25 @@ class BlockTridiagonal:
         n = self.diagonal.shape[1]
         count = torch.zeros(len(self.diagonal), dtype=torch.int64, device=self.diagonal.device)
         pivot = self.diagonal[:, 0]
+        eps = torch.finfo(pivot.dtype).eps
         scale = self.diagonal.abs().amax((1, 2, 3))
-        floor = 8 * self.diagonal.shape[1] * torch.finfo(pivot.dtype).eps * scale
+        if n > 1:
+            scale = torch.maximum(scale, self.upper.abs().amax((1, 2, 3)))
+        floor = (8 * n * eps * scale).clamp(min=torch.finfo(pivot.dtype).tiny)
+        doubtful = torch.zeros_like(count, dtype=torch.bool)
         for i in range(n):
             values, vectors = torch.linalg.eigh(pivot)
             count += (values < -floor[:, None]).sum(-1)
             if i + 1 < n:
+                doubtful |= (values.abs() < eps**0.5 * scale[:, None]).any(-1)
                 # A pivot within rounding of zero would divide by nothing; give it the rounding's own size.
                 safe = torch.where(values.abs() < floor[:, None], floor[:, None], values)
                 half = vectors.mT @ self.upper[:, i]
                 pivot = self.diagonal[:, i + 1] - half.mT @ (half / safe[..., None])
+        if bool(doubtful.any()):
+            # Dividing by a nearly singular pivot drowns the rest in rounding: count these densely.
+            values = torch.linalg.eigvalsh(self.select(doubtful).dense())
+            count[doubtful] = (values < -floor[doubtful, None]).sum(-1)
         return count
 
 

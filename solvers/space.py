@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
+from torch.func import jvp
 
 from riemae.solvers.energy import Expansion, expand_by_autodiff, gauss_newton_blocks, rounding
-from riemae.solvers.exceptions import ShapeError, SingularMetricError
+from riemae.solvers.exceptions import DTypeError, ShapeError, SingularMetricError
 
 
 @runtime_checkable
@@ -75,10 +75,18 @@ class MetricSpace:
 
         Raises:
             ShapeError: When ``tensor`` does not return ``(k, m, m)``.
+            DTypeError: When it returns no tensor, or one of another dtype than the points.
         """
         m = z.shape[-1]
         flat = z.reshape(-1, m)
         g = self.tensor(flat)
+        if not isinstance(g, Tensor) or g.dtype != z.dtype:
+            raise DTypeError(
+                "MetricSpace.metric",
+                f"a metric tensor of dtype {z.dtype}",
+                str(g.dtype) if isinstance(g, Tensor) else type(g).__name__,
+                "Make its constants like the points: torch.eye(m).to(z).",
+            )
         if g.shape != (len(flat), m, m):
             raise ShapeError(
                 "MetricSpace.metric",
@@ -99,7 +107,9 @@ class MetricSpace:
             SingularMetricError: Where ``G`` is not positive definite.
         """
         flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
-        derivative = vmap(jacfwd(lambda p: self.metric(p[None])[0]))(flat)  # [k, i, j, l] = ∂_l G_ij
+        # [k, i, j, l] = ∂_l G_ij; one direction after the other, so that tensors written entry by entry work too.
+        basis = torch.eye(flat.shape[-1]).to(flat)
+        derivative = torch.stack([jvp(self.metric, (flat,), (e.expand_as(flat),))[1] for e in basis], -1)
         force = torch.einsum("kijl,kj,kl->ki", derivative, w, w) - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
         return -solve_metric("MetricSpace.acceleration", self.metric(flat), force).view_as(z)
 
@@ -146,7 +156,7 @@ def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m),
             where,
             "a positive definite metric",
             f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
-            "The decoder has dependent tangent directions there: lower latent_dim, or look at Manifold.eigenvalues(z).",
+            "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
         )
     rhs = b[..., None] if b.ndim == 2 else b.flatten(2)
     return torch.cholesky_solve(rhs, factor).reshape(b.shape)

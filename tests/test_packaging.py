@@ -1,0 +1,316 @@
+"""What is installed: light to import, typed, documented, layered, silent; looked at wherever it was imported from."""
+
+import ast
+import copy
+import importlib
+import importlib.metadata
+import inspect
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import riemae
+from riemae import exceptions
+
+ROOT = Path(riemae.__file__).parent
+# riemae/solvers is a link in the checkout, and a recursive search need not follow it.
+SOLVERS = sorted((ROOT / "solvers").glob("*.py"))
+SOURCES = sorted({*ROOT.rglob("*.py"), *SOLVERS})
+NAMES = [
+    ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for path in SOURCES
+]
+HEAVY = ("lightning", "pytorch_lightning", "matplotlib", "networkx", "sklearn", "geoopt", "click", "rich", "pandas")
+
+
+def python(code, folder):
+    """Run a fresh interpreter away from the checkout, where a folder named ``solvers`` would lie about."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+def imported(tree, types=True):
+    """Every module that a file imports, also inside functions; without ``types`` only what running it imports."""
+    unrun = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = set() if types else {id(inner) for block in unrun for inner in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def public(module):
+    names = getattr(module, "__all__", None)
+    return [n for n in names or vars(module) if names or not n.startswith("_")]
+
+
+def public_callables():
+    """Public functions, classes and methods that riemae itself defines, by their full name."""
+    for name in NAMES:
+        module = importlib.import_module(name)
+        for key in public(module):
+            thing = getattr(module, key)
+            if (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == name:
+                yield f"{name}.{key}", thing
+                if inspect.isclass(thing):
+                    for method, value in vars(thing).items():
+                        if not method.startswith("_") and (
+                            callable(value) or isinstance(value, (property, classmethod))
+                        ):
+                            yield f"{name}.{key}.{method}", value
+
+
+CALLABLES = dict(public_callables())
+ERRORS = [e for e in (getattr(exceptions, n) for n in exceptions.__all__) if not issubclass(e, Warning)]
+RESULT = "everything that was computed"
+
+
+class TestImport:
+    def test_is_light_and_silent(self, tmp_path):
+        out = python(
+            f"import sys, riemae; print([n for n in {HEAVY!r} if n in sys.modules])\n"
+            "print('solvers' in sys.modules, 'riemae.solvers' in sys.modules)",
+            tmp_path,
+        )
+        assert out.splitlines() == ["[]", "False True"]
+
+    def test_every_module_can_be_the_first(self, tmp_path):
+        # A cycle between two modules shows only when the wrong one of them comes first.
+        out = python(
+            f"import importlib, sys\nfor name in {NAMES!r}:\n"
+            "    for old in [n for n in sys.modules if n.split('.')[0] == 'riemae']: del sys.modules[old]\n"
+            "    importlib.import_module(name)\nprint('done')",
+            tmp_path,
+        )
+        assert out == "done\n"
+
+    def test_nothing_is_imported_by_the_name_of_its_folder(self):
+        assert "solvers" not in sys.modules
+        assert riemae.solvers.__name__ == "riemae.solvers"
+
+    def test_the_command_line_starts_without_the_demonstration(self, tmp_path):
+        out = python(
+            "import sys, riemae.cli; print([n for n in ('matplotlib', 'sklearn') if n in sys.modules])", tmp_path
+        )
+        assert out == "[]\n"
+
+    def test_works_away_from_the_checkout(self, tmp_path):
+        out = python(
+            "import torch, riemae; M = riemae.Manifold(lambda z: torch.cat([z, z ** 2], -1)); "
+            "print(M.metric(torch.ones(1, 1)).item(), riemae.__file__)",
+            tmp_path,
+        )
+        metric, file = out.split(maxsplit=1)
+        assert metric == "5.0"  # J = (1, 2)
+        assert Path(file.strip()) == Path(riemae.__file__)
+
+
+class TestMetadata:
+    def test_version(self):
+        assert riemae.__version__ == importlib.metadata.version("riemae")
+
+    def test_typed(self):
+        assert (ROOT / "py.typed").is_file()
+
+    def test_command(self):
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name="riemae")
+        assert entry.value == "riemae.cli:main"
+        assert callable(entry.load())
+
+    def test_every_import_is_a_declared_requirement(self):
+        requirements = importlib.metadata.requires("riemae")
+        declared = {re.match(r"[A-Za-z0-9_-]+", text).group().lower() for text in requirements}
+        roots = {name.split(".")[0] for path in SOURCES for name in imported(parsed(path))}
+        foreign = roots - {"riemae"} - set(sys.stdlib_module_names)
+        assert foreign <= {{"scikit-learn": "sklearn"}.get(name, name) for name in declared}
+        assert "torch" in foreign
+
+    def test_only_the_demonstration_needs_an_extra(self):
+        optional = [text for text in importlib.metadata.requires("riemae") if "extra ==" in text]
+        assert any("scikit-learn" in text and "demo" in text for text in optional)
+        users = [path.name for path in SOURCES if "sklearn" in {n.split(".")[0] for n in imported(parsed(path))}]
+        assert users == ["demo.py"]
+
+
+class TestNames:
+    def test_all_modules_are_found(self):
+        found = {m.name for m in pkgutil.walk_packages([str(ROOT)], "riemae.")}
+        assert found <= set(NAMES)
+        assert {"riemae", "riemae.manifold", "riemae.ambient.flat", "riemae.solvers.curve"} <= set(NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_name_in_all_exists(self, name):
+        module = importlib.import_module(name)
+        names = getattr(module, "__all__", [])
+        assert [n for n in names if not hasattr(module, n)] == []
+        assert len(names) == len(set(names))
+
+    @pytest.mark.parametrize("name", ["riemae", "riemae.ambient", "riemae.solvers", "riemae.exceptions"])
+    def test_tables_of_contents(self, name):
+        module = importlib.import_module(name)
+        assert module.__all__
+        scope = {}
+        exec(f"from {name} import *", scope)
+        assert set(module.__all__) <= set(scope)
+
+    def test_no_exception_is_forgotten(self):
+        from riemae.solvers import exceptions as below
+
+        for module in (exceptions, below):
+            for name, thing in vars(module).items():
+                if inspect.isclass(thing) and issubclass(thing, (exceptions.RiemaeError, Warning)):
+                    assert name in exceptions.__all__
+
+
+class TestDocuments:
+    @pytest.mark.parametrize("name", CALLABLES)
+    def test_everything_public_has_a_docstring(self, name):
+        thing = CALLABLES[name]
+        own = getattr(thing, "__func__", thing).__doc__
+        assert own
+        # A dataclass without a docstring gets its signature for one.
+        assert not (inspect.isclass(thing) and own.startswith(f"{thing.__name__}("))
+
+    @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+    def test_every_module_has_a_docstring(self, path):
+        assert ast.get_docstring(parsed(path))
+
+    def test_the_walk_has_seen_the_package(self):
+        assert {"riemae.manifold.Manifold.metric", "riemae.solvers.curve.Curve.from_nodes"} <= set(CALLABLES)
+        assert len(CALLABLES) > 100
+
+    @pytest.mark.parametrize("name", CALLABLES)
+    def test_parameters_are_annotated(self, name):
+        thing = CALLABLES[name]
+        function = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
+        if not inspect.isfunction(function):
+            return
+        signature = inspect.signature(function)
+        bare = [p for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")]
+        assert bare == []
+        assert signature.return_annotation is not signature.empty
+
+
+class TestLayers:
+    @pytest.mark.parametrize("path", SOLVERS, ids=lambda p: p.stem)
+    def test_solvers_know_nothing_of_riemae(self, path):
+        others = [
+            n for n in imported(parsed(path)) if n.split(".")[0] == "riemae" and not n.startswith("riemae.solvers")
+        ]
+        assert others == []
+        assert "solvers" not in {n.split(".")[0] for n in imported(parsed(path))}
+
+    @pytest.mark.parametrize(
+        ("below", "above"),
+        [
+            ("ambient", ("manifold", "plotting", "demo", "cli", "testing", "decoders", "differential")),
+            ("differential", ("manifold", "plotting", "demo", "cli", "testing", "ambient")),
+            ("decoders", ("manifold", "plotting", "demo", "cli", "testing", "ambient")),
+            ("pullback", ("manifold", "curvature", "distortion", "plotting", "demo", "cli", "testing")),
+            ("curvature", ("manifold", "plotting", "demo", "cli", "testing")),
+            ("distortion", ("manifold", "plotting", "demo", "cli", "testing")),
+            ("manifold", ("plotting", "demo", "cli", "testing")),
+            ("plotting", ("demo", "cli")),
+        ],
+    )
+    def test_imports_point_down_only(self, below, above):
+        files = [p for p, n in zip(SOURCES, NAMES, strict=True) if n.startswith(f"riemae.{below}")]
+        assert files
+        up = {f"riemae.{name}" for name in above}
+        assert not any(
+            n in up or n.rsplit(".", 1)[0] in up for path in files for n in imported(parsed(path), types=False)
+        )
+
+    @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+    def test_nothing_prints_evaluates_or_seeds(self, path):
+        calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+        assert [
+            f.lineno for f in calls if isinstance(f, ast.Name) and f.id in ("print", "breakpoint", "exec", "eval")
+        ] == []
+        # A generator of one's own, or the global one inside torch.random.fork_rng.
+        if "fork_rng" not in path.read_text(encoding="utf-8"):
+            assert not [f for f in calls if isinstance(f, ast.Attribute) and f.attr == "manual_seed" and _is_torch(f)]
+
+    def test_no_folder_of_odds_and_ends(self):
+        assert not {"utils", "helpers", "common", "misc"} & {path.stem for path in SOURCES}
+
+
+def _is_torch(attribute):
+    return isinstance(attribute.value, ast.Name) and attribute.value.id == "torch"
+
+
+def made(error, hint="Try something else."):
+    arguments = ("Manifold.metric", "z of shape (*b, 2)", "(2, 5)", hint)
+    return error(*arguments, RESULT) if error is exceptions.NotConvergedError else error(*arguments)
+
+
+class TestExceptions:
+    def test_errors_and_warnings_have_one_root(self):
+        for name in exceptions.__all__:
+            thing = getattr(exceptions, name)
+            assert issubclass(thing, (exceptions.RiemaeError, Warning))
+            assert thing.__doc__
+        assert not issubclass(exceptions.RiemaeError, Warning)
+
+    @pytest.mark.parametrize("error", ERRORS)
+    def test_says_where_expected_got_and_try(self, error):
+        assert str(made(error)) == "Manifold.metric: expected z of shape (*b, 2), got (2, 5). Try something else."
+        assert str(made(error, "")) == "Manifold.metric: expected z of shape (*b, 2), got (2, 5)."
+        e = made(error)
+        assert (e.where, e.expected, e.got, e.hint) == (
+            "Manifold.metric",
+            "z of shape (*b, 2)",
+            "(2, 5)",
+            "Try something else.",
+        )
+
+    @pytest.mark.parametrize("error", ERRORS)
+    @pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
+    def test_survives_a_process_boundary(self, error, copied):
+        again = copied(made(error))
+        assert type(again) is error
+        assert str(again) == str(made(error))
+        assert again.where == "Manifold.metric"
+        assert getattr(again, "result", None) == getattr(made(error), "result", None)
+
+    @pytest.mark.parametrize(
+        ("error", "builtin"),
+        [
+            (exceptions.ShapeError, ValueError),
+            (exceptions.DTypeError, TypeError),
+            (exceptions.OptionError, ValueError),
+            (exceptions.NonFiniteError, ValueError),
+            (exceptions.SingularMetricError, ArithmeticError),
+            (exceptions.NotConvergedError, RuntimeError),
+            (exceptions.MissingExtraError, ImportError),
+        ],
+    )
+    def test_the_builtin_that_one_would_catch(self, error, builtin):
+        assert issubclass(error, builtin)
+        with pytest.raises(builtin, match=r"Manifold\.metric: expected"):
+            raise made(error)
+
+    def test_warnings_can_be_silenced_on_their_own(self):
+        for warning in (exceptions.FallbackWarning, exceptions.DisconnectedGraphWarning):
+            assert issubclass(warning, UserWarning)
+            assert not issubclass(warning, exceptions.RiemaeError)
+
+    def test_real_errors_cross_too(self):
+        with pytest.raises(exceptions.ShapeError) as caught:
+            riemae.Manifold(lambda z: z, latent_dim=2).metric(torch.zeros(3))
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
