@@ -180,7 +180,9 @@ class Differential:
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative of a gradient built on this map, in the mode that works for it."""
-        mode = self._mode("contraction", z, lambda mode, z: self._contraction(mode, z, self._flat(z).detach()), (z,))
+        points = z.reshape(-1, z.shape[-1])
+        trial = lambda mode, z: self._contraction(mode, z, self._flat(z).detach())  # noqa: E731 (one expression)
+        mode = self._mode("contraction", points, trial, (points,))
         with mode.active(second_order=True):
             return mode.push(f, z, v)[1]
 

@@ -21,6 +21,7 @@ _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 _NEAR = 1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
 _TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
+_LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
 _SLOW = 0.2  # a step that leaves more than this share of the decrement calls for new second derivatives
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
 # Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
@@ -123,11 +124,11 @@ class Newton:
     """Settings of the Newton path solver.
 
     Each step factorises the block-tridiagonal Hessian of the discrete energy. Where it is positive definite the step is
-    Newton's (quadratic convergence); elsewhere it is Gauss-Newton's, which always descends. Second derivatives are
-    computed once a curve and then kept, and interpolated to finer levels, as long as steps with them converge fast. A
-    curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the chart does not
-    matter) without a new expansion and without touching its neighbours. Where the tolerance is sharp, a curve that has
-    converged gets one more step on the residual of a sixth-order discretisation.
+    Newton's (quadratic convergence); where it is not, its eigenvalues are made positive, so that the step descends.
+    Second derivatives are computed once a curve and then kept, and interpolated to finer levels, as long as steps with
+    them converge fast. A curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so
+    the chart does not matter) without a new expansion and without touching its neighbours. Where the tolerance is
+    sharp, a curve that has converged gets one more step on the residual of a sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.
@@ -143,7 +144,7 @@ class Newton:
     """
 
     segments: int = 8
-    max_segments: int = 256
+    max_segments: int = 512
     max_steps: int = 200
     gauss_newton_steps: int = 3
     second_order: bool = True
@@ -152,7 +153,7 @@ class Newton:
     def __post_init__(self) -> None:
         if not 2 <= self.segments <= self.max_segments:
             raise OptionError(
-                "Newton", "2 <= segments <= max_segments", f"{self.segments} and {self.max_segments}", "Try 8 and 256."
+                "Newton", "2 <= segments <= max_segments", f"{self.segments} and {self.max_segments}", "Try 8 and 512."
             )
         if self.max_steps < 1:
             raise OptionError("Newton", "max_steps of at least 1", str(self.max_steps), "")
@@ -312,7 +313,11 @@ class Newton:
 
 @dataclass(frozen=True)
 class _Model:
-    """The quadratic model of one step: the Hessian where it is positive definite, Gauss-Newton elsewhere."""
+    """The quadratic model of one step.
+
+    The Hessian where it is positive definite; its absolute value where it is known to be indefinite (eigenvalues
+    relative to Gauss-Newton, taken positive: the step runs down along negative curvature, too); Gauss-Newton elsewhere.
+    """
 
     full: BlockTridiagonal  # the Hessian as far as it is known
     matrix: BlockTridiagonal
@@ -325,6 +330,8 @@ class _Model:
     indefinite: Tensor
     index: Tensor
     scalable: bool
+    place: Tensor  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
+    absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
 
     @classmethod
     def of(cls, expansion: Expansion, state: PathState, fresh: Tensor, check_rank: bool) -> _Model:
@@ -344,10 +351,30 @@ class _Model:
             index[rest] = full.select(rest).negative_eigenvalues()
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
+        bent = (index > 0).nonzero().flatten()
+        place = torch.full_like(index, -1)
+        place[bent] = torch.arange(len(bent), device=place.device)
+        absolute = _absolute(full.select(bent), gn.select(bent)) if len(bent) else g.new_empty(0, 0, 0)
         step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
-        decrement = -(g * step).sum((-1, -2))
-        singular = singular | ~factor.ok
-        return cls(full, matrix, factor, gn, g, step, decrement, singular, index > 0, index, expansion.scalable)
+        model = cls(
+            full=full,
+            matrix=matrix,
+            factor=factor,
+            gauss_newton=gn,
+            gradient=g,
+            step=step,
+            decrement=-(g * step).sum((-1, -2)),
+            singular=singular | ~factor.ok,
+            indefinite=index > 0,
+            index=index,
+            scalable=expansion.scalable,
+            place=place,
+            absolute=absolute,
+        )
+        if not len(bent):
+            return model
+        step, decrement = model.solve(torch.zeros_like(expansion.energy))
+        return replace(model, step=step, decrement=decrement)
 
     def remember(self, state: PathState, fresh: Tensor) -> PathState:
         """The state with the second derivatives and the index that this model rests on."""
@@ -363,12 +390,29 @@ class _Model:
 
     def solve(self, damping: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
-        matrix, blocks, g = self.matrix, self.gauss_newton.diagonal, self.gradient
+        matrix, blocks, g, place = self.matrix, self.gauss_newton.diagonal, self.gradient, self.place
         if rows is not None:
-            matrix, blocks, g, damping = matrix.select(rows), blocks[rows], g[rows], damping[rows]
-        factor = matrix.add_block_diagonal(damping[:, None, None, None] * blocks).cholesky()
+            matrix, blocks, g, damping, place = matrix.select(rows), blocks[rows], g[rows], damping[rows], place[rows]
+        shift = damping[:, None, None, None] * blocks
+        factor = matrix.add_block_diagonal(shift).cholesky()
         step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+        bent = (place >= 0).nonzero().flatten()
+        if len(bent):
+            nothing = torch.zeros_like(matrix.upper[bent])
+            dense = self.absolute[place[bent]] + BlockTridiagonal(shift[bent], nothing).dense()
+            root = torch.linalg.cholesky_ex(dense).L
+            step[bent] = torch.cholesky_solve(-g[bent].flatten(1)[..., None], root)[..., 0].view_as(g[bent])
         return step, -(g * step).sum((-1, -2))
+
+
+def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tensor:  # -> (q, n m, n m)
+    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive eigenvalues."""
+    root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
+    half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
+    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
+    wide = root @ vectors
+    return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
 
 
 def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, ended: Tensor) -> Tensor:
