@@ -307,8 +307,8 @@ def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Te
     g = core.metric(flat)
     connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size)
     gamma, d = connection.value_and_jacobian(flat)
-    gamma = gamma.view(*g.shape, -1)  # [b, l, j, k]
-    d = d.view(*gamma.shape, -1)  # [b, l, j, k, i] = ∂_i Γ^l_jk
+    gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
+    d = d.view(*gamma.shape, g.shape[-1])  # [b, l, j, k, i] = ∂_i Γ^l_jk
     half = d.permute(0, 4, 2, 3, 1) + torch.einsum("blis,bsjk->bijkl", gamma, gamma)
     return g, torch.einsum("bijkl,blq->bijkq", half - half.transpose(1, 2), g)
 

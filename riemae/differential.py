@@ -260,7 +260,10 @@ class Differential:
                     return formula(mode, *chunk)
             with mode.active(second_order):
                 out = formula(mode, *chunk)
-            return tuple(x.detach() for x in out) if isinstance(out, tuple) else out.detach()
+            if mode.forward and not second_order:
+                return out  # nothing was recorded
+            # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
+            return tuple(x.clone() for x in out) if isinstance(out, tuple) else out.clone()
 
         return self._chunked(passes, evaluate, z, *others)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riemae import curvature, distortion
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
-from riemae.exceptions import AmbientError, OptionError, ShapeError
+from riemae.exceptions import AmbientError, DTypeError, OptionError, ShapeError
 from riemae.pullback import Pullback
 from riemae.solvers import Curve, GeodesicResult, Graph, Newton
 from riemae.solvers import energy as curve_energy_integral
@@ -129,19 +129,24 @@ class Manifold:
         """Latent covector ``Jᵀ w`` of a data-space covector.
 
         Raises:
+            DTypeError: When ``w`` is no tensor, or of another dtype than ``z``.
             ShapeError: When ``w`` does not hold one covector a point.
         """
         flat = self._core.points("pullback", z)
         shape = self._core.decoder.output_shape
-        size = w.shape[-1] if shape is None else shape.numel()
-        if w.numel() != len(flat) * size:
+        size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
+        if not isinstance(w, Tensor) or w.dtype != z.dtype:
+            got = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
+            raise DTypeError("Manifold.pullback", f"w as a tensor of dtype {z.dtype}", got, "Convert one of them.")
+        if w.shape not in ((*z.shape[:-1], size), (*z.shape[:-1], *(shape or ()))):
             raise ShapeError(
                 "Manifold.pullback",
                 f"w of shape {(*z.shape[:-1], size)}",
                 str(tuple(w.shape)),
                 "It needs one covector of the data space a point.",
             )
-        return self._core.immersion.vjp(flat, w.reshape(len(flat), size))[1].view(z.shape)
+        pulled = self._core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
+        return self._core.finite("pullback", pulled, flat).view(z.shape)
 
     # The metric.
 
@@ -153,15 +158,18 @@ class Manifold:
     def metric_product(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
         flat, v, batch = self._core.tangents("metric_product", z, v)
-        return self._core.metric_product(flat, v).view(*batch, flat.shape[-1])
+        out = self._core.metric_product(flat, v)
+        return self._core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
 
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
         flat, u, v, batch = self._core.tangents("inner", z, u, v)
         if self._core.embedding is not None:
-            return (self._core.embedding.jvp(flat, u)[1] * self._core.embedding.jvp(flat, v)[1]).sum(-1).view(batch)
-        x, tangent = self._core.immersion.jvp(flat, u)
-        return (self._core.ambient.product(x, tangent) * self._core.immersion.jvp(flat, v)[1]).sum(-1).view(batch)
+            out = (self._core.embedding.jvp(flat, u)[1] * self._core.embedding.jvp(flat, v)[1]).sum(-1)
+        else:
+            x, tangent = self._core.immersion.jvp(flat, u)
+            out = (self._core.ambient.product(x, tangent) * self._core.immersion.jvp(flat, v)[1]).sum(-1)
+        return self._core.finite("inner", out, flat).view(batch)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
@@ -268,10 +276,16 @@ class Manifold:
             normal: Directions of the data space; their normal part is taken and scaled to length 1.
 
         Raises:
+            DTypeError: When ``normal`` is no tensor, or of another dtype than ``z``.
             ShapeError: When ``normal`` does not hold one direction a point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
         flat = self._core.points("principal_curvatures", z)
+        if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
+            got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
+            raise DTypeError(
+                "Manifold.principal_curvatures", f"a tensor of dtype {z.dtype}", got, "Convert one of them."
+            )
         size = normal.shape[-1] if self._core.decoder.output_shape is None else self._core.decoder.output_shape.numel()
         if normal.numel() != len(flat) * size:
             raise ShapeError(
@@ -451,7 +465,7 @@ class Manifold:
         if not torch.is_grad_enabled():
             return result.length
         start, stop = torch.broadcast_tensors(z0, z1)
-        usable = result.length.isfinite()
+        usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[usable][:, None]], 1)
         length = self.length(Curve.from_nodes(attached)) if len(nodes) else nodes.new_empty(0)
@@ -521,6 +535,8 @@ class Manifold:
                 raise ShapeError("Manifold.distance_matrix", f"{name} of shape (n, m)", str(tuple(points.shape)), "")
         other = a if b is None else b
         n, q = len(a), len(other)
+        if not n or not q:
+            return a.new_zeros(n, q)
         if method == "graph":
             joint = a if b is None else torch.cat([a, b])
             return self.graph(joint, k=k).distances(range(n))[:, -q or None :]

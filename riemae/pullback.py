@@ -93,6 +93,17 @@ class Pullback:
             ShapeError: When they do not broadcast.
             DTypeError: When their dtypes differ.
         """
+        for x in (z, *vectors):
+            if not isinstance(x, Tensor):
+                raise DTypeError(f"Manifold.{where}", "torch tensors", type(x).__name__, "Try torch.as_tensor(...).")
+        if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
+            self.points(where, z)
+            raise ShapeError(
+                f"Manifold.{where}",
+                f"tangent vectors with the last axis of z {tuple(z.shape)}",
+                ", ".join(str(tuple(v.shape)) for v in vectors),
+                "A tangent vector has the shape of its point, (*b, m).",
+            )
         try:
             z, *vectors = torch.broadcast_tensors(z, *vectors)
         except RuntimeError:
@@ -116,7 +127,7 @@ class Pullback:
         Raises:
             NonFiniteError: When it holds NaN or infinity, with the places.
         """
-        ok = concrete(out.isfinite().flatten(1).all(1))
+        ok = concrete(out.isfinite().reshape(len(out), -1).all(1)) if len(out) else None
         if ok is not None and not bool(ok.all()):
             first = int((~ok).nonzero()[0])
             raise NonFiniteError(
@@ -156,6 +167,7 @@ class Pullback:
         else:
             metric, d = self._metric_and_derivative(flat)  # d[b, i, j, l] = ∂_l G_ij
             lowered = (d.permute(0, 1, 3, 2) + d - d.permute(0, 3, 1, 2)) / 2
+        self.finite(where.removeprefix("Manifold."), metric, flat)
         return solve_metric(where, metric, lowered)
 
     def acceleration(self, where: str, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
@@ -173,6 +185,7 @@ class Pullback:
             metric = j.mT @ self.ambient.apply_to(x, j)
             bend = self.ambient.product(x, self.immersion.second_derivative(flat, v, v))
             force = bend + _ambient_force(self.ambient, x, velocity)
+        self.finite(where.removeprefix("Manifold."), metric, flat)
         pulled = (j.mT @ force[..., None])[..., 0]
         return -solve_metric(where, metric, pulled)
 

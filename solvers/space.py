@@ -12,6 +12,7 @@ from torch.func import jvp
 
 from riemae.solvers.energy import Expansion, expand_by_autodiff, gauss_newton_blocks, rounding
 from riemae.solvers.exceptions import DTypeError, ShapeError, SingularMetricError
+from riemae.solvers.tolerances import tolerance
 
 
 @runtime_checkable
@@ -148,8 +149,12 @@ def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m),
     Raises:
         SingularMetricError: Where ``G`` is not positive definite, with the places.
     """
-    factor, info = torch.linalg.cholesky_ex(metric)
-    bad = concrete(info != 0)
+    # Unit diagonal first: whether a pivot is rounding must not depend on the units of the coordinates.
+    size = metric.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(size > 0, size, 1.0).rsqrt()[..., None]
+    factor, info = torch.linalg.cholesky_ex(metric * scale * scale.mT)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    bad = concrete((info != 0) | ~(pivots > tolerance(metric.dtype).rank).all(-1))
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
         raise SingularMetricError(
@@ -159,7 +164,7 @@ def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m),
             "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
         )
     rhs = b[..., None] if b.ndim == 2 else b.flatten(2)
-    return torch.cholesky_solve(rhs, factor).reshape(b.shape)
+    return (scale * torch.cholesky_solve(scale * rhs, factor)).reshape(b.shape)
 
 
 def concrete(x: Tensor) -> Tensor | None:

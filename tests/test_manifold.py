@@ -252,6 +252,8 @@ KINDS = {  # both roads: a network with a feature map, a function with a metric 
     "features": lambda **o: Manifold(TANH, FeatureMap(torch.sinh), **o),
     "general": lambda **o: Manifold(spaces.sphere, bumpy, **o),
 }
+SPACES = {kind: make() for kind, make in KINDS.items()}
+SINGLE = {kind: M.to(dtype=torch.float32) for kind, M in SPACES.items()}
 
 
 def arguments(name, *batch):
@@ -262,31 +264,35 @@ def arguments(name, *batch):
 @pytest.mark.parametrize("name", ALL)
 class TestBatches:
     def test_axes_and_single_points(self, name, kind):
-        method, given = getattr(KINDS[kind](), name), arguments(name, 2, 2)
+        method, given = getattr(SPACES[kind], name), arguments(name, 2, 2)
         batch = method(*given)
         assert batch.shape == (2, 2, *ALL[name][1])
-        for i, j in ((0, 1), (1, 1)):
-            assert_close(method(*(x[i, j] for x in given)), batch[i, j], rtol=1e-9, atol=1e-9)
+        assert_close(method(*(x[0, 1] for x in given)), batch[0, 1], rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 3)])
-    def test_empty_batches(self, name, kind, batch):
-        assert getattr(KINDS[kind](), name)(*arguments(name, *batch)).shape == (*batch, *ALL[name][1])
+    def test_empty_batches_even_at_first_use(self, name, kind):
+        method = getattr(KINDS[kind](), name)
+        for batch in ((0,), (2, 0)):
+            assert method(*arguments(name, *batch)).shape == (*batch, *ALL[name][1])
 
     def test_inputs_and_dtype_are_kept(self, name, kind):
         given = [x.float() for x in arguments(name, 3)]
         kept = [x.clone() for x in given]
-        assert getattr(KINDS[kind]().to(dtype=torch.float32), name)(*given).dtype == torch.float32
+        assert getattr(SINGLE[kind], name)(*given).dtype == torch.float32
         assert all(torch.equal(a, b) for a, b in zip(given, kept, strict=True))
 
-    def test_chunks_change_nothing(self, name, kind):
-        whole, parts = (getattr(KINDS[kind](chunk_size=c), name)(*arguments(name, 3)) for c in (None, 2))
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_change_nothing(kind):
+    M = KINDS[kind](chunk_size=2)
+    for name in METHODS:
+        whole, parts = (getattr(S, name)(*arguments(name, 3)) for S in (SPACES[kind], M))
         assert_close(parts, whole, **EXACT)
 
 
 @pytest.mark.parametrize("axes", [((), (4,)), ((4,), ()), ((3, 1), (4,))])
 @pytest.mark.parametrize("name", [name for name in ALL if ALL[name][0] in ("zv", "zuv")])
 def test_points_and_tangents_broadcast(name, axes):
-    M, z, *vectors = KINDS["general"](), draw(26, *axes[0], 2), draw(27, *axes[1], 2), draw(28, *axes[1], 2)
+    M, z, *vectors = SPACES["general"], draw(26, *axes[0], 2), draw(27, *axes[1], 2), draw(28, *axes[1], 2)
     given = [z, *vectors[: len(ALL[name][0]) - 1]]
     repeated = [x.clone() for x in torch.broadcast_tensors(*given)]
     assert_close(getattr(M, name)(*given), getattr(M, name)(*repeated), rtol=1e-9, atol=1e-9)
@@ -302,12 +308,12 @@ class TestTransforms:
         assert out.shape == (4, *METHODS[name][1])
 
     def test_vmap(self, name, kind):
-        given, method = arguments(name, 4), getattr(KINDS[kind](), name)
+        given, method = arguments(name, 4), getattr(SPACES[kind], name)
         assert_close(torch.func.vmap(method)(*given), method(*given), **EXACT)
 
     @pytest.mark.parametrize("jac", [torch.func.jacrev, torch.func.jacfwd])
     def test_jacobians(self, name, kind, jac):
-        given, method = arguments(name), getattr(KINDS[kind](), name)
+        given, method = arguments(name), getattr(SPACES[kind], name)
         expected = jacobian(lambda z: method(z, *given[1:]), given[0])
         assert_close(jac(method)(*given), expected, **EXACT)
         if jac is torch.func.jacfwd:  # torch.no_grad does not concern forward mode
@@ -333,7 +339,7 @@ class TestTransforms:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_norm_of_nothing_has_gradient_zero(kind):
     z, v = draw(30, 3, 2).requires_grad_(), torch.zeros(3, 2).double().requires_grad_()
-    for gradient in torch.autograd.grad(KINDS[kind]().norm(z, v).sum(), (z, v)):
+    for gradient in torch.autograd.grad(SPACES[kind].norm(z, v).sum(), (z, v)):
         assert_close(gradient, torch.zeros(3, 2).double(), rtol=0, atol=0)
 
 
@@ -550,9 +556,9 @@ class TestErrors:
         # Both coordinates move along one curve: det G is 0 but for rounding, of either sign.
         a, b = draw(seed, 2, 1), draw(100 + seed, 1, 4)
         M, z = Manifold(lambda z: ((z @ a) @ b).sin() + (z @ a) @ b), draw(60, 6, 2)
-        with pytest.raises(SingularMetricError, match=r"at 6 of 6 points.*lower latent_dim"):
+        with pytest.raises(SingularMetricError, match="at 6 of 6 points.*(?i:tangent directions)"):
             M.christoffel(z)
-        with pytest.raises(SingularMetricError, match="dependent tangent directions"):
+        with pytest.raises(SingularMetricError, match="at 6 of 6 points"):
             M.acceleration(z, z)
 
     @pytest.mark.parametrize("option", [{"latent_dim": 0}, {"latent_dim": -1}, {"chunk_size": 0}])

@@ -82,7 +82,7 @@ class AmbientMetric(nn.Module):
 
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
-        return self.matrix(x).diagonal(dim1=-2, dim2=-1)
+        return self.matrix(x).diagonal(dim1=-2, dim2=-1).expand(len(x), -1)  # also from one matrix for all points
 
     def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
         """``H`` as a matrix: D² numbers a point, for small D and for tests."""
@@ -133,10 +133,24 @@ class AmbientMetric(nn.Module):
         """
         where = type(self).__name__
         if self.has_features:
-            phi = self.features(x)
+            try:
+                phi = self.features(x)
+            except RuntimeError as reason:
+                raise AmbientError(
+                    where,
+                    f"features of data of shape {tuple(x.shape)} and dtype {x.dtype}",
+                    f"an error: {reason}",
+                    "Check its shapes, and move both at once with Manifold.to(device, dtype).",
+                ) from reason
             if not isinstance(phi, Tensor) or phi.ndim < 1 or len(phi) != len(x):
                 got = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
                 raise AmbientError(where, f"features with {len(x)} rows", str(got), "Keep the batch axis first.")
+            if not bool(phi.isfinite().all()):
+                raise AmbientError(
+                    where, "finite features", "NaN or infinity", "Check their formula at the decoder's outputs."
+                )
+            if phi.dtype != x.dtype:
+                raise AmbientError(where, f"features of dtype {x.dtype}", str(phi.dtype), "Keep the data's dtype.")
             return
         flat = x.flatten(1)
         probes = torch.stack([flat.new_ones(flat.shape[1]), torch.arange(flat.shape[1]).to(flat).cos()], -1)
@@ -154,6 +168,8 @@ class AmbientMetric(nn.Module):
                 str(tuple(applied.shape[:-1])),
                 "Check its shapes.",
             )
+        if applied.dtype != flat.dtype:
+            raise AmbientError(where, f"a metric of dtype {flat.dtype}", str(applied.dtype), "Keep the data's dtype.")
         form = columns.mT @ applied
         if not bool(form.isfinite().all()):
             raise AmbientError(

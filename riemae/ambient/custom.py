@@ -57,6 +57,9 @@ class Custom(AmbientMetric):
                 "Custom", "exactly one of function, matrix, diagonal, operator", ", ".join(given) or "none", ""
             )
         ((self.form, self.function),) = given.items()
+        if not callable(self.function):
+            got = type(self.function).__name__
+            raise AmbientError("Custom", f"{self.form} as a function", got, "Constants go into Constant or Diagonal.")
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
@@ -73,6 +76,9 @@ class Custom(AmbientMetric):
             spread = x[:, None].expand(k, c, d).reshape(k * c, d)
             return self.function(spread, columns.mT.reshape(k * c, d)).view(k, c, d).mT
         h = self.function(x)
+        if not isinstance(h, Tensor) or h.dtype != x.dtype:
+            got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
+            raise AmbientError("Custom", f"H as a tensor of dtype {x.dtype}", got, "Keep the dtype of the data.")
         if self._resolved(x) == "diagonal" and h.shape == x.shape:
             return h[..., None] * columns
         if h.shape[-2:] != (x.shape[-1], x.shape[-1]) or h.ndim > 3:
@@ -92,7 +98,8 @@ class Custom(AmbientMetric):
     def _resolved(self, x: Tensor) -> str:
         """The form of the function; a bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ."""
         if self.form == "function":
-            self.form = "diagonal" if self.function(x[:1].detach()).shape == (1, x.shape[-1]) else "matrix"
+            sample = x[:1].detach() if len(x) else x.new_zeros(1, x.shape[-1])
+            self.form = "diagonal" if self.function(sample).shape == (1, x.shape[-1]) else "matrix"
         return self.form
 
     @classmethod

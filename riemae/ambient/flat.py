@@ -33,6 +33,7 @@ class Diagonal(AmbientMetric):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
+        _check_floating("Diagonal", weights)
         if weights.ndim != 1 or not bool((weights > 0).all() & weights.isfinite().all()):
             raise AmbientError(
                 "Diagonal",
@@ -61,8 +62,11 @@ class Constant(AmbientMetric):
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
+        _check_floating("Constant", matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise AmbientError("Constant", "a matrix of shape (D, D)", str(tuple(matrix.shape)), "")
+        if not bool(matrix.isfinite().all()):
+            raise AmbientError("Constant", "a finite matrix", "NaN or infinity", "")
         if not torch.allclose(matrix, matrix.mT, rtol=1e-5, atol=1e-6 * float(matrix.abs().max())):
             raise AmbientError("Constant", "a symmetric matrix", "an asymmetric one", "Symmetrise it: (H + H.T) / 2.")
         factor, info = torch.linalg.cholesky_ex(matrix.detach())
@@ -95,6 +99,12 @@ class FeatureMap(AmbientMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """``φ(x)``."""
         return self.network(x)
+
+
+def _check_floating(where: str, constant: object) -> None:
+    if not isinstance(constant, Tensor) or not constant.is_floating_point():
+        got = str(constant.dtype) if isinstance(constant, Tensor) else type(constant).__name__
+        raise AmbientError(where, "a floating-point tensor", got, "Try torch.as_tensor(..., dtype=torch.float32).")
 
 
 def _fitting(where: str, constant: Tensor, x: Tensor) -> Tensor:
