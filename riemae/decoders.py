@@ -91,11 +91,11 @@ class Decoder:
                 f"Convert z with z.to({own.dtype}), or the manifold with M.to(dtype={z.dtype}).",
             )
 
-    def probe(self, where: str, z: Tensor) -> Tensor | None:  # (k, m) -> (2, *shape)
+    def probe(self, where: str, z: Tensor) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
         """Run the decoder on two points and refuse it unless it is a deterministic map, row by row.
 
         Returns:
-            Its outputs, or None where values cannot be looked at (meta device, inside ``vmap``).
+            Its outputs at the first points, or None where values cannot be looked at (meta device, inside ``vmap``).
 
         Raises:
             DecoderError: When it is in training mode, random, coupled across the batch, or fails.
@@ -146,7 +146,7 @@ class Decoder:
                 "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
             )
         self.output_shape = x.shape[1:]
-        return x
+        return x[:real]
 
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:

@@ -117,7 +117,7 @@ def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, 
     encoder, decoder, loss = train(images, epochs, seed, report)
     manifold = Manifold(decoder).to(dtype=torch.float64)
     codes = encoder(images).double()
-    graph = manifold.graph(codes, k=10, neighbors="data")
+    graph = manifold.graph(codes, k=10)
     chosen = torch.as_tensor(list(_different_classes(labels, pairs, seed)))
     first, second = chosen.T
     geodesics = _shortest(manifold, graph, first, second, lambda done, n: report("geodesics", done, n))
@@ -265,7 +265,7 @@ def _draw_strips(demo: Demo, folder: Path) -> Path:
 def _draw_matrices(demo: Demo, folder: Path) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.9), layout="constrained")
     grid = figure.subplots(1, 2)
     both = torch.stack([demo.by_graph, demo.by_geodesic])
     top = float(both[both.isfinite()].max())

@@ -79,7 +79,7 @@ class Pullback:
         if (z.dtype, z.device) not in self._probed:
             sound = flat if ok is None else flat[ok]
             x = self.decoder.probe(where, sound)
-            if x is not None:
+            if x is not None and len(x):
                 with torch.no_grad():
                     self.ambient.check(x)
                 self._probed.add((z.dtype, z.device))

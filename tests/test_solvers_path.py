@@ -1,5 +1,6 @@
 """Geodesics against closed forms: accuracy, error estimates, statuses, independence of pairs."""
 
+import math
 import pickle
 
 import pytest
@@ -248,6 +249,23 @@ class TestStartCurves:
         assert torch.allclose(kept.length, torch.tensor(1.1 * torch.pi).double(), rtol=1e-6)
         assert torch.allclose(left.length, torch.tensor(0.9 * torch.pi).double(), rtol=1e-6)
         assert (int(kept.index), int(left.index)) == (1, 0)
+
+    def test_minimum_leaves_a_symmetric_saddle(self):
+        # Straight over the top of a hill no force acts sideways, yet around it the way is shorter. The length of the way
+        # over the top is that of the graph of y = h exp(−4x²), by scipy's quadrature.
+        from scipy.integrate import quad
+
+        hill = Manifold(lambda z: torch.cat([z, 1.5 * (-4 * z.square().sum(-1, keepdim=True)).exp()], -1))
+        z0, z1 = torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.0, 0.0]).double()
+        over, _ = quad(lambda x: (1 + (12 * x * math.exp(-4 * x * x)) ** 2) ** 0.5, -1, 1)
+        line = torch.stack([z0, z1])
+        kept = hill.geodesic(z0, z1, rtol=1e-6, init=line)
+        assert torch.allclose(hill.length(Curve.line(z0, z1, 64)), torch.tensor(over).double(), rtol=1e-6)
+        around = hill.geodesic(z0, z1, rtol=1e-6)
+        assert bool(around.is_local_minimum)
+        assert float(around.length) < 0.95 * over
+        assert around.curve(0.5)[1].abs() > 0.3
+        assert kept.length >= around.length * (1 - 1e-6)
 
     def test_start_curve_chooses_the_way_round(self):
         z0, z1 = torch.tensor([0.0, 0.0]).double(), torch.tensor([2 * torch.pi - 1, 0.0]).double()
