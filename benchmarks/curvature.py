@@ -170,7 +170,7 @@ def memory(lines: list[str]) -> None:
         "nn = torch.nn\n"
         "f = nn.Sequential(nn.Linear(2, 64 * 8 * 8), nn.Unflatten(1, (64, 8, 8)), nn.SiLU(),\n"
         "    nn.Upsample(scale_factor=8, mode='bilinear'), nn.Conv2d(64, 16, 3, padding=1), nn.SiLU(),\n"
-        "    nn.Upsample(scale_factor=4, mode='bilinear'), nn.Conv2d(16, 3, 3, padding=1)).eval().requires_grad_(False)\n"
+        "    nn.Upsample(scale_factor=4, mode='bilinear'), nn.Conv2d(16, 3, 3, padding=1)).requires_grad_(False)\n"
         "M = Manifold(f)\n"
         "c = M.extrinsic_curvature(torch.randn(16, 2))\n"
         "assert c.isfinite().all() and M.decode(torch.randn(1, 2)).numel() == 196608\n"

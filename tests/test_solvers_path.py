@@ -251,8 +251,8 @@ class TestStartCurves:
         assert (int(kept.index), int(left.index)) == (1, 0)
 
     def test_minimum_leaves_a_symmetric_saddle(self):
-        # Straight over the top of a hill no force acts sideways, yet around it the way is shorter. The length of the way
-        # over the top is that of the graph of y = h exp(−4x²), by scipy's quadrature.
+        # Straight over the top of a hill no force acts sideways, yet around it the way is shorter. The length of the
+        # way over the top is that of the graph of y = h exp(−4x²), by scipy's quadrature.
         from scipy.integrate import quad
 
         hill = Manifold(lambda z: torch.cat([z, 1.5 * (-4 * z.square().sum(-1, keepdim=True)).exp()], -1))
