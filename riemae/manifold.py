@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from riemae import curvature, distortion
+from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
 from riemae.exceptions import AmbientError, DTypeError, OptionError, ShapeError
@@ -472,6 +472,77 @@ class Manifold:
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (length - length.detach())
         return result.length.masked_scatter(usable, value)
+
+    def exp(
+        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+        """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``; differentiable.
+
+        :func:`riemae.solvers.exp` on this manifold.
+
+        Args:
+            z: Start points.
+            v: Start velocities.
+            t: Time.
+            rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
+            throw: Raise when a sample fails; False returns NaN for it.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
+        """
+        flat, w, batch = self._core.tangents("exp", z, v)
+        return solvers.exp(self, flat, w, t, rtol=rtol, throw=throw).view(*batch, flat.shape[-1])
+
+    def shoot(
+        self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
+    ) -> Curve:
+        """The geodesic from ``z`` with velocity ``v`` up to time ``t``: :func:`riemae.solvers.shoot`."""
+        self._core.tangents("shoot", z, v)
+        return solvers.shoot(self, z, v, t, segments=segments, rtol=rtol, throw=throw)
+
+    def log(
+        self,
+        z0: Tensor,
+        z1: Tensor,
+        rtol: float = 1e-6,
+        init: Curve | Tensor | None = None,
+        refine: bool = True,
+        throw: bool = True,
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+        """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the inverse of :meth:`exp`.
+
+        :func:`riemae.solvers.log` on this manifold; not differentiable.
+
+        Args:
+            z0: Start points.
+            z1: End points.
+            rtol: How close ``exp`` of the result comes to ``z1``, relative to the velocity.
+            init: Start curves, as in :meth:`geodesic`.
+            refine: Improve the path solver's velocity by shooting.
+            throw: Raise when a pair fails.
+
+        Raises:
+            NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``.
+        """
+        for name, z in (("z0", z0), ("z1", z1)):
+            self._core.points(f"log ({name})", z, finite=False)
+        return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+
+    def transport(
+        self, curve: Curve | Tensor, v: Tensor, rtol: float | None = None, throw: bool = True
+    ) -> Tensor:  # (*b, m) -> (*b, m)
+        """Parallel transport of ``v`` from the start to the end of curves: :func:`riemae.solvers.transport`.
+
+        Args:
+            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            v: Tangent vectors at the start.
+            rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
+            throw: Raise when the accuracy is missed.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a vector misses ``rtol``.
+        """
+        return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
 
     def graph(
         self,

@@ -3,6 +3,7 @@
 from riemae.solvers.curve import Curve, energy, length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import Graph, graph
+from riemae.solvers.ivp import exp, log, shoot, transport
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.result import HINTS, GeodesicResult, Status
@@ -19,7 +20,11 @@ __all__ = [
     "Space",
     "Status",
     "energy",
+    "exp",
     "geodesic",
     "graph",
     "length",
+    "log",
+    "shoot",
+    "transport",
 ]

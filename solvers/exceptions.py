@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from riemae.solvers.result import GeodesicResult
 
 
@@ -56,7 +58,7 @@ class GraphError(RiemaeError, ValueError):
 
 
 class NotConvergedError(RiemaeError, RuntimeError):
-    """Some geodesics miss the accuracy that was asked for.
+    """Some samples miss the accuracy that was asked for.
 
     Nothing is lost: ``result`` holds every pair, finished or not.
 
@@ -65,10 +67,10 @@ class NotConvergedError(RiemaeError, RuntimeError):
         expected: The accuracy asked for.
         got: How many pairs miss it, and with which status.
         hint: The remedies of these statuses.
-        result: The complete result.
+        result: The complete result: a ``GeodesicResult``, or what the call would have returned.
     """
 
-    def __init__(self, where: str, expected: str, got: str, hint: str, result: GeodesicResult) -> None:
+    def __init__(self, where: str, expected: str, got: str, hint: str, result: GeodesicResult | Tensor) -> None:
         super().__init__(where, expected, got, hint)
         self.result = result
 

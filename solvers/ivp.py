@@ -1,0 +1,387 @@
+"""Initial-value problems: geodesics from a point and a velocity, and parallel transport along a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve
+from riemae.solvers.exceptions import NotConvergedError, OptionError, RiemaeError, ShapeError
+from riemae.solvers.newton import Newton
+from riemae.solvers.path import geodesic
+from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
+
+# Step control of Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
+_SAFETY, _SHRINK, _GROW, _ORDER = 0.9, 0.2, 8.0, 8
+_SHOTS = 12
+_MAX_PARTS = 64
+
+
+def exp(
+    space: Space,
+    z: Tensor,
+    v: Tensor,
+    t: float = 1.0,
+    *,
+    rtol: float | None = None,
+    max_steps: int = 2000,
+    throw: bool = True,
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+    """Exponential map: where the geodesic that starts at ``z`` with velocity ``v`` is at time ``t``.
+
+    Dormand and Prince's method of order 8 with error control for every sample alone; differentiable in ``z`` and ``v``
+    (and in whatever the space depends on) through the accepted steps.
+
+    Args:
+        space: Anything with an ``acceleration``.
+        z: Start points.
+        v: Start velocities; leading axes broadcast.
+        t: Time; negative runs backwards.
+        rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
+        max_steps: Steps a sample may take.
+        throw: Raise when a sample fails; False returns NaN for it.
+
+    Raises:
+        ShapeError: When ``z`` and ``v`` do not pair up.
+        OptionError: When ``rtol`` is not positive.
+        NotConvergedError: When ``throw`` and a sample runs out of steps or into a place without a regular metric; its
+            ``result`` holds the end points of all samples.
+    """
+    return _flow("exp", space, z, v, [t], rtol, max_steps, throw)[0][..., 0, :]
+
+
+def shoot(
+    space: Space,
+    z: Tensor,
+    v: Tensor,
+    t: float = 1.0,
+    *,
+    segments: int = 64,
+    rtol: float | None = None,
+    max_steps: int = 2000,
+    throw: bool = True,
+) -> Curve:
+    """The geodesic that starts at ``z`` with velocity ``v``, up to time ``t``, as a curve over [0, 1].
+
+    Args:
+        space: As in :func:`exp`.
+        z: Start points ``(*b, m)``.
+        v: Start velocities ``(*b, m)``.
+        t: Time at the end of the curve.
+        segments: Pieces of the curve; its knots and slopes are the integrator's.
+        rtol: As in :func:`exp`.
+        max_steps: As in :func:`exp`.
+        throw: As in :func:`exp`.
+    """
+    times = [t * (i + 1) / segments for i in range(segments)]
+    points, velocities = _flow("shoot", space, z, v, times, rtol, max_steps, throw)
+    z, v = torch.broadcast_tensors(z, v)
+    return Curve(torch.cat([z[..., None, :], points], -2), torch.cat([t * v[..., None, :], t * velocities], -2))
+
+
+def log(
+    space: Space,
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    rtol: float = 1e-6,
+    solver: Newton | None = None,
+    init: Curve | Tensor | None = None,
+    refine: bool = True,
+    throw: bool = True,
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+    """Logarithm: the velocity with which the geodesic from ``z0`` reaches ``z1`` at time 1. Not differentiable.
+
+    Args:
+        space: The space.
+        z0: Start points.
+        z1: End points; leading axes broadcast.
+        rtol: Accuracy of the path; with ``refine`` also how close ``exp(z0, v)`` comes to ``z1``, relative to ``|v|``.
+        solver: As in :func:`~riemae.solvers.geodesic`.
+        init: As in :func:`~riemae.solvers.geodesic`.
+        refine: Improve the path's velocity by shooting; without it the error is of second order in the path's segments.
+        throw: Raise when a pair fails; False returns the path's velocity for it.
+
+    Raises:
+        NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result`` holds the velocities,
+            or the path's result.
+    """
+    result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)
+    velocity = result.curve.velocity(0.0)
+    if not refine or not velocity.numel():
+        return velocity
+    m = velocity.shape[-1]
+    start, stop = (x.detach().reshape(-1, m) for x in torch.broadcast_tensors(z0, z1))
+    flat = velocity.reshape(-1, m).clone()
+    rows = (flat.isfinite().all(-1) & (flat != 0).any(-1)).nonzero().flatten()
+    with torch.no_grad():
+        missed = _shooting(space, start, stop, flat, rows, rtol)
+    velocity = flat.view(velocity.shape)
+    if throw and len(missed):
+        raise NotConvergedError(
+            "log",
+            f"shooting to within rtol={rtol:g}",
+            f"{len(missed)} of {len(flat)} pairs that miss it (first: {missed[:5].tolist()})",
+            "Loosen rtol, or take the path's velocity with refine=False: the end points may be conjugate.",
+            velocity,
+        )
+    return velocity
+
+
+def transport(
+    space: Space, curve: Curve | Tensor, v: Tensor, *, rtol: float | None = None, throw: bool = True
+) -> Tensor:  # curve (*b), v (*b, m) -> (*b, m)
+    """Parallel transport of tangent vectors from the start to the end of curves; keeps inner products.
+
+    ``v̇ = −Γ(ż, v)``, by an eighth-order method on every piece of the curve, with twice as many pieces until two
+    resolutions agree.
+
+    Args:
+        space: Anything with an ``acceleration``.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+        v: Tangent vectors at the start.
+        rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
+        throw: Raise when the resolutions never agree; False returns the finest.
+
+    Raises:
+        ShapeError: When ``v`` does not fit the curves.
+        NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the transported vectors.
+    """
+    nodes = curve.nodes if isinstance(curve, Curve) else curve
+    if v.shape != (*nodes.shape[:-2], nodes.shape[-1]):
+        raise ShapeError(
+            "transport", f"vectors of shape {(*nodes.shape[:-2], nodes.shape[-1])}", str(tuple(v.shape)), "One a curve."
+        )
+    rtol = _accuracy("transport", rtol, v, 1e-8, 1e-4)
+    previous = _transported(space, curve, v, 1)
+    parts = 2
+    while True:
+        now = _transported(space, curve, v, parts)
+        error = (now - previous).abs().amax(-1) / now.abs().amax(-1).clamp(min=torch.finfo(v.dtype).tiny)
+        missed = ~(error <= rtol)
+        if not bool(missed.any()):
+            return now
+        if parts >= _MAX_PARTS:
+            break
+        previous, parts = now, 2 * parts
+    if throw:
+        raise NotConvergedError(
+            "transport",
+            f"two resolutions that agree to rtol={rtol:g}",
+            f"{int(missed.sum())} of {missed.numel()} vectors that do not",
+            "Loosen rtol, or give the curve more segments where the metric varies fast.",
+            now,
+        )
+    return now
+
+
+def _flow(
+    where: str, space: Space, z: Tensor, v: Tensor, times: list[float], rtol: float | None, max_steps: int, throw: bool
+) -> tuple[Tensor, Tensor]:  # -> (*b, k, m), (*b, k, m)
+    """Points and velocities at increasing (or decreasing) times.
+
+    Raises:
+        ShapeError: When ``z`` and ``v`` do not pair up.
+        NotConvergedError: When ``throw`` and a sample fails.
+    """
+    if z.shape[-1:] != v.shape[-1:] or not z.ndim or z.dtype != v.dtype:
+        raise ShapeError(
+            where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
+        )
+    rtol = _accuracy(where, rtol, z, 1e-9, 1e-5)
+    z, v = torch.broadcast_tensors(z, v)
+    m, batch = z.shape[-1], z.shape[:-1]
+    y = torch.cat([z, v], -1).reshape(-1, 2 * m)
+    p = len(y)
+    reach = max((abs(t) for t in times), default=0.0)
+    # Errors are judged against the travelled coordinates and the velocity, so units do not matter.
+    speed = v.detach().reshape(-1, m).abs().amax(-1).clamp(min=torch.finfo(z.dtype).tiny)
+    scale = rtol * torch.cat([(speed * max(reach, 1e-30))[:, None].expand(p, m), speed[:, None].expand(p, m)], 1)
+    stride = torch.full((p,), 0.1 * reach, dtype=z.dtype, device=z.device)
+    steps = torch.zeros(p, dtype=torch.int64, device=z.device)
+    failed = ~y.detach().isfinite().all(-1)
+    points, now = [], 0.0
+    for time in times:
+        y, stride = _advance(space, y, time - now, stride, scale, steps, failed, max_steps)
+        now = time
+        points.append(torch.where(failed[:, None], torch.nan, y))
+    path = torch.stack(points, 1)
+    ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
+    if throw and bool(failed.any()):
+        rows = failed.nonzero().flatten().tolist()
+        raise NotConvergedError(
+            where,
+            f"{p} geodesics integrated to rtol={rtol:g}",
+            f"{len(rows)} that failed (first: {rows[:5]})",
+            "They leave the domain of the metric or meet a singular point; raise max_steps, loosen rtol, shorten t.",
+            ends[0] if len(times) > 1 else ends[0][..., 0, :],
+        )
+    return ends
+
+
+def _advance(
+    space: Space,
+    y: Tensor,
+    duration: float,
+    stride: Tensor,
+    scale: Tensor,
+    steps: Tensor,
+    failed: Tensor,
+    max_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Integrate every sample over ``duration`` with its own steps; marks ``failed`` and counts ``steps`` in place."""
+    sign = 1.0 if duration >= 0 else -1.0
+    total = abs(duration)
+    left = torch.full_like(stride, total)
+    while True:
+        rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
+        if not len(rows):
+            return y, stride
+        h = torch.minimum(stride[rows], left[rows])
+        trial, error = _dop853(lambda w: _velocity(space, w), y[rows], sign * h, scale[rows])
+        good = error <= 1  # False for NaN
+        y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
+        left[rows] = torch.where(good, left[rows] - h, left[rows])
+        factor = (_SAFETY * error.clamp(min=1e-12) ** (-1 / _ORDER)).nan_to_num(_SHRINK).clamp(_SHRINK, _GROW)
+        grown = h * torch.where(good, factor, factor.clamp(max=1.0))
+        # A step cut short by the end of the interval says nothing about how long the next may be.
+        stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
+        steps[rows] += 1
+        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total)
+
+
+def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of Dormand and Prince's 8(5,3) method (coefficients from scipy) and its error relative to ``scale``."""
+    step = h[:, None]
+    stages = [rhs(y)]
+    method = _method()
+    for row in method.A[1:]:
+        stages.append(rhs(y + step * _combined(row, stages)))
+    new = y + step * _combined(method.B, stages)
+    stages.append(rhs(new))
+    with torch.no_grad():
+        fifth, third = ((_combined(weights, stages) / scale).square().mean(-1) for weights in (method.E5, method.E3))
+        denominator = (fifth + 0.01 * third).clamp(min=torch.finfo(y.dtype).tiny)
+        return new, h.abs() * fifth / denominator.sqrt()
+
+
+@lru_cache(maxsize=1)
+def _method() -> Any:
+    """The coefficients, from scipy's class; imported when they are needed."""
+    from scipy.integrate import DOP853
+
+    return DOP853
+
+
+def _combined(weights: Any, stages: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(stages[0])
+    for weight, stage in zip(weights, stages, strict=False):
+        if weight:
+            total = total + float(weight) * stage
+    return total
+
+
+def _velocity(space: Space, y: Tensor) -> Tensor:
+    """``(z, ż) -> (ż, z̈)``; NaN where the metric is singular or there is no value: only that sample fails."""
+    z, w = y.chunk(2, -1)
+    try:
+        return torch.cat([w, space.acceleration(z, w)], -1)
+    except RiemaeError:
+        if len(y) == 1:
+            return torch.full_like(y, torch.nan)
+        half = len(y) // 2
+        return torch.cat([_velocity(space, y[:half]), _velocity(space, y[half:])])
+
+
+def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> Tensor:
+    """One pass of the eighth-order method with ``parts`` steps a piece.
+
+    The equation is linear: its matrices ``−Γ(ż, ·)`` at all stages are computed at once, the steps are m × m products.
+    """
+    method, m = _method(), v.shape[-1]
+    segments = curve.segments if isinstance(curve, Curve) else curve.shape[-2] - 1
+    count = segments * parts
+    nodes = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
+    steps = torch.arange(count, device=v.device)[:, None]
+    z, velocity = _along(curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts)
+    turn = _turning(space, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
+    w = v
+    for i in range(count):
+        stages: list[Tensor] = []
+        for j, row in enumerate(method.A):
+            inner = w + _combined(row, stages) / count if stages else w
+            stages.append((turn[..., i, j, :, :] @ inner[..., None])[..., 0])
+        w = w + _combined(method.B, stages) / count
+    return w
+
+
+def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Points and velocities at shares of pieces, ``(k, s), (k, s) -> (*b, k s, m)``; at a corner, the piece decides."""
+    piece, share = piece.flatten(), share.flatten()
+    if isinstance(curve, Curve):
+        t = ((piece + share) / curve.segments).clamp(max=1.0)
+        return curve(t), curve.velocity(t)
+    step = curve[..., piece + 1, :] - curve[..., piece, :]
+    return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
+
+
+def _turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
+    """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone: ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
+
+    The basis vectors are scaled to the size of ``u``, which balances the difference.
+    """
+    m = z.shape[-1]
+    size = u.abs().amax(-1, keepdim=True)[..., None, :].clamp(min=torch.finfo(u.dtype).tiny)  # (*b, 1, 1)
+    basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
+    points = z[..., None, :].expand(basis.shape).reshape(-1, m)
+    ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
+    there, back = space.acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    return ((there - back).view(basis.shape) / (4 * size)).mT
+
+
+def _shooting(space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor, rtol: float) -> Tensor:
+    """Improve ``v[rows]`` in place until ``exp(start, v)`` meets ``stop``; returns the rows that never did.
+
+    Newton's method with a Jacobian by differences, taken anew only when it stops helping.
+    """
+    accuracy = max(rtol / 10, 1e-10 if v.dtype == torch.float64 else 1e-5)
+    shot = lambda z, w: exp(space, z, w, rtol=accuracy, throw=False)  # noqa: E731 (one expression)
+    best = torch.full_like(v[:, 0], torch.inf)
+    slope = torch.zeros(len(v), v.shape[-1], v.shape[-1], dtype=v.dtype, device=v.device)
+    current = v.clone()
+    fresh = False
+    for attempt in range(_SHOTS):
+        miss = stop[rows] - shot(start[rows], current[rows])
+        size = current[rows].norm(dim=-1)
+        gap = (miss.norm(dim=-1) / size).nan_to_num(torch.inf)
+        better = gap < best[rows]
+        v[rows[better]] = current[rows[better]]
+        helped = gap < best[rows] / 4
+        best[rows] = torch.minimum(gap, best[rows])
+        keep = gap > rtol
+        if not bool(keep.any()) or attempt == _SHOTS - 1:
+            break
+        rows, miss, size, helped = rows[keep], miss[keep], size[keep], helped[keep]
+        if not fresh or not bool(helped.all()):
+            difference = tolerance(v.dtype).eps ** 0.4 * size[:, None]
+            base = stop[rows] - miss
+            for j, e in enumerate(torch.eye(v.shape[-1]).to(v)):
+                slope[rows, :, j] = (shot(start[rows], current[rows] + difference * e) - base) / difference
+            fresh = True
+        update, info = torch.linalg.solve_ex(slope[rows], miss[..., None])
+        current[rows] = current[rows] + torch.where((info == 0)[:, None], update[..., 0], 0.0)
+    return (best > rtol).logical_and(best.isfinite()).nonzero().flatten()
+
+
+def _accuracy(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+    tolerance(like.dtype)
+    if rtol is None:
+        return double if like.dtype == torch.float64 else single
+    if not rtol > 0:
+        raise OptionError(where, "rtol > 0", str(rtol), "")
+    return rtol
