@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types doctest wheel check clean
+.PHONY: demo test lint types doctest wheel check bench clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
@@ -28,6 +28,13 @@ wheel: $(READY)
 
 check: test lint types doctest wheel
 
+# Benchmarks beside peers, in an environment of their own; tables go to benchmarks/results/.
+bench:
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e .
+	.venv-bench/bin/python benchmarks/curvature.py
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -35,4 +42,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -33,21 +34,22 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
     Exit code 0 when every geodesic shown has converged.
     """  # noqa: DOC501 (this text is what --help prints)
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from riemae import demo as demonstration
 
     console = Console(stderr=as_json)
     columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
-            tasks: dict[str, object] = {}
+        bars = Progress(*columns, console=Console(stderr=True))
+        tasks: dict[str, TaskID] = {}
 
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what)
-                bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
 
+        with nullcontext() if quiet else bars:
             result = demonstration.run(seed, epochs, pairs, subset, report)
             files = demonstration.write(result, out)
     except (RiemaeError, OSError) as problem:

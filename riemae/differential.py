@@ -302,7 +302,8 @@ class Differential:
                 except RiemaeError:
                     raise
                 except (RuntimeError, AssertionError, ValueError) as reason:
-                    reasons.append(f"{mode.name}: {str(reason).strip().splitlines()[0]}")
+                    lines = str(reason).strip().splitlines() or [type(reason).__name__]  # an assertion may say nothing
+                    reasons.append(f"{mode.name}: {lines[0]}")
                     continue
                 self._modes[key] = mode
                 if not mode.forward:
