@@ -26,7 +26,7 @@ _SLOW = 0.2  # a step that leaves more than this share of the decrement calls fo
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
 # Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
 # residual: two levels' worth of accuracy for half a sweep. It must be small to be in its asymptotic regime.
-_SHARP, _SHARP_SEGMENTS, _SHARP_LIMIT = 2e-8, 16, 1e-4
+_SHARP, _SHARP_SEGMENTS, _SHARP_LIMIT = 2e-8, 32, 1e-4
 
 
 @dataclass
