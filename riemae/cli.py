@@ -50,6 +50,7 @@ def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bo
             bars.update(tasks[what], completed=done, total=total)
 
         with nullcontext() if quiet else bars:
+            out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
             result = demonstration.run(seed, epochs, pairs, subset, report)
             files = demonstration.write(result, out)
     except (RiemaeError, OSError) as problem:
@@ -90,7 +91,7 @@ def _show(console: object, result: object, files: list[Path]) -> None:
     assert isinstance(result, demonstration.Demo)
     r = result.geodesics
     table = Table(title="Riemannian length between digits, by three roads")
-    for name in ("digits", "straight line", "graph path", "geodesic", "error", "segments", "status"):
+    for name in ("digits", "straight", "graph", "geodesic", "error", "nodes", "status"):
         table.add_column(name, justify="left" if name in ("digits", "status") else "right", no_wrap=True)
     for row in demonstration.rows(result):
         table.add_row(*row)

@@ -169,7 +169,7 @@ def rows(demo: Demo) -> Iterator[tuple[str, str, str, str, str, str, str]]:
             f"{demo.graph_lengths[p]:.4f}",
             f"{r.length[p]:.4f}",
             f"{r.error[p]:.0e}",
-            f"{int(r.stats['segments'][p])}",
+            f"{int(r.stats['segments'][p]) + 1}",
             Status(int(r.status[p])).name.lower(),
         )
 

@@ -8,10 +8,12 @@ cache, and every result is differentiable again.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,7 +51,7 @@ class _Mode:
     @contextmanager
     def active(self, second_order: bool) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(_ExactNorms())
+            stack.enter_context(_untraced(_ExactNorms)())
             if self.portable:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 stack.enter_context(_without_fused_layers())
@@ -144,7 +146,8 @@ class Differential:
 
     def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m)
         """``f(z)`` and ``J(z)``, by m forward products that share one primal."""
-        return self._run("jacobian", 1 + z.shape[-1], self._value_and_jacobian, z)
+        x, j = self._run("jacobian", 1 + z.shape[-1], self._value_and_jacobian, z)
+        return x, _where_defined(x, j)
 
     def jacobian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m)
         """``J(z)``."""
@@ -152,7 +155,8 @@ class Differential:
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, m) -> (k, D), (k, D)
         """``f(z)`` and ``Jv``."""
-        return self._run("jvp", 2, lambda mode, z, v: mode.push(self._flat, z, v), z, v)
+        x, tangent = self._run("jvp", 2, lambda mode, z, v: mode.push(self._flat, z, v), z, v)
+        return x, _where_defined(x, tangent)
 
     def vjp(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
         """``f(z)`` and ``Jᵀw``."""
@@ -168,7 +172,8 @@ class Differential:
         One primal, m + m first-order and m² second-order tangents a point.
         """
         m = z.shape[-1]
-        return self._run("second derivatives", 1 + 2 * m + m * m, self._second_jet, z)
+        x, j, second = self._run("second derivatives", 1 + 2 * m + m * m, self._second_jet, z)
+        return x, _where_defined(x, j), second
 
     def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)
         """All second derivatives."""
@@ -380,7 +385,7 @@ class Differential:
                 return max(z.shape[-1], 1)
             sizes = []
             for count in (1, 3):
-                with torch.no_grad(), _OutputSizes() as seen:
+                with torch.no_grad(), _untraced(_OutputSizes)() as seen:
                     x = self._function(z[:1].detach().repeat(count, 1))
                 sizes.append([*seen.sizes, x.numel()])
             # Tensors that do not grow with the batch are parameters; a map whose operations differ between
@@ -397,6 +402,24 @@ def _split(pushed: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return pushed[0], pushed[1][1]
 
 
+def _where_defined(x: Tensor, derivative: Tensor) -> Tensor:
+    """A derivative may exist where the map has no value (log): NaN there, so that nothing is built on it."""
+    ok = concrete(x.isfinite().all(-1))
+    if ok is None or bool(ok.all()):
+        return derivative
+    return torch.where(ok.view(-1, *(1,) * (derivative.ndim - 1)), derivative, torch.nan)
+
+
+def _untraced(mode: Any) -> Any:
+    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
+    return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
+
+
+@lru_cache(maxsize=8)
+def _hidden_from_dynamo(mode: Any) -> Any:
+    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
+
+
 class _ExactNorms(TorchFunctionMode):
     """Layer and instance norm from primitives.
 
@@ -404,7 +427,6 @@ class _ExactNorms(TorchFunctionMode):
     forward mode, and gradients of Jacobians, come out wrong (pytorch#196700, #198017).
     """
 
-    @torch.compiler.disable
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
         kwargs = kwargs or {}
         if func in (F.layer_norm, torch.layer_norm):
@@ -459,7 +481,6 @@ class _OutputSizes(TorchFunctionMode):
         super().__init__()
         self.sizes: list[int] = []
 
-    @torch.compiler.disable
     def __torch_function__(
         self,
         func: Callable[..., Any],

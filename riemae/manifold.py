@@ -468,7 +468,7 @@ class Manifold:
         usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[usable][:, None]], 1)
-        length = self.length(Curve.from_nodes(attached)) if len(nodes) else nodes.new_empty(0)
+        length = self.length(Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (length - length.detach())
         return result.length.masked_scatter(usable, value)
@@ -597,6 +597,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``.
             ShapeError: When ``a`` or ``b`` has more or fewer than two axes.
+            DTypeError: When their dtypes or devices differ.
             OptionError: For an unknown method.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
         """
@@ -605,6 +606,9 @@ class Manifold:
             if points.ndim != 2:
                 raise ShapeError("Manifold.distance_matrix", f"{name} of shape (n, m)", str(tuple(points.shape)), "")
         other = a if b is None else b
+        if a.dtype != other.dtype or a.device != other.device:
+            got = f"{a.dtype} on {a.device} and {other.dtype} on {other.device}"
+            raise DTypeError("Manifold.distance_matrix", "a and b of one dtype on one device", got, "Convert one.")
         n, q = len(a), len(other)
         if not n or not q:
             return a.new_zeros(n, q)

@@ -10,7 +10,7 @@ from torch import Tensor
 from riemae.ambient import AmbientMetric, Euclidean
 from riemae.decoders import Decoder
 from riemae.differential import Differential
-from riemae.exceptions import DTypeError, NonFiniteError, ShapeError
+from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.solvers.energy import Expansion, bending, expand_by_autodiff, expand_chord, gauss_newton_blocks, rounding
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
@@ -92,6 +92,8 @@ class Pullback:
         Raises:
             ShapeError: When they do not broadcast.
             DTypeError: When their dtypes differ.
+            DeviceError: When their devices differ.
+            NonFiniteError: When a tangent is NaN or infinite.
         """
         for x in (z, *vectors):
             if not isinstance(x, Tensor):
@@ -115,6 +117,13 @@ class Pullback:
             ) from None
         flat = self.points(where, z)
         for v in vectors:
+            if v.device != z.device:
+                raise DeviceError(f"Manifold.{where}", f"tangents on {z.device}", str(v.device), "Move one of them.")
+            ok = concrete(v.isfinite().all(-1))
+            if ok is not None and not bool(ok.all()):
+                raise NonFiniteError(
+                    f"Manifold.{where}", "finite tangents", "NaN or infinity", "Look at what produced them."
+                )
             if v.dtype != z.dtype:
                 raise DTypeError(
                     f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."

@@ -166,7 +166,7 @@ def graph(
     bad = (~(points.isfinite().all(1) & coordinates.isfinite().all(1))).nonzero().flatten().tolist()
     if bad:
         raise NonFiniteError("graph", "finite points", f"NaN or infinity at rows {bad[:5]}", "Remove these rows.")
-    if not 1 <= k < max(n, 2):
+    if not isinstance(k, int) or not 1 <= k < max(n, 2):
         raise OptionError(
             "graph",
             f"1 <= k < {n}, the number of points" if n > 1 else f"k=1 for {n} point(s), which have no neighbours",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -153,9 +154,12 @@ def transport(
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the transported vectors.
     """
     nodes = curve.nodes if isinstance(curve, Curve) else curve
-    if v.shape != (*nodes.shape[:-2], nodes.shape[-1]):
+    if v.shape != (*nodes.shape[:-2], nodes.shape[-1]) or v.dtype != nodes.dtype:
         raise ShapeError(
-            "transport", f"vectors of shape {(*nodes.shape[:-2], nodes.shape[-1])}", str(tuple(v.shape)), "One a curve."
+            "transport",
+            f"vectors of shape {(*nodes.shape[:-2], nodes.shape[-1])} and dtype {nodes.dtype}",
+            f"{tuple(v.shape)} and {v.dtype}",
+            "One a curve.",
         )
     rtol = _accuracy("transport", rtol, v, 1e-8, 1e-4)
     previous = _transported(space, curve, v, 1)
@@ -187,6 +191,7 @@ def _flow(
 
     Raises:
         ShapeError: When ``z`` and ``v`` do not pair up.
+        OptionError: When a time is not finite.
         NotConvergedError: When ``throw`` and a sample fails.
     """
     if z.shape[-1:] != v.shape[-1:] or not z.ndim or z.dtype != v.dtype:
@@ -194,6 +199,8 @@ def _flow(
             where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
         )
     rtol = _accuracy(where, rtol, z, 1e-9, 1e-5)
+    if not all(math.isfinite(t) for t in times):
+        raise OptionError(where, "a finite time", str(times[-1]), "")
     z, v = torch.broadcast_tensors(z, v)
     m, batch = z.shape[-1], z.shape[:-1]
     y = torch.cat([z, v], -1).reshape(-1, 2 * m)

@@ -99,7 +99,8 @@ class PathState:
         padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
         fine.diagonal[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2
         fine.diagonal[:, 1::2] = coarse
-        fine.known = self.known & self.scalable & ~moved
+        fine.kept = self.kept.clone()
+        fine.known = self.known & self.scalable & ~moved & ~self.kept
         fine.scalable = self.scalable.clone()
         fine.first = torch.zeros_like(self.first)
         return fine
@@ -151,6 +152,9 @@ class Newton:
     target: Literal["minimum", "stationary"] = "minimum"
 
     def __post_init__(self) -> None:
+        counts = (self.segments, self.max_segments, self.max_steps, self.gauss_newton_steps)
+        if not all(isinstance(n, int) for n in counts) or self.gauss_newton_steps < 0:
+            raise OptionError("Newton", "whole numbers of segments and steps, none negative", repr(counts), "")
         if not 2 <= self.segments <= self.max_segments:
             raise OptionError(
                 "Newton", "2 <= segments <= max_segments", f"{self.segments} and {self.max_segments}", "Try 8 and 512."
@@ -203,7 +207,8 @@ class Newton:
         if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
             nodes = _polished(space, nodes, expansion, model, ended & full & ~model.indefinite)
         status = torch.where(ended, int(Status.CONVERGED), status)
-        status = torch.where(quiet & (relative > _ACCEPTABLE * tol), int(Status.PRECISION), status)
+        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
+        status = torch.where(quiet & (relative > acceptable), int(Status.PRECISION), status)
         status = torch.where(live & ~ended & discrepancy.isinf(), int(Status.STALLED), status)
         decrement = torch.where(full & ~quiet, left, relative)
         return replace(

@@ -73,6 +73,8 @@ def geodesic(
     z0, z1 = _pairs(z0, z1)
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
+    if solver is not None and not isinstance(solver, Newton):
+        raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
     if solver is None:
         solver = Newton(target="minimum" if init is None else "stationary")
     with torch.no_grad():
@@ -124,8 +126,12 @@ def _solve(
     count = torch.zeros(p, dtype=torch.int64, device=z0.device)
     out = _Outcome(nan.clone(), nan.clone(), count + RUNNING, count - 1, count.clone(), count.clone(), nan.clone(), {})
     out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
-    still = (z0 == z1).all(-1)
-    if init is None:  # with a start curve, equal end points may still ask for a closed geodesic
+    unsound = ~start.nodes.isfinite().flatten(1).all(1) & (out.status == RUNNING)
+    out.status[unsound] = int(Status.NON_FINITE)
+    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves them.
+    span, size = ((x.abs().amax((1, 2))) for x in (start.nodes - start.nodes[:, :1], start.nodes))
+    still = (z0 == z1).all(-1) & (span <= 16 * tolerance(z0.dtype).eps * size) if p else (z0 == z1).all(-1)
+    if bool(still.any()):
         out.length[still], out.error[still], out.decrement[still] = 0.0, 0.0, 0.0
         out.status[still], out.index[still] = int(Status.CONVERGED), 0
     settled = (out.status != RUNNING).nonzero().flatten()
@@ -159,6 +165,8 @@ def _solve(
         rows = torch.cat([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
+    if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
+        out.length[(out.status > 0) & (out.length < (1 - 1e-3) * bound)] = torch.nan
     return GeodesicResult(
         length=out.length.view(batch),
         error=out.error.view(batch),
@@ -188,6 +196,8 @@ def _error(before: Tensor, previous: Tensor, now: Tensor) -> Tensor:
     """Error estimate from the lengths at two or three levels; NaN at the first."""
     ratio = ((before - previous) / (previous - now)).abs().nan_to_num(_RATIO_ASSUMED, posinf=_RATIO_MAX)
     estimate = (previous - now).abs() / (ratio.clamp(_RATIO_MIN, _RATIO_MAX) - 1)
+    # The previous length is that of a real curve: a longer one is too long by all of the difference.
+    estimate = torch.where(previous.isnan(), estimate, torch.maximum(estimate, now - previous))
     return torch.maximum(estimate, tolerance(now.dtype).length * now)
 
 
@@ -272,8 +282,12 @@ def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a f
     m = z0.shape[-1]
     if init is None:
         return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _START_SEGMENTS)
+    if not isinstance(init, (Curve, Tensor)):
+        raise DTypeError("geodesic", "init as a Curve or a tensor (*b, k, m)", type(init).__name__, "")
     if isinstance(init, Tensor):
         init = Curve.through(init, _START_SEGMENTS)
+    if init.nodes.dtype != z0.dtype:
+        raise DTypeError("geodesic", f"init of dtype {z0.dtype}", str(init.nodes.dtype), "Convert one of them.")
     segments = max(init.segments, _START_SEGMENTS)
     try:
         nodes = init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, m).clone()

@@ -32,7 +32,7 @@ HINTS = {
     Status.PRECISION: "rtol is below what the dtype can deliver: loosen it, or use M.to(dtype=torch.float64)",
     Status.STALLED: "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?",
     Status.SINGULAR: "the metric is singular along the curve: the decoder has dependent tangent directions there",
-    Status.NON_FINITE: "the decoder or the metric is NaN or infinite along the curve: start elsewhere (init=)",
+    Status.NON_FINITE: "decoder, metric or start curve are NaN or infinite somewhere: start elsewhere (init=)",
     Status.INVALID_POINT: "an end point is NaN or infinite: remove it",
 }
 
@@ -42,7 +42,7 @@ class GeodesicResult:
     """Geodesics between pairs of points; every field has the pairs' batch shape ``(*b,)``.
 
     Attributes:
-        length: Riemannian length of ``curve``: an upper bound of the distance, whatever the status.
+        length: Riemannian length of ``curve``, an upper bound of the distance; NaN where a failed curve has none.
         error: Estimated absolute error of ``length``; NaN where no estimate exists.
         status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
         index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum,

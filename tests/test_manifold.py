@@ -382,6 +382,17 @@ class TestDistance:
         assert_close(torch.autograd.grad(d.sum(), scale)[0], angle.sum() / 4, rtol=1e-7, atol=0)
 
     @pytest.mark.parametrize("kind", KINDS)
+    def test_nothing_but_coinciding_points_has_gradient_zero(self, kind):
+        M = (
+            Manifold(spaces.sphere)
+            if kind == "features"
+            else Manifold(spaces.sphere, ambient=lambda x: torch.ones_like(x))
+        )
+        z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        M.distance(z, z.detach()).sum().backward()
+        assert torch.equal(z.grad, torch.zeros(3, 2).double())
+
+    @pytest.mark.parametrize("kind", KINDS)
     def test_coinciding_and_bad_pairs_leave_the_others_alone(self, kind):
         M, (z0, z1) = KINDS[kind](), (draw(31, 4, 2), draw(32, 4, 2))
         z1[1], z1[2, 0] = z0[1], torch.nan

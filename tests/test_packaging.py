@@ -26,6 +26,7 @@ NAMES = [
     ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for path in SOURCES
 ]
 HEAVY = ("lightning", "pytorch_lightning", "matplotlib", "networkx", "sklearn", "geoopt", "click", "rich", "pandas")
+HEAVY += ("torch._dynamo", "scipy.interpolate", "scipy.spatial")  # each a third of a second and more
 
 
 def python(code, folder):
