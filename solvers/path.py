@@ -209,7 +209,7 @@ def _verdict(state: PathState, length: Tensor, error: Tensor, spent: Tensor, rto
     # False while the error is NaN. What rounding adds to it needs no safety factor.
     accurate = (error <= rtol * length) & (_SAFETY * (error - floor * length) <= rtol * length)
     at_floor = error <= 2 * floor * length
-    last = state.nodes.shape[1] - 1 >= solver.max_segments
+    last = 2 * (state.nodes.shape[1] - 1) > solver.max_segments
 
     status = torch.where(solved, int(Status.RESOLUTION) if last else RUNNING, state.status)
     status = torch.where(solved & (accurate | at_floor), int(Status.PRECISION), status)
@@ -259,7 +259,7 @@ class _Queue:
         seen = self.space.squared_chords(nodes).sqrt().sum(-1)
         true = self.speed.mean(-1)
         ready = ~(seen < _RESOLVED * true)  # NaN joins, to be reported by the solver
-        if segments >= min(_COARSEST_LIMIT, self.solver.max_segments):
+        if 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
             ready = torch.ones_like(ready)
         joined = self.rows[ready]
         self.rows, self.start, self.speed = self.rows[~ready], self.start[~ready], self.speed[~ready]

@@ -195,6 +195,11 @@ class TestStatus:
         assert (r.length.isfinite()).all()
         assert (2 * r.error[~r.converged] > 1e-10 * r.length[~r.converged]).all()  # a safety factor of 2
 
+    def test_finest_level_stays_within_the_limit(self):
+        known = spaces.CATALOGUE[5]
+        r, _ = solve(known, rtol=1e-10, throw=False, solver=Newton(max_segments=20))
+        assert int(r.stats["segments"].max()) == 16
+
     def test_max_steps(self):
         known = spaces.CATALOGUE[5]
         r, _ = solve(known, throw=False, solver=Newton(max_steps=2))
