@@ -15,11 +15,15 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from riemae import Manifold, distortion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Map = Callable[[Tensor], Tensor]
 ROOT2 = 2**0.5
@@ -225,7 +229,7 @@ def draw(path: Path) -> None:
     plt.close(figure)
 
 
-def _land(axes: object, projection: Projection) -> None:
+def _land(axes: Axes, projection: Projection) -> None:
     try:
         from global_land_mask import globe
     except ImportError:
@@ -239,21 +243,21 @@ def _land(axes: object, projection: Projection) -> None:
     land = torch.zeros(len(p))
     land[inside] = torch.as_tensor(globe.is_land(lat[inside].numpy(), lon[inside].clamp(-180, 179.99).numpy())).float()
     options = {"extent": (-width, width, -height, height), "origin": "lower", "cmap": "Greys", "vmin": 0, "vmax": 4}
-    axes.imshow(land.view(500, 700), **options)  # type: ignore[attr-defined]
+    axes.imshow(land.view(500, 700), **options)
 
 
-def _graticule(axes: object, projection: Projection) -> None:
+def _graticule(axes: Axes, projection: Projection) -> None:
     style = {"color": "steelblue", "linewidth": 0.5, "alpha": 0.7}
     limit = torch.deg2rad(torch.tensor(80.0)).double()
     for lon in torch.deg2rad(torch.arange(-180, 181, 30)).double():
         lat = torch.linspace(-float(limit), float(limit), 90).double()
-        axes.plot(*projection.draw(lon.expand(90), lat).T, **style)  # type: ignore[attr-defined]
+        axes.plot(*projection.draw(lon.expand(90), lat).T, **style)
     for lat in torch.deg2rad(torch.arange(-60, 61, 30)).double():
         lon = torch.linspace(-torch.pi, torch.pi, 180).double()
-        axes.plot(*projection.draw(lon, lat.expand(180)).T, **style)  # type: ignore[attr-defined]
+        axes.plot(*projection.draw(lon, lat.expand(180)).T, **style)
 
 
-def _ellipses(axes: object, projection: Projection, M: Manifold) -> None:
+def _ellipses(axes: Axes, projection: Projection, M: Manifold) -> None:
     """``{v : vᵀ G v = ρ²}``: the shape on the map of a small circle of radius ρ on the sphere."""
     lon, lat = torch.meshgrid(
         torch.deg2rad(torch.arange(-150, 180, 60)).double(),
@@ -269,7 +273,7 @@ def _ellipses(axes: object, projection: Projection, M: Manifold) -> None:
         torch.linalg.cholesky(M.metric(z)).mT, circle.expand(len(z), 2, 60), upper=True
     )
     for centre, ring in zip(z, torch.pi / 30 * shape, strict=True):
-        axes.fill(centre[0] + ring[0], centre[1] + ring[1], color="darkorange", alpha=0.55, zorder=3)  # type: ignore[attr-defined]
+        axes.fill(centre[0] + ring[0], centre[1] + ring[1], color="darkorange", alpha=0.55, zorder=3)
 
 
 def main() -> None:

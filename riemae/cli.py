@@ -7,11 +7,17 @@ import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from torch import Tensor
 
 from riemae.exceptions import RiemaeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from riemae.demo import Demo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,14 +87,11 @@ def _numbers(values: Tensor) -> list[float | None]:
     return [x if math.isfinite(x) else None for x in values.tolist()]
 
 
-def _show(console: object, result: object, files: list[Path]) -> None:
-    from rich.console import Console
+def _show(console: Console, result: Demo, files: list[Path]) -> None:
     from rich.table import Table
 
     from riemae import demo as demonstration
 
-    assert isinstance(console, Console)
-    assert isinstance(result, demonstration.Demo)
     r = result.geodesics
     table = Table(title="Riemannian length between digits, by three roads")
     for name in ("digits", "straight", "graph", "geodesic", "error", "nodes", "status"):

@@ -42,7 +42,7 @@ class Manifold:
 
     All methods that take points raise:
 
-    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis,
+    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from the first points),
     - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z`` and decoder differ,
     - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the decoder,
     - :class:`~riemae.exceptions.DecoderError` for a decoder that is no map: found by a probe at first use.
