@@ -181,10 +181,6 @@ class AmbientMetric(nn.Module):
         if bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
             raise AmbientError(where, "a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
 
-    def extra_repr(self) -> str:
-        """What ``repr`` shows between the brackets."""
-        return ""
-
     def forward(self, *args: Any) -> Any:
         """An ambient metric is no layer.
 
