@@ -19,12 +19,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from riemae.differential import Differential
+from riemae.differential import Differential, everywhere
 from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
 from riemae.pullback import Pullback
 from riemae.solvers.exceptions import stack_level
-from riemae.solvers.space import concrete, solve_metric
+from riemae.solvers.space import check_metric, concrete, solve_metric
 from riemae.solvers.tolerances import tolerance
+from riemae.taylor import Pairs
 
 Estimator = Literal["exact", "hutchinson", "paper"]
 
@@ -74,24 +75,40 @@ class Estimate(NamedTuple):
 
 
 class Bending(NamedTuple):
-    """First and second derivatives of an immersion at ``k`` points, split into tangential and normal parts.
+    """First and second derivatives of an immersion at ``k`` points: metric, and how the normal part bends.
 
     Attributes:
-        jacobian: ``(k, D, m)``.
         metric: ``(k, m, m)``, ``JᵀJ``.
-        normal: ``(k, D, m, m)``, the second fundamental form ``II(e_i, e_j)``.
+        normal: ``(k, D, p)``, the second fundamental form ``II(e_i, e_j)`` of the pairs i <= j.
+        pairs: These pairs.
     """
 
-    jacobian: Tensor
     metric: Tensor
     normal: Tensor
+    pairs: Pairs
 
     @classmethod
-    def of(cls, where: str, immersion: Differential, flat: Tensor) -> Bending:
-        """Evaluate at points ``(k, m)``."""
-        _, j, second = immersion.second_jet(flat)
+    def at(cls, j: Tensor, second: Tensor) -> Bending:
+        """From derivatives; what is singular is found out later, where all points are seen."""
+        pairs = Pairs.all(j.shape[-1])
         metric = j.mT @ j
-        return cls(j, metric, _normal(where, j, metric, second.flatten(2)).view_as(second))
+        factor = torch.linalg.cholesky_ex(metric).L
+        return cls(metric, second - j @ torch.cholesky_solve(j.mT @ second, factor), pairs)
+
+    @classmethod
+    def grams(cls, immersion: Differential, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Metric ``(k, m, m)`` and ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` ``(k, m, m, m, m)``.
+
+        Evaluated and reduced chunk by chunk, so that memory does not grow with D.
+        """
+        pairs = Pairs.all(flat.shape[-1])
+
+        def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            metric, normal, _ = cls.at(j, second)
+            return metric, normal.mT @ normal
+
+        metric, packed = immersion.jets(flat, everywhere(flat), pairs, reduced)
+        return metric, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2))
 
 
 # Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry the documentation.
@@ -108,7 +125,7 @@ def second_fundamental_form(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) 
 def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``."""
     warn_if_flat(core, flat)
-    return _form("Manifold.curvature_form", Bending.of("Manifold.curvature_form", core.immersion, flat))
+    return _form("Manifold.curvature_form", *Bending.grams(core.immersion, flat))
 
 
 def extrinsic_curvature(
@@ -124,9 +141,9 @@ def extrinsic_curvature(
     warn_if_flat(core, flat)
     euclidean = core.embedding is core.immersion
     if estimator == "exact":
-        bend = Bending.of(where, core.immersion, flat)
-        metric = bend.metric if euclidean else core.metric(flat)
-        return solve_metric(where, metric, _form(where, bend)).diagonal(dim1=-2, dim2=-1).sum(-1)
+        g, gram = Bending.grams(core.immersion, flat)
+        metric = g if euclidean else core.metric(flat)
+        return solve_metric(where, metric, _form(where, g, gram)).diagonal(dim1=-2, dim2=-1).sum(-1)
     j = core.immersion.jacobian(flat)
     metric = j.mT @ j if euclidean else core.metric(flat)
     draw = _one_whitened if estimator == "hutchinson" else _one_of_the_paper
@@ -140,8 +157,15 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
     """``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)``."""
     where = "Manifold.mean_curvature"
     warn_if_flat(core, flat)
-    bend = Bending.of(where, core.immersion, flat)
-    return torch.einsum("bij,bdij->bd", _inverse(where, bend.metric), bend.normal) / flat.shape[-1]
+
+    def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        metric, normal, pairs = Bending.at(j, second)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(metric).L)
+        return metric, torch.einsum("bij,bdij->bd", inverse, pairs.full(normal)) / j.shape[-1]
+
+    metric, vector = core.immersion.jets(flat, everywhere(flat), Pairs.all(flat.shape[-1]), reduced)
+    check_metric(where, metric)
+    return vector
 
 
 def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m)
@@ -152,14 +176,16 @@ def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor
     """
     where = "Manifold.principal_curvatures"
     warn_if_flat(core, flat)
-    bend = Bending.of(where, core.immersion, flat)
-    n = _normal(where, bend.jacobian, bend.metric, normal[..., None])[..., 0]
+    pairs = Pairs.all(flat.shape[-1])
+    _, j, second = core.immersion.jets(flat, everywhere(flat), pairs)
+    metric = j.mT @ j
+    n = _normal(where, j, metric, normal[..., None])[..., 0]
     size = n.norm(dim=-1)
     bad = concrete(~(size > tolerance(flat.dtype).probe * normal.norm(dim=-1)))
     if bad is not None and bool(bad.any()):
         raise OptionError(where, "a normal direction", "a vector tangent to the manifold", "Choose one that leaves it.")
-    form = torch.einsum("bdij,bd->bij", bend.normal, n / size[:, None])
-    factor = torch.linalg.cholesky(bend.metric)
+    form = pairs.full((second.mT @ (n / size[:, None])[..., None])[..., 0])  # n is normal: it sees II alone
+    factor = torch.linalg.cholesky(metric)
     half = torch.linalg.solve_triangular(factor, form, upper=False)
     shape = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     return torch.linalg.eigvalsh((shape + shape.mT) / 2)
@@ -169,10 +195,10 @@ def riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]: 
     """Metric and Riemann tensor, all indices down."""
     warn_if_flat(core, flat)
     if core.embedding is not None:
-        bend = Bending.of(where, core.embedding, flat)
-        gram = torch.einsum("bdij,bdkl->bijkl", bend.normal, bend.normal)
+        metric, gram = Bending.grams(core.embedding, flat)
+        check_metric(where, metric)
         # R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩
-        return bend.metric, gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
+        return metric, gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
     return _riemann_of_connection(core, where, flat)
 
 
@@ -293,9 +319,9 @@ def _normal(where: str, j: Tensor, metric: Tensor, vectors: Tensor) -> Tensor:  
     return vectors - j @ solve_metric(where, metric, j.mT @ vectors)
 
 
-def _form(where: str, bend: Bending) -> Tensor:  # -> (k, m, m)
-    raised = solve_metric(where, bend.metric, bend.normal.permute(0, 3, 1, 2))  # [b, l, d, j] = g^lk II_jk
-    return 2 * torch.einsum("bdil,bldj->bij", bend.normal, raised)
+def _form(where: str, metric: Tensor, gram: Tensor) -> Tensor:  # (k, m, m), (k, m, m, m, m) -> (k, m, m)
+    """``2 g^kl ⟨II_ik, II_jl⟩``."""
+    return 2 * torch.einsum("bkl,bikjl->bij", _inverse(where, metric), gram)
 
 
 def _inverse(where: str, metric: Tensor) -> Tensor:

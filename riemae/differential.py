@@ -1,105 +1,37 @@
 """Derivatives of any batched map ``f: (k, m) -> (k, *shape)``: Jacobian, JVP, VJP, second derivatives.
 
-Jacobians are built from ``m`` forward-mode products, never from a loop over the outputs. Where forward mode does not
-exist for an operation, portable kernels are tried, then reverse mode twice (``Jv`` as the derivative of ``Jᵀw`` in w),
-announced once by a :class:`~riemae.exceptions.FallbackWarning`. Everything works in chunks that fit a processor's
-cache, and every result is differentiable again.
+Value, tangents and second derivatives come from one pass in Taylor mode (:mod:`riemae.taylor`), never from a loop over
+the outputs. A map that it cannot treat falls back to nested ``torch.func``, then to portable kernels, then to reverse
+mode twice (``Jv`` as the derivative of ``Jᵀw`` in w), the last announced once by a
+:class:`~riemae.exceptions.FallbackWarning`. A mode is compared with plain autograd before it is trusted. Everything
+works in chunks that fit a processor's cache, and every result is differentiable again.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp as forward_jvp
-from torch.func import vjp as reverse_vjp
-from torch.func import vmap
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
+from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, untraced
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
-
-BatchedMap = Callable[[Tensor], Tensor]
+from riemae.taylor import Pairs
 
 # What one chunk may touch. On a processor, the tangents of the widest layer should stay in its cache (PERFORMANCE:
 # 256 to 1,024 points at width 256 with 8 tangents in float64 run 1.6 to 1.9 times faster than everything at once).
 _CPU_BYTES, _DEVICE_BYTES = 8 * 2**20, 512 * 2**20
 _MIN_CHUNK = 16
-_SECOND_ORDER = ("second derivative", "second derivatives", "contraction")
 
-
-@dataclass(frozen=True)
-class _Mode:
-    """One way to differentiate: forward or twice reverse, portable kernels or not, vectorised directions or a loop."""
-
-    name: str
-    forward: bool
-    portable: bool
-    vectorised: bool
-
-    @contextmanager
-    def active(self, second_order: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(_untraced(_ExactNorms)())
-            if self.portable:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(_without_fused_layers())
-            if second_order or not self.forward:
-                # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
-                stack.enter_context(torch.enable_grad())
-            yield
-
-    def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``f(z)`` and ``Jv``."""
-        if self.forward:
-            x, tangent = forward_jvp(f, (z,), (v,))  # type: ignore[misc]
-            return x, tangent
-        x = f(z)
-        pull = reverse_vjp(lambda w: reverse_vjp(f, z)[1](w)[0], torch.zeros_like(x))[1]
-        return x, pull(v)[0]
-
-    def along(self, f: Callable[..., Tensor], *directions: Tensor) -> Tensor:
-        """``f`` of each row of ``directions``, stacked along a new last axis."""
-        if self.vectorised:
-            # torch 2.13 miscounts out_dims=-1 for outputs that do not depend on the direction: stack first, then move.
-            return vmap(f)(*directions).movedim(0, -1)
-        return torch.stack([f(*row) for row in zip(*directions, strict=True)], -1)
-
-
-_MODES = (
-    _Mode("forward mode", forward=True, portable=False, vectorised=True),
-    _Mode("forward mode with portable kernels", forward=True, portable=True, vectorised=True),
-    _Mode("forward mode, one direction at a time", forward=True, portable=True, vectorised=False),
-    _Mode("reverse mode twice", forward=False, portable=True, vectorised=False),
-)
-
-
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """Switch oneDNN's and the transformer's fused layers off, which have no derivative.
-
-    ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
-    """
-    before, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
-        torch.backends.mha.set_fastpath_enabled(fast)
-
+# Kinds of derivatives: the second order, and those whose formulas need a graph whatever the caller's gradient mode.
+_SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
+_IN_GRADIENT_MODE = (*_SECOND_ORDER, "gram", "vjp")
 
 def unoptimised(f: BatchedMap) -> BatchedMap:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
@@ -136,18 +68,43 @@ class Differential:
     def __init__(self, f: BatchedMap, chunk_size: int | None = None) -> None:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
-        self._modes: dict[tuple[Any, ...], _Mode] = {}
+        self._modes: dict[tuple[Any, ...], Mode] = {}
         self._width: int | None = None
         self._announced = False
 
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
-        return self._chunked(1, lambda z: self._flat(z), z)
+        return self._chunked(1, self._flat, z)
+
+    def jets(
+        self,
+        z: Tensor,
+        directions: Tensor,
+        pairs: Pairs | None = None,
+        then: Callable[..., Any] | None = None,
+    ) -> Any:  # (k, m), (k, c, m) -> (k, D), (k, D, c)[, (k, D, p)]
+        """``f``, ``J u_i`` and, for ``pairs``, ``∂²f(u_i, u_j)``: what all forward derivatives come from.
+
+        Args:
+            z: Points.
+            directions: ``u``, c of them at every point.
+            pairs: The p pairs (i, j) whose second derivatives are wanted.
+            then: Applied to each chunk's results while they are in the cache; one row a point. Its own results are
+                returned instead.
+        """
+        c = directions.shape[1]
+        kind = "second derivatives" if pairs is not None else "jacobian"
+
+        def formula(mode: Mode, again: bool, z: Tensor, directions: Tensor) -> Any:
+            x, *parts = mode.forward(self._flat, z, directions.transpose(0, 1), pairs, again)
+            parts = [_where_defined(x, part.movedim(0, -1)) for part in parts]
+            return (x, *parts) if then is None else then(x, *parts)
+
+        return self._run(kind, 1 + 2 * c + (0 if pairs is None else len(pairs)), formula, z, directions)
 
     def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m)
-        """``f(z)`` and ``J(z)``, by m forward products that share one primal."""
-        x, j = self._run("jacobian", 1 + z.shape[-1], self._value_and_jacobian, z)
-        return x, _where_defined(x, j)
+        """``f(z)`` and ``J(z)``."""
+        return self.jets(z, everywhere(z))
 
     def jacobian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m)
         """``J(z)``."""
@@ -155,44 +112,59 @@ class Differential:
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, m) -> (k, D), (k, D)
         """``f(z)`` and ``Jv``."""
-        x, tangent = self._run("jvp", 2, lambda mode, z, v: mode.push(self._flat, z, v), z, v)
-        return x, _where_defined(x, tangent)
+        x, tangents = self.jets(z, v[:, None])
+        return x, tangents[..., 0]
 
     def vjp(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
         """``f(z)`` and ``Jᵀw``."""
-        return self._run("vjp", 2, self._vjp, z, w)
+        return self._run("vjp", 2, lambda mode, again, z, w: mode.reverse(self._flat, z, w, again), z, w)
+
+    def gram_product(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D), (k, m)
+        """``f(z)``, ``Jv`` and ``JᵀJv``: one forward and one reverse product through one primal."""
+        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._flat, z, v, again), z, v)
+
+    def taylor(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
+        """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
+        x, tangents, second = self.jets(z, v[:, None], Pairs([0], [0]))
+        return x, tangents[..., 0], second[..., 0]
 
     def second_derivative(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k, D)
-        """``∂²f(u, v)``, by one forward product of a forward product."""
-        return self._run("second derivative", 4, self._second, z, u, v)
+        """``∂²f(u, v)``."""
+        return self.jets(z, torch.stack([u, v], 1), Pairs([0], [1]))[2][..., 0]
 
     def second_jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D, m), (k, D, m, m)
-        """Value, Jacobian and all second derivatives: forward products of forward products that share what they can.
-
-        One primal, m + m first-order and m² second-order tangents a point.
-        """
-        m = z.shape[-1]
-        x, j, second = self._run("second derivatives", 1 + 2 * m + m * m, self._second_jet, z)
-        return x, _where_defined(x, j), second
+        """Value, Jacobian and all second derivatives."""
+        pairs = Pairs.all(z.shape[-1])
+        x, j, second = self.jets(z, everywhere(z), pairs)
+        return x, j, pairs.full(second)
 
     def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)
         """All second derivatives."""
         return self.second_jet(z)[2]
 
     def contraction(self, z: Tensor, a: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m, m)
-        """``a·∂²f``, by m forward products of ``Jᵀa``: no D × m × m array."""
-        return self._run("contraction", 3 * (1 + z.shape[-1]), self._contraction, z, a)
+        """``a·∂²f``: no D × m × m array."""
+        return self._expansion(z, a, lambda x, a: a)[2]
+
+    def expansion(
+        self, z: Tensor, covector: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m), (k, m, m)
+        """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
+        formula = lambda mode, again, z: self._directions_last(mode.expansion(self._flat, z, covector, again))  # noqa: E731
+        return self._run("contraction", 0, formula, z)
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative of a gradient built on this map, in the mode that works for it."""
         points = z.reshape(-1, z.shape[-1])
-        trial = lambda mode, z: self._contraction(mode, z, self._flat(z).detach())  # noqa: E731 (one expression)
-        mode = self._mode("contraction", points, trial, (points,))
+        mode = self._mode("pushforward", points)
+        assert isinstance(mode, Nested)
         with mode.active(second_order=True):
             return mode.push(f, z, v)[1]
 
     def chunk(self, z: Tensor, passes: int) -> int:
         """Points ``(k, m)`` a chunk when ``passes`` tangents of the widest layer are held at once."""
+        if not passes:
+            return len(z)
         if self._chunk_size is not None:
             return self._chunk_size
         budget = _CPU_BYTES if z.device.type == "cpu" else _DEVICE_BYTES
@@ -211,41 +183,18 @@ class Differential:
             )
         return x.reshape(len(z), -1)
 
-    def _value_and_jacobian(self, mode: _Mode, z: Tensor) -> tuple[Tensor, Tensor]:
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        if mode.vectorised:
-            # The primal does not depend on the direction: computed once, vmap returns it expanded. (out_dims=None would
-            # say so, but torch refuses it inside an outer vmap.)
-            x, rows = vmap(lambda e: mode.push(self._flat, z, e.expand_as(z)))(basis)
-            return x[0], rows.movedim(0, -1)
-        pushed = [mode.push(self._flat, z, e.expand_as(z)) for e in basis]
-        return pushed[0][0], torch.stack([tangent for _, tangent in pushed], -1)
+    def _expansion(
+        self, z: Tensor, a: Tensor, covector: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
+            return self._directions_last(mode.expansion(self._flat, z, lambda x: covector(x, a), again))
 
-    def _vjp(self, mode: _Mode, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        x, pull = reverse_vjp(self._flat, z)[:2]
-        return x, pull(w)[0]
+        return self._run("contraction", 3 + 2 * z.shape[-1], formula, z, a)
 
-    def _second(self, mode: _Mode, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return mode.push(lambda z: mode.push(self._flat, z, v)[1], z, u)[1]
-
-    def _second_jet(self, mode: _Mode, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        tangents = lambda z: self._value_and_jacobian(mode, z)  # noqa: E731 (one expression)
-        if not mode.vectorised:
-            columns = [mode.push(lambda z: tangents(z)[1], z, e.expand_as(z))[1] for e in basis]
-            second = torch.stack(columns, -1)
-            return *tangents(z), (second + second.mT) / 2
-        # Value and Jacobian do not depend on the outer direction: vmap computes them once and returns them expanded.
-        push = lambda e: _split(forward_jvp(tangents, (z,), (e.expand_as(z),)))  # noqa: E731 (one expression)
-        (x, jacobian), second = vmap(push)(basis)
-        second = second.movedim(0, -1)
-        return x[0], jacobian[0], (second + second.mT) / 2
-
-    def _contraction(self, mode: _Mode, z: Tensor, a: Tensor) -> Tensor:
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        pulled = lambda z: reverse_vjp(self._flat, z)[1](a)[0]  # noqa: E731 (one expression)
-        form = mode.along(lambda e: mode.push(pulled, z, e.expand_as(z))[1], basis)
-        return (form + form.mT) / 2
+    @staticmethod
+    def _directions_last(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, j, form = parts
+        return x, _where_defined(x, j.movedim(0, -1)), form
 
     # Modes and chunks.
 
@@ -256,17 +205,16 @@ class Differential:
             with torch.inference_mode(False), torch.set_grad_enabled(grad):
                 z, *others = (x.clone() if x.is_inference() else x for x in (z, *others))  # type: ignore[assignment]
                 return self._run(kind, passes, formula, z, *others)
-        mode = self._mode(kind, z, formula, (z, *others))
-        second_order = kind in _SECOND_ORDER
+        mode, again = self._mode(kind, z), torch.is_grad_enabled()
+        if again and kind in _IN_GRADIENT_MODE and len(z) and not any(x.requires_grad for x in (z, *others)):
+            again = self._flat(z[:1]).requires_grad  # a reverse pass brings a graph of its own: none unless wanted
+        second_order = kind in _IN_GRADIENT_MODE
 
         def evaluate(*chunk: Tensor) -> Any:
-            if torch.is_grad_enabled():
-                with mode.active(second_order):
-                    return formula(mode, *chunk)
             with mode.active(second_order):
-                out = formula(mode, *chunk)
-            if mode.forward and not second_order:
-                return out  # nothing was recorded
+                out = formula(mode, again, *chunk)
+            if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
+                return out
             # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
             return tuple(x.clone() for x in out) if isinstance(out, tuple) else out.clone()
 
@@ -287,31 +235,35 @@ class Differential:
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return torch.cat(parts)
 
-    def _mode(self, kind: str, z: Tensor, formula: Callable[..., Any], args: tuple[Tensor, ...]) -> _Mode:
-        """The first mode that can do ``formula``, tried on one point and remembered.
+    def _mode(self, kind: str, z: Tensor) -> Mode:
+        """The first mode that can differentiate the map, tried on a point and remembered.
 
         Raises:
             DifferentiationError: When none can.
             RiemaeError: What the map itself raises about its input.
         """
-        # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other.
-        key = (kind, z.device.type, z.dtype, torch.is_grad_enabled())
+        # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
+        # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
+        transformed = _transformed()
+        key = (kind, z.device.type, z.dtype, torch.is_grad_enabled(), transformed)
         if key not in self._modes:
-            sample = [x[:1].detach().contiguous() if len(x) else x.new_zeros(1, *x.shape[1:]) for x in args]
+            sample = z[:1].detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
             reasons = []
-            for mode in _MODES:
+            for mode in NESTED if transformed or kind == "pushforward" else MODES:
                 try:
-                    with mode.active(kind in _SECOND_ORDER):
-                        formula(mode, *sample)
-                        self._check_against_autograd(kind, mode, sample[0])
+                    with mode.active(kind in _IN_GRADIENT_MODE):
+                        self._check(kind, mode, sample)
                 except RiemaeError:
                     raise
-                except (RuntimeError, AssertionError, ValueError) as reason:
+                except Exception as reason:
+                    expected = (RuntimeError, AssertionError, ValueError)
+                    if isinstance(mode, Nested) and not isinstance(reason, expected):
+                        raise
                     lines = str(reason).strip().splitlines() or [type(reason).__name__]  # an assertion may say nothing
                     reasons.append(f"{mode.name}: {lines[0]}")
                     continue
                 self._modes[key] = mode
-                if not mode.forward:
+                if mode.announced:
                     self._announce(reasons)
                 break
             else:
@@ -323,56 +275,73 @@ class Differential:
                 )
         return self._modes[key]
 
-    def _check_against_autograd(self, kind: str, mode: _Mode, z: Tensor) -> None:
-        """Refuse a mode that is silently wrong: plain reverse mode must find the same numbers.
+    def _check(self, kind: str, mode: Mode, z: Tensor) -> None:
+        """Refuse a mode that fails or is silently wrong: plain reverse mode must find the same numbers.
 
         Wrong are hand-written ``jvp`` rules, ``torch.no_grad`` inside the map (forward mode does not heed it), fused
-        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), and ``torch.jit.script``
-        hidden in a closure, which loses derivatives from its second call on (pytorch#73972): hence three tries.
+        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), in Taylor mode a map
+        whose intermediate results do not keep the points apart along their first axis or write into views, and
+        ``torch.jit.script`` hidden in a closure, which loses derivatives from its second call on (pytorch#73972): hence
+        three tries. One point is enough, taken two or three times with covectors of their own.
 
         Raises:
             RuntimeError: When the numbers differ.
         """
-        if z.is_meta or concrete(z) is None or torch._C._functorch.peek_interpreter_stack() is not None:
-            return
-        again = kind not in _SECOND_ORDER and torch.is_grad_enabled()  # results are differentiated by the caller
-        v = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device).expand_as(z)
-        for _ in range(3):
-            point = z.detach().clone().requires_grad_()
-            try:
-                with _MODES[-1].active(second_order=True):
-                    x = self._flat(point)
-                    w = torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x)
-                    expected = self._slope(w * x, point, v)
-                    if again or kind in _SECOND_ORDER:
-                        expected = self._slope(expected, point, v)
-            except RuntimeError:  # no second backward: nothing to compare with
+        comparable = not z.is_meta and not _transformed() and concrete(z) is not None
+        again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
+        limit, eps = tolerance(z.dtype).check, tolerance(z.dtype).eps
+        for count in (3, 2, 3) if comparable else (1,):
+            point = z.detach().repeat(min(count, self.chunk(z, 1)), 1)
+            point = point.requires_grad_() if comparable else point
+            v = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device).expand_as(point)
+            rows = torch.arange(1, 1 + len(point), dtype=z.dtype, device=z.device)[:, None]
+            with torch.no_grad():
+                x = self._flat(point)
+            w = rows * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device)
+            actual = self._probe(kind, mode, point, v, w)
+            if not comparable:
                 return
-            if kind == "contraction":
-                actual = v * (self._contraction(mode, point, w) @ v[..., None])[..., 0]
-            elif kind in _SECOND_ORDER:
-                actual = w * self._second(mode, point, v, v)
-            elif kind == "vjp":
-                actual = v * self._vjp(mode, point, w)[1]
-            else:
-                actual = w * mode.push(self._flat, point, v)[1]
+            try:
+                with NESTED[-1].active(second_order=True):
+                    x = self._flat(point)
+                    if not x.requires_grad and not isinstance(mode, Nested):
+                        raise RuntimeError("the map is constant, or leaves torch")  # nested modes know which
+                    expected = (_slope((w * x).sum(), point) * v).sum(-1)
+                    bend = _slope(expected.sum(), point) if again or kind in _SECOND_ORDER else None
+            except RuntimeError:  # no second backward: nothing to compare with
+                if not isinstance(mode, Nested):
+                    raise
+                return
+            compared = [(actual, (bend * v).sum(-1))] if kind in _SECOND_ORDER else [(actual, expected)]
             if again:
-                actual = self._slope(actual, point, v)
-            scale = actual.abs().sum() + expected.abs().sum() + (w * x).abs().sum()
-            if (actual.sum() - expected.sum()).abs() > tolerance(z.dtype).check * scale:
-                raise RuntimeError("it contradicts torch.autograd")
+                compared.append((_slope(actual.sum(), point), bend))
+            for ours, theirs in compared:
+                # Rounding is judged by the map's values; by 1 where they vanish, such as a flat space's connection.
+                allowed = limit * (ours.abs() + theirs.abs()).sum() + 1e3 * eps * (w * (x.abs() + 1)).sum()
+                if bool(((ours - theirs).abs() > allowed).any()):
+                    raise RuntimeError("it contradicts torch.autograd")
 
-    @staticmethod
-    def _slope(x: Tensor, point: Tensor, v: Tensor) -> Tensor:
-        if not x.requires_grad:
-            return torch.zeros_like(point)
-        return torch.autograd.grad(x.sum(), point, create_graph=True, materialize_grads=True)[0] * v
+    def _probe(self, kind: str, mode: Mode, z: Tensor, v: Tensor, w: Tensor) -> Tensor:  # -> (k,)
+        """``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` by the road that ``kind`` takes."""
+        again = torch.is_grad_enabled() and kind not in _SECOND_ORDER
+        if kind == "jacobian":
+            return (w * mode.forward(self._flat, z, v[None], None, again)[1][0]).sum(-1)
+        if kind == "vjp":
+            return (v * mode.reverse(self._flat, z, w, again)[1]).sum(-1)
+        if kind == "gram":
+            _, tangent, pulled = mode.gram(self._flat, z, v, again)
+            return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
+        if kind == "second derivatives":
+            return (w * mode.forward(self._flat, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
+        form = mode.expansion(self._flat, z, lambda x: w, again)[2]
+        return (v[:, None] @ form @ v[..., None])[:, 0, 0]
 
     def _announce(self, reasons: list[str]) -> None:
         if not self._announced:
             self._announced = True
+            reason = next(reason for reason in reasons if reason.startswith("forward mode"))
             warnings.warn(
-                f"Forward-mode derivatives do not exist for this map ({reasons[0]}); using reverse mode twice, "
+                f"Forward-mode derivatives do not exist for this map ({reason}); using reverse mode twice, "
                 "which is slower but exact.",
                 FallbackWarning,
                 stacklevel=stack_level(),
@@ -385,7 +354,7 @@ class Differential:
                 return max(z.shape[-1], 1)
             sizes = []
             for count in (1, 3):
-                with torch.no_grad(), _untraced(_OutputSizes)() as seen:
+                with torch.no_grad(), untraced(_OutputSizes)() as seen:
                     x = self._function(z[:1].detach().repeat(count, 1))
                 sizes.append([*seen.sizes, x.numel()])
             # Tensors that do not grow with the batch are parameters; a map whose operations differ between
@@ -397,9 +366,21 @@ class Differential:
         return self._width
 
 
-def _split(pushed: Any) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """``((x, J), (ẋ, J̇)) -> (x, J), J̇``."""
-    return pushed[0], pushed[1][1]
+def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """The coordinate directions, at every point."""
+    return basis(z).transpose(0, 1)
+
+
+def _slope(x: Tensor, point: Tensor) -> Tensor:
+    if not x.requires_grad:
+        return torch.zeros_like(point)
+    return torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)[0]
+
+
+def _transformed() -> bool:
+    """Whether a caller's torch.func transform or forward-mode level is at work."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _where_defined(x: Tensor, derivative: Tensor) -> Tensor:
@@ -408,70 +389,6 @@ def _where_defined(x: Tensor, derivative: Tensor) -> Tensor:
     if ok is None or bool(ok.all()):
         return derivative
     return torch.where(ok.view(-1, *(1,) * (derivative.ndim - 1)), derivative, torch.nan)
-
-
-def _untraced(mode: Any) -> Any:
-    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
-    return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
-
-
-@lru_cache(maxsize=8)
-def _hidden_from_dynamo(mode: Any) -> Any:
-    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
-
-
-class _ExactNorms(TorchFunctionMode):
-    """Layer and instance norm from primitives.
-
-    torch's own rules for their first derivatives take the statistics for constants when differentiated again: nested
-    forward mode, and gradients of Jacobians, come out wrong (pytorch#196700, #198017).
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        kwargs = kwargs or {}
-        if func in (F.layer_norm, torch.layer_norm):
-            return _layer_norm(*args, **kwargs)
-        if func in (F.instance_norm, torch.instance_norm):
-            return _instance_norm(func, *args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
-    x = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _instance_norm(
-    func: Callable[..., Tensor],
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *cudnn_enabled: bool,
-) -> Tensor:
-    if not use_input_stats or running_mean is not None:
-        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
-    x = _standardised(x, tuple(range(2, x.ndim)), eps)
-    shape = (-1,) + (1,) * (x.ndim - 2)
-    x = x if weight is None else x * weight.view(shape)
-    return x if bias is None else x + bias.view(shape)
-
-
-def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(axes, keepdim=True)
-    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
 
 
 class _OutputSizes(TorchFunctionMode):

@@ -9,11 +9,20 @@ from torch import Tensor
 
 from riemae.ambient import AmbientMetric, Euclidean
 from riemae.decoders import Decoder
-from riemae.differential import Differential
+from riemae.differential import Differential, everywhere
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
-from riemae.solvers.energy import Expansion, bending, expand_by_autodiff, expand_chord, gauss_newton_blocks, rounding
+from riemae.solvers.energy import (
+    Expansion,
+    bending,
+    chord_force,
+    expand_by_autodiff,
+    expand_chord,
+    gauss_newton_blocks,
+    rounding,
+)
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
+from riemae.taylor import Pairs
 
 
 class Pullback:
@@ -150,16 +159,18 @@ class Pullback:
     def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """``G = Jᵀ H(f(z)) J``."""
         if self.embedding is not None:
-            j = self.embedding.jacobian(flat)
-            return j.mT @ j
-        x, j = self.immersion.value_and_jacobian(flat)
-        g = j.mT @ self.ambient.apply_to(x, j)
-        return (g + g.mT) / 2
+            return self.embedding.jets(flat, everywhere(flat), then=lambda x, j: j.mT @ j)
+
+        def pulled(x: Tensor, j: Tensor) -> Tensor:
+            g = j.mT @ self.ambient.apply_to(x, j)
+            return (g + g.mT) / 2
+
+        return self.immersion.jets(flat, everywhere(flat), then=pulled)
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product."""
         if self.embedding is not None:
-            return self.embedding.vjp(flat, self.embedding.jvp(flat, v)[1])[1]
+            return self.embedding.gram_product(flat, v)[2]
         x, tangent = self.immersion.jvp(flat, v)
         return self.immersion.vjp(flat, self.ambient.product(x, tangent))[1]
 
@@ -170,9 +181,10 @@ class Pullback:
             SingularMetricError: Where the metric is not positive definite.
         """
         if self.embedding is not None:
-            _, j, second = self.embedding.second_jet(flat)
-            lowered = torch.einsum("bdk,bdij->bkij", j, second)
-            metric = j.mT @ j
+            pairs = Pairs.all(flat.shape[-1])
+            reduced = lambda x, j, second: (j.mT @ j, j.mT @ second)  # noqa: E731 (one expression)
+            metric, packed = self.embedding.jets(flat, everywhere(flat), pairs, reduced)
+            lowered = pairs.full(packed)
         else:
             metric, d = self._metric_and_derivative(flat)  # d[b, i, j, l] = ∂_l G_ij
             lowered = (d.permute(0, 1, 3, 2) + d - d.permute(0, 3, 1, 2)) / 2
@@ -185,18 +197,19 @@ class Pullback:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        if self.embedding is not None:
-            j = self.embedding.jacobian(flat)
-            metric, force = j.mT @ j, self.embedding.second_derivative(flat, v, v)
-        else:
-            x, j = self.immersion.value_and_jacobian(flat)
-            velocity = (j @ v[..., None])[..., 0]
-            metric = j.mT @ self.ambient.apply_to(x, j)
-            bend = self.ambient.product(x, self.immersion.second_derivative(flat, v, v))
-            force = bend + _ambient_force(self.ambient, x, velocity)
+        m = flat.shape[-1]
+
+        def reduced(x: Tensor, tangents: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            j, velocity = tangents[..., :m], tangents[..., m]
+            if self.embedding is not None:
+                return j.mT @ j, j.mT @ second
+            force = self.ambient.product(x, second[..., 0]) + _ambient_force(self.ambient, x, velocity)
+            return j.mT @ self.ambient.apply_to(x, j), j.mT @ force[..., None]
+
+        directions = torch.cat([everywhere(flat), v[:, None]], 1)
+        metric, pulled = (self.embedding or self.immersion).jets(flat, directions, Pairs([m], [m]), reduced)
         self.finite(where.removeprefix("Manifold."), metric, flat)
-        pulled = (j.mT @ force[..., None])[..., 0]
-        return -solve_metric(where, metric, pulled)
+        return -solve_metric(where, metric, pulled[..., 0])
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
@@ -213,7 +226,7 @@ class Pullback:
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound memory."""
         p, count, m = nodes.shape
-        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
+        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
         expand = self._expand_features if self.embedding is not None else self._expand_general
         return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
 
@@ -246,17 +259,19 @@ class Pullback:
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         assert self.embedding is not None
-        embedding = self.embedding
-        p, count, _ = nodes.shape
-        x, j = embedding.value_and_jacobian(nodes.flatten(0, 1))
-        interior = nodes[:, 1:-1]
+        p, count, m = nodes.shape
+        # The end points do not move: their values are needed, their derivatives are not.
+        ends = self.embedding.value(nodes[:, :: count - 1].flatten(0, 1)).view(p, 2, -1)
+        interior = nodes[:, 1:-1].flatten(0, 1)
 
-        def contraction(a: Tensor) -> Tensor:
-            form = embedding.contraction(interior.flatten(0, 1), a.flatten(0, 1))
-            return form.view(*interior.shape, interior.shape[-1])
+        def joined(x: Tensor) -> Tensor:
+            return torch.cat([ends[:, :1], x.view(p, count - 2, -1), ends[:, 1:]], 1)
 
-        x, j = (y.unflatten(0, (p, count)) for y in (x, j))
-        return expand_chord(x, j[:, 1:-1], contraction if second_order else None)
+        if second_order:
+            x, j, form = self.embedding.expansion(interior, lambda x: chord_force(joined(x)).flatten(0, 1))
+            return expand_chord(joined(x), j.unflatten(0, (p, -1)), form.view(p, count - 2, m, m))
+        x, j = self.embedding.value_and_jacobian(interior)
+        return expand_chord(joined(x), j.unflatten(0, (p, -1)), None)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape

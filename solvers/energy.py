@@ -79,23 +79,27 @@ def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
     return squared_chords.shape[1] * squared_chords.sum(-1)
 
 
-def expand_chord(x: Tensor, jacobian: Tensor, contraction: Callable[[Tensor], Tensor] | None) -> Expansion:
-    """Derivatives of the chord energy from features and their Jacobians.
+def chord_force(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
+    """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior nodes."""
+    return -x.diff(dim=1).diff(dim=1)
+
+
+def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
+    """Derivatives of the chord energy from features and their derivatives.
 
     Args:
         x: Features at the nodes, ``(p, n + 1, D)``.
         jacobian: Their Jacobians at the interior nodes, ``(p, n − 1, D, m)``.
-        contraction: Maps ``a`` ``(p, n − 1, D)`` to ``a·∂²`` ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
+        form: ``a·∂²`` there, ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
     """
     n = x.shape[1] - 1
     step = x.diff(dim=1)
-    a = -step.diff(dim=1)
     upper = -2 * n * (jacobian[:, :-1].mT @ jacobian[:, 1:])
     return Expansion(
         energy=n * step.square().sum((-1, -2)),
-        gradient=2 * n * (jacobian.mT @ a[..., None])[..., 0],
+        gradient=2 * n * (jacobian.mT @ chord_force(x)[..., None])[..., 0],
         gauss_newton=BlockTridiagonal(4 * n * (jacobian.mT @ jacobian), upper),
-        correction=None if contraction is None else BlockTridiagonal(2 * n * contraction(a), torch.zeros_like(upper)),
+        correction=None if form is None else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
         noise=rounding(x[:, :-1].norm(dim=-1), step.norm(dim=-1)),
         scalable=True,
     )

@@ -143,8 +143,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
 
 
-def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
-    """``G⁻¹ b`` by Cholesky.
+def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m, m) -> (k, m, m), (k, m, 1)
+    """Cholesky factor of ``G`` scaled to unit diagonal, and the scale.
 
     Raises:
         SingularMetricError: Where ``G`` is not positive definite, with the places.
@@ -163,6 +163,16 @@ def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m),
             f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
             "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
         )
+    return factor, scale
+
+
+def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
+    """``G⁻¹ b`` by Cholesky.
+
+    Raises:
+        SingularMetricError: Where ``G`` is not positive definite, with the places.
+    """
+    factor, scale = check_metric(where, metric)
     rhs = b[..., None] if b.ndim == 2 else b.flatten(2)
     return (scale * torch.cholesky_solve(scale * rhs, factor)).reshape(b.shape)
 

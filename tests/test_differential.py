@@ -325,14 +325,23 @@ class TestFallback:
         with pytest.raises(DifferentiationError, match="forward mode: .*storage.*reverse mode twice: .*storage"):
             getattr(differential, call)(nearest, *arguments)
 
-    def test_old_style_functions_are_refused_with_what_they_lack_and_switches_are_restored(self):
+    def test_old_style_functions_are_followed_through_their_forward(self):
+        z = draw(K, M)
+        j, h = true_derivatives(OldSine.apply, z)
+        d = Differential(OldSine.apply)
+        check_first_order(d, OldSine.apply, z, j)
+        assert deviation(d.hessian(z), h) <= 1e-12
+        with pytest.raises(DifferentiationError, match="setup_context"):  # there is no reverse pass through its inside
+            d.contraction(z, z)
+
+    def test_switches_are_restored_when_nothing_works(self):
         def switches():
             cuda, fast = torch.backends.cuda, torch.backends.mha.get_fastpath_enabled()
             return torch.backends.mkldnn.enabled, cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), fast
 
         before = switches()
-        with pytest.raises(DifferentiationError, match="setup_context"):
-            differential.jacobian(OldSine.apply, draw(K, M))
+        with pytest.raises(DifferentiationError, match="numpy"):
+            differential.jacobian(lambda z: torch.from_numpy(z.numpy() ** 2), draw(K, M).requires_grad_())
         assert switches() == before
 
 

@@ -1,0 +1,291 @@
+"""Ways to differentiate a map ``f: (b, m) -> (b, D)``, one chunk of points at a time.
+
+Taylor mode (:mod:`riemae.taylor`) is the fastest by far; nested ``torch.func`` takes more kinds of maps; reverse mode
+twice takes all that has a second backward. :class:`riemae.differential.Differential` tries them in this order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp as forward_jvp
+from torch.func import vjp as reverse_vjp
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from riemae.taylor import Jet, Pairs, Tape, bending
+
+BatchedMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to differentiate; ``portable`` switches fused kernels off, which often lack derivatives."""
+
+    name: str
+    portable: bool = True
+    announced: bool = False
+
+    @contextmanager
+    def active(self, second_order: bool) -> Iterator[None]:
+        """What must hold while the mode is at work."""
+        with ExitStack() as stack:
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing here is to be compiled
+            stack.enter_context(untraced(_ExactNorms)())
+            if self.portable:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(_without_fused_layers())
+            if second_order or self.announced:
+                # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
+                stack.enter_context(torch.enable_grad())
+            yield
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
+    ) -> tuple[Tensor, ...]:  # (b, m), (c, b, m) -> (b, D), (c, b, D)[, (p, b, D)]
+        """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``; ``again``: to be differentiated again."""
+        raise NotImplementedError
+
+    def reverse(
+        self, f: BatchedMap, z: Tensor, w: Tensor, again: bool
+    ) -> tuple[Tensor, Tensor]:  # (b, m), (b, D) -> (b, D), (b, m)
+        """``f`` and ``Jᵀw``."""
+        x, pull = reverse_vjp(f, z)[:2]
+        return x, pull(w)[0]
+
+    def gram(self, f: BatchedMap, z: Tensor, v: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """``f``, ``Jv`` and ``JᵀJv``."""
+        tangent = self.forward(f, z, v[None], None, again)[1][0]
+        x, pulled = self.reverse(f, z, tangent, again)
+        return x, tangent, pulled
+
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (b, m, m)
+        """``f``, ``J`` (directions first), and ``a·∂²f`` for a covector ``a = covector(f)`` ``(b, D)``."""
+        raise NotImplementedError
+
+
+def basis(z: Tensor) -> Tensor:  # (b, m) -> (m, b, m)
+    """The coordinate directions at every point."""
+    m = z.shape[-1]
+    return torch.eye(m, dtype=z.dtype, device=z.device)[:, None].expand(m, *z.shape)
+
+
+@dataclass(frozen=True)
+class Taylor(Mode):
+    """All derivatives in one pass."""
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
+    ) -> tuple[Tensor, ...]:
+        """As in :class:`Mode`."""
+        with torch.set_grad_enabled(again):
+            tape = Tape(again, len(z), pairs)
+            x, *parts = self._parts(f(Jet(z, directions, None, tape)), len(directions))
+        if pairs is None:
+            return x, parts[0]
+        second = parts[1] if len(parts) > 1 else parts[0].new_zeros(len(pairs), *x.shape)
+        return x, parts[0], second
+
+    def reverse(self, f: BatchedMap, z: Tensor, w: Tensor, again: bool) -> tuple[Tensor, Tensor]:
+        """As in :class:`Mode`."""
+        start = _leaf(z, again)
+        x = f(start)
+        (pulled,) = _pulled(x, [start], w, again)
+        return x if again else x.detach(), pulled
+
+    def gram(self, f: BatchedMap, z: Tensor, v: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`; the reverse pass goes through the primal of the forward one."""
+        start, tape = _leaf(z, again), Tape(again, len(z))
+        x, tangents = self._parts(f(Jet(start, v[None], None, tape)), 1)[:2]
+        (pulled,) = _pulled(x, [start], tangents[0], again)
+        return x if again else x.detach(), tangents[0], pulled
+
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`, from one forward and one reverse pass."""
+        m = z.shape[-1]
+        start, tape = _leaf(z, again), Tape(again, len(z), Pairs.all(m), recorded=[])
+        x, j = self._parts(f(Jet(start, basis(z), None, tape)), m)[:2]
+        out = x if again else x.detach()
+        with torch.set_grad_enabled(again):
+            a = covector(out)
+        return out, j, bending(tape, lambda ends: _pulled(x, ends, a, again), z)
+
+    @staticmethod
+    def _parts(x: Any, k: int) -> tuple[Tensor, ...]:
+        if isinstance(x, Jet):
+            return (x.value, x.first) if x.second is None else (x.value, x.first, x.second)
+        return x, x.new_zeros(k, *x.shape)  # a constant map
+
+
+def _leaf(z: Tensor, again: bool) -> Tensor:
+    """Points from which a reverse pass can start."""
+    return z.view_as(z) if again and z.requires_grad else z.detach().requires_grad_()
+
+
+def _pulled(x: Tensor, ends: list[Tensor], a: Tensor, again: bool) -> tuple[Tensor, ...]:
+    if not x.requires_grad:
+        return tuple(torch.zeros_like(y) for y in ends)
+    return torch.autograd.grad(x, ends, a, create_graph=again, materialize_grads=True)
+
+
+@dataclass(frozen=True)
+class Nested(Mode):
+    """``torch.func``, forward mode over forward mode; ``vectorised`` over the directions or one after the other."""
+
+    vectorised: bool = True
+
+    def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` and ``Jv``."""
+        x, tangent = forward_jvp(f, (z,), (v,))  # type: ignore[misc]
+        return x, tangent
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
+    ) -> tuple[Tensor, ...]:
+        """As in :class:`Mode`."""
+        # The primal does not depend on the direction: vmap computes it once and returns it expanded.
+        x, first = self._along(lambda v: self.push(f, z, v), directions)
+        if pairs is None:
+            return x[0], first
+        second = self._along(
+            lambda u, v: self.push(lambda z: self.push(f, z, v)[1], z, u)[1], directions[pairs.i], directions[pairs.j]
+        )
+        return x[0], first, second
+
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`, by m forward products of ``Jᵀa``."""
+        x, j = self.forward(f, z, basis(z), None, again)
+        a = covector(x)
+        pulled = lambda z: reverse_vjp(f, z)[1](a)[0]  # noqa: E731 (one expression)
+        form = self._along(lambda e: self.push(pulled, z, e)[1], basis(z)).movedim(0, -1)
+        return x, j, (form + form.mT) / 2
+
+    def _along(self, f: Callable[..., Any], *directions: Tensor) -> Any:
+        """``f`` of each row of ``directions``, stacked along a new first axis."""
+        if self.vectorised:
+            return vmap(f)(*directions)
+        rows = [f(*row) for row in zip(*directions, strict=True)]
+        if isinstance(rows[0], tuple):
+            return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+        return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Reverse(Nested):
+    """``Jv`` as the derivative of ``Jᵀw`` in w: for maps without forward mode."""
+
+    announced: bool = True
+    vectorised: bool = False
+
+    def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` and ``Jv``."""
+        x = f(z)
+        pull = reverse_vjp(lambda w: reverse_vjp(f, z)[1](w)[0], torch.zeros_like(x))[1]
+        return x, pull(v)[0]
+
+
+NESTED = (
+    Nested("forward mode", portable=False),
+    Nested("forward mode with portable kernels"),
+    Nested("forward mode, one direction at a time", vectorised=False),
+    Reverse("reverse mode twice"),
+)
+MODES = (Taylor("Taylor mode", portable=False), Taylor("Taylor mode with portable kernels"), *NESTED)
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """Switch oneDNN's and the transformer's fused layers off, which have no derivative.
+
+    ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
+    """
+    before, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def untraced(mode: Any) -> Any:
+    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
+    return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
+
+
+@lru_cache(maxsize=8)
+def _hidden_from_dynamo(mode: Any) -> Any:
+    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
+
+
+class _ExactNorms(TorchFunctionMode):
+    """Layer and instance norm from primitives.
+
+    torch's own rules for their first derivatives take the statistics for constants when differentiated again: nested
+    forward mode, and gradients of Jacobians, come out wrong (pytorch#196700, #198017).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func in (F.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        if func in (F.instance_norm, torch.instance_norm):
+            return _instance_norm(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    x = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _instance_norm(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *cudnn_enabled: bool,
+) -> Tensor:
+    if not use_input_stats or running_mean is not None:
+        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
+    x = _standardised(x, tuple(range(2, x.ndim)), eps)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
