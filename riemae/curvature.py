@@ -142,8 +142,9 @@ def extrinsic_curvature(
     euclidean = core.embedding is core.immersion
     if estimator == "exact":
         g, gram = Bending.grams(core.immersion, flat)
-        metric = g if euclidean else core.metric(flat)
-        return solve_metric(where, metric, _form(where, g, gram)).diagonal(dim1=-2, dim2=-1).sum(-1)
+        inverse = _inverse(where, g)
+        outer = inverse if euclidean else _inverse(where, core.metric(flat))
+        return 2 * torch.einsum("bij,bkl,bikjl->b", outer, inverse, gram)
     j = core.immersion.jacobian(flat)
     metric = j.mT @ j if euclidean else core.metric(flat)
     draw = _one_whitened if estimator == "hutchinson" else _one_of_the_paper
@@ -160,7 +161,8 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
 
     def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         metric, normal, pairs = Bending.at(j, second)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(metric).L)
+        identity = torch.eye(j.shape[-1]).to(metric).expand_as(metric)
+        inverse = torch.cholesky_solve(identity, torch.linalg.cholesky_ex(metric).L)
         return metric, torch.einsum("bij,bdij->bd", inverse, pairs.full(normal)) / j.shape[-1]
 
     metric, vector = core.immersion.jets(flat, everywhere(flat), Pairs.all(flat.shape[-1]), reduced)

@@ -331,6 +331,7 @@ class TestTorchScript:
         lowered = torch.einsum("kdl,kdij->klij", j, h).flatten(2)
         assert_close(Manifold(scripted).christoffel(z).flatten(2), torch.linalg.solve(metric, lowered))
 
+    @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
     def test_in_a_closure_it_is_right_or_refused(self):
         scripted, z, _, h = self.prepared("script", "used")
         try:
