@@ -45,6 +45,7 @@ class Pullback:
             self.embedding = self.immersion
         elif ambient.has_features:
             self.embedding = Differential(lambda z: ambient.features(decoder(z)).flatten(1), chunk_size)
+        self._line = Differential(self._value_and_velocity, chunk_size)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
 
@@ -157,11 +158,29 @@ class Pullback:
         return (g + g.mT) / 2
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
-        """``G v`` by one forward and one reverse product."""
-        if self.embedding is not None:
-            return self.embedding.vjp(flat, self.embedding.jvp(flat, v)[1])[1]
-        x, tangent = self.immersion.jvp(flat, v)
-        return self.immersion.vjp(flat, self.ambient.product(x, tangent))[1]
+        """``G v`` by one forward and one reverse product, through one primal pass where a graph is recorded anyway."""
+        f = self.embedding or self.immersion
+        x, tangent = f.jvp(flat, v)
+        covector = tangent if self.embedding is not None else self.ambient.product(x, tangent)
+        if torch.is_grad_enabled() and flat.requires_grad and not transformed():
+            # The forward product left the graph of its own primal: pulling back through it saves a pass.
+            return torch.autograd.grad(x, flat, covector, create_graph=True, materialize_grads=True)[0]
+        return f.vjp(flat, covector)[1]
+
+    def taylor(self, flat: Tensor, v: Tensor, order: int) -> tuple[Tensor, ...]:  # (k, m), (k, m) -> (k, D) each
+        """``f(z)``, ``Jv`` and, for order 2, ``½ ∂²f(v, v)``: one pass that shares what the orders have in common."""
+        if order == 1:
+            return self.immersion.jvp(flat, v)
+        # The derivative of (f, Jv) along (v, 0) is (Jv, ∂²f(v, v)).
+        grad = torch.is_grad_enabled()
+        with torch.enable_grad():  # some kernels have no second derivative without it
+            row = torch.cat([flat, v], -1)
+            both, moved = self._line.jvp(row, torch.cat([v, torch.zeros_like(v)], -1))
+        (x, first), second = both.tensor_split(2, -1), moved.tensor_split(2, -1)[1] / 2
+        return (x, first, second) if grad else (x.detach(), first.detach(), second.detach())
+
+    def _value_and_velocity(self, row: Tensor) -> Tensor:  # (k, 2m) -> (k, 2D)
+        return torch.cat(self.immersion.jvp(*row.tensor_split(2, -1)), -1)
 
     def christoffel(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m, m)
         """``Γᵏ_ij`` as ``[k, i, j]``.
@@ -285,6 +304,11 @@ class Pullback:
             second_order,
             lambda f, z, v: self.immersion.pushforward(f, z, v),
         )
+
+
+def transformed() -> bool:
+    """Whether a ``torch.func`` transform is running, inside which ``torch.autograd.grad`` sees no graph."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)

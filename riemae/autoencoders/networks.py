@@ -1,0 +1,112 @@
+"""Networks that the estimators build when they are given none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from riemae.exceptions import OptionError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+
+
+class Whiten(nn.Module):
+    """``(x − center)/scale``, flattened or not: data in units in which networks train well.
+
+    One scale for all entries, so that shapes and angles of the data space stay what they are.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, center: Tensor, scale: Tensor, flatten: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("center", center.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D) or (k, *shape)
+        """Normalised data."""
+        x = (x - self.center) / self.scale
+        return x.flatten(1) if self.flatten else x
+
+
+class Colour(nn.Module):
+    """``center + scale · y``, in the shape of the data: the inverse of :class:`Whiten`."""
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, center: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+
+    def forward(self, y: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
+        """Data in their own units."""
+        return self.center + self.scale * y.reshape(-1, *self.center.shape)
+
+
+class PointCloudEncoder(nn.Module):
+    """Code of a set of points, whatever their order: one network for every point, then mean and maximum over points.
+
+    Args:
+        dim: Dimension of the points.
+        outputs: Length of the code.
+        hidden: Widths of the network for points and, again, of the one for their summary.
+        activation: Name of the activation.
+    """
+
+    def __init__(self, dim: int, outputs: int, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        width = hidden[-1] if hidden else dim
+        self.points = mlp(dim, hidden[:-1], width, activation)
+        self.summary = mlp(2 * width, hidden, outputs, activation)
+
+    def forward(self, x: Tensor) -> Tensor:  # (k, points, dim) -> (k, outputs)
+        """Codes."""
+        y = self.points(x)
+        return self.summary(torch.cat([y.mean(1), y.amax(1)], -1))
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+    """Linear layers with an activation between them.
+
+    Raises:
+        OptionError: For an unknown activation, or a width below 1.
+    """
+    if activation not in ACTIVATIONS:
+        raise OptionError("activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve.")
+    widths = [inputs, *hidden, outputs]
+    if any(not isinstance(w, int) or w < 1 for w in hidden):
+        raise OptionError("hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128).")
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def build_encoder(
+    center: Tensor, scale: Tensor, outputs: int, hidden: Sequence[int], activation: str, sets: bool = False
+) -> nn.Module:
+    """Data ``(k, *shape)`` to codes ``(k, outputs)``; ``sets`` for point clouds."""
+    if sets:
+        network: nn.Module = PointCloudEncoder(center.shape[-1], outputs, hidden, activation)
+    else:
+        network = mlp(math.prod(center.shape), hidden, outputs, activation)
+    return nn.Sequential(Whiten(center, scale, flatten=not sets), network)
+
+
+def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str) -> nn.Module:
+    """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
+    return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), Colour(center, scale))
