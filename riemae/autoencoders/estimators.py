@@ -268,6 +268,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _objective(self, data: Tensor) -> Objective:
         size = math.prod(data.shape[1:])
+        if len(data) < 2:
+            raise DataError(type(self).__name__, "at least 2 samples", f"n_samples = {len(data)}", "")
         if self.latent_dim > size:
             raise OptionError(
                 type(self).__name__,
@@ -507,7 +509,7 @@ class NRAE(AE):
     """
 
     order: Literal[1, 2] = 2
-    neighbors: int = 10
+    neighbors: int = 5
     weight: float = 1.0
     neighborhood: Any = None
 

@@ -123,6 +123,8 @@ class GeometricModule(LightningModule):
         self._parts: list[Tensor] = []
         self._names: list[str] = []
         self.optimizer_state: dict[str, Any] | None = None
+        # The weights as plain tensors, two copies of them that take turns, and the lowest loss.
+        self._weights: list[Tensor] = []
         self._kept: list[Tensor] | None = None
         self._pending: list[Tensor] | None = None
         self._kept_loss = float("inf")
@@ -242,6 +244,7 @@ class GeometricModule(LightningModule):
     def on_train_end(self) -> None:
         """Keep the optimizer's state, and drop the spare copies of the weights."""
         self._kept = self._pending = None
+        self._weights = []
         self.optimizer_state = self.trainer.optimizers[0].state_dict()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -269,8 +272,7 @@ class GeometricModule(LightningModule):
             f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the terms. ",
         )
         if self._kept is not None:
-            with torch.no_grad():
-                torch._foreach_copy_([p.detach() for p in self.parameters()], self._kept)
+            torch._foreach_copy_(self._weights, self._kept)
             kept = f"The best weights so far are back in place (loss {self._kept_loss:.4g})."
         error.hint += kept
         error.kept = self._kept is not None
