@@ -294,15 +294,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 null = likelihood.null(data)
                 decoder = build_decoder(null, scale, self.latent_dim, self.hidden[::-1], self.activation).to(data)
         terms = {**self._own_terms(), **(self.terms or {})}
-        objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation).to(data.device)
-        if objective.latent_dim != self.latent_dim:
-            raise ShapeError(
-                type(self).__name__,
-                f"an encoder to latent_dim={self.latent_dim} numbers",
-                f"one to {objective.latent_dim}",
-                "Set latent_dim to what your encoder returns.",
-            )
-        return objective
+        objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim)
+        return objective.to(data.device)
 
     def _batches(self, data: Tensor) -> tuple[Batches, list[dict[str, Tensor]] | None]:
         seed = derived_seed(self.seed, 4)

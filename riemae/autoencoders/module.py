@@ -160,7 +160,11 @@ class GeometricModule(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Refuse what would fail or mislead later."""
+        """Refuse what would fail or mislead later.
+
+        Raises:
+            DTypeError: For half precision throughout with geometric terms.
+        """
         self.objective.check_training("GeometricModule")
         precision = getattr(self.trainer, "precision", None)
         geometric = bool(self.objective.terms) or self.objective.variation.order is not None

@@ -33,8 +33,8 @@ from riemae.exceptions import AmbientError, DataError, DecoderError, DTypeError,
 from riemae.manifold import Manifold
 
 Loss = Callable[..., Tensor]
-# Relative ridge of curvature terms in training: a metric that is nearly singular for a moment, as at the start, must not
-# end it. Values change by 1e-4 × condition number.
+# Relative ridge of curvature terms in training: a metric that is nearly singular for a moment must not end it. Values
+# change by about 1e-4 × condition number.
 RIDGE = 1e-4
 _SAMPLES = 2000  # of the data, that their squared extent is measured on
 
@@ -132,6 +132,7 @@ class Objective(nn.Module):
         ambient: The metric of the data space for all geometric terms: as in :class:`~riemae.Manifold`, or ``"fisher"``.
         terms: Weight by name, or :class:`Term`; see :data:`KNOWN`.
         variation: What differs from a plain autoencoder.
+        latent_dim: m, or None to take it from the encoder.
 
     Raises:
         DataError: When the data do not vary, or the likelihood does not allow them.
@@ -153,6 +154,7 @@ class Objective(nn.Module):
         ambient: Any = None,
         terms: Mapping[str, float | Term] | None = None,
         variation: Variation | None = None,
+        latent_dim: int | None = None,
     ) -> None:
         super().__init__()
         if not bool(data.isfinite().all()):
@@ -174,11 +176,11 @@ class Objective(nn.Module):
             self.terms = {name: _without_ridge(term) for name, term in self.terms.items()}
         self._manifolds: dict[str, Manifold] = {}
         self.register_buffer("extent", self._extent(data))
-        self.latent_dim = self._check_shapes(data)
+        self.latent_dim = self._check_shapes(data, latent_dim)
 
     @property
     def manifold(self) -> Manifold:
-        """The decoder's manifold under the ambient metric, of expected data or, under ``"fisher"``, of distributions."""
+        """The decoder's manifold: of expected data, or, under ``"fisher"``, of distributions."""
         if self.likelihood.linear and not self.fisher:
             return self._manifold("mean", lambda: self.decoder)
         wrap = Distributions if self.fisher else Mean
@@ -244,12 +246,12 @@ class Objective(nn.Module):
         generator = torch.Generator().manual_seed(0)
         device = x.device
         plain = lambda: self.likelihood.deviance(self.decoder(self.encode(x)), x).mean() / self.null  # noqa: E731
-        rows = {"plain": {"value": float(plain()), "weight": 1.0, "seconds": _seconds(plain, self, device, repeats)}}
+        rows = {"plain": {"value": plain().item(), "weight": 1.0, "seconds": _seconds(plain, self, device, repeats)}}
         loss, parts = self(x, neighbor, generator)
         if self.variation.order is not None or self.variation.beta is not None or self.variation.corruption:
             whole = lambda: self._base(x, neighbor, generator)[0]  # noqa: E731
             rows["objective without terms"] = {
-                "value": float(whole()),
+                "value": whole().item(),
                 "weight": 1.0,
                 "seconds": _seconds(whole, self, device, repeats),
             }
@@ -257,9 +259,9 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             # Codes with a gradient, as in training, but without the encoder's own pass.
             cost = _seconds(lambda n=name: self.term(n, z.clone().requires_grad_(), generator), self, device, repeats)
-            rows[name] = {"value": float(parts[name]), "weight": term.weight, "seconds": cost}
+            rows[name] = {"value": parts[name].item(), "weight": term.weight, "seconds": cost}
         for row in rows.values():
-            row["share"] = row["weight"] * row["value"] / float(loss)
+            row["share"] = row["weight"] * row["value"] / loss.item()
         return rows
 
     def check_training(self, where: str) -> None:
@@ -382,7 +384,7 @@ class Objective(nn.Module):
         return extent
 
     @torch.no_grad()
-    def _check_shapes(self, data: Tensor) -> int:
+    def _check_shapes(self, data: Tensor, expected: int | None) -> int:
         where = "autoencoder"
         training = [(part, part.training) for part in (self.encoder, self.decoder)]
         try:
@@ -397,6 +399,9 @@ class Objective(nn.Module):
                     hint = "A variational encoder returns means and log variances side by side."
                     raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", f"output {tuple(code.shape)}", hint)
                 m //= 2
+            if expected not in (None, m):
+                hint = "Set latent_dim to what the encoder returns."
+                raise ShapeError(where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint)
             x = self._attempt("decoder", self.decoder, code[:, :m])
         finally:
             for part, mode in training:

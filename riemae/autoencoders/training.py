@@ -59,7 +59,7 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
     """Train in place. A run with a directory goes on from the checkpoint that it finds there.
 
     Raises:
-        TrainingError: When the loss explodes before any weights were worth keeping, or the checkpoint is of another run.
+        TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint is of another run.
 
     Warns:
         DivergenceWarning: When the loss explodes later: training ends with the best weights.
