@@ -312,7 +312,7 @@ class TestNeighborhoodReconstruction:
             value = g(z)
             predicted = value + j
             if order == 2:
-                push = lambda y, d=dz: torch.autograd.functional.jvp(g, y, d, create_graph=True)[1]  # noqa: E731
+                push = lambda y, g=g, d=dz: torch.autograd.functional.jvp(g, y, d, create_graph=True)[1]  # noqa: E731
                 predicted = predicted + torch.autograd.functional.jvp(push, z, dz, create_graph=True)[1] / 2
             h = lambda p: {"euclidean": torch.eye(5).double(), "constant": SPD}.get(metric, torch.diag(1 + p**2))  # noqa: E731
             for weight, true, guess in ((1.0, a, value), (3.0, b, predicted)):

@@ -1,4 +1,4 @@
-"""Training runs: lightning underneath, silent, resumable to the bit, on several processes, and safe when it explodes."""
+"""Training: lightning underneath, silent, resumable to the bit, on several processes, safe when it explodes."""
 
 import os
 import signal
@@ -138,19 +138,19 @@ class TestLightning:
     def test_neighbours_come_in_mappings(self):
         x = torch.as_tensor(data(dtype=np.float32))
         module = self.module(x, variation=Variation(order=2))
-        self.fit(self.trainer(), module, [{"x": x, "neighbor": x.roll(1, 0)}])
+        self.fit(self.trainer(), module, DataLoader([{"x": x, "neighbor": x.roll(1, 0)}], batch_size=None))
         assert "neighborhood" in module.history
         with pytest.raises(OptionError, match="neighbours"):
-            self.fit(self.trainer(), self.module(x, variation=Variation(order=1)), [x])
+            self.fit(self.trainer(), self.module(x, variation=Variation(order=1)), DataLoader(x, batch_size=40))
         with pytest.raises(DTypeError, match="batches"):
-            self.fit(self.trainer(), self.module(x), ["text"])
+            self.fit(self.trainer(), self.module(x), DataLoader(["text"]))
 
     def test_batch_norm_is_refused_before_training(self):
         x = torch.as_tensor(data(dtype=np.float32))
         decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.1), nn.Linear(8, 3))
         module = GeometricModule(nn.Linear(3, 2), decoder, data=x, terms={"relaxed_distortion": 0.1})
         with pytest.raises(DecoderError, match="Dropout"):
-            self.fit(self.trainer(), module, [x])
+            self.fit(self.trainer(), module, DataLoader(x, batch_size=40))
 
     @pytest.mark.parametrize("kind", [IRAE, NRAE, MCAE, VAE])
     def test_mixed_precision_takes_derivatives_in_full(self, kind):
@@ -234,9 +234,10 @@ class TestExplosions:
             m = AE(**{**SMALL, "epochs": 20}, trainer={"callbacks": Blow()}).fit(x)
         assert m.n_epochs_ == 5
         assert np.isfinite(m.transform(x)).all()
-        # The weights are those that the last good epoch started from.
-        before = AE(**{**SMALL, "epochs": 4}).fit(x)
-        assert torch.equal(weights(m), weights(before))
+        # The weights are those that the best epoch started from.
+        best = int(np.argmin(m.history_["loss"]))
+        assert best > 0
+        assert torch.equal(weights(m), weights(AE(**{**SMALL, "epochs": best}).fit(x)))
 
     def test_nothing_to_keep_is_an_error(self):
         with pytest.raises(TrainingError, match="lr"):
@@ -308,6 +309,7 @@ def test_two_processes_reach_the_same_loss():
     # The same batches, split between the two, with averaged gradients: equal up to rounding.
     assert np.allclose(one.history_["loss"], two.history_["loss"], rtol=1e-6)
     assert torch.allclose(weights(one), weights(two), atol=1e-6)
-    geometric = IRAE(**settings, trainer={"devices": 2, "strategy": "ddp_spawn"}).fit(x)
+    # Each process draws its own probes and has its own mean in the quotient: the same within noise.
     alone = IRAE(**settings).fit(x)
+    geometric = IRAE(**settings, trainer={"devices": 2, "strategy": "ddp_fork"}).fit(x)
     assert abs(geometric.history_["reconstruction"][-1] / alone.history_["reconstruction"][-1] - 1) < 0.2

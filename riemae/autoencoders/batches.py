@@ -67,6 +67,19 @@ class Batches:
             yield batch
 
 
+class Fixed:
+    """The same batches every time, for validation. (Lightning takes a plain list for several loaders.)"""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 def derived_seed(*numbers: int) -> int:
     """A seed of 32 bits, all that torch's generator takes in, from several numbers, such that nearby ones differ.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from riemae.autoencoders.batches import Batches, Neighbors, derived_seed
+from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
 from riemae.autoencoders.networks import build_decoder, build_encoder
 from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
@@ -297,22 +297,16 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim)
         return objective.to(data.device)
 
-    def _batches(self, data: Tensor) -> tuple[Batches, list[dict[str, Tensor]] | None]:
+    def _batches(self, data: Tensor) -> tuple[Batches, Fixed | None]:
         seed = derived_seed(self.seed, 4)
         held = round(self.validation_fraction * len(data))
         if not held:
             return Batches(data, self.batch_size, seed, self._neighbors(data)), None
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device)
         rest, kept = data[order[held:]], data[order[:held]]
-        graph = self._neighbors(rest)
-        validation = {"x": kept}
-        if graph is not None:
-            # Neighbours of unseen samples among themselves: the same kind of graph.
-            other = self._neighbors(kept)
-            assert other is not None
-            index = other.sample(torch.arange(held), torch.Generator().manual_seed(seed))
-            validation["neighbor"] = kept[index.to(kept.device)]
-        return Batches(rest, self.batch_size, seed, graph), [validation]
+        # Neighbours of unseen samples among themselves: the same kind of graph.
+        validation = Fixed(list(Batches(kept, held, seed, self._neighbors(kept))))
+        return Batches(rest, self.batch_size, seed, self._neighbors(rest)), validation
 
     def _run(self, epochs: int, data: Tensor | None) -> Any:
         from riemae.autoencoders.training import Run

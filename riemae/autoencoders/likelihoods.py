@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
 from torch.distributions import Bernoulli as BernoulliDistribution
+from torch.distributions import Distribution, Independent
 from torch.distributions import NegativeBinomial as NegativeBinomialDistribution
 from torch.distributions import Normal as NormalDistribution
 from torch.distributions import OneHotCategorical as CategoricalDistribution

@@ -4,16 +4,16 @@ Each returns one number, the mean over the points, and is differentiable in the 
 so also in the encoder that made them. Only products with derivatives are formed, never a D × D matrix; any ambient
 metric serves.
 
-=========================== ======================================== ================ =================================
+=========================== ======================================== ================ ================================
 loss                        what it is                               units            0 exactly for
-=========================== ======================================== ================ =================================
+=========================== ======================================== ================ ================================
 relaxed_distortion          ``m² E Tr G²/(E Tr G)² − m`` (16, 21)    none             scaled isometries
 conformal_distortion        ``E[m² Tr G²/(Tr G)²] − m``              none             conformal maps
-extrinsic_curvature         ``E Tr(G⁻¹ C)`` (10, 20)                 1/length²        affine images (tangent spaces fixed)
-intrinsic_curvature         ``E ‖R‖²``, ``E S²`` or ``E ‖Ric‖²``     1/length⁴        flat manifolds (``S``: scalar-flat)
+extrinsic_curvature         ``E Tr(G⁻¹ C)`` (10, 20)                 1/length²        affine images
+intrinsic_curvature         ``E ‖R‖²``, ``E S²`` or ``E ‖Ric‖²``     1/length⁴        flat manifolds
 neighborhood_reconstruction ``E ‖x' − f̃(z'; z)‖²`` (18, 19)          length²          neighbours in the tangent space
 contraction                 ``E ‖∂g/∂x‖² Var x/Var z``               none             (at least 1 for linear encoders)
-=========================== ======================================== ================ =================================
+=========================== ======================================== ================ ================================
 
 Lengths are those of the ambient metric. None of them is ever negative (``conformal_distortion`` when exact).
 """

@@ -125,8 +125,9 @@ class GeometricModule(LightningModule):
         self.optimizer_state: dict[str, Any] | None = None
         # The weights as plain tensors, two copies of them that take turns, and the lowest loss.
         self._weights: list[Tensor] = []
-        self._kept: list[Tensor] | None = None
-        self._pending: list[Tensor] | None = None
+        self._kept: list[Tensor] = []
+        self._pending: list[Tensor] = []
+        self._good = False
         self._kept_loss = float("inf")
 
     @property
@@ -141,9 +142,13 @@ class GeometricModule(LightningModule):
     # Lightning's hooks.
 
     def configure_optimizers(self) -> Any:
-        """Adam, fused where torch has it and lightning can clip its gradients."""
+        """Adam, fused where lightning can clip its gradients.
+
+        Raises:
+            OptionError: When a schedule to the end of training meets a trainer without an end.
+        """
         fused = str(getattr(self.trainer, "precision", "")) != "16-mixed"
-        # The fused step is what torch offers for few or many parameters alike: small networks run 1.5 times faster.
+        # Small networks train 1.5 times faster for it.
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused or None
         )
@@ -205,18 +210,15 @@ class GeometricModule(LightningModule):
         values = {"val_loss": loss, **{f"val_{name}": part for name, part in parts.items()}}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
 
+    def on_train_start(self) -> None:
+        """Make room for two copies of the weights; those of a checkpoint are good until better ones come."""
+        self._weights = [p.detach() for p in self.parameters()]
+        self._pending, self._kept = ([p.clone() for p in self._weights] for _ in range(2))
+        self._good = bool(self.history.get("loss"))
+
     def on_train_epoch_start(self) -> None:
         """Set the weights aside that the epoch starts from."""
-        parameters = list(self.parameters())
-        with torch.no_grad():
-            if self._pending is None:
-                self._pending = [p.detach().clone() for p in parameters]
-                if self.history.get(
-                    "loss"
-                ):  # going on from a checkpoint, whose weights are good until better ones come
-                    self._kept = [p.detach().clone() for p in parameters]
-            else:
-                torch._foreach_copy_(self._pending, [p.detach() for p in parameters])
+        torch._foreach_copy_(self._pending, self._weights)
 
     def on_train_epoch_end(self) -> None:
         """Means over the epoch go into the history, and to the loggers.
@@ -240,15 +242,14 @@ class GeometricModule(LightningModule):
             self.history.setdefault(name, []).append(value)
         if values["loss"] < self._kept_loss:
             self._kept_loss = values["loss"]
-            self._kept, self._pending = self._pending, self._kept
+            self._kept, self._pending, self._good = self._pending, self._kept, True
         if self.trainer.loggers or self.trainer.early_stopping_callbacks:
             own = {name: value for name, value in values.items() if not name.startswith("val_")}
             self.log_dict(own, on_step=False, on_epoch=True, batch_size=1)
 
     def on_train_end(self) -> None:
         """Keep the optimizer's state, and drop the spare copies of the weights."""
-        self._kept = self._pending = None
-        self._weights = []
+        self._kept, self._pending, self._weights = [], [], []
         self.optimizer_state = self.trainer.optimizers[0].state_dict()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -275,11 +276,11 @@ class GeometricModule(LightningModule):
             f"{got} in epoch {epoch + 1}",
             f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the terms. ",
         )
-        if self._kept is not None:
+        if self._good:
             torch._foreach_copy_(self._weights, self._kept)
             kept = f"The best weights so far are back in place (loss {self._kept_loss:.4g})."
         error.hint += kept
-        error.kept = self._kept is not None
+        error.kept = self._good
         return error
 
 

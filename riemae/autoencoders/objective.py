@@ -257,8 +257,12 @@ class Objective(nn.Module):
             }
         z = self.encode(x).detach()
         for name, term in self.terms.items():
-            # Codes with a gradient, as in training, but without the encoder's own pass.
-            cost = _seconds(lambda n=name: self.term(n, z.clone().requires_grad_(), generator), self, device, repeats)
+
+            def alone(name: str = name) -> Tensor:
+                # Codes with a gradient, as in training, but without the encoder's own pass.
+                return self.term(name, z.clone().requires_grad_(), generator)
+
+            cost = _seconds(alone, self, device, repeats)
             rows[name] = {"value": parts[name].item(), "weight": term.weight, "seconds": cost}
         for row in rows.values():
             row["share"] = row["weight"] * row["value"] / loss.item()

@@ -73,7 +73,7 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
                 batches,
                 None if validation is None else validation,
                 ckpt_path=resume,
-                **({"weights_only": True} if resume is not None else {}),
+                weights_only=None if resume is None else True,
             )
         except TrainingError as reason:
             if not reason.kept:
@@ -83,7 +83,7 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
             stopped = ""
         finally:
             # A trained model is no part of the trainer that made it: it can be pickled, and trained again.
-            module.trainer = None  # type: ignore[assignment]
+            module.trainer = None
     if stopped:
         warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
 
