@@ -68,7 +68,7 @@ class Batches:
 
 
 class Fixed:
-    """The same batches every time, for validation. (Lightning takes a plain list for several loaders.)"""
+    """The same batches every time, for validation; lightning takes a plain list for several loaders."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches

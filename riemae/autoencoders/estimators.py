@@ -48,8 +48,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Args:
         latent_dim: m.
         hidden: Widths of the encoder; the decoder has them in reverse.
-        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"`` or ``"relu"``; curvature needs a smooth
-            one.
+        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"``, which has no curvature.
         likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``, ``"categorical"``,
             ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
         ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
@@ -363,7 +362,11 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     # Data in and out.
 
     def _data(self, X: Any, reset: bool) -> Tensor:
-        """All data as one tensor; of a DataLoader, a sample that sets the units."""
+        """All data as one tensor; of a DataLoader, a sample that sets the units.
+
+        Raises:
+            DataError: For a DataLoader without batches.
+        """
         if not isinstance(X, DataLoader):
             return self._tensor(X, reset)
         from riemae.autoencoders.module import unpacked
@@ -515,8 +518,8 @@ class MCAE(AE):
     makes it an IRAE, too.
 
     Args:
-        kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the Riemann tensor, for two
-            latent dimensions or more.
+        kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the Riemann tensor, for
+            two latent dimensions or more.
         weight: Of the curvature, in units of the data's extent: 2m for a sphere S^m of data.
         probes: Of the extrinsic curvature, a point and step.
 
