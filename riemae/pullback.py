@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +46,6 @@ class Pullback:
             self.embedding = self.immersion
         elif ambient.has_features:
             self.embedding = Differential(lambda z: ambient.features(decoder(z)).flatten(1), chunk_size)
-        self._line = Differential(self._value_and_velocity, chunk_size)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
 
@@ -178,6 +178,10 @@ class Pullback:
             both, moved = self._line.jvp(row, torch.cat([v, torch.zeros_like(v)], -1))
         (x, first), second = both.tensor_split(2, -1), moved.tensor_split(2, -1)[1] / 2
         return (x, first, second) if grad else (x.detach(), first.detach(), second.detach())
+
+    @cached_property
+    def _line(self) -> Differential:
+        return Differential(self._value_and_velocity, self.chunk_size)
 
     def _value_and_velocity(self, row: Tensor) -> Tensor:  # (k, 2m) -> (k, 2D)
         return torch.cat(self.immersion.jvp(*row.tensor_split(2, -1)), -1)
