@@ -48,7 +48,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Args:
         latent_dim: m.
         hidden: Widths of the encoder; the decoder has them in reverse.
-        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"``, which has no curvature.
+        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no curvature).
         likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``, ``"categorical"``,
             ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
         ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
