@@ -244,6 +244,11 @@ class TestWarmStarts:
         assert np.allclose(m.transform(x), whole.transform(x), atol=1e-12)
         assert np.allclose(m.history_["loss"], whole.history_["loss"])
 
+    def test_partial_fit_goes_on_where_a_schedule_has_ended(self):
+        m = AE(**SMALL, schedule="cosine").fit(data())
+        before = m.transform(data())
+        assert not np.allclose(before, m.partial_fit(data()).transform(data()))
+
     def test_warm_start_goes_on_and_a_fresh_fit_does_not(self):
         x = data()
         m = AE(**SMALL, warm_start=True).fit(x)

@@ -286,6 +286,39 @@ class TestResuming:
         assert torch.equal(weights(a), weights(b))
         assert b.history_ == a.history_
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"early_stopping": 50, "validation_fraction": 0.2},
+            {"schedule": "cosine", "clip": 0.1, "logger": "csv"},
+            {"precision": "bf16-mixed"},
+        ],
+    )
+    def test_every_option_resumes_to_the_bit(self, tmp_path, options):
+        class Cut(Callback):
+            def on_train_epoch_start(self, trainer, pl_module):
+                if trainer.current_epoch == 5:
+                    raise InterruptedError
+
+        x = data(dtype=np.float32)
+        settings = {**SMALL, "epochs": 8, "checkpoint_every": 2, **options}
+        with pytest.raises(InterruptedError):
+            IRAE(**settings, directory=tmp_path / "a", trainer={"callbacks": Cut()}).fit(x)
+        resumed = IRAE(**settings, directory=tmp_path / "a").fit(x)
+        whole = IRAE(**settings, directory=tmp_path / "b").fit(x)
+        assert torch.equal(weights(resumed), weights(whole))
+        assert resumed.history_ == whole.history_
+
+    def test_warm_starts_leave_checkpoints_alone(self, tmp_path):
+        m = AE(**SMALL, directory=tmp_path, checkpoint_every=1, warm_start=True).fit(data())
+        before = (tmp_path / "last.ckpt").read_bytes()
+        first = weights(m).clone()
+        m.fit(data())
+        m.partial_fit(data())
+        assert m.n_epochs_ == 9
+        assert not torch.equal(first, weights(m))
+        assert (tmp_path / "last.ckpt").read_bytes() == before
+
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
         AE(**SMALL, directory=tmp_path, checkpoint_every=1).fit(data())
         for m, x in ((AE(**SMALL, lr=0.1), data()), (AE(**SMALL), data(seed=1)), (IRAE(**SMALL), data())):

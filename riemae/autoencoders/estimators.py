@@ -72,7 +72,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         progress: Show a bar with the parts of the loss.
         logger: ``"csv"``, ``"tensorboard"`` (both write to ``directory``), or a lightning logger.
         directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings and data there goes
-            on from it, to the same weights as without the interruption.
+            on from it, to the same weights as without the interruption. Warm starts and ``partial_fit`` start from
+            weights that no checkpoint knows, and leave them alone.
         checkpoint_every: Epochs between checkpoints.
         trainer: Further arguments of lightning's ``Trainer``, such as ``{"devices": 2, "strategy": "ddp"}``.
         warm_start: Whether ``fit`` goes on from the weights of the last one.
@@ -256,7 +257,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
         batches, validation = (loader, None) if loader is not None else self._batches(data)
         try:
-            train(module, batches, self._run(epochs, data if loader is None else None), validation)
+            train(module, batches, self._run(epochs, data if loader is None else None, fresh), validation)
         finally:
             self.history_ = module.history
             self.n_epochs_ = len(module.history.get("loss", []))
@@ -307,7 +308,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         validation = Fixed(list(Batches(kept, held, seed, self._neighbors(kept))))
         return Batches(rest, self.batch_size, seed, self._neighbors(rest)), validation
 
-    def _run(self, epochs: int, data: Tensor | None) -> Any:
+    def _run(self, epochs: int, data: Tensor | None, fresh: bool) -> Any:
         from riemae.autoencoders.training import Run
 
         device = self._device()
@@ -323,6 +324,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             progress=self.progress,
             logger=self.logger,
             directory=self.directory,
+            checkpoints=fresh,
             checkpoint_every=self.checkpoint_every,
             fingerprint="" if self.directory is None else self._fingerprint(data),
             trainer=self.trainer or {},

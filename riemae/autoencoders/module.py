@@ -154,6 +154,8 @@ class GeometricModule(LightningModule):
         )
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
+            for group in optimizer.param_groups:  # moments go on; rates are those of now, not the end of a schedule
+                group.update(lr=self.lr, initial_lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
         epochs = self.trainer.max_epochs

@@ -36,6 +36,7 @@ class Run:
         progress: Whether a bar is shown.
         logger: ``"csv"``, ``"tensorboard"``, a lightning logger, or None.
         directory: For checkpoints and logs, or None.
+        checkpoints: Whether there are any in the directory, to be read and written.
         checkpoint_every: Epochs between checkpoints.
         fingerprint: Identifies settings and data; a checkpoint of another run is refused.
         trainer: Further arguments of lightning's trainer.
@@ -50,6 +51,7 @@ class Run:
     progress: bool = False
     logger: Any = None
     directory: str | Path | None = None
+    checkpoints: bool = True
     checkpoint_every: int = 50
     fingerprint: str = ""
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -89,7 +91,7 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
 
 
 def _checkpoint_of(run: Run) -> str | None:
-    if run.directory is None or not (path := Path(run.directory) / CHECKPOINT).exists():
+    if run.directory is None or not run.checkpoints or not (path := Path(run.directory) / CHECKPOINT).exists():
         return None
     import torch
 
@@ -116,7 +118,7 @@ def _trainer(run: Run, validated: bool) -> Trainer:
         callbacks.append(
             EarlyStopping(monitor, patience=run.patience, check_on_train_epoch_end=not validated, check_finite=False)
         )
-    if run.directory is not None:
+    if run.directory is not None and run.checkpoints:
         callbacks += [
             _Fingerprint(run.fingerprint),
             ModelCheckpoint(
@@ -137,7 +139,7 @@ def _trainer(run: Run, validated: bool) -> Trainer:
         "gradient_clip_val": run.clip,
         "logger": _logger(run),
         "callbacks": callbacks,
-        "enable_checkpointing": run.directory is not None,
+        "enable_checkpointing": run.directory is not None and run.checkpoints,
         "enable_progress_bar": run.progress,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
