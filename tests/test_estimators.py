@@ -218,6 +218,45 @@ class TestKinds:
         m = NRAE(**SMALL, neighborhood=Next()).fit(data())
         assert len(m.history_["neighborhood"]) == 2
 
+    def test_a_graph_of_other_samples_is_refused(self):
+        class Ring:
+            def __len__(self):
+                return 40
+
+            def sample(self, index, generator=None):
+                return (index + 1) % 40
+
+        NRAE(**SMALL, neighborhood=Ring()).fit(data())
+        for m, x in (
+            (NRAE(**SMALL, neighborhood=Ring()), data(30)),
+            (NRAE(**SMALL, neighborhood=Ring(), validation_fraction=0.25), data()),
+        ):
+            with pytest.raises(OptionError, match="neighborhood of [13]0 samples"):
+                m.fit(x)
+
+    def test_codes_to_start_from(self):
+        # A spiral whose ends come close: the order along it is the code to start from.
+        t = np.linspace(0.5, 1, 50)
+        x = np.stack([t * np.cos(12 * t), t * np.sin(12 * t)], 1)
+        m = NRAE(hidden=(64, 64), latent_dim=1, init=t[:, None], epochs=1, lr=1e-6, neighbors=2).fit(x)
+        assert abs(stats.spearmanr(m.transform(x)[:, 0], t).statistic) > 0.999
+        with pytest.raises(ShapeError, match="init"):
+            NRAE(**SMALL, init=np.zeros((3, 2))).fit(data())
+        with pytest.raises(OptionError, match="embedding"):
+            NRAE(**SMALL, init="isomap", neighborhood=type("G", (), {"sample": lambda s, i, g=None: i})()).fit(data())
+
+    def test_the_best_of_several_starts_is_kept(self):
+        x = curve()
+        m = NRAE(hidden=(8,), epochs=10, latent_dim=1, restarts=3).fit(x)
+        assert len(set(m.restart_losses_)) == 3
+        assert m.history_["loss"][-1] == min(m.restart_losses_)
+        assert m.get_params()["restarts"] == 3
+        assert m.get_params()["seed"] == 0
+        single = NRAE(hidden=(8,), epochs=10, latent_dim=1).fit(x)
+        assert m.restart_losses_[0] == single.history_["loss"][-1]
+        with pytest.raises(OptionError):
+            NRAE(restarts=0).fit(x)
+
     def test_duplicated_samples_are_neighbours_of_each_other_never_of_themselves(self):
         from riemae.autoencoders.estimators import _Nearest
 

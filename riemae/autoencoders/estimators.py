@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,13 +17,13 @@ from torch.utils.data import DataLoader
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
-from riemae.autoencoders.networks import build_decoder, build_encoder
+from riemae.autoencoders.networks import build_decoder, build_encoder, fit_codes
 from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
 from riemae.manifold import Manifold
 
 try:
-    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
     from sklearn.neighbors import NearestNeighbors
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as reason:
@@ -232,6 +233,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _neighbors(self, x: Tensor) -> Neighbors | None:
         return None
 
+    def _initialise(self, objective: Objective, data: Tensor) -> None:
+        """Weights to start from, other than random ones."""
+
     # Training.
 
     def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
@@ -244,6 +248,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         data = self._data(X, reset=fresh).to(device)
         if fresh:
             self.objective_ = self._objective(data)
+            if loader is None:
+                self._initialise(self.objective_, data)
             self.history_: dict[str, list[float]] = {}
         objective = self.objective_.requires_grad_().train()
         module = GeometricModule.of(
@@ -496,20 +502,81 @@ class NRAE(AE):
         neighbors: k of the directed graph of nearest neighbours.
         weight: λ, of the neighbours beside the reconstruction.
         neighborhood: A graph of your own: anything with ``sample(index, generator) -> index of a neighbour``.
+        init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or ``"isomap"`` or
+            ``"laplacian"``: the graph's embedding of that name. Training alone rarely undoes a fold.
+        restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
 
     All others as in :class:`AE`. A DataLoader has to bring the neighbours: ``{"x": …, "neighbor": …}``.
+
+    Attributes:
+        restart_losses_: Final loss of every restart.
     """
 
     order: Literal[1, 2] = 2
     neighbors: int = 5
     weight: float = 1.0
     neighborhood: Any = None
+    init: Any = None
+    restarts: int = 1
+
+    def fit(self, X: Any, y: Any = None) -> NRAE:
+        """Train, as often as ``restarts`` says.
+
+        Args:
+            X: As in :meth:`AE.fit`.
+            y: Ignored.
+
+        Raises:
+            OptionError: For fewer than one restart.
+        """
+        if self.restarts < 1:
+            raise OptionError("NRAE", "restarts of at least 1", str(self.restarts), "")
+        if self.restarts == 1:
+            super().fit(X, y)
+            self.restart_losses_ = [_final_loss(self)]
+            return self
+        best: NRAE | None = None
+        losses = []
+        for i in range(self.restarts):
+            folder = None if self.directory is None else Path(self.directory) / f"restart-{i}"
+            seed = self.seed if i == 0 else derived_seed(self.seed, 5, i)
+            candidate = clone(self).set_params(restarts=1, seed=seed, directory=folder).fit(X)
+            losses.append(_final_loss(candidate))
+            if best is None or losses[-1] < _final_loss(best):
+                best = candidate
+        # Everything learned, and none of the settings.
+        assert best is not None
+        self.__dict__.update({k: v for k, v in vars(best).items() if k not in self.get_params(deep=False)})
+        self.restart_losses_ = losses
+        return self
 
     def _variation(self) -> Variation:
         return Variation(order=self.order, neighbor_weight=self.weight)
 
     def _neighbors(self, x: Tensor) -> Neighbors | None:
-        return self.neighborhood if self.neighborhood is not None else _Nearest(x, self.neighbors)
+        graph = self.neighborhood
+        if graph is None:
+            return _Nearest(x, self.neighbors)
+        if hasattr(graph, "__len__") and len(graph) != len(x):
+            hint = "With validation_fraction, leave neighborhood out: both parts get a graph of their own."
+            raise OptionError("NRAE", f"a neighborhood of {len(x)} samples", f"one of {len(graph)}", hint)
+        return graph
+
+    def _initialise(self, objective: Objective, data: Tensor) -> None:
+        if self.init is None:
+            return
+        if isinstance(self.init, str):
+            graph: Any = self._neighbors(data)
+            if not hasattr(graph, "embedding"):
+                hint = "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
+                raise OptionError("NRAE", "a neighborhood with an embedding", type(graph).__name__, hint)
+            codes = graph.embedding(self.latent_dim, self.init)
+        else:
+            codes = torch.as_tensor(self.init)
+        if codes.shape != (len(data), self.latent_dim):
+            got = str(tuple(codes.shape))
+            raise ShapeError("NRAE", f"init of shape ({len(data)}, {self.latent_dim})", got, "One code a sample.")
+        fit_codes(objective.encoder, data, codes.to(data))
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -589,6 +656,12 @@ class IRVAE(VAE):
 
 def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, float | Term]:
     return {"relaxed_distortion": Term(weight, options={"mixup": mixup, "probes": probes})}
+
+
+def _final_loss(model: NRAE) -> float:
+    """Mean loss of the last twentieth of the epochs: one epoch's depends on the neighbours that it drew."""
+    losses = model.history_["loss"]
+    return float(np.mean(losses[-max(1, len(losses) // 20) :]))
 
 
 class _Nearest:

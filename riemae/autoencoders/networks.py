@@ -110,3 +110,34 @@ def build_encoder(
 def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str) -> nn.Module:
     """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
     return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), Colour(center, scale))
+
+
+def fit_codes(
+    encoder: nn.Module, x: Tensor, codes: Tensor, steps: int = 1000, lr: float = 1e-2, enough: float = 1e-3
+) -> float:
+    """Train an encoder to given codes by least squares, in place, on all data at once; returns the unexplained part.
+
+    Args:
+        encoder: ``(n, *shape) -> (n, m)``.
+        x: Data.
+        codes: ``(n, m)``.
+        steps: Of Adam, at most; its rate falls to 0 over them.
+        lr: Learning rate at the start.
+        enough: Fraction of the codes' variance left unexplained at which it ends.
+    """
+    variance = (codes - codes.mean(0)).square().mean()
+    parameters = [p.requires_grad_() for p in encoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    left = float("inf")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (encoder(x) - codes).square().mean() / variance
+        left = loss.item()
+        if left <= enough:
+            break
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+    return left
