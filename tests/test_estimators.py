@@ -515,4 +515,21 @@ class TestBadInput:
 def test_the_contractive_term_is_the_loss_of_the_same_name():
     m = ContractiveAE(**SMALL, weight=0.1).fit(data())
     exact = losses.contraction(m.encoder_, torch.as_tensor(data()))
-    assert abs(m.history_["contraction"][-1] / float(exact) - 1) < 0.5  # one probe, batches of 16, an epoch before
+    assert abs(m.history_["contraction"][-1] / exact.item() - 1) < 0.5  # one probe, batches of 16, an epoch before
+
+
+def test_networks_are_rebuilt_from_plain_arguments():
+    from riemae.autoencoders.networks import Colour, PointCloudEncoder, Whiten
+
+    m = AE(**SMALL, likelihood="chamfer").fit(np.random.default_rng(0).normal(size=(30, 6, 3)))
+    cloud = next(e for e in m.encoder_ if isinstance(e, PointCloudEncoder))
+    for module in (m.encoder_[0], m.decoder_[1], cloud):
+        again = type(module)(**module.arguments())
+        again.load_state_dict(module.state_dict(), assign=True)
+        assert all(
+            torch.equal(a, b) for a, b in zip(again.state_dict().values(), module.state_dict().values(), strict=True)
+        )
+    x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.allclose(cloud(x), cloud(x[:, [3, 1, 0, 5, 4, 2]]))  # a set has no order
+    assert isinstance(m.encoder_[0], Whiten)
+    assert isinstance(m.decoder_[1], Colour)

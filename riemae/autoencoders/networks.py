@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +25,24 @@ class Whiten(nn.Module):
     """``(x − center)/scale``, flattened or not: data in units in which networks train well.
 
     One scale for all entries, so that shapes and angles of the data space stay what they are.
+
+    Args:
+        shape: Of one sample. Center and scale are 0 and 1 until they are set.
+        flatten: Whether to return ``(k, D)``.
     """
 
     center: Tensor
     scale: Tensor
 
-    def __init__(self, center: Tensor, scale: Tensor, flatten: bool = True) -> None:
+    def __init__(self, shape: Sequence[int], flatten: bool = True) -> None:
         super().__init__()
-        self.register_buffer("center", center.detach().clone())
-        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("center", torch.zeros(*shape))
+        self.register_buffer("scale", torch.ones(()))
         self.flatten = flatten
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return {"shape": list(self.center.shape), "flatten": self.flatten}
 
     def forward(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D) or (k, *shape)
         """Normalised data."""
@@ -42,15 +51,23 @@ class Whiten(nn.Module):
 
 
 class Colour(nn.Module):
-    """``center + scale · y``, in the shape of the data: the inverse of :class:`Whiten`."""
+    """``center + scale · y``, in the shape of the data: the inverse of :class:`Whiten`.
+
+    Args:
+        shape: Of one sample. Center and scale are 0 and 1 until they are set.
+    """
 
     center: Tensor
     scale: Tensor
 
-    def __init__(self, center: Tensor, scale: Tensor) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.register_buffer("center", center.detach().clone())
-        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("center", torch.zeros(*shape))
+        self.register_buffer("scale", torch.ones(()))
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return {"shape": list(self.center.shape)}
 
     def forward(self, y: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
         """Data in their own units."""
@@ -69,9 +86,14 @@ class PointCloudEncoder(nn.Module):
 
     def __init__(self, dim: int, outputs: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
+        self._arguments = {"dim": dim, "outputs": outputs, "hidden": list(hidden), "activation": activation}
         width = hidden[-1] if hidden else dim
         self.points = mlp(dim, hidden[:-1], width, activation)
         self.summary = mlp(2 * width, hidden, outputs, activation)
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return dict(self._arguments)
 
     def forward(self, x: Tensor) -> Tensor:  # (k, points, dim) -> (k, outputs)
         """Codes."""
@@ -104,12 +126,16 @@ def build_encoder(
         network: nn.Module = PointCloudEncoder(center.shape[-1], outputs, hidden, activation)
     else:
         network = mlp(math.prod(center.shape), hidden, outputs, activation)
-    return nn.Sequential(Whiten(center, scale, flatten=not sets), network)
+    whiten = Whiten(center.shape, flatten=not sets)
+    whiten.center, whiten.scale = center.detach().clone(), scale.detach().clone()
+    return nn.Sequential(whiten, network)
 
 
 def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str) -> nn.Module:
     """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
-    return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), Colour(center, scale))
+    colour = Colour(center.shape)
+    colour.center, colour.scale = center.detach().clone(), scale.detach().clone()
+    return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), colour)
 
 
 def fit_codes(
