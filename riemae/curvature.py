@@ -88,23 +88,23 @@ class Bending(NamedTuple):
     pairs: Pairs
 
     @classmethod
-    def at(cls, j: Tensor, second: Tensor) -> Bending:
+    def at(cls, j: Tensor, second: Tensor, ridge: float = 0.0) -> Bending:
         """From derivatives; what is singular is found out later, where all points are seen."""
         pairs = Pairs.all(j.shape[-1])
-        metric = j.mT @ j
+        metric = ridged(j.mT @ j, ridge)
         factor = torch.linalg.cholesky_ex(metric).L
         return cls(metric, second - j @ torch.cholesky_solve(j.mT @ second, factor), pairs)
 
     @classmethod
-    def grams(cls, immersion: Differential, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Metric ``(k, m, m)`` and ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` ``(k, m, m, m, m)``.
+    def grams(cls, immersion: Differential, flat: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Metric ``(k, m, m)``, with the ridge, and ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` ``(k, m, m, m, m)``.
 
         Evaluated and reduced chunk by chunk, so that memory does not grow with D.
         """
         pairs = Pairs.all(flat.shape[-1])
 
         def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-            metric, normal, _ = cls.at(j, second)
+            metric, normal, _ = cls.at(j, second, ridge)
             return metric, normal.mT @ normal
 
         metric, packed = immersion.jets(flat, everywhere(flat), pairs, reduced)
@@ -129,28 +129,35 @@ def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
 
 
 def extrinsic_curvature(
-    core: Pullback, flat: Tensor, estimator: Estimator, samples: int, generator: torch.Generator | None
+    core: Pullback,
+    flat: Tensor,
+    estimator: Estimator,
+    samples: int,
+    generator: torch.Generator | None,
+    ridge: float = 0.0,
 ) -> Tensor:  # -> (k,)
     """``Tr(G⁻¹ C)``.
 
     Raises:
-        OptionError: For an unknown estimator, or fewer than one sample.
+        OptionError: For an unknown estimator, fewer than one sample, or a negative ridge.
     """
     where = "Manifold.extrinsic_curvature"
     _check_estimator(where, estimator, ("exact", "hutchinson", "paper"), samples)
+    _check_ridge(where, ridge)
     warn_if_flat(core, flat)
-    euclidean = core.embedding is core.immersion
+    own = core.embedding is core.immersion
     if estimator == "exact":
-        g, gram = Bending.grams(core.immersion, flat)
+        g, gram = Bending.grams(core.immersion, flat, ridge)
         inverse = _inverse(where, g)
-        outer = inverse if euclidean else _inverse(where, core.metric(flat))
+        outer = inverse if own else _inverse(where, ridged(core.metric(flat), ridge))
         return 2 * torch.einsum("bij,bkl,bikjl->b", outer, inverse, gram)
     j = core.immersion.jacobian(flat)
-    metric = j.mT @ j if euclidean else core.metric(flat)
+    euclidean = ridged(j.mT @ j, ridge)
+    metric = euclidean if own else ridged(core.metric(flat), ridge)
     draw = _one_whitened if estimator == "hutchinson" else _one_of_the_paper
     total = torch.zeros_like(flat[:, 0])
     for _ in range(samples):
-        total = total + draw(where, core.immersion, flat, j, metric, generator)
+        total = total + draw(where, core.immersion, flat, j, euclidean, metric, generator)
     return total / samples
 
 
@@ -193,11 +200,20 @@ def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor
     return torch.linalg.eigvalsh((shape + shape.mT) / 2)
 
 
-def riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m, m)
-    """Metric and Riemann tensor, all indices down."""
+def riemann(
+    core: Pullback, where: str, flat: Tensor, ridge: float = 0.0
+) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m, m)
+    """Metric and Riemann tensor, all indices down.
+
+    Raises:
+        OptionError: For a negative ridge, or one without a feature map.
+    """
+    _check_ridge(where, ridge)
+    if ridge and core.embedding is None:
+        raise OptionError(where, "ridge=0 without a feature map", str(ridge), "The connection is differentiated as is.")
     warn_if_flat(core, flat)
     if core.embedding is not None:
-        metric, gram = Bending.grams(core.embedding, flat)
+        metric, gram = Bending.grams(core.embedding, flat, ridge)
         check_metric(where, metric)
         # R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩
         return metric, gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
@@ -348,6 +364,19 @@ def _check_estimator(where: str, estimator: str, known: tuple[str, ...], samples
         raise OptionError(where, "samples of at least 1", str(samples), "")
 
 
+def ridged(metric: Tensor, ridge: float) -> Tensor:  # (k, m, m) -> (k, m, m)
+    """``G + ridge · (Tr G/m) I``: a bounded condition number, whatever the units."""
+    if not ridge:
+        return metric
+    mean = metric.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return metric + ridge * mean[..., None, None] * torch.eye(metric.shape[-1]).to(metric)
+
+
+def _check_ridge(where: str, ridge: float) -> None:
+    if not ridge >= 0:
+        raise OptionError(where, "a ridge of at least 0", str(ridge), "It is relative: 1e-4 bounds the condition.")
+
+
 def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
     """``G^{-1/2} ξ`` with random signs ξ, by the Cholesky factor.
 
@@ -363,24 +392,34 @@ def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> 
 
 
 def _one_whitened(
-    where: str, f: Differential, z: Tensor, j: Tensor, metric: Tensor, generator: torch.Generator | None
+    where: str,
+    f: Differential,
+    z: Tensor,
+    j: Tensor,
+    euclidean: Tensor,
+    metric: Tensor,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """``2 |II(u, w)|²`` with ``u = G^{-1/2} ξ``, ``w = g^{-1/2} ζ``: unbiased, never negative, one second pass."""
-    euclidean = j.mT @ j
     u, w = _whitened(where, metric, generator), _whitened(where, euclidean, generator)
     second = f.second_derivative(z, u, w)
     return 2 * _normal(where, j, euclidean, second[..., None]).square().sum((-1, -2))
 
 
 def _one_of_the_paper(
-    where: str, f: Differential, z: Tensor, j: Tensor, metric: Tensor, generator: torch.Generator | None
+    where: str,
+    f: Differential,
+    z: Tensor,
+    j: Tensor,
+    euclidean: Tensor,
+    metric: Tensor,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as section 3.2 has it: unbiased, but it can be negative.
 
     The derivative of the projection needs none of a matrix inverse:
     ``(∂_d T̂) w = II(d, a) + J g⁻¹ (n·∂²f) d`` with ``a = g⁻¹ Jᵀ w`` and ``n = (I − T̂) w``.
     """
-    euclidean = j.mT @ j
     v, w = gaussian(z, generator), gaussian(j[..., 0], generator)
     a = solve_metric(where, euclidean, j.mT @ w[..., None])
     shape = f.contraction(z, w - (j @ a)[..., 0])

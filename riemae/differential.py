@@ -119,9 +119,18 @@ class Differential:
         """``f(z)`` and ``Jᵀw``."""
         return self._run("vjp", 2, lambda mode, again, z, w: mode.reverse(self._flat, z, w, again), z, w)
 
-    def gram_product(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D), (k, m)
-        """``f(z)``, ``Jv`` and ``JᵀJv``: one forward and one reverse product through one primal."""
-        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._flat, z, v, again), z, v)
+    def gram_product(
+        self, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D), (k, m)
+        """``f(z)``, ``Jv`` and ``JᵀHJv``: one forward and one reverse product through one primal.
+
+        Args:
+            z: Points.
+            v: Tangents.
+            lower: ``(x, Jv) -> HJv``; the identity unless given.
+        """
+        chosen = lower or (lambda x, tangent: tangent)
+        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._flat, z, v, chosen, again), z, v)
 
     def taylor(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
         """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
@@ -329,7 +338,7 @@ class Differential:
         if kind == "vjp":
             return (v * mode.reverse(self._flat, z, w, again)[1]).sum(-1)
         if kind == "gram":
-            _, tangent, pulled = mode.gram(self._flat, z, v, again)
+            _, tangent, pulled = mode.gram(self._flat, z, v, lambda x, tangent: tangent, again)
             return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
         if kind == "second derivatives":
             return (w * mode.forward(self._flat, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)

@@ -17,10 +17,12 @@ __all__ = [
     "AmbientError",
     "ContractError",
     "DTypeError",
+    "DataError",
     "DecoderError",
     "DeviceError",
     "DifferentiationError",
     "DisconnectedGraphWarning",
+    "DivergenceWarning",
     "FallbackWarning",
     "GraphError",
     "MissingExtraError",
@@ -31,6 +33,7 @@ __all__ = [
     "ShapeError",
     "SingularMetricError",
     "SmoothnessWarning",
+    "TrainingError",
 ]
 
 
@@ -44,6 +47,20 @@ class AmbientError(RiemaeError, ValueError):
 
 class DifferentiationError(RiemaeError, RuntimeError):
     """Torch cannot differentiate the map, in any mode."""
+
+
+class DataError(RiemaeError, ValueError):
+    """The data cannot be learned from: constant, or outside what the likelihood allows."""
+
+
+class TrainingError(RiemaeError, RuntimeError):
+    """Training cannot go on.
+
+    Attributes:
+        kept: Whether weights from before are back in place.
+    """
+
+    kept: bool = False
 
 
 class ContractError(RiemaeError, AssertionError):
@@ -60,3 +77,7 @@ class FallbackWarning(UserWarning):
 
 class SmoothnessWarning(UserWarning):
     """The decoder is piecewise linear: its second derivatives, and all that is built on them, say little."""
+
+
+class DivergenceWarning(UserWarning):
+    """The loss exploded: training stopped, and the best weights before it were kept."""

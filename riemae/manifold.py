@@ -148,6 +148,28 @@ class Manifold:
         pulled = self._core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
         return self._core.finite("pullback", pulled, flat).view(z.shape)
 
+    def taylor(
+        self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2
+    ) -> tuple[Tensor, ...]:  # (*b, m), (*b, m) -> (*b, D) each
+        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2, ``½ ∂²f(v, v)``.
+
+        Their sum is the local approximation of the decoder at ``z + v`` (equation 18). One pass: the value comes with
+        its derivatives, and nothing is materialised. Data axes are flattened.
+
+        Raises:
+            OptionError: For another order.
+
+        Warns:
+            SmoothnessWarning: For order 2, when the decoder is piecewise linear.
+        """
+        if order not in (1, 2):
+            raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
+        flat, w, batch = self._core.tangents("taylor", z, v)
+        if order == 2:
+            curvature.warn_if_flat(self._core, flat)
+        terms = self._core.taylor(flat, w, order)
+        return tuple(self._core.finite("taylor", x, flat).view(*batch, x.shape[-1]) for x in terms)
+
     # The metric.
 
     def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
@@ -244,6 +266,7 @@ class Manifold:
         estimator: Literal["exact", "hutchinson", "paper"] = "exact",
         samples: int = 1,
         generator: torch.Generator | None = None,
+        ridge: float = 0.0,
     ) -> Tensor:  # (*b, m) -> (*b,)
         """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
 
@@ -254,13 +277,16 @@ class Manifold:
                 unbiased but of larger variance and sometimes negative.
             samples: Draws averaged by a stochastic estimator.
             generator: Source of its randomness.
+            ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
+                Jacobian gives a large value instead of an error. It lowers the result by about ridge × condition.
 
         Raises:
-            OptionError: For an unknown estimator, or fewer than one sample.
+            OptionError: For an unknown estimator, fewer than one sample, or a negative ridge.
             SingularMetricError: Where the metric is not positive definite.
         """
         flat = self._core.points("extrinsic_curvature", z)
-        return curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator).view(z.shape[:-1])
+        out = curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator, ridge)
+        return out.view(z.shape[:-1])
 
     def mean_curvature(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D)
         """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
@@ -296,14 +322,22 @@ class Manifold:
             )
         return curvature.principal_curvatures(self._core, flat, normal.reshape(len(flat), size)).view(z.shape)
 
-    def riemann(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
+    def riemann(self, z: Tensor, ridge: float = 0.0) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
         """Riemann tensor with all indices down, ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
         By the Gauss equation where the ambient metric has a feature map; by differentiating the connection elsewhere,
         which includes the curvature of the ambient space itself.
+
+        Args:
+            z: Points.
+            ridge: As in :meth:`extrinsic_curvature`; for ambient metrics with a feature map.
+
+        Raises:
+            OptionError: For a negative ridge, or one without a feature map.
         """
         flat = self._core.points("riemann", z)
-        return curvature.riemann(self._core, "Manifold.riemann", flat)[1].view(*z.shape[:-1], *(z.shape[-1],) * 4)
+        tensor = curvature.riemann(self._core, "Manifold.riemann", flat, ridge)[1]
+        return tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
 
     def ricci(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""

@@ -63,10 +63,13 @@ class Mode:
         x, pull = reverse_vjp(f, z)[:2]
         return x, pull(w)[0]
 
-    def gram(self, f: BatchedMap, z: Tensor, v: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``f``, ``Jv`` and ``JᵀJv``."""
-        tangent = self.forward(f, z, v[None], None, again)[1][0]
-        x, pulled = self.reverse(f, z, tangent, again)
+    def gram(
+        self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``f``, ``Jv`` and ``Jᵀ lower(f, Jv)``."""
+        x, tangents = self.forward(f, z, v[None], None, again)
+        tangent = tangents[0]
+        x, pulled = self.reverse(f, z, lower(x, tangent), again)
         return x, tangent, pulled
 
     def expansion(
@@ -105,12 +108,16 @@ class Taylor(Mode):
         (pulled,) = _pulled(x, [start], w, again)
         return x if again else x.detach(), pulled
 
-    def gram(self, f: BatchedMap, z: Tensor, v: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def gram(
+        self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`; the reverse pass goes through the primal of the forward one."""
         start, tape = _leaf(z, again), Tape(again, len(z))
         x, tangents = self._parts(f(Jet(start, v[None], None, tape)), 1)[:2]
-        (pulled,) = _pulled(x, [start], tangents[0], again)
-        return x if again else x.detach(), tangents[0], pulled
+        out = x if again else x.detach()
+        with torch.set_grad_enabled(again):
+            covector = lower(out, tangents[0])
+        return out, tangents[0], _pulled(x, [start], covector, again)[0]
 
     def expansion(
         self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool

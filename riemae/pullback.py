@@ -168,11 +168,17 @@ class Pullback:
         return self.immersion.jets(flat, everywhere(flat), then=pulled)
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
-        """``G v`` by one forward and one reverse product."""
+        """``G v`` by one forward and one reverse product, through one primal pass."""
         if self.embedding is not None:
             return self.embedding.gram_product(flat, v)[2]
-        x, tangent = self.immersion.jvp(flat, v)
-        return self.immersion.vjp(flat, self.ambient.product(x, tangent))[1]
+        return self.immersion.gram_product(flat, v, self.ambient.product)[2]
+
+    def taylor(self, flat: Tensor, v: Tensor, order: int) -> tuple[Tensor, ...]:  # (k, m), (k, m) -> (k, D) each
+        """``f(z)``, ``Jv`` and, for order 2, ``½ ∂²f(v, v)``, in one pass."""
+        if order == 1:
+            return self.immersion.jvp(flat, v)
+        x, first, second = self.immersion.taylor(flat, v)
+        return x, first, second / 2
 
     def christoffel(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m, m)
         """``Γᵏ_ij`` as ``[k, i, j]``.

@@ -1,0 +1,38 @@
+"""Autoencoders whose latent space has a good geometry: losses for anybody's loop, estimators, a lightning module.
+
+Names are imported when they are used: the losses need torch alone, the estimators scikit-learn, training lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "AE": "estimators",
+    "ContractiveAE": "estimators",
+    "DenoisingAE": "estimators",
+    "GeometricModule": "module",
+    "IRAE": "estimators",
+    "IRVAE": "estimators",
+    "MCAE": "estimators",
+    "NRAE": "estimators",
+    "Objective": "objective",
+    "Term": "objective",
+    "VAE": "estimators",
+    "Variation": "objective",
+    "likelihoods": "",
+    "losses": "",
+    "networks": "",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME[name]
+    return getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return __all__

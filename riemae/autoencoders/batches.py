@@ -1,0 +1,98 @@
+"""Minibatches of data that fit into memory, cut the same way whenever and wherever a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, distributed
+
+Batch = dict[str, Tensor]
+_MASK = 2**64 - 1
+
+
+class Neighbors(Protocol):
+    """What the neighbourhood reconstruction asks of a graph."""
+
+    def sample(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (b,) -> (b,)
+        """One neighbour of each sample."""
+        ...
+
+
+class Batches:
+    """All data as one tensor, in batches whose order is a function of seed and epoch alone.
+
+    Nothing has to be remembered to go on after an interruption, and no worker or collation costs a step its time. In a
+    distributed run every process takes its share of each batch, so that the batches as wholes are the same.
+
+    Args:
+        x: ``(n, *shape)``.
+        batch_size: Samples a batch, over all processes.
+        seed: Of the order.
+        neighbors: A graph on the samples: batches then hold one neighbour each.
+    """
+
+    def __init__(self, x: Tensor, batch_size: int, seed: int, neighbors: Neighbors | None = None) -> None:
+        self.x, self.batch_size, self.seed, self.neighbors = x, min(batch_size, len(x)), seed, neighbors
+        self._epoch = 0
+
+    @property
+    def sampler(self) -> Batches:
+        """Itself: lightning tells a loader's sampler the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next pass is."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, 0, self._epoch))
+        order = torch.randperm(len(self.x), generator=generator)
+        other = self.neighbors.sample(order, generator) if self.neighbors is not None else None
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if _distributed() else (0, 1)
+        whole = len(order) == self.batch_size and other is None and world == 1
+        for start in range(0, len(order), self.batch_size):
+            stop = start + self.batch_size
+            # A batch smaller than the number of processes gives some of them its samples twice.
+            mine = torch.arange(start + rank, max(min(stop, len(order)), start + rank + 1), world) % len(order)
+            index = order[mine].to(self.x.device)
+            # The order within the only batch of an epoch does not matter: no copy.
+            batch = {"x": self.x if whole else self.x[index]}
+            if other is not None:
+                batch["neighbor"] = self.x[other[mine].to(self.x.device)]
+            yield batch
+
+
+class Fixed:
+    """The same batches every time, for validation; lightning takes a plain list for several loaders."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 32 bits, all that torch's generator takes in, from several numbers, such that nearby ones differ.
+
+    By the finaliser of splitmix64 (Steele et al. 2014), number after number.
+    """
+    state = 0
+    for n in numbers:
+        state = (state + n + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 32
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,309 @@
+"""Likelihoods: how far a reconstruction is from the data, and what the decoder's numbers mean.
+
+Every likelihood measures by its *deviance*, twice the log-likelihood ratio against a model that reproduces the data
+exactly: 0 at best, and the squared error for a Gaussian of unit variance. Divided by the deviance of the best constant
+(the null model) it is the fraction of deviance left unexplained: 1 for a model that ignores its input, 0 for a perfect
+one, whatever the dimension and the units of the data. Weights of geometric terms are relative to this number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli as BernoulliDistribution
+from torch.distributions import Distribution, Independent
+from torch.distributions import NegativeBinomial as NegativeBinomialDistribution
+from torch.distributions import Normal as NormalDistribution
+from torch.distributions import OneHotCategorical as CategoricalDistribution
+from torch.distributions import Poisson as PoissonDistribution
+from torch.nn import functional as F
+
+from riemae.exceptions import DataError, OptionError
+
+
+class Likelihood:
+    """Base class. The decoder's output, the *parameter* θ, has the shape of the data.
+
+    A subclass gives ``deviance`` and ``mean``, and what differs from the defaults.
+    """
+
+    #: Whether θ is a point of the data space, in its units: then the networks work in units of the data's spread.
+    linear = False
+
+    def fitted(self, x: Tensor) -> Likelihood:  # (n, *shape)
+        """This likelihood with what it takes from the data, after a look at whether it allows them.
+
+        Raises:
+            DataError: When it does not.
+        """
+        return self
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:  # (k, *shape), (k, *shape) -> (k,)
+        """Deviance of each sample, summed over its entries; never negative."""
+        raise NotImplementedError
+
+    def mean(self, parameter: Tensor) -> Tensor:  # (k, *shape) -> (k, *shape)
+        """Expected data."""
+        raise NotImplementedError
+
+    def null(self, x: Tensor) -> Tensor:  # (n, *shape) -> (*shape,)
+        """θ of the best constant."""
+        raise NotImplementedError
+
+    def null_deviance(self, x: Tensor) -> Tensor:  # (n, *shape) -> ()
+        """Mean deviance of the best constant."""
+        return self.deviance(self.null(x).expand_as(x), x).mean()
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """The distribution of the data, for its Fisher-Rao metric.
+
+        Raises:
+            OptionError: When there is none.
+        """
+        raise OptionError(type(self).__name__, "a likelihood with a density", "a distance", "Use another ambient.")
+
+
+@dataclass(frozen=True)
+class SquaredError(Likelihood):
+    """``|x − θ|²``: a Gaussian of unit variance."""
+
+    linear = True
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``|x − θ|²``."""
+        return (x - parameter).square().flatten(1).sum(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """θ itself."""
+        return parameter
+
+    def null(self, x: Tensor) -> Tensor:
+        """The mean."""
+        return x.mean(0)
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """Normal of unit variance."""
+        return Independent(NormalDistribution(parameter, 1.0, validate_args=False), parameter.ndim - 1)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """Data in [0, 1]; θ are logits."""
+
+    def fitted(self, x: Tensor) -> Likelihood:
+        """Checks the range."""
+        _check_range("Bernoulli", x, 0.0, 1.0)
+        return self
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``2 Σ KL(x, p)`` of the single entries."""
+        cross = F.binary_cross_entropy_with_logits(parameter, x, reduction="none")
+        entropy = -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x))
+        return 2 * (cross - entropy).flatten(1).sum(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """Probabilities."""
+        return parameter.sigmoid()
+
+    def null(self, x: Tensor) -> Tensor:
+        """Logits of the mean; entries that are always 0 or always 1 get a finite one."""
+        margin = 0.5 / (len(x) + 1)
+        return x.mean(0).clamp(margin, 1 - margin).logit()
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """Bernoulli."""
+        return Independent(BernoulliDistribution(logits=parameter, validate_args=False), parameter.ndim - 1)
+
+
+@dataclass(frozen=True)
+class Poisson(Likelihood):
+    """Counts; θ are log rates."""
+
+    def fitted(self, x: Tensor) -> Likelihood:
+        """Checks the range."""
+        _check_range("Poisson", x, 0.0, float("inf"))
+        return self
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``2 Σ [x log(x/λ) − (x − λ)]``."""
+        return 2 * (torch.xlogy(x, x) - x * parameter - x + parameter.exp()).flatten(1).sum(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """Rates."""
+        return parameter.exp()
+
+    def null(self, x: Tensor) -> Tensor:
+        """Log of the mean; entries that are always 0 get a finite one."""
+        return x.mean(0).clamp(min=0.5 / len(x)).log()
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """Poisson."""
+        return Independent(PoissonDistribution(parameter.exp(), validate_args=False), parameter.ndim - 1)
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Likelihood):
+    """Overdispersed counts with variance ``μ + μ²/r``; θ are log means.
+
+    Args:
+        dispersion: r, larger is closer to Poisson; one number by the method of moments unless given.
+    """
+
+    dispersion: float | None = None
+
+    def fitted(self, x: Tensor) -> Likelihood:
+        """Checks the range, and estimates r unless it is given.
+
+        Raises:
+            OptionError: When r is not positive.
+        """
+        _check_range("NegativeBinomial", x, 0.0, float("inf"))
+        if self.dispersion is not None:
+            if not self.dispersion > 0:
+                raise OptionError("NegativeBinomial", "a positive dispersion", str(self.dispersion), "")
+            return self
+        mean = x.mean(0)
+        excess = (x.var(0, correction=min(1, len(x) - 1)) - mean).sum()
+        r = float(mean.square().sum() / excess) if bool(excess > 0) else 1e4
+        return replace(self, dispersion=min(max(r, 1e-3), 1e4))
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``2 Σ [x log(x/μ) − (x + r) log((x + r)/(μ + r))]``."""
+        r = self._r
+        ratio = torch.log((x + r) / (parameter.exp() + r))
+        return 2 * (torch.xlogy(x, x) - x * parameter - (x + r) * ratio).flatten(1).sum(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """Means."""
+        return parameter.exp()
+
+    def null(self, x: Tensor) -> Tensor:
+        """Log of the mean; entries that are always 0 get a finite one."""
+        return x.mean(0).clamp(min=0.5 / len(x)).log()
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """Negative binomial: torch counts r successes at odds μ/r."""
+        logits = parameter - torch.as_tensor(self._r).log()
+        family = NegativeBinomialDistribution(torch.full_like(parameter, self._r), logits=logits, validate_args=False)
+        return Independent(family, parameter.ndim - 1)
+
+    @property
+    def _r(self) -> float:
+        if self.dispersion is None:
+            raise OptionError("NegativeBinomial", "a dispersion", "None", "Call fitted(x) first, or give one.")
+        return self.dispersion
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """One-hot rows or probabilities along the last axis; θ are logits."""
+
+    def fitted(self, x: Tensor) -> Likelihood:
+        """Checks that the last axis sums to 1.
+
+        Raises:
+            DataError: When it does not.
+        """
+        _check_range("Categorical", x, 0.0, 1.0)
+        gap = float((x.sum(-1) - 1).abs().max())
+        if gap > 1e-3:
+            raise DataError(
+                "Categorical",
+                "one-hot vectors or probabilities along the last axis",
+                f"sums that miss 1 by up to {gap:.3g}",
+                "Encode labels with torch.nn.functional.one_hot.",
+            )
+        return self
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``2 Σ KL(x, p)``."""
+        return 2 * (torch.xlogy(x, x) - x * parameter.log_softmax(-1)).flatten(1).sum(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """Probabilities."""
+        return parameter.softmax(-1)
+
+    def null(self, x: Tensor) -> Tensor:
+        """Log of the mean; categories that never occur get a finite one."""
+        return x.mean(0).clamp(min=0.5 / len(x)).log()
+
+    def distribution(self, parameter: Tensor) -> Distribution:
+        """Categorical."""
+        family = CategoricalDistribution(logits=parameter, validate_args=False)
+        return Independent(family, parameter.ndim - 2) if parameter.ndim > 2 else family
+
+
+@dataclass(frozen=True)
+class Chamfer(Likelihood):
+    """Point clouds ``(n, points, d)``, as sets: mean squared distance to the nearest point, both ways, summed."""
+
+    linear = True
+
+    def fitted(self, x: Tensor) -> Likelihood:
+        """Checks the shape.
+
+        Raises:
+            DataError: Unless every sample is a list of points.
+        """
+        if x.ndim != 3:
+            raise DataError("Chamfer", "point clouds (n, points, d)", f"shape {tuple(x.shape)}", "")
+        return self
+
+    def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """``mean_i min_j |x_i − θ_j|² + mean_j min_i |x_i − θ_j|²``."""
+        # Nearest by distances without a graph; the distances that count are then taken again, with one.
+        with torch.no_grad():
+            square = torch.cdist(x, parameter)
+            there, back = square.argmin(2), square.argmin(1)
+        near = lambda cloud, index: cloud.gather(1, index[..., None].expand(-1, -1, cloud.shape[-1]))  # noqa: E731
+        forth = (x - near(parameter, there)).square().sum(-1).mean(1)
+        return forth + (parameter - near(x, back)).square().sum(-1).mean(1)
+
+    def mean(self, parameter: Tensor) -> Tensor:
+        """θ itself."""
+        return parameter
+
+    def null(self, x: Tensor) -> Tensor:
+        """The centre of all points, as often as there are points: sets have no mean."""
+        return x.mean((0, 1)).expand(x.shape[1:])
+
+    def null_deviance(self, x: Tensor) -> Tensor:
+        """Mean deviance between one cloud and the next."""
+        return self.deviance(x.roll(1, 0), x).mean()
+
+
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "squared_error": SquaredError,
+    "bernoulli": Bernoulli,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "categorical": Categorical,
+    "chamfer": Chamfer,
+}
+
+
+def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """A likelihood from its name or itself.
+
+    Raises:
+        OptionError: For anything else.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        names = ", ".join(LIKELIHOODS)
+        raise OptionError("likelihood", f"one of {names}, or a Likelihood", repr(likelihood), "")
+    return LIKELIHOODS[likelihood]()
+
+
+def _check_range(where: str, x: Tensor, low: float, high: float) -> None:
+    if bool((x < low).any() | (x > high).any()):
+        raise DataError(
+            where,
+            f"data between {low:g} and {high:g}",
+            f"values from {float(x.min()):.4g} to {float(x.max()):.4g}",
+            "Rescale the data, or use likelihood='squared_error'.",
+        )

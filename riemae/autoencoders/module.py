@@ -1,0 +1,306 @@
+"""Geometric autoencoders as a ``LightningModule``, for those who bring their own ``Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from riemae.autoencoders.batches import derived_seed
+from riemae.autoencoders.likelihoods import Likelihood
+from riemae.autoencoders.objective import Objective, Term, Variation
+from riemae.exceptions import DTypeError, NonFiniteError, OptionError, SingularMetricError, TrainingError
+from riemae.manifold import Manifold
+
+try:
+    from lightning.pytorch import LightningModule
+except ImportError as reason:
+    from riemae.exceptions import MissingExtraError
+
+    raise MissingExtraError(
+        "riemae.autoencoders", "lightning, on which training runs", "no such package", "pip install 'riemae[train]'"
+    ) from reason
+
+# A loss in units of the data's deviance is about 1 before training. Beyond this times its start, nothing comes back.
+_EXPLODED = 1e6
+_GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "16-mixed", None)
+
+
+class GeometricModule(LightningModule):
+    """An autoencoder with geometric terms, trained by ``lightning``.
+
+    Batches are tensors ``(k, *shape)``, sequences that begin with one, as ``TensorDataset`` gives them, or mappings
+    ``{"x": …, "neighbor": …}``.
+
+    Args:
+        encoder: As in :class:`~riemae.autoencoders.objective.Objective`.
+        decoder: Likewise.
+        data: A representative sample ``(n, *shape)``: sets the units in which the weights are meant.
+        likelihood: Name or instance.
+        ambient: Metric of the data space.
+        terms: Weights of geometric terms by name.
+        variation: What differs from a plain autoencoder.
+        lr: Learning rate of Adam.
+        weight_decay: Decoupled weight decay (AdamW).
+        schedule: ``"constant"`` or ``"cosine"`` down to 0 over the trainer's epochs.
+        seed: Of noise and probes, which are functions of seed, step and process alone: resuming repeats them.
+
+    Attributes:
+        history: Mean of every part over each epoch, by name; ``loss`` is the weighted whole.
+        optimizer_state: State of the optimizer at the end of training.
+
+    Example:
+        >>> import lightning, torch
+        >>> from riemae.autoencoders import GeometricModule
+        >>> x = torch.randn(64, 3)
+        >>> module = GeometricModule(
+        ...     torch.nn.Linear(3, 2), torch.nn.Linear(2, 3), data=x, terms={"relaxed_distortion": 0.1}
+        ... )
+        >>> sorted(module.objective.terms)
+        ['relaxed_distortion']
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        data: Tensor,
+        *,
+        likelihood: str | Likelihood = "squared_error",
+        ambient: Any = None,
+        terms: Mapping[str, float | Term] | None = None,
+        variation: Variation | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        seed: int = 0,
+    ) -> None:
+        objective = Objective(encoder, decoder, data, likelihood, ambient, terms, variation)
+        self._begin(objective, lr, weight_decay, schedule, seed)
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        seed: int = 0,
+        history: Mapping[str, list[float]] | None = None,
+        optimizer_state: dict[str, Any] | None = None,
+    ) -> GeometricModule:
+        """A module around an objective that exists, to go on with earlier weights.
+
+        Args:
+            objective: Networks and losses.
+            lr: As in the constructor.
+            weight_decay: As in the constructor.
+            schedule: As in the constructor.
+            seed: As in the constructor.
+            history: To append to.
+            optimizer_state: Of the optimizer, from ``optimizer_state`` of the module that trained before.
+        """
+        module = cls.__new__(cls)
+        module._begin(objective, lr, weight_decay, schedule, seed)
+        module.history = {name: list(values) for name, values in (history or {}).items()}
+        module.optimizer_state = optimizer_state
+        return module
+
+    def _begin(self, objective: Objective, lr: float, weight_decay: float, schedule: str, seed: int) -> None:
+        super().__init__()
+        if not lr > 0 or not weight_decay >= 0:
+            raise OptionError(
+                "GeometricModule", "a positive lr and no negative weight_decay", f"{lr} and {weight_decay}", ""
+            )
+        if schedule not in ("constant", "cosine"):
+            raise OptionError("GeometricModule", "schedule 'constant' or 'cosine'", repr(schedule), "")
+        self.objective = objective
+        self.lr, self.weight_decay, self.schedule, self.seed = lr, weight_decay, schedule, seed
+        self.history: dict[str, list[float]] = {}
+        self._parts: list[Tensor] = []
+        self._names: list[str] = []
+        self.optimizer_state: dict[str, Any] | None = None
+        # The weights as plain tensors, two copies of them that take turns, and the lowest loss.
+        self._weights: list[Tensor] = []
+        self._kept: list[Tensor] = []
+        self._pending: list[Tensor] = []
+        self._good = False
+        self._kept_loss = float("inf")
+
+    @property
+    def manifold(self) -> Manifold:
+        """The decoder's manifold."""
+        return self.objective.manifold
+
+    def forward(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, *shape)
+        """Reconstruction."""
+        return self.objective.decode(self.objective.encode(x))
+
+    # Lightning's hooks.
+
+    def configure_optimizers(self) -> Any:
+        """Adam, fused where lightning can clip its gradients.
+
+        Raises:
+            OptionError: When a schedule to the end of training meets a trainer without an end.
+        """
+        fused = str(getattr(self.trainer, "precision", "")) != "16-mixed"
+        # Small networks train 1.5 times faster for it.
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused or None
+        )
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+            for group in optimizer.param_groups:  # moments go on; rates are those of now, not the end of a schedule
+                group.update(lr=self.lr, initial_lr=self.lr, weight_decay=self.weight_decay)
+        if self.schedule == "constant":
+            return optimizer
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise OptionError("GeometricModule", "max_epochs for schedule='cosine'", repr(epochs), "")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        }
+
+    def on_fit_start(self) -> None:
+        """Refuse what would fail or mislead later.
+
+        Raises:
+            DTypeError: For half precision throughout with geometric terms.
+        """
+        self.objective.check_training("GeometricModule")
+        precision = getattr(self.trainer, "precision", None)
+        geometric = bool(self.objective.terms) or self.objective.variation.order is not None
+        if geometric and precision not in _GEOMETRIC_PRECISIONS:
+            raise DTypeError(
+                "GeometricModule",
+                "precision '32-true', '64-true', 'bf16-mixed' or '16-mixed' with geometric terms",
+                repr(precision),
+                "Derivatives of the decoder in half precision are noise; in mixed precision they are taken in float32.",
+            )
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Loss of a batch.
+
+        Raises:
+            TrainingError: When it explodes; the best weights so far are back in place.
+        """
+        x, neighbor = unpacked(batch)
+        probes = torch.Generator().manual_seed(derived_seed(self.seed, 1, self.global_step, self.global_rank))
+        try:
+            loss, parts = self.objective(x, neighbor, probes)
+        except (NonFiniteError, SingularMetricError) as reason:
+            raise self._explosion(str(reason)) from reason
+        value = loss.detach()
+        if not self._parts:
+            self._names = ["loss", *parts]
+        self._parts.append(torch.stack([value, *(p.detach().to(value.dtype) for p in parts.values())]))
+        # Looking at the value costs nothing on a processor; an accelerator would have to wait at every step.
+        if value.device.type == "cpu" and not float(value) <= self._limit():
+            raise self._explosion(f"a loss of {float(value):.3g}")
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        """Logs ``val_loss`` and the parts as ``val_…``."""
+        x, neighbor = unpacked(batch)
+        probes = torch.Generator().manual_seed(derived_seed(self.seed, 2, index, self.global_rank))
+        loss, parts = self.objective(x, neighbor, probes)
+        values = {"val_loss": loss, **{f"val_{name}": part for name, part in parts.items()}}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
+
+    def on_train_start(self) -> None:
+        """Make room for two copies of the weights; those of a checkpoint are good until better ones come."""
+        self._weights = [p.detach() for p in self.parameters()]
+        self._pending, self._kept = ([p.clone() for p in self._weights] for _ in range(2))
+        self._good = bool(self.history.get("loss"))
+
+    def on_train_epoch_start(self) -> None:
+        """Set the weights aside that the epoch starts from."""
+        torch._foreach_copy_(self._pending, self._weights)
+
+    def on_train_epoch_end(self) -> None:
+        """Means over the epoch go into the history, and to the loggers.
+
+        Raises:
+            TrainingError: When the loss has exploded.
+        """
+        if not self._parts:
+            return
+        means = torch.stack(self._parts).mean(0)
+        if self.trainer.world_size > 1:
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        values = dict(zip(self._names, means.tolist(), strict=True))
+        self._parts.clear()
+        if not values["loss"] <= self._limit():
+            raise self._explosion(f"a loss of {values['loss']:.3g}")
+        values |= {
+            name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val_")
+        }
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+        if values["loss"] < self._kept_loss:
+            self._kept_loss = values["loss"]
+            self._kept, self._pending, self._good = self._pending, self._kept, True
+        if self.trainer.loggers or self.trainer.early_stopping_callbacks:
+            own = {name: value for name, value in values.items() if not name.startswith("val_")}
+            self.log_dict(own, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_train_end(self) -> None:
+        """Keep the optimizer's state, and drop the spare copies of the weights."""
+        self._kept, self._pending, self._weights = [], [], []
+        self.optimizer_state = self.trainer.optimizers[0].state_dict()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The history: it travels with checkpoints and between processes."""
+        return {"history": self.history}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take a history over."""
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self._kept_loss = min(self.history.get("loss", []), default=float("inf"))
+
+    def _limit(self) -> float:
+        start = self.history["loss"][0] if self.history.get("loss") else 1.0
+        return _EXPLODED * max(1.0, start)
+
+    def _explosion(self, got: str) -> TrainingError:
+        """Put the best weights back, those that the epoch of the lowest mean loss started from, and say so."""
+        epoch = len(self.history.get("loss", []))
+        self._parts.clear()
+        kept = "There are no earlier weights worth keeping."
+        error = TrainingError(
+            "GeometricModule",
+            "a finite loss",
+            f"{got} in epoch {epoch + 1}",
+            f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the terms. ",
+        )
+        if self._good:
+            torch._foreach_copy_(self._weights, self._kept)
+            kept = f"The best weights so far are back in place (loss {self._kept_loss:.4g})."
+        error.hint += kept
+        error.kept = self._good
+        return error
+
+
+def unpacked(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Data and neighbours of a batch.
+
+    Raises:
+        DTypeError: When it is none that is known.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping) and isinstance(batch.get("x"), Tensor):
+        return batch["x"], batch.get("neighbor")
+    if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
+        return batch[0], None
+    raise DTypeError(
+        "GeometricModule",
+        "batches as tensors, sequences that begin with one, or mappings with 'x'",
+        type(batch).__name__,
+        "",
+    )

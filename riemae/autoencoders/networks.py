@@ -1,0 +1,169 @@
+"""Networks that the estimators build when they are given none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemae.exceptions import OptionError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+
+
+class Whiten(nn.Module):
+    """``(x − center)/scale``, flattened or not: data in units in which networks train well.
+
+    One scale for all entries, so that shapes and angles of the data space stay what they are.
+
+    Args:
+        shape: Of one sample. Center and scale are 0 and 1 until they are set.
+        flatten: Whether to return ``(k, D)``.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int], flatten: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(*shape))
+        self.register_buffer("scale", torch.ones(()))
+        self.flatten = flatten
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return {"shape": list(self.center.shape), "flatten": self.flatten}
+
+    def forward(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D) or (k, *shape)
+        """Normalised data."""
+        x = (x - self.center) / self.scale
+        return x.flatten(1) if self.flatten else x
+
+
+class Colour(nn.Module):
+    """``center + scale · y``, in the shape of the data: the inverse of :class:`Whiten`.
+
+    Args:
+        shape: Of one sample. Center and scale are 0 and 1 until they are set.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(*shape))
+        self.register_buffer("scale", torch.ones(()))
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return {"shape": list(self.center.shape)}
+
+    def forward(self, y: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
+        """Data in their own units."""
+        return self.center + self.scale * y.reshape(-1, *self.center.shape)
+
+
+class PointCloudEncoder(nn.Module):
+    """Code of a set of points, whatever their order: one network for every point, then mean and maximum over points.
+
+    Args:
+        dim: Dimension of the points.
+        outputs: Length of the code.
+        hidden: Widths of the network for points and, again, of the one for their summary.
+        activation: Name of the activation.
+    """
+
+    def __init__(self, dim: int, outputs: int, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self._arguments = {"dim": dim, "outputs": outputs, "hidden": list(hidden), "activation": activation}
+        width = hidden[-1] if hidden else dim
+        self.points = mlp(dim, hidden[:-1], width, activation)
+        self.summary = mlp(2 * width, hidden, outputs, activation)
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds a module of the same structure."""
+        return dict(self._arguments)
+
+    def forward(self, x: Tensor) -> Tensor:  # (k, points, dim) -> (k, outputs)
+        """Codes."""
+        y = self.points(x)
+        return self.summary(torch.cat([y.mean(1), y.amax(1)], -1))
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+    """Linear layers with an activation between them.
+
+    Raises:
+        OptionError: For an unknown activation, or a width below 1.
+    """
+    if activation not in ACTIVATIONS:
+        raise OptionError("activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve.")
+    widths = [inputs, *hidden, outputs]
+    if any(not isinstance(w, int) or w < 1 for w in hidden):
+        raise OptionError("hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128).")
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def build_encoder(
+    center: Tensor, scale: Tensor, outputs: int, hidden: Sequence[int], activation: str, sets: bool = False
+) -> nn.Module:
+    """Data ``(k, *shape)`` to codes ``(k, outputs)``; ``sets`` for point clouds."""
+    if sets:
+        network: nn.Module = PointCloudEncoder(center.shape[-1], outputs, hidden, activation)
+    else:
+        network = mlp(math.prod(center.shape), hidden, outputs, activation)
+    whiten = Whiten(center.shape, flatten=not sets)
+    whiten.center, whiten.scale = center.detach().clone(), scale.detach().clone()
+    return nn.Sequential(whiten, network)
+
+
+def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str) -> nn.Module:
+    """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
+    colour = Colour(center.shape)
+    colour.center, colour.scale = center.detach().clone(), scale.detach().clone()
+    return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), colour)
+
+
+def fit_codes(
+    encoder: nn.Module, x: Tensor, codes: Tensor, steps: int = 1000, lr: float = 1e-2, enough: float = 1e-3
+) -> float:
+    """Train an encoder to given codes by least squares, in place, on all data at once; returns the unexplained part.
+
+    Args:
+        encoder: ``(n, *shape) -> (n, m)``.
+        x: Data.
+        codes: ``(n, m)``.
+        steps: Of Adam, at most; its rate falls to 0 over them.
+        lr: Learning rate at the start.
+        enough: Fraction of the codes' variance left unexplained at which it ends.
+    """
+    variance = (codes - codes.mean(0)).square().mean()
+    parameters = [p.requires_grad_() for p in encoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    left = float("inf")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (encoder(x) - codes).square().mean() / variance
+        left = loss.item()
+        if left <= enough:
+            break
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+    return left

@@ -1,0 +1,253 @@
+"""One training run on ``lightning``: silent unless asked, resumable, with the best weights kept."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from riemae.autoencoders.module import GeometricModule
+from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError
+from riemae.solvers.exceptions import stack_level
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of one run.
+
+    Attributes:
+        epochs: At most.
+        accelerator: As in lightning's trainer.
+        devices: Likewise.
+        precision: Likewise; the data's own unless given.
+        clip: Largest norm of the gradient, or None.
+        patience: Epochs without progress before it stops early, or None.
+        progress: Whether a bar is shown.
+        logger: ``"csv"``, ``"tensorboard"``, a lightning logger, or None.
+        directory: For checkpoints and logs, or None.
+        checkpoints: Whether there are any in the directory, to be read and written.
+        checkpoint_every: Epochs between checkpoints.
+        fingerprint: Identifies settings and data; a checkpoint of another run is refused.
+        trainer: Further arguments of lightning's trainer.
+    """
+
+    epochs: int
+    accelerator: str = "cpu"
+    devices: Any = 1
+    precision: str | None = None
+    clip: float | None = None
+    patience: int | None = None
+    progress: bool = False
+    logger: Any = None
+    directory: str | Path | None = None
+    checkpoints: bool = True
+    checkpoint_every: int = 50
+    fingerprint: str = ""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation: Iterable[Any] | None = None) -> None:
+    """Train in place. A run with a directory goes on from the checkpoint that it finds there.
+
+    Raises:
+        TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint is of another run.
+
+    Warns:
+        DivergenceWarning: When the loss explodes later: training ends with the best weights.
+    """
+    resume = _checkpoint_of(run)
+    with _silenced():
+        trainer = _trainer(run, validated=validation is not None)
+        try:
+            trainer.fit(
+                module,
+                batches,
+                None if validation is None else validation,
+                ckpt_path=resume,
+                weights_only=None if resume is None else True,
+            )
+        except TrainingError as reason:
+            if not reason.kept:
+                raise
+            stopped = str(reason)
+        else:
+            stopped = ""
+        finally:
+            # A trained model is no part of the trainer that made it: it can be pickled, and trained again.
+            module.trainer = None
+    if stopped:
+        warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
+
+
+def _checkpoint_of(run: Run) -> str | None:
+    if run.directory is None or not run.checkpoints or not (path := Path(run.directory) / CHECKPOINT).exists():
+        return None
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)["riemae_run"]
+    except Exception as reason:
+        raise TrainingError(
+            "training", f"a checkpoint in {path}", f"one that cannot be read: {reason}", "Remove it to start anew."
+        ) from reason
+    if found != run.fingerprint:
+        raise TrainingError(
+            "training",
+            f"a checkpoint of this run in {path}",
+            "one of other settings or other data",
+            "Use another directory, or remove it to start anew.",
+        )
+    return str(path)
+
+
+def _trainer(run: Run, validated: bool) -> Trainer:
+    callbacks: list[Callback] = []
+    if run.patience is not None:
+        monitor = "val_loss" if validated else "loss"
+        callbacks.append(
+            EarlyStopping(monitor, patience=run.patience, check_on_train_epoch_end=not validated, check_finite=False)
+        )
+    if run.directory is not None and run.checkpoints:
+        callbacks += [
+            _Fingerprint(run.fingerprint),
+            ModelCheckpoint(
+                dirpath=run.directory,
+                filename=CHECKPOINT.removesuffix(".ckpt"),
+                every_n_epochs=run.checkpoint_every,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ]
+    if run.progress:
+        callbacks.append(EpochProgress())
+    settings = {
+        "max_epochs": run.epochs,
+        "accelerator": run.accelerator,
+        "devices": run.devices,
+        "precision": run.precision,
+        "gradient_clip_val": run.clip,
+        "logger": _logger(run),
+        "callbacks": callbacks,
+        "enable_checkpointing": run.directory is not None and run.checkpoints,
+        "enable_progress_bar": run.progress,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,  # geometric terms need derivatives in validation, too
+        **run.trainer,
+    }
+    more = run.trainer.get("callbacks")
+    if more is not None:
+        settings["callbacks"] = [*callbacks, *(more if isinstance(more, list | tuple) else [more])]
+        settings["enable_checkpointing"] |= any(isinstance(c, ModelCheckpoint) for c in settings["callbacks"])
+    return Trainer(**settings)
+
+
+def _logger(run: Run) -> Any:
+    if run.logger is None or run.logger is False:
+        return False
+    if not isinstance(run.logger, str):
+        return run.logger
+    if run.directory is None:
+        raise OptionError("logger", "a directory to write to", "directory=None", "Set directory='…'.")
+    if run.logger == "csv":
+        return CSVLogger(run.directory, name="log")
+    if run.logger == "tensorboard":
+        try:
+            return TensorBoardLogger(run.directory, name="log")
+        except ModuleNotFoundError as reason:
+            raise MissingExtraError(
+                "logger='tensorboard'", "the package tensorboard", "no such package", "pip install tensorboard"
+            ) from reason
+    raise OptionError("logger", "'csv', 'tensorboard', a lightning logger or None", repr(run.logger), "")
+
+
+class _Fingerprint(Callback):
+    """Writes into every checkpoint which run it belongs to."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["riemae_run"] = self.fingerprint
+
+
+class EpochProgress(ProgressBar):
+    """One bar for the whole training, with the parts of the loss as they stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Progress | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing: on all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Open the bar."""
+        if self._enabled:
+            columns = (
+                TextColumn("epoch"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns)
+            self._bar.start()
+            self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Advance it. The module's own hook comes later: the parts are those of the epoch before."""
+        if self._bar is not None:
+            parts = "  ".join(f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items())
+            self._bar.update(self._bar.task_ids[0], completed=trainer.current_epoch + 1, description=parts)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Close it, with the final parts."""
+        self._close(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Close it."""
+        self._close(pl_module)
+
+    def _close(self, pl_module: Any) -> None:
+        if self._bar is not None:
+            parts = "  ".join(f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items())
+            self._bar.update(self._bar.task_ids[0], description=parts)
+            self._bar.stop()
+            self._bar = None
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep lightning's remarks to itself: what hardware there is, advertisements, advice on workers and loggers."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # By origin, not by kind: warnings about the model, ours or torch's, go through.
+            warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
+            warnings.filterwarnings("ignore", message=r".*(num_workers|tensorboardX|LeafSpec|Checkpoint directory).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
