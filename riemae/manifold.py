@@ -67,7 +67,8 @@ class Manifold:
             raise OptionError("Manifold", "latent_dim of at least 1", str(latent_dim), "")
         if chunk_size is not None and chunk_size < 1:
             raise OptionError("Manifold", "chunk_size of at least 1", str(chunk_size), "")
-        self._core = Pullback(Decoder(decoder), as_ambient(ambient), latent_dim, chunk_size)
+        metric = None if ambient is None else as_ambient(ambient)
+        self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
 
     @property
     def decoder(self) -> Callable[[Tensor], Tensor]:
@@ -89,7 +90,7 @@ class Manifold:
 
         A plain function is taken over as it is.
         """
-        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.ambient)
+        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.given)
         owner = getattr(decoder, "__self__", decoder)
         for part in (owner, ambient):
             if isinstance(part, nn.Module):
