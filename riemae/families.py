@@ -12,6 +12,7 @@ geometric              logits or probs                  ``2 arsinh e^{−l/2}``
 categorical            logits or probs                  ``2 √p``: a sphere of radius 2
 one_hot_categorical    logits or probs                  as categorical
 multinomial            total_count; logits or probs     ``2 √(n p)``
+continuous_bernoulli   logits or probs                  ``1/l² − 1/(4 sinh² l/2)`` in l
 poisson                rate                             ``2 √λ``
 negative_binomial      total_count; logits or probs     ``2 √r arsinh √(μ/r)``, ``μ = r e^l``, where r is fixed
 exponential            rate                             ``log λ``
@@ -41,6 +42,7 @@ from typing import Any
 
 import torch
 import torch.distributions as td
+from scipy.special import bernoulli
 from torch import Tensor
 from torch.func import jvp, vjp
 from torch.nn import functional as F
@@ -171,6 +173,20 @@ class NegativeBinomial(_Odds):
         dr = v["total_count"]
         out = {"total_count": probs * dl + dispersion_information(r, logits) * dr, form: probs * (r * dl + dr) / scale}
         return {name: out[name] for name in v}
+
+
+class ContinuousBernoulli(_Odds):
+    """``H = A''(l)`` with the log-normaliser ``A = log (e^l − 1)/l``; a curve, but one without a closed arc length."""
+
+    def flat(self, free: Free) -> bool:  # noqa: D102
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+        if "probs" not in p:
+            return {"logits": tilted_variance(p["logits"]) * v["logits"]}
+        probs = p["probs"]
+        slope = 1 / (probs * (1 - probs))  # dl/dp
+        return {"probs": slope * tilted_variance(torch.logit(probs)) * slope * v["probs"]}
 
 
 class Geometric(_Odds):
@@ -393,6 +409,23 @@ def _slope_series() -> tuple[float, ...]:
     return tuple(-n * a[n] for n in range(1, 11))
 
 
+def tilted_variance(logits: Tensor) -> Tensor:
+    """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``, by its power series near 0."""
+    near = logits.abs() < 1
+    small, far = torch.where(near, logits, 0.0).square(), torch.where(near, 1.0, logits).abs()
+    series = torch.zeros_like(logits)
+    for coefficient in reversed(_tilted_series()):
+        series = series * small + coefficient
+    return torch.where(near, series, far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square())
+
+
+@lru_cache(maxsize=1)
+def _tilted_series() -> tuple[float, ...]:
+    """``Σ B_2n (2n − 1)/(2n)! l^{2n−2}``: from ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``, differentiated."""
+    numbers = bernoulli(20)
+    return tuple(float(numbers[2 * n]) * (2 * n - 1) / math.factorial(2 * n) for n in range(1, 11))
+
+
 def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
     """``ψ'(r) − E ψ'(r + Y)`` for Y negative binomial, by the trapezoidal rule in ``y = log(r t)``.
 
@@ -416,6 +449,7 @@ KNOWN: dict[type, Family] = {
     for family in (
         Bernoulli("bernoulli", td.Bernoulli, ("logits",)),
         Bernoulli("binomial", td.Binomial, ("total_count", "logits")),
+        ContinuousBernoulli("continuous_bernoulli", td.ContinuousBernoulli, ("logits",)),
         Geometric("geometric", td.Geometric, ("logits",)),
         Categorical("categorical", td.Categorical, ("logits",)),
         Categorical("one_hot_categorical", td.OneHotCategorical, ("logits",)),
