@@ -85,7 +85,7 @@ class Ensemble(nn.Module):
         layers = {n: layer for n, layer in decoder.named_modules() if isinstance(layer, _DROPOUT) and layer.p > 0}
         inputs: dict[str, Tensor] = {}
 
-        names = {layer: name for name, layer in layers.items()}
+        names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
 
         def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
             inputs.setdefault(names[layer], args[0].detach())

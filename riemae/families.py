@@ -65,14 +65,12 @@ class Family:
         counts: Parameters without a Fisher information: the support depends on them.
         event: Axes that one variable takes in its parameters, beyond the batch.
         delicate: Whether :meth:`product` cancels, so that float32 is not enough for it.
-        exact: Whether H is exact.
     """
 
     names: tuple[str, ...]
     counts: Free = frozenset()
     event: int = 0
     delicate: bool = False
-    exact: bool = True
 
     def __init__(self, name: str, distribution: Callable[..., Any], names: tuple[str, ...]) -> None:
         self.name, self.distribution, self.names = name, distribution, names
@@ -211,8 +209,8 @@ class Categorical(_Odds):
         chord = (self.features(q, free) - self.features(p, free)).square().sum(-1)
         count = p.get("total_count", torch.ones_like(chord))
         # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's cosine is near 1.
-        arc = 16 * count * (chord / count).sqrt().div(4).clamp(max=1).asin().square()
-        return arc.flatten(1).sum(-1)
+        arc = 16 * count * (root(chord / count) / 4).clamp(max=1).asin().square()
+        return arc.reshape(len(arc), -1).sum(-1)
 
 
 class Poisson(Family):
@@ -433,11 +431,11 @@ def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
     in a strip of half width π/2 and falls off exponentially on both sides: the step 0.4 leaves an error of e^{−π²/0.4}.
     """
     step = 0.4
-    nodes = torch.arange(-75, 10, device=r.device) * step
+    nodes = torch.arange(-75, 10, dtype=r.dtype, device=r.device) * step
     total = torch.zeros_like(r)
     for y in nodes.split(max(1, _NUMBERS_AT_ONCE // max(1, r.numel()))):
-        weight = (y - y.exp()).exp().to(r) * step  # t e^{−rt} dt, but for the 1/r in t
-        t = y.exp().to(r) / r[..., None]
+        weight = (y - y.exp()).exp() * step  # t e^{−rt} dt, but for the 1/r in t
+        t = y.exp() / r[..., None]
         below = -torch.expm1(-t)
         seen = -torch.expm1(-r[..., None] * F.softplus(logits[..., None] + below.log()))
         total = total + (weight * t / below * seen).sum(-1) / r

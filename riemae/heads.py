@@ -5,6 +5,7 @@ The geometry works on one tensor ``x`` a point. Here distributions are read into
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from riemae.exceptions import DecoderError
 from riemae.families import KNOWN, Family, Params, odds_form
-from riemae.information import Divergence, Score, unvalidated
+from riemae.information import Divergence, Quantiles, Score, unvalidated
 
 
 class Members(tuple[Any, ...]):
@@ -305,10 +306,17 @@ def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]
                     f"{type(distribution).__name__}: {reason}",
                     "Its constructor's arguments must be its attributes.",
                 ) from reason
-            try:
-                td.kl_divergence(distribution, other)
-                road: type[Family] = Divergence
-            except NotImplementedError:
-                road = Score
+            road = _road(distribution, other)
         _GENERIC[key] = road(type(distribution).__name__, kind, tuple(p))
     return _GENERIC[key]
+
+
+def _road(distribution: td.Distribution, nearby: td.Distribution) -> type[Family]:
+    """What torch knows of a distribution: its divergence, its quantiles, or its density alone."""
+    with contextlib.suppress(NotImplementedError):
+        td.kl_divergence(distribution, nearby)
+        return Divergence
+    with contextlib.suppress(NotImplementedError):
+        nearby.icdf(torch.tensor(0.5))
+        return Quantiles
+    return Score

@@ -12,7 +12,7 @@ from riemae.ambient.base import AmbientMetric
 from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarning
 from riemae.families import NAMED, Family, Params
 from riemae.heads import AnyLayout, Head, Layout
-from riemae.information import Divergence, Score
+from riemae.information import Divergence, Quantiles, Score
 from riemae.solvers.exceptions import stack_level
 
 
@@ -22,7 +22,7 @@ class FisherRao(AmbientMetric):
     A decoder that returns ``torch.distributions`` objects needs no arguments: families are read from what it returns,
     ``Independent`` and several heads (a tuple or dict of distributions) included. All variables are taken as
     independent, as torch has them, and parameters that do not depend on z, such as a constant scale, as known. Other
-    families than those of :mod:`riemae.families` work too: by the Hessian of their divergence where torch has one,
+    families than those of :mod:`riemae.families` work too: by their divergence or quantiles where torch has them,
     announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the score elsewhere, announced by an
     :class:`~riemae.exceptions.ApproximationWarning`.
 
@@ -202,17 +202,18 @@ def _check(head: Head) -> None:
             f"{', '.join(sorted(moving)) or 'bounds'} that depend on z",
             "Fisher information does not exist there: keep it constant.",
         )
-    if isinstance(head.family, Divergence):
+    if isinstance(head.family, (Divergence, Quantiles)):
+        way = "the Hessian of its divergence" if isinstance(head.family, Divergence) else "an integral over quantiles"
         warnings.warn(
-            f"{head.family.name} has no closed form here: its Fisher information is taken from the Hessian of its "
-            "divergence, which is slower but exact.",
+            f"{head.family.name} has no closed form here: its Fisher information is taken from {way}, "
+            "which is slower but exact.",
             FallbackWarning,
             stacklevel=stack_level(),
         )
     if isinstance(head.family, Score):
         warnings.warn(
-            f"{head.family.name} has neither a closed form here nor a divergence in torch: its Fisher information is "
-            "estimated from fixed draws of the score, to about 2 %, and geodesics cannot be found more accurately.",
+            f"{head.family.name} has neither a closed form here nor divergence or quantiles in torch: its Fisher "
+            "information is estimated from fixed draws of the score, to some per cent. Path solvers may stall.",
             ApproximationWarning,
             stacklevel=stack_level(),
         )
