@@ -133,7 +133,8 @@ class Bernoulli(_Odds):
 
     counts = frozenset({"total_count"})
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102 (documented in Family)
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         if "probs" in p:
             angle = 2 * torch.atan2(root(p["probs"]), root(1 - p["probs"]))
         else:
@@ -153,14 +154,17 @@ class NegativeBinomial(_Odds):
 
     delicate = True
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return "total_count" not in free
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         r = p["total_count"]
         return 2 * root(r) * (_atanh_root(p["probs"]) if "probs" in p else arsinh_exp(p["logits"] / 2))
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         if self.flat(frozenset(v)):
             return super().product(p, v)
         form = "probs" if "probs" in p else "logits"
@@ -176,10 +180,12 @@ class NegativeBinomial(_Odds):
 class ContinuousBernoulli(_Odds):
     """``H = A''(l)`` with the log-normaliser ``A = log (e^l − 1)/l``; a curve, but one without a closed arc length."""
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         if "probs" not in p:
             return {"logits": tilted_variance(p["logits"]) * v["logits"]}
         probs = p["probs"]
@@ -190,7 +196,8 @@ class ContinuousBernoulli(_Odds):
 class Geometric(_Odds):
     """A negative binomial with r = 1 whose successes are torch's failures: ``φ = 2 arsinh e^{−l/2}``."""
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         return 2 * (_atanh_root(1 - p["probs"]) if "probs" in p else arsinh_exp(-p["logits"] / 2))
 
 
@@ -200,12 +207,14 @@ class Categorical(_Odds):
     counts = frozenset({"total_count"})
     event = 1
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         probs = p["probs"] if "probs" in p else None
         half = root(probs) if probs is not None else (torch.log_softmax(p["logits"], -1) / 2).exp()
         return 2 * half * root(p["total_count"])[..., None] if "total_count" in p else 2 * half
 
-    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # noqa: D102
+    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
+        """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         chord = (self.features(q, free) - self.features(p, free)).square().sum(-1)
         count = p.get("total_count", torch.ones_like(chord))
         # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's cosine is near 1.
@@ -216,7 +225,8 @@ class Categorical(_Odds):
 class Poisson(Family):
     """``φ = 2 √λ``; fine at λ = 0."""
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         return 2 * root(p["rate"])
 
 
@@ -227,7 +237,8 @@ class LogScale(Family):
         super().__init__(name, distribution, (parameter,))
         self.coefficient = coefficient
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         return self.coefficient * p[self.names[0]].log()
 
 
@@ -241,20 +252,24 @@ class LocationScale(Family):
         super().__init__(name, distribution, ("loc", "scale"))
         self.a, self.b = a, b
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return len(free) < 2
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         if "scale" in free:
             return self.b**0.5 * p["scale"].log()
         return self.a**0.5 * (p["loc"] / p["scale"])
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         sigma = p["scale"]
         weight = {"loc": self.a, "scale": self.b}
         return {name: weight[name] * (v[name] / sigma) / sigma for name in v}
 
-    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # noqa: D102
+    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
+        """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         if self.flat(free):
             return super().squared_distance(p, q, free)
         shift, stretch = q["loc"] - p["loc"], q["scale"] - p["scale"]
@@ -269,13 +284,16 @@ class Gamma(Family):
 
     delicate = True
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return "concentration" not in free
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         return root(p["concentration"]) * p["rate"].log()
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         a, b = p["concentration"], p["rate"]
         da = v.get("concentration", torch.zeros_like(a))
         growth = v["rate"] / b if "rate" in v else torch.zeros_like(b)
@@ -288,10 +306,12 @@ class Beta(Family):
 
     delicate = True
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         common = torch.polygamma(1, p["concentration1"] + p["concentration0"]) * sum(v.values())
         return {name: torch.polygamma(1, p[name]) * v[name] - common for name in v}
 
@@ -302,10 +322,12 @@ class Dirichlet(Family):
     event = 1
     delicate = True
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         alpha, d = p["concentration"], v["concentration"]
         total = torch.polygamma(1, alpha.sum(-1, keepdim=True)) * d.sum(-1, keepdim=True)
         return {"concentration": torch.polygamma(1, alpha) * d - total}
@@ -316,19 +338,23 @@ class VonMises(Family):
 
     delicate = True
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return "concentration" not in free
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         radius = root(p["concentration"] * resultant(p["concentration"]))
         return torch.stack([radius * p["loc"].cos(), radius * p["loc"].sin()], -1)
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         kappa = p["concentration"]
         weight = {"loc": lambda: kappa * resultant(kappa), "concentration": lambda: resultant_slope(kappa)}
         return {name: weight[name]() * v[name] for name in v}
 
-    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # noqa: D102
+    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
+        """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         if not self.flat(free):
             return None
         turn = torch.remainder(q["loc"] - p["loc"] + math.pi, 2 * math.pi) - math.pi
@@ -340,13 +366,16 @@ class MultivariateNormal(Family):
 
     event = 1
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return "scale_tril" not in free
 
-    def features(self, p: Params, free: Free) -> Tensor:  # noqa: D102
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
         return _solve(p["scale_tril"], p["loc"][..., None])[..., 0]
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         factor = p["scale_tril"]
         out = {}
         if "loc" in v:

@@ -45,10 +45,12 @@ def unvalidated() -> Iterator[None]:
 class Divergence(Family):
     """Any family whose Kullback-Leibler divergence torch knows: ``H`` is its Hessian where both arguments agree."""
 
-    def flat(self, free: Free) -> bool:  # noqa: D102 (documented in Family; so below)
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         point = {name: p[name] for name in v}
 
         def divergence(q: Params) -> Tensor:
@@ -64,10 +66,12 @@ class Quantiles(Family):
     By the double-exponential rule, ``u = ½ + ½ tanh(π/2 sinh t)``, which does not mind singularities at the ends.
     """
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         point = {name: p[name] for name in v}
         like = next(iter(point.values()))
         # As far as 1 − u is still a number of this precision.
@@ -94,10 +98,12 @@ class Score(Family):
     so that derivatives are unbiased too, but they are not those of the estimate: path solvers may stall.
     """
 
-    def flat(self, free: Free) -> bool:  # noqa: D102
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:  # noqa: D102
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
         point = {name: p[name] for name in v}
         names = tuple(p)
         y = _Draw.apply(self.distribution, names, *(value.detach() for value in p.values()))
