@@ -12,6 +12,7 @@ from torch.nn.utils import vector_to_parameters
 
 from riemae.exceptions import DecoderError, DTypeError, OptionError, ShapeError
 from riemae.heads import Members
+from riemae.randomness import seeded
 
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
@@ -105,14 +106,13 @@ class Ensemble(nn.Module):
                 "Ensemble.from_dropout", "a decoder with dropout layers in use", "none", "Use nn.Dropout modules."
             )
         frozen = []
-        with torch.random.fork_rng(devices=[example.device] if example.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for _ in range(members):
-                member = _sharing(decoder, keep=())
-                for name, x in inputs.items():
-                    parent, _, child = name.rpartition(".")
-                    setattr(member.get_submodule(parent), child, _FrozenDropout(layers[name], x))
-                frozen.append(member.eval())
+        draws = torch.randint(2**31, (members, len(inputs)), generator=torch.Generator().manual_seed(seed)).tolist()
+        for row in draws:
+            member = _sharing(decoder, keep=())
+            for (name, x), draw in zip(inputs.items(), row, strict=True):
+                parent, _, child = name.rpartition(".")
+                setattr(member.get_submodule(parent), child, _FrozenDropout(layers[name], x, draw))
+            frozen.append(member.eval())
         return cls(frozen).eval()
 
     @classmethod
@@ -156,18 +156,16 @@ class _FrozenDropout(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+    def __init__(self, layer: nn.Module, x: Tensor, seed: int) -> None:
         super().__init__()
         layer = copy.deepcopy(layer).train()
         # Every dropout is affine in its input once the mask is drawn: two inputs, one draw.
-        state = torch.random.get_rng_state() if x.device.type == "cpu" else torch.cuda.get_rng_state(x.device)
-        shift = layer(torch.zeros_like(x))
-        if x.device.type == "cpu":
-            torch.random.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, x.device)
+        with seeded(x.device, seed):
+            shift = layer(torch.zeros_like(x))
+        with seeded(x.device, seed):
+            scale = layer(torch.ones_like(x)) - shift
         self.register_buffer("shift", shift)
-        self.register_buffer("scale", layer(torch.ones_like(x)) - shift)
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same mask for every point."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from riemae.families import Family, Free, Params
+from riemae.randomness import seeded
 
 # Draws a point, and where they start: the same for every point, so that the metric varies smoothly.
 _DRAWS, _SEED = 4096, 0
@@ -123,12 +124,10 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def forward(distribution: Callable[..., Any], names: tuple[str, ...], *values: Tensor) -> Tensor:
         rows = max((len(value) for value in values if value.ndim), default=1)
-        device = [values[0].device] if values[0].device.type == "cuda" else []
         draws = []
-        with torch.random.fork_rng(devices=device), unvalidated():
-            for i in range(rows):
-                torch.manual_seed(_SEED)
-                row = (value[i : i + 1] if value.ndim else value for value in values)
+        for i in range(rows):
+            row = (value[i : i + 1] if value.ndim else value for value in values)
+            with unvalidated(), seeded(values[0].device, _SEED):
                 draws.append(distribution(**dict(zip(names, row, strict=True))).sample((_DRAWS,)))
         return torch.cat(draws, 1)
 
