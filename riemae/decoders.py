@@ -181,6 +181,8 @@ class Decoder:
         A parameter without a path to z in autograd's graph is fixed. Inside a function transform nobody can look:
         everything is taken to vary, which is always right, if slower.
         """
+        if self.output_shape is not None and self.layout is None:
+            return  # the probe has seen tensors
         with unvalidated(), torch.inference_mode(False):
             points = (z[:2] if len(z) else z.new_zeros(1, z.shape[-1])).detach().clone()
             with torch.no_grad():
