@@ -82,7 +82,7 @@ class Manifold:
 
     @property
     def ambient(self) -> AmbientMetric:
-        """The ambient metric."""
+        """The ambient metric; from the first use on, with what it has read from the decoder."""
         return self._core.ambient
 
     @property
