@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
 from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
+from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, parameters, read
+from riemae.information import unvalidated
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
@@ -42,20 +46,30 @@ class Decoder:
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
         self.output_shape: torch.Size | None = None
+        # What the outputs hold; None for tensors, and before the first call.
+        self.layout: AnyLayout | None = None
 
     def __call__(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
-        """Decode, with no more checks than the shape.
+        """Decode, with no more checks than the shape; distributions as one tensor of their parameters.
 
         Raises:
-            DecoderError: When the output is no tensor, or has another number of rows.
+            DecoderError: When the output is neither tensor nor distribution, or has another number of rows.
         """
-        x = self._call(z)
-        if not isinstance(x, Tensor):
+        if self.output_shape is not None and self.layout is None:
+            return self._tensor(z, self._call(z))
+        with unvalidated():
+            return self._tensor(z, self._call(z))
+
+    def _tensor(self, z: Tensor, output: Any) -> Tensor:
+        x, layout = read(output)
+        if self.layout is None:
+            self.layout = layout
+        if layout != self.layout:
             raise DecoderError(
                 "Manifold",
-                f"a decoder that returns one tensor ({len(z)}, *shape)",
-                type(x).__name__,
-                "Return the mean, or pick one output: Manifold(lambda z: decoder(z)[0]).",
+                "a decoder that returns the same structure at every call",
+                "another one than before",
+                "Families and shapes must not depend on the point.",
             )
         if not x.ndim or len(x) != len(z):
             raise DecoderError(
@@ -150,7 +164,7 @@ class Decoder:
 
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
-            return self(points)
+            return self._tensor(points, self._call(points))  # with torch's own checks of distributions' parameters
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as reason:
             if isinstance(reason, DecoderError):
                 raise
@@ -160,6 +174,34 @@ class Decoder:
                 f"{type(reason).__name__}: {reason}",
                 "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?",
             ) from reason
+
+    def inspect(self, z: Tensor) -> None:  # (k, m)
+        """Find out what distributions hold, and which of their parameters do not depend on the point.
+
+        A parameter without a path to z in autograd's graph is fixed. Inside a function transform nobody can look:
+        everything is taken to vary, which is always right, if slower.
+        """
+        if self.output_shape is not None and self.layout is None:
+            return  # the probe has seen tensors
+        with unvalidated(), torch.inference_mode(False):
+            points = (z[:2] if len(z) else z.new_zeros(1, z.shape[-1])).detach().clone()
+            with torch.no_grad():
+                self(points)
+            if self.layout is None or concrete(z) is None:
+                return
+            try:
+                with torch.enable_grad():
+                    points.requires_grad_()
+                    free = [_varying(d, points) for d in distributions(self._call(points))]
+            except RuntimeError:  # a functorch transform is active
+                return
+        if isinstance(self.layout, EnsembleLayout):
+            if self.layout.member is not None:
+                size = len(self.layout.member.heads)
+                free = [set.union(*free[i::size]) for i in range(size)]
+                self.layout = replace(self.layout, member=_with_fixed(self.layout.member, free))
+        else:
+            self.layout = _with_fixed(self.layout, free)
 
     def refuse_training_mode(self, where: str) -> None:
         """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
@@ -178,6 +220,30 @@ class Decoder:
                     f"{kind} {name!r} in training mode",
                     "Call decoder.eval() first.",
                 )
+
+
+def _varying(distribution: Distribution, points: Tensor) -> set[str]:
+    """Names of the parameters, and ``"support"``, that autograd can trace back to the points."""
+
+    def reaches(value: Any) -> bool:
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return False
+        return torch.autograd.grad(value.sum(), points, retain_graph=True, allow_unused=True)[0] is not None
+
+    free = {name for name, value in parameters(distribution).items() if reaches(value)}
+    try:
+        bounds = vars(distribution.support).values() if distribution.support is not None else ()
+    except NotImplementedError:
+        return free
+    return free | {"support" for bound in bounds if reaches(bound)}
+
+
+def _with_fixed(layout: Layout, free: list[set[str]]) -> Layout:
+    heads = [
+        replace(head, fixed=frozenset(head.names) - names, moving_support="support" in names)
+        for head, names in zip(layout.heads, free, strict=True)
+    ]
+    return replace(layout, heads=tuple(heads))
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:

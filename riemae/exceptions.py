@@ -15,6 +15,7 @@ from riemae.solvers.exceptions import (
 
 __all__ = [
     "AmbientError",
+    "ApproximationWarning",
     "ContractError",
     "DTypeError",
     "DataError",
@@ -69,6 +70,10 @@ class ContractError(RiemaeError, AssertionError):
 
 class MissingExtraError(RiemaeError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class ApproximationWarning(UserWarning):
+    """A stochastic estimate stands in for an exact value."""
 
 
 class FallbackWarning(UserWarning):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
-from riemae.exceptions import AmbientError, DTypeError, OptionError, ShapeError
+from riemae.ensembles import Ensemble
+from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
+from riemae.heads import EnsembleLayout
 from riemae.pullback import Pullback
 from riemae.solvers import Curve, GeodesicResult, Graph, Newton
 from riemae.solvers import energy as curve_energy_integral
@@ -30,9 +32,12 @@ class Manifold:
     keeps dtype and device, changes no input, and is differentiable by torch unless it says otherwise.
 
     Args:
-        decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats every row alone.
+        decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats every row alone. It
+            may return a ``torch.distributions.Distribution`` instead, a tuple or dict of them, or be an
+            :class:`~riemae.Ensemble`.
         ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as ``(k, D, D)``, ``(D, D)`` or
-            diagonal ``(k, D)``, or a constant tensor. Euclidean unless given.
+            diagonal ``(k, D)``, or a constant tensor. Unless given, it is Euclidean for tensors and
+            :class:`~riemae.ambient.FisherRao` for distributions, whose parameters have no units in common.
         latent_dim: m; taken from the first points unless given.
         chunk_size: Points handled at once; chosen to fit the processor's cache unless given.
 
@@ -67,7 +72,8 @@ class Manifold:
             raise OptionError("Manifold", "latent_dim of at least 1", str(latent_dim), "")
         if chunk_size is not None and chunk_size < 1:
             raise OptionError("Manifold", "chunk_size of at least 1", str(chunk_size), "")
-        self._core = Pullback(Decoder(decoder), as_ambient(ambient), latent_dim, chunk_size)
+        metric = None if ambient is None else as_ambient(ambient)
+        self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
 
     @property
     def decoder(self) -> Callable[[Tensor], Tensor]:
@@ -76,7 +82,7 @@ class Manifold:
 
     @property
     def ambient(self) -> AmbientMetric:
-        """The ambient metric."""
+        """The ambient metric; from the first use on, with what it has read from the decoder."""
         return self._core.ambient
 
     @property
@@ -89,7 +95,7 @@ class Manifold:
 
         A plain function is taken over as it is.
         """
-        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.ambient)
+        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.given)
         owner = getattr(decoder, "__self__", decoder)
         for part in (owner, ambient):
             if isinstance(part, nn.Module):
@@ -102,16 +108,58 @@ class Manifold:
         data = "?" if shape is None else "×".join(map(str, shape))
         return f"Manifold({name}: R^{self._core.latent_dim or '?'} -> R^{data}, ambient={self._core.ambient})"
 
+    @property
+    def members(self) -> tuple[Manifold, ...]:
+        """The manifolds of an ensemble's single members, each under the ambient metric that was given.
+
+        Raises:
+            DecoderError: When the decoder is no ensemble.
+        """
+        if not isinstance(self.decoder, Ensemble):
+            raise DecoderError(
+                "Manifold.members",
+                "an ensemble of decoders",
+                getattr(self.decoder, "__qualname__", type(self.decoder).__name__),
+                "Try Manifold(riemae.Ensemble([decoder1, decoder2])).",
+            )
+        given, m, chunk = self._core.given, self._core.latent_dim, self._core.chunk_size
+        return tuple(Manifold(member, given, m, chunk) for member in self.decoder.members)
+
     # The map and its tangents.
 
     def decode(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, *shape)
-        """Data ``f(z)``."""
+        """Data ``f(z)``, or the parameters of the distributions that the decoder returns.
+
+        A single parameter keeps its shape; several, in the order of :mod:`riemae.families`, are flattened and joined.
+        Logits stay logits and probabilities stay probabilities, as the decoder built them. Members of an ensemble have
+        an axis of their own, before the data's.
+        """
         flat = self._core.points("decode", z)
         x = self._core.immersion.value(flat)
         shape = self._core.decoder.output_shape
         if shape is None:  # values could not be looked at: meta device or vmap
             shape = self._core.decoder(flat[:1]).shape[1:]
         return self._core.finite("decode", x, flat).view(*z.shape[:-1], *shape)
+
+    def distribution(self, z: Tensor) -> Any:  # (*b, m)
+        """The distributions at points, in the structure in which the decoder returns them, with batch axes ``(*b)``.
+
+        For an ensemble, a tuple with those of each member.
+
+        Raises:
+            DecoderError: When the decoder returns tensors.
+        """
+        flat = self._core.points("distribution", z)
+        layout = self._core.decoder.layout
+        member = layout.member if isinstance(layout, EnsembleLayout) else layout
+        if member is None:
+            raise DecoderError(
+                "Manifold.distribution", "a decoder that returns torch distributions", "one that returns tensors", ""
+            )
+        x = self._core.finite("distribution", self._core.immersion.value(flat), flat)
+        if isinstance(layout, EnsembleLayout):
+            return tuple(member.build(y) for y in x.view(*z.shape[:-1], layout.count, -1).unbind(-2))
+        return member.build(x.view(*z.shape[:-1], -1))
 
     def jacobian(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
@@ -267,7 +315,8 @@ class Manifold:
         samples: int = 1,
         generator: torch.Generator | None = None,
         ridge: float = 0.0,
-    ) -> Tensor:  # (*b, m) -> (*b,)
+        per_member: bool = False,
+    ) -> Tensor:  # (*b, m) -> (*b,) or (K, *b)
         """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
 
         Args:
@@ -279,11 +328,14 @@ class Manifold:
             generator: Source of its randomness.
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
                 Jacobian gives a large value instead of an error. It lowers the result by about ridge × condition.
+            per_member: One value for each member of an ensemble, along a new first axis.
 
         Raises:
             OptionError: For an unknown estimator, fewer than one sample, or a negative ridge.
             SingularMetricError: Where the metric is not positive definite.
         """
+        if per_member:
+            return torch.stack([M.extrinsic_curvature(z, estimator, samples, generator, ridge) for M in self.members])
         flat = self._core.points("extrinsic_curvature", z)
         out = curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator, ridge)
         return out.view(z.shape[:-1])
@@ -350,7 +402,8 @@ class Manifold:
         estimator: Literal["exact", "hutchinson"] = "exact",
         samples: int = 1,
         generator: torch.Generator | None = None,
-    ) -> Tensor:  # (*b, m) -> (*b,)
+        per_member: bool = False,
+    ) -> Tensor:  # (*b, m) -> (*b,) or (K, *b)
         """Scalar curvature ``Σ g^jk Ric_jk``; m(m − 1)/r² on a sphere S^m.
 
         Args:
@@ -359,10 +412,13 @@ class Manifold:
                 signs u and w, unbiased, three second-order products a sample; needs a feature map.
             samples: Draws averaged by the stochastic estimator.
             generator: Source of its randomness.
+            per_member: One value for each member of an ensemble, along a new first axis.
 
         Raises:
             OptionError: For an unknown estimator, fewer than one sample, or no feature map for ``"hutchinson"``.
         """
+        if per_member:
+            return torch.stack([M.scalar_curvature(z, estimator, samples, generator) for M in self.members])
         flat = self._core.points("scalar_curvature", z)
         return curvature.scalar_curvature(self._core, flat, estimator, samples, generator).view(z.shape[:-1])
 
@@ -477,7 +533,8 @@ class Manifold:
         solver: Newton | None = None,
         init: Curve | Tensor | None = None,
         throw: bool = True,
-    ) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
+        per_member: bool = False,
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
         """Geodesic distance, differentiable once in the end points and in the decoder's parameters.
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
@@ -491,10 +548,14 @@ class Manifold:
             solver: As in :meth:`geodesic`.
             init: As in :meth:`geodesic`.
             throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all the same.
+            per_member: One distance for each member of an ensemble, along a new first axis: their spread, such as
+                ``.std(0)``, says how sure the distance is.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
         """
+        if per_member:
+            return torch.stack([M.distance(z0, z1, rtol, solver, init, throw) for M in self.members])
         result = self.geodesic(z0, z1, rtol=rtol, solver=solver, init=init, throw=throw)
         if not torch.is_grad_enabled():
             return result.length

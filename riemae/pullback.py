@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient import AmbientMetric, Euclidean
+from riemae.ambient import AmbientMetric, Euclidean, FisherRao
+from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
+from riemae.heads import EnsembleLayout
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -30,32 +32,60 @@ class Pullback:
 
     Args:
         decoder: The map ``f``.
-        ambient: The metric ``H``.
+        ambient: The metric ``H``; None is Euclidean for tensors, Fisher-Rao for distributions.
         latent_dim: m, or None to take it from the first points.
         chunk_size: Points handled at once, or None to choose by bytes.
 
     Attributes:
         immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
+        given: The metric as it was given.
         embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None elsewhere. The immersion
             itself under the Euclidean metric.
         smoothness_known: Whether the decoder has been looked at for kinks.
     """
 
     def __init__(
-        self, decoder: Decoder, ambient: AmbientMetric, latent_dim: int | None, chunk_size: int | None
+        self, decoder: Decoder, ambient: AmbientMetric | None, latent_dim: int | None, chunk_size: int | None
     ) -> None:
         self.decoder = decoder
-        self.ambient = ambient
         self.latent_dim = latent_dim
         self.chunk_size = chunk_size
         self.immersion = Differential(decoder, chunk_size)
+        self.given = ambient
+        self._bound = False
+        self._set_ambient(Euclidean() if ambient is None else ambient)
+        self.smoothness_known = False
+        self._probed: set[tuple[torch.dtype, torch.device]] = set()
+
+    def _set_ambient(self, ambient: AmbientMetric) -> None:
+        self.ambient = ambient
         self.embedding: Differential | None = None
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            self.embedding = Differential(lambda z: ambient.features(decoder(z)).flatten(1), chunk_size)
-        self.smoothness_known = False
-        self._probed: set[tuple[torch.dtype, torch.device]] = set()
+            self.embedding = Differential(lambda z: ambient.features(self.decoder(z)).flatten(1), self.chunk_size)
+
+    def bind(self, flat: Tensor) -> None:  # (k, m)
+        """Tell the ambient metric, once, what the decoder returns: distributions, members of an ensemble, or tensors.
+
+        Raises:
+            AmbientError: When the metric cannot measure that.
+        """
+        if self._bound:
+            return
+        self.decoder.inspect(flat)
+        layout = self.decoder.layout
+        shape = self.decoder.output_shape
+        if shape is None:
+            shape = self.decoder(flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])).shape[1:]
+        given = self.given
+        if given is None:
+            member = layout.member if isinstance(layout, EnsembleLayout) else layout
+            given = Euclidean() if member is None else FisherRao()
+        ambient = bound(given, layout, shape)
+        if ambient is not self.ambient and not (isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)):
+            self._set_ambient(ambient)
+        self._bound = True
 
     def points(self, where: str, z: Tensor, finite: bool = True) -> Tensor:  # (*b, m) -> (k, m)
         """Validate points, probe the decoder at first use, and flatten the leading axes.
@@ -88,6 +118,7 @@ class Pullback:
         if (z.dtype, z.device) not in self._probed:
             sound = flat if ok is None else flat[ok]
             x = self.decoder.probe(where, sound)
+            self.bind(sound)
             if x is not None and len(x):
                 with torch.no_grad():
                     self.ambient.check(x)
@@ -222,6 +253,7 @@ class Pullback:
 
         Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
+        self.bind(nodes[:, 0])
         x = (self.embedding or self.immersion).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         step = x.diff(dim=1)
         if self.embedding is not None:
@@ -231,6 +263,7 @@ class Pullback:
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound memory."""
+        self.bind(nodes[:, 0])
         p, count, m = nodes.shape
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
         expand = self._expand_features if self.embedding is not None else self._expand_general
@@ -238,6 +271,7 @@ class Pullback:
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
+        self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
         x = self.embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
@@ -247,10 +281,11 @@ class Pullback:
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
-        if self.embedding is None:
-            return None
-        ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
-        return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
+        self.bind(z0.reshape(-1, z0.shape[-1]))
+        shape = self.decoder.output_shape
+        ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
+        distance = self.ambient.distance(*(x if shape is None else x.view(len(x), *shape) for x in ends))
+        return None if distance is None else distance.view(z0.shape[:-1])
 
     def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
         """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and first ones of H."""

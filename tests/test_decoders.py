@@ -159,11 +159,11 @@ class TestOutputs:
         [
             (lambda z: (z, z), "tuple"),
             (lambda z: {"mean": z}, "dict"),
-            (lambda z: torch.distributions.Normal(z, 1.0), "Normal"),
+            (lambda z: (z, torch.distributions.Normal(z, 1.0)), "tuple of Normal, Tensor"),
             (lambda z: z.numpy(), "ndarray"),
             (lambda z: None, "NoneType"),
         ],
-        ids=["tuple", "dict", "distribution", "numpy", "none"],
+        ids=["tuple", "dict", "mixed tuple", "numpy", "none"],
     )
     def test_no_tensor(self, f, got):
         assert_refused(f, draw(3, 2), match=f"one tensor.*got {got}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch.func import jvp, vjp, vmap
 
 from riemae.exceptions import AmbientError
 from riemae.solvers.tolerances import tolerance
+
+if TYPE_CHECKING:
+    from riemae.heads import AnyLayout
 
 _GIVEN = ("features", "factor_product", "diagonal", "matrix", "product")
 
@@ -50,9 +53,19 @@ class AmbientMetric(nn.Module):
                 type(self).__name__, f"a subclass that overrides one of {', '.join(_GIVEN)}", "none of them", ""
             )
 
-    @classmethod
-    def _given(cls) -> str | None:
-        return next((name for name in _GIVEN if getattr(cls, name) is not getattr(AmbientMetric, name)), None)
+    def _given(self) -> str | None:
+        """The method that the others rest on. A subclass whose road depends on its data overrides this."""
+        kind = type(self)
+        return next((name for name in _GIVEN if getattr(kind, name) is not getattr(AmbientMetric, name)), None)
+
+    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
+        """The metric for a decoder, whose first outputs are known: itself, unless it needs to know more of them.
+
+        Args:
+            layout: What the decoder's outputs hold; None for plain tensors.
+            shape: Shape of one output.
+        """
+        return self
 
     @property
     def has_features(self) -> bool:

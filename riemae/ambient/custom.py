@@ -102,8 +102,7 @@ class Custom(AmbientMetric):
             self.form = "diagonal" if self.function(sample).shape == (1, x.shape[-1]) else "matrix"
         return self.form
 
-    @classmethod
-    def _given(cls) -> str | None:
+    def _given(self) -> str | None:
         return "product"
 
     def extra_repr(self) -> str:
