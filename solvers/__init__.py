@@ -1,5 +1,6 @@
 """Geodesics on any space that has the small :class:`Space` protocol; knows no network and no decoder."""
 
+from riemae.solvers.certificate import turning
 from riemae.solvers.curve import Curve, energy, length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import Graph, graph
@@ -27,4 +28,5 @@ __all__ = [
     "log",
     "shoot",
     "transport",
+    "turning",
 ]

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import NotConvergedError, OptionError, RiemaeError, ShapeError
+from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.space import Space
@@ -296,13 +297,7 @@ def _combined(weights: Any, stages: list[Tensor]) -> Tensor:
 def _velocity(space: Space, y: Tensor) -> Tensor:
     """``(z, ż) -> (ż, z̈)``; NaN where the metric is singular or there is no value: only that sample fails."""
     z, w = y.chunk(2, -1)
-    try:
-        return torch.cat([w, space.acceleration(z, w)], -1)
-    except RiemaeError:
-        if len(y) == 1:
-            return torch.full_like(y, torch.nan)
-        half = len(y) // 2
-        return torch.cat([_velocity(space, y[:half]), _velocity(space, y[half:])])
+    return torch.cat([w, sound_acceleration(space, z, w)], -1)
 
 
 def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import RUNNING, Newton, PathState
@@ -101,10 +102,19 @@ class _Outcome:
     segments: Tensor
     steps: Tensor
     decrement: Tensor
+    speed_deviation: Tensor
     curves: dict[int, list[tuple[Tensor, Curve]]]
 
-    def settle(self, rows: Tensor, state: PathState, curve: Curve) -> None:
+    @classmethod
+    def unknown(cls, like: Tensor) -> _Outcome:  # (p, m)
+        nan = [like.new_full((len(like),), torch.nan) for _ in range(4)]
+        count = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        running = count + RUNNING
+        return cls(nan[0], nan[1], running, count - 1, count.clone(), count.clone(), nan[2], nan[3], {})
+
+    def settle(self, rows: Tensor, state: PathState, curve: Curve, unevenness: Tensor) -> None:
         self.index[rows], self.decrement[rows] = state.index, state.decrement
+        self.speed_deviation[rows] = unevenness
         self.segments[rows] = curve.segments
         self.curves.setdefault(curve.segments, []).append((rows, curve))
 
@@ -123,8 +133,7 @@ def _solve(
     z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
     p = len(z0)
     nan = z0.new_full((p,), torch.nan)
-    count = torch.zeros(p, dtype=torch.int64, device=z0.device)
-    out = _Outcome(nan.clone(), nan.clone(), count + RUNNING, count - 1, count.clone(), count.clone(), nan.clone(), {})
+    out = _Outcome.unknown(z0)
     out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
     unsound = ~start.nodes.isfinite().flatten(1).all(1) & (out.status == RUNNING)
     out.status[unsound] = int(Status.NON_FINITE)
@@ -132,7 +141,7 @@ def _solve(
     span, size = ((x.abs().amax((1, 2))) for x in (start.nodes - start.nodes[:, :1], start.nodes))
     still = (z0 == z1).all(-1) & (span <= 16 * tolerance(z0.dtype).eps * size) if p else (z0 == z1).all(-1)
     if bool(still.any()):
-        out.length[still], out.error[still], out.decrement[still] = 0.0, 0.0, 0.0
+        out.length[still], out.error[still], out.decrement[still], out.speed_deviation[still] = 0.0, 0.0, 0.0, 0.0
         out.status[still], out.index[still] = int(Status.CONVERGED), 0
     settled = (out.status != RUNNING).nonzero().flatten()
     if len(settled):
@@ -154,7 +163,7 @@ def _solve(
             out.steps[rows] += state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
-            out.settle(rows[done], state.select(done), curve[done])
+            out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
             state = state.select(~done).refined(*_even(curve[~done], speed[~done], weights, 2 * segments))
             rows = rows[~done]
             if progress is not None:
@@ -174,12 +183,14 @@ def _solve(
         index=out.index.view(batch),
         curve=_gather(out.curves, p, m, z0, batch, solver.segments),
         lower_bound=(nan if bound is None else bound).view(batch),
+        speed_deviation=out.speed_deviation.view(batch),
         rtol=rtol,
         stats={
             "segments": out.segments.view(batch),
             "steps": out.steps.view(batch),
             "decrement": out.decrement.view(batch),
         },
+        space=space,
     )
 
 
