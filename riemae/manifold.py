@@ -410,6 +410,9 @@ class Manifold:
         rtol: float = 1e-4,
         solver: Newton | None = None,
         init: Curve | Tensor | None = None,
+        n_starts: int | None = None,
+        graph: Graph | None = None,
+        seed: int | torch.Generator = 0,
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
     ) -> GeodesicResult:
@@ -421,6 +424,10 @@ class Manifold:
             rtol: Relative accuracy of the length.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
             init: Start curves; the straight line unless given.
+            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned, with all others found
+                as its ``alternatives``. 1 without a graph, 4 with one, unless given.
+            graph: A :meth:`graph` on data, whose routes are start curves.
+            seed: Decides the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
             progress: Called with (pairs done, pairs in all).
 
@@ -433,7 +440,19 @@ class Manifold:
         """
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"geodesic ({name})", z, finite=False)
-        return solve_geodesic(self, z0, z1, rtol=rtol, solver=solver, init=init, throw=throw, progress=progress)
+        return solve_geodesic(
+            self,
+            z0,
+            z1,
+            rtol=rtol,
+            solver=solver,
+            init=init,
+            n_starts=n_starts,
+            graph=graph,
+            seed=seed,
+            throw=throw,
+            progress=progress,
+        )
 
     def distance(
         self,
@@ -442,6 +461,9 @@ class Manifold:
         rtol: float = 1e-4,
         solver: Newton | None = None,
         init: Curve | Tensor | None = None,
+        n_starts: int | None = None,
+        graph: Graph | None = None,
+        seed: int | torch.Generator = 0,
         throw: bool = True,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Geodesic distance, differentiable once in the end points and in the decoder's parameters.
@@ -456,12 +478,17 @@ class Manifold:
             rtol: Relative accuracy.
             solver: As in :meth:`geodesic`.
             init: As in :meth:`geodesic`.
+            n_starts: As in :meth:`geodesic`.
+            graph: As in :meth:`geodesic`.
+            seed: As in :meth:`geodesic`.
             throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all the same.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
         """
-        result = self.geodesic(z0, z1, rtol=rtol, solver=solver, init=init, throw=throw)
+        result = self.geodesic(
+            z0, z1, rtol=rtol, solver=solver, init=init, n_starts=n_starts, graph=graph, seed=seed, throw=throw
+        )
         if not torch.is_grad_enabled():
             return result.length
         start, stop = torch.broadcast_tensors(z0, z1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.solvers.graph import Graph
 from riemae.solvers.newton import RUNNING, Newton, PathState
 from riemae.solvers.result import GeodesicResult, Status, remedies
+from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -27,6 +30,8 @@ _SOLVER_SHARE = 1e-3
 _RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 80.0
 _SAFETY = 2.0
 
+_STARTS_WITH_GRAPH = 4
+
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
@@ -40,6 +45,9 @@ def geodesic(
     rtol: float = 1e-4,
     solver: Newton | None = None,
     init: Curve | Tensor | None = None,
+    n_starts: int | None = None,
+    graph: Graph | None = None,
+    seed: int | torch.Generator = 0,
     throw: bool = True,
     progress: Progress | None = None,
 ) -> GeodesicResult:
@@ -58,6 +66,11 @@ def geodesic(
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
             are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
             curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
+        n_starts: Start curves a pair: the straight line (or ``init``), routes through ``graph``, perturbations. The
+            shortest geodesic is returned, the others are its ``alternatives``. 1 without a graph, 4 with one, unless
+            given.
+        graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the point next to them.
+        seed: Decides the perturbations.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
         progress: Called with (pairs done, pairs in all) after every level.
 
@@ -68,7 +81,7 @@ def geodesic(
         ShapeError: When ``z0`` and ``z1`` do not pair up, or ``init`` does not fit them.
         DTypeError: When their dtypes differ, or are not float32 or float64.
         DeviceError: When their devices differ.
-        OptionError: When ``rtol`` is not positive.
+        OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
     """
     z0, z1 = _pairs(z0, z1)
@@ -76,10 +89,20 @@ def geodesic(
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
     if solver is not None and not isinstance(solver, Newton):
         raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
+    if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
+        raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
+    if n_starts is None:
+        n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     if solver is None:
-        solver = Newton(target="minimum" if init is None else "stationary")
+        solver = Newton(target="minimum" if init is None or n_starts != 1 else "stationary")
     with torch.no_grad():
-        result = _solve(space, z0.detach(), z1.detach(), rtol, solver, init, progress)
+        start = _start(z0.detach(), z1.detach(), init)
+        if n_starts == 1 or not len(start.nodes):
+            result = _solve(space, solver, start, rtol, progress)
+        else:
+            fine = replace(solver, segments=min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments))
+            result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
+    result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     if throw and not bool(result.converged.all()):
         raise NotConvergedError(
             "geodesic",
@@ -120,17 +143,10 @@ class _Outcome:
 
 
 def _solve(
-    space: Space,
-    z0: Tensor,
-    z1: Tensor,
-    rtol: float,
-    solver: Newton,
-    init: Curve | Tensor | None,
-    progress: Progress | None,
-) -> GeodesicResult:
-    batch, m = z0.shape[:-1], z0.shape[-1]
-    start = _start(z0, z1, init)
-    z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
+    space: Space, solver: Newton, start: Curve, rtol: float, progress: Progress | None
+) -> GeodesicResult:  # a flat batch (p,)
+    z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
+    m = z0.shape[-1]
     p = len(z0)
     nan = z0.new_full((p,), torch.nan)
     out = _Outcome.unknown(z0)
@@ -177,18 +193,18 @@ def _solve(
     if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
         out.length[(out.status > 0) & (out.length < (1 - 1e-3) * bound)] = torch.nan
     return GeodesicResult(
-        length=out.length.view(batch),
-        error=out.error.view(batch),
-        status=out.status.view(batch),
-        index=out.index.view(batch),
-        curve=_gather(out.curves, p, m, z0, batch, solver.segments),
-        lower_bound=(nan if bound is None else bound).view(batch),
-        speed_deviation=out.speed_deviation.view(batch),
+        length=out.length,
+        error=out.error,
+        status=out.status,
+        index=out.index,
+        curve=_gather(out.curves, p, m, z0, solver.segments),
+        lower_bound=nan if bound is None else bound,
+        speed_deviation=out.speed_deviation,
         rtol=rtol,
         stats={
-            "segments": out.segments.view(batch),
-            "steps": out.steps.view(batch),
-            "decrement": out.decrement.view(batch),
+            "segments": out.segments,
+            "steps": out.steps,
+            "decrement": out.decrement,
         },
         space=space,
     )
@@ -233,9 +249,7 @@ def _running(out: _Outcome) -> Tensor:
     return (out.status == RUNNING).nonzero().flatten()
 
 
-def _gather(
-    curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, batch: torch.Size, coarsest: int
-) -> Curve:
+def _gather(curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, coarsest: int) -> Curve:
     """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
     segments = max(curves, default=coarsest)
     nodes, slopes = like.new_empty(p, segments + 1, m), like.new_empty(p, segments + 1, m)
@@ -243,7 +257,7 @@ def _gather(
         for rows, curve in group:
             fine = curve.resample(segments)
             nodes[rows], slopes[rows] = fine.nodes, fine.slopes
-    return Curve(nodes.view(*batch, segments + 1, m), slopes.view(*batch, segments + 1, m))
+    return Curve(nodes, slopes)
 
 
 class _Queue:
