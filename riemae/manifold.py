@@ -14,7 +14,7 @@ from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
 from riemae.exceptions import AmbientError, DTypeError, OptionError, ShapeError
 from riemae.pullback import Pullback
-from riemae.solvers import Curve, GeodesicResult, Graph, Newton
+from riemae.solvers import Curve, GeodesicResult, Graph, Newton, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
@@ -408,7 +408,7 @@ class Manifold:
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Newton | None = None,
+        solver: Solver | Newton | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,
@@ -459,7 +459,7 @@ class Manifold:
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Newton | None = None,
+        solver: Solver | Newton | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,

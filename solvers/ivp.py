@@ -15,6 +15,7 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
+from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -92,7 +93,7 @@ def log(
     z1: Tensor,
     *,
     rtol: float = 1e-6,
-    solver: Newton | None = None,
+    solver: Solver | Newton | None = None,
     init: Curve | Tensor | None = None,
     refine: bool = True,
     throw: bool = True,
@@ -214,8 +215,9 @@ def _flow(
     steps = torch.zeros(p, dtype=torch.int64, device=z.device)
     failed = ~y.detach().isfinite().all(-1)
     points, now = [], 0.0
+    rhs = lambda w: _velocity(space, w)  # noqa: E731 (one expression)
     for time in times:
-        y, stride = _advance(space, y, time - now, stride, scale, steps, failed, max_steps)
+        y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps)
         now = time
         points.append(torch.where(failed[:, None], torch.nan, y))
     path = torch.stack(points, 1)
@@ -232,8 +234,8 @@ def _flow(
     return ends
 
 
-def _advance(
-    space: Space,
+def advance(
+    rhs: Callable[[Tensor], Tensor],
     y: Tensor,
     duration: float,
     stride: Tensor,
@@ -242,7 +244,21 @@ def _advance(
     failed: Tensor,
     max_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Integrate every sample over ``duration`` with its own steps; marks ``failed`` and counts ``steps`` in place."""
+    """Integrate ``ẏ = rhs(y)`` over ``duration``, every sample with its own steps.
+
+    Args:
+        rhs: ``(k, d) -> (k, d)``, NaN where a sample has none.
+        y: States ``(p, d)``.
+        duration: Time; negative runs backwards.
+        stride: ``(p,)``, step to try first.
+        scale: ``(p, d)``, error allowed in each component.
+        steps: ``(p,)``, steps spent; counted up in place.
+        failed: ``(p,)`` bool; samples that failed are skipped, new failures marked in place.
+        max_steps: Steps a sample may take.
+
+    Returns:
+        The states at the end, and the step each sample would try next.
+    """
     sign = 1.0 if duration >= 0 else -1.0
     total = abs(duration)
     left = torch.full_like(stride, total)
@@ -251,7 +267,7 @@ def _advance(
         if not len(rows):
             return y, stride
         h = torch.minimum(stride[rows], left[rows])
-        trial, error = _dop853(lambda w: _velocity(space, w), y[rows], sign * h, scale[rows])
+        trial, error = _dop853(rhs, y[rows], sign * h, scale[rows])
         good = error <= 1  # False for NaN
         y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
         left[rows] = torch.where(good, left[rows] - h, left[rows])
@@ -311,7 +327,7 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     nodes = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
     z, velocity = _along(curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts)
-    turn = _turning(space, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
+    turn = turning_matrix(space, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
     w = v
     for i in range(count):
         stages: list[Tensor] = []
@@ -332,7 +348,7 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
     return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
 
 
-def _turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
+def turning_matrix(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
     """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone: ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
 
     The basis vectors are scaled to the size of ``u``, which balances the difference.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from riemae.solvers.graph import Graph
 from riemae.solvers.newton import RUNNING, Newton, PathState
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
+from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -43,7 +45,7 @@ def geodesic(
     z1: Tensor,
     *,
     rtol: float = 1e-4,
-    solver: Newton | None = None,
+    solver: Solver | Newton | None = None,
     init: Curve | Tensor | None = None,
     n_starts: int | None = None,
     graph: Graph | None = None,
@@ -62,7 +64,8 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length.
-        solver: Settings; :class:`Newton` unless given.
+        solver: Settings; :class:`Newton` unless given. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
+            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
             are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
             curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
@@ -87,7 +90,7 @@ def geodesic(
     z0, z1 = _pairs(z0, z1)
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
-    if solver is not None and not isinstance(solver, Newton):
+    if solver is not None and not isinstance(solver, (Newton, Solver)):
         raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
     if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
         raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
@@ -100,7 +103,8 @@ def geodesic(
         if n_starts == 1 or not len(start.nodes):
             result = _solve(space, solver, start, rtol, progress)
         else:
-            fine = replace(solver, segments=min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments))
+            segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
+            fine: Solver | Newton = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
             result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
     result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     if throw and not bool(result.converged.all()):
@@ -135,7 +139,7 @@ class _Outcome:
         running = count + RUNNING
         return cls(nan[0], nan[1], running, count - 1, count.clone(), count.clone(), nan[2], nan[3], {})
 
-    def settle(self, rows: Tensor, state: PathState, curve: Curve, unevenness: Tensor) -> None:
+    def settle(self, rows: Tensor, state: Any, curve: Curve, unevenness: Tensor) -> None:
         self.index[rows], self.decrement[rows] = state.index, state.decrement
         self.speed_deviation[rows] = unevenness
         self.segments[rows] = curve.segments
@@ -143,7 +147,7 @@ class _Outcome:
 
 
 def _solve(
-    space: Space, solver: Newton, start: Curve, rtol: float, progress: Progress | None
+    space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
     m = z0.shape[-1]
@@ -165,9 +169,10 @@ def _solve(
 
     queue = _Queue(space, start, _running(out), solver)
     previous, before = nan, nan
+    ratio = getattr(solver, "refinement_ratio", _RATIO_ASSUMED)
     segments = solver.segments
     rows, nodes = queue.admit(segments)
-    state = PathState.start(nodes)
+    state = _begin(solver, nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
             state = _solve_level(space, solver, state, rtol, out.steps[rows])
@@ -175,18 +180,20 @@ def _solve(
             speed, weights = speeds(space, curve)
             before, previous = previous, out.length.clone()
             out.length[rows] = (speed * weights).sum(-1)
-            out.error[rows] = _error(before[rows], previous[rows], out.length[rows])
+            out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
             out.steps[rows] += state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
             out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
-            state = state.select(~done).refined(*_even(curve[~done], speed[~done], weights, 2 * segments))
+            finer = _even(curve[~done], speed[~done], weights, 2 * segments)
+            state = state.select(~done).refined(*finer) if isinstance(solver, Newton) else solver.begin(finer[0])
             rows = rows[~done]
             if progress is not None:
                 progress(p - len(rows) - len(queue.rows), p)
         segments *= 2
         joined, nodes = queue.admit(segments)
-        state = PathState.cat([state, PathState.start(nodes)]) if len(rows) else PathState.start(nodes)
+        new = _begin(solver, nodes)
+        state = type(new).cat([state, new]) if len(rows) else new
         rows = torch.cat([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
@@ -210,7 +217,11 @@ def _solve(
     )
 
 
-def _solve_level(space: Space, solver: Newton, state: PathState, rtol: float, spent: Tensor) -> PathState:
+def _begin(solver: Solver | Newton, nodes: Tensor) -> Any:
+    return PathState.start(nodes) if isinstance(solver, Newton) else solver.begin(nodes)
+
+
+def _solve_level(space: Space, solver: Solver | Newton, state: Any, rtol: float, spent: Tensor) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
     while True:
         active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
@@ -219,16 +230,16 @@ def _solve_level(space: Space, solver: Newton, state: PathState, rtol: float, sp
         state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
 
 
-def _error(before: Tensor, previous: Tensor, now: Tensor) -> Tensor:
+def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Tensor:
     """Error estimate from the lengths at two or three levels; NaN at the first."""
-    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(_RATIO_ASSUMED, posinf=_RATIO_MAX)
+    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(assumed, posinf=_RATIO_MAX)
     estimate = (previous - now).abs() / (ratio.clamp(_RATIO_MIN, _RATIO_MAX) - 1)
     # The previous length is that of a real curve: a longer one is too long by all of the difference.
     estimate = torch.where(previous.isnan(), estimate, torch.maximum(estimate, now - previous))
     return torch.maximum(estimate, tolerance(now.dtype).length * now)
 
 
-def _verdict(state: PathState, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Newton) -> Tensor:
+def _verdict(state: Any, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Solver | Newton) -> Tensor:
     """Status after a level; RUNNING where a finer one is needed."""
     met = state.status == Status.CONVERGED
     solved = met | (state.status == Status.PRECISION)
@@ -267,7 +278,7 @@ class _Queue:
     solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
     """
 
-    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:
+    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Solver | Newton) -> None:
         self.rows, self.solver = rows, solver
         self.start = start[rows]
         points = self.start.nodes
