@@ -12,9 +12,11 @@ from riemae.solvers.exceptions import NotConvergedError, OptionError
 from riemae.solvers.jacobi import Moment, Variation, _paired
 from riemae.solvers.space import Space
 
-_SAMPLES = 64
+# Samples along a geodesic before any is added, and the time, as a share of the whole, that weighs A against DA.
+_SAMPLES, _UNIT = 16, 1 / 8
 _LEAP = math.pi / 2  # angles that turn by more between two samples might be mistaken for one another
 _HALVINGS = 8  # of the sampling
+_ITERATIONS, _EXACT = 40, 1e-10  # of the root finder
 _TOGETHER = 1e-6  # crossings this close, relative to the whole time, are one of higher multiplicity
 
 
@@ -87,14 +89,43 @@ def conjugate_points(
             "They leave the domain of the metric or meet a singular point; shorten t, or loosen rtol.",
             track.failed,
         )
-    width = max((len(found) for found in crossings), default=0)
-    times = z.new_full((len(flat_z), width), torch.nan)
-    points = z.new_full((len(flat_z), width, m), torch.nan)
-    count = torch.zeros(len(flat_z), width, dtype=torch.int64, device=z.device)
-    for row, found in enumerate(crossings):
-        for k, (time, multiplicity, point) in enumerate(found):
-            times[row, k], count[row, k], points[row, k] = time, multiplicity, point
-    return ConjugatePoints(times.view(*batch, width), count.view(*batch, width), points.view(*batch, width, m))
+    return _table(crossings, len(flat_z), m, batch, t)
+
+
+@dataclass
+class _Intervals:
+    """Stretches of geodesics, ``q`` of them.
+
+    Attributes:
+        row: ``(q,)``, which geodesic.
+        left: ``(q,)``, when it begins.
+        span: ``(q,)``, how long it lasts.
+        start: Geodesic and fields where it begins.
+        before: ``(q, m)``, the angles there.
+        after: ``(q, m)``, the angles where it ends.
+    """
+
+    row: Tensor
+    left: Tensor
+    span: Tensor
+    start: Moment
+    before: Tensor
+    after: Tensor
+
+    def select(self, index: Tensor) -> _Intervals:
+        start = self.start.select(index)
+        return _Intervals(
+            self.row[index], self.left[index], self.span[index], start, self.before[index], self.after[index]
+        )
+
+
+@dataclass
+class _Crossings:
+    """Conjugate points, not in order: of which geodesic, when, where; those of multiplicity several times."""
+
+    row: Tensor
+    time: Tensor
+    point: Tensor
 
 
 class _Track:
@@ -103,107 +134,127 @@ class _Track:
     def __init__(self, space: Space, z: Tensor, v: Tensor, t: float, rtol: float | None, max_steps: int) -> None:
         self.space, self.t, self.rtol, self.max_steps = space, t, rtol, max_steps
         p, m = z.shape
-        identity = torch.eye(m).to(z).expand(p, m, m) / t  # at unit scale whatever the time
+        identity = torch.eye(m).to(z).expand(p, m, m) / t  # of unit size whatever the time
         flow = Variation(space, z, v, torch.zeros_like(identity), identity, t, rtol, max_steps)
-        self.moments = [flow.at(0.0)]
-        self.times = [0.0]
-        for k in range(1, _SAMPLES + 1):
-            self.times.append(t * k / _SAMPLES)
-            self.moments.append(flow.at(self.times[-1]))
+        self.moments = [flow.at(t * k / _SAMPLES) for k in range(_SAMPLES + 1)]
         self.failed = flow.failed
 
-    def crossings(self) -> list[list[tuple[float, int, Tensor]]]:
-        """Of every sample: time, multiplicity and place of its conjugate points."""
-        p = len(self.failed)
-        found: list[list[tuple[float, Tensor]]] = [[] for _ in range(p)]
-        angles = [self._angles(moment) for moment in self.moments]
-        angles[0] = torch.zeros_like(angles[0])  # all fields vanish at the start
+    def crossings(self) -> _Crossings:
+        """All conjugate points."""
         sound = (~self.failed).nonzero().flatten()
-        for k in range(_SAMPLES):
-            for row in sound.tolist():
-                start = _row(self.moments[k], row)
-                self._between(
-                    start, angles[k][row], angles[k + 1][row], self.times[k], self.times[k + 1], found[row], 0
-                )
-        return [_merged(times, self.t) for times in found]
+        angles = [self._angles(moment)[sound] for moment in self.moments]
+        angles[0] = torch.zeros_like(angles[0])  # all fields vanish at the start
+        span = torch.full_like(self.moments[0].z[sound, 0], self.t / _SAMPLES)
+        left = torch.arange(_SAMPLES).to(span)[:, None] * span
+        every = _Intervals(
+            row=sound.repeat(_SAMPLES),
+            left=left.flatten(),
+            span=span.repeat(_SAMPLES),
+            start=Moment.cat([moment.select(sound) for moment in self.moments[:-1]]),
+            before=torch.cat(angles[:-1]),
+            after=torch.cat(angles[1:]),
+        )
+        return self._inside(every, _HALVINGS)
 
-    def _between(
-        self,
-        start: Moment,
-        before: Tensor,
-        after: Tensor,
-        left: float,
-        right: float,
-        found: list[tuple[float, Tensor]],
-        depth: int,
-    ) -> None:
-        lifted, leap = _lifted(before, after)
-        if leap > _LEAP and depth < _HALVINGS:
-            half = (left + right) / 2
-            middle = self._flow(start, half - left)
-            angles = self._angles(middle)[0]
-            self._between(start, before, angles, left, half, found, depth + 1)
-            self._between(middle, angles, after, half, right, found, depth + 1)
-            return
-        for rank in (lifted >= 2 * torch.pi).nonzero().flatten().tolist():
-            found.append(self._located(start, before, rank, left, right))
+    def _inside(self, part: _Intervals, halvings: int) -> _Crossings:
+        lifted, leap = _lifted(part.before, part.after)
+        coarse = (leap > _LEAP) & (halvings > 0)
+        fine = (~coarse).nonzero().flatten()
+        passed = (lifted[fine] >= 2 * torch.pi).nonzero()
+        found = [self._located(part.select(fine[passed[:, 0]]), passed[:, 1])]
+        if bool(coarse.any()):
+            long = part.select(coarse.nonzero().flatten())
+            half = long.span / 2
+            middle = self._flow(long.start, half)
+            between = self._angles(middle)
+            found.append(
+                self._inside(_Intervals(long.row, long.left, half, long.start, long.before, between), halvings - 1)
+            )
+            found.append(
+                self._inside(_Intervals(long.row, long.left + half, half, middle, between, long.after), halvings - 1)
+            )
+        return _Crossings(*(torch.cat([getattr(x, name) for x in found]) for name in ("row", "time", "point")))
 
-    def _located(self, start: Moment, before: Tensor, rank: int, left: float, right: float) -> tuple[float, Tensor]:
-        """When and where the angle of this rank passes 2π."""
-        from scipy.optimize import brentq
+    def _located(self, part: _Intervals, rank: Tensor) -> _Crossings:
+        """When and where the angles of these ranks pass 2π: the Illinois variant of regula falsi, all at once."""
 
-        def excess(duration: float) -> float:
-            return float(_lifted(before, self._angles(self._flow(start, duration))[0])[0][rank]) - 2 * math.pi
+        def excess(after: Tensor) -> Tensor:
+            return _lifted(part.before, after)[0].gather(1, rank[:, None])[:, 0] - 2 * torch.pi
 
-        last = right - left
-        # Rounding of the integrator can put the end of the interval on the other side of a root at it.
-        duration = last if excess(last) <= 0 else brentq(excess, 0.0, last, xtol=1e-12 * self.t, rtol=1e-14)
-        return left + duration, self._flow(start, duration).z[0]
+        low, high = torch.zeros_like(part.span), part.span.clone()
+        below, above = part.before.gather(1, rank[:, None])[:, 0] - 2 * torch.pi, excess(part.after)
+        root, point = high.clone(), self.space_end(part, high)
+        kept = torch.zeros_like(rank)  # which end stayed last: −1 low, 1 high
+        for _ in range(_ITERATIONS):
+            if not len(rank) or bool(((high - low) <= _EXACT * self.t).all()):
+                break
+            root = (low * above - high * below) / (above - below).clamp(min=torch.finfo(low.dtype).tiny)
+            moment = self._flow(part.start, root)
+            point = moment.z
+            value = excess(self._angles(moment))
+            if bool((value.abs() <= _EXACT).all()):
+                break
+            right = value > 0
+            # An end that stays twice is held back by half, or the other would creep.
+            below = torch.where(right, torch.where(kept == -1, below / 2, below), value)
+            above = torch.where(right, value, torch.where(kept == 1, above / 2, above))
+            high, low = torch.where(right, root, high), torch.where(right, low, root)
+            kept = torch.where(right, -1, 1)
+        return _Crossings(part.row, part.left + root, point)
 
-    def _flow(self, start: Moment, duration: float) -> Moment:
+    def space_end(self, part: _Intervals, span: Tensor) -> Tensor:
+        """Points at the end of stretches; without any, nothing is integrated."""
+        return part.start.z if not len(span) else self._flow(part.start, span).z
+
+    def _flow(self, start: Moment, duration: Tensor) -> Moment:
         fields, derivatives = start.fields, start.derivatives
         flow = Variation(self.space, start.z, start.v, fields, derivatives, self.t, self.rtol, self.max_steps)
         return flow.at(duration)
 
     def _angles(self, moment: Moment) -> Tensor:  # -> (p, m), ascending in [0, 2π)
         """Angles of the eigenvalues of ``U``."""
-        a, da = moment.fields.mT, moment.derivatives.mT * self.t
+        a, da = moment.fields.mT, moment.derivatives.mT * (_UNIT * self.t)
         sound = (a.isfinite() & da.isfinite()).flatten(1).all(1)
         out = a.new_full(a.shape[:2], torch.nan)
+        if not bool(sound.any()):
+            return out
         metric = self.space.metric(moment.z[sound])
         frame = torch.linalg.cholesky(metric).mT  # rows of an orthonormal coframe: |Lᵀ u|² = uᵀ G u
-        stacked = torch.cat([frame @ a[sound], frame @ da[sound]], 1)
-        q = torch.linalg.qr(stacked)[0]  # the plane, whatever the growth of the fields
+        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[0]  # whatever the fields' growth
         top, bottom = q.chunk(2, 1)
         u = torch.linalg.solve((bottom - 1j * top).mT, (bottom + 1j * top).mT).mT
         out[sound] = torch.linalg.eigvals(u).angle().remainder(2 * torch.pi).sort(-1).values
         return out
 
 
-def _lifted(before: Tensor, after: Tensor) -> tuple[Tensor, float]:  # (m,), (m,) -> (m,)
+def _lifted(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:  # (q, m), (q, m) -> (q, m), (q,)
     """The second angles as continuations of the first, and by how much they have turned at most.
 
     Sorted angles on a circle keep their order, so the second are a shift of the first; the one that moves them least
     is right. An angle of 2π or more has passed a conjugate point.
     """
-    m = len(before)
-    shifts = [torch.cat([after[k:], after[:k] + 2 * torch.pi]) for k in range(m + 1)]
-    shifts += [torch.cat([after[-k:] - 2 * torch.pi, after[:-k]]) for k in range(1, m + 1)]
-    leaps = [float((lifted - before).abs().max()) for lifted in shifts]
-    best = min(range(len(shifts)), key=leaps.__getitem__)
-    return shifts[best], leaps[best]
+    m = before.shape[1]
+    turn = 2 * torch.pi
+    shifts = [torch.cat([after[:, k:], after[:, :k] + turn], 1) for k in range(m + 1)]
+    shifts += [torch.cat([after[:, m - k :] - turn, after[:, : m - k]], 1) for k in range(1, m + 1)]
+    every = torch.stack(shifts)  # (2m + 1, q, m)
+    leap, best = (every - before).abs().amax(-1).min(0)
+    return every[best, torch.arange(len(before), device=before.device)], leap
 
 
-def _merged(times: list[tuple[float, Tensor]], t: float) -> list[tuple[float, int, Tensor]]:
-    """Crossings at one time as one point of higher multiplicity."""
-    merged: list[tuple[float, int, Tensor]] = []
-    for time, point in sorted(times, key=lambda pair: pair[0]):
-        if merged and time - merged[-1][0] <= _TOGETHER * t:
-            merged[-1] = (merged[-1][0], merged[-1][1] + 1, merged[-1][2])
+def _table(found: _Crossings, p: int, m: int, batch: torch.Size, t: float) -> ConjugatePoints:
+    """Crossings sorted into rows; those at one time are one point of higher multiplicity."""
+    rows: list[list[tuple[float, int, Tensor]]] = [[] for _ in range(p)]
+    for k in found.time.argsort().tolist():
+        row, time = rows[int(found.row[k])], float(found.time[k])
+        if row and time - row[-1][0] <= _TOGETHER * t:
+            row[-1] = (row[-1][0], row[-1][1] + 1, row[-1][2])
         else:
-            merged.append((time, 1, point))
-    return merged
-
-
-def _row(moment: Moment, row: int) -> Moment:
-    return Moment(*(x[row : row + 1] for x in (moment.z, moment.v, moment.fields, moment.derivatives)))
+            row.append((time, 1, found.point[k]))
+    width = max(map(len, rows), default=0)
+    times, points = found.time.new_full((p, width), torch.nan), found.point.new_full((p, width, m), torch.nan)
+    count = torch.zeros(p, width, dtype=torch.int64, device=times.device)
+    for i, row in enumerate(rows):
+        for k, (time, multiplicity, point) in enumerate(row):
+            times[i, k], count[i, k], points[i, k] = time, multiplicity, point
+    return ConjugatePoints(times.view(*batch, width), count.view(*batch, width), points.view(*batch, width, m))

@@ -237,7 +237,7 @@ def _flow(
 def advance(
     rhs: Callable[[Tensor], Tensor],
     y: Tensor,
-    duration: float,
+    duration: float | Tensor,
     stride: Tensor,
     scale: Tensor,
     steps: Tensor,
@@ -249,7 +249,7 @@ def advance(
     Args:
         rhs: ``(k, d) -> (k, d)``, NaN where a sample has none.
         y: States ``(p, d)``.
-        duration: Time; negative runs backwards.
+        duration: Time, one for all or ``(p,)``; negative runs backwards.
         stride: ``(p,)``, step to try first.
         scale: ``(p, d)``, error allowed in each component.
         steps: ``(p,)``, steps spent; counted up in place.
@@ -259,15 +259,15 @@ def advance(
     Returns:
         The states at the end, and the step each sample would try next.
     """
-    sign = 1.0 if duration >= 0 else -1.0
-    total = abs(duration)
-    left = torch.full_like(stride, total)
+    spans = torch.as_tensor(duration, dtype=y.dtype, device=y.device).expand(len(y))
+    sign, total = spans.sign(), spans.abs()
+    left = total.clone()
     while True:
         rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
         if not len(rows):
             return y, stride
         h = torch.minimum(stride[rows], left[rows])
-        trial, error = _dop853(rhs, y[rows], sign * h, scale[rows])
+        trial, error = _dop853(rhs, y[rows], sign[rows] * h, scale[rows])
         good = error <= 1  # False for NaN
         y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
         left[rows] = torch.where(good, left[rows] - h, left[rows])
@@ -276,7 +276,7 @@ def advance(
         # A step cut short by the end of the interval says nothing about how long the next may be.
         stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
         steps[rows] += 1
-        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total)
+        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total[rows])
 
 
 def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,15 @@ class Moment:
     fields: Tensor
     derivatives: Tensor
 
+    def select(self, index: Tensor) -> Moment:
+        """The geodesics at ``index``."""
+        return Moment(self.z[index], self.v[index], self.fields[index], self.derivatives[index])
+
+    @classmethod
+    def cat(cls, parts: list[Moment]) -> Moment:
+        """One batch from several."""
+        return cls(*(torch.cat([getattr(x, name) for x in parts]) for name in ("z", "v", "fields", "derivatives")))
+
 
 class Variation:
     """Geodesics with ``c`` Jacobi fields each, integrated forward from one time to the next.
@@ -137,17 +146,17 @@ class Variation:
         self.steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self.failed = ~self.y.isfinite().all(1)
         self.stride: Tensor | None = None
-        self.now = 0.0
+        self.now: float | Tensor = 0.0
 
-    def at(self, time: float) -> Moment:
-        """Everything at ``time``, NaN for samples that failed on the way."""
-        duration = time - self.now
-        if duration:
+    def at(self, time: float | Tensor) -> Moment:
+        """Everything at ``time`` (one for all, or ``(p,)``), NaN for samples that failed on the way."""
+        spans = torch.as_tensor(time - self.now, dtype=self.y.dtype, device=self.y.device).expand(len(self.y))
+        if bool(spans.any()):
             if self.stride is None:
-                self.stride = torch.full_like(self.y[:, 0], 0.1 * abs(duration))
+                self.stride = spans.abs().clamp(max=0.1 * self.reach)
             scale = self._scale()
             self.y, self.stride = advance(
-                self._rhs, self.y, duration, self.stride, scale, self.steps, self.failed, self.max_steps
+                self._rhs, self.y, spans, self.stride, scale, self.steps, self.failed, self.max_steps
             )
             self.now = time
         return self._moment()
