@@ -14,7 +14,7 @@ from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder
 from riemae.exceptions import AmbientError, DTypeError, OptionError, ShapeError
 from riemae.pullback import Pullback
-from riemae.solvers import Curve, GeodesicResult, Graph, Newton, Solver
+from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Newton, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
@@ -554,6 +554,58 @@ class Manifold:
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False)
         return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+
+    def jacobi_field(
+        self,
+        z: Tensor,
+        v: Tensor,
+        start: Tensor | None = None,
+        slope: Tensor | None = None,
+        t: float | Tensor = 1.0,
+        rtol: float | None = None,
+        throw: bool = True,
+    ) -> JacobiField:
+        """The Jacobi field along ``exp(z, t v)`` with ``J(0) = start`` and ``DJ/dt(0) = slope``.
+
+        :func:`riemae.solvers.jacobi` on this manifold.
+
+        Args:
+            z: Start points ``(*b, m)``.
+            v: Velocities ``(*b, m)``.
+            start: Initial values ``(*b, m)``; 0 unless given.
+            slope: Initial covariant derivatives ``(*b, m)``; 0 unless given.
+            t: One time, or increasing times ``(k,)``.
+            rtol: As in :meth:`exp`.
+            throw: As in :meth:`exp`.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
+        """
+        start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
+        flat, w, j, dj, batch = self._core.tangents("jacobi_field", z, v, start, slope)
+        z, v, start, slope = (x.view(*batch, flat.shape[-1]) for x in (flat, w, j, dj))
+        return solvers.jacobi(self, z, v, start, slope, t, rtol=rtol, throw=throw)
+
+    def conjugate_points(
+        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
+    ) -> ConjugatePoints:
+        """Conjugate points along geodesics for times in ``(0, t)``, with multiplicity; at distance πr on a sphere.
+
+        :func:`riemae.solvers.conjugate_points` on this manifold; not differentiable.
+
+        Args:
+            z: Start points ``(*b, m)``.
+            v: Velocities ``(*b, m)``.
+            t: When to stop.
+            rtol: As in :meth:`exp`.
+            throw: As in :meth:`exp`.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
+        """
+        flat, w, batch = self._core.tangents("conjugate_points", z, v)
+        z, v = flat.view(*batch, flat.shape[-1]), w.view(*batch, flat.shape[-1])
+        return solvers.conjugate_points(self, z, v, t, rtol=rtol, throw=throw)
 
     def transport(
         self, curve: Curve | Tensor, v: Tensor, rtol: float | None = None, throw: bool = True

@@ -1,6 +1,7 @@
 """Geodesics on any space that has the small :class:`Space` protocol; knows no network and no decoder."""
 
 from riemae.solvers.adam import Adam
+from riemae.solvers.bvp import BVP
 from riemae.solvers.certificate import turning
 from riemae.solvers.conjugate import ConjugatePoints, conjugate_points
 from riemae.solvers.curve import Curve, energy, length
@@ -13,11 +14,13 @@ from riemae.solvers.lbfgs import LBFGS
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.result import HINTS, GeodesicResult, Status
+from riemae.solvers.shooting import Shooting
 from riemae.solvers.solver import Solver, State
 from riemae.solvers.space import MetricSpace, Space
 from riemae.solvers.spline import CubicSpline
 
 __all__ = [
+    "BVP",
     "GEORCE",
     "HINTS",
     "LBFGS",
@@ -31,6 +34,7 @@ __all__ = [
     "JacobiField",
     "MetricSpace",
     "Newton",
+    "Shooting",
     "Solver",
     "Space",
     "State",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
-from riemae.solvers.solver import State, check_settings, judged
+from riemae.solvers.solver import State, check_settings, with_index
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -84,7 +84,7 @@ class GEORCE:
         status = torch.where(singular, int(Status.SINGULAR), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
         state = replace(state, nodes=nodes, status=status, decrement=decrement, steps=state.steps + 1)
-        return _with_index(space, state, status == Status.CONVERGED)
+        return with_index(space, state, status == Status.CONVERGED)
 
 
 def _controls(inverse: Tensor, slope_in_x: Tensor, gap: Tensor) -> Tensor:
@@ -128,14 +128,3 @@ def _searched(
         pending = pending[~good]
         stride[pending] /= 2
     return nodes, moved
-
-
-def _with_index(space: Space, state: State, done: Tensor) -> State:
-    """Count the conjugate points of finished curves by the Hessian of the chord energy."""
-    rows = done.nonzero().flatten()
-    if not len(rows):
-        return state
-    known = replace(state.select(rows), status=torch.full_like(rows, RUNNING))
-    index = state.index.clone()
-    index[rows] = judged(space, known, 0.0).index
-    return replace(state, index=index)

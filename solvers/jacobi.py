@@ -175,14 +175,18 @@ class Variation:
         parts = self.y.detach().unflatten(1, (2 + 2 * c, -1)).abs()
         tiny = torch.finfo(parts.dtype).tiny
         speed = parts[:, 1].amax(-1)
-        size = torch.maximum(parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2)))
-        units = [speed * self.reach, speed, *[size] * c, *[size / self.reach] * c]
+        units = [speed * self.reach, speed]
+        if c:
+            size = torch.maximum(parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2)))
+            units += [*[size] * c, *[size / self.reach] * c]
         scale = torch.stack(units, 1)[:, :, None].expand(parts.shape).flatten(1)
         return self.rtol * scale.clamp(min=tiny)
 
     def _rhs(self, y: Tensor) -> Tensor:
         c = self.count
         parts = y.unflatten(1, (2 + 2 * c, -1))
+        if not c:
+            return torch.cat([parts[:, 1], sound_acceleration(self.space, parts[:, 0], parts[:, 1])], 1)
         z, v = (parts[:, i].repeat_interleave(c, 0) for i in (0, 1))
         moved, turned = (x.flatten(0, 1).contiguous() for x in (parts[:, 2 : 2 + c], parts[:, 2 + c :]))
         value, tangent, *_ = jvp(lambda a, b: sound_acceleration(self.space, a, b), (z, v), (moved, turned))

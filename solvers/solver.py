@@ -180,3 +180,14 @@ def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S
         decrement=torch.where(running, torch.where(finite, relative, torch.nan), state.decrement),
         index=torch.where(running, index, state.index),
     )
+
+
+def with_index(space: Space, state: S, done: Tensor) -> S:
+    """The state with the Morse index of finished curves, from the Hessian of the chord energy."""
+    rows = done.nonzero().flatten()
+    if not len(rows):
+        return state
+    known = State.start(state.nodes[rows])
+    index = state.index.clone()
+    index[rows] = judged(space, known, 0.0).index
+    return replace(state, index=index)
