@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,13 +53,20 @@ def turning(space: Space, curve: Curve, pieces: Tensor | None = None) -> Tensor:
 
 def sound_acceleration(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
     """The space's acceleration, NaN where the metric is singular or there is no value: only that point fails."""
+    return sound(space.acceleration, z.shape[1:], z, v)
+
+
+def sound(call: Callable[..., Tensor], shape: torch.Size, *arguments: Tensor) -> Tensor:  # -> (k, *shape)
+    """``call`` on a batch of points, NaN for those that make it raise one of our errors."""
     try:
-        return space.acceleration(z, v)
+        return call(*arguments)
     except RiemaeError:
-        if len(z) == 1:
-            return torch.full_like(z, torch.nan)
-        half = len(z) // 2
-        return torch.cat([sound_acceleration(space, z[:half], v[:half]), sound_acceleration(space, z[half:], v[half:])])
+        first = arguments[0]
+        if len(first) == 1:
+            return first.new_full((1, *shape), torch.nan)
+        half = len(first) // 2
+        parts = [x[:half] for x in arguments], [x[half:] for x in arguments]
+        return torch.cat([sound(call, shape, *part) for part in parts])
 
 
 def unevenness(speed: Tensor, weights: Tensor) -> Tensor:  # (p, q), (q,) -> (p,)

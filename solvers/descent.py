@@ -90,6 +90,9 @@ class Descent(ABC):
         before = state.parameters
         x, memory, scalars = self.method.advance(objective, before, state.memory, state.scalars, self.burst)
         everyone = torch.arange(len(x), device=x.device)
+        # A step out of the domain leaves NaN behind: such a curve stays where it was, and ends.
+        lost = ~x.isfinite().flatten(1).all(1)
+        x = torch.where(lost[:, None, None], before, x)
         state = replace(
             state,
             nodes=placed(x, everyone),
@@ -99,5 +102,7 @@ class Descent(ABC):
             steps=state.steps + self.burst,
         )
         state = judged(space, state, tol, basis)
-        stuck = (state.status == RUNNING) & (x == before).flatten(1).all(1)
-        return replace(state, status=torch.where(stuck, int(Status.STALLED), state.status))
+        running = state.status == RUNNING
+        stuck = running & (x == before).flatten(1).all(1)
+        status = torch.where(stuck, int(Status.STALLED), state.status)
+        return replace(state, status=torch.where(running & lost, int(Status.NON_FINITE), status))

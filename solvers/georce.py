@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import sound
 from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings, with_index
@@ -59,14 +60,13 @@ class GEORCE:
     def step(self, space: Space, state: State, tol: float) -> State:
         """One iteration of every curve."""
         x, u = state.nodes[:, :-1], state.nodes.diff(dim=1)
-        metric = space.metric(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        m = x.shape[-1]
+        metric = sound(space.metric, torch.Size([m, m]), x.flatten(0, 1)).unflatten(0, x.shape[:2])
         slope_in_x = _position_gradient(space, x, u)
         factor, info = torch.linalg.cholesky_ex(metric)
         pivots = factor.diagonal(dim1=-2, dim2=-1).square() / metric.diagonal(dim1=-2, dim2=-1)
         singular = ((info != 0) | ~(pivots > tolerance(x.dtype).rank).all(-1)).any(1)
-        inverse = torch.cholesky_inverse(
-            torch.where(singular[:, None, None, None], torch.eye(x.shape[-1]).to(x), factor)
-        )
+        inverse = torch.cholesky_inverse(torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor))
         new = _controls(inverse, slope_in_x, state.nodes[:, -1] - state.nodes[:, 0])
 
         # dE/dx_t along the step; the end points stand still.

@@ -327,7 +327,7 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     nodes = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
     z, velocity = _along(curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts)
-    turn = turning_matrix(space, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
+    turn = turning_matrix(space.acceleration, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
     w = v
     for i in range(count):
         stages: list[Tensor] = []
@@ -348,7 +348,9 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
     return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
 
 
-def turning_matrix(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
+def turning_matrix(
+    acceleration: Callable[[Tensor, Tensor], Tensor], z: Tensor, u: Tensor
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
     """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone: ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
 
     The basis vectors are scaled to the size of ``u``, which balances the difference.
@@ -358,7 +360,7 @@ def turning_matrix(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*
     basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
     points = z[..., None, :].expand(basis.shape).reshape(-1, m)
     ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
-    there, back = space.acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    there, back = acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
     return ((there - back).view(basis.shape) / (4 * size)).mT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -199,7 +200,7 @@ def sound_turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (p, m), (p, 
     finite = z.isfinite().all(-1) & u.isfinite().all(-1)
     out = z.new_full((*z.shape, z.shape[-1]), torch.nan)
     if bool(finite.any()):
-        out[finite] = turning_matrix(space, z[finite], u[finite])
+        out[finite] = turning_matrix(partial(sound_acceleration, space), z[finite], u[finite])
     return out
 
 
