@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.exceptions import NotConvergedError, OptionError
-from riemae.solvers.jacobi import Moment, Variation, _paired
+from riemae.solvers.jacobi import Moment, Variation, paired
 from riemae.solvers.space import Space
 
 # Samples along a geodesic before any is added, and the time, as a share of the whole, that weighs A against DA.
@@ -75,7 +75,7 @@ def conjugate_points(
     """
     if not (t > 0 and math.isfinite(t)):
         raise OptionError("conjugate_points", "a positive finite time", str(t), "")
-    z, v = _paired("conjugate_points", z, v)
+    z, v = paired("conjugate_points", z, v)
     m, batch = z.shape[-1], z.shape[:-1]
     flat_z, flat_v = z.detach().reshape(-1, m), v.detach().reshape(-1, m)
     with torch.no_grad():
@@ -183,7 +183,7 @@ class _Track:
 
         low, high = torch.zeros_like(part.span), part.span.clone()
         below, above = part.before.gather(1, rank[:, None])[:, 0] - 2 * torch.pi, excess(part.after)
-        root, point = high.clone(), self.space_end(part, high)
+        root, point = high.clone(), self._end(part, high)
         kept = torch.zeros_like(rank)  # which end stayed last: −1 low, 1 high
         for _ in range(_ITERATIONS):
             if not len(rank) or bool(((high - low) <= _EXACT * self.t).all()):
@@ -202,7 +202,7 @@ class _Track:
             kept = torch.where(right, -1, 1)
         return _Crossings(part.row, part.left + root, point)
 
-    def space_end(self, part: _Intervals, span: Tensor) -> Tensor:
+    def _end(self, part: _Intervals, span: Tensor) -> Tensor:
         """Points at the end of stretches; without any, nothing is integrated."""
         return part.start.z if not len(span) else self._flow(part.start, span).z
 

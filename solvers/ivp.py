@@ -163,7 +163,7 @@ def transport(
             f"{tuple(v.shape)} and {v.dtype}",
             "One a curve.",
         )
-    rtol = _accuracy("transport", rtol, v, 1e-8, 1e-4)
+    rtol = accuracy_of("transport", rtol, v, 1e-8, 1e-4)
     previous = _transported(space, curve, v, 1)
     parts = 2
     while True:
@@ -200,7 +200,7 @@ def _flow(
         raise ShapeError(
             where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
         )
-    rtol = _accuracy(where, rtol, z, 1e-9, 1e-5)
+    rtol = accuracy_of(where, rtol, z, 1e-9, 1e-5)
     if not all(math.isfinite(t) for t in times):
         raise OptionError(where, "a finite time", str(times[-1]), "")
     z, v = torch.broadcast_tensors(z, v)
@@ -398,7 +398,12 @@ def _shooting(space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor
     return (best > rtol).logical_and(best.isfinite()).nonzero().flatten()
 
 
-def _accuracy(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+def accuracy_of(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+    """``rtol`` as it was given, or the default of the dtype of ``like``.
+
+    Raises:
+        OptionError: When it is not positive.
+    """
     tolerance(like.dtype)
     if rtol is None:
         return double if like.dtype == torch.float64 else single

@@ -12,7 +12,7 @@ from torch.func import jvp
 
 from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
-from riemae.solvers.ivp import _accuracy, advance, turning_matrix
+from riemae.solvers.ivp import accuracy_of, advance, turning_matrix
 from riemae.solvers.space import Space
 
 
@@ -72,7 +72,7 @@ def jacobi(
     """
     zero = torch.zeros_like(z)
     start, slope = zero if start is None else start, zero if slope is None else slope
-    z, v, start, slope = _paired("jacobi", z, v, start, slope)
+    z, v, start, slope = paired("jacobi", z, v, start, slope)
     m, batch = z.shape[-1], z.shape[:-1]
     flat = [x.reshape(-1, m) for x in (z, v, start, slope)]
     times = _times("jacobi", t)
@@ -139,7 +139,7 @@ class Variation:
         max_steps: int,
     ) -> None:
         self.space, self.reach, self.max_steps = space, max(abs(reach), 1e-30), max_steps
-        self.rtol = _accuracy("jacobi", rtol, z, 1e-9, 1e-5)
+        self.rtol = accuracy_of("jacobi", rtol, z, 1e-9, 1e-5)
         self.count = fields.shape[1]
         # The coordinates' own derivative of J: dJ/dt = DJ/dt − Γ(ż, J).
         rates = derivatives + torch.einsum("pij,pcj->pci", sound_turning(space, z, v), fields)
@@ -204,7 +204,12 @@ def sound_turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (p, m), (p, 
     return out
 
 
-def _paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
+def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
+    """Points and vectors of one shape.
+
+    Raises:
+        ShapeError: When they do not broadcast, or their dtypes differ.
+    """
     shapes = ", ".join(str(tuple(x.shape)) for x in vectors)
     problem = ShapeError(where, "points and vectors of one shape (*b, m) and dtype", shapes, "Pair them up.")
     if any(not x.ndim or x.shape[-1] != vectors[0].shape[-1] or x.dtype != vectors[0].dtype for x in vectors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 S = TypeVar("S", bound="State")
@@ -82,22 +79,22 @@ class State:
     steps: Tensor
 
     @classmethod
-    def start(cls, nodes: Tensor, **more: Tensor) -> Self:
+    def start(cls: type[S], nodes: Tensor, **more: Tensor) -> S:
         """A state about curves of which nothing is known."""
         zero = torch.zeros(len(nodes), dtype=torch.int64, device=nodes.device)
         infinite = nodes.new_full((len(nodes),), torch.inf)
         return cls(nodes.clone(), zero + RUNNING, infinite, zero - 1, zero, **more)
 
     @classmethod
-    def cat(cls, parts: list[Self]) -> Self:
+    def cat(cls: type[S], parts: list[S]) -> S:
         """One batch from several at the same resolution."""
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
-    def select(self, index: Tensor) -> Self:
+    def select(self: S, index: Tensor) -> S:
         """The curves at ``index``."""
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def update(self, index: Tensor, other: Self) -> None:
+    def update(self: S, index: Tensor, other: S) -> None:
         """Write ``other`` back to the curves at ``index``."""
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(other, f.name)
