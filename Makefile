@@ -34,6 +34,7 @@ bench:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e .
 	.venv-bench/bin/python benchmarks/curvature.py
+	.venv-bench/bin/python benchmarks/hard_set.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ from riemae.ensembles import Ensemble
 from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.pullback import Pullback
-from riemae.solvers import Curve, GeodesicResult, Graph, Newton
+from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Newton, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
@@ -498,8 +498,11 @@ class Manifold:
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Newton | None = None,
+        solver: Solver | Newton | None = None,
         init: Curve | Tensor | None = None,
+        n_starts: int | None = None,
+        graph: Graph | None = None,
+        seed: int | torch.Generator = 0,
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
     ) -> GeodesicResult:
@@ -511,6 +514,10 @@ class Manifold:
             rtol: Relative accuracy of the length.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
             init: Start curves; the straight line unless given.
+            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned, with all others found
+                as its ``alternatives``. 1 without a graph, 4 with one, unless given.
+            graph: A :meth:`graph` on data, whose routes are start curves.
+            seed: Decides the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
             progress: Called with (pairs done, pairs in all).
 
@@ -523,15 +530,30 @@ class Manifold:
         """
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"geodesic ({name})", z, finite=False)
-        return solve_geodesic(self, z0, z1, rtol=rtol, solver=solver, init=init, throw=throw, progress=progress)
+        return solve_geodesic(
+            self,
+            z0,
+            z1,
+            rtol=rtol,
+            solver=solver,
+            init=init,
+            n_starts=n_starts,
+            graph=graph,
+            seed=seed,
+            throw=throw,
+            progress=progress,
+        )
 
     def distance(
         self,
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Newton | None = None,
+        solver: Solver | Newton | None = None,
         init: Curve | Tensor | None = None,
+        n_starts: int | None = None,
+        graph: Graph | None = None,
+        seed: int | torch.Generator = 0,
         throw: bool = True,
         per_member: bool = False,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
@@ -547,6 +569,9 @@ class Manifold:
             rtol: Relative accuracy.
             solver: As in :meth:`geodesic`.
             init: As in :meth:`geodesic`.
+            n_starts: As in :meth:`geodesic`.
+            graph: As in :meth:`geodesic`.
+            seed: As in :meth:`geodesic`.
             throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all the same.
             per_member: One distance for each member of an ensemble, along a new first axis: their spread, such as
                 ``.std(0)``, says how sure the distance is.
@@ -554,9 +579,18 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
         """
+        options: dict[str, Any] = {
+            "rtol": rtol,
+            "solver": solver,
+            "init": init,
+            "n_starts": n_starts,
+            "graph": graph,
+            "seed": seed,
+            "throw": throw,
+        }
         if per_member:
-            return torch.stack([M.distance(z0, z1, rtol, solver, init, throw) for M in self.members])
-        result = self.geodesic(z0, z1, rtol=rtol, solver=solver, init=init, throw=throw)
+            return torch.stack([M.distance(z0, z1, **options) for M in self.members])
+        result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
             return result.length
         start, stop = torch.broadcast_tensors(z0, z1)
@@ -622,6 +656,58 @@ class Manifold:
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False)
         return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+
+    def jacobi_field(
+        self,
+        z: Tensor,
+        v: Tensor,
+        start: Tensor | None = None,
+        slope: Tensor | None = None,
+        t: float | Tensor = 1.0,
+        rtol: float | None = None,
+        throw: bool = True,
+    ) -> JacobiField:
+        """The Jacobi field along ``exp(z, t v)`` with ``J(0) = start`` and ``DJ/dt(0) = slope``.
+
+        :func:`riemae.solvers.jacobi` on this manifold.
+
+        Args:
+            z: Start points ``(*b, m)``.
+            v: Velocities ``(*b, m)``.
+            start: Initial values ``(*b, m)``; 0 unless given.
+            slope: Initial covariant derivatives ``(*b, m)``; 0 unless given.
+            t: One time, or increasing times ``(k,)``.
+            rtol: As in :meth:`exp`.
+            throw: As in :meth:`exp`.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
+        """
+        start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
+        flat, w, j, dj, batch = self._core.tangents("jacobi_field", z, v, start, slope)
+        z, v, start, slope = (x.view(*batch, flat.shape[-1]) for x in (flat, w, j, dj))
+        return solvers.jacobi(self, z, v, start, slope, t, rtol=rtol, throw=throw)
+
+    def conjugate_points(
+        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
+    ) -> ConjugatePoints:
+        """Conjugate points along geodesics for times in ``(0, t)``, with multiplicity; at distance πr on a sphere.
+
+        :func:`riemae.solvers.conjugate_points` on this manifold; not differentiable.
+
+        Args:
+            z: Start points ``(*b, m)``.
+            v: Velocities ``(*b, m)``.
+            t: When to stop.
+            rtol: As in :meth:`exp`.
+            throw: As in :meth:`exp`.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
+        """
+        flat, w, batch = self._core.tangents("conjugate_points", z, v)
+        z, v = flat.view(*batch, flat.shape[-1]), w.view(*batch, flat.shape[-1])
+        return solvers.conjugate_points(self, z, v, t, rtol=rtol, throw=throw)
 
     def transport(
         self, curve: Curve | Tensor, v: Tensor, rtol: float | None = None, throw: bool = True

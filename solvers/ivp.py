@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import NotConvergedError, OptionError, RiemaeError, ShapeError
+from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
+from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -91,7 +93,7 @@ def log(
     z1: Tensor,
     *,
     rtol: float = 1e-6,
-    solver: Newton | None = None,
+    solver: Solver | Newton | None = None,
     init: Curve | Tensor | None = None,
     refine: bool = True,
     throw: bool = True,
@@ -161,7 +163,7 @@ def transport(
             f"{tuple(v.shape)} and {v.dtype}",
             "One a curve.",
         )
-    rtol = _accuracy("transport", rtol, v, 1e-8, 1e-4)
+    rtol = accuracy_of("transport", rtol, v, 1e-8, 1e-4)
     previous = _transported(space, curve, v, 1)
     parts = 2
     while True:
@@ -198,7 +200,7 @@ def _flow(
         raise ShapeError(
             where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
         )
-    rtol = _accuracy(where, rtol, z, 1e-9, 1e-5)
+    rtol = accuracy_of(where, rtol, z, 1e-9, 1e-5)
     if not all(math.isfinite(t) for t in times):
         raise OptionError(where, "a finite time", str(times[-1]), "")
     z, v = torch.broadcast_tensors(z, v)
@@ -213,8 +215,9 @@ def _flow(
     steps = torch.zeros(p, dtype=torch.int64, device=z.device)
     failed = ~y.detach().isfinite().all(-1)
     points, now = [], 0.0
+    rhs = lambda w: _velocity(space, w)  # noqa: E731 (one expression)
     for time in times:
-        y, stride = _advance(space, y, time - now, stride, scale, steps, failed, max_steps)
+        y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps)
         now = time
         points.append(torch.where(failed[:, None], torch.nan, y))
     path = torch.stack(points, 1)
@@ -231,26 +234,40 @@ def _flow(
     return ends
 
 
-def _advance(
-    space: Space,
+def advance(
+    rhs: Callable[[Tensor], Tensor],
     y: Tensor,
-    duration: float,
+    duration: float | Tensor,
     stride: Tensor,
     scale: Tensor,
     steps: Tensor,
     failed: Tensor,
     max_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Integrate every sample over ``duration`` with its own steps; marks ``failed`` and counts ``steps`` in place."""
-    sign = 1.0 if duration >= 0 else -1.0
-    total = abs(duration)
-    left = torch.full_like(stride, total)
+    """Integrate ``ẏ = rhs(y)`` over ``duration``, every sample with its own steps.
+
+    Args:
+        rhs: ``(k, d) -> (k, d)``, NaN where a sample has none.
+        y: States ``(p, d)``.
+        duration: Time, one for all or ``(p,)``; negative runs backwards.
+        stride: ``(p,)``, step to try first.
+        scale: ``(p, d)``, error allowed in each component.
+        steps: ``(p,)``, steps spent; counted up in place.
+        failed: ``(p,)`` bool; samples that failed are skipped, new failures marked in place.
+        max_steps: Steps a sample may take.
+
+    Returns:
+        The states at the end, and the step each sample would try next.
+    """
+    spans = torch.as_tensor(duration, dtype=y.dtype, device=y.device).expand(len(y))
+    sign, total = spans.sign(), spans.abs()
+    left = total.clone()
     while True:
         rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
         if not len(rows):
             return y, stride
         h = torch.minimum(stride[rows], left[rows])
-        trial, error = _dop853(lambda w: _velocity(space, w), y[rows], sign * h, scale[rows])
+        trial, error = _dop853(rhs, y[rows], sign[rows] * h, scale[rows])
         good = error <= 1  # False for NaN
         y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
         left[rows] = torch.where(good, left[rows] - h, left[rows])
@@ -259,7 +276,7 @@ def _advance(
         # A step cut short by the end of the interval says nothing about how long the next may be.
         stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
         steps[rows] += 1
-        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total)
+        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total[rows])
 
 
 def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,13 +313,7 @@ def _combined(weights: Any, stages: list[Tensor]) -> Tensor:
 def _velocity(space: Space, y: Tensor) -> Tensor:
     """``(z, ż) -> (ż, z̈)``; NaN where the metric is singular or there is no value: only that sample fails."""
     z, w = y.chunk(2, -1)
-    try:
-        return torch.cat([w, space.acceleration(z, w)], -1)
-    except RiemaeError:
-        if len(y) == 1:
-            return torch.full_like(y, torch.nan)
-        half = len(y) // 2
-        return torch.cat([_velocity(space, y[:half]), _velocity(space, y[half:])])
+    return torch.cat([w, sound_acceleration(space, z, w)], -1)
 
 
 def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> Tensor:
@@ -316,7 +327,7 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     nodes = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
     z, velocity = _along(curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts)
-    turn = _turning(space, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
+    turn = turning_matrix(space.acceleration, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
     w = v
     for i in range(count):
         stages: list[Tensor] = []
@@ -337,7 +348,9 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
     return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
 
 
-def _turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
+def turning_matrix(
+    acceleration: Callable[[Tensor, Tensor], Tensor], z: Tensor, u: Tensor
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
     """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone: ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
 
     The basis vectors are scaled to the size of ``u``, which balances the difference.
@@ -347,7 +360,7 @@ def _turning(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) 
     basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
     points = z[..., None, :].expand(basis.shape).reshape(-1, m)
     ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
-    there, back = space.acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    there, back = acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
     return ((there - back).view(basis.shape) / (4 * size)).mT
 
 
@@ -385,7 +398,12 @@ def _shooting(space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor
     return (best > rtol).logical_and(best.isfinite()).nonzero().flatten()
 
 
-def _accuracy(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+def accuracy_of(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+    """``rtol`` as it was given, or the default of the dtype of ``like``.
+
+    Raises:
+        OptionError: When it is not positive.
+    """
     tolerance(like.dtype)
     if rtol is None:
         return double if like.dtype == torch.float64 else single

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.solvers.graph import Graph
 from riemae.solvers.newton import RUNNING, Newton, PathState
 from riemae.solvers.result import GeodesicResult, Status, remedies
+from riemae.solvers.search import SCOUT_SEGMENTS, search
+from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -26,6 +32,8 @@ _SOLVER_SHARE = 1e-3
 _RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 80.0
 _SAFETY = 2.0
 
+_STARTS_WITH_GRAPH = 4
+
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
@@ -37,8 +45,11 @@ def geodesic(
     z1: Tensor,
     *,
     rtol: float = 1e-4,
-    solver: Newton | None = None,
+    solver: Solver | Newton | None = None,
     init: Curve | Tensor | None = None,
+    n_starts: int | None = None,
+    graph: Graph | None = None,
+    seed: int | torch.Generator = 0,
     throw: bool = True,
     progress: Progress | None = None,
 ) -> GeodesicResult:
@@ -53,10 +64,16 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length.
-        solver: Settings; :class:`Newton` unless given.
+        solver: Settings; :class:`Newton` unless given. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
+            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
             are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
             curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
+        n_starts: Start curves a pair: the straight line (or ``init``), routes through ``graph``, perturbations. The
+            shortest geodesic is returned, the others are its ``alternatives``. 1 without a graph, 4 with one, unless
+            given.
+        graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the point next to them.
+        seed: Decides the perturbations.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
         progress: Called with (pairs done, pairs in all) after every level.
 
@@ -67,18 +84,29 @@ def geodesic(
         ShapeError: When ``z0`` and ``z1`` do not pair up, or ``init`` does not fit them.
         DTypeError: When their dtypes differ, or are not float32 or float64.
         DeviceError: When their devices differ.
-        OptionError: When ``rtol`` is not positive.
+        OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
     """
     z0, z1 = _pairs(z0, z1)
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
-    if solver is not None and not isinstance(solver, Newton):
+    if solver is not None and not isinstance(solver, (Newton, Solver)):
         raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
+    if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
+        raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
+    if n_starts is None:
+        n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     if solver is None:
-        solver = Newton(target="minimum" if init is None else "stationary")
+        solver = Newton(target="minimum" if init is None or n_starts != 1 else "stationary")
     with torch.no_grad():
-        result = _solve(space, z0.detach(), z1.detach(), rtol, solver, init, progress)
+        start = _start(z0.detach(), z1.detach(), init)
+        if n_starts == 1 or not len(start.nodes):
+            result = _solve(space, solver, start, rtol, progress)
+        else:
+            segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
+            fine: Solver | Newton = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
+            result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
+    result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     if throw and not bool(result.converged.all()):
         raise NotConvergedError(
             "geodesic",
@@ -101,30 +129,31 @@ class _Outcome:
     segments: Tensor
     steps: Tensor
     decrement: Tensor
+    speed_deviation: Tensor
     curves: dict[int, list[tuple[Tensor, Curve]]]
 
-    def settle(self, rows: Tensor, state: PathState, curve: Curve) -> None:
+    @classmethod
+    def unknown(cls, like: Tensor) -> _Outcome:  # (p, m)
+        nan = [like.new_full((len(like),), torch.nan) for _ in range(4)]
+        count = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        running = count + RUNNING
+        return cls(nan[0], nan[1], running, count - 1, count.clone(), count.clone(), nan[2], nan[3], {})
+
+    def settle(self, rows: Tensor, state: Any, curve: Curve, unevenness: Tensor) -> None:
         self.index[rows], self.decrement[rows] = state.index, state.decrement
+        self.speed_deviation[rows] = unevenness
         self.segments[rows] = curve.segments
         self.curves.setdefault(curve.segments, []).append((rows, curve))
 
 
 def _solve(
-    space: Space,
-    z0: Tensor,
-    z1: Tensor,
-    rtol: float,
-    solver: Newton,
-    init: Curve | Tensor | None,
-    progress: Progress | None,
-) -> GeodesicResult:
-    batch, m = z0.shape[:-1], z0.shape[-1]
-    start = _start(z0, z1, init)
-    z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
+    space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
+) -> GeodesicResult:  # a flat batch (p,)
+    z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
+    m = z0.shape[-1]
     p = len(z0)
     nan = z0.new_full((p,), torch.nan)
-    count = torch.zeros(p, dtype=torch.int64, device=z0.device)
-    out = _Outcome(nan.clone(), nan.clone(), count + RUNNING, count - 1, count.clone(), count.clone(), nan.clone(), {})
+    out = _Outcome.unknown(z0)
     out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
     unsound = ~start.nodes.isfinite().flatten(1).all(1) & (out.status == RUNNING)
     out.status[unsound] = int(Status.NON_FINITE)
@@ -132,7 +161,7 @@ def _solve(
     span, size = ((x.abs().amax((1, 2))) for x in (start.nodes - start.nodes[:, :1], start.nodes))
     still = (z0 == z1).all(-1) & (span <= 16 * tolerance(z0.dtype).eps * size) if p else (z0 == z1).all(-1)
     if bool(still.any()):
-        out.length[still], out.error[still], out.decrement[still] = 0.0, 0.0, 0.0
+        out.length[still], out.error[still], out.decrement[still], out.speed_deviation[still] = 0.0, 0.0, 0.0, 0.0
         out.status[still], out.index[still] = int(Status.CONVERGED), 0
     settled = (out.status != RUNNING).nonzero().flatten()
     if len(settled):
@@ -140,9 +169,10 @@ def _solve(
 
     queue = _Queue(space, start, _running(out), solver)
     previous, before = nan, nan
+    ratio = getattr(solver, "refinement_ratio", _RATIO_ASSUMED)
     segments = solver.segments
     rows, nodes = queue.admit(segments)
-    state = PathState.start(nodes)
+    state = _begin(solver, nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
             state = _solve_level(space, solver, state, rtol, out.steps[rows])
@@ -150,40 +180,48 @@ def _solve(
             speed, weights = speeds(space, curve)
             before, previous = previous, out.length.clone()
             out.length[rows] = (speed * weights).sum(-1)
-            out.error[rows] = _error(before[rows], previous[rows], out.length[rows])
+            out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
             out.steps[rows] += state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
-            out.settle(rows[done], state.select(done), curve[done])
-            state = state.select(~done).refined(*_even(curve[~done], speed[~done], weights, 2 * segments))
+            out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
+            finer = _even(curve[~done], speed[~done], weights, 2 * segments)
+            state = state.select(~done).refined(*finer) if isinstance(solver, Newton) else solver.begin(finer[0])
             rows = rows[~done]
             if progress is not None:
                 progress(p - len(rows) - len(queue.rows), p)
         segments *= 2
         joined, nodes = queue.admit(segments)
-        state = PathState.cat([state, PathState.start(nodes)]) if len(rows) else PathState.start(nodes)
+        new = _begin(solver, nodes)
+        state = type(new).cat([state, new]) if len(rows) else new
         rows = torch.cat([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
     if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
         out.length[(out.status > 0) & (out.length < (1 - 1e-3) * bound)] = torch.nan
     return GeodesicResult(
-        length=out.length.view(batch),
-        error=out.error.view(batch),
-        status=out.status.view(batch),
-        index=out.index.view(batch),
-        curve=_gather(out.curves, p, m, z0, batch, solver.segments),
-        lower_bound=(nan if bound is None else bound).view(batch),
+        length=out.length,
+        error=out.error,
+        status=out.status,
+        index=out.index,
+        curve=_gather(out.curves, p, m, z0, solver.segments),
+        lower_bound=nan if bound is None else bound,
+        speed_deviation=out.speed_deviation,
         rtol=rtol,
         stats={
-            "segments": out.segments.view(batch),
-            "steps": out.steps.view(batch),
-            "decrement": out.decrement.view(batch),
+            "segments": out.segments,
+            "steps": out.steps,
+            "decrement": out.decrement,
         },
+        space=space,
     )
 
 
-def _solve_level(space: Space, solver: Newton, state: PathState, rtol: float, spent: Tensor) -> PathState:
+def _begin(solver: Solver | Newton, nodes: Tensor) -> Any:
+    return PathState.start(nodes) if isinstance(solver, Newton) else solver.begin(nodes)
+
+
+def _solve_level(space: Space, solver: Solver | Newton, state: Any, rtol: float, spent: Tensor) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
     while True:
         active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
@@ -192,16 +230,16 @@ def _solve_level(space: Space, solver: Newton, state: PathState, rtol: float, sp
         state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
 
 
-def _error(before: Tensor, previous: Tensor, now: Tensor) -> Tensor:
+def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Tensor:
     """Error estimate from the lengths at two or three levels; NaN at the first."""
-    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(_RATIO_ASSUMED, posinf=_RATIO_MAX)
+    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(assumed, posinf=_RATIO_MAX)
     estimate = (previous - now).abs() / (ratio.clamp(_RATIO_MIN, _RATIO_MAX) - 1)
     # The previous length is that of a real curve: a longer one is too long by all of the difference.
     estimate = torch.where(previous.isnan(), estimate, torch.maximum(estimate, now - previous))
     return torch.maximum(estimate, tolerance(now.dtype).length * now)
 
 
-def _verdict(state: PathState, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Newton) -> Tensor:
+def _verdict(state: Any, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Solver | Newton) -> Tensor:
     """Status after a level; RUNNING where a finer one is needed."""
     met = state.status == Status.CONVERGED
     solved = met | (state.status == Status.PRECISION)
@@ -222,9 +260,7 @@ def _running(out: _Outcome) -> Tensor:
     return (out.status == RUNNING).nonzero().flatten()
 
 
-def _gather(
-    curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, batch: torch.Size, coarsest: int
-) -> Curve:
+def _gather(curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, coarsest: int) -> Curve:
     """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
     segments = max(curves, default=coarsest)
     nodes, slopes = like.new_empty(p, segments + 1, m), like.new_empty(p, segments + 1, m)
@@ -232,7 +268,7 @@ def _gather(
         for rows, curve in group:
             fine = curve.resample(segments)
             nodes[rows], slopes[rows] = fine.nodes, fine.slopes
-    return Curve(nodes.view(*batch, segments + 1, m), slopes.view(*batch, segments + 1, m))
+    return Curve(nodes, slopes)
 
 
 class _Queue:
@@ -242,7 +278,7 @@ class _Queue:
     solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
     """
 
-    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Newton) -> None:
+    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Solver | Newton) -> None:
         self.rows, self.solver = rows, solver
         self.start = start[rows]
         points = self.start.nodes

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from riemae.solvers.certificate import turning
 from riemae.solvers.curve import Curve
+from riemae.solvers.exceptions import OptionError
+from riemae.solvers.space import Space
 
 
 class Status(IntEnum):
@@ -23,6 +27,7 @@ class Status(IntEnum):
     SINGULAR = 5
     NON_FINITE = 6
     INVALID_POINT = 7
+    ABSENT = 8
 
 
 HINTS = {
@@ -34,6 +39,7 @@ HINTS = {
     Status.SINGULAR: "the metric is singular along the curve: the decoder has dependent tangent directions there",
     Status.NON_FINITE: "decoder, metric or start curve are NaN or infinite somewhere: start elsewhere (init=)",
     Status.INVALID_POINT: "an end point is NaN or infinite: remove it",
+    Status.ABSENT: "a search found fewer distinct geodesics for this pair than for others: raise n_starts for more",
 }
 
 
@@ -49,9 +55,13 @@ class GeodesicResult:
             −1 where unknown.
         curve: The curves, from ``z0`` at t = 0 to ``z1`` at t = 1, at nearly constant speed.
         lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN where unknown.
+        speed_deviation: Largest relative deviation of the speed along ``curve`` from its mean; 0 on a geodesic.
         rtol: The relative accuracy that was asked for.
         stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at
             that resolution).
+        alternatives: All distinct local geodesics that a search with several starts found, the shortest first: a result
+            of shape ``(s, *b)``, its places beyond what a pair has marked ABSENT. None without a search.
+        space: Where the curves live, for :attr:`residual`; not pickled.
     """
 
     length: Tensor
@@ -60,8 +70,11 @@ class GeodesicResult:
     index: Tensor
     curve: Curve
     lower_bound: Tensor
+    speed_deviation: Tensor
     rtol: float
     stats: dict[str, Tensor] = field(default_factory=dict)
+    alternatives: GeodesicResult | None = None
+    space: Space | None = field(default=None, repr=False, compare=False)
 
     @property
     def converged(self) -> Tensor:
@@ -73,6 +86,30 @@ class GeodesicResult:
         """``(*b,)`` bool: converged, and no neighbouring curve is shorter (Morse index 0)."""
         return self.converged & (self.index == 0)
 
+    @cached_property
+    def residual(self) -> Tensor:
+        """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``, 0 on an exact geodesic.
+
+        Computed at first use, by one acceleration a segment (about as much as one step of the solver);
+        :func:`~riemae.solvers.turning` has the definition.
+
+        Raises:
+            OptionError: When the result came out of a pickle without it: the space does not travel with it.
+        """
+        if self.space is None:
+            raise OptionError(
+                "GeodesicResult.residual",
+                "a result that knows its space",
+                "one that was pickled before the residual was asked for",
+                "Ask for .residual before pickling, or call solvers.turning(space, result.curve).",
+            )
+        with torch.no_grad():
+            return turning(self.space, self.curve, self.stats["segments"])
+
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the space, whose decoder may not be picklable; a residual that was computed stays."""
+        return {**self.__dict__, "space": None}
+
     def __getitem__(self, index: object) -> GeodesicResult:
         """The results of some pairs, indexed along the batch axes."""
         return GeodesicResult(
@@ -82,8 +119,11 @@ class GeodesicResult:
             self.index[index],  # type: ignore[index]
             self.curve[index],
             self.lower_bound[index],  # type: ignore[index]
+            self.speed_deviation[index],  # type: ignore[index]
             self.rtol,
             {name: value[index] for name, value in self.stats.items()},  # type: ignore[index]
+            None if self.alternatives is None else self.alternatives[_under(index)],
+            self.space,
         )
 
     @classmethod
@@ -101,8 +141,10 @@ class GeodesicResult:
                 torch.where(wide, fine[0].nodes, fine[1].nodes), torch.where(wide, fine[0].slopes, fine[1].slopes)
             ),
             lower_bound=torch.where(condition, a.lower_bound, b.lower_bound),
+            speed_deviation=torch.where(condition, a.speed_deviation, b.speed_deviation),
             rtol=max(a.rtol, b.rtol),
             stats={name: torch.where(condition, a.stats[name], b.stats[name]) for name in a.stats},
+            space=a.space if a.space is b.space else None,
         )
 
     def summary(self) -> str:
@@ -114,14 +156,25 @@ class GeodesicResult:
         if not self.length.numel():
             return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
         length, good = self.length.detach().flatten(), self.converged.flatten()
-        error = (self.error / self.length).detach().flatten()[good].nan_to_num(0.0)
-        worst = f", relative error at most {error.max():.1e}" if error.numel() else ""
-        return (
-            f"GeodesicResult({tuple(self.length.shape)}: {self.summary()} at rtol={self.rtol:g}; "
-            f"{int(self.is_local_minimum.sum())} locally minimising; "
-            f"length {length.min():.4g} to {length.max():.4g}{worst}; "
-            f"up to {int(self.stats['segments'].max())} segments)"
-        )
+        parts = [f"{self.summary()} at rtol={self.rtol:g}", f"{int(self.is_local_minimum.sum())} locally minimising"]
+        measured = length[~length.isnan()]
+        if len(measured):
+            parts.append(f"length {measured.min():.4g} to {measured.max():.4g}")
+        if bool(good.any()):
+            error = (self.error / self.length).flatten()[good].nan_to_num(0.0).max()  # 0/0 on a point
+            parts.append(f"relative error at most {error:.1e}")
+            parts.append(f"speed even to {self.speed_deviation.flatten()[good].max():.1e}")
+            if "residual" in self.__dict__:  # not computed for the sake of printing it
+                parts.append(f"residual at most {self.residual.flatten()[good].nan_to_num(0.0).max():.1e}")
+        if self.alternatives is not None:
+            parts.append(f"{int((self.alternatives.status != Status.ABSENT).sum())} distinct geodesics found")
+        parts.append(f"up to {int(self.stats['segments'].max())} segments")
+        return f"GeodesicResult({tuple(self.length.shape)}: {'; '.join(parts)})"
+
+
+def _under(index: object) -> tuple[object, ...]:
+    """The index of the same pairs behind a leading axis."""
+    return (slice(None), *(index if isinstance(index, tuple) else (index,)))
 
 
 def remedies(status: Tensor) -> str:

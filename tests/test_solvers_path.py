@@ -244,6 +244,16 @@ class TestStartCurves:
         assert torch.allclose(r.length, torch.tensor(share * torch.pi).double(), rtol=1e-6)
         assert bool(r.is_local_minimum) == (index == 0)
 
+    @pytest.mark.parametrize("n", [2, 3, 4])
+    def test_beyond_the_antipode_of_a_sphere_of_any_dimension(self, n):
+        # All n − 1 normal directions turn back at the antipode at once. The unit circle is a great circle.
+        u = self.arc(1.2 * torch.pi)[:, 0]
+        circle = torch.nn.functional.pad(torch.stack([u.cos(), u.sin()], -1), (0, n - 2))
+        r = Manifold(spaces.sphere).geodesic(circle[0], circle[-1], init=circle, rtol=1e-6)
+        assert torch.allclose(r.length, u[-1], rtol=1e-6)
+        assert int(r.index) == n - 1
+        assert not bool(r.is_local_minimum)
+
     @pytest.mark.parametrize("nodes", [40, 49, 60, 65])
     def test_arcs_of_more_than_half_a_circle_are_kept(self, nodes):
         # In the stereographic chart, whose end points coincide for the full circle.

@@ -1,0 +1,92 @@
+"""The geodesic equation as a two-point boundary value problem for scipy's collocation solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.certificate import sound_acceleration
+from riemae.solvers.curve import Curve
+from riemae.solvers.result import Status
+from riemae.solvers.solver import State, check_settings, with_index
+from riemae.solvers.space import Space
+
+_STATUS = {0: Status.CONVERGED, 1: Status.RESOLUTION, 2: Status.SINGULAR}
+_TIGHTEST = 1e-12
+
+
+class _NoValue(Exception):
+    """The geodesic equation has no value where scipy asked for one."""
+
+
+@dataclass(frozen=True)
+class BVP:
+    """``scipy.integrate.solve_bvp`` on ``z̈ = −Γ(ż, ż)``: fourth-order collocation with its own mesh, pair by pair.
+
+    A reference more than a tool: it runs on the CPU in double precision, one pair after the other, and finds any
+    geodesic near its start curve, minimising or not. Steps count its iterations.
+
+    Args:
+        segments: Segments of the coarsest level, the initial mesh.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Iterations a pair may take in total.
+        max_nodes: Mesh points that scipy may use.
+
+    Raises:
+        OptionError: For a value out of range.
+
+    References:
+        J. Kierzenka, L. F. Shampine, A BVP solver based on residual control and the MATLAB PSE, 2001.
+    """
+
+    segments: int = 8
+    max_segments: int = 512
+    max_steps: int = 200
+    max_nodes: int = 2000
+
+    def __post_init__(self) -> None:
+        check_settings("BVP", self, max_nodes=self.max_nodes)
+
+    def begin(self, nodes: Tensor) -> State:
+        """A state about new curves."""
+        return State.start(nodes)
+
+    def step(self, space: Space, state: State, tol: float) -> State:
+        """Solve every curve at once to the end."""
+        slopes = Curve.from_nodes(state.nodes).slopes
+        nodes, status, steps = state.nodes.clone(), state.status.clone(), state.steps.clone()
+        for row in range(len(nodes)):
+            found, code, iterations = self._solve(space, state.nodes[row], slopes[row], tol)
+            nodes[row, 1:-1], status[row] = found[1:-1], int(code)
+            steps[row] += iterations
+        done = status == Status.CONVERGED
+        unknown = torch.full_like(state.decrement, torch.nan)
+        return with_index(space, replace(state, nodes=nodes, status=status, decrement=unknown, steps=steps), done)
+
+    def _solve(self, space: Space, nodes: Tensor, slopes: Tensor, tol: float) -> tuple[Tensor, Status, int]:
+        from scipy.integrate import solve_bvp
+
+        m = nodes.shape[-1]
+        start, stop = (nodes[end].double().cpu().numpy() for end in (0, -1))
+
+        def equation(_: np.ndarray, y: np.ndarray) -> np.ndarray:
+            z, v = (torch.as_tensor(part.T).to(nodes) for part in (y[:m], y[m:]))
+            finite = bool(z.isfinite().all() & v.isfinite().all())
+            force = sound_acceleration(space, z, v) if finite else torch.full_like(z, torch.nan)
+            if not bool(force.isfinite().all()):
+                raise _NoValue
+            return np.concatenate([y[m:], force.T.double().cpu().numpy()])
+
+        def ends(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            return np.concatenate([left[:m] - start, right[:m] - stop])
+
+        t = np.linspace(0, 1, len(nodes))
+        guess = torch.cat([nodes, slopes], 1).T.double().cpu().numpy()
+        try:
+            found = solve_bvp(equation, ends, t, guess, tol=max(tol, _TIGHTEST), max_nodes=self.max_nodes)
+        except _NoValue:
+            return nodes, Status.NON_FINITE, 1
+        return torch.as_tensor(found.sol(t)[:m].T).to(nodes), _STATUS[found.status], max(int(found.niter), 1)

@@ -1,0 +1,228 @@
+"""Global search: several start curves a pair, one solve each, and all distinct geodesics that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve
+from riemae.solvers.graph import Graph
+from riemae.solvers.result import GeodesicResult, Status
+from riemae.solvers.space import Space
+
+# On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3 were lost for good.
+SCOUT_SEGMENTS = 32
+# Start curves compete at this accuracy; only distinct winners are taken to the one that was asked for.
+_SCOUT_RTOL = 1e-2
+# Two curves are one when they are this close, relative to their length, and so are their lengths.
+_SAME_CURVE, _SAME_LENGTH, _COMPARED = 2e-2, 3e-2, 17
+# Edges that touch a route already taken count this much longer when the next one is looked for.
+_DETOUR = 1.6
+# Perturbations: sine modes up to this one, of this size relative to the latent distance of the end points.
+_MODES, _AMPLITUDE = 3, 0.35
+
+
+class Solve(Protocol):
+    """Solves pairs ``(p,)`` from start curves ``(p,)`` to a relative accuracy."""
+
+    def __call__(self, start: Curve, rtol: float, progress: Callable[[int, int], object] | None) -> GeodesicResult:
+        """Solve."""
+        ...
+
+
+def search(
+    solve: Solve,
+    space: Space,
+    first: Curve,
+    count: int,
+    graph: Graph | None,
+    seed: int | torch.Generator,
+    rtol: float,
+    progress: Callable[[int, int], object] | None,
+) -> GeodesicResult:
+    """The shortest geodesic of each pair that ``count`` start curves lead to, the others kept as alternatives.
+
+    Every start curve is solved coarsely; of curves that end as one, one goes on. Of each pair the result depends on its
+    own end points, the graph and the seed alone, not on its batch.
+
+    Args:
+        solve: The path solver.
+        space: Measures how far two curves are apart.
+        first: The first start curve of each pair, ``(p,)``.
+        count: Start curves a pair.
+        graph: Where further ones come from: the shortest path and detours from it.
+        seed: Decides the perturbations, which fill the number up.
+        rtol: Accuracy of the lengths.
+        progress: Called with (pairs done, pairs in all).
+    """
+    nodes = start_curves(first, count, graph, seed)
+    count, p = nodes.shape[:2]
+    scouts = solve(Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0))
+    pair = torch.arange(p, device=nodes.device).repeat(count)
+    chosen = _distinct(space, scouts, pair, p)
+    rows = chosen[chosen >= 0]
+    pair = pair[rows]
+    found = scouts[rows]
+    if rtol < _SCOUT_RTOL:
+        found = solve(found.curve, rtol, _share(progress, p, 0.5))
+        chosen = _distinct(space, found, pair, p)
+    else:
+        chosen = torch.where(chosen >= 0, (chosen >= 0).flatten().cumsum(0).view_as(chosen) - 1, -1)
+    every = _padded(found, chosen)
+    return replace(every[0], alternatives=every)
+
+
+def start_curves(first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator) -> Tensor:
+    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then perturbations."""
+    nodes = [first.nodes[None]]
+    if graph is not None and count > 1:
+        nodes.append(routes(graph, first, count // 2))
+    missing = count - sum(len(x) for x in nodes)
+    if missing:
+        nodes.append(perturbed(first, missing, seed))
+    return torch.cat(nodes)
+
+
+def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
+    """Different ways through a graph from the start to the end of curves, as nodes at nearly constant speed.
+
+    The shortest path comes first. After each, the edges that touch its inner points are made longer, and the next
+    shortest path is a detour: the k shortest paths proper differ in one or two points each and all lead to one geodesic
+    (the penalty method; Akgün, Erkut, Batta, On finding dissimilar paths, 2000). End points enter the graph at
+    the point next to them. Where no path leads, ``first`` takes its place.
+    """
+    from scipy.spatial import cKDTree
+
+    ends = first.nodes[:, [0, -1]].detach().cpu().double().numpy()
+    out = first.nodes.expand(count, *first.nodes.shape).clone()
+    finite = np.isfinite(ends).all((1, 2))
+    if not len(graph.points) or not finite.any():
+        return out
+    nearest = np.zeros(ends.shape[:2], dtype=np.int64)
+    nearest[finite] = cKDTree(graph.points.cpu().double().numpy()).query(ends[finite])[1]
+    for row in np.flatnonzero(finite):
+        for k, corners in enumerate(_detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)):
+            way = torch.cat([first.nodes[row, :1], graph.points[corners].to(first.nodes), first.nodes[row, -1:]])
+            out[k, row] = Curve.through(way, first.segments).nodes
+            out[k, row, 0], out[k, row, -1] = first.nodes[row, 0], first.nodes[row, -1]
+    return out
+
+
+def perturbed(first: Curve, count: int, seed: int | torch.Generator) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
+    """Nodes of curves that swing out to the side by low sine modes, in opposite pairs.
+
+    The modes are drawn once for all pairs and turned across each pair's own direction, so that no pair depends on the
+    others.
+    """
+    m = first.nodes.shape[-1]
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    draws = torch.randn((count + 1) // 2, _MODES, m, generator=generator, dtype=torch.float64)
+    mode = torch.arange(1, _MODES + 1)
+    across = slice(1, None) if m > 1 else slice(None)  # on a line there is nothing but the line
+    weights = torch.zeros_like(draws)
+    weights[..., across] = draws[..., across] / mode[:, None] ** 1.5
+    weights = weights / weights.square().sum((1, 2), keepdim=True).sqrt()
+    swing = torch.stack([weights, -weights], 1).flatten(0, 1)[:count].to(first.nodes)
+    waves = (torch.pi * mode.to(first.nodes) * first.times[:, None]).sin()  # (n + 1, modes)
+    waves[[0, -1]] = 0.0  # sin(kπ) is not quite
+    gap = first.nodes[:, -1] - first.nodes[:, 0]
+    size = gap.norm(dim=-1, keepdim=True)
+    # The reflection that maps the first axis onto the gap maps the others across it.
+    mirror = torch.nn.functional.normalize(gap / size.clamp(min=torch.finfo(gap.dtype).tiny), dim=-1)
+    mirror = mirror - torch.eye(m).to(gap)[0]
+    mirror = torch.nn.functional.normalize(mirror, dim=-1)
+    sideways = torch.einsum("tk,skm->stm", waves, swing)[:, None]  # (s, 1, n + 1, m)
+    turned = sideways - 2 * (sideways @ mirror[:, :, None]) * mirror[:, None]
+    return first.nodes + _AMPLITUDE * size[:, None] * turned
+
+
+def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]:
+    """Up to ``count`` different paths, none when ``stop`` cannot be reached."""
+    from scipy.sparse import csgraph
+
+    if start == stop or graph.components[start] != graph.components[stop]:
+        return []
+    weights = graph.adjacency.tocoo()
+    rows, columns, lengths = weights.row, weights.col, weights.data.copy()
+    matrix = graph.adjacency.copy()
+    paths: list[list[int]] = []
+    for _ in range(count):
+        _, before = csgraph.dijkstra(matrix, directed=False, indices=start, return_predecessors=True)
+        path = [stop]
+        while path[-1] != start:
+            path.append(int(before[path[-1]]))
+        paths.append(path[::-1])
+        touched = np.zeros(len(graph.points), dtype=bool)
+        touched[path[1:-1]] = True
+        lengths = np.where(touched[rows] | touched[columns], _DETOUR * lengths, lengths)
+        matrix = type(graph.adjacency)((lengths, (rows, columns)), shape=graph.adjacency.shape)
+    return paths
+
+
+def _distinct(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> Tensor:  # -> (s, p)
+    """Which of the results ``(q,)`` are different geodesics of their pair, the shortest first; −1 where none is left.
+
+    Failures count only where a pair has nothing else.
+    """
+    lengths = torch.where(found.converged, found.length, torch.inf).nan_to_num(torch.inf, posinf=torch.inf)
+    order = lengths.argsort(stable=True)
+    order = order[pair[order].argsort(stable=True)]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(pair[order], pair[order])
+    table = torch.full((int(rank.max()) + 1, p), -1, device=order.device)
+    table[rank, pair[order]] = order
+    kept: list[Tensor] = [table[0]]
+    for row in table[1:]:
+        usable = (row >= 0) & lengths[row].isfinite()
+        for other in kept:
+            known = usable & (other >= 0)
+            twins = known & ((lengths[row] - lengths[other]).abs() <= _SAME_LENGTH * lengths[row])
+            columns = twins.nonzero().flatten()
+            if len(columns):
+                usable[columns] &= ~_coincide(space, found, row[columns], other[columns])
+        kept.append(torch.where(usable, row, -1))
+    return _compacted(torch.stack(kept))
+
+
+def _compacted(table: Tensor) -> Tensor:
+    """Columns with the −1 moved down, and rows of nothing else removed."""
+    order = (table < 0).long().argsort(dim=0, stable=True)
+    packed = table.gather(0, order)
+    return packed[: max(int((packed >= 0).any(1).sum()), 1)]
+
+
+def _coincide(space: Space, found: GeodesicResult, a: Tensor, b: Tensor) -> Tensor:  # (k,), (k,) -> (k,)
+    """Whether two curves run side by side all the way."""
+    t = torch.linspace(0, 1, _COMPARED, dtype=found.length.dtype, device=found.length.device)[1:-1]
+    one, two = (found.curve[rows](t) for rows in (a, b))
+    gap = space.norm(one.flatten(0, 1), (two - one).flatten(0, 1)).view(len(a), -1)
+    return gap.amax(-1) <= _SAME_CURVE * found.length[a]
+
+
+def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s, p) -> (s, p)
+    """The results at the places of ``table``, ABSENT where it has none."""
+    full = found[table.clamp(min=0)]
+    gone = table < 0
+    blank = lambda x: x.masked_fill(gone, torch.nan if x.is_floating_point() else 0)  # noqa: E731 (one expression)
+    return replace(
+        full,
+        length=blank(full.length),
+        error=blank(full.error),
+        status=full.status.masked_fill(gone, int(Status.ABSENT)),
+        index=full.index.masked_fill(gone, -1),
+        curve=Curve(*(x.masked_fill(gone[..., None, None], torch.nan) for x in (full.curve.nodes, full.curve.slopes))),
+        lower_bound=blank(full.lower_bound),
+        speed_deviation=blank(full.speed_deviation),
+        stats={name: blank(x) for name, x in full.stats.items()},
+    )
+
+
+def _share(progress: Callable[[int, int], object] | None, p: int, offset: float) -> Callable[[int, int], object] | None:
+    """Progress of one of two rounds, in pairs."""
+    if progress is None:
+        return None
+    return lambda done, n: progress(int(p * (offset + 0.5 * done / max(n, 1))), p)

@@ -1,0 +1,190 @@
+"""What the driver asks of a path solver, and what solvers without a Hessian of their own share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.energy import discrete_energy
+from riemae.solvers.exceptions import OptionError
+from riemae.solvers.newton import RUNNING
+from riemae.solvers.result import Status
+from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
+
+_ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
+S = TypeVar("S", bound="State")
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Settings of a path solver: a frozen dataclass. Progress lives in a state of one resolution.
+
+    The driver doubles the number of segments, estimates errors, and gives the verdict; a solver moves the nodes at one
+    resolution, and begins anew at the next from where the coarser curve ended. Optional: ``refinement_ratio``, the
+    factor by which the error of the spline's length falls when the segments double (30 unless there is one).
+
+    Attributes:
+        segments: Segments of the coarsest level.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Steps a pair may take in total.
+    """
+
+    @property
+    def segments(self) -> int:
+        """Segments of the coarsest level."""
+        ...
+
+    @property
+    def max_segments(self) -> int:
+        """Segments of the finest level allowed."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Steps a pair may take in total."""
+        ...
+
+    def begin(self, nodes: Tensor) -> Any:  # (p, n + 1, m)
+        """A state about new curves, with the fields and methods of :class:`State`."""
+        ...
+
+    def step(self, space: Space, state: Any, tol: float) -> Any:
+        """One step, or a burst of them, of every curve.
+
+        Ends curves by their status: CONVERGED where the relative length still to gain is at most ``tol``.
+        """
+        ...
+
+
+@dataclass
+class State:
+    """Progress on ``p`` curves; every field is a tensor with one entry a curve.
+
+    Attributes:
+        nodes: ``(p, n + 1, m)``.
+        status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
+        decrement: ``(p,)``, relative length still to gain at this resolution; NaN where nobody knows.
+        index: ``(p,)``, Morse index; −1 before it is known.
+        steps: ``(p,)``, steps taken.
+    """
+
+    nodes: Tensor
+    status: Tensor
+    decrement: Tensor
+    index: Tensor
+    steps: Tensor
+
+    @classmethod
+    def start(cls: type[S], nodes: Tensor, **more: Tensor) -> S:
+        """A state about curves of which nothing is known."""
+        zero = torch.zeros(len(nodes), dtype=torch.int64, device=nodes.device)
+        infinite = nodes.new_full((len(nodes),), torch.inf)
+        return cls(nodes.clone(), zero + RUNNING, infinite, zero - 1, zero, **more)
+
+    @classmethod
+    def cat(cls: type[S], parts: list[S]) -> S:
+        """One batch from several at the same resolution."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def select(self: S, index: Tensor) -> S:
+        """The curves at ``index``."""
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def update(self: S, index: Tensor, other: S) -> None:
+        """Write ``other`` back to the curves at ``index``."""
+        for f in fields(self):
+            getattr(self, f.name)[index] = getattr(other, f.name)
+
+
+def check_settings(name: str, solver: Solver, **positive: float) -> None:
+    """Check what all solvers have in common.
+
+    Raises:
+        OptionError: For segments or steps out of range, or a number in ``positive`` that is not.
+    """
+    counts = (solver.segments, solver.max_segments, solver.max_steps)
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in counts):
+        raise OptionError(name, "whole numbers of segments and steps", repr(counts), "")
+    if not 2 <= solver.segments <= solver.max_segments:
+        got = f"{solver.segments} and {solver.max_segments}"
+        raise OptionError(name, "2 <= segments <= max_segments", got, "Try 8 and 512.")
+    if solver.max_steps < 1:
+        raise OptionError(name, "max_steps of at least 1", str(solver.max_steps), "")
+    for option, value in positive.items():
+        if not value > 0:
+            raise OptionError(name, f"{option} > 0", str(value), "")
+
+
+def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient in the interior nodes, by reverse mode."""
+    with torch.enable_grad():
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        energy = discrete_energy(space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
+        (gradient,) = torch.autograd.grad(energy.sum(), interior)
+    return energy.detach(), gradient
+
+
+def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
+    """The state with the decrement, the index and the status that the Hessian of the chord energy gives its curves.
+
+    The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with Gauss-Newton in place of ``H``
+    where that is not positive definite.
+
+    Args:
+        space: The space.
+        state: Curves; only those that run are judged.
+        tol: Relative decrement that ends a curve.
+        basis: ``(n − 1, k)``, when the interior nodes move in its range only.
+    """
+    expansion = space.expand(state.nodes, True)
+    hessian = expansion.hessian
+    assert hessian is not None
+    gradient, full, flat = expansion.gradient, hessian.dense(), expansion.gauss_newton.dense()
+    if basis is not None:
+        wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
+        gradient, full, flat = (
+            torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1),
+            *(wide.T @ x @ wide for x in (full, flat)),
+        )
+    g = gradient.flatten(1)[..., None]
+    finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
+    full, flat, g = (torch.where(finite[:, None, None], x, 0.0) for x in (full, flat, g))
+    factor, info = torch.linalg.cholesky_ex(full)
+    rough, failed = torch.linalg.cholesky_ex(flat)
+    definite = info == 0
+    root = torch.where(definite[:, None, None], factor, rough)
+    predicted = (g * torch.cholesky_solve(g, root)).sum((1, 2))
+    singular = ~definite & (failed != 0)
+    relative = predicted / (4 * expansion.energy)
+    index = torch.where(definite, 0, -1)
+    rest = (finite & ~definite & ~singular).nonzero().flatten()
+    if len(rest):
+        index[rest] = hessian.select(rest).negative_eigenvalues()
+
+    running = state.status == RUNNING
+    quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
+    coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
+    status = torch.where(quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING)
+    status = torch.where(singular, int(Status.SINGULAR), status)
+    status = torch.where(finite, status, int(Status.NON_FINITE))
+    return replace(
+        state,
+        status=torch.where(running, status, state.status),
+        decrement=torch.where(running, torch.where(finite, relative, torch.nan), state.decrement),
+        index=torch.where(running, index, state.index),
+    )
+
+
+def with_index(space: Space, state: S, done: Tensor) -> S:
+    """The state with the Morse index of finished curves, from the Hessian of the chord energy."""
+    rows = done.nonzero().flatten()
+    if not len(rows):
+        return state
+    known = State.start(state.nodes[rows])
+    index = state.index.clone()
+    index[rows] = judged(space, known, 0.0).index
+    return replace(state, index=index)
