@@ -155,7 +155,7 @@ def noisy_sine(n: int = 50, noise: float = 0.3, seed: Seed = 0, dtype: torch.dty
 
 
 def sparse_spiral(n: int = 30, noise: float = 0.01, seed: Seed = 0, dtype: torch.dtype | None = None) -> Dataset:
-    """One turn of an elliptic spiral by few points: an encoder of two numbers into one easily runs through them wrongly.
+    """One turn of an elliptic spiral by few points, which an encoder into one number easily runs through wrongly.
 
     ``r = 0.1 + 2.9 t``, ``θ = 2π t (n − 1)/n``, ``(r cos θ, 0.6 r sin θ)`` at n equal steps of ``t`` over [0, 1] (the
     paper's figure 11, lower row).
