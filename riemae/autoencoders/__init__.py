@@ -1,0 +1,1 @@
+"""Autoencoders whose latent space has a good geometry."""
