@@ -15,6 +15,7 @@ from riemae.solvers.exceptions import (
 
 __all__ = [
     "AmbientError",
+    "CheckpointError",
     "ContractError",
     "DTypeError",
     "DecoderError",
@@ -48,6 +49,10 @@ class DifferentiationError(RiemaeError, RuntimeError):
 
 class ContractError(RiemaeError, AssertionError):
     """A manifold breaks a law of geometry: see :func:`riemae.testing.check_manifold`."""
+
+
+class CheckpointError(RiemaeError, ValueError):
+    """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something else altogether."""
 
 
 class MissingExtraError(RiemaeError, ImportError):
