@@ -1,8 +1,19 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
-from riemae import ambient, curvature, differential, distortion, exceptions, solvers
+from riemae import ambient, curvature, datasets, differential, distortion, exceptions, io, solvers
 from riemae.manifold import Manifold
 
 __version__ = "0.1.0"
 
-__all__ = ["Manifold", "__version__", "ambient", "curvature", "differential", "distortion", "exceptions", "solvers"]
+__all__ = [
+    "Manifold",
+    "__version__",
+    "ambient",
+    "curvature",
+    "datasets",
+    "differential",
+    "distortion",
+    "exceptions",
+    "io",
+    "solvers",
+]
