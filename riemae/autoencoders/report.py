@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -166,7 +166,7 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
         trustworthiness=trust,
         continuity=continuity,
     )
-    return Report(**{**found.__dict__, "sentences": tuple(_sentences(found))})
+    return replace(found, sentences=tuple(_sentences(found)))
 
 
 # Measures.
