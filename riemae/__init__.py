@@ -1,6 +1,6 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
-from riemae import ambient, curvature, differential, distortion, exceptions, solvers
+from riemae import ambient, curvature, datasets, differential, distortion, exceptions, io, solvers
 from riemae.ensembles import Ensemble
 from riemae.manifold import Manifold
 
@@ -12,8 +12,10 @@ __all__ = [
     "__version__",
     "ambient",
     "curvature",
+    "datasets",
     "differential",
     "distortion",
     "exceptions",
+    "io",
     "solvers",
 ]

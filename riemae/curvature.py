@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import check_metric, concrete, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
+
+if TYPE_CHECKING:
+    from riemae.manifold import Manifold
 
 Estimator = Literal["exact", "hutchinson", "paper"]
 
@@ -302,11 +305,7 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
     if core.smoothness_known or concrete(flat) is None or not len(flat):
         return
     core.smoothness_known = True
-    layers = core.decoder.module.modules() if core.decoder.module is not None else ()
-    layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
-    found = f"a layer {type(layer).__name__}" if layer is not None else None
-    if found is None and _bends_without_curving(core.immersion, flat[:4].detach()):
-        found = "second derivatives that vanish where second differences do not"
+    found = _kinks(core, flat)
     if found is not None:
         warnings.warn(
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
@@ -314,6 +313,21 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
             SmoothnessWarning,
             stacklevel=stack_level(),
         )
+
+
+def kinks(M: Manifold, z: Tensor) -> str | None:  # (*b, m)
+    """What makes the decoder piecewise linear, in words, as :class:`SmoothnessWarning` has it; None when smooth."""
+    return _kinks(M._core, M._core.points("kinks", z))
+
+
+def _kinks(core: Pullback, flat: Tensor) -> str | None:
+    layers = core.decoder.module.modules() if core.decoder.module is not None else ()
+    layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
+    if layer is not None:
+        return f"a layer {type(layer).__name__}"
+    if len(flat) and _bends_without_curving(core.immersion, flat[:4].detach()):
+        return "second derivatives that vanish where second differences do not"
+    return None
 
 
 def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:

@@ -16,6 +16,7 @@ from riemae.solvers.exceptions import (
 __all__ = [
     "AmbientError",
     "ApproximationWarning",
+    "CheckpointError",
     "ContractError",
     "DTypeError",
     "DataError",
@@ -66,6 +67,10 @@ class TrainingError(RiemaeError, RuntimeError):
 
 class ContractError(RiemaeError, AssertionError):
     """A manifold breaks a law of geometry: see :func:`riemae.testing.check_manifold`."""
+
+
+class CheckpointError(RiemaeError, ValueError):
+    """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something else altogether."""
 
 
 class MissingExtraError(RiemaeError, ImportError):

@@ -141,11 +141,11 @@ class TestMetadata:
         assert foreign <= {{"scikit-learn": "sklearn"}.get(name, name) for name in declared}
         assert "torch" in foreign
 
-    def test_only_the_demonstration_needs_an_extra(self):
+    def test_who_needs_an_extra(self):
         optional = [text for text in importlib.metadata.requires("riemae") if "extra ==" in text]
         assert any("scikit-learn" in text and "demo" in text for text in optional)
-        users = [path.name for path in SOURCES if "sklearn" in {n.split(".")[0] for n in imported(parsed(path))}]
-        assert users == ["demo.py"]
+        users = {path.name for path in SOURCES if "sklearn" in {n.split(".")[0] for n in imported(parsed(path))}}
+        assert users == {"demo.py", "neighborhood.py", "report.py"}
 
 
 class TestNames:
@@ -227,6 +227,8 @@ class TestLayers:
             ("distortion", ("manifold", "plotting", "demo", "cli", "testing")),
             ("manifold", ("plotting", "demo", "cli", "testing")),
             ("plotting", ("demo", "cli")),
+            ("io", ("manifold", "autoencoders", "plotting", "demo", "cli", "testing")),
+            ("datasets", ("manifold", "autoencoders", "plotting", "demo", "cli", "testing")),
         ],
     )
     def test_imports_point_down_only(self, below, above):
