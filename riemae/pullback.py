@@ -79,6 +79,7 @@ class Pullback:
         if (z.dtype, z.device) not in self._probed:
             sound = flat if ok is None else flat[ok]
             x = self.decoder.probe(where, sound)
+            self.ambient.bind(self.decoder.output_shape or self.decoder(flat[:1]).shape[1:])
             if x is not None and len(x):
                 with torch.no_grad():
                     self.ambient.check(x)
@@ -228,10 +229,15 @@ class Pullback:
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
-        if self.embedding is None:
-            return None
-        ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
-        return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
+        if type(self.ambient).distance is AmbientMetric.distance:  # the chord in feature space, in chunks
+            if self.embedding is None:
+                return None
+            ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
+            return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
+        shape = self.decoder.output_shape or self.decoder(z0.reshape(-1, z0.shape[-1])[:1]).shape[1:]
+        x0, x1 = (self.immersion.value(z.reshape(-1, z.shape[-1])).unflatten(1, shape) for z in (z0, z1))
+        distance = self.ambient.distance(x0, x1)
+        return None if distance is None else distance.view(z0.shape[:-1])
 
     def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
         """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and first ones of H."""

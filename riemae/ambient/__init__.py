@@ -1,7 +1,18 @@
 """Ambient metrics H(x): how distances are measured in the data space."""
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import AmbientMetric, ShapedMetric
+from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
 from riemae.ambient.flat import Constant, Diagonal, Euclidean, FeatureMap
 
-__all__ = ["AmbientMetric", "Constant", "Custom", "Diagonal", "Euclidean", "FeatureMap", "as_ambient"]
+__all__ = [
+    "AmbientMetric",
+    "Constant",
+    "Custom",
+    "Diagonal",
+    "Euclidean",
+    "FeatureMap",
+    "InfoRiemannian",
+    "ShapedMetric",
+    "as_ambient",
+]
