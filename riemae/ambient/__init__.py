@@ -4,6 +4,7 @@ from riemae.ambient.base import AmbientMetric, ShapedMetric
 from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
 from riemae.ambient.flat import Constant, Diagonal, Euclidean, FeatureMap
+from riemae.ambient.geoopt import Geoopt
 
 __all__ = [
     "AmbientMetric",
@@ -12,6 +13,7 @@ __all__ = [
     "Diagonal",
     "Euclidean",
     "FeatureMap",
+    "Geoopt",
     "InfoRiemannian",
     "ShapedMetric",
     "as_ambient",
