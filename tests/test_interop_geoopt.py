@@ -18,8 +18,8 @@ def draw(seed, *shape):
     return rand(torch.Generator().manual_seed(seed), *shape)
 
 
-SPHERE = LatentManifold(Manifold(sphere), rtol=1e-8)
-QUICK = LatentManifold(Manifold(sphere), retraction="second_order")
+SPHERE = LatentManifold(Manifold(sphere), retraction="exp", rtol=1e-8)
+QUICK = LatentManifold(Manifold(sphere))
 # On the stereographic chart the sphere's metric is λ² I with λ = 2/(1 + |z|²).
 
 
@@ -90,7 +90,7 @@ class TestInterface:
     def test_refusals(self):
         with pytest.raises(DTypeError, match=r"a riemae\.Manifold, got function"):
             LatentManifold(sphere)
-        with pytest.raises(OptionError, match="'exp' or 'second_order'"):
+        with pytest.raises(OptionError, match="'second_order' or 'exp'"):
             LatentManifold(Manifold(sphere), retraction="euler")
         flat = LatentManifold(Manifold(lambda z: z[:, :1]))
         with pytest.raises(SingularMetricError):
@@ -110,20 +110,24 @@ def minimise(optimiser, loss, steps):
 NORTH = torch.tensor([0.36, 0.48, 0.8], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("latent", [SPHERE, QUICK], ids=["exp", "second_order"])
+LOOSE = LatentManifold(Manifold(sphere), retraction="exp", rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("latent", "make", "steps"),
     [
-        lambda p: RiemannianSGD(p, lr=0.5),
-        lambda p: RiemannianSGD(p, lr=0.3, momentum=0.4),
-        lambda p: RiemannianAdam(p, lr=0.15, betas=(0.6, 0.9)),
+        (QUICK, lambda p: RiemannianSGD(p, lr=0.5), 30),
+        (QUICK, lambda p: RiemannianSGD(p, lr=0.3, momentum=0.4), 30),
+        (QUICK, lambda p: RiemannianAdam(p, lr=0.15, betas=(0.6, 0.9)), 60),
+        (LOOSE, lambda p: RiemannianSGD(p, lr=0.9), 4),
+        (LOOSE, lambda p: RiemannianSGD(p, lr=0.9, momentum=0.05), 4),
     ],
-    ids=["SGD", "SGD with momentum", "Adam"],
+    ids=["SGD", "momentum", "Adam", "SGD, exp", "momentum, exp"],
 )
-def test_a_function_is_minimised(latent, make):
+def test_a_function_is_minimised(latent, make, steps):
     # ⟨n, x⟩ on the sphere is smallest at −n; its Hessian there is the identity of the sphere, whatever the chart.
     z = geoopt.ManifoldParameter(torch.tensor([[0.5, -0.2], [-1.0, 0.3]]).double(), manifold=latent)
-    minimise(make([z]), lambda: (sphere(z) @ NORTH).sum(), 30)
+    minimise(make([z]), lambda: (sphere(z) @ NORTH).sum(), steps)
     assert_close(sphere(z.detach()), -NORTH.expand(2, 3), rtol=0, atol=2e-3)
 
 
@@ -132,7 +136,9 @@ def test_steps_do_not_depend_on_the_chart():
     start = torch.tensor([[0.5, -0.2]]).double()
     ends = []
     for chart, first in ((sphere, start), (lambda y: sphere(y.asinh()), start.sinh())):
-        z = geoopt.ManifoldParameter(first.clone(), manifold=LatentManifold(Manifold(chart)))
+        z = geoopt.ManifoldParameter(
+            first.clone(), manifold=LatentManifold(Manifold(chart), retraction="exp", rtol=1e-9)
+        )
         minimise(RiemannianSGD([z], lr=0.5), lambda z=z, chart=chart: (chart(z) @ NORTH).sum(), 1)
         ends.append(chart(z.detach()))
     assert_close(ends[0], ends[1], rtol=1e-8, atol=1e-8)
@@ -145,7 +151,7 @@ def test_frechet_mean_on_the_sphere():
     mean = on_sphere.projx(x.mean(0))
     for _ in range(60):
         mean = on_sphere.expmap(mean, on_sphere.logmap(mean.expand_as(x), x).mean(0))
-    z = geoopt.ManifoldParameter(torch.zeros(2).double(), manifold=SPHERE)
+    z = geoopt.ManifoldParameter(torch.zeros(2).double(), manifold=QUICK)
     loss = lambda: SPHERE.dist(z.expand(6, 2), points).square().mean() / 2  # noqa: E731 (one expression)
     minimise(RiemannianSGD([z], lr=1.0), loss, 12)
     assert_close(sphere(z.detach()), mean, rtol=0, atol=1e-6)

@@ -12,19 +12,22 @@ from riemae.exceptions import DTypeError, OptionError
 from riemae.manifold import Manifold
 from riemae.solvers.space import solve_metric
 
+# Pieces of the geodesic along which a vector is carried: fourth order in their length.
+_SEGMENTS = 8
+
 
 class LatentManifold(geoopt.Manifold):
     """The latent codes ``(*b, m)`` of a decoder with the metric ``G`` that it pulls back.
 
-    A gradient in coordinates becomes ``G⁻¹ ∂f``, the direction of steepest descent whatever the chart; steps follow
-    geodesics. With it ``geoopt.optim.RiemannianAdam`` and ``RiemannianSGD`` optimise codes.
+    A gradient in coordinates becomes ``G⁻¹ ∂f``, the direction of steepest descent whatever the chart, and steps bend
+    with the geodesics: ``geoopt.optim.RiemannianAdam`` and ``RiemannianSGD`` optimise codes.
 
     Args:
         manifold: The manifold; its decoder's own parameters are not optimised here.
-        retraction: ``"exp"``: steps along the geodesic, momentum carried by parallel transport. ``"second_order"``:
-            ``z + v + ½ z̈`` with the geodesic's acceleration, momentum to first order: one evaluation of the connection
-            a step, for small steps.
-        rtol: Accuracy of :meth:`dist` and :meth:`logmap`.
+        retraction: How optimisers step. ``"second_order"``: ``z + v + ½ z̈`` with the geodesic's acceleration, and
+            momentum carried to first order: a few evaluations of the connection. ``"exp"``: along the geodesic itself,
+            and momentum by parallel transport: some hundred evaluations, right for steps of any size.
+        rtol: Accuracy of :meth:`dist`, :meth:`logmap` and :meth:`expmap`.
 
     Raises:
         DTypeError: When ``manifold`` is no :class:`~riemae.Manifold`.
@@ -51,13 +54,13 @@ class LatentManifold(geoopt.Manifold):
     __scaling__ = geoopt.Manifold.__scaling__.copy()
 
     def __init__(
-        self, manifold: Manifold, retraction: Literal["exp", "second_order"] = "exp", rtol: float = 1e-6
+        self, manifold: Manifold, retraction: Literal["second_order", "exp"] = "second_order", rtol: float = 1e-6
     ) -> None:
         super().__init__()
         if not isinstance(manifold, Manifold):
             raise DTypeError("LatentManifold", "a riemae.Manifold", type(manifold).__name__, "Try Manifold(decoder).")
-        if retraction not in ("exp", "second_order"):
-            raise OptionError("LatentManifold", "retraction 'exp' or 'second_order'", repr(retraction), "")
+        if retraction not in ("second_order", "exp"):
+            raise OptionError("LatentManifold", "retraction 'second_order' or 'exp'", repr(retraction), "")
         self.riemannian, self.retraction, self.rtol = manifold, retraction, rtol
 
     def inner(
@@ -85,7 +88,7 @@ class LatentManifold(geoopt.Manifold):
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """Where the geodesic from ``x`` with velocity ``u`` is at time 1."""
-        return self.riemannian.exp(x, u)
+        return self.riemannian.exp(x, u, rtol=self.rtol)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """The velocity at ``x`` of the geodesic that reaches ``y`` at time 1."""
@@ -106,16 +109,18 @@ class LatentManifold(geoopt.Manifold):
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (*b, m) x 3
         """:meth:`expmap` and the parallel transport of ``v`` along that geodesic."""
         x, u, v = torch.broadcast_tensors(x, u, v)
-        return self.expmap(x, u), self.transp_follow_expmap(x, u, v)
+        curve = self.riemannian.shoot(x, u, segments=_SEGMENTS, rtol=self.rtol)
+        return curve(1.0), self.riemannian.transport(curve, v)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (*b, m) x 3
         """:meth:`retr` and the transport of ``v`` along that step."""
+        if self.retraction == "exp":
+            return self.expmap_transp(x, u, v)
         return self.retr(x, u), self.transp_follow_retr(x, u, v)
 
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, m)
         """Parallel transport of ``v`` along the geodesic from ``x`` with velocity ``u``, up to time 1."""
-        x, u, v = torch.broadcast_tensors(x, u, v)
-        return self.riemannian.transport(self.riemannian.shoot(x, u), v)
+        return self.expmap_transp(x, u, v)[1]
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, m)
         """Transport of ``v`` along a step ``u``: parallel, or ``v − Γ(u, v)`` with the second-order retraction."""
