@@ -120,7 +120,7 @@ LOOSE = LatentManifold(Manifold(sphere), retraction="exp", rtol=1e-4)
         (QUICK, lambda p: RiemannianSGD(p, lr=0.3, momentum=0.4), 30),
         (QUICK, lambda p: RiemannianAdam(p, lr=0.15, betas=(0.6, 0.9)), 60),
         (LOOSE, lambda p: RiemannianSGD(p, lr=0.9), 4),
-        (LOOSE, lambda p: RiemannianSGD(p, lr=0.9, momentum=0.05), 4),
+        (LOOSE, lambda p: RiemannianSGD(p, lr=0.9, momentum=0.05), 6),
     ],
     ids=["SGD", "momentum", "Adam", "SGD, exp", "momentum, exp"],
 )
