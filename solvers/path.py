@@ -79,10 +79,19 @@ def geodesic(
         solver = Newton(target="minimum" if init is None else "stationary")
     with torch.no_grad():
         result = _solve(space, z0.detach(), z1.detach(), rtol, solver, init, progress)
-    if throw and not bool(result.converged.all()):
+    return demand_convergence(result) if throw else result
+
+
+def demand_convergence(result: GeodesicResult) -> GeodesicResult:
+    """``result``, when every pair converged.
+
+    Raises:
+        NotConvergedError: When one did not; it carries the result.
+    """
+    if not bool(result.converged.all()):
         raise NotConvergedError(
             "geodesic",
-            f"every pair accurate to rtol={rtol:g}",
+            f"every pair accurate to rtol={result.rtol:g}",
             result.summary(),
             f"{remedies(result.status)} The error's .result holds all pairs; throw=False returns it instead.",
             result,

@@ -26,7 +26,7 @@ class Density(AmbientMetric):
     =============== ======================================================= ===========================================
     kind            metric                                                  from
     =============== ======================================================= ===========================================
-    ``diagonal``    ``H = diag(1/(s_d(x) + ρ))``                            Arvanitidis et al. (2016)           
+    ``diagonal``    ``H = diag(1/(s_d(x) + ρ))``                            Arvanitidis et al. (2016)
     ``conformal``   ``H = I/(s̄(x) + ρ)`` with the mean ``s̄`` over d         the same, blind to directions
     ``density``     ``H = I/(h(x) + ρ)``, ``h(x) = Σ w_n(x)/max_data Σ w``  Arvanitidis et al. (2020): h near 1 on data
     =============== ======================================================= ===========================================

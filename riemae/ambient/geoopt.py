@@ -69,7 +69,7 @@ class Geoopt(ShapedMetric):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, D) x 3 -> (k,)
         """The manifold's inner product of velocities of ``x``."""
-        return _inner(self.manifold, self.shaped(x), self.shaped(u), self.shaped(v))
+        return inner_product(self.manifold, self.shaped(x), self.shaped(u), self.shaped(v))
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
@@ -123,26 +123,36 @@ class Geoopt(ShapedMetric):
         return "inner"
 
 
-def _inner(manifold: Any, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, *shape) x 3 -> (k,)
+def inner_product(manifold: Any, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, *shape) x 3 -> (k,)
+    """Inner product of velocities of points of a geoopt manifold, differentiable to any order."""
     import geoopt
 
     if isinstance(manifold, geoopt.Scaled):
-        return manifold.scale.to(x) ** 2 * _inner(manifold.base, x, u, v)
+        return manifold.scale.to(x) ** 2 * inner_product(manifold.base, x, u, v)
     if isinstance(manifold, geoopt.ProductManifold):
         parts = [
-            _inner(part, *(manifold.take_submanifold_value(y, i).flatten(0, x.ndim - 2) for y in (x, u, v)))
+            inner_product(part, *(manifold.take_submanifold_value(y, i).flatten(0, x.ndim - 2) for y in (x, u, v)))
             for i, part in enumerate(manifold.manifolds)
         ]
         return torch.stack([p.view(len(x), -1).sum(-1) for p in parts]).sum(0)
     if isinstance(manifold, geoopt.SymmetricPositiveDefinite):
-        # tr(x⁻¹ u x⁻¹ v) by solving: geoopt's eigenvectors have no derivative where eigenvalues meet.
-        left, right = (torch.linalg.solve(x, w) for w in (u, v))
+        # tr(x⁻¹ u x⁻¹ v). Not by eigenvectors, as geoopt does: they have no derivative where eigenvalues meet. Nor by
+        # torch.linalg.solve, whose third derivatives contradict each other (torch 2.13, forward against reverse mode).
+        factor = torch.linalg.cholesky(x)
+        left, right = (torch.cholesky_solve(w, factor) for w in (u, v))
         return (left * right.mT).flatten(1).sum(-1)
     if isinstance(manifold, geoopt.Stereographic):
         # λ² ⟨u, v⟩ with λ = 2/(1 + k|x|²); geoopt's is a torch.jit.script function: wrong in nested derivatives.
         factor = 2 / (1 + manifold.k.to(x) * x.square().sum(-1, keepdim=True))
         return (factor**2 * u * v).flatten(1).sum(-1)
     return manifold.inner(x, u, v, keepdim=True).reshape(len(x), -1).sum(-1)
+
+
+def metric_tensor(manifold: Any, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """The metric of a geoopt manifold in the coordinates of its points."""
+    basis = torch.eye(z.shape[-1]).to(z)
+    rows = [[inner_product(manifold, z, u.expand_as(z), v.expand_as(z)) for v in basis] for u in basis]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 def _embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
