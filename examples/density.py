@@ -90,7 +90,9 @@ def draw(data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, path: 
         ends = torch.cat([z0, z1])
         panel.scatter(*ends.T, s=22, color="black", zorder=3)
         panel.set(title=kind, aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xlabel="$x_1$")
-        figure.colorbar(shade, ax=panel, shrink=0.75, label=r"$\log_{10}$ of length per unit" if kind == KINDS[-1] else None)
+        figure.colorbar(
+            shade, ax=panel, shrink=0.75, label=r"$\log_{10}$ of length per unit" if kind == KINDS[-1] else None
+        )
     axes[0].set_ylabel("$x_2$")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
