@@ -130,12 +130,11 @@ def main() -> None:
     motions(metrics | {"Info-Riemannian, cloud": ambient.InfoRiemannian.from_clouds(clouds, 0.5, evaluate="cloud")})
     manifolds = {name: Manifold(decoder, ambient=metric) for name, metric in metrics.items()}
     names = list(KINDS)
-    # Of each kind the code in its middle.
-    middle = {}
-    for i, name in enumerate(names):
-        own = codes[kind == i]
-        middle[name] = own[(own - own.mean(0)).norm(dim=-1).argmin()]
-    z0, z1 = (torch.stack([middle[pair[side]] for pair in PAIRS]) for side in (0, 1))
+    # Of each kind the cloud that two numbers describe best.
+    with torch.no_grad():
+        misfit = (decoder(codes) - clouds).square().mean((-1, -2))
+    best = {n: codes[int(torch.where(kind == i, misfit, torch.inf).argmin())] for i, n in enumerate(names)}
+    z0, z1 = (torch.stack([best[pair[side]] for pair in PAIRS]) for side in (0, 1))
 
     curves = {"straight line": solvers.Curve.line(z0, z1, 32)}
     for name, M in manifolds.items():
