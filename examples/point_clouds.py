@@ -180,7 +180,7 @@ def draw(
             frames = decoder(curve[0](t))
         for axis, cloud in zip(row, frames, strict=True):
             axis.scatter(*cloud.T, s=5, color=colours[name], linewidths=0)
-            axis.set(xlim=(-0.9, 0.9), ylim=(-0.9, 0.9), zlim=(-0.9, 0.9), box_aspect=(1, 1, 1))
+            axis.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1.1, 1.1), box_aspect=(1, 1, 1))
             axis.view_init(18, 30)
             axis.set_axis_off()
         row[0].set_title(name, fontsize=9, loc="left", color=colours[name])
