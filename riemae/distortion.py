@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from riemae.ambient.geoopt import metric_tensor
 from riemae.curvature import gaussian
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
 from riemae.pullback import Pullback
@@ -194,17 +195,7 @@ def _latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Ten
 def _as_function(latent_metric: LatentMetric) -> Callable[[Tensor], Tensor]:
     if not hasattr(latent_metric, "inner"):
         return latent_metric
-
-    def tensor(z: Tensor) -> Tensor:
-        """The metric of a geoopt manifold in the coordinates of its points."""
-        basis = torch.eye(z.shape[-1]).to(z)
-        rows = [
-            torch.cat([latent_metric.inner(z, u.expand_as(z), v.expand_as(z), keepdim=True) for v in basis], -1)
-            for u in basis
-        ]
-        return torch.stack(rows, -2)
-
-    return tensor
+    return lambda z: metric_tensor(latent_metric, z)
 
 
 def _eigenvalues(M: Manifold, z: Tensor, latent_metric: LatentMetric | None) -> Tensor:  # (*b, m) -> (*b, m)

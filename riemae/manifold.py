@@ -15,6 +15,7 @@ from riemae.decoders import Decoder
 from riemae.ensembles import Ensemble
 from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
 from riemae.heads import EnsembleLayout
+from riemae.latent import LatentSpace, as_latent, latent_geodesic
 from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Newton, Solver
 from riemae.solvers import energy as curve_energy_integral
@@ -40,10 +41,15 @@ class Manifold:
             :class:`~riemae.ambient.FisherRao` for distributions, whose parameters have no units in common.
         latent_dim: m; taken from the first points unless given.
         chunk_size: Points handled at once; chosen to fit the processor's cache unless given.
+        latent: What the latent space itself is, if no plain R^m: a tuple with the period of each coordinate, None for
+            those that have none, or a geoopt manifold whose points are coordinates (``PoincareBall``,
+            ``SphereProjection``). Geodesics then start from latent geodesics and may go either way round a period, and
+            distortion is relative to its metric. See :mod:`riemae.latent`.
 
     Raises:
         DTypeError: When ``decoder`` is not callable.
         AmbientError: When ``ambient`` is none of these.
+        OptionError: When ``latent`` is none of these.
 
     All methods that take points raise:
 
@@ -67,6 +73,7 @@ class Manifold:
         ambient: AmbientMetric | Callable[[Tensor], Tensor] | Tensor | None = None,
         latent_dim: int | None = None,
         chunk_size: int | None = None,
+        latent: LatentSpace | None = None,
     ) -> None:
         if latent_dim is not None and latent_dim < 1:
             raise OptionError("Manifold", "latent_dim of at least 1", str(latent_dim), "")
@@ -74,6 +81,7 @@ class Manifold:
             raise OptionError("Manifold", "chunk_size of at least 1", str(chunk_size), "")
         metric = None if ambient is None else as_ambient(ambient)
         self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
+        self.latent = as_latent(latent)
 
     @property
     def decoder(self) -> Callable[[Tensor], Tensor]:
@@ -100,7 +108,7 @@ class Manifold:
         for part in (owner, ambient):
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype)
-        return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size)
+        return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size, copy.deepcopy(self.latent))
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
@@ -464,7 +472,8 @@ class Manifold:
                 like 1/samples. Single estimates can be negative.
             samples: Pairs of Gaussian probes averaged by the stochastic estimator.
             generator: Source of their randomness.
-            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; Euclidean unless given.
+            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of ``latent``, or Euclidean,
+                unless given.
 
         Raises:
             OptionError: For an unknown kind or estimator.
@@ -472,6 +481,8 @@ class Manifold:
             SingularMetricError: Where the latent metric is not positive definite.
         """
         flat = self._core.points("distortion", z)
+        if latent_metric is None and self.latent is not None:
+            latent_metric = self.latent.metric
         out = distortion.distortion(self._core, flat, kind, local, estimator, samples, generator, latent_metric)
         return out.view(z.shape[:-1]) if local else out
 
@@ -513,9 +524,10 @@ class Manifold:
             z1: End points ``(*b, m)``; leading axes broadcast.
             rtol: Relative accuracy of the length.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
-            init: Start curves; the straight line unless given.
+            init: Start curves; the straight line unless given, or geodesics of ``latent``. With periods the best of
+                several ways round is returned, and its curve ends at ``z1`` plus whole periods.
             n_starts: Start curves a pair, for a global search: the shortest geodesic is returned, with all others found
-                as its ``alternatives``. 1 without a graph, 4 with one, unless given.
+                as its ``alternatives``. 1 without a graph, 4 with one, unless given. Then ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
             seed: Decides the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
@@ -530,6 +542,8 @@ class Manifold:
         """
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"geodesic ({name})", z, finite=False)
+        if self.latent is not None and init is None and n_starts is None and graph is None:
+            return latent_geodesic(self, self.latent, z0, z1, rtol, solver, throw, progress)
         return solve_geodesic(
             self,
             z0,
@@ -596,7 +610,8 @@ class Manifold:
         start, stop = torch.broadcast_tensors(z0, z1)
         usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
-        attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[usable][:, None]], 1)
+        stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
+        attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
         length = self.length(Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (length - length.detach())
@@ -655,6 +670,9 @@ class Manifold:
         """
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False)
+        if self.latent is not None and init is None:
+            init = self.geodesic(z0, z1, rtol=max(rtol, 1e-6), throw=throw).curve
+            z1 = init(1.0)
         return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
 
     def jacobi_field(

@@ -282,6 +282,9 @@ class Pullback:
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         self.bind(z0.reshape(-1, z0.shape[-1]))
+        if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
+            ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]  # the chord, in chunks
+            return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
         shape = self.decoder.output_shape
         ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
         distance = self.ambient.distance(*(x if shape is None else x.view(len(x), *shape) for x in ends))

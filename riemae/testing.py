@@ -145,12 +145,16 @@ def _connection(M: Manifold, z: Tensor) -> float:
     actual = torch.stack(slopes, -1)
     # Where the metric is constant both sides are rounding errors of the metric itself.
     scale = g.abs().amax((1, 2))[:, None, None, None]
-    torsion = _relative(gamma, gamma.mT)  # no inner product and no geodesic shows it
+    # No inner product and no geodesic shows torsion; of a constant metric it is rounding too.
+    twist = torch.einsum("bkj,bkli->bjli", g, gamma - gamma.mT)
+    torsion = min(_relative(gamma, gamma.mT), float((twist / scale).abs().max()))
     return max(torsion, min(_relative(actual, expected), float(((actual - expected) / scale).abs().max())))
 
 
 def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
     """Derivative of ``out`` ``(k, ...)`` along one direction, by reverse mode twice."""
+    if not out.requires_grad:  # a constant metric
+        return torch.zeros_like(out)
     cotangent = torch.zeros_like(out, requires_grad=True)
     (pulled,) = torch.autograd.grad(out, point, cotangent, create_graph=True, materialize_grads=True)
     if not pulled.requires_grad:

@@ -107,10 +107,19 @@ def geodesic(
             fine: Solver | Newton = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
             result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
     result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
-    if throw and not bool(result.converged.all()):
+    return demand_convergence(result) if throw else result
+
+
+def demand_convergence(result: GeodesicResult) -> GeodesicResult:
+    """``result``, when every pair converged.
+
+    Raises:
+        NotConvergedError: When one did not; it carries the result.
+    """
+    if not bool(result.converged.all()):
         raise NotConvergedError(
             "geodesic",
-            f"every pair accurate to rtol={rtol:g}",
+            f"every pair accurate to rtol={result.rtol:g}",
             result.summary(),
             f"{remedies(result.status)} The error's .result holds all pairs; throw=False returns it instead.",
             result,

@@ -6,7 +6,7 @@ from spaces import rand
 from torch.testing import assert_close
 
 from riemae import Manifold
-from riemae.ambient import AmbientMetric, Constant, Custom, Diagonal, Euclidean, FeatureMap, as_ambient
+from riemae.ambient import AmbientMetric, Constant, Custom, Diagonal, Euclidean, FeatureMap, LowRank, as_ambient
 from riemae.exceptions import AmbientError
 
 D = 3
@@ -48,6 +48,10 @@ def phi_operator(x, v):
     return (phi_matrix(x) @ v[..., None])[..., 0]
 
 
+def phi_inner(x, u, v):
+    return (phi_product(x, u) * phi_product(x, v)).sum(-1)
+
+
 def squares(x):
     return 1 + x**2
 
@@ -82,14 +86,19 @@ FORMS = {  # name: (how to make it, its dense matrix)
     "Custom(one matrix)": (lambda: Custom(matrix=lambda x: MATRIX), constantly(MATRIX)),
     "Custom(diagonal)": (lambda: Custom(diagonal=squares), squares_matrix),
     "Custom(operator)": (lambda: Custom(operator=phi_operator), phi_matrix),
+    "Custom(factor)": (lambda: Custom(factor=phi_product), phi_matrix),
+    "Custom(inner)": (lambda: Custom(inner=phi_inner), phi_matrix),
+    "inner()": (lambda: own(inner=phi_inner), phi_matrix),
+    "LowRank": (lambda: LowRank(FACTOR.T, WEIGHTS), constantly(WEIGHTS.diag() + MATRIX)),
 }
-FACTORED = list(FORMS)[:7]
+FACTORED = [*list(FORMS)[:7], "Custom(factor)", "LowRank"]
 EMBEDDINGS = {
     "Euclidean": lambda x: x,
     "Diagonal": lambda x: x * WEIGHTS.sqrt(),
     "Constant": lambda x: x @ FACTOR.T,
     "FeatureMap": phi,
     "features()": phi,
+    "LowRank": lambda x: torch.cat([x * WEIGHTS.sqrt(), x @ FACTOR.T], -1),
 }
 
 
@@ -118,6 +127,10 @@ class TestDenseMatrix:
     def test_squared_norm(self, name, k):
         metric, x, h, v = self.case(name, k)
         assert_close(metric.squared_norm(x, v), torch.einsum("ki,kij,kj->k", v, h, v), **EXACT)
+
+    def test_inner(self, name, k):
+        metric, x, h, v = self.case(name, k)
+        assert_close(metric.inner(x, x, v), torch.einsum("ki,kij,kj->k", x, h, v), **EXACT)
 
     def test_factor_product(self, name, k):
         metric, x, h, v = self.case(name, k)
@@ -197,6 +210,8 @@ ROADS = {  # both metrics; sinh acts on each coordinate, so that its H is diag(c
     "varying, matrix": (lambda: FeatureMap(phi), lambda: Custom(phi_matrix)),
     "varying, autodiff": (lambda: FeatureMap(phi), lambda: Custom(matrix=phi_autodiff)),
     "varying, operator": (lambda: FeatureMap(phi), lambda: Custom(operator=phi_operator)),
+    "varying, factor": (lambda: FeatureMap(phi), lambda: Custom(factor=phi_product)),
+    "varying, inner": (lambda: FeatureMap(phi), lambda: Custom(inner=phi_inner)),
     "varying, factor_product()": (lambda: FeatureMap(phi), lambda: own(factor_product=phi_product)),
     "varying, matrix()": (lambda: FeatureMap(phi), lambda: own(matrix=phi_matrix)),
     "varying, diagonal()": (lambda: FeatureMap(torch.sinh), lambda: own(diagonal=lambda x: x.cosh() ** 2)),
@@ -266,7 +281,7 @@ class TestConstructors:
         ("make", "message"),
         [
             (lambda: own(), "overrides one of features, factor_product, diagonal, matrix, product"),
-            (lambda: Custom(), "exactly one of function, matrix, diagonal, operator, got none"),
+            (lambda: Custom(), "exactly one of function, matrix, diagonal, operator, factor, inner, got none"),
             (lambda: Custom(matrix=phi_matrix, diagonal=squares), "exactly one of .*, got matrix, diagonal"),
             (lambda: Custom(3.0), "a function"),
             (lambda: Custom(matrix=MATRIX), "a function"),
@@ -321,7 +336,11 @@ SKEWED = torch.eye(D).double() + torch.ones(D, D).double().triu(1)
         (Custom(lambda x: phi_matrix(x)[:, :2]), r"got \(2, 2, 3\).*flattened data \(k, D\)"),
         (Custom(matrix=lambda x: torch.eye(2).to(x)), r"got \(2, 2\)"),
         (Custom(diagonal=lambda x: x[:, :2]), r"got \(2, 2\)"),
-        (Custom(operator=lambda x, v: v[:, :2]), "dimension 3.*Check its shapes"),
+        (Custom(operator=lambda x, v: v[:, :2]), "dimension 3.*Check its shapes|H.x. v of shape .2, 3., got .2, 2."),
+        (Custom(inner=lambda x, u, v: u[:, 0] * v[:, 1]), "a symmetric metric"),
+        (Custom(inner=lambda x, u, v: -(u * v).sum(-1)), "a positive metric"),
+        (Custom(inner=lambda x, u, v: u * v), "Check its shapes"),
+        (Custom(factor=lambda x, v: v / (x - x)), "a finite metric"),
         (Custom(lambda x: None), "got NoneType"),
         (own(product=lambda x, v: v[:, :2]), r"H\(x\) v of shape \(2, 3\), got \(2, 2\)"),
         (own(matrix=lambda x: torch.eye(2).to(x)), "dimension 3.*Check its shapes"),

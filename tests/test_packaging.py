@@ -225,6 +225,8 @@ class TestLayers:
             ("pullback", ("manifold", "curvature", "distortion", "plotting", "demo", "cli", "testing")),
             ("curvature", ("manifold", "plotting", "demo", "cli", "testing")),
             ("distortion", ("manifold", "plotting", "demo", "cli", "testing")),
+            ("latent", ("manifold", "plotting", "demo", "cli", "testing")),
+            ("interop", ("plotting", "demo", "cli", "testing")),
             ("manifold", ("plotting", "demo", "cli", "testing")),
             ("plotting", ("demo", "cli")),
             ("io", ("manifold", "autoencoders", "plotting", "demo", "cli", "testing")),

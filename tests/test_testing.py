@@ -277,6 +277,17 @@ def right(z, v):
     return 2 * z * v
 
 
+def rotations(z):  # (k, 2) -> (k, 6): turns about two axes; flat, though the data move on circles
+    u, v = z.unbind(-1)
+    return torch.stack([u.cos(), u.sin(), v.cos(), v.sin(), (u + 0.3).cos(), (u + 0.3).sin()], -1)
+
+
+@pytest.mark.parametrize("decoder", [lambda z: z, lambda z: torch.cat([z, z.flip(-1)], -1), rotations])
+def test_a_constant_metric_passes(decoder):
+    # Its connection is rounding, or no function of the points at all: neither breaks a law.
+    check_manifold(Manifold(decoder), draw(0, 4, 2))
+
+
 @SLOWER_ROAD
 class TestHandWrittenDerivatives:
     z = draw(8, 4, 2)

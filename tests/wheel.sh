@@ -13,7 +13,7 @@ case $builder in /*) ;; *) builder=$root/$builder ;; esac
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/constraints.txt" torch
 wheel=$(ls "$work"/dist/*.whl)
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$wheel[test]"
-cp -r "$root/tests" "$root/pyproject.toml" "$root/README.md" "$work"
+cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
 venv/bin/python -m pytest -q -p no:cacheprovider

@@ -1,20 +1,29 @@
 """Ambient metrics H(x): how distances are measured in the data space."""
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import AmbientMetric, ShapedMetric
+from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
+from riemae.ambient.density import Density
 from riemae.ambient.expected import Averaged, Expected
 from riemae.ambient.fisher import FisherRao
-from riemae.ambient.flat import Constant, Diagonal, Euclidean, FeatureMap
+from riemae.ambient.flat import ClassifierFisher, Constant, Diagonal, Euclidean, FeatureMap, LowRank
+from riemae.ambient.geoopt import Geoopt
 
 __all__ = [
     "AmbientMetric",
     "Averaged",
+    "ClassifierFisher",
     "Constant",
     "Custom",
+    "Density",
     "Diagonal",
     "Euclidean",
     "Expected",
     "FeatureMap",
     "FisherRao",
+    "Geoopt",
+    "InfoRiemannian",
+    "LowRank",
+    "ShapedMetric",
     "as_ambient",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vjp, vmap
+from torch.func import grad, jvp, vjp, vmap
 
 from riemae.exceptions import AmbientError
 from riemae.solvers.tolerances import tolerance
@@ -14,7 +15,7 @@ from riemae.solvers.tolerances import tolerance
 if TYPE_CHECKING:
     from riemae.heads import AnyLayout
 
-_GIVEN = ("features", "factor_product", "diagonal", "matrix", "product")
+_GIVEN = ("features", "factor_product", "diagonal", "matrix", "product", "inner")
 
 
 class AmbientMetric(nn.Module):
@@ -30,6 +31,7 @@ class AmbientMetric(nn.Module):
     ``diagonal(x)``      ``(k, D) -> (k, D)``            the diagonal of a diagonal H
     ``matrix(x)``        ``(k, D) -> (k, D, D)``         H itself, or one ``(D, D)`` for all
     ``product(x, v)``    ``(k, D), (k, D) -> (k, D)``    ``H(x) v``
+    ``inner(x, u, v)``   ``(k, D) x 3 -> (k,)``          ``uᵀ H(x) v``, bilinear in u and v
     ==================== =============================== =========================================================
 
     With features, ``x`` has the decoder's own output shape; elsewhere it is flattened to ``(k, D)``. It is a
@@ -111,6 +113,8 @@ class AmbientMetric(nn.Module):
             return self.diagonal(x) * v
         if given == "matrix":
             return (self.matrix(x) @ v[..., None])[..., 0]
+        if given == "inner":  # linear in u: its gradient is the product, wherever u is
+            return grad(lambda u: self.inner(x, u, v).sum())(torch.zeros_like(v))
         if given == "features":
             return vjp(lambda y: self.features(y).flatten(1), x)[1](self.factor_product(x, v))[0].flatten(1)
         return vjp(lambda w: self.factor_product(x, w), torch.zeros_like(v))[1](self.factor_product(x, v))[0]
@@ -122,10 +126,18 @@ class AmbientMetric(nn.Module):
             return self.diagonal(x)[..., None] * columns
         if given == "matrix":
             return self.matrix(x) @ columns
+        if given == "inner":
+            return each_column(self.product, x, columns)
         return vmap(lambda v: self.product(x, v), in_dims=-1)(columns).movedim(0, -1)
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, D) x 3 -> (k,)
+        """``uᵀ H(x) v``."""
+        return (u * self.product(x, v)).sum(-1)
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""
+        if self._given() == "inner":
+            return self.inner(x, v, v)
         if self._given() in ("factor_product", "features"):
             return self.factor_product(x, v).square().sum(-1)
         return (v * self.product(x, v)).sum(-1)
@@ -166,8 +178,7 @@ class AmbientMetric(nn.Module):
                 raise AmbientError(where, f"features of dtype {x.dtype}", str(phi.dtype), "Keep the data's dtype.")
             return
         flat = x.flatten(1)
-        probes = torch.stack([flat.new_ones(flat.shape[1]), torch.arange(flat.shape[1]).to(flat).cos()], -1)
-        columns = probes.expand(len(flat), -1, -1)
+        columns = self._probes(flat)
         try:
             applied = self.apply_to(flat, columns)
         except RuntimeError as reason:
@@ -194,6 +205,11 @@ class AmbientMetric(nn.Module):
         if bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
             raise AmbientError(where, "a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
 
+    def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
+        """Directions in which :meth:`check` looks at ``H``."""
+        probes = torch.stack([x.new_ones(x.shape[1]), torch.arange(x.shape[1]).to(x).cos()], -1)
+        return probes.expand(len(x), -1, -1)
+
     def forward(self, *args: Any) -> Any:
         """An ambient metric is no layer.
 
@@ -201,3 +217,66 @@ class AmbientMetric(nn.Module):
             AmbientError: Always.
         """
         raise AmbientError(type(self).__name__, "product(x, v) or matrix(x)", "a call", "It is no layer.")
+
+
+class ShapedMetric(AmbientMetric):
+    """A metric that must know the shape of one datum, ``(n, d)`` say, where its methods get flattened ``(k, D)``.
+
+    ``Manifold`` tells it the decoder's; on its own, ``check(x)`` with ``x`` of shape ``(k, *shape)`` or
+    ``bind(None, shape)`` does.
+
+    Attributes:
+        data_shape: The shape of one datum, or None before it is known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_shape: torch.Size | None = None
+
+    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
+        """Itself, told the shape of one datum.
+
+        Raises:
+            AmbientError: When it has been told another one: the metric would be wrong for one of two decoders.
+        """
+        if self.data_shape is not None and self.data_shape != torch.Size(shape):
+            raise AmbientError(
+                type(self).__name__,
+                f"data of shape {tuple(self.data_shape)}, as before",
+                str(tuple(shape)),
+                "Make one metric for each decoder.",
+            )
+        self.data_shape = torch.Size(shape)
+        return self
+
+    def check(self, x: Tensor) -> None:  # (k, *shape)
+        """As in :meth:`AmbientMetric.check`, after :meth:`bind`."""
+        self.bind(None, x.shape[1:])
+        super().check(x)
+
+    def shaped(self, x: Tensor) -> Tensor:  # (k, D) or (k, *shape) -> (k, *shape)
+        """``x`` in the shape of the data.
+
+        Raises:
+            AmbientError: When the shape is not known, or another.
+        """
+        if self.data_shape is None:
+            raise AmbientError(
+                type(self).__name__,
+                "to know the shape of one datum",
+                "none",
+                "Call bind(None, shape), or use it in Manifold.",
+            )
+        if x[0].numel() != self.data_shape.numel() if len(x) else x.ndim < 2:
+            shape = tuple(self.data_shape)
+            raise AmbientError(type(self).__name__, f"data of shape {shape}", str(tuple(x.shape[1:])), "")
+        return x.reshape(len(x), *self.data_shape)
+
+
+def each_column(
+    product: Callable[[Tensor, Tensor], Tensor], x: Tensor, columns: Tensor
+) -> Tensor:  # (k, D), (k, D, c) -> (k, q, c)
+    """``product(x, v)`` for every column v, by repeating the points: for functions that vmap does not understand."""
+    k, d, c = columns.shape
+    spread = x[:, None].expand(k, c, d).reshape(k * c, d)
+    return product(spread, columns.mT.reshape(k * c, d)).reshape(k, c, -1).mT

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.func import vjp
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import AmbientMetric, each_column
 from riemae.ambient.flat import Constant, Diagonal, Euclidean
 from riemae.exceptions import AmbientError
 
 MetricFunction = Callable[[Tensor], Tensor]
 Operator = Callable[[Tensor, Tensor], Tensor]
+InnerProduct = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Custom(AmbientMetric):
@@ -23,6 +26,8 @@ class Custom(AmbientMetric):
         matrix: The same, always matrices: ``(k, D, D)`` or ``(D, D)``.
         diagonal: The same, always diagonals ``(k, D)``.
         operator: ``(x, v) -> H(x) v``, all ``(k, D)``; for large D.
+        factor: ``(x, v) -> S(x) v`` of shape ``(k, q)``, linear in v, where ``H = SᵀS``.
+        inner: ``(x, u, v) -> uᵀ H(x) v`` of shape ``(k,)``, linear in u and in v.
 
     Raises:
         AmbientError: Unless exactly one is given.
@@ -43,6 +48,8 @@ class Custom(AmbientMetric):
         matrix: MetricFunction | None = None,
         diagonal: MetricFunction | None = None,
         operator: Operator | None = None,
+        factor: Operator | None = None,
+        inner: InnerProduct | None = None,
     ) -> None:
         super().__init__()
         forms: dict[str, Callable[..., Tensor] | None] = {
@@ -50,12 +57,12 @@ class Custom(AmbientMetric):
             "matrix": matrix,
             "diagonal": diagonal,
             "operator": operator,
+            "factor": factor,
+            "inner": inner,
         }
         given = {name: f for name, f in forms.items() if f is not None}
         if len(given) != 1:
-            raise AmbientError(
-                "Custom", "exactly one of function, matrix, diagonal, operator", ", ".join(given) or "none", ""
-            )
+            raise AmbientError("Custom", f"exactly one of {', '.join(forms)}", ", ".join(given) or "none", "")
         ((self.form, self.function),) = given.items()
         if not callable(self.function):
             got = type(self.function).__name__
@@ -71,10 +78,8 @@ class Custom(AmbientMetric):
         Raises:
             AmbientError: When the function returns a shape that is no metric.
         """
-        if self.form == "operator":
-            k, d, c = columns.shape
-            spread = x[:, None].expand(k, c, d).reshape(k * c, d)
-            return self.function(spread, columns.mT.reshape(k * c, d)).view(k, c, d).mT
+        if self.form in ("operator", "factor", "inner"):
+            return each_column(self._product, x, columns)
         h = self.function(x)
         if not isinstance(h, Tensor) or h.dtype != x.dtype:
             got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
@@ -94,6 +99,24 @@ class Custom(AmbientMetric):
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
         return self.function(x) if self._resolved(x) == "diagonal" else super().diagonal(x)
+
+    def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
+        """``S(x) v``, where it was given."""
+        return self.function(x, v) if self.form == "factor" else super().factor_product(x, v)
+
+    def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """``vᵀ H(x) v``."""
+        if self.form == "factor":
+            return self.function(x, v).square().sum(-1)
+        return self.function(x, v, v) if self.form == "inner" else super().squared_norm(x, v)
+
+    def _product(self, x: Tensor, v: Tensor) -> Tensor:
+        if self.form == "operator":
+            return self.function(x, v)
+        zero = torch.zeros_like(v)
+        if self.form == "factor":
+            return vjp(lambda w: self.function(x, w), zero)[1](self.function(x, v))[0]
+        return vjp(lambda w: self.function(x, w, v), zero)[1](torch.ones_like(x[:, 0]))[0]
 
     def _resolved(self, x: Tensor) -> str:
         """The form of the function; a bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ."""

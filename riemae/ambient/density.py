@@ -1,0 +1,135 @@
+"""A metric that is cheap where data are and expensive elsewhere."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from riemae.ambient.base import AmbientMetric
+from riemae.ambient.flat import check_floating, fitting
+from riemae.exceptions import AmbientError, OptionError
+
+Kind = Literal["diagonal", "conformal", "density"]
+
+# Rows of distances held at once while the bandwidth is looked for.
+_ROWS = 512
+_NEIGHBOR = 10
+
+
+class Density(AmbientMetric):
+    """Inverse local variance of data: geodesics keep to where the data are.
+
+    With weights ``w_n(x) = exp(−|x_n − x|²/2σ²)`` and ``s_d(x) = Σ_n w_n(x) (x_nd − x_d)²``:
+
+    =============== ======================================================= ===========================================
+    kind            metric                                                  from
+    =============== ======================================================= ===========================================
+    ``diagonal``    ``H = diag(1/(s_d(x) + ρ))``                            Arvanitidis et al. (2016)
+    ``conformal``   ``H = I/(s̄(x) + ρ)`` with the mean ``s̄`` over d         the same, blind to directions
+    ``density``     ``H = I/(h(x) + ρ)``, ``h(x) = Σ w_n(x)/max_data Σ w``  Arvanitidis et al. (2020): h near 1 on data
+    =============== ======================================================= ===========================================
+
+    Far from all data every kind is ``I/ρ``.
+
+    Args:
+        data: ``(N, *shape)``, as the decoder returns them.
+        bandwidth: σ; the median distance of a datum to its tenth neighbour unless given.
+        kind: One of the table.
+        floor: ρ, positive: in squared units of the data, without unit for ``"density"``. A hundredth of the mean
+            of what it is added to over the data unless given.
+        neighbors: Sums run over the so many data nearest to ``x`` instead of all: cheaper derivatives for many data.
+            Where the set changes the metric jumps by the weight of the datum that leaves, so take enough that it is
+            several σ away. All unless given.
+
+    Raises:
+        AmbientError: For data that are no such tensor, coincide or hold NaN, or numbers that are not positive.
+        OptionError: For an unknown kind.
+
+    Example:
+        >>> import torch
+        >>> from riemae import Manifold, ambient
+        >>> ring = torch.linspace(0, 6.2, 60).double()
+        >>> data = torch.stack([ring.cos(), ring.sin()], -1)
+        >>> M = Manifold(lambda z: z, ambient=ambient.Density(data, bandwidth=0.2))
+        >>> on, off = torch.tensor([[1., 0.]]).double(), torch.tensor([[0., 0.]]).double()
+        >>> bool(M.volume_density(off) > 20 * M.volume_density(on))
+        True
+    """
+
+    data: Tensor
+    centre: Tensor
+
+    def __init__(
+        self,
+        data: Tensor,
+        bandwidth: float | None = None,
+        kind: Kind = "diagonal",
+        floor: float | None = None,
+        neighbors: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_floating("Density", data)
+        if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()):
+            raise AmbientError("Density", "finite data (N, *shape), N of at least 2", str(tuple(data.shape)), "")
+        if kind not in get_args(Kind):
+            raise OptionError("Density", f"a kind among {', '.join(get_args(Kind))}", repr(kind), "")
+        for name, value in (("bandwidth", bandwidth), ("floor", floor), ("neighbors", neighbors)):
+            if value is not None and not 0 < value < float("inf"):
+                raise AmbientError("Density", f"a positive {name}", str(value), "")
+        flat = data.detach().flatten(1)
+        self.kind, self.neighbors = kind, neighbors
+        # Differences are all that matters; about their mean, rounding is smallest.
+        self.register_buffer("centre", flat.mean(0))
+        self.register_buffer("data", flat - flat.mean(0))
+        self.bandwidth = _typical_distance(self.data) if bandwidth is None else float(bandwidth)
+        if not self.bandwidth > 0:
+            raise AmbientError("Density", "data that differ", "neighbours at distance 0", "Give a bandwidth.")
+        self._largest, self.floor = 1.0, 0.0
+        local = torch.cat([self._local(rows) for rows in self.data.split(_ROWS)])
+        if kind == "density":
+            self._largest = float(local.max())
+            local = local / self._largest
+        self.floor = 0.01 * float(local.mean()) if floor is None else float(floor)
+
+    def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
+        """The diagonal of ``H``."""
+        fitting("Density", self.centre, x)
+        local = self._local(x - self.centre) / self._largest
+        return (1 / (local + self.floor)).expand_as(x)
+
+    def extra_repr(self) -> str:
+        """The size of the data and the settings."""
+        data = "×".join(map(str, self.data.shape))
+        return f"{data}, bandwidth={self.bandwidth:.4g}, kind={self.kind!r}, floor={self.floor:.4g}"
+
+    def _local(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D) or (k, 1)
+        """What the metric is the inverse of, without the floor, at centred points."""
+        squared = _squared_distances(x, self.data)
+        if self.neighbors is None or self.neighbors >= len(self.data):
+            weights = (-squared / (2 * self.bandwidth**2)).exp()
+            if self.kind == "density":
+                return weights.sum(-1, keepdim=True)
+            # Σ w (x_n − x)² by three sums: no k × N × D array. Rounding may push what vanishes below 0.
+            first, second, total = weights @ self.data, weights @ self.data.square(), weights.sum(-1, keepdim=True)
+            variance = (second - 2 * x * first + x.square() * total).clamp(min=0)
+        else:
+            near = self.data[squared.detach().topk(self.neighbors, largest=False).indices]
+            gap = (near - x[:, None]).square()
+            weights = (-gap.sum(-1) / (2 * self.bandwidth**2)).exp()
+            if self.kind == "density":
+                return weights.sum(-1, keepdim=True)
+            variance = (weights[..., None] * gap).sum(1)
+        return variance.mean(-1, keepdim=True) if self.kind == "conformal" else variance
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:  # (k, D), (N, D) -> (k, N)
+    return (x.square().sum(-1, keepdim=True) - 2 * x @ y.T + y.square().sum(-1)).clamp(min=0)
+
+
+def _typical_distance(data: Tensor) -> float:
+    """The median distance to the tenth neighbour, or to the last of fewer."""
+    count = min(_NEIGHBOR, len(data) - 1) + 1  # the nearest is the datum itself
+    far = [torch.cdist(rows, data).topk(count, largest=False).values[:, -1] for rows in data.split(_ROWS)]
+    return float(torch.cat(far).median())
