@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
+from riemae.solvers.checkpoint import digest
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
@@ -178,6 +180,20 @@ class Decoder:
                     f"{kind} {name!r} in training mode",
                     "Call decoder.eval() first.",
                 )
+
+
+def fingerprint(thing: object) -> str:
+    """What is known of a decoder or a metric from outside: its name, its layers and their parameters.
+
+    The code of a plain function, and what it closes over, stay unseen.
+    """
+    owner = getattr(thing, "__self__", thing)
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    lines = [f"{kind.__module__}.{kind.__qualname__}"]
+    if isinstance(owner, nn.Module):
+        lines += [type(layer).__qualname__ for layer in owner.modules()]
+        lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:

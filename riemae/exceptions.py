@@ -4,13 +4,16 @@ from riemae.solvers.exceptions import (
     DeviceError,
     DisconnectedGraphWarning,
     DTypeError,
+    FileError,
     GraphError,
+    MissingExtraError,
     NonFiniteError,
     NotConvergedError,
     OptionError,
     RiemaeError,
     ShapeError,
     SingularMetricError,
+    TransferError,
 )
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "DifferentiationError",
     "DisconnectedGraphWarning",
     "FallbackWarning",
+    "FileError",
     "GraphError",
     "MissingExtraError",
     "NonFiniteError",
@@ -31,6 +35,7 @@ __all__ = [
     "ShapeError",
     "SingularMetricError",
     "SmoothnessWarning",
+    "TransferError",
 ]
 
 
@@ -48,10 +53,6 @@ class DifferentiationError(RiemaeError, RuntimeError):
 
 class ContractError(RiemaeError, AssertionError):
     """A manifold breaks a law of geometry: see :func:`riemae.testing.check_manifold`."""
-
-
-class MissingExtraError(RiemaeError, ImportError):
-    """An optional dependency is needed and not installed."""
 
 
 class FallbackWarning(UserWarning):
