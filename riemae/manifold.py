@@ -609,8 +609,8 @@ class Manifold:
             progress: Called with (distances done, distances in all).
             solver: Settings of the path solver, as in :meth:`geodesic`.
             block_size: Distances computed, and written, at once; chosen by work and memory unless given.
-            executor: Any ``concurrent.futures.Executor``: threads, processes, or a cluster's, such as Dask's
-                ``Client.get_executor()``. The result has the same bits as without.
+            executor: Any ``concurrent.futures.Executor``: processes, or a cluster's, such as Dask's
+                ``Client.get_executor()``; threads only take turns. The result has the same bits as without.
             out: A file for the result, in numpy's ``.npy`` format. When a run is killed, the same call goes on where
                 it stopped; when the file is complete, it is read. The tensor is then mapped from the file.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -105,9 +106,11 @@ def distance_matrix(
         solver: Settings of the path solver, as in :func:`geodesic`.
         k: Neighbours a point in the graph.
         block_size: Distances a block: what is computed, and written, at once. Chosen by work and memory unless given.
-        executor: Any ``concurrent.futures.Executor``: threads, processes, or a cluster's, such as Dask's
-            ``Client.get_executor()``. A worker computes on one thread. Other processes get the space by
-            ``cloudpickle`` where it is installed, else by ``pickle``.
+        executor: Any ``concurrent.futures.Executor``: processes, threads, or a cluster's, such as Dask's
+            ``Client.get_executor()``; the result has the same bits as without. A block is computed on one thread, here
+            too. Geodesics take turns within a process, because torch's forward mode is not safe in threads: only
+            processes make them faster. Other processes get the space by ``cloudpickle`` where it is installed, else by
+            ``pickle``.
         out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` beside it. Until it is
             complete, finished blocks lie in the folder ``out.blocks``, and the same call takes them from there.
         identity: What else the file must agree on when it is found again, such as fingerprints of parameters.
@@ -377,7 +380,9 @@ def _results(
     """Blocks with their values and statuses, as they finish."""
     if executor is None:
         for block in blocks:
-            yield block, *work(block, progress)
+            with _one_thread():
+                values, status = work(block, progress)
+            yield block, values, status
         return
     # Threads share the work; everything else gets one string of bytes, unpacked once a process.
     call: Callable[[Any, int], Any] = _in_thread if isinstance(executor, ThreadPoolExecutor) else _in_process
@@ -390,7 +395,9 @@ def _results(
                 pending[executor.submit(call, sent, block)] = block
             if not pending:
                 return
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            finished = wait(pending, return_when=FIRST_COMPLETED).done
+            # Errors last: a block that is finished is kept.
+            for future in sorted(finished, key=lambda f: (f.exception() is not None, pending[f])):
                 values, status = future.result()
                 yield pending.pop(future), torch.as_tensor(values), torch.as_tensor(status)
     finally:
@@ -399,9 +406,13 @@ def _results(
         torch.set_num_threads(threads)  # what new threads of this process start with
 
 
+# torch's forward mode keeps its levels in one place for all threads of a process: two derivatives at once break both.
+_TURN = threading.Lock()
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Workers are as many as the processors: each with threads of its own would be too many."""
+    """One thread a block: rounding depends on how many share the work, and workers are as many as the processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -411,14 +422,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _in_thread(work: _Work, block: int) -> tuple[Tensor, Tensor]:
-    with _one_thread():
+    with _TURN if work.method == "geodesic" else nullcontext(), _one_thread():
         return work(block)
 
 
 def _in_process(packed: bytes, block: int) -> tuple[Any, Any]:
     """A block as numpy arrays: tensors would travel through shared memory, of which containers have little."""
-    with _one_thread():
-        values, status = _unpacked(packed)(block)
+    values, status = _in_thread(_unpacked(packed), block)
     return values.numpy(), status.numpy()
 
 
