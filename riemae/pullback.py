@@ -12,6 +12,7 @@ from riemae.decoders import Decoder
 from riemae.differential import Differential
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.solvers.energy import Expansion, bending, expand_by_autodiff, expand_chord, gauss_newton_blocks, rounding
+from riemae.solvers.rows import aligned, steady
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 
@@ -39,12 +40,12 @@ class Pullback:
         self.ambient = ambient
         self.latent_dim = latent_dim
         self.chunk_size = chunk_size
-        self.immersion = Differential(decoder, chunk_size)
+        self.immersion = Differential(steady(decoder), chunk_size)
         self.embedding: Differential | None = None
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            self.embedding = Differential(lambda z: ambient.features(decoder(z)).flatten(1), chunk_size)
+            self.embedding = Differential(steady(lambda z: ambient.features(decoder(z)).flatten(1)), chunk_size)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
 
@@ -223,7 +224,9 @@ class Pullback:
             return None
         x = self.embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         interior = nodes[:, 1:-1]
-        pulled = self.embedding.vjp(interior.flatten(0, 1), bending(x).flatten(0, 1))[1]
+        # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
+        bend = bending(aligned(x, -3))[: len(x)]
+        pulled = self.embedding.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
@@ -252,11 +255,14 @@ class Pullback:
         interior = nodes[:, 1:-1]
 
         def contraction(a: Tensor) -> Tensor:
-            form = embedding.contraction(interior.flatten(0, 1), a.flatten(0, 1))
+            form = embedding.contraction(interior.flatten(0, 1), a[..., :size].flatten(0, 1))
             return form.view(*interior.shape, interior.shape[-1])
 
         x, j = (y.unflatten(0, (p, count)) for y in (x, j))
-        return expand_chord(x, j[:, 1:-1], contraction if second_order else None)
+        # In one layout for any number of curves, each Jacobian aligned alike: products must have the same bits.
+        size = x.shape[-1]
+        x, j = aligned(x, -1, j.shape[-1]), aligned(j[:, 1:-1], -2, j.shape[-1]).contiguous()
+        return expand_chord(x, j, contraction if second_order else None)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape
