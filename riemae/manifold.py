@@ -22,7 +22,6 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.space import safe_sqrt
 
 
 class Manifold:
@@ -180,14 +179,7 @@ class Manifold:
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
         flat, v, batch = self._core.tangents("norm", z, v)
-        if self._core.embedding is not None:
-            x, tangent = self._core.embedding.jvp(flat, v)
-            squared = tangent.square().sum(-1)
-        else:
-            x, tangent = self._core.immersion.jvp(flat, v)
-            squared = self._core.ambient.squared_norm(x, tangent)
-        # A derivative may exist where the map has no value (log): no length comes from it.
-        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan)).view(batch)
+        return self._core.norm(flat, v).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""

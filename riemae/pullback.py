@@ -16,6 +16,9 @@ from riemae.solvers.rows import aligned, steady
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 
+# Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the difference.
+_FEW = 4
+
 
 class Pullback:
     """The pull-back of an ambient metric by a decoder, on flat batches ``(k, m)``: what ``Manifold`` rests on.
@@ -30,6 +33,8 @@ class Pullback:
         immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
         embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None elsewhere. The immersion
             itself under the Euclidean metric.
+        along: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
+            curves are solved with. A few points by themselves are cheaper with the others.
         smoothness_known: Whether the decoder has been looked at for kinks.
     """
 
@@ -40,12 +45,16 @@ class Pullback:
         self.ambient = ambient
         self.latent_dim = latent_dim
         self.chunk_size = chunk_size
-        self.immersion = Differential(steady(decoder), chunk_size)
+        features = lambda z: ambient.features(decoder(z)).flatten(1)  # noqa: E731 (one expression)
+        self.immersion = Differential(decoder, chunk_size)
         self.embedding: Differential | None = None
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            self.embedding = Differential(steady(lambda z: ambient.features(decoder(z)).flatten(1)), chunk_size)
+            self.embedding = Differential(features, chunk_size)
+        own = self.embedding or self.immersion
+        self.along = Differential(steady(decoder if own is self.immersion else features), chunk_size)
+        self.along._modes = own._modes  # of the same map: found, and announced, once
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
 
@@ -199,12 +208,20 @@ class Pullback:
         pulled = (j.mT @ force[..., None])[..., 0]
         return -solve_metric(where, metric, pulled)
 
+    def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
+        """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
+        road = (self.embedding or self.immersion) if len(flat) <= _FEW else self.along
+        x, tangent = road.jvp(flat, v)
+        squared = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
+        # A derivative may exist where the map has no value (log): no length comes from it.
+        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan))
+
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
 
         Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
-        x = (self.embedding or self.immersion).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        x = self.along.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         step = x.diff(dim=1)
         if self.embedding is not None:
             return step.square().sum(-1)
@@ -222,18 +239,18 @@ class Pullback:
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
         if self.embedding is None:
             return None
-        x = self.embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        x = self.along.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         interior = nodes[:, 1:-1]
         # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
         bend = bending(aligned(x, -3))[: len(x)]
-        pulled = self.embedding.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
+        pulled = self.along.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         if self.embedding is None:
             return None
-        ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
+        ends = [self.along.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
         return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
 
     def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
@@ -248,14 +265,12 @@ class Pullback:
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
-        assert self.embedding is not None
-        embedding = self.embedding
         p, count, _ = nodes.shape
-        x, j = embedding.value_and_jacobian(nodes.flatten(0, 1))
+        x, j = self.along.value_and_jacobian(nodes.flatten(0, 1))
         interior = nodes[:, 1:-1]
 
         def contraction(a: Tensor) -> Tensor:
-            form = embedding.contraction(interior.flatten(0, 1), a[..., :size].flatten(0, 1))
+            form = self.along.contraction(interior.flatten(0, 1), a[..., :size].flatten(0, 1))
             return form.view(*interior.shape, interior.shape[-1])
 
         x, j = (y.unflatten(0, (p, count)) for y in (x, j))
@@ -266,7 +281,7 @@ class Pullback:
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape
-        x, j = self.immersion.value_and_jacobian(nodes.flatten(0, 1))
+        x, j = self.along.value_and_jacobian(nodes.flatten(0, 1))
         x, j = (y.unflatten(0, (p, count)) for y in (x, j))
         ends = [(s, x[:, s].flatten(0, 1)) for s in (slice(None, -1), slice(1, None))]
 

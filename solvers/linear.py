@@ -98,7 +98,7 @@ class BlockTridiagonal:
 
         def solve(b: Tensor) -> Tensor:
             rhs = torch.nn.functional.pad(b.flatten(1), (0, spare))[..., None]
-            return torch.cholesky_solve(rhs, factor)[:, :size, 0].reshape(b.shape)
+            return torch.cholesky_solve(rhs, factor)[:, :size, 0].reshape(b.shape).contiguous()
 
         return Factorization(solve, info == 0)
 

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 _ROWS = 16
-# A few points at a time are no curve, and sixteen times the work would be felt.
-_FEW = 4
 
 
 def steady(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -24,7 +22,7 @@ def steady(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def padded(z: Tensor) -> Tensor:
         k = len(z)
         missing = -k % _ROWS
-        if k <= _FEW or not missing:
+        if not k or not missing:
             return f(z)
         out = f(torch.cat([z, z[-1:].expand(missing, *z.shape[1:])]))
         # What is not one row a point is shown to the caller as it is.
