@@ -548,6 +548,7 @@ class Manifold:
         k: int = 10,
         weight: Literal["length", "chord"] = "length",
         neighbors: Literal["latent", "data"] = "latent",
+        search: Literal["auto", "tree", "brute", "approximate"] = "auto",
     ) -> Graph:
         """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not differentiable.
 
@@ -556,9 +557,12 @@ class Manifold:
             k: Neighbours a point.
             weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the ambient space.
             neighbors: Where neighbours are looked for: among the latent points, or among what they decode to.
+            search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"`` (pynndescent) for very many
+                points in many dimensions; ``"auto"`` takes the faster exact one.
 
         Raises:
             OptionError: When ``k`` is not smaller than the number of points, or an option is unknown.
+            MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
         if neighbors not in ("latent", "data"):
@@ -568,7 +572,7 @@ class Manifold:
         if neighbors == "data":
             with torch.no_grad():
                 coordinates = (self._core.embedding or self._core.immersion).value(flat)
-        return build_graph(self, points, k=k, weight=weight, coordinates=coordinates)
+        return build_graph(self, points, k=k, weight=weight, coordinates=coordinates, search=search)
 
     def distance_matrix(
         self,
