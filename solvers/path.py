@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ _SAFETY = 2.0
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
+
+# What the pairs of one chunk may hold in matrices: at most so many numbers a pair where its system is solved densely
+# (three matrices of up to 192 x 192), and so many times m² where by blocks (a dozen blocks on each of 16 segments).
+_BYTES, _FEWEST_PAIRS = 2**30, 16
+_DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
 
 
 def geodesic(
@@ -118,10 +124,28 @@ def _solve(
     init: Curve | Tensor | None,
     progress: Progress | None,
 ) -> GeodesicResult:
+    """All pairs, some at a time: memory grows with the chunk, and only the result with the batch."""
     batch, m = z0.shape[:-1], z0.shape[-1]
     start = _start(z0, z1, init)
     z0, z1 = z0.reshape(-1, m), z1.reshape(-1, m)
     p = len(z0)
+    size = max(_FEWEST_PAIRS, _BYTES // (z0.element_size() * (_DENSE_NUMBERS + _BLOCK_NUMBERS * m * m)))
+    parts = []
+    for first in range(0, max(p, 1), size):
+        rows = slice(first, first + size)
+        report = None if progress is None else partial(_report, progress, first, p)
+        parts.append(_solve_chunk(space, z0[rows], z1[rows], start[rows], rtol, solver, report))
+    return GeodesicResult.cat(parts, batch)
+
+
+def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
+def _solve_chunk(
+    space: Space, z0: Tensor, z1: Tensor, start: Curve, rtol: float, solver: Newton, progress: Progress | None
+) -> GeodesicResult:  # (p, m) -> (p,)
+    p, m = z0.shape
     nan = z0.new_full((p,), torch.nan)
     count = torch.zeros(p, dtype=torch.int64, device=z0.device)
     out = _Outcome(nan.clone(), nan.clone(), count + RUNNING, count - 1, count.clone(), count.clone(), nan.clone(), {})
@@ -168,18 +192,14 @@ def _solve(
     if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
         out.length[(out.status > 0) & (out.length < (1 - 1e-3) * bound)] = torch.nan
     return GeodesicResult(
-        length=out.length.view(batch),
-        error=out.error.view(batch),
-        status=out.status.view(batch),
-        index=out.index.view(batch),
-        curve=_gather(out.curves, p, m, z0, batch, solver.segments),
-        lower_bound=(nan if bound is None else bound).view(batch),
+        length=out.length,
+        error=out.error,
+        status=out.status,
+        index=out.index,
+        curve=_gather(out.curves, p, m, z0, solver.segments),
+        lower_bound=nan if bound is None else bound,
         rtol=rtol,
-        stats={
-            "segments": out.segments.view(batch),
-            "steps": out.steps.view(batch),
-            "decrement": out.decrement.view(batch),
-        },
+        stats={"segments": out.segments, "steps": out.steps, "decrement": out.decrement},
     )
 
 
@@ -222,9 +242,7 @@ def _running(out: _Outcome) -> Tensor:
     return (out.status == RUNNING).nonzero().flatten()
 
 
-def _gather(
-    curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, batch: torch.Size, coarsest: int
-) -> Curve:
+def _gather(curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, coarsest: int) -> Curve:
     """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
     segments = max(curves, default=coarsest)
     nodes, slopes = like.new_empty(p, segments + 1, m), like.new_empty(p, segments + 1, m)
@@ -232,7 +250,7 @@ def _gather(
         for rows, curve in group:
             fine = curve.resample(segments)
             nodes[rows], slopes[rows] = fine.nodes, fine.slopes
-    return Curve(nodes.view(*batch, segments + 1, m), slopes.view(*batch, segments + 1, m))
+    return Curve(nodes, slopes)
 
 
 class _Queue:

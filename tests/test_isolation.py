@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from riemae import Manifold, ambient, solvers
-from riemae.solvers import Curve, Status
+from riemae.solvers import Curve, Status, path
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.rows import aligned, apply_matrix, steady
 
@@ -134,6 +134,49 @@ class TestBadNeighbours:
         bad = torch.tensor([[6.0, 0.0], [-2.0, 0.0]], dtype=F64)
         d = M.distance_matrix(torch.cat([good, bad]), throw=False)
         assert torch.equal(d[:5, :5], M.distance_matrix(good))
+
+
+class TestChunks:
+    def test_chunks_change_no_bit(self, monkeypatch):
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(torch.Generator().manual_seed(1), 20)
+        calls = []
+        whole = solve(Manifold(spaces.sphere), z0, z1, 1e-6)
+        monkeypatch.setattr(path, "_FEWEST_PAIRS", 3)
+        monkeypatch.setattr(path, "_BYTES", 1)
+        parts = solvers.geodesic(
+            Manifold(spaces.sphere), z0.view(4, 5, 2), z1.view(4, 5, 2), rtol=1e-6, progress=lambda *c: calls.append(c)
+        )
+        assert parts.length.shape == (4, 5)
+        for i in range(20):
+            assert_same_bits(parts[i // 5][None, i % 5], whole, i)
+        assert calls[-1] == (20, 20)
+        assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+        assert len({done for done, _ in calls}) >= 7
+
+    def test_start_curves_follow_their_pairs(self, monkeypatch):
+        # Round the long way of a cylinder, whose unrolled lines stay what they are.
+        z0, turns = draw(21, 7, 2), torch.arange(7, dtype=F64)
+        z1 = z0 + torch.stack([turns, torch.ones(7, dtype=F64)], -1)
+        init = Curve.line(z0, z1, 16)
+        monkeypatch.setattr(path, "_FEWEST_PAIRS", 2)
+        monkeypatch.setattr(path, "_BYTES", 1)
+        r = solvers.geodesic(Manifold(spaces.cylinder), z0, z1, init=init, rtol=1e-8)
+        assert torch.allclose(r.length, torch.hypot(1.5 * turns, torch.ones(7, dtype=F64)), rtol=1e-8)
+
+    def test_memory_grows_with_the_chunk_not_with_the_batch(self, monkeypatch):
+        # What the decoder sees at once stands for what is held at once.
+        sizes = []
+
+        class Watched(Manifold):
+            def expand(self, nodes, second_order=True):
+                sizes.append(len(nodes))
+                return super().expand(nodes, second_order)
+
+        monkeypatch.setattr(path, "_FEWEST_PAIRS", 4)
+        monkeypatch.setattr(path, "_BYTES", 1)
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(torch.Generator().manual_seed(2), 30)
+        assert Watched(spaces.sphere).geodesic(z0, z1).converged.all()
+        assert max(sizes) == 4
 
 
 class TestPieces:
