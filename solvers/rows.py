@@ -3,7 +3,8 @@
 Matrix kernels choose their instructions by the number of rows, and vectorised functions treat the last few numbers of
 an array apart, so the last bits of a row would depend on its batch. Both stop when the number of rows is a multiple of
 16 (checked with MKL and oneDNN on x86, float32 and float64; a graphics card promises nothing of the kind). What remains
-is a matrix product over an odd number of columns: MKL looks at where each row starts in memory.
+are matrix products over an odd number of columns: MKL looks at where each row starts in memory. A decoder with layers
+or latent points of odd width beyond 4 may still differ in the last bits.
 """
 
 from __future__ import annotations
