@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, parameters, read
 from riemae.information import unvalidated
+from riemae.solvers.checkpoint import digest
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
@@ -244,6 +246,18 @@ def _with_fixed(layout: Layout, free: list[set[str]]) -> Layout:
         for head, names in zip(layout.heads, free, strict=True)
     ]
     return replace(layout, heads=tuple(heads))
+def fingerprint(thing: object) -> str:
+    """What is known of a decoder or a metric from outside: its name, its layers and their parameters.
+
+    The code of a plain function, and what it closes over, stay unseen.
+    """
+    owner = getattr(thing, "__self__", thing)
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    lines = [f"{kind.__module__}.{kind.__qualname__}"]
+    if isinstance(owner, nn.Module):
+        lines += [type(layer).__qualname__ for layer in owner.modules()]
+        lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:

@@ -9,17 +9,20 @@ works in chunks that fit a processor's cache, and every result is differentiable
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, untraced
 from riemae.solvers.exceptions import stack_level
+from riemae.solvers.rows import steadied
 from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
@@ -71,6 +74,13 @@ class Differential:
         self._modes: dict[tuple[Any, ...], Mode] = {}
         self._width: int | None = None
         self._announced = False
+        self._steady = False
+
+    def steady(self) -> Differential:
+        """The same map, with the same bits for a point alone and in any batch: see :mod:`riemae.solvers.rows`."""
+        twin = copy.copy(self)  # modes are found, and announced, once
+        twin._steady = True
+        return twin
 
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
@@ -159,7 +169,12 @@ class Differential:
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m), (k, m, m)
         """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
-        formula = lambda mode, again, z: self._directions_last(mode.expansion(self._flat, z, covector, again))  # noqa: E731
+        k = len(z)
+
+        def formula(mode: Mode, again: bool, z: Tensor) -> Any:
+            spread = lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))  # noqa: E731 (one expression)
+            return self._directions_last(mode.expansion(self._flat, z, spread, again))
+
         return self._run("contraction", 0, formula, z)
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
@@ -236,6 +251,14 @@ class Differential:
             return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
         # Forward mode refuses views whose elements share memory, such as expanded points.
         args = tuple(x.contiguous() for x in args)
+        if self._steady:
+            evaluate = f
+
+            def f(*chunk: Tensor) -> Any:
+                out = evaluate(*map(steadied, chunk))
+                k = len(chunk[0])
+                return tuple(x[:k] for x in out) if isinstance(out, tuple) else out[:k]
+
         size = self.chunk(args[0], passes)
         if len(args[0]) <= size:
             return f(*args)

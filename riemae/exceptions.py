@@ -4,13 +4,16 @@ from riemae.solvers.exceptions import (
     DeviceError,
     DisconnectedGraphWarning,
     DTypeError,
+    FileError,
     GraphError,
+    MissingExtraError,
     NonFiniteError,
     NotConvergedError,
     OptionError,
     RiemaeError,
     ShapeError,
     SingularMetricError,
+    TransferError,
 )
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "DisconnectedGraphWarning",
     "DivergenceWarning",
     "FallbackWarning",
+    "FileError",
     "GraphError",
     "MissingExtraError",
     "NonFiniteError",
@@ -36,6 +40,7 @@ __all__ = [
     "SingularMetricError",
     "SmoothnessWarning",
     "TrainingError",
+    "TransferError",
 ]
 
 
@@ -71,10 +76,6 @@ class ContractError(RiemaeError, AssertionError):
 
 class CheckpointError(RiemaeError, ValueError):
     """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something else altogether."""
-
-
-class MissingExtraError(RiemaeError, ImportError):
-    """An optional dependency is needed and not installed."""
 
 
 class ApproximationWarning(UserWarning):

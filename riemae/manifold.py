@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import Executor
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
-from riemae.decoders import Decoder
+from riemae.decoders import Decoder, fingerprint
 from riemae.ensembles import Ensemble
 from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
 from riemae.heads import EnsembleLayout
@@ -23,7 +25,6 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.space import safe_sqrt
 
 
 class Manifold:
@@ -109,6 +110,11 @@ class Manifold:
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype)
         return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size, copy.deepcopy(self.latent))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was learned about decoder and metric since does not travel; it is found again at first use.
+        arguments = self.decoder, self._core.given, self._core.latent_dim, self._core.chunk_size, self.latent
+        return type(self), arguments
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
@@ -252,14 +258,7 @@ class Manifold:
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
         flat, v, batch = self._core.tangents("norm", z, v)
-        if self._core.embedding is not None:
-            x, tangent = self._core.embedding.jvp(flat, v)
-            squared = tangent.square().sum(-1)
-        else:
-            x, tangent = self._core.immersion.jvp(flat, v)
-            squared = self._core.ambient.squared_norm(x, tangent)
-        # A derivative may exist where the map has no value (log): no length comes from it.
-        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan)).view(batch)
+        return self._core.norm(flat, v).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""
@@ -749,6 +748,7 @@ class Manifold:
         k: int = 10,
         weight: Literal["length", "chord"] = "length",
         neighbors: Literal["latent", "data"] = "latent",
+        search: Literal["auto", "tree", "brute", "approximate"] = "auto",
     ) -> Graph:
         """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not differentiable.
 
@@ -757,9 +757,12 @@ class Manifold:
             k: Neighbours a point.
             weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the ambient space.
             neighbors: Where neighbours are looked for: among the latent points, or among what they decode to.
+            search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"`` (pynndescent) for very many
+                points in many dimensions; ``"auto"`` takes the faster exact one.
 
         Raises:
             OptionError: When ``k`` is not smaller than the number of points, or an option is unknown.
+            MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
         if neighbors not in ("latent", "data"):
@@ -769,7 +772,7 @@ class Manifold:
         if neighbors == "data":
             with torch.no_grad():
                 coordinates = (self._core.embedding or self._core.immersion).value(flat)
-        return build_graph(self, points, k=k, weight=weight, coordinates=coordinates)
+        return build_graph(self, points, k=k, weight=weight, coordinates=coordinates, search=search)
 
     def distance_matrix(
         self,
@@ -780,8 +783,15 @@ class Manifold:
         k: int = 10,
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
+        *,
+        solver: Newton | None = None,
+        block_size: int | None = None,
+        executor: Executor | None = None,
+        out: str | PathLike[str] | None = None,
     ) -> Tensor:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
+
+        :func:`riemae.solvers.distance_matrix` on this manifold, which also tells which pairs miss their accuracy.
 
         Args:
             a: ``(n, m)``.
@@ -790,55 +800,50 @@ class Manifold:
                 graph of all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
             rtol: Relative accuracy of geodesic distances.
             k: Neighbours a point in the graph.
-            throw: As in :meth:`geodesic`.
-            progress: Called with (pairs done, pairs in all).
+            throw: Raise when a geodesic misses ``rtol``; with False such distances come back all the same, NaN where
+                there is none.
+            progress: Called with (distances done, distances in all).
+            solver: Settings of the path solver, as in :meth:`geodesic`.
+            block_size: Distances computed, and written, at once; chosen by work and memory unless given.
+            executor: Any ``concurrent.futures.Executor``: processes, or a cluster's, such as Dask's
+                ``Client.get_executor()``; threads only take turns. The result has the same bits as without.
+            out: A file for the result, in numpy's ``.npy`` format. When a run is killed, the same call goes on where
+                it stopped; when the file is complete, it is read. The tensor is then mapped from the file.
 
         Raises:
-            NotConvergedError: When ``throw`` and a geodesic misses ``rtol``.
+            NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
+                :class:`~riemae.solvers.DistanceMatrix`.
             ShapeError: When ``a`` or ``b`` has more or fewer than two axes.
             DTypeError: When their dtypes or devices differ.
             OptionError: For an unknown method.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
+            TransferError: When the decoder cannot be sent to another process.
+            FileError: When ``out`` holds something else, or is damaged.
         """
         for name, points in (("a", a), ("b", a if b is None else b)):
             self._core.points(f"distance_matrix ({name})", points)
-            if points.ndim != 2:
-                raise ShapeError("Manifold.distance_matrix", f"{name} of shape (n, m)", str(tuple(points.shape)), "")
-        other = a if b is None else b
-        if a.dtype != other.dtype or a.device != other.device:
-            got = f"{a.dtype} on {a.device} and {other.dtype} on {other.device}"
-            raise DTypeError("Manifold.distance_matrix", "a and b of one dtype on one device", got, "Convert one.")
-        n, q = len(a), len(other)
-        if not n or not q:
-            return a.new_zeros(n, q)
-        if method == "graph":
-            joint = a if b is None else torch.cat([a, b])
-            return self.graph(joint, k=k).distances(range(n))[:, -q or None :]
-        if method not in ("geodesic", "chord"):
-            raise OptionError("Manifold.distance_matrix", "method 'geodesic', 'graph' or 'chord'", repr(method), "")
-        i, j = (
-            torch.triu_indices(n, n, 1, device=a.device)
-            if b is None
-            else torch.cartesian_prod(torch.arange(n, device=a.device), torch.arange(q, device=a.device)).T
-        )
-        with torch.no_grad():
-            if method == "geodesic":
-                values = self.geodesic(a[i], other[j], rtol=rtol, throw=throw, progress=progress).length
-            else:
-                chords = self.ambient_distance(a[i], other[j])
-                if chords is None:
-                    raise AmbientError(
-                        "Manifold.distance_matrix",
-                        "an ambient metric with a distance for method='chord'",
-                        str(self._core.ambient),
-                        "Use method='geodesic' or 'graph'.",
-                    )
-                values = chords
-        matrix = a.new_zeros(n, q)
-        matrix[i, j] = values
-        if b is None:
-            matrix[j, i] = values
-        return matrix
+        if method == "chord" and self._core.embedding is None:
+            raise AmbientError(
+                "Manifold.distance_matrix",
+                "an ambient metric with a distance for method='chord'",
+                str(self._core.ambient),
+                "Use method='geodesic' or 'graph'.",
+            )
+        return solvers.distance_matrix(
+            self,
+            a,
+            b,
+            method=method,
+            rtol=rtol,
+            solver=solver,
+            k=k,
+            block_size=block_size,
+            executor=executor,
+            out=out,
+            identity=None if out is None else {n: fingerprint(getattr(self, n)) for n in ("decoder", "ambient")},
+            throw=throw,
+            progress=progress,
+        ).distances
 
     # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
     # here raises for NaN.
@@ -861,3 +866,7 @@ class Manifold:
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         return self._core.ambient_distance(z0, z1)
+
+    def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
+        """``φ(f(z))``, whose Euclidean distances are the ambient ones; None without a feature map."""
+        return None if self._core.embedding is None else self._core.embedding.value(z)

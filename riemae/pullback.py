@@ -22,9 +22,13 @@ from riemae.solvers.energy import (
     gauss_newton_blocks,
     rounding,
 )
+from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
+
+# Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the difference.
+_FEW = 4
 
 
 class Pullback:
@@ -41,6 +45,8 @@ class Pullback:
         given: The metric as it was given.
         embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None elsewhere. The immersion
             itself under the Euclidean metric.
+        along: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
+            curves are solved with. A few points by themselves are cheaper with the others.
         smoothness_known: Whether the decoder has been looked at for kinks.
     """
 
@@ -64,6 +70,7 @@ class Pullback:
             self.embedding = self.immersion
         elif ambient.has_features:
             self.embedding = Differential(lambda z: ambient.features(self.decoder(z)).flatten(1), self.chunk_size)
+        self.along = (self.embedding or self.immersion).steady()
 
     def bind(self, flat: Tensor) -> None:  # (k, m)
         """Tell the ambient metric, once, what the decoder returns: distributions, members of an ensemble, or tensors.
@@ -248,13 +255,21 @@ class Pullback:
         self.finite(where.removeprefix("Manifold."), metric, flat)
         return -solve_metric(where, metric, pulled[..., 0])
 
+    def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
+        """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
+        road = (self.embedding or self.immersion) if len(flat) <= _FEW else self.along
+        x, tangent = road.jvp(flat, v)
+        squared = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
+        # A derivative may exist where the map has no value (log): no length comes from it.
+        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan))
+
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
 
         Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
         """
         self.bind(nodes[:, 0])
-        x = (self.embedding or self.immersion).value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        x = self.along.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         step = x.diff(dim=1)
         if self.embedding is not None:
             return step.square().sum(-1)
@@ -274,16 +289,18 @@ class Pullback:
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
-        x = self.embedding.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        x = self.along.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         interior = nodes[:, 1:-1]
-        pulled = self.embedding.vjp(interior.flatten(0, 1), bending(x).flatten(0, 1))[1]
+        # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
+        bend = bending(aligned(x, -3))[: len(x)]
+        pulled = self.along.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         self.bind(z0.reshape(-1, z0.shape[-1]))
         if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
-            ends = [self.embedding.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]  # the chord, in chunks
+            ends = [self.along.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]  # the chord, in chunks
             return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
         shape = self.decoder.output_shape
         ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
@@ -302,24 +319,27 @@ class Pullback:
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
-        assert self.embedding is not None
         p, count, m = nodes.shape
         # The end points do not move: their values are needed, their derivatives are not.
-        ends = self.embedding.value(nodes[:, :: count - 1].flatten(0, 1)).view(p, 2, -1)
+        ends = self.along.value(nodes[:, :: count - 1].flatten(0, 1)).view(p, 2, -1)
         interior = nodes[:, 1:-1].flatten(0, 1)
 
         def joined(x: Tensor) -> Tensor:
             return torch.cat([ends[:, :1], x.view(p, count - 2, -1), ends[:, 1:]], 1)
 
+        form = None
         if second_order:
-            x, j, form = self.embedding.expansion(interior, lambda x: chord_force(joined(x)).flatten(0, 1))
-            return expand_chord(joined(x), j.unflatten(0, (p, -1)), form.view(p, count - 2, m, m))
-        x, j = self.embedding.value_and_jacobian(interior)
-        return expand_chord(joined(x), j.unflatten(0, (p, -1)), None)
+            x, j, form = self.along.expansion(interior, lambda x: chord_force(joined(x)).flatten(0, 1))
+            form = form.view(p, count - 2, m, m)
+        else:
+            x, j = self.along.value_and_jacobian(interior)
+        # In one layout for any number of curves, each Jacobian aligned alike: products must have the same bits.
+        j = aligned(j.unflatten(0, (p, -1)), -2, m).contiguous()
+        return expand_chord(aligned(joined(x), -1, m), j, form)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape
-        x, j = self.immersion.value_and_jacobian(nodes.flatten(0, 1))
+        x, j = self.along.value_and_jacobian(nodes.flatten(0, 1))
         x, j = (y.unflatten(0, (p, count)) for y in (x, j))
         ends = [(s, x[:, s].flatten(0, 1)) for s in (slice(None, -1), slice(1, None))]
 

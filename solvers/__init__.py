@@ -11,6 +11,7 @@ from riemae.solvers.graph import Graph, graph
 from riemae.solvers.ivp import exp, log, shoot, transport
 from riemae.solvers.jacobi import JacobiField, jacobi
 from riemae.solvers.lbfgs import LBFGS
+from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.result import HINTS, GeodesicResult, Status
@@ -28,6 +29,7 @@ __all__ = [
     "CubicSpline",
     "ConjugatePoints",
     "Curve",
+    "DistanceMatrix",
     "Expansion",
     "GeodesicResult",
     "Graph",
@@ -40,6 +42,7 @@ __all__ = [
     "State",
     "Status",
     "conjugate_points",
+    "distance_matrix",
     "energy",
     "exp",
     "geodesic",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
+from riemae.solvers.rows import apply_matrix
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -38,8 +39,7 @@ class Curve:
         """
         _check_nodes("Curve.from_nodes", nodes)
         matrix = torch.as_tensor(_slope_matrix(nodes.shape[-2])).to(nodes)
-        slopes = torch.einsum("ij,...jm->...im", matrix, nodes)
-        return cls(nodes, slopes)
+        return cls(nodes, apply_matrix(matrix, nodes))
 
     @classmethod
     def line(cls, z0: Tensor, z1: Tensor, segments: int = 1) -> Curve:

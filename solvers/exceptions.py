@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from riemae.solvers.matrix import DistanceMatrix
     from riemae.solvers.result import GeodesicResult
 
 
@@ -57,6 +58,18 @@ class GraphError(RiemaeError, ValueError):
     """A graph cannot be built, or it holds no such path."""
 
 
+class FileError(RiemaeError, ValueError):
+    """A file is missing, damaged, or belongs to something else."""
+
+
+class TransferError(RiemaeError, TypeError):
+    """An object cannot be sent to another process."""
+
+
+class MissingExtraError(RiemaeError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
 class NotConvergedError(RiemaeError, RuntimeError):
     """Some samples miss the accuracy that was asked for.
 
@@ -67,10 +80,12 @@ class NotConvergedError(RiemaeError, RuntimeError):
         expected: The accuracy asked for.
         got: How many pairs miss it, and with which status.
         hint: The remedies of these statuses.
-        result: The complete result: a ``GeodesicResult``, or what the call would have returned.
+        result: The complete result: a ``GeodesicResult``, a ``DistanceMatrix``, or what the call would have returned.
     """
 
-    def __init__(self, where: str, expected: str, got: str, hint: str, result: GeodesicResult | Tensor) -> None:
+    def __init__(
+        self, where: str, expected: str, got: str, hint: str, result: GeodesicResult | DistanceMatrix | Tensor
+    ) -> None:
         super().__init__(where, expected, got, hint)
         self.result = result
 

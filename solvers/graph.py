@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from riemae.solvers.exceptions import (
     ShapeError,
     stack_level,
 )
+from riemae.solvers.neighbors import Search, nearest
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _EDGE_ACCURACY, _MAX_PIECES = 1e-4, 256
+_EDGES = 4096  # measured at once: what a decoder returns for all would not fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Graph:
         rows = None if sources is None else [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
-        d = csgraph.dijkstra(self.adjacency, directed=False, indices=rows)
+        d = csgraph.dijkstra(self.adjacency, indices=rows)
         return torch.as_tensor(d).to(self.points)
 
     def path(self, i: int, j: int) -> list[int]:
@@ -68,21 +70,59 @@ class Graph:
         Raises:
             GraphError: When no path joins them, or one is no point of the graph.
         """
-        from scipy.sparse import csgraph
-
         i, j = self._checked(i), self._checked(j)
-        _, before = csgraph.dijkstra(self.adjacency, directed=False, indices=i, return_predecessors=True)
-        nodes = [j]
-        while nodes[-1] != i:
-            if before[nodes[-1]] < 0:
-                raise GraphError(
-                    "Graph.path",
-                    f"points {i} and {j} in one component",
-                    f"components {int(self.components[i])} and {int(self.components[j])}",
-                    "Raise k, or build the graph on more points.",
-                )
-            nodes.append(int(before[nodes[-1]]))
-        return nodes[::-1]
+        return self._walk(self._tree(i)[1], i, j)[::-1]
+
+    def paths(self, i: int, j: int, k: int = 3, overlap: float = 0.5) -> list[Tensor]:
+        """The shortest path from ``i`` to ``j`` and alternatives to it, shortest first.
+
+        Each alternative is the shortest way from ``i`` to ``j`` via some third point (a single-via path: Abraham et
+        al., "Alternative routes in road networks", 2013) that runs apart from all paths before it. Apart means: neither
+        on such a path nor on points joined to it, but for a share ``overlap`` of its length.
+
+        Args:
+            i: First point.
+            j: Last point.
+            k: Paths wanted; fewer come back where there are no more.
+            overlap: At 1, no alternatives but the ``k`` shortest paths without loops (Yen's, by networkx): they mostly
+                differ in a point or two, and take a while on more than a few thousand points.
+
+        Returns:
+            The points along each path, ``(length,)`` int64; ``graph.points[path]`` are nodes for ``init=``.
+
+        Raises:
+            GraphError: When no path joins them, or one is no point of the graph.
+            OptionError: When ``k`` is less than 1, or ``overlap`` not between 0 and 1.
+        """
+        i, j = self._checked(i), self._checked(j)
+        if not isinstance(k, int) or k < 1 or not 0 <= overlap <= 1:
+            raise OptionError(
+                "Graph.paths", "k of at least 1 and overlap from 0 to 1", f"k={k!r}, overlap={overlap!r}", ""
+            )
+        if overlap == 1 and i != j:
+            import networkx
+
+            self.path(i, j)  # says what is wrong where there is none
+            simple = networkx.shortest_simple_paths(self.to_networkx(), i, j, weight="weight")
+            return [torch.tensor(path) for path in itertools.islice(simple, k)]
+        (away, to_i), (back, to_j) = self._tree(i), self._tree(j)
+        found = [self._walk(to_i, i, j)[::-1]]
+        total = away + back
+        barred = ~np.isfinite(total) | (to_i == to_j)  # via a dead end, one would walk the same edge twice
+        near = np.zeros(len(self.points), dtype=bool)
+        while len(found) < k:
+            near[found[-1]] = True
+            near[self.adjacency[found[-1]].indices] = True
+            shared = _along(to_i, away, near) + _along(to_j, back, near)
+            for via in self._by_length(total, ~barred & (shared <= overlap * total)):
+                path = self._walk(to_i, i, via)[::-1] + self._walk(to_j, j, via)[1:]
+                if len(set(path)) == len(path):
+                    found.append(path)
+                    break
+                barred[via] = True
+            else:
+                break
+        return [torch.tensor(path) for path in found]
 
     def curves(self, i: Tensor | Sequence[int], j: Tensor | Sequence[int], segments: int = 32) -> Curve:
         """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves of nearly constant speed.
@@ -114,6 +154,36 @@ class Graph:
         parts = int(self.components.max()) + 1 if len(self.points) else 0
         return f"Graph({len(self.points)} points, {self.adjacency.nnz // 2} edges, {parts} component(s))"
 
+    def _tree(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances from ``i``, and the point before each on its shortest path; negative where there is none."""
+        from scipy.sparse import csgraph
+
+        distances, before = csgraph.dijkstra(self.adjacency, indices=i, return_predecessors=True)
+        return distances, before
+
+    def _walk(self, before: np.ndarray, root: int, end: int) -> list[int]:
+        """The points from ``end`` back to the root of a tree.
+
+        Raises:
+            GraphError: When they lie in different components.
+        """
+        nodes = [int(end)]
+        while nodes[-1] != root:
+            if before[nodes[-1]] < 0:
+                raise GraphError(
+                    "Graph.path",
+                    f"points {root} and {end} in one component",
+                    f"components {int(self.components[root])} and {int(self.components[end])}",
+                    "Raise k, or build the graph on more points.",
+                )
+            nodes.append(int(before[nodes[-1]]))
+        return nodes
+
+    @staticmethod
+    def _by_length(total: np.ndarray, allowed: np.ndarray) -> Iterator[int]:
+        candidates = np.flatnonzero(allowed)
+        yield from candidates[np.argsort(total[candidates], kind="stable")].tolist()
+
     def _checked(self, i: int) -> int:
         try:
             number = -1 if isinstance(i, bool) else operator.index(i)
@@ -135,8 +205,9 @@ def graph(
     k: int = 10,
     weight: Literal["length", "chord"] = "length",
     coordinates: Tensor | None = None,
+    search: Search = "auto",
 ) -> Graph:
-    """Join every point to its ``k`` nearest neighbours.
+    """Join every point to its ``k`` nearest neighbours. Memory grows with n k, whatever the decoder.
 
     Args:
         space: Gives the edges their lengths.
@@ -144,11 +215,14 @@ def graph(
         k: Neighbours a point; the graph is the union of both directions.
         weight: ``"length"``: Riemannian length of the straight latent line; ``"chord"``: distance in the ambient space.
         coordinates: Where neighbours are looked for, ``(n, d)``; the latent points themselves unless given.
+        search: How: ``"tree"`` (scipy), ``"brute"`` (scikit-learn, for many dimensions), both exact; ``"approximate"``
+            (pynndescent) misses a few; ``"auto"`` is exact.
 
     Raises:
         ShapeError: When ``points`` is not ``(n, m)``, or ``coordinates`` has another number of rows.
         NonFiniteError: When a point is NaN or infinite.
-        OptionError: When ``k`` is not between 1 and n − 1, or ``weight`` is unknown.
+        OptionError: When ``k`` is not between 1 and n − 1, or ``weight`` or ``search`` is unknown.
+        MissingExtraError: When the library for ``search`` is not installed.
         GraphError: When ``weight="chord"`` and the space knows no ambient distance.
 
     Warns:
@@ -175,11 +249,12 @@ def graph(
         )
     if weight not in ("length", "chord"):
         raise OptionError("graph", "weight 'length' or 'chord'", repr(weight), "")
-    pairs = _neighbours(coordinates.detach().cpu().numpy(), k) if n > 1 else np.empty((0, 2), dtype=np.int64)
-    start, stop = (points.detach()[torch.as_tensor(pairs[:, c], device=points.device)] for c in (0, 1))
+    pairs = nearest(coordinates.detach().cpu().numpy(), k, search) if n > 1 else np.empty((0, 2), dtype=np.int64)
+    measure = _chords if weight == "chord" else _straight
+    ends = torch.as_tensor(pairs, device=points.device)
     with torch.no_grad():
-        lengths = _chords(space, start, stop) if weight == "chord" else _straight(space, start, stop)
-    values = lengths.double().cpu().numpy()
+        lengths = [measure(space, *points.detach()[part.T]) for part in ends.split(_EDGES)]
+    values = torch.cat(lengths).double().cpu().numpy() if lengths else np.empty(0)
     # A line that leaves the domain of the decoder joins nothing.
     pairs, values = pairs[np.isfinite(values)], values[np.isfinite(values)]
     both = np.concatenate([pairs, pairs[:, ::-1]])
@@ -189,17 +264,14 @@ def graph(
     return Graph(points.detach(), adjacency, torch.as_tensor(labels, dtype=torch.int64))
 
 
-def _neighbours(coordinates: np.ndarray, k: int) -> np.ndarray:
-    """Undirected edges ``(e, 2)`` with the smaller index first, each once."""
-    from scipy.spatial import cKDTree
-
-    n = len(coordinates)
-    _, found = cKDTree(coordinates).query(coordinates, k=k + 1)
-    # A point is its own nearest neighbour, unless duplicates come first: then the farthest is one too many.
-    own = found == np.arange(n)[:, None]
-    own[~own.any(1), -1] = True
-    edges = np.stack([np.repeat(np.arange(n), k), found[~own]], 1)
-    return np.unique(np.sort(edges, 1), axis=0)
+def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """How much of the way from the root of a tree to each point runs from near point to near point."""
+    root = before < 0
+    above = np.where(root, np.arange(len(before)), before)
+    way = np.where(near & near[above] & ~root, distance - distance[above], 0.0)
+    while not root[above].all():  # each turn doubles how many edges are summed
+        way, above = way + way[above], above[above]
+    return way
 
 
 def _straight(space: Space, start: Tensor, stop: Tensor) -> Tensor:
@@ -209,7 +281,9 @@ def _straight(space: Space, start: Tensor, stop: Tensor) -> Tensor:
     pieces = 1
     while len(pending) and pieces < _MAX_PIECES:
         pieces *= 2
-        finer = length(space, Curve.line(start[pending], stop[pending], pieces))
+        size = max(1, _EDGES // pieces)
+        parts = zip(start[pending].split(size), stop[pending].split(size), strict=True)
+        finer = torch.cat([length(space, Curve.line(*part, pieces)) for part in parts])
         unsettled = (finer - lengths[pending]).abs() > _EDGE_ACCURACY * finer  # False for NaN
         lengths[pending] = finer
         pending = pending[unsettled]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 # Up to this many unknowns a curve, one dense batched Cholesky beats a Python loop over the blocks.
 _DENSE_LIMIT = 192
+_ALIGNED = 8
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,26 @@ class BlockTridiagonal:
         return self._dense_cholesky() if n * m <= _DENSE_LIMIT else self._block_cholesky()
 
     def _dense_cholesky(self) -> Factorization:
-        factor, info = torch.linalg.cholesky_ex(self.dense())
+        full = self.dense()
+        size = full.shape[-1]
+        # Kernels look at where a matrix starts in memory: give all of them the same alignment, with 1 on the diagonal.
+        spare = -size % _ALIGNED
+        if spare:
+            full = torch.nn.functional.pad(full, (0, spare, 0, spare))
+            full[:, range(size, size + spare), range(size, size + spare)] = 1.0
+        factor, info = torch.linalg.cholesky_ex(full)
 
         def solve(b: Tensor) -> Tensor:
-            return torch.cholesky_solve(b.flatten(1)[..., None], factor)[..., 0].view_as(b)
+            rhs = torch.nn.functional.pad(b.flatten(1), (0, spare))[..., None]
+            return torch.cholesky_solve(rhs, factor)[:, :size, 0].reshape(b.shape).contiguous()
 
         return Factorization(solve, info == 0)
 
     def _block_cholesky(self) -> Factorization:
+        if len(self.diagonal) == 1:
+            # One system alone would be solved by other kernels, with other last bits, than among several.
+            twice = self.select(torch.zeros(2, dtype=torch.int64, device=self.diagonal.device))._block_cholesky()
+            return Factorization(lambda b: twice.solve(b.expand(2, -1, -1))[:1], twice.ok[:1])
         n = self.diagonal.shape[1]
         factors, links = [], []
         pivot, ok = self.diagonal[:, 0], True

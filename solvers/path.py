@@ -38,6 +38,11 @@ _STARTS_WITH_GRAPH = 4
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 
+# What the pairs of one chunk may hold in matrices: at most so many numbers a pair where its system is solved densely
+# (three matrices of up to 192 x 192), and so many times m² where by blocks (a dozen blocks on each of 16 segments).
+_BYTES, _FEWEST_PAIRS = 2**30, 16
+_DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
+
 
 def geodesic(
     space: Space,
@@ -158,9 +163,26 @@ class _Outcome:
 def _solve(
     space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
+    """All pairs, some at a time: memory grows with the chunk, and only the result with the batch."""
+    p, m = len(start.nodes), start.nodes.shape[-1]
+    numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * m
+    size = max(_FEWEST_PAIRS, _BYTES // (start.nodes.element_size() * numbers))
+    parts = []
+    for first in range(0, max(p, 1), size):
+        report = None if progress is None else partial(_report, progress, first, p)
+        parts.append(_solve_chunk(space, solver, start[first : first + size], rtol, report))
+    return GeodesicResult.cat(parts, torch.Size((p,)))
+
+
+def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
+def _solve_chunk(
+    space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
+) -> GeodesicResult:  # a flat batch (p,)
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
-    m = z0.shape[-1]
-    p = len(z0)
+    p, m = z0.shape
     nan = z0.new_full((p,), torch.nan)
     out = _Outcome.unknown(z0)
     out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
@@ -217,11 +239,7 @@ def _solve(
         lower_bound=nan if bound is None else bound,
         speed_deviation=out.speed_deviation,
         rtol=rtol,
-        stats={
-            "segments": out.segments,
-            "steps": out.steps,
-            "decrement": out.decrement,
-        },
+        stats={"segments": out.segments, "steps": out.steps, "decrement": out.decrement},
         space=space,
     )
 

@@ -127,6 +127,29 @@ class GeodesicResult:
         )
 
     @classmethod
+    def cat(cls, parts: list[GeodesicResult], batch: torch.Size) -> GeodesicResult:
+        """One result of shape ``batch`` from flat ones, their curves on the finest grid among them."""
+        segments = max(part.curve.segments for part in parts)
+        curves = [part.curve.resample(segments) if part.curve.segments < segments else part.curve for part in parts]
+
+        def joined(tensors: list[Tensor]) -> Tensor:
+            whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+            return whole.view((*batch, *whole.shape[1:]))
+
+        return cls(
+            length=joined([part.length for part in parts]),
+            error=joined([part.error for part in parts]),
+            status=joined([part.status for part in parts]),
+            index=joined([part.index for part in parts]),
+            curve=Curve(joined([curve.nodes for curve in curves]), joined([curve.slopes for curve in curves])),
+            lower_bound=joined([part.lower_bound for part in parts]),
+            speed_deviation=joined([part.speed_deviation for part in parts]),
+            rtol=parts[0].rtol,
+            stats={name: joined([part.stats[name] for part in parts]) for name in parts[0].stats},
+            space=parts[0].space,
+        )
+
+    @classmethod
     def where(cls, condition: Tensor, a: GeodesicResult, b: GeodesicResult) -> GeodesicResult:
         """Pair by pair: ``a`` where ``condition`` ``(*b,)`` holds, ``b`` elsewhere."""
         segments = max(a.curve.segments, b.curve.segments)

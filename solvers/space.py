@@ -12,6 +12,7 @@ from torch.func import jvp
 
 from riemae.solvers.energy import Expansion, expand_by_autodiff, gauss_newton_blocks, rounding
 from riemae.solvers.exceptions import DTypeError, ShapeError, SingularMetricError
+from riemae.solvers.rows import steady
 from riemae.solvers.tolerances import tolerance
 
 
@@ -80,7 +81,7 @@ class MetricSpace:
         """
         m = z.shape[-1]
         flat = z.reshape(-1, m)
-        g = self.tensor(flat)
+        g = steady(self.tensor)(flat)
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
             raise DTypeError(
                 "MetricSpace.metric",

@@ -26,6 +26,7 @@ NAMES = [
     ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for path in SOURCES
 ]
 HEAVY = ("lightning", "pytorch_lightning", "matplotlib", "networkx", "sklearn", "geoopt", "click", "rich", "pandas")
+HEAVY += ("dask", "distributed", "cloudpickle", "pynndescent", "numba", "safetensors")
 HEAVY += ("torch._dynamo", "scipy.interpolate", "scipy.spatial")  # each a third of a second and more
 
 
@@ -141,11 +142,25 @@ class TestMetadata:
         assert foreign <= {{"scikit-learn": "sklearn"}.get(name, name) for name in declared}
         assert "torch" in foreign
 
-    def test_who_needs_an_extra(self):
+    @pytest.mark.parametrize(
+        ("requirement", "extra", "module", "files"),
+        [
+            (
+                "scikit-learn",
+                "demo",
+                "sklearn",
+                {"demo.py", "estimators.py", "neighborhood.py", "neighbors.py", "report.py"},
+            ),
+            ("pynndescent", "neighbors", "pynndescent", {"neighborhood.py", "neighbors.py"}),
+            ("cloudpickle", "dask", "cloudpickle", {"matrix.py"}),
+            ("dask", "dask", "dask", set()),
+        ],
+    )
+    def test_what_only_some_need_is_an_extra(self, requirement, extra, module, files):
         optional = [text for text in importlib.metadata.requires("riemae") if "extra ==" in text]
-        assert any("scikit-learn" in text and "demo" in text for text in optional)
-        users = {path.name for path in SOURCES if "sklearn" in {n.split(".")[0] for n in imported(parsed(path))}}
-        assert users == {"demo.py", "neighborhood.py", "report.py"}
+        assert any(text.startswith(requirement) and f"{extra!r}" in text.replace('"', "'") for text in optional)
+        users = {path.name for path in SOURCES if module in {n.split(".")[0] for n in imported(parsed(path))}}
+        assert users == files
 
 
 class TestNames:

@@ -1,5 +1,7 @@
 """Neighbourhood graphs against networkx, scipy and scikit-learn; their paths against true geodesics."""
 
+import importlib
+import sys
 import warnings
 
 import networkx
@@ -15,6 +17,7 @@ from riemae.exceptions import (
     DisconnectedGraphWarning,
     DTypeError,
     GraphError,
+    MissingExtraError,
     NonFiniteError,
     OptionError,
     RiemaeError,
@@ -23,6 +26,7 @@ from riemae.exceptions import (
 from riemae.solvers.curve import _QUADRATURE_POINTS
 
 F64 = torch.float64
+graph_module = importlib.import_module("riemae.solvers.graph")  # riemae.solvers.graph is the function
 SPHERE = Manifold(spaces.sphere)
 HALF_PLANE = solvers.MetricSpace(spaces.half_plane_tensor)
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
@@ -230,6 +234,126 @@ class TestPaths:
     def test_no_curves(self):
         curve = SPHERE.graph(points(20), k=4).curves([], [], segments=8)
         assert curve.nodes.shape == (0, 9, 2)
+
+
+def ring(n=60):
+    """Points once around a cylinder: two ways lead from one to its opposite."""
+    turn = torch.arange(n, dtype=F64) * 2 * torch.pi / n
+    return torch.stack([turn.cos(), turn.sin()], -1)
+
+
+class TestAlternatives:
+    def test_both_ways_round_a_ring_and_no_third(self):
+        graph = solvers.graph(FLAT, ring(), k=2)
+        near, far = graph.paths(0, 20, k=5)
+        assert near.tolist() == list(range(21))
+        assert far.tolist() == [0, *range(59, 19, -1)]
+        assert near.dtype == torch.int64
+
+    def test_both_sides_of_a_hole(self):
+        # An annulus, from its west to its east: the ways through north and south are equally long up to the grid.
+        z = points(1500, low=-2.0, high=2.0)
+        z = torch.cat([torch.tensor([[-1.5, 0.0], [1.5, 0.0]], dtype=F64), z])
+        z = z[(z.norm(dim=1) > 1) & (z.norm(dim=1) < 2)]
+        first, second = solvers.graph(FLAT, z, k=8).paths(0, 1, k=2)
+        sides = [z[path, 1].sign().sum() for path in (first, second)]
+        assert sides[0] * sides[1] < 0
+        # Around the hole of radius 1 from distance 1.5: two tangents of √(1.5² − 1) and the arc π − 2 arccos(1/1.5)
+        shortest = 2 * np.sqrt(1.25) + np.pi - 2 * np.arccos(1 / 1.5)
+        for path in (first, second):
+            assert shortest <= float(z[path].diff(dim=0).norm(dim=1).sum()) <= 1.15 * shortest
+
+    @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
+    def test_alternatives_run_apart_shortest_first(self, overlap):
+        graph = SPHERE.graph(points(400), k=6)
+        peer = graph.to_networkx()
+        found = [path.tolist() for path in graph.paths(0, 1, k=6, overlap=overlap)]
+        assert found[0] == graph.path(0, 1)
+        weights = [networkx.path_weight(peer, path, "weight") for path in found]
+        assert weights == sorted(weights)
+        seen = set()
+        for path, weight in zip(found, weights, strict=True):
+            assert networkx.is_simple_path(peer, path)
+            assert (path[0], path[-1]) == (0, 1)
+            shared = sum(peer[a][b]["weight"] for a, b in zip(path, path[1:], strict=False) if {a, b} <= seen)
+            assert shared <= overlap * weight * (1 + 1e-12) or not seen
+            seen |= set(path).union(*(peer[node] for node in path))
+        assert len(found) > 1 or overlap == 0.0
+
+    def test_the_k_shortest_are_those_of_networkx(self):
+        graph = SPHERE.graph(points(40), k=4)
+        expected = networkx.shortest_simple_paths(graph.to_networkx(), 3, 17, weight="weight")
+        found = graph.paths(3, 17, k=4, overlap=1.0)
+        assert [path.tolist() for path in found] == [next(expected) for _ in range(4)]
+
+    def test_to_itself(self):
+        graph = SPHERE.graph(points(20), k=4)
+        assert [path.tolist() for path in graph.paths(3, 3)] == [[3]]
+        assert [path.tolist() for path in graph.paths(3, 3, overlap=1.0)] == [[3]]
+
+    @pytest.mark.parametrize("overlap", [0.5, 1.0])
+    def test_no_path(self, overlap):
+        with pytest.warns(DisconnectedGraphWarning):
+            graph = solvers.graph(FLAT, two_clusters(), k=3)
+        with pytest.raises(GraphError, match="points 0 and 9 in one component"):
+            graph.paths(0, 9, overlap=overlap)
+
+    @pytest.mark.parametrize("options", [{"k": 0}, {"k": 1.5}, {"overlap": -0.1}, {"overlap": 1.1}], ids=str)
+    def test_options(self, options):
+        with pytest.raises(OptionError, match="k of at least 1 and overlap from 0 to 1"):
+            SPHERE.graph(points(20), k=4).paths(0, 1, **options)
+
+
+class TestSearch:
+    @pytest.mark.parametrize("d", [2, 8, 40])
+    def test_exact_searches_agree(self, d):
+        coordinates = spaces.rand(torch.Generator().manual_seed(9), 300, d)
+        z = points(300)
+        found = [
+            edges(solvers.graph(FLAT, z, k=6, coordinates=coordinates, search=s)) for s in ("tree", "brute", "auto")
+        ]
+        assert found[0] == found[1] == found[2]
+
+    @pytest.mark.filterwarnings("ignore")  # numba's and pynndescent's own
+    def test_an_approximate_search_finds_nearly_all(self):
+        pytest.importorskip("pynndescent")
+        coordinates = spaces.rand(torch.Generator().manual_seed(9), 600, 20)
+        exact, found = (
+            edges(solvers.graph(FLAT, points(600), k=8, coordinates=coordinates, search=s))
+            for s in ("tree", "approximate")
+        )
+        assert len(exact & found) > 0.95 * len(exact)
+        again = solvers.graph(FLAT, points(600), k=8, coordinates=coordinates, search="approximate")
+        assert edges(again) == found
+
+    def test_in_the_data_of_a_manifold(self):
+        z = points(60)
+        assert edges(SPHERE.graph(z, k=4, neighbors="data", search="brute")) == edges(
+            SPHERE.graph(z, k=4, neighbors="data")
+        )
+
+    @pytest.mark.parametrize(
+        ("search", "module", "extra"),
+        [("brute", "sklearn.neighbors", "demo"), ("approximate", "pynndescent", "approximate")],
+    )
+    def test_a_library_that_is_missing_is_named(self, search, module, extra, monkeypatch):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=rf"riemae\[{extra}\]"):
+            SPHERE.graph(points(20), k=3, search=search)
+
+    def test_an_unknown_search(self):
+        with pytest.raises(OptionError, match="search 'auto', 'tree', 'brute' or 'approximate', got 'hash'"):
+            SPHERE.graph(points(20), k=3, search="hash")
+
+    def test_edges_are_measured_some_at_a_time(self, monkeypatch):
+        z, sizes = points(200, low=0.05, high=2.0), []
+        whole = solvers.graph(HALF_PLANE, z, k=5)
+        monkeypatch.setattr(graph_module, "_EDGES", 64)
+        tensor = lambda z: (sizes.append(len(z)), spaces.half_plane_tensor(z))[1]  # noqa: E731 (one expression)
+        parts = solvers.graph(solvers.MetricSpace(tensor), z, k=5)
+        assert np.allclose(parts.adjacency.data, whole.adjacency.data, rtol=1e-13)
+        assert max(sizes) <= 64 * _QUADRATURE_POINTS + 16
+        assert len(sizes) > 10
 
 
 class TestComponents:

@@ -1,0 +1,274 @@
+"""A large result on disk, written block by block, so that a killed run loses no finished block.
+
+While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says whose they are. A
+complete result is ``PATH`` in numpy's format with its description in ``PATH.json``. Every file appears by being renamed
+when it is whole and on the disk; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.exceptions import FileError
+from riemae.solvers.tolerances import tolerance
+
+_PIECE = 2**24  # bytes hashed at once
+
+
+@dataclass
+class BlockFile:
+    """The file of one run, found or begun.
+
+    Attributes:
+        path: Of the result.
+        description: What the result is of: plain JSON; ``shape`` and ``dtype`` are the array's.
+        probe: Numbers that the same space reproduces up to rounding.
+        complete: Whether ``path`` holds the result.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    probe: list[float]
+    complete: bool = False
+    _found: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], description: dict[str, Any], probe: list[float]) -> BlockFile:
+        """Find what an earlier call left at ``path``, or begin.
+
+        Raises:
+            FileError: When the folder of ``path`` does not exist, or what lies there is of another run, or damaged.
+        """
+        file = cls(Path(path), description, probe)
+        if not file.path.parent.is_dir():
+            folder = str(file.path.parent)
+            raise FileError("distance_matrix", f"an existing folder for out={str(path)!r}", folder, "Make it first.")
+        if file.path.exists():
+            file._found = file._agreed(file._beside, "the description of a result")
+            file._check_array()
+            file.complete = True
+            shutil.rmtree(file._blocks, ignore_errors=True)  # left when a run was killed in its last moment
+        elif file._blocks.exists() and any(entry.suffix != ".part" for entry in file._blocks.iterdir()):
+            file._agreed(file._run, "the description of an unfinished run")
+        else:
+            file._blocks.mkdir(exist_ok=True)
+            _write(file._run, _json({**description, "probe": probe}))
+        return file
+
+    # Blocks.
+
+    def finished(self, count: int) -> set[int]:
+        """Numbers of the blocks that are on disk, of ``count``.
+
+        Raises:
+            FileError: When the folder holds a file that is none of them.
+        """
+        numbers = set()
+        for entry in self._blocks.iterdir():
+            if entry.suffix == ".part" or entry == self._run:
+                continue  # a .part is what a killed run was just writing
+            if entry.suffix != ".safetensors" or not entry.stem.isdecimal() or int(entry.stem) >= count:
+                raise self._wrong(entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}")
+            numbers.add(int(entry.stem))
+        return numbers
+
+    def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a block."""
+        from safetensors.torch import save
+
+        parts = {name: x.contiguous() for name, x in tensors.items()}
+        _write(self._block(block), save(parts, self._label(block, parts)))
+
+    def read(self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+        """A stored block.
+
+        Args:
+            block: Its number.
+            expected: Shape and dtype of each tensor.
+
+        Raises:
+            FileError: When the file is cut short, changed, or of another run.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._block(block)
+        try:
+            with safe_open(path, "pt") as stored:
+                label = stored.metadata() or {}
+                parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, ValueError) as reason:
+            raise self._wrong(path, "a whole safetensors file", str(reason)) from reason
+        wanted = {name: [*shape, dtype] for name, (shape, dtype) in expected.items()}
+        got = {name: [*x.shape, x.dtype] for name, x in parts.items()}
+        if got != wanted:
+            raise self._wrong(path, f"tensors {wanted}", str(got))
+        correct = self._label(block, parts)
+        for key, what in (("run", "a block of this run"), ("block", "this block"), ("sha256", "unchanged contents")):
+            if label.get(key) != correct[key]:
+                raise self._wrong(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
+        return parts
+
+    # The whole.
+
+    @contextmanager
+    def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`; zeros at first."""
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        array = np.lib.format.open_memmap(self._part, mode="w+", dtype=kind, shape=shape)
+        yield torch.from_numpy(array)
+        array.flush()
+
+    def finish(self, failures: list[tuple[int, int, int]]) -> None:
+        """Make the assembled array the result, with its description, and drop the blocks."""
+        with self._part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        about = {"sha256": _file_digest(self._part), "failed": failures}
+        self._found = {**self.description, "probe": self.probe, **about}
+        _write(self._beside, _json(self._found))
+        os.replace(self._part, self.path)
+        _sync_folder(self.path.parent)
+        self.complete = True
+        shutil.rmtree(self._blocks)
+
+    def matrix(self) -> Tensor:
+        """The result, mapped from the file; what is written to the tensor stays out of the file."""
+        return torch.from_numpy(np.load(self.path, mmap_mode="c", allow_pickle=False))
+
+    def failures(self) -> list[tuple[int, int, int]]:
+        """Rows, columns and statuses that :meth:`finish` stored."""
+        return [(int(i), int(j), int(code)) for i, j, code in self._found["failed"]]
+
+    # Names, labels, checks.
+
+    @property
+    def _beside(self) -> Path:
+        return self.path.with_name(self.path.name + ".json")
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def _blocks(self) -> Path:
+        return self.path.with_name(self.path.name + ".blocks")
+
+    @property
+    def _run(self) -> Path:
+        return self._blocks / "run.json"
+
+    def _block(self, block: int) -> Path:
+        return self._blocks / f"{block:08d}.safetensors"
+
+    def _label(self, block: int, parts: Mapping[str, Tensor]) -> dict[str, str]:
+        run = hashlib.sha256(_json(self.description)).hexdigest()
+        contents = hashlib.sha256("".join(f"{name} {digest(parts[name])} " for name in sorted(parts)).encode())
+        return {"run": run, "block": str(block), "sha256": contents.hexdigest()}
+
+    def _agreed(self, path: Path, what: str) -> dict[str, Any]:
+        """The description at ``path``.
+
+        Raises:
+            FileError: When it cannot be read, or is of another run.
+        """
+        expected = f"{what} of these points, settings and space"
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as reason:
+            raise self._wrong(path, expected, str(reason)) from reason
+        if not isinstance(found, dict):
+            raise self._wrong(path, expected, type(found).__name__)
+        differences = list(_differences(self.description, found))
+        if not differences and not self._same_probe(found.get("probe")):
+            differences = ["probe: the metric has other values at these points (another decoder or ambient metric?)"]
+        if differences:
+            raise self._wrong(path, expected, "another one: " + "; ".join(differences[:5]))
+        return found
+
+    def _same_probe(self, found: object) -> bool:
+        if not isinstance(found, list) or len(found) != len(self.probe):
+            return False
+        share = tolerance(getattr(torch, self.description["dtype"])).probe
+        return all(
+            isinstance(y, float) and (math.isclose(x, y, rel_tol=share) or (math.isnan(x) and math.isnan(y)))
+            for x, y in zip(self.probe, found, strict=True)
+        )
+
+    def _check_array(self) -> None:
+        about = self._found
+        try:
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as reason:
+            raise self._wrong(self.path, "a whole .npy file", str(reason)) from reason
+        wanted, got = (tuple(about["shape"]), about["dtype"]), (array.shape, array.dtype.name)
+        if got != wanted:
+            raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
+        actual = _file_digest(self.path)
+        if about.get("sha256") != actual or not isinstance(about.get("failed"), list):
+            raise self._wrong(self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual)
+
+    def _wrong(self, path: Path, expected: str, got: str) -> FileError:
+        remedy = "Give another out=, or delete it to compute it anew."
+        return FileError("distance_matrix", f"{path} to hold {expected}", got, remedy)
+
+
+def digest(x: Tensor) -> str:
+    """A fingerprint of a tensor: its values, shape and dtype."""
+    array = x.detach().cpu().contiguous()
+    head = f"{array.dtype} {tuple(array.shape)} ".encode()
+    return hashlib.sha256(head + array.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    # What a finished result adds to the description of its run stands at the top only.
+    for key in {**expected, **found} if prefix else expected:
+        value, other = expected.get(key), found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            yield f"{prefix}{key}: expected {value}, got {other}"
+
+
+def _file_digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            total.update(piece)
+    return total.hexdigest()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write so that ``path`` either is not there or is whole, whenever the machine stops."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a renaming last; where folders cannot be opened (Windows), the system does so by itself."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
