@@ -1,4 +1,4 @@
-"""finslerax (JAX): ``GaussNewtonGeodesic``, jitted and vmapped over the pairs, in float64.
+"""finslerax (JAX): ``GaussNewtonGeodesic``, jitted and vmapped over the pairs, in float64 (``JAX_ENABLE_X64``).
 
 Two metrics: the package's own ``PullbackRiemannian``, which forms JᵀJ and differentiates it, and a metric of four
 lines that gets |J v| by one forward product, which the package's base class allows and which is far cheaper.
@@ -11,9 +11,6 @@ from functools import cache
 from typing import Any
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-
 import jax.numpy as jnp
 import numpy as np
 from finslerax.geometry import EuclideanSpace

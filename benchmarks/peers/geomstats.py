@@ -1,4 +1,4 @@
-"""geomstats' pull-back metric, torch backend: ``PathStraightening``, its multi-level form, and ``LogODESolver``.
+"""geomstats' pull-back metric, torch backend (``GEOMSTATS_BACKEND``): ``PathStraightening`` and ``LogODESolver``.
 
 It solves one pair after the other. Its own Jacobian of an immersion loops over outputs and points; the class below
 hands it batched ones instead, which the package foresees: without them it is several times slower.
@@ -6,18 +6,15 @@ hands it batched ones instead, which the package foresees: without them it is se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ["GEOMSTATS_BACKEND"] = "pytorch"
 
 import numpy as np
 import torch
 from geomstats.geometry.base import ImmersedSet
 from geomstats.geometry.euclidean import Euclidean
 from geomstats.numerics.bvp import ScipySolveBVP
-from geomstats.numerics.geodesic import LogODESolver, MultiresPathStraightening, PathStraightening
+from geomstats.numerics.geodesic import LogODESolver, PathStraightening
 from geomstats.numerics.optimization import ScipyMinimize
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
@@ -54,7 +51,7 @@ def _batched(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``solver`` "path", "levels" or "bvp"; ``nodes``; ``steps`` or ``tol``."""
+    """Settings: ``solver`` "path" or "bvp"; ``nodes``; ``steps`` or ``tol``."""
     torch.set_default_dtype(torch.float64)
     space = Surface(mlp.decoder(layers, threads), layers[0][0].shape[1], len(layers[-1][1]))
 
@@ -67,11 +64,7 @@ def prepare(layers: Layers, threads: int) -> Solver:
             return lambda: Answer(path(torch.linspace(0, 1, FINE + 1)).numpy(), n * len(z0))
         options = {"maxiter": settings["steps"], "maxfun": 10 * settings["steps"], "gtol": 1e-9, "ftol": 1e-15}
         optimizer = ScipyMinimize(method="L-BFGS-B", autodiff_jac=True, options=options)
-        if settings["solver"] == "levels":
-            levels = [k for k in (5, 9, 17, 33, 65) if k <= n]
-            paths = MultiresPathStraightening(space, n_nodes=levels, optimizer=optimizer, symmetric=True)
-        else:
-            paths = PathStraightening(space, n_nodes=n, optimizer=optimizer, symmetric=True)
+        paths = PathStraightening(space, n_nodes=n, optimizer=optimizer, symmetric=True)
         found = paths.discrete_geodesic_bvp(z1, z0)
 
         def finish() -> Answer:

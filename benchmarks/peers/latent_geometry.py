@@ -53,7 +53,8 @@ def prepare(layers: Layers, threads: int) -> Solver:
         for z0, z1 in zip(a, b, strict=True):
             most = 0
             try:
-                with warnings.catch_warnings(action="ignore"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     paths.append(solver.find_path(z0, z1, acceleration).position)
             except SolverFailedException:
                 paths.append(None)
