@@ -45,7 +45,7 @@ def by_collocation(f: Callable[[Tensor], Tensor], z0: Tensor, z1: Tensor, tol: f
     """A geodesic by an independent road: scipy's collocation on ``z̈ = −J⁺ ∂²f(ż, ż)``, from the straight line.
 
     Args:
-        f: Maps ``(k, m)`` to ``(k, D)``.
+        f: Maps ``(k, m)`` to ``(k, D)``; made of what torch can differentiate forward twice.
         z0: Start, ``(m,)``.
         z1: End, ``(m,)``.
         tol: Of the collocation's residual.

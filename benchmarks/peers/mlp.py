@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,19 @@ def decoder(layers: Layers, threads: int) -> nn.Sequential:
             linear.bias.copy_(torch.from_numpy(bias))
         modules += [linear, nn.SiLU()]
     return nn.Sequential(*modules[:-1]).requires_grad_(False).eval()
+
+
+def formula(layers: Layers) -> Callable[[Tensor], Tensor]:
+    """The same map written out: torch's own SiLU cannot be differentiated forward twice, this can."""
+    parts = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in layers]
+
+    def f(z: Tensor) -> Tensor:
+        for weight, bias in parts[:-1]:
+            h = z @ weight.T + bias
+            z = h * torch.sigmoid(h)
+        return z @ parts[-1][0].T + parts[-1][1]
+
+    return f
 
 
 def tensors(z0: np.ndarray, z1: np.ndarray) -> tuple[Tensor, Tensor]:
