@@ -15,6 +15,7 @@ import platform
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,6 @@ from benchmarks.problems import PAIRS, PROBLEMS, Problem, prepare
 from riemae import Manifold
 
 RESULTS = Path(__file__).parent / "results"
-_FEW = 8  # pairs that tell the time of all, for contenders that solve one after the other
 _LIGHT = 5.0  # seconds: calls that take longer are not repeated
 _COMPILING = 4.0  # how many times the limit a first call may take where it compiles
 
@@ -75,27 +75,35 @@ class Row:
 
 
 def tasks(quick: bool) -> list[Task]:
-    """What is run."""
+    """What is run, problem by problem."""
     small, large, flat = (PROBLEMS[name] for name in ("digits-8", "digits-32", "digits-2"))
     if quick:
         return [Task(small, 16), Task(small, 2, alone=True)]
     return [
         Task(small, 32),
-        Task(small, 8, alone=True),
-        Task(large, 32),
-        Task(large, 8, alone=True),
-        Task(flat, 32),
+        Task(small, 4, alone=True),
         Task(small, 1000, ours=True),
+        Task(large, 32),
+        Task(large, 4, alone=True),
         Task(large, 1000, ours=True),
+        Task(flat, 32),
         Task(flat, 200, ours=True),
     ]
 
 
 class Race:
-    """All contenders on one problem; a process each, kept for all tasks."""
+    """All contenders on one problem; a process each, kept for all tasks.
 
-    def __init__(self, path: Path, threads: int, limit: float, rounds: int) -> None:
-        self.path, self.threads, self.limit, self.rounds = path, threads, limit, rounds
+    Args:
+        path: Decoder and pairs.
+        threads: For everybody.
+        limit: Seconds that a call may take.
+        rounds: Timed calls of each setting.
+        few: Pairs that tell the time of all, for contenders that solve one after the other.
+    """
+
+    def __init__(self, path: Path, threads: int, limit: float, rounds: int, few: int) -> None:
+        self.path, self.threads, self.limit, self.rounds, self.few = path, threads, limit, rounds, few
         self.workers: dict[str, Worker] = {}
         self.folder = tempfile.TemporaryDirectory()
         file = np.load(path)
@@ -108,7 +116,7 @@ class Race:
         """Time everybody, turn about, and compare with the best curves known."""
         rows = []
         for contender, settings in contenders:
-            few = min(_FEW, task.pairs) if contender.one_by_one else task.pairs
+            few = min(self.few, task.pairs) if contender.one_by_one else task.pairs
             rows += [(contender, Row(contender.name, s, few)) for s in settings]
         exhausted: set[str] = set()
         for i in range(self.rounds + 1):  # the first warms up: libraries, caches, compilers
@@ -260,25 +268,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    limit = arguments.limit or (10.0 if arguments.quick else 30.0)
+    limit = arguments.limit or (10.0 if arguments.quick else 20.0)
     started = time.perf_counter()
     results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick, "limit": limit}
     versions: dict[str, dict[str, str]] = {}
     results["tasks"], results["versions"] = [], versions
-    races: dict[str, Race] = {}
-    try:
-        for task in tasks(arguments.quick):
-            print(f"{task}, {task.problem}", flush=True)
-            race = races.get(task.problem.name)
-            if race is None:
-                path = prepare(task.problem)
-                race = races[task.problem.name] = Race(path, arguments.threads, limit, 1 if arguments.quick else 3)
-            chosen = [(c, _settings(c, task, arguments.quick)) for c in ([OURS] if task.ours else CONTENDERS)]
-            results["tasks"].append(race.run(task, chosen))
-            versions.update({module: worker.versions for module, worker in race.workers.items()})
-    finally:
-        for race in races.values():
+    for problem, group in groupby(tasks(arguments.quick), key=lambda task: task.problem):
+        race = Race(prepare(problem), arguments.threads, limit, *((1, 2) if arguments.quick else (2, 8)))
+        try:
+            for task in group:
+                print(f"{task}, {problem}", flush=True)
+                chosen = [(c, _settings(c, task, arguments.quick)) for c in ([OURS] if task.ours else CONTENDERS)]
+                results["tasks"].append(race.run(task, chosen))
+        finally:
             race.close()
+        versions.update({module: worker.versions for module, worker in race.workers.items() if worker.versions})
     print("growth", flush=True)
     results["growth"] = [growth.measure(kind, arguments.threads, arguments.quick) for kind in growth.SIZES]
     results["minutes"] = (time.perf_counter() - started) / 60

@@ -136,6 +136,9 @@ class TestReport:
         task = self.task(self.row("riemae", 0.5, 1e-4), self.row("a", 1.0, 1e-2), self.row("b", 4.0, 1e-4))
         assert report.ratios(task, 1e-3) == ("b", 8.0)
         assert report.ratios(task, 1e-5) is None
+        plain = self.task(*task["rows"], self.row("chord energy, Adam", 2.0, 1e-4))
+        assert report.ratios(plain, 1e-3) == ("chord energy, Adam", 4.0)
+        assert report.ratios(plain, 1e-3, packages=True) == ("b", 8.0)
 
     def test_losses_are_written_down_as_they_are(self):
         task = self.task(self.row("riemae", 3.0, 1e-4), self.row("a", 1.5, 1e-4))
@@ -165,7 +168,7 @@ class TestContenders:
 
     def test_issue_asks_for_one_32_and_1000_pairs(self):
         found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
-        assert {(8, 32, False), (32, 32, False), (8, 1000, False), (32, 1000, False), (8, 8, True)} <= set(found)
+        assert {(8, 32, False), (32, 32, False), (8, 1000, False), (32, 1000, False), (8, 4, True)} <= set(found)
 
     def test_process_answers_and_its_curves_join_the_points(self, problem, tmp_path):
         worker = Worker("ours", problem, 1)
