@@ -57,14 +57,14 @@ CONTENDERS = (
         quick=(1,),
     ),
     Contender(
-        "finslerax, its metric",
+        "finslerax, own metric",
         "finslerax",
         tuple({"metric": "pullback", "segments": s, "tol": 1e-4} for s in ([8], [16])),
         quick=(),
         jax=True,
     ),
     Contender(
-        "finslerax, |J v|",
+        "finslerax, Jv metric",
         "finslerax",
         tuple({"metric": "forward", "segments": s, "tol": 1e-4} for s in ([8], [16], [32], [16, 64], [32, 128])),
         quick=(1,),

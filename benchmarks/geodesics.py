@@ -131,11 +131,14 @@ class Race:
         return self._verdict(task, [row for _, row in rows])
 
     def _call(self, task: Task, contender: Contender, row: Row, warming: bool) -> None:
-        worker = self.workers.setdefault(
-            contender.module, Worker(contender.module, self.path, self.threads, contender.jax)
-        )
         out = Path(self.folder.name) / "found.npz"
         limit = self.limit * (_COMPILING if warming and contender.jax else 1)
+        worker = self.workers.get(contender.module)
+        if worker is None:
+            worker = Worker(contender.module, self.path, self.threads, contender.jax)
+            self.workers[contender.module] = worker
+            if not contender.jax:  # imports and caches; a compiler would start anew for the next number of pairs
+                worker.solve((0, 1), False, row.settings, out, 60 + limit)
         clock = time.perf_counter()
         answer = worker.solve((0, row.pairs), task.alone, row.settings, out, limit)
         wall = time.perf_counter() - clock
@@ -154,7 +157,8 @@ class Race:
         if not warming or (answer["seconds"] > _LIGHT and not contender.jax):
             row.seconds.append(answer["seconds"] * scale)
             row.cpu.append(answer["cpu"] * scale)
-            row.sweeps.append(answer["seconds"] / self.sweep(row.points, row.settings.get("dtype", "float64")))
+            unit = min(self.sweep(row.points, row.settings.get("dtype", "float64")).values())
+            row.sweeps.append(answer["seconds"] / unit)
 
     def _keep(self, row: Row, out: Path) -> None:
         file = np.load(out)
@@ -171,15 +175,18 @@ class Race:
         row.found = torch.cat(found)
         row.reported = torch.from_numpy(file["reported"]) if "reported" in file.files else None
 
-    def sweep(self, points: int, dtype: str = "float64", by: str = "riemae") -> float:
-        """Seconds for the decoder and its full Jacobian at so many points."""
+    def sweep(self, points: int, dtype: str = "float64") -> dict[str, float]:
+        """Seconds for the decoder and its full Jacobian at so many points, by riemae and by nothing but torch."""
         worker = self.workers.setdefault("sweep", Worker("sweep", self.path, self.threads))
         out = Path(self.folder.name) / "sweep.npz"
-        settings = {"points": points, "dtype": dtype, "by": by}
-        answers = [worker.solve((0, PAIRS), False, settings, out, 600) for _ in range(3)]
-        if "error" in answers[0]:
-            raise RuntimeError(answers[0]["error"])
-        return median(answer["seconds"] for answer in answers)
+        found = {}
+        for by in ("riemae", "torch"):
+            settings = {"points": points, "dtype": dtype, "by": by}
+            answers = [worker.solve((0, PAIRS), False, settings, out, 600) for _ in range(3)]
+            if "error" in answers[0]:
+                raise RuntimeError(answers[0]["error"])
+            found[by] = median(answer["seconds"] for answer in answers)
+        return found
 
     def _verdict(self, task: Task, rows: list[Row]) -> dict[str, Any]:
         reference, converged, cross = self._reference(task)
@@ -197,7 +204,7 @@ class Race:
             "alone": task.alone,
             "ours": task.ours,
             "reference": {"converged": converged, "collocation": cross, "shorter_known": shorter},
-            "sweep": {by: self.sweep(17 * task.pairs, by=by) for by in ("riemae", "torch")},
+            "sweep": self.sweep(17 * (1 if task.alone else task.pairs)),
             "rows": [_entry(row, best) for row in rows],
         }
 

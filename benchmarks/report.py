@@ -15,9 +15,31 @@ from benchmarks.measure import fastest
 
 ACCURACIES = (1e-3, 1e-5)
 # Okabe and Ito's colours, which everybody can tell apart; riemae alone is black.
-_COLOURS = ("#E69F00", "#E69F00", "#56B4E9", "#56B4E9", "#009E73", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+_COLOURS = {
+    "riemae": "black",
+    "stochman": "#E69F00",
+    "finslerax": "#56B4E9",
+    "geomstats": "#009E73",
+    "latent-geometry": "#CC79A7",
+    "chord energy": "#D55E00",
+}
 _PLAIN = "chord energy"
-_MARKERS = "osDdv^Pos"
+_METHOD = """\
+Every contender runs in a process of its own on the same cores, with the same decoder (float64), the same end points,
+from the straight line; all are timed in turn, round after round, and the median counts. Calls of more than 5 s are not
+repeated. The first call of each setting is not counted, so that no compilation is; it is in the tables.
+
+Error is that of the curve: the length of the spline through its nodes, by one fine quadrature for everybody, beside the
+shortest curve known for that pair, riemae's at rtol = 1e-9 included. The lengths that the packages themselves report
+are often worse than their curves (a column of their own), and the time they take is not counted.
+
+One *sweep* is the decoder and its full Jacobian at as many points as the contender's curves have nodes, timed beside
+each call by riemae and by plain `torch.func`; the faster of the two counts.
+
+Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). finslerax (Jv metric) and
+geomstats get a metric or a Jacobian that is faster than what they ship, latent-geometry float64, stochman an optimiser
+that its users would have to find. The adapters are in `benchmarks/peers/`."""
+_VARIANTS = (("o", "-"), ("s", "--"))  # of one package
 _COLUMNS = (("megabytes", ".0f"), ("steps", ".1f"))
 
 
@@ -108,21 +130,11 @@ def _reach(results: dict[str, Any]) -> list[str]:
 
 def _notes(results: dict[str, Any]) -> list[str]:
     return [
-        "— : not reached by any setting within the limit of " + f"{results['limit']:.0f} s a call.",
+        f"— : not reached by any setting within the limit of {results['limit']:.0f} s a call.",
         "",
         "## How it was measured",
         "",
-        "Every contender runs in a process of its own on the same cores, with the same decoder (float64), the same",
-        "end points, from the straight line; all are timed in turn, round after round, and the median counts. Calls",
-        "of more than 5 s are not repeated. The first call is not counted, so that no compilation is; it is in the",
-        "tables. Error is that of the curve: the length of the spline through its nodes, by one fine quadrature for",
-        "everybody, beside the shortest curve known for that pair, riemae's at rtol = 1e-9 included. The lengths that",
-        "the packages themselves report are often worse than their curves (a column of their own), and the time they",
-        "take is not counted. One *sweep* is the decoder and its full Jacobian at as many points as the contender's",
-        "curves have nodes, timed beside each call. Contenders that solve one pair after the other are timed on a few",
-        "and scaled up. finslerax with |J v| and geomstats get a metric or Jacobian that is faster than what",
-        "they ship; stochman and latent-geometry get settings that their users would have to find. The adapters are",
-        "in `benchmarks/peers/`.",
+        *_METHOD.splitlines(),
         "",
     ]
 
@@ -154,8 +166,9 @@ def _table(task: dict[str, Any]) -> list[str]:
             lines.append(f"| {row['contender']} | {settings} | {row['failure']} | | | | | | | |")
             continue
         reported = "" if row["reported"] is None else f"{row['reported'][1]:.0e}"
+        scaled = "≈ " if row["timed_on"] < task["pairs"] else ""
         lines.append(
-            f"| {row['contender']} | {settings} | {_seconds(median(row['seconds']))} | {row['sweeps']:.3g} | "
+            f"| {row['contender']} | {settings} | {scaled}{_seconds(median(row['seconds']))} | {row['sweeps']:.3g} | "
             f"{_seconds(row['first'])} | {row['error'][0]:.0e} | {row['error'][1]:.0e} | {row['error'][2]:.0e} | "
             f"{reported} | {'' if row['missed'] is None else row['missed']} |"
         )
@@ -189,6 +202,18 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
 
 
+def _styles(names: list[str]) -> dict[str, dict[str, Any]]:
+    packages = [name.split(",")[0] for name in names]
+    styles: dict[str, dict[str, Any]] = {}
+    for i, (name, package) in enumerate(zip(names, packages, strict=True)):
+        marker, line = _VARIANTS[packages[:i].count(package) % 2]
+        own = name == "riemae"
+        width, size = (2.4, 6) if own else (1.2, 4.5)
+        styles[name] = {"color": _COLOURS.get(package, "0.4"), "marker": marker, "linestyle": line}
+        styles[name] |= {"linewidth": width, "markersize": size, "zorder": 3 if own else 2}
+    return styles
+
+
 def _draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
@@ -200,19 +225,11 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     rows = -(-len(races) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False)
     panels = axes.flatten()
-    names = list(contenders(races[0]))
+    styles = _styles(list(contenders(races[0])))
     for axis, task in zip(panels, races, strict=False):
         for name, found in contenders(task).items():
-            measured = sorted((median(row["seconds"]), row["error"][1]) for row in found if "seconds" in row)
-            k = names.index(name)
-            style = (
-                {"color": "black", "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 3}
-                if name == "riemae"
-                else {"color": _COLOURS[k - 1], "marker": _MARKERS[k - 1], "linewidth": 1.2, "markersize": 4.5}
-            )
-            if k and names[k - 1] != "riemae" and _COLOURS[k - 1] == _COLOURS[k - 2]:
-                style["linestyle"] = "--"
-            axis.plot([t for t, _ in measured], [max(e, 1e-12) for _, e in measured], label=name, **style)
+            measured = [(median(row["seconds"]), max(row["error"][1], 1e-12)) for row in found if "seconds" in row]
+            axis.plot([t for t, _ in measured], [error for _, error in measured], label=name, **styles[name])
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
         for accuracy in ACCURACIES:

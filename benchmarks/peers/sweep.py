@@ -25,17 +25,19 @@ def prepare(layers: Layers, threads: int) -> Solver:
     f = mlp.decoder(layers, threads)
     basis = torch.eye(layers[0][0].shape[1], dtype=torch.float64)
     manifolds = {name: Manifold(f).to(dtype=getattr(torch, name)) for name in ("float64", "float32")}
+    plain = {name: manifold.decoder for name, manifold in manifolds.items()}
 
-    def plain(z: Tensor) -> None:
+    def by_torch(f: Callable[[Tensor], Tensor], z: Tensor) -> None:
+        e = basis.to(z.dtype)
         with torch.no_grad():
             for part in z.split(_CHUNK):
-                vmap(lambda v, part=part: jvp(f, (part,), (v.expand_as(part),)), out_dims=(None, -1))(basis)
+                vmap(lambda v, part=part: jvp(f, (part,), (v.expand_as(part),)), out_dims=(None, -1))(e)
 
     def solve(a: np.ndarray, b: np.ndarray, settings: dict[str, Any]) -> Callable[[], Answer]:
         dtype = settings.get("dtype", "float64")
         z = torch.from_numpy(np.resize(a, (settings["points"], a.shape[1]))).to(getattr(torch, dtype))
         if settings.get("by") == "torch":
-            plain(z)
+            by_torch(plain[dtype], z)
         else:
             manifolds[dtype].jacobian(z)
         return lambda: Answer(np.zeros((0, 2, a.shape[1])), settings["points"])
