@@ -128,7 +128,14 @@ class TestReport:
     @staticmethod
     def row(name, seconds, error):
         measured = {"seconds": [seconds], "sweeps": 3.0, "first": 9.0, "missed": 0, "error": [0.0, error, 1.0]}
-        return {"contender": name, "settings": {"rtol": 0.1}, "failure": None, "reported": [0, 0.1, 1], **measured}
+        return {
+            "contender": name,
+            "settings": {"rtol": 0.1},
+            "failure": None,
+            "reported": [0, 0.1, 1],
+            "timed_on": 4,
+            **measured,
+        }
 
     def test_fastest_setting_that_is_accurate_enough_counts(self):
         assert fastest([1.0, 3.0, 2.0], [1e-2, 1e-4, 1e-4], 1e-3) == 2
