@@ -156,20 +156,20 @@ def _table(task: dict[str, Any]) -> list[str]:
         )
         + ".",
         "",
-        "| contender | settings | time | sweeps | first call | error: median | 95 % | max | reported: 95 % | "
+        "| contender | settings | time | processor time | sweeps | first call | error: median | 95 % | max | reported: 95 % | "
         "given up |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- |" + " --- |" * 10,
     ]
     for row in task["rows"]:
         settings = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["settings"].items())
         if "seconds" not in row:
-            lines.append(f"| {row['contender']} | {settings} | {row['failure']} | | | | | | | |")
+            lines.append(f"| {row['contender']} | {settings} | {row['failure']} |" + " |" * 8)
             continue
         reported = "" if row["reported"] is None else f"{row['reported'][1]:.0e}"
         scaled = "≈ " if row["timed_on"] < task["pairs"] else ""
         lines.append(
-            f"| {row['contender']} | {settings} | {scaled}{_seconds(median(row['seconds']))} | {row['sweeps']:.3g} | "
-            f"{_seconds(row['first'])} | {row['error'][0]:.0e} | {row['error'][1]:.0e} | {row['error'][2]:.0e} | "
+            f"| {row['contender']} | {settings} | {scaled}{_seconds(median(row['seconds']))} | "
+            f"{_seconds(median(row['cpu']))} | {row['sweeps']:.3g} | {_seconds(row['first'])} | {row['error'][0]:.0e} | {row['error'][1]:.0e} | {row['error'][2]:.0e} | "
             f"{reported} | {'' if row['missed'] is None else row['missed']} |"
         )
     return [*lines, ""]
