@@ -28,13 +28,18 @@ wheel: $(READY)
 
 check: test lint types doctest wheel
 
-# Benchmarks beside peers, in an environment of their own; tables go to benchmarks/results/.
+# Benchmarks beside peers, in environments of their own; tables and a picture go to benchmarks/results/.
+# `make bench BENCH=--quick` tests the machinery in a few minutes.
 bench:
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e .
-	.venv-bench/bin/python benchmarks/curvature.py
-	.venv-bench/bin/python benchmarks/hard_set.py
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e ".[demo]"
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-alone.txt
+	$(PYTHON) -m venv .venv-bench-jax
+	.venv-bench-jax/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-jax.txt
+	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
+	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
+	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,4 +48,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-bench-jax benchmarks/decoders build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

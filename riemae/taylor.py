@@ -129,7 +129,7 @@ class Jet(Tensor):
     tape: Tape
 
     @staticmethod
-    def __new__(cls, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Jet:
+    def __new__(cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Jet:
         """A wrapper of the value's shape, dtype and device, without storage of its own."""
         return Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)  # type: ignore[attr-defined, no-any-return]
 
@@ -358,11 +358,7 @@ def _quotient(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(under, Jet):
         return _linear(name, func, args, kwargs)
     inverse = _elementwise("reciprocal", torch.reciprocal, (under,), {})
-    return _product("mul", torch.mul, (over, inverse), {}) if isinstance(over, (Jet, Tensor)) else _scaled(inverse, over)
-
-
-def _scaled(jet: Jet, factor: float) -> Jet:
-    return _product("mul", torch.mul, (jet, factor), {})
+    return _product("mul", torch.mul, (inverse, over), {})
 
 
 def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -530,32 +526,34 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
     "relu": lambda x, y: ((x > 0).to(x), None),
 }
 _PIECEWISE_LINEAR = frozenset(
-    "relu relu6 leaky_relu hardtanh threshold abs absolute clamp clamp_min clamp_max clip floor ceil round trunc sign".split()
+    "relu relu6 leaky_relu hardtanh threshold abs absolute clamp clamp_min clamp_max clip floor ceil round trunc "
+    "sign".split()
 )
 _SMOOTH = (
-    "silu tanh sigmoid sin cos exp square pow float_power rpow sqrt rsqrt reciprocal log log2 log10 log1p exp2 expm1 tan asin acos "
-    "atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh erf erfc erfinv logit lgamma digamma "
-    "gelu softplus elu selu celu mish logsigmoid softsign tanhshrink hardsigmoid hardswish xlogy sinc i0 i1 deg2rad rad2deg"
+    "silu tanh sigmoid sin cos exp square pow float_power rpow sqrt rsqrt reciprocal log log2 log10 log1p exp2 expm1 "
+    "tan asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh erf erfc erfinv "
+    "logit lgamma digamma gelu softplus elu selu celu mish logsigmoid softsign tanhshrink hardsigmoid hardswish xlogy "
+    "sinc i0 i1 deg2rad rad2deg"
 )
 _STRUCTURAL = (
     "reshape view flatten unflatten unsqueeze squeeze permute transpose t movedim moveaxis swapaxes swapdims adjoint "
-    "expand expand_as view_as reshape_as type_as broadcast_to repeat tile repeat_interleave sum mean nansum cumsum neg select "
-    "narrow index_select gather take take_along_dim roll flip fliplr flipud rot90 diff diagonal diag diag_embed tril triu "
-    "unfold fold chunk split tensor_split hsplit vsplit dsplit unbind to double float clone contiguous positive trace "
-    "interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle __getitem__ "
+    "expand expand_as view_as reshape_as type_as broadcast_to repeat tile repeat_interleave sum mean nansum cumsum "
+    "neg select narrow index_select gather take take_along_dim roll flip fliplr flipud rot90 diff diagonal diag "
+    "diag_embed tril triu unfold fold chunk split tensor_split hsplit vsplit dsplit unbind to double float clone "
+    "contiguous positive trace interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle __getitem__"
 )
 _QUERIES = (
-    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous element_size get_device type "
-    "__len__ __repr__ __format__ __str__ __bool__ __contains__ is_same_size is_signed is_inference is_nonzero "
+    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous element_size get_device "
+    "type __len__ __repr__ __format__ __str__ __bool__ __contains__ is_same_size is_signed is_inference is_nonzero "
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty "
     "new_full new_tensor item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal __hash__ "
     "storage_offset is_tensor is_storage result_type can_cast"
 )
 _AFFINE = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 _IN_PLACE = (
-    "add_ sub_ mul_ div_ relu_ tanh_ sigmoid_ exp_ sin_ cos_ square_ sqrt_ neg_ clamp_ pow_ reciprocal_ log_ unsqueeze_ "
-    "squeeze_ transpose_"
+    "add_ sub_ mul_ div_ relu_ tanh_ sigmoid_ exp_ sin_ cos_ square_ sqrt_ neg_ clamp_ pow_ reciprocal_ log_ "
+    "unsqueeze_ squeeze_ transpose_"
 )
 _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(_QUERIES.split(), _query),
@@ -568,7 +566,7 @@ _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(("mul", "matmul", "mm", "bmm", "dot", "mv", "outer", "inner", "kron"), _product),
     **dict.fromkeys(("div", "rdiv"), _quotient),
     **dict.fromkeys(_IN_PLACE.split(), _in_place),
-    **dict.fromkeys(("__setitem__", "copy_", "index_put_", "scatter_", "detach", "data_ptr", "numpy", "__array__"), _refused),
+    **dict.fromkeys("__setitem__ copy_ index_put_ scatter_ detach data_ptr numpy __array__".split(), _refused),
 }
 _ALIASES = {
     **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "pow", "neg", "rsub", "rpow", "rdiv", "abs")},

@@ -1,0 +1,309 @@
+"""Geodesics: time and error of riemae beside other packages, on the same decoder, pairs and cores.
+
+    make bench                                  # or: python -m benchmarks.geodesics
+    python -m benchmarks.geodesics --quick      # two minutes, to test the machinery
+
+Writes ``geodesics.json``, ``geodesics.md`` and ``geodesics.png`` to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import growth, report
+from benchmarks.contenders import CONTENDERS, OURS, Contender, Settings, Worker
+from benchmarks.measure import by_collocation, lengths, quantiles
+from benchmarks.peers import mlp
+from benchmarks.problems import PAIRS, PROBLEMS, Problem, prepare
+from riemae import Manifold
+
+RESULTS = Path(__file__).parent / "results"
+_LIGHT = 5.0  # seconds: calls that take longer are not repeated
+_COMPILING = 4.0  # how many times the limit a first call may take where it compiles
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pairs of one problem.
+
+    Attributes:
+        problem: Which.
+        pairs: How many.
+        alone: Whether each is solved by a call of its own; the time is then that of one pair, in the median.
+        ours: Whether only riemae takes part.
+    """
+
+    problem: Problem
+    pairs: int
+    alone: bool = False
+    ours: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.problem.name}, " + ("one pair" if self.alone else f"{self.pairs:,} pairs")
+
+
+@dataclass
+class Row:
+    """One contender with one setting on one task, as it goes into the tables."""
+
+    contender: str
+    settings: Settings
+    pairs: int
+    first: float = float("nan")
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    sweeps: list[float] = field(default_factory=list)
+    points: int = 0
+    missed: int | None = None
+    failure: str | None = None
+    found: Tensor | None = None
+    reported: Tensor | None = None
+
+
+def tasks(quick: bool) -> list[Task]:
+    """What is run, problem by problem."""
+    small, large, flat = (PROBLEMS[name] for name in ("digits-8", "digits-32", "digits-2"))
+    if quick:
+        return [Task(small, 16), Task(small, 2, alone=True)]
+    return [
+        Task(small, 32),
+        Task(small, 4, alone=True),
+        Task(small, 1000, ours=True),
+        Task(large, 32),
+        Task(large, 4, alone=True),
+        Task(large, 1000, ours=True),
+        Task(flat, 32),
+        Task(flat, 200, ours=True),
+    ]
+
+
+class Race:
+    """All contenders on one problem; a process each, kept for all tasks.
+
+    Args:
+        path: Decoder and pairs.
+        threads: For everybody.
+        limit: Seconds that a call may take.
+        rounds: Timed calls of each setting.
+        few: Pairs that tell the time of all, for contenders that solve one after the other.
+    """
+
+    def __init__(self, path: Path, threads: int, limit: float, rounds: int, few: int) -> None:
+        self.path, self.threads, self.limit, self.rounds, self.few = path, threads, limit, rounds, few
+        self.workers: dict[str, Worker] = {}
+        self.folder = tempfile.TemporaryDirectory()
+        file = np.load(path)
+        layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(3)]
+        self.formula = mlp.formula(layers)
+        self.manifold = Manifold(mlp.decoder(layers, threads))
+        self.ends = torch.from_numpy(file["z0"]), torch.from_numpy(file["z1"])
+
+    def run(self, task: Task, contenders: list[tuple[Contender, list[Settings]]]) -> dict[str, Any]:
+        """Time everybody, turn about, and compare with the best curves known."""
+        rows = []
+        for contender, settings in contenders:
+            few = min(self.few, task.pairs) if contender.one_by_one else task.pairs
+            rows += [(contender, Row(contender.name, s, few)) for s in settings]
+        exhausted: set[str] = set()
+        for i in range(self.rounds + 1):  # the first warms up: libraries, caches, compilers
+            for contender, row in rows:
+                if contender.name in exhausted and i == 0:
+                    row.failure = "not tried: a cheaper setting was over the limit"
+                if row.failure is not None or (row.seconds and row.seconds[-1] > _LIGHT):
+                    continue
+                self._call(task, contender, row, i == 0)
+                if row.failure is not None and row.failure.startswith("more than"):
+                    exhausted.add(contender.name)
+        return self._verdict(task, [row for _, row in rows])
+
+    def _call(self, task: Task, contender: Contender, row: Row, warming: bool) -> None:
+        out = Path(self.folder.name) / "found.npz"
+        limit = self.limit * (_COMPILING if warming and contender.jax else 1)
+        worker = self.workers.get(contender.module)
+        if worker is None:
+            worker = Worker(contender.module, self.path, self.threads, contender.jax)
+            self.workers[contender.module] = worker
+            if not contender.jax:  # imports and caches; a compiler would start anew for the next number of pairs
+                worker.solve((0, 1), False, row.settings, out, 60 + limit)
+        clock = time.perf_counter()
+        answer = worker.solve((0, row.pairs), task.alone, row.settings, out, limit)
+        wall = time.perf_counter() - clock
+        if "error" in answer:
+            if not row.seconds:  # what was measured before stands
+                row.failure = answer["error"]
+            print(f"  {row.contender} {row.settings}: {answer['error']}", flush=True)
+            return
+        row.points, row.missed = answer["points"], answer["missed"]
+        # Pairs after pairs: a few tell the time of all.
+        scale = 1 if task.alone else task.pairs / row.pairs
+        if warming:
+            row.first = answer["seconds"] * scale
+            self._keep(row, out)
+            print(f"  {row.contender} {row.settings}: {wall:.2f} s", flush=True)
+        if not warming or (answer["seconds"] > _LIGHT and not contender.jax):
+            row.seconds.append(answer["seconds"] * scale)
+            row.cpu.append(answer["cpu"] * scale)
+            unit = min(self.sweep(row.points, row.settings.get("dtype", "float64")).values())
+            row.sweeps.append(answer["seconds"] / unit)
+
+    def _keep(self, row: Row, out: Path) -> None:
+        file = np.load(out)
+        parts = [torch.from_numpy(file[name]) for name in file.files if name.startswith("nodes")]
+        start = 0
+        found = []
+        with torch.no_grad():
+            for nodes in parts:
+                z0, z1 = (z[start : start + len(nodes)] for z in self.ends)
+                missed = torch.maximum((nodes[:, 0] - z0).norm(dim=-1), (nodes[:, -1] - z1).norm(dim=-1))
+                apart = missed > 1e-3 * (z1 - z0).norm(dim=-1)  # such a curve joins other points: it has no length here
+                found.append(lengths(self.manifold, nodes).masked_fill(apart, torch.nan))
+                start += len(nodes)
+        row.found = torch.cat(found)
+        row.reported = torch.from_numpy(file["reported"]) if "reported" in file.files else None
+
+    def sweep(self, points: int, dtype: str = "float64") -> dict[str, float]:
+        """Seconds for the decoder and its full Jacobian at so many points, by riemae and by nothing but torch."""
+        worker = self.workers.setdefault("sweep", Worker("sweep", self.path, self.threads))
+        out = Path(self.folder.name) / "sweep.npz"
+        found = {}
+        for by in ("riemae", "torch"):
+            settings = {"points": points, "dtype": dtype, "by": by}
+            repeats = 9 if points < 2000 else 3  # a millisecond is easily disturbed
+            answers = [worker.solve((0, PAIRS), False, settings, out, 600) for _ in range(repeats)]
+            if "error" in answers[0]:
+                raise RuntimeError(answers[0]["error"])
+            found[by] = median(answer["seconds"] for answer in answers)
+        return found
+
+    def _verdict(self, task: Task, rows: list[Row]) -> dict[str, Any]:
+        reference, converged, cross = self._reference(task)
+        best = reference.clone()
+        for row in rows:
+            if row.found is not None:  # a real curve between the same points: its length bounds the distance
+                known = row.found.nan_to_num(torch.inf)
+                best[: len(known)] = torch.minimum(best[: len(known)], known)
+        shorter = int(((reference - best) > 1e-6 * best).sum())
+        return {
+            "task": str(task),
+            "problem": task.problem.name,
+            "decoder": str(task.problem),
+            "pairs": task.pairs,
+            "alone": task.alone,
+            "ours": task.ours,
+            "reference": {"converged": converged, "collocation": cross, "shorter_known": shorter},
+            "sweep": self.sweep(17 * (1 if task.alone else task.pairs)),
+            "rows": [_entry(row, best) for row in rows],
+        }
+
+    def _reference(self, task: Task) -> tuple[Tensor, int, list[float]]:
+        """Lengths by riemae at 1e-9, how many are accurate, and how far collocation is from the first of them."""
+        z0, z1 = (z[: task.pairs] for z in self.ends)
+        r = self.manifold.geodesic(z0, z1, rtol=1e-9, throw=False)
+        converged = int((r.error <= 1e-8 * r.length).sum())
+        found = lengths(self.manifold, r.curve.nodes)
+        cross = []
+        # In the plane several geodesics join two points, and 64 unknown functions are too many for collocation.
+        for i in range(min(task.pairs, 2) if task.problem.m == 8 and not task.ours else 0):
+            nodes = torch.from_numpy(by_collocation(self.formula, z0[i], z1[i]).copy())
+            cross.append(float(lengths(self.manifold, nodes[None])[0] / found[i] - 1))
+        return found, converged, cross
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self.workers.values():
+            worker.stop()
+        self.folder.cleanup()
+
+
+def _entry(row: Row, best: Tensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {"contender": row.contender, "settings": row.settings, "failure": row.failure}
+    if row.seconds and row.found is not None:
+        best = best[: len(row.found)]
+        entry |= {
+            "first": row.first,
+            "seconds": row.seconds,
+            "cpu": row.cpu,
+            "sweeps": median(row.sweeps),
+            "points": row.points,
+            "missed": row.missed,
+            "timed_on": row.pairs,
+            "error": quantiles((row.found / best - 1).abs()),
+            "reported": None if row.reported is None else quantiles((row.reported / best - 1).abs()),
+        }
+    elif row.failure is None:
+        entry["failure"] = "no time was taken"
+    return entry
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def main() -> None:
+    """Run, write the figures down, and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few pairs and settings: tests the machinery")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--limit", type=float, default=None, help="seconds that one call of a contender may take")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    limit = arguments.limit or (10.0 if arguments.quick else 20.0)
+    started = time.perf_counter()
+    results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick, "limit": limit}
+    versions: dict[str, dict[str, str]] = {}
+    results["tasks"], results["versions"] = [], versions
+    for problem, group in groupby(tasks(arguments.quick), key=lambda task: task.problem):
+        race = Race(prepare(problem), arguments.threads, limit, *((1, 2) if arguments.quick else (2, 8)))
+        try:
+            for task in group:
+                print(f"{task}, {problem}", flush=True)
+                chosen = [(c, _settings(c, task, arguments.quick)) for c in ([OURS] if task.ours else CONTENDERS)]
+                results["tasks"].append(race.run(task, chosen))
+        finally:
+            race.close()
+        versions.update({module: worker.versions for module, worker in race.workers.items() if worker.versions})
+    print("growth", flush=True)
+    results["growth"] = [growth.measure(kind, arguments.threads, arguments.quick) for kind in growth.SIZES]
+    results["minutes"] = (time.perf_counter() - started) / 60
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "geodesics.json").write_text(json.dumps(results, indent=1))
+    report.write(results, arguments.out)
+
+
+def _settings(contender: Contender, task: Task, quick: bool) -> list[Settings]:
+    if task.ours:
+        return [{"rtol": 1e-4}, {"rtol": 1e-4, "dtype": "float32"}, {"rtol": 1e-6}]
+    return [contender.settings[i] for i in contender.quick] if quick else list(contender.settings)
+
+
+if __name__ == "__main__":
+    main()

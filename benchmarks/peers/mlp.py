@@ -1,0 +1,42 @@
+"""The decoder as a torch module, and end points as torch tensors, for the contenders that are written in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.worker import Layers
+
+
+def decoder(layers: Layers, threads: int) -> nn.Sequential:
+    """The network in float64, frozen; sets the number of threads."""
+    torch.set_num_threads(threads)
+    modules: list[nn.Module] = []
+    for weight, bias in layers:
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weight))
+            linear.bias.copy_(torch.from_numpy(bias))
+        modules += [linear, nn.SiLU()]
+    return nn.Sequential(*modules[:-1]).requires_grad_(False).eval()
+
+
+def formula(layers: Layers) -> Callable[[Tensor], Tensor]:
+    """The same map written out: torch's own SiLU cannot be differentiated forward twice, this can."""
+    parts = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in layers]
+
+    def f(z: Tensor) -> Tensor:
+        for weight, bias in parts[:-1]:
+            h = z @ weight.T + bias
+            z = h * torch.sigmoid(h)
+        return z @ parts[-1][0].T + parts[-1][1]
+
+    return f
+
+
+def tensors(z0: np.ndarray, z1: np.ndarray) -> tuple[Tensor, Tensor]:
+    """End points as float64 tensors of their own."""
+    return torch.tensor(z0), torch.tensor(z1)

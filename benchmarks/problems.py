@@ -1,0 +1,102 @@
+"""The decoders that all contenders get, trained once on scikit-learn's digits and written as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from riemae.demo import load_digits
+
+FOLDER = Path(__file__).parent / "decoders"
+PAIRS = 1000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An autoencoder with two hidden layers of one width and SiLU, trained on images of ``side × side`` pixels.
+
+    Attributes:
+        name: Of the file, and in the tables.
+        m: Latent dimension.
+        width: Of the hidden layers.
+        side: Images are enlarged to this many pixels a side.
+        epochs: Of training.
+    """
+
+    name: str
+    m: int
+    width: int
+    side: int
+    epochs: int
+
+    @property
+    def path(self) -> Path:
+        """Where the decoder and the pairs are kept."""
+        return FOLDER / f"{self.name}.npz"
+
+    def __str__(self) -> str:
+        return f"MLP {self.m} → {self.width} → {self.width} → {self.side**2}, SiLU"
+
+
+PROBLEMS = {
+    p.name: p
+    for p in (
+        Problem("digits-8", m=8, width=256, side=8, epochs=200),
+        Problem("digits-32", m=32, width=512, side=28, epochs=40),
+        Problem("digits-2", m=2, width=128, side=8, epochs=400),
+    )
+}
+
+
+def network(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def prepare(problem: Problem) -> Path:
+    """Train the decoder and draw the pairs, unless the file is there already; the same numbers on every machine's run.
+
+    Pairs are codes of random images. The file holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of shape ``(p, m)``.
+    """
+    if problem.path.exists():
+        return problem.path
+    images, _ = load_digits()
+    if problem.side != 8:
+        square = images.view(-1, 1, 8, 8)
+        size = (problem.side, problem.side)
+        images = nn.functional.interpolate(square, size, mode="bicubic", antialias=True).clamp(0, 1).flatten(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden = problem.width, problem.width
+        encoder = network((problem.side**2, *hidden, problem.m))
+        decoder = network((problem.m, *hidden, problem.side**2))
+        _train(encoder, decoder, images, problem.epochs)
+    with torch.no_grad():
+        codes = encoder(images).double()
+    chosen = torch.randint(len(codes), (2, PAIRS), generator=torch.Generator().manual_seed(1))
+    arrays = {"z0": codes[chosen[0]], "z1": codes[chosen[1]]}
+    for i, layer in enumerate(layer for layer in decoder if isinstance(layer, nn.Linear)):
+        arrays[f"w{i}"], arrays[f"b{i}"] = layer.weight.detach().double(), layer.bias.detach().double()
+    FOLDER.mkdir(exist_ok=True)
+    np.savez(problem.path, **{name: array.numpy() for name, array in arrays.items()})
+    return problem.path
+
+
+def _train(encoder: nn.Module, decoder: nn.Module, images: Tensor, epochs: int) -> None:
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images), generator=generator).split(128):
+            codes = encoder(images[batch])
+            # A light pull keeps the codes together: without it the classes drift apart for nothing.
+            loss = (decoder(codes) - images[batch]).square().mean() + 1e-4 * codes.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

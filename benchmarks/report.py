@@ -1,0 +1,258 @@
+"""Tables and picture from what :mod:`benchmarks.geodesics` measured.
+
+python -m benchmarks.report benchmarks/results/geodesics.json      # once more, without measuring
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measure import fastest
+
+ACCURACIES = (1e-3, 1e-5)
+# Okabe and Ito's colours, which everybody can tell apart; riemae alone is black.
+_COLOURS = {
+    "riemae": "black",
+    "stochman": "#E69F00",
+    "finslerax": "#56B4E9",
+    "geomstats": "#009E73",
+    "latent-geometry": "#CC79A7",
+    "chord energy": "#D55E00",
+}
+_PLAIN = "chord energy"
+_METHOD = """\
+Every contender runs in a process of its own on the same cores, with the same decoder (float64), the same end points,
+from the straight line; all are timed in turn, round after round, and the median counts. Calls of more than 5 s are not
+repeated. The first call of each setting is not counted, so that no compilation is; it is in the tables.
+
+Error is that of the curve: the length of the spline through its nodes, by one fine quadrature for everybody, beside the
+shortest curve known for that pair, riemae's at rtol = 1e-9 included. The lengths that the packages themselves report
+are often worse than their curves (a column of their own), and the time they take is not counted.
+
+One *sweep* is the decoder and its full Jacobian at as many points as the contender's curves have nodes, timed beside
+each call by riemae and by plain `torch.func`; the faster of the two counts.
+
+Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). finslerax (Jv metric) and
+geomstats get a metric or a Jacobian that is faster than what they ship, latent-geometry float64, stochman an optimiser
+that its users would have to find. The adapters are in `benchmarks/peers/`."""
+_HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call")
+_HEADINGS += ("error: median", "95 %", "max", "reported: 95 %", "given up")
+_VARIANTS = (("o", "-"), ("s", "--"))  # of one package
+_COLUMNS = (("megabytes", ".0f"), ("steps", ".1f"))
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write ``geodesics.md`` and ``geodesics.png``."""
+    (folder / "geodesics.md").write_text("\n".join(_lines(results)) + "\n")
+    _draw(results, folder / "geodesics.png")
+
+
+def contenders(task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a task by contender, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in task["rows"]:
+        found.setdefault(row["contender"], []).append(row)
+    return found
+
+
+def to_reach(rows: list[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
+    """The fastest of a contender's settings whose error is at most ``accuracy`` in 95 % of the pairs."""
+    measured = [row for row in rows if "seconds" in row]
+    i = fastest([median(row["seconds"]) for row in measured], [row["error"][1] for row in measured], accuracy)
+    return None if i is None else measured[i]
+
+
+def ratios(task: dict[str, Any], accuracy: float, packages: bool = False) -> tuple[str, float] | None:
+    """The fastest other contender and how many times longer it takes than riemae, or None where one of them fails.
+
+    Args:
+        task: As measured.
+        accuracy: To be reached in 95 % of the pairs.
+        packages: Whether only published packages count, and not the plain optimisers of the chord energy.
+    """
+    times = {name: to_reach(rows, accuracy) for name, rows in contenders(task).items()}
+    reached = {name: median(row["seconds"]) for name, row in times.items() if row is not None}
+    own = reached.pop("riemae", None)
+    if packages:
+        reached = {name: time for name, time in reached.items() if not name.startswith(_PLAIN)}
+    if own is None or not reached:
+        return None
+    name = min(reached, key=lambda name: reached[name])
+    return name, reached[name] / own
+
+
+def _lines(results: dict[str, Any]) -> list[str]:
+    machine = results["machine"]
+    packages = {k: v for versions in results["versions"].values() for k, v in versions.items()}
+    lines = [
+        "# Geodesics beside other packages",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads for everybody, load "
+        f"{machine['load']:.1f} at the start; {machine['system']}, Python {machine['python']}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+        + f". It took {results['minutes']:.0f} minutes.",
+        "",
+    ]
+    if results["quick"]:
+        lines += ["**A quick run: few pairs and settings, one repetition. It tests the machinery, no more.**", ""]
+    lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
+    for task in results["tasks"]:
+        lines += _table(task)
+    lines += _growth(results["growth"])
+    return [*lines, "Curvature has a table of its own: [curvature.md](curvature.md)."]
+
+
+def _reach(results: dict[str, Any]) -> list[str]:
+    races = [task for task in results["tasks"] if not task["ours"]]
+    lines = []
+    for accuracy in ACCURACIES:
+        lines += [
+            f"## Time to a relative error of {accuracy:.0e} in 95 % of the pairs",
+            "",
+            "| | " + " | ".join(task["task"] for task in races) + " |",
+            "| --- |" + " --- |" * len(races),
+        ]
+        for name in contenders(races[0]):
+            cells = []
+            for task in races:
+                row = to_reach(contenders(task)[name], accuracy)
+                cells.append("—" if row is None else f"{_seconds(median(row['seconds']))} ({row['sweeps']:.3g} sweeps)")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for packages, whom in ((True, "fastest package"), (False, "fastest of all others")):
+            found = [ratios(task, accuracy, packages) for task in races]
+            cells = ["—" if gain is None else f"{gain[1]:.2g} × ({gain[0]})" for gain in found]
+            lines.append(f"| **time of the {whom} / time of riemae** | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _notes(results: dict[str, Any]) -> list[str]:
+    return [
+        f"— : not reached by any setting within the limit of {results['limit']:.0f} s a call.",
+        "",
+        "## How it was measured",
+        "",
+        *_METHOD.splitlines(),
+        "",
+    ]
+
+
+def _table(task: dict[str, Any]) -> list[str]:
+    reference = task["reference"]
+    sweep = task["sweep"]
+    lines = [
+        f"## {task['task']}: {task['decoder']}",
+        "",
+        f"One sweep of 16 segments: {1e3 * sweep['riemae']:.2f} ms by riemae, {1e3 * sweep['torch']:.2f} ms by plain "
+        f"`torch.func`. Reference: {reference['converged']} of {task['pairs']} pairs accurate to 1e-8 by their own "
+        f"estimate, {reference['shorter_known']} where somebody found a shorter curve"
+        + (
+            "; collocation on the geodesic equation is off by "
+            + ", ".join(f"{x:.0e}" for x in reference["collocation"])
+            if reference["collocation"]
+            else ""
+        )
+        + ".",
+        "",
+        "| " + " | ".join(_HEADINGS) + " |",
+        "| --- |" + " --- |" * (len(_HEADINGS) - 1),
+    ]
+    for row in task["rows"]:
+        settings = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["settings"].items())
+        cells = [row["contender"], settings]
+        if "seconds" in row:
+            scaled = "≈ " if row["timed_on"] < task["pairs"] else ""
+            cells += [scaled + _seconds(median(row["seconds"])), _seconds(median(row["cpu"]))]
+            cells += [f"{row['sweeps']:.3g}", _seconds(row["first"]), *(f"{error:.0e}" for error in row["error"])]
+            cells += ["" if row["reported"] is None else f"{row['reported'][1]:.0e}"]
+            cells += ["" if row["missed"] is None else str(row["missed"])]
+        else:
+            cells.append(row["failure"])
+        cells += [""] * (len(_HEADINGS) - len(cells))
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _growth(kinds: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Growth",
+        "",
+        "Random decoders with two hidden layers; every size in a process of its own. Exponents by least squares on the",
+        "logarithms: 1 is linear, 2 quadratic. Memory is the peak beyond what the process held before.",
+        "",
+        "| with | sizes | exponent of time | exponent of memory | time | memory, MiB | steps |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind in kinds:
+        rows = kind["rows"]
+        memory, steps = ([format(row[what], digits) for row in rows] for what, digits in _COLUMNS)
+        lines.append(
+            f"| {kind['kind']} ({kind['what']}) | {', '.join(str(row['size']) for row in rows)} | "
+            f"{kind['exponents']['seconds']:.2f} | {kind['exponents']['megabytes']:.2f} | "
+            f"{', '.join(_seconds(row['seconds']) for row in rows)} | "
+            f"{', '.join(memory)} | "
+            f"{', '.join(steps)} |"
+        )
+    return [*lines, ""]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
+
+
+def _styles(names: list[str]) -> dict[str, dict[str, Any]]:
+    packages = [name.split(",")[0] for name in names]
+    styles: dict[str, dict[str, Any]] = {}
+    for i, (name, package) in enumerate(zip(names, packages, strict=True)):
+        marker, line = _VARIANTS[packages[:i].count(package) % 2]
+        own = name == "riemae"
+        width, size = (2.4, 6) if own else (1.2, 4.5)
+        styles[name] = {"color": _COLOURS.get(package, "0.4"), "marker": marker, "linestyle": line}
+        styles[name] |= {"linewidth": width, "markersize": size, "zorder": 3 if own else 2}
+    return styles
+
+
+def _draw(results: dict[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    races = [task for task in results["tasks"] if not task["ours"]]
+    columns = min(3, len(races))
+    rows = -(-len(races) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False)
+    panels = axes.flatten()
+    styles = _styles(list(contenders(races[0])))
+    for axis, task in zip(panels, races, strict=False):
+        for name, found in contenders(task).items():
+            measured = [(median(row["seconds"]), max(row["error"][1], 1e-12)) for row in found if "seconds" in row]
+            axis.plot([t for t, _ in measured], [error for _, error in measured], label=name, **styles[name])
+        axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
+        axis.title.set_fontsize(10)
+        for accuracy in ACCURACIES:
+            axis.axhline(accuracy, color="0.6", linewidth=0.8, linestyle=":")
+        axis.grid(alpha=0.25)
+        axis.set_xlabel("wall time (s)")
+        axis.set_ylabel("relative error of the length,\n95 % of the pairs below")
+    for axis in panels[len(races) :]:
+        axis.axis("off")
+    handles, labels = panels[0].get_legend_handles_labels()
+    free = panels[len(races) :]
+    if len(free):
+        free[0].legend(handles, labels, loc="center", fontsize=9, frameon=False)
+        figure.tight_layout()
+    else:
+        figure.tight_layout(rect=(0, 0.16, 1, 1))
+        figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    write(json.loads(source.read_text()), source.parent)

@@ -1,0 +1,227 @@
+"""The benchmark's arithmetic: quadrature, quantiles, exponents, tables. No timing, and no other package."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import jvp
+
+from riemae import Manifold
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
+sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
+
+from benchmarks import report  # noqa: E402
+from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
+from benchmarks.geodesics import Row, _entry, tasks  # noqa: E402
+from benchmarks.growth import surface  # noqa: E402
+from benchmarks.measure import by_collocation, exponent, fastest, lengths, quantiles  # noqa: E402
+from benchmarks.peers import mlp  # noqa: E402
+from benchmarks.problems import network  # noqa: E402
+
+
+def sphere(z):
+    """Stereographic from the north pole: the unit sphere."""
+    s = z.square().sum(-1, keepdim=True)
+    return torch.cat([2 * z, s - 1], -1) / (1 + s)
+
+
+def layers(seed=0, sizes=(2, 16, 16, 5)):
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(size=(b, a)) / a**0.5, rng.normal(size=b)) for a, b in zip(sizes, sizes[1:], strict=False)]
+
+
+@pytest.fixture
+def problem(tmp_path):
+    arrays = {"z0": np.zeros((3, 2)), "z1": np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])}
+    for i, (weight, bias) in enumerate(layers()):
+        arrays[f"w{i}"], arrays[f"b{i}"] = weight, bias
+    np.savez(tmp_path / "problem.npz", **arrays)
+    return tmp_path / "problem.npz"
+
+
+class TestErrors:
+    def test_length_is_that_of_the_spline_and_not_of_the_polyline(self):
+        # The unit circle is the equator. A quarter of it has length π/2; the chords of 8 segments are shorter by
+        # 1 − sin(π/32)/(π/32) = 1.6e-3, and the spline through their ends is off by O(h⁴).
+        angle = torch.linspace(0, math.pi / 2, 9, dtype=torch.float64)
+        nodes = torch.stack([angle.cos(), angle.sin()], -1)[None]
+        assert lengths(Manifold(sphere), nodes).item() == pytest.approx(math.pi / 2, rel=1e-5)
+
+    def test_quadrature_is_finer_than_any_contender(self):
+        # A meridian: z = tan(θ/2) runs through angle θ, at a very uneven speed.
+        z = torch.linspace(0, 1, 513, dtype=torch.float64)
+        nodes = torch.stack([z, torch.zeros_like(z)], -1)[None]
+        assert lengths(Manifold(sphere), nodes).item() == pytest.approx(math.pi / 2, rel=1e-13)
+
+    def test_quantile_is_an_error_that_95_percent_do_not_exceed(self):
+        errors = torch.arange(1, 101, dtype=torch.float64).flip(0)
+        assert quantiles(errors) == (50, 95, 100)
+        few = torch.tensor([3.0, 1.0, 2.0])
+        assert quantiles(few) == (2, 3, 3)  # of three pairs, 95 % are all three
+
+    def test_pair_without_a_length_counts_as_infinitely_wrong(self):
+        assert quantiles(torch.tensor([0.0, torch.nan]))[1] == torch.inf
+
+    def test_error_is_beside_the_shortest_curve_known(self):
+        row = Row("someone", {}, 2, seconds=[1.0], cpu=[1.0], sweeps=[2.0], found=torch.tensor([1.1, 2.0]))
+        entry = _entry(row, torch.tensor([1.0, 2.0, 9.0]))
+        assert entry["error"][2] == pytest.approx(0.1, rel=1e-6)
+        assert _entry(Row("nobody", {}, 2, failure="more than 9 s"), torch.ones(2)) == {
+            "contender": "nobody",
+            "settings": {},
+            "failure": "more than 9 s",
+        }
+
+
+class TestReference:
+    def test_collocation_finds_the_great_circle(self):
+        z0, z1 = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        nodes = torch.from_numpy(by_collocation(sphere, z0, z1).copy())
+        assert lengths(Manifold(sphere), nodes[None]).item() == pytest.approx(math.pi / 2, rel=1e-9)
+
+    def test_collocation_that_fails_says_so(self):
+        z0, z1 = torch.tensor([[1.0, 0.0], [torch.nan, 1.0]], dtype=torch.float64)
+        with pytest.raises((RuntimeError, ValueError)):
+            by_collocation(sphere, z0, z1)
+
+    def test_written_out_network_is_the_module(self):
+        z = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        f, g = mlp.decoder(layers(), torch.get_num_threads()), mlp.formula(layers())
+        torch.testing.assert_close(f(z), g(z), rtol=1e-13, atol=1e-13)
+        twice = jvp(lambda z: jvp(g, (z,), (torch.ones_like(z),))[1], (z,), (torch.ones_like(z),))[1]
+        assert twice.isfinite().all()
+
+
+class TestGrowth:
+    @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+    def test_exponent_is_the_power(self, power):
+        sizes = [3.0, 10.0, 70.0]
+        assert exponent(sizes, [5 * s**power for s in sizes]) == pytest.approx(power, abs=1e-12)
+
+    def test_more_data_dimensions_change_no_length(self):
+        # The layer behind is an isometry, so the metric is the same: only the work grows.
+        z = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        small, large = surface("D", 64)[0], surface("D", 256)[0]
+        torch.testing.assert_close(small.metric(z), large.metric(z), rtol=1e-10, atol=1e-12)
+
+
+class TestReport:
+    @staticmethod
+    def task(*rows):
+        return {
+            "task": "digits, 4 pairs",
+            "decoder": "MLP",
+            "pairs": 4,
+            "ours": False,
+            "reference": {"converged": 4, "shorter_known": 0, "collocation": [1e-12]},
+            "sweep": {"riemae": 0.01, "torch": 0.02},
+            "rows": list(rows),
+        }
+
+    @staticmethod
+    def row(name, seconds, error):
+        measured = {
+            "seconds": [seconds],
+            "cpu": [seconds],
+            "sweeps": 3.0,
+            "first": 9.0,
+            "missed": 0,
+            "error": [0.0, error, 1.0],
+        }
+        return {
+            "contender": name,
+            "settings": {"rtol": 0.1},
+            "failure": None,
+            "reported": [0, 0.1, 1],
+            "timed_on": 4,
+            **measured,
+        }
+
+    def test_fastest_setting_that_is_accurate_enough_counts(self):
+        assert fastest([1.0, 3.0, 2.0], [1e-2, 1e-4, 1e-4], 1e-3) == 2
+        assert fastest([1.0], [1e-2], 1e-3) is None
+        task = self.task(self.row("riemae", 0.5, 1e-4), self.row("a", 1.0, 1e-2), self.row("b", 4.0, 1e-4))
+        assert report.ratios(task, 1e-3) == ("b", 8.0)
+        assert report.ratios(task, 1e-5) is None
+        plain = self.task(*task["rows"], self.row("chord energy, Adam", 2.0, 1e-4))
+        assert report.ratios(plain, 1e-3) == ("chord energy, Adam", 4.0)
+        assert report.ratios(plain, 1e-3, packages=True) == ("b", 8.0)
+
+    def test_losses_are_written_down_as_they_are(self):
+        task = self.task(self.row("riemae", 3.0, 1e-4), self.row("a", 1.5, 1e-4))
+        assert report.ratios(task, 1e-3) == ("a", 0.5)
+
+    def test_report_holds_every_row_and_every_failure(self, tmp_path):
+        failed = {"contender": "late", "settings": {"nodes": 9}, "failure": "more than 9 s"}
+        growth = {"kind": "m", "what": "x", "exponents": {"seconds": 1.25, "megabytes": 1.0}}
+        growth["rows"] = [{"size": 2, "seconds": 0.01, "megabytes": 5.0, "steps": 3.0}]
+        machine = {"cpu": "abacus", "cores": 2, "threads": 1, "load": 0.0, "system": "s", "python": "3"}
+        results = {"machine": machine, "versions": {"a": {"numpy": "1"}}, "minutes": 1.0, "quick": True, "limit": 9.0}
+        results |= {"tasks": [self.task(self.row("riemae", 0.5, 1e-4), failed)], "growth": [growth]}
+        report.write(json.loads(json.dumps(results)), tmp_path)
+        text = (tmp_path / "geodesics.md").read_text(encoding="utf-8")
+        for part in (
+            "abacus",
+            "more than 9 s",
+            "| riemae | rtol 0.1 | 0.5 s | 0.5 s | 3 |",
+            "1.25",
+            "quick run",
+            "numpy 1",
+        ):
+            assert part in text
+        assert (tmp_path / "geodesics.png").stat().st_size > 10_000
+
+
+class TestContenders:
+    def test_quick_settings_exist_and_names_differ(self):
+        assert len({c.name for c in CONTENDERS}) == len(CONTENDERS)
+        assert OURS.name == "riemae"
+        for contender in CONTENDERS:
+            assert all(i < len(contender.settings) for i in contender.quick)
+            assert (ROOT / "benchmarks" / "peers" / f"{contender.module}.py").exists()
+
+    def test_issue_asks_for_one_32_and_1000_pairs(self):
+        found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
+        assert {(8, 32, False), (32, 32, False), (8, 1000, False), (32, 1000, False), (8, 4, True)} <= set(found)
+
+    def test_process_answers_and_its_curves_join_the_points(self, problem, tmp_path):
+        worker = Worker("ours", problem, 1)
+        try:
+            answer = worker.solve((0, 3), False, {"rtol": 1e-6}, tmp_path / "out.npz", 120)
+            alone = worker.solve((0, 2), True, {"rtol": 1e-6}, tmp_path / "alone.npz", 120)
+            wrong = worker.solve((0, 3), False, {"rtol": -1.0}, tmp_path / "wrong.npz", 120)
+        finally:
+            worker.stop()
+        assert answer["missed"] == 0
+        assert answer["points"] >= 27
+        assert "torch" in worker.versions
+        nodes = np.load(tmp_path / "out.npz")["nodes0"]
+        file = np.load(problem)
+        np.testing.assert_array_equal(nodes[:, 0], file["z0"])
+        np.testing.assert_array_equal(nodes[:, -1], file["z1"])
+        assert alone["points"] < answer["points"]
+        assert sorted(np.load(tmp_path / "alone.npz").files) == ["nodes0", "nodes1", "reported"]
+        assert wrong["error"].startswith("OptionError")
+
+    def test_process_that_cannot_start_says_why(self, problem, tmp_path):
+        worker = Worker("nobody", problem, 1)
+        answer = worker.solve((0, 1), False, {}, tmp_path / "out.npz", 60)
+        assert "nobody" in answer["error"]
+
+    def test_process_that_takes_too_long_is_ended(self, problem, tmp_path):
+        worker = Worker("chord", problem, 1)
+        endless = {"optimizer": "adam", "segments": 64, "steps": 10**9, "rate": 0.1}
+        answer = worker.solve((0, 3), False, endless, tmp_path / "out.npz", 0.2)
+        assert answer["error"].startswith("more than")
+        assert worker._process is None
+
+
+def test_network_has_smooth_layers_between_linear_ones():
+    assert [type(layer).__name__ for layer in network((2, 3, 4))] == ["Linear", "SiLU", "Linear"]
