@@ -246,6 +246,8 @@ def _with_fixed(layout: Layout, free: list[set[str]]) -> Layout:
         for head, names in zip(layout.heads, free, strict=True)
     ]
     return replace(layout, heads=tuple(heads))
+
+
 def fingerprint(thing: object) -> str:
     """What is known of a decoder or a metric from outside: its name, its layers and their parameters.
 

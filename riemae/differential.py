@@ -36,6 +36,7 @@ _MIN_CHUNK = 16
 _SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
 _IN_GRADIENT_MODE = (*_SECOND_ORDER, "gram", "vjp")
 
+
 def unoptimised(f: BatchedMap) -> BatchedMap:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
 
@@ -339,7 +340,8 @@ class Differential:
                     if not x.requires_grad and not isinstance(mode, Nested):
                         raise RuntimeError("the map is constant, or leaves torch")  # nested modes know which
                     expected = (_slope((w * x).sum(), point) * v).sum(-1)
-                    bend = _slope(expected.sum(), point) if again or kind in _SECOND_ORDER else None
+                    second = again or kind in _SECOND_ORDER
+                    bend = _slope(expected.sum(), point) if second else torch.zeros_like(point)
             except RuntimeError:  # no second backward: nothing to compare with
                 if not isinstance(mode, Nested):
                     raise

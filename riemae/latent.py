@@ -16,7 +16,7 @@ from torch import Tensor
 
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import DecoderError, OptionError, ShapeError
-from riemae.solvers import GeodesicResult, Newton
+from riemae.solvers import GeodesicResult, Newton, Solver
 from riemae.solvers.path import demand_convergence, geodesic
 from riemae.solvers.tolerances import tolerance
 
@@ -178,7 +178,7 @@ def latent_geodesic(
     z0: Tensor,
     z1: Tensor,
     rtol: float,
-    solver: Newton | None,
+    solver: Solver | Newton | None,
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:

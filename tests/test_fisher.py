@@ -137,7 +137,9 @@ class TestHeads:
     BERNOULLI, NORMAL = (staticmethod(CASES[name].decoder) for name in ("bernoulli", "normal"))
 
     @pytest.mark.parametrize(
-        "join", [lambda a, b: (a, b), lambda a, b: [a, b], lambda a, b: {"gate": a, "size": b}], ids=["tuple", "list", "dict"]
+        "join",
+        [lambda a, b: (a, b), lambda a, b: [a, b], lambda a, b: {"gate": a, "size": b}],
+        ids=["tuple", "list", "dict"],
     )
     def test_information_adds_up(self, join):
         M = Manifold(lambda z: join(self.BERNOULLI(z), self.NORMAL(z)))
