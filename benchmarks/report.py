@@ -225,6 +225,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     races = [task for task in results["tasks"] if not task["ours"]]
     columns = min(3, len(races))
@@ -238,6 +239,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
             axis.plot([t for t, _ in measured], [error for _, error in measured], label=name, **styles[name])
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
+        axis.xaxis.set_minor_formatter(NullFormatter())  # less than two decades would be labelled all over
         for accuracy in ACCURACIES:
             axis.axhline(accuracy, color="0.6", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.25)
