@@ -282,7 +282,7 @@ def main() -> None:
     versions: dict[str, dict[str, str]] = {}
     results["tasks"], results["versions"] = [], versions
     for problem, group in groupby(tasks(arguments.quick), key=lambda task: task.problem):
-        race = Race(prepare(problem), arguments.threads, limit, *((1, 2) if arguments.quick else (2, 8)))
+        race = Race(prepare(problem), arguments.threads, limit, rounds=3, few=2 if arguments.quick else 8)
         try:
             for task in group:
                 print(f"{task}, {problem}", flush=True)

@@ -26,8 +26,9 @@ _COLOURS = {
 _PLAIN = "chord energy"
 _METHOD = """\
 Every contender runs in a process of its own on the same cores, with the same decoder (float64), the same end points,
-from the straight line; all are timed in turn, round after round, and the median counts. Calls of more than 5 s are not
-repeated. The first call of each setting is not counted, so that no compilation is; it is in the tables.
+from the straight line. All are timed in turn, round after round, and the median counts; where the machine was unsteady,
+the range is beside it. Calls of more than 5 s are not repeated. The first call of each setting is not counted, so that
+no compilation is; it is in the tables.
 
 Error is that of the curve: the length of the spline through its nodes, by one fine quadrature for everybody, beside the
 shortest curve known for that pair, riemae's at rtol = 1e-9 included. The lengths that the packages themselves report
@@ -39,6 +40,7 @@ each call by riemae and by plain `torch.func`; the faster of the two counts.
 Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). finslerax (Jv metric) and
 geomstats get a metric or a Jacobian that is faster than what they ship, latent-geometry float64, stochman an optimiser
 that its users would have to find. The adapters are in `benchmarks/peers/`."""
+_UNSTEADY = 1.5  # longest by shortest time: beyond it, something else was at work on the machine
 _HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call")
 _HEADINGS += ("error: median", "95 %", "max", "reported: 95 %", "given up")
 _VARIANTS = (("o", "-"), ("s", "--"))  # of one package
@@ -98,7 +100,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
         "",
     ]
     if results["quick"]:
-        lines += ["**A quick run: few pairs and settings, one repetition. It tests the machinery, no more.**", ""]
+        lines += ["**A quick run: few pairs and settings, no reliable times. It tests the machinery, no more.**", ""]
     lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
     for task in results["tasks"]:
         lines += _table(task)
@@ -166,7 +168,9 @@ def _table(task: dict[str, Any]) -> list[str]:
         cells = [row["contender"], settings]
         if "seconds" in row:
             scaled = "≈ " if row["timed_on"] < task["pairs"] else ""
-            cells += [scaled + _seconds(median(row["seconds"])), _seconds(median(row["cpu"]))]
+            unsteady = max(row["seconds"]) > _UNSTEADY * min(row["seconds"])
+            spread = f" ({_seconds(min(row['seconds']))} to {_seconds(max(row['seconds']))})" if unsteady else ""
+            cells += [scaled + _seconds(median(row["seconds"])) + spread, _seconds(median(row["cpu"]))]
             cells += [f"{row['sweeps']:.3g}", _seconds(row["first"]), *(f"{error:.0e}" for error in row["error"])]
             cells += ["" if row["reported"] is None else f"{row['reported'][1]:.0e}"]
             cells += ["" if row["missed"] is None else str(row["missed"])]
@@ -221,6 +225,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     races = [task for task in results["tasks"] if not task["ours"]]
     columns = min(3, len(races))
@@ -234,6 +239,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
             axis.plot([t for t, _ in measured], [error for _, error in measured], label=name, **styles[name])
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
+        axis.xaxis.set_minor_formatter(NullFormatter())  # less than two decades would be labelled all over
         for accuracy in ACCURACIES:
             axis.axhline(accuracy, color="0.6", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.25)
