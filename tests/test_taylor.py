@@ -34,8 +34,8 @@ def attention(z):
     return ((t @ t.mT / 2).softmax(-1) @ t).flatten(1)
 
 
-# Smooth maps (k, 4) -> (k, D), one for each kind of rule. Not among them: norm, std and linalg.solve, whose own derivatives of
-# third and second order are wrong in torch 2.13; such a map is refused when it is first looked at.
+# Smooth maps (k, 4) -> (k, D), one for each kind of rule. Not among them: norm, std and linalg.solve, whose own
+# derivatives of third and second order are wrong in torch 2.13; such a map is refused when it is first looked at.
 SMOOTH = {
     **{
         name: getattr(F, name)
