@@ -319,6 +319,7 @@ class Differential:
 
         Raises:
             RuntimeError: When the numbers differ.
+            DifferentiationError: When a row's value depends on the other rows.
         """
         comparable = not z.is_meta and not _transformed() and concrete(z) is not None
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
@@ -330,6 +331,14 @@ class Differential:
             rows = torch.arange(1, 1 + len(point), dtype=z.dtype, device=z.device)[:, None]
             with torch.no_grad():
                 x = self._flat(point)
+                alone = self._flat(point[:1])
+                if comparable and not torch.allclose(x[:1], alone, rtol=limit, atol=1e3 * eps, equal_nan=True):
+                    raise DifferentiationError(
+                        "differential",
+                        "a map that treats every row alone",
+                        "an output that depends on the other rows of the batch",
+                        "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
+                    )
             w = rows * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device)
             actual = self._probe(kind, mode, point, v, w)
             if not comparable:

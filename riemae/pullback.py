@@ -59,6 +59,7 @@ class Pullback:
         self.immersion = Differential(decoder, chunk_size)
         self.given = ambient
         self._bound = False
+        self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
@@ -85,6 +86,7 @@ class Pullback:
         shape = self.decoder.output_shape
         if shape is None:
             shape = self.decoder(flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])).shape[1:]
+        self._shape = shape
         given = self.given
         if given is None:
             member = layout.member if isinstance(layout, EnsembleLayout) else layout
@@ -302,9 +304,9 @@ class Pullback:
         if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
             ends = [self.along.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]  # the chord, in chunks
             return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
-        shape = self.decoder.output_shape
+        assert self._shape is not None
         ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
-        distance = self.ambient.distance(*(x if shape is None else x.view(len(x), *shape) for x in ends))
+        distance = self.ambient.distance(*(x.view(len(x), *self._shape) for x in ends))
         return None if distance is None else distance.view(z0.shape[:-1])
 
     def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from os import PathLike
 from typing import Any, Literal
@@ -262,9 +262,9 @@ class _Work:
         with torch.no_grad():
             if self.method == "geodesic":
                 i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
-                r = geodesic(
-                    self.space, self.a[i], self.b[j], rtol=self.rtol, solver=self.solver, throw=False, progress=progress
-                )
+                # A space may know better where to start, such as one with periodic coordinates.
+                solve = getattr(self.space, "geodesic", None) or partial(geodesic, self.space)
+                r = solve(self.a[i], self.b[j], rtol=self.rtol, solver=self.solver, throw=False, progress=progress)
                 return r.length.cpu(), r.status.to("cpu", torch.int8)
             first, last, column = self.layout.band(block)
             if self.method == "graph":

@@ -281,7 +281,8 @@ class TestDefault:
 
 
 class TestValidation:
-    def test_torch_checks_parameters_at_first_use(self):
+    def test_torch_checks_parameters_at_first_use(self, monkeypatch):
+        monkeypatch.setattr(td.Distribution, "_validate_args", True)  # torch.compile, once used, switches it off
         with pytest.raises(DecoderError, match="rate"):
             Manifold(lambda z: td.Poisson(z - 10)).metric(Z)
 

@@ -334,7 +334,7 @@ class TestSearch:
 
     @pytest.mark.parametrize(
         ("search", "module", "extra"),
-        [("brute", "sklearn.neighbors", "demo"), ("approximate", "pynndescent", "approximate")],
+        [("brute", "sklearn.neighbors", "demo"), ("approximate", "pynndescent", "neighbors")],
     )
     def test_a_library_that_is_missing_is_named(self, search, module, extra, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)

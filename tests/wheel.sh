@@ -16,4 +16,4 @@ wheel=$(ls "$work"/dist/*.whl)
 cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
-venv/bin/python -m pytest -q -p no:cacheprovider
+venv/bin/python -m pytest -q -n auto -p no:cacheprovider
