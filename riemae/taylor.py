@@ -235,8 +235,12 @@ def _jets(y: Any, first: Any, second: Any, tape: Tape) -> Any:
 
 
 def _plain(x: Any) -> Any:
-    """Values in the place of jets."""
-    return pytree.tree_map(lambda leaf: leaf.value if isinstance(leaf, Jet) else leaf, x)
+    """Values in the place of jets, in arguments of any nesting."""
+    if isinstance(x, Jet):
+        return x.value
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_plain, x)) if _has_jets(x) else x
+    return {name: _plain(value) for name, value in x.items()} if isinstance(x, dict) else x
 
 
 def _attribute(func: Any, jet: Jet) -> Any:
@@ -474,7 +478,9 @@ def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape
 
 
 def _has_jets(x: Any) -> bool:
-    return any(isinstance(leaf, Jet) for leaf in pytree.tree_leaves(x))
+    if isinstance(x, (list, tuple)):
+        return any(map(_has_jets, x))
+    return isinstance(x, Jet) or (isinstance(x, dict) and any(map(_has_jets, x.values())))
 
 
 def _in_place(name: str, func: Any, args: Any, kwargs: Any) -> Any:
