@@ -10,7 +10,6 @@ from torch import Tensor
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.exceptions import OptionError
 from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
-from riemae.solvers.newton import RUNNING
 from riemae.solvers.products import Product, Products, products
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings

@@ -40,7 +40,7 @@ class Products:
 
 
 def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
-    """The space's own ``products(nodes)`` where it has that method, automatic differentiation of its chords elsewhere."""
+    """The space's own ``products(nodes)`` where it has that method; its chords, differentiated twice, elsewhere."""
     own: Any = getattr(space, "products", None)
     if own is not None:
         return own(nodes)
