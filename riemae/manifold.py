@@ -25,6 +25,7 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
+from riemae.solvers.products import Products
 
 
 class Manifold:
@@ -858,6 +859,10 @@ class Manifold:
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior nodes."""
         return self._core.expand(nodes, second_order)
+
+    def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
+        """The same energy with products of its Hessian in place of the matrix: what ``solvers.NewtonCG`` asks for."""
+        return self._core.products(nodes)
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""

@@ -13,6 +13,7 @@ from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.heads import EnsembleLayout
+from riemae.modes import MODES
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -22,6 +23,7 @@ from riemae.solvers.energy import (
     gauss_newton_blocks,
     rounding,
 )
+from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
@@ -272,11 +274,7 @@ class Pullback:
         """
         self.bind(nodes[:, 0])
         x = self.along.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
-        step = x.diff(dim=1)
-        if self.embedding is not None:
-            return step.square().sum(-1)
-        ends = [self.ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
-        return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
+        return self._squared_steps(x, x.diff(dim=1))
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound memory."""
@@ -285,6 +283,38 @@ class Pullback:
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
         expand = self._expand_features if self.embedding is not None else self._expand_general
         return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
+
+    def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
+        """The energy ``n Σ squared_chords`` with products of its Hessian, by reverse passes through one kept graph.
+
+        The Gauss-Newton product is ``Jᵀ(W (Jv))``: ``Jv`` as the derivative of ``Jᵀw`` in w, W the path's Laplacian.
+        """
+        self.bind(nodes[:, 0])
+        p, count, _ = nodes.shape
+        n = count - 1
+        # Fused kernels often lack second backward passes.
+        with MODES[1].active(second_order=True):
+            ends = self.along.value(nodes[:, ::n].detach().flatten(0, 1)).detach().view(p, 2, -1)
+            interior = nodes[:, 1:-1].detach().requires_grad_()
+            x = self.along.value(interior.flatten(0, 1)).view(p, n - 1, -1)
+            # A linear map of w with the graph of J, made when it is first asked for.
+            w = torch.zeros_like(x).requires_grad_()
+            path = torch.cat([ends[:, :1], x, ends[:, 1:]], 1)
+            chords = self._squared_steps(path, path.diff(dim=1))
+        points = path.detach()
+        graph: list[Tensor] = []
+
+        def gauss_newton(v: Tensor) -> Tensor:
+            if not x.requires_grad:
+                return torch.zeros_like(v)
+            if not graph:
+                with torch.enable_grad():
+                    graph.extend(torch.autograd.grad(x, interior, w, create_graph=True, materialize_grads=True))
+            step = torch.nn.functional.pad(pulled(graph[0], w, v), (0, 0, 1, 1)).diff(dim=1)
+            return pulled(x, interior, -2 * n * self._lowered(points, step).diff(dim=1))
+
+        start = points[:, :-1]
+        return from_graph(interior, chords, safe_sqrt(self._squared_steps(points, start)), gauss_newton)
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
@@ -319,6 +349,20 @@ class Pullback:
             for i in range(j.shape[-1])
         ]
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
+
+    def _squared_steps(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n)
+        """``stepᵀ ½(H(x_i) + H(x_{i+1})) step``, or its square where features have been taken."""
+        if self.embedding is not None:
+            return step.square().sum(-1)
+        ends = [self.ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
+        return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
+
+    def _lowered(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n, D)
+        """``½(H(x_i) + H(x_{i+1})) step``."""
+        if self.embedding is not None:
+            return step
+        ends = [self.ambient.product(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
+        return ((ends[0] + ends[1]) / 2).view(step.shape)
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, m = nodes.shape

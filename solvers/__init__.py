@@ -13,7 +13,9 @@ from riemae.solvers.jacobi import JacobiField, jacobi
 from riemae.solvers.lbfgs import LBFGS
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.newton import Newton
+from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.path import geodesic
+from riemae.solvers.products import Products
 from riemae.solvers.result import HINTS, GeodesicResult, Status
 from riemae.solvers.shooting import Shooting
 from riemae.solvers.solver import Solver, State
@@ -36,6 +38,8 @@ __all__ = [
     "JacobiField",
     "MetricSpace",
     "Newton",
+    "NewtonCG",
+    "Products",
     "Shooting",
     "Solver",
     "Space",

@@ -1,0 +1,248 @@
+"""Truncated conjugate gradients on many curves at once, in a metric of the path that is cheap to invert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.products import Product
+from riemae.solvers.space import Space
+
+_SAMPLES = 4  # nodes a curve at which the metric is sketched
+_LEAST = 0.5  # curves that are done are carried along until fewer than this share of the batch is left
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """``2n T ⊗ Ĝ``: T the second differences along ``n − 1`` interior nodes, Ĝ a sketch of the curve's mean metric.
+
+    Where the metric is constant, and the sketch complete, this is the Hessian itself.
+
+    Attributes:
+        basis: ``(p, m, r)``, orthonormal columns.
+        values: ``(p, r)``, eigenvalues of Ĝ on them, positive.
+        rest: ``(p,)``, its value on all that is orthogonal to them, positive.
+    """
+
+    basis: Tensor
+    values: Tensor
+    rest: Tensor
+
+    @classmethod
+    def sketched(cls, space: Space, nodes: Tensor, rank: int) -> PathMetric:  # (p, n + 1, m)
+        """Nyström's approximation of the mean of G over a few nodes from ``rank`` products with fixed probes.
+
+        ``Ĝ = Y (ΩᵀY)⁻¹ Yᵀ`` with ``Y = Ḡ Ω``, and its smallest eigenvalue in all other directions.
+
+        References:
+            Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl., 2023.
+        """
+        p, count, m = nodes.shape
+        rank = min(rank, m)
+        probes = _probes(m, rank).to(nodes)
+        where = torch.linspace(0, count - 1, min(_SAMPLES, count) + 2)[1:-1].round().long()
+        points = nodes[:, where]
+        product = _mean_metric(space, points, probes)
+        core = probes.T @ product
+        core = (core + core.mT) / 2
+        # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
+        shift = torch.finfo(nodes.dtype).eps * core.diagonal(dim1=-2, dim2=-1).sum(-1) * m
+        eye = torch.eye(rank).to(nodes)
+        root, info = torch.linalg.cholesky_ex(core + shift[:, None, None] * eye)
+        sound = (info == 0) & root.isfinite().all((1, 2)) & (shift > 0)
+        root = torch.where(sound[:, None, None], root, eye)
+        half = torch.where(sound[:, None, None], product + shift[:, None, None] * probes, 0.0)
+        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
+        squares, turn = torch.linalg.eigh(half.mT @ half)
+        values = squares.clamp(min=0)
+        top = values[:, -1:]
+        values = torch.maximum(values, 1e2 * torch.finfo(nodes.dtype).eps * top)
+        basis = half @ turn / squares.clamp(min=torch.finfo(nodes.dtype).tiny).sqrt()[:, None]
+        # Directions within rounding of zero are not orthogonal to the others: leave them to the rest.
+        clear = squares > 1e3 * torch.finfo(nodes.dtype).eps * top
+        basis = torch.where(clear[:, None], basis, 0.0)
+        rest = torch.where(clear, values, torch.inf).amin(-1)
+        return cls(basis, torch.where(clear, values, 1.0), torch.where(sound, rest, torch.nan))
+
+    def select(self, rows: Tensor) -> PathMetric:
+        """The metrics of the curves at ``rows``."""
+        return PathMetric(self.basis[rows], self.values[rows], self.rest[rows])
+
+    def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
+        """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
+        n = r.shape[1] + 1
+        u = _integrated(r) / (2 * n)
+        parts = u @ self.basis
+        weights = 1 / self.values - 1 / self.rest[:, None]
+        return u / self.rest[:, None, None] + (parts * weights[:, None]) @ self.basis.mT
+
+
+def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
+    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends: the tridiagonal system by two running sums."""
+    n = f.shape[1] + 1
+    fall = f.cumsum(1)
+    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(1)  # Σ_{j<i} (i − j) f_j, i = 1 … n
+    ramp = torch.arange(1, n, device=f.device, dtype=f.dtype)[:, None] / n
+    return ramp * bent[:, -1:] - bent[:, :-1]
+
+
+def _mean_metric(space: Space, points: Tensor, probes: Tensor) -> Tensor:  # (p, s, m), (m, r) -> (p, m, r)
+    """``Ḡ Ω``, as the gradient of ``½ |v|²_G`` in v."""
+    p, s, m = points.shape
+    r = probes.shape[1]
+    with torch.enable_grad():
+        z = points.detach()[:, :, None].expand(p, s, r, m).reshape(-1, m)
+        v = probes.T.expand(p, s, r, m).reshape(-1, m).clone().requires_grad_()
+        half = space.norm(z, v).square().sum() / 2
+        (product,) = torch.autograd.grad(half, v, materialize_grads=True)
+    return product.view(p, s, r, m).mean(1).mT
+
+
+def _probes(m: int, rank: int) -> Tensor:
+    """Orthonormal columns, always the same: a curve's bits must not depend on its neighbours, nor on the clock."""
+    gaussian = torch.randn(m, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q
+
+
+@dataclass
+class Truncated:
+    """Where conjugate gradients were stopped, one entry a curve.
+
+    Attributes:
+        step: ``(p, n − 1, m)``.
+        gain: ``(p,)``, by how much the quadratic model falls.
+        bend: ``(p,)``, ``stepᵀ H step``.
+        remainder: ``(p,)``, estimate of how much further it would fall to its minimum; inf where it has none.
+        norm: ``(p,)``, size of the step in the path's metric.
+        negative: ``(p,)`` bool: whether a direction of negative curvature was met.
+        bounded: ``(p,)`` bool: whether the step ends on the trust region's boundary.
+        iterations: ``(p,)``.
+    """
+
+    step: Tensor
+    gain: Tensor
+    bend: Tensor
+    remainder: Tensor
+    norm: Tensor
+    negative: Tensor
+    bounded: Tensor
+    iterations: Tensor
+
+    @classmethod
+    def cat(cls, parts: list[Truncated]) -> Truncated:
+        """One batch from several."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def select(self, rows: Tensor) -> Truncated:
+        """The curves at ``rows``."""
+        return Truncated(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+@dataclass
+class _Progress:
+    rows: Tensor
+    step: Tensor
+    residual: Tensor
+    direction: Tensor
+    rz: Tensor
+    gain: Tensor
+    bend: Tensor
+    ss: Tensor  # ⟨step, step⟩ in the path's metric, and so on
+    sd: Tensor
+    dd: Tensor
+    softest: Tensor
+
+    def select(self, keep: Tensor) -> _Progress:
+        return _Progress(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+
+def truncated_cg(
+    product: Callable[[Tensor], Product],
+    metric: PathMetric,
+    gradient: Tensor,
+    radius: Tensor,
+    forcing: Tensor,
+    enough: Tensor,
+    most: int,
+) -> Truncated:
+    """Approximate minimisers of ``gᵀs + ½ sᵀHs`` in ``|s| ≤ radius`` by preconditioned conjugate gradients.
+
+    A curve stops at the boundary, on meeting negative curvature (from where it goes on to the boundary), or once the
+    gradient of the model has fallen by ``forcing``, or once what is left to gain is below ``enough``. The norm is that
+    of the preconditioner, in which the iterates grow steadily, so that the boundary is crossed once.
+
+    Args:
+        product: ``rows -> H·`` for the curves at ``rows`` ``(q,)``; called again when few are left.
+        metric: The preconditioner.
+        gradient: ``g``, ``(p, n − 1, m)``.
+        radius: ``(p,)``.
+        forcing: ``(p,)``, relative size of the residual that ends a curve.
+        enough: ``(p,)``.
+        most: Products a curve.
+
+    References:
+        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal.,
+        1983; Ph. L. Toint, 1981. J. Nocedal, S. J. Wright, Numerical Optimization, chapter 7, algorithm 7.2.
+    """
+    p = len(gradient)
+    zero = gradient.new_zeros(p)
+    no = torch.zeros(p, dtype=torch.bool, device=gradient.device)
+    count = torch.zeros(p, dtype=torch.int64, device=gradient.device)
+    out = Truncated(torch.zeros_like(gradient), *(zero.clone() for _ in range(4)), no, no.clone(), count)
+    z = metric.solve(gradient)
+    rz = _dot(gradient, z)
+    rows = torch.arange(p, device=gradient.device)
+    run = _Progress(rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, torch.full_like(zero, torch.inf))
+    limit, alive = forcing.square() * rz, rz > 0
+    apply, local = product(rows), metric
+    for k in range(1, most + 1):
+        if not bool(alive.any()):
+            break
+        if float(alive.sum()) <= _LEAST * len(alive):
+            run, local = run.select(alive), local.select(alive)
+            apply, alive = product(run.rows), alive[alive]
+        turned = apply(run.direction)
+        curvature = _dot(run.direction, turned)
+        stride = run.rz / curvature
+        crossing = run.ss + 2 * stride * run.sd + stride.square() * run.dd
+        edge = radius[run.rows].square()
+        negative = ~(curvature > 0)
+        bounded = negative | (crossing >= edge)
+        room = run.sd.square() + run.dd * (edge - run.ss).clamp(min=0)
+        stride = torch.where(bounded, (room.sqrt() - run.sd) / run.dd, stride)
+        run.bend = run.bend + 2 * stride * _dot(run.step, turned) + stride.square() * curvature
+        run.step = run.step + stride[:, None, None] * run.direction
+        run.gain = run.gain + stride * run.rz - stride.square() * curvature / 2
+        run.ss = run.ss + 2 * stride * run.sd + stride.square() * run.dd
+        run.softest = torch.minimum(run.softest, torch.where(negative, torch.inf, curvature / run.dd))
+        run.residual = run.residual + stride[:, None, None] * turned
+        z = local.solve(run.residual)
+        new = _dot(run.residual, z)
+        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound.
+        remainder = torch.where(bounded, torch.inf, new / (2 * run.softest))
+        done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
+        written = alive & (done | (k == most))
+        _write(out, run, written, remainder, negative, bounded, k)
+        alive = alive & ~done
+        beta = new / run.rz
+        run.sd = beta * (run.sd + stride * run.dd)
+        run.dd = new + beta.square() * run.dd
+        run.rz = new
+        run.direction = beta[:, None, None] * run.direction - z
+    return out
+
+
+def _write(
+    out: Truncated, run: _Progress, at: Tensor, remainder: Tensor, negative: Tensor, bounded: Tensor, count: int
+) -> None:
+    rows = run.rows[at]
+    out.step[rows], out.gain[rows], out.bend[rows] = run.step[at], run.gain[at], run.bend[at]
+    out.remainder[rows], out.norm[rows] = remainder[at], run.ss[at].clamp(min=0).sqrt()
+    out.negative[rows], out.bounded[rows], out.iterations[rows] = negative[at], bounded[at], count
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # (p, n, m), (p, n, m) -> (p,)
+    return (a * b).sum((1, 2))

@@ -1,0 +1,79 @@
+"""Products of the discrete energy's Hessian with vectors, through one retained graph: no matrix is ever written.
+
+``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse pass through the graph of the gradient (Pearlmutter,
+*Fast exact multiplication by the Hessian*, 1994): for ``n`` nodes as much work as a forward and a reverse product at
+each, and the primal is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.energy import discrete_energy, rounding
+from riemae.solvers.space import Space, safe_sqrt
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Products:
+    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes, to second order, without a matrix.
+
+    Attributes:
+        energy: ``(p,)``.
+        gradient: ``(p, n − 1, m)``.
+        noise: ``(p,)``, the rounding error to expect in ``energy``.
+        hessian: ``(p, n − 1, m) -> (p, n − 1, m)``.
+        gauss_newton: The same with the positive semi-definite part of the Hessian; None where nobody knows it.
+    """
+
+    energy: Tensor
+    gradient: Tensor
+    noise: Tensor
+    hessian: Product
+    gauss_newton: Product | None = None
+
+
+def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
+    """The space's own ``products(nodes)`` where it has that method; its chords, differentiated twice, elsewhere."""
+    own: Any = getattr(space, "products", None)
+    if own is not None:
+        return own(nodes)
+    with torch.enable_grad():
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        chords = space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
+    start = nodes[:, :-1]
+    size = space.norm(start.flatten(0, 1), start.flatten(0, 1)).view(start.shape[:2])
+    return from_graph(interior, chords, size)
+
+
+def from_graph(interior: Tensor, chords: Tensor, size: Tensor, gauss_newton: Product | None = None) -> Products:
+    """Products from the graph of the squared chords.
+
+    Args:
+        interior: The leaf ``(p, n − 1, m)`` that the chords were computed from.
+        chords: ``(p, n)``, in gradient mode.
+        size: ``(p, n)``, norm of the points whose differences the chords are.
+        gauss_newton: As in :class:`Products`.
+    """
+    with torch.enable_grad():
+        energy = discrete_energy(chords)
+        gradient = torch.zeros_like(interior)
+        if energy.requires_grad:
+            (gradient,) = torch.autograd.grad(energy.sum(), interior, create_graph=True, materialize_grads=True)
+
+    noise = rounding(size.detach(), safe_sqrt(chords.detach()))
+    hessian = lambda v: pulled(gradient, interior, v)  # noqa: E731 (one expression)
+    return Products(energy.detach(), gradient.detach(), noise, hessian, gauss_newton)
+
+
+def pulled(output: Tensor, leaf: Tensor, covector: Tensor) -> Tensor:
+    """``Jᵀ covector`` of a graph that is kept; zero where the output does not depend on the leaf."""
+    if not output.requires_grad:
+        return torch.zeros_like(leaf)
+    return torch.autograd.grad(output, leaf, covector, retain_graph=True, materialize_grads=True)[0].detach()
