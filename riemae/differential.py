@@ -163,7 +163,24 @@ class Differential:
 
     def contraction(self, z: Tensor, a: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m, m)
         """``a·∂²f``: no D × m × m array."""
-        return self._expansion(z, a, lambda x, a: a)[2]
+        return self.contractions(z, a[:, None], lambda x, j, a: a)[2][:, 0]
+
+    def contractions(
+        self, z: Tensor, a: Tensor, covectors: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, s, D) -> (k, D), (k, D, m), (k, s, m, m)
+        """``f``, ``J`` and ``c·∂²f`` for covectors ``c = covectors(f, J, a)``: one forward pass, s reverse ones.
+
+        Args:
+            z: Points.
+            a: What the covectors are made of, some at every point.
+            covectors: ``(k, D), (k, D, m), (k, s, D) -> (k, s, D)``.
+        """
+
+        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
+            chosen = lambda x, j: covectors(x, j.movedim(0, -1), a).transpose(0, 1)  # noqa: E731 (one expression)
+            return self._points_first(mode.expansion(self._flat, z, chosen, again))
+
+        return self._run("contraction", 2 + 2 * z.shape[-1] + a.shape[1], formula, z, a)
 
     def expansion(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
@@ -172,8 +189,9 @@ class Differential:
         k = len(z)
 
         def formula(mode: Mode, again: bool, z: Tensor) -> Any:
-            spread = lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))  # noqa: E731 (one expression)
-            return self._directions_last(mode.expansion(self._flat, z, spread, again))
+            spread = lambda x, j: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))[None]  # noqa: E731 (one expression)
+            x, j, forms = self._points_first(mode.expansion(self._flat, z, spread, again))
+            return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
 
@@ -207,18 +225,10 @@ class Differential:
             )
         return x.reshape(len(z), -1)
 
-    def _expansion(
-        self, z: Tensor, a: Tensor, covector: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
-            return self._directions_last(mode.expansion(self._flat, z, lambda x: covector(x, a), again))
-
-        return self._run("contraction", 3 + 2 * z.shape[-1], formula, z, a)
-
     @staticmethod
-    def _directions_last(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        x, j, form = parts
-        return x, _where_defined(x, j.movedim(0, -1)), form
+    def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, j, forms = parts
+        return x, _where_defined(x, j.movedim(0, -1)), forms.transpose(0, 1)
 
     # Modes and chunks.
 
@@ -365,7 +375,7 @@ class Differential:
             return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
         if kind == "second derivatives":
             return (w * mode.forward(self._flat, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
-        form = mode.expansion(self._flat, z, lambda x: w, again)[2]
+        form = mode.expansion(self._flat, z, lambda x, j: w[None], again)[2][0]
         return (v[:, None] @ form @ v[..., None])[:, 0, 0]
 
     def _announce(self, reasons: list[str]) -> None:
