@@ -95,8 +95,7 @@ class Bending(NamedTuple):
         """From derivatives; what is singular is found out later, where all points are seen."""
         pairs = Pairs.all(j.shape[-1])
         metric = ridged(j.mT @ j, ridge)
-        factor = torch.linalg.cholesky_ex(metric).L
-        return cls(metric, second - j @ torch.cholesky_solve(j.mT @ second, factor), pairs)
+        return cls(metric, _projected(j, metric, second.mT).mT, pairs)
 
     @classmethod
     def grams(
@@ -444,11 +443,19 @@ def _along_normals(
     probes = signs(z.new_empty(len(z), samples, size), generator)
 
     def normals(x: Tensor, j: Tensor, a: Tensor) -> Tensor:  # -> (k, s, D)
-        factor = torch.linalg.cholesky_ex(ridged(j.mT @ j, ridge)).L  # what is singular is found out later
-        return a - (j @ torch.cholesky_solve(j.mT @ a.mT, factor)).mT
+        return _projected(j, ridged(j.mT @ j, ridge), a)
 
     x, j, forms = f.contractions(z, probes, normals)
     return ridged(j.mT @ j, ridge), forms, x if decoded else x[:, :0]
+
+
+def _projected(j: Tensor, metric: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
+    """``(I − T̂)`` times rows: products of small batches of matrices are ten times faster with D last, on processors.
+
+    What is singular is not noticed here.
+    """
+    coefficients = torch.cholesky_solve(j.mT @ rows.mT, torch.linalg.cholesky_ex(metric).L)
+    return torch.baddbmm(rows, coefficients.mT, j.mT, alpha=-1)
 
 
 def _size(f: Differential, z: Tensor) -> int:

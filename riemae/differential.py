@@ -107,7 +107,7 @@ class Differential:
 
         def formula(mode: Mode, again: bool, z: Tensor, directions: Tensor) -> Any:
             x, *parts = mode.forward(self._flat, z, directions.transpose(0, 1), pairs, again)
-            parts = [_where_defined(x, part.movedim(0, -1)) for part in parts]
+            parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
             return (x, *parts) if then is None else then(x, *parts)
 
         return self._run(kind, 1 + 2 * c + (0 if pairs is None else len(pairs)), formula, z, directions)
@@ -228,7 +228,7 @@ class Differential:
     @staticmethod
     def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         x, j, forms = parts
-        return x, _where_defined(x, j.movedim(0, -1)), forms.transpose(0, 1)
+        return x, *_where_defined(x, [j.movedim(0, -1)]), forms.transpose(0, 1)
 
     # Modes and chunks.
 
@@ -425,12 +425,12 @@ def _transformed() -> bool:
     return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-def _where_defined(x: Tensor, derivative: Tensor) -> Tensor:
-    """A derivative may exist where the map has no value (log): NaN there, so that nothing is built on it."""
+def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
+    """Derivatives may exist where the map has no value (log): NaN there, so that nothing is built on them."""
     ok = concrete(x.isfinite().all(-1))
     if ok is None or bool(ok.all()):
-        return derivative
-    return torch.where(ok.view(-1, *(1,) * (derivative.ndim - 1)), derivative, torch.nan)
+        return derivatives
+    return [torch.where(ok.view(-1, *(1,) * (d.ndim - 1)), d, torch.nan) for d in derivatives]
 
 
 class _OutputSizes(TorchFunctionMode):
