@@ -33,8 +33,9 @@ from riemae.manifold import Manifold
 
 Probe = Literal["signs", "gaussian"]
 Estimator = Literal["auto", "exact", "hutchinson", "paper"]
-# Up to this latent dimension, all second derivatives are taken: 5 passes beside the reconstruction for m = 2, where an
-# estimate takes 3; 9 instead of 4 for m = 3.
+# Up to this latent dimension, the exact value is the default. The distortion then costs no more than a probe. The
+# curvature costs 5 passes beside the reconstruction for m = 2, where an estimate that scatters by about its own size
+# takes 3; for m = 3 it would be 9 beside 4.
 _EXACT = 2
 
 
@@ -42,7 +43,7 @@ def relaxed_distortion(
     M: Manifold,
     z: Tensor,
     *,
-    probes: int | None = 1,
+    probes: int | Literal["auto"] | None = "auto",
     probe: Probe = "signs",
     independent: bool = False,
     mixup: float | None = None,
@@ -57,7 +58,8 @@ def relaxed_distortion(
     Args:
         M: The manifold.
         z: Latent points.
-        probes: Probes a point; None is exact, by m forward products.
+        probes: Probes a point; None is exact, by m forward products. ``"auto"`` is exact for random signs and m ≤ 2,
+            where it costs no more than a probe, and one probe elsewhere.
         probe: ``"signs"`` or ``"gaussian"``.
         independent: Two independent probes v and w instead: ``m² E (vᵀGw)² / (E vᵀGv · E wᵀGw) − m``, whose
             denominator is unbiased too, where the square of one mean is not; it can be negative.
@@ -67,11 +69,13 @@ def relaxed_distortion(
     Raises:
         OptionError: For fewer than one probe, an unknown kind of probe, or a negative mixup.
     """
+    m = z.shape[-1]
+    if probes == "auto":
+        probes = None if m <= _EXACT and probe == "signs" and not independent else 1
     _check_probes("relaxed_distortion", probes, probe)
-    z = z.reshape(-1, z.shape[-1])
+    z = z.reshape(-1, m)
     if mixup is not None:
         z = latent_mixup(z, mixup, generator)
-    m = z.shape[-1]
     if probes is None:
         return M.distortion(z, kind="scaled_isometry")
     draw = signs if probe == "signs" else gaussian
@@ -163,7 +167,7 @@ def extrinsic_curvature(
         M: The manifold.
         z: Latent points.
         estimator: As in ``Manifold.extrinsic_curvature``; ``"hutchinson"`` is unbiased and never negative. ``"auto"``
-            is exact for m ≤ 2, where nothing is saved by an estimate worth its variance, and ``"hutchinson"`` beyond.
+            is exact for m ≤ 2, where an estimate saves little, and ``"hutchinson"`` beyond.
         probes: Draws a point.
         ridge: Relative regularisation of the metrics that are inverted: ``ridge × mean eigenvalue`` is added.
         generator: Source of the randomness.
