@@ -158,7 +158,7 @@ def extrinsic_curvature(
         outer = inverse if own else _inverse(where, ridged(core.metric(flat), ridge))
         return 2 * torch.einsum("bij,bkl,bikjl->b", outer, inverse, gram), x
     if estimator == "hutchinson":
-        euclidean, forms, x = _along_normals(core.immersion, flat, samples, generator, ridge, decoded)
+        euclidean, forms, x = _along_normals(core, flat, samples, generator, ridge, decoded)
         metric = euclidean if own else ridged(core.metric(flat), ridge)
         # Tr(G⁻¹ B g⁻¹ B) as a sum of squares, |L⁻¹ B l⁻ᵀ|² with G = L Lᵀ and g = l lᵀ.
         half = torch.linalg.solve_triangular(_factor(where, metric)[:, None], forms, upper=False)
@@ -431,7 +431,7 @@ def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> 
 
 
 def _along_normals(
-    f: Differential, z: Tensor, samples: int, generator: torch.Generator | None, ridge: float, decoded: bool
+    core: Pullback, z: Tensor, samples: int, generator: torch.Generator | None, ridge: float, decoded: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, m, m), (k, s, m, m), (k, D)
     """Euclidean metric, ``B = n·∂²f`` with the normal parts n of random signs in the data space, and values.
 
@@ -439,13 +439,15 @@ def _along_normals(
     forward pass and one reverse pass a sample, whatever m. With r independent bent directions its relative variance is
     about 2/r, where signs ξ, ζ in ``2 |II(G^{-1/2} ξ, g^{-1/2} ζ)|²`` have up to 4/m and need a second-order pass more.
     """
-    size = _size(f, z)
-    probes = signs(z.new_empty(len(z), samples, size), generator)
+    shape = core.decoder.output_shape
+    if shape is None:  # values could not be looked at: meta device or vmap
+        shape = core.decoder(z[:1]).shape[1:]
+    probes = signs(z.new_empty(len(z), samples, shape.numel()), generator)
 
     def normals(x: Tensor, j: Tensor, a: Tensor) -> Tensor:  # -> (k, s, D)
         return _projected(j, ridged(j.mT @ j, ridge), a)
 
-    x, j, forms = f.contractions(z, probes, normals)
+    x, j, forms = core.immersion.contractions(z, probes, normals)
     return ridged(j.mT @ j, ridge), forms, x if decoded else x[:, :0]
 
 
@@ -456,11 +458,6 @@ def _projected(j: Tensor, metric: Tensor, rows: Tensor) -> Tensor:  # (k, D, m),
     """
     coefficients = torch.cholesky_solve(j.mT @ rows.mT, torch.linalg.cholesky_ex(metric).L)
     return torch.baddbmm(rows, coefficients.mT, j.mT, alpha=-1)
-
-
-def _size(f: Differential, z: Tensor) -> int:
-    with torch.no_grad():
-        return f.value(z[:1].detach()).shape[-1]
 
 
 def _factor(where: str, metric: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)

@@ -36,6 +36,7 @@ _MIN_CHUNK = 16
 _SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
 _IN_GRADIENT_MODE = (*_SECOND_ORDER, "gram", "vjp")
 
+
 def unoptimised(f: BatchedMap) -> BatchedMap:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
 

@@ -120,9 +120,7 @@ class Taylor(Mode):
             covector = lower(out, tangents[0])
         return out, tangents[0], _pulled(x, [start], covector, again)[0]
 
-    def expansion(
-        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`, from one forward pass, and one reverse pass a covector."""
         m = z.shape[-1]
         start, tape = _leaf(z, again), Tape(again, len(z), Pairs.all(m), recorded=[])
@@ -179,9 +177,7 @@ class Nested(Mode):
         )
         return x[0], first, second
 
-    def expansion(
-        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`, by m forward products of ``Jᵀa`` a covector."""
         x, j = self.forward(f, z, basis(z), None, again)
         forms = torch.stack([self._contraction(f, z, a) for a in covectors(x, j).unbind()])
@@ -302,5 +298,3 @@ def _instance_norm(
 def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-
-
