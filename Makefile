@@ -40,6 +40,7 @@ bench:
 	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
+	$(if $(BENCH),,.venv-bench/bin/python benchmarks/training.py)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -108,7 +108,7 @@ class Differential:
 
         def formula(mode: Mode, again: bool, z: Tensor, directions: Tensor) -> Any:
             x, *parts = mode.forward(self._flat, z, directions.transpose(0, 1), pairs, again)
-            parts = [_where_defined(x, part.movedim(0, -1)) for part in parts]
+            parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
             return (x, *parts) if then is None else then(x, *parts)
 
         return self._run(kind, 1 + 2 * c + (0 if pairs is None else len(pairs)), formula, z, directions)
@@ -164,7 +164,24 @@ class Differential:
 
     def contraction(self, z: Tensor, a: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m, m)
         """``a·∂²f``: no D × m × m array."""
-        return self._expansion(z, a, lambda x, a: a)[2]
+        return self.contractions(z, a[:, None], lambda x, j, a: a)[2][:, 0]
+
+    def contractions(
+        self, z: Tensor, a: Tensor, covectors: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, s, D) -> (k, D), (k, D, m), (k, s, m, m)
+        """``f``, ``J`` and ``c·∂²f`` for covectors ``c = covectors(f, J, a)``: one forward pass, s reverse ones.
+
+        Args:
+            z: Points.
+            a: What the covectors are made of, some at every point.
+            covectors: ``(k, D), (k, D, m), (k, s, D) -> (k, s, D)``.
+        """
+
+        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
+            chosen = lambda x, j: covectors(x, j.movedim(0, -1), a).transpose(0, 1)  # noqa: E731 (one expression)
+            return self._points_first(mode.expansion(self._flat, z, chosen, again))
+
+        return self._run("contraction", 2 + 2 * z.shape[-1] + a.shape[1], formula, z, a)
 
     def expansion(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
@@ -173,8 +190,9 @@ class Differential:
         k = len(z)
 
         def formula(mode: Mode, again: bool, z: Tensor) -> Any:
-            spread = lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))  # noqa: E731 (one expression)
-            return self._directions_last(mode.expansion(self._flat, z, spread, again))
+            spread = lambda x, j: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))[None]  # noqa: E731 (one expression)
+            x, j, forms = self._points_first(mode.expansion(self._flat, z, spread, again))
+            return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
 
@@ -208,18 +226,10 @@ class Differential:
             )
         return x.reshape(len(z), -1)
 
-    def _expansion(
-        self, z: Tensor, a: Tensor, covector: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
-            return self._directions_last(mode.expansion(self._flat, z, lambda x: covector(x, a), again))
-
-        return self._run("contraction", 3 + 2 * z.shape[-1], formula, z, a)
-
     @staticmethod
-    def _directions_last(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        x, j, form = parts
-        return x, _where_defined(x, j.movedim(0, -1)), form
+    def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, j, forms = parts
+        return x, *_where_defined(x, [j.movedim(0, -1)]), forms.transpose(0, 1)
 
     # Modes and chunks.
 
@@ -376,7 +386,7 @@ class Differential:
             return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
         if kind == "second derivatives":
             return (w * mode.forward(self._flat, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
-        form = mode.expansion(self._flat, z, lambda x: w, again)[2]
+        form = mode.expansion(self._flat, z, lambda x, j: w[None], again)[2][0]
         return (v[:, None] @ form @ v[..., None])[:, 0, 0]
 
     def _announce(self, reasons: list[str]) -> None:
@@ -426,12 +436,12 @@ def _transformed() -> bool:
     return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-def _where_defined(x: Tensor, derivative: Tensor) -> Tensor:
-    """A derivative may exist where the map has no value (log): NaN there, so that nothing is built on it."""
+def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
+    """Derivatives may exist where the map has no value (log): NaN there, so that nothing is built on them."""
     ok = concrete(x.isfinite().all(-1))
     if ok is None or bool(ok.all()):
-        return derivative
-    return torch.where(ok.view(-1, *(1,) * (derivative.ndim - 1)), derivative, torch.nan)
+        return derivatives
+    return [torch.where(ok.view(-1, *(1,) * (d.ndim - 1)), d, torch.nan) for d in derivatives]
 
 
 class _OutputSizes(TorchFunctionMode):

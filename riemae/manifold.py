@@ -329,9 +329,10 @@ class Manifold:
 
         Args:
             z: Points.
-            estimator: ``"exact"``; ``"hutchinson"``: ``2 |II(u, w)|²`` with whitened random signs u and w, unbiased and
-                never negative, one second-order product a sample; ``"paper"``: that of the paper's section 3.2,
-                unbiased but of larger variance and sometimes negative.
+            estimator: ``"exact"``, by m(m + 1)/2 second derivatives; ``"hutchinson"``: ``2 Tr(G⁻¹ B g⁻¹ B)`` with
+                ``B = n·∂²f`` along the normal parts n of random signs in the data space, unbiased and never negative,
+                one reverse product a sample; ``"paper"``: that of the paper's section 3.2, unbiased but of larger
+                variance and sometimes negative.
             samples: Draws averaged by a stochastic estimator.
             generator: Source of its randomness.
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
@@ -345,7 +346,7 @@ class Manifold:
         if per_member:
             return torch.stack([M.extrinsic_curvature(z, estimator, samples, generator, ridge) for M in self.members])
         flat = self._core.points("extrinsic_curvature", z)
-        out = curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator, ridge)
+        out = curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator, ridge)[0]
         return out.view(z.shape[:-1])
 
     def mean_curvature(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D)

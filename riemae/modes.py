@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from riemae.taylor import Jet, Pairs, Tape, bending
 
 BatchedMap = Callable[[Tensor], Tensor]
+Covectors = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Mode:
         return x, tangent, pulled
 
     def expansion(
-        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (b, m, m)
-        """``f``, ``J`` (directions first), and ``a·∂²f`` for a covector ``a = covector(f)`` ``(b, D)``."""
+        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (s, b, m, m)
+        """``f``, ``J`` (directions first), and ``a·∂²f`` for covectors ``a = covectors(f, J)`` ``(s, b, D)``."""
         raise NotImplementedError
 
 
@@ -119,17 +120,20 @@ class Taylor(Mode):
             covector = lower(out, tangents[0])
         return out, tangents[0], _pulled(x, [start], covector, again)[0]
 
-    def expansion(
-        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As in :class:`Mode`, from one forward and one reverse pass."""
+    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`, from one forward pass, and one reverse pass a covector."""
         m = z.shape[-1]
         start, tape = _leaf(z, again), Tape(again, len(z), Pairs.all(m), recorded=[])
         x, j = self._parts(f(Jet(start, basis(z), None, tape)), m)[:2]
         out = x if again else x.detach()
         with torch.set_grad_enabled(again):
-            a = covector(out)
-        return out, j, bending(tape, lambda ends: _pulled(x, ends, a, again), z)
+            rows = covectors(out, j).unbind()
+        forms = []
+        for i, a in enumerate(rows):
+            pull = partial(_pulled, x, a=a, again=again, keep=i + 1 < len(rows))
+            forms.append(bending(tape, pull, z))
+        with torch.set_grad_enabled(again):
+            return out, j, torch.stack(forms)
 
     @staticmethod
     def _parts(x: Any, k: int) -> tuple[Tensor, ...]:
@@ -143,10 +147,10 @@ def _leaf(z: Tensor, again: bool) -> Tensor:
     return z.view_as(z) if again and z.requires_grad else z.detach().requires_grad_()
 
 
-def _pulled(x: Tensor, ends: list[Tensor], a: Tensor, again: bool) -> tuple[Tensor, ...]:
+def _pulled(x: Tensor, ends: list[Tensor], a: Tensor, again: bool, keep: bool = False) -> tuple[Tensor, ...]:
     if not x.requires_grad:
         return tuple(torch.zeros_like(y) for y in ends)
-    return torch.autograd.grad(x, ends, a, create_graph=again, materialize_grads=True)
+    return torch.autograd.grad(x, ends, a, retain_graph=again or keep, create_graph=again, materialize_grads=True)
 
 
 @dataclass(frozen=True)
@@ -173,15 +177,15 @@ class Nested(Mode):
         )
         return x[0], first, second
 
-    def expansion(
-        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As in :class:`Mode`, by m forward products of ``Jᵀa``."""
+    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`, by m forward products of ``Jᵀa`` a covector."""
         x, j = self.forward(f, z, basis(z), None, again)
-        a = covector(x)
+        forms = torch.stack([self._contraction(f, z, a) for a in covectors(x, j).unbind()])
+        return x, j, (forms + forms.mT) / 2
+
+    def _contraction(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
         pulled = lambda z: reverse_vjp(f, z)[1](a)[0]  # noqa: E731 (one expression)
-        form = self._along(lambda e: self.push(pulled, z, e)[1], basis(z)).movedim(0, -1)
-        return x, j, (form + form.mT) / 2
+        return self._along(lambda e: self.push(pulled, z, e)[1], basis(z)).movedim(0, -1)
 
     def _along(self, f: Callable[..., Any], *directions: Tensor) -> Any:
         """``f`` of each row of ``directions``, stacked along a new first axis."""

@@ -66,7 +66,9 @@ class TestRelaxedDistortion:
         z = draw(6, 2).requires_grad_()
         leaves = [z, *f.parameters()]
         actual = torch.autograd.grad(
-            losses.relaxed_distortion(Manifold(f, METRICS[metric]), z, generator=gen(1)), leaves, allow_unused=True
+            losses.relaxed_distortion(Manifold(f, METRICS[metric]), z, probes=1, generator=gen(1)),
+            leaves,
+            allow_unused=True,
         )
         v = losses.signs(z, gen(1))
         g = dense_metric(f, metric, z)
@@ -79,7 +81,7 @@ class TestRelaxedDistortion:
             else:
                 assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
-    @pytest.mark.parametrize("options", [{}, {"probes": 3}, {"probes": None}, {"mixup": 0.2}])
+    @pytest.mark.parametrize("options", [{}, {"probes": 1}, {"probes": 3}, {"probes": None}, {"mixup": 0.2}])
     def test_scaled_isometries_give_exactly_zero(self, options):
         # z ↦ 3 Q z + b with orthonormal columns Q has G = 9 I everywhere.
         q = torch.linalg.qr(draw(5, 2))[0]
@@ -93,7 +95,7 @@ class TestRelaxedDistortion:
     def test_with_signs_no_draw_is_negative(self, seed, m):
         # |Gv|² ≥ (vᵀGv)²/|v|² = (vᵀGv)²/m, and the mean square is no less than the squared mean.
         f = network(m, seed=seed % 7)
-        assert losses.relaxed_distortion(Manifold(f), draw(5, m, seed=seed), generator=gen(seed)) > -1e-12
+        assert losses.relaxed_distortion(Manifold(f), draw(5, m, seed=seed), probes=1, generator=gen(seed)) > -1e-12
 
     def test_scale_of_latent_and_data_space_do_not_matter(self):
         f, z = network(), draw(20, 2)
@@ -116,8 +118,19 @@ class TestRelaxedDistortion:
         value = losses.relaxed_distortion(M, z, probe=probe, independent=True, generator=gen())
         truth = 4 * (g @ g).trace() / g.trace() ** 2 - 2
         assert abs(value - truth) < 0.03
-        shared = losses.relaxed_distortion(M, z, probe=probe, generator=gen())
+        shared = losses.relaxed_distortion(M, z, probes=1, probe=probe, generator=gen())
         assert abs(shared - truth) < 0.03
+
+    def test_the_default_is_exact_up_to_two_dimensions_and_a_probe_beyond(self):
+        for m in (1, 2, 3):
+            f, z = network(m), draw(6, m)
+            g = torch.stack([j.T @ j for j in (torch.autograd.functional.jacobian(f, p) for p in z)])
+            exact = m * m * (g @ g).diagonal(dim1=1, dim2=2).sum(1).mean()
+            exact = exact / g.diagonal(dim1=1, dim2=2).sum(1).mean() ** 2 - m
+            value = losses.relaxed_distortion(Manifold(f), z, generator=gen())
+            assert torch.allclose(value, exact, rtol=1e-10) == (m < 3)
+            if m == 3:
+                assert torch.equal(value, losses.relaxed_distortion(Manifold(f), z, probes=1, generator=gen()))
 
     def test_gaussian_probes_can_fall_below_the_minimum_where_signs_cannot(self):
         M = Manifold(lambda z: torch.cat([z, z * 0], -1))
@@ -190,6 +203,53 @@ class TestCurvature:
         draws = M.extrinsic_curvature(z, estimator="hutchinson", generator=gen())
         assert abs(draws.mean() - exact) < 4 * draws.std() / 4000**0.5
         assert draws.min() >= 0
+
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_hutchinson_is_the_squared_norm_along_random_normals(self, metric):
+        # 2 Tr(G⁻¹ B g⁻¹ B), B = n·∂²f, n = (I − J g⁻¹ Jᵀ) a, with the same signs a and all derivatives by autograd
+        f, z = network(3), draw(4, 3)
+        a = losses.signs(z.new_empty(4, 1, 5), gen(2))[:, 0]
+        values = []
+        for point, probe, outer in zip(z, a, dense_metric(f, metric, z), strict=True):
+            j = torch.autograd.functional.jacobian(f, point)
+            g = j.T @ j
+            n = probe - j @ torch.linalg.solve(g, j.T @ probe)
+            b = torch.autograd.functional.hessian(lambda p, n=n: f(p) @ n, point)
+            values.append(2 * (torch.linalg.solve(outer, b) @ torch.linalg.solve(g, b)).trace())
+        M = Manifold(f, METRICS[metric])
+        actual = losses.extrinsic_curvature(M, z, estimator="hutchinson", generator=gen(2))
+        assert torch.allclose(actual, torch.stack(values).mean(), rtol=1e-9)
+
+    def test_hutchinson_is_the_mean_of_its_probes(self):
+        f, z = network(3), draw(4, 3)
+        M, split = Manifold(f), Manifold(f, chunk_size=3)
+        a, b = (losses.extrinsic_curvature(N, z, probes=5, generator=gen(1)) for N in (M, split))
+        assert torch.allclose(a, b, rtol=1e-12)
+        many = M.extrinsic_curvature(z, "hutchinson", samples=4000, generator=gen(1))
+        assert torch.allclose(many, M.extrinsic_curvature(z), rtol=0.1)
+
+    def test_the_default_is_exact_up_to_two_dimensions_and_an_estimate_beyond(self):
+        for m in (1, 2, 3):
+            M, z = Manifold(network(m)), draw(4, m)
+            estimator = "exact" if m < 3 else "hutchinson"
+            expected = losses.extrinsic_curvature(M, z, estimator=estimator, generator=gen(4))
+            assert torch.equal(losses.extrinsic_curvature(M, z, generator=gen(4)), expected)
+
+    @pytest.mark.parametrize("estimator", ["exact", "hutchinson", "paper"])
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_the_decoded_data_come_from_the_same_pass(self, metric, estimator):
+        f = torch.nn.Sequential(network(d=6), torch.nn.Unflatten(1, (2, 3)))
+        H = None if metric == "euclidean" else ambient.Diagonal(draw(6, low=0.5, high=2.0))
+        M, e = Manifold(f, H), network(5, 2, seed=1)
+        x, parameters = draw(7, 5), [*e.parameters(), *f.parameters()]
+        options = {"estimator": estimator, "ridge": 1e-4}
+        both = losses.extrinsic_curvature(M, e(x), generator=gen(), decoded=True, **options)
+        apart = losses.extrinsic_curvature(M, e(x), generator=gen(), **options), f(e(x))
+        for ours, theirs in zip(both, apart, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-12)
+        total = [value + data.square().mean() for value, data in (both, apart)]
+        grads = [torch.autograd.grad(t, parameters) for t in total]
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
 
     def test_coordinates_do_not_matter(self):
         # f∘h with h(z) = A z + (small cubic): the same surface in other coordinates.

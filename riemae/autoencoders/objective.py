@@ -46,7 +46,8 @@ class Term:
     Args:
         weight: Relative to the fraction of unexplained deviance.
         loss: A function ``(manifold, z) -> ()`` of your own, or None for the one of :mod:`riemae.autoencoders.losses`
-            that the term is named after. It is given ``generator=`` where its signature has it.
+            that the term is named after. It is given ``generator=`` where its signature has it. Where that has
+            ``decoded=``, it may be asked for ``(loss, f(z))``, so that the reconstruction needs no pass of its own.
         options: Further arguments of the loss, such as ``{"probes": 2}``.
         power: Units of the loss: 1/length to this power; 2 for the extrinsic, 4 for the intrinsic curvature.
     """
@@ -222,26 +223,22 @@ class Objective(nn.Module):
             parts["contraction"] = losses.contraction(self.encode, x, probes=1, generator=generator)
             loss = loss + self.variation.contraction * parts["contraction"]
         for name in self.terms:
-            parts[name] = self.term(name, z, generator)
+            if name not in parts:
+                parts[name] = self.term(name, z, generator)
             loss = loss + self.terms[name].weight * parts[name]
         return loss, parts
 
     def term(self, name: str, z: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (k, m) -> ()
         """One geometric term, without its weight, as a pure number."""
-        term = self.terms[name]
-        assert term.loss is not None
-        options = dict(term.options)
-        if _takes_generator(term.loss):
-            options["generator"] = generator
-        with _full_precision(z):
-            z = z.to(self.null.dtype)
-            return term.loss(self.manifold, z, **options) * self.extent ** ((term.power or 0) / 2)
+        value: Tensor = self._evaluated(name, z, generator)
+        return value * self._unit(name)
 
     def costs(self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5) -> dict[str, dict[str, float]]:
         """What each part is worth and what it costs: value, weight, share of the loss, and seconds a training step.
 
         The row ``"plain"`` is a plain autoencoder's step of the same networks, forward and backward; the row of a term
-        is what the term adds. Seconds are process time on a processor, the best of ``repeats``.
+        is what the term adds. A term that decodes for the reconstruction too adds the difference. Seconds are process
+        time on a processor, the best of ``repeats``.
         """
         generator = torch.Generator().manual_seed(0)
         device = x.device
@@ -256,6 +253,7 @@ class Objective(nn.Module):
                 "seconds": _seconds(whole, self, device, repeats),
             }
         z = self.encode(x).detach()
+        decoding = _seconds(lambda: self.decoder(z.clone().requires_grad_()).sum(), self, device, repeats)
         for name, term in self.terms.items():
 
             def alone(name: str = name) -> Tensor:
@@ -263,6 +261,8 @@ class Objective(nn.Module):
                 return self.term(name, z.clone().requires_grad_(), generator)
 
             cost = _seconds(alone, self, device, repeats)
+            if name == self._sharing:
+                cost = max(cost - decoding, 0.0)
             rows[name] = {"value": parts[name].item(), "weight": term.weight, "seconds": cost}
         for row in rows.values():
             row["share"] = row["weight"] * row["value"] / loss.item()
@@ -307,8 +307,15 @@ class Objective(nn.Module):
             mean, log_variance = code.chunk(2, -1)
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean() / 2
             code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
-        fit = self.likelihood.deviance(self.decoder(code), x).mean() / self.null
-        parts = {"reconstruction": fit}
+        parts = {"reconstruction": code.new_zeros(())}  # first, whatever is computed first
+        name = self._sharing
+        if name is None:
+            decoded = self.decoder(code)
+        else:
+            value, decoded = self._evaluated(name, code, generator, decoded=True)
+            parts[name] = value * self._unit(name)
+        fit = self.likelihood.deviance(decoded, x).mean() / self.null
+        parts["reconstruction"] = fit
         if divergence is None:
             return fit, parts, code
         # The ELBO in units of the null deviance; a Gaussian's variance is noise² times the data's.
@@ -316,6 +323,25 @@ class Objective(nn.Module):
         parts["divergence"] = divergence
         assert self.variation.beta is not None
         return fit + self.variation.beta * 2 * variance / self.null * divergence, parts, code
+
+    @property
+    def _sharing(self) -> str | None:
+        """The term whose pass through the decoder serves the reconstruction too."""
+        if self.variation.order is not None or self.fisher or not self.likelihood.linear:
+            return None  # there, what terms decode are not the likelihood's parameters
+        return next((name for name, term in self.terms.items() if _takes(term.loss, "decoded")), None)
+
+    def _evaluated(self, name: str, z: Tensor, generator: torch.Generator | None, **options: Any) -> Any:
+        term = self.terms[name]
+        assert term.loss is not None
+        options = {**term.options, **options}
+        if _takes(term.loss, "generator"):
+            options["generator"] = generator
+        with _full_precision(z):
+            return term.loss(self.manifold, z.to(self.null.dtype), **options)
+
+    def _unit(self, name: str) -> Tensor:
+        return self.extent ** ((self.terms[name].power or 0) / 2)
 
     def _neighborhood(self, x: Tensor, neighbor: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         order = self.variation.order
@@ -456,8 +482,8 @@ def _without_ridge(term: Term) -> Term:
     return replace(term, options={**term.options, "ridge": 0.0})
 
 
-def _takes_generator(loss: Loss) -> bool:
-    return "generator" in inspect.signature(loss).parameters
+def _takes(loss: Loss | None, name: str) -> bool:
+    return loss is not None and name in inspect.signature(loss).parameters
 
 
 @contextmanager

@@ -1,0 +1,227 @@
+"""Training: what a step of each geometric autoencoder costs, beside a plain one and beside the published losses.
+
+    make bench                          # or: python benchmarks/training.py
+
+A step is forward and backward of the whole loss, without the optimiser, in float32 on one thread. Steps that are
+compared take turns, A B A B, in one run; ratios are medians over the turns of process time, which other processes do
+not disturb much. Memory is the highest sum of what torch allocates during a step and has not freed yet.
+
+The published losses are written here from their formulas, in the way of their authors' code: products with derivatives
+by ``torch.autograd.functional`` (twice reverse mode), one pass through the decoder for each thing that is wanted.
+Writes ``benchmarks/results/training.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jvp, vjp
+from torch.profiler import ProfilerActivity, profile
+
+from riemae.autoencoders.objective import Objective, Variation
+
+RESULTS = Path(__file__).parent / "results" / "training.md"
+DATA, BATCH, LATENT = 784, 256, 2
+WEIGHT = 0.01
+# A pass F is one evaluation of encoder or decoder, and its backward pass costs two more: a plain step is 6 F.
+# Counted here are, for NRAE, two evaluations of the encoder and value, tangent (and second derivative) of the decoder;
+# for the others, what comes on top of a plain step: value, tangent, reverse product; two tangents, three seconds.
+FLOORS = {"IRAE": 1 + 3 / 2, "NRAE-L": 1 + 2 / 2, "NRAE-Q": 1 + 3 / 2, "MECAE": 1 + 5 / 2}
+# Asked for at width 256 and at width 1,024.
+TARGETS = {"IRAE": (3.2, 2.7), "NRAE-L": (2.6, 2.2), "NRAE-Q": (4.6, 3.5), "MECAE": (6.5, 4.8)}
+
+
+@dataclass
+class Case:
+    """Networks and data, and a loss on them."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    loss: Callable[[], Tensor]
+
+    def step(self) -> float:
+        """Seconds of process time of one step."""
+        self.clear()
+        start = time.process_time()
+        self.loss().backward()  # type: ignore[no-untyped-call]
+        return time.process_time() - start
+
+    def clear(self) -> None:
+        """Drop the gradients of the step before."""
+        for p in (*self.encoder.parameters(), *self.decoder.parameters()):
+            p.grad = None
+
+    def peak(self) -> int:
+        """Bytes that one step holds at most, gradients included, beside what was there before."""
+        self.clear()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            self.step()
+        events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+        held = highest = 0
+        for _, change in changes:
+            held += change
+            highest = max(highest, held)
+        return highest
+
+
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """Four hidden layers, SiLU."""
+    layers: list[nn.Module] = []
+    for size in (inputs, width, width, width):
+        layers += [nn.Linear(size, width), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def cases(
+    width: int, batch: int = BATCH, data: int = DATA, latent: int = LATENT
+) -> tuple[Case, dict[str, Case], dict[str, Case]]:
+    """A plain autoencoder's step, ours by name, and the published ones by name: the same networks and data."""
+    torch.manual_seed(0)
+    encoder, decoder = mlp(data, width, latent), mlp(latent, width, data)
+    x, neighbor = torch.rand(batch, data), torch.rand(batch, data)
+    generator = torch.Generator().manual_seed(0)
+
+    def ours(order: int | None = None, **terms: float) -> Case:
+        variation = Variation(order=order)  # type: ignore[arg-type]
+        objective = Objective(encoder, decoder, x, terms=terms, variation=variation)
+        near = None if order is None else neighbor
+        return Case(encoder, decoder, lambda: objective(x, near, generator)[0])
+
+    def published(loss: Callable[..., Tensor], *others: Tensor) -> Case:
+        return Case(encoder, decoder, lambda: loss(encoder, decoder, x, *others))
+
+    mine = {
+        "IRAE": ours(relaxed_distortion=WEIGHT),
+        "NRAE-L": ours(order=1),
+        "NRAE-Q": ours(order=2),
+        "MECAE": ours(extrinsic_curvature=WEIGHT),
+    }
+    theirs = {
+        "IRAE": published(published_isometric),
+        "NRAE-L": published(published_neighborhood_linear, neighbor),
+        "NRAE-Q": published(published_neighborhood_quadratic, neighbor),
+        "MECAE": published(published_minimum_curvature),
+    }
+    return ours(), mine, theirs
+
+
+def published_isometric(encoder: nn.Module, decoder: nn.Module, x: Tensor) -> Tensor:
+    """Equation 21: ``|x − f(z)|² + λ E|Gv|² / (E vᵀGv)²`` at mixed codes, v Gaussian."""
+    z = encoder(x)
+    alpha = torch.rand(len(z), 1) * 1.4 - 0.2
+    between = alpha * z + (1 - alpha) * z[torch.randperm(len(z))]
+    tangent = jvp(decoder, between, torch.randn_like(between), create_graph=True)[1]
+    pulled = vjp(decoder, between, tangent, create_graph=True)[1]
+    distortion = pulled.square().sum(1).mean() / tangent.square().sum(1).mean() ** 2
+    return (x - decoder(z)).square().sum(1).mean() + WEIGHT * distortion
+
+
+def published_neighborhood_linear(encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor) -> Tensor:
+    """Equations 18 and 19: ``|x − f(z)|² + |x' − f(z) − J(z' − z)|²``."""
+    z, other = encoder(x), encoder(neighbor)
+    value, first = jvp(decoder, z, other - z, create_graph=True)
+    return (x - value).square().sum(1).mean() + (neighbor - value - first).square().sum(1).mean()
+
+
+def published_neighborhood_quadratic(encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor) -> Tensor:
+    """The same with ``½ ∂²f(z' − z, z' − z)``, the derivative of ``J(z' − z)`` along ``z' − z``."""
+    z, other = encoder(x), encoder(neighbor)
+    v = other - z
+    value = decoder(z)
+    first, second = jvp(lambda y: jvp(decoder, y, v, create_graph=True)[1], z, v, create_graph=True)
+    return (x - value).square().sum(1).mean() + (neighbor - value - first - second / 2).square().sum(1).mean()
+
+
+def published_minimum_curvature(encoder: nn.Module, decoder: nn.Module, x: Tensor) -> Tensor:
+    """Equation 20 by section 3.2: ``|x − f(z)|² + λ E vᵀG⁻¹ (∂T̂w)ᵀ(∂T̂w) v``, v and w Gaussian, T̂ differentiated."""
+    z = encoder(x)
+    k, m = z.shape
+
+    def jacobian(y: Tensor) -> Tensor:  # (k, m) -> (k, D, m), all directions at once
+        each = y.repeat_interleave(m, 0)
+        columns = jvp(decoder, each, torch.eye(m).repeat(k, 1), create_graph=True)[1]
+        return columns.view(k, m, -1).mT
+
+    w, v = torch.randn_like(x), torch.randn_like(z)
+
+    def projected(y: Tensor) -> Tensor:  # T̂w
+        j = jacobian(y)
+        return (j @ torch.linalg.inv(j.mT @ j) @ (j.mT @ w[..., None]))[..., 0]
+
+    j = jacobian(z)
+    lifted = (torch.linalg.inv(j.mT @ j) @ v[..., None])[..., 0]
+    left, right = (jvp(projected, z, d, create_graph=True)[1] for d in (v, lifted))
+    return (x - decoder(z)).square().sum(1).mean() + WEIGHT * (left * right).sum(1).mean()
+
+
+def ratios(plain: Case, other: Case, turns: int) -> float:
+    """Median cost of a step in plain steps."""
+    other.step(), plain.step()
+    found = []
+    for _ in range(turns):
+        base = plain.step()
+        found.append(other.step() / base)
+    return statistics.median(found)
+
+
+def table(width: int, turns: int) -> list[str]:
+    """The rows of one network."""
+    plain, ours, theirs = cases(width)
+    for _ in range(2):
+        plain.step()
+    seconds = statistics.median(plain.step() for _ in range(turns))
+    base = plain.peak()
+    rows = [
+        f"## 4 × {width:,}: a plain step takes {1e3 * seconds:.1f} ms and {base / 2**20:.0f} MiB",
+        "",
+        "| term | step, in plain steps | asked for | passes alone | memory | published form | its memory | faster by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, case in ours.items():
+        mine = ratios(plain, case, turns)
+        other = theirs[name]
+        published = ratios(plain, other, max(3, turns // 3))
+        # Side by side once more: the quotient of two quotients would carry the noise of four.
+        faster = ratios(case, other, max(3, turns // 3))
+        target = TARGETS[name][0 if width == 256 else 1]
+        rows.append(
+            f"| {name} | {mine:.2f} | {target} | {FLOORS[name]:.1f} | {case.peak() / base:.1f} | "
+            f"{published:.2f} | {other.peak() / base:.1f} | {faster:.1f} × |"
+        )
+        print(rows[-1], flush=True)
+    return [*rows, ""]
+
+
+def main() -> None:
+    """Run everything and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=31, help="turns at width 256; a third of them at 1024")
+    turns = parser.parse_args().turns
+    torch.set_num_threads(1)
+    lines = [
+        "# Training: cost of a step",
+        "",
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
+        f"{os.cpu_count()} cores, 1 thread, float32. Encoder and decoder 4 × width, SiLU, D = {DATA}, "
+        f"batch {BATCH}, m = {LATENT}.",
+        "",
+    ]
+    for width, count in ((256, turns), (1024, max(5, turns // 3))):
+        lines += table(width, count)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n".join(lines))
+    print(f"Written: {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
