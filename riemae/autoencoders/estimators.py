@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
+from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import build_decoder, build_encoder, fit_codes
 from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
@@ -24,7 +25,6 @@ from riemae.manifold import Manifold
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
-    from sklearn.neighbors import NearestNeighbors
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as reason:
     raise MissingExtraError(
@@ -501,7 +501,10 @@ class NRAE(AE):
         order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
         neighbors: k of the directed graph of nearest neighbours.
         weight: λ, of the neighbours beside the reconstruction.
-        neighborhood: A graph of your own: anything with ``sample(index, generator) -> index of a neighbour``.
+        neighborhood: A graph of your own: a :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency
+            matrix, a networkx graph, a table of neighbours ``(n, k)``, anything with ``sample(index, generator) ->
+            index of a neighbour``, or a function of the data that makes one of these, such as
+            ``functools.partial(Neighborhood.nearest, k=10, kind="mutual")``.
         init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or ``"isomap"`` or
             ``"laplacian"``: the graph's embedding of that name. Training alone rarely undoes a fold.
         restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
@@ -509,6 +512,7 @@ class NRAE(AE):
     All others as in :class:`AE`. A DataLoader has to bring the neighbours: ``{"x": …, "neighbor": …}``.
 
     Attributes:
+        neighborhood_: The graph that it was trained on.
         restart_losses_: Final loss of every restart.
     """
 
@@ -553,12 +557,30 @@ class NRAE(AE):
     def _variation(self) -> Variation:
         return Variation(order=self.order, neighbor_weight=self.weight)
 
+    def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+        self._graph_of: Tensor | None = None
+        try:
+            return super()._train(X, epochs, fresh, optimizer_state)
+        finally:
+            del self._graph_of
+
     def _neighbors(self, x: Tensor) -> Neighbors | None:
-        graph = self.neighborhood
-        if graph is None:
-            return _Nearest(x, self.neighbors)
+        # The graph that the encoder starts from is the one to train on.
+        if self._graph_of is not x:
+            self.neighborhood_ = self._graph(x)
+            self._graph_of = x
+        return self.neighborhood_
+
+    def _graph(self, x: Tensor) -> Neighbors:
+        if self.neighborhood is None:
+            n, k = len(x), self.neighbors
+            if not 1 <= k < n:
+                got = f"neighbors = {k} with n_samples = {n}"
+                raise OptionError("NRAE", "fewer neighbors than samples, and at least 1", got, "")
+            return Neighborhood.nearest(x.cpu(), k)
+        graph = as_neighborhood(self.neighborhood, x)
         if hasattr(graph, "__len__") and len(graph) != len(x):
-            hint = "With validation_fraction, leave neighborhood out: both parts get a graph of their own."
+            hint = "With validation_fraction, leave neighborhood out, or give a function of the data."
             raise OptionError("NRAE", f"a neighborhood of {len(x)} samples", f"one of {len(graph)}", hint)
         return graph
 
@@ -570,7 +592,7 @@ class NRAE(AE):
             if not hasattr(graph, "embedding"):
                 hint = "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
                 raise OptionError("NRAE", "a neighborhood with an embedding", type(graph).__name__, hint)
-            codes = graph.embedding(self.latent_dim, self.init)
+            codes = graph.embedding(self.latent_dim, self.init, dtype=data.dtype)
         else:
             codes = torch.as_tensor(self.init)
         if codes.shape != (len(data), self.latent_dim):
@@ -663,24 +685,3 @@ def _final_loss(model: NRAE) -> float:
     losses = model.history_["loss"]
     return float(np.mean(losses[-max(1, len(losses) // 20) :]))
 
-
-class _Nearest:
-    """Exact, directed k-nearest-neighbour graph of the flattened data."""
-
-    def __init__(self, x: Tensor, k: int) -> None:
-        n = len(x)
-        if not 1 <= k < n:
-            raise OptionError(
-                "NRAE", "fewer neighbors than samples, and at least 1", f"neighbors = {k} with n_samples = {n}", ""
-            )
-        flat = x.detach().flatten(1).cpu().numpy()
-        found = NearestNeighbors(n_neighbors=k + 1).fit(flat).kneighbors(flat, return_distance=False)
-        # The sample itself, by its number: among duplicates it need not come first, nor come at all.
-        own = found == np.arange(n)[:, None]
-        own[~own.any(1), -1] = True
-        self.index = torch.as_tensor(found[~own].reshape(n, k))
-
-    def sample(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (b,) -> (b,)
-        """One neighbour each."""
-        which = torch.randint(self.index.shape[1], index.shape, generator=generator)
-        return self.index[index, which]
