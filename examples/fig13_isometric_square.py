@@ -1,11 +1,12 @@
 """An isometric chart: a bent square with a hole, by a plain autoencoder and by IRAE (figure 13 of Lee 2023).
 
-The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that keep all lengths. An
-autoencoder may use any others. Isometric regularisation finds them: the mean condition number of the metric (MCN) goes to
-1, the variance of the metric over the surface (VoR) to 0, and Euclidean distances of codes rank as the true ones do.
-On a paraboloid no such chart exists: the second table shows what each further bit of isometry costs in reconstruction.
+The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that keep all lengths.
+An autoencoder may use any others. Isometric regularisation finds them: the mean condition number of the metric (MCN)
+goes to 1, the variance of the metric over the surface (VoR) to 0, and Euclidean distances of codes rank as the true
+ones do. On a paraboloid no such chart exists: the second table shows what each further bit of isometry costs in
+reconstruction.
 
-    python examples/fig13_isometric_square.py              # one seed, fewer epochs of the second table
+    python examples/fig13_isometric_square.py              # one seed
     python examples/fig13_isometric_square.py --seeds 4    # writes out/fig13_isometric_square.png
 """
 
@@ -90,7 +91,8 @@ def draw(shown: list[tuple[str, AE, datasets.Dataset]], out: Path) -> Path:
         axes.scatter(*z.T, s=3, c=colours, alpha=0.5)
         plotting.indicatrices(model.manifold_, axes, plotting.spread_points(z, 60))
         axes.set_aspect("equal")
-        axes.set(title=f"codes of the {name}, with circles of one length in the data", xlabel="$z_1$", ylabel="$z_2$")
+        axes.set(title=f"codes of the {name}", xlabel="$z_1$", ylabel="$z_2$")
+    figure.suptitle("Ellipses are circles of one radius in the data space")
     path = out / "fig13_isometric_square.png"
     figure.savefig(path, dpi=130)
     return path

@@ -106,14 +106,14 @@ def strip(images: Tensor, axes: Axes, **options: Any) -> None:
 def indicatrices(
     manifold: Manifold, axes: Axes, z: Tensor, radius: float | None = None, points: int = 48, **options: Any
 ) -> float:
-    """Draw the unit circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal for an isometry.
+    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal for an isometry.
 
     Args:
         manifold: With a two-dimensional latent space.
         axes: Where to draw.
         z: Centres ``(k, 2)``.
-        radius: Length in the data space; unless given, such that the median ellipse fills a fifth of the points' typical
-            distance to their nearest neighbour.
+        radius: Length in the data space; unless given, such that ellipses of the median size around neighbours do not
+            touch.
         points: Points an ellipse.
         options: For the lines.
 
@@ -147,7 +147,7 @@ def indicatrices(
 
 
 def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
-    """So many of the points, far from each other: the one next to the mean, and then always the farthest from all so far."""
+    """So many of the points, far from each other: one next to the mean, then always the farthest from all so far."""
     chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
     distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(min(count, len(z)) - 1):

@@ -352,9 +352,9 @@ def as_neighborhood(graph: Any, x: Tensor) -> Any:
     """A graph on the samples ``x``, in whatever form somebody has it, on the CPU.
 
     Args:
-        graph: A :class:`Neighborhood`; a function ``x -> graph``; a networkx graph; a square matrix (adjacency); a table
-            of neighbours ``(n, k)`` or lists of them; or anything else with a method ``sample``, which is returned as
-            it is.
+        graph: A :class:`Neighborhood`; a function ``x -> graph``; a networkx graph; a square matrix (adjacency); a
+            table of neighbours ``(n, k)`` or lists of them; or anything else with a method ``sample``, which is
+            returned as it is.
         x: The data ``(n, *shape)``.
 
     Raises:
