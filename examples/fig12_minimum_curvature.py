@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from sklearn.base import clone
-from torch import Tensor
 
 from riemae import datasets, distortion
 from riemae.autoencoders import AE, MCAE
@@ -79,15 +78,8 @@ def line(seed: str, name: str, s: dict[str, float], plain: dict[str, float]) -> 
     )
 
 
-def sheet(model: AE, z: Tensor, count: int = 40) -> Tensor:  # -> (count, count, 3)
-    """The decoded surface over the box of the codes."""
-    low, high = z.amin(0), z.amax(0)
-    u, v = (torch.linspace(float(a), float(b), count) for a, b in zip(low, high, strict=True))
-    return model.inverse_transform(torch.cartesian_prod(u, v)).reshape(count, count, 3)
-
-
 def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
-    """The surfaces that the models learned, with the samples."""
+    """What the models make of the true surface, with the samples."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +89,10 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
     figure, axes = plt.subplots(1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained")
     u, v = torch.meshgrid(*(torch.linspace(float(a), float(b), 30) for a, b in data.bounds.T), indexing="ij")
     truth = data.surface(torch.stack([u, v], -1).reshape(-1, 2)).reshape(30, 30, 3)
-    sheets = {"truth": truth, **{name: sheet(model, model.transform(data.x)) for name, model in shown.items()}}
+    with torch.no_grad():
+        sheets = {"truth": truth}
+        for name, model in shown.items():
+            sheets[name] = model.inverse_transform(model.transform(truth.reshape(-1, 3))).reshape(30, 30, 3)
     for axis, (name, surface) in zip(axes, sheets.items(), strict=True):
         axis.plot_surface(*surface.permute(2, 0, 1).numpy(), color="tab:blue", alpha=0.45, linewidth=0)
         axis.plot_wireframe(
