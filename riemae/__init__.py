@@ -3,6 +3,7 @@
 from riemae import ambient, curvature, datasets, differential, distortion, exceptions, io, solvers
 from riemae.ensembles import Ensemble
 from riemae.manifold import Manifold
+from riemae.persistence import load
 
 __version__ = "0.1.0"
 
@@ -17,5 +18,6 @@ __all__ = [
     "distortion",
     "exceptions",
     "io",
+    "load",
     "solvers",
 ]

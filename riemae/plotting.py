@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from riemae.exceptions import ShapeError
+from riemae.exceptions import ShapeError, SingularMetricError
 from riemae.manifold import Manifold
 from riemae.solvers import Curve
 
@@ -101,3 +101,63 @@ def strip(images: Tensor, axes: Axes, **options: Any) -> None:
     axes.imshow(sheet.detach().cpu().numpy(), **{"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0, **options})
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def indicatrices(
+    manifold: Manifold, axes: Axes, z: Tensor, radius: float | None = None, points: int = 48, **options: Any
+) -> float:
+    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal for an isometry.
+
+    Args:
+        manifold: With a two-dimensional latent space.
+        axes: Where to draw.
+        z: Centres ``(k, 2)``.
+        radius: Length in the data space; unless given, such that ellipses of the median size around neighbours do not
+            touch.
+        points: Points an ellipse.
+        options: For the lines.
+
+    Returns:
+        The radius.
+
+    Raises:
+        ShapeError: For any other latent dimension.
+        SingularMetricError: Where the metric has no inverse.
+    """
+    from matplotlib.collections import LineCollection
+
+    if z.ndim != 2 or z.shape[1] != 2:
+        raise ShapeError("plotting.indicatrices", "centres (k, 2)", str(tuple(z.shape)), "Only m = 2 is flat.")
+    with torch.no_grad():
+        factor, info = torch.linalg.cholesky_ex(manifold.metric(z.detach()))
+    if bool(info.any()):
+        got = f"a singular one at {int((info > 0).sum())} of {len(z)} points"
+        raise SingularMetricError("plotting.indicatrices", "a metric of full rank", got, "Leave these out.")
+    turn = torch.linspace(0, 2 * math.pi, points, dtype=z.dtype, device=z.device)
+    circle = torch.stack([turn.cos(), turn.sin()])
+    # v = L⁻ᵀ c has vᵀ L Lᵀ v = |c|².
+    shapes = torch.linalg.solve_triangular(factor.mT, circle.expand(len(z), 2, points), upper=True).mT
+    if radius is None:
+        gap = torch.cdist(z, z).fill_diagonal_(torch.inf).min(1).values.median() if len(z) > 1 else z.new_ones(())
+        radius = float(0.4 * gap / shapes.norm(dim=-1).mean(1).median())
+    lines = (z.detach()[:, None] + radius * shapes).cpu().numpy()
+    axes.add_collection(LineCollection(list(lines), **{"colors": "black", "linewidths": 0.9, **options}))
+    axes.autoscale_view()
+    return radius
+
+
+def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
+    """So many of the points, far from each other: one next to the mean, then always the farthest from all so far."""
+    chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
+    distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
+    for _ in range(min(count, len(z)) - 1):
+        distance = torch.minimum(distance, (z - z[chosen[-1]]).norm(dim=1))
+        chosen.append(int(distance.argmax()))
+    return z[chosen]
+
+
+def plane_colours(z: Tensor) -> Any:  # (n, 2) -> (n, 3)
+    """A colour for each point of a plane, by its place: to follow points from one picture to the next."""
+    low, high = z.amin(0), z.amax(0)
+    a, b = ((z - low) / (high - low).clamp(min=1e-12)).unbind(-1)
+    return torch.stack([0.15 + 0.8 * a, 0.3 + 0.2 * (1 - a) * b, 0.15 + 0.8 * b], -1).cpu().numpy()

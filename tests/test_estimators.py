@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,12 +17,27 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from riemae import ambient
-from riemae.autoencoders import AE, IRAE, IRVAE, MCAE, NRAE, VAE, ContractiveAE, DenoisingAE, Term, likelihoods, losses
+from riemae.autoencoders import (
+    AE,
+    IRAE,
+    IRVAE,
+    MCAE,
+    NRAE,
+    VAE,
+    ContractiveAE,
+    DenoisingAE,
+    Neighborhood,
+    Term,
+    likelihoods,
+    losses,
+)
 from riemae.exceptions import (
     AmbientError,
     DataError,
     DecoderError,
+    DisconnectedGraphWarning,
     DTypeError,
+    GraphError,
     NonFiniteError,
     OptionError,
     ShapeError,
@@ -42,7 +58,8 @@ def curve(n=60, d=3, seed=0):
 
 
 class TestScikitLearn:
-    # No check is excluded: expected_failed_checks stays empty for every estimator.
+    # No check is excluded: expected_failed_checks stays empty for every estimator. Some of its data are clusters.
+    @pytest.mark.filterwarnings("ignore::riemae.exceptions.DisconnectedGraphWarning")
     @pytest.mark.parametrize("kind", ALL)
     def test_every_check_of_scikit_learn_passes(self, kind):
         results = check_estimator(kind(hidden=(4,), epochs=1), on_skip=None, expected_failed_checks={})
@@ -242,6 +259,8 @@ class TestKinds:
         assert abs(stats.spearmanr(m.transform(x)[:, 0], t).statistic) > 0.999
         with pytest.raises(ShapeError, match="init"):
             NRAE(**SMALL, init=np.zeros((3, 2))).fit(data())
+        with pytest.raises(OptionError, match="vary"):
+            NRAE(**SMALL, init=np.zeros((40, 2))).fit(data())
         with pytest.raises(OptionError, match="embedding"):
             NRAE(**SMALL, init="isomap", neighborhood=type("G", (), {"sample": lambda s, i, g=None: i})()).fit(data())
 
@@ -258,12 +277,62 @@ class TestKinds:
             NRAE(restarts=0).fit(x)
 
     def test_duplicated_samples_are_neighbours_of_each_other_never_of_themselves(self):
-        from riemae.autoencoders.estimators import _Nearest
-
         x = torch.cat([torch.zeros(4, 2), torch.ones(4, 2)])
-        graph = _Nearest(x, 3)
-        assert not (graph.index == torch.arange(8)[:, None]).any()
-        assert ((graph.index < 4) == (torch.arange(8)[:, None] < 4)).all()
+        with pytest.warns(DisconnectedGraphWarning, match="2 components"):
+            graph = NRAE(**SMALL, neighbors=3).fit(x).neighborhood_
+        index = graph.neighbors.reshape(8, 3)
+        assert not (index == torch.arange(8)[:, None]).any()
+        assert ((index < 4) == (torch.arange(8)[:, None] < 4)).all()
+
+    def test_a_graph_may_come_in_any_form(self):
+        # A ring of 40: every sample has the two beside it.
+        import networkx
+        from scipy.sparse import csr_array
+
+        x = torch.as_tensor(data())
+        ring = networkx.cycle_graph(40)
+        adjacency = networkx.to_numpy_array(ring, nodelist=range(40))
+        table = [sorted(ring[i]) for i in range(40)]
+        forms = (
+            ring,
+            adjacency,
+            torch.as_tensor(adjacency),
+            csr_array(adjacency),
+            table,
+            np.array(table),
+            Neighborhood.from_index(table),
+            lambda x: Neighborhood.from_index(table),
+        )
+        for form in forms:
+            m = NRAE(**SMALL, neighborhood=form).fit(x)
+            assert m.neighborhood_.neighbors.reshape(40, 2).tolist() == table
+            assert len(m.history_["neighborhood"]) == 2
+        halves = partial(Neighborhood.nearest, k=3, kind="union")
+        m = NRAE(**SMALL, neighborhood=halves, validation_fraction=0.25).fit(x)
+        assert len(m.history_["val_neighborhood"]) == 2
+        for wrong, error in ((42, DTypeError), ("ring", DTypeError), (np.zeros((40, 40)), GraphError)):
+            with pytest.raises(error):
+                NRAE(**SMALL, neighborhood=wrong).fit(x)
+
+    @pytest.mark.parametrize("method", ["isomap", "laplacian"])
+    def test_an_embedding_of_the_graph_to_start_from(self, method):
+        # A turn of a spiral. Training is held still: what is looked at is the start.
+        t = np.linspace(0.5, 1, 50)
+        x = np.stack([t * np.cos(12 * t), t * np.sin(12 * t)], 1)
+        settings = {"hidden": (64, 64), "latent_dim": 1, "epochs": 1, "lr": 1e-6, "neighbors": 2}
+        m = NRAE(**settings, init=method).fit(x)
+        embedding = m.neighborhood_.embedding(1, method)[:, 0].numpy()
+        assert abs(stats.spearmanr(embedding, t).statistic) > 0.999  # the two samples at an end tie
+        assert np.corrcoef(m.transform(x)[:, 0], embedding)[0, 1] > 0.999
+        assert abs(np.corrcoef(NRAE(**settings).fit(x).transform(x)[:, 0], embedding)[0, 1]) < 0.95
+        with pytest.raises(OptionError, match="isomap"):
+            NRAE(**settings, init="umap").fit(x)
+
+    def test_curvature_in_all_directions_is_exact(self):
+        m = MCAE(**{**SMALL, "epochs": 1, "batch_size": 40}, lr=1e-12, probes=None, ambient=np.ones(3)).fit(data())
+        z = torch.as_tensor(m.transform(data()))
+        exact = m.manifold_.extrinsic_curvature(z, ridge=1e-4).mean() * ((data() - data().mean(0)) ** 2).sum(1).mean()
+        assert abs(m.history_["extrinsic_curvature"][0] / exact.item() - 1) < 1e-6
 
     def test_relu_is_announced(self):
         with pytest.warns(SmoothnessWarning):

@@ -15,6 +15,7 @@ _HOME = {
     "IRVAE": "estimators",
     "MCAE": "estimators",
     "NRAE": "estimators",
+    "Neighborhood": "neighborhood",
     "Objective": "objective",
     "Term": "objective",
     "VAE": "estimators",

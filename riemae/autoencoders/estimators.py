@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,15 @@ from torch.utils.data import DataLoader
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
+from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import build_decoder, build_encoder, fit_codes
 from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
+from riemae.autoencoders.report import Report, report
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
 from riemae.manifold import Manifold
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
-    from sklearn.neighbors import NearestNeighbors
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as reason:
     raise MissingExtraError(
@@ -33,6 +35,8 @@ except ImportError as reason:
 
 _CHUNK = 8192  # samples encoded or decoded at once
 _REFERENCE = 10_000  # samples of a DataLoader that set the units
+_LOOKED_AT = 2000  # samples that a report is about
+_NEIGHBORHOOD = 10  # neighbours in it
 # What may change between an interrupted run and the one that goes on with it.
 _FREE = ("epochs", "progress", "logger", "directory", "checkpoint_every", "trainer", "device", "warm_start")
 
@@ -87,6 +91,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         history_: Mean of every part of the loss over each epoch, by name.
         n_epochs_: Epochs trained.
         objective_: Networks and loss together.
+        report_: A :class:`~riemae.autoencoders.report.Report`: what the geometry is like, and what to try.
         data_shape_: Shape of one sample.
         n_features_in_: Its first axis.
 
@@ -187,6 +192,60 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "objective_")
         return 1.0 - float(self._apply(self.objective_.unexplained, X).mean())
 
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the trained model, in place of one that may be there: safetensors and JSON, never a pickle, atomically.
+
+        Networks, settings, units, history and report are kept; :func:`riemae.load` brings them back. Not kept: the
+        optimizer's state (``partial_fit`` begins with a new one), and loggers, callbacks and graphs of neighbours.
+
+        Args:
+            directory: Made when missing.
+
+        Returns:
+            The directory.
+
+        Raises:
+            CheckpointError: When the directory is a file.
+        """
+        check_is_fitted(self, "objective_")
+        from riemae.autoencoders.saved import save
+
+        return save(self, directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any) -> AE:
+        """As :func:`riemae.load`, for a checkpoint of this class, which may be one of your own.
+
+        Args:
+            directory: Where :meth:`save` wrote.
+            device: Where the model goes.
+            given: As in :func:`riemae.load`.
+
+        Raises:
+            CheckpointError: As in :func:`riemae.load`, and for a model of another class.
+        """
+        from riemae import persistence
+
+        return persistence.read(directory, device, given, cls)
+
+    @property
+    def report_(self) -> Report:
+        """Diagnostics on (a part of) the training data, computed when they are first asked for.
+
+        Raises:
+            OptionError: When there were fewer than 4 samples.
+        """
+        check_is_fitted(self, "objective_")
+        found: Report | None = self._report
+        if found is None:
+            if self._sample is None or len(self._sample) < 4:
+                got = "none" if self._sample is None else f"n_samples = {len(self._sample)}"
+                raise OptionError(f"{type(self).__name__}.report_", "at least 4 samples of the training data", got, "")
+            k = min(_NEIGHBORHOOD, len(self._sample) // 2 - 1)
+            found = report(self.manifold_, self.objective_.encode, self._sample, k=k)
+            self._report: Report | None = found
+        return found
+
     def costs(self, X: Any) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds a training step of every part, on a batch of X."""
         check_is_fitted(self, "objective_")
@@ -266,8 +325,10 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             train(module, batches, self._run(epochs, data if loader is None else None, fresh), validation)
         finally:
             self.history_ = module.history
-            self.n_epochs_ = len(module.history.get("loss", []))
-            self._optimizer_state = module.optimizer_state
+            self.n_epochs_: int = len(module.history.get("loss", []))
+            self._optimizer_state: dict[str, Any] | None = module.optimizer_state
+            self._sample: Tensor | None = _part(data, self.seed)
+            self._report = None
             objective.to(device).eval().requires_grad_(False)
             objective.zero_grad()
         return self
@@ -501,7 +562,10 @@ class NRAE(AE):
         order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
         neighbors: k of the directed graph of nearest neighbours.
         weight: λ, of the neighbours beside the reconstruction.
-        neighborhood: A graph of your own: anything with ``sample(index, generator) -> index of a neighbour``.
+        neighborhood: A graph of your own: a :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency
+            matrix, a networkx graph, a table of neighbours ``(n, k)``, anything with ``sample(index, generator) ->
+            index of a neighbour``, or a function of the data that makes one of these, such as
+            ``functools.partial(Neighborhood.nearest, k=10, kind="mutual")``.
         init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or ``"isomap"`` or
             ``"laplacian"``: the graph's embedding of that name. Training alone rarely undoes a fold.
         restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
@@ -509,6 +573,7 @@ class NRAE(AE):
     All others as in :class:`AE`. A DataLoader has to bring the neighbours: ``{"x": …, "neighbor": …}``.
 
     Attributes:
+        neighborhood_: The graph that it was trained on.
         restart_losses_: Final loss of every restart.
     """
 
@@ -553,12 +618,30 @@ class NRAE(AE):
     def _variation(self) -> Variation:
         return Variation(order=self.order, neighbor_weight=self.weight)
 
+    def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+        self._graph_of: Tensor | None = None
+        try:
+            return super()._train(X, epochs, fresh, optimizer_state)
+        finally:
+            del self._graph_of
+
     def _neighbors(self, x: Tensor) -> Neighbors | None:
-        graph = self.neighborhood
-        if graph is None:
-            return _Nearest(x, self.neighbors)
+        # The graph that the encoder starts from is the one to train on.
+        if self._graph_of is not x:
+            self.neighborhood_ = self._graph(x)
+            self._graph_of = x
+        return self.neighborhood_
+
+    def _graph(self, x: Tensor) -> Neighbors:
+        if self.neighborhood is None:
+            n, k = len(x), self.neighbors
+            if not 1 <= k < n:
+                got = f"neighbors = {k} with n_samples = {n}"
+                raise OptionError("NRAE", "fewer neighbors than samples, and at least 1", got, "")
+            return Neighborhood.nearest(x.cpu(), k)
+        graph = as_neighborhood(self.neighborhood, x)
         if hasattr(graph, "__len__") and len(graph) != len(x):
-            hint = "With validation_fraction, leave neighborhood out: both parts get a graph of their own."
+            hint = "With validation_fraction, leave neighborhood out, or give a function of the data."
             raise OptionError("NRAE", f"a neighborhood of {len(x)} samples", f"one of {len(graph)}", hint)
         return graph
 
@@ -570,12 +653,14 @@ class NRAE(AE):
             if not hasattr(graph, "embedding"):
                 hint = "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
                 raise OptionError("NRAE", "a neighborhood with an embedding", type(graph).__name__, hint)
-            codes = graph.embedding(self.latent_dim, self.init)
+            codes = graph.embedding(self.latent_dim, self.init, dtype=data.dtype)
         else:
             codes = torch.as_tensor(self.init)
         if codes.shape != (len(data), self.latent_dim):
             got = str(tuple(codes.shape))
             raise ShapeError("NRAE", f"init of shape ({len(data)}, {self.latent_dim})", got, "One code a sample.")
+        if not bool((codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))).all()):
+            raise OptionError("NRAE", "finite codes that vary in every dimension", "others", "What does init hold?")
         fit_codes(objective.encoder, data, codes.to(data))
 
 
@@ -590,14 +675,15 @@ class MCAE(AE):
         kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the Riemann tensor, for
             two latent dimensions or more.
         weight: Of the curvature, in units of the data's extent: 2m for a sphere S^m of data.
-        probes: Of the extrinsic curvature, a point and step.
+        probes: Of the extrinsic curvature, a point and step; None for all latent directions, exactly, at
+            m (m + 1)/2 second derivatives.
 
     All others as in :class:`AE`.
     """
 
     kind: Literal["extrinsic", "intrinsic"] = "extrinsic"
     weight: float = 1e-3
-    probes: int = 1
+    probes: int | None = 1
 
     def _own_terms(self) -> dict[str, float | Term]:
         if self.kind not in ("extrinsic", "intrinsic"):
@@ -611,7 +697,8 @@ class MCAE(AE):
                     "Every curve is flat in itself.",
                 )
             return {"intrinsic_curvature": self.weight}
-        return {"extrinsic_curvature": Term(self.weight, options={"probes": self.probes, "ridge": RIDGE})}
+        how = {"estimator": "exact"} if self.probes is None else {"probes": self.probes}
+        return {"extrinsic_curvature": Term(self.weight, options={**how, "ridge": RIDGE})}
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -658,29 +745,15 @@ def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, fl
     return {"relaxed_distortion": Term(weight, options={"mixup": mixup, "probes": probes})}
 
 
+def _part(data: Tensor, seed: int) -> Tensor:
+    """What a report looks at; a copy, for the data are not ours to hold."""
+    if len(data) <= _LOOKED_AT:
+        return data.clone()
+    generator = torch.Generator().manual_seed(derived_seed(seed, 6))
+    return data[torch.randperm(len(data), generator=generator)[:_LOOKED_AT].to(data.device)]
+
+
 def _final_loss(model: NRAE) -> float:
     """Mean loss of the last twentieth of the epochs: one epoch's depends on the neighbours that it drew."""
     losses = model.history_["loss"]
     return float(np.mean(losses[-max(1, len(losses) // 20) :]))
-
-
-class _Nearest:
-    """Exact, directed k-nearest-neighbour graph of the flattened data."""
-
-    def __init__(self, x: Tensor, k: int) -> None:
-        n = len(x)
-        if not 1 <= k < n:
-            raise OptionError(
-                "NRAE", "fewer neighbors than samples, and at least 1", f"neighbors = {k} with n_samples = {n}", ""
-            )
-        flat = x.detach().flatten(1).cpu().numpy()
-        found = NearestNeighbors(n_neighbors=k + 1).fit(flat).kneighbors(flat, return_distance=False)
-        # The sample itself, by its number: among duplicates it need not come first, nor come at all.
-        own = found == np.arange(n)[:, None]
-        own[~own.any(1), -1] = True
-        self.index = torch.as_tensor(found[~own].reshape(n, k))
-
-    def sample(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (b,) -> (b,)
-        """One neighbour each."""
-        which = torch.randint(self.index.shape[1], index.shape, generator=generator)
-        return self.index[index, which]

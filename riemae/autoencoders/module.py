@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -129,6 +130,7 @@ class GeometricModule(LightningModule):
         self._pending: list[Tensor] = []
         self._good = False
         self._kept_loss = float("inf")
+        self._start = 1.0
 
     @property
     def manifold(self) -> Manifold:
@@ -198,9 +200,11 @@ class GeometricModule(LightningModule):
         value = loss.detach()
         if not self._parts:
             self._names = ["loss", *parts]
+            if not self.history.get("loss"):
+                self._start = float(value)
         self._parts.append(torch.stack([value, *(p.detach().to(value.dtype) for p in parts.values())]))
         # Looking at the value costs nothing on a processor; an accelerator would have to wait at every step.
-        if value.device.type == "cpu" and not float(value) <= self._limit():
+        if value.device.type == "cpu" and not (value.isfinite() and float(value) <= self._limit()):
             raise self._explosion(f"a loss of {float(value):.3g}")
         return loss
 
@@ -235,7 +239,7 @@ class GeometricModule(LightningModule):
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
         values = dict(zip(self._names, means.tolist(), strict=True))
         self._parts.clear()
-        if not values["loss"] <= self._limit():
+        if not (math.isfinite(values["loss"]) and values["loss"] <= self._limit()):
             raise self._explosion(f"a loss of {values['loss']:.3g}")
         values |= {
             name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val_")
@@ -264,7 +268,8 @@ class GeometricModule(LightningModule):
         self._kept_loss = min(self.history.get("loss", []), default=float("inf"))
 
     def _limit(self) -> float:
-        start = self.history["loss"][0] if self.history.get("loss") else 1.0
+        # The curvature of fresh networks may be huge, and falls at once: the first step is the measure of all others.
+        start = self.history["loss"][0] if self.history.get("loss") else self._start
         return _EXPLODED * max(1.0, start)
 
     def _explosion(self, got: str) -> TrainingError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -346,6 +346,40 @@ class Neighborhood:
         hair = 1e-12 * (positive.mean() if len(positive) else 1.0)
         arrays = (np.maximum(lengths, hair), self.neighbors.cpu().numpy(), self.start.cpu().numpy())
         return csr_array(arrays, shape=(len(self), len(self)))
+
+
+def as_neighborhood(graph: Any, x: Tensor) -> Any:
+    """A graph on the samples ``x``, in whatever form somebody has it, on the CPU.
+
+    Args:
+        graph: A :class:`Neighborhood`; a function ``x -> graph``; a networkx graph; a square matrix (adjacency); a
+            table of neighbours ``(n, k)`` or lists of them; or anything else with a method ``sample``, which is
+            returned as it is.
+        x: The data ``(n, *shape)``.
+
+    Raises:
+        ShapeError: When matrix, table or graph are of another number of samples.
+        GraphError: For graphs that are none, as in the constructors of :class:`Neighborhood`.
+        DTypeError: For anything else.
+    """
+    where = "neighborhood"
+    if callable(graph) and not hasattr(graph, "sample"):
+        graph = graph(x.cpu())
+    if isinstance(graph, Neighborhood):
+        # An embedding of several components needs the data to join them by.
+        flat = graph.data if graph.data is not None or len(graph) != len(x) else x.detach().flatten(1).cpu()
+        return replace(graph.to("cpu"), data=flat)
+    if hasattr(graph, "sample"):
+        return graph
+    if hasattr(graph, "nodes") and hasattr(graph, "edges"):
+        return Neighborhood.from_networkx(graph, x)
+    shape = tuple(getattr(graph, "shape", ()))
+    if len(shape) == 2 and shape[0] == shape[1]:
+        return Neighborhood.from_adjacency(graph, x)
+    if isinstance(graph, (Tensor, np.ndarray)) or (isinstance(graph, Sequence) and not isinstance(graph, str)):
+        return Neighborhood.from_index(graph, x)
+    hint = "See riemae.autoencoders.neighborhood.Neighborhood."
+    raise DTypeError(where, "a graph, a matrix (n, n) or a table (n, k)", type(graph).__name__, hint)
 
 
 def _search(where: str, flat: np.ndarray, k: int, approximate: bool, seed: int) -> np.ndarray:  # -> (n, k)

@@ -1,0 +1,314 @@
+"""Estimators as tensors and plain values, and back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from riemae import ambient as ambients
+from riemae import io
+from riemae.ambient import AmbientMetric
+from riemae.autoencoders.likelihoods import LIKELIHOODS, Likelihood, as_likelihood
+from riemae.autoencoders.objective import Objective, Term
+from riemae.autoencoders.report import Report
+from riemae.exceptions import CheckpointError, RiemaeError
+
+if TYPE_CHECKING:
+    from riemae.autoencoders.estimators import AE
+
+LAYOUT = 1  # of the metadata; io has a version of its own for the files
+_PARTS = ("encoder", "decoder")
+# Arguments with a description of their own, that must be given at load where they have none.
+_DESCRIBED = (*_PARTS, "ambient", "likelihood", "terms")
+_UNKNOWN = "not described"
+
+
+def save(model: AE, directory: str | os.PathLike[str]) -> Path:
+    """Write a fitted estimator; see :meth:`riemae.autoencoders.AE.save`."""
+    objective = model.objective_
+    settings = model.get_params(deep=False)
+    plain = {name: _plain(value) for name, value in settings.items() if name not in _DESCRIBED}
+    tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
+    own: dict[str, Any] = {}
+    for part in _PARTS:
+        if settings[part] is not None:
+            own[part] = io.describe(settings[part]) or _UNKNOWN
+            # What a new fit starts from.
+            tensors |= {f"{part}.{name}": value for name, value in settings[part].state_dict().items()}
+    # A report needs the data, which stay here.
+    sample = model._sample
+    found = model.report_ if model._report is not None or (sample is not None and len(sample) >= 4) else None
+    metadata = {
+        "kind": "autoencoder",
+        "layout": LAYOUT,
+        "class": type(model).__name__,
+        "settings": {name: value for name, value in plain.items() if value is not _UNKNOWN},
+        "dropped": sorted(name for name, value in plain.items() if value is _UNKNOWN),
+        "own": own,
+        "networks": {part: io.describe(getattr(objective, part)) or _UNKNOWN for part in _PARTS},
+        "ambient": "fisher" if objective.fisher else _ambient(objective.ambient),
+        "likelihood": _likelihood(objective.likelihood),
+        "likelihood_setting": settings["likelihood"] if isinstance(settings["likelihood"], str) else None,
+        "terms": _terms(settings["terms"]),
+        "latent_dim": objective.latent_dim,
+        "dtype": str(objective.null.dtype).removeprefix("torch."),
+        "data_shape": list(model.data_shape_),
+        "n_features": int(model.n_features_in_),
+        "feature_names": list(model.feature_names_in_) if hasattr(model, "feature_names_in_") else None,
+        "history": {name: [float(v) for v in values] for name, values in model.history_.items()},
+        "restart_losses": getattr(model, "restart_losses_", None),
+        "report": None if found is None else dataclasses.asdict(found),
+    }
+    return io.save(directory, tensors, metadata)
+
+
+def restored(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    device: torch.device,
+    given: Mapping[str, Any],
+    cls: type[AE] | None = None,
+) -> AE:
+    """The estimator of a checkpoint.
+
+    Raises:
+        CheckpointError: When its content is no such estimator, or something is missing or does not fit.
+    """
+    where = "riemae.load"
+    if metadata.get("layout") != LAYOUT:
+        hint = "It was written by another version of riemae: update this one."
+        raise CheckpointError(where, f"an autoencoder in layout {LAYOUT}", repr(metadata.get("layout")), hint)
+    unknown = sorted(set(given) - set(_DESCRIBED))
+    if unknown:
+        hint = "All other settings come from the checkpoint; set_params changes them."
+        raise CheckpointError(where, f"arguments among {', '.join(_DESCRIBED)}", ", ".join(unknown), hint)
+    kind = cls or _class(metadata["class"])
+    if kind.__name__ != metadata["class"]:
+        hint = f"Load it by riemae.load, or by {metadata['class']}.load."
+        raise CheckpointError(where, f"a checkpoint of {kind.__name__}", f"one of {metadata['class']}", hint)
+    _check_given(metadata, given)
+    try:
+        model = kind(**_settings(metadata, given))
+        model.device = str(device)
+        model.objective_ = _objective(model, tensors, metadata, given, device)
+        _set_own(model, tensors, metadata, given)
+        model.data_shape_ = tuple(metadata["data_shape"])
+        model.n_features_in_ = metadata["n_features"]
+        if metadata["feature_names"] is not None:
+            model.feature_names_in_ = np.array(metadata["feature_names"], dtype=object)
+        model.history_ = {name: list(values) for name, values in metadata["history"].items()}
+        model.n_epochs_ = len(model.history_.get("loss", []))
+        if metadata["restart_losses"] is not None:
+            model.restart_losses_ = metadata["restart_losses"]
+        model._sample, model._report = None, _report(metadata["report"])
+    except CheckpointError:
+        raise
+    except (RiemaeError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
+        hint = "Do the arguments given to load belong to this model?" if given else ""
+        got = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        raise CheckpointError(where, f"a complete {metadata['class']} that fits together", got, hint) from reason
+    return model
+
+
+# Writing.
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON holds it, or ``_UNKNOWN``: how a run was watched or started does not belong to the model."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        inner = [_plain(v) for v in value]
+        return _UNKNOWN if any(v is _UNKNOWN for v in inner) else inner
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        entries = {k: _plain(v) for k, v in value.items()}
+        return _UNKNOWN if any(v is _UNKNOWN for v in entries.values()) else entries
+    return _UNKNOWN
+
+
+def _ambient(metric: AmbientMetric | None) -> Any:
+    """Name and arguments of a metric; its tensors travel with the objective's."""
+    if metric is None:
+        return None
+    name = type(metric).__name__
+    if type(metric) in (ambients.Euclidean, ambients.Diagonal, ambients.Constant):
+        return {"name": name}
+    if type(metric) is ambients.InfoRiemannian:
+        keys = ("bandwidth", "evaluate", "draws", "neighbors", "seed")
+        return {"name": name, "arguments": {key: getattr(metric, key) for key in keys}}
+    return _UNKNOWN
+
+
+def _likelihood(likelihood: Likelihood) -> Any:
+    known = {cls.__name__: cls for cls in LIKELIHOODS.values()}
+    if known.get(type(likelihood).__name__) is not type(likelihood):
+        return _UNKNOWN
+    return {"name": type(likelihood).__name__, "arguments": dataclasses.asdict(likelihood)}
+
+
+def _terms(terms: Mapping[str, float | Term] | None) -> Any:
+    if terms is None:
+        return None
+    described: dict[str, Any] = {}
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            described[name] = float(term)
+            continue
+        options = _plain(term.options)
+        if term.loss is not None or options is _UNKNOWN:
+            return _UNKNOWN
+        described[name] = {"weight": float(term.weight), "options": options, "power": term.power}
+    return described
+
+
+# Reading.
+
+
+def _class(name: str) -> type[AE]:
+    from riemae.autoencoders import estimators
+
+    kinds = ("AE", "VAE", "DenoisingAE", "ContractiveAE", "NRAE", "MCAE", "IRAE", "IRVAE")
+    if name not in kinds:
+        hint = f"A class of your own is loaded by its own method: {name}.load(directory)."
+        raise CheckpointError("riemae.load", f"one of {', '.join(kinds)}", repr(name), hint)
+    return getattr(estimators, name)
+
+
+def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Ask for everything at once that has no description.
+
+    Raises:
+        CheckpointError: When something is missing.
+    """
+    missing = [part for part in _PARTS if metadata["networks"][part] == _UNKNOWN]
+    missing += [name for name in ("ambient", "likelihood", "terms") if metadata[name] == _UNKNOWN]
+    missing = [name for name in missing if given.get(name) is None]
+    if missing:
+        raise CheckpointError(
+            "riemae.load",
+            f"the arguments {', '.join(f'{name}=' for name in missing)}",
+            "none",
+            "They are not made of plain values: pass ambient= (and the like) as in training; of networks the "
+            "structure is enough, or register their class with riemae.io.register before saving.",
+        )
+
+
+def _settings(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(metadata["settings"])
+    settings["hidden"] = tuple(settings["hidden"])
+    settings["terms"] = given.get("terms", _read_terms(metadata["terms"]))
+    settings["likelihood"] = given.get("likelihood", metadata["likelihood_setting"] or _read_likelihood(metadata))
+    return settings
+
+
+def _read_terms(described: Any) -> dict[str, float | Term] | None:
+    if not isinstance(described, Mapping):
+        return None
+    return {name: Term(**term) if isinstance(term, Mapping) else term for name, term in described.items()}
+
+
+def _read_likelihood(metadata: Mapping[str, Any]) -> Likelihood | None:
+    described = metadata["likelihood"]
+    if described == _UNKNOWN:
+        return None
+    known = {cls.__name__: cls for cls in LIKELIHOODS.values()}
+    return known[described["name"]](**described["arguments"])
+
+
+def _read_ambient(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    described = metadata["ambient"]
+    if described is None or described == "fisher":
+        return described
+    name, arguments = described["name"], described.get("arguments", {})
+    if name == "Diagonal":
+        return ambients.Diagonal(torch.ones_like(tensors["objective.ambient.weights"]))
+    if name == "Constant":
+        like = tensors["objective.ambient.cholesky"]
+        return ambients.Constant(torch.eye(len(like), dtype=like.dtype, device=like.device))
+    return {"Euclidean": ambients.Euclidean, "InfoRiemannian": ambients.InfoRiemannian}[name](**arguments)
+
+
+def _objective(
+    model: AE,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    given: Mapping[str, Any],
+    device: torch.device,
+) -> Objective:
+    """Built anew around stand-ins for the data, and filled with the saved tensors."""
+    dtype = getattr(torch, metadata["dtype"])
+    networks = {part: _network(part, metadata, given).to(device, dtype) for part in _PARTS}
+    metric = given["ambient"] if given.get("ambient") is not None else _read_ambient(metadata, tensors)
+    likelihood = _read_likelihood(metadata) or as_likelihood(given["likelihood"])
+    prefix = "objective."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    foreign = metadata["ambient"] == _UNKNOWN
+    if foreign:
+        state = {name: value for name, value in state.items() if not name.startswith("ambient.")}
+    for part in _PARTS:
+        own = {name.removeprefix(f"{part}."): v for name, v in state.items() if name.startswith(f"{part}.")}
+        networks[part].load_state_dict(own, assign=part not in given)
+    objective = Objective(
+        networks["encoder"],
+        networks["decoder"],
+        _stand_ins(networks["decoder"], likelihood, metadata, dtype, device),
+        likelihood,
+        metric,
+        {**model._own_terms(), **(model.terms or {})},
+        model._variation(),
+        metadata["latent_dim"],
+    )
+    if foreign and objective.ambient is not None:
+        state |= {f"ambient.{name}": value for name, value in objective.ambient.state_dict().items()}
+    objective.load_state_dict(state, assign=not given)
+    objective.to(device).eval().requires_grad_(False)
+    return objective
+
+
+def _stand_ins(
+    decoder: nn.Module, likelihood: Likelihood, metadata: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Data that the likelihood and the metric allow: decoded codes, or, of a decoder that is constant, any."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(16, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
+    theta = torch.randn(16, *metadata["data_shape"], generator=generator, dtype=dtype).to(device)
+    with torch.no_grad():
+        decoded = likelihood.mean(decoder.eval()(z))
+        varied = bool((decoded - decoded[0]).abs().max() > 1e-3 * decoded.abs().max())
+        return decoded if varied else likelihood.mean(theta)
+
+
+def _network(part: str, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
+    if given.get(part) is not None:
+        return copy.deepcopy(given[part])
+    return io.build(metadata["networks"][part])
+
+
+def _set_own(model: AE, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Constructor arguments that are objects, so that a clone trains as the original would."""
+    if metadata["ambient"] is not None:
+        model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
+    for part, described in metadata["own"].items():
+        network = copy.deepcopy(given[part]) if given.get(part) is not None else io.build(described)
+        own = {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}
+        network.to(model.objective_.null.device, model.objective_.null.dtype)
+        network.load_state_dict(own, assign=part not in given)
+        setattr(model, part, network)
+
+
+def _report(found: Mapping[str, Any] | None) -> Report | None:
+    if found is None:
+        return None
+    return Report(**{**found, "spread": tuple(found["spread"]), "sentences": tuple(found["sentences"])})

@@ -1,0 +1,61 @@
+"""Reading back a trained model of any kind, without importing what it does not need."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from riemae import io
+from riemae.exceptions import CheckpointError
+
+if TYPE_CHECKING:
+    from riemae.autoencoders.estimators import AE
+
+
+def load(directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any) -> AE:
+    """A trained autoencoder, as its ``save(directory)`` left it: its codes have the same bits.
+
+    Reading runs no code that the checkpoint names. What has no description in plain values (networks of your own that
+    are not registered with :func:`riemae.io.register`, most ambient metrics, losses and likelihoods of your own) has to
+    be given again; the error says what.
+
+    Args:
+        directory: Where ``save`` wrote.
+        device: Where the model goes.
+        given: Constructor arguments that the checkpoint cannot hold: ``encoder=``, ``decoder=``, ``ambient=``,
+            ``likelihood=``, ``terms=``. Networks get the trained weights, in a copy.
+
+    Raises:
+        CheckpointError: When a file is missing, changed, of an unknown version or of something else; when something is
+            missing that has to be given, or what is given does not fit.
+
+    Example:
+        >>> import tempfile, numpy as np, riemae
+        >>> from riemae.autoencoders import AE
+        >>> x = np.random.default_rng(0).normal(size=(40, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = AE(hidden=(8,), epochs=2).fit(x)
+        ...     again = riemae.load(model.save(folder))
+        >>> bool((again.transform(x) == model.transform(x)).all())
+        True
+    """
+    return read(directory, device, given, None)
+
+
+def read(
+    directory: str | os.PathLike[str], device: torch.device | str, given: dict[str, Any], cls: type[AE] | None
+) -> AE:
+    """As :func:`load`, of one class.
+
+    Raises:
+        CheckpointError: As there.
+    """
+    tensors, metadata = io.load(directory, device)
+    if metadata.get("kind") != "autoencoder":
+        hint = "Tensors of other checkpoints are read by riemae.io.load."
+        raise CheckpointError("riemae.load", "a checkpoint of an autoencoder", repr(metadata.get("kind")), hint)
+    from riemae.autoencoders.saved import restored
+
+    return restored(tensors, metadata, torch.device(device), given, cls)
