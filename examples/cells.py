@@ -1,9 +1,9 @@
 """Real cells: 700 blood cells with the counts of 765 genes, and how well distances tell their types apart.
 
-A negative-binomial autoencoder with two latent dimensions is fitted to the counts that scanpy ships. Neighbours are then
-looked for by four distances: straight in the latent space, by the Euclidean metric on expected counts, by Fisher-Rao
-(along the k-nearest-neighbour graph of the latent codes), and between the counts themselves. A distance is good when a
-cell's nearest neighbours are of its own type.
+A negative-binomial autoencoder with two latent dimensions is fitted to the counts that scanpy ships. Neighbours are
+then looked for by four distances: straight in the latent space, by the Euclidean metric on expected counts, by
+Fisher-Rao (both along the k-nearest-neighbour graph of the latent codes), and between the counts themselves. A distance
+is good when a cell's nearest neighbours are of its own type.
 
     pip install .[train,cells]
     python examples/cells.py             # writes out/cells.png

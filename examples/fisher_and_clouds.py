@@ -53,7 +53,9 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
     first = datasets.counts(seed=0, dtype=torch.float64)
     print("Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of latent distances with")
     print("true geodesic distances of the rates, by both metrics")
-    print(f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} {'Euclidean':>10} {'Fisher':>7} {'score':>6}")
+    print(
+        f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} {'Euclidean':>10} {'Fisher':>7} {'score':>6}"
+    )
     for seed in range(seeds):
         data = datasets.counts(seed=seed, dtype=torch.float64)
         true_fisher = Manifold(lambda z, d=data: torch.distributions.Poisson(d.surface(z)))
