@@ -254,7 +254,10 @@ def _solve_level(space: Space, solver: Solver | Newton, state: Any, rtol: float,
         active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
         if not len(active):
             return state
-        state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
+        if len(active) == len(state.status):
+            state = solver.step(space, state, _SOLVER_SHARE * rtol)
+        else:
+            state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
 
 
 def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Tensor:
