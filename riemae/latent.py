@@ -17,7 +17,7 @@ from torch import Tensor
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import DecoderError, OptionError, ShapeError
 from riemae.solvers import GeodesicResult, Newton, Solver
-from riemae.solvers.path import demand_convergence, geodesic
+from riemae.solvers.path import default_solver, demand_convergence, geodesic
 from riemae.solvers.tolerances import tolerance
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def latent_geodesic(
         return geodesic(M, z0, z1, rtol=rtol)  # raises what it has to say
     for z in (z0, z1):
         latent.check(M, z)
-    solver = Newton() if solver is None else solver
+    solver = default_solver(z0.shape[-1]) if solver is None else solver
     best: GeodesicResult | None = None
     with torch.no_grad():
         for stop, init in latent.candidates(z0.detach(), z1.detach()):

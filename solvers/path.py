@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.graph import Graph
 from riemae.solvers.newton import RUNNING, Newton, PathState
+from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
@@ -42,6 +43,10 @@ _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 # (three matrices of up to 192 x 192), and so many times m² where by blocks (a dozen blocks on each of 16 segments).
 _BYTES, _FEWEST_PAIRS = 2**30, 16
 _DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
+# In place of m rows a block, matrix-free: room for the decoder's layers at the nodes, which the products keep.
+_ROWS_MATRIX_FREE = 64
+
+MATRIX_FREE_FROM = 96
 
 
 def geodesic(
@@ -69,11 +74,12 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length.
-        solver: Settings; :class:`Newton` unless given. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
+        solver: Settings; unless given :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`, which is faster
+            there but knows no Morse index. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
             :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
-            are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, a start
-            curve that is nearly a geodesic is kept, even where it does not minimise (``target="stationary"``).
+            are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, Newton
+            keeps a start curve that is nearly a geodesic, even where it does not minimise (``target="stationary"``).
         n_starts: Start curves a pair: the straight line (or ``init``), routes through ``graph``, perturbations. The
             shortest geodesic is returned, the others are its ``alternatives``. 1 without a graph, 4 with one, unless
             given.
@@ -102,7 +108,7 @@ def geodesic(
     if n_starts is None:
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     if solver is None:
-        solver = Newton(target="minimum" if init is None or n_starts != 1 else "stationary")
+        solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
     with torch.no_grad():
         start = _start(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
@@ -113,6 +119,11 @@ def geodesic(
             result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
     result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
+
+
+def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver | Newton:
+    """Settings for ``m`` latent dimensions: Newton with its certificate, matrix-free where its blocks cost too much."""
+    return Newton(target=target) if m < MATRIX_FREE_FROM else NewtonCG()
 
 
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:
@@ -165,7 +176,7 @@ def _solve(
 ) -> GeodesicResult:  # a flat batch (p,)
     """All pairs, some at a time: memory grows with the chunk, and only the result with the batch."""
     p, m = len(start.nodes), start.nodes.shape[-1]
-    numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * m
+    numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
     size = max(_FEWEST_PAIRS, _BYTES // (start.nodes.element_size() * numbers))
     parts = []
     for first in range(0, max(p, 1), size):
@@ -212,6 +223,9 @@ def _solve_chunk(
             before, previous = previous, out.length.clone()
             out.length[rows] = (speed * weights).sum(-1)
             out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
+            if isinstance(solver, NewtonCG):  # its steps end where its tolerance does, Newton's far below it
+                left = torch.where(state.status == Status.CONVERGED, state.decrement, 0.0)
+                out.error[rows] += left * out.length[rows]
             out.steps[rows] += state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
