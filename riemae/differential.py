@@ -229,7 +229,7 @@ class Differential:
     @staticmethod
     def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         x, j, forms = parts
-        return x, *_where_defined(x, [j.movedim(0, -1)]), forms.transpose(0, 1)
+        return x, _where_defined(x, [j.movedim(0, -1)])[0], forms.transpose(0, 1)
 
     # Modes and chunks.
 

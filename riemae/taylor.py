@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils import _pytree as pytree
 
+from riemae import activations
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -370,6 +372,10 @@ def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     jet, *rest = args
     if not isinstance(jet, Jet) or _has_jets((rest, kwargs)):
         return _any(name, func, args, kwargs)
+    if name in activations.KNOWN and not rest and not kwargs and _fusible(jet):
+        pairs = None if jet.tape.pairs is None else list(zip(jet.tape.pairs.i, jet.tape.pairs.j, strict=True))
+        parts = activations.Activation.apply(name, func, pairs, jet.value, jet.first, jet.second)
+        return Jet(parts[0], parts[1], parts[2] if pairs is not None else None, jet.tape)
     y = func(jet.value, *rest, **kwargs)
     if y.shape != jet.shape:  # constants that broadcast
         return _any(name, func, args, kwargs)
@@ -381,6 +387,11 @@ def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
         else:
             slope, bend = _derivatives(lambda x: func(x, *rest, **kwargs), x, tape, name not in _PIECEWISE_LINEAR)
     return jet.chain(y, slope, bend)
+
+
+def _fusible(jet: Jet) -> bool:
+    tape = jet.tape
+    return tape.differentiable and tape.recorded is None and activations.usable(jet.value, jet.first, jet.second)
 
 
 def _derivatives(f: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, bends: bool) -> tuple[Tensor, Tensor | None]:
@@ -497,22 +508,6 @@ def _refused(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     raise NotImplementedError(f"{name} does not know Taylor mode")
 
 
-def _silu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    s = x.sigmoid()
-    t = s - s * s
-    return torch.addcmul(s, x, t), t * torch.addcmul(x.new_full((), 2.0), x, 1 - 2 * s)
-
-
-def _tanh(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    slope = 1 - y * y
-    return slope, -2 * y * slope
-
-
-def _sigmoid(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    slope = y - y * y
-    return slope, slope * (1 - 2 * y)
-
-
 def _sin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.cos(), -y
 
@@ -522,9 +517,9 @@ def _cos(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _DERIVATIVES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]] = {
-    "silu": _silu,
-    "tanh": _tanh,
-    "sigmoid": _sigmoid,
+    "silu": lambda x, y: activations.silu(x, 2)[:2],
+    "tanh": lambda x, y: activations.tanh(y, 2)[:2],
+    "sigmoid": lambda x, y: activations.sigmoid(y, 2)[:2],
     "sin": _sin,
     "cos": _cos,
     "exp": lambda x, y: (y, y),
