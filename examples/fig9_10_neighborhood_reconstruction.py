@@ -1,8 +1,8 @@
 """What NRAE asks for: the decoder's local expansion at a sample, beside the sample's neighbours (figures 9 and 10).
 
-At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain autoencoder's lines miss
-the neighbours, because its curve turns between samples as it likes. Both expansions of a trained model are measured at
-the neighbours: NRAE-L makes the first small, NRAE-Q the second.
+At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain autoencoder's lines
+miss the neighbours, because its curve turns between samples as it likes. Both expansions of a trained model are
+measured at the neighbours: NRAE-L makes the first small, NRAE-Q the second.
 
     python examples/fig9_10_neighborhood_reconstruction.py    # writes out/fig9_10_neighborhood_reconstruction.png
 """

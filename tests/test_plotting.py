@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from riemae import Manifold, plotting
-from riemae.exceptions import NonFiniteError, RiemaeError, ShapeError
+from riemae.exceptions import NonFiniteError, RiemaeError, ShapeError, SingularMetricError
 from riemae.solvers import Curve
 
 SPHERE = Manifold(spaces.sphere)
@@ -163,3 +163,49 @@ class TestStrip:
     def test_other_shapes(self, axes, shape):
         with pytest.raises(RiemaeError, match=r"plotting\.strip.*\(rows, columns, height, width\)"):
             plotting.strip(torch.zeros(shape), axes)
+
+
+class TestIndicatrices:
+    def test_every_point_of_an_ellipse_has_the_same_length(self, axes):
+        z = torch.rand(6, 2, generator=torch.Generator().manual_seed(0)).double()
+        M = Manifold(lambda z: torch.cat([z.exp(), z[..., :1] * z[..., 1:]], -1))
+        radius = plotting.indicatrices(M, axes, z, radius=0.1)
+        assert radius == 0.1
+        (lines,) = axes.collections
+        for centre, line in zip(z, lines.get_segments(), strict=True):
+            v = torch.as_tensor(line) - centre
+            assert torch.allclose(M.norm(centre.expand_as(v), v), torch.tensor(0.1).double(), rtol=1e-9)
+
+    def test_of_a_conformal_map_they_are_circles_that_do_not_touch(self, axes):
+        z = torch.cartesian_prod(torch.linspace(-0.2, 0.2, 3), torch.linspace(-0.2, 0.2, 3)).double()
+        radius = plotting.indicatrices(SPHERE, axes, z)
+        sizes = [
+            np.linalg.norm(s - c, axis=1) for s, c in zip(axes.collections[0].get_segments(), z.numpy(), strict=True)
+        ]
+        # v = r/√λ with √λ = 2/(1 + |z|²) on the sphere.
+        for size, centre in zip(sizes, z, strict=True):
+            assert np.allclose(size, radius * (1 + float(centre.square().sum())) / 2, rtol=1e-9)
+            assert (size < 0.1).all()
+
+    def test_singular_metrics_and_other_dimensions_are_refused(self, axes):
+        flat = Manifold(lambda z: torch.cat([z[..., :1], z[..., :1] * 2, z[..., :1]], -1))
+        with pytest.raises(SingularMetricError):
+            plotting.indicatrices(flat, axes, torch.zeros(3, 2).double())
+        with pytest.raises(ShapeError):
+            plotting.indicatrices(SPHERE, axes, torch.zeros(3, 3).double())
+
+
+def test_spread_points_are_the_corners_first():
+    z = torch.cartesian_prod(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 5))
+    chosen = plotting.spread_points(z, 5)
+    assert chosen[0].tolist() == [0.0, 0.0]
+    assert {tuple(p) for p in chosen[1:].tolist()} == {(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)}
+    assert len(plotting.spread_points(z, 100)) == 25
+
+
+def test_colours_of_a_plane_are_colours_and_tell_its_corners_apart():
+    colours = plotting.plane_colours(torch.cartesian_prod(torch.tensor([-3.0, 5.0]), torch.tensor([0.0, 1.0])))
+    assert colours.shape == (4, 3)
+    assert (colours >= 0).all()
+    assert (colours <= 1).all()
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]) > 0.3
