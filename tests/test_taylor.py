@@ -138,12 +138,12 @@ class TestRules:
     @pytest.mark.parametrize("again", [False, True], ids=["no_grad", "grad"])
     def test_the_reverse_pass_gives_the_contraction(self, case, again):
         f, z, x, j, h = case
-        a = draw(*x.shape, seed=7)
+        a = draw(2, *x.shape, seed=7)
         with MODE.active(True):
-            value, first, form = MODE.expansion(f, z, lambda y: a, again)
+            value, first, forms = MODE.expansion(f, z, lambda x, j: a, again)
         close(value, x)
         close(first.movedim(0, -1), j)
-        close(form, torch.einsum("kdij,kd->kij", h, a))
+        close(forms, torch.einsum("kdij,skd->skij", h, a))
 
     def test_products_with_the_metric(self, case):
         f, z, x, j, _ = case
