@@ -79,7 +79,7 @@ class NewtonCG:
     max_segments: int = 512
     max_steps: int = 200
     max_products: int = 200
-    sketch: int = 16
+    sketch: int = 32
     second_order: bool = True
 
     def __post_init__(self) -> None:

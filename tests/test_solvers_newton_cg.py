@@ -1,4 +1,4 @@
-"""Matrix-free Newton: closed forms in many dimensions, agreement with Newton and with dense matrices, no m × m array."""
+"""Matrix-free Newton: closed forms in many dimensions, agreement with Newton and dense matrices, no m × m array."""
 
 import math
 from dataclasses import replace
