@@ -355,8 +355,12 @@ class Differential:
                 if not isinstance(mode, Nested):
                     raise
                 return
-            compared = [(actual, (bend * v).sum(-1))] if kind in _SECOND_ORDER else [(actual, expected)]
+            compared = [(actual, expected)]
+            if kind in _SECOND_ORDER:
+                assert bend is not None
+                compared = [(actual, (bend * v).sum(-1))]
             if again:
+                assert bend is not None
                 compared.append((_slope(actual.sum(), point), bend))
             for ours, theirs in compared:
                 # Rounding is judged by the map's values; by 1 where they vanish, such as a flat space's connection.

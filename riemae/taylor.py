@@ -133,13 +133,13 @@ class Jet(Tensor):
     @staticmethod
     def __new__(cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Jet:
         """A wrapper of the value's shape, dtype and device, without storage of its own."""
-        return Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)
 
     def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
         self.value, self.first, self.second, self.tape = value, first, second, tape
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuse what did not come through ``__torch_function__``: scripts and compiled code.
 
         Raises:
@@ -398,7 +398,7 @@ def _derivatives(f: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, bends: bo
         return slope(x), None
     # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
     with torch.enable_grad():
-        first, second = jvp(slope, (x,), (ones,))
+        first, second = jvp(slope, (x,), (ones,))  # type: ignore[misc]
     return tape.frozen(first), tape.frozen(second)
 
 

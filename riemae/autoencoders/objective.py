@@ -383,7 +383,7 @@ class Objective(nn.Module):
                     "'fisher', a metric on distributions",
                     "NRAE's own loss already uses the likelihood: leave ambient out.",
                 )
-            return ambients.FisherRao()  # type: ignore[attr-defined]
+            return ambients.FisherRao()
         if self.variation.order is not None and not isinstance(self.likelihood, SquaredError):
             raise OptionError(
                 "NRAE", "likelihood='squared_error' with an ambient metric", type(self.likelihood).__name__, ""
