@@ -48,7 +48,7 @@ class _SiluSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(g, x)
-        return torch.ops.aten.silu_backward(g, x)  # type: ignore[no-any-return]
+        return torch.ops.aten.silu_backward(g, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:

@@ -252,6 +252,19 @@ def riemann(
     return _riemann_of_connection(core, where, flat)
 
 
+def metric_and_riemann(
+    M: Manifold, z: Tensor, ridge: float = 0.0
+) -> tuple[Tensor, Tensor]:  # (*b, m) -> (*b, m, m), (*b, m, m, m, m)
+    """``Manifold.metric``, with the ridge, and ``Manifold.riemann`` from one pass.
+
+    Raises:
+        OptionError: For a negative ridge, or one without a feature map.
+        SingularMetricError: Where the metric is not positive definite.
+    """
+    metric, tensor = riemann(M._core, "Manifold.riemann", M._core.points("riemann", z), ridge)
+    return metric.view(*z.shape, z.shape[-1]), tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
+
+
 def ricci(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m)
     """Metric and Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
     g, r = riemann(core, where, flat)

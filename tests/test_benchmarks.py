@@ -11,13 +11,14 @@ import torch
 from torch.func import jvp
 
 from riemae import Manifold
+from riemae.autoencoders import losses
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
 sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
 
-from benchmarks import report  # noqa: E402
+from benchmarks import report, training  # noqa: E402
 from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
 from benchmarks.geodesics import Row, _entry, tasks  # noqa: E402
 from benchmarks.growth import surface  # noqa: E402
@@ -225,3 +226,46 @@ class TestContenders:
 
 def test_network_has_smooth_layers_between_linear_ones():
     assert [type(layer).__name__ for layer in network((2, 3, 4))] == ["Linear", "SiLU", "Linear"]
+
+
+class TestTraining:
+    """The published losses are what they say: their steps are timed beside ours."""
+
+    def setup_method(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.encoder, self.decoder = training.mlp(5, 8, 2), training.mlp(2, 8, 5)
+            for p in self.decoder.parameters():
+                p.data *= 2.0  # bent enough to be seen
+            self.x, self.neighbor = torch.randn(4000, 5), torch.randn(4000, 5)
+        self.z = self.encoder(self.x).detach()
+        self.fit = (self.x - self.decoder(self.z)).square().sum(1).mean()
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_neighbourhoods_are_ours(self, order):
+        loss = [training.published_neighborhood_linear, training.published_neighborhood_quadratic][order - 1]
+        M, other = Manifold(self.decoder), self.encoder(self.neighbor)
+        ours = losses.neighborhood_reconstruction(M, self.z, other, self.neighbor, order=order, x=self.x)
+        assert torch.allclose(loss(self.encoder, self.decoder, self.x, self.neighbor), ours, rtol=1e-4)
+
+    def test_distortion_and_curvature_are_unbiased(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            isometric = training.published_isometric(self.encoder, self.decoder, self.x) - self.fit
+            curved = training.published_minimum_curvature(self.encoder, self.decoder, self.x) - self.fit
+        isometric, curved = (float(loss) / training.WEIGHT for loss in (isometric.detach(), curved.detach()))
+        M = Manifold(self.decoder)
+        # E Tr G²/(E Tr G)², 1/m² of ours and its minimum m; at mixed codes, which another draw of α gives too
+        expected = losses.relaxed_distortion(M, self.z, mixup=0.2, generator=torch.Generator().manual_seed(2)) + 2
+        assert abs(isometric / float(expected.detach() / 4) - 1) < 0.15
+        exact = M.extrinsic_curvature(self.z).mean()
+        assert abs(curved / float(exact.detach()) - 1) < 0.15
+
+    def test_every_case_runs_and_its_memory_is_counted(self):
+        plain, ours, theirs = training.cases(8, batch=16, data=5)
+        assert set(ours) == set(theirs) == set(training.FLOORS) == set(training.TARGETS)
+        for case in (plain, *ours.values(), *theirs.values()):
+            assert case.step() >= 0
+        # Memory grows with the batch, and a plain step needs the least.
+        assert plain.peak() < training.cases(8, batch=160, data=5)[0].peak()
+        assert all(plain.peak() < case.peak() for case in ours.values())

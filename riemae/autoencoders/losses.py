@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from riemae.ambient import Euclidean
-from riemae.curvature import extrinsic_curvature_and_value, gaussian, ridged, signs
+from riemae.curvature import extrinsic_curvature_and_value, gaussian, metric_and_riemann, signs
 from riemae.exceptions import OptionError, ShapeError
 from riemae.manifold import Manifold
 
@@ -217,9 +217,9 @@ def intrinsic_curvature(
             f"dimension {z.shape[-1]}",
             "Every curve is flat in itself: use extrinsic_curvature.",
         )
-    tensor = M.riemann(z, ridge=ridge)
+    metric, tensor = metric_and_riemann(M, z, ridge)
     # In an orthonormal frame, norms are sums of squares. Frame vectors are the columns of L⁻ᵀ, G = L Lᵀ.
-    factor = torch.linalg.cholesky(ridged(M.metric(z), ridge))
+    factor = torch.linalg.cholesky(metric)
     eye = torch.eye(z.shape[-1]).to(z).expand_as(factor)
     frame = torch.linalg.solve_triangular(factor, eye, upper=False).mT
     tensor = torch.einsum("...ijkl,...ia,...jb,...kc,...ld->...abcd", tensor, frame, frame, frame, frame)
