@@ -1,9 +1,8 @@
 """Thirty points of a spiral: who finds their order (figure 11 of Lee 2023, lower row).
 
 An encoder into one number easily sews the ends of the spiral together wrongly, and training does not undo that.
-Counted is in how many seeds the codes run through all samples in their true order. NRAE alone helps little: what does
-it is the start, an encoder fitted to Isomap's coordinates of the neighbourhood graph. A plain autoencoder with the
-same start keeps the order, too, but its curve between the samples is less good: the last columns.
+Counted is in how many seeds the codes run through all samples in their true order. What decides is the start: an
+encoder fitted to Isomap's coordinates of the neighbourhood graph. From there a plain autoencoder keeps the order, too.
 
     python examples/fig11_sparse_curve.py                      # two seeds
     python examples/fig11_sparse_curve.py --seeds 10 --full    # NRAE without that start, too

@@ -1,13 +1,13 @@
 """IRAE and MCAE where the data space is not flat: counts under Fisher-Rao, point clouds under Info-Riemannian.
 
 Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood: one count more
-means little where there are many. Autoencoders with a Poisson likelihood are trained plain, isometric for the
-Euclidean metric of the rates, and isometric, or of little curvature, for Fisher-Rao. Distances of codes are compared
-with the true ones under both metrics: every model gets the geometry that it was asked for.
+means little where there are many. Autoencoders with a Poisson likelihood are trained plain, isometric for the Euclidean
+metric of the rates, and isometric, or of little curvature, for Fisher-Rao. Distances of codes are compared with the
+true ones under both metrics, which on these data differ little.
 
 Clouds: ellipsoids of three random half-axes, with the points of every cloud drawn anew: its points have no names, and
-the reconstruction is by the Chamfer distance. Scores are those of the Info-Riemannian metric, and how well straight
-latent distances rank as true distances of the shapes do: differences of the logarithms of the half-axes.
+the reconstruction is by the Chamfer distance, a good part of which no model can explain. Scores are those of the
+Info-Riemannian metric, and how well straight latent distances rank as differences of the logarithms of the half-axes.
 
     python examples/fisher_and_clouds.py              # one seed
     python examples/fisher_and_clouds.py --seeds 3    # writes out/fisher_and_clouds.png

