@@ -20,7 +20,9 @@ from riemae.solvers.tolerances import tolerance
 class Space(Protocol):
     """A Riemannian space in one chart. :class:`riemae.Manifold` is one; so is :class:`MetricSpace`.
 
-    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes.
+    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. Optional:
+    ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free solver; without it
+    ``squared_chords`` must be twice differentiable by reverse mode.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
