@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Processes that run the tests; each keeps to one thread.
+WORKERS ?= 2
 
 .PHONY: demo test lint types doctest wheel check bench clean
 
@@ -10,7 +12,7 @@ demo: $(READY)
 	$(BIN)/riemae demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -q -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -24,7 +26,7 @@ doctest: $(READY)
 
 # The wheel, in a clean environment, tested away from the checkout.
 wheel: $(READY)
-	sh tests/wheel.sh $(PYTHON) $(BIN)/python
+	sh tests/wheel.sh $(PYTHON) $(BIN)/python $(WORKERS)
 
 check: test lint types doctest wheel
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build the wheel, install it into an empty environment, and run the tests against it outside the checkout.
-# Usage: tests/wheel.sh PYTHON BUILDER   (BUILDER: a Python that has the package `build`)
+# Usage: tests/wheel.sh PYTHON BUILDER WORKERS   (BUILDER: a Python that has the package `build`)
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -16,4 +16,4 @@ wheel=$(ls "$work"/dist/*.whl)
 cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
-venv/bin/python -m pytest -q -n auto -p no:cacheprovider
+venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider
