@@ -47,7 +47,7 @@ _DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
 _ROWS_MATRIX_FREE = 64
 
 # Latent dimensions. Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4: NewtonCG takes as
-# long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.55 times at 128, where Newton's index and its
+# long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at 128, where Newton's index and its
 # indifference to the metric's condition weigh less; at 512 Newton holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
 MATRIX_FREE_FROM = 96
 
