@@ -196,7 +196,7 @@ def table(width: int, turns: int) -> list[str]:
         target = TARGETS[name][0 if width == 256 else 1]
         rows.append(
             f"| {name} | {mine:.2f} | {target} | {FLOORS[name]:.1f} | {case.peak() / base:.1f} | "
-            f"{published:.2f} | {other.peak() / base:.1f} | {faster:.1f} × |"
+            f"{published:.2f} | {other.peak() / base:.1f} | {faster:.2f} × |"
         )
         print(rows[-1], flush=True)
     return [*rows, ""]
