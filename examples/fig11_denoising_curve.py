@@ -78,7 +78,7 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
     from matplotlib import pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 2.4), sharex=True, sharey=True, layout="constrained")
     for axis, (name, model) in zip(axes, shown.items(), strict=True):
         axis.plot(*data.test.T, color="0.6", lw=4, label="true curve")
         axis.plot(*data.x.T, ".", color="black", ms=5, label="samples")
