@@ -98,21 +98,28 @@ class Bending(NamedTuple):
         return cls(metric, _projected(j, metric, second.mT).mT, pairs)
 
     @classmethod
-    def grams(
+    def packed(
         cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Metric ``(k, m, m)``, with the ridge, ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` ``(k, m, m, m, m)``, and values.
+        """Metric ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs ``(k, p, p)``, and values.
 
         Evaluated and reduced chunk by chunk, so that memory does not grow with D, unless the values ``(k, D)`` are
         wanted too; ``(k, 0)`` else.
         """
-        pairs = Pairs.all(flat.shape[-1])
 
         def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             metric, normal, _ = cls.at(j, second, ridge)
             return metric, normal.mT @ normal, x if decoded else x[:, :0]
 
-        metric, packed, x = immersion.jets(flat, everywhere(flat), pairs, reduced)
+        return immersion.jets(flat, everywhere(flat), Pairs.all(flat.shape[-1]), reduced)
+
+    @classmethod
+    def grams(
+        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`packed`, with ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` as ``(k, m, m, m, m)``."""
+        pairs = Pairs.all(flat.shape[-1])
+        metric, packed, x = cls.packed(immersion, flat, ridge, decoded)
         return metric, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
 
 
@@ -153,10 +160,10 @@ def extrinsic_curvature(
     warn_if_flat(core, flat)
     own = core.embedding is core.immersion
     if estimator == "exact":
-        g, gram, x = Bending.grams(core.immersion, flat, ridge, decoded)
+        g, packed, x = Bending.packed(core.immersion, flat, ridge, decoded)
         inverse = _inverse(where, g)
         outer = inverse if own else _inverse(where, ridged(core.metric(flat), ridge))
-        return 2 * torch.einsum("bij,bkl,bikjl->b", outer, inverse, gram), x
+        return _traced(packed, outer, inverse, Pairs.all(flat.shape[-1])), x
     if estimator == "hutchinson":
         euclidean, forms, x = _along_normals(core, flat, samples, generator, ridge, decoded)
         metric = euclidean if own else ridged(core.metric(flat), ridge)
@@ -462,6 +469,20 @@ def _along_normals(
 
     x, j, forms = core.immersion.contractions(z, probes, normals)
     return ridged(j.mT @ j, ridge), forms, x if decoded else x[:, :0]
+
+
+def _traced(packed: Tensor, outer: Tensor, inverse: Tensor, pairs: Pairs) -> Tensor:  # (k, p, p) -> (k,)
+    """``2 G^ij g^kl ⟨II_ik, II_jl⟩`` from the pairs (i <= k) and (j <= l) alone: no m⁴ numbers a point."""
+    i, k = (torch.tensor(x, device=packed.device) for x in (pairs.i, pairs.j))
+    times = torch.where(i == k, 1.0, 2.0).to(packed)
+
+    def both(a: Tensor, b: Tensor) -> Tensor:  # a^ij b^kl + a^il b^kj
+        return a[:, i][..., i] * b[:, k][..., k] + a[:, i][..., k] * b[:, k][..., i]
+
+    weights = both(outer, inverse)
+    if outer is not inverse:
+        weights = (weights + both(inverse, outer)) / 2
+    return torch.einsum("bpq,bpq,p,q->b", packed, weights, times, times)
 
 
 def _projected(j: Tensor, metric: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
