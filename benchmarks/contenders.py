@@ -163,7 +163,7 @@ class Worker:
             "JAX_ENABLE_X64": "1",
             "JAX_PLATFORMS": "cpu",
         }
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the process
+        self._log = tempfile.TemporaryFile("w+")  # open as long as the process
         try:
             self._process = subprocess.Popen(
                 [python, "-m", f"benchmarks.peers.{self.module}"],

@@ -52,7 +52,7 @@ class Case:
         """Seconds of process time of one step."""
         self.clear()
         start = time.process_time()
-        self.loss().backward()  # type: ignore[no-untyped-call]
+        self.loss().backward()
         return time.process_time() - start
 
     def clear(self) -> None:
@@ -65,7 +65,7 @@ class Case:
         self.clear()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             self.step()
-        events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = found.profiler.kineto_results.events()
         changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
         held = highest = 0
         for _, change in changes:
@@ -92,7 +92,7 @@ def cases(
     generator = torch.Generator().manual_seed(0)
 
     def ours(order: int | None = None, **terms: float) -> Case:
-        variation = Variation(order=order)  # type: ignore[arg-type]
+        variation = Variation(order=order)
         objective = Objective(encoder, decoder, x, terms=terms, variation=variation)
         near = None if order is None else neighbor
         return Case(encoder, decoder, lambda: objective(x, near, generator)[0])

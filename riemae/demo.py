@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,12 +121,15 @@ def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, 
     graph = manifold.graph(codes, k=10)
     chosen = torch.as_tensor(list(_different_classes(labels, pairs, seed)))
     first, second = chosen.T
-    geodesics = _shortest(manifold, graph, first, second, lambda done, n: report("geodesics", done, n))
+    # With ten classes folded into a plane there are several geodesics between most pairs: the straight line and the way
+    # along the data are tried.
+    shortest = partial(manifold.geodesic, graph=graph, n_starts=2, throw=False)
+    geodesics = shortest(codes[first], codes[second], progress=partial(report, "geodesics"))
     generator = torch.Generator().manual_seed(seed)
     few = torch.randperm(len(codes), generator=generator)[:subset]
     few = few[labels[few].argsort(stable=True)]
     i, j = torch.triu_indices(subset, subset, 1)
-    between = _shortest(manifold, graph, few[i], few[j], lambda done, n: report("distance matrix", done, n))
+    between = shortest(codes[few[i]], codes[few[j]], progress=partial(report, "distance matrix"))
     by_geodesic = torch.zeros(subset, subset, dtype=codes.dtype)
     by_geodesic[i, j] = by_geodesic[j, i] = between.length
     return Demo(
@@ -188,26 +192,6 @@ def _different_classes(labels: Tensor, pairs: int, seed: int) -> Iterator[tuple[
         if labels[i] != labels[j]:
             found += 1
             yield i, j
-
-
-def _shortest(
-    manifold: Manifold, graph: Graph, first: Tensor, second: Tensor, progress: Callable[[int, int], object]
-) -> GeodesicResult:
-    """From the straight line and from the graph path; of each pair the shorter converged one.
-
-    With ten classes folded into a plane there are several geodesics between most pairs.
-    """
-    z0, z1 = graph.points[first], graph.points[second]
-    n = len(z0)
-    line = manifold.geodesic(z0, z1, throw=False, progress=lambda done, _: progress(done, 2 * n))
-    # Where no path leads, the straight line is all there is to start from.
-    joined = graph.components[first] == graph.components[second]
-    nodes = Curve.line(z0, z1, 32).nodes
-    nodes[joined] = graph.curves(first[joined], second[joined], 32).nodes
-    start = Curve.from_nodes(nodes)
-    path = manifold.geodesic(z0, z1, init=start, throw=False, progress=lambda done, _: progress(n + done, 2 * n))
-    better = (path.converged & ~line.converged) | ((path.converged == line.converged) & (path.length < line.length))
-    return GeodesicResult.where(better, path, line)
 
 
 def _draw_latent(demo: Demo, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import DecoderError, OptionError, ShapeError
-from riemae.solvers import GeodesicResult, Newton, Solver
+from riemae.solvers import GeodesicResult, Solver
 from riemae.solvers.path import default_solver, demand_convergence, geodesic
 from riemae.solvers.tolerances import tolerance
 
@@ -178,7 +178,7 @@ def latent_geodesic(
     z0: Tensor,
     z1: Tensor,
     rtol: float,
-    solver: Solver | Newton | None,
+    solver: Solver | None,
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:

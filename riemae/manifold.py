@@ -19,7 +19,7 @@ from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionErro
 from riemae.heads import EnsembleLayout
 from riemae.latent import LatentSpace, as_latent, latent_geodesic
 from riemae.pullback import Pullback
-from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Newton, Solver
+from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
@@ -510,7 +510,7 @@ class Manifold:
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Solver | Newton | None = None,
+        solver: Solver | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,
@@ -564,7 +564,7 @@ class Manifold:
         z0: Tensor,
         z1: Tensor,
         rtol: float = 1e-4,
-        solver: Solver | Newton | None = None,
+        solver: Solver | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,
@@ -786,7 +786,7 @@ class Manifold:
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
         *,
-        solver: Newton | None = None,
+        solver: Solver | None = None,
         block_size: int | None = None,
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,

@@ -7,6 +7,7 @@ twice takes all that has a second backward. :class:`riemae.differential.Differen
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Covectors = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Mode:
+class Mode(ABC):
     """One way to differentiate; ``portable`` switches fused kernels off, which often lack derivatives."""
 
     name: str
@@ -51,11 +52,11 @@ class Mode:
                 stack.enter_context(torch.enable_grad())
             yield
 
+    @abstractmethod
     def forward(
         self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
     ) -> tuple[Tensor, ...]:  # (b, m), (c, b, m) -> (b, D), (c, b, D)[, (p, b, D)]
         """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``; ``again``: to be differentiated again."""
-        raise NotImplementedError
 
     def reverse(
         self, f: BatchedMap, z: Tensor, w: Tensor, again: bool
@@ -73,11 +74,11 @@ class Mode:
         x, pulled = self.reverse(f, z, lower(x, tangent), again)
         return x, tangent, pulled
 
+    @abstractmethod
     def expansion(
         self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
     ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (s, b, m, m)
         """``f``, ``J`` (directions first), and ``a·∂²f`` for covectors ``a = covectors(f, J)`` ``(s, b, D)``."""
-        raise NotImplementedError
 
 
 def basis(z: Tensor) -> Tensor:  # (b, m) -> (m, b, m)

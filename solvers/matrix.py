@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from os import PathLike
@@ -33,9 +33,9 @@ from riemae.solvers.exceptions import (
     TransferError,
 )
 from riemae.solvers.graph import graph as build_graph
-from riemae.solvers.newton import Newton
 from riemae.solvers.path import Progress, geodesic
 from riemae.solvers.result import Status, remedies
+from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
@@ -85,7 +85,7 @@ def distance_matrix(
     *,
     method: Method = "geodesic",
     rtol: float = 1e-4,
-    solver: Newton | None = None,
+    solver: Solver | None = None,
     k: int = 10,
     block_size: int | None = None,
     executor: Executor | None = None,
@@ -137,7 +137,7 @@ def distance_matrix(
     file = None
     if out is not None:
         settings: dict[str, Any] = {"method": method, "block_size": layout.size}
-        settings |= {"rtol": rtol, "solver": None if solver is None else asdict(solver)} if method == "geodesic" else {}
+        settings |= {"rtol": rtol, "solver": None if solver is None else repr(solver)} if method == "geodesic" else {}
         settings |= {"k": k} if method == "graph" else {}
         file = BlockFile.open(out, _description(space, a, b, settings, identity or {}, layout), _probe(space, a))
     if file is None or not file.complete:
@@ -253,7 +253,7 @@ class _Work:
     b: Tensor
     method: Method
     rtol: float
-    solver: Newton | None
+    solver: Solver | None
     layout: _Layout
 
     def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ def _compute(
     b: Tensor | None,
     method: Method,
     rtol: float,
-    solver: Newton | None,
+    solver: Solver | None,
     k: int,
     layout: _Layout,
     file: BlockFile | None,
@@ -342,7 +342,7 @@ def _work(
     b: Tensor | None,
     method: Method,
     rtol: float,
-    solver: Newton | None,
+    solver: Solver | None,
     k: int,
     layout: _Layout,
 ) -> _Work:
@@ -471,7 +471,7 @@ def _check(
     method: str,
     block_size: int | None,
     executor: Executor | None,
-    solver: Newton | None,
+    solver: Solver | None,
 ) -> None:
     where = "distance_matrix"
     for name, points in (("a", a), ("b", a if b is None else b)):
@@ -497,7 +497,7 @@ def _check(
         raise DTypeError(
             where, "a concurrent.futures.Executor", type(executor).__name__, "Of a Dask client: client.get_executor()."
         )
-    if solver is not None and not isinstance(solver, Newton):
+    if solver is not None and not isinstance(solver, Solver):
         raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), "")
 
 

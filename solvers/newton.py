@@ -164,6 +164,10 @@ class Newton:
         if self.target not in ("minimum", "stationary"):
             raise OptionError("Newton", "target 'minimum' or 'stationary'", repr(self.target), "")
 
+    def begin(self, nodes: Tensor) -> PathState:  # (p, n + 1, m)
+        """A state about new curves."""
+        return PathState.start(nodes)
+
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
         """One step of every curve of ``state``.
 

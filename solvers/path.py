@@ -14,7 +14,7 @@ from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.graph import Graph
-from riemae.solvers.newton import RUNNING, Newton, PathState
+from riemae.solvers.newton import RUNNING, Newton
 from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
@@ -58,7 +58,7 @@ def geodesic(
     z1: Tensor,
     *,
     rtol: float = 1e-4,
-    solver: Solver | Newton | None = None,
+    solver: Solver | None = None,
     init: Curve | Tensor | None = None,
     n_starts: int | None = None,
     graph: Graph | None = None,
@@ -104,7 +104,7 @@ def geodesic(
     z0, z1 = _pairs(z0, z1)
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
-    if solver is not None and not isinstance(solver, (Newton, Solver)):
+    if solver is not None and not isinstance(solver, Solver):
         raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
     if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
         raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
@@ -118,13 +118,13 @@ def geodesic(
             result = _solve(space, solver, start, rtol, progress)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
-            fine: Solver | Newton = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
+            fine: Solver = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
             result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
     result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
 
 
-def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver | Newton:
+def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
     """Settings for ``m`` latent dimensions: Newton with its certificate, matrix-free where its blocks cost too much."""
     return Newton(target=target) if m < MATRIX_FREE_FROM else NewtonCG()
 
@@ -175,7 +175,7 @@ class _Outcome:
 
 
 def _solve(
-    space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
+    space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
     """All pairs, some at a time: memory grows with the chunk, and only the result with the batch."""
     p, m = len(start.nodes), start.nodes.shape[-1]
@@ -193,7 +193,7 @@ def _report(progress: Progress, before: int, total: int, done: int, _: int) -> N
 
 
 def _solve_chunk(
-    space: Space, solver: Solver | Newton, start: Curve, rtol: float, progress: Progress | None
+    space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
     p, m = z0.shape
@@ -217,7 +217,7 @@ def _solve_chunk(
     ratio = getattr(solver, "refinement_ratio", _RATIO_ASSUMED)
     segments = solver.segments
     rows, nodes = queue.admit(segments)
-    state = _begin(solver, nodes)
+    state = solver.begin(nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
             state = _solve_level(space, solver, state, rtol, out.steps[rows])
@@ -234,13 +234,14 @@ def _solve_chunk(
             done = out.status[rows] != RUNNING
             out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
             finer = _even(curve[~done], speed[~done], weights, 2 * segments)
-            state = state.select(~done).refined(*finer) if isinstance(solver, Newton) else solver.begin(finer[0])
+            kept = state.select(~done)
+            state = kept.refined(*finer) if hasattr(kept, "refined") else solver.begin(finer[0])
             rows = rows[~done]
             if progress is not None:
                 progress(p - len(rows) - len(queue.rows), p)
         segments *= 2
         joined, nodes = queue.admit(segments)
-        new = _begin(solver, nodes)
+        new = solver.begin(nodes)
         state = type(new).cat([state, new]) if len(rows) else new
         rows = torch.cat([rows, joined])
 
@@ -261,11 +262,7 @@ def _solve_chunk(
     )
 
 
-def _begin(solver: Solver | Newton, nodes: Tensor) -> Any:
-    return PathState.start(nodes) if isinstance(solver, Newton) else solver.begin(nodes)
-
-
-def _solve_level(space: Space, solver: Solver | Newton, state: Any, rtol: float, spent: Tensor) -> Any:
+def _solve_level(space: Space, solver: Solver, state: Any, rtol: float, spent: Tensor) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
     while True:
         active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
@@ -286,7 +283,7 @@ def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Ten
     return torch.maximum(estimate, tolerance(now.dtype).length * now)
 
 
-def _verdict(state: Any, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Solver | Newton) -> Tensor:
+def _verdict(state: Any, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Solver) -> Tensor:
     """Status after a level; RUNNING where a finer one is needed."""
     met = state.status == Status.CONVERGED
     solved = met | (state.status == Status.PRECISION)
@@ -325,7 +322,7 @@ class _Queue:
     solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
     """
 
-    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Solver | Newton) -> None:
+    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Solver) -> None:
         self.rows, self.solver = rows, solver
         self.start = start[rows]
         points = self.start.nodes

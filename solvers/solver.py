@@ -25,7 +25,8 @@ class Solver(Protocol):
 
     The driver doubles the number of segments, estimates errors, and gives the verdict; a solver moves the nodes at one
     resolution, and begins anew at the next from where the coarser curve ended. Optional: ``refinement_ratio``, the
-    factor by which the error of the spline's length falls when the segments double (30 unless there is one).
+    factor by which the error of the spline's length falls when the segments double (30 unless there is one); and
+    ``refined(nodes, moved)`` of its state, which takes to the next resolution what the coarser one has taught.
 
     Attributes:
         segments: Segments of the coarsest level.

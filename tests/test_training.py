@@ -214,7 +214,6 @@ class TestLightning:
         losses = [float(row.split(",")[header.index("loss")]) for row in rows[1:]]
         assert np.allclose(losses, m.history_["loss"], rtol=1e-5)
         assert "relaxed_distortion" in header
-        pytest.importorskip("tensorboard")
         AE(**SMALL, logger="tensorboard", directory=tmp_path / "board").fit(data())
         assert list((tmp_path / "board" / "log").rglob("events.out.*"))
         with pytest.raises(OptionError):

@@ -37,8 +37,9 @@ _CHUNK = 2**24  # numbers in one block of differences
 
 @dataclass(frozen=True, eq=False)
 class Neighborhood:
-    """The neighbours of every sample. Made by :meth:`nearest`, :meth:`from_adjacency`, :meth:`from_networkx` or
-    :meth:`from_index`.
+    """The neighbours of every sample.
+
+    Made by :meth:`nearest`, :meth:`from_adjacency`, :meth:`from_networkx` or :meth:`from_index`.
 
     No node is its own neighbour: the centre is told apart by its number, so that duplicates of a sample are neighbours
     like any other.
@@ -55,7 +56,7 @@ class Neighborhood:
         >>> line = Neighborhood.nearest(torch.arange(5.)[:, None], k=1)
         >>> line.of(4).tolist()
         [3]
-    """  # noqa: D205
+    """
 
     start: Tensor
     neighbors: Tensor
