@@ -129,9 +129,11 @@ class Bending(NamedTuple):
 def second_fundamental_form(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k, D)
     """``II(u, v) = (I − T̂) ∂²f(u, v)``."""
     warn_if_flat(core, flat)
-    j = core.immersion.jacobian(flat)
-    second = core.immersion.second_derivative(flat, u, v)
-    return _normal("Manifold.second_fundamental_form", j, j.mT @ j, second[..., None])[..., 0]
+    m = flat.shape[-1]
+    directions = torch.cat([everywhere(flat), u[:, None], v[:, None]], 1)
+    _, tangents, second = core.immersion.jets(flat, directions, Pairs([m], [m + 1]))
+    j = tangents[..., :m]
+    return _normal("Manifold.second_fundamental_form", j, j.mT @ j, second)[..., 0]
 
 
 def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
@@ -302,8 +304,8 @@ def scalar_curvature(
     for _ in range(samples):
         # E⟨II(u,u), II(w,w)⟩ = |tr II|² and E|II(u,w)|² = |II|² for independent whitened u and w.
         u, w = (_whitened(where, metric, generator) for _ in range(2))
-        pairs = [core.embedding.second_derivative(flat, *pair) for pair in ((u, u), (w, w), (u, w))]
-        uu, ww, uw = _normal(where, j, metric, torch.stack(pairs, -1)).unbind(-1)
+        _, _, second = core.embedding.jets(flat, torch.stack([u, w], 1), Pairs.all(2))
+        uu, uw, ww = _normal(where, j, metric, second).unbind(-1)
         total = total + (uu * ww).sum(-1) - uw.square().sum(-1)
     return total / samples
 
@@ -381,15 +383,14 @@ def _kinks(core: Pullback, flat: Tensor) -> str | None:
 
 def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
     with torch.no_grad():
-        second = immersion.hessian(z)
+        x, j, second = immersion.second_jet(z)
         reach = 1 + z.abs().amax()
         gap = torch.zeros_like(z[:, 0])
-        x = immersion.value(z)
         for e in torch.eye(z.shape[-1]).to(z):
             gap = torch.maximum(
                 gap, (immersion.value(z + reach * e) + immersion.value(z - reach * e) - 2 * x).norm(dim=-1)
             )
-        size = x.norm(dim=-1) + immersion.jacobian(z).flatten(1).norm(dim=-1) * reach
+        size = x.norm(dim=-1) + j.flatten(1).norm(dim=-1) * reach
         eps = tolerance(z.dtype).eps
         vanish = second.flatten(1).norm(dim=-1) * reach**2 <= 10 * eps * size
         return bool((vanish & (gap > 1e4 * eps * size)).any())

@@ -249,12 +249,7 @@ class Manifold:
     def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
         flat, u, v, batch = self._core.tangents("inner", z, u, v)
-        if self._core.embedding is not None:
-            out = (self._core.embedding.jvp(flat, u)[1] * self._core.embedding.jvp(flat, v)[1]).sum(-1)
-        else:
-            x, tangent = self._core.immersion.jvp(flat, u)
-            out = (self._core.ambient.product(x, tangent) * self._core.immersion.jvp(flat, v)[1]).sum(-1)
-        return self._core.finite("inner", out, flat).view(batch)
+        return self._core.finite("inner", self._core.inner(flat, u, v), flat).view(batch)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
@@ -418,7 +413,7 @@ class Manifold:
         Args:
             z: Points.
             estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with whitened random
-                signs u and w, unbiased, three second-order products a sample; needs a feature map.
+                signs u and w, unbiased, three second derivatives a sample; needs a feature map.
             samples: Draws averaged by the stochastic estimator.
             generator: Source of its randomness.
             per_member: One value for each member of an ensemble, along a new first axis.

@@ -218,7 +218,8 @@ NESTED = (
     Nested("forward mode, one direction at a time", vectorised=False),
     Reverse("reverse mode twice"),
 )
-MODES = (Taylor("Taylor mode", portable=False), Taylor("Taylor mode with portable kernels"), *NESTED)
+PORTABLE = Taylor("Taylor mode with portable kernels")
+MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere, evidently_finite
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.heads import EnsembleLayout
-from riemae.modes import MODES
+from riemae.modes import PORTABLE
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -261,6 +261,12 @@ class Pullback:
         self.finite(where.removeprefix("Manifold."), metric, flat)
         return -solve_metric(where, metric, pulled[..., 0])
 
+    def inner(self, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k,)
+        """``uᵀ G(z) v`` by two tangents of one pass."""
+        x, tangents = (self.embedding or self.immersion).jets(flat, torch.stack([u, v], 1))
+        left, right = tangents.unbind(-1)
+        return ((left if self.embedding is not None else self.ambient.product(x, left)) * right).sum(-1)
+
     def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
         """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
         road = (self.embedding or self.immersion) if len(flat) <= _FEW else self.along
@@ -295,7 +301,7 @@ class Pullback:
         p, count, _ = nodes.shape
         n = count - 1
         # Fused kernels often lack second backward passes.
-        with MODES[1].active(second_order=True):
+        with PORTABLE.active(second_order=True):
             ends = self.along.value(nodes[:, ::n].detach().flatten(0, 1)).detach().view(p, 2, -1)
             interior = nodes[:, 1:-1].detach().requires_grad_()
             x = self.along.value(interior.flatten(0, 1)).view(p, n - 1, -1)
