@@ -67,6 +67,15 @@ KNOWN: dict[str, tuple[Callable[[Tensor, int], Derivatives], Callable[[Tensor, T
 }
 
 
+# ``op′ x_i`` from tangent, input and output in one pass, by torch's kernels for the backward: worth it for one tangent,
+# while several share the slope.
+FUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "silu": lambda first, x, y: torch.ops.aten.silu_backward(first, x),
+    "tanh": lambda first, x, y: torch.ops.aten.tanh_backward(first, y),
+    "sigmoid": lambda first, x, y: torch.ops.aten.sigmoid_backward(first, y),
+}
+
+
 class Activation(torch.autograd.Function):
     """``y = op(x)``, ``op′ x_i`` and, for pairs, ``op′ x_ij + op″ x_i x_j``.
 

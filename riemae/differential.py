@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
-from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, untraced
+from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, exact, untraced
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied
 from riemae.solvers.space import concrete
@@ -71,6 +71,7 @@ class Differential:
 
     def __init__(self, f: BatchedMap, chunk_size: int | None = None) -> None:
         self._function = unoptimised(f)
+        self._exact = exact(self._flat)
         self._chunk_size = chunk_size
         self._modes: dict[tuple[Any, ...], Mode] = {}
         self._width: int | None = None
@@ -107,7 +108,7 @@ class Differential:
         kind = "second derivatives" if pairs is not None else "jacobian"
 
         def formula(mode: Mode, again: bool, z: Tensor, directions: Tensor) -> Any:
-            x, *parts = mode.forward(self._flat, z, directions.transpose(0, 1), pairs, again)
+            x, *parts = mode.forward(self._exact, z, directions.transpose(0, 1), pairs, again)
             parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
             return (x, *parts) if then is None else then(x, *parts)
 
@@ -128,7 +129,7 @@ class Differential:
 
     def vjp(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
         """``f(z)`` and ``Jᵀw``."""
-        return self._run("vjp", 2, lambda mode, again, z, w: mode.reverse(self._flat, z, w, again), z, w)
+        return self._run("vjp", 2, lambda mode, again, z, w: mode.reverse(self._exact, z, lambda x: w, again), z, w)
 
     def gram_product(
         self, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -141,7 +142,7 @@ class Differential:
             lower: ``(x, Jv) -> HJv``; the identity unless given.
         """
         chosen = lower or (lambda x, tangent: tangent)
-        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._flat, z, v, chosen, again), z, v)
+        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._exact, z, v, chosen, again), z, v)
 
     def taylor(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
         """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
@@ -179,7 +180,7 @@ class Differential:
 
         def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
             chosen = lambda x, j: covectors(x, j.movedim(0, -1), a).transpose(0, 1)  # noqa: E731 (one expression)
-            return self._points_first(mode.expansion(self._flat, z, chosen, again))
+            return self._points_first(mode.expansion(self._exact, z, chosen, again))
 
         return self._run("contraction", 2 + 2 * z.shape[-1] + a.shape[1], formula, z, a)
 
@@ -191,10 +192,21 @@ class Differential:
 
         def formula(mode: Mode, again: bool, z: Tensor) -> Any:
             spread = lambda x, j: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))[None]  # noqa: E731 (one expression)
-            x, j, forms = self._points_first(mode.expansion(self._flat, z, spread, again))
+            x, j, forms = self._points_first(mode.expansion(self._exact, z, spread, again))
             return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
+
+    def slope(
+        self, z: Tensor, covector: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, m)
+        """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
+        k = len(z)
+
+        def formula(mode: Mode, again: bool, z: Tensor) -> Any:
+            return mode.reverse(self._exact, z, lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k)), again)
+
+        return self._run("vjp", 0, formula, z)
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative of a gradient built on this map, in the mode that works for it."""
@@ -246,7 +258,7 @@ class Differential:
         second_order = kind in _IN_GRADIENT_MODE
 
         def evaluate(*chunk: Tensor) -> Any:
-            with mode.active(second_order):
+            with mode.active(second_order, exact_norms=False):
                 out = formula(mode, again, *chunk)
             if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
                 return out
@@ -382,15 +394,15 @@ class Differential:
         """``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` by the road that ``kind`` takes."""
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER
         if kind == "jacobian":
-            return (w * mode.forward(self._flat, z, v[None], None, again)[1][0]).sum(-1)
+            return (w * mode.forward(self._exact, z, v[None], None, again)[1][0]).sum(-1)
         if kind == "vjp":
-            return (v * mode.reverse(self._flat, z, w, again)[1]).sum(-1)
+            return (v * mode.reverse(self._exact, z, lambda x: w, again)[1]).sum(-1)
         if kind == "gram":
-            _, tangent, pulled = mode.gram(self._flat, z, v, lambda x, tangent: tangent, again)
+            _, tangent, pulled = mode.gram(self._exact, z, v, lambda x, tangent: tangent, again)
             return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
         if kind == "second derivatives":
-            return (w * mode.forward(self._flat, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
-        form = mode.expansion(self._flat, z, lambda x, j: w[None], again)[2][0]
+            return (w * mode.forward(self._exact, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
+        form = mode.expansion(self._exact, z, lambda x, j: w[None], again)[2][0]
         return (v[:, None] @ form @ v[..., None])[:, 0, 0]
 
     def _announce(self, reasons: list[str]) -> None:

@@ -856,6 +856,10 @@ class Manifold:
         """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior nodes."""
         return self._core.expand(nodes, second_order)
 
+    def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+        """The same energy and its gradient alone, by one reverse pass: what steps with a kept matrix need."""
+        return self._core.energy_and_gradient(nodes)
+
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
         """The same energy with products of its Hessian in place of the matrix: what ``solvers.NewtonCG`` asks for."""
         return self._core.products(nodes)

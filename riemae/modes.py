@@ -38,12 +38,13 @@ class Mode(ABC):
     announced: bool = False
 
     @contextmanager
-    def active(self, second_order: bool) -> Iterator[None]:
-        """What must hold while the mode is at work."""
+    def active(self, second_order: bool, exact_norms: bool = True) -> Iterator[None]:
+        """What must hold while the mode is at work; without ``exact_norms`` for maps that bring them: :func:`exact`."""
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing here is to be compiled
-            stack.enter_context(untraced(_ExactNorms)())
+            if exact_norms:
+                stack.enter_context(untraced(_ExactNorms)())
             if self.portable:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 stack.enter_context(_without_fused_layers())
@@ -59,11 +60,11 @@ class Mode(ABC):
         """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``; ``again``: to be differentiated again."""
 
     def reverse(
-        self, f: BatchedMap, z: Tensor, w: Tensor, again: bool
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
     ) -> tuple[Tensor, Tensor]:  # (b, m), (b, D) -> (b, D), (b, m)
-        """``f`` and ``Jᵀw``."""
+        """``f`` and ``Jᵀw`` with ``w = covector(f)``."""
         x, pull = reverse_vjp(f, z)[:2]
-        return x, pull(w)[0]
+        return x, pull(covector(x))[0]
 
     def gram(
         self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
@@ -71,7 +72,7 @@ class Mode(ABC):
         """``f``, ``Jv`` and ``Jᵀ lower(f, Jv)``."""
         x, tangents = self.forward(f, z, v[None], None, again)
         tangent = tangents[0]
-        x, pulled = self.reverse(f, z, lower(x, tangent), again)
+        x, pulled = self.reverse(f, z, lambda x: lower(x, tangent), again)
         return x, tangent, pulled
 
     @abstractmethod
@@ -103,12 +104,14 @@ class Taylor(Mode):
         second = parts[1] if len(parts) > 1 else parts[0].new_zeros(len(pairs), *x.shape)
         return x, parts[0], second
 
-    def reverse(self, f: BatchedMap, z: Tensor, w: Tensor, again: bool) -> tuple[Tensor, Tensor]:
+    def reverse(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor]:
         """As in :class:`Mode`."""
         start = _leaf(z, again)
         x = f(start)
-        (pulled,) = _pulled(x, [start], w, again)
-        return x if again else x.detach(), pulled
+        out = x if again else x.detach()
+        return out, _pulled(x, [start], covector(out), again)[0]
 
     def gram(
         self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
@@ -236,6 +239,16 @@ def _without_fused_layers() -> Iterator[None]:
     finally:
         torch.backends.mkldnn.enabled = before
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def exact(f: BatchedMap) -> BatchedMap:
+    """``f`` with exact norms: only what happens inside it is looked at, not the arithmetic around it."""
+
+    def call(z: Tensor) -> Tensor:
+        with untraced(_ExactNorms)():
+            return f(z)
+
+    return call
 
 
 def untraced(mode: Any) -> Any:

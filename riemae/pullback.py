@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from riemae.solvers.energy import (
     Expansion,
     bending,
     chord_force,
+    discrete_energy,
     expand_by_autodiff,
     expand_chord,
     gauss_newton_blocks,
@@ -25,7 +27,7 @@ from riemae.solvers.energy import (
 )
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
-from riemae.solvers.space import concrete, safe_sqrt, solve_metric
+from riemae.solvers.space import concrete, differentiated, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
 
@@ -292,6 +294,17 @@ class Pullback:
         expand = self._expand_features if self.embedding is not None else self._expand_general
         return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
 
+    def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+        """The energy ``n Σ squared_chords`` and its gradient, by one reverse pass, some curves at a time."""
+        self.bind(nodes[:, 0])
+        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 2) // nodes.shape[1])
+        look = self._slope_of_features if self.embedding is not None else partial(differentiated, self.squared_chords)
+        parts = [look(part) for part in nodes.split(curves)]
+        if len(parts) == 1:
+            return parts[0]
+        energies, gradients = zip(*parts, strict=True)
+        return torch.cat(energies), torch.cat(gradients)
+
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
         """The energy ``n Σ squared_chords`` with products of its Hessian, by reverse passes through one kept graph.
 
@@ -390,6 +403,16 @@ class Pullback:
         # In one layout for any number of curves, each Jacobian aligned alike: products must have the same bits.
         j = aligned(j.unflatten(0, (p, -1)), -2, m).contiguous()
         return expand_chord(aligned(joined(x), -1, m), j, form)
+
+    def _slope_of_features(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        p, count, m = nodes.shape
+
+        def force(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(chord_force(x.view(p, count, -1)), (0, 0, 1, 1)).flatten(0, 1)
+
+        x, pulled = self.along.slope(nodes.flatten(0, 1), force)
+        step = aligned(x.view(p, count, -1), -1, m).diff(dim=1)
+        return discrete_energy(step.square().sum(-1)), 2 * (count - 1) * pulled.view(p, count, m)[:, 1:-1]
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape

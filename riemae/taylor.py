@@ -26,6 +26,7 @@ from torch.func import jvp, vmap
 from torch.utils import _pytree as pytree
 
 from riemae import activations
+from riemae.solvers.rows import aligned
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,11 @@ class _Elementwise:
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         k = len(self.first)
-        weighted = (slope * self.bend * self.first).reshape(k, self.batch, -1).transpose(0, 1)
-        return weighted @ self.first.reshape(k, self.batch, -1).permute(1, 2, 0)
+        # Each point's numbers start at the same alignment: its product must not depend on where it stands.
+        weighted, first = (
+            aligned(x.reshape(k, self.batch, -1), -1) for x in (slope * self.bend * self.first, self.first)
+        )
+        return weighted.transpose(0, 1) @ first.permute(1, 2, 0)
 
 
 @dataclass
@@ -383,7 +387,9 @@ def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     with tape.tangents():
         x, out = tape.frozen(jet.value), tape.frozen(y)
         if name in _DERIVATIVES and not rest and not kwargs:
-            slope, bend = _DERIVATIVES[name](x, out)
+            if name in activations.FUSED and tape.pairs is None and not tape.differentiable and len(jet.first) == 1:
+                return Jet(y, activations.FUSED[name](jet.first, x, out), None, tape)
+            slope, bend = _DERIVATIVES[name](x, out, 1 if tape.pairs is None else 2)
         else:
             slope, bend = _derivatives(lambda x: func(x, *rest, **kwargs), x, tape, name not in _PIECEWISE_LINEAR)
     return jet.chain(y, slope, bend)
@@ -508,23 +514,16 @@ def _refused(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     raise NotImplementedError(f"{name} does not know Taylor mode")
 
 
-def _sin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return x.cos(), -y
-
-
-def _cos(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return -x.sin(), -y
-
-
-_DERIVATIVES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]] = {
-    "silu": lambda x, y: activations.silu(x, 2)[:2],
-    "tanh": lambda x, y: activations.tanh(y, 2)[:2],
-    "sigmoid": lambda x, y: activations.sigmoid(y, 2)[:2],
-    "sin": _sin,
-    "cos": _cos,
-    "exp": lambda x, y: (y, y),
-    "square": lambda x, y: (2 * x, torch.full_like(x, 2.0)),
-    "relu": lambda x, y: ((x > 0).to(x), None),
+# ``op′`` and ``op″``, as far as the order asks for them, from input and output.
+_DERIVATIVES: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]] = {
+    "silu": lambda x, y, order: activations.silu(x, order)[:2],
+    "tanh": lambda x, y, order: activations.tanh(y, order)[:2],
+    "sigmoid": lambda x, y, order: activations.sigmoid(y, order)[:2],
+    "sin": lambda x, y, order: (x.cos(), -y),
+    "cos": lambda x, y, order: (-x.sin(), -y),
+    "exp": lambda x, y, order: (y, y),
+    "square": lambda x, y, order: (2 * x, torch.full_like(x, 2.0)),
+    "relu": lambda x, y, order: ((x > 0).to(x), None),
 }
 _PIECEWISE_LINEAR = frozenset(
     "relu relu6 leaky_relu hardtanh threshold abs absolute clamp clamp_min clamp_max clip floor ceil round trunc "

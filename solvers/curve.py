@@ -115,6 +115,8 @@ class Curve:
     def resample(self, segments: int) -> Curve:
         """The same curve on ``segments`` pieces: exact when they divide the present ones, else interpolated."""
         _check_segments("Curve.resample", segments)
+        if segments == self.segments:
+            return self
         t = torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device)
         nodes = self(t)
         if segments % self.segments == 0:
@@ -215,7 +217,7 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:
         raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
     n = nodes.shape[-2] - 1
-    abscissae, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
+    abscissae, weights = _gauss_legendre(_QUADRATURE_POINTS)
     u = torch.as_tensor((abscissae + 1) / 2).to(nodes)
     w = torch.as_tensor(weights / (2 * n)).to(nodes).repeat(n)
     left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
@@ -245,6 +247,9 @@ def _hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Ten
         return -bump, (1 - u) * (1 - 3 * u), bump, u * (3 * u - 2)
     ramp = (12 * u - 6) * n * n
     return ramp, (6 * u - 4) * n, -ramp, (6 * u - 2) * n
+
+
+_gauss_legendre = lru_cache(np.polynomial.legendre.leggauss)
 
 
 @lru_cache(maxsize=64)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
-from riemae.solvers.solver import State, energy_and_gradient, judged
-from riemae.solvers.space import Space
+from riemae.solvers.solver import State, judged
+from riemae.solvers.space import Space, energy_and_gradient
 
 # Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients (q, k, m).
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Up to this many unknowns a curve, one dense batched Cholesky beats a Python loop over the blocks.
-_DENSE_LIMIT = 192
+# One dense batched Cholesky beats a loop over n blocks of m as long as its work, (n m)³, is at most so many times n.
+# Measured with 15 blocks of 8 on two cores: for 1,000 curves 125 ms by the dense road and 15 ms by blocks, for one
+# curve 0.1 and 0.3 ms; a solve with the factor takes 38 and 1.7 ms, 0.02 and 0.1 ms.
+_DENSE_WORK = 20_000
 _ALIGNED = 8
 
 
@@ -84,7 +86,7 @@ class BlockTridiagonal:
     def cholesky(self) -> Factorization:
         """Factorise for solving; matrices that are not positive definite are marked, never rescued."""
         p, n, m, _ = self.diagonal.shape
-        return self._dense_cholesky() if n * m <= _DENSE_LIMIT else self._block_cholesky()
+        return self._dense_cholesky() if n**2 * m**3 <= _DENSE_WORK else self._block_cholesky()
 
     def _dense_cholesky(self) -> Factorization:
         full = self.dense()
@@ -107,7 +109,7 @@ class BlockTridiagonal:
             # One system alone would be solved by other kernels, with other last bits, than among several.
             twice = self.select(torch.zeros(2, dtype=torch.int64, device=self.diagonal.device))._block_cholesky()
             return Factorization(lambda b: twice.solve(b.expand(2, -1, -1))[:1], twice.ok[:1])
-        n = self.diagonal.shape[1]
+        n, m = self.diagonal.shape[1:3]
         factors, links = [], []
         pivot, ok = self.diagonal[:, 0], True
         for i in range(n):
@@ -118,17 +120,21 @@ class BlockTridiagonal:
                 link = torch.linalg.solve_triangular(factor, self.upper[:, i], upper=False)
                 links.append(link)
                 pivot = self.diagonal[:, i + 1] - link.mT @ link
+        # All that does not wait for the block before it, for all blocks at once: what remains in the loops below is one
+        # product a block.
+        identity = torch.eye(m, dtype=pivot.dtype, device=pivot.device)
+        inverse = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)  # (n, p, m, m)
+        down = inverse[1:] @ torch.stack(links).mT if links else inverse[1:]
+        up = inverse[:-1].mT @ torch.stack(links) if links else inverse[1:]
 
         def solve(b: Tensor) -> Tensor:
-            forward: list[Tensor] = []
-            for i in range(n):
-                rhs = b[:, i] if i == 0 else b[:, i] - _times(links[i - 1].mT, forward[-1])
-                forward.append(torch.linalg.solve_triangular(factors[i], rhs[..., None], upper=False)[..., 0])
-            x = torch.empty_like(b)
-            for i in reversed(range(n)):
-                rhs = forward[i] if i == n - 1 else forward[i] - _times(links[i], x[:, i + 1])
-                x[:, i] = torch.linalg.solve_triangular(factors[i].mT, rhs[..., None], upper=True)[..., 0]
-            return x
+            x = list((inverse @ b.movedim(1, 0)[..., None]).unbind())
+            for i in range(1, n):
+                x[i] = torch.baddbmm(x[i], down[i - 1], x[i - 1], alpha=-1)
+            x = list((inverse.mT @ torch.stack(x)).unbind())
+            for i in reversed(range(n - 1)):
+                x[i] = torch.baddbmm(x[i], up[i], x[i + 1], alpha=-1)
+            return torch.stack(x, 1)[..., 0]
 
         return Factorization(solve, torch.as_tensor(ok))
 

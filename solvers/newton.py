@@ -12,7 +12,7 @@ from riemae.solvers.energy import Expansion, discrete_energy
 from riemae.solvers.exceptions import OptionError
 from riemae.solvers.linear import BlockTridiagonal, Factorization
 from riemae.solvers.result import Status
-from riemae.solvers.space import Space
+from riemae.solvers.space import Space, energy_and_gradient
 from riemae.solvers.tolerances import tolerance
 
 RUNNING = -1
@@ -21,8 +21,9 @@ _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 _NEAR = 1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
 _TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
+_LONGEST_RUN = 8  # steps with one matrix
 _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
-_SLOW = 0.2  # a step that leaves more than this share of the decrement calls for new second derivatives
+_SLOW = 0.3  # a step that leaves more than this share of the decrement calls for a new matrix
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
 # Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
 # residual: two levels' worth of accuracy for half a sweep. It must be small to be in its asymptotic regime.
@@ -41,11 +42,14 @@ class PathState:
         steps: ``(p,)``, steps taken.
         damping: ``(p,)``, in units of the Gauss-Newton block diagonal.
         kept: ``(p,)`` bool: converging to a saddle on purpose.
+        tangents: ``(p, n − 1, m, m)``, diagonal blocks of the Gauss-Newton matrix as last computed.
+        crossings: ``(p, n − 2, m, m)``, its blocks beside the diagonal.
         diagonal: ``(p, n − 1, m, m)``, second-derivative part of the Hessian as last computed.
         upper: ``(p, n − 2, m, m)``, the same beside the diagonal.
-        known: ``(p,)`` bool: whether that part exists.
-        stale: ``(p,)`` bool: whether it must be computed anew.
-        scalable: ``(p,)`` bool: whether it serves a finer level.
+        noise: ``(p,)``, rounding error of the energy.
+        known: ``(p,)`` bool: whether all of these exist.
+        stale: ``(p,)`` bool: whether they must be computed anew.
+        scalable: ``(p,)`` bool: whether they serve a finer level.
         first: ``(p,)`` bool: whether this is the curve's first level, which a second always follows.
     """
 
@@ -56,8 +60,11 @@ class PathState:
     steps: Tensor
     damping: Tensor
     kept: Tensor
+    tangents: Tensor
+    crossings: Tensor
     diagonal: Tensor
     upper: Tensor
+    noise: Tensor
     known: Tensor
     stale: Tensor
     scalable: Tensor
@@ -69,6 +76,7 @@ class PathState:
         p, count, m = nodes.shape
         zero = torch.zeros(p, dtype=torch.int64, device=nodes.device)
         no = [torch.zeros_like(zero, dtype=torch.bool) for _ in range(4)]
+        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3)]
         return cls(
             nodes=nodes.clone(),
             status=zero + RUNNING,
@@ -77,8 +85,11 @@ class PathState:
             steps=zero,
             damping=nodes.new_zeros(p),
             kept=no[0],
-            diagonal=nodes.new_zeros(p, count - 2, m, m),
-            upper=nodes.new_zeros(p, count - 3, m, m),
+            tangents=blocks[0],
+            crossings=blocks[1],
+            diagonal=blocks[0],
+            upper=blocks[1],
+            noise=nodes.new_zeros(p),
             known=no[1],
             stale=no[2],
             scalable=no[3],
@@ -93,12 +104,10 @@ class PathState:
             moved: ``(p,)`` bool: curves whose nodes were placed anew.
         """
         fine = PathState.start(nodes)
-        # c(t) = n × correction is smooth along the curve: interpolate it, with its ends extrapolated, at half the step.
-        coarse = self.diagonal / 2
-        ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]
-        padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
-        fine.diagonal[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2
-        fine.diagonal[:, 1::2] = coarse
+        if bool(self.known.any()):
+            fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
+            fine.diagonal = _interpolated(self.diagonal)
+            fine.noise = 2 * self.noise
         fine.kept = self.kept.clone()
         fine.known = self.known & self.scalable & ~moved & ~self.kept
         fine.scalable = self.scalable.clone()
@@ -120,16 +129,54 @@ class PathState:
             getattr(self, f.name)[index] = getattr(other, f.name)
 
 
+def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gauss-Newton blocks ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}`` on twice as many segments.
+
+    From the blocks alone, as if ``J`` were linear between the nodes (and, before the first and behind the last of
+    them, as between the two next): positive semi-definite again, and close enough for a matrix that only decides how
+    fast a curve converges.
+    """
+    g, k = tangents / 2, -crossings  # both in units of 2n
+    p, count, m, _ = g.shape
+    fine, upper = g.new_empty(p, 2 * count + 1, m, m), g.new_empty(p, 2 * count, m, m)
+    fine[:, 1::2] = g
+    if count == 1:
+        fine[:, 0::2] = upper[:, :] = g
+    else:
+        fine[:, 2:-1:2] = (g[:, :-1] + g[:, 1:] + k + k.mT) / 4
+        for end, this, link, next_ in ((0, g[:, 0], k[:, 0], g[:, 1]), (-1, g[:, -1], k[:, -1], g[:, -2])):
+            fine[:, end] = (9 * this - 3 * (link + link.mT) + next_) / 4
+        upper[:, 2::2], upper[:, 1:-1:2] = (k + g[:, 1:]) / 2, (g[:, :-1] + k) / 2
+        upper[:, 0], upper[:, -1] = (3 * g[:, 0] - k[:, 0].mT) / 2, (3 * g[:, -1] - k[:, -1].mT) / 2
+    return 4 * fine, -2 * upper
+
+
+def _interpolated(correction: Tensor) -> Tensor:
+    """The diagonal blocks ``2n a·∂²f`` on twice as many segments.
+
+    They are 1/n times a function that is smooth along the curve: interpolated, with its ends extrapolated.
+    """
+    coarse = correction / 2
+    ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]
+    padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
+    p, count, m, _ = coarse.shape
+    fine = coarse.new_empty(p, 2 * count + 1, m, m)
+    fine[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2
+    fine[:, 1::2] = coarse
+    return fine
+
+
 @dataclass(frozen=True)
 class Newton:
     """Settings of the Newton path solver.
 
-    Each step factorises the block-tridiagonal Hessian of the discrete energy. Where it is positive definite the step is
-    Newton's (quadratic convergence); where it is not, its eigenvalues are made positive, so that the step descends.
-    Second derivatives are computed once a curve and then kept, and interpolated to finer levels, as long as steps with
-    them converge fast. A curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so
-    the chart does not matter) without a new expansion and without touching its neighbours. Where the tolerance is
-    sharp, a curve that has converged gets one more step on the residual of a sixth-order discretisation.
+    The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive definite the step is
+    Newton's; where it is not, its eigenvalues are made positive, so that the step descends. Derivatives cost most, so
+    that they are computed once a curve, near its geodesic: the steps that follow take the gradient alone, by one
+    reverse pass, with the matrix kept as long as they converge fast, and finer levels begin with that matrix,
+    interpolated. A curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the
+    chart does not matter) without a new expansion and without touching its neighbours. Where the tolerance is sharp, a
+    curve that has converged gets one more step on the residual of a sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.
@@ -147,7 +194,7 @@ class Newton:
     segments: int = 8
     max_segments: int = 512
     max_steps: int = 200
-    gauss_newton_steps: int = 3
+    gauss_newton_steps: int = 2
     second_order: bool = True
     target: Literal["minimum", "stationary"] = "minimum"
 
@@ -169,19 +216,19 @@ class Newton:
         return PathState.start(nodes)
 
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
-        """One step of every curve of ``state``.
+        """One expansion of every curve of ``state``, and the steps that it is good for.
 
         A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
         is more than 50 ``tol``.
         """
-        fresh = self._wants_second_order(state)
-        expansion, status = _sound(_expand(space, state.nodes, fresh), state)
-        model = _Model.of(expansion, state, fresh, check_rank=bool((state.steps == 0).any()))
+        kept, fresh = state.known & ~state.stale, self._wants_second_order(state)
+        expansion, status = _sound(_expand(space, state, kept, fresh), state)
+        model = _Model.of(expansion, kept, fresh, check_rank=bool((state.steps == 0).any()))
         status = torch.where((status == RUNNING) & model.singular, int(Status.SINGULAR), status)
-        state = replace(model.remember(state, fresh), status=status)
-        live = status == RUNNING
+        state = replace(model.remember(state, expansion, fresh), status=status)
+        live, undamped = status == RUNNING, state.damping == 0
 
-        steps, predicted = model.solve(state.damping) if bool(state.damping.any()) else (model.step, model.decrement)
+        steps, predicted = (model.step, model.decrement) if bool(undamped.all()) else model.solve(state.damping)
         relative = _relative(predicted * (1 + state.damping), expansion.energy)
         if self.target == "stationary":
             at_start = (state.steps == 0) & model.indefinite & (relative < _NEAR)
@@ -196,42 +243,83 @@ class Newton:
             moved = (escaped != state.nodes).flatten(1).any(1)
             state = replace(state, nodes=escaped, stale=state.stale | moved)
             quiet, live = quiet & ~moved, live & ~moved
-        nodes, damping, discrepancy = self._descend(space, state, expansion, model, steps, predicted, live)
-
-        # A step that misjudged the energy by δ leaves a decrement of 4δ²/decrement if the matrix was off, and of
-        # 9δ²/decrement if the third derivative was (both exact in one dimension).
-        left = _relative(9 * discrepancy.square() / predicted, expansion.energy)
-        left = torch.maximum(left, _TRUSTED_GAIN * relative)
-        full = live & (discrepancy < torch.inf) & (state.damping == 0) & (damping == 0)
-        sound = full & informed & ~model.indefinite
-        slow = left > _SLOW * relative
-        ended = quiet | (sound & (left <= tol))
-        # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
-        ended = ended | (sound & state.first & (left <= _ROUGH) & slow)
-        if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
-            nodes = _polished(space, nodes, expansion, model, ended & full & ~model.indefinite)
-        status = torch.where(ended, int(Status.CONVERGED), status)
-        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-        status = torch.where(quiet & (relative > acceptable), int(Status.PRECISION), status)
-        status = torch.where(live & ~ended & discrepancy.isinf(), int(Status.STALLED), status)
-        decrement = torch.where(full & ~quiet, left, relative)
-        return replace(
+        state = replace(
             state,
-            nodes=nodes,
-            status=status,
-            decrement=torch.where(live, decrement, state.decrement),
+            decrement=torch.where(live, relative, state.decrement),
             steps=state.steps + 1,
-            damping=damping,
             kept=torch.zeros_like(state.kept),
-            stale=state.stale | ~full | slow | (model.index < 0),
         )
+        sound = informed & ~model.indefinite & undamped
+        # What a step leaves is known only once it has been taken: one is, above rounding, however short.
+        still = quiet & (~sound | (predicted <= 2 * expansion.noise))
+        state, ended, refused = self._run(space, state, expansion, model, live & sound & ~still, tol)
+        walking = live & ~quiet & (~sound | refused)
+        if bool(walking.any()):
+            nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking)
+            stalled = walking & ~lowered
+            state = replace(state, nodes=nodes, damping=damping, stale=state.stale | walking)
+            state = replace(state, status=torch.where(stalled, int(Status.STALLED), state.status))
+        ended = ended | quiet
+        if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
+            state = replace(state, nodes=_polished(space, state.nodes, expansion, model, ended & sound))
+        return replace(state, status=torch.where(ended, self._verdict(state, expansion, tol), state.status))
 
     def _wants_second_order(self, state: PathState) -> Tensor:
         if not self.second_order:
             return torch.zeros_like(state.known)
-        # A start curve that may be kept as it is must be judged by the full Hessian at once.
-        wait = self.gauss_newton_steps if self.target == "minimum" else 0
+        # Far from the geodesic they are not worth having; but a start curve that may be kept as it is must be judged by
+        # the full Hessian at once.
+        wait = torch.where(state.first, self.gauss_newton_steps, 0) if self.target == "minimum" else 0
         return torch.where(state.known, state.stale, state.steps >= wait)
+
+    @staticmethod
+    def _verdict(state: PathState, expansion: Expansion, tol: float) -> Tensor:
+        """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
+        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(state.decrement.dtype).length)
+        at_floor = 4 * state.decrement * expansion.energy <= 2 * expansion.noise
+        return torch.where(at_floor & (state.decrement > acceptable), int(Status.PRECISION), int(Status.CONVERGED))
+
+    def _run(
+        self, space: Space, state: PathState, expansion: Expansion, model: _Model, running: Tensor, tol: float
+    ) -> tuple[PathState, Tensor, Tensor]:
+        """Steps with one matrix, as long as they converge fast.
+
+        The decrement left at the next nodes is measured: its gradient costs one reverse pass beside the energy that a
+        step is judged by anyway.
+
+        Returns:
+            The state; which curves have ended; and which found no lower energy at their first step.
+        """
+        nodes, decrement, stale, count = (x.clone() for x in (state.nodes, state.decrement, state.stale, state.steps))
+        energy, step, promised = expansion.energy.clone(), model.step.clone(), model.decrement.clone()
+        ended, refused = torch.zeros_like(stale), torch.zeros_like(stale)
+        pending = running.nonzero().flatten()
+        for taken in range(_LONGEST_RUN):
+            if not len(pending):
+                break
+            noise = expansion.noise[pending]
+            trial = _moved(nodes[pending], step[pending])
+            value, gradient = energy_and_gradient(space, trial)
+            lower = energy[pending] - value >= 0.05 * promised[pending] - noise  # False for NaN
+            if not bool(lower.all()):
+                lost = pending[~lower]
+                stale[lost], refused[lost] = True, not taken
+                pending, noise, trial, value, gradient = (x[lower] for x in (pending, noise, trial, value, gradient))
+            ahead, left = model.newton(gradient, pending)
+            relative, share = _relative(left, value), left / promised[pending]
+            # One more step with this matrix would leave the same share again.
+            done = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) | (left <= 2 * noise)
+            slow = ~done & (share > _SLOW)
+            fast = done & (share <= _SLOW)
+            nodes[pending] = _moved(trial, torch.where(fast[:, None, None], ahead, 0.0))
+            decrement[pending] = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
+            # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
+            rough = slow & state.first[pending] & (relative <= _ROUGH)
+            ended[pending], stale[pending] = done | rough, slow
+            energy[pending], step[pending], promised[pending] = value, ahead, left
+            count[pending] += taken > 0
+            pending = pending[~(done | slow)]
+        return replace(state, nodes=nodes, decrement=decrement, stale=stale, steps=count), ended, refused
 
     def _descend(
         self,
@@ -241,16 +329,16 @@ class Newton:
         model: _Model,
         steps: Tensor,
         predicted: Tensor,
-        live: Tensor,
+        walking: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take the longest damped step that lowers the energy.
 
         Returns:
-            Nodes, damping, and by how much the model misjudged the energy; inf where no step lowers it.
+            Nodes, damping, and which curves found a lower energy.
         """
         nodes, damping = state.nodes.clone(), state.damping.clone()
-        discrepancy = torch.full_like(damping, torch.inf)
-        pending = live.nonzero().flatten()
+        lowered = torch.zeros_like(walking)
+        pending = walking.nonzero().flatten()
         for attempt in range(_ATTEMPTS):
             if not len(pending):
                 break
@@ -264,13 +352,13 @@ class Newton:
             enough = gain >= 0.05 * predicted - expansion.noise[pending]  # False for NaN
             taken = pending[enough]
             nodes[taken] = trial[enough]
-            discrepancy[taken] = (gain - predicted / 2).abs()[enough]
+            lowered[taken] = True
             good = enough & (gain >= 0.375 * predicted - expansion.noise[pending])
             relaxed = damping[pending[good]] / 8
             damping[pending[good]] = torch.where(relaxed < _DAMPING_FLOOR, 0.0, relaxed)
             pending = pending[~enough]
             damping[pending] = (4 * damping[pending]).clamp(min=_DAMPING_START)
-        return nodes, damping, discrepancy
+        return nodes, damping, lowered
 
     def _towards_saddle(
         self, state: PathState, expansion: Expansion, model: _Model, keep: Tensor, tol: float
@@ -332,6 +420,7 @@ class _Model:
     matrix: BlockTridiagonal
     factor: Factorization
     gauss_newton: BlockTridiagonal
+    correction: BlockTridiagonal
     gradient: Tensor
     step: Tensor  # undamped
     decrement: Tensor  # gᵀ M⁻¹ g, M the matrix
@@ -343,16 +432,15 @@ class _Model:
     absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
 
     @classmethod
-    def of(cls, expansion: Expansion, state: PathState, fresh: Tensor, check_rank: bool) -> _Model:
-        gn, g = expansion.gauss_newton, expansion.gradient
-        singular = _rank_deficient(gn.diagonal) if check_rank else torch.zeros_like(fresh)
-        correction = BlockTridiagonal(state.diagonal, state.upper)
-        if expansion.correction is not None:
-            correction = expansion.correction.where(fresh, correction)
-        known = state.known | fresh
-        full = gn + correction
+    def of(cls, expansion: Expansion, kept: Tensor, fresh: Tensor, check_rank: bool) -> _Model:
+        gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
+        singular = torch.zeros_like(fresh)
+        new = ~kept if check_rank else singular
+        if bool(new.any()):
+            singular[new] = _rank_deficient(gn.diagonal[new])
+        full = gn if correction is None else gn + correction
         factor = full.cholesky()
-        index = torch.where(known & factor.ok, 0, -1)
+        index = torch.where((kept | fresh) & factor.ok, 0, -1)
         matrix = full
         if not bool(factor.ok.all()):
             # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
@@ -370,6 +458,7 @@ class _Model:
             matrix=matrix,
             factor=factor,
             gauss_newton=gn,
+            correction=gn.scaled(0.0) if correction is None else correction,
             gradient=g,
             step=step,
             decrement=-(g * step).sum((-1, -2)),
@@ -385,17 +474,30 @@ class _Model:
         step, decrement = model.solve(torch.zeros_like(expansion.energy))
         return replace(model, step=step, decrement=decrement)
 
-    def remember(self, state: PathState, fresh: Tensor) -> PathState:
-        """The state with the second derivatives and the index that this model rests on."""
+    def remember(self, state: PathState, expansion: Expansion, fresh: Tensor) -> PathState:
+        """The state with the matrix and the index that this model rests on."""
         return replace(
             state,
-            diagonal=self.full.diagonal - self.gauss_newton.diagonal,
-            upper=self.full.upper - self.gauss_newton.upper,
+            tangents=self.gauss_newton.diagonal,
+            crossings=self.gauss_newton.upper,
+            diagonal=self.correction.diagonal,
+            upper=self.correction.upper,
+            noise=expansion.noise,
             index=torch.where(state.status == RUNNING, self.index, state.index),
             known=state.known | fresh,
             stale=state.stale & ~fresh,
             scalable=torch.full_like(fresh, self.scalable),
         )
+
+    def newton(self, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Undamped steps from other gradients of the curves at ``rows``, and their decrements."""
+        if len(rows) == len(self.gradient):
+            step = self.factor.solve(-gradient)
+        else:
+            wide = torch.zeros_like(self.gradient)
+            wide[rows] = -gradient
+            step = self.factor.solve(wide)[rows]
+        return step, -(gradient * step).sum((-1, -2))
 
     def solve(self, damping: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
@@ -430,21 +532,43 @@ def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, 
     residual = space.residual(nodes[where]) if len(where) else None
     if residual is None:
         return nodes
-    step = -model.matrix.select(where).cholesky().solve(residual)
-    size = _relative(-(residual * step).sum((-1, -2)), expansion.energy[where])
+    step, decrement = model.newton(residual, where)
+    size = _relative(decrement, expansion.energy[where])
     nodes = nodes.clone()
     nodes[where] = _moved(nodes[where], torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0))
     return nodes
 
 
-def _expand(space: Space, nodes: Tensor, fresh: Tensor) -> Expansion:
-    """Expand all curves, those of ``fresh`` with second derivatives."""
-    if bool(fresh.all()) or not bool(fresh.any()):
-        return space.expand(nodes, bool(fresh.any()))
-    order = torch.cat([(~fresh).nonzero().flatten(), fresh.nonzero().flatten()])
-    plain, full = space.expand(nodes[~fresh], False), space.expand(nodes[fresh], True)
-    assert full.correction is not None
-    return Expansion.cat([replace(plain, correction=plain.gauss_newton.scaled(0.0)), full]).select(order.argsort())
+def _expand(space: Space, state: PathState, kept: Tensor, fresh: Tensor) -> Expansion:
+    """Expand all curves: those of ``fresh`` with second derivatives, those of ``kept`` about the matrix they have."""
+    looks = ((kept, _remembered), (fresh, _expanded), (~(kept | fresh), _gauss_newton))
+    for rows, look in looks:
+        if bool(rows.all()):
+            return look(space, state)
+    groups = [(rows.nonzero().flatten(), look) for rows, look in looks]
+    parts = [look(space, state.select(rows)) for rows, look in groups if len(rows)]
+    parts = [replace(e, correction=e.gauss_newton.scaled(0.0)) if e.correction is None else e for e in parts]
+    return Expansion.cat(parts).select(torch.cat([rows for rows, _ in groups]).argsort())
+
+
+def _expanded(space: Space, state: PathState) -> Expansion:
+    return space.expand(state.nodes, True)
+
+
+def _gauss_newton(space: Space, state: PathState) -> Expansion:
+    return space.expand(state.nodes, False)
+
+
+def _remembered(space: Space, state: PathState) -> Expansion:
+    energy, gradient = energy_and_gradient(space, state.nodes)
+    return Expansion(
+        energy,
+        gradient,
+        BlockTridiagonal(state.tangents, state.crossings),
+        BlockTridiagonal(state.diagonal, state.upper),
+        state.noise,
+        bool(state.scalable.all()),
+    )
 
 
 def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:

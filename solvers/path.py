@@ -25,9 +25,9 @@ from riemae.solvers.tolerances import tolerance
 # Called with (pairs done, pairs in all).
 Progress = Callable[[int, int], object]
 
-# The solver's own error must vanish beside the discretisation error that is being estimated; rounding may stop it
+# The solver's own error must be small beside the discretisation error that is being estimated; rounding may stop it
 # at 50 times as much.
-_SOLVER_SHARE = 1e-3
+_SOLVER_SHARE = 3e-3
 # The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the
 # spline between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
 _RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 80.0
@@ -226,24 +226,27 @@ def _solve_chunk(
             before, previous = previous, out.length.clone()
             out.length[rows] = (speed * weights).sum(-1)
             out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
-            if isinstance(solver, NewtonCG):  # its steps end where its tolerance does, Newton's far below it
-                left = torch.where(state.status == Status.CONVERGED, state.decrement, 0.0)
-                out.error[rows] += left * out.length[rows]
+            # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
+            left = torch.where(state.status == Status.CONVERGED, state.decrement, 0.0)
+            out.error[rows] += left.nan_to_num(0.0) * out.length[rows]
             out.steps[rows] += state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
             out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
+            if progress is not None:
+                progress(p - int((~done).sum()) - len(queue.rows), p)
+            if bool(done.all()) and not len(queue.rows):
+                break
             finer = _even(curve[~done], speed[~done], weights, 2 * segments)
             kept = state.select(~done)
             state = kept.refined(*finer) if hasattr(kept, "refined") else solver.begin(finer[0])
             rows = rows[~done]
-            if progress is not None:
-                progress(p - len(rows) - len(queue.rows), p)
         segments *= 2
-        joined, nodes = queue.admit(segments)
-        new = solver.begin(nodes)
-        state = type(new).cat([state, new]) if len(rows) else new
-        rows = torch.cat([rows, joined])
+        if len(queue.rows):
+            joined, nodes = queue.admit(segments)
+            new = solver.begin(nodes)
+            state = type(new).cat([state, new]) if len(rows) else new
+            rows = torch.cat([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
     if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
@@ -354,6 +357,7 @@ def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> tuple[
     nodes = curve.resample(segments).nodes
     uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
     if bool(uneven.any()):
+        nodes = nodes.clone()
         nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[:, 1:-1]
     return nodes, uneven
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.solvers.energy import discrete_energy
 from riemae.solvers.exceptions import OptionError
 from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
@@ -118,15 +117,6 @@ def check_settings(name: str, solver: Solver, **positive: float) -> None:
     for option, value in positive.items():
         if not value > 0:
             raise OptionError(name, f"{option} > 0", str(value), "")
-
-
-def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient in the interior nodes, by reverse mode."""
-    with torch.enable_grad():
-        interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
-        (gradient,) = torch.autograd.grad(energy.sum(), interior)
-    return energy.detach(), gradient
 
 
 def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from riemae.solvers.energy import Expansion, expand_by_autodiff, gauss_newton_blocks, rounding
+from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff, gauss_newton_blocks, rounding
 from riemae.solvers.exceptions import DTypeError, ShapeError, SingularMetricError
 from riemae.solvers.rows import steady
 from riemae.solvers.tolerances import tolerance
@@ -20,9 +20,10 @@ from riemae.solvers.tolerances import tolerance
 class Space(Protocol):
     """A Riemannian space in one chart. :class:`riemae.Manifold` is one; so is :class:`MetricSpace`.
 
-    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. Optional:
-    ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free solver; without it
-    ``squared_chords`` must be twice differentiable by reverse mode.
+    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
+    differentiable by reverse mode. Optional: ``energy_and_gradient(nodes)``, where there is a faster road than that;
+    and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free solver: without it
+    ``squared_chords`` must be differentiable twice.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -138,6 +139,23 @@ class MetricSpace:
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
         """None: there is no ambient space."""
         return None
+
+
+def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient in the interior nodes: by the space's own method of this name, if any."""
+    own: Any = getattr(space, "energy_and_gradient", None)
+    return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
+
+
+def differentiated(
+    squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
+    with torch.enable_grad():
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        energy = discrete_energy(squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
+        (gradient,) = torch.autograd.grad(energy.sum(), interior)
+    return energy.detach(), gradient
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

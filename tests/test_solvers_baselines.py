@@ -10,7 +10,7 @@ from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, OptionError
 from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, Curve, Newton, Shooting, Solver, Status
 from riemae.solvers.georce import GEORCE as Georce
-from riemae.solvers.solver import energy_and_gradient
+from riemae.solvers.space import energy_and_gradient
 
 FAST = {
     "adam": Adam(),

@@ -49,7 +49,7 @@ def counted(dense, floor=1e-9):
 @pytest.fixture(params=["dense", "block"])
 def road(request, monkeypatch):
     """Both roads of ``cholesky``, whatever the size of the system."""
-    monkeypatch.setattr(linear, "_DENSE_LIMIT", 10**9 if request.param == "dense" else 0)
+    monkeypatch.setattr(linear, "_DENSE_WORK", 10**9 if request.param == "dense" else 0)
     return request.param
 
 
@@ -125,16 +125,16 @@ class TestCholesky:
         matrix = matrix.add_block_diagonal(torch.eye(3, dtype=dtype).expand(4, 12, 3, 3))
         solutions = []
         for limit in (10**9, 0):
-            monkeypatch.setattr(linear, "_DENSE_LIMIT", limit)
+            monkeypatch.setattr(linear, "_DENSE_WORK", limit)
             solutions.append(matrix.cholesky().solve(b))
         assert torch.allclose(*solutions, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
     def test_the_limit_decides_the_road(self, monkeypatch):
         monkeypatch.setattr(BlockTridiagonal, "_dense_cholesky", lambda self: "dense")
         monkeypatch.setattr(BlockTridiagonal, "_block_cholesky", lambda self: "block")
-        limit = linear._DENSE_LIMIT
-        assert definite(1, limit // 2, 2).cholesky() == "dense"
-        assert definite(1, limit // 2 + 1, 2).cholesky() == "block"
+        longest = int((linear._DENSE_WORK / 8) ** 0.5)
+        assert definite(1, longest, 2).cholesky() == "dense"
+        assert definite(1, longest + 1, 2).cholesky() == "block"
 
     # A matrix can fail in its first block, in a later one, or only together with its neighbours.
     @pytest.mark.parametrize("spoil", ["first block", "last block", "coupling", "nan", "semidefinite"])

@@ -9,7 +9,7 @@ import torch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
-from riemae.solvers import Curve, Newton, Status
+from riemae.solvers import Curve, Newton, Status, newton
 
 
 def generator(seed=0):
@@ -101,10 +101,69 @@ def test_curve_solves_the_geodesic_equation():
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     residuals = []
     for segments in (16, 32, 64):
-        r = space.geodesic(z0, z1, rtol=1e-3, solver=Newton(segments=segments))
+        # A sharp tolerance, so that nothing but the resolution is left.
+        solver = Newton(segments=segments, max_segments=2 * segments)
+        r = space.geodesic(z0, z1, rtol=1e-7, solver=solver, throw=False)
         z, v = r.curve(t), r.curve.velocity(t)
         residuals.append((r.curve.acceleration(t) - space.acceleration(z, v)).abs().max())
     assert residuals[0] / residuals[2] > 8  # second order: a quarter at each doubling, two doublings
+
+
+class TestKeptMatrix:
+    """Finer levels begin with the coarse level's matrix, interpolated, and steps with it take the gradient alone."""
+
+    @pytest.mark.parametrize("nodes", [2, 3, 7])
+    def test_blocks_are_exact_where_the_jacobian_is_linear_along_the_curve(self, nodes):
+        generator = torch.Generator().manual_seed(0)
+        constant, slope = (torch.randn(3, 1, 6, 2, generator=generator).double() for _ in range(2))
+
+        def blocks(n):
+            t = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None]
+            j = constant + t * slope
+            return 4 * n * j.mT @ j, -2 * n * j[:, :-1].mT @ j[:, 1:]
+
+        n = nodes + 1
+        for found, expected in zip(newton._halved(*blocks(n)), blocks(2 * n), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+    def test_blocks_of_one_node_are_those_of_a_constant_jacobian(self):
+        g = torch.tensor([[[[2.0, 1.0], [1.0, 3.0]]]]).double()
+        tangents, crossings = newton._halved(4 * 2 * g, g[:, :0])
+        assert torch.allclose(tangents, (4 * 4 * g).expand(1, 3, 2, 2))
+        assert torch.allclose(crossings, (-2 * 4 * g).expand(1, 2, 2, 2))
+
+    def test_second_derivatives_scale_with_the_step(self):
+        t = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None].expand(1, n - 1, 2, 2)  # noqa: E731
+        for n in (3, 8):
+            assert torch.allclose(newton._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
+
+    @pytest.mark.parametrize("decoder", [spaces.sphere, spaces.torus, spaces.paraboloid])
+    def test_finer_levels_need_no_second_derivatives(self, decoder):
+        expanded, sloped = {}, {}
+
+        class Watched(Manifold):
+            def expand(self, nodes, second_order=True):
+                expanded[nodes.shape[1] - 1] = expanded.get(nodes.shape[1] - 1, 0) + len(nodes)
+                return super().expand(nodes, second_order)
+
+            def energy_and_gradient(self, nodes):
+                sloped[nodes.shape[1] - 1] = sloped.get(nodes.shape[1] - 1, 0) + len(nodes)
+                return super().energy_and_gradient(nodes)
+
+        known = next(k for k in spaces.CATALOGUE if k.decoder is decoder)
+        z0, z1, d = known.pairs(generator(), 40)
+        r = Watched(decoder).geodesic(z0, z1, rtol=1e-6)
+        assert torch.allclose(r.length, d, rtol=1e-6)
+        assert expanded.get(16, 0) <= 4
+        assert 40 <= sloped[16] <= 160
+
+    def test_a_matrix_that_no_longer_serves_is_computed_anew(self, monkeypatch):
+        # Blocks that are three times too small: every step overshoots until the true ones are looked up.
+        true = newton._halved
+        monkeypatch.setattr(newton, "_halved", lambda *blocks: tuple(x / 3 for x in true(*blocks)))
+        r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
+        assert r.converged.all()
+        assert torch.allclose(r.length, d, rtol=1e-6)
 
 
 class TestBatches:

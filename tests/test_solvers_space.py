@@ -12,6 +12,7 @@ from riemae import Manifold, ambient, solvers
 from riemae.exceptions import DTypeError, RiemaeError, ShapeError, SingularMetricError
 from riemae.solvers import MetricSpace, Space
 from riemae.solvers.energy import Expansion
+from riemae.solvers.space import energy_and_gradient
 
 F64 = torch.float64
 DISC, HALF_PLANE = MetricSpace(spaces.poincare_tensor), MetricSpace(spaces.half_plane_tensor)
@@ -112,6 +113,15 @@ class TestExpansion:
             assert torch.allclose(found.energy[p], energy(interior), rtol=1e-12)
             assert torch.allclose(found.gradient[p], first, rtol=1e-9, atol=1e-10 * float(first.abs().max()))
             assert torch.allclose(found.hessian.dense()[p], second, rtol=1e-9, atol=1e-10 * float(second.abs().max()))
+
+    def test_the_gradient_alone_is_the_same(self, name, segments):
+        case = CASES[name]
+        nodes = draws(3, segments + 1, case.m, size=0.6)
+        energy, gradient = energy_and_gradient(case.space, nodes)
+        expected = case.space.expand(nodes, second_order=False)
+        assert not gradient.requires_grad
+        assert torch.allclose(energy, expected.energy, rtol=1e-12)
+        assert torch.allclose(gradient, expected.gradient, rtol=1e-9, atol=1e-11)
 
     def test_gauss_newton_keeps_the_tangents_only(self, name, segments):
         # 2n Σ (∂Δx)ᵀ W (∂Δx), from the Jacobian of the steps with the weights held fast.

@@ -122,6 +122,14 @@ class TestRules:
         close(value, x)
         close(first.movedim(0, -1), j)
 
+    def test_one_tangent_alone(self, case):
+        f, z, x, j, _ = case
+        u = draw(K, M, seed=4)
+        with MODE.active(False):
+            value, first = MODE.forward(f, z, u[None], None, False)
+        close(value, x)
+        close(first[0], (j @ u[..., None])[..., 0])
+
     @pytest.mark.parametrize(
         "pairs", [Pairs([0], [0]), Pairs([0], [1]), Pairs([1, 0], [1, 2])], ids=["uu", "uv", "two"]
     )
