@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
-from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, exact, untraced
+from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, untraced, with_exact_norms
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied
 from riemae.solvers.space import concrete
@@ -71,7 +71,6 @@ class Differential:
 
     def __init__(self, f: BatchedMap, chunk_size: int | None = None) -> None:
         self._function = unoptimised(f)
-        self._exact = exact(self._flat)
         self._chunk_size = chunk_size
         self._modes: dict[tuple[Any, ...], Mode] = {}
         self._width: int | None = None
@@ -237,6 +236,11 @@ class Differential:
                 "The first axis of the output must be the batch.",
             )
         return x.reshape(len(z), -1)
+
+    def _exact(self, z: Tensor) -> Tensor:
+        """The map as formulas differentiate it: what happens inside it is looked at, not the arithmetic around it."""
+        with with_exact_norms():
+            return self._flat(z)
 
     @staticmethod
     def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

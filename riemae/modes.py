@@ -39,12 +39,12 @@ class Mode(ABC):
 
     @contextmanager
     def active(self, second_order: bool, exact_norms: bool = True) -> Iterator[None]:
-        """What must hold while the mode is at work; without ``exact_norms`` for maps that bring them: :func:`exact`."""
+        """What must hold while the mode is at work; ``exact_norms`` unless the map itself sees to them."""
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing here is to be compiled
             if exact_norms:
-                stack.enter_context(untraced(_ExactNorms)())
+                stack.enter_context(with_exact_norms())
             if self.portable:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 stack.enter_context(_without_fused_layers())
@@ -241,14 +241,9 @@ def _without_fused_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def exact(f: BatchedMap) -> BatchedMap:
-    """``f`` with exact norms: only what happens inside it is looked at, not the arithmetic around it."""
-
-    def call(z: Tensor) -> Tensor:
-        with untraced(_ExactNorms)():
-            return f(z)
-
-    return call
+def with_exact_norms() -> TorchFunctionMode:
+    """A context in which layer and instance norm consist of primitives. Every torch function in it takes longer."""
+    return untraced(_ExactNorms)()
 
 
 def untraced(mode: Any) -> Any:

@@ -32,7 +32,8 @@ class Expansion:
         gauss_newton: Positive semi-definite part of the Hessian: tangents only, no second derivatives.
         correction: What is missing to the Hessian, or None when it was not asked for.
         noise: ``(p,)``, the rounding error to expect in ``energy``.
-        scalable: Whether the correction is block diagonal and falls like 1/n, so that it serves a finer level too.
+        scalable: Whether both serve a finer level too, interpolated: Gauss-Newton's blocks are ``4n J_iᵀJ_i`` and
+            ``−2n J_iᵀJ_{i+1}``, and the correction is block diagonal and falls like 1/n.
     """
 
     energy: Tensor

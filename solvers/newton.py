@@ -39,7 +39,7 @@ class PathState:
         status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
         decrement: ``(p,)``, the relative reduction of the length that the local model still promises.
         index: ``(p,)``, Morse index of the last Hessian; −1 before it is known.
-        steps: ``(p,)``, steps taken.
+        steps: ``(p,)``, steps taken at this resolution and at coarser ones.
         damping: ``(p,)``, in units of the Gauss-Newton block diagonal.
         kept: ``(p,)`` bool: converging to a saddle on purpose.
         tangents: ``(p, n − 1, m, m)``, diagonal blocks of the Gauss-Newton matrix as last computed.
@@ -76,7 +76,7 @@ class PathState:
         p, count, m = nodes.shape
         zero = torch.zeros(p, dtype=torch.int64, device=nodes.device)
         no = [torch.zeros_like(zero, dtype=torch.bool) for _ in range(4)]
-        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3)]
+        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)]
         return cls(
             nodes=nodes.clone(),
             status=zero + RUNNING,
@@ -87,8 +87,8 @@ class PathState:
             kept=no[0],
             tangents=blocks[0],
             crossings=blocks[1],
-            diagonal=blocks[0],
-            upper=blocks[1],
+            diagonal=blocks[2],
+            upper=blocks[3],
             noise=nodes.new_zeros(p),
             known=no[1],
             stale=no[2],
@@ -109,7 +109,7 @@ class PathState:
             fine.diagonal = _interpolated(self.diagonal)
             fine.noise = 2 * self.noise
         fine.kept = self.kept.clone()
-        fine.known = self.known & self.scalable & ~moved & ~self.kept
+        fine.known = self.known & self.scalable & ~self.stale & ~moved & ~self.kept
         fine.scalable = self.scalable.clone()
         fine.first = torch.zeros_like(self.first)
         return fine
@@ -219,22 +219,23 @@ class Newton:
         """One expansion of every curve of ``state``, and the steps that it is good for.
 
         A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
-        is more than 50 ``tol``.
+        is more than 50 ``tol``. On its first level, one that converges slowly also ends when it is roughly there.
         """
-        kept, fresh = state.known & ~state.stale, self._wants_second_order(state)
-        expansion, status = _sound(_expand(space, state, kept, fresh), state)
-        model = _Model.of(expansion, kept, fresh, check_rank=bool((state.steps == 0).any()))
+        reused, fresh = state.known & ~state.stale, self._wants_second_order(state)
+        expansion, status = _sound(_expand(space, state, reused, fresh), state)
+        model = _Model.of(expansion, reused, fresh, ~reused & ((state.steps == 0) | ~state.first))
         status = torch.where((status == RUNNING) & model.singular, int(Status.SINGULAR), status)
         state = replace(model.remember(state, expansion, fresh), status=status)
         live, undamped = status == RUNNING, state.damping == 0
 
         steps, predicted = (model.step, model.decrement) if bool(undamped.all()) else model.solve(state.damping)
         relative = _relative(predicted * (1 + state.damping), expansion.energy)
+        keep = torch.zeros_like(live)
         if self.target == "stationary":
             at_start = (state.steps == 0) & model.indefinite & (relative < _NEAR)
             keep = live & (at_start | (state.kept & model.indefinite))
-            if bool(keep.any()):
-                return self._towards_saddle(state, expansion, model, keep, tol)
+        if bool(keep.any()):
+            state, live = self._towards_saddle(state, expansion, model, keep, tol), live & ~keep
 
         informed = (model.index >= 0) | (not self.second_order)
         quiet = live & informed & ((relative <= tol) | (predicted <= 2 * expansion.noise))
@@ -247,22 +248,24 @@ class Newton:
             state,
             decrement=torch.where(live, relative, state.decrement),
             steps=state.steps + 1,
-            kept=torch.zeros_like(state.kept),
+            kept=keep,
         )
         sound = informed & ~model.indefinite & undamped
         # What a step leaves is known only once it has been taken: one is, above rounding, however short.
         still = quiet & (~sound | (predicted <= 2 * expansion.noise))
-        state, ended, refused = self._run(space, state, expansion, model, live & sound & ~still, tol)
+        state, refused = self._run(space, state, expansion, model, reused, live & sound & ~still, tol)
         walking = live & ~quiet & (~sound | refused)
         if bool(walking.any()):
             nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking)
             stalled = walking & ~lowered
             state = replace(state, nodes=nodes, damping=damping, stale=state.stale | walking)
             state = replace(state, status=torch.where(stalled, int(Status.STALLED), state.status))
-        ended = ended | quiet
+        quiet = quiet & (state.status == RUNNING) & ~(reused & state.stale)
+        state = replace(state, status=torch.where(quiet, _ended(state.decrement, tol), state.status))
         if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
-            state = replace(state, nodes=_polished(space, state.nodes, expansion, model, ended & sound))
-        return replace(state, status=torch.where(ended, self._verdict(state, expansion, tol), state.status))
+            ended = live & sound & (state.status != RUNNING)
+            state = replace(state, nodes=_polished(space, state.nodes, expansion, model, ended))
+        return state
 
     def _wants_second_order(self, state: PathState) -> Tensor:
         if not self.second_order:
@@ -272,27 +275,27 @@ class Newton:
         wait = torch.where(state.first, self.gauss_newton_steps, 0) if self.target == "minimum" else 0
         return torch.where(state.known, state.stale, state.steps >= wait)
 
-    @staticmethod
-    def _verdict(state: PathState, expansion: Expansion, tol: float) -> Tensor:
-        """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
-        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(state.decrement.dtype).length)
-        at_floor = 4 * state.decrement * expansion.energy <= 2 * expansion.noise
-        return torch.where(at_floor & (state.decrement > acceptable), int(Status.PRECISION), int(Status.CONVERGED))
-
     def _run(
-        self, space: Space, state: PathState, expansion: Expansion, model: _Model, running: Tensor, tol: float
-    ) -> tuple[PathState, Tensor, Tensor]:
+        self,
+        space: Space,
+        state: PathState,
+        expansion: Expansion,
+        model: _Model,
+        reused: Tensor,
+        running: Tensor,
+        tol: float,
+    ) -> tuple[PathState, Tensor]:
         """Steps with one matrix, as long as they converge fast.
 
         The decrement left at the next nodes is measured: its gradient costs one reverse pass beside the energy that a
         step is judged by anyway.
 
         Returns:
-            The state; which curves have ended; and which found no lower energy at their first step.
+            The state, and which curves found no lower energy at their first step.
         """
         nodes, decrement, stale, count = (x.clone() for x in (state.nodes, state.decrement, state.stale, state.steps))
         energy, step, promised = expansion.energy.clone(), model.step.clone(), model.decrement.clone()
-        ended, refused = torch.zeros_like(stale), torch.zeros_like(stale)
+        status, refused = state.status.clone(), torch.zeros_like(stale)
         pending = running.nonzero().flatten()
         for taken in range(_LONGEST_RUN):
             if not len(pending):
@@ -307,19 +310,23 @@ class Newton:
                 pending, noise, trial, value, gradient = (x[lower] for x in (pending, noise, trial, value, gradient))
             ahead, left = model.newton(gradient, pending)
             relative, share = _relative(left, value), left / promised[pending]
-            # One more step with this matrix would leave the same share again.
-            done = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) | (left <= 2 * noise)
-            slow = ~done & (share > _SLOW)
-            fast = done & (share <= _SLOW)
+            # One more step with this matrix would leave the same share again. A matrix from a coarser level has a say
+            # in whether the curve is done only if it foresees its steps.
+            good = share <= _SLOW
+            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending])
+            done = met | (left <= 2 * noise)
+            slow, fast = ~done & ~good, done & good
             nodes[pending] = _moved(trial, torch.where(fast[:, None, None], ahead, 0.0))
-            decrement[pending] = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
+            remaining = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
             # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
             rough = slow & state.first[pending] & (relative <= _ROUGH)
-            ended[pending], stale[pending] = done | rough, slow
+            verdict = torch.where(rough, int(Status.CONVERGED), RUNNING)
+            status[pending] = torch.where(done, _ended(remaining, tol), verdict)
+            decrement[pending], stale[pending] = remaining, slow
             energy[pending], step[pending], promised[pending] = value, ahead, left
             count[pending] += taken > 0
-            pending = pending[~(done | slow)]
-        return replace(state, nodes=nodes, decrement=decrement, stale=stale, steps=count), ended, refused
+            pending = pending[~(done | slow) & (count[pending] < self.max_steps)]
+        return replace(state, nodes=nodes, status=status, decrement=decrement, stale=stale, steps=count), refused
 
     def _descend(
         self,
@@ -363,7 +370,7 @@ class Newton:
     def _towards_saddle(
         self, state: PathState, expansion: Expansion, model: _Model, keep: Tensor, tol: float
     ) -> PathState:
-        """Undamped Newton for curves near a saddle, while the others wait for their next step."""
+        """Undamped Newton for the curves near a saddle."""
         nodes, decrement, status = state.nodes.clone(), state.decrement.clone(), state.status.clone()
         where = keep.nonzero().flatten()
         gradient = expansion.gradient[where]
@@ -375,15 +382,7 @@ class Newton:
         nodes[where] = _moved(nodes[where], step)
         status[where[decrement[where] <= tol]] = int(Status.CONVERGED)
         status[where[info != 0]] = int(Status.SINGULAR)
-        return replace(
-            state,
-            nodes=nodes,
-            decrement=decrement,
-            status=status,
-            steps=state.steps + keep,
-            kept=keep,
-            stale=state.stale | keep,
-        )
+        return replace(state, nodes=nodes, decrement=decrement, status=status, stale=state.stale | keep)
 
     def _escape(self, space: Space, nodes: Tensor, expansion: Expansion, model: _Model, at_saddle: Tensor) -> Tensor:
         """Leave saddles along the direction of most negative curvature, to the side where the energy falls further."""
@@ -432,15 +431,14 @@ class _Model:
     absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
 
     @classmethod
-    def of(cls, expansion: Expansion, kept: Tensor, fresh: Tensor, check_rank: bool) -> _Model:
+    def of(cls, expansion: Expansion, reused: Tensor, fresh: Tensor, unseen: Tensor) -> _Model:
         gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
         singular = torch.zeros_like(fresh)
-        new = ~kept if check_rank else singular
-        if bool(new.any()):
-            singular[new] = _rank_deficient(gn.diagonal[new])
+        if bool(unseen.any()):
+            singular[unseen] = _rank_deficient(gn.diagonal[unseen])
         full = gn if correction is None else gn + correction
         factor = full.cholesky()
-        index = torch.where((kept | fresh) & factor.ok, 0, -1)
+        index = torch.where((reused | fresh) & factor.ok, 0, -1)
         matrix = full
         if not bool(factor.ok.all()):
             # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
@@ -462,7 +460,7 @@ class _Model:
             gradient=g,
             step=step,
             decrement=-(g * step).sum((-1, -2)),
-            singular=singular | ~factor.ok,
+            singular=singular | ~(factor.ok | reused),  # what was interpolated proves nothing about the metric
             indefinite=index > 0,
             index=index,
             scalable=expansion.scalable,
@@ -539,9 +537,9 @@ def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, 
     return nodes
 
 
-def _expand(space: Space, state: PathState, kept: Tensor, fresh: Tensor) -> Expansion:
-    """Expand all curves: those of ``fresh`` with second derivatives, those of ``kept`` about the matrix they have."""
-    looks = ((kept, _remembered), (fresh, _expanded), (~(kept | fresh), _gauss_newton))
+def _expand(space: Space, state: PathState, reused: Tensor, fresh: Tensor) -> Expansion:
+    """Expand all curves: those of ``fresh`` with second derivatives, those of ``reused`` about the matrix they have."""
+    looks = ((reused, _remembered), (fresh, _expanded), (~(reused | fresh), _gauss_newton))
     for rows, look in looks:
         if bool(rows.all()):
             return look(space, state)
@@ -603,6 +601,12 @@ def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     factor, info = torch.linalg.cholesky_ex(unit)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
     return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
+
+
+def _ended(decrement: Tensor, tol: float) -> Tensor:
+    """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
+    acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(decrement.dtype).length)
+    return torch.where(decrement > acceptable, int(Status.PRECISION), int(Status.CONVERGED))
 
 
 def _relative(predicted: Tensor, energy: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class NewtonCG:
         index = torch.where(saddle & model.negative, 1, state.index)
         relative = torch.where(saddle, rough, relative)
 
-        # As in Newton: a step that misjudged the energy by δ leaves a decrement of up to 9δ²/decrement.
+        # A step that misjudged the energy by δ leaves a decrement of up to 9δ²/decrement.
         left = (9 * discrepancy.square() / predicted + 2 * model.remainder) / (4 * energy)
         left = torch.maximum(left, _TRUSTED_GAIN * relative)
         whole = live & (stride == 1) & ~model.bounded
@@ -153,7 +153,7 @@ class NewtonCG:
 
     def _prepared(self, space: Space, state: NewtonCGState) -> NewtonCGState:
         """The state with a preconditioner for curves that have none yet."""
-        rows = (state.steps == 0).nonzero().flatten()
+        rows = state.decrement.isinf().nonzero().flatten()
         if not len(rows):
             return state
         new = PathMetric.sketched(space, state.nodes[rows], self.sketch)

@@ -39,8 +39,8 @@ _STARTS_WITH_GRAPH = 4
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 
-# What the pairs of one chunk may hold in matrices: at most so many numbers a pair where its system is solved densely
-# (three matrices of up to 192 x 192), and so many times m² where by blocks (a dozen blocks on each of 16 segments).
+# What the pairs of one chunk may hold in matrices: so many numbers a pair for systems that are solved densely and for
+# indefinite ones (three matrices of 192 x 192), and so many times m² for blocks (a dozen on each of 16 segments).
 _BYTES, _FEWEST_PAIRS = 2**30, 16
 _DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
 # In place of m rows a block, matrix-free: room for the decoder's layers at the nodes, which the products keep.
@@ -220,7 +220,7 @@ def _solve_chunk(
     state = solver.begin(nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
-            state = _solve_level(space, solver, state, rtol, out.steps[rows])
+            state = _solve_level(space, solver, state, rtol)
             curve = Curve.from_nodes(state.nodes)
             speed, weights = speeds(space, curve)
             before, previous = previous, out.length.clone()
@@ -228,8 +228,8 @@ def _solve_chunk(
             out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
             # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
             left = torch.where(state.status == Status.CONVERGED, state.decrement, 0.0)
-            out.error[rows] += left.nan_to_num(0.0) * out.length[rows]
-            out.steps[rows] += state.steps
+            out.error[rows] += left.nan_to_num(0.0).clamp(min=0) * out.length[rows]
+            out.steps[rows] = state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
             out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
@@ -240,6 +240,7 @@ def _solve_chunk(
             finer = _even(curve[~done], speed[~done], weights, 2 * segments)
             kept = state.select(~done)
             state = kept.refined(*finer) if hasattr(kept, "refined") else solver.begin(finer[0])
+            state.steps = kept.steps
             rows = rows[~done]
         segments *= 2
         if len(queue.rows):
@@ -265,10 +266,10 @@ def _solve_chunk(
     )
 
 
-def _solve_level(space: Space, solver: Solver, state: Any, rtol: float, spent: Tensor) -> Any:
+def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
     while True:
-        active = ((state.status == RUNNING) & (state.steps + spent < solver.max_steps)).nonzero().flatten()
+        active = ((state.status == RUNNING) & (state.steps < solver.max_steps)).nonzero().flatten()
         if not len(active):
             return state
         if len(active) == len(state.status):

@@ -51,8 +51,9 @@ class GeodesicResult:
         length: Riemannian length of ``curve``, an upper bound of the distance; NaN where a failed curve has none.
         error: Estimated absolute error of ``length``; NaN where no estimate exists.
         status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
-        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum,
-            −1 where unknown.
+        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum, −1 where
+            unknown. It is that of the discrete energy at the resolution at which second derivatives were last computed,
+            usually the coarsest: ``conjugate_points`` counts without nodes.
         curve: The curves, from ``z0`` at t = 0 to ``z1`` at t = 1, at nearly constant speed.
         lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN where unknown.
         speed_deviation: Largest relative deviation of the speed along ``curve`` from its mean; 0 on a geodesic.

@@ -151,7 +151,8 @@ def differentiated(
     squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
 ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
     """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        nodes = nodes.clone() if nodes.is_inference() else nodes  # what is made in inference mode has no derivative
         interior = nodes[:, 1:-1].detach().requires_grad_()
         energy = discrete_energy(squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
         (gradient,) = torch.autograd.grad(energy.sum(), interior)

@@ -20,7 +20,7 @@ sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a par
 
 from benchmarks import report, training  # noqa: E402
 from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
-from benchmarks.geodesics import Row, _entry, tasks  # noqa: E402
+from benchmarks.geodesics import Row, _entry, _put, tasks  # noqa: E402
 from benchmarks.growth import surface  # noqa: E402
 from benchmarks.measure import by_collocation, exponent, fastest, lengths, quantiles  # noqa: E402
 from benchmarks.peers import mlp  # noqa: E402
@@ -187,6 +187,12 @@ class TestContenders:
         for contender in CONTENDERS:
             assert all(i < len(contender.settings) for i in contender.quick)
             assert (ROOT / "benchmarks" / "peers" / f"{contender.module}.py").exists()
+
+    def test_a_task_measured_once_more_takes_its_old_place(self):
+        entries = [{"task": "a", "x": 1}, {"task": "b", "x": 2}]
+        _put(entries, {"task": "a", "x": 3}, "task")
+        _put(entries, {"task": "c", "x": 4}, "task")
+        assert [(e["task"], e["x"]) for e in entries] == [("a", 3), ("b", 2), ("c", 4)]
 
     def test_issue_asks_for_one_32_and_1000_pairs(self):
         found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]

@@ -163,6 +163,20 @@ class TestChunks:
         r = solvers.geodesic(Manifold(spaces.cylinder), z0, z1, init=init, rtol=1e-8)
         assert torch.allclose(r.length, torch.hypot(1.5 * turns, torch.ones(7, dtype=F64)), rtol=1e-8)
 
+    def test_saddles_beside_curves_that_are_none(self):
+        # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the others minimise.
+        u = torch.linspace(0, 1.1 * torch.pi, 33, dtype=F64)
+        size = 1 + torch.tensor([0.003, 0.02, 0.3, 0.6, -0.4], dtype=F64)[:, None] * torch.sin(u / 1.1)
+        init = torch.stack([u.cos(), u.sin()], -1) * size[..., None]
+        M = Manifold(spaces.sphere)
+        options = {"rtol": 1e-6, "throw": False}
+        batch = solvers.geodesic(M, init[:, 0], init[:, -1], init=init, **options)
+        assert 1 in batch.index
+        assert 0 in batch.index
+        for i in range(5):
+            alone = solvers.geodesic(M, init[i : i + 1, 0], init[i : i + 1, -1], init=init[i : i + 1], **options)
+            assert_same_bits(alone, batch, i)
+
     def test_memory_grows_with_the_chunk_not_with_the_batch(self, monkeypatch):
         # What the decoder sees at once stands for what is held at once.
         sizes = []

@@ -165,6 +165,31 @@ class TestKeptMatrix:
         assert r.converged.all()
         assert torch.allclose(r.length, d, rtol=1e-6)
 
+    def test_blocks_that_are_too_stiff_end_no_curve(self, monkeypatch):
+        # With them the first step of a level promises, and brings, next to nothing.
+        true = newton._halved
+        monkeypatch.setattr(newton, "_halved", lambda *blocks: tuple(1e4 * x for x in true(*blocks)))
+        for rtol in (1e-3, 1e-6):
+            r, d = solve(spaces.CATALOGUE[0], n=40, seed=2, rtol=rtol)
+            assert r.converged.all()
+            assert ((r.length - d).abs() <= 10 * r.error + 1e-11 * d).all()
+
+    def test_blocks_that_are_no_metric_prove_nothing(self, monkeypatch):
+        def spoiled(tangents, crossings):
+            n = tangents.shape[1]
+            return -tangents[:, :1].expand(-1, 2 * n + 1, -1, -1), 0 * tangents[:, :1].expand(-1, 2 * n, -1, -1)
+
+        monkeypatch.setattr(newton, "_halved", spoiled)
+        r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
+        assert r.converged.all()
+        assert torch.allclose(r.length, d, rtol=1e-6)
+
+    def test_steps_are_counted_over_all_levels(self):
+        for limit in (3, 4, 5, 6):
+            r, _ = solve(spaces.CATALOGUE[0], rtol=1e-10, throw=False, solver=Newton(max_steps=limit))
+            assert r.stats["steps"].max() <= limit
+            assert ((r.status == Status.MAX_STEPS) | r.converged).all()
+
 
 class TestBatches:
     def test_axes_broadcast(self):

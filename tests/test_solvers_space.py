@@ -91,6 +91,16 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("name", ["poincaré disc", "mlp", "mlp, custom matrix"])
+def test_inference_mode(name):
+    case = CASES[name]
+    z0, z1 = draws(2, 3, case.m, size=0.6)
+    expected = solvers.geodesic(case.space, z0, z1).length
+    with torch.inference_mode():
+        found = solvers.geodesic(case.space, z0.clone(), z1.clone()).length
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("segments", [2, 3, 4, 7])
 @pytest.mark.parametrize("name", CASES)
 class TestExpansion:
