@@ -284,9 +284,15 @@ def main() -> None:
     results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick, "limit": limit}
     results |= {"tasks": [], "versions": {}, "growth": [], "minutes": 0.0}
     source = arguments.out / "geodesics.json"
-    if arguments.only is not None:
+    if arguments.only is not None and source.exists():
         results = json.loads(source.read_text())
     wanted = lambda name: arguments.only is None or name.startswith(arguments.only)  # noqa: E731 (one expression)
+
+    def save() -> None:
+        """After every task: a run takes long, and may be cut off."""
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        source.write_text(json.dumps(results, indent=1))
+
     chosen_tasks = [task for task in tasks(arguments.quick) if wanted(str(task))]
     for problem, group in groupby(chosen_tasks, key=lambda task: task.problem):
         race = Race(prepare(problem), arguments.threads, limit, rounds=3, few=2 if arguments.quick else 8)
@@ -295,15 +301,15 @@ def main() -> None:
                 print(f"{task}, {problem}", flush=True)
                 chosen = [(c, _settings(c, task, arguments.quick)) for c in ([OURS] if task.ours else CONTENDERS)]
                 _put(results["tasks"], race.run(task, chosen), "task")
+                results["versions"] |= {name: w.versions for name, w in race.workers.items() if w.versions}
+                save()
         finally:
             race.close()
-        results["versions"] |= {module: worker.versions for module, worker in race.workers.items() if worker.versions}
     for kind in filter(wanted, growth.SIZES):
         print(f"growth with {kind}", flush=True)
         _put(results["growth"], growth.measure(kind, arguments.threads, arguments.quick), "kind")
     results["minutes"] += (time.perf_counter() - started) / 60
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    source.write_text(json.dumps(results, indent=1))
+    save()
     report.write(results, arguments.out)
 
 

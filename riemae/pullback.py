@@ -272,10 +272,14 @@ class Pullback:
     def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
         """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
         road = (self.embedding or self.immersion) if len(flat) <= _FEW else self.along
-        x, tangent = road.jvp(flat, v)
-        squared = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
-        # A derivative may exist where the map has no value (log): no length comes from it.
-        return safe_sqrt(torch.where(x.isfinite().all(-1), squared, torch.nan))
+
+        def squared(x: Tensor, tangents: Tensor) -> Tensor:
+            tangent = tangents[..., 0]
+            size = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
+            # A derivative may exist where the map has no value (log): no length comes from it.
+            return torch.where(x.isfinite().all(-1), size, torch.nan)
+
+        return safe_sqrt(road.jets(flat, v[:, None], then=squared))
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.

@@ -40,9 +40,10 @@ _STARTS_WITH_GRAPH = 4
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 
 # What the pairs of one chunk may hold in matrices: so many numbers a pair for systems that are solved densely and for
-# indefinite ones (three matrices of 192 x 192), and so many times m² for blocks (a dozen on each of 16 segments).
+# indefinite ones (three matrices of 192 x 192), and so many times m² for blocks. A state keeps four blocks a segment
+# (twice that while it is refined), up to 64 segments; a step works with some two dozen, on as many pairs as fit.
 _BYTES, _FEWEST_PAIRS = 2**30, 16
-_DENSE_NUMBERS, _BLOCK_NUMBERS = 3 * 192**2, 12 * 16
+_DENSE_NUMBERS, _BLOCK_NUMBERS, _BLOCKS_A_STEP = 3 * 192**2, 8 * 64, 24
 # In place of m rows a block, matrix-free: room for the decoder's layers at the nodes, which the products keep.
 _ROWS_MATRIX_FREE = 64
 
@@ -268,14 +269,18 @@ def _solve_chunk(
 
 def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
+    _, count, m = state.nodes.shape
+    blocks = _BLOCKS_A_STEP * count * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
+    size = max(_FEWEST_PAIRS, _BYTES // (state.nodes.element_size() * blocks))
     while True:
         active = ((state.status == RUNNING) & (state.steps < solver.max_steps)).nonzero().flatten()
         if not len(active):
             return state
-        if len(active) == len(state.status):
+        if len(active) == len(state.status) <= size:
             state = solver.step(space, state, _SOLVER_SHARE * rtol)
-        else:
-            state.update(active, solver.step(space, state.select(active), _SOLVER_SHARE * rtol))
+            continue
+        for rows in active.split(size):
+            state.update(rows, solver.step(space, state.select(rows), _SOLVER_SHARE * rtol))
 
 
 def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Tensor:

@@ -163,6 +163,35 @@ class TestChunks:
         r = solvers.geodesic(Manifold(spaces.cylinder), z0, z1, init=init, rtol=1e-8)
         assert torch.allclose(r.length, torch.hypot(1.5 * turns, torch.ones(7, dtype=F64)), rtol=1e-8)
 
+    def test_lengths_of_many_vectors_hold_the_outputs_of_one_chunk(self):
+        sizes = []
+
+        def metric(x, v):
+            sizes.append(len(x))
+            return 2 * v
+
+        M = Manifold(spaces.sphere, ambient=ambient.Custom(operator=metric), chunk_size=16)
+        z, v = draw(3, 200, 2), draw(4, 200, 2)
+        assert torch.allclose(M.norm(z, v), 2**0.5 * Manifold(spaces.sphere).norm(z, v))
+        assert max(sizes) == 16
+
+    def test_fine_levels_take_some_pairs_at_a_time(self, monkeypatch):
+        z0, z1, _ = spaces.CATALOGUE[0].pairs(torch.Generator().manual_seed(1), 9)
+        whole = solve(Manifold(spaces.sphere), z0, z1, 1e-8)
+        sizes = []
+
+        class Watched(Manifold):
+            def energy_and_gradient(self, nodes):
+                sizes.append(len(nodes))
+                return super().energy_and_gradient(nodes)
+
+        monkeypatch.setattr(path, "_FEWEST_PAIRS", 2)
+        monkeypatch.setattr(path, "_BLOCKS_A_STEP", 2**27)
+        parts = solve(Watched(spaces.sphere), z0, z1, 1e-8)
+        assert max(sizes) == 2
+        for i in range(9):
+            assert_same_bits(parts[i : i + 1], whole, i)
+
     def test_saddles_beside_curves_that_are_none(self):
         # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the others minimise.
         u = torch.linspace(0, 1.1 * torch.pi, 33, dtype=F64)
