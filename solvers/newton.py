@@ -172,8 +172,8 @@ class Newton:
 
     The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive definite the step is
     Newton's; where it is not, its eigenvalues are made positive, so that the step descends. Derivatives cost most, so
-    that they are computed once a curve, near its geodesic: the steps that follow take the gradient alone, by one
-    reverse pass, with the matrix kept as long as they converge fast, and finer levels begin with that matrix,
+    that they are computed a few times a curve, on its first level: the steps that follow take the gradient alone, by
+    one reverse pass, with the matrix kept as long as they converge fast, and finer levels begin with that matrix,
     interpolated. A curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the
     chart does not matter) without a new expansion and without touching its neighbours. Where the tolerance is sharp, a
     curve that has converged gets one more step on the residual of a sixth-order discretisation.
@@ -263,7 +263,7 @@ class Newton:
         quiet = quiet & (state.status == RUNNING) & ~(reused & state.stale)
         state = replace(state, status=torch.where(quiet, _ended(state.decrement, tol), state.status))
         if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
-            ended = live & sound & (state.status != RUNNING)
+            ended = live & sound & (state.status != RUNNING) & (state.status != int(Status.STALLED))
             state = replace(state, nodes=_polished(space, state.nodes, expansion, model, ended))
         return state
 
