@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
-from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, basis, untraced, with_exact_norms
+from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
+from riemae.norms import untraced, with_exact_norms
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied
 from riemae.solvers.space import concrete
@@ -106,8 +107,8 @@ class Differential:
         c = directions.shape[1]
         kind = "second derivatives" if pairs is not None else "jacobian"
 
-        def formula(mode: Mode, again: bool, z: Tensor, directions: Tensor) -> Any:
-            x, *parts = mode.forward(self._exact, z, directions.transpose(0, 1), pairs, again)
+        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor, directions: Tensor) -> Any:
+            x, *parts = mode.forward(f, z, directions.transpose(0, 1), pairs, again)
             parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
             return (x, *parts) if then is None else then(x, *parts)
 
@@ -128,7 +129,7 @@ class Differential:
 
     def vjp(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
         """``f(z)`` and ``Jᵀw``."""
-        return self._run("vjp", 2, lambda mode, again, z, w: mode.reverse(self._exact, z, lambda x: w, again), z, w)
+        return self._run("vjp", 2, lambda mode, f, again, z, w: mode.reverse(f, z, lambda x: w, again), z, w)
 
     def gram_product(
         self, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -141,7 +142,7 @@ class Differential:
             lower: ``(x, Jv) -> HJv``; the identity unless given.
         """
         chosen = lower or (lambda x, tangent: tangent)
-        return self._run("gram", 4, lambda mode, again, z, v: mode.gram(self._exact, z, v, chosen, again), z, v)
+        return self._run("gram", 4, lambda mode, f, again, z, v: mode.gram(f, z, v, chosen, again), z, v)
 
     def taylor(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
         """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
@@ -177,9 +178,9 @@ class Differential:
             covectors: ``(k, D), (k, D, m), (k, s, D) -> (k, s, D)``.
         """
 
-        def formula(mode: Mode, again: bool, z: Tensor, a: Tensor) -> Any:
+        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor, a: Tensor) -> Any:
             chosen = lambda x, j: covectors(x, j.movedim(0, -1), a).transpose(0, 1)  # noqa: E731 (one expression)
-            return self._points_first(mode.expansion(self._exact, z, chosen, again))
+            return self._points_first(mode.expansion(f, z, chosen, again))
 
         return self._run("contraction", 2 + 2 * z.shape[-1] + a.shape[1], formula, z, a)
 
@@ -189,9 +190,9 @@ class Differential:
         """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
         k = len(z)
 
-        def formula(mode: Mode, again: bool, z: Tensor) -> Any:
+        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor) -> Any:
             spread = lambda x, j: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))[None]  # noqa: E731 (one expression)
-            x, j, forms = self._points_first(mode.expansion(self._exact, z, spread, again))
+            x, j, forms = self._points_first(mode.expansion(f, z, spread, again))
             return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
@@ -202,8 +203,8 @@ class Differential:
         """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
         k = len(z)
 
-        def formula(mode: Mode, again: bool, z: Tensor) -> Any:
-            return mode.reverse(self._exact, z, lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k)), again)
+        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor) -> Any:
+            return mode.reverse(f, z, lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k)), again)
 
         return self._run("vjp", 0, formula, z)
 
@@ -235,10 +236,16 @@ class Differential:
                 str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__,
                 "The first axis of the output must be the batch.",
             )
-        return x.reshape(len(z), -1)
+        return x if x.ndim == 2 else x.reshape(len(z), -1)
+
+    def _map(self, mode: Mode, again: bool) -> BatchedMap:
+        """The map as a formula differentiates it: what happens inside it is looked at, not the arithmetic around it.
+
+        Jets bring exact norms of their own, and one reverse pass that nobody differentiates needs none.
+        """
+        return self._flat if isinstance(mode, Taylor) and not again else self._exact
 
     def _exact(self, z: Tensor) -> Tensor:
-        """The map as formulas differentiate it: what happens inside it is looked at, not the arithmetic around it."""
         with with_exact_norms():
             return self._flat(z)
 
@@ -259,11 +266,11 @@ class Differential:
         mode, again = self._mode(kind, z), torch.is_grad_enabled()
         if again and kind in _IN_GRADIENT_MODE and len(z) and not any(x.requires_grad for x in (z, *others)):
             again = self._flat(z[:1]).requires_grad  # a reverse pass brings a graph of its own: none unless wanted
-        second_order = kind in _IN_GRADIENT_MODE
+        second_order, f = kind in _IN_GRADIENT_MODE, self._map(mode, again)
 
         def evaluate(*chunk: Tensor) -> Any:
             with mode.active(second_order, exact_norms=False):
-                out = formula(mode, again, *chunk)
+                out = formula(mode, f, again, *chunk)
             if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
                 return out
             # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
@@ -397,16 +404,17 @@ class Differential:
     def _probe(self, kind: str, mode: Mode, z: Tensor, v: Tensor, w: Tensor) -> Tensor:  # -> (k,)
         """``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` by the road that ``kind`` takes."""
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER
+        f = self._map(mode, again)
         if kind == "jacobian":
-            return (w * mode.forward(self._exact, z, v[None], None, again)[1][0]).sum(-1)
+            return (w * mode.forward(f, z, v[None], None, again)[1][0]).sum(-1)
         if kind == "vjp":
-            return (v * mode.reverse(self._exact, z, lambda x: w, again)[1]).sum(-1)
+            return (v * mode.reverse(f, z, lambda x: w, again)[1]).sum(-1)
         if kind == "gram":
-            _, tangent, pulled = mode.gram(self._exact, z, v, lambda x, tangent: tangent, again)
+            _, tangent, pulled = mode.gram(f, z, v, lambda x, tangent: tangent, again)
             return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
         if kind == "second derivatives":
-            return (w * mode.forward(self._exact, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
-        form = mode.expansion(self._exact, z, lambda x, j: w[None], again)[2][0]
+            return (w * mode.forward(f, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
+        form = mode.expansion(f, z, lambda x, j: w[None], again)[2][0]
         return (v[:, None] @ form @ v[..., None])[:, 0, 0]
 
     def _announce(self, reasons: list[str]) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.func import jvp as forward_jvp
 from torch.func import vjp as reverse_vjp
 from torch.func import vmap
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from riemae.norms import with_exact_norms
 from riemae.taylor import Jet, Pairs, Tape, bending
 
 BatchedMap = Callable[[Tensor], Tensor]
@@ -37,21 +36,21 @@ class Mode(ABC):
     portable: bool = True
     announced: bool = False
 
-    @contextmanager
-    def active(self, second_order: bool, exact_norms: bool = True) -> Iterator[None]:
+    def active(self, second_order: bool, exact_norms: bool = True) -> AbstractContextManager[Any]:
         """What must hold while the mode is at work; ``exact_norms`` unless the map itself sees to them."""
-        with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-                stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing here is to be compiled
-            if exact_norms:
-                stack.enter_context(with_exact_norms())
-            if self.portable:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(_without_fused_layers())
-            if second_order or self.announced:
-                # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
-                stack.enter_context(torch.enable_grad())
-            yield
+        wanted: list[Callable[[], AbstractContextManager[Any]]] = []
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            wanted.append(partial(torch.compiler.set_stance, "force_eager"))  # nothing here is to be compiled
+        if exact_norms:
+            wanted.append(with_exact_norms)
+        if self.portable:
+            wanted += [partial(sdpa_kernel, SDPBackend.MATH), _without_fused_layers]
+        if second_order or self.announced:
+            # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
+            wanted.append(torch.enable_grad)
+        if len(wanted) > 1:
+            return _all(wanted)
+        return wanted[0]() if wanted else nullcontext()
 
     @abstractmethod
     def forward(
@@ -80,6 +79,14 @@ class Mode(ABC):
         self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
     ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (s, b, m, m)
         """``f``, ``J`` (directions first), and ``a·∂²f`` for covectors ``a = covectors(f, J)`` ``(s, b, D)``."""
+
+
+@contextmanager
+def _all(contexts: list[Callable[[], AbstractContextManager[Any]]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context())
+        yield
 
 
 def basis(z: Tensor) -> Tensor:  # (b, m) -> (m, b, m)
@@ -239,72 +246,3 @@ def _without_fused_layers() -> Iterator[None]:
     finally:
         torch.backends.mkldnn.enabled = before
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def with_exact_norms() -> TorchFunctionMode:
-    """A context in which layer and instance norm consist of primitives. Every torch function in it takes longer."""
-    return untraced(_ExactNorms)()
-
-
-def untraced(mode: Any) -> Any:
-    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
-    return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
-
-
-@lru_cache(maxsize=8)
-def _hidden_from_dynamo(mode: Any) -> Any:
-    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
-
-
-class _ExactNorms(TorchFunctionMode):
-    """Layer and instance norm from primitives.
-
-    torch's own rules for their first derivatives take the statistics for constants when differentiated again: nested
-    forward mode, and gradients of Jacobians, come out wrong (pytorch#196700, #198017).
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        kwargs = kwargs or {}
-        if func in (F.layer_norm, torch.layer_norm):
-            return _layer_norm(*args, **kwargs)
-        if func in (F.instance_norm, torch.instance_norm):
-            return _instance_norm(func, *args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
-    x = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _instance_norm(
-    func: Callable[..., Tensor],
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *cudnn_enabled: bool,
-) -> Tensor:
-    if not use_input_stats or running_mean is not None:
-        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
-    x = _standardised(x, tuple(range(2, x.ndim)), eps)
-    shape = (-1,) + (1,) * (x.ndim - 2)
-    x = x if weight is None else x * weight.view(shape)
-    return x if bias is None else x + bias.view(shape)
-
-
-def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(axes, keepdim=True)
-    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()

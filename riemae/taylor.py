@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils import _pytree as pytree
 
-from riemae import activations
+from riemae import activations, norms
 from riemae.solvers.rows import aligned
 
 
@@ -139,6 +140,21 @@ class Jet(Tensor):
     def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
         self.value, self.first, self.second, self.tape = value, first, second, tape
 
+    # What is looked at most, without the way through ``__torch_function__``.
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The value's."""
+        return self.value.shape
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The value's."""
+        return self.value.ndim
+
+    def __len__(self) -> int:
+        return len(self.value)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuse what did not come through ``__torch_function__``: scripts and compiled code.
@@ -153,6 +169,10 @@ class Jet(Tensor):
         """Apply a torch function to value and derivatives."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
+        if name == "layer_norm":  # of primitives, which have rules
+            return norms.layer_norm(*args, **kwargs)
+        if name == "instance_norm":
+            return norms.instance_norm(partial(_alone, func), *args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if name == "__get__":
                 return _attribute(func, args[0])
@@ -440,6 +460,11 @@ def _any(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     for i, first, second in zip(smooth, firsts, seconds, strict=True):
         results[i] = Jet(results[i], first, second, tape)
     return pytree.tree_unflatten(results, shape)
+
+
+def _alone(func: Any, *args: Any, **kwargs: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return _any("", func, args, kwargs)
 
 
 def _any_derivatives(f: Any, jets: list[Jet], results: list[Tensor]) -> tuple[Any, Any]:

@@ -68,6 +68,10 @@ SMOOTH = {
     "softmax": lambda z: z.softmax(-1) * z.log_softmax(-1),
     "attention": attention,
     "layer norm": lambda z: F.layer_norm(z, (4,), C[0], C[1]),
+    "instance norm": lambda z: F.instance_norm(z.sin().unflatten(1, (2, 2)), weight=C[0, :2], bias=C[1, :2]).flatten(1),
+    "instance norm, known statistics": lambda z: F.instance_norm(
+        z.sin().unflatten(1, (2, 2)), C[0, :2], C[1, :2], use_input_stats=False
+    ).flatten(1),
     "group norm": lambda z: F.group_norm(z, 2),
     "batch norm": lambda z: F.batch_norm(z.sin(), C[0], C[1]).square(),
     "convolution": lambda z: F.conv2d(z.view(-1, 1, 2, 2).sin(), IMAGE, C[0, :2], padding=1).flatten(1).square(),
