@@ -860,6 +860,10 @@ class Manifold:
         """The same energy and its gradient alone, by one reverse pass: what steps with a kept matrix need."""
         return self._core.energy_and_gradient(nodes)
 
+    def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
+        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time; None without any."""
+        return self._core.embedded(points, then)
+
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
         """The same energy with products of its Hessian in place of the matrix: what ``solvers.NewtonCG`` asks for."""
         return self._core.products(nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -280,6 +281,15 @@ class Pullback:
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
         return safe_sqrt(road.jets(flat, v[:, None], then=squared))
+
+    def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
+        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time; None without any."""
+        self.bind(points[:, 0])
+        if self.embedding is None:
+            return None
+        curves = max(1, self.along.chunk(points.flatten(0, 1), 1) // points.shape[1])
+        parts = points.split(curves)
+        return torch.cat([then(self.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for x in parts])
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.

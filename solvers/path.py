@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.certificate import unevenness
-from riemae.solvers.curve import Curve, equalized, speeds
+from riemae.solvers.curve import Curve, equalized, sampled_speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.graph import Graph
 from riemae.solvers.newton import RUNNING, Newton
@@ -71,7 +71,7 @@ def geodesic(
 
     Every pair is solved on 8 segments, then on 16, 32, … until the difference between two levels says that its length
     is accurate; pairs that are done leave the batch. The reported length is that of the C² spline through the nodes, by
-    quadrature of the true metric: a real curve, hence an upper bound of the distance.
+    quadrature of its true speed: a real curve, hence an upper bound of the distance.
 
     Args:
         space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
@@ -223,7 +223,7 @@ def _solve_chunk(
         if len(rows):
             state = _solve_level(space, solver, state, rtol)
             curve = Curve.from_nodes(state.nodes)
-            speed, weights = speeds(space, curve)
+            speed, weights = sampled_speeds(space, curve)
             before, previous = previous, out.length.clone()
             out.length[rows] = (speed * weights).sum(-1)
             out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)

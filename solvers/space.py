@@ -22,8 +22,10 @@ class Space(Protocol):
 
     Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
     differentiable by reverse mode. Optional: ``energy_and_gradient(nodes)``, where there is a faster road than that;
-    and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free solver: without it
-    ``squared_chords`` must be differentiable twice.
+    ``embedded(points, then)``, which returns ``then`` ``(p, c, D) -> (p, …)`` of the images of points ``(p, c, m)`` in
+    a Euclidean space where curves have the lengths that they have here, or None; and ``products(nodes)``, which returns
+    :class:`~riemae.solvers.Products`, for the matrix-free solver: without it ``squared_chords`` must be differentiable
+    twice.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

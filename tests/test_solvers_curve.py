@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.interpolate import CubicSpline
 
-from riemae import solvers
+from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, OptionError, RiemaeError, ShapeError
 from riemae.solvers import Curve
-from riemae.solvers.curve import equalized, speeds
+from riemae.solvers.curve import equalized, sampled_speeds, speeds
 
 F64 = torch.float64
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
@@ -257,6 +257,52 @@ class TestMaking:
                 make()
         with pytest.raises(RiemaeError, match="segments"):
             Curve.from_nodes(z).resample(segments)
+
+
+def helix(z):
+    """Of radius 1 in 5 dimensions; a unit of z is a radian and rises by 0.3."""
+    angle = z[:, :1]
+    return torch.cat([angle.cos(), angle.sin(), 0.3 * angle, z[:, 1:], 0 * angle], 1)
+
+
+class TestSampledSpeeds:
+    """Speeds from points of the embedding alone, against tangents and closed forms."""
+
+    def test_length_of_a_helix(self):
+        # Four turns of constant speed sqrt(1 + 0.3²) on 12 segments: two radians each.
+        curve = Curve.line(torch.zeros(1, 2, dtype=F64), torch.tensor([[24.0, 0.0]], dtype=F64), 12)
+        speed, weights = sampled_speeds(Manifold(helix), curve)
+        assert speed.shape == (1, len(weights))
+        assert torch.allclose(weights.sum(), torch.tensor(1.0, dtype=F64))
+        assert torch.allclose((speed * weights).sum(-1), torch.tensor(24 * 1.09**0.5, dtype=F64), rtol=1e-5)
+
+    def test_order_of_convergence(self):
+        # One cubic, at more and more resolutions: no knot disturbs.
+        nodes = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2))
+        space = Manifold(lambda z: torch.stack([z[:, 0].exp(), z[:, 1].sin(), z[:, 0] * z[:, 1]], 1))
+        true = solvers.length(space, nodes.resample(768))
+        errors = []
+        for segments in (6, 12, 24):
+            speed, weights = sampled_speeds(space, nodes.resample(segments))
+            errors.append(float(((speed * weights).sum(-1) - true).abs().max()))
+        assert (slope(errors) > 6.5).all()  # tends to 8
+
+    def test_speeds_are_those_of_tangents(self):
+        curve = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2)).resample(48)
+        space = Manifold(helix)
+        sampled, weights = sampled_speeds(space, curve)
+        found = torch.stack([(sampled * weights).sum(-1), (sampled.square() * weights).sum(-1)])
+        assert torch.allclose(
+            found, torch.stack([solvers.length(space, curve), solvers.energy(space, curve)]), rtol=1e-9
+        )
+
+    @pytest.mark.parametrize(
+        ("space", "dtype"), [(HALF_PLANE, F64), (Manifold(helix), torch.float32)], ids=["no embedding", "float32"]
+    )
+    def test_elsewhere_tangents_are_taken(self, space, dtype):
+        curve = Curve.from_nodes(rand(3, 9, 2, dtype=dtype) + 1)
+        for found, expected in zip(sampled_speeds(space, curve), speeds(space, curve), strict=True):
+            assert torch.equal(found, expected)
 
 
 class TestLength:
