@@ -23,7 +23,10 @@ _NEAR = 1e-3  # a start curve that the model cannot shorten by more than this sh
 _TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
 _LONGEST_RUN = 8  # steps with one matrix
 _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
-_SLOW = 0.3  # a step that leaves more than this share of the decrement calls for a new matrix
+# A step that leaves more than this share of the decrement calls for a new matrix, but not the first two with the one at
+# hand: what they show of the Hessian goes into it.
+_SLOW, _LEARNING = 0.3, 2
+_STIFF = 0.45  # a matrix that leaves no more than _SLOW of a decrement shows at least this share of it as curvature
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
 # Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
 # residual: two levels' worth of accuracy for half a sweep. It must be small to be in its asymptotic regime.
@@ -173,10 +176,11 @@ class Newton:
     The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive definite the step is
     Newton's; where it is not, its eigenvalues are made positive, so that the step descends. Derivatives cost most, so
     that they are computed a few times a curve, on its first level: the steps that follow take the gradient alone, by
-    one reverse pass, with the matrix kept as long as they converge fast, and finer levels begin with that matrix,
-    interpolated. A curve whose step does not lower its energy is damped (Levenberg-Marquardt in the metric, so the
-    chart does not matter) without a new expansion and without touching its neighbours. Where the tolerance is sharp, a
-    curve that has converged gets one more step on the residual of a sixth-order discretisation.
+    one reverse pass, with the matrix kept, and corrected for what the gradients show (BFGS), as long as they converge
+    fast; finer levels begin with that matrix, interpolated. A curve whose step does not lower its energy is damped
+    (Levenberg-Marquardt in the metric, so the chart does not matter) without a new expansion and without touching its
+    neighbours. Where the tolerance is sharp, a curve that has converged gets one more step on the residual of a
+    sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.
@@ -250,10 +254,10 @@ class Newton:
             steps=state.steps + 1,
             kept=keep,
         )
-        sound = informed & ~model.indefinite & undamped
+        sound = (informed | ~reused) & ~model.indefinite & undamped
         # What a step leaves is known only once it has been taken: one is, above rounding, however short.
         still = quiet & (~sound | (predicted <= 2 * expansion.noise))
-        state, refused = self._run(space, state, expansion, model, reused, live & sound & ~still, tol)
+        state, refused = self._run(space, state, expansion, model, reused, informed, live & sound & ~still, tol)
         walking = live & ~quiet & (~sound | refused)
         if bool(walking.any()):
             nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking)
@@ -282,6 +286,7 @@ class Newton:
         expansion: Expansion,
         model: _Model,
         reused: Tensor,
+        informed: Tensor,
         running: Tensor,
         tol: float,
     ) -> tuple[PathState, Tensor]:
@@ -295,7 +300,8 @@ class Newton:
         """
         nodes, decrement, stale, count = (x.clone() for x in (state.nodes, state.decrement, state.stale, state.steps))
         energy, step, promised = expansion.energy.clone(), model.step.clone(), model.decrement.clone()
-        status, refused = state.status.clone(), torch.zeros_like(stale)
+        slope, secants = expansion.gradient.clone(), _Secants(model)
+        status, refused, stiff = state.status.clone(), torch.zeros_like(stale), torch.zeros_like(stale)
         pending = running.nonzero().flatten()
         for taken in range(_LONGEST_RUN):
             if not len(pending):
@@ -308,24 +314,30 @@ class Newton:
                 lost = pending[~lower]
                 stale[lost], refused[lost] = True, not taken
                 pending, noise, trial, value, gradient = (x[lower] for x in (pending, noise, trial, value, gradient))
-            ahead, left = model.newton(gradient, pending)
+            bend = secants.add(pending, step[pending], gradient - slope[pending])
+            stiff[pending] |= bend < _STIFF * promised[pending]
+            slope[pending] = gradient
+            ahead, left = secants.newton(gradient, pending)
             relative, share = _relative(left, value), left / promised[pending]
-            # One more step with this matrix would leave the same share again. A matrix from a coarser level has a say
-            # in whether the curve is done only if it foresees its steps.
-            good = share <= _SLOW
-            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending])
+            # One more step with this matrix would leave about the same share again. A matrix from a coarser level has a
+            # say in whether the curve is done only if it foresees its steps: one that is too stiff promises too little.
+            good, doubted = share <= _SLOW, reused[pending] & stiff[pending]
+            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending]) & ~doubted
             done = met | (left <= 2 * noise)
-            slow, fast = ~done & ~good, done & good
+            slow, fast = ~done & ((~good & (taken >= _LEARNING)) | doubted), done & good
             nodes[pending] = _moved(trial, torch.where(fast[:, None, None], ahead, 0.0))
             remaining = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
             # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
             rough = slow & state.first[pending] & (relative <= _ROUGH)
             verdict = torch.where(rough, int(Status.CONVERGED), RUNNING)
-            status[pending] = torch.where(done, _ended(remaining, tol), verdict)
+            # Without second derivatives there is no index: they are looked at before a curve may end.
+            sure = informed[pending]
+            status[pending] = torch.where(sure, torch.where(done, _ended(remaining, tol), verdict), RUNNING)
             decrement[pending], stale[pending] = remaining, slow
             energy[pending], step[pending], promised[pending] = value, ahead, left
             count[pending] += taken > 0
-            pending = pending[~(done | slow) & (count[pending] < self.max_steps)]
+            allowed = torch.where(sure, self.max_steps, self.gauss_newton_steps)
+            pending = pending[~(done | slow) & (count[pending] < allowed)]
         return replace(state, nodes=nodes, status=status, decrement=decrement, stale=stale, steps=count), refused
 
     def _descend(
@@ -407,6 +419,42 @@ class Newton:
         return nodes
 
 
+class _Secants:
+    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run began with.
+
+    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite
+    Hessian, the curve goes without that update.
+    """
+
+    def __init__(self, model: _Model) -> None:
+        self.model = model
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (p, n - 1, m), (p, n - 1, m), (p, 1, 1)
+
+    def add(self, rows: Tensor, step: Tensor, change: Tensor) -> Tensor:
+        """Take in that the gradients of the curves at ``rows`` have changed by ``change`` along ``step``.
+
+        Returns:
+            The curvatures along the steps, which a step by the right matrix promises to be its decrement.
+        """
+        s, y = torch.zeros_like(self.model.gradient), torch.zeros_like(self.model.gradient)
+        s[rows], y[rows] = step, change
+        curvature = (s * y).sum((-1, -2), keepdim=True)
+        self.pairs.append((s, y, torch.where(curvature > 0, 1 / curvature, 0.0)))
+        return curvature[rows, 0, 0]
+
+    def newton(self, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps from new gradients of the curves at ``rows``, and the decrements that they promise."""
+        pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
+        rest, shares = gradient, []
+        for s, y, inverse in reversed(pairs):
+            shares.append(inverse * (s * rest).sum((-1, -2), keepdim=True))
+            rest = rest - shares[-1] * y
+        step = self.model.newton(rest, rows)
+        for (s, y, inverse), share in zip(pairs, reversed(shares), strict=True):
+            step = step - (share + inverse * (y * step).sum((-1, -2), keepdim=True)) * s
+        return step, _decrement(gradient, step)
+
+
 @dataclass(frozen=True)
 class _Model:
     """The quadratic model of one step.
@@ -459,7 +507,7 @@ class _Model:
             correction=gn.scaled(0.0) if correction is None else correction,
             gradient=g,
             step=step,
-            decrement=-(g * step).sum((-1, -2)),
+            decrement=_decrement(g, step),
             singular=singular | ~(factor.ok | reused),  # what was interpolated proves nothing about the metric
             indefinite=index > 0,
             index=index,
@@ -487,15 +535,13 @@ class _Model:
             scalable=torch.full_like(fresh, self.scalable),
         )
 
-    def newton(self, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Undamped steps from other gradients of the curves at ``rows``, and their decrements."""
+    def newton(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        """Undamped steps from other gradients of the curves at ``rows``."""
         if len(rows) == len(self.gradient):
-            step = self.factor.solve(-gradient)
-        else:
-            wide = torch.zeros_like(self.gradient)
-            wide[rows] = -gradient
-            step = self.factor.solve(wide)[rows]
-        return step, -(gradient * step).sum((-1, -2))
+            return self.factor.solve(-gradient)
+        wide = torch.zeros_like(self.gradient)
+        wide[rows] = -gradient
+        return self.factor.solve(wide)[rows]
 
     def solve(self, damping: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
@@ -511,7 +557,7 @@ class _Model:
             dense = self.absolute[place[bent]] + BlockTridiagonal(shift[bent], nothing).dense()
             root = torch.linalg.cholesky_ex(dense).L
             step[bent] = torch.cholesky_solve(-g[bent].flatten(1)[..., None], root)[..., 0].view_as(g[bent])
-        return step, -(g * step).sum((-1, -2))
+        return step, _decrement(g, step)
 
 
 def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tensor:  # -> (q, n m, n m)
@@ -530,8 +576,8 @@ def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, 
     residual = space.residual(nodes[where]) if len(where) else None
     if residual is None:
         return nodes
-    step, decrement = model.newton(residual, where)
-    size = _relative(decrement, expansion.energy[where])
+    step = model.newton(residual, where)
+    size = _relative(_decrement(residual, step), expansion.energy[where])
     nodes = nodes.clone()
     nodes[where] = _moved(nodes[where], torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0))
     return nodes
@@ -612,6 +658,11 @@ def _ended(decrement: Tensor, tol: float) -> Tensor:
 def _relative(predicted: Tensor, energy: Tensor) -> Tensor:
     """Relative reduction of the length: the energy falls by predicted/2, and length² = energy."""
     return predicted / (4 * energy)
+
+
+def _decrement(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)
+    """``gᵀM⁻¹g`` when the step is ``−M⁻¹g``: twice what the quadratic model promises."""
+    return -(gradient * step).sum((-1, -2))
 
 
 def _moved(nodes: Tensor, step: Tensor) -> Tensor:

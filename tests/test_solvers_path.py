@@ -2,7 +2,9 @@
 
 import math
 import pickle
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import spaces
 import torch
@@ -109,6 +111,77 @@ def test_curve_solves_the_geodesic_equation():
     assert residuals[0] / residuals[2] > 8  # second order: a quarter at each doubling, two doublings
 
 
+class TestSecants:
+    """The BFGS update that a run's gradients give its matrix."""
+
+    @staticmethod
+    def hessian():
+        generator = torch.Generator().manual_seed(0)
+        root = torch.randn(3, 8, 8, generator=generator).double()
+        return root @ root.mT + torch.eye(8).double()
+
+    def steps(self, *changes):
+        """Gives ``−M⁻¹g`` for the identity after updates ``(rows, step, change)``; all vectors flat."""
+        model = SimpleNamespace(gradient=torch.zeros(3, 4, 2).double(), newton=lambda gradient, rows: -gradient)
+        secants = newton._Secants(model)
+        for rows, step, change in changes:
+            secants.add(rows, step.view(-1, 4, 2), change.view(-1, 4, 2))
+
+        def newton_step(gradient, rows):
+            step, decrement = secants.newton(gradient.view(-1, 4, 2), rows)
+            assert torch.allclose(decrement, -(gradient * step.flatten(1)).sum(-1))
+            return step.flatten(1)
+
+        return newton_step
+
+    def test_the_last_secant_is_met(self):
+        h, rows = self.hessian(), torch.arange(3)
+        s = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)).double()
+        y = (h @ s[..., None])[..., 0]
+        solve = self.steps((rows, s[0], y[0]), (rows, s[1], y[1]))
+        assert torch.allclose(solve(y[1], rows), -s[1], rtol=1e-9)
+
+    def test_numpy_finds_the_same(self):
+        # H⁺ = (I − ρ s yᵀ) H (I − ρ y sᵀ) + ρ s sᵀ, as a matrix.
+        h, rows = self.hessian(), torch.arange(3)
+        s = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)).double()
+        y = (h @ s[..., None])[..., 0]
+        g = torch.randn(3, 8, generator=torch.Generator().manual_seed(2)).double()
+        found = self.steps((rows, s[0], y[0]), (rows, s[1], y[1]))(g, rows)
+        for i in range(3):
+            inverse = np.eye(8)
+            for a, b in zip(s[:, i].numpy(), y[:, i].numpy(), strict=True):
+                left = np.eye(8) - np.outer(a, b) / (a @ b)
+                inverse = left @ inverse @ left.T + np.outer(a, a) / (a @ b)
+            assert np.allclose(-inverse @ g[i].numpy(), found[i].numpy(), rtol=1e-9)
+
+    def test_curves_that_have_left_and_negative_curvature_change_nothing(self):
+        h = self.hessian()
+        s = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).double()
+        y = (h @ s[..., None])[..., 0]
+        y[1] = -y[1]
+        solve = self.steps((torch.tensor([0, 1]), s[:2], y[:2]))
+        g = torch.ones(3, 8).double()
+        found = solve(g, torch.arange(3))
+        assert torch.equal(found[1:], -g[1:])
+        assert not torch.allclose(found[0], -g[0])
+        assert torch.equal(solve(g[2:], torch.tensor([2])), -g[2:])
+
+    def test_gradients_replace_expansions(self):
+        # One expansion without second derivatives, one with them, and few more.
+        expanded = [0, 0]
+
+        class Watched(Manifold):
+            def expand(self, nodes, second_order=True):
+                expanded[second_order] += len(nodes)
+                return super().expand(nodes, second_order)
+
+        z0, z1, d = spaces.CATALOGUE[0].pairs(generator(), 40)
+        r = Watched(spaces.CATALOGUE[0].decoder).geodesic(z0, z1, rtol=1e-6)
+        assert torch.allclose(r.length, d, rtol=1e-6)
+        assert max(expanded) <= 50
+
+
 class TestKeptMatrix:
     """Finer levels begin with the coarse level's matrix, interpolated, and steps with it take the gradient alone."""
 
@@ -166,13 +239,14 @@ class TestKeptMatrix:
         assert torch.allclose(r.length, d, rtol=1e-6)
 
     def test_blocks_that_are_too_stiff_end_no_curve(self, monkeypatch):
-        # With them the first step of a level promises, and brings, next to nothing.
+        # With them the first step of a level promises, and brings, next to nothing. What remains hidden is what they
+        # make of rounding: 1e4 times some 1e-14.
         true = newton._halved
         monkeypatch.setattr(newton, "_halved", lambda *blocks: tuple(1e4 * x for x in true(*blocks)))
         for rtol in (1e-3, 1e-6):
             r, d = solve(spaces.CATALOGUE[0], n=40, seed=2, rtol=rtol)
             assert r.converged.all()
-            assert ((r.length - d).abs() <= 10 * r.error + 1e-11 * d).all()
+            assert ((r.length - d).abs() <= 3 * r.error + 2e-10 * d).all()
 
     def test_blocks_that_are_no_metric_prove_nothing(self, monkeypatch):
         def spoiled(tangents, crossings):
