@@ -59,7 +59,7 @@ CONTENDERS = (
     Contender(
         "finslerax, own metric",
         "finslerax",
-        tuple({"metric": "pullback", "segments": s, "tol": 1e-4} for s in ([8], [16])),
+        tuple({"metric": "pullback", "segments": s, "tol": 1e-4} for s in ([8], [16], [32])),
         quick=(),
         jax=True,
     ),

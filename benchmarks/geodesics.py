@@ -206,6 +206,7 @@ class Race:
             "pairs": task.pairs,
             "alone": task.alone,
             "ours": task.ours,
+            "limit": self.limit,
             "reference": {"converged": converged, "collocation": cross, "shorter_known": shorter},
             "sweep": self.sweep(17 * (1 if task.alone else task.pairs)),
             "rows": [_entry(row, best) for row in rows],
@@ -281,7 +282,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     limit = arguments.limit or (10.0 if arguments.quick else 20.0)
     started = time.perf_counter()
-    results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick, "limit": limit}
+    results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick}
     results |= {"tasks": [], "versions": {}, "growth": [], "minutes": 0.0}
     source = arguments.out / "geodesics.json"
     if arguments.only is not None and source.exists():

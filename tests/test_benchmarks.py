@@ -121,6 +121,7 @@ class TestReport:
             "decoder": "MLP",
             "pairs": 4,
             "ours": False,
+            "limit": 9.0,
             "reference": {"converged": 4, "shorter_known": 0, "collocation": [1e-12]},
             "sweep": {"riemae": 0.01, "torch": 0.02},
             "rows": list(rows),
@@ -153,7 +154,7 @@ class TestReport:
         assert report.ratios(task, 1e-5) is None
         plain = self.task(*task["rows"], self.row("chord energy, Adam", 2.0, 1e-4))
         assert report.ratios(plain, 1e-3) == ("chord energy, Adam", 4.0)
-        assert report.ratios(plain, 1e-3, packages=True) == ("b", 8.0)
+        assert report.ratios(plain, 1e-3, report._PLAIN) == ("b", 8.0)
 
     def test_losses_are_written_down_as_they_are(self):
         task = self.task(self.row("riemae", 3.0, 1e-4), self.row("a", 1.5, 1e-4))
@@ -164,13 +165,14 @@ class TestReport:
         growth = {"kind": "m", "what": "x", "exponents": {"seconds": 1.25, "megabytes": 1.0}}
         growth["rows"] = [{"size": 2, "seconds": 0.01, "megabytes": 5.0, "steps": 3.0}]
         machine = {"cpu": "abacus", "cores": 2, "threads": 1, "load": 0.0, "system": "s", "python": "3"}
-        results = {"machine": machine, "versions": {"a": {"numpy": "1"}}, "minutes": 1.0, "quick": True, "limit": 9.0}
+        results = {"machine": machine, "versions": {"a": {"numpy": "1"}}, "minutes": 1.0, "quick": True}
         results |= {"tasks": [self.task(self.row("riemae", 0.5, 1e-4), failed)], "growth": [growth]}
         report.write(json.loads(json.dumps(results)), tmp_path)
         text = (tmp_path / "geodesics.md").read_text(encoding="utf-8")
         for part in (
             "abacus",
             "more than 9 s",
+            "within the limit a call: 9 s for ",
             "| riemae | rtol 0.1 | 0.5 s | 0.5 s | 3 |",
             "1.25",
             "quick run",
@@ -181,6 +183,10 @@ class TestReport:
 
 
 class TestContenders:
+    def test_comparison_leaves_out_contenders_that_exist(self):
+        names = {contender.name for contender in CONTENDERS}
+        assert all(set(without) < names for _, without in report._RIVALS)
+
     def test_quick_settings_exist_and_names_differ(self):
         assert len({c.name for c in CONTENDERS}) == len(CONTENDERS)
         assert OURS.name == "riemae"
