@@ -367,8 +367,8 @@ class Pullback:
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         self.bind(z0.reshape(-1, z0.shape[-1]))
         if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
-            ends = [self.along.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]  # the chord, in chunks
-            return (ends[1] - ends[0]).norm(dim=-1).view(z0.shape[:-1])
+            first, last = self.along.value(torch.stack([z0, z1]).flatten(0, -2)).chunk(2)  # the chord
+            return (last - first).norm(dim=-1).view(z0.shape[:-1])
         assert self._shape is not None
         ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
         distance = self.ambient.distance(*(x.view(len(x), *self._shape) for x in ends))

@@ -109,34 +109,67 @@ class BlockTridiagonal:
             # One system alone would be solved by other kernels, with other last bits, than among several.
             twice = self.select(torch.zeros(2, dtype=torch.int64, device=self.diagonal.device))._block_cholesky()
             return Factorization(lambda b: twice.solve(b.expand(2, -1, -1))[:1], twice.ok[:1])
-        n, m = self.diagonal.shape[1:3]
+        return self._odd()._twisted_cholesky(self.diagonal.shape[1])
+
+    def _odd(self) -> BlockTridiagonal:
+        """The same with an odd number of blocks: the identity, coupled to nothing, comes last where one is missing."""
+        p, n, m, _ = self.diagonal.shape
+        if n % 2:
+            return self
+        last = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device).expand(p, 1, m, m)
+        return BlockTridiagonal(torch.cat([self.diagonal, last], 1), torch.cat([self.upper, 0 * last], 1))
+
+    def _twisted_cholesky(self, wanted: int) -> Factorization:
+        """Eliminates from both ends at once, as one batch, towards the block in the middle: half as many steps.
+
+        Args:
+            wanted: Blocks of the right-hand sides and solutions.
+        """
+        p, n, m, _ = self.diagonal.shape
+        half = n // 2
+        if not half:
+            return self._dense_cholesky()
+        # Both ends, each read inwards.
+        diagonal = torch.cat([self.diagonal[:, :half], self.diagonal[:, half + 1 :].flip(1)])
+        upper = torch.cat([self.upper[:, :half], self.upper[:, half:].flip(1).mT])
         factors, links, failures = [], [], []
-        pivot = self.diagonal[:, 0]
-        for i in range(n):
+        pivot = diagonal[:, 0]
+        for i in range(half):
             factor, info = torch.linalg.cholesky_ex(pivot)
+            link = torch.linalg.solve_triangular(factor, upper[:, i], upper=False)
             factors.append(factor)
+            links.append(link)
             failures.append(info)
-            if i + 1 < n:
-                link = torch.linalg.solve_triangular(factor, self.upper[:, i], upper=False)
-                links.append(link)
-                pivot = self.diagonal[:, i + 1] - link.mT @ link
+            met = link.mT @ link
+            if i + 1 < half:
+                pivot = diagonal[:, i + 1] - met
+        root, failure = torch.linalg.cholesky_ex(self.diagonal[:, half] - met[:p] - met[p:])
         # All that does not wait for the block before it, for all blocks at once: what remains in the loops below is one
         # product a block.
         identity = torch.eye(m, dtype=pivot.dtype, device=pivot.device)
-        inverse = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)  # (n, p, m, m)
-        down = inverse[1:] @ torch.stack(links).mT if links else inverse[1:]
-        up = inverse[:-1].mT @ torch.stack(links) if links else inverse[1:]
+        inverse = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)  # (half, 2 p, m, m)
+        centre = torch.linalg.solve_triangular(root, identity, upper=False)
+        link = torch.stack(links)
+        down, up = inverse[1:] @ link[:-1].mT, inverse.mT @ link
+        inwards = centre.repeat(2, 1, 1) @ link[-1].mT
 
-        def solve(b: Tensor) -> Tensor:
-            x = list((inverse @ b.movedim(1, 0)[..., None]).unbind())
-            for i in range(1, n):
+        def solve(b: Tensor) -> Tensor:  # (p, wanted, m)
+            b = torch.nn.functional.pad(b, (0, 0, 0, n - wanted))
+            ends = torch.cat([b[:, :half], b[:, half + 1 :].flip(1)])
+            x = list((inverse @ ends.movedim(1, 0)[..., None]).unbind())
+            for i in range(1, half):
                 x[i] = torch.baddbmm(x[i], down[i - 1], x[i - 1], alpha=-1)
+            met = inwards @ x[-1]
+            middle = centre.mT @ (centre @ b[:, half, :, None] - met[:p] - met[p:])
+            after = middle.repeat(2, 1, 1)
             x = list((inverse.mT @ torch.stack(x)).unbind())
-            for i in reversed(range(n - 1)):
-                x[i] = torch.baddbmm(x[i], up[i], x[i + 1], alpha=-1)
-            return torch.stack(x, 1)[..., 0]
+            for i in reversed(range(half)):
+                after = x[i] = torch.baddbmm(x[i], up[i], after, alpha=-1)
+            first, last = torch.stack(x, 1)[..., 0].unflatten(0, (2, p))
+            return torch.cat([first, middle.mT, last.flip(1)], 1)[:, :wanted]
 
-        return Factorization(solve, (torch.stack(failures) == 0).all(0))
+        ok = (torch.stack(failures) == 0).all(0)
+        return Factorization(solve, ok[:p] & ok[p:] & (failure == 0))
 
     def negative_eigenvalues(self) -> Tensor:
         """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy Hessian.

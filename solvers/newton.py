@@ -260,7 +260,7 @@ class Newton:
         state, refused = self._run(space, state, expansion, model, reused, informed, live & sound & ~still, tol)
         walking = live & ~quiet & (~sound | refused)
         if bool(walking.any()):
-            nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking)
+            nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking, refused)
             stalled = walking & ~lowered
             state = replace(state, nodes=nodes, damping=damping, stale=state.stale | walking)
             state = replace(state, status=torch.where(stalled, int(Status.STALLED), state.status))
@@ -349,8 +349,9 @@ class Newton:
         steps: Tensor,
         predicted: Tensor,
         walking: Tensor,
+        refused: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the longest damped step that lowers the energy.
+        """Take the longest damped step that lowers the energy; of curves ``refused`` the undamped one does not.
 
         Returns:
             Nodes, damping, and which curves found a lower energy.
@@ -363,8 +364,11 @@ class Newton:
                 break
             if attempt:
                 steps, predicted = model.solve(damping, pending)
-            elif len(pending) < len(steps):
-                steps, predicted = steps[pending], predicted[pending]
+            else:
+                steps, predicted, known = steps[pending], predicted[pending], refused[pending]
+                if bool(known.any()):
+                    damping[pending[known]] = _DAMPING_START
+                    steps[known], predicted[known] = model.solve(damping, pending[known])
             trial = _moved(state.nodes[pending], steps)
             gain = expansion.energy[pending] - discrete_energy(space.squared_chords(trial))
             # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step worth taking.
@@ -618,8 +622,11 @@ def _remembered(space: Space, state: PathState) -> Expansion:
 def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
     """Mark curves with NaN or infinity, and put harmless numbers in their place so that the rest can go on."""
     gn, correction = expansion.gauss_newton, expansion.correction or expansion.gauss_newton
+    parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
     finite = expansion.energy.isfinite()
-    for part in (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper):
+    if bool((expansion.energy.sum() + sum(part.sum() for part in parts)).isfinite()):  # a look at everything takes longer
+        return expansion, state.status
+    for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
     status = torch.where(finite, state.status, int(Status.NON_FINITE))
     if bool(finite.all()):

@@ -168,8 +168,8 @@ class _Outcome:
         running = count + RUNNING
         return cls(nan[0], nan[1], running, count - 1, count.clone(), count.clone(), nan[2], nan[3], {})
 
-    def settle(self, rows: Tensor, state: Any, curve: Curve, unevenness: Tensor) -> None:
-        self.index[rows], self.decrement[rows] = state.index, state.decrement
+    def settle(self, rows: Tensor, index: Tensor, decrement: Tensor, curve: Curve, unevenness: Tensor) -> None:
+        self.index[rows], self.decrement[rows] = index, decrement
         self.speed_deviation[rows] = unevenness
         self.segments[rows] = curve.segments
         self.curves.setdefault(curve.segments, []).append((rows, curve))
@@ -233,16 +233,18 @@ def _solve_chunk(
             out.steps[rows] = state.steps
             out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
             done = out.status[rows] != RUNNING
-            out.settle(rows[done], state.select(done), curve[done], unevenness(speed[done], weights))
+            if bool(done.any()):
+                uneven = unevenness(speed[done], weights)
+                out.settle(rows[done], state.index[done], state.decrement[done], curve[done], uneven)
             if progress is not None:
                 progress(p - int((~done).sum()) - len(queue.rows), p)
             if bool(done.all()) and not len(queue.rows):
                 break
-            finer = _even(curve[~done], speed[~done], weights, 2 * segments)
-            kept = state.select(~done)
-            state = kept.refined(*finer) if hasattr(kept, "refined") else solver.begin(finer[0])
-            state.steps = kept.steps
-            rows = rows[~done]
+            if bool(done.any()):
+                curve, speed, state, rows = curve[~done], speed[~done], state.select(~done), rows[~done]
+            finer, steps = _even(curve, speed, weights, 2 * segments), state.steps
+            state = state.refined(*finer) if hasattr(state, "refined") else solver.begin(finer[0])
+            state.steps = steps
         segments *= 2
         if len(queue.rows):
             joined, nodes = queue.admit(segments)
