@@ -132,7 +132,7 @@ def _reach(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         for whom, without in _RIVALS:
             found = [ratios(task, accuracy, without) for task in races]
-            cells = ["—" if gain is None else f"{gain[1]:.2g} × ({gain[0]})" for gain in found]
+            cells = ["—" if gain is None else f"{_times(gain[1])} × ({gain[0]})" for gain in found]
             lines.append(f"| **time of the {whom} / time of riemae** | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
@@ -212,6 +212,10 @@ def _growth(kinds: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
+
+
 def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
 
@@ -233,7 +237,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     races = [task for task in results["tasks"] if not task["ours"]]
     columns = min(3, len(races))
@@ -248,6 +252,10 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
         axis.xaxis.set_minor_formatter(NullFormatter())  # less than two decades would be labelled all over
+        first, last = axis.get_xlim()
+        if last < 30 * first:  # a single power of ten, or none
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         for accuracy in ACCURACIES:
             axis.axhline(accuracy, color="0.6", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.25)

@@ -624,7 +624,9 @@ def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
     gn, correction = expansion.gauss_newton, expansion.correction or expansion.gauss_newton
     parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
     finite = expansion.energy.isfinite()
-    if bool((expansion.energy.sum() + sum(part.sum() for part in parts)).isfinite()):  # a look at everything takes longer
+    if bool(
+        (expansion.energy.sum() + sum(part.sum() for part in parts)).isfinite()
+    ):  # a look at everything takes longer
         return expansion, state.status
     for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
