@@ -861,7 +861,7 @@ class Manifold:
         return self._core.energy_and_gradient(nodes)
 
     def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time; None without any."""
+        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves; None without any, or with too many at once."""
         return self._core.embedded(points, then)
 
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)

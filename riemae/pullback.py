@@ -283,11 +283,14 @@ class Pullback:
         return safe_sqrt(road.jets(flat, v[:, None], then=squared))
 
     def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time; None without any."""
+        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time.
+
+        None without any, and where those of one curve are too many to be held at once.
+        """
         self.bind(points[:, 0])
-        if self.embedding is None:
+        curves = 0 if self.embedding is None else self.along.chunk(points.flatten(0, 1), 1) // points.shape[1]
+        if not curves:
             return None
-        curves = max(1, self.along.chunk(points.flatten(0, 1), 1) // points.shape[1])
         parts = points.split(curves)
         return torch.cat([then(self.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for x in parts])
 

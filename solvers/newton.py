@@ -290,7 +290,7 @@ class Newton:
         running: Tensor,
         tol: float,
     ) -> tuple[PathState, Tensor]:
-        """Steps with one matrix, as long as they converge fast.
+        """Steps with one matrix, corrected by the gradients met on the way, as long as they converge fast.
 
         The decrement left at the next nodes is measured: its gradient costs one reverse pass beside the energy that a
         step is judged by anyway.

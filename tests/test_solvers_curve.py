@@ -297,7 +297,9 @@ class TestSampledSpeeds:
         )
 
     @pytest.mark.parametrize(
-        ("space", "dtype"), [(HALF_PLANE, F64), (Manifold(helix), torch.float32)], ids=["no embedding", "float32"]
+        ("space", "dtype"),
+        [(HALF_PLANE, F64), (Manifold(helix), torch.float32), (Manifold(helix, chunk_size=32), F64)],
+        ids=["no embedding", "float32", "a curve that fills the memory"],
     )
     def test_elsewhere_tangents_are_taken(self, space, dtype):
         curve = Curve.from_nodes(rand(3, 9, 2, dtype=dtype) + 1)
