@@ -24,7 +24,7 @@ from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.norms import untraced, with_exact_norms
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied
-from riemae.solvers.space import concrete
+from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
 
@@ -472,15 +472,6 @@ def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
     if ok is None or bool(ok.all()):
         return derivatives
     return [torch.where(ok.view(-1, *(1,) * (d.ndim - 1)), d, torch.nan) for d in derivatives]
-
-
-def evidently_finite(x: Tensor) -> bool:
-    """Whether the sum is finite, which NaN and infinity would survive; a fifth of the cost of looking at every number.
-
-    False says nothing: a sum may overflow, and some tensors cannot be looked at.
-    """
-    total = concrete(x.detach().sum())
-    return total is not None and bool(total.isfinite())
 
 
 class _OutputSizes(TorchFunctionMode):

@@ -35,7 +35,13 @@ def _hidden_from_dynamo(mode: Any) -> Any:
 class _ExactNorms(TorchFunctionMode):
     """Layer and instance norm from primitives."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in (F.layer_norm, torch.layer_norm):
             return layer_norm(*args, **kwargs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
-from riemae.differential import Differential, everywhere, evidently_finite
+from riemae.differential import Differential, everywhere
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
@@ -28,7 +28,7 @@ from riemae.solvers.energy import (
 )
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
-from riemae.solvers.space import concrete, differentiated, safe_sqrt, solve_metric
+from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
 

@@ -140,7 +140,7 @@ class Jet(Tensor):
     def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
         self.value, self.first, self.second, self.tape = value, first, second, tape
 
-    # What is looked at most, without the way through ``__torch_function__``.
+    # What is looked at most, without the way through ``__torch_function__``; mypy knows both as fields of a tensor.
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]

@@ -237,14 +237,10 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = nodes.shape[-2] - 1
     u = torch.as_tensor((_gauss_legendre(_QUADRATURE_POINTS)[0] + 1) / 2).to(nodes)
     w = _weights(n, _QUADRATURE_POINTS, nodes)
-    left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
     if isinstance(curve, Curve):
-        slopes_left, slopes_right = curve.slopes[..., :-1, None, :], curve.slopes[..., 1:, None, :]
-        z, v = (
-            (h00 * left + h10 * slopes_left + h01 * right + h11 * slopes_right).flatten(-3, -2)
-            for h00, h10, h01, h11 in ((h[:, None] for h in _hermite(u, order, n)) for order in (0, 1))
-        )
+        z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
+        left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
         z = (left + u[:, None] * (right - left)).flatten(-3, -2)
         v = (n * (right - left)).expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1]).flatten(-3, -2)
     return z, v, w
@@ -257,11 +253,15 @@ def _weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
 def _samples(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
     """Points at the Gauss-Lobatto times of every segment."""
     u = torch.as_tensor(_lobatto()[0][:-1]).to(curve.nodes)
-    ends = ((x[..., :-1, None, :], x[..., 1:, None, :]) for x in (curve.nodes, curve.slopes))
-    (left, right), (slope_left, slope_right) = ends
-    h00, h10, h01, h11 = (h[:, None] for h in _hermite(u, 0, curve.segments))
-    z = h00 * left + h10 * slope_left + h01 * right + h11 * slope_right
-    return torch.cat([z.flatten(-3, -2), curve.nodes[..., -1:, :]], -2)
+    return torch.cat([_pieces(curve, u, 0), curve.nodes[..., -1:, :]], -2)
+
+
+def _pieces(curve: Curve, u: Tensor, order: int) -> Tensor:  # (k,) -> (*b, n k, m)
+    """Points of every piece at times ``u`` in [0, 1] of its own, or their derivatives in t."""
+    left, right = curve.nodes[..., :-1, None, :], curve.nodes[..., 1:, None, :]
+    slope_left, slope_right = curve.slopes[..., :-1, None, :], curve.slopes[..., 1:, None, :]
+    h00, h10, h01, h11 = (h[:, None] for h in _hermite(u, order, curve.segments))
+    return (h00 * left + h10 * slope_left + h01 * right + h11 * slope_right).flatten(-3, -2)
 
 
 def _sampled_speeds(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n q)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, judged
 from riemae.solvers.space import Space, energy_and_gradient
+from riemae.solvers.state import RUNNING
 
 # Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients (q, k, m).
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.certificate import sound
-from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings, with_index
 from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
 from riemae.solvers.tolerances import tolerance
 
 _ATTEMPTS, _SUFFICIENT = 30, 1e-4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 # One dense batched Cholesky beats a loop over n blocks of m as long as its work, (n m)³, is at most so many times n.
-# Measured with 15 blocks of 8 on two cores: for 1,000 curves 125 ms by the dense road and 15 ms by blocks, for one
-# curve 0.1 and 0.3 ms; a solve with the factor takes 38 and 1.7 ms, 0.02 and 0.1 ms.
+# Measured on two cores, 15 blocks of 8: for 1,000 curves 119 ms by the dense road and 15 ms by blocks, for one curve
+# 0.1 and 0.2 ms; a solve with the factor takes 37 and 1.7 ms, 0.02 and 0.1 ms. With 7 blocks both take 0.3 ms for 32.
 _DENSE_WORK = 30_000
 _ALIGNED = 8
 

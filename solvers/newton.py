@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,10 +12,10 @@ from riemae.solvers.energy import Expansion, discrete_energy
 from riemae.solvers.exceptions import OptionError
 from riemae.solvers.linear import BlockTridiagonal, Factorization
 from riemae.solvers.result import Status
-from riemae.solvers.space import Space, energy_and_gradient
+from riemae.solvers.space import Space, energy_and_gradient, evidently_finite
+from riemae.solvers.state import RUNNING, PathState
 from riemae.solvers.tolerances import tolerance
 
-RUNNING = -1
 _DAMPING_FLOOR, _DAMPING_START = 1e-3, 0.1
 _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by 4¹²
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
@@ -27,146 +27,11 @@ _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian 
 # hand: what they show of the Hessian goes into it.
 _SLOW, _LEARNING = 0.3, 2
 _STIFF = 0.45  # a matrix that leaves no more than _SLOW of a decrement shows at least this share of it as curvature
+_BELIEVED = 1e-4  # of the rounding error, within which one from a coarser level is believed without a step
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
 # Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
 # residual: two levels' worth of accuracy for half a sweep. It must be small to be in its asymptotic regime.
 _SHARP, _SHARP_SEGMENTS, _SHARP_LIMIT = 2e-8, 32, 1e-4
-
-
-@dataclass
-class PathState:
-    """Progress on ``p`` curves; every field has one entry a curve.
-
-    Attributes:
-        nodes: ``(p, n + 1, m)``.
-        status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
-        decrement: ``(p,)``, the relative reduction of the length that the local model still promises.
-        index: ``(p,)``, Morse index of the last Hessian; −1 before it is known.
-        steps: ``(p,)``, steps taken at this resolution and at coarser ones.
-        damping: ``(p,)``, in units of the Gauss-Newton block diagonal.
-        kept: ``(p,)`` bool: converging to a saddle on purpose.
-        tangents: ``(p, n − 1, m, m)``, diagonal blocks of the Gauss-Newton matrix as last computed.
-        crossings: ``(p, n − 2, m, m)``, its blocks beside the diagonal.
-        diagonal: ``(p, n − 1, m, m)``, second-derivative part of the Hessian as last computed.
-        upper: ``(p, n − 2, m, m)``, the same beside the diagonal.
-        noise: ``(p,)``, rounding error of the energy.
-        known: ``(p,)`` bool: whether all of these exist.
-        stale: ``(p,)`` bool: whether they must be computed anew.
-        scalable: ``(p,)`` bool: whether they serve a finer level.
-        first: ``(p,)`` bool: whether this is the curve's first level, which a second always follows.
-    """
-
-    nodes: Tensor
-    status: Tensor
-    decrement: Tensor
-    index: Tensor
-    steps: Tensor
-    damping: Tensor
-    kept: Tensor
-    tangents: Tensor
-    crossings: Tensor
-    diagonal: Tensor
-    upper: Tensor
-    noise: Tensor
-    known: Tensor
-    stale: Tensor
-    scalable: Tensor
-    first: Tensor
-
-    @classmethod
-    def start(cls, nodes: Tensor) -> PathState:
-        """A state about discrete curves ``(p, n + 1, m)`` of which nothing is known."""
-        p, count, m = nodes.shape
-        zero = torch.zeros(p, dtype=torch.int64, device=nodes.device)
-        no = [torch.zeros_like(zero, dtype=torch.bool) for _ in range(4)]
-        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)]
-        return cls(
-            nodes=nodes.clone(),
-            status=zero + RUNNING,
-            decrement=nodes.new_full((p,), torch.inf),
-            index=zero - 1,
-            steps=zero,
-            damping=nodes.new_zeros(p),
-            kept=no[0],
-            tangents=blocks[0],
-            crossings=blocks[1],
-            diagonal=blocks[2],
-            upper=blocks[3],
-            noise=nodes.new_zeros(p),
-            known=no[1],
-            stale=no[2],
-            scalable=no[3],
-            first=~no[3],
-        )
-
-    def refined(self, nodes: Tensor, moved: Tensor) -> PathState:
-        """A state about the same curves on twice as many segments.
-
-        Args:
-            nodes: ``(p, 2 n + 1, m)``.
-            moved: ``(p,)`` bool: curves whose nodes were placed anew.
-        """
-        fine = PathState.start(nodes)
-        if bool(self.known.any()):
-            fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
-            fine.diagonal = _interpolated(self.diagonal)
-            fine.noise = 2 * self.noise
-        fine.kept = self.kept.clone()
-        fine.known = self.known & self.scalable & ~self.stale & ~moved & ~self.kept
-        fine.scalable = self.scalable.clone()
-        fine.first = torch.zeros_like(self.first)
-        return fine
-
-    @classmethod
-    def cat(cls, parts: list[PathState]) -> PathState:
-        """One batch from several at the same resolution."""
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-    def select(self, index: Tensor) -> PathState:
-        """The curves at ``index``."""
-        return PathState(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def update(self, index: Tensor, other: PathState) -> None:
-        """Write ``other`` back to the curves at ``index``."""
-        for f in fields(self):
-            getattr(self, f.name)[index] = getattr(other, f.name)
-
-
-def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gauss-Newton blocks ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}`` on twice as many segments.
-
-    From the blocks alone, as if ``J`` were linear between the nodes (and, before the first and behind the last of
-    them, as between the two next): positive semi-definite again, and close enough for a matrix that only decides how
-    fast a curve converges.
-    """
-    g, k = tangents / 2, -crossings  # both in units of 2n
-    p, count, m, _ = g.shape
-    fine, upper = g.new_empty(p, 2 * count + 1, m, m), g.new_empty(p, 2 * count, m, m)
-    fine[:, 1::2] = g
-    if count == 1:
-        fine[:, 0::2] = upper[:, :] = g
-    else:
-        fine[:, 2:-1:2] = (g[:, :-1] + g[:, 1:] + k + k.mT) / 4
-        for end, this, link, next_ in ((0, g[:, 0], k[:, 0], g[:, 1]), (-1, g[:, -1], k[:, -1], g[:, -2])):
-            fine[:, end] = (9 * this - 3 * (link + link.mT) + next_) / 4
-        upper[:, 2::2], upper[:, 1:-1:2] = (k + g[:, 1:]) / 2, (g[:, :-1] + k) / 2
-        upper[:, 0], upper[:, -1] = (3 * g[:, 0] - k[:, 0].mT) / 2, (3 * g[:, -1] - k[:, -1].mT) / 2
-    return 4 * fine, -2 * upper
-
-
-def _interpolated(correction: Tensor) -> Tensor:
-    """The diagonal blocks ``2n a·∂²f`` on twice as many segments.
-
-    They are 1/n times a function that is smooth along the curve: interpolated, with its ends extrapolated.
-    """
-    coarse = correction / 2
-    ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]
-    padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
-    p, count, m, _ = coarse.shape
-    fine = coarse.new_empty(p, 2 * count + 1, m, m)
-    fine[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2
-    fine[:, 1::2] = coarse
-    return fine
 
 
 @dataclass(frozen=True)
@@ -255,8 +120,10 @@ class Newton:
             kept=keep,
         )
         sound = (informed | ~reused) & ~model.indefinite & undamped
-        # What a step leaves is known only once it has been taken: one is, above rounding, however short.
-        still = quiet & (~sound | (predicted <= 2 * expansion.noise))
+        # What a step leaves is known only once it has been taken: one is, above rounding, however short. What a matrix
+        # from a coarser level promises may be too little by far.
+        rounding = torch.where(reused, _BELIEVED, 2.0) * expansion.noise
+        still = quiet & (~sound | (predicted <= rounding))
         state, refused = self._run(space, state, expansion, model, reused, informed, live & sound & ~still, tol)
         walking = live & ~quiet & (~sound | refused)
         if bool(walking.any()):
@@ -322,8 +189,8 @@ class Newton:
             # One more step with this matrix would leave about the same share again. A matrix from a coarser level has a
             # say in whether the curve is done only if it foresees its steps: one that is too stiff promises too little.
             good, doubted = share <= _SLOW, reused[pending] & stiff[pending]
-            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending]) & ~doubted
-            done = met | (left <= 2 * noise)
+            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending])
+            done = (met | (left <= 2 * noise)) & ~doubted
             slow, fast = ~done & ((~good & (taken >= _LEARNING)) | doubted), done & good
             nodes[pending] = _moved(trial, torch.where(fast[:, None, None], ahead, 0.0))
             remaining = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
@@ -623,11 +490,9 @@ def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
     """Mark curves with NaN or infinity, and put harmless numbers in their place so that the rest can go on."""
     gn, correction = expansion.gauss_newton, expansion.correction or expansion.gauss_newton
     parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
-    finite = expansion.energy.isfinite()
-    if bool(
-        (expansion.energy.sum() + sum(part.sum() for part in parts)).isfinite()
-    ):  # a look at everything takes longer
+    if evidently_finite(expansion.energy, *parts):
         return expansion, state.status
+    finite = expansion.energy.isfinite()
     for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
     status = torch.where(finite, state.status, int(Status.NON_FINITE))

@@ -14,12 +14,13 @@ from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve, equalized, sampled_speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.graph import Graph
-from riemae.solvers.newton import RUNNING, Newton
+from riemae.solvers.newton import Newton
 from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
 from riemae.solvers.tolerances import tolerance
 
 # Called with (pairs done, pairs in all).

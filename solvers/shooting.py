@@ -10,10 +10,10 @@ from torch import Tensor
 from riemae.solvers.curve import Curve
 from riemae.solvers.exceptions import OptionError
 from riemae.solvers.jacobi import Moment, Variation, sound_turning
-from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings, with_index
 from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
 
 _ATTEMPTS = 8
 _INTEGRATION_SHARE = 0.1  # the integrator must be better than the gap that is to be closed

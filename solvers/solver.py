@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.exceptions import OptionError
-from riemae.solvers.newton import RUNNING
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
 from riemae.solvers.tolerances import tolerance
 
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve

@@ -269,7 +269,7 @@ class TestSampledSpeeds:
     """Speeds from points of the embedding alone, against tangents and closed forms."""
 
     def test_length_of_a_helix(self):
-        # Four turns of constant speed sqrt(1 + 0.3²) on 12 segments: two radians each.
+        # 24 radians at constant speed on 12 segments, two of them each.
         curve = Curve.line(torch.zeros(1, 2, dtype=F64), torch.tensor([[24.0, 0.0]], dtype=F64), 12)
         speed, weights = sampled_speeds(Manifold(helix), curve)
         assert speed.shape == (1, len(weights))

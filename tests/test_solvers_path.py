@@ -11,7 +11,7 @@ import torch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
-from riemae.solvers import Curve, Newton, Status, newton
+from riemae.solvers import Curve, Newton, Status, newton, state
 
 
 def generator(seed=0):
@@ -196,19 +196,19 @@ class TestKeptMatrix:
             return 4 * n * j.mT @ j, -2 * n * j[:, :-1].mT @ j[:, 1:]
 
         n = nodes + 1
-        for found, expected in zip(newton._halved(*blocks(n)), blocks(2 * n), strict=True):
+        for found, expected in zip(state._halved(*blocks(n)), blocks(2 * n), strict=True):
             assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
 
     def test_blocks_of_one_node_are_those_of_a_constant_jacobian(self):
         g = torch.tensor([[[[2.0, 1.0], [1.0, 3.0]]]]).double()
-        tangents, crossings = newton._halved(4 * 2 * g, g[:, :0])
+        tangents, crossings = state._halved(4 * 2 * g, g[:, :0])
         assert torch.allclose(tangents, (4 * 4 * g).expand(1, 3, 2, 2))
         assert torch.allclose(crossings, (-2 * 4 * g).expand(1, 2, 2, 2))
 
     def test_second_derivatives_scale_with_the_step(self):
         t = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None].expand(1, n - 1, 2, 2)  # noqa: E731
         for n in (3, 8):
-            assert torch.allclose(newton._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
+            assert torch.allclose(state._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
 
     @pytest.mark.parametrize("decoder", [spaces.sphere, spaces.torus, spaces.paraboloid])
     def test_finer_levels_need_no_second_derivatives(self, decoder):
@@ -232,28 +232,27 @@ class TestKeptMatrix:
 
     def test_a_matrix_that_no_longer_serves_is_computed_anew(self, monkeypatch):
         # Blocks that are three times too small: every step overshoots until the true ones are looked up.
-        true = newton._halved
-        monkeypatch.setattr(newton, "_halved", lambda *blocks: tuple(x / 3 for x in true(*blocks)))
+        true = state._halved
+        monkeypatch.setattr(state, "_halved", lambda *blocks: tuple(x / 3 for x in true(*blocks)))
         r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
         assert r.converged.all()
         assert torch.allclose(r.length, d, rtol=1e-6)
 
     def test_blocks_that_are_too_stiff_end_no_curve(self, monkeypatch):
-        # With them the first step of a level promises, and brings, next to nothing. What remains hidden is what they
-        # make of rounding: 1e4 times some 1e-14.
-        true = newton._halved
-        monkeypatch.setattr(newton, "_halved", lambda *blocks: tuple(1e4 * x for x in true(*blocks)))
+        # With them the first step of a level promises, and brings, next to nothing.
+        true = state._halved
+        monkeypatch.setattr(state, "_halved", lambda *blocks: tuple(1e4 * x for x in true(*blocks)))
         for rtol in (1e-3, 1e-6):
             r, d = solve(spaces.CATALOGUE[0], n=40, seed=2, rtol=rtol)
             assert r.converged.all()
-            assert ((r.length - d).abs() <= 3 * r.error + 2e-10 * d).all()
+            assert ((r.length - d).abs() <= 3 * r.error + 1e-11 * d).all()
 
     def test_blocks_that_are_no_metric_prove_nothing(self, monkeypatch):
         def spoiled(tangents, crossings):
             n = tangents.shape[1]
             return -tangents[:, :1].expand(-1, 2 * n + 1, -1, -1), 0 * tangents[:, :1].expand(-1, 2 * n, -1, -1)
 
-        monkeypatch.setattr(newton, "_halved", spoiled)
+        monkeypatch.setattr(state, "_halved", spoiled)
         r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
         assert r.converged.all()
         assert torch.allclose(r.length, d, rtol=1e-6)
