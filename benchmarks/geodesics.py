@@ -186,9 +186,8 @@ class Race:
             settings = {"points": points, "dtype": dtype, "by": by}
             repeats = 9 if points < 2000 else 3  # a millisecond is easily disturbed
             seconds: list[float] = []
-            worker.solve(
-                (0, PAIRS), False, {**settings, "points": 16}, out, 600
-            )  # a first look at the decoder costs more
+            # A first look at the decoder costs more.
+            worker.solve((0, PAIRS), False, {**settings, "points": 16}, out, 600)
             while len(seconds) < repeats and sum(seconds) < _LIGHT:
                 answer = worker.solve((0, PAIRS), False, settings, out, 600)
                 if "error" in answer:
