@@ -23,7 +23,7 @@ from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.norms import untraced, with_exact_norms
 from riemae.solvers.exceptions import stack_level
-from riemae.solvers.rows import steadied
+from riemae.solvers.rows import steadied, steady_rows
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
@@ -74,7 +74,7 @@ class Differential:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
         self._modes: dict[tuple[Any, ...], Mode] = {}
-        self._width: int | None = None
+        self._widths: list[int] | None = None  # numbers a point in every tensor inside the map
         self._announced = False
         self._steady = False
 
@@ -223,7 +223,7 @@ class Differential:
         if self._chunk_size is not None:
             return self._chunk_size
         budget = _CPU_BYTES if z.device.type == "cpu" else _DEVICE_BYTES
-        return max(_MIN_CHUNK, budget // (self._widest(z) * passes * z.element_size()))
+        return max(_MIN_CHUNK, budget // (self._seen(z)[-1] * passes * z.element_size()))
 
     # The formulas, one chunk at a time.
 
@@ -286,10 +286,10 @@ class Differential:
         # Forward mode refuses views whose elements share memory, such as expanded points.
         args = tuple(x.contiguous() for x in args)
         if self._steady:
-            evaluate = f
+            evaluate, rows = f, steady_rows(self._seen(args[0]), args[0].element_size())
 
             def f(*chunk: Tensor) -> Any:
-                out = evaluate(*map(steadied, chunk))
+                out = evaluate(*(steadied(x, rows) for x in chunk))
                 k = len(chunk[0])
                 return tuple(x[:k] for x in out) if isinstance(out, tuple) else out[:k]
 
@@ -428,11 +428,11 @@ class Differential:
                 stacklevel=stack_level(),
             )
 
-    def _widest(self, z: Tensor) -> int:
-        """Numbers a point in the widest tensor inside ``f``, found by running one and three points through it."""
-        if self._width is None:
+    def _seen(self, z: Tensor) -> list[int]:
+        """Numbers a point in every tensor inside ``f``, found by running one and three points through it."""
+        if self._widths is None:
             if z.is_meta or not len(z):
-                return max(z.shape[-1], 1)
+                return [z.shape[-1]]
             sizes = []
             for count in (1, 3):
                 with torch.no_grad(), untraced(_OutputSizes)() as seen:
@@ -442,9 +442,9 @@ class Differential:
             # the two runs is judged by its output.
             per_point = [(b - a) // 2 for a, b in zip(sizes[0], sizes[1], strict=False)]
             if len(sizes[0]) != len(sizes[1]):
-                per_point = [sizes[0][-1]]
-            self._width = max(1, z.shape[-1], *per_point)
-        return self._width
+                per_point = [sizes[0][-1], 1]
+            self._widths = sorted({z.shape[-1], *per_point} - {0})
+        return self._widths
 
 
 def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

@@ -413,7 +413,8 @@ class Pullback:
 
         form = None
         if second_order:
-            x, j, form = self.along.expansion(interior, lambda x: chord_force(joined(x)).flatten(0, 1))
+            force = lambda x: chord_force(joined(x).diff(dim=1)).flatten(0, 1)  # noqa: E731 (one expression)
+            x, j, form = self.along.expansion(interior, force)
             form = form.view(p, count - 2, m, m)
         else:
             x, j = self.along.value_and_jacobian(interior)
@@ -423,13 +424,16 @@ class Pullback:
 
     def _slope_of_features(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         p, count, m = nodes.shape
+        steps = []
 
         def force(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(chord_force(x.view(p, count, -1)), (0, 0, 1, 1)).flatten(0, 1)
+            x = x.view(p, count, -1)
+            steps.append(x[:, 1:] - x[:, :-1])
+            return torch.nn.functional.pad(chord_force(steps[0]), (0, 0, 1, 1)).flatten(0, 1)
 
-        x, pulled = self.along.slope(nodes.flatten(0, 1), force)
-        step = aligned(x.view(p, count, -1), -1, m).diff(dim=1)
-        return discrete_energy(step.square().sum(-1)), 2 * (count - 1) * pulled.view(p, count, m)[:, 1:-1]
+        pulled = self.along.slope(nodes.flatten(0, 1), force)[1]
+        energy = discrete_energy(aligned(steps[0], -1, m).square().sum(-1))
+        return energy, 2 * (count - 1) * pulled.view(p, count, m)[:, 1:-1]
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, _ = nodes.shape

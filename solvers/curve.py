@@ -121,11 +121,21 @@ class Curve:
         _check_segments("Curve.resample", segments)
         if segments == self.segments:
             return self
-        t = torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device)
-        nodes = self(t)
+        nodes = self.knots(segments)
         if segments % self.segments == 0:
-            return Curve(nodes, self.velocity(t))
+            return Curve(
+                nodes, torch.cat([_pieces(self, _even(segments // self.segments), 1), self.slopes[..., -1:, :]], -2)
+            )
         return Curve.from_nodes(nodes)
+
+    def knots(self, segments: int) -> Tensor:  # -> (*b, segments + 1, m)
+        """Points at equally spaced times."""
+        _check_segments("Curve.knots", segments)
+        if self.segments % segments == 0:
+            return self.nodes[..., :: self.segments // segments, :]
+        if segments % self.segments == 0:
+            return torch.cat([_pieces(self, _even(segments // self.segments), 0), self.nodes[..., -1:, :]], -2)
+        return self(torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device))
 
     def __getitem__(self, index: object) -> Curve:
         """Curves of the batch, indexed along its leading axes."""
@@ -151,13 +161,9 @@ class Curve:
         n = self.segments
         times = t.reshape(-1) * n
         i = times.floor().long().clamp(max=n - 1)
-        h00, h10, h01, h11 = (h[:, None] for h in _hermite(times - i, order, n))
-        z = (
-            h00 * self.nodes[..., i, :]
-            + h10 * self.slopes[..., i, :]
-            + h01 * self.nodes[..., i + 1, :]
-            + h11 * self.slopes[..., i + 1, :]
-        )
+        basis = torch.stack(_hermite(times - i, order, n))[..., None]
+        nodes, slopes = self.nodes, self.slopes
+        z = _combined(basis, order, nodes[..., i, :], slopes[..., i, :], nodes[..., i + 1, :], slopes[..., i + 1, :])
         return z if t.ndim else z[..., 0, :]
 
 
@@ -235,58 +241,77 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     else:
         raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
     n = nodes.shape[-2] - 1
-    u = torch.as_tensor((_gauss_legendre(_QUADRATURE_POINTS)[0] + 1) / 2).to(nodes)
+    u = tuple(((_gauss_legendre(_QUADRATURE_POINTS)[0] + 1) / 2).tolist())
     w = _weights(n, _QUADRATURE_POINTS, nodes)
     if isinstance(curve, Curve):
         z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
         left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
-        z = (left + u[:, None] * (right - left)).flatten(-3, -2)
+        z = (left + torch.tensor(u)[:, None].to(nodes) * (right - left)).flatten(-3, -2)
         v = (n * (right - left)).expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1]).flatten(-3, -2)
     return z, v, w
 
 
 def _weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
-    return torch.as_tensor(_gauss_legendre(points)[1] / (2 * n)).to(like).repeat(n)
+    return torch.as_tensor(np.tile(_gauss_legendre(points)[1] / (2 * n), n)).to(like)
 
 
 def _samples(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
     """Points at the Gauss-Lobatto times of every segment."""
-    u = torch.as_tensor(_lobatto()[0][:-1]).to(curve.nodes)
-    return torch.cat([_pieces(curve, u, 0), curve.nodes[..., -1:, :]], -2)
+    return torch.cat([_pieces(curve, _lobatto()[0][:-1], 0), curve.nodes[..., -1:, :]], -2)
 
 
-def _pieces(curve: Curve, u: Tensor, order: int) -> Tensor:  # (k,) -> (*b, n k, m)
-    """Points of every piece at times ``u`` in [0, 1] of its own, or their derivatives in t."""
-    left, right = curve.nodes[..., :-1, None, :], curve.nodes[..., 1:, None, :]
-    slope_left, slope_right = curve.slopes[..., :-1, None, :], curve.slopes[..., 1:, None, :]
-    h00, h10, h01, h11 = (h[:, None] for h in _hermite(u, order, curve.segments))
-    return (h00 * left + h10 * slope_left + h01 * right + h11 * slope_right).flatten(-3, -2)
+def _pieces(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k, m)
+    """Points of every piece at the k times ``u`` in [0, 1] of its own, or their derivatives in t."""
+    basis = torch.as_tensor(_piece_basis(u, order, curve.segments)).to(curve.nodes)
+    (left, right), (slope_left, slope_right) = (
+        (x[..., :-1, None, :], x[..., 1:, None, :]) for x in (curve.nodes, curve.slopes)
+    )
+    return _combined(basis, order, left, slope_left, right, slope_right).flatten(-3, -2)
+
+
+def _combined(
+    basis: Tensor, order: int, left: Tensor, slope_left: Tensor, right: Tensor, slope_right: Tensor
+) -> Tensor:
+    # So that a curve ends where it should, and has no speed at all where it rests.
+    z = basis[2] * (right - left) if order else torch.addcmul(basis[0] * left, basis[2], right)
+    return torch.addcmul(torch.addcmul(z, basis[1], slope_left), basis[3], slope_right)
+
+
+def _even(count: int) -> tuple[float, ...]:
+    return tuple(i / count for i in range(count))
 
 
 def _sampled_speeds(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n q)
     """Speeds at the quadrature points from the images of :func:`_samples`."""
     steps = _SAMPLES - 1
-    chords = x.diff(dim=1).unflatten(1, (-1, steps))
-    speed = []
-    for row in _lobatto()[1]:
+    chords = x.diff(dim=1).unflatten(1, (-1, steps)).unbind(2)
+    velocities = x.new_empty(_SAMPLED_POINTS, *chords[0].shape)
+    for velocity, row in zip(velocities, _lobatto()[1], strict=True):
         # One kernel after the other, not a matrix product: every curve must have the same bits as alone.
-        velocity = row[0] * chords[:, :, 0]
-        for j in range(1, steps):
-            velocity.add_(chords[:, :, j], alpha=row[j])
-        speed.append(velocity.square().sum(-1).sqrt())
-    return chords.shape[1] * torch.stack(speed, -1).flatten(1)
+        torch.mul(chords[0], row[0], out=velocity)
+        for chord, weight in zip(chords[1:], row[1:], strict=True):
+            velocity.add_(chord, alpha=weight)
+    return chords[0].shape[1] * velocities.square().sum(-1).sqrt().movedim(0, -1).flatten(1)
 
 
 @lru_cache(maxsize=1)
-def _lobatto() -> tuple[np.ndarray, list[list[float]]]:
+def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
     """Gauss-Lobatto times in [0, 1], and the matrix from the chords between them to velocities at Gauss points."""
     inner = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1).deriv().roots()
     t = (np.concatenate([[-1.0], np.sort(inner.real), [1.0]]) + 1) / 2
     at = (_gauss_legendre(_SAMPLED_POINTS)[0] + 1) / 2
     powers = np.arange(1, _SAMPLES)
     velocities = powers * at[:, None] ** (powers - 1)  # of t, t², …, whose chords are next
-    return t, np.linalg.solve(np.diff(t[:, None] ** powers, axis=0).T, velocities.T).T.tolist()
+    matrix = np.linalg.solve(np.diff(t[:, None] ** powers, axis=0).T, velocities.T).T
+    return tuple(t.tolist()), matrix.tolist()
+
+
+@lru_cache(maxsize=256)
+def _piece_basis(u: tuple[float, ...], order: int, n: int) -> np.ndarray:  # (k,) -> (4, k, 1)
+    """The Hermite basis at times of a piece."""
+    basis = _hermite(torch.tensor(u, dtype=torch.float64), order, n)
+    return torch.stack(basis)[..., None].numpy()
 
 
 def _hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

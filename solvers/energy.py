@@ -80,9 +80,9 @@ def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
     return squared_chords.shape[1] * squared_chords.sum(-1)
 
 
-def chord_force(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
+def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
     """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior nodes."""
-    return -x.diff(dim=1).diff(dim=1)
+    return step[:, :-1] - step[:, 1:]
 
 
 def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
@@ -93,15 +93,15 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
         jacobian: Their Jacobians at the interior nodes, ``(p, n − 1, D, m)``.
         form: ``a·∂²`` there, ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
     """
-    n = x.shape[1] - 1
-    step = x.diff(dim=1)
-    upper = -2 * n * (jacobian[:, :-1].mT @ jacobian[:, 1:])
+    n, step, across = x.shape[1] - 1, x[:, 1:] - x[:, :-1], jacobian.mT
+    upper = -2 * n * (across[:, :-1] @ jacobian[:, 1:])
+    squares = step.square().sum(-1)
     return Expansion(
-        energy=n * step.square().sum((-1, -2)),
-        gradient=2 * n * (jacobian.mT @ chord_force(x)[..., None])[..., 0],
-        gauss_newton=BlockTridiagonal(4 * n * (jacobian.mT @ jacobian), upper),
+        energy=discrete_energy(squares),
+        gradient=2 * n * (across @ chord_force(step)[..., None])[..., 0],
+        gauss_newton=BlockTridiagonal(4 * n * (across @ jacobian), upper),
         correction=None if form is None else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
-        noise=rounding(x[:, :-1].norm(dim=-1), step.norm(dim=-1)),
+        noise=rounding(torch.linalg.vector_norm(x[:, :-1], dim=-1), squares.sqrt()),
         scalable=True,
     )
 

@@ -77,11 +77,9 @@ class BlockTridiagonal:
         """The full matrices, ``(p, n m, n m)``."""
         p, n, m, _ = self.diagonal.shape
         full = self.diagonal.new_zeros(p, n, m, n, m)
-        i = torch.arange(n, device=full.device)
-        full[:, i, :, i] = self.diagonal.movedim(1, 0)
-        full[:, i[:-1], :, i[1:]] = self.upper.movedim(1, 0)
-        full[:, i[1:], :, i[:-1]] = self.upper.mT.movedim(1, 0)
-        return full.reshape(p, n * m, n * m)
+        for offset, blocks in ((0, self.diagonal), (1, self.upper), (-1, self.upper.mT)):
+            full.diagonal(offset, 1, 3).copy_(blocks.permute(0, 2, 3, 1))
+        return full.view(p, n * m, n * m)
 
     def cholesky(self) -> Factorization:
         """Factorise for solving; matrices that are not positive definite are marked, never rescued."""
@@ -95,11 +93,14 @@ class BlockTridiagonal:
         spare = -size % _ALIGNED
         if spare:
             full = torch.nn.functional.pad(full, (0, spare, 0, spare))
-            full[:, range(size, size + spare), range(size, size + spare)] = 1.0
+            full.diagonal(dim1=1, dim2=2)[:, size:] = 1.0
         factor, info = torch.linalg.cholesky_ex(full)
 
         def solve(b: Tensor) -> Tensor:
-            rhs = torch.nn.functional.pad(b.flatten(1), (0, spare))[..., None]
+            rhs = b.flatten(1)[..., None]
+            if not spare:
+                return torch.cholesky_solve(rhs, factor).view(b.shape)
+            rhs = torch.nn.functional.pad(rhs, (0, 0, 0, spare))
             return torch.cholesky_solve(rhs, factor)[:, :size, 0].reshape(b.shape).contiguous()
 
         return Factorization(solve, info == 0)

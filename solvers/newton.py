@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from riemae.solvers.exceptions import OptionError
 from riemae.solvers.linear import BlockTridiagonal, Factorization
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space, energy_and_gradient, evidently_finite
-from riemae.solvers.state import RUNNING, PathState
+from riemae.solvers.state import RUNNING, PathState, on_host, placed
 from riemae.solvers.tolerances import tolerance
+
+N = TypeVar("N", Tensor, np.ndarray)
 
 _DAMPING_FLOOR, _DAMPING_START = 1e-3, 0.1
 _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by 4¹²
@@ -84,210 +87,240 @@ class Newton:
         """A state about new curves."""
         return PathState.start(nodes)
 
+    @np.errstate(all="ignore")  # curves with NaN are marked, and nothing is decided by what they compute
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
         """One expansion of every curve of ``state``, and the steps that it is good for.
 
         A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
         is more than 50 ``tol``. On its first level, one that converges slowly also ends when it is roughly there.
         """
-        reused, fresh = state.known & ~state.stale, self._wants_second_order(state)
-        expansion, status = _sound(_expand(space, state, reused, fresh), state)
-        model = _Model.of(expansion, reused, fresh, ~reused & ((state.steps == 0) | ~state.first))
-        status = torch.where((status == RUNNING) & model.singular, int(Status.SINGULAR), status)
-        state = replace(model.remember(state, expansion, fresh), status=status)
-        live, undamped = status == RUNNING, state.damping == 0
+        nodes, book = state.nodes, state.book.copy()
+        reused, fresh = book["known"] & ~book["stale"], self._wants_second_order(book)
+        unseen = ~reused & ((book["steps"] == 0) | ~book["first"])
+        expansion, finite = _sound(_expand(space, state, reused, fresh))
+        model = _Model.of(expansion, reused, fresh, unseen)
+        energy, noise, predicted = on_host(expansion.energy, expansion.noise, model.decrement)
+        book["status"][model.singular] = Status.SINGULAR
+        book["status"][~finite] = Status.NON_FINITE
+        book["index"], book["noise"], book["scalable"] = model.index, noise, expansion.scalable
+        book["known"] |= fresh
+        book["stale"] &= ~fresh
+        live, undamped = book["status"] == RUNNING, book["damping"] == 0
 
-        steps, predicted = (model.step, model.decrement) if bool(undamped.all()) else model.solve(state.damping)
-        relative = _relative(predicted * (1 + state.damping), expansion.energy)
-        keep = torch.zeros_like(live)
+        step = model.step
+        if not undamped.all():
+            step, decrement = model.solve(book["damping"])
+            (predicted,) = on_host(decrement)
+        relative = _relative(predicted * (1 + book["damping"]), energy)
+        keep = np.zeros_like(live)
         if self.target == "stationary":
-            at_start = (state.steps == 0) & model.indefinite & (relative < _NEAR)
-            keep = live & (at_start | (state.kept & model.indefinite))
-        if bool(keep.any()):
-            state, live = self._towards_saddle(state, expansion, model, keep, tol), live & ~keep
+            at_start = (book["steps"] == 0) & model.indefinite & (relative < _NEAR)
+            keep = live & (at_start | (book["kept"] & model.indefinite))
+        if keep.any():
+            nodes, live = self._towards_saddle(nodes, book, expansion, model, keep, tol), live & ~keep
 
         informed = (model.index >= 0) | (not self.second_order)
-        quiet = live & informed & ((relative <= tol) | (predicted <= 2 * expansion.noise))
-        if self.target == "minimum" and bool((quiet & model.indefinite).any()):
-            escaped = self._escape(space, state.nodes, expansion, model, quiet & model.indefinite)
-            moved = (escaped != state.nodes).flatten(1).any(1)
-            state = replace(state, nodes=escaped, stale=state.stale | moved)
+        quiet = live & informed & ((relative <= tol) | (predicted <= 2 * noise))
+        saddle = quiet & model.indefinite
+        if self.target == "minimum" and saddle.any():
+            nodes, moved = self._escape(space, nodes, expansion, model, saddle)
+            book["stale"] |= moved
             quiet, live = quiet & ~moved, live & ~moved
-        state = replace(
-            state,
-            decrement=torch.where(live, relative, state.decrement),
-            steps=state.steps + 1,
-            kept=keep,
-        )
+        book["decrement"] = np.where(live, relative, book["decrement"])
+        book["steps"] += 1
+        book["kept"] = keep
         sound = (informed | ~reused) & ~model.indefinite & undamped
         # What a step leaves is known only once it has been taken: one is, above rounding, however short. What a matrix
         # from a coarser level promises may be too little by far.
-        rounding = torch.where(reused, _BELIEVED, 2.0) * expansion.noise
-        still = quiet & (~sound | (predicted <= rounding))
-        state, refused = self._run(space, state, expansion, model, reused, informed, live & sound & ~still, tol)
+        still = quiet & (~sound | (predicted <= np.where(reused, _BELIEVED, 2.0) * noise))
+        running = live & sound & ~still
+        nodes, refused = self._run(space, nodes, book, expansion, model, reused, informed, running, tol)
         walking = live & ~quiet & (~sound | refused)
-        if bool(walking.any()):
-            nodes, damping, lowered = self._descend(space, state, expansion, model, steps, predicted, walking, refused)
-            stalled = walking & ~lowered
-            state = replace(state, nodes=nodes, damping=damping, stale=state.stale | walking)
-            state = replace(state, status=torch.where(stalled, int(Status.STALLED), state.status))
-        quiet = quiet & (state.status == RUNNING) & ~(reused & state.stale)
-        state = replace(state, status=torch.where(quiet, _ended(state.decrement, tol), state.status))
-        if tol <= _SHARP and state.nodes.shape[1] > _SHARP_SEGMENTS:
-            ended = live & sound & (state.status != RUNNING) & (state.status != int(Status.STALLED))
-            state = replace(state, nodes=_polished(space, state.nodes, expansion, model, ended))
-        return state
+        if walking.any():
+            nodes, lowered = self._descend(space, nodes, book, expansion, model, step, predicted, walking, refused)
+            book["stale"] |= walking
+            book["status"][walking & ~lowered] = Status.STALLED
+        quiet &= (book["status"] == RUNNING) & ~(reused & book["stale"])
+        book["status"] = np.where(quiet, _ended(book["decrement"], nodes.dtype, tol), book["status"])
+        if tol <= _SHARP and nodes.shape[1] > _SHARP_SEGMENTS:
+            ended = live & sound & (book["status"] != RUNNING) & (book["status"] != Status.STALLED)
+            nodes = _polished(space, nodes, expansion, model, ended)
+        gn, correction = model.gauss_newton, model.correction
+        return PathState(book, nodes, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
 
-    def _wants_second_order(self, state: PathState) -> Tensor:
+    def _wants_second_order(self, book: np.ndarray) -> np.ndarray:
         if not self.second_order:
-            return torch.zeros_like(state.known)
+            return np.zeros_like(book["known"])
         # Far from the geodesic they are not worth having; but a start curve that may be kept as it is must be judged by
         # the full Hessian at once.
-        wait = torch.where(state.first, self.gauss_newton_steps, 0) if self.target == "minimum" else 0
-        return torch.where(state.known, state.stale, state.steps >= wait)
+        wait = self.gauss_newton_steps * book["first"] if self.target == "minimum" else 0
+        return np.where(book["known"], book["stale"], book["near"] | (book["steps"] >= wait))
 
     def _run(
         self,
         space: Space,
-        state: PathState,
+        nodes: Tensor,
+        book: np.ndarray,
         expansion: Expansion,
         model: _Model,
-        reused: Tensor,
-        informed: Tensor,
-        running: Tensor,
+        reused: np.ndarray,
+        informed: np.ndarray,
+        running: np.ndarray,
         tol: float,
-    ) -> tuple[PathState, Tensor]:
+    ) -> tuple[Tensor, np.ndarray]:
         """Steps with one matrix, corrected by the gradients met on the way, as long as they converge fast.
 
         The decrement left at the next nodes is measured: its gradient costs one reverse pass beside the energy that a
         step is judged by anyway.
 
         Returns:
-            The state, and which curves found no lower energy at their first step.
+            The nodes, and which curves found no lower energy at their first step; the rest goes into the book.
         """
-        nodes, decrement, stale, count = (x.clone() for x in (state.nodes, state.decrement, state.stale, state.steps))
-        energy, step, promised = expansion.energy.clone(), model.step.clone(), model.decrement.clone()
-        slope, secants = expansion.gradient.clone(), _Secants(model)
-        status, refused, stiff = state.status.clone(), torch.zeros_like(stale), torch.zeros_like(stale)
-        pending = running.nonzero().flatten()
+        refused = np.zeros_like(running)
+        rows = running.nonzero()[0]
+        if not len(rows):
+            return nodes, refused
+        out, secants = nodes, _Secants(model, rows)
+        at, step, slope = _rows(rows, nodes, model.step, expansion.gradient)
+        energy, noise, promised = (x[rows] for x in on_host(expansion.energy, expansion.noise, model.decrement))
+        entry, reused, sure, stiff = book[rows], reused[rows], informed[rows], np.zeros(len(rows), dtype=bool)
         for taken in range(_LONGEST_RUN):
-            if not len(pending):
-                break
-            noise = expansion.noise[pending]
-            trial = _moved(nodes[pending], step[pending])
+            trial = _moved(at, step)
             value, gradient = energy_and_gradient(space, trial)
-            lower = energy[pending] - value >= 0.05 * promised[pending] - noise  # False for NaN
-            if not bool(lower.all()):
-                lost = pending[~lower]
-                stale[lost], refused[lost] = True, not taken
-                pending, noise, trial, value, gradient = (x[lower] for x in (pending, noise, trial, value, gradient))
-            bend = secants.add(pending, step[pending], gradient - slope[pending])
-            stiff[pending] |= bend < _STIFF * promised[pending]
-            slope[pending] = gradient
-            ahead, left = secants.newton(gradient, pending)
-            relative, share = _relative(left, value), left / promised[pending]
+            curvature = secants.add(step, gradient - slope)
+            ahead, decrement = secants.newton(gradient)
+            new, bend, left = on_host(value, curvature, decrement)
+            lower = energy - new >= 0.05 * promised - noise  # False for NaN
+            stiff |= bend < _STIFF * promised
+            relative, share = _relative(left, new), left / promised
             # One more step with this matrix would leave about the same share again. A matrix from a coarser level has a
             # say in whether the curve is done only if it foresees its steps: one that is too stiff promises too little.
-            good, doubted = share <= _SLOW, reused[pending] & stiff[pending]
-            met = (relative * share.clamp(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused[pending])
-            done = (met | (left <= 2 * noise)) & ~doubted
-            slow, fast = ~done & ((~good & (taken >= _LEARNING)) | doubted), done & good
-            nodes[pending] = _moved(trial, torch.where(fast[:, None, None], ahead, 0.0))
-            remaining = torch.where(fast, relative * share.clamp(min=_TRUSTED_GAIN), relative)
+            good, doubted = share <= _SLOW, reused & stiff
+            met = (relative * share.clip(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused)
+            done = lower & (met | (left <= 2 * noise)) & ~doubted
+            slow, fast = lower & ~done & ((~good & (taken >= _LEARNING)) | doubted), done & good
+            remaining = np.where(fast, relative * np.maximum(share, _TRUSTED_GAIN), relative)
             # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
-            rough = slow & state.first[pending] & (relative <= _ROUGH)
-            verdict = torch.where(rough, int(Status.CONVERGED), RUNNING)
+            rough = slow & entry["first"] & (relative <= _ROUGH)
             # Without second derivatives there is no index: they are looked at before a curve may end.
-            sure = informed[pending]
-            status[pending] = torch.where(sure, torch.where(done, _ended(remaining, tol), verdict), RUNNING)
-            decrement[pending], stale[pending] = remaining, slow
-            energy[pending], step[pending], promised[pending] = value, ahead, left
-            count[pending] += taken > 0
-            allowed = torch.where(sure, self.max_steps, self.gauss_newton_steps)
-            pending = pending[~(done | slow) & (count[pending] < allowed)]
-        return replace(state, nodes=nodes, status=status, decrement=decrement, stale=stale, steps=count), refused
+            entry["status"][sure & rough] = Status.CONVERGED
+            entry["status"] = np.where(sure & done, _ended(remaining, nodes.dtype, tol), entry["status"])
+            entry["decrement"] = np.where(lower, remaining, entry["decrement"])
+            entry["stale"], entry["near"] = slow | ~lower, done
+            entry["steps"] += lower & (taken > 0)
+            refused[rows] = ~lower & (not taken)
+
+            allowed = np.where(sure, self.max_steps, self.gauss_newton_steps)
+            on = lower & ~done & ~slow & (entry["steps"] < allowed) & (taken + 1 < _LONGEST_RUN)
+            if not on.all():
+                off = (~on).nonzero()[0]
+                final = torch.where(_flags(fast, trial), _moved(trial, ahead), trial) if fast.any() else trial
+                final = final if lower.all() else torch.where(_flags(lower, trial), final, at)
+                out = _put(out, rows[off], _rows(off, final)[0])
+                book[rows[off]] = entry[off]
+            on = on.nonzero()[0]
+            if not len(on):
+                break
+            at, step, slope = _rows(on, trial, ahead, gradient)
+            rows, entry, energy, noise, promised = (x[on] for x in (rows, entry, new, noise, left))
+            reused, sure, stiff = (x[on] for x in (reused, sure, stiff))
+            secants.keep(on)
+        return out, refused
 
     def _descend(
         self,
         space: Space,
-        state: PathState,
+        nodes: Tensor,
+        book: np.ndarray,
         expansion: Expansion,
         model: _Model,
         steps: Tensor,
-        predicted: Tensor,
-        walking: Tensor,
-        refused: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        predicted: np.ndarray,
+        walking: np.ndarray,
+        refused: np.ndarray,
+    ) -> tuple[Tensor, np.ndarray]:
         """Take the longest damped step that lowers the energy; of curves ``refused`` the undamped one does not.
 
         Returns:
-            Nodes, damping, and which curves found a lower energy.
+            Nodes, and which curves found a lower energy; the damping goes into the book.
         """
-        nodes, damping = state.nodes.clone(), state.damping.clone()
-        lowered = torch.zeros_like(walking)
-        pending = walking.nonzero().flatten()
+        start, damping, lowered = nodes, book["damping"], np.zeros_like(walking)
+        energy, noise = on_host(expansion.energy, expansion.noise)
+        rows = walking.nonzero()[0]
+        (step,), promised = _rows(rows, steps), predicted[rows]
+        known = refused[rows].nonzero()[0]
+        if len(known):
+            damping[rows[known]] = _DAMPING_START
+            damped, less = model.solve(damping[rows[known]], rows[known])
+            step, promised = _put(step, known, damped), promised.copy()
+            (promised[known],) = on_host(less)
         for attempt in range(_ATTEMPTS):
-            if not len(pending):
-                break
             if attempt:
-                steps, predicted = model.solve(damping, pending)
-            else:
-                steps, predicted, known = steps[pending], predicted[pending], refused[pending]
-                if bool(known.any()):
-                    damping[pending[known]] = _DAMPING_START
-                    steps[known], predicted[known] = model.solve(damping, pending[known])
-            trial = _moved(state.nodes[pending], steps)
-            gain = expansion.energy[pending] - discrete_energy(space.squared_chords(trial))
+                step, less = model.solve(damping[rows], rows)
+                (promised,) = on_host(less)
+            trial = _moved(_rows(rows, start)[0], step)
+            gain = energy[rows] - on_host(discrete_energy(space.squared_chords(trial)))[0]
             # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step worth taking.
-            enough = gain >= 0.05 * predicted - expansion.noise[pending]  # False for NaN
-            taken = pending[enough]
-            nodes[taken] = trial[enough]
-            lowered[taken] = True
-            good = enough & (gain >= 0.375 * predicted - expansion.noise[pending])
-            relaxed = damping[pending[good]] / 8
-            damping[pending[good]] = torch.where(relaxed < _DAMPING_FLOOR, 0.0, relaxed)
-            pending = pending[~enough]
-            damping[pending] = (4 * damping[pending]).clamp(min=_DAMPING_START)
-        return nodes, damping, lowered
+            enough = gain >= 0.05 * promised - noise[rows]  # False for NaN
+            taken = enough.nonzero()[0]
+            if len(taken):
+                nodes = _put(nodes, rows[taken], _rows(taken, trial)[0])
+            lowered[rows[taken]] = True
+            good = rows[enough & (gain >= 0.375 * promised - noise[rows])]
+            relaxed = damping[good] / 8
+            damping[good] = np.where(relaxed < _DAMPING_FLOOR, 0.0, relaxed)
+            rows = rows[~enough]
+            damping[rows] = np.maximum(4 * damping[rows], _DAMPING_START)
+            if not len(rows):
+                break
+        return nodes, lowered
 
     def _towards_saddle(
-        self, state: PathState, expansion: Expansion, model: _Model, keep: Tensor, tol: float
-    ) -> PathState:
+        self, nodes: Tensor, book: np.ndarray, expansion: Expansion, model: _Model, keep: np.ndarray, tol: float
+    ) -> Tensor:
         """Undamped Newton for the curves near a saddle."""
-        nodes, decrement, status = state.nodes.clone(), state.decrement.clone(), state.status.clone()
-        where = keep.nonzero().flatten()
+        rows = keep.nonzero()[0]
+        where = placed(rows, nodes)
         gradient = expansion.gradient[where]
         matrix = model.full.select(where).dense()
         step, info = torch.linalg.solve_ex(matrix, -gradient.flatten(1)[..., None], check_errors=False)
         step = torch.where((info == 0)[:, None, None], step[..., 0].view_as(gradient), 0.0)
         promised = torch.maximum((gradient * step).sum((-1, -2)).abs(), model.decrement[where])
-        decrement[where] = _relative(promised, expansion.energy[where])
-        nodes[where] = _moved(nodes[where], step)
-        status[where[decrement[where] <= tol]] = int(Status.CONVERGED)
-        status[where[info != 0]] = int(Status.SINGULAR)
-        return replace(state, nodes=nodes, decrement=decrement, status=status, stale=state.stale | keep)
+        (relative,), (failed,) = on_host(_relative(promised, expansion.energy[where])), on_host(info)
+        book["decrement"][rows] = relative
+        book["status"][rows[relative <= tol]] = Status.CONVERGED
+        book["status"][rows[failed != 0]] = Status.SINGULAR
+        book["stale"] |= keep
+        return _put(nodes, rows, _moved(nodes[where], step))
 
-    def _escape(self, space: Space, nodes: Tensor, expansion: Expansion, model: _Model, at_saddle: Tensor) -> Tensor:
-        """Leave saddles along the direction of most negative curvature, to the side where the energy falls further."""
-        nodes = nodes.clone()
-        where = at_saddle.nonzero().flatten()
+    def _escape(
+        self, space: Space, nodes: Tensor, expansion: Expansion, model: _Model, at_saddle: np.ndarray
+    ) -> tuple[Tensor, np.ndarray]:
+        """Leave saddles along the direction of most negative curvature, to the side where the energy falls further.
+
+        Returns:
+            Nodes, and which curves have left.
+        """
+        rows, left = at_saddle.nonzero()[0], np.zeros_like(at_saddle)
+        where = placed(rows, nodes)
         vectors = torch.linalg.eigh(model.full.select(where).dense()).eigenvectors
         direction = vectors[..., 0].view_as(expansion.gradient[where])
         stiffness = (direction * expansion.gauss_newton.select(where).product(direction)).sum((-1, -2))
         size = (expansion.energy[where] / stiffness).sqrt()
-        pending = torch.arange(len(where), device=nodes.device)
         for attempt in range(1, _ATTEMPTS):
-            if not len(pending):
-                break
-            rows = where[pending]
-            stride = 0.5**attempt * size[pending, None, None] * direction[pending]
-            both = torch.stack([_moved(nodes[rows], sign * stride) for sign in (1, -1)])
+            stride = 0.5**attempt * size[:, None, None] * direction
+            both = torch.stack([_moved(nodes[where], sign * stride) for sign in (1, -1)])
             energies = torch.stack([discrete_energy(space.squared_chords(trial)) for trial in both])
             lower, side = energies.nan_to_num(torch.inf).min(0)
-            found = lower < expansion.energy[rows] - expansion.noise[rows]
-            nodes[rows[found]] = both[side, torch.arange(len(rows), device=nodes.device)][found]
-            pending = pending[~found]
-        return nodes
+            found = lower < expansion.energy[where] - expansion.noise[where]
+            if bool(found.any()):
+                nodes = nodes.clone()
+                nodes[where[found]] = both[side, torch.arange(len(where), device=nodes.device)][found]
+                left[on_host(where[found])[0]] = True
+            where, size, direction = where[~found], size[~found], direction[~found]
+            if not len(where):
+                break
+        return nodes, left
 
 
 class _Secants:
@@ -295,35 +328,44 @@ class _Secants:
 
     Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite
     Hessian, the curve goes without that update.
+
+    Args:
+        model: Has the matrix.
+        rows: ``(q,)``, the curves that run.
     """
 
-    def __init__(self, model: _Model) -> None:
-        self.model = model
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (p, n - 1, m), (p, n - 1, m), (p, 1, 1)
+    def __init__(self, model: _Model, rows: np.ndarray) -> None:
+        self.model, self.rows = model, rows
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
 
-    def add(self, rows: Tensor, step: Tensor, change: Tensor) -> Tensor:
-        """Take in that the gradients of the curves at ``rows`` have changed by ``change`` along ``step``.
+    def add(self, step: Tensor, change: Tensor) -> Tensor:  # (q, n - 1, m), (q, n - 1, m) -> (q,)
+        """Take in that the gradients have changed by ``change`` along ``step``.
 
         Returns:
             The curvatures along the steps, which a step by the right matrix promises to be its decrement.
         """
-        s, y = torch.zeros_like(self.model.gradient), torch.zeros_like(self.model.gradient)
-        s[rows], y[rows] = step, change
-        curvature = (s * y).sum((-1, -2), keepdim=True)
-        self.pairs.append((s, y, torch.where(curvature > 0, 1 / curvature, 0.0)))
-        return curvature[rows, 0, 0]
+        curvature = _dot(step, change)
+        inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
+        self.pairs.append((step, change, inverse))
+        return curvature[:, 0, 0]
 
-    def newton(self, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps from new gradients of the curves at ``rows``, and the decrements that they promise."""
-        pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
+    def newton(self, gradient: Tensor) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
+        """Steps from new gradients, and the decrements that they promise."""
         rest, shares = gradient, []
-        for s, y, inverse in reversed(pairs):
-            shares.append(inverse * (s * rest).sum((-1, -2), keepdim=True))
+        for s, y, inverse in reversed(self.pairs):
+            shares.append(inverse * _dot(s, rest))
             rest = rest - shares[-1] * y
-        step = self.model.newton(rest, rows)
-        for (s, y, inverse), share in zip(pairs, reversed(shares), strict=True):
-            step = step - (share + inverse * (y * step).sum((-1, -2), keepdim=True)) * s
+        step = self.model.newton(rest, self.rows)
+        for (s, y, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+            step = step - (share + inverse * _dot(y, step)) * s
         return step, _decrement(gradient, step)
+
+    def keep(self, those: np.ndarray) -> None:
+        """Go on with some of the curves."""
+        if len(those) < len(self.rows):
+            self.rows = self.rows[those]
+            where = placed(those, self.pairs[0][0])
+            self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
 
 
 @dataclass(frozen=True)
@@ -342,34 +384,41 @@ class _Model:
     gradient: Tensor
     step: Tensor  # undamped
     decrement: Tensor  # gᵀ M⁻¹ g, M the matrix
-    singular: Tensor
-    indefinite: Tensor
-    index: Tensor
-    scalable: bool
-    place: Tensor  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
+    singular: np.ndarray
+    indefinite: np.ndarray
+    index: np.ndarray
+    place: np.ndarray  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
     absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
 
     @classmethod
-    def of(cls, expansion: Expansion, reused: Tensor, fresh: Tensor, unseen: Tensor) -> _Model:
+    def of(cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray) -> _Model:
         gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
-        singular = torch.zeros_like(fresh)
-        if bool(unseen.any()):
-            singular[unseen] = _rank_deficient(gn.diagonal[unseen])
+        singular = np.zeros_like(fresh)
+        if unseen.any():
+            rows = unseen.nonzero()[0]
+            (singular[rows],) = on_host(_rank_deficient(*_rows(rows, gn.diagonal)))
         full = gn if correction is None else gn + correction
-        factor = full.cholesky()
-        index = torch.where((reused | fresh) & factor.ok, 0, -1)
-        matrix = full
-        if not bool(factor.ok.all()):
+        matrix, factor = full, full.cholesky()
+        (definite,) = on_host(factor.ok)
+        index = np.where((reused | fresh) & definite, 0, -1)
+        ok = definite
+        if not definite.all():
             # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
-            rest = (~factor.ok & fresh & ~singular).nonzero().flatten()
-            index[rest] = full.select(rest).negative_eigenvalues()
+            rest = (~definite & fresh & ~singular).nonzero()[0]
+            (index[rest],) = on_host(full.select(placed(rest, g)).negative_eigenvalues())
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
-        bent = (index > 0).nonzero().flatten()
-        place = torch.full_like(index, -1)
-        place[bent] = torch.arange(len(bent), device=place.device)
-        absolute = _absolute(full.select(bent), gn.select(bent)) if len(bent) else g.new_empty(0, 0, 0)
-        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+            (ok,) = on_host(factor.ok)
+        indefinite = index > 0
+        bent = indefinite.nonzero()[0]
+        place = np.full_like(index, -1)
+        place[bent] = np.arange(len(bent))
+        absolute = g.new_empty(0, 0, 0)
+        if len(bent):
+            those = placed(bent, g)
+            absolute = _absolute(full.select(those), gn.select(those))
+        step = factor.solve(-g)
+        step = step if ok.all() else torch.where(factor.ok[:, None, None], step, 0.0)
         model = cls(
             full=full,
             matrix=matrix,
@@ -379,55 +428,41 @@ class _Model:
             gradient=g,
             step=step,
             decrement=_decrement(g, step),
-            singular=singular | ~(factor.ok | reused),  # what was interpolated proves nothing about the metric
-            indefinite=index > 0,
+            singular=singular | ~(ok | reused),  # what was interpolated proves nothing about the metric
+            indefinite=indefinite,
             index=index,
-            scalable=expansion.scalable,
             place=place,
             absolute=absolute,
         )
         if not len(bent):
             return model
-        step, decrement = model.solve(torch.zeros_like(expansion.energy))
+        step, decrement = model.solve(np.zeros(len(index)))
         return replace(model, step=step, decrement=decrement)
 
-    def remember(self, state: PathState, expansion: Expansion, fresh: Tensor) -> PathState:
-        """The state with the matrix and the index that this model rests on."""
-        return replace(
-            state,
-            tangents=self.gauss_newton.diagonal,
-            crossings=self.gauss_newton.upper,
-            diagonal=self.correction.diagonal,
-            upper=self.correction.upper,
-            noise=expansion.noise,
-            index=torch.where(state.status == RUNNING, self.index, state.index),
-            known=state.known | fresh,
-            stale=state.stale & ~fresh,
-            scalable=torch.full_like(fresh, self.scalable),
-        )
-
-    def newton(self, gradient: Tensor, rows: Tensor) -> Tensor:
+    def newton(self, gradient: Tensor, rows: np.ndarray) -> Tensor:
         """Undamped steps from other gradients of the curves at ``rows``."""
         if len(rows) == len(self.gradient):
             return self.factor.solve(-gradient)
-        wide = torch.zeros_like(self.gradient)
-        wide[rows] = -gradient
-        return self.factor.solve(wide)[rows]
+        wide, where = torch.zeros_like(self.gradient), placed(rows, gradient)
+        wide[where] = -gradient
+        return self.factor.solve(wide)[where]
 
-    def solve(self, damping: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def solve(self, damping: np.ndarray, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
         matrix, blocks, g, place = self.matrix, self.gauss_newton.diagonal, self.gradient, self.place
-        if rows is not None:
-            matrix, blocks, g, damping, place = matrix.select(rows), blocks[rows], g[rows], damping[rows], place[rows]
-        shift = damping[:, None, None, None] * blocks
+        if rows is not None and len(rows) < len(g):
+            where, place = placed(rows, g), place[rows]
+            matrix, blocks, g = matrix.select(where), blocks[where], g[where]
+        shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
         factor = matrix.add_block_diagonal(shift).cholesky()
         step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
-        bent = (place >= 0).nonzero().flatten()
+        bent = (place >= 0).nonzero()[0]
         if len(bent):
-            nothing = torch.zeros_like(matrix.upper[bent])
-            dense = self.absolute[place[bent]] + BlockTridiagonal(shift[bent], nothing).dense()
+            where = placed(bent, g)
+            nothing = torch.zeros_like(matrix.upper[where])
+            dense = self.absolute[placed(place[bent], g)] + BlockTridiagonal(shift[where], nothing).dense()
             root = torch.linalg.cholesky_ex(dense).L
-            step[bent] = torch.cholesky_solve(-g[bent].flatten(1)[..., None], root)[..., 0].view_as(g[bent])
+            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[..., 0].view_as(g[where])
         return step, _decrement(g, step)
 
 
@@ -441,26 +476,27 @@ def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tens
     return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
 
 
-def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, ended: Tensor) -> Tensor:
+def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, ended: np.ndarray) -> Tensor:
     """Correct the nodes of finished curves for the second order of the energy, where that is in reach."""
-    where = ended.nonzero().flatten()
-    residual = space.residual(nodes[where]) if len(where) else None
+    rows = ended.nonzero()[0]
+    if not len(rows):
+        return nodes
+    at, energy = _rows(rows, nodes, expansion.energy)
+    residual = space.residual(at)
     if residual is None:
         return nodes
-    step = model.newton(residual, where)
-    size = _relative(_decrement(residual, step), expansion.energy[where])
-    nodes = nodes.clone()
-    nodes[where] = _moved(nodes[where], torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0))
-    return nodes
+    step = model.newton(residual, rows)
+    size = _relative(_decrement(residual, step), energy)
+    return _put(nodes, rows, _moved(at, torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0)))
 
 
-def _expand(space: Space, state: PathState, reused: Tensor, fresh: Tensor) -> Expansion:
+def _expand(space: Space, state: PathState, reused: np.ndarray, fresh: np.ndarray) -> Expansion:
     """Expand all curves: those of ``fresh`` with second derivatives, those of ``reused`` about the matrix they have."""
     looks = ((reused, _remembered), (fresh, _expanded), (~(reused | fresh), _gauss_newton))
     for rows, look in looks:
-        if bool(rows.all()):
+        if rows.all():
             return look(space, state)
-    groups = [(rows.nonzero().flatten(), look) for rows, look in looks]
+    groups = [(placed(rows.nonzero()[0], state.nodes), look) for rows, look in looks]
     parts = [look(space, state.select(rows)) for rows, look in groups if len(rows)]
     parts = [replace(e, correction=e.gauss_newton.scaled(0.0)) if e.correction is None else e for e in parts]
     return Expansion.cat(parts).select(torch.cat([rows for rows, _ in groups]).argsort())
@@ -481,26 +517,25 @@ def _remembered(space: Space, state: PathState) -> Expansion:
         gradient,
         BlockTridiagonal(state.tangents, state.crossings),
         BlockTridiagonal(state.diagonal, state.upper),
-        state.noise,
-        bool(state.scalable.all()),
+        placed(state.book["noise"].copy(), energy).to(energy.dtype),
+        bool(state.book["scalable"].all()),
     )
 
 
-def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
+def _sound(expansion: Expansion) -> tuple[Expansion, np.ndarray]:
     """Mark curves with NaN or infinity, and put harmless numbers in their place so that the rest can go on."""
     gn, correction = expansion.gauss_newton, expansion.correction or expansion.gauss_newton
     parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
     if evidently_finite(expansion.energy, *parts):
-        return expansion, state.status
+        return expansion, np.ones(len(expansion.energy), dtype=bool)
     finite = expansion.energy.isfinite()
     for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
-    status = torch.where(finite, state.status, int(Status.NON_FINITE))
-    if bool(finite.all()):
-        return expansion, status
-    identity = BlockTridiagonal(
-        torch.eye(state.nodes.shape[-1]).to(state.nodes).expand_as(gn.diagonal), torch.zeros_like(gn.upper)
-    )
+    (found,) = on_host(finite)
+    if found.all():
+        return expansion, found
+    unit = torch.eye(gn.diagonal.shape[-1]).to(gn.diagonal).expand_as(gn.diagonal)
+    identity = BlockTridiagonal(unit, torch.zeros_like(gn.upper))
     return (
         replace(
             expansion,
@@ -510,7 +545,7 @@ def _sound(expansion: Expansion, state: PathState) -> tuple[Expansion, Tensor]:
             correction=None if expansion.correction is None else correction.where(finite, identity),
             noise=torch.where(finite, expansion.noise, 0.0),
         ),
-        status,
+        found,
     )
 
 
@@ -523,13 +558,13 @@ def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
 
 
-def _ended(decrement: Tensor, tol: float) -> Tensor:
+def _ended(decrement: np.ndarray, dtype: torch.dtype, tol: float) -> np.ndarray:
     """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
-    acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(decrement.dtype).length)
-    return torch.where(decrement > acceptable, int(Status.PRECISION), int(Status.CONVERGED))
+    acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(dtype).length)
+    return np.where(decrement > acceptable, int(Status.PRECISION), int(Status.CONVERGED))
 
 
-def _relative(predicted: Tensor, energy: Tensor) -> Tensor:
+def _relative(predicted: N, energy: N) -> N:
     """Relative reduction of the length: the energy falls by predicted/2, and length² = energy."""
     return predicted / (4 * energy)
 
@@ -537,6 +572,31 @@ def _relative(predicted: Tensor, energy: Tensor) -> Tensor:
 def _decrement(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)
     """``gᵀM⁻¹g`` when the step is ``−M⁻¹g``: twice what the quadratic model promises."""
     return -(gradient * step).sum((-1, -2))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p, 1, 1)
+    return (a * b).sum((-1, -2), keepdim=True)
+
+
+def _rows(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The curves at increasing ``rows``: the tensors as they are where that is all of them."""
+    if len(rows) == len(tensors[0]):
+        return tensors
+    where = placed(rows, tensors[0])
+    return tuple(x[where] for x in tensors)
+
+
+def _put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
+    """``whole`` with other curves at increasing ``rows``; what was given is not written to."""
+    if len(rows) == len(whole):
+        return part
+    whole = whole.clone()
+    whole[placed(rows, whole)] = part
+    return whole
+
+
+def _flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
+    return placed(x, like)[:, None, None]
 
 
 def _moved(nodes: Tensor, step: Tensor) -> Tensor:

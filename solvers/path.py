@@ -363,7 +363,7 @@ def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> tuple[
 
     A curve of uneven speed hides a jump: it is walked at constant speed first.
     """
-    nodes = curve.resample(segments).nodes
+    nodes = curve.knots(segments)
     uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
     if bool(uneven.any()):
         nodes = nodes.clone()

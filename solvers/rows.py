@@ -1,25 +1,35 @@
 """Maps whose rows do not notice each other: the same bits for a point alone and in any batch.
 
-Matrix kernels choose their instructions by the number of rows, and vectorised functions treat the last few numbers of
-an array apart, so the last bits of a row would depend on its batch. Both stop when the number of rows is a multiple of
-16 (checked with MKL and oneDNN on x86, float32 and float64; a graphics card promises nothing of the kind). What remains
-are matrix products over an odd number of columns: MKL looks at where each row starts in memory. A decoder with layers
-or latent points of odd width beyond 4 may still differ in the last bits.
+Matrix kernels choose their instructions by the number of rows: with MKL and oneDNN on x86 all multiples of 8 get the
+same. Vectorised functions treat the last few numbers of an array apart, unless there are none: unless an array consists
+of whole pairs of vectors, of 64 bytes each. (A graphics card promises nothing of the kind.) What remains are matrix
+products over an odd number of columns, where MKL looks at where each row starts in memory, and over more than some 500
+columns for few outputs, which several threads share out. A decoder with layers or latent points of odd width beyond 4
+may still differ in the last bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 _ROWS = 16
+_FEWEST, _PAIR_OF_VECTORS = 8, 128  # rows, bytes
 
 
-def steadied(x: Tensor) -> Tensor:  # (k, *s) -> (k + r, *s)
-    """``x`` with its last row repeated, up to a multiple of 16 rows."""
-    missing = -len(x) % _ROWS
+def steady_rows(widths: Iterable[int], size: int) -> int:
+    """Of how many rows there must be a multiple, 8, 16 or 32, for tensors of these widths and bytes a number."""
+    rows = _FEWEST
+    while rows < 2 * _ROWS and any(rows * width * size % _PAIR_OF_VECTORS for width in widths):
+        rows *= 2
+    return rows
+
+
+def steadied(x: Tensor, rows: int = _ROWS) -> Tensor:  # (k, *s) -> (k + r, *s)
+    """``x`` with its last row repeated, up to a multiple of ``rows`` rows."""
+    missing = -len(x) % rows
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing and len(x) else x
 
 

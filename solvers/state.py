@@ -2,79 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 RUNNING = -1  # beside the codes of Status
 
+# What a curve's steps are decided by, on the host, where decisions are made: they are many and small, and would take
+# longer to launch on a device, or through torch's dispatcher, than to carry out.
+ENTRY = np.dtype(
+    [
+        ("status", np.int64),  # RUNNING, CONVERGED for this resolution, or a failure
+        ("index", np.int64),  # Morse index of the last Hessian; −1 before it is known
+        ("steps", np.int64),  # taken at this resolution and at coarser ones
+        ("decrement", np.float64),  # the relative reduction of the length that the local model still promises
+        ("damping", np.float64),  # in units of the Gauss-Newton block diagonal
+        ("noise", np.float64),  # rounding error of the energy
+        ("kept", bool),  # converging to a saddle on purpose
+        ("known", bool),  # the state's matrices exist
+        ("stale", bool),  # and must be computed anew
+        ("scalable", bool),  # they serve a finer level
+        ("first", bool),  # this is the curve's first level, which a second always follows
+        ("near", bool),  # without second derivatives it would have ended
+    ],
+    align=True,
+)
+
 
 @dataclass
 class PathState:
-    """Progress on ``p`` curves; every field has one entry a curve.
+    """Progress on ``p`` curves.
 
     Attributes:
+        book: ``(p,)`` entries of ``ENTRY``.
         nodes: ``(p, n + 1, m)``.
-        status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
-        decrement: ``(p,)``, the relative reduction of the length that the local model still promises.
-        index: ``(p,)``, Morse index of the last Hessian; −1 before it is known.
-        steps: ``(p,)``, steps taken at this resolution and at coarser ones.
-        damping: ``(p,)``, in units of the Gauss-Newton block diagonal.
-        kept: ``(p,)`` bool: converging to a saddle on purpose.
         tangents: ``(p, n − 1, m, m)``, diagonal blocks of the Gauss-Newton matrix as last computed.
         crossings: ``(p, n − 2, m, m)``, its blocks beside the diagonal.
         diagonal: ``(p, n − 1, m, m)``, second-derivative part of the Hessian as last computed.
         upper: ``(p, n − 2, m, m)``, the same beside the diagonal.
-        noise: ``(p,)``, rounding error of the energy.
-        known: ``(p,)`` bool: whether all of these exist.
-        stale: ``(p,)`` bool: whether they must be computed anew.
-        scalable: ``(p,)`` bool: whether they serve a finer level.
-        first: ``(p,)`` bool: whether this is the curve's first level, which a second always follows.
     """
 
+    book: np.ndarray
     nodes: Tensor
-    status: Tensor
-    decrement: Tensor
-    index: Tensor
-    steps: Tensor
-    damping: Tensor
-    kept: Tensor
     tangents: Tensor
     crossings: Tensor
     diagonal: Tensor
     upper: Tensor
-    noise: Tensor
-    known: Tensor
-    stale: Tensor
-    scalable: Tensor
-    first: Tensor
 
     @classmethod
     def start(cls, nodes: Tensor) -> PathState:
         """A state about discrete curves ``(p, n + 1, m)`` of which nothing is known."""
         p, count, m = nodes.shape
-        zero = torch.zeros(p, dtype=torch.int64, device=nodes.device)
-        no = [torch.zeros_like(zero, dtype=torch.bool) for _ in range(4)]
+        book = np.zeros(p, dtype=ENTRY)
+        book["status"], book["index"], book["decrement"], book["first"] = RUNNING, -1, np.inf, True
         blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)]
-        return cls(
-            nodes=nodes.clone(),
-            status=zero + RUNNING,
-            decrement=nodes.new_full((p,), torch.inf),
-            index=zero - 1,
-            steps=zero,
-            damping=nodes.new_zeros(p),
-            kept=no[0],
-            tangents=blocks[0],
-            crossings=blocks[1],
-            diagonal=blocks[2],
-            upper=blocks[3],
-            noise=nodes.new_zeros(p),
-            known=no[1],
-            stale=no[2],
-            scalable=no[3],
-            first=~no[3],
-        )
+        return cls(book, nodes.clone(), *blocks)
+
+    @property
+    def status(self) -> Tensor:
+        """``(p,)``; RUNNING, CONVERGED for this resolution, or a failure."""
+        return self._column("status")
+
+    @property
+    def decrement(self) -> Tensor:
+        """``(p,)``, the relative reduction of the length that the local model still promises."""
+        return self._column("decrement").to(self.nodes.dtype)
+
+    @property
+    def index(self) -> Tensor:
+        """``(p,)``, Morse index of the last Hessian; −1 before it is known."""
+        return self._column("index")
+
+    @property
+    def steps(self) -> Tensor:
+        """``(p,)``, steps taken at this resolution and at coarser ones."""
+        return self._column("steps")
+
+    @steps.setter
+    def steps(self, steps: Tensor) -> None:
+        self.book["steps"] = steps.cpu().numpy()
+
+    def _column(self, name: str) -> Tensor:
+        return placed(self.book[name].copy(), self.nodes)
 
     def refined(self, nodes: Tensor, moved: Tensor) -> PathState:
         """A state about the same curves on twice as many segments.
@@ -84,29 +95,45 @@ class PathState:
             moved: ``(p,)`` bool: curves whose nodes were placed anew.
         """
         fine = PathState.start(nodes)
-        if bool(self.known.any()):
+        old, new = self.book, fine.book
+        if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
-            fine.noise = 2 * self.noise
-        fine.kept = self.kept.clone()
-        fine.known = self.known & self.scalable & ~self.stale & ~moved & ~self.kept
-        fine.scalable = self.scalable.clone()
-        fine.first = torch.zeros_like(self.first)
+            new["noise"] = 2 * old["noise"]
+        new["kept"], new["scalable"], new["first"] = old["kept"], old["scalable"], False
+        new["known"] = old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved)[0] & ~old["kept"]
         return fine
 
     @classmethod
     def cat(cls, parts: list[PathState]) -> PathState:
         """One batch from several at the same resolution."""
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        tensors = [torch.cat(column) for column in zip(*(part._tensors() for part in parts), strict=True)]
+        return cls(np.concatenate([part.book for part in parts]), *tensors)
 
     def select(self, index: Tensor) -> PathState:
         """The curves at ``index``."""
-        return PathState(*(getattr(self, f.name)[index] for f in fields(self)))
+        return PathState(self.book[index.cpu().numpy()], *(x[index] for x in self._tensors()))
 
     def update(self, index: Tensor, other: PathState) -> None:
         """Write ``other`` back to the curves at ``index``."""
-        for f in fields(self):
-            getattr(self, f.name)[index] = getattr(other, f.name)
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine[index] = theirs
+        self.book[index.cpu().numpy()] = other.book
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.nodes, self.tangents, self.crossings, self.diagonal, self.upper
+
+
+def on_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Tensors of one dtype and shape as arrays, by one transfer; not to be written to."""
+    if tensors[0].device.type == "cpu":
+        return [x.detach().numpy() for x in tensors]
+    return list(torch.stack([x.detach() for x in tensors]).cpu().numpy())
+
+
+def placed(x: np.ndarray, like: Tensor) -> Tensor:
+    """An array where a tensor is."""
+    return torch.from_numpy(x).to(like.device)
 
 
 def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,16 +146,19 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     g, k = tangents / 2, -crossings  # both in units of 2n
     p, count, m, _ = g.shape
     fine, upper = g.new_empty(p, 2 * count + 1, m, m), g.new_empty(p, 2 * count, m, m)
-    fine[:, 1::2] = g
     if count == 1:
-        fine[:, 0::2] = upper[:, :] = g
-    else:
-        fine[:, 2:-1:2] = (g[:, :-1] + g[:, 1:] + k + k.mT) / 4
-        for end, this, link, next_ in ((0, g[:, 0], k[:, 0], g[:, 1]), (-1, g[:, -1], k[:, -1], g[:, -2])):
-            fine[:, end] = (9 * this - 3 * (link + link.mT) + next_) / 4
-        upper[:, 2::2], upper[:, 1:-1:2] = (k + g[:, 1:]) / 2, (g[:, :-1] + k) / 2
-        upper[:, 0], upper[:, -1] = (3 * g[:, 0] - k[:, 0].mT) / 2, (3 * g[:, -1] - k[:, -1].mT) / 2
-    return 4 * fine, -2 * upper
+        return (4 * g).expand_as(fine).clone(), (-2 * g).expand_as(upper).clone()
+    # One node more at either end, where J is extrapolated.
+    last = torch.stack([g[:, 0], g[:, -1]], 1)
+    link = torch.stack([k[:, 0], k[:, -1]], 1)
+    before = torch.stack([g[:, 1], g[:, -2]], 1)
+    beyond = 4 * last - 2 * (link + link.mT) + before
+    link = 2 * last - link.mT
+    g, k = torch.cat([beyond[:, :1], g, beyond[:, 1:]], 1), torch.cat([link[:, :1], k, link[:, 1:]], 1)
+    inner = g[:, 1:-1]
+    fine[:, 1::2], fine[:, 0::2] = 4 * inner, g[:, :-1] + g[:, 1:] + (k + k.mT)
+    upper[:, 0::2], upper[:, 1::2] = -(k[:, :-1] + inner), -(inner + k[:, 1:])
+    return fine, upper
 
 
 def _interpolated(correction: Tensor) -> Tensor:
