@@ -99,7 +99,7 @@ class Newton:
         unseen = ~reused & ((book["steps"] == 0) | ~book["first"])
         expansion, finite = _sound(_expand(space, state, reused, fresh))
         model = _Model.of(expansion, reused, fresh, unseen)
-        energy, noise, predicted = on_host(expansion.energy, expansion.noise, model.decrement)
+        energy, noise, predicted = map(on_host, (expansion.energy, expansion.noise, model.decrement))
         book["status"][model.singular] = Status.SINGULAR
         book["status"][~finite] = Status.NON_FINITE
         book["index"], book["noise"], book["scalable"] = model.index, noise, expansion.scalable
@@ -110,7 +110,7 @@ class Newton:
         step = model.step
         if not undamped.all():
             step, decrement = model.solve(book["damping"])
-            (predicted,) = on_host(decrement)
+            predicted = on_host(decrement)
         relative = _relative(predicted * (1 + book["damping"]), energy)
         keep = np.zeros_like(live)
         if self.target == "stationary":
@@ -182,14 +182,14 @@ class Newton:
             return nodes, refused
         out, secants = nodes, _Secants(model, rows)
         at, step, slope = _rows(rows, nodes, model.step, expansion.gradient)
-        energy, noise, promised = (x[rows] for x in on_host(expansion.energy, expansion.noise, model.decrement))
+        energy, noise, promised = (on_host(x)[rows] for x in (expansion.energy, expansion.noise, model.decrement))
         entry, reused, sure, stiff = book[rows], reused[rows], informed[rows], np.zeros(len(rows), dtype=bool)
         for taken in range(_LONGEST_RUN):
             trial = _moved(at, step)
             value, gradient = energy_and_gradient(space, trial)
             curvature = secants.add(step, gradient - slope)
             ahead, decrement = secants.newton(gradient)
-            new, bend, left = on_host(value, curvature, decrement)
+            new, bend, left = map(on_host, (value, curvature, decrement))
             lower = energy - new >= 0.05 * promised - noise  # False for NaN
             stiff |= bend < _STIFF * promised
             relative, share = _relative(left, new), left / promised
@@ -245,7 +245,7 @@ class Newton:
             Nodes, and which curves found a lower energy; the damping goes into the book.
         """
         start, damping, lowered = nodes, book["damping"], np.zeros_like(walking)
-        energy, noise = on_host(expansion.energy, expansion.noise)
+        energy, noise = on_host(expansion.energy), on_host(expansion.noise)
         rows = walking.nonzero()[0]
         (step,), promised = _rows(rows, steps), predicted[rows]
         known = refused[rows].nonzero()[0]
@@ -253,13 +253,13 @@ class Newton:
             damping[rows[known]] = _DAMPING_START
             damped, less = model.solve(damping[rows[known]], rows[known])
             step, promised = _put(step, known, damped), promised.copy()
-            (promised[known],) = on_host(less)
+            promised[known] = on_host(less)
         for attempt in range(_ATTEMPTS):
             if attempt:
                 step, less = model.solve(damping[rows], rows)
-                (promised,) = on_host(less)
+                promised = on_host(less)
             trial = _moved(_rows(rows, start)[0], step)
-            gain = energy[rows] - on_host(discrete_energy(space.squared_chords(trial)))[0]
+            gain = energy[rows] - on_host(discrete_energy(space.squared_chords(trial)))
             # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step worth taking.
             enough = gain >= 0.05 * promised - noise[rows]  # False for NaN
             taken = enough.nonzero()[0]
@@ -286,7 +286,7 @@ class Newton:
         step, info = torch.linalg.solve_ex(matrix, -gradient.flatten(1)[..., None], check_errors=False)
         step = torch.where((info == 0)[:, None, None], step[..., 0].view_as(gradient), 0.0)
         promised = torch.maximum((gradient * step).sum((-1, -2)).abs(), model.decrement[where])
-        (relative,), (failed,) = on_host(_relative(promised, expansion.energy[where])), on_host(info)
+        relative, failed = on_host(_relative(promised, expansion.energy[where])), on_host(info)
         book["decrement"][rows] = relative
         book["status"][rows[relative <= tol]] = Status.CONVERGED
         book["status"][rows[failed != 0]] = Status.SINGULAR
@@ -301,8 +301,7 @@ class Newton:
         Returns:
             Nodes, and which curves have left.
         """
-        rows, left = at_saddle.nonzero()[0], np.zeros_like(at_saddle)
-        where = placed(rows, nodes)
+        where, left = placed(at_saddle.nonzero()[0], nodes), np.zeros_like(at_saddle)
         vectors = torch.linalg.eigh(model.full.select(where).dense()).eigenvectors
         direction = vectors[..., 0].view_as(expansion.gradient[where])
         stiffness = (direction * expansion.gauss_newton.select(where).product(direction)).sum((-1, -2))
@@ -316,7 +315,7 @@ class Newton:
             if bool(found.any()):
                 nodes = nodes.clone()
                 nodes[where[found]] = both[side, torch.arange(len(where), device=nodes.device)][found]
-                left[on_host(where[found])[0]] = True
+                left[on_host(where[found])] = True
             where, size, direction = where[~found], size[~found], direction[~found]
             if not len(where):
                 break
@@ -396,19 +395,19 @@ class _Model:
         singular = np.zeros_like(fresh)
         if unseen.any():
             rows = unseen.nonzero()[0]
-            (singular[rows],) = on_host(_rank_deficient(*_rows(rows, gn.diagonal)))
+            singular[rows] = on_host(_rank_deficient(*_rows(rows, gn.diagonal)))
         full = gn if correction is None else gn + correction
         matrix, factor = full, full.cholesky()
-        (definite,) = on_host(factor.ok)
+        definite = on_host(factor.ok)
         index = np.where((reused | fresh) & definite, 0, -1)
         ok = definite
         if not definite.all():
             # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
             rest = (~definite & fresh & ~singular).nonzero()[0]
-            (index[rest],) = on_host(full.select(placed(rest, g)).negative_eigenvalues())
+            index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
-            (ok,) = on_host(factor.ok)
+            ok = on_host(factor.ok)
         indefinite = index > 0
         bent = indefinite.nonzero()[0]
         place = np.full_like(index, -1)
@@ -531,7 +530,7 @@ def _sound(expansion: Expansion) -> tuple[Expansion, np.ndarray]:
     finite = expansion.energy.isfinite()
     for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
-    (found,) = on_host(finite)
+    found = on_host(finite)
     if found.all():
         return expansion, found
     unit = torch.eye(gn.diagonal.shape[-1]).to(gn.diagonal).expand_as(gn.diagonal)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
-from riemae.solvers.space import Space
-from riemae.solvers.state import RUNNING
+from riemae.solvers.space import Space, evidently_finite
+from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
 # Called with (pairs done, pairs in all).
@@ -122,7 +123,8 @@ def geodesic(
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             fine: Solver = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
             result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
-    result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
+    if z0.ndim != 2:
+        result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
 
 
@@ -150,30 +152,44 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 
 @dataclass
 class _Outcome:
-    """What is known of all ``p`` pairs so far."""
+    """What is known of all ``p`` pairs so far, on the host; the curves of those that are done stay where they are."""
 
-    length: Tensor
-    error: Tensor
-    status: Tensor
-    index: Tensor
-    segments: Tensor
-    steps: Tensor
-    decrement: Tensor
-    speed_deviation: Tensor
-    curves: dict[int, list[tuple[Tensor, Curve]]]
+    length: np.ndarray
+    error: np.ndarray
+    decrement: np.ndarray
+    speed_deviation: np.ndarray
+    status: np.ndarray
+    index: np.ndarray
+    segments: np.ndarray
+    steps: np.ndarray
+    curves: dict[int, list[tuple[np.ndarray, Curve]]]
 
     @classmethod
-    def unknown(cls, like: Tensor) -> _Outcome:  # (p, m)
-        nan = [like.new_full((len(like),), torch.nan) for _ in range(4)]
-        count = torch.zeros(len(like), dtype=torch.int64, device=like.device)
-        running = count + RUNNING
-        return cls(nan[0], nan[1], running, count - 1, count.clone(), count.clone(), nan[2], nan[3], {})
+    def unknown(cls, p: int) -> _Outcome:
+        length, error, decrement, deviation = np.full((4, p), np.nan)
+        status, index, segments, steps = np.zeros((4, p), dtype=np.int64)
+        status[:], index[:] = RUNNING, -1
+        return cls(length, error, decrement, deviation, status, index, segments, steps, {})
 
-    def settle(self, rows: Tensor, index: Tensor, decrement: Tensor, curve: Curve, unevenness: Tensor) -> None:
-        self.index[rows], self.decrement[rows] = index, decrement
-        self.speed_deviation[rows] = unevenness
+    def running(self) -> np.ndarray:
+        """Where no verdict has fallen yet."""
+        return (self.status == RUNNING).nonzero()[0]
+
+    def keep(self, rows: np.ndarray, curve: Curve) -> None:
         self.segments[rows] = curve.segments
         self.curves.setdefault(curve.segments, []).append((rows, curve))
+
+    def curve(self, like: Tensor, coarsest: int) -> Curve:  # (p, m)
+        """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
+        segments = max(self.curves, default=coarsest)
+        groups = [group for groups in self.curves.values() for group in groups]
+        if len(groups) == 1 and (np.diff(groups[0][0]) > 0).all():
+            return groups[0][1]
+        nodes, slopes = (like.new_empty(len(like), segments + 1, like.shape[-1]) for _ in range(2))
+        for rows, curve in groups:
+            fine, where = curve.resample(segments), placed(rows, like)
+            nodes[where], slopes[where] = fine.nodes, fine.slopes
+        return Curve(nodes, slopes)
 
 
 def _solve(
@@ -194,28 +210,20 @@ def _report(progress: Progress, before: int, total: int, done: int, _: int) -> N
     progress(before + done, total)
 
 
+@np.errstate(all="ignore")  # what comes of NaN is NaN, and has a status
 def _solve_chunk(
     space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
-    p, m = z0.shape
-    nan = z0.new_full((p,), torch.nan)
-    out = _Outcome.unknown(z0)
-    out.status[~(z0.isfinite() & z1.isfinite()).all(-1)] = int(Status.INVALID_POINT)
-    unsound = ~start.nodes.isfinite().flatten(1).all(1) & (out.status == RUNNING)
-    out.status[unsound] = int(Status.NON_FINITE)
-    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves them.
-    span, size = ((x.abs().amax((1, 2))) for x in (start.nodes - start.nodes[:, :1], start.nodes))
-    still = (z0 == z1).all(-1) & (span <= 16 * tolerance(z0.dtype).eps * size) if p else (z0 == z1).all(-1)
-    if bool(still.any()):
-        out.length[still], out.error[still], out.decrement[still], out.speed_deviation[still] = 0.0, 0.0, 0.0, 0.0
-        out.status[still], out.index[still] = int(Status.CONVERGED), 0
-    settled = (out.status != RUNNING).nonzero().flatten()
+    p, floor = len(z0), tolerance(z0.dtype).length
+    out = _started(start)
+    settled = (out.status != RUNNING).nonzero()[0]
     if len(settled):
-        out.curves[solver.segments] = [(settled, Curve.line(z0[settled], z1[settled], solver.segments))]
+        those = placed(settled, z0)
+        out.keep(settled, Curve.line(z0[those], z1[those], solver.segments))
 
-    queue = _Queue(space, start, _running(out), solver)
-    previous, before = nan, nan
+    queue = _Queue(space, start, out.running(), solver)
+    before = previous = np.full(p, np.nan)
     ratio = getattr(solver, "refinement_ratio", _RATIO_ASSUMED)
     segments = solver.segments
     rows, nodes = queue.admit(segments)
@@ -225,49 +233,81 @@ def _solve_chunk(
             state = _solve_level(space, solver, state, rtol)
             curve = Curve.from_nodes(state.nodes)
             speed, weights = sampled_speeds(space, curve)
-            before, previous = previous, out.length.clone()
-            out.length[rows] = (speed * weights).sum(-1)
-            out.error[rows] = _error(before[rows], previous[rows], out.length[rows], ratio)
+            length, status, left, steps = map(
+                on_host, ((speed * weights).sum(-1), state.status, state.decrement, state.steps)
+            )
+            before, previous = previous, out.length.copy()
+            error = _error(before[rows], previous[rows], length, ratio, floor)
             # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
-            left = torch.where(state.status == Status.CONVERGED, state.decrement, 0.0)
-            out.error[rows] += left.nan_to_num(0.0).clamp(min=0) * out.length[rows]
-            out.steps[rows] = state.steps
-            out.status[rows] = _verdict(state, out.length[rows], out.error[rows], out.steps[rows], rtol, solver)
-            done = out.status[rows] != RUNNING
-            if bool(done.any()):
-                uneven = unevenness(speed[done], weights)
-                out.settle(rows[done], state.index[done], state.decrement[done], curve[done], uneven)
+            error = error + np.where(status == Status.CONVERGED, np.nan_to_num(left).clip(min=0), 0.0) * length
+            spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
+            verdict = _verdict(status, length, error, spent, last, rtol, floor)
+            out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = length, error, steps, verdict
+            done = verdict != RUNNING
+            over, on = done.nonzero()[0], (~done).nonzero()[0]
+            if len(over):
+                those = placed(over, z0)
+                out.index[rows[over]] = on_host(state.index[those])
+                out.decrement[rows[over]] = left[over]
+                out.speed_deviation[rows[over]] = on_host(unevenness(speed[those], weights))
+                out.keep(rows[over], curve if done.all() else curve[those])
             if progress is not None:
-                progress(p - int((~done).sum()) - len(queue.rows), p)
-            if bool(done.all()) and not len(queue.rows):
+                progress(p - len(on) - len(queue.rows), p)
+            if not len(on) and not len(queue.rows):
                 break
-            if bool(done.any()):
-                curve, speed, state, rows = curve[~done], speed[~done], state.select(~done), rows[~done]
-            finer, steps = _even(curve, speed, weights, 2 * segments), state.steps
+            if len(over):
+                those = placed(on, z0)
+                curve, speed, state, rows, steps = curve[those], speed[those], state.select(those), rows[on], steps[on]
+            finer = _even(curve, speed, weights, 2 * segments)
             state = state.refined(*finer) if hasattr(state, "refined") else solver.begin(finer[0])
-            state.steps = steps
+            state.steps = placed(steps, z0)
         segments *= 2
         if len(queue.rows):
             joined, nodes = queue.admit(segments)
             new = solver.begin(nodes)
             state = type(new).cat([state, new]) if len(rows) else new
-            rows = torch.cat([rows, joined])
+            rows = np.concatenate([rows, joined])
 
     bound = space.ambient_distance(z0, z1) if p else None
     if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
-        out.length[(out.status > 0) & (out.length < (1 - 1e-3) * bound)] = torch.nan
+        out.length[(out.status > 0) & (out.length < (1 - 1e-3) * on_host(bound))] = np.nan
+    number = lambda x: placed(x, z0).to(z0.dtype)  # noqa: E731 (one expression)
     return GeodesicResult(
-        length=out.length,
-        error=out.error,
-        status=out.status,
-        index=out.index,
-        curve=_gather(out.curves, p, m, z0, solver.segments),
-        lower_bound=nan if bound is None else bound,
-        speed_deviation=out.speed_deviation,
+        length=number(out.length),
+        error=number(out.error),
+        status=placed(out.status, z0),
+        index=placed(out.index, z0),
+        curve=out.curve(z0, solver.segments),
+        lower_bound=z0.new_full((p,), torch.nan) if bound is None else bound,
+        speed_deviation=number(out.speed_deviation),
         rtol=rtol,
-        stats={"segments": out.segments, "steps": out.steps, "decrement": out.decrement},
+        stats={
+            "segments": placed(out.segments, z0),
+            "steps": placed(out.steps, z0),
+            "decrement": number(out.decrement),
+        },
         space=space,
     )
+
+
+def _started(start: Curve) -> _Outcome:
+    """The outcome before anything is solved: invalid points, start curves with NaN, and pairs of one point are done."""
+    nodes = start.nodes
+    out = _Outcome.unknown(len(nodes))
+    if not evidently_finite(nodes):
+        finite = on_host(nodes.isfinite().all(-1))
+        out.status[~finite.all(-1)] = Status.NON_FINITE
+        out.status[~(finite[:, 0] & finite[:, -1])] = Status.INVALID_POINT
+    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves them.
+    closed = on_host((nodes[:, 0] == nodes[:, -1]).all(-1)).nonzero()[0]
+    if len(closed):
+        part = nodes[placed(closed, nodes)]
+        span, size = (on_host(x.abs().amax((1, 2))) for x in (part - part[:, :1], part))
+        still = closed[span <= 16 * tolerance(nodes.dtype).eps * size]
+        for known in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
+            known[still] = 0
+        out.status[still] = Status.CONVERGED
+    return out
 
 
 def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
@@ -286,45 +326,36 @@ def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
             state.update(rows, solver.step(space, state.select(rows), _SOLVER_SHARE * rtol))
 
 
-def _error(before: Tensor, previous: Tensor, now: Tensor, assumed: float) -> Tensor:
+def _error(before: np.ndarray, previous: np.ndarray, now: np.ndarray, assumed: float, floor: float) -> np.ndarray:
     """Error estimate from the lengths at two or three levels; NaN at the first."""
-    ratio = ((before - previous) / (previous - now)).abs().nan_to_num(assumed, posinf=_RATIO_MAX)
-    estimate = (previous - now).abs() / (ratio.clamp(_RATIO_MIN, _RATIO_MAX) - 1)
+    ratio = np.nan_to_num(np.abs((before - previous) / (previous - now)), nan=assumed, posinf=_RATIO_MAX)
+    estimate = np.abs(previous - now) / (ratio.clip(_RATIO_MIN, _RATIO_MAX) - 1)
     # The previous length is that of a real curve: a longer one is too long by all of the difference.
-    estimate = torch.where(previous.isnan(), estimate, torch.maximum(estimate, now - previous))
-    return torch.maximum(estimate, tolerance(now.dtype).length * now)
+    estimate = np.where(np.isnan(previous), estimate, np.maximum(estimate, now - previous))
+    return np.maximum(estimate, floor * now)
 
 
-def _verdict(state: Any, length: Tensor, error: Tensor, spent: Tensor, rtol: float, solver: Solver) -> Tensor:
-    """Status after a level; RUNNING where a finer one is needed."""
-    met = state.status == Status.CONVERGED
-    solved = met | (state.status == Status.PRECISION)
-    floor = tolerance(length.dtype).length
+def _verdict(
+    status: np.ndarray,
+    length: np.ndarray,
+    error: np.ndarray,
+    spent: np.ndarray,
+    last: bool,
+    rtol: float,
+    floor: float,
+) -> np.ndarray:
+    """Status after a level that a solver left with ``status``; RUNNING where a finer one is needed."""
+    met = status == Status.CONVERGED
+    solved = met | (status == Status.PRECISION)
     # False while the error is NaN. What rounding adds to it needs no safety factor.
     accurate = (error <= rtol * length) & (_SAFETY * (error - floor * length) <= rtol * length)
     at_floor = error <= 2 * floor * length
-    last = 2 * (state.nodes.shape[1] - 1) > solver.max_segments
 
-    status = torch.where(solved, int(Status.RESOLUTION) if last else RUNNING, state.status)
-    status = torch.where(solved & (accurate | at_floor), int(Status.PRECISION), status)
-    status = torch.where(met & accurate, int(Status.CONVERGED), status)
-    out_of_steps = (state.status == RUNNING) | ((status == RUNNING) & (spent >= solver.max_steps))
-    return torch.where(out_of_steps, int(Status.MAX_STEPS), status)
-
-
-def _running(out: _Outcome) -> Tensor:
-    return (out.status == RUNNING).nonzero().flatten()
-
-
-def _gather(curves: dict[int, list[tuple[Tensor, Curve]]], p: int, m: int, like: Tensor, coarsest: int) -> Curve:
-    """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
-    segments = max(curves, default=coarsest)
-    nodes, slopes = like.new_empty(p, segments + 1, m), like.new_empty(p, segments + 1, m)
-    for group in curves.values():
-        for rows, curve in group:
-            fine = curve.resample(segments)
-            nodes[rows], slopes[rows] = fine.nodes, fine.slopes
-    return Curve(nodes, slopes)
+    verdict = np.where(solved, int(Status.RESOLUTION) if last else RUNNING, status)
+    verdict[solved & (accurate | at_floor)] = Status.PRECISION
+    verdict[met & accurate] = Status.CONVERGED
+    verdict[(status == RUNNING) | ((verdict == RUNNING) & spent)] = Status.MAX_STEPS
+    return verdict
 
 
 class _Queue:
@@ -334,28 +365,47 @@ class _Queue:
     solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
     """
 
-    def __init__(self, space: Space, start: Curve, rows: Tensor, solver: Solver) -> None:
-        self.rows, self.solver = rows, solver
-        self.start = start[rows]
-        points = self.start.nodes
-        self.space = space
-        # The chords of the fine start curve stand for its speed: values of the decoder only, no derivatives.
-        self.speed = (space.squared_chords(points).sqrt() if len(rows) else points.diff(dim=1)[..., 0]) * start.segments
-        self.weights = points.new_full((start.segments,), 1 / start.segments)
+    def __init__(self, space: Space, start: Curve, rows: np.ndarray, solver: Solver) -> None:
+        self.rows, self.solver, self.space = rows, solver, space
+        self.start = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
+        points, fine = self.start.nodes, start.segments
+        # The chords of the fine start curve stand for its speed: values of the decoder only, no derivatives. They are
+        # summed up for all levels to come while the decoder's values are at hand.
+        self.chords: dict[int, Tensor] = {}
+        levels = [fine] + [n for n in (solver.segments * 2**i for i in range(8)) if n < fine and fine % n == 0]
+        embedded: Any = getattr(space, "embedded", None)
+        seen = None
+        if embedded is not None and len(rows):
+            seen = embedded(points, lambda x: torch.cat([_chords(x, fine // n) for n in levels], 1))
+        if seen is not None:
+            self.chords = dict(zip(levels, seen.split(levels, 1), strict=True))
+        elif len(rows):
+            self.chords = {fine: space.squared_chords(points).sqrt()}
+        self.speed = fine * self.chords[fine] if len(rows) else points.diff(dim=1)[..., 0]
+        self.weights = points.new_full((fine,), 1 / fine)
 
-    def admit(self, segments: int) -> tuple[Tensor, Tensor]:
+    def admit(self, segments: int) -> tuple[np.ndarray, Tensor]:
         """The pairs that join at this resolution, and their nodes; they leave the queue."""
-        nodes, _ = _even(self.start, self.speed, self.weights, segments)
+        nodes, moved = _even(self.start, self.speed, self.weights, segments)
         if not len(self.rows):
             return self.rows, nodes
-        seen = self.space.squared_chords(nodes).sqrt().sum(-1)
-        true = self.speed.mean(-1)
-        ready = ~(seen < _RESOLVED * true)  # NaN joins, to be reported by the solver
-        if 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
-            ready = torch.ones_like(ready)
-        joined = self.rows[ready]
-        self.rows, self.start, self.speed = self.rows[~ready], self.start[~ready], self.speed[~ready]
-        return joined, nodes[ready]
+        known = segments in self.chords and not bool(moved.any())
+        seen = self.chords[segments] if known else self.space.squared_chords(nodes).sqrt()
+        share, true = on_host(seen.sum(-1)), on_host(self.speed.mean(-1))
+        ready = ~(share < _RESOLVED * true)  # NaN joins, to be reported by the solver
+        if ready.all() or 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
+            joined, self.rows = self.rows, self.rows[:0]
+            return joined, nodes
+        join, wait = (placed(x.nonzero()[0], nodes) for x in (ready, ~ready))
+        joined, self.rows = self.rows[ready], self.rows[~ready]
+        self.start, self.speed = self.start[wait], self.speed[wait]
+        self.chords = {n: x[wait] for n, x in self.chords.items()}
+        return joined, nodes[join]
+
+
+def _chords(x: Tensor, stride: int) -> Tensor:  # (p, n + 1, D) -> (p, n / stride)
+    """Lengths of the chords between every so many points."""
+    return torch.linalg.vector_norm(x[:, stride::stride] - x[:, :-stride:stride], dim=-1)
 
 
 def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> tuple[Tensor, Tensor]:

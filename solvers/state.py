@@ -101,7 +101,7 @@ class PathState:
             fine.diagonal = _interpolated(self.diagonal)
             new["noise"] = 2 * old["noise"]
         new["kept"], new["scalable"], new["first"] = old["kept"], old["scalable"], False
-        new["known"] = old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved)[0] & ~old["kept"]
+        new["known"] = old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved) & ~old["kept"]
         return fine
 
     @classmethod
@@ -124,11 +124,9 @@ class PathState:
         return self.nodes, self.tangents, self.crossings, self.diagonal, self.upper
 
 
-def on_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Tensors of one dtype and shape as arrays, by one transfer; not to be written to."""
-    if tensors[0].device.type == "cpu":
-        return [x.detach().numpy() for x in tensors]
-    return list(torch.stack([x.detach() for x in tensors]).cpu().numpy())
+def on_host(x: Tensor) -> np.ndarray:
+    """A tensor as an array, not to be written to."""
+    return x.detach().cpu().numpy()
 
 
 def placed(x: np.ndarray, like: Tensor) -> Tensor:
