@@ -106,71 +106,61 @@ class BlockTridiagonal:
         return Factorization(solve, info == 0)
 
     def _block_cholesky(self) -> Factorization:
-        if len(self.diagonal) == 1:
-            # One system alone would be solved by other kernels, with other last bits, than among several.
-            twice = self.select(torch.zeros(2, dtype=torch.int64, device=self.diagonal.device))._block_cholesky()
-            return Factorization(lambda b: twice.solve(b.expand(2, -1, -1))[:1], twice.ok[:1])
-        return self._odd()._twisted_cholesky(self.diagonal.shape[1])
-
-    def _odd(self) -> BlockTridiagonal:
-        """The same with an odd number of blocks: the identity, coupled to nothing, comes last where one is missing."""
-        p, n, m, _ = self.diagonal.shape
-        if n % 2:
-            return self
-        last = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device).expand(p, 1, m, m)
-        return BlockTridiagonal(torch.cat([self.diagonal, last], 1), torch.cat([self.upper, 0 * last], 1))
-
-    def _twisted_cholesky(self, wanted: int) -> Factorization:
         """Eliminates from both ends at once, as one batch, towards the block in the middle: half as many steps.
 
-        Args:
-            wanted: Blocks of the right-hand sides and solutions.
+        The middle is solved twice, once for either end: batches of one system alone would go to other kernels, with
+        other last bits, than several.
         """
-        p, n, m, _ = self.diagonal.shape
-        half = n // 2
+        p, wanted, m, _ = self.diagonal.shape
+        identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
+        half = wanted // 2
         if not half:
             return self._dense_cholesky()
+        diagonal, upper = self.diagonal, self.upper
+        even = wanted % 2 == 0
+        if even:  # as many blocks on either side: the identity, coupled to nothing, comes last
+            last = identity.expand(p, 1, m, m)
+            diagonal, upper = torch.cat([diagonal, last], 1), torch.cat([upper, 0 * last], 1)
         # Both ends, each read inwards.
-        diagonal = torch.cat([self.diagonal[:, :half], self.diagonal[:, half + 1 :].flip(1)])
-        upper = torch.cat([self.upper[:, :half], self.upper[:, half:].flip(1).mT])
-        factors, links, failures = [], [], []
-        pivot = diagonal[:, 0]
-        for i in range(half):
-            factor, info = torch.linalg.cholesky_ex(pivot)
-            link = torch.linalg.solve_triangular(factor, upper[:, i], upper=False)
+        middle = diagonal[:, half]
+        diagonal = torch.cat([diagonal[:, :half], diagonal[:, half + 1 :].flip(1)])
+        upper = torch.cat([upper[:, :half], upper[:, half:].flip(1).mT])
+        factors: list[Tensor] = []
+        links: list[Tensor] = []
+        failures: list[Tensor] = []
+        for pivot, beside in zip(diagonal.unbind(1), upper.unbind(1), strict=True):
+            rest = torch.baddbmm(pivot, links[-1].mT, links[-1], alpha=-1) if links else pivot
+            factor, info = torch.linalg.cholesky_ex(rest)
             factors.append(factor)
-            links.append(link)
+            links.append(torch.linalg.solve_triangular(factor, beside, upper=False))
             failures.append(info)
-            met = link.mT @ link
-            if i + 1 < half:
-                pivot = diagonal[:, i + 1] - met
-        root, failure = torch.linalg.cholesky_ex(self.diagonal[:, half] - met[:p] - met[p:])
+        met = links[-1].mT @ links[-1]
+        root, failure = torch.linalg.cholesky_ex((middle - met[:p] - met[p:]).repeat(2, 1, 1))
         # All that does not wait for the block before it, for all blocks at once: what remains in the loops below is one
         # product a block.
-        identity = torch.eye(m, dtype=pivot.dtype, device=pivot.device)
-        inverse = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)  # (half, 2 p, m, m)
-        centre = torch.linalg.solve_triangular(root, identity, upper=False)
-        link = torch.stack(links)
-        down, up = inverse[1:] @ link[:-1].mT, inverse.mT @ link
-        inwards = centre.repeat(2, 1, 1) @ link[-1].mT
+        factors.append(root)
+        inverse, centre = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False).split([half, 1])
+        link, centre = torch.stack(links), centre[0]
+        down, up = (inverse[1:] @ link[:-1].mT).unbind(), (inverse.mT @ link).unbind()
+        inwards = centre @ link[-1].mT
 
         def solve(b: Tensor) -> Tensor:  # (p, wanted, m)
-            b = torch.nn.functional.pad(b, (0, 0, 0, n - wanted))
-            ends = torch.cat([b[:, :half], b[:, half + 1 :].flip(1)])
-            x = list((inverse @ ends.movedim(1, 0)[..., None]).unbind())
+            if even:
+                b = torch.nn.functional.pad(b, (0, 0, 0, 1))
+            x = list((inverse @ torch.cat([b[:, :half], b[:, half + 1 :].flip(1)]).transpose(0, 1)[..., None]).unbind())
             for i in range(1, half):
                 x[i] = torch.baddbmm(x[i], down[i - 1], x[i - 1], alpha=-1)
             met = inwards @ x[-1]
-            middle = centre.mT @ (centre @ b[:, half, :, None] - met[:p] - met[p:])
-            after = middle.repeat(2, 1, 1)
+            share = centre @ b[:, half, :, None].repeat(2, 1, 1)
+            after = middle = centre.mT @ (share - met - torch.cat([met[p:], met[:p]]))
             x = list((inverse.mT @ torch.stack(x)).unbind())
             for i in reversed(range(half)):
                 after = x[i] = torch.baddbmm(x[i], up[i], after, alpha=-1)
-            first, last = torch.stack(x, 1)[..., 0].unflatten(0, (2, p))
-            return torch.cat([first, middle.mT, last.flip(1)], 1)[:, :wanted]
+            ends = torch.stack(x, 1)[..., 0]
+            return torch.cat([ends[:p], middle[:p].mT, ends[p:].flip(1)], 1)[:, :wanted]
 
-        ok = (torch.stack(failures) == 0).all(0)
-        return Factorization(solve, ok[:p] & ok[p:] & (failure == 0))
+        failed = torch.stack([*failures, failure]).sum(0)
+        return Factorization(solve, failed[:p] + failed[p:] == 0)
 
     def negative_eigenvalues(self) -> Tensor:
         """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy Hessian.
