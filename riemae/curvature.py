@@ -111,7 +111,7 @@ class Bending(NamedTuple):
             metric, normal, _ = cls.at(j, second, ridge)
             return metric, normal.mT @ normal, x if decoded else x[:, :0]
 
-        return immersion.jets(flat, everywhere(flat), Pairs.all(flat.shape[-1]), reduced)
+        return immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
 
     @classmethod
     def grams(
@@ -213,7 +213,7 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
         inverse = torch.cholesky_solve(identity, torch.linalg.cholesky_ex(metric).L)
         return metric, torch.einsum("bij,bdij->bd", inverse, pairs.full(normal)) / j.shape[-1]
 
-    metric, vector = core.immersion.jets(flat, everywhere(flat), Pairs.all(flat.shape[-1]), reduced)
+    metric, vector = core.immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
     check_metric(where, metric)
     return vector
 
@@ -227,7 +227,7 @@ def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor
     where = "Manifold.principal_curvatures"
     warn_if_flat(core, flat)
     pairs = Pairs.all(flat.shape[-1])
-    _, j, second = core.immersion.jets(flat, everywhere(flat), pairs)
+    _, j, second = core.immersion.jets(flat, None, pairs)
     metric = j.mT @ j
     n = _normal(where, j, metric, normal[..., None])[..., 0]
     size = n.norm(dim=-1)

@@ -212,10 +212,12 @@ class Decoder:
             DecoderError: When a layer is random or couples the batch.
         """
         for name, layer in self.module.named_modules() if self.module is not None else ():
+            if not getattr(layer, "training", False):  # torch.jit.freeze removes the flag
+                continue
             kind = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
             random = (isinstance(layer, _RANDOM) or kind in _RANDOM_NAMES) and getattr(layer, "p", 1) > 0
             coupled = isinstance(layer, _BATCH_COUPLED) or kind in _BATCH_COUPLED_NAMES
-            if getattr(layer, "training", False) and (random or coupled):  # torch.jit.freeze removes the flag
+            if random or coupled:
                 raise DecoderError(
                     where,
                     "a decoder in evaluation mode",

@@ -91,7 +91,7 @@ class Differential:
     def jets(
         self,
         z: Tensor,
-        directions: Tensor,
+        directions: Tensor | None = None,
         pairs: Pairs | None = None,
         then: Callable[..., Any] | None = None,
     ) -> Any:  # (k, m), (k, c, m) -> (k, D), (k, D, c)[, (k, D, p)]
@@ -99,24 +99,26 @@ class Differential:
 
         Args:
             z: Points.
-            directions: ``u``, c of them at every point.
+            directions: ``u``, c of them at every point; the coordinate directions unless given.
             pairs: The p pairs (i, j) whose second derivatives are wanted.
             then: Applied to each chunk's results while they are in the cache; one row a point. Its own results are
                 returned instead.
         """
-        c = directions.shape[1]
+        c = z.shape[-1] if directions is None else directions.shape[1]
         kind = "second derivatives" if pairs is not None else "jacobian"
 
-        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor, directions: Tensor) -> Any:
-            x, *parts = mode.forward(f, z, directions.transpose(0, 1), pairs, again)
+        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor, *given: Tensor) -> Any:
+            u = given[0].transpose(0, 1) if given else basis(z)
+            x, *parts = mode.forward(f, z, u, pairs, again)
             parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
             return (x, *parts) if then is None else then(x, *parts)
 
-        return self._run(kind, 1 + 2 * c + (0 if pairs is None else len(pairs)), formula, z, directions)
+        given = () if directions is None else (directions,)
+        return self._run(kind, 1 + 2 * c + (0 if pairs is None else len(pairs)), formula, z, *given)
 
     def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m)
         """``f(z)`` and ``J(z)``."""
-        return self.jets(z, everywhere(z))
+        return self.jets(z)
 
     def jacobian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m)
         """``J(z)``."""
@@ -156,7 +158,7 @@ class Differential:
     def second_jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D, m), (k, D, m, m)
         """Value, Jacobian and all second derivatives."""
         pairs = Pairs.all(z.shape[-1])
-        x, j, second = self.jets(z, everywhere(z), pairs)
+        x, j, second = self.jets(z, pairs=pairs)
         return x, j, pairs.full(second)
 
     def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)

@@ -120,7 +120,8 @@ class Pullback:
         self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
         flat = z.reshape(-1, z.shape[-1])
-        ok = concrete(flat.isfinite().all(-1))
+        probed = (z.dtype, z.device) in self._probed
+        ok = concrete(flat.isfinite().all(-1)) if finite or not probed else None
         if finite and ok is not None and not bool(ok.all()):
             rows = (~ok).nonzero().flatten().tolist()
             raise NonFiniteError(
@@ -129,7 +130,7 @@ class Pullback:
                 f"NaN or infinity at {len(rows)} of {len(flat)} points (first: {rows[:5]})",
                 "Remove these rows, or look at what produced them.",
             )
-        if (z.dtype, z.device) not in self._probed:
+        if not probed:
             sound = flat if ok is None else flat[ok]
             x = self.decoder.probe(where, sound)
             self.bind(sound)
@@ -206,13 +207,13 @@ class Pullback:
     def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """``G = Jᵀ H(f(z)) J``."""
         if self.embedding is not None:
-            return self.embedding.jets(flat, everywhere(flat), then=lambda x, j: j.mT @ j)
+            return self.embedding.jets(flat, then=lambda x, j: j.mT @ j)
 
         def pulled(x: Tensor, j: Tensor) -> Tensor:
             g = j.mT @ self.ambient.apply_to(x, j)
             return (g + g.mT) / 2
 
-        return self.immersion.jets(flat, everywhere(flat), then=pulled)
+        return self.immersion.jets(flat, then=pulled)
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""
@@ -236,7 +237,7 @@ class Pullback:
         if self.embedding is not None:
             pairs = Pairs.all(flat.shape[-1])
             reduced = lambda x, j, second: (j.mT @ j, j.mT @ second)  # noqa: E731 (one expression)
-            metric, packed = self.embedding.jets(flat, everywhere(flat), pairs, reduced)
+            metric, packed = self.embedding.jets(flat, None, pairs, reduced)
             lowered = pairs.full(packed)
         else:
             metric, d = self._metric_and_derivative(flat)  # d[b, i, j, l] = ∂_l G_ij

@@ -131,9 +131,13 @@ class Newton:
         book["kept"] = keep
         sound = (informed | ~reused) & ~model.indefinite & undamped
         # What a step leaves is known only once it has been taken: one is, above rounding, however short. What a matrix
-        # from a coarser level promises may be too little by far.
+        # from a coarser level promises may be too little by far; but the Hessian itself is believed, and its last step
+        # taken blindly.
+        last = quiet & sound & fresh
         still = quiet & (~sound | (predicted <= np.where(reused, _BELIEVED, 2.0) * noise))
-        running = live & sound & ~still
+        running = live & sound & ~still & ~last
+        if last.any():
+            nodes = _moved(nodes, _masked(last, step))
         nodes, refused = self._run(space, nodes, book, expansion, model, reused, informed, running, tol)
         walking = live & ~quiet & (~sound | refused)
         if walking.any():
@@ -214,7 +218,7 @@ class Newton:
             on = lower & ~done & ~slow & (entry["steps"] < allowed) & (taken + 1 < _LONGEST_RUN)
             if not on.all():
                 off = (~on).nonzero()[0]
-                final = torch.where(_flags(fast, trial), _moved(trial, ahead), trial) if fast.any() else trial
+                final = _moved(trial, _masked(fast, ahead)) if fast.any() else trial
                 final = final if lower.all() else torch.where(_flags(lower, trial), final, at)
                 out = _put(out, rows[off], _rows(off, final)[0])
                 book[rows[off]] = entry[off]
@@ -592,6 +596,11 @@ def _put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
     whole = whole.clone()
     whole[placed(rows, whole)] = part
     return whole
+
+
+def _masked(rows: np.ndarray, step: Tensor) -> Tensor:
+    """Steps of the curves that take one, and none for the others."""
+    return step if rows.all() else torch.where(_flags(rows, step), step, 0.0)
 
 
 def _flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)

@@ -239,7 +239,7 @@ def _solve_chunk(
             before, previous = previous, out.length.copy()
             error = _error(before[rows], previous[rows], length, ratio, floor)
             # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
-            error = error + np.where(status == Status.CONVERGED, np.nan_to_num(left).clip(min=0), 0.0) * length
+            error = error + np.where((status == Status.CONVERGED) & (left > 0), left, 0.0) * length
             spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
             verdict = _verdict(status, length, error, spent, last, rtol, floor)
             out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = length, error, steps, verdict
@@ -328,8 +328,9 @@ def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
 
 def _error(before: np.ndarray, previous: np.ndarray, now: np.ndarray, assumed: float, floor: float) -> np.ndarray:
     """Error estimate from the lengths at two or three levels; NaN at the first."""
-    ratio = np.nan_to_num(np.abs((before - previous) / (previous - now)), nan=assumed, posinf=_RATIO_MAX)
-    estimate = np.abs(previous - now) / (ratio.clip(_RATIO_MIN, _RATIO_MAX) - 1)
+    ratio = np.abs((before - previous) / (previous - now))
+    ratio = np.where(np.isnan(ratio), assumed, ratio).clip(_RATIO_MIN, _RATIO_MAX)
+    estimate = np.abs(previous - now) / (ratio - 1)
     # The previous length is that of a real curve: a longer one is too long by all of the difference.
     estimate = np.where(np.isnan(previous), estimate, np.maximum(estimate, now - previous))
     return np.maximum(estimate, floor * now)

@@ -217,7 +217,8 @@ def evidently_finite(*tensors: Tensor) -> bool:
 
     False says nothing: a sum may overflow, and some tensors cannot be looked at.
     """
-    total = concrete(torch.stack([x.detach().sum() for x in tensors]).sum())
+    sums = [x.detach().sum() for x in tensors]
+    total = concrete(torch.stack(sums).sum() if len(sums) > 1 else sums[0])
     return total is not None and bool(total.isfinite())
 
 
