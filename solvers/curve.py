@@ -247,7 +247,7 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
         left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
-        z = (left + torch.tensor(u)[:, None].to(nodes) * (right - left)).flatten(-3, -2)
+        z = (left + torch.tensor(u, dtype=torch.float64)[:, None].to(nodes) * (right - left)).flatten(-3, -2)
         v = (n * (right - left)).expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1]).flatten(-3, -2)
     return z, v, w
 

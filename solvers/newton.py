@@ -131,9 +131,9 @@ class Newton:
         book["kept"] = keep
         sound = (informed | ~reused) & ~model.indefinite & undamped
         # What a step leaves is known only once it has been taken: one is, above rounding, however short. What a matrix
-        # from a coarser level promises may be too little by far; but the Hessian itself is believed, and its last step
-        # taken blindly.
-        last = quiet & sound & fresh
+        # from a coarser level promises may be too little by far. On the first level, whose curve is not the answer, the
+        # Hessian itself is believed, and its last step taken blindly.
+        last = quiet & sound & fresh & book["first"]
         still = quiet & (~sound | (predicted <= np.where(reused, _BELIEVED, 2.0) * noise))
         running = live & sound & ~still & ~last
         if last.any():

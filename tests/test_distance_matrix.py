@@ -112,9 +112,9 @@ class TestBlocks:
         seen = []
 
         class Counting(Manifold):
-            def squared_chords(self, nodes):
+            def expand(self, nodes, second_order=True):
                 seen.append(nodes[:, [0, -1]])
-                return super().squared_chords(nodes)
+                return super().expand(nodes, second_order)
 
         a = draw(8, 6)
         Counting(spaces.sphere).distance_matrix(a)
@@ -219,7 +219,7 @@ class TestExecutors:
 
     def test_errors_of_a_worker_arrive_and_the_rest_is_cancelled(self):
         class Breaks(Manifold):
-            def squared_chords(self, nodes):
+            def expand(self, nodes, second_order=True):
                 raise ZeroDivisionError("inside")
 
         pool = ThreadPoolExecutor(1)
