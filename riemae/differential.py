@@ -202,13 +202,11 @@ class Differential:
     def slope(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, m)
-        """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
-        k = len(z)
+        """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse pass.
 
-        def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor) -> Any:
-            return mode.reverse(f, z, lambda x: F.pad(covector(x[:k]), (0, 0, 0, len(z) - k)), again)
-
-        return self._run("vjp", 0, formula, z)
+        ``covector`` may meet more rows than there are points, behind theirs, and what it says of them does not matter.
+        """
+        return self._run("vjp", 0, lambda mode, f, again, z: mode.reverse(f, z, covector, again), z)
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative of a gradient built on this map, in the mode that works for it."""

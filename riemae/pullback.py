@@ -292,8 +292,8 @@ class Pullback:
         curves = 0 if self.embedding is None else self.along.chunk(points.flatten(0, 1), 1) // points.shape[1]
         if not curves:
             return None
-        parts = points.split(curves)
-        return torch.cat([then(self.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for x in parts])
+        parts = [then(self.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for x in _split(points, curves)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
@@ -310,14 +310,14 @@ class Pullback:
         p, count, m = nodes.shape
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
         expand = self._expand_features if self.embedding is not None else self._expand_general
-        return Expansion.cat([expand(part, second_order) for part in nodes.split(curves)])
+        return Expansion.cat([expand(part, second_order) for part in _split(nodes, curves)])
 
     def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
         """The energy ``n Σ squared_chords`` and its gradient, by one reverse pass, some curves at a time."""
         self.bind(nodes[:, 0])
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 2) // nodes.shape[1])
         look = self._slope_of_features if self.embedding is not None else partial(differentiated, self.squared_chords)
-        parts = [look(part) for part in nodes.split(curves)]
+        parts = [look(part) for part in _split(nodes, curves)]
         if len(parts) == 1:
             return parts[0]
         energies, gradients = zip(*parts, strict=True)
@@ -428,9 +428,10 @@ class Pullback:
         steps = []
 
         def force(x: Tensor) -> Tensor:
-            x = x.view(p, count, -1)
+            out, x = torch.zeros_like(x), x[: p * count].view(p, count, -1)
             steps.append(x[:, 1:] - x[:, :-1])
-            return torch.nn.functional.pad(chord_force(steps[0]), (0, 0, 1, 1)).flatten(0, 1)
+            out[: p * count].view(x.shape)[:, 1:-1] = chord_force(steps[0])
+            return out
 
         pulled = self.along.slope(nodes.flatten(0, 1), force)[1]
         energy = discrete_energy(aligned(steps[0], -1, m).square().sum(-1))
@@ -463,6 +464,10 @@ class Pullback:
             second_order,
             lambda f, z, v: self.immersion.pushforward(f, z, v),
         )
+
+
+def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    return x.split(size) if len(x) > size else (x,)
 
 
 def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)

@@ -335,11 +335,14 @@ _gauss_legendre = lru_cache(np.polynomial.legendre.leggauss)
 
 @lru_cache(maxsize=64)
 def _slope_matrix(count: int) -> np.ndarray:
-    """Maps node values to the slopes of their not-a-knot spline, ``(count, count)``; a tensor would keep its mode."""
+    """Maps node values to the slopes of their not-a-knot spline, ``(count, count + r)``, for :func:`apply_matrix`.
+
+    An array, as a tensor would keep its mode.
+    """
     from scipy.interpolate import CubicSpline  # a third of a second to import: not before it is needed
 
     spline = CubicSpline(np.linspace(0, 1, count), np.eye(count), bc_type="not-a-knot")
-    return spline(np.linspace(0, 1, count), 1)
+    return np.pad(spline(np.linspace(0, 1, count), 1), ((0, 0), (0, -count % 16)))
 
 
 def _check_nodes(where: str, nodes: Tensor) -> None:

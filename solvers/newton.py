@@ -608,4 +608,6 @@ def _flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
 
 
 def _moved(nodes: Tensor, step: Tensor) -> Tensor:
-    return torch.cat([nodes[:, :1], nodes[:, 1:-1] + step, nodes[:, -1:]], 1)
+    nodes = nodes.clone()
+    nodes[:, 1:-1] += step
+    return nodes

@@ -53,11 +53,13 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (0, spare)) if spare else x
 
 
-def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j), (*b, j, m) -> (*b, i, m)
-    """``matrix @ x`` for every member of a batch, each with the same bits as alone."""
-    columns = matrix.shape[1]
+def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m) -> (*b, i, m)
+    """``matrix @ x`` for every member of a batch, each with the same bits as alone.
+
+    ``matrix`` is padded with columns of 0 to a multiple of 16: where a row starts in memory would matter, too.
+    """
+    columns = x.shape[-2]
     rows = x.movedim(-2, -1).reshape(-1, columns)
-    # Every row starts at a multiple of 16 numbers: where it starts would matter, too.
-    wide = torch.nn.functional.pad(rows, (0, -columns % _ROWS, 0, -len(rows) % _ROWS))
-    out = wide @ torch.nn.functional.pad(matrix, (0, -columns % _ROWS)).T
+    wide = torch.nn.functional.pad(rows, (0, matrix.shape[1] - columns, 0, -len(rows) % _ROWS))
+    out = wide @ matrix.T
     return out[: len(rows)].view(*x.shape[:-2], x.shape[-1], len(matrix)).movedim(-1, -2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -218,8 +219,13 @@ def evidently_finite(*tensors: Tensor) -> bool:
     False says nothing: a sum may overflow, and some tensors cannot be looked at.
     """
     sums = [x.detach().sum() for x in tensors]
-    total = concrete(torch.stack(sums).sum() if len(sums) > 1 else sums[0])
-    return total is not None and bool(total.isfinite())
+    total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+    if total.is_meta:
+        return False
+    try:
+        return math.isfinite(total.item())
+    except RuntimeError:  # inside vmap
+        return False
 
 
 def _quadratic(g: Tensor, v: Tensor) -> Tensor:

@@ -256,11 +256,12 @@ class TestPieces:
     def test_products_with_one_matrix(self, dtype):
         for j in (9, 17, 33):
             matrix, x = draw(14, j - 2, j).to(dtype), draw(15, 11, j, 3).to(dtype)
-            y = apply_matrix(matrix, x)
+            wide = aligned(matrix, -1)
+            y = apply_matrix(wide, x)
             assert torch.allclose(y, matrix @ x, rtol=1e-12 if dtype == F64 else 1e-4, atol=1e-6)
-            assert all(torch.equal(apply_matrix(matrix, x[i : i + 1]), y[i : i + 1]) for i in range(11))
-        assert apply_matrix(matrix, x[0]).shape == (31, 3)
-        assert apply_matrix(matrix, x[:0]).shape == (0, 31, 3)
+            assert all(torch.equal(apply_matrix(wide, x[i : i + 1]), y[i : i + 1]) for i in range(11))
+        assert apply_matrix(wide, x[0]).shape == (31, 3)
+        assert apply_matrix(wide, x[:0]).shape == (0, 31, 3)
 
     def test_alignment_appends_zeros(self):
         x = draw(16, 3, 37)
