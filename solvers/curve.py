@@ -123,18 +123,20 @@ class Curve:
             return self
         nodes = self.knots(segments)
         if segments % self.segments == 0:
-            return Curve(
-                nodes, torch.cat([_pieces(self, _even(segments // self.segments), 1), self.slopes[..., -1:, :]], -2)
-            )
+            return Curve(nodes, _subdivided(self, _shares(segments // self.segments), 1))
         return Curve.from_nodes(nodes)
 
     def knots(self, segments: int) -> Tensor:  # -> (*b, segments + 1, m)
-        """Points at equally spaced times."""
+        """Points at equally spaced times, the end points among them.
+
+        Raises:
+            OptionError: For less than one segment.
+        """
         _check_segments("Curve.knots", segments)
         if self.segments % segments == 0:
             return self.nodes[..., :: self.segments // segments, :]
         if segments % self.segments == 0:
-            return torch.cat([_pieces(self, _even(segments // self.segments), 0), self.nodes[..., -1:, :]], -2)
+            return _subdivided(self, _shares(segments // self.segments), 0)
         return self(torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device))
 
     def __getitem__(self, index: object) -> Curve:
@@ -258,7 +260,13 @@ def _weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
 
 def _samples(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
     """Points at the Gauss-Lobatto times of every segment."""
-    return torch.cat([_pieces(curve, _lobatto()[0][:-1], 0), curve.nodes[..., -1:, :]], -2)
+    return _subdivided(curve, _lobatto()[0][:-1], 0)
+
+
+def _subdivided(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k + 1, m)
+    """Points of every piece at times that begin with 0, and the last point; or their first derivatives."""
+    last = (curve.nodes, curve.slopes)[order][..., -1:, :]
+    return torch.cat([_pieces(curve, u, order), last], -2)
 
 
 def _pieces(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k, m)
@@ -278,7 +286,7 @@ def _combined(
     return torch.addcmul(torch.addcmul(z, basis[1], slope_left), basis[3], slope_right)
 
 
-def _even(count: int) -> tuple[float, ...]:
+def _shares(count: int) -> tuple[float, ...]:
     return tuple(i / count for i in range(count))
 
 

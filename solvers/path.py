@@ -316,13 +316,15 @@ def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
     blocks = _BLOCKS_A_STEP * count * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
     size = max(_FEWEST_PAIRS, _BYTES // (state.nodes.element_size() * blocks))
     while True:
-        active = ((state.status == RUNNING) & (state.steps < solver.max_steps)).nonzero().flatten()
+        running = (on_host(state.status) == RUNNING) & (on_host(state.steps) < solver.max_steps)
+        active = running.nonzero()[0]
         if not len(active):
             return state
-        if len(active) == len(state.status) <= size:
+        if len(active) == len(running) <= size:
             state = solver.step(space, state, _SOLVER_SHARE * rtol)
             continue
-        for rows in active.split(size):
+        for first in range(0, len(active), size):
+            rows = placed(active[first : first + size], state.nodes)
             state.update(rows, solver.step(space, state.select(rows), _SOLVER_SHARE * rtol))
 
 

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from riemae import Manifold, ambient, solvers
+from riemae.differential import Differential
 from riemae.solvers import Curve, Status, path
 from riemae.solvers.linear import BlockTridiagonal
-from riemae.solvers.rows import aligned, apply_matrix, steady
+from riemae.solvers.rows import aligned, apply_matrix, steady, steady_rows
 
 F32, F64 = torch.float32, torch.float64
 
@@ -242,6 +243,28 @@ class TestPieces:
             z = draw(11, k, 2)
             assert torch.equal(f(z), z)
         assert counts == [0, 16, 16, 16, 32]
+
+    def test_as_many_rows_as_the_widths_ask_for(self):
+        assert steady_rows([8, 256, 64], 8) == 8
+        assert steady_rows([2, 6], 8) == 8
+        assert steady_rows([2, 3], 8) == 16
+        assert steady_rows([8, 256, 64], 4) == 8
+        assert steady_rows([2, 256], 4) == 16
+        assert steady_rows([256, 5], 4) == 32
+        assert steady_rows([256, 5], 2) == 32  # no more than that
+
+    @pytest.mark.parametrize("dtype", [F64, F32])
+    @pytest.mark.parametrize("width", [2, 4, 6, 8, 3])
+    def test_a_map_is_run_on_so_many_rows(self, width, dtype):
+        seen = []
+        map_ = Differential(lambda z: (seen.append(len(z)), F.silu(z[:, :1].expand(-1, width) * z[:, 1:]))[1]).steady()
+        x = draw(13, 40, 1 + width).to(dtype)
+        whole = map_.value(x)
+        rows = steady_rows([1 + width, width], x.element_size())
+        del seen[:]
+        for first, count in ((0, 1), (3, 7), (17, 12)):
+            assert torch.equal(map_.value(x[first : first + count]), whole[first : first + count])
+        assert seen == [rows, rows, rows * -(-12 // rows)]
 
     def test_outputs_of_a_wrong_shape_are_shown_as_they_are(self):
         assert steady(lambda z: z[:-1])(draw(12, 7, 2)).shape == (6, 2)

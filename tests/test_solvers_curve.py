@@ -201,6 +201,18 @@ class TestMaking:
             assert torch.allclose(other.nodes, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14)
             assert torch.equal(other.slopes, Curve.from_nodes(other.nodes).slopes)
 
+    def test_knots_lie_on_the_curve(self):
+        nodes = rand(3, 9, 2)
+        curve = Curve(nodes, rand(3, 9, 2, seed=1))
+        for segments in (1, 2, 4, 8, 16, 24, 5, 12):
+            found = curve.knots(segments)
+            assert torch.allclose(found, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14)
+            assert torch.equal(found[:, [0, -1]], nodes[:, [0, -1]])
+        assert torch.equal(curve.knots(4), nodes[:, ::2])
+        assert torch.equal(curve.knots(16)[:, ::2], nodes)
+        with pytest.raises(OptionError, match="segments of at least 1"):
+            curve.knots(0)
+
     def test_through_walks_a_polyline_at_constant_speed(self):
         # Pieces of length 1 and 3: after a quarter of the time the corner is reached.
         corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 3.0]], dtype=F64)

@@ -189,6 +189,11 @@ class TestSecants:
         r = Watched(spaces.CATALOGUE[0].decoder).geodesic(z0, z1, rtol=1e-6)
         assert torch.allclose(r.length, d, rtol=1e-6)
         assert max(expanded) <= 50
+        # Where the first step is all that it takes, one of each.
+        expanded[:] = 0, 0
+        r = Watched(spaces.CATALOGUE[0].decoder).geodesic(z0, z0 + 0.05 * (z1 - z0), rtol=1e-3)
+        assert r.is_local_minimum.all()
+        assert expanded == [40, 40]
 
 
 class TestKeptMatrix:
