@@ -11,10 +11,11 @@ from torch import Tensor
 
 from riemae.solvers.energy import Expansion, discrete_energy
 from riemae.solvers.exceptions import OptionError
-from riemae.solvers.linear import BlockTridiagonal, Factorization
+from riemae.solvers.linear import BlockTridiagonal
+from riemae.solvers.model import QuadraticModel, Secants, decrement_of
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space, energy_and_gradient, evidently_finite
-from riemae.solvers.state import RUNNING, PathState, on_host, placed
+from riemae.solvers.state import RUNNING, PathState, curves_at, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
 N = TypeVar("N", Tensor, np.ndarray)
@@ -25,7 +26,6 @@ _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 _NEAR = 1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
 _TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
 _LONGEST_RUN = 8  # steps with one matrix
-_LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
 # A step that leaves more than this share of the decrement calls for a new matrix, but not the first two with the one at
 # hand: what they show of the Hessian goes into it.
 _SLOW, _LEARNING = 0.3, 2
@@ -98,7 +98,7 @@ class Newton:
         reused, fresh = book["known"] & ~book["stale"], self._wants_second_order(book)
         unseen = ~reused & ((book["steps"] == 0) | ~book["first"])
         expansion, finite = _sound(_expand(space, state, reused, fresh))
-        model = _Model.of(expansion, reused, fresh, unseen)
+        model = QuadraticModel.of(expansion, reused, fresh, unseen)
         energy, noise, predicted = map(on_host, (expansion.energy, expansion.noise, model.decrement))
         book["status"][model.singular] = Status.SINGULAR
         book["status"][~finite] = Status.NON_FINITE
@@ -166,7 +166,7 @@ class Newton:
         nodes: Tensor,
         book: np.ndarray,
         expansion: Expansion,
-        model: _Model,
+        model: QuadraticModel,
         reused: np.ndarray,
         informed: np.ndarray,
         running: np.ndarray,
@@ -184,8 +184,8 @@ class Newton:
         rows = running.nonzero()[0]
         if not len(rows):
             return nodes, refused
-        out, secants = nodes, _Secants(model, rows)
-        at, step, slope = _rows(rows, nodes, model.step, expansion.gradient)
+        out, secants = nodes, Secants(model, rows)
+        at, step, slope = curves_at(rows, nodes, model.step, expansion.gradient)
         energy, noise, promised = (on_host(x)[rows] for x in (expansion.energy, expansion.noise, model.decrement))
         entry, reused, sure, stiff = book[rows], reused[rows], informed[rows], np.zeros(len(rows), dtype=bool)
         for taken in range(_LONGEST_RUN):
@@ -220,12 +220,12 @@ class Newton:
                 off = (~on).nonzero()[0]
                 final = _moved(trial, _masked(fast, ahead)) if fast.any() else trial
                 final = final if lower.all() else torch.where(_flags(lower, trial), final, at)
-                out = _put(out, rows[off], _rows(off, final)[0])
+                out = _put(out, rows[off], curves_at(off, final)[0])
                 book[rows[off]] = entry[off]
             on = on.nonzero()[0]
             if not len(on):
                 break
-            at, step, slope = _rows(on, trial, ahead, gradient)
+            at, step, slope = curves_at(on, trial, ahead, gradient)
             rows, entry, energy, noise, promised = (x[on] for x in (rows, entry, new, noise, left))
             reused, sure, stiff = (x[on] for x in (reused, sure, stiff))
             secants.keep(on)
@@ -237,7 +237,7 @@ class Newton:
         nodes: Tensor,
         book: np.ndarray,
         expansion: Expansion,
-        model: _Model,
+        model: QuadraticModel,
         steps: Tensor,
         predicted: np.ndarray,
         walking: np.ndarray,
@@ -251,7 +251,7 @@ class Newton:
         start, damping, lowered = nodes, book["damping"], np.zeros_like(walking)
         energy, noise = on_host(expansion.energy), on_host(expansion.noise)
         rows = walking.nonzero()[0]
-        (step,), promised = _rows(rows, steps), predicted[rows]
+        (step,), promised = curves_at(rows, steps), predicted[rows]
         known = refused[rows].nonzero()[0]
         if len(known):
             damping[rows[known]] = _DAMPING_START
@@ -262,13 +262,13 @@ class Newton:
             if attempt:
                 step, less = model.solve(damping[rows], rows)
                 promised = on_host(less)
-            trial = _moved(_rows(rows, start)[0], step)
+            trial = _moved(curves_at(rows, start)[0], step)
             gain = energy[rows] - on_host(discrete_energy(space.squared_chords(trial)))
             # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step worth taking.
             enough = gain >= 0.05 * promised - noise[rows]  # False for NaN
             taken = enough.nonzero()[0]
             if len(taken):
-                nodes = _put(nodes, rows[taken], _rows(taken, trial)[0])
+                nodes = _put(nodes, rows[taken], curves_at(taken, trial)[0])
             lowered[rows[taken]] = True
             good = rows[enough & (gain >= 0.375 * promised - noise[rows])]
             relaxed = damping[good] / 8
@@ -280,7 +280,7 @@ class Newton:
         return nodes, lowered
 
     def _towards_saddle(
-        self, nodes: Tensor, book: np.ndarray, expansion: Expansion, model: _Model, keep: np.ndarray, tol: float
+        self, nodes: Tensor, book: np.ndarray, expansion: Expansion, model: QuadraticModel, keep: np.ndarray, tol: float
     ) -> Tensor:
         """Undamped Newton for the curves near a saddle."""
         rows = keep.nonzero()[0]
@@ -298,7 +298,7 @@ class Newton:
         return _put(nodes, rows, _moved(nodes[where], step))
 
     def _escape(
-        self, space: Space, nodes: Tensor, expansion: Expansion, model: _Model, at_saddle: np.ndarray
+        self, space: Space, nodes: Tensor, expansion: Expansion, model: QuadraticModel, at_saddle: np.ndarray
     ) -> tuple[Tensor, np.ndarray]:
         """Leave saddles along the direction of most negative curvature, to the side where the energy falls further.
 
@@ -326,170 +326,17 @@ class Newton:
         return nodes, left
 
 
-class _Secants:
-    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run began with.
-
-    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite
-    Hessian, the curve goes without that update.
-
-    Args:
-        model: Has the matrix.
-        rows: ``(q,)``, the curves that run.
-    """
-
-    def __init__(self, model: _Model, rows: np.ndarray) -> None:
-        self.model, self.rows = model, rows
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
-
-    def add(self, step: Tensor, change: Tensor) -> Tensor:  # (q, n - 1, m), (q, n - 1, m) -> (q,)
-        """Take in that the gradients have changed by ``change`` along ``step``.
-
-        Returns:
-            The curvatures along the steps, which a step by the right matrix promises to be its decrement.
-        """
-        curvature = _dot(step, change)
-        inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
-        self.pairs.append((step, change, inverse))
-        return curvature[:, 0, 0]
-
-    def newton(self, gradient: Tensor) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
-        """Steps from new gradients, and the decrements that they promise."""
-        rest, shares = gradient, []
-        for s, y, inverse in reversed(self.pairs):
-            shares.append(inverse * _dot(s, rest))
-            rest = rest - shares[-1] * y
-        step = self.model.newton(rest, self.rows)
-        for (s, y, inverse), share in zip(self.pairs, reversed(shares), strict=True):
-            step = step - (share + inverse * _dot(y, step)) * s
-        return step, _decrement(gradient, step)
-
-    def keep(self, those: np.ndarray) -> None:
-        """Go on with some of the curves."""
-        if len(those) < len(self.rows):
-            self.rows = self.rows[those]
-            where = placed(those, self.pairs[0][0])
-            self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The quadratic model of one step.
-
-    The Hessian where it is positive definite; its absolute value where it is known to be indefinite (eigenvalues
-    relative to Gauss-Newton, taken positive: the step runs down along negative curvature, too); Gauss-Newton elsewhere.
-    """
-
-    full: BlockTridiagonal  # the Hessian as far as it is known
-    matrix: BlockTridiagonal
-    factor: Factorization
-    gauss_newton: BlockTridiagonal
-    correction: BlockTridiagonal
-    gradient: Tensor
-    step: Tensor  # undamped
-    decrement: Tensor  # gᵀ M⁻¹ g, M the matrix
-    singular: np.ndarray
-    indefinite: np.ndarray
-    index: np.ndarray
-    place: np.ndarray  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
-    absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
-
-    @classmethod
-    def of(cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray) -> _Model:
-        gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
-        singular = np.zeros_like(fresh)
-        if unseen.any():
-            rows = unseen.nonzero()[0]
-            singular[rows] = on_host(_rank_deficient(*_rows(rows, gn.diagonal)))
-        full = gn if correction is None else gn + correction
-        matrix, factor = full, full.cholesky()
-        definite = on_host(factor.ok)
-        index = np.where((reused | fresh) & definite, 0, -1)
-        ok = definite
-        if not definite.all():
-            # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
-            rest = (~definite & fresh & ~singular).nonzero()[0]
-            index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
-            matrix = full.where(factor.ok, gn)
-            factor = matrix.cholesky()
-            ok = on_host(factor.ok)
-        indefinite = index > 0
-        bent = indefinite.nonzero()[0]
-        place = np.full_like(index, -1)
-        place[bent] = np.arange(len(bent))
-        absolute = g.new_empty(0, 0, 0)
-        if len(bent):
-            those = placed(bent, g)
-            absolute = _absolute(full.select(those), gn.select(those))
-        step = factor.solve(-g)
-        step = step if ok.all() else torch.where(factor.ok[:, None, None], step, 0.0)
-        model = cls(
-            full=full,
-            matrix=matrix,
-            factor=factor,
-            gauss_newton=gn,
-            correction=gn.scaled(0.0) if correction is None else correction,
-            gradient=g,
-            step=step,
-            decrement=_decrement(g, step),
-            singular=singular | ~(ok | reused),  # what was interpolated proves nothing about the metric
-            indefinite=indefinite,
-            index=index,
-            place=place,
-            absolute=absolute,
-        )
-        if not len(bent):
-            return model
-        step, decrement = model.solve(np.zeros(len(index)))
-        return replace(model, step=step, decrement=decrement)
-
-    def newton(self, gradient: Tensor, rows: np.ndarray) -> Tensor:
-        """Undamped steps from other gradients of the curves at ``rows``."""
-        if len(rows) == len(self.gradient):
-            return self.factor.solve(-gradient)
-        wide, where = torch.zeros_like(self.gradient), placed(rows, gradient)
-        wide[where] = -gradient
-        return self.factor.solve(wide)[where]
-
-    def solve(self, damping: np.ndarray, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
-        matrix, blocks, g, place = self.matrix, self.gauss_newton.diagonal, self.gradient, self.place
-        if rows is not None and len(rows) < len(g):
-            where, place = placed(rows, g), place[rows]
-            matrix, blocks, g = matrix.select(where), blocks[where], g[where]
-        shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
-        factor = matrix.add_block_diagonal(shift).cholesky()
-        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
-        bent = (place >= 0).nonzero()[0]
-        if len(bent):
-            where = placed(bent, g)
-            nothing = torch.zeros_like(matrix.upper[where])
-            dense = self.absolute[placed(place[bent], g)] + BlockTridiagonal(shift[where], nothing).dense()
-            root = torch.linalg.cholesky_ex(dense).L
-            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[..., 0].view_as(g[where])
-        return step, _decrement(g, step)
-
-
-def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tensor:  # -> (q, n m, n m)
-    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive eigenvalues."""
-    root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
-    half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
-    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
-    wide = root @ vectors
-    return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
-
-
-def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: _Model, ended: np.ndarray) -> Tensor:
+def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: QuadraticModel, ended: np.ndarray) -> Tensor:
     """Correct the nodes of finished curves for the second order of the energy, where that is in reach."""
     rows = ended.nonzero()[0]
     if not len(rows):
         return nodes
-    at, energy = _rows(rows, nodes, expansion.energy)
+    at, energy = curves_at(rows, nodes, expansion.energy)
     residual = space.residual(at)
     if residual is None:
         return nodes
     step = model.newton(residual, rows)
-    size = _relative(_decrement(residual, step), energy)
+    size = _relative(decrement_of(residual, step), energy)
     return _put(nodes, rows, _moved(at, torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0)))
 
 
@@ -552,15 +399,6 @@ def _sound(expansion: Expansion) -> tuple[Expansion, np.ndarray]:
     )
 
 
-def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
-    """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
-    scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)  # a zero direction leaves a zero pivot
-    factor, info = torch.linalg.cholesky_ex(unit)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
-
-
 def _ended(decrement: np.ndarray, dtype: torch.dtype, tol: float) -> np.ndarray:
     """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
     acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(dtype).length)
@@ -570,23 +408,6 @@ def _ended(decrement: np.ndarray, dtype: torch.dtype, tol: float) -> np.ndarray:
 def _relative(predicted: N, energy: N) -> N:
     """Relative reduction of the length: the energy falls by predicted/2, and length² = energy."""
     return predicted / (4 * energy)
-
-
-def _decrement(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)
-    """``gᵀM⁻¹g`` when the step is ``−M⁻¹g``: twice what the quadratic model promises."""
-    return -(gradient * step).sum((-1, -2))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p, 1, 1)
-    return (a * b).sum((-1, -2), keepdim=True)
-
-
-def _rows(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The curves at increasing ``rows``: the tensors as they are where that is all of them."""
-    if len(rows) == len(tensors[0]):
-        return tensors
-    where = placed(rows, tensors[0])
-    return tuple(x[where] for x in tensors)
 
 
 def _put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:

@@ -375,7 +375,8 @@ class _Queue:
         # The chords of the fine start curve stand for its speed: values of the decoder only, no derivatives. They are
         # summed up for all levels to come while the decoder's values are at hand.
         self.chords: dict[int, Tensor] = {}
-        levels = [fine] + [n for n in (solver.segments * 2**i for i in range(8)) if n < fine and fine % n == 0]
+        coarse = (solver.segments * 2**i for i in range(fine.bit_length()))
+        levels = [fine, *(n for n in coarse if n < fine and fine % n == 0)]
         embedded: Any = getattr(space, "embedded", None)
         seen = None
         if embedded is not None and len(rows):

@@ -82,7 +82,7 @@ class PathState:
 
     @steps.setter
     def steps(self, steps: Tensor) -> None:
-        self.book["steps"] = steps.cpu().numpy()
+        self.book["steps"] = on_host(steps)
 
     def _column(self, name: str) -> Tensor:
         return placed(self.book[name].copy(), self.nodes)
@@ -112,13 +112,13 @@ class PathState:
 
     def select(self, index: Tensor) -> PathState:
         """The curves at ``index``."""
-        return PathState(self.book[index.cpu().numpy()], *(x[index] for x in self._tensors()))
+        return PathState(self.book[on_host(index)], *(x[index] for x in self._tensors()))
 
     def update(self, index: Tensor, other: PathState) -> None:
         """Write ``other`` back to the curves at ``index``."""
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[index] = theirs
-        self.book[index.cpu().numpy()] = other.book
+        self.book[on_host(index)] = other.book
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.nodes, self.tangents, self.crossings, self.diagonal, self.upper
@@ -132,6 +132,14 @@ def on_host(x: Tensor) -> np.ndarray:
 def placed(x: np.ndarray, like: Tensor) -> Tensor:
     """An array where a tensor is."""
     return torch.from_numpy(x).to(like.device)
+
+
+def curves_at(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The curves at increasing ``rows``: the tensors as they are where that is all of them."""
+    if len(rows) == len(tensors[0]):
+        return tensors
+    where = placed(rows, tensors[0])
+    return tuple(x[where] for x in tensors)
 
 
 def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:

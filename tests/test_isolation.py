@@ -266,6 +266,18 @@ class TestPieces:
             assert torch.equal(map_.value(x[first : first + count]), whole[first : first + count])
         assert seen == [rows, rows, rows * -(-12 // rows)]
 
+    @pytest.mark.parametrize("dtype", [F64, F32])
+    def test_convolutions(self, dtype):
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(2, 32), torch.nn.Unflatten(1, (8, 2, 2)), torch.nn.ConvTranspose2d(8, 4, 4, 2, 1)]
+        net = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Conv2d(4, 1, 3, padding=1)).to(dtype).eval()
+        map_, z = Differential(net.requires_grad_(False)).steady(), draw(15, 60, 2).to(dtype)
+        looks = (map_.value, map_.jacobian, lambda z: map_.slope(z, lambda x: x)[1])
+        for look in looks:
+            whole = look(z)
+            for first, count in ((0, 1), (5, 7), (20, 33)):
+                assert torch.equal(look(z[first : first + count].clone()), whole[first : first + count])
+
     def test_outputs_of_a_wrong_shape_are_shown_as_they_are(self):
         assert steady(lambda z: z[:-1])(draw(12, 7, 2)).shape == (6, 2)
         assert steady(lambda z: z.sum())(draw(12, 7, 2)).shape == ()

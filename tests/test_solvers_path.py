@@ -11,7 +11,8 @@ import torch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
-from riemae.solvers import Curve, Newton, Status, newton, state
+from riemae.solvers import Curve, Newton, Status, state
+from riemae.solvers.model import Secants
 
 
 def generator(seed=0):
@@ -123,7 +124,7 @@ class TestSecants:
     def steps(self, *changes, then=()):
         """Gives ``−M⁻¹g`` for the identity after updates ``(step, change)``; all vectors flat."""
         model = SimpleNamespace(newton=lambda gradient, rows: -gradient)
-        secants = newton._Secants(model, np.arange(3))
+        secants = Secants(model, np.arange(3))
         for step, change in changes:
             secants.add(step.view(-1, 4, 2), change.view(-1, 4, 2))
         for rows in then:

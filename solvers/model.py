@@ -1,0 +1,195 @@
+"""The quadratic model of a discrete curve energy that a Newton step minimises, and what a run of steps teaches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.energy import Expansion
+from riemae.solvers.linear import BlockTridiagonal, Factorization
+from riemae.solvers.state import curves_at, on_host, placed
+from riemae.solvers.tolerances import tolerance
+
+_LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
+
+
+@dataclass(frozen=True)
+class QuadraticModel:
+    """The quadratic model of one step.
+
+    The Hessian where it is positive definite; its absolute value where it is known to be indefinite (eigenvalues
+    relative to Gauss-Newton, taken positive: the step runs down along negative curvature, too); Gauss-Newton elsewhere.
+    """
+
+    full: BlockTridiagonal  # the Hessian as far as it is known
+    matrix: BlockTridiagonal
+    factor: Factorization
+    gauss_newton: BlockTridiagonal
+    correction: BlockTridiagonal
+    gradient: Tensor
+    step: Tensor  # undamped
+    decrement: Tensor  # gᵀ M⁻¹ g, M the matrix
+    singular: np.ndarray
+    indefinite: np.ndarray
+    index: np.ndarray
+    place: np.ndarray  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
+    absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
+
+    @classmethod
+    def of(cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray) -> QuadraticModel:
+        """The model about an expansion.
+
+        Args:
+            expansion: Of ``p`` curves.
+            reused: ``(p,)`` bool: its matrix comes from elsewhere on the way.
+            fresh: ``(p,)`` bool: it holds second derivatives of the present nodes.
+            unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be looked at.
+        """
+        gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
+        singular = np.zeros_like(fresh)
+        if unseen.any():
+            rows = unseen.nonzero()[0]
+            singular[rows] = on_host(_rank_deficient(*curves_at(rows, gn.diagonal)))
+        full = gn if correction is None else gn + correction
+        matrix, factor = full, full.cholesky()
+        definite = on_host(factor.ok)
+        index = np.where((reused | fresh) & definite, 0, -1)
+        ok = definite
+        if not definite.all():
+            # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
+            rest = (~definite & fresh & ~singular).nonzero()[0]
+            index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
+            matrix = full.where(factor.ok, gn)
+            factor = matrix.cholesky()
+            ok = on_host(factor.ok)
+        indefinite = index > 0
+        bent = indefinite.nonzero()[0]
+        place = np.full_like(index, -1)
+        place[bent] = np.arange(len(bent))
+        absolute = g.new_empty(0, 0, 0)
+        if len(bent):
+            those = placed(bent, g)
+            absolute = _absolute(full.select(those), gn.select(those))
+        step = factor.solve(-g)
+        step = step if ok.all() else torch.where(factor.ok[:, None, None], step, 0.0)
+        model = cls(
+            full=full,
+            matrix=matrix,
+            factor=factor,
+            gauss_newton=gn,
+            correction=gn.scaled(0.0) if correction is None else correction,
+            gradient=g,
+            step=step,
+            decrement=decrement_of(g, step),
+            singular=singular | ~(ok | reused),  # what was interpolated proves nothing about the metric
+            indefinite=indefinite,
+            index=index,
+            place=place,
+            absolute=absolute,
+        )
+        if not len(bent):
+            return model
+        step, decrement = model.solve(np.zeros(len(index)))
+        return replace(model, step=step, decrement=decrement)
+
+    def newton(self, gradient: Tensor, rows: np.ndarray) -> Tensor:
+        """Undamped steps from other gradients of the curves at ``rows``."""
+        if len(rows) == len(self.gradient):
+            return self.factor.solve(-gradient)
+        wide, where = torch.zeros_like(self.gradient), placed(rows, gradient)
+        wide[where] = -gradient
+        return self.factor.solve(wide)[where]
+
+    def solve(self, damping: np.ndarray, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
+        matrix, blocks, g, place = self.matrix, self.gauss_newton.diagonal, self.gradient, self.place
+        if rows is not None and len(rows) < len(g):
+            where, place = placed(rows, g), place[rows]
+            matrix, blocks, g = matrix.select(where), blocks[where], g[where]
+        shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
+        factor = matrix.add_block_diagonal(shift).cholesky()
+        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+        bent = (place >= 0).nonzero()[0]
+        if len(bent):
+            where = placed(bent, g)
+            nothing = torch.zeros_like(matrix.upper[where])
+            dense = self.absolute[placed(place[bent], g)] + BlockTridiagonal(shift[where], nothing).dense()
+            root = torch.linalg.cholesky_ex(dense).L
+            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[..., 0].view_as(g[where])
+        return step, decrement_of(g, step)
+
+
+class Secants:
+    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run began with.
+
+    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite
+    Hessian, the curve goes without that update.
+
+    Args:
+        model: Has the matrix.
+        rows: ``(q,)``, the curves that run.
+    """
+
+    def __init__(self, model: QuadraticModel, rows: np.ndarray) -> None:
+        self.model, self.rows = model, rows
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
+
+    def add(self, step: Tensor, change: Tensor) -> Tensor:  # (q, n - 1, m), (q, n - 1, m) -> (q,)
+        """Take in that the gradients have changed by ``change`` along ``step``.
+
+        Returns:
+            The curvatures along the steps, which a step by the right matrix promises to be its decrement.
+        """
+        curvature = _dot(step, change)
+        inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
+        self.pairs.append((step, change, inverse))
+        return curvature[:, 0, 0]
+
+    def newton(self, gradient: Tensor) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
+        """Steps from new gradients, and the decrements that they promise."""
+        rest, shares = gradient, []
+        for s, y, inverse in reversed(self.pairs):
+            shares.append(inverse * _dot(s, rest))
+            rest = rest - shares[-1] * y
+        step = self.model.newton(rest, self.rows)
+        for (s, y, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+            step = step - (share + inverse * _dot(y, step)) * s
+        return step, decrement_of(gradient, step)
+
+    def keep(self, those: np.ndarray) -> None:
+        """Go on with some of the curves."""
+        if len(those) < len(self.rows):
+            self.rows = self.rows[those]
+            where = placed(those, self.pairs[0][0])
+            self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
+
+
+def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tensor:  # -> (q, n m, n m)
+    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive eigenvalues."""
+    root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
+    half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
+    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
+    wide = root @ vectors
+    return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
+
+
+def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
+    """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
+    scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)  # a zero direction leaves a zero pivot
+    factor, info = torch.linalg.cholesky_ex(unit)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
+
+
+def decrement_of(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)
+    """``gᵀM⁻¹g`` when the step is ``−M⁻¹g``: twice what the quadratic model promises."""
+    return -(gradient * step).sum((-1, -2))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p, 1, 1)
+    return (a * b).sum((-1, -2), keepdim=True)
