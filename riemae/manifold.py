@@ -872,6 +872,10 @@ class Manifold:
         """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
         return self._core.residual(nodes)
 
+    def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+        """The velocities with which a geodesic passes its nodes, or None without a feature map."""
+        return self._core.velocities(nodes)
+
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         return self._core.ambient_distance(z0, z1)

@@ -24,6 +24,7 @@ from riemae.solvers.energy import (
     expand_by_autodiff,
     expand_chord,
     gauss_newton_blocks,
+    image_velocity,
     rounding,
 )
 from riemae.solvers.products import Products, from_graph, pulled
@@ -366,6 +367,31 @@ class Pullback:
         bend = bending(aligned(x, -3))[: len(x)]
         pulled = self.along.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
+
+    def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+        """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to the image's velocity.
+
+        The image of a geodesic turns in directions normal to the manifold only, however unevenly its coordinates move,
+        so that finite differences are taken of the image. None without a feature map; NaN where J is singular.
+        """
+        self.bind(nodes[:, 0])
+        if self.embedding is None:
+            return None
+        p, count, m = nodes.shape
+        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
+
+        def projected(part: Tensor) -> Tensor:
+            x, j = (y.unflatten(0, part.shape[:2]) for y in self.along.value_and_jacobian(part.flatten(0, 1)))
+            # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
+            velocity = image_velocity(aligned(x, -3))[: len(x)]
+            # Columns of unit length: the units of the coordinates are no matter of condition.
+            scale = safe_sqrt(j.square().sum(-2, keepdim=True))
+            q, r = torch.linalg.qr(j / scale)
+            lowered = (q.mT @ velocity[..., None])[..., 0]
+            solved = torch.linalg.solve_triangular(r, lowered[..., None], upper=True)[..., 0]
+            return solved / scale[..., 0, :]
+
+        return torch.cat([projected(part) for part in _split(nodes, curves)])
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
 from riemae.solvers.rows import apply_matrix
-from riemae.solvers.space import Space
+from riemae.solvers.space import Space, embedding_of
 from riemae.solvers.tolerances import tolerance
 
 # Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own quartic wiggles.
@@ -192,11 +190,11 @@ def sampled_speeds(space: Space, curve: Curve) -> tuple[Tensor, Tensor]:  # (p,)
     The image of a segment is interpolated through its Gauss-Lobatto points. In float32 differences of features would
     drown in rounding, which tangents do not.
     """
-    embedded: Any = getattr(space, "embedded", None)
+    embedded = embedding_of(space)
     if embedded is not None and curve.nodes.dtype == torch.float64:
-        speed = embedded(_samples(curve), _sampled_speeds)
+        speed = embedded(sampled_points(curve), speeds_of_samples)
         if speed is not None:
-            return speed, _weights(curve.segments, _SAMPLED_POINTS, curve.nodes)
+            return speed, quadrature_weights(curve.segments, _SAMPLED_POINTS, curve.nodes)
     return speeds(space, curve)
 
 
@@ -244,7 +242,7 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
     n = nodes.shape[-2] - 1
     u = tuple(((_gauss_legendre(_QUADRATURE_POINTS)[0] + 1) / 2).tolist())
-    w = _weights(n, _QUADRATURE_POINTS, nodes)
+    w = quadrature_weights(n, _QUADRATURE_POINTS, nodes)
     if isinstance(curve, Curve):
         z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
@@ -254,11 +252,12 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return z, v, w
 
 
-def _weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
+def quadrature_weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
+    """Of ``points`` Gauss-Legendre points on each of ``n`` pieces; they sum to 1."""
     return torch.as_tensor(np.tile(_gauss_legendre(points)[1] / (2 * n), n)).to(like)
 
 
-def _samples(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
+def sampled_points(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
     """Points at the Gauss-Lobatto times of every segment."""
     return _subdivided(curve, _lobatto()[0][:-1], 0)
 
@@ -290,8 +289,13 @@ def _shares(count: int) -> tuple[float, ...]:
     return tuple(i / count for i in range(count))
 
 
-def _sampled_speeds(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n q)
-    """Speeds at the quadrature points from the images of :func:`_samples`."""
+def nodes_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n + 1, D)
+    """The images of the nodes among those of :func:`sampled_points`."""
+    return x[:, :: _SAMPLES - 1]
+
+
+def speeds_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n q)
+    """Speeds at the quadrature points from the images of :func:`sampled_points`."""
     steps = _SAMPLES - 1
     chords = x.diff(dim=1).unflatten(1, (-1, steps)).unbind(2)
     velocities = x.new_empty(_SAMPLED_POINTS, *chords[0].shape)

@@ -7,6 +7,7 @@ With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,18 +113,24 @@ def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
     ``Jᵀ bending(x)`` is the gradient of the chord energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    return -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_second_differences(n)).to(x), x)
+    return -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x), x)
+
+
+def image_velocity(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n + 1, D)
+    """``dx/dt`` at all nodes, to fourth order, exact where they lie evenly on a straight line."""
+    n = x.shape[1] - 1
+    return n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 1, 5)).to(x), x)
 
 
 @lru_cache(maxsize=64)
-def _second_differences(n: int) -> np.ndarray:  # -> (n - 1, n + 1)
-    """Second derivatives (times h²) at the interior nodes of an even grid, from stencils of up to seven points."""
-    width = min(7, n + 1)
-    rows = np.zeros((n - 1, n + 1))
-    for i in range(1, n):
+def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n + 1)
+    """Derivatives (times h to the order) at the nodes of an even grid, from stencils of up to ``width`` points."""
+    width = min(width, n + 1)
+    rows = np.zeros((n + 1, n + 1))
+    for i in range(n + 1):
         first = min(max(i - width // 2, 0), n + 1 - width)
         powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
-        rows[i - 1, first : first + width] = np.linalg.solve(powers, 2.0 * (np.arange(width) == 2))
+        rows[i, first : first + width] = np.linalg.solve(powers, math.factorial(order) * (np.arange(width) == order))
     return rows
 
 

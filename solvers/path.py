@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.certificate import unevenness
-from riemae.solvers.curve import Curve, equalized, sampled_speeds
+from riemae.solvers.certificate import sound_acceleration, unevenness
+from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.graph import Graph
+from riemae.solvers.measure import RATIO, Evidence, Measure
 from riemae.solvers.newton import Newton
 from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
-from riemae.solvers.space import Space, evidently_finite
+from riemae.solvers.space import Space, embedding_of, evidently_finite, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
@@ -29,11 +30,9 @@ Progress = Callable[[int, int], object]
 
 # The solver's own error must be small beside the discretisation error that is being estimated; rounding may stop it
 # at 50 times as much.
-_SOLVER_SHARE = 3e-3
-# The error of the spline length falls by 16 to 150 from one level to the next: h⁴ from the nodes, h⁶ from the
-# spline between them. Assume the middle until three levels show it, and hold the verdict back by a safety factor.
-_RATIO_ASSUMED, _RATIO_MIN, _RATIO_MAX = 30.0, 4.0, 80.0
-_SAFETY = 2.0
+_SOLVER_SHARE, _ACCEPTABLE = 3e-3, 50
+# On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities at once.
+_WOBBLE = 1e-2
 
 _STARTS_WITH_GRAPH = 4
 
@@ -215,33 +214,38 @@ def _solve_chunk(
     space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
-    p, floor = len(z0), tolerance(z0.dtype).length
+    p = len(z0)
     out = _started(start)
     settled = (out.status != RUNNING).nonzero()[0]
     if len(settled):
         those = placed(settled, z0)
         out.keep(settled, Curve.line(z0[those], z1[those], solver.segments))
+    bound = space.ambient_distance(z0, z1) if p else None
+    least = np.full(p, np.nan) if bound is None else on_host(bound).astype(np.float64)
 
     queue = _Queue(space, start, out.running(), solver)
-    before = previous = np.full(p, np.nan)
-    ratio = getattr(solver, "refinement_ratio", _RATIO_ASSUMED)
+    _keep_near(space, solver, queue, out, rtol)
+    evidence, best = Evidence(p), _Best(space, p)
+    ratio = getattr(solver, "refinement_ratio", RATIO)
     segments = solver.segments
     rows, nodes = queue.admit(segments)
     state = solver.begin(nodes)
     while len(rows) or len(queue.rows):
         if len(rows):
             state = _solve_level(space, solver, state, rtol)
-            curve = Curve.from_nodes(state.nodes)
-            speed, weights = sampled_speeds(space, curve)
-            length, status, left, steps = map(
-                on_host, ((speed * weights).sum(-1), state.status, state.decrement, state.steps)
-            )
-            before, previous = previous, out.length.copy()
-            error = _error(before[rows], previous[rows], length, ratio, floor)
+            measure = Measure.of(space, Curve.from_nodes(state.nodes))
+            evidence.add(rows, measure.length, measure.root_energy)
+            measure = _straightened(space, measure, evidence, rows, rtol)
+            status, left, steps = map(on_host, (state.status, state.decrement, state.steps))
+            length, grain = best.take(rows, measure), measure.grain
             # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
-            error = error + np.where((status == Status.CONVERGED) & (left > 0), left, 0.0) * length
+            ended = (status == Status.CONVERGED) | (status == Status.PRECISION)
+            error = evidence.error(rows, measure.wobble, ratio) + np.where(ended & (left > 0), left, 0.0) * length
+            # Where the solver did not finish, only a lower bound of all curves' lengths says anything.
+            error = np.where(ended, np.maximum(error, measure.length - length), np.nan)
+            error = np.maximum(np.fmin(error, np.maximum(length - least[rows], 0.0)), grain)
             spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
-            verdict = _verdict(status, length, error, spent, last, rtol, floor)
+            verdict = _verdict(status, length, error, grain, spent, last, rtol)
             out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = length, error, steps, verdict
             done = verdict != RUNNING
             over, on = done.nonzero()[0], (~done).nonzero()[0]
@@ -249,16 +253,19 @@ def _solve_chunk(
                 those = placed(over, z0)
                 out.index[rows[over]] = on_host(state.index[those])
                 out.decrement[rows[over]] = left[over]
-                out.speed_deviation[rows[over]] = on_host(unevenness(speed[those], weights))
-                out.keep(rows[over], curve if done.all() else curve[those])
+                out.speed_deviation[rows[over]] = on_host(unevenness(measure.speed[those], measure.weights))
+                for pairs, curve in best.curves(rows[over]):
+                    out.keep(pairs, curve)
             if progress is not None:
                 progress(p - len(on) - len(queue.rows), p)
             if not len(on) and not len(queue.rows):
                 break
             if len(over):
                 those = placed(on, z0)
-                curve, speed, state, rows, steps = curve[those], speed[those], state.select(those), rows[on], steps[on]
-            finer = _even(curve, speed, weights, 2 * segments)
+                state, rows, steps = state.select(those), rows[on], steps[on]
+                measure = measure.select(on, those)
+            measure, lost = _recovered(space, measure, best, rows, rtol)
+            finer = _even(measure.curve, measure.speed, measure.weights, 2 * segments, lost)
             state = state.refined(*finer) if hasattr(state, "refined") else solver.begin(finer[0])
             state.steps = placed(steps, z0)
         segments *= 2
@@ -268,9 +275,8 @@ def _solve_chunk(
             state = type(new).cat([state, new]) if len(rows) else new
             rows = np.concatenate([rows, joined])
 
-    bound = space.ambient_distance(z0, z1) if p else None
-    if bound is not None:  # a curve that ran away to where rounding rules has no length to speak of
-        out.length[(out.status > 0) & (out.length < (1 - 1e-3) * on_host(bound))] = np.nan
+    # A curve that ran away to where rounding rules has no length to speak of.
+    out.length[(out.status > 0) & (out.length < (1 - 1e-3) * least)] = np.nan
     number = lambda x: placed(x, z0).to(z0.dtype)  # noqa: E731 (one expression)
     return GeodesicResult(
         length=number(out.length),
@@ -288,6 +294,42 @@ def _solve_chunk(
         },
         space=space,
     )
+
+
+def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol: float) -> None:
+    """Settle pairs so near that rounding moves a curve's nodes further than the metric bends it.
+
+    Their straight line is kept, and measured by tangents, which rounding leaves alone. With the covariant acceleration
+    ``a`` of a straight line at velocity ``v`` its length exceeds the geodesic's by the share ``|a|² / 24|v|²``.
+    """
+    if not len(queue.rows):
+        return
+    line = queue.start.nodes
+    eps = tolerance(line.dtype).eps
+    noise = eps * solver.segments * queue.size / queue.lengths
+    near = noise > _ACCEPTABLE * _SOLVER_SHARE * rtol  # False for NaN
+    if not near.any():
+        return
+    where = placed(near.nonzero()[0], line)
+    ends = line[where][:, [0, -1]]
+    straight = Curve.line(ends[:, 0], ends[:, 1], queue.start.segments).nodes
+    same = ((line[where] - straight).abs() <= 16 * eps * straight.abs().amax((1, 2), keepdim=True)).all(2).all(1)
+    curve = Curve.line(ends[:, 0], ends[:, 1], solver.segments)
+    speed, weights = speeds(space, curve)
+    middle, velocity = ends.mean(1), ends[:, 1] - ends[:, 0]
+    turn = space.norm(middle, sound_acceleration(space, middle, velocity))
+    length = (speed * weights).sum(-1)
+    length, excess, same = map(on_host, (length, (turn / length).square() / 24, same))
+    error = (excess + tolerance(line.dtype).length) * length
+    settled = (same & (error <= rtol * length)).nonzero()[0]
+    rows = queue.rows[near][settled]
+    out.length[rows], out.error[rows], out.decrement[rows] = length[settled], error[settled], excess[settled]
+    out.status[rows], out.index[rows] = Status.CONVERGED, 0
+    those = placed(settled, speed)
+    out.speed_deviation[rows] = on_host(unevenness(speed[those], weights))
+    out.keep(rows, curve[those])
+    rest = ~np.isin(queue.rows, rows)
+    queue.keep(rest)
 
 
 def _started(start: Curve) -> _Outcome:
@@ -328,37 +370,91 @@ def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
             state.update(rows, solver.step(space, state.select(rows), _SOLVER_SHARE * rtol))
 
 
-def _error(before: np.ndarray, previous: np.ndarray, now: np.ndarray, assumed: float, floor: float) -> np.ndarray:
-    """Error estimate from the lengths at two or three levels; NaN at the first."""
-    ratio = np.abs((before - previous) / (previous - now))
-    ratio = np.where(np.isnan(ratio), assumed, ratio).clip(_RATIO_MIN, _RATIO_MAX)
-    estimate = np.abs(previous - now) / (ratio - 1)
-    # The previous length is that of a real curve: a longer one is too long by all of the difference.
-    estimate = np.where(np.isnan(previous), estimate, np.maximum(estimate, now - previous))
-    return np.maximum(estimate, floor * now)
+def _straightened(space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float) -> Measure:
+    """The curves with the geodesic's own velocities in place of the spline's where that makes them shorter.
+
+    A spline overshoots where the coordinates move unevenly, though its nodes be right: then its length exceeds by far
+    what the nodes say. The velocities cost a Jacobian at every node, and are asked for only there.
+    """
+    first = np.isnan(evidence.lengths[1, rows])
+    over = evidence.unexplained(rows) > rtol / 2 * measure.length
+    wanted = np.where(first, measure.wobble > _WOBBLE, over).nonzero()[0]
+    if not len(wanted):
+        return measure
+    where = placed(wanted, measure.speed)
+    nodes = measure.curve.nodes[where]
+    slopes = velocities_of(space, nodes)
+    if slopes is None:
+        return measure
+    sound = slopes.isfinite().flatten(1).all(1)[:, None, None]
+    other = Measure.of(space, Curve(nodes, torch.where(sound, slopes, measure.curve.slopes[where])))
+    shorter = (other.length < measure.length[wanted]).nonzero()[0]
+    if not len(shorter):
+        return measure
+    rows, wanted = rows[wanted[shorter]], wanted[shorter]
+    other = other.select(shorter, placed(shorter, nodes))
+    evidence.replace(rows, other.length)
+    return measure.put(wanted, placed(wanted, nodes), other)
 
 
 def _verdict(
     status: np.ndarray,
     length: np.ndarray,
     error: np.ndarray,
+    grain: np.ndarray,
     spent: np.ndarray,
     last: bool,
     rtol: float,
-    floor: float,
 ) -> np.ndarray:
     """Status after a level that a solver left with ``status``; RUNNING where a finer one is needed."""
     met = status == Status.CONVERGED
     solved = met | (status == Status.PRECISION)
-    # False while the error is NaN. What rounding adds to it needs no safety factor.
-    accurate = (error <= rtol * length) & (_SAFETY * (error - floor * length) <= rtol * length)
-    at_floor = error <= 2 * floor * length
+    accurate = error <= rtol * length  # False while the error is NaN
+    at_floor = error <= 2 * grain
 
     verdict = np.where(solved, int(Status.RESOLUTION) if last else RUNNING, status)
     verdict[solved & (accurate | at_floor)] = Status.PRECISION
     verdict[met & accurate] = Status.CONVERGED
     verdict[(status == RUNNING) | ((verdict == RUNNING) & spent)] = Status.MAX_STEPS
     return verdict
+
+
+class _Best:
+    """The shortest curve of each pair so far: where tangents nearly vanish, a finer level may end with a longer one."""
+
+    def __init__(self, space: Space, p: int) -> None:
+        self.space = space
+        self.length = np.full(p, np.inf)
+        self.shelf: list[Curve] = []
+        self.level, self.place = np.zeros((2, p), dtype=np.int64)
+
+    def take(self, rows: np.ndarray, measure: Measure) -> np.ndarray:
+        """Take in a level's curves of the pairs at ``rows``; the shortest lengths so far, NaN where there is none."""
+        doubted = (measure.length > self.length[rows]).nonzero()[0]
+        if len(doubted):  # what a coarse level has seen of a curve may be too little: look again, as closely as now
+            again = Measure.of(self.space, self.curve(rows[doubted]).resample(measure.curve.segments)).length
+            self.length[rows[doubted]] = again
+        better = (~(self.length[rows] <= measure.length)).nonzero()[0]
+        self.length[rows[better]], self.place[rows[better]] = measure.length[better], better
+        self.level[rows[better]] = len(self.shelf)
+        self.shelf.append(measure.curve)
+        return self.length[rows]
+
+    def curves(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Curve]]:
+        """The shortest curves of the pairs at ``rows``, in groups of pairs."""
+        for level in np.unique(self.level[rows]):
+            pairs, curve = rows[self.level[rows] == level], self.shelf[level]
+            whole = len(pairs) == len(curve.nodes) and (np.diff(self.place[pairs]) > 0).all()
+            yield pairs, curve if whole else curve[placed(self.place[pairs], curve.nodes)]
+
+    def curve(self, rows: np.ndarray) -> Curve:
+        """The shortest curves of the pairs at ``rows``, on the finest grid among them."""
+        groups = list(self.curves(rows))
+        segments = max(curve.segments for _, curve in groups)
+        fine = [curve.resample(segments) for _, curve in groups]
+        order = np.concatenate([pairs for pairs, _ in groups])
+        where = placed(np.argsort(order)[np.searchsorted(np.sort(order), rows)], fine[0].nodes)
+        return Curve(torch.cat([c.nodes for c in fine])[where], torch.cat([c.slopes for c in fine])[where])
 
 
 class _Queue:
@@ -377,16 +473,22 @@ class _Queue:
         self.chords: dict[int, Tensor] = {}
         coarse = (solver.segments * 2**i for i in range(fine.bit_length()))
         levels = [fine, *(n for n in coarse if n < fine and fine % n == 0)]
-        embedded: Any = getattr(space, "embedded", None)
+        embedded = embedding_of(space)
         seen = None
         if embedded is not None and len(rows):
-            seen = embedded(points, lambda x: torch.cat([_chords(x, fine // n) for n in levels], 1))
+            seen = embedded(points, lambda x: torch.cat([*(_chords(x, fine // n) for n in levels), _sizes(x)], 1))
         if seen is not None:
-            self.chords = dict(zip(levels, seen.split(levels, 1), strict=True))
+            *chords, size = seen.split([*levels, 1], 1)
+            self.chords, self.size = dict(zip(levels, chords, strict=True)), on_host(size[:, 0])
         elif len(rows):
             self.chords = {fine: space.squared_chords(points).sqrt()}
+            self.size = on_host(space.norm(points[:, 0], points[:, 0]))
         self.speed = fine * self.chords[fine] if len(rows) else points.diff(dim=1)[..., 0]
         self.weights = points.new_full((fine,), 1 / fine)
+        if not len(rows):
+            self.size = np.zeros(0)
+        # Lengths of the start curves' own polygons: no result may be longer than its start.
+        self.lengths = on_host(self.speed.mean(-1)).astype(np.float64)
 
     def admit(self, segments: int) -> tuple[np.ndarray, Tensor]:
         """The pairs that join at this resolution, and their nodes; they leave the queue."""
@@ -400,11 +502,21 @@ class _Queue:
         if ready.all() or 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
             joined, self.rows = self.rows, self.rows[:0]
             return joined, nodes
-        join, wait = (placed(x.nonzero()[0], nodes) for x in (ready, ~ready))
-        joined, self.rows = self.rows[ready], self.rows[~ready]
-        self.start, self.speed = self.start[wait], self.speed[wait]
-        self.chords = {n: x[wait] for n, x in self.chords.items()}
+        joined, join = self.rows[ready], placed(ready.nonzero()[0], nodes)
+        self.keep(~ready)
         return joined, nodes[join]
+
+    def keep(self, those: np.ndarray) -> None:
+        """Go on with some of the pairs that wait."""
+        where = placed(those.nonzero()[0], self.speed)
+        self.rows, self.size = self.rows[those], self.size[those]
+        self.start, self.speed, self.lengths = self.start[where], self.speed[where], self.lengths[those]
+        self.chords = {n: x[where] for n, x in self.chords.items()}
+
+
+def _sizes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 1)
+    """Norm of the larger end point."""
+    return torch.linalg.vector_norm(x[:, [0, -1]], dim=-1).amax(-1, keepdim=True)
 
 
 def _chords(x: Tensor, stride: int) -> Tensor:  # (p, n + 1, D) -> (p, n / stride)
@@ -412,13 +524,32 @@ def _chords(x: Tensor, stride: int) -> Tensor:  # (p, n + 1, D) -> (p, n / strid
     return torch.linalg.vector_norm(x[:, stride::stride] - x[:, :-stride:stride], dim=-1)
 
 
-def _even(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+def _recovered(
+    space: Space, measure: Measure, best: _Best, rows: np.ndarray, rtol: float
+) -> tuple[Measure, np.ndarray]:
+    """Go on with the shortest curves where this level's are longer; and which these are.
+
+    A start of uneven speed has more energy than its length says, enough to slide into a longer geodesic.
+    """
+    lost = measure.length > (1 + rtol) * best.length[rows]
+    those = lost.nonzero()[0]
+    if len(those):
+        shorter = best.curve(rows[those]).resample(measure.curve.segments)
+        measure = measure.put(those, placed(those, measure.speed), Measure.of(space, shorter))
+    return measure, lost
+
+
+def _even(
+    curve: Curve, speed: Tensor, weights: Tensor, segments: int, wanted: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Nodes ``(p, segments + 1, m)`` for the next level, and which curves ``(p,)`` were walked anew.
 
-    A curve of uneven speed hides a jump: it is walked at constant speed first.
+    A curve of uneven speed hides a jump: it is walked at constant speed first, and so are those ``wanted``.
     """
     nodes = curve.knots(segments)
     uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
+    if wanted is not None and wanted.any():
+        uneven = uneven | placed(wanted, uneven)
     if bool(uneven.any()):
         nodes = nodes.clone()
         nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[:, 1:-1]

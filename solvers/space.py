@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ class Space(Protocol):
     Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
     differentiable by reverse mode. Optional: ``energy_and_gradient(nodes)``, where there is a faster road than that;
     ``embedded(points, then)``, which returns ``then`` ``(p, c, D) -> (p, …)`` of the images of points ``(p, c, m)`` in
-    a Euclidean space where curves have the lengths that they have here, or None; and ``products(nodes)``, which returns
-    :class:`~riemae.solvers.Products`, for the matrix-free solver: without it ``squared_chords`` must be differentiable
-    twice.
+    a Euclidean space where curves have the lengths that they have here, or None; ``velocities(nodes)``, ``(p, n + 1,
+    m)``, with which a geodesic passes its nodes, or None: where coordinates move unevenly they make a better curve than
+    a spline through the nodes alone; and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the
+    matrix-free solver: without it ``squared_chords`` must be differentiable twice.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -148,6 +149,18 @@ def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  
     """The discrete energy and its gradient in the interior nodes: by the space's own method of this name, if any."""
     own: Any = getattr(space, "energy_and_gradient", None)
     return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
+
+
+def embedding_of(space: Space) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
+    """The space's own ``embedded``, if any."""
+    found: Any = getattr(space, "embedded", None)
+    return cast("Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None", found)
+
+
+def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+    """The velocities with which a geodesic passes its nodes: by the space's own ``velocities``, if any."""
+    own: Any = getattr(space, "velocities", None)
+    return None if own is None else cast("Tensor | None", own(nodes))
 
 
 def differentiated(
