@@ -4,6 +4,7 @@ from riemae.solvers.exceptions import (
     DeviceError,
     DisconnectedGraphWarning,
     DTypeError,
+    FallbackWarning,
     FileError,
     GraphError,
     MissingExtraError,
@@ -80,10 +81,6 @@ class CheckpointError(RiemaeError, ValueError):
 
 class ApproximationWarning(UserWarning):
     """A stochastic estimate stands in for an exact value."""
-
-
-class FallbackWarning(UserWarning):
-    """A slower road was taken; the result is the same."""
 
 
 class SmoothnessWarning(UserWarning):

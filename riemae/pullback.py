@@ -372,12 +372,15 @@ class Pullback:
         """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to the image's velocity.
 
         The image of a geodesic turns in directions normal to the manifold only, however unevenly its coordinates move,
-        so that finite differences are taken of the image. None without a feature map; NaN where J is singular.
+        so that finite differences are taken of the image. None without a feature map, and for more latent dimensions than
+        features; NaN or far too fast where J is singular.
         """
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
         p, count, m = nodes.shape
+        if self.along.value(nodes[:1, 0]).shape[-1] < m:
+            return None
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
 
         def projected(part: Tensor) -> Tensor:

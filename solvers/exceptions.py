@@ -93,6 +93,10 @@ class NotConvergedError(RiemaeError, RuntimeError):
         return type(self), (self.where, self.expected, self.got, self.hint, self.result)
 
 
+class FallbackWarning(UserWarning):
+    """Something slower, but exact, takes the place of what was meant: derivatives or a solver."""
+
+
 class DisconnectedGraphWarning(UserWarning):
     """A neighbourhood graph falls into several components; distances between them are infinite."""
 

@@ -33,10 +33,12 @@ from riemae.solvers.tolerances import tolerance
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is believed only once
 # three levels have shown it, and then by half.
 RATIO = 16.0
-_RATIO_MIN, _RATIO_MAX, _BELIEVED = 1.5, 80.0, 2.0
+_RATIO_MIN, _RATIO_MAX, _BELIEVED = 1.5, 80.0, 1.5
 # What the h⁴ part may make of the extrapolated root energy, as a share of the h² part: it was at most 0.07 on the first
 # two levels of the benchmark's decoder. With three levels the change of the extrapolation says it.
 _EXTRAPOLATION = 0.1
+# Differences of levels are reported with this margin, so that they cover the error in 95 % of cases and more.
+_MARGIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,11 @@ class Evidence:
         limit, doubt = self.extrapolation(rows)
         return np.maximum(np.abs(self.lengths[2, rows] - limit) - doubt, 0.0)
 
-    def error(self, rows: np.ndarray, wobble: np.ndarray, ratio: float) -> np.ndarray:
-        """Absolute error of the last lengths; NaN at the first level.
+    def error(self, rows: np.ndarray, wobble: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        """Absolute error of the last lengths, and what it may be at worst; NaN at the first level.
+
+        A length is accepted by the worst. The wobble belongs to it alone: where only the speed along the right path is
+        uneven, the length has no error at all.
 
         Args:
             rows: The pairs.
@@ -175,5 +180,6 @@ class Evidence:
         limit, doubt = self.extrapolation(rows)
         gap = np.abs(now - limit)
         # A gap that the extrapolation's own error cannot explain is the curve's.
-        shape = np.where(gap > doubt, gap + doubt, np.fmin(wobble * now, gap + doubt))
-        return np.maximum(between, shape)
+        unexplained = np.where(gap > doubt, gap + doubt, 0.0)
+        worst = np.maximum(np.maximum(between, unexplained), np.fmin(wobble * now, gap + doubt))
+        return np.maximum(_MARGIN * between, unexplained), worst

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from riemae.solvers.certificate import sound_acceleration, unevenness
 from riemae.solvers.curve import Curve, equalized, speeds
-from riemae.solvers.exceptions import DeviceError, DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.solvers.exceptions import (
+    DeviceError,
+    DTypeError,
+    FallbackWarning,
+    NotConvergedError,
+    OptionError,
+    ShapeError,
+    stack_level,
+)
 from riemae.solvers.graph import Graph
 from riemae.solvers.measure import RATIO, Evidence, Measure
 from riemae.solvers.newton import Newton
@@ -112,16 +121,18 @@ def geodesic(
         raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
     if n_starts is None:
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
+    resort: Solver | None = None
     if solver is None:
         solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
+        resort = NewtonCG() if isinstance(solver, Newton) else None
     with torch.no_grad():
         start = _start(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(space, solver, start, rtol, progress)
+            result = _solve(space, solver, resort, start, rtol, progress)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             fine: Solver = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
-            result = search(partial(_solve, space, fine), space, start, n_starts, graph, seed, rtol, progress)
+            result = search(partial(_solve, space, fine, resort), space, start, n_starts, graph, seed, rtol, progress)
     if z0.ndim != 2:
         result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
@@ -192,17 +203,107 @@ class _Outcome:
 
 
 def _solve(
-    space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
+    space: Space, solver: Solver, resort: Solver | None, start: Curve, rtol: float, progress: Progress | None
 ) -> GeodesicResult:  # a flat batch (p,)
-    """All pairs, some at a time: memory grows with the chunk, and only the result with the batch."""
+    """All pairs, those along which the metric is singular by ``resort``, if any; none longer than its start curve."""
+    result, lengths = _solve_all(space, solver, start, rtol, progress)
+    if resort is not None:
+        singular = (result.status == Status.SINGULAR).nonzero().flatten()
+        if len(singular):
+            again, _ = _solve_all(space, resort, start[singular], rtol, None)
+            solved = again.converged
+            result = _exchanged(result, singular[solved], again[solved])
+            if bool(solved.any()):
+                warnings.warn(
+                    f"geodesic: the metric is singular along {len(singular)} of {len(start.nodes)} pairs; "
+                    f"{int(solved.sum())} of them are solved by NewtonCG, which moves across the directions that "
+                    "have no length as little as it can, and knows no Morse index (-1).",
+                    FallbackWarning,
+                    stacklevel=stack_level(),
+                )
+    return _not_longer(space, solver, start, lengths, result, rtol)
+
+
+def _solve_all(
+    space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
+) -> tuple[GeodesicResult, np.ndarray]:
+    """All pairs, some at a time, and their start curves' lengths: memory grows with the chunk, only results with p."""
     p, m = len(start.nodes), start.nodes.shape[-1]
     numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
     size = max(_FEWEST_PAIRS, _BYTES // (start.nodes.element_size() * numbers))
-    parts = []
+    parts, lengths = [], []
     for first in range(0, max(p, 1), size):
         report = None if progress is None else partial(_report, progress, first, p)
-        parts.append(_solve_chunk(space, solver, start[first : first + size], rtol, report))
-    return GeodesicResult.cat(parts, torch.Size((p,)))
+        part, seen = _solve_chunk(space, solver, start[first : first + size], rtol, report)
+        parts.append(part)
+        lengths.append(seen)
+    return GeodesicResult.cat(parts, torch.Size((p,))), np.concatenate(lengths)
+
+
+def _exchanged(result: GeodesicResult, rows: Tensor, other: GeodesicResult) -> GeodesicResult:
+    """The result with other pairs at ``rows``."""
+    if not len(rows):
+        return result
+    place = torch.zeros_like(result.status)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    there = torch.zeros_like(result.converged)
+    there[rows] = True
+    return GeodesicResult.where(there, other[place], result)
+
+
+def _not_longer(
+    space: Space, solver: Solver, start: Curve, lengths: np.ndarray, result: GeodesicResult, rtol: float
+) -> GeodesicResult:
+    """Replace results that are longer than their start curve by what a descent from that curve at its own resolution
+    finds, or by the curve itself: on the way down from few segments, a curve may slide out of a shallow valley.
+
+    Args:
+        space: The space.
+        solver: The solver.
+        start: The start curves.
+        lengths: Lengths of their polygons, which are shorter than the curves; NaN where nobody looked.
+        result: What came of them.
+        rtol: The accuracy.
+    """
+    slack = 16 * tolerance(start.nodes.dtype).length
+    longer = (on_host(result.length) > (1 + slack) * lengths).nonzero()[0]  # False for NaN
+    if not len(longer):
+        return result
+    rows = placed(longer, start.nodes)
+    part, found = start[rows], result[rows]
+    own = Measure.of(space, part)
+    worse = on_host(found.length) > (1 + slack) * own.length
+    if not worse.any():
+        return result
+    keep = worse.nonzero()[0]
+    where = placed(keep, rows)
+    longer, rows, part, found, own = longer[keep], rows[where], part[where], found[where], own.select(keep, where)
+    far = (on_host(found.length) > (1 + rtol) * own.length).nonzero()[0]
+    if len(far) and start.segments > solver.segments:
+        those = placed(far, rows)
+        most = max(solver.max_segments, start.segments)
+        finer: Solver = replace(cast(Any, solver), segments=start.segments, max_segments=most)
+        again = _solve_chunk(space, finer, part[those], rtol, None)[0]
+        better = (again.length < found.length[those]).nonzero().flatten()
+        found = _exchanged(found, those[better], again[better])
+    # What is still longer than its start has failed as a minimum, by at least the difference.
+    excess = on_host(found.length) - own.length
+    failed = excess > slack * own.length
+    if failed.any():
+        error = np.maximum(on_host(found.error), excess)
+        converged = on_host(found.converged) & (error <= rtol * own.length)
+        status = np.where(converged, int(Status.CONVERGED), int(Status.STALLED))
+        number = lambda x: placed(x, rows).to(start.nodes.dtype)  # noqa: E731 (one expression)
+        kept = replace(
+            found,
+            length=number(own.length),
+            error=number(error),
+            status=placed(status, rows),
+            curve=part,
+            speed_deviation=unevenness(own.speed, own.weights),
+        )
+        found = GeodesicResult.where(placed(failed, rows), kept, found)
+    return _exchanged(result, rows, found)
 
 
 def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:
@@ -212,7 +313,8 @@ def _report(progress: Progress, before: int, total: int, done: int, _: int) -> N
 @np.errstate(all="ignore")  # what comes of NaN is NaN, and has a status
 def _solve_chunk(
     space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
-) -> GeodesicResult:  # a flat batch (p,)
+) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
+    """Some pairs, and the lengths of their start curves' polygons, NaN where nobody looked."""
     z0, z1 = start.nodes[:, 0], start.nodes[:, -1]
     p = len(z0)
     out = _started(start)
@@ -224,6 +326,8 @@ def _solve_chunk(
     least = np.full(p, np.nan) if bound is None else on_host(bound).astype(np.float64)
 
     queue = _Queue(space, start, out.running(), solver)
+    begun = np.full(p, np.nan)
+    begun[queue.rows] = queue.lengths
     _keep_near(space, solver, queue, out, rtol)
     evidence, best = Evidence(p), _Best(space, p)
     ratio = getattr(solver, "refinement_ratio", RATIO)
@@ -238,14 +342,21 @@ def _solve_chunk(
             measure = _straightened(space, measure, evidence, rows, rtol)
             status, left, steps = map(on_host, (state.status, state.decrement, state.steps))
             length, grain = best.take(rows, measure), measure.grain
-            # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
             ended = (status == Status.CONVERGED) | (status == Status.PRECISION)
-            error = evidence.error(rows, measure.wobble, ratio) + np.where(ended & (left > 0), left, 0.0) * length
+            error, worst = evidence.error(rows, measure.wobble, ratio)
+            # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
+            rest = np.where(ended & (left > 0), left * length, 0.0)
             # Where the solver did not finish, only a lower bound of all curves' lengths says anything.
-            error = np.where(ended, np.maximum(error, measure.length - length), np.nan)
-            error = np.maximum(np.fmin(error, np.maximum(length - least[rows], 0.0)), grain)
+            known = np.where(ended, 0.0, np.nan) + np.maximum(measure.length - length, 0.0)
+            beyond = np.maximum(length - least[rows], 0.0)
+            capped = lambda x, most: np.where(most < x, most, x)  # noqa: E731 (NaN where x is)
+            error, worst = (np.maximum(capped(np.maximum(x + rest, known), beyond), grain) for x in (error, worst))
+            flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
+            error, worst = (np.where(flat, grain, x) for x in (error, worst))
             spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
-            verdict = _verdict(status, length, error, grain, spent, last, rtol)
+            verdict = _verdict(status, length, worst, grain, spent, last, rtol)
+            error = np.where(verdict == Status.CONVERGED, np.minimum(error, rtol * length), np.fmax(error, worst))
+            error = np.where(np.isnan(error), np.maximum(beyond, grain), error)
             out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = length, error, steps, verdict
             done = verdict != RUNNING
             over, on = done.nonzero()[0], (~done).nonzero()[0]
@@ -278,7 +389,7 @@ def _solve_chunk(
     # A curve that ran away to where rounding rules has no length to speak of.
     out.length[(out.status > 0) & (out.length < (1 - 1e-3) * least)] = np.nan
     number = lambda x: placed(x, z0).to(z0.dtype)  # noqa: E731 (one expression)
-    return GeodesicResult(
+    result = GeodesicResult(
         length=number(out.length),
         error=number(out.error),
         status=placed(out.status, z0),
@@ -294,6 +405,7 @@ def _solve_chunk(
         },
         space=space,
     )
+    return result, begun
 
 
 def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol: float) -> None:
@@ -400,7 +512,7 @@ def _straightened(space: Space, measure: Measure, evidence: Evidence, rows: np.n
 def _verdict(
     status: np.ndarray,
     length: np.ndarray,
-    error: np.ndarray,
+    worst: np.ndarray,
     grain: np.ndarray,
     spent: np.ndarray,
     last: bool,
@@ -409,8 +521,8 @@ def _verdict(
     """Status after a level that a solver left with ``status``; RUNNING where a finer one is needed."""
     met = status == Status.CONVERGED
     solved = met | (status == Status.PRECISION)
-    accurate = error <= rtol * length  # False while the error is NaN
-    at_floor = error <= 2 * grain
+    accurate = worst <= rtol * length  # False while the error is NaN
+    at_floor = worst <= 2 * grain
 
     verdict = np.where(solved, int(Status.RESOLUTION) if last else RUNNING, status)
     verdict[solved & (accurate | at_floor)] = Status.PRECISION

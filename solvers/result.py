@@ -36,7 +36,8 @@ HINTS = {
     Status.RESOLUTION: "raise max_segments, or loosen rtol: the curve is not resolved yet",
     Status.PRECISION: "rtol is below what the dtype can deliver: loosen it, or use M.to(dtype=torch.float64)",
     Status.STALLED: "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?",
-    Status.SINGULAR: "the metric is singular along the curve: the decoder has dependent tangent directions there",
+    Status.SINGULAR: "the metric is singular along the curve: directions without length, such as unused latent units; "
+    "try solver=solvers.NewtonCG(), which moves along them as little as it can",
     Status.NON_FINITE: "decoder, metric or start curve are NaN or infinite somewhere: start elsewhere (init=)",
     Status.INVALID_POINT: "an end point is NaN or infinite: remove it",
     Status.ABSENT: "a search found fewer distinct geodesics for this pair than for others: raise n_starts for more",
@@ -49,7 +50,8 @@ class GeodesicResult:
 
     Attributes:
         length: Riemannian length of ``curve``, an upper bound of the distance; NaN where a failed curve has none.
-        error: Estimated absolute error of ``length``; NaN where no estimate exists.
+        error: Estimated absolute error of ``length``, never more than its distance from ``lower_bound``; where a solver
+            did not finish, that distance itself; NaN where neither is known.
         status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
         index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum, −1 where
             unknown. It is that of the discrete energy at the resolution at which second derivatives were last computed,
