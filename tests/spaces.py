@@ -26,6 +26,9 @@ class Known:
         space: Makes the space to solve in.
         points: Points inside the chart, ``(generator, n) -> (n, m)`` in float64.
         pairs: ``(generator, n) -> z0, z1, true distance`` in float64.
+        distance: ``(z0, z1) -> d`` in float64, where it is a formula: the truth for points that were rounded, too.
+        smoothness: Of the decoder: ``smooth``, ``C1``, or ``C0`` where only one-sided derivatives exist.
+        flat: Whether the decoder maps onto a Euclidean space, so that d is the chord.
     """
 
     name: str
@@ -33,6 +36,17 @@ class Known:
     space: Callable[[], object]
     points: Callable
     pairs: Callable[[torch.Generator, int], Pairs]
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    smoothness: str = "smooth"
+    flat: bool = False
+
+    def draw(self, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Pairs:
+        """Pairs in ``dtype`` with the distance, in float64, of what they were rounded to."""
+        z0, z1, d = self.pairs(torch.Generator().manual_seed(seed), n)
+        z0, z1 = z0.to(dtype), z1.to(dtype)
+        if self.distance is not None:
+            d = self.distance(z0.double(), z1.double())
+        return z0, z1, d
 
 
 def rand(generator, *shape, low=-1.0, high=1.0):
