@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from spaces import Known
+from spaces import closed
 
 from riemae import Manifold
 
@@ -205,14 +205,10 @@ def known(name, decoder, m, smoothness="smooth", size=3.0):
     def points(generator, n):
         return size * torch.randn(n, m, generator=generator, dtype=torch.float64)
 
-    def distance(z0, z1):
+    def chord(z0, z1):
         return (decoder(z0) - decoder(z1)).norm(dim=-1)
 
-    def pairs(generator, n):
-        z0, z1 = points(generator, n), points(generator, n)
-        return z0, z1, distance(z0, z1)
-
-    return Known(name, decoder, lambda: Manifold(decoder), points, pairs, distance, smoothness, True)
+    return closed(name, decoder, lambda: Manifold(decoder), points, chord, smoothness=smoothness, flat=True)
 
 
 FLAT_ONTO = [
@@ -230,11 +226,11 @@ FLAT_ONTO = [
     known("stack sine .2 m=2", stack(3, 2, 2, sine(0.2, 2.0)), 2),
     # Flows.
     known("coupling m=2", flow(0, 2), 2, size=1.5),
-    known("coupling m=5", flow(1, 5, scale=1.0), 5, size=1.5),
+    known("coupling m=5", flow(1, 5), 5, size=1.5),
     known("coupling m=8", flow(2, 8), 8, size=1.5),
     known("coupling steep m=3", flow(3, 3, layers=4, scale=1.0, gain=1.0), 3, size=1.5),
-    known("planar m=2", planar_flow(0, 2), 2),
-    known("planar m=5", planar_flow(1, 5), 5),
+    known("planar m=2", planar_flow(0, 2, layers=2, strength=0.8), 2),
+    known("planar m=5", planar_flow(1, 5, layers=3, strength=0.8), 5),
     # Unequal directions.
     known("linear 1e3 m=5", anisotropic(0, 5, 1e3), 5),
     known("linear 30, sine .45 m=2", chain(anisotropic(1, 2, 30.0), sine(0.45, 2.0)), 2, size=1.0),
