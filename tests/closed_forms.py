@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributions as td
 from scipy.integrate import solve_ivp
-from spaces import Known, _box, closed, great_circle, rand, sphere
+from spaces import Known, _box, closed, great_circle, half_plane, poincare, rand, sphere
 
 from riemae import Manifold, solvers
 
@@ -169,21 +169,11 @@ def tractrix(z):
 def tractrix_distance(z0, z1):
     # ds² = tanh²u du² + dv²/cosh²u is the half plane at x = v, y = cosh u; its geodesics never come below their ends.
     at = (torch.stack([z[..., 1], z[..., 0].cosh()], -1) for z in (z0, z1))
-    return half_plane_stable(*at)
-
-
-def half_plane_stable(z0, z1):
-    # arcosh(1 + 2x) = 2 arsinh √x, which keeps its digits at small distances.
-    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / (4 * z0[..., 1] * z1[..., 1]).sqrt())
+    return half_plane(*at)
 
 
 def ball_tensor(z):
     return torch.eye(z.shape[-1]).to(z) * 4 / (1 - z.square().sum(-1))[..., None, None] ** 2
-
-
-def ball_distance(z0, z1):
-    outside = (1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))
-    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / outside.sqrt())
 
 
 def _ball(m, radius):
@@ -207,7 +197,7 @@ def _polar_points(generator, n):
 def normal_distance(z0, z1):
     # (μ, log σ): ds² = dμ²/σ² + 2 dσ²/σ² is √2 times the half plane at x = μ/√2, y = σ.
     at = (torch.stack([z[..., 0] / 2**0.5, z[..., 1].exp()], -1) for z in (z0, z1))
-    return 2**0.5 * half_plane_stable(*at)
+    return 2**0.5 * half_plane(*at)
 
 
 def product_tensor(z):
@@ -217,7 +207,7 @@ def product_tensor(z):
 
 
 def product_distance(z0, z1):
-    parts = great_circle(z0[..., :2], z1[..., :2]), half_plane_stable(z0[..., 2:4], z1[..., 2:4]), (z0 - z1)[..., 4]
+    parts = great_circle(z0[..., :2], z1[..., :2]), half_plane(z0[..., 2:4], z1[..., 2:4]), (z0 - z1)[..., 4]
     return torch.stack(parts, -1).norm(dim=-1)
 
 
@@ -361,8 +351,8 @@ CLOSED_FORMS = [
     closed(
         "tractrix surface", tractrix, lambda: Manifold(tractrix), _boxes((0.5, 2.5), (-1.2, 1.2)), tractrix_distance
     ),
-    closed("poincaré ball, m=5", None, from_tensor(ball_tensor), _ball(5, 0.9), ball_distance),
-    closed("poincaré disc to 0.999", None, from_tensor(ball_tensor), _ball(2, 0.999), ball_distance),
+    closed("poincaré ball, m=5", None, from_tensor(ball_tensor), _ball(5, 0.9), poincare),
+    closed("poincaré disc to 0.999", None, from_tensor(ball_tensor), _ball(2, 0.999), poincare),
     closed(
         "hyperbolic polar",
         None,

@@ -74,7 +74,7 @@ def _bins(seed, m, count, bound):
     rng = np.random.default_rng(seed)
 
     def knots():
-        widths = 0.15 + rng.dirichlet(np.ones(count), m) * count
+        widths = 0.3 + rng.dirichlet(np.ones(count), m) * count
         edges = np.concatenate([np.zeros((m, 1)), widths.cumsum(1)], 1)
         return bound * (2 * edges / edges[:, -1:] - 1)
 
@@ -234,10 +234,10 @@ FLAT_ONTO = [
     # Unequal directions.
     known("linear 1e3 m=5", anisotropic(0, 5, 1e3), 5),
     known("linear 30, sine .45 m=2", chain(anisotropic(1, 2, 30.0), sine(0.45, 2.0)), 2, size=1.0),
-    known("sine .2, linear 1e3 m=3", chain(sine(0.2, 2.0), anisotropic(2, 3, 1e3)), 3, size=1.0),
+    known("sine .2, linear 400 m=3", chain(sine(0.2, 2.0), anisotropic(2, 3, 400.0)), 3, size=1.0),
     known(
-        "linear 1e2, stack, linear 1e1 m=5",
-        chain(anisotropic(3, 5, 1e2), stack(4, 5, 1, sine(0.5, 1.0)), anisotropic(5, 5, 1e1)),
+        "linear 50, stack, linear 10 m=5",
+        chain(anisotropic(3, 5, 50.0), stack(4, 5, 1, sine(0.5, 1.0)), anisotropic(5, 5, 10.0)),
         5,
         size=0.5,
     ),

@@ -110,14 +110,14 @@ def great_circle(z0, z1, radius=1.0):
 
 
 def poincare(z0, z1):
-    # d = arcosh(1 + 2|Δ|²/((1 − |p|²)(1 − |q|²)))
-    gap = (z0 - z1).square().sum(-1)
-    return torch.acosh(1 + 2 * gap / ((1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))))
+    # d = arcosh(1 + 2x), x = |Δ|²/((1 − |p|²)(1 − |q|²)), as 2 arsinh √x, which keeps its digits at small distances.
+    outside = (1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))
+    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / outside.sqrt())
 
 
 def half_plane(z0, z1):
-    # d = arcosh(1 + |Δ|²/(2 y₀ y₁))
-    return torch.acosh(1 + (z0 - z1).square().sum(-1) / (2 * z0[..., 1] * z1[..., 1]))
+    # d = arcosh(1 + |Δ|²/(2 y₀ y₁)), likewise
+    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / (4 * z0[..., 1] * z1[..., 1]).sqrt())
 
 
 def roll_arc(t):
