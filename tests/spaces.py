@@ -26,6 +26,9 @@ class Known:
         space: Makes the space to solve in.
         points: Points inside the chart, ``(generator, n) -> (n, m)`` in float64.
         pairs: ``(generator, n) -> z0, z1, true distance`` in float64.
+        distance: ``(z0, z1) -> d`` in float64, where it is a formula: the truth for points that were rounded, too.
+        smoothness: Of the decoder: ``smooth``, ``C1``, or ``C0`` where only one-sided derivatives exist.
+        flat: Whether the decoder maps onto a Euclidean space, so that d is the chord.
     """
 
     name: str
@@ -33,6 +36,17 @@ class Known:
     space: Callable[[], object]
     points: Callable
     pairs: Callable[[torch.Generator, int], Pairs]
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    smoothness: str = "smooth"
+    flat: bool = False
+
+    def draw(self, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Pairs:
+        """Pairs in ``dtype`` with the distance, in float64, of what they were rounded to."""
+        z0, z1, d = self.pairs(torch.Generator().manual_seed(seed), n)
+        z0, z1 = z0.to(dtype), z1.to(dtype)
+        if self.distance is not None:
+            d = self.distance(z0.double(), z1.double())
+        return z0, z1, d
 
 
 def rand(generator, *shape, low=-1.0, high=1.0):
@@ -96,14 +110,14 @@ def great_circle(z0, z1, radius=1.0):
 
 
 def poincare(z0, z1):
-    # d = arcosh(1 + 2|Δ|²/((1 − |p|²)(1 − |q|²)))
-    gap = (z0 - z1).square().sum(-1)
-    return torch.acosh(1 + 2 * gap / ((1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))))
+    # d = arcosh(1 + 2x), x = |Δ|²/((1 − |p|²)(1 − |q|²)), as 2 arsinh √x, which keeps its digits at small distances.
+    outside = (1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))
+    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / outside.sqrt())
 
 
 def half_plane(z0, z1):
-    # d = arcosh(1 + |Δ|²/(2 y₀ y₁))
-    return torch.acosh(1 + (z0 - z1).square().sum(-1) / (2 * z0[..., 1] * z1[..., 1]))
+    # d = arcosh(1 + |Δ|²/(2 y₀ y₁)), likewise
+    return 2 * torch.asinh((z0 - z1).norm(dim=-1) / (4 * z0[..., 1] * z1[..., 1]).sqrt())
 
 
 def roll_arc(t):
@@ -148,12 +162,14 @@ def paraboloid_speed(z, w):
     return np.sqrt(w @ w + (z @ w) ** 2)
 
 
-def _pairs(points, distance):
-    def draw(generator, n):
+def closed(name, decoder, space, points, distance, **more):
+    """The entry of a space whose distance is a formula; both ends of a pair are drawn from the same points."""
+
+    def pairs(generator, n):
         z0, z1 = points(generator, n), points(generator, n)
         return z0, z1, distance(z0, z1)
 
-    return draw
+    return Known(name, decoder, space, points, pairs, distance, **more)
 
 
 def _shots(points, acceleration, speed, size):
@@ -170,20 +186,18 @@ def _box(m, size):
     return lambda generator, n: rand(generator, n, m, low=-size, high=size)
 
 
-def _cylinder_pairs(generator, n):
+def cylinder_chord(z0, z1):
     # Flat: d² = r²Δu² + Δh² while the turn is less than half.
-    z0, z1 = rand(generator, n, 2), rand(generator, n, 2)
-    return z0, z1, ((1.5 * (z0 - z1)[:, 0]).square() + (z0 - z1)[:, 1].square()).sqrt()
+    return torch.hypot(1.5 * (z0 - z1)[..., 0], (z0 - z1)[..., 1])
 
 
 def _roll_points(generator, n):
     return torch.cat([rand(generator, n, 1, low=2.0, high=8.0), rand(generator, n, 1, low=0.0, high=4.0)], 1)
 
 
-def _roll_pairs(generator, n):
+def roll_chord(z0, z1):
     # Developable: unroll the spiral by its arc length.
-    z0, z1 = _roll_points(generator, n), _roll_points(generator, n)
-    return z0, z1, torch.hypot(roll_arc(z0[:, 0]) - roll_arc(z1[:, 0]), z0[:, 1] - z1[:, 1])
+    return torch.hypot(roll_arc(z0[..., 0]) - roll_arc(z1[..., 0]), (z0 - z1)[..., 1])
 
 
 def _upper(generator, n):
@@ -213,13 +227,13 @@ def half_plane_as_ambient():
 
 
 CATALOGUE = [
-    Known("sphere", sphere, lambda: Manifold(sphere), _box(2, 0.9), _pairs(_box(2, 0.9), great_circle)),
-    Known(
+    closed("sphere", sphere, lambda: Manifold(sphere), _box(2, 0.9), great_circle),
+    closed(
         "sphere3",
         lambda z: sphere(z, 2.0),
         lambda: Manifold(lambda z: sphere(z, 2.0)),
         _box(3, 0.8),
-        _pairs(_box(3, 0.8), lambda a, b: great_circle(a, b, 2.0)),
+        lambda a, b: great_circle(a, b, 2.0),
     ),
     Known(
         "torus",
@@ -228,7 +242,7 @@ CATALOGUE = [
         _box(2, 3.0),
         _shots(_box(2, 3.0), torus_acceleration, torus_speed, 0.5),
     ),
-    Known("cylinder", cylinder, lambda: Manifold(cylinder), _box(2, 1.0), _cylinder_pairs),
+    closed("cylinder", cylinder, lambda: Manifold(cylinder), _box(2, 1.0), cylinder_chord),
     Known(
         "paraboloid",
         paraboloid,
@@ -236,25 +250,25 @@ CATALOGUE = [
         _box(2, 1.0),
         _shots(_box(2, 1.0), paraboloid_acceleration, paraboloid_speed, 0.8),
     ),
-    Known("swiss roll", swiss_roll, lambda: Manifold(swiss_roll), _roll_points, _roll_pairs),
-    Known(
+    closed("swiss roll", swiss_roll, lambda: Manifold(swiss_roll), _roll_points, roll_chord),
+    closed(
         "clifford torus",
         clifford_torus,
         lambda: Manifold(clifford_torus),
         _box(2, 1.5),
-        _pairs(_box(2, 1.5), lambda a, b: (a - b).norm(dim=-1)),  # flat, and less than half a turn each way
+        lambda a, b: (a - b).norm(dim=-1),  # flat, and less than half a turn each way
     ),
-    Known("affine", affine, lambda: Manifold(affine), _box(2, 2.0), _pairs(_box(2, 2.0), chord_of_affine)),
-    Known("orthogonal lift", lift, lambda: Manifold(lift), _box(2, 0.9), _pairs(_box(2, 0.9), great_circle)),
-    Known("poincaré disc", None, lambda: solvers.MetricSpace(poincare_tensor), _disc, _pairs(_disc, poincare)),
-    Known("half plane", None, lambda: solvers.MetricSpace(half_plane_tensor), _upper, _pairs(_upper, half_plane)),
-    Known("half plane, ambient", lambda z: z, half_plane_as_ambient, _upper, _pairs(_upper, half_plane)),
-    Known(
+    closed("affine", affine, lambda: Manifold(affine), _box(2, 2.0), chord_of_affine),
+    closed("orthogonal lift", lift, lambda: Manifold(lift), _box(2, 0.9), great_circle),
+    closed("poincaré disc", None, lambda: solvers.MetricSpace(poincare_tensor), _disc, poincare),
+    closed("half plane", None, lambda: solvers.MetricSpace(half_plane_tensor), _upper, half_plane),
+    closed("half plane, ambient", lambda z: z, half_plane_as_ambient, _upper, half_plane),
+    closed(
         "mahalanobis plane",
         lambda z: z,
         lambda: Manifold(lambda z: z, ambient=ambient.Constant(AFFINE.T @ AFFINE)),
         _box(2, 2.0),
-        _pairs(_box(2, 2.0), chord_of_affine),
+        chord_of_affine,
     ),
 ]
 NAMES = [known.name for known in CATALOGUE]
