@@ -154,6 +154,7 @@ class _Progress:
     sd: Tensor
     dd: Tensor
     softest: Tensor
+    gains: Tensor  # (q, k + 1), after each product
 
     def select(self, keep: Tensor) -> _Progress:
         return _Progress(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -196,7 +197,8 @@ def truncated_cg(
     z = metric.solve(gradient)
     rz = _dot(gradient, z)
     rows = torch.arange(p, device=gradient.device)
-    run = _Progress(rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, torch.full_like(zero, torch.inf))
+    infinite = torch.full_like(zero, torch.inf)
+    run = _Progress(rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, infinite, zero[:, None])
     limit, alive = forcing.square() * rz, rz > 0
     apply, local = product(rows), metric
     for k in range(1, most + 1):
@@ -222,8 +224,11 @@ def truncated_cg(
         run.residual = run.residual + stride[:, None, None] * turned
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound.
-        remainder = torch.where(bounded, torch.inf, new / (2 * run.softest))
+        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound. It is
+        # a poor one where the metric nearly vanishes in some directions: as much may come as the last half has brought.
+        run.gains = torch.cat([run.gains, run.gain[:, None]], 1)
+        late = run.gain - run.gains[:, k // 2]
+        remainder = torch.where(bounded, torch.inf, torch.maximum(new / (2 * run.softest), late))
         done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
         written = alive & (done | (k == most))
         _write(out, run, written, remainder, negative, bounded, k)

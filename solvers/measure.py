@@ -1,12 +1,15 @@
 """What is known of a curve's length at one resolution, and what several resolutions together say of its error.
 
-A level of resolution leaves three independent numbers on a pair. The *length* is that of the smooth curve through the
-nodes, an upper bound of the distance. The *root energy* ``√(n Σ chord²)`` of the nodes themselves knows nothing of what
-lies between them; minimised, it approaches the distance from below as ``d (1 − c h² + …)``, so that two levels give an
-extrapolation free of ``h²``. The *wobble* is the mean squared deviation of the speed from its mean: a geodesic has none,
-and where the curve between two right nodes strays by a velocity ``e``, its length exceeds the distance by the share
-``½ ⟨e⊥²⟩`` and its speed deviates by ``e∥``. An estimate that looks at differences of lengths alone is deceived where
-two levels agree by accident; the three together are not.
+Every level gives three independent numbers for a pair:
+
+- the *length* of the smooth curve through the nodes, an upper bound of the distance;
+- the *root energy* ``√(n Σ chord²)`` of the nodes alone, which does not see what lies between them. Minimised, it
+  approaches the distance from below as ``d (1 − c h² + …)``, so two levels give an extrapolation without ``h²``;
+- the *wobble*, the mean squared deviation of the speed from its mean. A geodesic has none. Where the curve between two
+  right nodes strays by a velocity ``e``, its length is too long by the share ``½ ⟨e⊥²⟩``, and its speed deviates by
+  ``e∥``.
+
+Differences of lengths alone deceive where two levels agree by accident. The three together do not.
 """
 
 from __future__ import annotations
@@ -182,4 +185,4 @@ class Evidence:
         # A gap that the extrapolation's own error cannot explain is the curve's.
         unexplained = np.where(gap > doubt, gap + doubt, 0.0)
         worst = np.maximum(np.maximum(between, unexplained), np.fmin(wobble * now, gap + doubt))
-        return np.maximum(_MARGIN * between, unexplained), worst
+        return _MARGIN * np.maximum(between, unexplained), worst

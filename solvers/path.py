@@ -254,8 +254,10 @@ def _exchanged(result: GeodesicResult, rows: Tensor, other: GeodesicResult) -> G
 def _not_longer(
     space: Space, solver: Solver, start: Curve, lengths: np.ndarray, result: GeodesicResult, rtol: float
 ) -> GeodesicResult:
-    """Replace results that are longer than their start curve by what a descent from that curve at its own resolution
-    finds, or by the curve itself: on the way down from few segments, a curve may slide out of a shallow valley.
+    """The results, none longer than the curve that it started from.
+
+    On the way down from few segments a curve may slide out of a shallow valley. Then a descent from the start curve at
+    its own resolution, or in the end that curve itself, takes its place.
 
     Args:
         space: The space.
@@ -426,7 +428,7 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol:
     ends = line[where][:, [0, -1]]
     straight = Curve.line(ends[:, 0], ends[:, 1], queue.start.segments).nodes
     same = ((line[where] - straight).abs() <= 16 * eps * straight.abs().amax((1, 2), keepdim=True)).all(2).all(1)
-    curve = Curve.line(ends[:, 0], ends[:, 1], solver.segments)
+    curve = Curve.line(ends[:, 0], ends[:, 1])  # one segment: differences of nodes in between would be rounding
     speed, weights = speeds(space, curve)
     middle, velocity = ends.mean(1), ends[:, 1] - ends[:, 0]
     turn = space.norm(middle, sound_acceleration(space, middle, velocity))
