@@ -372,8 +372,8 @@ class Pullback:
         """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to the image's velocity.
 
         The image of a geodesic turns in directions normal to the manifold only, however unevenly its coordinates move,
-        so that finite differences are taken of the image. None without a feature map, and for more latent dimensions than
-        features; NaN or far too fast where J is singular.
+        so that finite differences are taken of the image. None without a feature map, or with more latent dimensions
+        than features; NaN or far too fast where J is singular.
         """
         self.bind(nodes[:, 0])
         if self.embedding is None:

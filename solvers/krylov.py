@@ -224,8 +224,8 @@ def truncated_cg(
         run.residual = run.residual + stride[:, None, None] * turned
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound. It is
-        # a poor one where the metric nearly vanishes in some directions: as much may come as the last half has brought.
+        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound, but
+        # a poor one where the metric nearly vanishes: as much may come as the last half has brought.
         run.gains = torch.cat([run.gains, run.gain[:, None]], 1)
         late = run.gain - run.gains[:, k // 2]
         remainder = torch.where(bounded, torch.inf, torch.maximum(new / (2 * run.softest), late))

@@ -13,6 +13,7 @@ from riemae.solvers.linear import BlockTridiagonal, Factorization
 from riemae.solvers.state import curves_at, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
+_MOST_EIGENVECTORS = 768  # rows of a matrix whose eigenvalues are made positive
 _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
 
 
@@ -66,7 +67,8 @@ class QuadraticModel:
             factor = matrix.cholesky()
             ok = on_host(factor.ok)
         indefinite = index > 0
-        bent = indefinite.nonzero()[0]
+        # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton descends, too.
+        bent = indefinite.nonzero()[0] if gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS else np.arange(0)
         place = np.full_like(index, -1)
         place[bent] = np.arange(len(bent))
         absolute = g.new_empty(0, 0, 0)
