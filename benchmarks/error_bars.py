@@ -351,7 +351,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where error_bars.json and error_bars.md go, in place of their own")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the package says that kinks make it slow, once per space
     results, page = RESULTS, PAGE
     if options.folder:
         results, page = options.folder / RESULTS.name, options.folder / PAGE.name
@@ -380,7 +379,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [row for row in rows if (row["solver"], row["space"]) not in again]
 
     silent = options.quick and not options.folder
-    run(chosen, plans, rows, options.quick, (lambda _: None) if silent else (lambda r: write(r, results, page)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package says of kinks that they make it slow, once per space
+        run(chosen, plans, rows, options.quick, (lambda _: None) if silent else (lambda r: write(r, results, page)))
     print("\n".join(tables(rows)))
 
 
