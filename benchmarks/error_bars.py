@@ -1,7 +1,7 @@
 """How honest are status and error bar? Lengths beside the truth, for all spaces, solvers, tolerances and dtypes.
 
     python -m benchmarks.error_bars                          # everything; what is measured already is kept
-    python -m benchmarks.error_bars --solver newton          # the main table: some 20 minutes on one core
+    python -m benchmarks.error_bars --solver default         # the main table: some 20 minutes on one core
     python -m benchmarks.error_bars --only "sine .45 m=2"    # spaces whose names hold this, measured anew
     python -m benchmarks.error_bars --quick                  # tests the machinery
 
@@ -14,22 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.error_cases import CLOSED, DIGITS, FLAT, STEEP, WIDE, Case, Problem, cases
 from riemae import solvers
-from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, GeodesicResult, Newton, NewtonCG, Shooting, Status
+from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, NewtonCG, Shooting, Status
+from riemae.solvers.path import default_solver
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "error_bars.json", ROOT / "docs" / "error_bars.md"
@@ -47,7 +47,7 @@ class Plan:
     """How a solver is measured.
 
     Attributes:
-        solver: Its settings, or None for what the package takes by itself.
+        solver: Its settings, or None for what the package takes by default: Newton, or NewtonCG in many dimensions.
         pairs: At most, of any space.
         tolerances: By dtype.
         limit: Seconds of processor time for one cell of the table.
@@ -63,7 +63,7 @@ _ALL = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), torch.float32
 _SOME = {torch.float64: (1e-2, 1e-4, 1e-6), torch.float32: (1e-3,)}
 _LOOSE = (1e-2, 1e-3, 1e-4)
 PLANS = {
-    "newton": Plan(Newton(), 200, _ALL, 4.0),
+    "default": Plan(None, 200, _ALL, 4.0),
     "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0),
     "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
     "georce": Plan(GEORCE(), 10, _SOME, 2.0),
@@ -75,25 +75,22 @@ PLANS = {
 QUICK = ("sine .45 m=2", "leaky m=1", "half plane")
 
 
-class _OutOfTimeError(BaseException):  # no Exception: the package answers those with a slower method
+class _OutOfTimeError(BaseException):  # no Exception: those are answered with slower methods
     """A block of pairs was ended."""
 
 
-def bounded(call: Callable[[], GeodesicResult], seconds: float) -> GeodesicResult | None:
-    """The result, or None when it takes longer than so many seconds of processor time."""
+def watched(solver: solvers.Solver, seconds: float) -> solvers.Solver:
+    """The same solver, which ends between two steps when it has taken so many seconds of processor time."""
+    deadline = time.process_time() + seconds
+    base: Any = type(solver)
 
-    def end(*_: object) -> None:
-        raise _OutOfTimeError
+    class Watched(base):
+        def step(self, space: solvers.Space, state: Any, tol: float) -> Any:
+            if time.process_time() > deadline:
+                raise _OutOfTimeError
+            return super().step(space, state, tol)
 
-    before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        return call()
-    except _OutOfTimeError:
-        return None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+    return Watched(**{f.name: getattr(solver, f.name) for f in fields(cast(Any, solver))})
 
 
 @dataclass
@@ -142,9 +139,11 @@ class Tally:
 
 def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float) -> Tally | None:
     """These pairs solved, or None when they take too long."""
-    ends = problem.z0[rows], problem.z1[rows]
-    r = bounded(lambda: solvers.geodesic(problem.space, *ends, rtol=rtol, solver=solver, throw=False), seconds)
-    if r is None:
+    z0, z1 = problem.z0[rows], problem.z1[rows]
+    within = watched(default_solver(z0.shape[-1]) if solver is None else solver, seconds)
+    try:
+        r = solvers.geodesic(problem.space, z0, z1, rtol=rtol, solver=within, throw=False)
+    except _OutOfTimeError:
         return None
     return Tally(r.length.double(), r.error.double(), problem.truth(r, rows), r.status)
 
@@ -152,13 +151,11 @@ def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | N
 def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, problem: Problem) -> Row:
     """One cell of the table: as many pairs as the limit of time allows."""
     total, parts, done, cut = min(case.pairs, plan.pairs), [], 0, 0
-    # A solver that is measured on few pairs still gets its own choice of method where the package has one.
-    solver = None if name == "newton" else plan.solver
     began = time.process_time()
     size = min(total, _FIRST)
     while done < total and size:
         left = plan.limit - (time.process_time() - began)
-        part = tally(problem, slice(done, done + size), rtol, solver, _OVERRUN * max(left, plan.limit / 4))
+        part = tally(problem, slice(done, done + size), rtol, plan.solver, _OVERRUN * max(left, plan.limit / 4))
         if part is None and not parts and size > _FEWEST:
             size = _FEWEST
             continue
@@ -270,16 +267,16 @@ def tables(rows: list[Row]) -> list[str]:
         f"float32 of {SLACK[torch.float32]:g}.",
         "",
     ]
-    newton = [row for row in rows if row["solver"] == "newton"]
-    exact = [row for row in newton if row["dtype"] == "float64"]
-    lines += ["## The default solver", "", *_summary(newton, "group", "dtype", "rtol")]
+    own = [row for row in rows if row["solver"] == "default"]
+    exact = [row for row in own if row["dtype"] == "float64"]
+    lines += ["## The default solver", "", *_summary(own, "group", "dtype", "rtol")]
     for group in (FLAT, CLOSED, DIGITS, STEEP, WIDE):
         mine = [row for row in exact if row["group"] == group]
         if mine:
             lines += [f"## The default solver in float64, space by space: {group}", ""]
             lines += ["CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` covers.", ""]
             lines += _spaces(mine)
-    rest = [row for row in rows if row["solver"] != "newton"]
+    rest = [row for row in rows if row["solver"] != "default"]
     if rest:
         lines += ["## Every solver", "", "On fewer pairs.", "", *_summary(rest, "solver", "group", "dtype", "rtol")]
     return lines
@@ -305,7 +302,7 @@ def run(
     order = {(name, case.name): (i, j) for i, name in enumerate(PLANS) for j, case in enumerate(cases())}
     for name, plan in plans.items():
         for case in chosen:
-            if case.compact and name not in ("newton", "newton_cg"):
+            if case.compact and name not in ("default", "newton_cg"):
                 continue
             known = {_key(row) for row in rows}
             todo = [
@@ -360,7 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
     pairs = options.pairs or (5 if options.quick else math.inf)
     if options.quick:
         chosen = [case for case in chosen if case.name in QUICK]
-        plans = {name: plan for name, plan in plans.items() if name in ("newton", "newton_cg")}
+        plans = {name: plan for name, plan in plans.items() if name in ("default", "newton_cg")}
     plans = {
         name: replace(
             plan,

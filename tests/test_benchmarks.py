@@ -327,13 +327,15 @@ class TestErrorBars:
     def test_all_is_said_of_all_alone(self, part, whole, text):
         assert error_bars.share(part, whole) == text
 
-    def test_work_that_takes_too_long_is_ended(self):
-        def endless():
-            while True:
-                pass
-
-        assert error_bars.bounded(endless, 0.05) is None
-        assert error_bars.bounded(lambda: 3, 5.0) == 3
+    def test_work_that_takes_too_long_is_ended_and_leaves_no_trace(self):
+        case = next(case for case in error_bars.cases() if case.name == "sine .45 m=2")
+        problem = case.make(2, torch.float64)
+        assert error_bars.tally(problem, slice(0, 2), 1e-4, None, -1.0) is None
+        whole = error_bars.tally(problem, slice(0, 2), 1e-4, None, 60.0)
+        alone = problem.space.geodesic(problem.z0, problem.z1, rtol=1e-4, throw=False)
+        assert torch.equal(whole.length, alone.length)
+        row = error_bars.measure(case, "default", error_bars.Plan(None, 2, {}, 0.0), 1e-4, torch.float64, problem)
+        assert (row["pairs"], row["given_up"]) == (0, 2)
 
     def test_names_are_unique(self):
         names = [case.name for case in error_bars.cases()]
@@ -343,7 +345,7 @@ class TestErrorBars:
     def test_quick_run_keeps_the_prose_and_is_not_repeated(self, tmp_path, capsys):
         page = tmp_path / "error_bars.md"
         page.write_text(f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\nold\n{error_bars.END}\n\nAfter.\n", "utf-8")
-        arguments = ["--quick", "--folder", str(tmp_path), "--solver", "newton", "--pairs", "2"]
+        arguments = ["--quick", "--folder", str(tmp_path), "--solver", "default", "--pairs", "2"]
         error_bars.main(arguments)
         text = page.read_text("utf-8")
         assert text.startswith(f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\n")
@@ -351,7 +353,7 @@ class TestErrorBars:
         assert "old" not in text
         assert all(name in text for name in error_bars.QUICK)
         rows = json.loads((tmp_path / "error_bars.json").read_text("utf-8"))
-        assert {(row["pairs"], row["solver"]) for row in rows} == {(2, "newton")}
+        assert {(row["pairs"], row["solver"]) for row in rows} == {(2, "default")}
         # What is measured is kept, and --only measures it anew.
         capsys.readouterr()
         error_bars.main(arguments)
