@@ -37,7 +37,7 @@ COSTLY = (
 )
 # The default with less patience, but in a long run: a status short of CONVERGED is honest.
 SOLVER = None if LONG else Newton(max_steps=40, max_segments=128)
-PAIRS = 6
+PAIRS = 5
 
 
 @cache
@@ -73,7 +73,7 @@ def check(group, rtol, results, slack):
         tenfold += int((told & (off <= 10 * r.error)).sum())
         far += [f"{name}: {x / rtol:.1f} rtol" for x in (off / d)[r.converged & ~(off <= 3 * rtol * d)].tolist()]
         loose += [name] * int((told & ~(off <= 10 * r.error)).sum())
-    assert claims > 50
+    assert claims > 30
     assert not far, f"{len(far)} of {converged} CONVERGED beyond 3 rtol: {far}"
     assert beyond <= max(1, 0.01 * converged), f"{beyond} of {converged} CONVERGED beyond rtol"
     assert covered >= COVERED[group] * claims, f"error covers {covered} of {claims}"
