@@ -76,7 +76,7 @@ def cases() -> Iterator[Case]:
     for gain in (2, 3, 4):
         for m in (2, 4):
             yield Case(f"steep, gain {gain}, m={m}", STEEP, "smooth", m, 40, partial(_steep, m, gain), compact=True)
-    for m, pairs in ((64, 8), (128, 4), (256, 2)):
+    for m, pairs in ((64, 4), (128, 2), (256, 1)):
         yield Case(f"wide, m={m}", WIDE, "smooth", m, pairs, partial(_wide, m), compact=True)
 
 
@@ -140,11 +140,11 @@ def _wide(m: int, n: int, dtype: torch.dtype) -> Problem:
     M = network((m, m, m, 4 * m), 1.0, 0, nn.SiLU)
     z0, z1 = _points(m, n, dtype)
     ends = z0.double(), z1.double()
-    best = M.geodesic(*ends, rtol=1e-2, solver=NewtonCG(), throw=False)
-    for rtol in (1e-3, 1e-4, 1e-5):
-        for start in (best.curve, None):
-            r = M.geodesic(*ends, rtol=rtol, init=start, solver=NewtonCG(max_segments=64), throw=False)
-            best = GeodesicResult.where(r.length < best.length, r, best)
+    solver = NewtonCG(max_segments=32)
+    best = M.geodesic(*ends, rtol=1e-2, solver=solver, throw=False)
+    for rtol, again in ((1e-3, False), (1e-3, True), (1e-4, True)):  # from the line, and from the best so far
+        r = M.geodesic(*ends, rtol=rtol, init=best.curve if again else None, solver=solver, throw=False)
+        best = GeodesicResult.where(r.length < best.length, r, best)
     d = solvers.length(M, best.curve.resample(512))
 
     def known(r: GeodesicResult, rows: slice) -> Tensor:  # what is found later is better known
