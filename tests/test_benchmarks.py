@@ -12,13 +12,14 @@ from torch.func import jvp
 
 from riemae import Manifold
 from riemae.autoencoders import losses
+from riemae.solvers import NewtonCG
 
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
 sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
 
-from benchmarks import report, training  # noqa: E402
+from benchmarks import error_bars, error_cases, report, training  # noqa: E402
 from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
 from benchmarks.geodesics import Row, _entry, _put, tasks  # noqa: E402
 from benchmarks.growth import surface  # noqa: E402
@@ -281,3 +282,96 @@ class TestTraining:
         # Memory grows with the batch, and a plain step needs the least.
         assert plain.peak() < training.cases(8, batch=160, data=5)[0].peak()
         assert all(plain.peak() < case.peak() for case in ours.values())
+
+
+class TestErrorBars:
+    """The page about status and error bar: its counts, its tables, and a run of a few pairs."""
+
+    @staticmethod
+    def tally(length, error, truth, status):
+        return error_bars.Tally(*(torch.tensor(x, dtype=torch.float64) for x in (length, error, truth)), status)
+
+    def counts(self, length, error, status, truth=None, rtol=0.01):
+        truth = truth or [1.0] * len(length)
+        return self.tally(length, error, truth, torch.tensor(status)).counts(rtol, 1e-12)
+
+    def test_a_pair_counts_where_it_belongs(self):
+        # Within rtol and covered; within and not covered; beyond; beyond three times; not converged, covered.
+        counts = self.counts([1.001, 1.002, 1.02, 1.05, 1.5], [0.002, 1e-3, 1e-4, 0.006, 0.6], [0, 0, 0, 0, 2])
+        assert (counts["pairs"], counts["converged"], counts["beyond"], counts["beyond_3"]) == (5, 4, 2, 1)
+        assert counts["worst"] == pytest.approx(5)
+        assert (counts["covered"], counts["covered_10"]) == (1, 3)
+        assert (counts["claims"], counts["claims_covered"]) == (1, 1)
+        assert counts["others"] == {"resolution": 1}
+        assert counts["median"] == pytest.approx(2)
+
+    def test_a_length_that_is_too_short_is_wrong_too(self):
+        counts = self.counts([0.9], [1e-3], [0])
+        assert (counts["beyond"], counts["covered"]) == (1, 0)
+
+    def test_nan_is_neither_accurate_nor_a_claim(self):
+        counts = self.counts([torch.nan, 1.0], [torch.nan, torch.nan], [0, 3])
+        assert (counts["beyond"], counts["covered"], counts["claims"]) == (1, 0, 0)
+
+    def test_rounding_is_nobodys_error_and_points_have_no_ratio(self):
+        counts = self.counts([1 + 1e-13, 0.0], [0.0, 0.0], [0, 0], [1.0, 0.0])
+        assert (counts["covered"], counts["median"], counts["worst"]) == (2, 0.0, 0.0)
+
+    def test_pairs_without_a_truth_are_left_out(self):
+        counts = self.counts([1.0, 2.0], [0.1, 0.1], [0, 0], [1.0, torch.nan])
+        assert (counts["pairs"], counts["unknown"], counts["converged"]) == (1, 1, 1)
+
+    @pytest.mark.parametrize(
+        ("part", "whole", "text"), [(0, 7, "0 %"), (1, 3, "33 %"), (9999, 10000, "99.9 %"), (7, 7, "100 %"), (0, 0, "")]
+    )
+    def test_all_is_said_of_all_alone(self, part, whole, text):
+        assert error_bars.share(part, whole) == text
+
+    def test_work_that_takes_too_long_is_ended_and_leaves_no_trace(self):
+        case = next(case for case in error_bars.cases() if case.name == "sine .45 m=2")
+        problem = case.make(2, torch.float64)
+        assert error_bars.tally(problem, slice(0, 2), 1e-4, None, -1.0) is None
+        whole = error_bars.tally(problem, slice(0, 2), 1e-4, None, 60.0)
+        alone = problem.space.geodesic(problem.z0, problem.z1, rtol=1e-4, throw=False)
+        assert torch.equal(whole.length, alone.length)
+        row = error_bars.measure(case, "default", error_bars.Plan(None, 2, {}, 0.0), 1e-4, torch.float64, problem)
+        assert (row["pairs"], row["given_up"]) == (0, 2)
+
+    def test_names_are_unique(self):
+        names = [case.name for case in error_bars.cases()]
+        assert len(set(names)) == len(names) > 60
+        assert set(error_bars.QUICK) <= set(names)
+
+    def test_quick_run_keeps_the_prose_and_is_not_repeated(self, tmp_path, capsys):
+        page = tmp_path / "error_bars.md"
+        page.write_text(f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\nold\n{error_bars.END}\n\nAfter.\n", "utf-8")
+        arguments = ["--quick", "--folder", str(tmp_path), "--solver", "default", "--pairs", "2"]
+        error_bars.main(arguments)
+        text = page.read_text("utf-8")
+        assert text.startswith(f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\n")
+        assert text.endswith(f"{error_bars.END}\n\nAfter.\n")
+        assert "old" not in text
+        assert all(name in text for name in error_bars.QUICK)
+        rows = json.loads((tmp_path / "error_bars.json").read_text("utf-8"))
+        assert {(row["pairs"], row["solver"]) for row in rows} == {(2, "default")}
+        # What is measured is kept, and --only measures it anew.
+        capsys.readouterr()
+        error_bars.main(arguments)
+        assert "converged, " not in capsys.readouterr().out
+        error_bars.main([*arguments, "--only", "half plane"])
+        assert capsys.readouterr().out.count("converged, ") == 4
+        assert len(json.loads((tmp_path / "error_bars.json").read_text("utf-8"))) == len(rows)
+
+    def test_every_kind_of_network_has_a_truth(self):
+        for name in ("steep, gain 2, m=2", "digits, m=2"):
+            case = next(case for case in error_bars.cases() if case.name == name)
+            problem = case.make(2, torch.float64)
+            found = error_bars.tally(problem, slice(0, 2), 1e-2, None, 60.0)
+            assert found.truth.isfinite().all()
+            torch.testing.assert_close(found.length, found.truth, rtol=0.05, atol=0)
+
+    def test_wide_networks_are_compared_with_the_shortest_curve(self):
+        problem = error_cases._wide(6, 1, torch.float64)
+        found = error_bars.tally(problem, slice(0, 1), 1e-3, NewtonCG(), 60.0)
+        assert (found.truth <= found.length).all()
+        torch.testing.assert_close(found.length, found.truth, rtol=1e-3, atol=0)

@@ -2,8 +2,8 @@
 
 CONVERGED is within rtol in 99 of 100 cases and never beyond three times rtol; ``error`` covers the truth in 90 of 100
 cases on flat-onto spaces, which are the hardest, and in 95 on the others; ten times the error in 99. Shares are those
-of all spaces together, at one tolerance: each tolerance takes every other space in turn. ``RIEMAE_FUZZ`` multiplies the
-pairs, and takes every space. ``benchmarks/error_bars.py`` measures the same on more pairs, for all solvers.
+of all spaces together, at one tolerance: each tolerance takes every third space in turn. ``RIEMAE_FUZZ``
+multiplies the pairs, and takes every space. ``benchmarks/error_bars.py`` measures the same for all solvers.
 """
 
 import os
@@ -23,9 +23,21 @@ LONG = int(os.environ.get("RIEMAE_FUZZ", "0"))
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 GROUPS = {"flat onto": FLAT_ONTO, "closed form": [*CATALOGUE, *CLOSED_FORMS]}
 COVERED = {"flat onto": 0.9, "closed form": 0.95}
+STRIDE = 3
+# Each pair of these takes a second or more: they wait for a long run.
+COSTLY = (
+    "sine .45 m=8",
+    "coupling m=5",
+    "coupling m=8",
+    "coupling steep m=3",
+    "planar m=5",
+    "rational-quadratic m=2",
+    "rational-quadratic m=5",
+    "rational-quadratic, turned m=3",
+)
 # The default with less patience, but in a long run: a status short of CONVERGED is honest.
 SOLVER = None if LONG else Newton(max_steps=40, max_segments=128)
-PAIRS = 8
+PAIRS = 5
 
 
 @cache
@@ -36,9 +48,9 @@ def space_of(known):
 
 def solved(group, number, dtype=torch.float64):
     """Name, result and truth for the spaces whose turn it is."""
-    for i, known in enumerate(GROUPS[group]):
-        if not LONG and (i + number) % 2:
-            continue
+    affordable = [known for known in GROUPS[group] if LONG or known.name not in COSTLY]
+    stride = 1 if LONG else STRIDE
+    for known in affordable[number % stride :: stride]:
         # Other pairs at each tolerance.
         z0, z1, d = known.draw(PAIRS * max(LONG, 1), 100 + number, dtype)
         space = space_of(known)
@@ -61,11 +73,11 @@ def check(group, rtol, results, slack):
         tenfold += int((told & (off <= 10 * r.error)).sum())
         far += [f"{name}: {x / rtol:.1f} rtol" for x in (off / d)[r.converged & ~(off <= 3 * rtol * d)].tolist()]
         loose += [name] * int((told & ~(off <= 10 * r.error)).sum())
-    assert claims > 50
+    assert claims > 30
     assert not far, f"{len(far)} of {converged} CONVERGED beyond 3 rtol: {far}"
-    assert beyond <= 0.01 * converged, f"{beyond} of {converged} CONVERGED beyond rtol"
+    assert beyond <= max(1, 0.01 * converged), f"{beyond} of {converged} CONVERGED beyond rtol"
     assert covered >= COVERED[group] * claims, f"error covers {covered} of {claims}"
-    assert tenfold >= 0.99 * claims, f"ten times error covers {tenfold} of {claims}; not on {loose}"
+    assert claims - tenfold <= max(1, 0.01 * claims), f"ten times error covers {tenfold} of {claims}; not on {loose}"
 
 
 @pytest.mark.parametrize("number", range(len(TOLERANCES)), ids=[f"{rtol:g}" for rtol in TOLERANCES])

@@ -1,0 +1,390 @@
+"""How honest are status and error bar? Lengths beside the truth, for all spaces, solvers, tolerances and dtypes.
+
+    python -m benchmarks.error_bars                          # everything; what is measured already is kept
+    python -m benchmarks.error_bars --solver default         # the main table: some 20 minutes on one core
+    python -m benchmarks.error_bars --only "sine .45 m=2"    # spaces whose names hold this, measured anew
+    python -m benchmarks.error_bars --quick                  # tests the machinery
+
+After each space the rows go to ``benchmarks/results/error_bars.json`` and the tables to ``docs/error_bars.md``, between
+its markers; a run that was ended goes on where it was. ``--anew`` forgets all rows first, as a new engine asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.error_cases import CLOSED, DIGITS, FLAT, STEEP, WIDE, Case, Problem, cases
+from riemae import solvers
+from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, NewtonCG, Shooting, Status
+from riemae.solvers.path import default_solver
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "error_bars.json", ROOT / "docs" / "error_bars.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+Row = dict[str, Any]
+# Rounding of the length, of the truth, and of what the truth was computed from.
+SLACK = {torch.float64: 1e-12, torch.float32: 1e-7}
+_FIRST, _FEWEST = 10, 2  # pairs that show how long the others will take, and as many where those take too long
+_OVERRUN = 3.0  # a block that needs so many times what it may is ended
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a solver is measured.
+
+    Attributes:
+        solver: Its settings, or None for what the package takes by default: Newton, or NewtonCG in many dimensions.
+        pairs: At most, of any space.
+        tolerances: By dtype.
+        limit: Seconds of processor time for one cell of the table.
+    """
+
+    solver: solvers.Solver | None
+    pairs: int
+    tolerances: dict[torch.dtype, tuple[float, ...]]
+    limit: float
+
+
+_ALL = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), torch.float32: (1e-2, 1e-3, 1e-4)}
+_SOME = {torch.float64: (1e-2, 1e-4, 1e-6), torch.float32: (1e-3,)}
+_LOOSE = (1e-2, 1e-3, 1e-4)
+PLANS = {
+    "default": Plan(None, 200, _ALL, 4.0),
+    "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0),
+    "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
+    "georce": Plan(GEORCE(), 10, _SOME, 2.0),
+    "spline": Plan(CubicSpline(max_steps=1000), 10, _SOME, 2.0),
+    "adam": Plan(Adam(max_steps=2000), 10, _SOME, 2.0),
+    "shooting": Plan(Shooting(), 4, _SOME, 2.0),
+    "bvp": Plan(BVP(), 4, _SOME, 2.0),
+}
+QUICK = ("sine .45 m=2", "leaky m=1", "half plane")
+
+
+class _OutOfTimeError(BaseException):  # no Exception: those are answered with slower methods
+    """A block of pairs was ended."""
+
+
+def watched(solver: solvers.Solver, seconds: float) -> solvers.Solver:
+    """The same solver, which ends between two steps when it has taken so many seconds of processor time."""
+    deadline = time.process_time() + seconds
+    base: Any = type(solver)
+
+    class Watched(base):
+        def step(self, space: solvers.Space, state: Any, tol: float) -> Any:
+            if time.process_time() > deadline:
+                raise _OutOfTimeError
+            return super().step(space, state, tol)
+
+    return Watched(**{f.name: getattr(solver, f.name) for f in fields(cast(Any, solver))})
+
+
+@dataclass
+class Tally:
+    """Pair by pair: length, claimed error, truth, status."""
+
+    length: Tensor
+    error: Tensor
+    truth: Tensor
+    status: Tensor
+
+    @classmethod
+    def cat(cls, parts: list[Tally]) -> Tally:
+        """Several blocks as one."""
+        fields = ("length", "error", "truth", "status")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+    def counts(self, rtol: float, slack: float) -> Row:
+        """What the tables add up; every pair whose truth is known counts."""
+        known = self.truth.isfinite()
+        length, error, truth, status = (x[known] for x in (self.length, self.error, self.truth, self.status))
+        off = ((length - truth).abs() - slack * truth).clamp(min=0)
+        converged = status == Status.CONVERGED
+        missed = ~(off <= rtol * truth) & converged
+        claims = error.isfinite() & length.isfinite()
+        within = claims & (off <= error)
+        tenfold = claims & (off <= 10 * error)
+        worst = (off / (rtol * truth))[converged & (truth > 0)]
+        shares = torch.where(off > 0, off / error, 0.0)[converged]
+        others = Counter(Status(code).name.lower() for code in status[~converged].tolist())
+        return {
+            "pairs": int(known.sum()),
+            "unknown": int((~known).sum()),
+            "converged": int(converged.sum()),
+            "beyond": int(missed.sum()),
+            "beyond_3": int((missed & ~(off <= 3 * rtol * truth)).sum()),
+            "worst": float(worst.max()) if len(worst) else 0.0,
+            "covered": int((within & converged).sum()),
+            "covered_10": int((tenfold & converged).sum()),
+            "claims": int((claims & ~converged).sum()),
+            "claims_covered": int((within & ~converged).sum()),
+            "median": float(shares.median()) if len(shares) else 0.0,
+            "others": dict(sorted(others.items())),
+        }
+
+
+def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float) -> Tally | None:
+    """These pairs solved, or None when they take too long."""
+    z0, z1 = problem.z0[rows], problem.z1[rows]
+    within = watched(default_solver(z0.shape[-1]) if solver is None else solver, seconds)
+    try:
+        r = solvers.geodesic(problem.space, z0, z1, rtol=rtol, solver=within, throw=False)
+    except _OutOfTimeError:
+        return None
+    return Tally(r.length.double(), r.error.double(), problem.truth(r, rows), r.status)
+
+
+def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, problem: Problem) -> Row:
+    """One cell of the table: as many pairs as the limit of time allows."""
+    total, parts, done, cut = min(case.pairs, plan.pairs), [], 0, 0
+    began = time.process_time()
+    size = min(total, _FIRST)
+    while done < total and size:
+        left = plan.limit - (time.process_time() - began)
+        part = tally(problem, slice(done, done + size), rtol, plan.solver, _OVERRUN * max(left, plan.limit / 4))
+        if part is None and not parts and size > _FEWEST:
+            size = _FEWEST
+            continue
+        if part is None:
+            cut = size
+            break
+        parts.append(part)
+        done += size
+        spent = time.process_time() - began
+        # So many more fit into what is left, if they take as long as those before.
+        size = min(total - done, int((plan.limit - spent) / spent * done))
+    counts = Tally.cat(parts).counts(rtol, SLACK[dtype]) if parts else {"pairs": 0}
+    return {
+        "space": case.name,
+        "group": case.group,
+        "kind": case.kind,
+        "m": case.m,
+        "solver": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rtol": rtol,
+        **counts,
+        "given_up": cut,
+        "seconds": round(time.process_time() - began, 2),
+    }
+
+
+def cells(case: Case, plan: Plan, quick: bool) -> Iterator[tuple[torch.dtype, float]]:
+    """The dtypes and tolerances of a case."""
+    for dtype, tolerances in plan.tolerances.items():
+        for rtol in tolerances:
+            if (case.compact and rtol not in _LOOSE) or (quick and rtol not in (1e-2, 1e-4)):
+                continue
+            yield dtype, rtol
+
+
+# The page.
+
+
+def total(rows: list[Row]) -> Row:
+    """Several cells as one; the median is that of the cells' medians."""
+    rows = [row for row in rows if row["pairs"]]
+    added = ("pairs", "converged", "beyond", "beyond_3", "covered", "covered_10", "claims", "claims_covered")
+    others: Counter[str] = Counter()
+    for row in rows:
+        others.update(row["others"])
+    return {
+        **{key: sum(row[key] for row in rows) for key in added},
+        "worst": max((row["worst"] for row in rows), default=0.0),
+        "median": median([row["median"] for row in rows if row["converged"]] or [0.0]),
+        "others": dict(others.most_common()),
+    }
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage that says 100 only where it is all."""
+    if not whole:
+        return ""
+    percent = 100 * part / whole
+    return f"{100 if part == whole else min(percent, 99.9):.{1 if 99 <= percent and part < whole else 0}f} %"
+
+
+def _by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def _summary(rows: list[Row], *keys: str) -> list[str]:
+    headings = (*keys, "pairs", "CONVERGED", "beyond rtol", "beyond 3 rtol", "worst, in rtol", "`error` covers")
+    headings += ("10 × `error` covers", "median of off/`error`", "others: `error` covers", "other statuses")
+    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    for names, cell in _by(rows, *keys).items():
+        t = total(cell)
+        if not t["pairs"]:
+            continue
+        shown = (f"{name:g}" if isinstance(name, float) else name for name in names)
+        counts = (t["pairs"], t["converged"], t["beyond"], t["beyond_3"], f"{t['worst']:.2g}")
+        shares = (share(t["covered"], t["converged"]), share(t["covered_10"], t["converged"]), f"{t['median']:.2g}")
+        rest = share(t["claims_covered"], t["claims"]), ", ".join(f"{n} {name}" for name, n in t["others"].items())
+        lines.append(f"| {' | '.join(map(str, (*shown, *counts, *shares, *rest)))} |")
+    return [*lines, ""]
+
+
+def _spaces(rows: list[Row]) -> list[str]:
+    """A line per space, a column per tolerance."""
+    tolerances = sorted({row["rtol"] for row in rows}, reverse=True)
+    lines = [f"| space | | {' | '.join(f'{rtol:g}' for rtol in tolerances)} |", "| --- " * (2 + len(tolerances)) + "|"]
+    for (name, kind), cell in _by(rows, "space", "kind").items():
+        found = {row["rtol"]: row for row in cell}
+        shown = []
+        for rtol in tolerances:
+            row = found.get(rtol)
+            if row is None:
+                shown.append("")
+                continue
+            if not row["pairs"]:
+                shown.append("none in time")
+                continue
+            beyond = f"**{row['beyond']}**" if row["beyond"] else "0"
+            shown.append(f"{beyond} of {row['converged']}, {share(row['covered'], row['converged']) or '–'}")
+        lines.append(f"| {name} | {'' if kind == 'smooth' else kind} | {' | '.join(shown)} |")
+    return [*lines, ""]
+
+
+def tables(rows: list[Row]) -> list[str]:
+    """All that stands between the markers."""
+    lines = [
+        f"Measured with torch {torch.__version__.split('+')[0]}. A cell of the tables takes no more pairs after some "
+        "seconds of processor time, so that hard spaces count fewer of them. *Beyond*: CONVERGED, and further from the "
+        f"truth than rtol allows. A share of {SLACK[torch.float64]:g} of the length is left to rounding everywhere, in "
+        f"float32 of {SLACK[torch.float32]:g}.",
+        "",
+    ]
+    own = [row for row in rows if row["solver"] == "default"]
+    exact = [row for row in own if row["dtype"] == "float64"]
+    if own:
+        lines += ["## The default solver", "", *_summary(own, "group", "dtype", "rtol")]
+    for group in (FLAT, CLOSED, DIGITS, STEEP, WIDE):
+        mine = [row for row in exact if row["group"] == group]
+        if mine:
+            lines += [f"## The default solver in float64, space by space: {group}", ""]
+            lines += ["CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` covers.", ""]
+            lines += _spaces(mine)
+    rest = [row for row in rows if row["solver"] != "default"]
+    if rest:
+        lines += ["## Every solver", "", "On fewer pairs.", "", *_summary(rest, "solver", "group", "dtype", "rtol")]
+    return lines
+
+
+def write(rows: list[Row], results: Path, page: Path) -> None:
+    """Both files; the prose of the page stays as it is."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
+    text = page.read_text("utf-8") if page.exists() else f"# How honest is the error bar\n\n{BEGIN}\n{END}\n"
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{head}{BEGIN}\n" + "\n".join(tables(rows)) + f"{END}{tail}", "utf-8")
+
+
+def _key(row: Row) -> tuple[str, str, str, float]:
+    return row["solver"], row["space"], row["dtype"], row["rtol"]
+
+
+def run(
+    chosen: list[Case], plans: dict[str, Plan], rows: list[Row], quick: bool, save: Callable[[list[Row]], None]
+) -> None:
+    """Measure what is missing in ``rows``, solver by solver and space by space; ``save`` is called after each space."""
+    order = {(name, case.name): (i, j) for i, name in enumerate(PLANS) for j, case in enumerate(cases())}
+    for name, plan in plans.items():
+        for case in chosen:
+            if case.compact and name not in ("default", "newton_cg"):
+                continue
+            known = {_key(row) for row in rows}
+            todo = [
+                (dtype, rtol)
+                for dtype, rtol in cells(case, plan, quick)
+                if (name, case.name, str(dtype).removeprefix("torch."), rtol) not in known
+            ]
+            problems: dict[torch.dtype, Problem] = {}
+            for dtype, rtol in todo:
+                if dtype not in problems:
+                    problems[dtype] = case.make(min(case.pairs, plan.pairs), dtype)
+                row = measure(case, name, plan, rtol, dtype, problems[dtype])
+                rows.append(row)
+                rows.sort(
+                    key=lambda row: (*order[row["solver"], row["space"]], row["dtype"] != "float64", -row["rtol"])
+                )
+                print(_told(row), flush=True)
+            if todo:
+                save(rows)
+
+
+def _told(row: Row) -> str:
+    where = f"{row['solver']:10} {row['space']:34} {row['dtype']} {row['rtol']:g}: "
+    if not row["pairs"]:
+        return f"{where}nothing after {row['seconds']} s"
+    covers = share(row["covered"], row["converged"])
+    return (
+        f"{where}{row['converged']} of {row['pairs']} converged, {row['beyond']} beyond, {row['beyond_3']} beyond 3, "
+        f"worst {row['worst']:.2g} rtol, covers {covers}, {row['others']}, {row['seconds']} s"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three spaces, few pairs; writes nothing without --folder")
+    parser.add_argument("--only", default="", help="spaces whose name or group holds this, measured anew")
+    parser.add_argument("--solver", choices=PLANS, action="append", help="may be given several times")
+    parser.add_argument("--anew", action="store_true", help="forget what was measured before")
+    parser.add_argument("--rtol", type=float, action="append", help="of those that are measured; several times")
+    parser.add_argument("--limit", type=float, help="seconds of processor time for one cell of the tables")
+    parser.add_argument("--pairs", type=int, help="at most, of every space")
+    parser.add_argument("--folder", type=Path, help="where error_bars.json and error_bars.md go, in place of their own")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    results, page = RESULTS, PAGE
+    if options.folder:
+        results, page = options.folder / RESULTS.name, options.folder / PAGE.name
+
+    chosen = [case for case in cases() if options.only in case.name or options.only in case.group]
+    plans = {name: plan for name, plan in PLANS.items() if name in (options.solver or PLANS)}
+    pairs = options.pairs or (5 if options.quick else math.inf)
+    if options.quick:
+        chosen = [case for case in chosen if case.name in QUICK]
+        plans = {name: plan for name, plan in plans.items() if name in ("default", "newton_cg")}
+    plans = {
+        name: replace(
+            plan,
+            pairs=int(min(plan.pairs, pairs)),
+            limit=options.limit or plan.limit,
+            tolerances={
+                dtype: tuple(rtol for rtol in tolerances if rtol in (options.rtol or tolerances))
+                for dtype, tolerances in plan.tolerances.items()
+            },
+        )
+        for name, plan in plans.items()
+    }
+    rows: list[Row] = json.loads(results.read_text("utf-8")) if results.exists() and not options.anew else []
+    if options.only:
+        again = {(name, case.name) for name in plans for case in chosen}
+        rows = [row for row in rows if (row["solver"], row["space"]) not in again]
+
+    silent = options.quick and not options.folder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package says of kinks that they make it slow, once per space
+        run(chosen, plans, rows, options.quick, (lambda _: None) if silent else (lambda r: write(r, results, page)))
+    print("\n".join(tables(rows)))
+
+
+if __name__ == "__main__":
+    main()
