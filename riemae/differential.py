@@ -313,8 +313,8 @@ class Differential:
 
         try:
             return self._chunked(passes, evaluate, z, *others)
-        except NotImplementedError:  # a branch that no probe has met, with something that Taylor mode does not carry
-            if not isinstance(mode, Taylor):
+        except RuntimeError as reason:  # a branch that no probe has met, with something that Taylor mode does not carry
+            if not isinstance(mode, Taylor) or isinstance(reason, (RiemaeError, torch.OutOfMemoryError)):
                 raise
             self._distrust(self._key(kind, z), mode)
             return self._run(kind, passes, formula, z, *others)
@@ -479,14 +479,16 @@ class Differential:
         source, known = probe.generator(), False
         for rows in tries if comparable else ([0],):
             rows = [row for row in rows if row < len(points)][: max(1, self.chunk(points, 1))]
-            point = points.detach()[rows].clone().requires_grad_(comparable)
+            point = points.detach()[rows].clone()
+            point = point.requires_grad_() if comparable else point
             # One direction for all points, without memory of its own, as coordinate directions are: some layers mind.
-            v = probe.normal(point, point.shape[-1], source=source).expand_as(point)
+            v = torch.linspace(1, 2, point.shape[-1], dtype=point.dtype, device=point.device)
+            v = (probe.normal(point, *v.shape, source=source) if comparable else v).expand_as(point)
             with torch.no_grad():
-                x = self._flat(point)
+                x = self._flat(point.detach())
                 if comparable:
                     floor = 1e3 * eps * float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
-                    alone = self._flat(point[:1])
+                    alone = self._flat(point.detach()[:1])
                     if not torch.allclose(x[:1], alone, rtol=limit, atol=floor, equal_nan=True):
                         raise DifferentiationError(
                             "differential",
@@ -494,7 +496,7 @@ class Differential:
                             "an output that depends on the other rows of the batch",
                             "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
                         )
-            w = probe.normal(x, *x.shape, source=source)
+            w = probe.normal(x, *x.shape, source=source) if comparable else torch.ones_like(x)
             value, found = self._probe(kind, mode, point, v, w)
             if not comparable:
                 return True

@@ -261,22 +261,29 @@ class Plain(Reverse):
         """As in :class:`Mode`."""
         with torch.enable_grad():
             start = _leaf(z, True)
-            x = f(start)
+            x = _graph(f, start)
             return x, _pulled(x, [start], covector(x if again else x.detach()), True)[0]
 
     def _contraction(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
         with torch.enable_grad():
             start = _leaf(z, True)
-            slope = _pulled(f(start), [start], a, True)[0]
+            slope = _pulled(_graph(f, start), [start], a, True)[0]
             rows = [_pulled(slope, [start], e, True, True)[0] for e in basis(z)]
             return torch.stack(rows, -2)
 
     @staticmethod
     def _linear(f: BatchedMap, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``f``, ``Jᵀw`` with its graph, and w."""
-        x = f(start)
+        x = _graph(f, start)
         w = torch.zeros_like(x).requires_grad_()
         return x, _pulled(x, [start], w, True)[0], w
+
+
+def _graph(f: BatchedMap, start: Tensor) -> Tensor:
+    x = f(start)
+    if not x.requires_grad:
+        raise RuntimeError("the output has no graph that leads to the points")
+    return x
 
 
 NESTED = (
