@@ -17,9 +17,9 @@ from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, parameters, read
 from riemae.information import unvalidated
+from riemae.solvers import probe
 from riemae.solvers.checkpoint import digest
 from riemae.solvers.space import concrete
-from riemae.solvers.tolerances import tolerance
 
 # Layers that couple the batch or change their own state at every call.
 _BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
@@ -50,6 +50,7 @@ class Decoder:
         self.output_shape: torch.Size | None = None
         # What the outputs hold; None for tensors, and before the first call.
         self.layout: AnyLayout | None = None
+        self._training: int | None = None  # layers in training mode when the decoder was looked at
 
     def __call__(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
         """Decode, with no more checks than the shape; distributions as one tensor of their parameters.
@@ -80,7 +81,15 @@ class Decoder:
                 f"shape {tuple(x.shape)}",
                 "The first axis of the output must be the batch, unchanged.",
             )
-        return x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
+        x = x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
+        if self.output_shape is not None and x.shape[1:] != self.output_shape:
+            raise DecoderError(
+                "Manifold",
+                f"a decoder that returns outputs of shape {tuple(self.output_shape)} at every call, as at first",
+                str(tuple(x.shape[1:])),
+                "Make a new Manifold for a decoder that has changed.",
+            )
+        return x
 
     def check_placement(self, where: str, z: Tensor) -> None:
         """Refuse points on another device or of another dtype than the decoder's floating-point parameters.
@@ -107,11 +116,23 @@ class Decoder:
                 f"Convert z with z.to({own.dtype}), or the manifold with M.to(dtype={z.dtype}).",
             )
 
-    def probe(self, where: str, z: Tensor) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
-        """Run the decoder on two points and refuse it unless it is a deterministic map, row by row.
+    def probe(
+        self, where: str, z: Tensor, finite: bool = True, rows: int | None = None
+    ) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
+        """Run the decoder on some points, and refuse it unless it is a deterministic map, row by row.
+
+        The first two points come first, then more of them together with points around: see
+        :mod:`riemae.solvers.probe`.
+
+        Args:
+            where: The method that is called.
+            z: Points.
+            finite: Whether to refuse NaN and infinity at the first points.
+            rows: At most so many points in one call.
 
         Returns:
-            Its outputs at the first points, or None where values cannot be looked at (meta device, inside ``vmap``).
+            Its outputs at the first points, those that are not finite left out, or None where values cannot be looked
+            at (meta device, inside ``vmap``).
 
         Raises:
             DecoderError: When it is in training mode, random, coupled across the batch, or fails.
@@ -120,6 +141,7 @@ class Decoder:
         """
         if concrete(z) is None:
             return None
+        self.output_shape = None  # a decoder may change between two probes
         points = z[:2].detach()
         if not len(points):
             points = z.new_zeros(1, z.shape[-1])
@@ -128,41 +150,72 @@ class Decoder:
             points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
             real = min(real, 1)
         with torch.no_grad(), torch.random.fork_rng(devices=_devices(points)):
-            x = self._attempt(where, points)
-            again = self._attempt(where, points)
-            # Both rows, each among copies of itself: a cumulative sum shows only in the second.
-            alone = [self._attempt(where, point.repeat(2, 1))[i] for i, point in enumerate(points)]
-        if x.dtype != z.dtype:
-            raise DTypeError(
-                where,
-                f"a decoder that keeps the dtype {z.dtype}",
-                str(x.dtype),
-                "Convert z, or the decoder's constants.",
-            )
-        bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
-        if bad:
-            raise NonFiniteError(
-                where,
-                "finite decoder outputs",
-                f"NaN or infinity at z = {points[bad[0]].tolist()}",
-                "Does the decoder's domain contain your points? Are its weights finite?",
-            )
-        if _differs(x, again):
-            raise DecoderError(
-                where,
-                "a deterministic decoder",
-                "two different outputs for one input",
-                "Switch sampling and dropout off: decoder.eval(), or return the mean instead of a sample.",
-            )
-        if _differs(x, torch.stack(alone)):
-            raise DecoderError(
-                where,
-                "a decoder that treats every row alone",
-                "an output that depends on the other rows of the batch",
-                "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
-            )
+            x = self._attempt(where, points).clone()
+            if x.dtype != z.dtype:
+                raise DTypeError(
+                    where,
+                    f"a decoder that keeps the dtype {z.dtype}",
+                    str(x.dtype),
+                    "Convert z, or the decoder's constants.",
+                )
+            self._refuse_dependence(where, probe.dependence(lambda y: self._attempt(where, y), points))
+            bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
+            if bad and finite:
+                raise NonFiniteError(
+                    where,
+                    "finite decoder outputs",
+                    f"NaN or infinity at z = {points[bad[0]].tolist()}",
+                    "Does the decoder's domain contain your points? Are its weights finite?",
+                )
+            self.probe_rows(where, z if len(z) else points, x[0].numel(), rows)
         self.output_shape = x.shape[1:]
-        return x[:real]
+        self._training = self._layers_in_training()
+        return x[[i for i in range(real) if i not in bad]]
+
+    def probe_rows(self, where: str, z: Tensor, size: int, rows: int | None = None) -> None:  # (k, m)
+        """Refuse a decoder whose rows notice each other among many points, the given ones and others around.
+
+        Args:
+            where: The method that is called.
+            z: Points; where there are many, it is these alone.
+            size: Numbers in the output of one point.
+            rows: At most so many points in one call.
+
+        Raises:
+            DecoderError: When it is random, or coupled across the batch.
+        """
+        count = probe.ROWS if size <= probe.LARGE_OUTPUT else probe.FEW
+        given = z.detach()[torch.linspace(0, len(z) - 1, min(len(z), count)).long().to(z.device)]
+        batches = [given]
+        if len(z) < probe.LARGE_BATCH:  # rows that no caller has asked for: they may lie outside of the domain
+            near, far = (torch.add(*probe.moved(z, count, scale)) for scale in (1.0, 4.0))
+            half = count // 2
+            batches = [torch.cat([given[: count // 4], near[:half], far[: count - half - count // 4]]), given]
+        with torch.no_grad(), torch.random.fork_rng(devices=_devices(z)), unvalidated():
+            for points in batches:
+                points = points[:rows]
+                try:
+                    found = probe.dependence(self._evaluated, points, None if count == probe.ROWS else 2)
+                except probe.FAILURES as reason:
+                    if points is not given and not isinstance(reason, DecoderError):
+                        continue
+                    self._attempt(where, points)
+                    raise DecoderError(
+                        where,
+                        "a decoder that accepts any number of rows",
+                        f"{type(reason).__name__} for fewer than {len(points)}: {reason}",
+                        "Does it remove axes of length 1, or look at statistics of the batch?",
+                    ) from reason
+                self._refuse_dependence(where, found)
+                break
+
+    def _evaluated(self, z: Tensor) -> Tensor:
+        return self._tensor(z, self._call(z))
+
+    @staticmethod
+    def _refuse_dependence(where: str, found: probe.Dependence | None) -> None:
+        if found is not None:
+            raise DecoderError(where, *dependence_message("decoder", found))
 
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
@@ -204,6 +257,15 @@ class Decoder:
                 self.layout = replace(self.layout, member=_with_fixed(self.layout.member, free))
         else:
             self.layout = _with_fixed(self.layout, free)
+
+    @property
+    def changed(self) -> bool:
+        """Whether layers have gone into training mode, or out of it, since the probe."""
+        return self.module is not None and self._training is not None and self._training != self._layers_in_training()
+
+    def _layers_in_training(self) -> int:
+        layers = self.module.modules() if self.module is not None else ()
+        return sum(bool(getattr(layer, "training", False)) for layer in layers)
 
     def refuse_training_mode(self, where: str) -> None:
         """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
@@ -264,9 +326,26 @@ def fingerprint(thing: object) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _differs(a: Tensor, b: Tensor) -> bool:
-    scale = a.abs().max().nan_to_num(1.0) if a.numel() else 1.0
-    return bool((~((a - b).abs() <= tolerance(a.dtype).probe * scale) & a.isfinite()).any())
+def dependence_message(what: str, found: probe.Dependence) -> tuple[str, str, str]:
+    """Expected, got, try: for an error about a function whose rows depend on more than themselves."""
+    if found.kind == "chance":
+        return (
+            f"a deterministic {what}",
+            "two different outputs for one input",
+            f"Switch sampling and dropout off: {what}.eval(), or return the mean instead of a sample.",
+        )
+    if found.kind == "rounding":
+        return (
+            f"a {what} that treats every row alone, in float64",
+            f"outputs that differ by {found.size:.1g} with the other rows of the batch, as rounding in float32 does",
+            f"Convert all of it with .double(), or call it with float32 points: something inside the {what} works in "
+            "float32.",
+        )
+    return (
+        f"a {what} that treats every row alone",
+        f"an output that depends on the other rows of the batch, or on their number or order (by {found.size:.1g})",
+        f"Switch batch statistics off: {what}.eval(); attention must not run across the batch axis.",
+    )
 
 
 def _devices(z: Tensor) -> list[Any]:

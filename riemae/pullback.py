@@ -26,6 +26,7 @@ from riemae.solvers.energy import (
     gauss_newton_blocks,
     rounding,
 )
+from riemae.solvers.probe import LARGE_BATCH
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
@@ -61,13 +62,14 @@ class Pullback:
         self.decoder = decoder
         self.latent_dim = latent_dim
         self.chunk_size = chunk_size
-        self.immersion = Differential(decoder, chunk_size)
+        self.immersion = Differential(decoder, chunk_size, "a decoder")
         self.given = ambient
         self._bound = False
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
+        self._large: set[tuple[torch.dtype, torch.device]] = set()  # where a large batch has been looked at
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         self.ambient = ambient
@@ -75,7 +77,8 @@ class Pullback:
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            self.embedding = Differential(lambda z: ambient.features(self.decoder(z)).flatten(1), self.chunk_size)
+            features = lambda z: ambient.features(self.decoder(z)).flatten(1)  # noqa: E731 (one expression)
+            self.embedding = Differential(features, self.chunk_size, "features of the decoded points")
         self.along = (self.embedding or self.immersion).steady()
 
     def bind(self, flat: Tensor) -> None:  # (k, m)
@@ -120,7 +123,11 @@ class Pullback:
         self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
         flat = z.reshape(-1, z.shape[-1])
-        probed = (z.dtype, z.device) in self._probed
+        kind = (z.dtype, z.device)
+        if kind in self._probed and self.decoder.changed:  # what was trusted was another function
+            self._probed.clear()
+            self._large.clear()
+        probed = kind in self._probed
         ok = concrete(flat.isfinite().all(-1)) if finite or not probed else None
         if finite and ok is not None and not bool(ok.all()):
             rows = (~ok).nonzero().flatten().tolist()
@@ -132,13 +139,20 @@ class Pullback:
             )
         if not probed:
             sound = flat if ok is None else flat[ok]
-            x = self.decoder.probe(where, sound)
+            x = self.decoder.probe(where, sound, finite, self.chunk_size)
             self.bind(sound)
             if x is not None and len(x):
                 with torch.no_grad():
                     self.ambient.check(x)
-                self._probed.add((z.dtype, z.device))
+                self._probed.add(kind)
             self.latent_dim = z.shape[-1]
+        if len(flat) >= LARGE_BATCH and kind not in self._large:
+            self._large.add(kind)
+            if probed and concrete(flat) is not None:
+                assert self.decoder.output_shape is not None
+                sound = flat if evidently_finite(flat) else flat[flat.isfinite().all(-1)]
+                if len(sound):
+                    self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size)
         return flat
 
     def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:

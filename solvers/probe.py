@@ -117,14 +117,16 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
     again = _kept(f, points)
     if (size := _difference(x, again)) > 0:
         return Dependence("chance", size)
-    order = torch.randperm(count, generator=generator()).to(points.device)
-    shuffled = torch.empty_like(x)
-    for half in order.tensor_split(2) if count > 1 else (order,):
-        shuffled[half] = _kept(f, points[half])
-    rows = range(count) if alone is None else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}
-    single = x.clone()
-    for i in rows:
-        single[i] = _kept(f, points[i : i + 1])[0]
+    shuffled, single = x.clone(), x.clone()
+    if count <= 2:  # each among copies of itself: some layers refuse a single row
+        for i in range(count):
+            single[i] = _kept(f, points[i].expand(2, *points.shape[1:]).contiguous())[i]
+    else:
+        order = torch.randperm(count, generator=generator()).to(points.device)
+        for half in order.tensor_split(2):
+            shuffled[half] = _kept(f, points[half])
+        for i in range(count) if alone is None else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}:
+            single[i] = _kept(f, points[i : i + 1])[0]
     size = max(_difference(x, shuffled), _difference(x, single))
     if not size:
         return None
