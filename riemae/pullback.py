@@ -11,9 +11,9 @@ from torch import Tensor
 
 from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
-from riemae.decoders import Decoder
+from riemae.decoders import Decoder, dependence_message
 from riemae.differential import Differential, everywhere
-from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
+from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
 from riemae.solvers.energy import (
@@ -26,7 +26,19 @@ from riemae.solvers.energy import (
     gauss_newton_blocks,
     rounding,
 )
-from riemae.solvers.probe import LARGE_BATCH
+from riemae.solvers.probe import (
+    FAILURES,
+    FEW,
+    LARGE_BATCH,
+    ROWS,
+    contradiction,
+    dependence,
+    explained,
+    generator,
+    generic,
+    normal,
+    spread,
+)
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
@@ -142,8 +154,7 @@ class Pullback:
             x = self.decoder.probe(where, sound, finite, self.chunk_size)
             self.bind(sound)
             if x is not None and len(x):
-                with torch.no_grad():
-                    self.ambient.check(x)
+                self._check_ambient(sound)
                 self._probed.add(kind)
             self.latent_dim = z.shape[-1]
         if len(flat) >= LARGE_BATCH and kind not in self._large:
@@ -154,6 +165,67 @@ class Pullback:
                 if len(sound):
                     self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size)
         return flat
+
+    def _check_ambient(self, flat: Tensor) -> None:  # (k, m)
+        """Look at the ambient metric where the decoded points lie, and in the directions in which they may move.
+
+        Raises:
+            AmbientError: When it is none: random, coupled across the batch, not positive, or when torch.autograd does
+                not know its derivative.
+        """
+        ambient, shape = self.ambient, self._shape
+        assert shape is not None
+        decoded = lambda z: self.decoder(z).flatten(1)  # noqa: E731 (one expression)
+        with torch.inference_mode(False), torch.no_grad():
+            flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
+            given, x = _with_values(decoded, flat[:2])
+            if not ambient.foreign or ambient.has_features:
+                ambient.check(x.view(len(x), *shape))
+            else:
+                ambient.check(x.view(len(x), *shape), self._directions(decoded, given))
+                picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), ROWS)).long().to(flat.device)]
+                given, x = _with_values(decoded, picked)
+                ambient.check_positive(x, self._directions(decoded, given))
+            if not ambient.foreign:
+                return
+            source = generator()
+            points = generic(decoded, flat, ROWS if x.shape[1] <= 64 else FEW, self.chunk_size)
+            v = normal(points, *points.shape, source=source) * spread(flat)
+            x = decoded(points)
+            columns = normal(x, *x.shape, 1, source=source)
+        d = x.shape[1]
+
+        def rows(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
+            y, u = packed.split(d, -1)
+            return ambient.features(y.view(len(y), *shape)).flatten(1) if ambient.has_features else (
+                ambient.apply_to(y, u[..., None])[..., 0]
+            )
+
+        where = type(ambient).__name__
+        packed = torch.cat([x, columns[..., 0]], -1)
+        try:
+            with torch.no_grad():
+                found = dependence(rows, packed[x.isfinite().all(-1)], FEW)
+        except FAILURES as reason:
+            raise AmbientError(
+                where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
+            ) from reason
+        if found is not None:
+            raise AmbientError(where, *dependence_message("metric", found))
+        steps = columns[:FEW, :, 0]
+        path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
+        contradicted = contradiction(rows, path, len(steps), points)
+        if contradicted is not None:
+            got, remedy = explained(contradicted, rows)
+            raise AmbientError(where, "a function whose derivative torch.autograd knows", got, remedy)
+
+    @staticmethod
+    def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
+        """Directions in which decoded points move, by differences of the decoder: those of its first coordinates."""
+        axes = torch.eye(z.shape[-1]).to(z)[:FEW]
+        step = tolerance(z.dtype).eps ** (1 / 3) * (1 + z.abs().amax())
+        sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
+        return torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0) / (2 * step)
 
     def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
         """Validated points and tangents, flattened after broadcasting, and the batch shape.
@@ -478,6 +550,13 @@ class Pullback:
             second_order,
             lambda f, z, v: self.immersion.pushforward(f, z, v),
         )
+
+
+def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """The points at which ``f`` is finite, and its values there."""
+    x = f(z)
+    ok = x.isfinite().all(-1)
+    return z[ok], x[ok]
 
 
 def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
