@@ -345,7 +345,7 @@ class Differential:
     def _key(self, kind: str, z: Tensor) -> tuple[Any, ...]:
         # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
         # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
-        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), _transformed())
+        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), probe.transformed())
 
     def _mode(self, kind: str, z: Tensor) -> Mode:
         """The first mode that can differentiate the map, tried on a few points and remembered.
@@ -615,12 +615,6 @@ def _slope(x: Tensor, point: Tensor) -> Tensor:
     if not x.requires_grad:
         return torch.zeros_like(point)
     return torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)[0]
-
-
-def _transformed() -> bool:
-    """Whether a caller's torch.func transform or forward-mode level is at work."""
-    stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from riemae.differential import Differential, everywhere
 from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
+from riemae.solvers import probe
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -26,19 +28,7 @@ from riemae.solvers.energy import (
     gauss_newton_blocks,
     rounding,
 )
-from riemae.solvers.probe import (
-    FAILURES,
-    FEW,
-    LARGE_BATCH,
-    ROWS,
-    contradiction,
-    dependence,
-    explained,
-    generator,
-    generic,
-    normal,
-    spread,
-)
+from riemae.solvers.probe import FEW, LARGE_BATCH, ROWS
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
@@ -182,17 +172,20 @@ class Pullback:
             if not ambient.foreign or ambient.has_features:
                 ambient.check(x.view(len(x), *shape))
             else:
-                ambient.check(x.view(len(x), *shape), self._directions(decoded, given))
+                options = {"tangents": self._directions(decoded, given)}
+                if "tangents" not in inspect.signature(ambient.check).parameters:  # a subclass with a check of its own
+                    options = {}
+                ambient.check(x.view(len(x), *shape), **options)
                 picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), ROWS)).long().to(flat.device)]
                 given, x = _with_values(decoded, picked)
                 ambient.check_positive(x, self._directions(decoded, given))
             if not ambient.foreign:
                 return
-            source = generator()
-            points = generic(decoded, flat, ROWS if x.shape[1] <= 64 else FEW, self.chunk_size)
-            v = normal(points, *points.shape, source=source) * spread(flat)
+            source = probe.generator()
+            points = probe.generic(decoded, flat, ROWS if x.shape[1] <= 64 else FEW, self.chunk_size)
+            v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
             x = decoded(points)
-            columns = normal(x, *x.shape, 1, source=source)
+            columns = probe.normal(x, *x.shape, 1, source=source)
         d = x.shape[1]
 
         def rows(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
@@ -205,8 +198,8 @@ class Pullback:
         packed = torch.cat([x, columns[..., 0]], -1)
         try:
             with torch.no_grad():
-                found = dependence(rows, packed[x.isfinite().all(-1)], FEW)
-        except FAILURES as reason:
+                found = probe.dependence(rows, packed[x.isfinite().all(-1)], FEW)
+        except probe.FAILURES as reason:
             raise AmbientError(
                 where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
             ) from reason
@@ -214,9 +207,9 @@ class Pullback:
             raise AmbientError(where, *dependence_message("metric", found))
         steps = columns[:FEW, :, 0]
         path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
-        contradicted = contradiction(rows, path, len(steps), points)
+        contradicted = probe.contradiction(rows, path, len(steps), points)
         if contradicted is not None:
-            got, remedy = explained(contradicted, rows)
+            got, remedy = probe.explained(contradicted, rows)
             raise AmbientError(where, "a function whose derivative torch.autograd knows", got, remedy)
 
     @staticmethod
@@ -299,7 +292,32 @@ class Pullback:
             g = j.mT @ self.ambient.apply_to(x, j)
             return (g + g.mT) / 2
 
-        return self.immersion.jets(flat, then=pulled)
+        g = self.immersion.jets(flat, then=pulled)
+        return self._positive(g) if self.ambient.foreign else g
+
+    def _positive(self, g: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
+        """``g``, of an ambient metric by a user's function.
+
+        Raises:
+            AmbientError: Where it has a negative eigenvalue, with the places.
+        """
+        if not len(g) or probe.transformed() or concrete(g) is None:
+            return g
+        diagonal = g.detach().diagonal(dim1=-2, dim2=-1)
+        # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for rounding.
+        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()[..., None]
+        shift = tolerance(g.dtype).probe * torch.eye(g.shape[-1]).to(g)
+        bad = (torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0) & g.isfinite().flatten(1).all(-1)
+        if bool(bad.any()):
+            places = bad.nonzero().flatten().tolist()
+            low = float(torch.linalg.eigvalsh(g.detach()[bad][0])[0])
+            raise AmbientError(
+                type(self.ambient).__name__,
+                "a metric that is positive along the decoded manifold",
+                f"a negative squared length ({low:.3g}) at {len(places)} of {len(g)} points (first: {places[:5]})",
+                "A metric is S S ᵀ: build it from a factor.",
+            )
+        return g
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""
@@ -363,11 +381,21 @@ class Pullback:
 
         def squared(x: Tensor, tangents: Tensor) -> Tensor:
             tangent = tangents[..., 0]
-            size = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
+            size = tangent.square().sum(-1) if self.embedding is not None else self._squared_norm(x, tangent)
             # A derivative may exist where the map has no value (log): no length comes from it.
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
         return safe_sqrt(road.jets(flat, v[:, None], then=squared))
+
+    def _squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """``vᵀ H v``; NaN where that is negative beyond rounding: no length comes from it."""
+        given = self.ambient._given()
+        if given != "product" and given != "diagonal" and given != "matrix":
+            squared = self.ambient.squared_norm(x, v)
+            return torch.where(squared < 0, torch.nan, squared) if given == "inner" else squared
+        terms = v * self.ambient.product(x, v)
+        squared = terms.sum(-1)
+        return torch.where(squared < -1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1), torch.nan, squared)
 
     def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
         """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time.
