@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch.nn.utils import parametrizations
 
 from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, parameters, read
+from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.solvers import probe
 from riemae.solvers.checkpoint import digest
+from riemae.solvers.probe import Dependence
 from riemae.solvers.space import concrete
+from riemae.taylor import Jet
 
 # Layers that couple the batch or change their own state at every call.
 _BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
@@ -65,6 +68,8 @@ class Decoder:
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(output)
+        if layout is not None:
+            x = _without(x, invalid_rows(output))
         if self.layout is None:
             self.layout = layout
         if layout != self.layout:
@@ -149,7 +154,11 @@ class Decoder:
         if len(points) == 1 or bool((points[0] == points[1]).all()):  # equal rows cannot show that they are coupled
             points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
             real = min(real, 1)
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(points)):
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.random.fork_rng(devices=_devices(points)))
+            if not finite:  # parameters outside of their range concern single pairs
+                stack.enter_context(unvalidated())
             x = self._attempt(where, points).clone()
             if x.dtype != z.dtype:
                 raise DTypeError(
@@ -182,40 +191,30 @@ class Decoder:
             rows: At most so many points in one call.
 
         Raises:
-            DecoderError: When it is random, or coupled across the batch.
+            DecoderError: When it is random, coupled across the batch, or fails.
         """
-        count = probe.ROWS if size <= probe.LARGE_OUTPUT else probe.FEW
-        given = z.detach()[torch.linspace(0, len(z) - 1, min(len(z), count)).long().to(z.device)]
-        batches = [given]
-        if len(z) < probe.LARGE_BATCH:  # rows that no caller has asked for: they may lie outside of the domain
-            near, far = (torch.add(*probe.moved(z, count, scale)) for scale in (1.0, 4.0))
-            half = count // 2
-            batches = [torch.cat([given[: count // 4], near[:half], far[: count - half - count // 4]]), given]
         with torch.no_grad(), torch.random.fork_rng(devices=_devices(z)), unvalidated():
-            for points in batches:
-                points = points[:rows]
-                try:
-                    found = probe.dependence(self._evaluated, points, None if count == probe.ROWS else 2)
-                except probe.FAILURES as reason:
-                    if points is not given and not isinstance(reason, DecoderError):
-                        continue
-                    self._attempt(where, points)
-                    raise DecoderError(
-                        where,
-                        "a decoder that accepts any number of rows",
-                        f"{type(reason).__name__} for fewer than {len(points)}: {reason}",
-                        "Does it remove axes of length 1, or look at statistics of the batch?",
-                    ) from reason
-                self._refuse_dependence(where, found)
-                break
+            try:
+                found = probe.dependence_around(self._evaluated, z.detach(), size, rows)
+            except DecoderError:
+                raise
+            except probe.FAILURES as reason:
+                self._attempt(where, z[: min(len(z), rows or probe.ROWS)])
+                raise DecoderError(
+                    where,
+                    "a decoder that accepts any number of rows",
+                    f"{type(reason).__name__} for some of them: {reason}",
+                    "Does it remove axes of length 1, or look at statistics of the batch?",
+                ) from reason
+        self._refuse_dependence(where, found)
 
     def _evaluated(self, z: Tensor) -> Tensor:
         return self._tensor(z, self._call(z))
 
     @staticmethod
-    def _refuse_dependence(where: str, found: probe.Dependence | None) -> None:
+    def _refuse_dependence(where: str, found: Dependence | None) -> None:
         if found is not None:
-            raise DecoderError(where, *dependence_message("decoder", found))
+            raise DecoderError(where, *found.message("decoder"))
 
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
@@ -288,6 +287,17 @@ class Decoder:
                 )
 
 
+def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
+    """``x``, NaN in rows whose parameters are none of their family: no number comes from them."""
+    if invalid is None:
+        return x
+    mask = invalid.view(-1, *(1,) * (x.ndim - 1))
+    if isinstance(x, Jet):
+        x.value = torch.where(mask, torch.nan, x.value)
+        return x
+    return torch.where(mask, torch.nan, x)
+
+
 def _varying(distribution: Distribution, points: Tensor) -> set[str]:
     """Names of the parameters, and ``"support"``, that autograd can trace back to the points."""
 
@@ -324,28 +334,6 @@ def fingerprint(thing: object) -> str:
         lines += [type(layer).__qualname__ for layer in owner.modules()]
         lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def dependence_message(what: str, found: probe.Dependence) -> tuple[str, str, str]:
-    """Expected, got, try: for an error about a function whose rows depend on more than themselves."""
-    if found.kind == "chance":
-        return (
-            f"a deterministic {what}",
-            "two different outputs for one input",
-            f"Switch sampling and dropout off: {what}.eval(), or return the mean instead of a sample.",
-        )
-    if found.kind == "rounding":
-        return (
-            f"a {what} that treats every row alone, in float64",
-            f"outputs that differ by {found.size:.1g} with the other rows of the batch, as rounding in float32 does",
-            f"Convert all of it with .double(), or call it with float32 points: something inside the {what} works in "
-            "float32.",
-        )
-    return (
-        f"a {what} that treats every row alone",
-        f"an output that depends on the other rows of the batch, or on their number or order (by {found.size:.1g})",
-        f"Switch batch statistics off: {what}.eval(); attention must not run across the batch axis.",
-    )
 
 
 def _devices(z: Tensor) -> list[Any]:

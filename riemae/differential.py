@@ -401,7 +401,11 @@ class Differential:
         )
 
     def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, z: Tensor) -> None:
-        """Compare a trusted mode with autograd at points of this call: branches, regions, and states change."""
+        """Compare a trusted mode with autograd at points of this call: branches, regions, and states change.
+
+        Raises:
+            RiemaeError: What the map itself raises about its input, or what is wrong with its derivative.
+        """
         if trusted.calls == trusted.due:
             trusted.due *= _AGAIN
         if concrete(z) is None:
@@ -453,9 +457,7 @@ class Differential:
             if found is None:
                 return
             got, remedy = probe.explained(found, self._flat)
-        raise DifferentiationError(
-            "differential", f"{self._what} whose derivative torch.autograd knows", got, remedy
-        )
+        raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
 
     def _check(
         self, kind: str, mode: Mode, points: Tensor, comparable: bool, tries: Sequence[list[int]] = _TRIES
@@ -494,7 +496,7 @@ class Differential:
                             "differential",
                             "a map that treats every row alone",
                             "an output that depends on the other rows of the batch",
-                            "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
+                            "Switch batch statistics off with eval(); attention must not run across the batch axis.",
                         )
             w = probe.normal(x, *x.shape, source=source) if comparable else torch.ones_like(x)
             value, found = self._probe(kind, mode, point, v, w)
@@ -507,9 +509,7 @@ class Differential:
                 return True  # no second backward: nothing to compare with
         return known
 
-    def _agrees(
-        self, kind: str, mode: Mode, point: Tensor, v: Tensor, found: list[tuple[Tensor, Tensor, int]]
-    ) -> bool:
+    def _agrees(self, kind: str, mode: Mode, point: Tensor, v: Tensor, found: list[tuple[Tensor, Tensor, int]]) -> bool:
         """Compare with plain autograd; False when it has no answer.
 
         Raises:
@@ -646,6 +646,7 @@ class _OutputSizes(TorchFunctionMode):
         return out
 
 
+@probe.in_full_precision
 def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
     """Jacobian of ``f: (k, m) -> (k, *shape)`` at ``z`` ``(*b, m)``, as ``(*b, *shape, m)``.
 
@@ -664,6 +665,7 @@ def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
     return d.jacobian(flat).reshape(*z.shape[:-1], *shape, z.shape[-1])
 
 
+@probe.in_full_precision
 def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """``f(z)`` and ``J(z) v``, both ``(*b, *shape)``, for ``z`` and ``v`` of shape ``(*b, m)``."""
     d, flat, shape = _prepared("jvp", f, z, chunk_size)
@@ -671,6 +673,7 @@ def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> t
     return x.reshape((*z.shape[:-1], *shape)), tangent.reshape((*z.shape[:-1], *shape))
 
 
+@probe.in_full_precision
 def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
@@ -678,12 +681,14 @@ def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> t
     return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
 
 
+@probe.in_full_precision
 def second_derivative(f: BatchedMap, z: Tensor, u: Tensor, v: Tensor, chunk_size: int | None = None) -> Tensor:
     """Second directional derivative ``∂²f(u, v)`` at ``z``, ``(*b, *shape)``; ``z``, ``u``, ``v`` are ``(*b, m)``."""
     d, flat, shape = _prepared("second_derivative", f, z, chunk_size)
     return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape((*z.shape[:-1], *shape))
 
 
+@probe.in_full_precision
 def contraction(f: BatchedMap, z: Tensor, a: Tensor, chunk_size: int | None = None) -> Tensor:
     """``a·∂²f``, ``(*b, m, m)``: the Hessian of ``⟨a, f⟩`` for ``a`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("contraction", f, z, chunk_size)
@@ -701,7 +706,25 @@ def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> t
             f"output {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__} for one point",
             "The first axis of the output must be the batch.",
         )
+    if len(flat) and not flat.is_meta and not probe.transformed() and concrete(flat) is not None:
+        _refuse_dependence(where, f, flat, sample[0].numel(), chunk_size)
     return Differential(f, chunk_size), flat, sample.shape[1:]
+
+
+def _refuse_dependence(where: str, f: BatchedMap, flat: Tensor, size: int, chunk_size: int | None) -> None:
+    """Refuse a map whose rows notice each other.
+
+    Raises:
+        DifferentiationError: When they do, or when it is random.
+    """
+    limit = None if chunk_size is None else min(chunk_size, len(flat))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[flat.device] if flat.device.type == "cuda" else []):
+            found = probe.dependence_around(f, flat.detach(), size, limit)
+    except probe.FAILURES:  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
+        return
+    if found is not None:
+        raise DifferentiationError(where, *found.message("map"))
 
 
 def _like(v: Tensor, z: Tensor, flat: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Ways to differentiate a map ``f: (b, m) -> (b, D)``, one chunk of points at a time.
 
 Taylor mode (:mod:`riemae.taylor`) is the fastest by far; nested ``torch.func`` takes more kinds of maps; reverse mode
-twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it. :class:`riemae.differential.Differential` tries them in this order.
+twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it.
+:class:`riemae.differential.Differential` tries them in this order.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ class Reverse(Nested):
 class Plain(Reverse):
     """Reverse mode twice by torch.autograd alone: for what ``torch.func`` does not take.
 
-    That is ``autograd.Function`` without ``setup_context``, custom operators, hooks, and maps that differentiate inside.
+    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, maps that differentiate inside.
     """
 
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
-from riemae.decoders import Decoder, dependence_message
+from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
-from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError
+from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError, SingularMetricError
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
 from riemae.solvers import probe
@@ -71,6 +71,7 @@ class Pullback:
         self._set_ambient(Euclidean() if ambient is None else ambient)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
+        self._all_failed = False  # the decoder has no value at any of the points of a call that reports by status
         self._large: set[tuple[torch.dtype, torch.device]] = set()  # where a large batch has been looked at
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
@@ -141,7 +142,8 @@ class Pullback:
             )
         if not probed:
             sound = flat if ok is None else flat[ok]
-            x = self.decoder.probe(where, sound, finite, self.chunk_size)
+            x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size)
+            self._all_failed = not finite and x is not None and not len(x)
             self.bind(sound)
             if x is not None and len(x):
                 self._check_ambient(sound)
@@ -178,7 +180,7 @@ class Pullback:
                 ambient.check(x.view(len(x), *shape), **options)
                 picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), ROWS)).long().to(flat.device)]
                 given, x = _with_values(decoded, picked)
-                ambient.check_positive(x, self._directions(decoded, given))
+                ambient.check_positive(x, self._directions(decoded, given), tolerance(x.dtype).eps ** (2 / 3))
             if not ambient.foreign:
                 return
             source = probe.generator()
@@ -190,8 +192,10 @@ class Pullback:
 
         def rows(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
             y, u = packed.split(d, -1)
-            return ambient.features(y.view(len(y), *shape)).flatten(1) if ambient.has_features else (
-                ambient.apply_to(y, u[..., None])[..., 0]
+            return (
+                ambient.features(y.view(len(y), *shape)).flatten(1)
+                if ambient.has_features
+                else (ambient.apply_to(y, u[..., None])[..., 0])
             )
 
         where = type(ambient).__name__
@@ -204,7 +208,7 @@ class Pullback:
                 where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
             ) from reason
         if found is not None:
-            raise AmbientError(where, *dependence_message("metric", found))
+            raise AmbientError(where, *found.message("metric"))
         steps = columns[:FEW, :, 0]
         path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
         contradicted = probe.contradiction(rows, path, len(steps), points)
@@ -299,7 +303,7 @@ class Pullback:
         """``g``, of an ambient metric by a user's function.
 
         Raises:
-            AmbientError: Where it has a negative eigenvalue, with the places.
+            SingularMetricError: Where it has a negative eigenvalue, with the places.
         """
         if not len(g) or probe.transformed() or concrete(g) is None:
             return g
@@ -307,11 +311,13 @@ class Pullback:
         # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for rounding.
         scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()[..., None]
         shift = tolerance(g.dtype).probe * torch.eye(g.shape[-1]).to(g)
-        bad = (torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0) & g.isfinite().flatten(1).all(-1)
+        bad = (torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0) & g.isfinite().flatten(1).all(
+            -1
+        )
         if bool(bad.any()):
             places = bad.nonzero().flatten().tolist()
             low = float(torch.linalg.eigvalsh(g.detach()[bad][0])[0])
-            raise AmbientError(
+            raise SingularMetricError(
                 type(self.ambient).__name__,
                 "a metric that is positive along the decoded manifold",
                 f"a negative squared length ({low:.3g}) at {len(places)} of {len(g)} points (first: {places[:5]})",

@@ -5,9 +5,10 @@ derivatives ``∂²x(u_i, u_j)`` for chosen pairs. Every torch function that mee
 rule, so ``k`` tangents and ``p`` pairs cost about ``1 + k + p`` evaluations, where nested forward mode computes the
 tangents again and again (Griewank and Walther, Evaluating Derivatives, 2008, chapter 13).
 
-Linear maps, products and common activations have rules of their own; for any other function, ``torch.func.jvp`` of that
-one function gives the rule. What a pass cannot carry it refuses with a ``NotImplementedError``, and never drops: complex
-results, unknown functions that write in place, and writes into memory that other jets look at. A :class:`Tape` collects ``a·∂²f`` without any second derivative of ``f``: with the
+Linear maps, products and common activations have rules of their own; for any other function, ``torch.func.jvp`` of
+that one function gives the rule. What a pass cannot carry it refuses with a ``NotImplementedError``, and never drops:
+complex results, unknown functions that write in place, and writes into memory that other jets look at. A :class:`Tape`
+collects ``a·∂²f`` without any second derivative of ``f``: with the
 sensitivity ``δ_y = ∂⟨a, f⟩/∂y`` of the result to every intermediate ``y``, from one reverse pass,
 
     ``a·∂²f(u, v) = Σ ⟨δ_y, ∂²op(∂x(u), ∂x(v))⟩``

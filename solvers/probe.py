@@ -6,11 +6,12 @@ origin, the natural first query, hides much (odd functions, inactive branches). 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ _SEED = 20_011
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)
 
 RowMap = Callable[[Tensor], Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
+_AUTOCAST = ("cpu", "cuda")
 
 
 def generator() -> torch.Generator:
@@ -94,6 +98,22 @@ def transformed() -> bool:
     return stack is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
+    """``method`` with autocast switched off: half precision cannot carry derivatives, and results keep their dtype."""
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
+        if not kinds:
+            return method(*args, **kwargs)
+        with ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return method(*args, **kwargs)
+
+    return called
+
+
 # Rows and chance.
 
 
@@ -108,6 +128,51 @@ class Dependence:
 
     kind: str
     size: float
+
+    def message(self, what: str) -> tuple[str, str, str]:
+        """Expected, got, try: for an error about a function of this name."""
+        if self.kind == "chance":
+            return (
+                f"a deterministic {what}",
+                f"two different outputs for one input (by {self.size:.1g})",
+                f"Switch sampling and dropout off: {what}.eval(), or return the mean instead of a sample.",
+            )
+        if self.kind == "rounding":
+            return (
+                f"a {what} that treats every row alone, in float64",
+                f"outputs that differ by {self.size:.1g} with the other rows of the batch, as rounding in float32 does",
+                f"Convert all of it with .double(), or use float32 points: something inside the {what} is in float32.",
+            )
+        return (
+            f"a {what} that treats every row alone",
+            f"an output that depends on the other rows of the batch, or on their number or order (by {self.size:.1g})",
+            f"Switch batch statistics off: {what}.eval(); attention must not run across the batch axis.",
+        )
+
+
+def dependence_around(f: RowMap, z: Tensor, size: int, limit: int | None = None) -> Dependence | None:  # (k, m)
+    """:func:`dependence` among many rows: points that are given, and others near them and further away.
+
+    Where very many are given it is these alone. Rows that nobody has asked for may lie outside of the domain; if the
+    function fails on them, the given ones have to do.
+
+    Args:
+        f: Rows to rows.
+        z: The given points, at least one.
+        size: Numbers in the output of one row.
+        limit: At most so many rows in one call.
+    """
+    count = min(ROWS if size <= LARGE_OUTPUT else FEW, limit or ROWS)
+    alone = None if count == ROWS else 2
+    given = z[torch.linspace(0, len(z) - 1, min(len(z), count)).long().to(z.device)]
+    if len(z) < LARGE_BATCH:
+        near, far = (torch.add(*moved(z, count, scale)) for scale in (1.0, 4.0))
+        half, few = count // 2, max(1, count // 4)
+        try:
+            return dependence(f, torch.cat([given[:few], near[:half], far])[:count], alone)
+        except FAILURES:
+            return dependence(f, given, alone)
+    return dependence(f, given, alone)
 
 
 def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependence | None:  # (k, ...)

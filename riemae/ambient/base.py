@@ -213,12 +213,17 @@ class AmbientMetric(nn.Module):
         if bool(((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()):
             raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")
         if tangents is not None:
-            self.check_positive(flat, tangents)
+            self.check_positive(flat, tangents, tolerance(flat.dtype).eps ** (2 / 3))
         elif bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
             raise AmbientError(where, *_NOT_POSITIVE)
 
-    def check_positive(self, x: Tensor, tangents: Tensor) -> None:  # (k, D), (k, D, c)
+    def check_positive(self, x: Tensor, tangents: Tensor, noise: float = 0.0) -> None:  # (k, D), (k, D, c)
         """Refuse a metric that is negative in a direction of the span of ``tangents``, where it must not be.
+
+        Args:
+            x: Points.
+            tangents: Directions.
+            noise: Size of the error in the directions, relative to their length.
 
         Raises:
             AmbientError: When it is.
@@ -228,9 +233,14 @@ class AmbientMetric(nn.Module):
         columns = tangents / tangents.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         applied = self.apply_to(x, columns)
         form = columns.mT @ applied
-        form = form[form.isfinite().all(-1).all(-1)]
-        size = applied.nan_to_num(0.0, 0.0, 0.0).norm(dim=(1, 2)).amax() if len(form) else 0.0
-        if len(form) and bool((torch.linalg.eigvalsh((form + form.mT) / 2) < -tolerance(x.dtype).probe * size).any()):
+        # Directions are known up to an error, and an ill-conditioned metric makes much of it.
+        errors = noise * (columns * (1 + torch.arange(x.shape[1]).to(x)[:, None]).cos())
+        doubt = (columns.mT @ self.apply_to(x, errors)).abs() + (errors.mT @ self.apply_to(x, errors)).abs()
+        known = form.isfinite().all(-1).all(-1)
+        if not bool(known.any()):
+            return
+        size = applied.norm(dim=(1, 2)) * tolerance(x.dtype).probe + 64 * doubt.amax((-1, -2))
+        if bool((torch.linalg.eigvalsh((form + form.mT)[known] / 2)[:, 0] < -size[known]).any()):
             raise AmbientError(type(self).__name__, *_NOT_POSITIVE)
 
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
