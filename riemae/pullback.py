@@ -168,6 +168,8 @@ class Pullback:
         ambient, shape = self.ambient, self._shape
         assert shape is not None
         decoded = lambda z: self.decoder(z).flatten(1)  # noqa: E731 (one expression)
+        limit = max(self.chunk_size or ROWS * FEW, FEW)
+        rows = min(ROWS, limit // min(flat.shape[-1], FEW))  # some functions get a row for every direction
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
             given, x = _with_values(decoded, flat[:2])
@@ -178,19 +180,19 @@ class Pullback:
                 if "tangents" not in inspect.signature(ambient.check).parameters:  # a subclass with a check of its own
                     options = {}
                 ambient.check(x.view(len(x), *shape), **options)
-                picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), ROWS)).long().to(flat.device)]
+                picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), rows)).long().to(flat.device)]
                 given, x = _with_values(decoded, picked)
                 ambient.check_positive(x, self._directions(decoded, given), tolerance(x.dtype).eps ** (2 / 3))
             if not ambient.foreign:
                 return
             source = probe.generator()
-            points = probe.generic(decoded, flat, ROWS if x.shape[1] <= 64 else FEW, self.chunk_size)
+            points = probe.generic(decoded, flat, min(ROWS if x.shape[1] <= 64 else FEW, limit), self.chunk_size)
             v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
             x = decoded(points)
             columns = probe.normal(x, *x.shape, 1, source=source)
         d = x.shape[1]
 
-        def rows(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
+        def lowered(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
             y, u = packed.split(d, -1)
             return (
                 ambient.features(y.view(len(y), *shape)).flatten(1)
@@ -202,7 +204,7 @@ class Pullback:
         packed = torch.cat([x, columns[..., 0]], -1)
         try:
             with torch.no_grad():
-                found = probe.dependence(rows, packed[x.isfinite().all(-1)], FEW)
+                found = probe.dependence(lowered, packed[x.isfinite().all(-1)], FEW)
         except probe.FAILURES as reason:
             raise AmbientError(
                 where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
@@ -211,9 +213,9 @@ class Pullback:
             raise AmbientError(where, *found.message("metric"))
         steps = columns[:FEW, :, 0]
         path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
-        contradicted = probe.contradiction(rows, path, len(steps), points)
+        contradicted = probe.contradiction(lowered, path, len(steps), points)
         if contradicted is not None:
-            got, remedy = probe.explained(contradicted, rows)
+            got, remedy = probe.explained(contradicted, lowered)
             raise AmbientError(where, "a function whose derivative torch.autograd knows", got, remedy)
 
     @staticmethod

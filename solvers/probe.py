@@ -181,7 +181,7 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
     Args:
         f: Rows to rows.
         points: The rows.
-        alone: How many rows are also taken by themselves; all unless given.
+        alone: How many rows are also taken by themselves; first, last and those furthest out unless given.
     """
     count = len(points)
     x = _kept(f, points)
@@ -196,7 +196,7 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
         order = torch.randperm(count, generator=generator()).to(points.device)
         for half in order.tensor_split(2):
             shuffled[half] = _kept(f, points[half])
-        for i in range(count) if alone is None else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}:
+        for i in _extremes(points) if alone is None else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}:
             single[i] = _kept(f, points[i : i + 1])[0]
     size = max(_difference(x, shuffled), _difference(x, single))
     if not size:
@@ -211,6 +211,13 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
     # float32 arithmetic behind float64 points leaves differences of its own size between batches.
     rounded = points.dtype == torch.float64 and size < 256 * tolerance(torch.float32).eps
     return Dependence("rounding" if rounded else "rows", size)
+
+
+def _extremes(points: Tensor) -> set[int]:
+    """First and last row, and those with the largest and smallest first coordinates, sum, and size."""
+    flat = points.reshape(len(points), -1)
+    looks = [*flat[:, :2].unbind(-1), flat.sum(-1), flat.square().sum(-1)]
+    return {0, len(points) - 1, *(int(i) for look in looks for i in (look.argmax(), look.argmin()))}
 
 
 def _kept(f: RowMap, points: Tensor) -> Tensor:
