@@ -190,6 +190,9 @@ class Pullback:
             v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
             x = decoded(points)
             columns = probe.normal(x, *x.shape, 1, source=source)
+        sound = x.isfinite().all(-1)
+        if not bool(sound.any()):
+            return
         d = x.shape[1]
 
         def lowered(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
@@ -204,7 +207,7 @@ class Pullback:
         packed = torch.cat([x, columns[..., 0]], -1)
         try:
             with torch.no_grad():
-                found = probe.dependence(lowered, packed[x.isfinite().all(-1)], FEW)
+                found = probe.dependence(lowered, packed[sound], FEW)
         except probe.FAILURES as reason:
             raise AmbientError(
                 where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."

@@ -47,8 +47,9 @@ def spread(z: Tensor) -> Tensor:  # (k, m) -> (m,)
     """The size of a step that leaves a neighbourhood: the spread of points, or their size where they do not differ."""
     size = z.abs().amax() if z.numel() else z.new_zeros(())
     size = torch.where(size > 0, size, torch.ones_like(size))
-    apart = z.std(0, unbiased=False) if len(z) > 1 else z.new_zeros(z.shape[-1])
-    return torch.maximum(apart, size / 8)
+    if len(z) < 2 or bool((z == z[:1]).all()):
+        return size.expand(z.shape[-1])
+    return torch.maximum(z.std(0, unbiased=False), size / 8)
 
 
 def moved(z: Tensor, count: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # (k, m) -> (count, m), (count, m)

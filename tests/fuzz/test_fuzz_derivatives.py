@@ -1,4 +1,4 @@
-"""Random maps, first asked at the origin: every derivative is that of plain autograd, or refused; none is silently wrong.
+"""Random maps, first asked at the origin: every derivative is that of plain autograd, or refused; none silently wrong.
 
 ``RIEMAE_FUZZ=50`` runs fifty times as many maps as without: ``make fuzz``.
 """
