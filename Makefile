@@ -6,13 +6,17 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test lint types doctest wheel check bench clean
+.PHONY: demo test fuzz lint types doctest wheel check bench clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
+
+# Fifty times as many random maps as `make test` tries.
+fuzz: $(READY)
+	RIEMAE_FUZZ=50 $(BIN)/python -m pytest -q -n $(WORKERS) tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -413,7 +413,7 @@ def _inverse(where: str, metric: Tensor) -> Tensor:
 def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
     """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
     g = core.metric(flat)
-    connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size)
+    connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size, what=None)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
     d = d.view(*gamma.shape, g.shape[-1])  # [b, l, j, k, i] = ∂_i Γ^l_jk

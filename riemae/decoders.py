@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch.nn.utils import parametrizations
 
 from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, parameters, read
+from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
+from riemae.solvers import probe
 from riemae.solvers.checkpoint import digest
+from riemae.solvers.probe import Dependence
 from riemae.solvers.space import concrete
-from riemae.solvers.tolerances import tolerance
+from riemae.taylor import Jet
 
 # Layers that couple the batch or change their own state at every call.
 _BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
@@ -50,6 +53,7 @@ class Decoder:
         self.output_shape: torch.Size | None = None
         # What the outputs hold; None for tensors, and before the first call.
         self.layout: AnyLayout | None = None
+        self._training: int | None = None  # layers in training mode when the decoder was looked at
 
     def __call__(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
         """Decode, with no more checks than the shape; distributions as one tensor of their parameters.
@@ -64,6 +68,8 @@ class Decoder:
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(output)
+        if layout is not None:
+            x = _without(x, invalid_rows(output))
         if self.layout is None:
             self.layout = layout
         if layout != self.layout:
@@ -80,7 +86,15 @@ class Decoder:
                 f"shape {tuple(x.shape)}",
                 "The first axis of the output must be the batch, unchanged.",
             )
-        return x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
+        x = x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
+        if self.output_shape is not None and x.shape[1:] != self.output_shape:
+            raise DecoderError(
+                "Manifold",
+                f"a decoder that returns outputs of shape {tuple(self.output_shape)} at every call, as at first",
+                str(tuple(x.shape[1:])),
+                "Make a new Manifold for a decoder that has changed.",
+            )
+        return x
 
     def check_placement(self, where: str, z: Tensor) -> None:
         """Refuse points on another device or of another dtype than the decoder's floating-point parameters.
@@ -107,11 +121,23 @@ class Decoder:
                 f"Convert z with z.to({own.dtype}), or the manifold with M.to(dtype={z.dtype}).",
             )
 
-    def probe(self, where: str, z: Tensor) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
-        """Run the decoder on two points and refuse it unless it is a deterministic map, row by row.
+    def probe(
+        self, where: str, z: Tensor, finite: bool = True, rows: int | None = None
+    ) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
+        """Run the decoder on some points, and refuse it unless it is a deterministic map, row by row.
+
+        The first two points come first, then more of them together with points around: see
+        :mod:`riemae.solvers.probe`.
+
+        Args:
+            where: The method that is called.
+            z: Points.
+            finite: Whether to refuse NaN and infinity at the first points.
+            rows: At most so many points in one call.
 
         Returns:
-            Its outputs at the first points, or None where values cannot be looked at (meta device, inside ``vmap``).
+            Its outputs at the first points, those that are not finite left out, or None where values cannot be looked
+            at (meta device, inside ``vmap``).
 
         Raises:
             DecoderError: When it is in training mode, random, coupled across the batch, or fails.
@@ -120,6 +146,7 @@ class Decoder:
         """
         if concrete(z) is None:
             return None
+        self.output_shape = None  # a decoder may change between two probes
         points = z[:2].detach()
         if not len(points):
             points = z.new_zeros(1, z.shape[-1])
@@ -127,42 +154,67 @@ class Decoder:
         if len(points) == 1 or bool((points[0] == points[1]).all()):  # equal rows cannot show that they are coupled
             points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
             real = min(real, 1)
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(points)):
-            x = self._attempt(where, points)
-            again = self._attempt(where, points)
-            # Both rows, each among copies of itself: a cumulative sum shows only in the second.
-            alone = [self._attempt(where, point.repeat(2, 1))[i] for i, point in enumerate(points)]
-        if x.dtype != z.dtype:
-            raise DTypeError(
-                where,
-                f"a decoder that keeps the dtype {z.dtype}",
-                str(x.dtype),
-                "Convert z, or the decoder's constants.",
-            )
-        bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
-        if bad:
-            raise NonFiniteError(
-                where,
-                "finite decoder outputs",
-                f"NaN or infinity at z = {points[bad[0]].tolist()}",
-                "Does the decoder's domain contain your points? Are its weights finite?",
-            )
-        if _differs(x, again):
-            raise DecoderError(
-                where,
-                "a deterministic decoder",
-                "two different outputs for one input",
-                "Switch sampling and dropout off: decoder.eval(), or return the mean instead of a sample.",
-            )
-        if _differs(x, torch.stack(alone)):
-            raise DecoderError(
-                where,
-                "a decoder that treats every row alone",
-                "an output that depends on the other rows of the batch",
-                "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
-            )
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.random.fork_rng(devices=_devices(points)))
+            if not finite:  # parameters outside of their range concern single pairs
+                stack.enter_context(unvalidated())
+            x = self._attempt(where, points).clone()
+            if x.dtype != z.dtype:
+                raise DTypeError(
+                    where,
+                    f"a decoder that keeps the dtype {z.dtype}",
+                    str(x.dtype),
+                    "Convert z, or the decoder's constants.",
+                )
+            self._refuse_dependence(where, probe.dependence(lambda y: self._attempt(where, y), points))
+            bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
+            if bad and finite:
+                raise NonFiniteError(
+                    where,
+                    "finite decoder outputs",
+                    f"NaN or infinity at z = {points[bad[0]].tolist()}",
+                    "Does the decoder's domain contain your points? Are its weights finite?",
+                )
+            self.probe_rows(where, z if len(z) else points, x[0].numel(), rows)
         self.output_shape = x.shape[1:]
-        return x[:real]
+        self._training = self._layers_in_training()
+        return x[[i for i in range(real) if i not in bad]]
+
+    def probe_rows(self, where: str, z: Tensor, size: int, rows: int | None = None) -> None:  # (k, m)
+        """Refuse a decoder whose rows notice each other among many points, the given ones and others around.
+
+        Args:
+            where: The method that is called.
+            z: Points; where there are many, it is these alone.
+            size: Numbers in the output of one point.
+            rows: At most so many points in one call.
+
+        Raises:
+            DecoderError: When it is random, coupled across the batch, or fails.
+        """
+        with torch.no_grad(), torch.random.fork_rng(devices=_devices(z)), unvalidated():
+            try:
+                found = probe.dependence_around(self._evaluated, z.detach(), size, rows)
+            except DecoderError:
+                raise
+            except probe.FAILURES as reason:
+                self._attempt(where, z[: min(len(z), rows or probe.ROWS)])
+                raise DecoderError(
+                    where,
+                    "a decoder that accepts any number of rows",
+                    f"{type(reason).__name__} for some of them: {reason}",
+                    "Does it remove axes of length 1, or look at statistics of the batch?",
+                ) from reason
+        self._refuse_dependence(where, found)
+
+    def _evaluated(self, z: Tensor) -> Tensor:
+        return self._tensor(z, self._call(z))
+
+    @staticmethod
+    def _refuse_dependence(where: str, found: Dependence | None) -> None:
+        if found is not None:
+            raise DecoderError(where, *found.message("decoder"))
 
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
@@ -205,6 +257,15 @@ class Decoder:
         else:
             self.layout = _with_fixed(self.layout, free)
 
+    @property
+    def changed(self) -> bool:
+        """Whether layers have gone into training mode, or out of it, since the probe."""
+        return self.module is not None and self._training is not None and self._training != self._layers_in_training()
+
+    def _layers_in_training(self) -> int:
+        layers = self.module.modules() if self.module is not None else ()
+        return sum(bool(getattr(layer, "training", False)) for layer in layers)
+
     def refuse_training_mode(self, where: str) -> None:
         """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
 
@@ -224,6 +285,17 @@ class Decoder:
                     f"{kind} {name!r} in training mode",
                     "Call decoder.eval() first.",
                 )
+
+
+def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
+    """``x``, NaN in rows whose parameters are none of their family: no number comes from them."""
+    if invalid is None:
+        return x
+    mask = invalid.view(-1, *(1,) * (x.ndim - 1))
+    if isinstance(x, Jet):
+        x.value = torch.where(mask, torch.nan, x.value)
+        return x
+    return torch.where(mask, torch.nan, x)
 
 
 def _varying(distribution: Distribution, points: Tensor) -> set[str]:
@@ -262,11 +334,6 @@ def fingerprint(thing: object) -> str:
         lines += [type(layer).__qualname__ for layer in owner.modules()]
         lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _differs(a: Tensor, b: Tensor) -> bool:
-    scale = a.abs().max().nan_to_num(1.0) if a.numel() else 1.0
-    return bool((~((a - b).abs() <= tolerance(a.dtype).probe * scale) & a.isfinite()).any())
 
 
 def _devices(z: Tensor) -> list[Any]:

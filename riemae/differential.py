@@ -5,13 +5,19 @@ the outputs. A map that it cannot treat falls back to nested ``torch.func``, the
 mode twice (``Jv`` as the derivative of ``Jᵀw`` in w), the last announced once by a
 :class:`~riemae.exceptions.FallbackWarning`. A mode is compared with plain autograd before it is trusted. Everything
 works in chunks that fit a processor's cache, and every result is differentiable again.
+
+Trust is earned at several generic points (:func:`riemae.solvers.probe.generic`), and earned again: at the first large
+batch, and at a few of the points of every eighth, sixty-fourth … call of a kind. What autograd says is itself compared
+with differences of the map.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.norms import untraced, with_exact_norms
+from riemae.solvers import probe
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied, steady_rows
 from riemae.solvers.space import concrete, evidently_finite
@@ -36,6 +43,12 @@ _MIN_CHUNK = 16
 # Kinds of derivatives: the second order, and those whose formulas need a graph whatever the caller's gradient mode.
 _SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
 _IN_GRADIENT_MODE = (*_SECOND_ORDER, "gram", "vjp")
+
+# Points at which a mode is compared with autograd, some at a time, so that rows with different neighbours are.
+_TRIES = ([0, 1, 2], [3, 0], [2, 3, 1])
+_POINTS = 4
+# A trusted mode is looked at again after so many calls, then after so many times as many.
+_AGAIN = 8
 
 
 def unoptimised(f: BatchedMap) -> BatchedMap:
@@ -62,18 +75,40 @@ def unoptimised(f: BatchedMap) -> BatchedMap:
     return call
 
 
+@dataclass
+class _Trusted:
+    """A mode that has been compared with autograd.
+
+    Attributes:
+        mode: Which.
+        due: The call at which it is compared again; 0 for never.
+        large: Whether a large batch has been seen, or cannot be looked at.
+        calls: How often it has been asked for.
+    """
+
+    mode: Mode
+    due: int
+    large: bool
+    calls: int = 1
+
+
 class Differential:
     """Derivatives of one map, which is taken as ``(k, m) -> (k, D)`` whatever the shape of its output.
 
     Args:
         f: ``(k, m) -> (k, *shape)``, row by row.
         chunk_size: Points a chunk; chosen by bytes unless given.
+        what: What the map is called in errors; None for a map of riemae's own making, built on derivatives that have
+            been looked at, whose values may vanish but for rounding of numbers of size 1.
     """
 
-    def __init__(self, f: BatchedMap, chunk_size: int | None = None) -> None:
+    def __init__(self, f: BatchedMap, chunk_size: int | None = None, what: str | None = "a map") -> None:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
-        self._modes: dict[tuple[Any, ...], Mode] = {}
+        self._what = what
+        self._modes: dict[tuple[Any, ...], _Trusted] = {}
+        self._refused: dict[tuple[Any, ...], set[Mode]] = {}  # modes that were trusted once
+        self._asked: set[tuple[Any, ...]] = set()  # where autograd has been compared with the map itself
         self._widths: list[int] | None = None  # numbers a point in every tensor inside the map
         self._announced = False
         self._steady = False
@@ -276,7 +311,13 @@ class Differential:
             # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
             return tuple(x.clone() for x in out) if isinstance(out, tuple) else out.clone()
 
-        return self._chunked(passes, evaluate, z, *others)
+        try:
+            return self._chunked(passes, evaluate, z, *others)
+        except RuntimeError as reason:  # a branch that no probe has met, with something that Taylor mode does not carry
+            if not isinstance(mode, Taylor) or isinstance(reason, (RiemaeError, torch.OutOfMemoryError)):
+                raise
+            self._distrust(self._key(kind, z), mode)
+            return self._run(kind, passes, formula, z, *others)
 
     def _chunked(self, passes: int, f: Callable[..., Any], *args: Tensor) -> Any:
         if not len(args[0]):
@@ -301,121 +342,239 @@ class Differential:
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return torch.cat(parts)
 
-    def _mode(self, kind: str, z: Tensor) -> Mode:
-        """The first mode that can differentiate the map, tried on a point and remembered.
-
-        Raises:
-            DifferentiationError: When none can.
-            RiemaeError: What the map itself raises about its input.
-        """
+    def _key(self, kind: str, z: Tensor) -> tuple[Any, ...]:
         # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
         # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
-        transformed = _transformed()
-        key = (kind, z.device.type, z.dtype, torch.is_grad_enabled(), transformed)
-        if key not in self._modes:
-            sample = z[:1].detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
-            reasons = []
-            for mode in NESTED if transformed or kind == "pushforward" else MODES:
-                try:
-                    with mode.active(kind in _IN_GRADIENT_MODE):
-                        self._check(kind, mode, sample)
-                except RiemaeError:
-                    raise
-                except Exception as reason:
-                    expected = (RuntimeError, AssertionError, ValueError)
-                    if isinstance(mode, Nested) and not isinstance(reason, expected):
-                        raise
-                    lines = str(reason).strip().splitlines() or [type(reason).__name__]  # an assertion may say nothing
-                    reasons.append(f"{mode.name}: {lines[0]}")
-                    continue
-                self._modes[key] = mode
-                if mode.announced:
-                    self._announce(reasons)
-                break
-            else:
-                raise DifferentiationError(
-                    "differential",
-                    f"a map that torch can differentiate ({kind})",
-                    "; ".join(reasons),
-                    "Is every operation of the decoder a differentiable torch operation?",
-                )
-        return self._modes[key]
+        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), probe.transformed())
 
-    def _check(self, kind: str, mode: Mode, z: Tensor) -> None:
+    def _mode(self, kind: str, z: Tensor) -> Mode:
+        """The first mode that can differentiate the map, tried on a few points and remembered.
+
+        Raises:
+            DifferentiationError: When none can, or when what autograd says is not the derivative of the map.
+            RiemaeError: What the map itself raises about its input.
+        """
+        key = self._key(kind, z)
+        trusted = self._modes.get(key)
+        if trusted is not None:
+            trusted.calls += 1
+            if trusted.calls == trusted.due or (len(z) >= probe.LARGE_BATCH and not trusted.large):
+                self._look_again(key, trusted, z)
+                trusted = self._modes.get(key)
+        return self._chosen(key, z) if trusted is None else trusted.mode
+
+    def _chosen(self, key: tuple[Any, ...], z: Tensor) -> Mode:
+        kind, transformed = key[0], key[-1]
+        comparable = not z.is_meta and not transformed and concrete(z) is not None
+        start = z.detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
+        sample = start[:1]
+        if comparable:
+            sample = torch.cat([probe.generic(self._flat, start, _POINTS - 1, self.chunk(start, 1)), sample])
+            self._ask(start, sample)
+        reasons = []
+        for mode in NESTED if transformed or kind == "pushforward" else MODES:
+            if mode in self._refused.get(key, ()):
+                continue
+            try:
+                with mode.active(kind in _IN_GRADIENT_MODE):
+                    known = self._check(kind, mode, sample, comparable)
+            except RiemaeError:
+                raise
+            except Exception as reason:
+                expected = (RuntimeError, AssertionError, ValueError)
+                if isinstance(mode, Nested) and not isinstance(reason, expected):
+                    raise
+                lines = str(reason).strip().splitlines() or [type(reason).__name__]  # an assertion may say nothing
+                reasons.append(f"{mode.name}: {lines[0]}")
+                continue
+            if known:  # where the map has no value, nothing has been learned
+                self._modes[key] = _Trusted(mode, due=_AGAIN if comparable else 0, large=not comparable)
+                self._modes[key].large |= len(z) >= probe.LARGE_BATCH
+            if mode.announced:
+                self._announce(reasons)
+            return mode
+        raise DifferentiationError(
+            "differential",
+            f"a map that torch can differentiate ({kind})",
+            "; ".join(reasons),
+            "Is every operation of the decoder a differentiable torch operation?",
+        )
+
+    def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, z: Tensor) -> None:
+        """Compare a trusted mode with autograd at points of this call: branches, regions, and states change.
+
+        Raises:
+            RiemaeError: What the map itself raises about its input, or what is wrong with its derivative.
+        """
+        if trusted.calls == trusted.due:
+            trusted.due *= _AGAIN
+        if concrete(z) is None:
+            return
+        if not trusted.large and len(z) >= probe.LARGE_BATCH:
+            trusted.large = True
+            sample = probe.generic(self._flat, z.detach(), _POINTS, self.chunk(z, 1))
+            self._asked.discard(key[1:3])
+            self._ask(z.detach(), sample)
+        else:  # off the points themselves, which may lie on a kink
+            base, noise = probe.moved(z.detach(), _POINTS, 1e-3)
+            sample = base + noise
+        kind = key[0]
+        try:
+            with trusted.mode.active(kind in _IN_GRADIENT_MODE):
+                self._check(kind, trusted.mode, sample, True, _TRIES[:1])
+        except RiemaeError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, TypeError) as reason:
+            self._distrust(key, trusted.mode)
+            warnings.warn(
+                f"{trusted.mode.name} fails for this map at some of these points ({str(reason).splitlines()[0]}): "
+                f"another one is used from now on. Earlier results ({kind}) may be wrong there: compute them again.",
+                FallbackWarning,
+                stacklevel=stack_level(),
+            )
+
+    def _distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
+        self._refused.setdefault(key, set()).add(mode)
+        self._modes.pop(key, None)
+
+    def _ask(self, z: Tensor, points: Tensor) -> None:
+        """Compare what autograd reports with differences of the map, once for every dtype and device.
+
+        Raises:
+            DifferentiationError: When it is not the derivative of the map.
+        """
+        key = (z.device.type, z.dtype)
+        if self._what is None or key in self._asked:
+            return
+        self._asked.add(key)
+        k = min(len(points), _POINTS - 1)  # of generic points: a given one may lie on a kink
+        points = points[:k]
+        with torch.inference_mode(False):
+            v = probe.normal(points, *points.shape, source=probe.generator()) * probe.spread(z)
+            path = lambda t: points + t[:, None] * v  # noqa: E731 (one expression)
+            rows, plain = self.chunk(z, 1), partial(NESTED[-1].active, second_order=True)
+            found = probe.contradiction(self._flat, path, k, points, rows, plain)
+            if found is None:
+                return
+            got, remedy = probe.explained(found, self._flat)
+        raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
+
+    def _check(
+        self, kind: str, mode: Mode, points: Tensor, comparable: bool, tries: Sequence[list[int]] = _TRIES
+    ) -> bool:  # (k, m)
         """Refuse a mode that fails or is silently wrong: plain reverse mode must find the same numbers.
 
         Wrong are hand-written ``jvp`` rules, ``torch.no_grad`` inside the map (forward mode does not heed it), fused
-        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), in Taylor mode a map
-        whose intermediate results do not keep the points apart along their first axis or write into views, and
-        ``torch.jit.script`` hidden in a closure, which loses derivatives from its second call on (pytorch#73972): hence
-        three tries. One point is enough, taken two or three times with covectors of their own.
+        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), second derivatives of
+        torch's linear algebra, in Taylor mode a map whose intermediate results do not keep the points apart along their
+        first axis, and ``torch.jit.script`` hidden in a closure, which loses derivatives from its second call on
+        (pytorch#73972): hence three tries, each point among other ones, with covectors of its own.
+
+        Returns:
+            Whether the map has a value at one of the points, so that something has been learned.
 
         Raises:
             RuntimeError: When the numbers differ.
             DifferentiationError: When a row's value depends on the other rows.
         """
-        comparable = not z.is_meta and not _transformed() and concrete(z) is not None
-        again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
-        limit, eps = tolerance(z.dtype).check, tolerance(z.dtype).eps
-        for count in (3, 2, 3) if comparable else (1,):
-            point = z.detach().repeat(min(count, self.chunk(z, 1)), 1)
+        limit, eps = tolerance(points.dtype).check, tolerance(points.dtype).eps
+        source, known = probe.generator(), False
+        for rows in tries if comparable else ([0],):
+            rows = [row for row in rows if row < len(points)][: max(1, self.chunk(points, 1))]
+            point = points.detach()[rows].clone()
             point = point.requires_grad_() if comparable else point
-            v = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device).expand_as(point)
-            rows = torch.arange(1, 1 + len(point), dtype=z.dtype, device=z.device)[:, None]
+            # One direction for all points, without memory of its own, as coordinate directions are: some layers mind.
+            v = torch.linspace(1, 2, point.shape[-1], dtype=point.dtype, device=point.device)
+            v = (probe.normal(point, *v.shape, source=source) if comparable else v).expand_as(point)
             with torch.no_grad():
-                x = self._flat(point)
-                alone = self._flat(point[:1])
-                if comparable and not torch.allclose(x[:1], alone, rtol=limit, atol=1e3 * eps, equal_nan=True):
-                    raise DifferentiationError(
-                        "differential",
-                        "a map that treats every row alone",
-                        "an output that depends on the other rows of the batch",
-                        "Switch batch statistics off: decoder.eval(); attention must not run across the batch axis.",
-                    )
-            w = rows * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device)
-            actual = self._probe(kind, mode, point, v, w)
+                x = self._flat(point.detach())
+                if comparable:
+                    floor = 1e3 * eps * float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
+                    alone = self._flat(point.detach()[:1])
+                    if not torch.allclose(x[:1], alone, rtol=limit, atol=floor, equal_nan=True):
+                        raise DifferentiationError(
+                            "differential",
+                            "a map that treats every row alone",
+                            "an output that depends on the other rows of the batch",
+                            "Switch batch statistics off with eval(); attention must not run across the batch axis.",
+                        )
+            w = probe.normal(x, *x.shape, source=source) if comparable else torch.ones_like(x)
+            value, found = self._probe(kind, mode, point, v, w)
             if not comparable:
-                return
-            try:
-                with NESTED[-1].active(second_order=True):
-                    x = self._flat(point)
-                    if not x.requires_grad and not isinstance(mode, Nested):
-                        raise RuntimeError("the map is constant, or leaves torch")  # nested modes know which
-                    expected = (_slope((w * x).sum(), point) * v).sum(-1)
-                    second = again or kind in _SECOND_ORDER
-                    bend = _slope(expected.sum(), point) if second else torch.zeros_like(point)
-            except RuntimeError:  # no second backward: nothing to compare with
-                if not isinstance(mode, Nested):
-                    raise
-                return
-            compared = [(actual, expected)]
-            if kind in _SECOND_ORDER:
-                assert bend is not None
-                compared = [(actual, (bend * v).sum(-1))]
-            if again:
-                assert bend is not None
-                compared.append((_slope(actual.sum(), point), bend))
-            for ours, theirs in compared:
-                # Rounding is judged by the map's values; by 1 where they vanish, such as a flat space's connection.
-                allowed = limit * (ours.abs() + theirs.abs()).sum() + 1e3 * eps * (w * (x.abs() + 1)).sum()
-                if bool(((ours - theirs).abs() > allowed).any()):
-                    raise RuntimeError("it contradicts torch.autograd")
+                return True
+            if not torch.allclose(value, x, rtol=limit, atol=floor, equal_nan=True):
+                raise RuntimeError("its values are not those of the map")
+            known = known or bool(x.isfinite().all(-1).any())
+            if not self._agrees(kind, mode, point, v, found):
+                return True  # no second backward: nothing to compare with
+        return known
 
-    def _probe(self, kind: str, mode: Mode, z: Tensor, v: Tensor, w: Tensor) -> Tensor:  # -> (k,)
-        """``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` by the road that ``kind`` takes."""
+    def _agrees(self, kind: str, mode: Mode, point: Tensor, v: Tensor, found: list[tuple[Tensor, Tensor, int]]) -> bool:
+        """Compare with plain autograd; False when it has no answer.
+
+        Raises:
+            RuntimeError: When the numbers differ.
+        """
+        again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
+        limit, eps = tolerance(point.dtype).check, tolerance(point.dtype).eps
+        compared = []
+        try:
+            with NESTED[-1].active(second_order=True):
+                x = self._flat(point)
+                if not x.requires_grad and not isinstance(mode, Nested):
+                    raise RuntimeError("the map is constant, or leaves torch")  # nested modes know which
+                for actual, w, power in found:
+                    pulled = _slope((w * x).sum(), point)
+                    products = pulled * v
+                    expected = products.sum(-1)
+                    bend = torch.zeros_like(point)
+                    if again or kind in _SECOND_ORDER:
+                        bend = _slope(expected.sum(), point)
+                    # Rounding is relative to what was added up; to all of it where a row's own derivatives vanish.
+                    size, bent = products.detach().abs().sum(-1), (bend * v).detach().abs().sum(-1)
+                    noise = (w * x).detach().abs().sum(-1) + size + bent
+                    if self._what is None:
+                        noise = noise + w.abs().sum(-1)
+                    floor = 1e3 * eps * noise.nan_to_num(0.0, 0.0, 0.0).max()
+                    if kind in _SECOND_ORDER:
+                        compared.append((actual, (bend * v).sum(-1), bent, floor))
+                    else:
+                        compared.append((actual, expected, size, floor))
+                    if again:
+                        slopes = power * bend
+                        compared.append((_slope(actual.sum(), point), slopes, slopes.detach().abs(), floor))
+        except RuntimeError:
+            if not isinstance(mode, Nested):
+                raise
+            return False
+        for ours, theirs, size, floor in compared:
+            if bool(((ours - theirs).abs() > limit * (size + ours.detach().abs()) + floor).any()):
+                raise RuntimeError("it contradicts torch.autograd")
+        return True
+
+    def _probe(
+        self, kind: str, mode: Mode, z: Tensor, v: Tensor, w: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, int]]]:  # -> (k, D), [((k,), (k, D), power)]
+        """``f`` and, by the way that ``kind`` takes, numbers ``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` with their covectors.
+
+        ``⟨w, Jv⟩`` with ``w = Jv`` changes with the point twice as fast as with a constant w: hence a power.
+        """
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER
         f = self._map(mode, again)
         if kind == "jacobian":
-            return (w * mode.forward(f, z, v[None], None, again)[1][0]).sum(-1)
+            x, first = mode.forward(f, z, v[None], None, again)
+            return x, [((w * first[0]).sum(-1), w, 1)]
         if kind == "vjp":
-            return (v * mode.reverse(f, z, lambda x: w, again)[1]).sum(-1)
+            x, pulled = mode.reverse(f, z, lambda x: w, again)
+            return x, [((v * pulled).sum(-1), w, 1)]
         if kind == "gram":
-            _, tangent, pulled = mode.gram(f, z, v, lambda x, tangent: tangent, again)
-            return (w * tangent).sum(-1) + (pulled * v).sum(-1) - tangent.square().sum(-1)
+            x, tangent, pulled = mode.gram(f, z, v, lambda x, tangent: tangent, again)
+            return x, [((w * tangent).sum(-1), w, 1), ((pulled * v).sum(-1), tangent.detach(), 2)]
         if kind == "second derivatives":
-            return (w * mode.forward(f, z, v[None], Pairs([0], [0]), again)[2][0]).sum(-1)
-        form = mode.expansion(f, z, lambda x, j: w[None], again)[2][0]
-        return (v[:, None] @ form @ v[..., None])[:, 0, 0]
+            x, _, second = mode.forward(f, z, v[None], Pairs([0], [0]), again)
+            return x, [((w * second[0]).sum(-1), w, 1)]
+        x, _, forms = mode.expansion(f, z, lambda x, j: w[None], again)
+        return x, [((v[:, None] @ forms[0] @ v[..., None])[:, 0, 0], w, 1)]
 
     def _announce(self, reasons: list[str]) -> None:
         if not self._announced:
@@ -458,12 +617,6 @@ def _slope(x: Tensor, point: Tensor) -> Tensor:
     return torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)[0]
 
 
-def _transformed() -> bool:
-    """Whether a caller's torch.func transform or forward-mode level is at work."""
-    stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None or torch.autograd.forward_ad._current_level >= 0
-
-
 def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
     """Derivatives may exist where the map has no value (log): NaN there, so that nothing is built on them."""
     if evidently_finite(x):
@@ -493,6 +646,7 @@ class _OutputSizes(TorchFunctionMode):
         return out
 
 
+@probe.in_full_precision
 def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
     """Jacobian of ``f: (k, m) -> (k, *shape)`` at ``z`` ``(*b, m)``, as ``(*b, *shape, m)``.
 
@@ -511,6 +665,7 @@ def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
     return d.jacobian(flat).reshape(*z.shape[:-1], *shape, z.shape[-1])
 
 
+@probe.in_full_precision
 def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """``f(z)`` and ``J(z) v``, both ``(*b, *shape)``, for ``z`` and ``v`` of shape ``(*b, m)``."""
     d, flat, shape = _prepared("jvp", f, z, chunk_size)
@@ -518,6 +673,7 @@ def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> t
     return x.reshape((*z.shape[:-1], *shape)), tangent.reshape((*z.shape[:-1], *shape))
 
 
+@probe.in_full_precision
 def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
@@ -525,12 +681,14 @@ def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> t
     return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
 
 
+@probe.in_full_precision
 def second_derivative(f: BatchedMap, z: Tensor, u: Tensor, v: Tensor, chunk_size: int | None = None) -> Tensor:
     """Second directional derivative ``∂²f(u, v)`` at ``z``, ``(*b, *shape)``; ``z``, ``u``, ``v`` are ``(*b, m)``."""
     d, flat, shape = _prepared("second_derivative", f, z, chunk_size)
     return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape((*z.shape[:-1], *shape))
 
 
+@probe.in_full_precision
 def contraction(f: BatchedMap, z: Tensor, a: Tensor, chunk_size: int | None = None) -> Tensor:
     """``a·∂²f``, ``(*b, m, m)``: the Hessian of ``⟨a, f⟩`` for ``a`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("contraction", f, z, chunk_size)
@@ -548,7 +706,25 @@ def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> t
             f"output {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__} for one point",
             "The first axis of the output must be the batch.",
         )
+    if len(flat) and not flat.is_meta and not probe.transformed() and concrete(flat) is not None:
+        _refuse_dependence(where, f, flat, sample[0].numel(), chunk_size)
     return Differential(f, chunk_size), flat, sample.shape[1:]
+
+
+def _refuse_dependence(where: str, f: BatchedMap, flat: Tensor, size: int, chunk_size: int | None) -> None:
+    """Refuse a map whose rows notice each other.
+
+    Raises:
+        DifferentiationError: When they do, or when it is random.
+    """
+    limit = None if chunk_size is None else min(chunk_size, len(flat))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[flat.device] if flat.device.type == "cuda" else []):
+            found = probe.dependence_around(f, flat.detach(), size, limit)
+    except probe.FAILURES:  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
+        return
+    if found is not None:
+        raise DifferentiationError(where, *found.message("map"))
 
 
 def _like(v: Tensor, z: Tensor, flat: Tensor) -> Tensor:

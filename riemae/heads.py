@@ -14,10 +14,13 @@ from typing import Any
 import torch
 import torch.distributions as td
 from torch import Tensor
+from torch.distributions import constraints
 
 from riemae.exceptions import DecoderError
 from riemae.families import KNOWN, Family, Params, odds_form
 from riemae.information import Divergence, Quantiles, Score, unvalidated
+from riemae.solvers.space import concrete
+from riemae.taylor import Jet
 
 
 class Members(tuple[Any, ...]):
@@ -178,6 +181,40 @@ def distributions(output: Any) -> list[td.Distribution]:
 def parameters(distribution: td.Distribution) -> Params:
     """The parameters that ``x`` holds of a distribution, by name."""
     return _read(distribution)[1]
+
+
+def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
+    """Where a parameter lies outside of its family's range, such as a negative scale; None where all are inside.
+
+    Only values are looked at, and not inside ``vmap``, where nobody can.
+    """
+    bad: Tensor | None = None
+    for distribution in distributions(output):
+        base = distribution
+        while isinstance(base, (td.Independent, td.TransformedDistribution)):
+            base = base.base_dist
+        for name, value in parameters(distribution).items():
+            constraint = base.arg_constraints.get(name)
+            value = (value.value if isinstance(value, Jet) else value).detach()
+            inside = None if constraint is None else _inside(constraint, value)
+            if inside is None:
+                continue
+            everywhere = concrete(inside.all())
+            if everywhere is None or bool(everywhere):
+                continue
+            rows = ~inside.reshape(len(value), -1).all(-1)
+            bad = rows if bad is None else bad | rows
+    return bad
+
+
+def _inside(constraint: Any, value: Tensor) -> Tensor | None:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is constraints.simplex:  # torch's own check of the sum is too strict for many classes in float32
+        return value >= 0
+    if constraints.is_dependent(constraint) or constraint is constraints.real or constraint is constraints.real_vector:
+        return None
+    return constraint.check(value)
 
 
 def _outputs(output: Any) -> tuple[tuple[Any, ...] | None, list[td.Distribution]]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import Executor
 from os import PathLike
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -25,9 +26,18 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
+from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
 
 
+def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
+    for name, method in list(vars(kind).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(kind, name, in_full_precision(method))
+    return kind
+
+
+@_in_full_precision
 class Manifold:
     """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric ``G = Jᵀ H(f(z)) J``.
 

@@ -1,7 +1,8 @@
 """Ways to differentiate a map ``f: (b, m) -> (b, D)``, one chunk of points at a time.
 
 Taylor mode (:mod:`riemae.taylor`) is the fastest by far; nested ``torch.func`` takes more kinds of maps; reverse mode
-twice takes all that has a second backward. :class:`riemae.differential.Differential` tries them in this order.
+twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it.
+:class:`riemae.differential.Differential` tries them in this order.
 """
 
 from __future__ import annotations
@@ -222,6 +223,70 @@ class Reverse(Nested):
         return x, pull(v)[0]
 
 
+@dataclass(frozen=True)
+class Plain(Reverse):
+    """Reverse mode twice by torch.autograd alone: for what ``torch.func`` does not take.
+
+    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, maps that differentiate inside.
+    """
+
+    def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` and ``Jv``."""
+        with torch.enable_grad():
+            x, linear, w = self._linear(f, _leaf(z, True))
+            return x, _pulled(linear, [w], v, True, True)[0]
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
+    ) -> tuple[Tensor, ...]:
+        """As in :class:`Mode`."""
+        with torch.enable_grad():
+            start = _leaf(z, True)
+            x, linear, w = self._linear(f, start)
+            first = torch.stack([_pulled(linear, [w], v, True, True)[0] for v in directions])
+            if pairs is None:
+                return x, first
+            second = []
+            for i in dict.fromkeys(pairs.i):
+                a = torch.zeros_like(x).requires_grad_()
+                bent = _pulled(first[i], [start], a, True, True)[0]  # ∂(Jᵀa u_i), linear in a
+                columns = [j for left, j in zip(pairs.i, pairs.j, strict=True) if left == i]
+                second += [_pulled(bent, [a], directions[j], True, True)[0] for j in columns]
+            order = [n for i in dict.fromkeys(pairs.i) for n, left in enumerate(pairs.i) if left == i]
+            places = sorted(range(len(order)), key=order.__getitem__)
+            return x, first, torch.stack([second[n] for n in places])
+
+    def reverse(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As in :class:`Mode`."""
+        with torch.enable_grad():
+            start = _leaf(z, True)
+            x = _graph(f, start)
+            return x, _pulled(x, [start], covector(x if again else x.detach()), True)[0]
+
+    def _contraction(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
+        with torch.enable_grad():
+            start = _leaf(z, True)
+            slope = _pulled(_graph(f, start), [start], a, True)[0]
+            rows = [_pulled(slope, [start], e, True, True)[0] for e in basis(z)]
+            return torch.stack(rows, -2)
+
+    @staticmethod
+    def _linear(f: BatchedMap, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``f``, ``Jᵀw`` with its graph, and w."""
+        x = _graph(f, start)
+        w = torch.zeros_like(x).requires_grad_()
+        return x, _pulled(x, [start], w, True)[0], w
+
+
+def _graph(f: BatchedMap, start: Tensor) -> Tensor:
+    x = f(start)
+    if not x.requires_grad:
+        raise RuntimeError("the output has no graph that leads to the points")
+    return x
+
+
 NESTED = (
     Nested("forward mode", portable=False),
     Nested("forward mode with portable kernels"),
@@ -229,7 +294,8 @@ NESTED = (
     Reverse("reverse mode twice"),
 )
 PORTABLE = Taylor("Taylor mode with portable kernels")
-MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED)
+PLAIN = Plain("reverse mode twice by torch.autograd")
+MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED, PLAIN)
 
 
 @contextmanager

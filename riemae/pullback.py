@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,9 +14,10 @@ from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
-from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
+from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError, SingularMetricError
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
+from riemae.solvers import probe
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -27,6 +29,7 @@ from riemae.solvers.energy import (
     image_velocity,
     rounding,
 )
+from riemae.solvers.probe import FEW, LARGE_BATCH, ROWS
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
@@ -62,13 +65,15 @@ class Pullback:
         self.decoder = decoder
         self.latent_dim = latent_dim
         self.chunk_size = chunk_size
-        self.immersion = Differential(decoder, chunk_size)
+        self.immersion = Differential(decoder, chunk_size, "a decoder")
         self.given = ambient
         self._bound = False
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
         self.smoothness_known = False
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
+        self._all_failed = False  # the decoder has no value at any of the points of a call that reports by status
+        self._large: set[tuple[torch.dtype, torch.device]] = set()  # where a large batch has been looked at
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         self.ambient = ambient
@@ -76,7 +81,8 @@ class Pullback:
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            self.embedding = Differential(lambda z: ambient.features(self.decoder(z)).flatten(1), self.chunk_size)
+            features = lambda z: ambient.features(self.decoder(z)).flatten(1)  # noqa: E731 (one expression)
+            self.embedding = Differential(features, self.chunk_size, "features of the decoded points")
         self.along = (self.embedding or self.immersion).steady()
 
     def bind(self, flat: Tensor) -> None:  # (k, m)
@@ -121,7 +127,11 @@ class Pullback:
         self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
         flat = z.reshape(-1, z.shape[-1])
-        probed = (z.dtype, z.device) in self._probed
+        kind = (z.dtype, z.device)
+        if kind in self._probed and self.decoder.changed:  # what was trusted was another function
+            self._probed.clear()
+            self._large.clear()
+        probed = kind in self._probed
         ok = concrete(flat.isfinite().all(-1)) if finite or not probed else None
         if finite and ok is not None and not bool(ok.all()):
             rows = (~ok).nonzero().flatten().tolist()
@@ -133,14 +143,92 @@ class Pullback:
             )
         if not probed:
             sound = flat if ok is None else flat[ok]
-            x = self.decoder.probe(where, sound)
+            x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size)
+            self._all_failed = not finite and x is not None and not len(x)
             self.bind(sound)
             if x is not None and len(x):
-                with torch.no_grad():
-                    self.ambient.check(x)
-                self._probed.add((z.dtype, z.device))
+                self._check_ambient(sound)
+                self._probed.add(kind)
             self.latent_dim = z.shape[-1]
+        if len(flat) >= LARGE_BATCH and kind not in self._large:
+            self._large.add(kind)
+            if probed and concrete(flat) is not None:
+                assert self.decoder.output_shape is not None
+                sound = flat if evidently_finite(flat) else flat[flat.isfinite().all(-1)]
+                if len(sound):
+                    self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size)
         return flat
+
+    def _check_ambient(self, flat: Tensor) -> None:  # (k, m)
+        """Look at the ambient metric where the decoded points lie, and in the directions in which they may move.
+
+        Raises:
+            AmbientError: When it is none: random, coupled across the batch, not positive, or when torch.autograd does
+                not know its derivative.
+        """
+        ambient, shape = self.ambient, self._shape
+        assert shape is not None
+        decoded = lambda z: self.decoder(z).flatten(1)  # noqa: E731 (one expression)
+        limit = max(self.chunk_size or ROWS * FEW, FEW)
+        rows = min(ROWS, limit // min(flat.shape[-1], FEW))  # some functions get a row for every direction
+        with torch.inference_mode(False), torch.no_grad():
+            flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
+            given, x = _with_values(decoded, flat[:2])
+            if not ambient.foreign or ambient.has_features:
+                ambient.check(x.view(len(x), *shape))
+            else:
+                options = {"tangents": self._directions(decoded, given)}
+                if "tangents" not in inspect.signature(ambient.check).parameters:  # a subclass with a check of its own
+                    options = {}
+                ambient.check(x.view(len(x), *shape), **options)
+                picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), rows)).long().to(flat.device)]
+                given, x = _with_values(decoded, picked)
+                ambient.check_positive(x, self._directions(decoded, given), tolerance(x.dtype).eps ** (2 / 3))
+            if not ambient.foreign:
+                return
+            source = probe.generator()
+            points = probe.generic(decoded, flat, min(ROWS if x.shape[1] <= 64 else FEW, limit), self.chunk_size)
+            v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
+            x = decoded(points)
+            columns = probe.normal(x, *x.shape, 1, source=source)
+        sound = x.isfinite().all(-1)
+        if not bool(sound.any()):
+            return
+        d = x.shape[1]
+
+        def lowered(packed: Tensor) -> Tensor:  # H(x) u, with u in the row
+            y, u = packed.split(d, -1)
+            return (
+                ambient.features(y.view(len(y), *shape)).flatten(1)
+                if ambient.has_features
+                else (ambient.apply_to(y, u[..., None])[..., 0])
+            )
+
+        where = type(ambient).__name__
+        packed = torch.cat([x, columns[..., 0]], -1)
+        try:
+            with torch.no_grad():
+                found = probe.dependence(lowered, packed[sound], FEW)
+        except probe.FAILURES as reason:
+            raise AmbientError(
+                where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
+            ) from reason
+        if found is not None:
+            raise AmbientError(where, *found.message("metric"))
+        steps = columns[:FEW, :, 0]
+        path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
+        contradicted = probe.contradiction(lowered, path, len(steps), points)
+        if contradicted is not None:
+            got, remedy = probe.explained(contradicted, lowered)
+            raise AmbientError(where, "a function whose derivative torch.autograd knows", got, remedy)
+
+    @staticmethod
+    def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
+        """Directions in which decoded points move, by differences of the decoder: those of its first coordinates."""
+        axes = torch.eye(z.shape[-1]).to(z)[:FEW]
+        step = tolerance(z.dtype).eps ** (1 / 3) * (1 + z.abs().amax())
+        sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
+        return torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0) / (2 * step)
 
     def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
         """Validated points and tangents, flattened after broadcasting, and the batch shape.
@@ -214,7 +302,34 @@ class Pullback:
             g = j.mT @ self.ambient.apply_to(x, j)
             return (g + g.mT) / 2
 
-        return self.immersion.jets(flat, then=pulled)
+        g = self.immersion.jets(flat, then=pulled)
+        return self._positive(g) if self.ambient.foreign else g
+
+    def _positive(self, g: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
+        """``g``, of an ambient metric by a user's function.
+
+        Raises:
+            SingularMetricError: Where it has a negative eigenvalue, with the places.
+        """
+        if not len(g) or probe.transformed() or concrete(g) is None:
+            return g
+        diagonal = g.detach().diagonal(dim1=-2, dim2=-1)
+        # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for rounding.
+        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()[..., None]
+        shift = tolerance(g.dtype).probe * torch.eye(g.shape[-1]).to(g)
+        bad = (torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0) & g.isfinite().flatten(1).all(
+            -1
+        )
+        if bool(bad.any()):
+            places = bad.nonzero().flatten().tolist()
+            low = float(torch.linalg.eigvalsh(g.detach()[bad][0])[0])
+            raise SingularMetricError(
+                type(self.ambient).__name__,
+                "a metric that is positive along the decoded manifold",
+                f"a negative squared length ({low:.3g}) at {len(places)} of {len(g)} points (first: {places[:5]})",
+                "A metric is S S ᵀ: build it from a factor.",
+            )
+        return g
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""
@@ -278,11 +393,21 @@ class Pullback:
 
         def squared(x: Tensor, tangents: Tensor) -> Tensor:
             tangent = tangents[..., 0]
-            size = tangent.square().sum(-1) if self.embedding is not None else self.ambient.squared_norm(x, tangent)
+            size = tangent.square().sum(-1) if self.embedding is not None else self._squared_norm(x, tangent)
             # A derivative may exist where the map has no value (log): no length comes from it.
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
         return safe_sqrt(road.jets(flat, v[:, None], then=squared))
+
+    def _squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """``vᵀ H v``; NaN where that is negative beyond rounding: no length comes from it."""
+        given = self.ambient._given()
+        if given != "product" and given != "diagonal" and given != "matrix":
+            squared = self.ambient.squared_norm(x, v)
+            return torch.where(squared < 0, torch.nan, squared) if given == "inner" else squared
+        terms = v * self.ambient.product(x, v)
+        squared = terms.sum(-1)
+        return torch.where(squared < -1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1), torch.nan, squared)
 
     def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
         """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time.
@@ -493,6 +618,13 @@ class Pullback:
             second_order,
             lambda f, z, v: self.immersion.pushforward(f, z, v),
         )
+
+
+def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """The points at which ``f`` is finite, and its values there."""
+    x = f(z)
+    ok = x.isfinite().all(-1)
+    return z[ok], x[ok]
 
 
 def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:

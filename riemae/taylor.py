@@ -5,8 +5,10 @@ derivatives ``∂²x(u_i, u_j)`` for chosen pairs. Every torch function that mee
 rule, so ``k`` tangents and ``p`` pairs cost about ``1 + k + p`` evaluations, where nested forward mode computes the
 tangents again and again (Griewank and Walther, Evaluating Derivatives, 2008, chapter 13).
 
-Linear maps, products and common activations have rules of their own; for any other function, ``torch.func.jvp`` of that
-one function gives the rule. A :class:`Tape` collects ``a·∂²f`` without any second derivative of ``f``: with the
+Linear maps, products and common activations have rules of their own; for any other function, ``torch.func.jvp`` of
+that one function gives the rule. What a pass cannot carry it refuses with a ``NotImplementedError``, and never drops:
+complex results, unknown functions that write in place, and writes into memory that other jets look at. A :class:`Tape`
+collects ``a·∂²f`` without any second derivative of ``f``: with the
 sensitivity ``δ_y = ∂⟨a, f⟩/∂y`` of the result to every intermediate ``y``, from one reverse pass,
 
     ``a·∂²f(u, v) = Σ ⟨δ_y, ∂²op(∂x(u), ∂x(v))⟩``
@@ -16,7 +18,8 @@ over all operations ``y = op(x)``. Only operations that bend contribute.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -125,12 +128,14 @@ class Jet(Tensor):
         first: Tangents ``(k, *s)``.
         second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are not carried.
         tape: What the pass carries.
+        sharing: All jets that look at the same memory, this one among them; None where there are no others.
     """
 
     value: Tensor
     first: Tensor
     second: Tensor | None
     tape: Tape
+    sharing: list[weakref.ref[Jet]] | None = None
 
     @staticmethod
     def __new__(cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Jet:
@@ -138,6 +143,8 @@ class Jet(Tensor):
         return Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)
 
     def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
+        if value.dtype.is_complex:  # the rules below are those of real numbers
+            raise NotImplementedError("complex numbers do not know Taylor mode")
         self.value, self.first, self.second, self.tape = value, first, second, tape
 
     # What is looked at most, without the way through ``__torch_function__``; mypy knows both as fields of a tensor.
@@ -177,8 +184,14 @@ class Jet(Tensor):
             if name == "__get__":
                 return _attribute(func, args[0])
             name = _ALIASES.get(name, name)
-            kwargs.pop("inplace", None)
-            return _RULES.get(name, _any)(name, func, args, kwargs)
+            rule = _RULES.get(name) or (_refused if name[-1:] == "_" and name[-2:] != "__" else _any)
+            if not kwargs:
+                return rule(name, func, args, kwargs)
+            if kwargs.get("out") is not None:
+                raise NotImplementedError(f"{name}(out=) does not know Taylor mode")
+            inplace = kwargs.pop("inplace", False)
+            out = rule(name, func, args, kwargs)
+            return _written(name, args[0], out) if inplace else out
 
     def chain(self, y: Tensor, slope: Tensor, bend: Tensor | None) -> Jet:
         """The jet of ``y = op(x)``, elementwise, from the derivatives of op at the value."""
@@ -270,9 +283,51 @@ def _plain(x: Any) -> Any:
 
 
 def _attribute(func: Any, jet: Jet) -> Any:
-    if func.__self__.__name__ in ("T", "mT", "H", "mH"):
-        return jet.mapped(func(jet.value), func)
-    return func(jet.value)
+    name = func.__self__.__name__
+    if name in ("T", "mT", "H", "mH"):
+        return _viewed([jet], jet.mapped(func(jet.value), func))
+    out = func(jet.value)
+    if name == "real":
+        return jet
+    if isinstance(out, Tensor):
+        raise NotImplementedError(f"Tensor.{name} does not know Taylor mode")
+    return out
+
+
+def _viewed(sources: Iterable[Jet], out: Any) -> Any:
+    """``out``; notes which of these jets look at the memory of their source, so that no write goes unnoticed."""
+    for jet in out if isinstance(out, (tuple, list)) else (out,):
+        if not isinstance(jet, Jet):
+            continue
+        for source in sources:
+            if jet is not source and (jet.value is source.value or jet.value._is_view()):
+                if source.sharing is None:
+                    source.sharing = [weakref.ref(source)]
+                if jet.sharing is None:
+                    jet.sharing = source.sharing
+                    jet.sharing.append(weakref.ref(jet))
+                elif jet.sharing is not source.sharing:  # of several arguments: who looks at whom is not known
+                    jet.sharing.extend(source.sharing)
+                    source.sharing = jet.sharing
+    return out
+
+
+def _written(name: str, target: Any, out: Any) -> Jet:
+    """``target``, once ``out`` has been written into its memory.
+
+    Raises:
+        NotImplementedError: When something else looks at that memory, or ``out`` does not fit into it.
+    """
+    if not isinstance(target, Jet):
+        raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
+    if out is target:
+        return target
+    if any(other() is not None and other() is not target for other in target.sharing or ()):
+        raise NotImplementedError(f"{name} writes in place into memory that other tensors share")
+    if not isinstance(out, Jet) or (out.shape, out.value.dtype) != (target.shape, target.value.dtype):
+        raise NotImplementedError(f"{name} in place changes the shape or the dtype")
+    target.value, target.first, target.second, target.sharing = out.value, out.first, out.second, None
+    return target
 
 
 # Rules: (name, function, arguments, keywords) -> jets.
@@ -285,11 +340,14 @@ def _query(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 def _linear(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     """A function that is linear in its first argument and takes no other jets but for their shapes."""
     jet, *rest = args
-    if not isinstance(jet, Jet):
+    if name in _LIKE:
+        rest, kwargs = _plain(rest), _plain(kwargs)
+        if not isinstance(jet, Jet):  # a constant of the shape, dtype or device of a jet
+            return func(jet, *rest, **kwargs)
+    elif not isinstance(jet, Jet) or _has_jets(rest) or (kwargs and _has_jets(kwargs)):
         return _any(name, func, args, kwargs)
-    rest, kwargs = _plain(rest), _plain(kwargs)
     op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
-    return jet.mapped(op(jet.value), op)
+    return _viewed((jet,), jet.mapped(op(jet.value), op))
 
 
 def _affine(name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -447,6 +505,8 @@ def _any(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 
     out = call(*(x.value for x in jets))
     results, shape = pytree.tree_flatten(out)
+    if any(isinstance(x, Tensor) and x.is_complex() for x in results):
+        raise NotImplementedError(f"{name} gives complex numbers, which do not know Taylor mode")
     smooth = [i for i, x in enumerate(results) if isinstance(x, Tensor) and x.is_floating_point()]
     if not smooth:
         return out
@@ -459,6 +519,7 @@ def _any(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     firsts, seconds = _any_derivatives(f, jets, [results[i] for i in smooth])
     for i, first, second in zip(smooth, firsts, seconds, strict=True):
         results[i] = Jet(results[i], first, second, tape)
+    _viewed(jets, results)
     return pytree.tree_unflatten(results, shape)
 
 
@@ -526,13 +587,26 @@ def _has_jets(x: Any) -> bool:
 
 
 def _in_place(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """``x.op_()`` as ``x = x.op()``; views of x do not follow."""
+    """``x.op_()`` as ``x = x.op()``."""
     target, plain = args[0], getattr(Tensor, name.removesuffix("_"))
     if not isinstance(target, Jet):
         raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
-    out = Jet.__torch_function__(plain, (), args, kwargs)
+    return _written(name, target, Jet.__torch_function__(plain, (), args, kwargs))
+
+
+def _turned_in_place(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """``x.transpose_()`` and its like: another shape, the same memory."""
+    target = args[0]
+    out = Jet.__torch_function__(getattr(Tensor, name.removesuffix("_")), (), args, kwargs)
     target.value, target.first, target.second = out.value, out.first, out.second
     return target
+
+
+def _augmented(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """``x += y`` and its like. A constant x is bound anew: its memory cannot hold derivatives."""
+    plain = getattr(Tensor, name.replace("__i", "__", 1))
+    out = Jet.__torch_function__(plain, (), args, kwargs)
+    return _written(name, args[0], out) if isinstance(args[0], Jet) else out
 
 
 def _refused(name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -577,9 +651,11 @@ _QUERIES = (
 )
 _AFFINE = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 _IN_PLACE = (
-    "add_ sub_ mul_ div_ relu_ tanh_ sigmoid_ exp_ sin_ cos_ square_ sqrt_ neg_ clamp_ pow_ reciprocal_ log_ "
-    "unsqueeze_ squeeze_ transpose_"
+    "add_ sub_ mul_ div_ relu_ tanh_ sigmoid_ exp_ sin_ cos_ square_ sqrt_ neg_ clamp_ pow_ reciprocal_ log_ abs_ "
+    "clamp_min_ clamp_max_ erf_ erfc_ expm1_ log1p_ rsqrt_ atan_ sinh_ cosh_ asinh_"
 )
+# Of other arguments than the first, these look at shape, dtype and device alone.
+_LIKE = frozenset("to type_as expand_as view_as reshape_as".split())
 _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(_QUERIES.split(), _query),
     **dict.fromkeys(_STRUCTURAL.split(), _linear),
@@ -591,17 +667,20 @@ _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(("mul", "matmul", "mm", "bmm", "dot", "mv", "outer", "inner", "kron"), _product),
     **dict.fromkeys(("div", "rdiv"), _quotient),
     **dict.fromkeys(_IN_PLACE.split(), _in_place),
-    **dict.fromkeys("__setitem__ copy_ index_put_ scatter_ detach data_ptr numpy __array__".split(), _refused),
+    **dict.fromkeys("unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_".split(), _turned_in_place),
+    **dict.fromkeys(("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"), _augmented),
+    **dict.fromkeys(
+        "__setitem__ __set__ __delete__ detach data_ptr numpy __array__ __imod__ __ifloordiv__ __imatmul__ __iand__ "
+        "__ior__ __ixor__ __ilshift__ __irshift__ as_strided set_ resize_ requires_grad_".split(),
+        _refused,
+    ),
 }
 _ALIASES = {
     **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "pow", "neg", "rsub", "rpow", "rdiv", "abs")},
-    **{f"__i{name}__": name for name in ("add", "sub", "mul", "pow")},
     "__radd__": "add",
     "__rmul__": "mul",
     "__truediv__": "div",
     "__div__": "div",
-    "__itruediv__": "div",
-    "__idiv__": "div",
     "__rtruediv__": "rdiv",
     "multiply": "mul",
     "subtract": "sub",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import RiemaeError
+from riemae.solvers.exceptions import NonFiniteError, SingularMetricError
 from riemae.solvers.space import Space
 
 
@@ -57,10 +57,13 @@ def sound_acceleration(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m),
 
 
 def sound(call: Callable[..., Tensor], shape: torch.Size, *arguments: Tensor) -> Tensor:  # -> (k, *shape)
-    """``call`` on a batch of points, NaN for those that make it raise one of our errors."""
+    """``call`` on a batch of points, NaN for those without a metric that can be inverted.
+
+    Errors that concern the space as a whole, such as a derivative that cannot be trusted, are raised.
+    """
     try:
         return call(*arguments)
-    except RiemaeError:
+    except (SingularMetricError, NonFiniteError):
         first = arguments[0]
         if len(first) == 1:
             return first.new_full((1, *shape), torch.nan)

@@ -54,6 +54,10 @@ class SingularMetricError(RiemaeError, ArithmeticError):
     """The metric is not positive definite at some point, so its inverse does not exist there."""
 
 
+class MetricError(RiemaeError, ValueError):
+    """A function that is no metric tensor: asymmetric, negative, random, coupled across rows, or with another slope."""
+
+
 class GraphError(RiemaeError, ValueError):
     """A graph cannot be built, or it holds no such path."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
+from riemae.solvers import probe
 from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff, gauss_newton_blocks, rounding
-from riemae.solvers.exceptions import DTypeError, ShapeError, SingularMetricError
+from riemae.solvers.exceptions import DTypeError, MetricError, ShapeError, SingularMetricError
 from riemae.solvers.rows import steady
 from riemae.solvers.tolerances import tolerance
 
@@ -64,7 +65,8 @@ class MetricSpace:
     """A space whose metric tensor is written by hand; no decoder, no ambient space.
 
     Args:
-        tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, differentiable by torch.
+        tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, row by row, differentiable by
+            torch. It is looked at when it is first used, and at the first large batch.
 
     Example:
         The upper half plane, where ``d(p, q) = arcosh(1 + |p − q|² / (2 p_y q_y))``:
@@ -78,6 +80,7 @@ class MetricSpace:
     """
 
     tensor: Callable[[Tensor], Tensor]
+    _looked_at: set[tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """``G(z)``.
@@ -85,9 +88,16 @@ class MetricSpace:
         Raises:
             ShapeError: When ``tensor`` does not return ``(k, m, m)``.
             DTypeError: When it returns no tensor, or one of another dtype than the points.
+            MetricError: When the first look finds no metric.
         """
-        m = z.shape[-1]
-        flat = z.reshape(-1, m)
+        flat = z.reshape(-1, z.shape[-1])
+        key = (z.dtype, z.device.type, len(flat) >= probe.LARGE_BATCH)
+        if key not in self._looked_at:
+            self._look(key, flat)
+        return self._tensor(flat).reshape(*z.shape, z.shape[-1])
+
+    def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        z, m = flat, flat.shape[-1]
         g = steady(self.tensor)(flat)
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
             raise DTypeError(
@@ -103,11 +113,66 @@ class MetricSpace:
                 str(tuple(g.shape)),
                 "The function gets a batch of points (k, m) and returns one m x m matrix for each.",
             )
-        return g.reshape(*z.shape, m)
+        return g
+
+    def _look(self, key: tuple[Any, ...], flat: Tensor) -> None:
+        """Ask of the function, once, what a metric tensor must be.
+
+        Raises:
+            MetricError: With the property that fails.
+        """
+        if not len(flat) or flat.is_meta or probe.transformed() or concrete(flat) is None:
+            return
+        where = "MetricSpace"
+        with torch.inference_mode(False), torch.no_grad():
+            flat = flat.detach().clone()
+            g = self._tensor(flat)
+            known = g.isfinite().flatten(1).all(-1) & flat.isfinite().all(-1)
+            if not bool(known.any()):
+                return  # nothing to learn here: the next points may tell more
+            flat, g = flat[known], g[known]
+            around = probe.generic(lambda z: self._tensor(z).flatten(1), flat, probe.FEW)
+            near = self._tensor(around)
+            here = torch.cat([g, near[near.isfinite().flatten(1).all(-1)]])
+            size = here.abs().amax((-1, -2))
+            if bool(((here - here.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * size).any()):
+                raise MetricError(where, "a symmetric metric tensor", "an asymmetric one", "Try (G + Gᵀ)/2.")
+            low = torch.linalg.eigvalsh(g)[:, 0]
+            if bool((low < -tolerance(flat.dtype).probe * g.abs().amax((-1, -2))).all()):
+                raise MetricError(
+                    where,
+                    "a positive definite metric tensor",
+                    f"a negative eigenvalue, {float(low[0]):.3g}, at {flat[0].tolist()}",
+                    "Is its sign right, and are the points inside its domain?",
+                )
+            rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
+            try:
+                found = probe.dependence(self.tensor, rows)
+            except probe.FAILURES as reason:
+                got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
+                raise MetricError(where, "a function of any number of points", got, "Keep the batch axis.") from reason
+        if found is not None:
+            chance = found.kind == "chance"
+            raise MetricError(
+                where,
+                "a deterministic metric tensor" if chance else "a metric tensor that treats every row alone",
+                f"two different ones at one point (by {found.size:.1g})"
+                if chance
+                else f"one that depends on the other rows of the batch, or on their number or order ({found.size:.1g})",
+                "It must be a function of the point alone.",
+            )
+        v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
+        contradicted = probe.contradiction(
+            lambda z: self._tensor(z).flatten(1), lambda t: around + t[:, None] * v, len(around), around
+        )
+        if contradicted is not None:
+            got, remedy = probe.explained(contradicted, lambda z: self._tensor(z).flatten(1))
+            raise MetricError(where, "a metric tensor whose derivative torch.autograd knows", got, remedy)
+        self._looked_at.add(key)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
-        """``sqrt(vᵀ G(z) v)``."""
-        return safe_sqrt(_quadratic(self.metric(z), v))
+        """``sqrt(vᵀ G(z) v)``; NaN where that is the root of a negative number."""
+        return root(_quadratic(self.metric(z), v))
 
     def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``−Γ(v, v) = −G⁻¹ [(D_v G) v − ½ ∇_z (vᵀ G v)]``.
@@ -116,6 +181,7 @@ class MetricSpace:
             SingularMetricError: Where ``G`` is not positive definite.
         """
         flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
+        self.metric(flat[:1])  # looked at before it is differentiated
         # [k, i, j, l] = ∂_l G_ij; one direction after the other, so that tensors written entry by entry work too.
         basis = torch.eye(flat.shape[-1]).to(flat)
         derivative = torch.stack([jvp(self.metric, (flat,), (e.expand_as(flat),))[1] for e in basis], -1)
@@ -181,6 +247,12 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
 
 
+def root(squared: Tensor, size: Tensor | None = None) -> Tensor:
+    """:func:`safe_sqrt` of squared lengths; NaN for negative ones, beyond the rounding of sums of this size."""
+    negative = squared < 0 if size is None else squared < -1e3 * tolerance(squared.dtype).eps * size
+    return torch.where(negative, torch.nan, safe_sqrt(squared))
+
+
 def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m, m) -> (k, m, m), (k, m, 1)
     """Cholesky factor of ``G`` scaled to unit diagonal, and the scale.
 
@@ -195,6 +267,16 @@ def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m,
     bad = concrete((info != 0) | ~(pivots > tolerance(metric.dtype).rank).all(-1))
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
+        first = metric[bad][0]
+        low = torch.linalg.eigvalsh(first)[0] if bool(first.isfinite().all()) else first.new_tensor(torch.nan)
+        if bool(low < -tolerance(metric.dtype).probe * first.abs().max()):
+            raise SingularMetricError(
+                where,
+                "a positive definite metric",
+                f"one with a negative eigenvalue ({float(low):.3g}) at {len(places)} of {len(bad)} points "
+                f"(first: {places[:5]})",
+                "It is no metric there: look at its sign and its domain.",
+            )
         raise SingularMetricError(
             where,
             "a positive definite metric",

@@ -15,6 +15,7 @@ from riemae.solvers.tolerances import tolerance
 if TYPE_CHECKING:
     from riemae.heads import AnyLayout
 
+_NOT_POSITIVE = ("a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
 _GIVEN = ("features", "factor_product", "diagonal", "matrix", "product", "inner")
 
 
@@ -148,10 +149,19 @@ class AmbientMetric(nn.Module):
             return None
         return (self.features(x1) - self.features(x0)).flatten(1).norm(dim=-1)
 
-    def check(self, x: Tensor) -> None:  # (k, *shape)
+    @property
+    def foreign(self) -> bool:
+        """Whether a user's function is at work in it, which has to earn trust."""
+        return not type(self).__module__.startswith("riemae.")
+
+    def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape), (k, D, c)
         """Look at ``H`` at a few points of the data space: finite, symmetric, positive.
 
         Semi-definite metrics pass: what matters is that the pull-back is definite.
+
+        Args:
+            x: The points.
+            tangents: Directions in which ``H`` must be positive: those of the decoded manifold. Any, unless given.
 
         Raises:
             AmbientError: With the property that fails.
@@ -202,8 +212,36 @@ class AmbientMetric(nn.Module):
         scale = form.abs().amax((-1, -2)) * flat.shape[1] ** 0.5
         if bool(((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()):
             raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")
-        if bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
-            raise AmbientError(where, "a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
+        if tangents is not None:
+            self.check_positive(flat, tangents, tolerance(flat.dtype).eps ** (2 / 3))
+        elif bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
+            raise AmbientError(where, *_NOT_POSITIVE)
+
+    def check_positive(self, x: Tensor, tangents: Tensor, noise: float = 0.0) -> None:  # (k, D), (k, D, c)
+        """Refuse a metric that is negative in a direction of the span of ``tangents``, where it must not be.
+
+        Args:
+            x: Points.
+            tangents: Directions.
+            noise: Size of the error in the directions, relative to their length.
+
+        Raises:
+            AmbientError: When it is.
+        """
+        if not tangents.shape[-1]:
+            return
+        columns = tangents / tangents.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        applied = self.apply_to(x, columns)
+        form = columns.mT @ applied
+        # Directions are known up to an error, and an ill-conditioned metric makes much of it.
+        errors = noise * (columns * (1 + torch.arange(x.shape[1]).to(x)[:, None]).cos())
+        doubt = (columns.mT @ self.apply_to(x, errors)).abs() + (errors.mT @ self.apply_to(x, errors)).abs()
+        known = form.isfinite().all(-1).all(-1)
+        if not bool(known.any()):
+            return
+        size = applied.norm(dim=(1, 2)) * tolerance(x.dtype).probe + 64 * doubt.amax((-1, -2))
+        if bool((torch.linalg.eigvalsh((form + form.mT)[known] / 2)[:, 0] < -size[known]).any()):
+            raise AmbientError(type(self).__name__, *_NOT_POSITIVE)
 
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
         """Directions in which :meth:`check` looks at ``H``."""
@@ -249,10 +287,10 @@ class ShapedMetric(AmbientMetric):
         self.data_shape = torch.Size(shape)
         return self
 
-    def check(self, x: Tensor) -> None:  # (k, *shape)
+    def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape), (k, D, c)
         """As in :meth:`AmbientMetric.check`, after :meth:`bind`."""
         self.bind(None, x.shape[1:])
-        super().check(x)
+        super().check(x, tangents)
 
     def shaped(self, x: Tensor) -> Tensor:  # (k, D) or (k, *shape) -> (k, *shape)
         """``x`` in the shape of the data.

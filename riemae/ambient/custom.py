@@ -68,6 +68,11 @@ class Custom(AmbientMetric):
             got = type(self.function).__name__
             raise AmbientError("Custom", f"{self.form} as a function", got, "Constants go into Constant or Diagonal.")
 
+    @property
+    def foreign(self) -> bool:
+        """Always: it is the user's function."""
+        return True
+
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
         return self.apply_to(x, v[..., None])[..., 0]

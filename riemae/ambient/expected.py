@@ -89,6 +89,11 @@ class Averaged(AmbientMetric):
         base = self.__dict__.get("_modules", {}).get("base")
         return "features" if base is not None and base.has_features else "product"
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the members' metric is a user's function."""
+        return self.base.foreign
+
     def features(self, x: Tensor) -> Tensor:  # (k, count, *shape) -> (k, q)
         """Features of all members over √count."""
         if not self.base.has_features:

@@ -162,6 +162,11 @@ class FeatureMap(AmbientMetric):
         super().__init__()
         self.network = network
 
+    @property
+    def foreign(self) -> bool:
+        """Always: it is the user's network."""
+        return True
+
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """``φ(x)``."""
         return self.network(x)
@@ -188,6 +193,11 @@ class ClassifierFisher(AmbientMetric):
         if not 0 <= ridge < float("inf"):
             raise AmbientError("ClassifierFisher", "ridge ≥ 0", str(ridge), "")
         self.classifier, self.ridge = classifier, float(ridge)
+
+    @property
+    def foreign(self) -> bool:
+        """Always: it is the user's network."""
+        return True
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, c) or (k, c + D)
         """``2 √p``, and ``√ε x``; for one logit ``2 arctan e^(l/2)``."""

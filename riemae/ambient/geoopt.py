@@ -90,7 +90,7 @@ class Geoopt(ShapedMetric):
             return super().distance(x0, x1)
         return (between - torch.maximum(*floors)).clamp(min=0).sqrt()
 
-    def check(self, x: Tensor) -> None:  # (k, *shape)
+    def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape)
         """As in :meth:`AmbientMetric.check`, on tangent vectors, after a look whether ``x`` lies on the manifold.
 
         Raises:
@@ -110,7 +110,7 @@ class Geoopt(ShapedMetric):
                 f"data of shape {tuple(x.shape[1:])}: {reason}",
                 "End the decoder with a map onto the manifold, such as manifold.projx or manifold.expmap0.",
             )
-        super().check(x)
+        super().check(x, tangents)
 
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
         points = self.shaped(x)
