@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import Executor
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
@@ -484,21 +485,59 @@ class Manifold:
 
     # Curves.
 
-    def length(self, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-        """Length of curves (equation 4), by Gauss-Legendre quadrature.
+    @overload
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    ) -> Tensor: ...
+
+    @overload
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+        """Length of curves (equation 4), refined until its error is below ``rtol``.
+
+        :func:`riemae.solvers.length` on this manifold.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
-        """
-        return curve_length(self, curve)
+            rtol: Relative error allowed.
+            return_error: Also return the estimated error of each length.
+            throw: Raise when a curve misses ``rtol``; False returns it all the same.
 
-    def energy(self, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-        """Energy of curves over unit time (equation 5); at least the squared length.
+        Raises:
+            NotConvergedError: When ``throw`` and a curve misses ``rtol``, as one that jumps does.
+        """
+        return curve_length(self, curve, rtol, return_error, throw)
+
+    @overload
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    ) -> Tensor: ...
+
+    @overload
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+        """Energy of curves over unit time (equation 5), refined as :meth:`length` is; at least the squared length.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            rtol: As in :meth:`length`.
+            return_error: As in :meth:`length`.
+            throw: As in :meth:`length`.
+
+        Raises:
+            NotConvergedError: As in :meth:`length`.
         """
-        return curve_energy_integral(self, curve)
+        return curve_energy_integral(self, curve, rtol, return_error, throw)
 
     def geodesic(
         self,
@@ -608,7 +647,7 @@ class Manifold:
         nodes = result.curve.nodes[usable]
         stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
-        length = self.length(Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
+        length = fixed_length(self, Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (length - length.detach())
         return result.length.masked_scatter(usable, value)
