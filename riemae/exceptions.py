@@ -35,6 +35,7 @@ __all__ = [
     "NonFiniteError",
     "NotConvergedError",
     "OptionError",
+    "PrecisionWarning",
     "RiemaeError",
     "ShapeError",
     "SingularMetricError",
@@ -84,6 +85,10 @@ class ApproximationWarning(UserWarning):
 
 class FallbackWarning(UserWarning):
     """A slower road was taken; the result is the same."""
+
+
+class PrecisionWarning(UserWarning):
+    """The dtype cannot carry a number: it has fewer than two right digits."""
 
 
 class SmoothnessWarning(UserWarning):

@@ -258,15 +258,33 @@ class Manifold:
         return self._core.norm(flat, v).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
-        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""
-        return torch.linalg.eigvalsh(self.metric(z))
+        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder; 0 where G is singular.
+
+        From singular values of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
+        flat = self._core.points("eigenvalues", z)
+        return self._core.singular_values("eigenvalues", flat).square().view(z.shape)
 
     def log_volume(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
-        """``log √det G``, the log magnification factor; −inf where the metric is singular."""
-        return torch.linalg.slogdet(self.metric(z)).logabsdet / 2
+        """``log √det G``, the log magnification factor; −inf where the metric is singular.
+
+        From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
+        flat = self._core.points("log_volume", z)
+        return self._core.log_volume("log_volume", flat).view(z.shape[:-1])
 
     def volume_density(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
-        """``√det G``, the magnification factor."""
+        """``√det G``, the magnification factor.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
         return self.log_volume(z).exp()
 
     # The connection.
@@ -399,7 +417,7 @@ class Manifold:
     def ricci(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
         flat = self._core.points("ricci", z)
-        return curvature.ricci(self._core, "Manifold.ricci", flat)[1].view(*z.shape, z.shape[-1])
+        return curvature.ricci(self._core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
         self,

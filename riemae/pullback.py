@@ -14,6 +14,14 @@ from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
+from riemae.factors import (
+    ambient_factor,
+    differentiable_singular_values,
+    differentiated_later,
+    log_determinant,
+    singular_values,
+    triangle,
+)
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
 from riemae.solvers.energy import (
@@ -214,6 +222,32 @@ class Pullback:
             return (g + g.mT) / 2
 
         return self.immersion.jets(flat, then=pulled)
+
+    def factor(self, flat: Tensor, then: Callable[[Tensor], Any]) -> Any:  # (k, m) -> (k, …)
+        """``then`` of factors ``F`` ``(k, q, m)`` of the metric, ``G = FᵀF``, chunk by chunk: see riemae.factors."""
+        if self.embedding is not None:
+            return self.embedding.jets(flat, then=lambda x, j: then(j))
+        return self.immersion.jets(flat, then=lambda x, j: then(ambient_factor(self.ambient, x, j)))
+
+    def triangle(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """Upper triangular ``R`` with ``RᵀR = G``, in float64."""
+        return self.finite(where, self.factor(flat, triangle), flat)
+
+    def log_volume(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k,)
+        """``log √det G``."""
+        return log_determinant(f"Manifold.{where}", self.triangle(where, flat), flat.dtype)
+
+    def singular_values(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m)
+        """Square roots of the eigenvalues of ``G``, ascending."""
+        # Triangles have closer values, and no derivatives where G is singular; the factors themselves have.
+        factors = self.factor(flat, lambda f: f if differentiated_later(f) else triangle(f))
+        again = differentiated_later(factors)
+        r = triangle(factors.detach()) if again else factors
+        values = singular_values(f"Manifold.{where}", self.finite(where, r.detach(), flat), flat.dtype)
+        if again:
+            own = differentiable_singular_values(factors)
+            values = values + (own - own.detach())
+        return values.to(flat.dtype)
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""

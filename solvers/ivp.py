@@ -46,7 +46,7 @@ def exp(
     Dormand and Prince's method of order 8 with error control for every sample alone; differentiable in ``z`` and ``v``
     (and in whatever the space depends on) through the accepted steps.
 
-    The speed ``|v|_G``, which every geodesic keeps, is checked after every step: a step that loses it is taken anew with
+    The speed ``|v|_G``, which every geodesic keeps, is checked after every step: a step that loses it is repeated with
     a smaller one, and a sample that cannot keep it fails. That happens where coordinates are singular (a horizon, a
     pole), at which the equation's own error estimate sees nothing.
 
