@@ -2,6 +2,7 @@
 
 from riemae.solvers.exceptions import (
     DeviceError,
+    DifferentiationError,
     DisconnectedGraphWarning,
     DTypeError,
     FileError,
@@ -51,10 +52,6 @@ class DecoderError(RiemaeError, ValueError):
 
 class AmbientError(RiemaeError, ValueError):
     """The ambient metric does not fit the data, or is no metric."""
-
-
-class DifferentiationError(RiemaeError, RuntimeError):
-    """Torch cannot differentiate the map, in any mode."""
 
 
 class DataError(RiemaeError, ValueError):

@@ -15,7 +15,8 @@ from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder, fingerprint
 from riemae.ensembles import Ensemble
-from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
+from riemae.envelope import Ruler, once_differentiable, transformed_distance
+from riemae.exceptions import AmbientError, DecoderError, DifferentiationError, DTypeError, OptionError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.latent import LatentSpace, as_latent, latent_geodesic
 from riemae.pullback import Pullback
@@ -27,6 +28,7 @@ from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.products import Products
+from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
 
 
 class Manifold:
@@ -593,6 +595,9 @@ class Manifold:
             NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is not finite; it
                 carries the result.
         """
+        refuse_transforms(
+            "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
+        )
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"geodesic ({name})", z, finite=False)
         if self.latent is not None and init is None and n_starts is None and graph is None:
@@ -628,7 +633,8 @@ class Manifold:
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
         the frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. At
-        coinciding points, where no derivative exists, it is taken as 0.
+        coinciding points, where no derivative exists, it is taken as 0. A second derivative raises: it is not the
+        frozen curve's. ``torch.func``'s ``grad``, ``jvp``, ``vmap`` and ``jacrev`` work, in the end points.
 
         Args:
             z0: Start points ``(*b, m)``.
@@ -645,6 +651,7 @@ class Manifold:
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
+            DifferentiationError: When a gradient of the result is differentiated again.
         """
         options: dict[str, Any] = {
             "rtol": rtol,
@@ -657,18 +664,62 @@ class Manifold:
         }
         if per_member:
             return torch.stack([M.distance(z0, z1, **options) for M in self.members])
+        if transforms():
+            ruler = Ruler(
+                lambda a, b: self.distance(a, b, **options),
+                lambda a, b: self._distance_and_gradients(a, b, options),
+                order=len([kind for kind in transforms() if kind != "Vmap"]),
+            )
+            out = transformed_distance(z0, z1, ruler)
+            self._refuse_transformed_parameters(z0)
+            return out
         result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
             return result.length
+        usable, length = self._frozen_length(z0, z1, result)
+        # The value is the solver's own; only the derivative comes from the frozen curve.
+        value = result.length[usable] + (once_differentiable(length) - length.detach())
+        return result.length.masked_scatter(usable, value)
+
+    def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
+        """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""
         start, stop = torch.broadcast_tensors(z0, z1)
         usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
         stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
-        length = fixed_length(self, Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
-        # The value is the solver's own; only the derivative comes from the frozen curve.
-        value = result.length[usable] + (length - length.detach())
-        return result.length.masked_scatter(usable, value)
+        return usable, fixed_length(self, Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
+
+    def _refuse_transformed_parameters(self, z: Tensor) -> None:
+        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they are not followed.
+
+        Raises:
+            DifferentiationError: When what they return for plain points is not plain.
+        """
+        plain = torch.zeros(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
+        out = self.squared_chords(plain)
+        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
+        followed = out.requires_grad and "Grad" in transforms()  # else it may be torch.autograd that wants it
+        if followed or tangent is not None or torch._C._functorch.is_batchedtensor(out):
+            raise DifferentiationError(
+                "Manifold.distance",
+                "a decoder and an ambient metric of plain tensors inside torch.func",
+                "one that depends on what is transformed",
+                "Gradients in parameters: call distance(...).backward() or torch.autograd.grad.",
+            )
+
+    def _distance_and_gradients(
+        self, z0: Tensor, z1: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m), (*b, m) -> (*b,), (*b, m), (*b, m)
+        """Distances of plain tensors and their gradients in both ends, 0 where there is none."""
+        z0, z1 = (z.detach().clone() for z in (z0, z1))
+        with torch.no_grad():
+            result = self.geodesic(z0, z1, **options)
+        with torch.enable_grad():
+            ends = [z.requires_grad_() for z in (z0, z1)]
+            length = self._frozen_length(*ends, result)[1]
+            slopes = torch.autograd.grad(length.sum(), ends, materialize_grads=True)
+        return result.length, *slopes
 
     def exp(
         self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
@@ -687,6 +738,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
+        refuse_vmap("Manifold.exp")
         flat, w, batch = self._core.tangents("exp", z, v)
         return solvers.exp(self, flat, w, t, rtol=rtol, throw=throw).view(*batch, flat.shape[-1])
 
@@ -694,6 +746,7 @@ class Manifold:
         self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
     ) -> Curve:
         """The geodesic from ``z`` with velocity ``v`` up to time ``t``: :func:`riemae.solvers.shoot`."""
+        refuse_vmap("Manifold.shoot")
         self._core.tangents("shoot", z, v)
         return solvers.shoot(self, z, v, t, segments=segments, rtol=rtol, throw=throw)
 
@@ -721,6 +774,9 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``.
         """
+        refuse_transforms(
+            "Manifold.log", "It is not differentiable: use exp or distance, or batch axes in place of vmap."
+        )
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False)
         if self.latent is not None and init is None:
@@ -754,6 +810,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
+        refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
         flat, w, j, dj, batch = self._core.tangents("jacobi_field", z, v, start, slope)
         z, v, start, slope = (x.view(*batch, flat.shape[-1]) for x in (flat, w, j, dj))
@@ -776,6 +833,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
         """
+        refuse_transforms("Manifold.conjugate_points", "It is not differentiable; batch axes take the place of vmap.")
         flat, w, batch = self._core.tangents("conjugate_points", z, v)
         z, v = flat.view(*batch, flat.shape[-1]), w.view(*batch, flat.shape[-1])
         return solvers.conjugate_points(self, z, v, t, rtol=rtol, throw=throw)
@@ -794,6 +852,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a vector misses ``rtol``.
         """
+        refuse_vmap("Manifold.transport")
         return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
 
     def graph(
@@ -819,6 +878,7 @@ class Manifold:
             MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
+        refuse_transforms("Manifold.graph", "It is not differentiable, and takes all points at once.")
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
         flat = self._core.points("graph", points)
@@ -874,6 +934,7 @@ class Manifold:
             TransferError: When the decoder cannot be sent to another process.
             FileError: When ``out`` holds something else, or is damaged.
         """
+        refuse_transforms("Manifold.distance_matrix", "It is not differentiable, and takes all points at once.")
         for name, points in (("a", a), ("b", a if b is None else b)):
             self._core.points(f"distance_matrix ({name})", points)
         if method == "chord" and self._core.embedding is None:

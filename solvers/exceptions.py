@@ -54,6 +54,10 @@ class SingularMetricError(RiemaeError, ArithmeticError):
     """The metric is not positive definite at some point, so its inverse does not exist there."""
 
 
+class DifferentiationError(RiemaeError, RuntimeError):
+    """Torch cannot differentiate the map, in any mode, or the call, as often or in the way that was asked for."""
+
+
 class GraphError(RiemaeError, ValueError):
     """A graph cannot be built, or it holds no such path."""
 

@@ -18,6 +18,7 @@ from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import refuse_transforms, refuse_vmap
 
 # Step control of Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
 _SAFETY, _SHRINK, _GROW, _ORDER = 0.9, 0.2, 8.0, 8
@@ -124,6 +125,7 @@ def log(
         NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result`` holds the velocities,
             or the path's result.
     """
+    refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
     result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)
     velocity = result.curve.velocity(0.0)
     if not refine or not velocity.numel():
@@ -165,6 +167,7 @@ def transport(
         ShapeError: When ``v`` does not fit the curves.
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the transported vectors.
     """
+    refuse_vmap("transport")
     nodes = curve.nodes if isinstance(curve, Curve) else curve
     if v.shape != (*nodes.shape[:-2], nodes.shape[-1]) or v.dtype != nodes.dtype:
         raise ShapeError(
@@ -210,6 +213,7 @@ def _flow(
         raise ShapeError(
             where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
         )
+    refuse_vmap(where)
     rtol = accuracy_of(where, rtol, z, 1e-9, 1e-5)
     if not all(math.isfinite(t) for t in times):
         raise OptionError(where, "a finite time", str(times[-1]), "")
@@ -230,7 +234,7 @@ def _flow(
     for time in times:
         y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps, speeds)
         now = time
-        points.append(torch.where(failed[:, None], torch.nan, y))
+        points.append(torch.where(failed[:, None].clone(), torch.nan, y))  # failed changes, backward needs what it was
     path = torch.stack(points, 1)
     ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
     if throw and bool(failed.any()):
