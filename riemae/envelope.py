@@ -69,7 +69,7 @@ class _Once(Function):
         return length.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _Gate.apply(gradient, *ctx.saved_tensors)
 
 
@@ -81,7 +81,7 @@ class _Gate(Function):
         return gradient.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         raise DifferentiationError(*_SECOND_DERIVATIVE)
 
 
@@ -99,7 +99,7 @@ class _Distance(Function):
         ctx.save_for_forward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if any(other is not None for other in others):
             raise DifferentiationError(*_SECOND_DERIVATIVE)
         if g is None:
@@ -108,14 +108,14 @@ class _Distance(Function):
         return g[..., None] * first, g[..., None] * last, None
 
     @staticmethod
-    def jvp(ctx: Any, t0: Tensor | None, t1: Tensor | None, _: None) -> Measured:  # type: ignore[override]
+    def jvp(ctx: Any, t0: Tensor | None, t1: Tensor | None, _: None) -> Measured:
         first, last = ctx.saved_tensors
         parts = [(s * t).sum(-1) for s, t in ((first, t0), (last, t1)) if t is not None]
         unknown = torch.full_like(first, torch.nan)  # never used: a second transform is refused before
         return sum(parts[1:], parts[0]), unknown, unknown
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], z0: Tensor, z1: Tensor, ruler: Ruler) -> Any:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], z0: Tensor, z1: Tensor, ruler: Ruler) -> Any:
         z0, z1 = (
             z[None].expand(info.batch_size, *z.shape) if axis is None else z.movedim(axis, 0)
             for z, axis in zip((z0, z1), in_dims, strict=False)

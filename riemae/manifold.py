@@ -716,10 +716,9 @@ class Manifold:
         with torch.no_grad():
             result = self.geodesic(z0, z1, **options)
         with torch.enable_grad():
-            ends = [z.requires_grad_() for z in (z0, z1)]
-            length = self._frozen_length(*ends, result)[1]
-            slopes = torch.autograd.grad(length.sum(), ends, materialize_grads=True)
-        return result.length, *slopes
+            length = self._frozen_length(z0.requires_grad_(), z1.requires_grad_(), result)[1]
+            first, last = torch.autograd.grad(length.sum(), (z0, z1), materialize_grads=True)
+        return result.length, first, last
 
     def exp(
         self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True

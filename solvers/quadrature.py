@@ -33,8 +33,8 @@ _COEFFICIENTS = np.linalg.inv(np.polynomial.legendre.legvander(2 * _TIMES - 1, 6
 _TESTS = np.stack([2 * (_GAUSS - _WEIGHTS), _COEFFICIENTS[5] / 8, _COEFFICIENTS[6] / 4])
 # Panels a curve begins with, if it has fewer segments: a few points may all lie where nothing happens.
 _FEWEST_PANELS = 16
-# Panels a curve may have (some 30,000 points), and how often one may be halved.
-_MOST_PANELS, _SHORTEST_PANEL = 4096, 2.0**-40
+# Panels a curve may have (some 100,000 points), and how often one may be halved.
+_MOST_PANELS, _SHORTEST_PANEL = 16384, 2.0**-40
 # Panels of a curve that cannot be looked at: inside torch.func.vmap and on the meta device.
 _BLIND_PANELS = 32
 
@@ -71,7 +71,7 @@ def length(
         throw: Raise when a curve misses ``rtol``; False returns it all the same.
 
     Raises:
-        NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 4096 panels, as one that jumps does; its
+        NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one that jumps does; its
             ``result`` holds all lengths.
     """
     value, error = _integral("length", space, curve, 1, rtol, throw)
@@ -136,8 +136,8 @@ class _Panels(NamedTuple):
 
     def halved(self) -> _Panels:
         half = self.width / 2
-        twice = [torch.cat([x, x]) for x in (self.curve, self.segment)]
-        return _Panels(*twice, torch.cat([self.start, self.start + half]), torch.cat([half, half]))
+        curve, segment = (torch.cat([x, x]) for x in (self.curve, self.segment))
+        return _Panels(curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half]))
 
     def joined(self, other: _Panels) -> _Panels:
         return _Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
