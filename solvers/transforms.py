@@ -1,4 +1,4 @@
-"""What ``torch.func`` is doing around a call: some cannot work inside its transforms, and say so."""
+"""What ``torch.func`` and ``torch.compile`` do around a call: some calls cannot work inside them, and say so."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ from riemae.solvers.exceptions import DifferentiationError
 
 def transforms() -> list[str]:
     """The ``torch.func`` transforms at work, the outermost first: ``"Grad"``, ``"Jvp"``, ``"Vmap"``."""
+    refuse_compiling()
     stack = torch._C._functorch.get_interpreter_stack()
     return [] if stack is None else [interpreter.key().name for interpreter in stack]
+
+
+def refuse_compiling() -> None:
+    """Refuse ``torch.compile`` around a call that differentiates a map, decides on values, or both.
+
+    Raises:
+        DifferentiationError: While torch.compile traces the call.
+    """
+    if torch.compiler.is_compiling():
+        raise DifferentiationError(
+            "torch.compile",
+            "a decoder to compile",
+            "a call that differentiates it",
+            "Compile the decoder, Manifold(torch.compile(decoder)), or put torch.compiler.disable around the call.",
+        )
 
 
 def refuse_transforms(where: str, hint: str, kinds: tuple[str, ...] = ("Grad", "Jvp", "Vmap")) -> None:

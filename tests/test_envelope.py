@@ -196,3 +196,10 @@ class TestOtherCalls:
         v = torch.tensor([0.3, 0.0], dtype=F64, requires_grad=True)
         (slope,) = torch.autograd.grad(SPHERE.shoot(origin, v, segments=3).nodes[-1, 0], v)
         assert float(slope[0]) == pytest.approx(1 / math.cos(0.3) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("call", [SPHERE.metric, lambda x: SPHERE.distance(x, Q), lambda x: SPHERE.exp(x, Q)])
+def test_torch_compile_is_refused(call):
+    call(P)
+    with pytest.raises(DifferentiationError, match="Compile the decoder"):
+        torch.compile(call, backend="eager")(P)
