@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from riemae.ambient import AmbientMetric
 from riemae.differential import _transformed
-from riemae.exceptions import AmbientError, PrecisionWarning, SingularMetricError
+from riemae.exceptions import PrecisionWarning, SingularMetricError
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
@@ -35,7 +35,7 @@ def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (
     ``L Lᵀ = Qᵀ H Q`` has the condition of the ambient metric alone, whatever J's is.
 
     Raises:
-        AmbientError: Where the metric is negative along a tangent direction.
+        SingularMetricError: Where the metric is negative along a tangent direction.
     """
     given = ambient._given()
     if given == "factor_product":
@@ -57,9 +57,9 @@ def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (
     floor = tolerance(j.dtype).probe * values.abs().amax(-1, keepdim=True)
     lost = concrete((values < -floor).any(-1))
     if lost is not None and bool(lost.any()):
-        raise AmbientError(
-            "Manifold",
-            "an ambient metric that is positive along the decoder's tangents",
+        raise SingularMetricError(
+            type(ambient).__name__,
+            "a metric that is positive along the decoded manifold",
             f"vᵀHv < 0 at {int(lost.sum())} of {len(lost)} points (first: {lost.nonzero().flatten().tolist()[:5]})",
             "A metric is S Sᵀ: build it from a factor.",
         )

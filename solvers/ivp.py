@@ -27,7 +27,7 @@ _SAFETY, _SHRINK, _GROW, _ORDER = 0.9, 0.2, 8.0, 8
 _DRIFT, _MOST_DRIFT = 1e3, 0.1
 _LEAST_DRIFT = {torch.float64: 1e-8, torch.float32: 1e-2}
 # Steps a sample may lose to it before it is given up: where the speed cannot be kept, smaller steps come to nothing.
-_REFUSALS = 8
+_REFUSALS = 5
 _SHOTS = 12
 _MAX_PARTS = 64
 
