@@ -234,11 +234,17 @@ class TestDerivatives:
 class TestCurvature:
     """The unit sphere in sheared coordinates: nothing about it depends on them."""
 
-    @pytest.mark.parametrize(("condition", "accuracy"), [(1e2, 1e-10), (1e4, 1e-7), (1e6, 1e-4)])
-    @pytest.mark.parametrize("metric", [None, ambient.Diagonal(torch.ones(3, dtype=F64)), lambda x: torch.ones_like(x)])
+    @pytest.mark.parametrize(
+        ("condition", "accuracy", "metric"),
+        [
+            (1e2, 1e-10, None),
+            (1e4, 1e-7, None),
+            (1e6, 1e-4, None),
+            (1e4, 1e-7, ambient.Diagonal(torch.ones(3, dtype=F64))),
+            (1e4, 1e-7, lambda x: torch.ones_like(x)),
+        ],
+    )
     def test_sheared_sphere(self, condition, accuracy, metric):
-        if metric is not None and condition > 1e4:
-            pytest.skip("one condition is enough for these")
         shear, _ = stretched(condition, m=2, size=2)
         M = Manifold(lambda z: spaces.sphere(z @ shear.T), ambient=metric)
         z = torch.linalg.solve(shear, torch.tensor([[0.3, 0.4], [-0.2, 0.5]], dtype=F64).T).T
