@@ -60,7 +60,7 @@ def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (
         raise SingularMetricError(
             type(ambient).__name__,
             "a metric that is positive along the decoded manifold",
-            f"a negative squared length, vᵀHv < 0, at {int(lost.sum())} of {len(lost)} points (first: {lost.nonzero().flatten().tolist()[:5]})",
+            f"a negative squared length, vᵀHv < 0, at {int(lost.sum())} of {len(lost)} points",
             "A metric is S Sᵀ: build it from a factor.",
         )
     root = values.clamp(min=0).sqrt()[..., None] * vectors.mT @ r

@@ -13,6 +13,7 @@ from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
+from riemae.differential import _transformed as transformed
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.factors import (
     ambient_factor,
@@ -240,7 +241,8 @@ class Pullback:
     def singular_values(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m)
         """Square roots of the eigenvalues of ``G``, ascending."""
         # Triangles have closer values, and no derivatives where G is singular; the factors themselves have.
-        factors = self.factor(flat, lambda f: f if differentiated_later(f) else triangle(f))
+        wanted = torch.is_grad_enabled() or transformed()  # some modes switch gradients on for themselves
+        factors = self.factor(flat, lambda f: f if wanted and differentiated_later(f) else triangle(f))
         again = differentiated_later(factors)
         r = triangle(factors.detach()) if again else factors
         values = singular_values(f"Manifold.{where}", self.finite(where, r.detach(), flat), flat.dtype)

@@ -231,6 +231,33 @@ class TestDerivatives:
         assert torch.allclose(second, torch.autograd.functional.hessian(M.log_volume, z))
 
 
+class Cube(torch.autograd.Function):
+    """A map that only reverse mode can differentiate."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+@pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
+def test_by_reverse_mode():
+    M, z = Manifold(lambda z: Cube.apply(torch.cat([z, z[:, :1] + z[:, 1:]], 1))), torch.tensor([[1.0, 2.0]], dtype=F64)
+    truth = torch.linalg.svdvals(torch.tensor([[3.0, 0.0], [0.0, 12.0], [27.0, 27.0]], dtype=F64)).flip(0).square()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.allclose(M.eigenvalues(z)[0], truth)
+            assert torch.allclose(M.log_volume(z)[0], truth.log().sum() / 2)
+
+
 class TestCurvature:
     """The unit sphere in sheared coordinates: nothing about it depends on them."""
 
