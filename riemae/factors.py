@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from riemae.ambient import AmbientMetric
-from riemae.differential import _transformed
 from riemae.exceptions import PrecisionWarning, SingularMetricError
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 
 # A column of length 1 whose part beside the other columns is shorter than this is dependent on them: rounding of QR.
 _DEPENDENT = 16 * 2.0**-52
@@ -69,7 +69,7 @@ def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (
 
 def differentiated_later(x: Tensor) -> bool:
     """Whether somebody may differentiate what is made of ``x``."""
-    return x.requires_grad and torch.is_grad_enabled() or _transformed()
+    return x.requires_grad and torch.is_grad_enabled() or transformed()
 
 
 def wide(x: Tensor) -> Tensor:

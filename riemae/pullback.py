@@ -13,7 +13,6 @@ from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
-from riemae.differential import _transformed as transformed
 from riemae.exceptions import DeviceError, DTypeError, NonFiniteError, ShapeError
 from riemae.factors import (
     ambient_factor,
@@ -39,6 +38,7 @@ from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 from riemae.taylor import Pairs
 
 # Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the difference.

@@ -18,6 +18,7 @@ from riemae.solvers.curve import Curve, _check_nodes, _hermite
 from riemae.solvers.exceptions import DTypeError, NotConvergedError, OptionError
 from riemae.solvers.space import Space, concrete
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
 _KNOTS = np.array([0.434243749346802558, 0.774596669241483377, 0.960491268708020283])
@@ -281,8 +282,6 @@ def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
 
 def _differentiated(space: Space, track: _Track) -> bool:
     """Whether somebody may differentiate the result: in the curve, or in what the space is made of."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if track.nodes.requires_grad or (track.slopes is not None and track.slopes.requires_grad):
+    if transformed() or track.nodes.requires_grad or (track.slopes is not None and track.slopes.requires_grad):
         return True
     return space.norm(track.nodes[:1, 0], track.nodes[:1, 1] - track.nodes[:1, 0]).requires_grad

@@ -14,6 +14,12 @@ def transforms() -> list[str]:
     return [] if stack is None else [interpreter.key().name for interpreter in stack]
 
 
+def transformed() -> bool:
+    """Whether a ``torch.func`` transform or a forward-mode level is at work."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None or torch.autograd.forward_ad._current_level >= 0
+
+
 def refuse_compiling() -> None:
     """Refuse ``torch.compile`` around a call that differentiates a map, decides on values, or both.
 
