@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
+from riemae.factors import check_triangle
 from riemae.pullback import Pullback
 from riemae.solvers.exceptions import stack_level
-from riemae.solvers.space import check_metric, concrete, solve_metric
+from riemae.solvers.space import concrete, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
 
@@ -81,46 +82,60 @@ class Bending(NamedTuple):
     """First and second derivatives of an immersion at ``k`` points: metric, and how the normal part bends.
 
     Attributes:
-        metric: ``(k, m, m)``, ``JᵀJ``.
-        normal: ``(k, D, p)``, the second fundamental form ``II(e_i, e_j)`` of the pairs i <= j.
+        triangle: ``(k, m, m)``, upper triangular R of ``J = Q R``, ``RᵀR = JᵀJ``: no Gram matrix, which would square
+            the condition. The columns of ``R⁻¹`` are an orthonormal basis of the tangent space.
+        normal: ``(k, p, D)``, the second fundamental form ``II(e_i, e_j)`` of the pairs i <= j.
         pairs: These pairs.
     """
 
-    metric: Tensor
+    triangle: Tensor
     normal: Tensor
     pairs: Pairs
 
     @classmethod
     def at(cls, j: Tensor, second: Tensor, ridge: float = 0.0) -> Bending:
         """From derivatives; what is singular is found out later, where all points are seen."""
-        pairs = Pairs.all(j.shape[-1])
-        metric = ridged(j.mT @ j, ridge)
-        return cls(metric, _projected(j, metric, second.mT).mT, pairs)
+        q, r = orthonormal(j, ridge)
+        return cls(r, _without_tangents(q, second.mT), Pairs.all(j.shape[-1]))
+
+    def whitened(self) -> Bending:
+        """The same in the orthonormal basis ``R⁻¹``: inner products of it need no inverse metric."""
+        k, p, d = self.normal.shape
+        m = self.triangle.shape[-1]
+        inverse = inverted(self.triangle).mT
+        index = torch.empty(m, m, dtype=torch.int64)
+        i, j = (torch.tensor(x) for x in (self.pairs.i, self.pairs.j))
+        index[i, j] = index[j, i] = torch.arange(p)
+        whole = self.normal[:, index.flatten().to(self.normal.device)].view(k, m, m * d)
+        half = (inverse @ whole).view(k, m, m, d).transpose(1, 2).reshape(k, m, m * d)
+        both = (inverse @ half).view(k, m, m, d)
+        return self._replace(normal=both[:, i, j])
 
     @classmethod
     def packed(
-        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False
+        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False, whiten: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Metric ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs ``(k, p, p)``, and values.
+        """Triangles ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs ``(k, p, p)``, and values.
 
         Evaluated and reduced chunk by chunk, so that memory does not grow with D, unless the values ``(k, D)`` are
         wanted too; ``(k, 0)`` else.
         """
 
         def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            metric, normal, _ = cls.at(j, second, ridge)
-            return metric, normal.mT @ normal, x if decoded else x[:, :0]
+            bending = cls.at(j, second, ridge)
+            normal = (bending.whitened() if whiten else bending).normal
+            return bending.triangle, normal @ normal.mT, x if decoded else x[:, :0]
 
         return immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
 
     @classmethod
     def grams(
-        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False
+        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False, whiten: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`packed`, with ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` as ``(k, m, m, m, m)``."""
         pairs = Pairs.all(flat.shape[-1])
-        metric, packed, x = cls.packed(immersion, flat, ridge, decoded)
-        return metric, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
+        r, packed, x = cls.packed(immersion, flat, ridge, decoded, whiten)
+        return r, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
 
 
 # Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry the documentation.
@@ -132,14 +147,17 @@ def second_fundamental_form(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) 
     m = flat.shape[-1]
     directions = torch.cat([everywhere(flat), u[:, None], v[:, None]], 1)
     _, tangents, second = core.immersion.jets(flat, directions, Pairs([m], [m + 1]))
-    j = tangents[..., :m]
-    return _normal("Manifold.second_fundamental_form", j, j.mT @ j, second)[..., 0]
+    q, r = orthonormal(tangents[..., :m])
+    check_triangle("Manifold.second_fundamental_form", r, flat.dtype)
+    return _without_tangents(q, second.mT)[:, 0]
 
 
 def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``."""
     warn_if_flat(core, flat)
-    return _form("Manifold.curvature_form", *Bending.grams(core.immersion, flat)[:2])
+    r, gram, _ = Bending.grams(core.immersion, flat, whiten=True)
+    check_triangle("Manifold.curvature_form", r, flat.dtype)
+    return r.mT @ (2 * torch.einsum("bikjk->bij", gram)) @ r
 
 
 def extrinsic_curvature(
@@ -162,9 +180,16 @@ def extrinsic_curvature(
     warn_if_flat(core, flat)
     own = core.embedding is core.immersion
     if estimator == "exact":
-        g, packed, x = Bending.packed(core.immersion, flat, ridge, decoded)
-        inverse = _inverse(where, g)
-        outer = inverse if own else _inverse(where, ridged(core.metric(flat), ridge))
+        r, packed, x = Bending.packed(core.immersion, flat, ridge, decoded, whiten=True)
+        check_triangle(where, r, flat.dtype)
+        outer = inverse = torch.eye(r.shape[-1]).to(r).expand_as(r)
+        if not own:
+            other = core.triangle("extrinsic_curvature", flat)
+            other = orthonormal(other, ridge)[1] if ridge else other
+            check_triangle(where, other, flat.dtype)
+            # Of the ambient metric in the immersion's orthonormal basis: (K Kᵀ) with K = R R_G⁻¹.
+            relative = (r.to(other) @ inverted(other)).to(r)
+            outer = relative @ relative.mT
         return _traced(packed, outer, inverse, Pairs.all(flat.shape[-1])), x
     if estimator == "hutchinson":
         euclidean, forms, x = _along_normals(core, flat, samples, generator, ridge, decoded)
@@ -208,13 +233,12 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
     warn_if_flat(core, flat)
 
     def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        metric, normal, pairs = Bending.at(j, second)
-        identity = torch.eye(j.shape[-1]).to(metric).expand_as(metric)
-        inverse = torch.cholesky_solve(identity, torch.linalg.cholesky_ex(metric).L)
-        return metric, torch.einsum("bij,bdij->bd", inverse, pairs.full(normal)) / j.shape[-1]
+        r, normal, pairs = Bending.at(j, second).whitened()
+        diagonal = [p for p, (a, b) in enumerate(zip(pairs.i, pairs.j, strict=True)) if a == b]
+        return r, normal[:, diagonal].mean(1)
 
-    metric, vector = core.immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
-    check_metric(where, metric)
+    r, vector = core.immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
+    check_triangle(where, r, flat.dtype)
     return vector
 
 
@@ -228,16 +252,16 @@ def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor
     warn_if_flat(core, flat)
     pairs = Pairs.all(flat.shape[-1])
     _, j, second = core.immersion.jets(flat, None, pairs)
-    metric = j.mT @ j
-    n = _normal(where, j, metric, normal[..., None])[..., 0]
+    q, r = orthonormal(j)
+    check_triangle(where, r, flat.dtype)
+    n = _without_tangents(q, normal[:, None])[:, 0]
     size = n.norm(dim=-1)
     bad = concrete(~(size > tolerance(flat.dtype).probe * normal.norm(dim=-1)))
     if bad is not None and bool(bad.any()):
         raise OptionError(where, "a normal direction", "a vector tangent to the manifold", "Choose one that leaves it.")
     form = pairs.full((second.mT @ (n / size[:, None])[..., None])[..., 0])  # n is normal: it sees II alone
-    factor = torch.linalg.cholesky(metric)
-    half = torch.linalg.solve_triangular(factor, form, upper=False)
-    shape = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    inverse = inverted(r)
+    shape = inverse.mT @ form @ inverse
     return torch.linalg.eigvalsh((shape + shape.mT) / 2)
 
 
@@ -254,11 +278,28 @@ def riemann(
         raise OptionError(where, "ridge=0 without a feature map", str(ridge), "The connection is differentiated as is.")
     warn_if_flat(core, flat)
     if core.embedding is not None:
-        metric, gram, _ = Bending.grams(core.embedding, flat, ridge)
-        check_metric(where, metric)
-        # R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩
-        return metric, gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
+        r, gram, _ = Bending.grams(core.embedding, flat, ridge)
+        check_triangle(where, r, flat.dtype)
+        return r.mT @ r, _gauss(gram)
     return _riemann_of_connection(core, where, flat)
+
+
+def _orthonormal_riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the orthonormal bases ``R⁻¹``."""
+    if core.embedding is not None:
+        warn_if_flat(core, flat)
+        r, gram, _ = Bending.grams(core.embedding, flat, whiten=True)
+        check_triangle(where, r, flat.dtype)
+        return r, _gauss(gram)
+    tensor = riemann(core, where, flat)[1]
+    r = core.triangle(where.removeprefix("Manifold."), flat).to(flat)
+    w = inverted(r)
+    return r, torch.einsum("bijkl,bip,bjq,bkr,bls->bpqrs", tensor, w, w, w, w)
+
+
+def _gauss(gram: Tensor) -> Tensor:
+    """``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩``."""
+    return gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
 
 
 def metric_and_riemann(
@@ -274,10 +315,10 @@ def metric_and_riemann(
     return metric.view(*z.shape, z.shape[-1]), tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
 
 
-def ricci(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m)
-    """Metric and Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
-    g, r = riemann(core, where, flat)
-    return g, torch.einsum("bil,bijkl->bjk", _inverse(where, g), r)
+def ricci(core: Pullback, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
+    """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
+    r, tensor = _orthonormal_riemann(core, where, flat)
+    return r.mT @ torch.einsum("bijki->bjk", tensor) @ r
 
 
 def scalar_curvature(
@@ -291,21 +332,20 @@ def scalar_curvature(
     where = "Manifold.scalar_curvature"
     _check_estimator(where, estimator, ("exact", "hutchinson"), samples)
     if estimator == "exact":
-        g, ric = ricci(core, where, flat)
-        return solve_metric(where, g, ric).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return torch.einsum("bijji->b", _orthonormal_riemann(core, where, flat)[1])
     if core.embedding is None:
         raise OptionError(
             where, "an ambient metric with a feature map", str(core.ambient), "Use estimator='exact' with this one."
         )
     warn_if_flat(core, flat)
-    j = core.embedding.jacobian(flat)
-    metric = j.mT @ j
+    q, r = orthonormal(core.embedding.jacobian(flat))
+    check_triangle(where, r, flat.dtype)
     total = torch.zeros_like(flat[:, 0])
     for _ in range(samples):
         # E⟨II(u,u), II(w,w)⟩ = |tr II|² and E|II(u,w)|² = |II|² for independent whitened u and w.
-        u, w = (_whitened(where, metric, generator) for _ in range(2))
+        u, w = (_whitened(r, generator) for _ in range(2))
         _, _, second = core.embedding.jets(flat, torch.stack([u, w], 1), Pairs.all(2))
-        uu, uw, ww = _normal(where, j, metric, second).unbind(-1)
+        uu, uw, ww = _without_tangents(q, second.mT).unbind(1)
         total = total + (uu * ww).sum(-1) - uw.square().sum(-1)
     return total / samples
 
@@ -317,9 +357,10 @@ def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> T
         OptionError: Where u and v are linearly dependent, with the places.
     """
     where = "Manifold.sectional_curvature"
-    g, r = riemann(core, where, flat)
-    numerator = torch.einsum("bijkl,bi,bj,bk,bl->b", r, u, v, v, u)
-    uu, vv, uv = (torch.einsum("bij,bi,bj->b", g, a, b) for a, b in ((u, u), (v, v), (u, v)))
+    r, tensor = _orthonormal_riemann(core, where, flat)
+    u, v = ((r @ x[..., None])[..., 0] for x in (u, v))
+    numerator = torch.einsum("bijkl,bi,bj,bk,bl->b", tensor, u, v, v, u)
+    uu, vv, uv = ((a * b).sum(-1) for a, b in ((u, u), (v, v), (u, v)))
     area = uu * vv - uv.square()
     bad = concrete(~(area > 100 * tolerance(flat.dtype).eps * uu * vv))
     if bad is not None and bool(bad.any()):
@@ -343,8 +384,7 @@ def gaussian_curvature(core: Pullback, flat: Tensor) -> Tensor:  # (k, 2) -> (k,
     if flat.shape[-1] != 2:
         hint = "Use sectional_curvature(z, u, v) or scalar_curvature(z)."
         raise ShapeError(where, "a latent space of dimension 2", f"dimension {flat.shape[-1]}", hint)
-    g, r = riemann(core, where, flat)
-    return r[:, 0, 1, 1, 0] / torch.linalg.det(g)
+    return _orthonormal_riemann(core, where, flat)[1][:, 0, 1, 1, 0]
 
 
 def warn_if_flat(core: Pullback, flat: Tensor) -> None:
@@ -401,13 +441,29 @@ def _normal(where: str, j: Tensor, metric: Tensor, vectors: Tensor) -> Tensor:  
     return vectors - j @ solve_metric(where, metric, j.mT @ vectors)
 
 
-def _form(where: str, metric: Tensor, gram: Tensor) -> Tensor:  # (k, m, m), (k, m, m, m, m) -> (k, m, m)
-    """``2 g^kl ⟨II_ik, II_jl⟩``."""
-    return 2 * torch.einsum("bkl,bikjl->bij", _inverse(where, metric), gram)
+def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, D, m) -> (k, D, m), (k, m, m)
+    """``J = Q R``; with a ridge ``RᵀR = JᵀJ + ridge · (Tr JᵀJ/m) I``, and ``QQᵀ`` is what the projection becomes.
+
+    What is singular is not noticed here.
+    """
+    d, m = j.shape[1:]
+    if ridge:
+        size = (ridge * j.square().sum((1, 2)) / m).sqrt()
+        j = torch.cat([j, size[:, None, None] * torch.eye(m).to(j)], 1)
+    elif d < m:
+        j = nn.functional.pad(j, (0, 0, 0, m - d))
+    q, r = torch.linalg.qr(j)
+    return q[:, :d], r
 
 
-def _inverse(where: str, metric: Tensor) -> Tensor:
-    return solve_metric(where, metric, torch.eye(metric.shape[-1]).to(metric).expand_as(metric))
+def inverted(r: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
+    """``R⁻¹`` of upper triangles; infinite where there is none."""
+    return torch.linalg.solve_triangular(r, torch.eye(r.shape[-1]).to(r).expand_as(r), upper=True)
+
+
+def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D) -> (k, c, D)
+    """``(I − QQᵀ)`` times rows: small products in a batch are ten times faster with D last, on processors."""
+    return torch.baddbmm(rows, rows @ q, q.mT, alpha=-1)
 
 
 def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -441,14 +497,14 @@ def _check_ridge(where: str, ridge: float) -> None:
         raise OptionError(where, "a ridge of at least 0", str(ridge), "It is relative: 1e-4 bounds the condition.")
 
 
-def _whitened(where: str, metric: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
-    """``G^{-1/2} ξ`` with random signs ξ, by the Cholesky factor.
+def _whitened(r: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
+    """``R⁻¹ ξ`` with random signs ξ, for ``RᵀR = G``.
 
     Signs have the moments that unbiasedness needs, and vary less than Gaussian probes: on the sphere S² the standard
     deviation of one draw is 4 instead of 8.9.
     """
-    xi = signs(metric[..., 0], generator)
-    return torch.linalg.solve_triangular(_factor(where, metric).mT, xi[..., None], upper=True)[..., 0]
+    xi = signs(r[..., 0], generator)
+    return torch.linalg.solve_triangular(r, xi[..., None], upper=True)[..., 0]
 
 
 def _along_normals(

@@ -33,6 +33,7 @@ from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied, steady_rows
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 from riemae.taylor import Pairs
 
 # What one chunk may touch. On a processor, the tangents of the widest layer should stay in its cache (PERFORMANCE:
@@ -345,7 +346,7 @@ class Differential:
     def _key(self, kind: str, z: Tensor) -> tuple[Any, ...]:
         # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
         # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
-        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), probe.transformed())
+        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), transformed())
 
     def _mode(self, kind: str, z: Tensor) -> Mode:
         """The first mode that can differentiate the map, tried on a few points and remembered.
@@ -706,7 +707,7 @@ def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> t
             f"output {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__} for one point",
             "The first axis of the output must be the batch.",
         )
-    if len(flat) and not flat.is_meta and not probe.transformed() and concrete(flat) is not None:
+    if len(flat) and not flat.is_meta and not transformed() and concrete(flat) is not None:
         _refuse_dependence(where, f, flat, sample[0].numel(), chunk_size)
     return Differential(f, chunk_size), flat, sample.shape[1:]
 

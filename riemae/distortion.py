@@ -28,9 +28,16 @@ from torch import Tensor
 from riemae.ambient.geoopt import metric_tensor
 from riemae.curvature import gaussian
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
+from riemae.factors import (
+    check_triangle,
+    differentiable_singular_values,
+    differentiated_later,
+    singular_values,
+    triangle,
+    wide,
+)
 from riemae.pullback import Pullback
 from riemae.solvers.space import concrete
-from riemae.solvers.tolerances import tolerance
 
 if TYPE_CHECKING:
     from riemae.manifold import Manifold
@@ -89,11 +96,14 @@ def distortion(
         raise OptionError(where, "samples of at least 1", str(samples), "")
     m = flat.shape[-1]
     if estimator == "exact":
-        relative = relative_metric(where, core.metric(flat), flat, latent_metric)
         if kind == "area":
-            log_volume = torch.linalg.slogdet(relative).logabsdet / 2
+            log_volume = core.log_volume("distortion", flat)
+            if latent_metric is not None:
+                factor = _latent_factor(where, flat, latent_metric)
+                log_volume = log_volume - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             values = (log_volume - log_volume.mean()).square()
         else:
+            relative = relative_metric(where, core.metric(flat), flat, latent_metric)
             # Σ (1 − λ_i/c)² as a sum of squares: never negative, whatever the rounding.
             trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
             c = {"isometry": trace.new_tensor(1.0), "scaled_isometry": trace.mean() / m, "conformal": trace / m}[kind]
@@ -108,16 +118,42 @@ def distortion(
 
 
 def condition_number(M: Manifold, z: Tensor, latent_metric: LatentMetric | None = None) -> Tensor:  # (*b, m) -> (*b,)
-    """``λ_max/λ_min``; its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps."""
-    values = _eigenvalues(M, z, latent_metric)
-    return values[..., -1] / values[..., 0]
+    """``λ_max/λ_min``; its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps.
+
+    Infinite where the metric is singular.
+
+    Warns:
+        PrecisionWarning: Where the condition is more than the dtype carries.
+    """
+    where = "distortion.condition_number"
+    flat = M._core.points("condition_number", z)
+    if latent_metric is None:
+        values = M._core.singular_values("condition_number", flat)
+    else:
+        factor = wide(_latent_factor(where, flat, latent_metric))
+        relative = _relative_triangle(M._core.triangle("condition_number", flat), factor.mT)
+        values = singular_values(where, triangle(relative.detach()), flat.dtype)
+        if differentiated_later(relative):
+            own = differentiable_singular_values(relative)
+            values = values + (own - own.detach())
+        values = values.to(z.dtype)
+    ratio = torch.where(values[:, 0] > 0, values[:, -1] / torch.where(values[:, 0] > 0, values[:, 0], 1.0), torch.inf)
+    return ratio.square().view(z.shape[:-1])
 
 
 def vor(M: Manifold, z: Tensor) -> Tensor:  # (n, m) -> ()
-    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same everywhere."""
-    g = M.metric(z).flatten(0, -3)
-    values = torch.linalg.eigvalsh(relative_metric("distortion.vor", g, g[:, 0], lambda _: g.mean(0).expand_as(g)))
-    return values.log().square().sum(-1).mean()
+    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same everywhere.
+
+    Raises:
+        SingularMetricError: When the mean metric is singular.
+    """
+    where = "distortion.vor"
+    flat = M._core.points("vor", z)
+    r = M._core.triangle("vor", flat)
+    mean = triangle(r.flatten(0, 1)[None] / len(r) ** 0.5)  # the mean of RᵀR as one product
+    check_triangle(where, mean, flat.dtype)
+    values = differentiable_singular_values(_relative_triangle(r, mean.expand_as(r)))
+    return (2 * values.log()).square().sum(-1).mean().to(z.dtype)
 
 
 def hierarchy(M: Manifold, z: Tensor, tol: float = 1e-6, latent_metric: LatentMetric | None = None) -> MapClass:
@@ -198,9 +234,6 @@ def _as_function(latent_metric: LatentMetric) -> Callable[[Tensor], Tensor]:
     return lambda z: metric_tensor(latent_metric, z)
 
 
-def _eigenvalues(M: Manifold, z: Tensor, latent_metric: LatentMetric | None) -> Tensor:  # (*b, m) -> (*b, m)
-    g = M.metric(z).reshape(-1, z.shape[-1], z.shape[-1])
-    relative = relative_metric("distortion.condition_number", g, z.reshape(-1, z.shape[-1]), latent_metric)
-    values = torch.linalg.eigvalsh(relative)
-    floor = tolerance(z.dtype).eps * values[:, -1:]
-    return torch.maximum(values, floor).view(z.shape)
+def _relative_triangle(r: Tensor, upper: Tensor) -> Tensor:  # (k, m, m), (k, m, m) -> (k, m, m)
+    """``R U⁻¹``, a factor of ``U⁻ᵀ G U⁻¹``."""
+    return torch.linalg.solve_triangular(upper, r, upper=True, left=False)

@@ -2,6 +2,7 @@
 
 from riemae.solvers.exceptions import (
     DeviceError,
+    DifferentiationError,
     DisconnectedGraphWarning,
     DTypeError,
     FallbackWarning,
@@ -38,6 +39,7 @@ __all__ = [
     "NonFiniteError",
     "NotConvergedError",
     "OptionError",
+    "PrecisionWarning",
     "RiemaeError",
     "ShapeError",
     "SingularMetricError",
@@ -53,10 +55,6 @@ class DecoderError(RiemaeError, ValueError):
 
 class AmbientError(RiemaeError, ValueError):
     """The ambient metric does not fit the data, or is no metric."""
-
-
-class DifferentiationError(RiemaeError, RuntimeError):
-    """Torch cannot differentiate the map, in any mode."""
 
 
 class DataError(RiemaeError, ValueError):
@@ -83,6 +81,10 @@ class CheckpointError(RiemaeError, ValueError):
 
 class ApproximationWarning(UserWarning):
     """A stochastic estimate stands in for an exact value."""
+
+
+class PrecisionWarning(UserWarning):
+    """The dtype cannot carry a number: it has fewer than two right digits."""
 
 
 class SmoothnessWarning(UserWarning):

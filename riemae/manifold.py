@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from os import PathLike
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,21 @@ from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder, fingerprint
 from riemae.ensembles import Ensemble
-from riemae.exceptions import AmbientError, DecoderError, DTypeError, OptionError, ShapeError
+from riemae.envelope import Ruler, once_differentiable, transformed_distance
+from riemae.exceptions import AmbientError, DecoderError, DifferentiationError, DTypeError, OptionError, ShapeError
 from riemae.heads import EnsembleLayout
 from riemae.latent import LatentSpace, as_latent, latent_geodesic
 from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
+from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
 
 
 def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
@@ -267,15 +270,33 @@ class Manifold:
         return self._core.norm(flat, v).view(batch)
 
     def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
-        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder."""
-        return torch.linalg.eigvalsh(self.metric(z))
+        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder; 0 where G is singular.
+
+        From singular values of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
+        flat = self._core.points("eigenvalues", z)
+        return self._core.singular_values("eigenvalues", flat).square().view(z.shape)
 
     def log_volume(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
-        """``log √det G``, the log magnification factor; −inf where the metric is singular."""
-        return torch.linalg.slogdet(self.metric(z)).logabsdet / 2
+        """``log √det G``, the log magnification factor; −inf where the metric is singular.
+
+        From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
+        flat = self._core.points("log_volume", z)
+        return self._core.log_volume("log_volume", flat).view(z.shape[:-1])
 
     def volume_density(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
-        """``√det G``, the magnification factor."""
+        """``√det G``, the magnification factor.
+
+        Warns:
+            PrecisionWarning: Where the condition is more than the dtype carries.
+        """
         return self.log_volume(z).exp()
 
     # The connection.
@@ -408,7 +429,7 @@ class Manifold:
     def ricci(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
         flat = self._core.points("ricci", z)
-        return curvature.ricci(self._core, "Manifold.ricci", flat)[1].view(*z.shape, z.shape[-1])
+        return curvature.ricci(self._core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
         self,
@@ -494,21 +515,59 @@ class Manifold:
 
     # Curves.
 
-    def length(self, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-        """Length of curves (equation 4), by Gauss-Legendre quadrature.
+    @overload
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    ) -> Tensor: ...
+
+    @overload
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def length(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+        """Length of curves (equation 4), refined until its error is below ``rtol``.
+
+        :func:`riemae.solvers.length` on this manifold.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
-        """
-        return curve_length(self, curve)
+            rtol: Relative error allowed.
+            return_error: Also return the estimated error of each length.
+            throw: Raise when a curve misses ``rtol``; False returns it all the same.
 
-    def energy(self, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-        """Energy of curves over unit time (equation 5); at least the squared length.
+        Raises:
+            NotConvergedError: When ``throw`` and a curve misses ``rtol``, as one that jumps does.
+        """
+        return curve_length(self, curve, rtol, return_error, throw)
+
+    @overload
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    ) -> Tensor: ...
+
+    @overload
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def energy(
+        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+        """Energy of curves over unit time (equation 5), refined as :meth:`length` is; at least the squared length.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            rtol: As in :meth:`length`.
+            return_error: As in :meth:`length`.
+            throw: As in :meth:`length`.
+
+        Raises:
+            NotConvergedError: As in :meth:`length`.
         """
-        return curve_energy_integral(self, curve)
+        return curve_energy_integral(self, curve, rtol, return_error, throw)
 
     def geodesic(
         self,
@@ -546,6 +605,9 @@ class Manifold:
             NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is not finite; it
                 carries the result.
         """
+        refuse_transforms(
+            "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
+        )
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"geodesic ({name})", z, finite=False)
         if self.latent is not None and init is None and n_starts is None and graph is None:
@@ -581,7 +643,8 @@ class Manifold:
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
         the frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. At
-        coinciding points, where no derivative exists, it is taken as 0.
+        coinciding points, where no derivative exists, it is taken as 0. A second derivative raises: it is not the
+        frozen curve's. ``torch.func``'s ``grad``, ``jvp``, ``vmap`` and ``jacrev`` work, in the end points.
 
         Args:
             z0: Start points ``(*b, m)``.
@@ -598,6 +661,7 @@ class Manifold:
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
+            DifferentiationError: When a gradient of the result is differentiated again.
         """
         options: dict[str, Any] = {
             "rtol": rtol,
@@ -610,18 +674,61 @@ class Manifold:
         }
         if per_member:
             return torch.stack([M.distance(z0, z1, **options) for M in self.members])
+        if transforms():
+            ruler = Ruler(
+                lambda a, b: self.distance(a, b, **options),
+                lambda a, b: self._distance_and_gradients(a, b, options),
+                order=len([kind for kind in transforms() if kind != "Vmap"]),
+            )
+            out = transformed_distance(z0, z1, ruler)
+            self._refuse_transformed_parameters(z0)
+            return out
         result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
             return result.length
+        usable, length = self._frozen_length(z0, z1, result)
+        # The value is the solver's own; only the derivative comes from the frozen curve.
+        value = result.length[usable] + (once_differentiable(length) - length.detach())
+        return result.length.masked_scatter(usable, value)
+
+    def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
+        """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""
         start, stop = torch.broadcast_tensors(z0, z1)
         usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
         stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
-        length = self.length(Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
-        # The value is the solver's own; only the derivative comes from the frozen curve.
-        value = result.length[usable] + (length - length.detach())
-        return result.length.masked_scatter(usable, value)
+        return usable, fixed_length(self, Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
+
+    def _refuse_transformed_parameters(self, z: Tensor) -> None:
+        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they are not followed.
+
+        Raises:
+            DifferentiationError: When what they return for plain points is not plain.
+        """
+        plain = torch.zeros(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
+        out = self.squared_chords(plain)
+        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
+        followed = out.requires_grad and "Grad" in transforms()  # else it may be torch.autograd that wants it
+        if followed or tangent is not None or torch._C._functorch.is_batchedtensor(out):
+            raise DifferentiationError(
+                "Manifold.distance",
+                "a decoder and an ambient metric of plain tensors inside torch.func",
+                "one that depends on what is transformed",
+                "Gradients in parameters: call distance(...).backward() or torch.autograd.grad.",
+            )
+
+    def _distance_and_gradients(
+        self, z0: Tensor, z1: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m), (*b, m) -> (*b,), (*b, m), (*b, m)
+        """Distances of plain tensors and their gradients in both ends, 0 where there is none."""
+        z0, z1 = (z.detach().clone() for z in (z0, z1))
+        with torch.no_grad():
+            result = self.geodesic(z0, z1, **options)
+        with torch.enable_grad():
+            length = self._frozen_length(z0.requires_grad_(), z1.requires_grad_(), result)[1]
+            first, last = torch.autograd.grad(length.sum(), (z0, z1), materialize_grads=True)
+        return result.length, first, last
 
     def exp(
         self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
@@ -640,6 +747,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
+        refuse_vmap("Manifold.exp")
         flat, w, batch = self._core.tangents("exp", z, v)
         return solvers.exp(self, flat, w, t, rtol=rtol, throw=throw).view(*batch, flat.shape[-1])
 
@@ -647,6 +755,7 @@ class Manifold:
         self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
     ) -> Curve:
         """The geodesic from ``z`` with velocity ``v`` up to time ``t``: :func:`riemae.solvers.shoot`."""
+        refuse_vmap("Manifold.shoot")
         self._core.tangents("shoot", z, v)
         return solvers.shoot(self, z, v, t, segments=segments, rtol=rtol, throw=throw)
 
@@ -674,6 +783,9 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``.
         """
+        refuse_transforms(
+            "Manifold.log", "It is not differentiable: use exp or distance, or batch axes in place of vmap."
+        )
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False)
         if self.latent is not None and init is None:
@@ -707,6 +819,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
+        refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
         flat, w, j, dj, batch = self._core.tangents("jacobi_field", z, v, start, slope)
         z, v, start, slope = (x.view(*batch, flat.shape[-1]) for x in (flat, w, j, dj))
@@ -729,6 +842,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
         """
+        refuse_transforms("Manifold.conjugate_points", "It is not differentiable; batch axes take the place of vmap.")
         flat, w, batch = self._core.tangents("conjugate_points", z, v)
         z, v = flat.view(*batch, flat.shape[-1]), w.view(*batch, flat.shape[-1])
         return solvers.conjugate_points(self, z, v, t, rtol=rtol, throw=throw)
@@ -747,6 +861,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a vector misses ``rtol``.
         """
+        refuse_vmap("Manifold.transport")
         return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
 
     def graph(
@@ -772,6 +887,7 @@ class Manifold:
             MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
+        refuse_transforms("Manifold.graph", "It is not differentiable, and takes all points at once.")
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
         flat = self._core.points("graph", points)
@@ -827,6 +943,7 @@ class Manifold:
             TransferError: When the decoder cannot be sent to another process.
             FileError: When ``out`` holds something else, or is damaged.
         """
+        refuse_transforms("Manifold.distance_matrix", "It is not differentiable, and takes all points at once.")
         for name, points in (("a", a), ("b", a if b is None else b)):
             self._core.points(f"distance_matrix ({name})", points)
         if method == "chord" and self._core.embedding is None:

@@ -23,6 +23,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riemae.norms import with_exact_norms
+from riemae.solvers.transforms import refuse_compiling
 from riemae.taylor import Jet, Pairs, Tape, bending
 
 BatchedMap = Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class Mode(ABC):
     def active(self, second_order: bool, exact_norms: bool = True) -> AbstractContextManager[Any]:
         """What must hold while the mode is at work; ``exact_norms`` unless the map itself sees to them."""
         wanted: list[Callable[[], AbstractContextManager[Any]]] = []
+        refuse_compiling()
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             wanted.append(partial(torch.compiler.set_stance, "force_eager"))  # nothing here is to be compiled
         if exact_norms:

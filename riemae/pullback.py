@@ -15,6 +15,14 @@ from riemae.ambient.expected import bound
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError, SingularMetricError
+from riemae.factors import (
+    ambient_factor,
+    differentiable_singular_values,
+    differentiated_later,
+    log_determinant,
+    singular_values,
+    triangle,
+)
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
 from riemae.solvers import probe
@@ -34,6 +42,7 @@ from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 from riemae.taylor import Pairs
 
 # Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the difference.
@@ -311,7 +320,7 @@ class Pullback:
         Raises:
             SingularMetricError: Where it has a negative eigenvalue, with the places.
         """
-        if not len(g) or probe.transformed() or concrete(g) is None:
+        if not len(g) or transformed() or concrete(g) is None:
             return g
         diagonal = g.detach().diagonal(dim1=-2, dim2=-1)
         # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for rounding.
@@ -330,6 +339,33 @@ class Pullback:
                 "A metric is S S ᵀ: build it from a factor.",
             )
         return g
+
+    def factor(self, flat: Tensor, then: Callable[[Tensor], Any]) -> Any:  # (k, m) -> (k, …)
+        """``then`` of factors ``F`` ``(k, q, m)`` of the metric, ``G = FᵀF``, chunk by chunk: see riemae.factors."""
+        if self.embedding is not None:
+            return self.embedding.jets(flat, then=lambda x, j: then(j))
+        return self.immersion.jets(flat, then=lambda x, j: then(ambient_factor(self.ambient, x, j)))
+
+    def triangle(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """Upper triangular ``R`` with ``RᵀR = G``, in float64."""
+        return self.finite(where, self.factor(flat, triangle), flat)
+
+    def log_volume(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k,)
+        """``log √det G``."""
+        return log_determinant(f"Manifold.{where}", self.triangle(where, flat), flat.dtype)
+
+    def singular_values(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m)
+        """Square roots of the eigenvalues of ``G``, ascending."""
+        # Triangles have closer values, and no derivatives where G is singular; the factors themselves have.
+        wanted = torch.is_grad_enabled() or transformed()  # some modes switch gradients on for themselves
+        factors = self.factor(flat, lambda f: f if wanted and differentiated_later(f) else triangle(f))
+        again = differentiated_later(factors)
+        r = triangle(factors.detach()) if again else factors
+        values = singular_values(f"Manifold.{where}", self.finite(where, r.detach(), flat), flat.dtype)
+        if again:
+            own = differentiable_singular_values(factors)
+            values = values + (own - own.detach())
+        return values.to(flat.dtype)
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""

@@ -4,7 +4,7 @@ from riemae.solvers.adam import Adam
 from riemae.solvers.bvp import BVP
 from riemae.solvers.certificate import turning
 from riemae.solvers.conjugate import ConjugatePoints, conjugate_points
-from riemae.solvers.curve import Curve, energy, length
+from riemae.solvers.curve import Curve
 from riemae.solvers.energy import Expansion
 from riemae.solvers.georce import GEORCE
 from riemae.solvers.graph import Graph, graph
@@ -16,6 +16,7 @@ from riemae.solvers.newton import Newton
 from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.path import geodesic
 from riemae.solvers.products import Products
+from riemae.solvers.quadrature import energy, length
 from riemae.solvers.result import HINTS, GeodesicResult, Status
 from riemae.solvers.shooting import Shooting
 from riemae.solvers.solver import Solver, State

@@ -58,6 +58,10 @@ class MetricError(RiemaeError, ValueError):
     """A function that is no metric tensor: asymmetric, negative, random, coupled across rows, or with another slope."""
 
 
+class DifferentiationError(RiemaeError, RuntimeError):
+    """Torch cannot differentiate the map, in any mode, or the call, as often or in the way that was asked for."""
+
+
 class GraphError(RiemaeError, ValueError):
     """A graph cannot be built, or it holds no such path."""
 

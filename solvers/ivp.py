@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.solvers.certificate import sound_acceleration
+from riemae.solvers.certificate import sound, sound_acceleration
 from riemae.solvers.curve import Curve
 from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
@@ -18,9 +18,16 @@ from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import refuse_transforms, refuse_vmap
 
 # Step control of Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
 _SAFETY, _SHRINK, _GROW, _ORDER = 0.9, 0.2, 8.0, 8
+# Relative change of the speed along a geodesic that counts as an error: this many times what rtol allows the velocity,
+# no less than rounding makes of it, and never more than a tenth. On regular spaces it stays below a hundredth of that.
+_DRIFT, _MOST_DRIFT = 1e3, 0.1
+_LEAST_DRIFT = {torch.float64: 1e-8, torch.float32: 1e-2}
+# Steps a sample may lose to it before it is given up: where the speed cannot be kept, smaller steps come to nothing.
+_REFUSALS = 5
 _SHOTS = 12
 _MAX_PARTS = 64
 
@@ -40,8 +47,12 @@ def exp(
     Dormand and Prince's method of order 8 with error control for every sample alone; differentiable in ``z`` and ``v``
     (and in whatever the space depends on) through the accepted steps.
 
+    The speed ``|v|_G``, which every geodesic keeps, is checked after every step: a step that loses it is repeated with
+    a smaller one, and a sample that cannot keep it fails. That happens where coordinates are singular (a horizon, a
+    pole), at which the equation's own error estimate sees nothing.
+
     Args:
-        space: Anything with an ``acceleration``.
+        space: Anything with an ``acceleration``, a ``norm`` and a ``metric``.
         z: Start points.
         v: Start velocities; leading axes broadcast.
         t: Time; negative runs backwards.
@@ -52,8 +63,8 @@ def exp(
     Raises:
         ShapeError: When ``z`` and ``v`` do not pair up.
         OptionError: When ``rtol`` is not positive.
-        NotConvergedError: When ``throw`` and a sample runs out of steps or into a place without a regular metric; its
-            ``result`` holds the end points of all samples.
+        NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a regular metric, or
+            loses its speed; its ``result`` holds the end points of all samples.
     """
     return _flow("exp", space, z, v, [t], rtol, max_steps, throw)[0][..., 0, :]
 
@@ -114,6 +125,7 @@ def log(
         NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result`` holds the velocities,
             or the path's result.
     """
+    refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
     result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)
     velocity = result.curve.velocity(0.0)
     if not refine or not velocity.numel():
@@ -155,6 +167,7 @@ def transport(
         ShapeError: When ``v`` does not fit the curves.
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the transported vectors.
     """
+    refuse_vmap("transport")
     nodes = curve.nodes if isinstance(curve, Curve) else curve
     if v.shape != (*nodes.shape[:-2], nodes.shape[-1]) or v.dtype != nodes.dtype:
         raise ShapeError(
@@ -200,6 +213,7 @@ def _flow(
         raise ShapeError(
             where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
         )
+    refuse_vmap(where)
     rtol = accuracy_of(where, rtol, z, 1e-9, 1e-5)
     if not all(math.isfinite(t) for t in times):
         raise OptionError(where, "a finite time", str(times[-1]), "")
@@ -216,22 +230,76 @@ def _flow(
     failed = ~y.detach().isfinite().all(-1)
     points, now = [], 0.0
     rhs = lambda w: _velocity(space, w)  # noqa: E731 (one expression)
+    speeds = _ConservedSpeed(space, y.detach(), rtol, failed)
     for time in times:
-        y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps)
+        y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps, speeds)
         now = time
-        points.append(torch.where(failed[:, None], torch.nan, y))
+        points.append(torch.where(failed[:, None].clone(), torch.nan, y))  # failed changes, backward needs what it was
     path = torch.stack(points, 1)
     ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
     if throw and bool(failed.any()):
         rows = failed.nonzero().flatten().tolist()
+        lost = failed & (speeds.refused > 0)
+        reason = f"; at {int(lost.sum())} the speed |v|_G, which a geodesic keeps, is lost" if bool(lost.any()) else ""
         raise NotConvergedError(
             where,
             f"{p} geodesics integrated to rtol={rtol:g}",
-            f"{len(rows)} that failed (first: {rows[:5]})",
-            "They leave the domain of the metric or meet a singular point; raise max_steps, loosen rtol, shorten t.",
+            f"{len(rows)} that failed (first: {rows[:5]}){reason}",
+            "They leave the domain of the metric or meet a singular point, of the metric or of its coordinates; raise "
+            "max_steps, loosen rtol, shorten t, or use other coordinates.",
             ends[0] if len(times) > 1 else ends[0][..., 0, :],
         )
     return ends
+
+
+class _ConservedSpeed:
+    """Which states keep the speed ``|v|_G`` of their geodesic: what an integrator's own error estimate cannot see.
+
+    Where coordinates are singular (a horizon, a pole), the equation divides rounding by rounding: coordinates that
+    hardly move any more look accurate, and the speed tells that they are not.
+
+    Args:
+        space: Anything with a ``metric`` and a ``norm``.
+        y: Start states ``(p, 2 m)``, points and velocities.
+        rtol: The integrator's accuracy.
+        failed: ``(p,)`` bool; samples that lose too many steps are marked in place.
+
+    Attributes:
+        refused: ``(p,)`` int64, steps refused.
+    """
+
+    def __init__(self, space: Space, y: Tensor, rtol: float, failed: Tensor) -> None:
+        self.space, self.failed = space, failed
+        self.refused = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        self.speed = torch.zeros_like(y[:, 0])
+        self.allowed = torch.zeros_like(y[:, 0])
+        rows = y.isfinite().all(-1).nonzero().flatten()
+        if not len(rows):
+            return
+        z, v = y[rows].chunk(2, -1)
+        speed = self._of(y[rows])
+        with torch.no_grad():
+            steepest = sound(space.metric, torch.Size((z.shape[1], z.shape[1])), z).diagonal(dim1=-2, dim2=-1).sum(-1)
+        # What an error of rtol in every coordinate of the velocity makes of the speed.
+        share = rtol * steepest.clamp(min=0).sqrt() * v.abs().amax(-1) / speed
+        self.allowed[rows] = (_DRIFT * share).clamp(_LEAST_DRIFT[y.dtype], _MOST_DRIFT)
+        self.speed[rows] = speed
+
+    def __call__(self, y: Tensor, rows: Tensor) -> Tensor:
+        """``(states (k, 2 m), rows (k,)) -> (k,)`` bool."""
+        if not len(rows):
+            return self.failed[rows]
+        before = self.speed[rows]
+        # Where nothing moves, nothing is lost.
+        kept = ((self._of(y) - before).abs() <= self.allowed[rows] * before) | (before == 0)
+        self.refused[rows] += ~kept
+        self.failed[rows] |= self.refused[rows] >= _REFUSALS
+        return kept
+
+    def _of(self, y: Tensor) -> Tensor:
+        z, v = y.chunk(2, -1)
+        with torch.no_grad():
+            return sound(self.space.norm, torch.Size(), z, v)
 
 
 def advance(
@@ -243,6 +311,7 @@ def advance(
     steps: Tensor,
     failed: Tensor,
     max_steps: int,
+    sound: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate ``ẏ = rhs(y)`` over ``duration``, every sample with its own steps.
 
@@ -255,6 +324,8 @@ def advance(
         steps: ``(p,)``, steps spent; counted up in place.
         failed: ``(p,)`` bool; samples that failed are skipped, new failures marked in place.
         max_steps: Steps a sample may take.
+        sound: ``(states (k, d), rows (k,)) -> (k,)`` bool, whether a state is one that the solution can have. A step
+            that leads elsewhere is repeated with a smaller one, as if its error were too large.
 
     Returns:
         The states at the end, and the step each sample would try next.
@@ -262,6 +333,7 @@ def advance(
     spans = torch.as_tensor(duration, dtype=y.dtype, device=y.device).expand(len(y))
     sign, total = spans.sign(), spans.abs()
     left = total.clone()
+    least = 1e-13 if y.dtype == torch.float64 else 1e-7  # of the time: shorter steps are lost in rounding
     while True:
         rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
         if not len(rows):
@@ -269,6 +341,11 @@ def advance(
         h = torch.minimum(stride[rows], left[rows])
         trial, error = _dop853(rhs, y[rows], sign[rows] * h, scale[rows])
         good = error <= 1  # False for NaN
+        if sound is not None:
+            small = good.nonzero().flatten()
+            kept = sound(trial[small].detach(), rows[small])
+            good = good.index_put((small,), kept)
+            error = error.index_put((small,), torch.where(kept, error[small], torch.inf))
         y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
         left[rows] = torch.where(good, left[rows] - h, left[rows])
         factor = (_SAFETY * error.clamp(min=1e-12) ** (-1 / _ORDER)).nan_to_num(_SHRINK).clamp(_SHRINK, _GROW)
@@ -276,7 +353,7 @@ def advance(
         # A step cut short by the end of the interval says nothing about how long the next may be.
         stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
         steps[rows] += 1
-        failed[rows] |= (steps[rows] >= max_steps) | (h < 1e-13 * total[rows])
+        failed[rows] |= (steps[rows] >= max_steps) | (h < least * total[rows])
 
 
 def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

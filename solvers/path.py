@@ -432,10 +432,10 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol:
     speed, weights = speeds(space, curve)
     middle, velocity = ends.mean(1), ends[:, 1] - ends[:, 0]
     turn = space.norm(middle, sound_acceleration(space, middle, velocity))
-    length = (speed * weights).sum(-1)
-    length, excess, same = map(on_host, (length, (turn / length).square() / 24, same))
+    long = (speed * weights).sum(-1)
+    length, excess, straight_away = map(on_host, (long, (turn / long).square() / 24, same))
     error = (excess + tolerance(line.dtype).length) * length
-    settled = (same & (error <= rtol * length)).nonzero()[0]
+    settled = (straight_away & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]
     out.length[rows], out.error[rows], out.decrement[rows] = length[settled], error[settled], excess[settled]
     out.status[rows], out.index[rows] = Status.CONVERGED, 0

@@ -93,12 +93,6 @@ def _finite(x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
     return x.isfinite().reshape(len(x), -1).all(-1)
 
 
-def transformed() -> bool:
-    """Whether a caller's torch.func transform or forward-mode level is at work."""
-    stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None or torch.autograd.forward_ad._current_level >= 0
-
-
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
     """``method`` with autocast switched off: half precision cannot carry derivatives, and results keep their dtype."""
 

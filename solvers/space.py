@@ -16,6 +16,7 @@ from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff
 from riemae.solvers.exceptions import DTypeError, MetricError, ShapeError, SingularMetricError
 from riemae.solvers.rows import steady
 from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
 
 
 @runtime_checkable
@@ -121,7 +122,7 @@ class MetricSpace:
         Raises:
             MetricError: With the property that fails.
         """
-        if not len(flat) or flat.is_meta or probe.transformed() or concrete(flat) is None:
+        if not len(flat) or flat.is_meta or transformed() or concrete(flat) is None:
             return
         where = "MetricSpace"
         with torch.inference_mode(False), torch.no_grad():

@@ -17,6 +17,8 @@ class Tolerance:
         eps: Spacing of the numbers around 1.
         length: Smallest relative error of a curve length that can be claimed.
         rank: A metric, scaled to unit diagonal, with a squared Cholesky pivot below this counts as singular.
+        pivot: A Jacobian, its columns scaled to length 1, with a pivot of its QR decomposition below this counts as
+            singular where something is divided by it.
         probe: Relative difference up to which two evaluations of one decoder count as equal.
         check: Relative difference up to which two roads to one quantity count as equal.
     """
@@ -24,13 +26,14 @@ class Tolerance:
     eps: float
     length: float
     rank: float
+    pivot: float
     probe: float
     check: float
 
 
 _TABLE = {
-    torch.float64: Tolerance(eps=2.0**-52, length=1e-14, rank=1e-14, probe=1e-9, check=1e-8),
-    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, probe=1e-4, check=2e-3),
+    torch.float64: Tolerance(eps=2.0**-52, length=1e-14, rank=1e-14, pivot=2e-14, probe=1e-9, check=1e-8),
+    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3),
 }
 
 

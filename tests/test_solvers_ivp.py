@@ -11,6 +11,7 @@ from riemae import Manifold, solvers
 from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers import Curve
 
+F64 = torch.float64
 HALF_PLANE = solvers.MetricSpace(spaces.half_plane_tensor)
 
 
@@ -217,3 +218,75 @@ def test_scipy_agrees_on_transport():
     truth = solve_ivp(rhs, (0, 1), [0.3, -0.8], method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
     found = solvers.transport(HALF_PLANE, Curve.line(z0, z1), torch.tensor([0.3, -0.8]).double())
     assert torch.allclose(found, torch.as_tensor(truth), atol=1e-8)
+
+
+def diagonal(*entries):
+    return solvers.MetricSpace(lambda z: torch.diag_embed(torch.stack([entry(z) for entry in entries], -1)))
+
+
+def ones(z):
+    return torch.ones_like(z[:, 0])
+
+
+class TestSingularCoordinates:
+    """Coordinates that are singular where the space is not: the right point or a typed failure."""
+
+    SCHWARZSCHILD = diagonal(lambda z: 1 / (1 - 2 / z[:, 0]), lambda z: z[:, 0] ** 2)
+    POLAR = diagonal(ones, lambda z: z[:, 0] ** 2)
+    HYPERBOLIC = diagonal(ones, lambda z: z[:, 0].sinh() ** 2)
+    SPHERICAL = diagonal(ones, lambda z: z[:, 0].sin() ** 2)
+    SQUARED = diagonal(lambda z: 1 / z[:, 0], ones)  # of z = x²/4, a half plane whose edge is no edge
+
+    @pytest.mark.parametrize(
+        ("space", "z", "v", "t", "dtype"),
+        [
+            (SCHWARZSCHILD, (3.0, 0.0), (-8.0, 0.0), 0.25, F64),
+            (SCHWARZSCHILD, (3.0, 0.0), (-3.0, 0.1), 1.0, torch.float32),
+            (SQUARED, (1.0, 0.0), (-1.0, 0.5), 3.0, torch.float32),
+        ],
+    )
+    def test_a_horizon_or_a_fold_is_refused(self, space, z, v, t, dtype):
+        z, v = torch.tensor([z], dtype=dtype), torch.tensor([v], dtype=dtype)
+        with pytest.raises(NotConvergedError, match="speed") as caught:
+            solvers.exp(space, z, v, t)
+        assert "other coordinates" in caught.value.hint
+        assert caught.value.result.isnan().all()
+
+    def test_the_neighbours_are_untouched(self):
+        z = torch.tensor([[3.0, 0.0], [3.0, 0.0]], dtype=F64)
+        v = torch.tensor([[-8.0, 0.0], [1.0, 0.2]], dtype=F64)
+        curve = solvers.shoot(self.SCHWARZSCHILD, z, v, 0.25, segments=2, throw=False)
+        alone = solvers.exp(self.SCHWARZSCHILD, z[1], v[1], 0.25)
+        assert curve.nodes[0, -1].isnan().all()
+        assert torch.allclose(curve.nodes[1, -1], alone, rtol=1e-8)
+
+    # Through the pole itself r goes on to negative values, (−r, φ) being (r, φ + π).
+    @pytest.mark.parametrize("space", [POLAR, HYPERBOLIC, SPHERICAL])
+    @pytest.mark.parametrize("dtype", [F64, torch.float32])
+    def test_through_a_pole(self, space, dtype):
+        z, v = torch.tensor([1.0, 0.3], dtype=dtype), torch.tensor([-1.0, 0.0], dtype=dtype)
+        end = solvers.exp(space, z, v, 2.0)
+        assert torch.allclose(end, torch.tensor([-1.0, 0.3], dtype=dtype), atol=1e-8 if dtype == F64 else 1e-4)
+
+    def test_close_by_a_pole(self):
+        # In the plane from (1, 0) with velocity (−1, b): at time 2 the point (−1, 2b).
+        b = 0.02
+        end = solvers.exp(self.POLAR, torch.tensor([1.0, 0.0], dtype=F64), torch.tensor([-1.0, b], dtype=F64), 2.0)
+        truth = torch.tensor([(1 + 4 * b * b) ** 0.5, math.atan2(2 * b, -1)], dtype=F64)
+        assert torch.allclose(end, truth, atol=1e-7)
+
+    def test_towards_the_edge_of_the_half_plane(self):
+        half_plane = solvers.MetricSpace(spaces.half_plane_tensor)
+        end = solvers.exp(half_plane, torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, -20.0], dtype=F64))
+        assert torch.allclose(end, torch.tensor([0.0, math.exp(-20)], dtype=F64), atol=2e-8)
+
+    def test_log_meets_what_it_shoots_at(self):
+        z0, z1 = torch.tensor([3.0, 0.0], dtype=F64), torch.tensor([4.0, 0.5], dtype=F64)
+        v = solvers.log(self.SCHWARZSCHILD, z0, z1)
+        assert torch.allclose(solvers.exp(self.SCHWARZSCHILD, z0, v), z1, atol=1e-5)
+
+    def test_an_ill_conditioned_metric_is_no_singular_one(self):
+        # diag(1, 1e-12) sheared and bent: an error allowed in coordinates is a large one of a small speed.
+        space = diagonal(lambda z: 1e6 * (1 + 0.1 * z[:, 1].sin()), lambda z: 1e-6 * (1 + 0.1 * z[:, 0].sin()))
+        z, v = torch.tensor([[0.2, 0.1]], dtype=F64), torch.tensor([[1e-6, 1.0]], dtype=F64)
+        assert solvers.exp(space, z, v).isfinite().all()

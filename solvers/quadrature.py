@@ -1,0 +1,287 @@
+"""Length and energy of curves to a given accuracy: pieces of a curve are halved until their integrals are known.
+
+The speed is integrated by Kronrod's seven points a panel, whose difference from Gauss' three among them tells, with
+plenty to spare, what is missing. Where the space embeds curves in a Euclidean one, the straight line between a panel's
+ends is a second witness: no curve is shorter, so a step of the map that falls between the seven points is seen all the
+same. Panels are chosen without gradient; what they add up to is differentiable.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve, _check_nodes, _hermite
+from riemae.solvers.exceptions import DTypeError, NotConvergedError, OptionError
+from riemae.solvers.space import Space, concrete
+from riemae.solvers.tolerances import tolerance
+from riemae.solvers.transforms import transformed
+
+# Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
+_KNOTS = np.array([0.434243749346802558, 0.774596669241483377, 0.960491268708020283])
+_KRONROD = np.array([0.450916538658474142, 0.401397414775962223, 0.268488089868333441, 0.104656226026467265])
+_TIMES = (1 + np.concatenate([-_KNOTS[::-1], [0.0], _KNOTS])) / 2
+_WEIGHTS = np.concatenate([_KRONROD[:0:-1], _KRONROD]) / 2
+_GAUSS = np.array([0, 5 / 9, 0, 8 / 9, 0, 5 / 9, 0]) / 2
+
+# Rows that should give 0: twice the difference of the rules, which covers a single jump of the speed wherever it is,
+# and the highest Legendre coefficients, as several jumps may cancel in one row. On smooth pieces all are far more than
+# the error of the better rule.
+_COEFFICIENTS = np.linalg.inv(np.polynomial.legendre.legvander(2 * _TIMES - 1, 6))
+_TESTS = np.stack([2 * (_GAUSS - _WEIGHTS), _COEFFICIENTS[5] / 8, _COEFFICIENTS[6] / 4])
+# Panels a curve begins with, if it has fewer segments: a few points may all lie where nothing happens.
+_FEWEST_PANELS = 16
+# Panels a curve may have (some 100,000 points), and how often one may be halved.
+_MOST_PANELS, _SHORTEST_PANEL = 16384, 2.0**-40
+# Panels of a curve that cannot be looked at: inside torch.func.vmap and on the meta device.
+_BLIND_PANELS = 32
+
+
+@overload
+def length(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+) -> Tensor: ...
+
+
+@overload
+def length(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def length(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def length(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+    """Riemannian length ``∫ |ż| dt`` (the paper's equation 4), refined until its error is below ``rtol``.
+
+    Args:
+        space: Anything with a ``norm``; an ``embedded``, if it has one, makes the error estimate safer.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+        rtol: Relative error allowed. Inside ``torch.func.vmap``, where no value can be looked at, every curve is
+            integrated with 32 panels or more, and not refined.
+        return_error: Also return the estimated error of each length.
+        throw: Raise when a curve misses ``rtol``; False returns it all the same.
+
+    Raises:
+        NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one that jumps does; its
+            ``result`` holds all lengths.
+    """
+    value, error = _integral("length", space, curve, 1, rtol, throw)
+    return (value, error) if return_error else value
+
+
+@overload
+def energy(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+) -> Tensor: ...
+
+
+@overload
+def energy(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def energy(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def energy(
+    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
+    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5), refined as :func:`length` is; at least its square.
+
+    Args:
+        space: As in :func:`length`.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal times.
+        rtol: As in :func:`length`.
+        return_error: As in :func:`length`.
+        throw: As in :func:`length`.
+
+    Raises:
+        NotConvergedError: As in :func:`length`.
+    """
+    value, error = _integral("energy", space, curve, 2, rtol, throw)
+    return (value, error) if return_error else value
+
+
+class _Panels(NamedTuple):
+    """Pieces of curves, one a row: of ``curve``, in its ``segment``, from ``start`` on and ``width`` long there."""
+
+    curve: Tensor
+    segment: Tensor
+    start: Tensor
+    width: Tensor
+
+    @classmethod
+    def evenly(cls, curves: int, segments: int, fewest: int, like: Tensor) -> _Panels:
+        """Every segment in equally many panels, at least ``fewest`` a curve."""
+        parts = -(-fewest // segments)
+        index = torch.arange(curves * segments * parts, device=like.device)
+        start = (index % parts).to(like) / parts
+        return cls(index // (segments * parts), index // parts % segments, start, torch.full_like(start, 1 / parts))
+
+    def where(self, keep: Tensor) -> _Panels:
+        return _Panels(*(x[keep] for x in self))
+
+    def halved(self) -> _Panels:
+        half = self.width / 2
+        curve, segment = (torch.cat([x, x]) for x in (self.curve, self.segment))
+        return _Panels(curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half]))
+
+    def joined(self, other: _Panels) -> _Panels:
+        return _Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+class _Track(NamedTuple):
+    """Curves ``(p, n + 1, m)`` of which panels are cut: splines, or without slopes straight from node to node."""
+
+    nodes: Tensor
+    slopes: Tensor | None
+
+    @property
+    def segments(self) -> int:
+        return self.nodes.shape[1] - 1
+
+    def at(self, panels: _Panels, times: Tensor) -> tuple[Tensor, Tensor]:  # (c,) -> (k, c, m), (k, c, m)
+        """Points and velocities at times ``[0, 1]`` of panels."""
+        n, (curve, segment) = self.segments, panels[:2]
+        u = panels.start[:, None] + panels.width[:, None] * times
+        left, right = self.nodes[curve, segment, None], self.nodes[curve, segment + 1, None]
+        if self.slopes is None:
+            step = right - left
+            return left + u[..., None] * step, (n * step).expand(*u.shape, -1)
+        first, last = self.slopes[curve, segment, None], self.slopes[curve, segment + 1, None]
+        a, b, c, d = (x[..., None] for x in _hermite(u, 0, n))
+        z = a * left + b * first + c * right + d * last
+        _, b, c, d = (x[..., None] for x in _hermite(u, 1, n))
+        return z, b * first + c * (right - left) + d * last  # so written that it has no speed at all where it rests
+
+
+def _integral(
+    where: str, space: Space, curve: Curve | Tensor, power: int, rtol: float, throw: bool
+) -> tuple[Tensor, Tensor]:
+    """``∫ |ż|^power dt`` and its error.
+
+    Raises:
+        DTypeError: For anything but a curve or a tensor.
+        OptionError: When ``rtol`` is not positive.
+        NotConvergedError: When ``throw`` and a curve misses ``rtol``.
+    """
+    if isinstance(curve, Curve):
+        nodes, slopes = curve.nodes, curve.slopes
+    elif isinstance(curve, Tensor):
+        nodes, slopes = curve, None
+    else:
+        raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
+    _check_nodes(where, nodes)
+    if not rtol > 0:
+        raise OptionError(where, "rtol > 0", str(rtol), "")
+    batch = nodes.shape[:-2]
+    flat = [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in (nodes, slopes)]
+    track = _Track(flat[0], flat[1])  # type: ignore[arg-type]
+    if not len(track.nodes):  # still what a space says of points that it cannot measure, and its graph
+        empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
+        return empty.view(batch), empty.detach().view(batch)
+    if concrete(track.nodes) is None:
+        panels = _Panels.evenly(len(track.nodes), track.segments, _BLIND_PANELS, track.nodes)
+        value, error, _ = _summed(space, track, panels, power)
+        return value.view(batch), error.detach().view(batch)
+    with torch.no_grad():
+        still = _Track(*(None if x is None else x.detach() for x in track))  # type: ignore[arg-type]
+        panels, value, error = _chosen(space, still, power, rtol)
+    if torch.is_grad_enabled() and _differentiated(space, track):
+        value = _summed(space, track, panels, power)[0]
+    missed = ~(error <= rtol * value.detach()) & value.detach().isfinite()
+    if throw and bool(missed.any()):
+        rows = missed.nonzero().flatten().tolist()
+        worst = float((error / value.detach())[missed].max())
+        raise NotConvergedError(
+            where,
+            f"curves measured to rtol={rtol:g}",
+            f"{len(rows)} of {len(missed)} that miss it, the worst by an error of {worst:.1e} (first: {rows[:5]})",
+            "The map jumps, bends very sharply, or its dtype cannot carry it: loosen rtol, use a smooth decoder or "
+            "float64, or take the values and errors as they are with throw=False, return_error=True.",
+            value.view(batch),
+        )
+    return value.view(batch), error.view(batch)
+
+
+def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Panels, Tensor, Tensor]:
+    """Panels whose errors add up to less than ``rtol`` of every curve's integral, if that is possible."""
+    p = len(track.nodes)
+    eps = tolerance(track.nodes.dtype).eps
+    panels = _Panels.evenly(p, track.segments, _FEWEST_PANELS, track.nodes)
+    values, errors = _measured(space, track, panels, power)
+    while True:
+        value, error = (track.nodes.new_zeros(p).index_add(0, panels.curve, x) for x in (values, errors))
+        count = torch.bincount(panels.curve, minlength=p)
+        unmet = ~(error <= rtol * value) & value.isfinite()
+        share = rtol * value / (2 * count)
+        bad = unmet[panels.curve] & (errors > share[panels.curve]) & (panels.width > _SHORTEST_PANEL)
+        bad &= errors > 16 * eps * values  # less is rounding, and halves have as much of it
+        crowded = count + torch.bincount(panels.curve[bad], minlength=p) > _MOST_PANELS
+        bad &= ~crowded[panels.curve]
+        if not bool(bad.any()):
+            return panels, value, error
+        finer = panels.where(bad).halved()
+        finer_values, finer_errors = _measured(space, track, finer, power)
+        panels = panels.where(~bad).joined(finer)
+        values, errors = torch.cat([values[~bad], finer_values]), torch.cat([errors[~bad], finer_errors])
+
+
+def _summed(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor, Tensor]:
+    values, errors = _integrated(space, track, panels, power)
+    zeros = torch.zeros_like(track.nodes[:, 0, 0])
+    sums = [zeros.index_add(0, panels.curve, x) for x in (values, errors)]
+    return sums[0], sums[1], values
+
+
+def _measured(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
+    """Integrals over panels and their errors, with chords as a second witness."""
+    values, errors = _integrated(space, track, panels, power)
+    embedded: Any = getattr(space, "embedded", None)
+    if embedded is None:
+        return values, errors
+    ends = track.at(panels, torch.tensor([0.0, 1.0]).to(track.nodes))[0]
+    chord = embedded(ends, _chord)
+    if chord is None:
+        return values, errors
+    # ∫ |ż|^q dt over a time h is at least chord^q / h^(q − 1).
+    least = chord[:, 0] * (chord[:, 0] * track.segments / panels.width) ** (power - 1)
+    return values, torch.maximum(errors, torch.where(least.isfinite(), least - values, 0.0))
+
+
+def _integrated(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
+    z, v = track.at(panels, torch.as_tensor(_TIMES).to(track.nodes))
+    speed = space.norm(z.flatten(0, 1), v.flatten(0, 1)).view(z.shape[:-1])
+    heights = speed if power == 1 else speed.square()
+    time = panels.width / track.segments
+    weights = torch.as_tensor(_WEIGHTS).to(heights)
+    values = time * (heights * weights).sum(-1)
+    gaps = (heights[:, None] * torch.as_tensor(_TESTS).to(heights)).sum(-1)
+    return values, time * gaps.abs().amax(-1)
+
+
+def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
+    """Distances of two images each, less what rounding may have added."""
+    noise = 4 * tolerance(x.dtype).eps * x.norm(dim=-1).sum(-1)
+    return (x.diff(dim=1).norm(dim=-1)[:, 0] - noise).clamp(min=0)[:, None]
+
+
+def _differentiated(space: Space, track: _Track) -> bool:
+    """Whether somebody may differentiate the result: in the curve, or in what the space is made of."""
+    if transformed() or track.nodes.requires_grad or (track.slopes is not None and track.slopes.requires_grad):
+        return True
+    return space.norm(track.nodes[:1, 0], track.nodes[:1, 1] - track.nodes[:1, 0]).requires_grad
