@@ -24,7 +24,7 @@ from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
 from riemae.factors import check_triangle
 from riemae.pullback import Pullback
 from riemae.solvers.exceptions import stack_level
-from riemae.solvers.space import concrete, solve_metric
+from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs
 
@@ -76,6 +76,10 @@ class Estimate(NamedTuple):
         ``Estimate.repeated(lambda: M.extrinsic_curvature(z, "hutchinson", generator=g), 100)``.
         """
         return cls.of(torch.stack([draw() for _ in range(samples)]))
+
+
+# Squared Cholesky pivots, in units of rounding, above which two factorisations give an orthonormal basis.
+_SAFE_PIVOT = 1e3
 
 
 class Bending(NamedTuple):
@@ -452,7 +456,28 @@ def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, 
         j = torch.cat([j, size[:, None, None] * torch.eye(m).to(j)], 1)
     elif d < m:
         j = nn.functional.pad(j, (0, 0, 0, m - d))
-    q, r = torch.linalg.qr(j)
+    # Two Cholesky factorisations, of columns of length 1, are as good as Householder's reflections up to a condition of
+    # 1/√eps, and several times faster in a batch (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, CholeskyQR2, 2015).
+    length = safe_sqrt(j.square().sum(1, keepdim=True))
+    unit = j / torch.where(length > 0, length, 1.0)
+    first, info = torch.linalg.cholesky_ex(unit.mT @ unit, upper=True)
+    pivots = first.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    good = concrete((info == 0) & (pivots > _SAFE_PIVOT * tolerance(j.dtype).eps))
+    if good is None or not bool(good.any()):
+        q, r = torch.linalg.qr(j)
+        return q[:, :d], r
+    whole = bool(good.all())
+    # Where they fail, something harmless stands in, so that it has derivatives.
+    first = first if whole else torch.where(good[:, None, None], first, torch.eye(m).to(j))
+    nearly = torch.linalg.solve_triangular(first, unit, upper=True, left=False)
+    gram = nearly.mT @ nearly
+    second = torch.linalg.cholesky_ex(
+        gram if whole else torch.where(good[:, None, None], gram, torch.eye(m).to(j)), upper=True
+    ).L
+    q, r = torch.linalg.solve_triangular(second, nearly, upper=True, left=False), second @ first * length
+    if not whole:
+        slow = torch.linalg.qr(j)
+        q, r = (torch.where(good[:, None, None], x, y) for x, y in zip((q, r), slow, strict=True))
     return q[:, :d], r
 
 

@@ -76,15 +76,19 @@ class Measure:
         seen = None
         if embedded is not None and curve.nodes.dtype == torch.float64:
             seen = embedded(sampled_points(curve), _summary)
+        by_points = seen is not None
         if seen is not None:
             speed, numbers = seen[:, :-3], seen[:, -3:]
             weights = quadrature_weights(n, speed.shape[1] // n, curve.nodes)
             root, inscribed, size = on_host(numbers).T
         else:
             speed, weights = speeds(space, curve)
-            root = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt())
-            # The nodes' own rounding; lengths by tangents have no cancellation.
-            size, inscribed = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0])), 0.0
+            seen = None if embedded is None else embedded(curve.nodes, _of_nodes)
+            if seen is None:
+                root, inscribed = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt()), 0.0
+                size = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0]))
+            else:
+                root, inscribed, size = on_host(seen).T
         length = (speed * weights).sum(-1)
         wobble = ((speed / length[:, None] - 1).square() * weights).sum(-1)
         # Nothing through these points is shorter than the polygon through them: quadrature of an unresolved curve may.
@@ -92,7 +96,7 @@ class Measure:
         with np.errstate(all="ignore"):
             noise = eps * size * n
             grain = floor * found + 2 * noise**2 / found
-            if seen is not None:
+            if by_points:  # rounding does not cancel in their differences
                 grain = grain + 4 * eps * size * np.sqrt(4 * n)
         return cls(curve, speed, weights, found, root, on_host(wobble), grain)
 
@@ -126,10 +130,15 @@ def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     """Speeds, then the root energy of the nodes, the length of the polygon through all points, and their size."""
     speed = speeds_of_samples(x)
     inscribed = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], dim=-1).sum(-1)
-    nodes = nodes_of_samples(x)
-    energy = discrete_energy((nodes[:, 1:] - nodes[:, :-1]).square().sum(-1))
-    size = torch.linalg.vector_norm(nodes, dim=-1).amax(-1)
-    return torch.cat([speed, torch.stack([energy.sqrt(), inscribed, size], 1)], 1)
+    root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
+    return torch.cat([speed, torch.stack([root, inscribed, size], 1)], 1)
+
+
+def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)
+    """The root energy of nodes, the length of the polygon through them, and their size."""
+    squares = (x[:, 1:] - x[:, :-1]).square().sum(-1)
+    size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
+    return torch.stack([discrete_energy(squares).sqrt(), squares.sqrt().sum(-1), size], 1)
 
 
 class Evidence:

@@ -350,7 +350,9 @@ def _solve_chunk(
             rest = np.where(ended & (left > 0), left * length, 0.0)
             # Where the solver did not finish, only a lower bound of all curves' lengths says anything.
             known = np.where(ended, 0.0, np.nan) + np.maximum(measure.length - length, 0.0)
-            beyond = np.maximum(length - least[rows], 0.0)
+            # A length below that bound has been measured too coarsely, by as much at least.
+            known = np.maximum(known, least[rows] - length - grain)
+            beyond = np.where(least[rows] - length > grain, np.inf, np.maximum(length - least[rows], 0.0))
             capped = lambda x, most: np.where(most < x, most, x)  # noqa: E731 (NaN where x is)
             error, worst = (np.maximum(capped(np.maximum(x + rest, known), beyond), grain) for x in (error, worst))
             flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
