@@ -79,18 +79,21 @@ def geodesic(
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
-    Every pair is solved on 8 segments, then on 16, 32, … until the difference between two levels says that its length
-    is accurate; pairs that are done leave the batch. The reported length is that of the C² spline through the nodes, by
-    quadrature of its true speed: a real curve, hence an upper bound of the distance.
+    Every pair is solved on 8 segments, then on 16, 32, … until lengths, energies and speeds of its levels say that it
+    is accurate; pairs that are done leave the batch. The reported length is that of a smooth curve through the nodes,
+    by quadrature of its true speed: an upper bound of the distance. It is the C² spline; where the coordinates move
+    unevenly, so that a spline overshoots, it has the velocities of the geodesic itself. The shortest curve of all
+    levels counts, and none is longer than its start. :mod:`riemae.solvers.measure` says where the error comes from.
 
     Args:
         space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length.
-        solver: Settings; unless given :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`, which is faster
-            there but knows no Morse index. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
-            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+        solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`, which is faster there
+            but knows no Morse index; it also takes over pairs along which the metric is singular. Any :class:`Solver`
+            will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`,
+            :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
             are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, Newton
             keeps a start curve that is nearly a geodesic, even where it does not minimise (``target="stationary"``).
@@ -111,6 +114,9 @@ def geodesic(
         DeviceError: When their devices differ.
         OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
+
+    Warns:
+        FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
     z0, z1 = _pairs(z0, z1)
     if not rtol > 0:
@@ -344,20 +350,8 @@ def _solve_chunk(
             measure = _straightened(space, measure, evidence, rows, rtol)
             status, left, steps = map(on_host, (state.status, state.decrement, state.steps))
             length, grain = best.take(rows, measure), measure.grain
-            ended = (status == Status.CONVERGED) | (status == Status.PRECISION)
-            error, worst = evidence.error(rows, measure.wobble, ratio)
-            # What the solver has left over at this resolution, if it knows, comes on top of what the resolution costs.
-            rest = np.where(ended & (left > 0), left * length, 0.0)
-            # Where the solver did not finish, only a lower bound of all curves' lengths says anything.
-            known = np.where(ended, 0.0, np.nan) + np.maximum(measure.length - length, 0.0)
-            # A length below that bound has been measured too coarsely, by as much at least.
-            known = np.maximum(known, least[rows] - length - grain)
-            beyond = np.where(least[rows] - length > grain, np.inf, np.maximum(length - least[rows], 0.0))
-            capped = lambda x, most: np.where(most < x, most, x)  # noqa: E731 (NaN where x is)
-            error, worst = (np.maximum(capped(np.maximum(x + rest, known), beyond), grain) for x in (error, worst))
-            flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
-            error, worst = (np.where(flat, grain, x) for x in (error, worst))
             spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
+            error, worst, beyond = _claims(evidence, measure, rows, length, status, left, least[rows], ratio)
             verdict = _verdict(status, length, worst, grain, spent, last, rtol)
             error = np.where(verdict == Status.CONVERGED, np.minimum(error, rtol * length), np.fmax(error, worst))
             error = np.where(np.isnan(error), np.maximum(beyond, grain), error)
@@ -484,6 +478,46 @@ def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
         for first in range(0, len(active), size):
             rows = placed(active[first : first + size], state.nodes)
             state.update(rows, solver.step(space, state.select(rows), _SOLVER_SHARE * rtol))
+
+
+def _claims(
+    evidence: Evidence,
+    measure: Measure,
+    rows: np.ndarray,
+    length: np.ndarray,
+    status: np.ndarray,
+    left: np.ndarray,
+    least: np.ndarray,
+    ratio: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The error of the shortest lengths, what it may be at worst, and their distance from the lower bound.
+
+    Args:
+        evidence: Of all pairs.
+        measure: This level's curves.
+        rows: Their pairs.
+        length: Their shortest lengths so far.
+        status: How the solver left them at this level.
+        left: The relative length that it has left over, if it knows.
+        least: Lower bounds of all curves' lengths, NaN where unknown.
+        ratio: By which the solver's error falls from level to level.
+    """
+    grain = measure.grain
+    ended = (status == Status.CONVERGED) | (status == Status.PRECISION)
+    rest = np.where(ended & (left > 0), left * length, 0.0)
+    # A length below the bound has been measured too coarsely, by as much at least.
+    short = least - length
+    floor = np.fmax(np.maximum(measure.length - length, grain), short - grain)
+    beyond = np.where(short > grain, np.inf, np.maximum(-short, 0.0))
+    # Where the solver did not finish, only the bound says anything.
+    floor = np.where(ended, floor, np.nan)
+    flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
+    claims = []
+    for claim in evidence.error(rows, measure.wobble, ratio):
+        found = np.maximum(claim + rest, floor)
+        found = np.where(beyond < found, np.maximum(beyond, grain), found)  # NaN where it was
+        claims.append(np.where(flat, grain, found))
+    return claims[0], claims[1], beyond
 
 
 def _straightened(space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float) -> Measure:
