@@ -16,4 +16,6 @@ wheel=$(ls "$work"/dist/*.whl)
 cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
-venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider
+# Random maps and the catalogue say nothing of a package that the other tests do not.
+venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider --ignore tests/fuzz --ignore tests/test_error_bars.py \
+    --ignore tests/test_spaces.py
