@@ -100,7 +100,9 @@ def _position_gradient(space: Space, x: Tensor, u: Tensor) -> Tensor:  # (p, T, 
     with torch.enable_grad():
         y = x.flatten(0, 1).detach().requires_grad_()
         squared = space.norm(y, u.flatten(0, 1).detach()).square()
-        (gradient,) = torch.autograd.grad(squared.sum(), y)
+        if not squared.requires_grad:  # a metric that is the same everywhere
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(squared.sum(), y, materialize_grads=True)
     return gradient.view_as(x)
 
 

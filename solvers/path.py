@@ -274,7 +274,9 @@ def _not_longer(
         rtol: The accuracy.
     """
     slack = 16 * tolerance(start.nodes.dtype).length
-    longer = (on_host(result.length) > (1 + slack) * lengths).nonzero()[0]  # False for NaN
+    # A geodesic that does not minimise may be longer than a curve beside it. False for NaN.
+    saddle = on_host(result.converged & (result.index > 0))
+    longer = ((on_host(result.length) > (1 + slack) * lengths) & ~saddle).nonzero()[0]
     if not len(longer):
         return result
     rows = placed(longer, start.nodes)

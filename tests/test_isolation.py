@@ -35,8 +35,8 @@ def draw(seed, *shape, low=-1.0, high=1.0):
     return spaces.rand(torch.Generator().manual_seed(seed), *shape, low=low, high=high)
 
 
-def solve(space, z0, z1, rtol):
-    return solvers.geodesic(space, z0, z1, rtol=rtol, throw=False)
+def solve(space, z0, z1, rtol, solver=None):
+    return solvers.geodesic(space, z0, z1, rtol=rtol, solver=solver, throw=False)
 
 
 def assert_same_bits(alone, batch, i):
@@ -112,14 +112,15 @@ class TestBadNeighbours:
         M = Manifold(broken_in_places(mlp(2, 32, 7, dtype) if net == "mlp" else net))
         good = torch.cat([draw(5, 2, 6, 1, low=2.5, high=4.0), draw(6, 2, 6, 1)], -1)
         z0, z1 = (torch.cat([g[:2], b, g[2:]]).to(dtype) for g, b in zip(good, (self.bad0, self.bad1), strict=True))
+        newton = solvers.Newton()  # the default would take another one for the singular pair
         rtol = 1e-6 if dtype == F64 else 1e-3
-        batch = solve(M, z0, z1, rtol)
+        batch = solve(M, z0, z1, rtol, newton)
         assert tuple(Status(code) for code in batch.status[2:5].tolist()) == self.statuses
         rows = [0, 1, 5, 6, 7, 8]
         assert batch.converged[rows].all()
-        without = solve(M, z0[rows], z1[rows], rtol)
+        without = solve(M, z0[rows], z1[rows], rtol, newton)
         for place, i in enumerate(rows):
-            alone = solve(M, z0[i : i + 1], z1[i : i + 1], rtol)
+            alone = solve(M, z0[i : i + 1], z1[i : i + 1], rtol, newton)
             assert_same_bits(alone, batch, i)
             assert_same_bits(alone, without, place)
 
