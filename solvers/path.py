@@ -44,6 +44,9 @@ _SOLVER_SHARE, _ACCEPTABLE = 3e-3, 50
 _WOBBLE = 1e-2
 
 _STARTS_WITH_GRAPH = 4
+# Steps of the solver that takes over where the metric is singular: enough where its rank is the same everywhere. Where
+# a curve ran into a singular point, more of them come to nothing.
+_RESORT_STEPS = 50
 
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
@@ -130,7 +133,7 @@ def geodesic(
     resort: Solver | None = None
     if solver is None:
         solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
-        resort = NewtonCG() if isinstance(solver, Newton) else None
+        resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
     with torch.no_grad():
         start = _start(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
