@@ -86,7 +86,7 @@ def geodesic(
     is accurate; pairs that are done leave the batch. The reported length is that of a smooth curve through the nodes,
     by quadrature of its true speed: an upper bound of the distance. It is the C² spline; where the coordinates move
     unevenly, so that a spline overshoots, it has the velocities of the geodesic itself. The shortest curve of all
-    levels counts, and none is longer than its start. :mod:`riemae.solvers.measure` says where the error comes from.
+    levels counts; one that minimises is not longer than its start. Its error: :mod:`riemae.solvers.measure`.
 
     Args:
         space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
