@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.solvers.threads import in_forward_mode
+
 Derivatives = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -158,6 +160,6 @@ def usable(*tensors: Tensor | None) -> bool:
     """Whether the operation may be used: on plain tensors, outside the transforms and forward mode of a caller."""
     if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    if torch.autograd.forward_ad._current_level >= 0:
+    if in_forward_mode():
         return False
     return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)

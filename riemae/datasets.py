@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import MissingExtraError, OptionError, ShapeError
+from riemae.solvers.threads import forward_mode
 
 Seed = int | torch.Generator
 Map = Callable[[Tensor], Tensor]
@@ -74,7 +75,8 @@ class Dataset:
         best = (self.surface(z) - points).norm(dim=1)
         jacobian = torch.func.vmap(torch.func.jacfwd(lambda one: self.surface(one[None])[0]))
         for _ in range(_NEWTON_STEPS):
-            j = jacobian(z)
+            with forward_mode():
+                j = jacobian(z)
             step = torch.linalg.lstsq(j, (points - self.surface(z))[..., None]).solution[..., 0]
             z = (z + step).clamp(low, high)
             best = torch.minimum(best, (self.surface(z) - points).norm(dim=1))

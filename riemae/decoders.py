@@ -18,6 +18,7 @@ from riemae.differential import unoptimised
 from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
+from riemae.randomness import restored
 from riemae.solvers import probe
 from riemae.solvers.checkpoint import digest
 from riemae.solvers.probe import Dependence
@@ -156,7 +157,7 @@ class Decoder:
             real = min(real, 1)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.random.fork_rng(devices=_devices(points)))
+            stack.enter_context(restored(points.device))
             if not finite:  # parameters outside of their range concern single pairs
                 stack.enter_context(unvalidated())
             x = self._attempt(where, points).clone()
@@ -193,7 +194,7 @@ class Decoder:
         Raises:
             DecoderError: When it is random, coupled across the batch, or fails.
         """
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(z)), unvalidated():
+        with torch.no_grad(), restored(z.device), unvalidated():
             try:
                 found = probe.dependence_around(self._evaluated, z.detach(), size, rows)
             except DecoderError:
@@ -334,7 +335,3 @@ def fingerprint(thing: object) -> str:
         lines += [type(layer).__qualname__ for layer in owner.modules()]
         lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _devices(z: Tensor) -> list[Any]:
-    return [z.device] if z.device.type == "cuda" else []

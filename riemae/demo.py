@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from riemae.exceptions import MissingExtraError, OptionError
 from riemae.manifold import Manifold
+from riemae.randomness import restored
 from riemae.solvers import Curve, GeodesicResult, Graph, Status
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 def train(images: Tensor, epochs: int, seed: int, report: Report) -> tuple[nn.Module, nn.Module, float]:
     """A plain autoencoder with two latent dimensions and smooth activations; returns encoder, decoder, final loss."""
-    with torch.random.fork_rng(devices=[]):
+    with restored():
         torch.manual_seed(seed)
         encoder, decoder = _network(images.shape[1], 2), _network(2, images.shape[1])
     generator = torch.Generator().manual_seed(seed)

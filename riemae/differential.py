@@ -28,10 +28,12 @@ from torch.overrides import TorchFunctionMode
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.norms import untraced, with_exact_norms
+from riemae.randomness import restored
 from riemae.solvers import probe
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied, steady_rows
 from riemae.solvers.space import concrete, evidently_finite
+from riemae.solvers.threads import TURN
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import transformed
 from riemae.taylor import Pairs
@@ -360,9 +362,14 @@ class Differential:
         if trusted is not None:
             trusted.calls += 1
             if trusted.calls == trusted.due or (len(z) >= probe.LARGE_BATCH and not trusted.large):
-                self._look_again(key, trusted, z)
+                with TURN:
+                    self._look_again(key, trusted, z)
                 trusted = self._modes.get(key)
-        return self._chosen(key, z) if trusted is None else trusted.mode
+        if trusted is not None:
+            return trusted.mode
+        with TURN:  # other threads switch kernels off, which makes modes work that do not
+            trusted = self._modes.get(key)
+            return self._chosen(key, z) if trusted is None else trusted.mode
 
     def _chosen(self, key: tuple[Any, ...], z: Tensor) -> Mode:
         kind, transformed = key[0], key[-1]
@@ -412,10 +419,10 @@ class Differential:
         if concrete(z) is None:
             return
         if not trusted.large and len(z) >= probe.LARGE_BATCH:
-            trusted.large = True
             sample = probe.generic(self._flat, z.detach(), _POINTS, self.chunk(z, 1))
             self._asked.discard(key[1:3])
             self._ask(z.detach(), sample)
+            trusted.large = True
         else:  # off the points themselves, which may lie on a kink
             base, noise = probe.moved(z.detach(), _POINTS, 1e-3)
             sample = base + noise
@@ -447,7 +454,6 @@ class Differential:
         key = (z.device.type, z.dtype)
         if self._what is None or key in self._asked:
             return
-        self._asked.add(key)
         k = min(len(points), _POINTS - 1)  # of generic points: a given one may lie on a kink
         points = points[:k]
         with torch.inference_mode(False):
@@ -456,6 +462,7 @@ class Differential:
             rows, plain = self.chunk(z, 1), partial(NESTED[-1].active, second_order=True)
             found = probe.contradiction(self._flat, path, k, points, rows, plain)
             if found is None:
+                self._asked.add(key)
                 return
             got, remedy = probe.explained(found, self._flat)
         raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
@@ -724,7 +731,7 @@ def _refuse_dependence(where: str, f: BatchedMap, flat: Tensor, size: int, chunk
         return
     limit = None if chunk_size is None else min(chunk_size, len(flat))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[flat.device] if flat.device.type == "cuda" else []):
+        with torch.no_grad(), restored(flat.device):
             found = probe.dependence_around(f, flat.detach(), size, limit)
     except probe.FAILURES:  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
         return

@@ -44,8 +44,10 @@ import torch
 import torch.distributions as td
 from scipy.special import bernoulli
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import vjp
 from torch.nn import functional as F
+
+from riemae.solvers.threads import jvp
 
 # Nodes × variables that a quadrature holds.
 _NUMBERS_AT_ONCE = 2**20

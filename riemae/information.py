@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,36 +10,30 @@ from typing import Any
 import torch
 import torch.distributions as td
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
 from riemae.families import Family, Free, Params
 from riemae.randomness import seeded
+from riemae.solvers.threads import Shared, jvp
 
 # Draws a point, and where they start: the same for every point, so that the metric varies smoothly.
 _DRAWS, _SEED = 4096, 0
 # Nodes of a quadrature over quantiles.
 _NODES = 96
 
-_LOCK = threading.Lock()
-_OPEN: list[bool] = []  # one entry a caller inside ``unvalidated``: what validation was when it came
-
 
 @contextmanager
-def unvalidated() -> Iterator[None]:
-    """No validation of distributions' arguments, which looks at values and so fails under ``vmap``.
-
-    Re-entrant, and safe with threads.
-    """
-    with _LOCK:
-        _OPEN.append(_OPEN[0] if _OPEN else td.Distribution._validate_args)
-        td.Distribution.set_default_validate_args(False)
+def _without_validation() -> Iterator[None]:
+    before = td.Distribution._validate_args
+    td.Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
-        with _LOCK:
-            before = _OPEN.pop()
-            if not _OPEN:
-                td.Distribution.set_default_validate_args(before)
+        td.Distribution.set_default_validate_args(before)
+
+
+# A context without validation of distributions' arguments, which looks at values and so fails under ``vmap``.
+unvalidated = Shared(_without_validation)
 
 
 class Divergence(Family):

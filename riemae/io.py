@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae.exceptions import CheckpointError, DTypeError, OptionError
+from riemae.randomness import restored
 
 __all__ = ["VERSION", "build", "describe", "load", "register", "save"]
 
@@ -254,7 +255,7 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: When the description names nothing that is known, or with other arguments than it takes.
     """
-    with torch.random.fork_rng(devices=[]):
+    with restored():
         return _built(description)
 
 

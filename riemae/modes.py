@@ -17,17 +17,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp as forward_jvp
 from torch.func import vjp as reverse_vjp
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riemae.norms import with_exact_norms
+from riemae.solvers.threads import TURN, Shared, jvp
 from riemae.solvers.transforms import refuse_compiling
 from riemae.taylor import Jet, Pairs, Tape, bending
 
 BatchedMap = Callable[[Tensor], Tensor]
 Covectors = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def _portable_kernels() -> Iterator[None]:
+    """Switch fused attention off, oneDNN's and the transformer's fused layers, which have no derivative.
+
+    One thread at a time: a mode without them that is tried in the meantime would seem to work.
+    ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
+    """
+    with TURN, sdpa_kernel(SDPBackend.MATH), _without_fused_layers():
+        yield
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    before, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_EAGER = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @dataclass(frozen=True)
@@ -43,11 +69,11 @@ class Mode(ABC):
         wanted: list[Callable[[], AbstractContextManager[Any]]] = []
         refuse_compiling()
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            wanted.append(partial(torch.compiler.set_stance, "force_eager"))  # nothing here is to be compiled
+            wanted.append(_EAGER)  # nothing here is to be compiled
         if exact_norms:
             wanted.append(with_exact_norms)
         if self.portable:
-            wanted += [partial(sdpa_kernel, SDPBackend.MATH), _without_fused_layers]
+            wanted.append(_portable_kernels)
         if second_order or self.announced:
             # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
             wanted.append(torch.enable_grad)
@@ -175,7 +201,7 @@ class Nested(Mode):
 
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f`` and ``Jv``."""
-        x, tangent = forward_jvp(f, (z,), (v,))  # type: ignore[misc]
+        x, tangent = jvp(f, (z,), (v,))
         return x, tangent
 
     def forward(
@@ -298,19 +324,3 @@ NESTED = (
 PORTABLE = Taylor("Taylor mode with portable kernels")
 PLAIN = Plain("reverse mode twice by torch.autograd")
 MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED, PLAIN)
-
-
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """Switch oneDNN's and the transformer's fused layers off, which have no derivative.
-
-    ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
-    """
-    before, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -41,6 +41,7 @@ from riemae.solvers.probe import FEW, LARGE_BATCH, ROWS
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.rows import aligned
 from riemae.solvers.space import concrete, differentiated, evidently_finite, safe_sqrt, solve_metric
+from riemae.solvers.threads import TURN, jvp
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import transformed
 from riemae.taylor import Pairs
@@ -151,21 +152,22 @@ class Pullback:
                 "Remove these rows, or look at what produced them.",
             )
         if not probed:
-            sound = flat if ok is None else flat[ok]
-            x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size)
-            self._all_failed = not finite and x is not None and not len(x)
-            self.bind(sound)
-            if x is not None and len(x):
-                self._check_ambient(sound)
-                self._probed.add(kind)
-            self.latent_dim = z.shape[-1]
+            with TURN:  # one thread finds out what the decoder is, the others what it found
+                sound = flat if ok is None else flat[ok]
+                x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size)
+                self._all_failed = not finite and x is not None and not len(x)
+                self.bind(sound)
+                if x is not None and len(x):
+                    self._check_ambient(sound)
+                    self._probed.add(kind)
+                self.latent_dim = z.shape[-1]
         if len(flat) >= LARGE_BATCH and kind not in self._large:
-            self._large.add(kind)
             if probed and concrete(flat) is not None:
                 assert self.decoder.output_shape is not None
                 sound = flat if evidently_finite(flat) else flat[flat.isfinite().all(-1)]
                 if len(sound):
                     self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size)
+            self._large.add(kind)
         return flat
 
     def _check_ambient(self, flat: Tensor) -> None:  # (k, m)
@@ -573,10 +575,7 @@ class Pullback:
         x, j, second = self.immersion.second_jet(flat)
         hj = self.ambient.apply_to(x, j)
         bend = torch.einsum("kdi,kdjl->kijl", hj, second)
-        slope = [
-            j.mT @ torch.func.jvp(lambda y: self.ambient.apply_to(y, j), (x,), (j[..., i],))[1]
-            for i in range(j.shape[-1])
-        ]
+        slope = [j.mT @ jvp(lambda y: self.ambient.apply_to(y, j), (x,), (j[..., i],))[1] for i in range(j.shape[-1])]
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
 
     def _squared_steps(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n)
@@ -669,6 +668,6 @@ def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
     """``(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)``: how a metric that varies in space bends straight lines."""
-    along = torch.func.jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
+    along = jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
     across = torch.func.grad(lambda y: ambient.squared_norm(y, velocity).sum())(x)
     return along - across / 2

@@ -7,6 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
+from riemae.solvers.threads import TURN
+
+
+@contextmanager
+def restored(device: torch.device | None = None) -> Iterator[None]:
+    """Torch's default generators, of the processor and ``device``, go on outside as if nothing had been drawn inside.
+
+    One thread at a time: they are the same for all.
+    """
+    cuda = device is not None and device.type == "cuda"
+    with TURN, torch.random.fork_rng(devices=[device] if cuda else []):
+        yield
+
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
@@ -14,10 +27,9 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
     For code that takes no ``torch.Generator``: dropout layers and ``torch.distributions``.
     """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    with restored(device):
         # torch.manual_seed would also seed the devices that are not restored.
-        if cuda:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         else:

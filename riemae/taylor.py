@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from riemae import activations, norms
 from riemae.solvers.rows import aligned
+from riemae.solvers.threads import jvp
 
 
 @dataclass(frozen=True)

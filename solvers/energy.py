@@ -15,9 +15,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from riemae.solvers.linear import BlockTridiagonal
+from riemae.solvers.threads import jvp
 
 # (function, point, tangent) -> directional derivative; torch.func.jvp unless a space brings its own.
 Pushforward = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.ivp import accuracy_of, advance, turning_matrix
 from riemae.solvers.space import Space
+from riemae.solvers.threads import jvp
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from riemae.solvers.threads import Shared
 from riemae.solvers.tolerances import tolerance
 
 # Rows that are compared with each other; fewer where one row's output is large.
@@ -350,11 +351,14 @@ def _reported(
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     """Warnings of a function that is run for our own purposes, such as float() of what requires a gradient."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+_unheard = Shared(_without_warnings)
 
 
 def _by_rows(f: RowMap, points: Tensor, rows: int | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from riemae.solvers.exceptions import DifferentiationError
+from riemae.solvers.threads import in_forward_mode
 
 
 def transforms() -> list[str]:
@@ -17,7 +18,7 @@ def transforms() -> list[str]:
 def transformed() -> bool:
     """Whether a ``torch.func`` transform or a forward-mode level is at work."""
     stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None or torch.autograd.forward_ad._current_level >= 0
+    return stack is not None or in_forward_mode()
 
 
 def refuse_compiling() -> None:

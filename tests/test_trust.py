@@ -674,3 +674,53 @@ def test_what_plain_autograd_differentiates_twice_is_differentiated(name, grad):
         close(d.hessian(Z), h)
         close(d.contraction(Z, a), torch.einsum("kdij,kd->kij", h, a))
         close(d.second_derivative(Z, Z, Z.flip(-1)), torch.einsum("kdij,ki,kj->kd", h, Z, Z.flip(-1)))
+
+
+def points(n):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(5), dtype=F64)
+
+
+class TestNothingIsTrustedBecauseItWasRefusedOnce:
+    """The second call after a refusal: what was found wrong stays wrong."""
+
+    @staticmethod
+    def refused(call, error, times=3):
+        for _ in range(times):
+            with pytest.raises(error):
+                call()
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda z: beside(z, z.detach().square()),
+            lambda z: beside(z, z + (z.round() - z).detach()),
+            lambda z: beside(z, torch.tensor(z.tolist(), dtype=z.dtype).square()),
+            torch.no_grad()(lambda z: beside(z, z.square())),
+            lambda z: beside(z, z.detach().clone().requires_grad_().square()),
+        ],
+        ids=["detach", "straight-through", "tolist", "no_grad", "leaf"],
+    )
+    @pytest.mark.parametrize("call", ["metric", "christoffel", "curvature_form"])
+    def test_derivatives(self, f, call):
+        M, z = Manifold(f), points(4)
+        self.refused(lambda: getattr(M, call)(z), DifferentiationError)
+
+    @pytest.mark.parametrize("n", [4, 400])
+    def test_rows(self, n):
+        smooth = net()
+        M = Manifold(lambda z: smooth(z) + 0.1 * len(z))
+        self.refused(lambda: M.metric(points(n)), DecoderError)
+
+    def test_rows_that_only_a_large_batch_shows(self):
+        smooth = net()
+        M = Manifold(lambda z: smooth(z) + torch.where(z.abs().amax(-1, keepdim=True) > 20, z.mean(), 0))
+        M.metric(points(4))
+        self.refused(lambda: M.metric(30 * points(400)), DecoderError)
+
+    def test_an_ambient_metric(self):
+        M = Manifold(net(), ambient=lambda x: 1 + x.detach().square())
+        self.refused(lambda: M.metric(points(4)), AmbientError)
+
+    def test_a_metric_space(self):
+        space = solvers.MetricSpace(lambda z: torch.diag_embed(1 + z.detach().square()))
+        self.refused(lambda: solvers.geodesic(space, points(2), points(2) + 1), MetricError)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, vjp, vmap
 
 from riemae.exceptions import AmbientError
+from riemae.solvers.threads import jvp
 from riemae.solvers.tolerances import tolerance
 
 if TYPE_CHECKING:

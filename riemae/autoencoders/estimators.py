@@ -24,6 +24,7 @@ from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
 from riemae.autoencoders.report import Report, report
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
 from riemae.manifold import Manifold
+from riemae.randomness import restored
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
@@ -350,7 +351,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         center, spread = data.mean(0), data.flatten(1).var(0, correction=0).mean().sqrt()
         if isinstance(likelihood, Chamfer):
             center = likelihood.null(data)
-        with torch.random.fork_rng(devices=[]):
+        with restored():
             torch.manual_seed(derived_seed(self.seed, 3))
             encoder, decoder = copy.deepcopy(self.encoder), copy.deepcopy(self.decoder)
             if encoder is None:
