@@ -258,22 +258,21 @@ class Decoder:
         else:
             self.layout = _with_fixed(self.layout, free)
 
-    @property
-    def changed(self) -> bool:
-        """Whether layers have gone into training mode, or out of it, since the probe."""
-        return self.module is not None and self._training is not None and self._training != self._layers_in_training()
-
     def _layers_in_training(self) -> int:
         layers = self.module.modules() if self.module is not None else ()
         return sum(bool(getattr(layer, "training", False)) for layer in layers)
 
-    def refuse_training_mode(self, where: str) -> None:
+    def refuse_training_mode(self, where: str) -> bool:
         """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
+
+        Returns:
+            Whether layers have gone into training mode, or out of it, since the probe.
 
         Raises:
             DecoderError: When a layer is random or couples the batch.
         """
-        for name, layer in self.module.named_modules() if self.module is not None else ():
+        training = self._layers_in_training()
+        for name, layer in self.module.named_modules() if self.module is not None and training else ():
             if not getattr(layer, "training", False):  # torch.jit.freeze removes the flag
                 continue
             kind = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
@@ -286,6 +285,7 @@ class Decoder:
                     f"{kind} {name!r} in training mode",
                     "Call decoder.eval() first.",
                 )
+        return self._training is not None and self._training != training
 
 
 def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)

@@ -67,9 +67,10 @@ class Mode(ABC):
     def active(self, second_order: bool, exact_norms: bool = True) -> AbstractContextManager[Any]:
         """What must hold while the mode is at work; ``exact_norms`` unless the map itself sees to them."""
         wanted: list[Callable[[], AbstractContextManager[Any]]] = []
-        refuse_compiling()
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            wanted.append(_EAGER)  # nothing here is to be compiled
+        if "torch._dynamo" in sys.modules:
+            refuse_compiling()
+            if hasattr(torch.compiler, "set_stance"):
+                wanted.append(_EAGER)  # nothing here is to be compiled
         if exact_norms:
             wanted.append(with_exact_norms)
         if self.portable:

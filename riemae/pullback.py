@@ -134,11 +134,11 @@ class Pullback:
         if not z.ndim or (m is not None and z.shape[-1] != m) or not z.shape[-1]:
             hint = "Batch axes come first" + ("; try z.T." if z.ndim == 2 and z.shape[0] == m else ".")
             raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
-        self.decoder.refuse_training_mode(where)
+        changed = self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
         flat = z.reshape(-1, z.shape[-1])
         kind = (z.dtype, z.device)
-        if kind in self._probed and self.decoder.changed:  # what was trusted was another function
+        if changed:  # what was trusted was another function
             self._probed.clear()
             self._large.clear()
         probed = kind in self._probed

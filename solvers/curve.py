@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
 from riemae.solvers.rows import apply_matrix
-from riemae.solvers.space import Space, embedding_of
+from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 
 # Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own quartic wiggles.
@@ -185,20 +185,6 @@ def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> 
     return _norm(space, z, v), weights
 
 
-def sampled_speeds(space: Space, curve: Curve) -> tuple[Tensor, Tensor]:  # (p,) -> (p, q), (q,)
-    """What :func:`speeds` gives, from points alone where the space embeds them: two thirds of the cost, and closer.
-
-    The image of a segment is interpolated through its Gauss-Lobatto points. In float32 differences of features would
-    drown in rounding, which tangents do not.
-    """
-    embedded = embedding_of(space)
-    if embedded is not None and curve.nodes.dtype == torch.float64:
-        speed = embedded(sampled_points(curve), speeds_of_samples)
-        if speed is not None:
-            return speed, quadrature_weights(curve.segments, _SAMPLED_POINTS, curve.nodes)
-    return speeds(space, curve)
-
-
 def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5); at least the squared length.
 
@@ -254,8 +240,14 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quadrature_weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
-    """Of ``points`` Gauss-Legendre points on each of ``n`` pieces; they sum to 1."""
-    return torch.as_tensor(np.tile(_gauss_legendre(points)[1] / (2 * n), n)).to(like)
+    """Of ``points`` Gauss-Legendre points on each of ``n`` pieces; they sum to 1. Not to be written to."""
+    return _quadrature_weights(n, points, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _quadrature_weights(n: int, points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what is kept must do for later calls outside of it
+        return torch.as_tensor(np.tile(_gauss_legendre(points)[1] / (2 * n), n)).to(device, dtype)
 
 
 def sampled_points(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
@@ -295,17 +287,20 @@ def nodes_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n + 1, D)
     return x[:, :: _SAMPLES - 1]
 
 
-def speeds_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n q)
-    """Speeds at the quadrature points from the images of :func:`sampled_points`."""
-    steps = _SAMPLES - 1
-    chords = x.diff(dim=1).unflatten(1, (-1, steps)).unbind(2)
-    velocities = x.new_empty(_SAMPLED_POINTS, *chords[0].shape)
+def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
+    """Speeds at the quadrature points, from differences of the images of :func:`sampled_points`.
+
+    The image of a segment is interpolated through its points: two thirds of the cost of tangents, and closer. In
+    float32 such differences drown in rounding, which tangents do not.
+    """
+    parts = chords.unflatten(1, (-1, _SAMPLES - 1)).unbind(2)
+    velocities = chords.new_empty(_SAMPLED_POINTS, *parts[0].shape)
     for velocity, row in zip(velocities, _lobatto()[1], strict=True):
         # One kernel after the other, not a matrix product: every curve must have the same bits as alone.
-        torch.mul(chords[0], row[0], out=velocity)
-        for chord, weight in zip(chords[1:], row[1:], strict=True):
+        torch.mul(parts[0], row[0], out=velocity)
+        for chord, weight in zip(parts[1:], row[1:], strict=True):
             velocity.add_(chord, alpha=weight)
-    return chords[0].shape[1] * velocities.square().sum(-1).sqrt().movedim(0, -1).flatten(1)
+    return parts[0].shape[1] * velocities.square().sum(-1).sqrt().movedim(0, -1).flatten(1)
 
 
 @lru_cache(maxsize=1)

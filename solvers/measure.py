@@ -26,7 +26,7 @@ from riemae.solvers.curve import (
     quadrature_weights,
     sampled_points,
     speeds,
-    speeds_of_samples,
+    speeds_of_chords,
 )
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.space import Space, embedding_of
@@ -128,8 +128,8 @@ class Measure:
 
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     """Speeds, then the root energy of the nodes, the length of the polygon through all points, and their size."""
-    speed = speeds_of_samples(x)
-    inscribed = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], dim=-1).sum(-1)
+    chords = x.diff(dim=1)
+    speed, inscribed = speeds_of_chords(chords), torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
     return torch.cat([speed, torch.stack([root, inscribed, size], 1)], 1)
 
@@ -155,7 +155,7 @@ class Evidence:
     def add(self, rows: np.ndarray, length: np.ndarray, root_energy: np.ndarray) -> None:
         """Take in a finer level of the pairs at ``rows``."""
         for kept, new in ((self.lengths, length), (self.roots, root_energy)):
-            kept[:, rows] = np.stack([kept[1, rows], kept[2, rows], new])
+            kept[0, rows], kept[1, rows], kept[2, rows] = kept[1, rows], kept[2, rows], new
 
     def replace(self, rows: np.ndarray, length: np.ndarray) -> None:
         """A better curve through the same nodes."""

@@ -99,9 +99,9 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
-        if not kinds:
+        if not torch._C._is_any_autocast_enabled():
             return method(*args, **kwargs)
+        kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
         with ExitStack() as stack:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))

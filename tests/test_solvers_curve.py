@@ -13,7 +13,8 @@ from scipy.interpolate import CubicSpline
 from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, OptionError, RiemaeError, ShapeError
 from riemae.solvers import Curve
-from riemae.solvers.curve import equalized, sampled_speeds, speeds
+from riemae.solvers.curve import equalized, speeds
+from riemae.solvers.measure import Measure
 
 F64 = torch.float64
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
@@ -277,13 +278,18 @@ def helix(z):
     return torch.cat([angle.cos(), angle.sin(), 0.3 * angle, z[:, 1:], 0 * angle], 1)
 
 
+def measured(space, curve):
+    measure = Measure.of(space, curve)
+    return measure.speed, measure.weights
+
+
 class TestSampledSpeeds:
     """Speeds from points of the embedding alone, against tangents and closed forms."""
 
     def test_length_of_a_helix(self):
         # 24 radians at constant speed on 12 segments, two of them each.
         curve = Curve.line(torch.zeros(1, 2, dtype=F64), torch.tensor([[24.0, 0.0]], dtype=F64), 12)
-        speed, weights = sampled_speeds(Manifold(helix), curve)
+        speed, weights = measured(Manifold(helix), curve)
         assert speed.shape == (1, len(weights))
         assert torch.allclose(weights.sum(), torch.tensor(1.0, dtype=F64))
         assert torch.allclose((speed * weights).sum(-1), torch.tensor(24 * 1.09**0.5, dtype=F64), rtol=1e-5)
@@ -295,14 +301,14 @@ class TestSampledSpeeds:
         true = solvers.length(space, nodes.resample(768))
         errors = []
         for segments in (6, 12, 24):
-            speed, weights = sampled_speeds(space, nodes.resample(segments))
+            speed, weights = measured(space, nodes.resample(segments))
             errors.append(float(((speed * weights).sum(-1) - true).abs().max()))
         assert (slope(errors) > 6.5).all()  # tends to 8
 
     def test_speeds_are_those_of_tangents(self):
         curve = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2)).resample(48)
         space = Manifold(helix)
-        sampled, weights = sampled_speeds(space, curve)
+        sampled, weights = measured(space, curve)
         found = torch.stack([(sampled * weights).sum(-1), (sampled.square() * weights).sum(-1)])
         assert torch.allclose(
             found, torch.stack([solvers.length(space, curve), solvers.energy(space, curve)]), rtol=1e-9
@@ -315,7 +321,7 @@ class TestSampledSpeeds:
     )
     def test_elsewhere_tangents_are_taken(self, space, dtype):
         curve = Curve.from_nodes(rand(3, 9, 2, dtype=dtype) + 1)
-        for found, expected in zip(sampled_speeds(space, curve), speeds(space, curve), strict=True):
+        for found, expected in zip(measured(space, curve), speeds(space, curve), strict=True):
             assert torch.equal(found, expected)
 
 
