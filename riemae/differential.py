@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
-from riemae.norms import untraced, with_exact_norms
+from riemae.primitives import untraced, with_primitives
 from riemae.randomness import restored
 from riemae.solvers import probe
 from riemae.solvers.exceptions import stack_level
@@ -279,12 +279,12 @@ class Differential:
     def _map(self, mode: Mode, again: bool) -> BatchedMap:
         """The map as a formula differentiates it: what happens inside it is looked at, not the arithmetic around it.
 
-        Jets bring exact norms of their own, and one reverse pass that nobody differentiates needs none.
+        Jets bring primitives of their own, and one reverse pass that nobody differentiates needs none.
         """
         return self._flat if isinstance(mode, Taylor) and not again else self._exact
 
     def _exact(self, z: Tensor) -> Tensor:
-        with with_exact_norms():
+        with with_primitives():
             return self._flat(z)
 
     @staticmethod
@@ -307,7 +307,7 @@ class Differential:
         second_order, f = kind in _IN_GRADIENT_MODE, self._map(mode, again)
 
         def evaluate(*chunk: Tensor) -> Any:
-            with mode.active(second_order, exact_norms=False):
+            with mode.active(second_order, primitives=False):
                 out = formula(mode, f, again, *chunk)
             if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
                 return out

@@ -21,7 +21,7 @@ from torch.func import vjp as reverse_vjp
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from riemae.norms import with_exact_norms
+from riemae.primitives import with_primitives
 from riemae.solvers.threads import TURN, Shared, jvp
 from riemae.solvers.transforms import refuse_compiling
 from riemae.taylor import Jet, Pairs, Tape, bending
@@ -64,15 +64,15 @@ class Mode(ABC):
     portable: bool = True
     announced: bool = False
 
-    def active(self, second_order: bool, exact_norms: bool = True) -> AbstractContextManager[Any]:
-        """What must hold while the mode is at work; ``exact_norms`` unless the map itself sees to them."""
+    def active(self, second_order: bool, primitives: bool = True) -> AbstractContextManager[Any]:
+        """What must hold while the mode is at work; ``primitives`` unless the map itself brings them."""
         wanted: list[Callable[[], AbstractContextManager[Any]]] = []
         if "torch._dynamo" in sys.modules:
             refuse_compiling()
             if hasattr(torch.compiler, "set_stance"):
                 wanted.append(_EAGER)  # nothing here is to be compiled
-        if exact_norms:
-            wanted.append(with_exact_norms)
+        if primitives:
+            wanted.append(with_primitives)
         if self.portable:
             wanted.append(_portable_kernels)
         if second_order or self.announced:

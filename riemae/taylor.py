@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from riemae import activations, norms
+from riemae import activations, primitives
 from riemae.solvers.rows import aligned
 from riemae.solvers.threads import jvp
 
@@ -177,10 +177,8 @@ class Jet(Tensor):
         """Apply a torch function to value and derivatives."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if name == "layer_norm":  # of primitives, which have rules
-            return norms.layer_norm(*args, **kwargs)
-        if name == "instance_norm":
-            return norms.instance_norm(partial(_alone, func), *args, **kwargs)
+        if name in primitives.BY_NAME:  # of functions that have rules
+            return _substituted(name, func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if name == "__get__":
                 return _attribute(func, args[0])
@@ -522,6 +520,12 @@ def _any(name: str, func: Any, args: Any, kwargs: Any) -> Any:
         results[i] = Jet(results[i], first, second, tape)
     _viewed(jets, results)
     return pytree.tree_unflatten(results, shape)
+
+
+def _substituted(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    inplace = kwargs.pop("inplace", False)
+    out = primitives.BY_NAME[name](partial(_alone, func), *args, **kwargs)
+    return _written(name, args[0], out) if inplace else out
 
 
 def _alone(func: Any, *args: Any, **kwargs: Any) -> Any:

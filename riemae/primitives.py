@@ -1,0 +1,175 @@
+"""Functions of torch whose own derivatives are wrong or missing, from primitives, which can be differentiated again.
+
+- Layer and instance norm: torch's rules for their first derivatives take the statistics for constants when
+  differentiated again, so that nested forward mode, and gradients of Jacobians, come out wrong (pytorch#196700,
+  #198017).
+- Group norm: its forward mode asks for contiguous memory.
+- ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def with_primitives() -> TorchFunctionMode:
+    """A context in which these functions consist of primitives. Every torch function in it takes longer."""
+    return untraced(_Primitives)()
+
+
+def untraced(mode: Any) -> Any:
+    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
+    return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
+
+
+@lru_cache(maxsize=8)
+def _hidden_from_dynamo(mode: Any) -> Any:
+    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
+
+
+class _Primitives(TorchFunctionMode):
+    """Primitives in the place of these functions."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _FUNCTIONS:
+            return substitute(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def substitute(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What ``func`` returns, by primitives; ``func`` must be named in ``BY_NAME``."""
+    return BY_NAME[func.__name__](func, *args, **kwargs)
+
+
+def layer_norm(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """As ``torch.nn.functional.layer_norm``."""
+    x = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def instance_norm(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *cudnn_enabled: bool,
+) -> Tensor:
+    """As ``torch.nn.functional.instance_norm``; ``func`` where the statistics are not the input's."""
+    if not use_input_stats or running_mean is not None:
+        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
+    x = _standardised(x, tuple(range(2, x.ndim)), eps)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _standardised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+def group_norm(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """As ``torch.nn.functional.group_norm``."""
+    x = _standardised(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def cdist(
+    func: Callable[..., Tensor], x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None
+) -> Tensor:  # (*b, r, d), (*b, s, d) -> (*b, r, s)
+    """As ``torch.cdist``: the derivative at distance 0 is 0."""
+    apart = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs()
+    if p == 1:
+        return apart.sum(-1)
+    if math.isinf(p):
+        return apart.amax(-1)
+    if p == 0:
+        return func(x1, x2, p=p)
+    powers = (apart.square() if p == 2 else apart.pow(p)).sum(-1)
+    away = powers > 0
+    return torch.where(away, torch.where(away, powers, 1.0).pow(1 / p), 0.0)
+
+
+def hardsigmoid(func: Callable[..., Tensor], x: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.hardsigmoid``."""
+    y = (x + 3).clamp(0, 6) / 6
+    return x.copy_(y) if inplace else y
+
+
+def embedding_bag(
+    func: Callable[..., Tensor],
+    indices: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """As ``torch.nn.functional.embedding_bag``, where the weights of the samples depend on the points."""
+    rest = max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
+    if mode != "sum" or per_sample_weights is None or max_norm is not None:
+        return func(indices, weight, offsets, *rest)
+    if padding_idx is not None:
+        per_sample_weights = per_sample_weights * (indices != padding_idx)
+    rows = per_sample_weights[..., None] * weight[indices]
+    if offsets is None:
+        return rows.sum(1)
+    starts = offsets[:-1] if include_last_offset else offsets
+    ends = torch.cat([offsets[1:], offsets.new_tensor([] if include_last_offset else [len(indices)])])
+    bags = torch.repeat_interleave(ends - starts)
+    return torch.zeros_like(rows[:1]).expand(len(starts), -1).index_add(0, bags, rows)
+
+
+BY_NAME: dict[str, Callable[..., Any]] = {
+    "layer_norm": layer_norm,
+    "instance_norm": instance_norm,
+    "group_norm": group_norm,
+    "cdist": cdist,
+    "hardsigmoid": hardsigmoid,
+    "embedding_bag": embedding_bag,
+}
+_FUNCTIONS = frozenset(getattr(owner, name) for owner in (F, torch) for name in BY_NAME if hasattr(owner, name))
