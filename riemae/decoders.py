@@ -22,7 +22,7 @@ from riemae.randomness import restored
 from riemae.solvers import probe
 from riemae.solvers.checkpoint import digest
 from riemae.solvers.probe import Dependence
-from riemae.solvers.space import concrete
+from riemae.solvers.space import concrete, own
 from riemae.taylor import Jet
 
 # Layers that couple the batch or change their own state at every call.
@@ -48,7 +48,7 @@ class Decoder:
                 "Pass an nn.Module instance or a function.",
             )
         self.function = function
-        self._call = unoptimised(function)
+        self._function = unoptimised(function)
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
         self.output_shape: torch.Size | None = None
@@ -66,6 +66,10 @@ class Decoder:
             return self._tensor(z, self._call(z))
         with unvalidated():
             return self._tensor(z, self._call(z))
+
+    def _call(self, z: Tensor) -> Any:
+        # A copy of its own: the decoder may write in place into what it gets.
+        return self._function(own(z))
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(output)

@@ -99,7 +99,7 @@ class MetricSpace:
 
     def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         z, m = flat, flat.shape[-1]
-        g = steady(self.tensor)(flat)
+        g = steady(self.tensor)(own(flat))
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
             raise DTypeError(
                 "MetricSpace.metric",
@@ -148,7 +148,7 @@ class MetricSpace:
                 )
             rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
             try:
-                found = probe.dependence(self.tensor, rows)
+                found = probe.dependence(lambda z: self.tensor(own(z)), rows)
             except probe.FAILURES as reason:
                 got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
                 raise MetricError(where, "a function of any number of points", got, "Keep the batch axis.") from reason
@@ -307,6 +307,11 @@ def concrete(x: Tensor) -> Tensor | None:
     except RuntimeError:  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
         return None
     return x
+
+
+def own(x: Tensor) -> Tensor:
+    """A copy for a function of the user, which may write into what it gets; tensors of other kinds as they are."""
+    return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
 
 
 def evidently_finite(*tensors: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.func import vjp
 from riemae.ambient.base import AmbientMetric, each_column
 from riemae.ambient.flat import Constant, Diagonal, Euclidean
 from riemae.exceptions import AmbientError
+from riemae.solvers.space import own
 
 MetricFunction = Callable[[Tensor], Tensor]
 Operator = Callable[[Tensor, Tensor], Tensor]
@@ -73,6 +74,9 @@ class Custom(AmbientMetric):
         """Always: it is the user's function."""
         return True
 
+    def _call(self, *given: Tensor) -> Tensor:
+        return self.function(*map(own, given))
+
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
         return self.apply_to(x, v[..., None])[..., 0]
@@ -85,7 +89,7 @@ class Custom(AmbientMetric):
         """
         if self.form in ("operator", "factor", "inner"):
             return each_column(self._product, x, columns)
-        h = self.function(x)
+        h = self._call(x)
         if not isinstance(h, Tensor) or h.dtype != x.dtype:
             got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise AmbientError("Custom", f"H as a tensor of dtype {x.dtype}", got, "Keep the dtype of the data.")
@@ -103,31 +107,31 @@ class Custom(AmbientMetric):
 
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
-        return self.function(x) if self._resolved(x) == "diagonal" else super().diagonal(x)
+        return self._call(x) if self._resolved(x) == "diagonal" else super().diagonal(x)
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
         """``S(x) v``, where it was given."""
-        return self.function(x, v) if self.form == "factor" else super().factor_product(x, v)
+        return self._call(x, v) if self.form == "factor" else super().factor_product(x, v)
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""
         if self.form == "factor":
-            return self.function(x, v).square().sum(-1)
-        return self.function(x, v, v) if self.form == "inner" else super().squared_norm(x, v)
+            return self._call(x, v).square().sum(-1)
+        return self._call(x, v, v) if self.form == "inner" else super().squared_norm(x, v)
 
     def _product(self, x: Tensor, v: Tensor) -> Tensor:
         if self.form == "operator":
-            return self.function(x, v)
+            return self._call(x, v)
         zero = torch.zeros_like(v)
         if self.form == "factor":
-            return vjp(lambda w: self.function(x, w), zero)[1](self.function(x, v))[0]
-        return vjp(lambda w: self.function(x, w, v), zero)[1](torch.ones_like(x[:, 0]))[0]
+            return vjp(lambda w: self._call(x, w), zero)[1](self._call(x, v))[0]
+        return vjp(lambda w: self._call(x, w, v), zero)[1](torch.ones_like(x[:, 0]))[0]
 
     def _resolved(self, x: Tensor) -> str:
         """The form of the function; a bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ."""
         if self.form == "function":
             sample = x[:1].detach() if len(x) else x.new_zeros(1, x.shape[-1])
-            self.form = "diagonal" if self.function(sample).shape == (1, x.shape[-1]) else "matrix"
+            self.form = "diagonal" if self._call(sample).shape == (1, x.shape[-1]) else "matrix"
         return self.form
 
     def _given(self) -> str | None:

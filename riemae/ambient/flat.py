@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from riemae.ambient.base import AmbientMetric
 from riemae.exceptions import AmbientError
+from riemae.solvers.space import own
 from riemae.solvers.tolerances import tolerance
 
 
@@ -169,7 +170,7 @@ class FeatureMap(AmbientMetric):
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """``φ(x)``."""
-        return self.network(x)
+        return self.network(own(x))
 
 
 class ClassifierFisher(AmbientMetric):
@@ -213,7 +214,7 @@ class ClassifierFisher(AmbientMetric):
         return (gap.square() + self.ridge * (x0 - x1).flatten(1).square().sum(-1)).sqrt()
 
     def _prediction(self, x: Tensor) -> Tensor:
-        logits = self.classifier(x)
+        logits = self.classifier(own(x))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
             raise AmbientError("ClassifierFisher", f"logits of shape ({len(x)}, c)", got, "Return no labels.")
