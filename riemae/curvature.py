@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
 from riemae.factors import check_triangle
+from riemae.primitives import untraced
 from riemae.pullback import Pullback
+from riemae.randomness import restored
 from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
@@ -400,7 +403,7 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
     if core.smoothness_known or concrete(flat) is None or not len(flat):
         return
     core.smoothness_known = True
-    found = _kinks(core, flat)
+    found = kinks_of(core, flat)
     if found is not None:
         warnings.warn(
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
@@ -412,7 +415,35 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
 
 def kinks(M: Manifold, z: Tensor) -> str | None:  # (*b, m)
     """What makes the decoder piecewise linear, in words, as :class:`SmoothnessWarning` has it; None when smooth."""
-    return _kinks(M._core, M._core.points("kinks", z))
+    return kinks_of(M._core, M._core.points("kinks", z))
+
+
+# Functions with kinks that a network is built of; clamps and moduli are often mere guards, away from where they act.
+_KINKED = frozenset(
+    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ hardtanh hardtanh_ hardsigmoid hardswish threshold "
+    "threshold_ hardshrink softshrink max_pool1d max_pool2d max_pool3d".split()
+)
+
+
+class _Seen(TorchFunctionMode):
+    """Remembers the first function with kinks that is called."""
+
+    found: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _KINKED and self.found is None:
+            self.found = name.rstrip("_")
+        return func(*args, **(kwargs or {}))
+
+
+def kinks_of(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
+    """What makes the decoder piecewise linear, in words; found once a manifold, and None where nobody can look."""
+    if core.kinks is None:
+        if concrete(flat) is None or not len(flat):
+            return None
+        core.kinks = (_kinks(core, flat),)
+    return core.kinks[0]
 
 
 def _kinks(core: Pullback, flat: Tensor) -> str | None:
@@ -420,6 +451,10 @@ def _kinks(core: Pullback, flat: Tensor) -> str | None:
     layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
     if layer is not None:
         return f"a layer {type(layer).__name__}"
+    with torch.no_grad(), restored(flat.device), untraced(_Seen)() as seen:
+        core.decoder(flat[:1].detach())
+    if seen.found is not None:
+        return f"a function {seen.found}"
     if len(flat) and _bends_without_curving(core.immersion, flat[:4].detach()):
         return "second derivatives that vanish where second differences do not"
     return None

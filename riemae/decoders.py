@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
-from riemae.differential import unoptimised
-from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
+from riemae import reach
+from riemae.differential import INFERENCE, unoptimised
+from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError, RiemaeError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.randomness import restored
@@ -224,15 +225,35 @@ class Decoder:
     def _attempt(self, where: str, points: Tensor) -> Tensor:
         try:
             return self._tensor(points, self._call(points))  # with torch's own checks of distributions' parameters
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as reason:
-            if isinstance(reason, DecoderError):
+        except (*probe.FAILURES, AttributeError, LookupError) as reason:
+            if isinstance(reason, RiemaeError):
                 raise
             raise DecoderError(
                 where,
                 f"a decoder that accepts points of shape {tuple(points.shape)} and dtype {points.dtype}",
                 f"{type(reason).__name__}: {reason}",
-                "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?",
+                self._advice(points, reason),
             ) from reason
+
+    def _advice(self, points: Tensor, reason: Exception) -> str:
+        """What to try when the decoder fails at its first points."""
+        held = [x for part in reach.modules(self.function) for x in itertools.chain(part.parameters(), part.buffers())]
+        others = {x.dtype for x in held if x.is_floating_point()} - {points.dtype}
+        if "dtype" in str(reason) or "scalar type" in str(reason):
+            found = f" It refers to networks in {', '.join(map(str, sorted(others, key=str)))}." if others else ""
+            return (
+                f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's dtype, or convert "
+                "all that it uses, its constants included; M.to(dtype=...) reaches modules and tensors in closures, "
+                "defaults, globals and bound methods."
+            )
+        if any(x.is_inference() for x in held):
+            return INFERENCE
+        if isinstance(reason, (AttributeError, LookupError)):
+            return (
+                "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the call: "
+                "Manifold(lambda z: model.decode(z)[0])."
+            )
+        return "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
 
     def inspect(self, z: Tensor) -> None:  # (k, m)
         """Find out what distributions hold, and which of their parameters do not depend on the point.

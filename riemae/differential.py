@@ -54,6 +54,12 @@ _POINTS = 4
 _AGAIN = 8
 
 
+INFERENCE = (
+    "Nothing can be differentiated through them. Make the module outside of it, and load their values: "
+    "module.load_state_dict(other.state_dict())."
+)
+
+
 def unoptimised(f: BatchedMap) -> BatchedMap:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
 
@@ -401,12 +407,11 @@ class Differential:
             if mode.announced:
                 self._announce(reasons)
             return mode
-        raise DifferentiationError(
-            "differential",
-            f"a map that torch can differentiate ({kind})",
-            "; ".join(reasons),
-            "Is every operation of the decoder a differentiable torch operation?",
-        )
+        if any("nference tensor" in reason for reason in reasons):
+            got, remedy = "weights or constants made under torch.inference_mode()", INFERENCE
+        else:
+            got, remedy = _distinct(reasons), "Is every operation of the decoder a differentiable torch operation?"
+        raise DifferentiationError("differential", f"a map that torch can differentiate ({kind})", got, remedy)
 
     def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, z: Tensor) -> None:
         """Compare a trusted mode with autograd at points of this call: branches, regions, and states change.
@@ -614,6 +619,15 @@ class Differential:
                 per_point = [sizes[0][-1], 1]
             self._widths = sorted({z.shape[-1], *per_point} - {0})
         return self._widths
+
+
+def _distinct(reasons: list[str]) -> str:
+    """Each reason once, behind the modes that it stopped."""
+    found: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, _, text = reason.partition(": ")
+        found.setdefault(text, []).append(name)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
 
 
 def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

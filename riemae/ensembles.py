@@ -13,6 +13,7 @@ from torch.nn.utils import vector_to_parameters
 from riemae.exceptions import DecoderError, DTypeError, OptionError, ShapeError
 from riemae.heads import Members
 from riemae.randomness import seeded
+from riemae.reach import computed
 
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
@@ -177,4 +178,4 @@ def _sharing(decoder: nn.Module, keep: Sequence[str]) -> nn.Module:
     own = set(keep)
     tensors = {**dict(decoder.named_parameters(remove_duplicate=False)), **dict(decoder.named_buffers())}
     memo: dict[int, Any] = {id(tensor): tensor for name, tensor in tensors.items() if name not in own}
-    return copy.deepcopy(decoder, memo)
+    return copy.deepcopy(decoder, memo | computed(decoder))

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from riemae import curvature, distortion, solvers
+from riemae import curvature, distortion, reach, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.decoders import Decoder, fingerprint
 from riemae.ensembles import Ensemble
@@ -30,7 +30,11 @@ from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
+from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
+
+# What geodesics are solved to, unless asked for, where the decoder has kinks: lengths converge slowly there.
+_WITH_KINKS = 1e-2
 
 
 def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
@@ -114,15 +118,12 @@ class Manifold:
         return self._core.latent_dim
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Manifold:
-        """A copy of the manifold elsewhere: decoder module and ambient metric are copied, the original stays.
+        """A copy of the manifold elsewhere: decoder and ambient metric are copied, the original stays.
 
-        A plain function is taken over as it is.
+        Modules and tensors that a function refers to come along: those in its closure, its defaults, among its globals,
+        and of the object whose method it is.
         """
-        decoder, ambient = copy.deepcopy(self.decoder), copy.deepcopy(self._core.given)
-        owner = getattr(decoder, "__self__", decoder)
-        for part in (owner, ambient):
-            if isinstance(part, nn.Module):
-                part.to(device=device, dtype=dtype)
+        decoder, ambient = reach.moved((self.decoder, self._core.given), device, dtype)
         return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size, copy.deepcopy(self.latent))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -573,7 +574,7 @@ class Manifold:
         self,
         z0: Tensor,
         z1: Tensor,
-        rtol: float = 1e-4,
+        rtol: float | None = None,
         solver: Solver | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
@@ -587,7 +588,8 @@ class Manifold:
         Args:
             z0: Start points ``(*b, m)``.
             z1: End points ``(*b, m)``; leading axes broadcast.
-            rtol: Relative accuracy of the length.
+            rtol: Relative accuracy of the length. Unless given 1e-4 in float64 and 1e-3 in float32, and 1e-2 where the
+                decoder has kinks (ReLU, max-pooling), at which no curve converges fast.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
             init: Start curves; the straight line unless given, or geodesics of ``latent``. With periods the best of
                 several ways round is returned, and its curve ends at ``z1`` plus whole periods.
@@ -609,7 +611,8 @@ class Manifold:
             "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
         )
         for name, z in (("z0", z0), ("z1", z1)):
-            self._core.points(f"geodesic ({name})", z, finite=False)
+            flat = self._core.points(f"geodesic ({name})", z, finite=False)
+        rtol = self._accuracy(flat) if rtol is None else rtol
         if self.latent is not None and init is None and n_starts is None and graph is None:
             return latent_geodesic(self, self.latent, z0, z1, rtol, solver, throw, progress)
         return solve_geodesic(
@@ -630,7 +633,7 @@ class Manifold:
         self,
         z0: Tensor,
         z1: Tensor,
-        rtol: float = 1e-4,
+        rtol: float | None = None,
         solver: Solver | None = None,
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
@@ -649,7 +652,7 @@ class Manifold:
         Args:
             z0: Start points ``(*b, m)``.
             z1: End points ``(*b, m)``; leading axes broadcast.
-            rtol: Relative accuracy.
+            rtol: As in :meth:`geodesic`.
             solver: As in :meth:`geodesic`.
             init: As in :meth:`geodesic`.
             n_starts: As in :meth:`geodesic`.
@@ -690,6 +693,11 @@ class Manifold:
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (once_differentiable(length) - length.detach())
         return result.length.masked_scatter(usable, value)
+
+    def _accuracy(self, flat: Tensor) -> float:  # (k, m)
+        """The accuracy to which geodesics are solved unless it is asked for."""
+        sound = flat[flat.isfinite().all(-1)]
+        return _WITH_KINKS if curvature.kinks_of(self._core, sound) else tolerance(flat.dtype).geodesic
 
     def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
         """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""

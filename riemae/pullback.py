@@ -66,7 +66,8 @@ class Pullback:
             itself under the Euclidean metric.
         along: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
             curves are solved with. A few points by themselves are cheaper with the others.
-        smoothness_known: Whether the decoder has been looked at for kinks.
+        smoothness_known: Whether a warning of kinks has been given, or was not needed.
+        kinks: What makes the decoder piecewise linear, once somebody has looked: see :func:`riemae.curvature.kinks_of`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Pullback:
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
         self.smoothness_known = False
+        self.kinks: tuple[str | None] | None = None
         self._probed: set[tuple[torch.dtype, torch.device]] = set()
         self._all_failed = False  # the decoder has no value at any of the points of a call that reports by status
         self._large: set[tuple[torch.dtype, torch.device]] = set()  # where a large batch has been looked at

@@ -71,7 +71,7 @@ def geodesic(
     z0: Tensor,
     z1: Tensor,
     *,
-    rtol: float = 1e-4,
+    rtol: float | None = None,
     solver: Solver | None = None,
     init: Curve | Tensor | None = None,
     n_starts: int | None = None,
@@ -92,7 +92,7 @@ def geodesic(
         space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
-        rtol: Relative accuracy of the length.
+        rtol: Relative accuracy of the length; 1e-4 in float64, 1e-3 in float32 unless given.
         solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`, which is faster there
             but knows no Morse index; it also takes over pairs along which the metric is singular. Any :class:`Solver`
             will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`,
@@ -122,6 +122,7 @@ def geodesic(
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
     z0, z1 = _pairs(z0, z1)
+    rtol = tolerance(z0.dtype).geodesic if rtol is None else rtol
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
     if solver is not None and not isinstance(solver, Solver):

@@ -33,8 +33,10 @@ class Status(IntEnum):
 HINTS = {
     Status.CONVERGED: "",
     Status.MAX_STEPS: "raise max_steps, loosen rtol, or start from a graph path (init=)",
-    Status.RESOLUTION: "raise max_segments, or loosen rtol: the curve is not resolved yet",
-    Status.PRECISION: "rtol is below what the dtype can deliver: loosen it, or use M.to(dtype=torch.float64)",
+    Status.RESOLUTION: "raise max_segments, or loosen rtol: the curve is not resolved yet; a decoder with kinks (ReLU, "
+    "max-pooling) reaches rtol=1e-2",
+    Status.PRECISION: "rtol is below what the dtype can deliver: loosen it (rtol=1e-3, with ReLU 1e-2), or use "
+    "M.to(dtype=torch.float64)",
     Status.STALLED: "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?",
     Status.SINGULAR: "the metric is singular along the curve: directions without length, such as unused latent units; "
     "try solver=solvers.NewtonCG(), which moves along them as little as it can",

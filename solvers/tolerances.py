@@ -21,6 +21,7 @@ class Tolerance:
             singular where something is divided by it.
         probe: Relative difference up to which two evaluations of one decoder count as equal.
         check: Relative difference up to which two roads to one quantity count as equal.
+        geodesic: What geodesics are solved to unless asked for.
     """
 
     eps: float
@@ -29,11 +30,14 @@ class Tolerance:
     pivot: float
     probe: float
     check: float
+    geodesic: float
 
 
 _TABLE = {
-    torch.float64: Tolerance(eps=2.0**-52, length=1e-14, rank=1e-14, pivot=2e-14, probe=1e-9, check=1e-8),
-    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3),
+    torch.float64: Tolerance(
+        eps=2.0**-52, length=1e-14, rank=1e-14, pivot=2e-14, probe=1e-9, check=1e-8, geodesic=1e-4
+    ),
+    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3, geodesic=1e-3),
 }
 
 

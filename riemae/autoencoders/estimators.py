@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -25,6 +24,7 @@ from riemae.autoencoders.report import Report, report
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
 from riemae.manifold import Manifold
 from riemae.randomness import restored
+from riemae.reach import copied
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
@@ -250,7 +250,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def costs(self, X: Any) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds a training step of every part, on a batch of X."""
         check_is_fitted(self, "objective_")
-        objective = copy.deepcopy(self.objective_).requires_grad_().train()
+        objective = copied(self.objective_).requires_grad_().train()
         x = next(self._chunks(X, reset=False, size=self.batch_size))
         # The cost of a neighbour does not depend on which one it is.
         return objective.costs(x, x.roll(1, 0) if objective.variation.order is not None else None)
@@ -353,7 +353,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             center = likelihood.null(data)
         with restored():
             torch.manual_seed(derived_seed(self.seed, 3))
-            encoder, decoder = copy.deepcopy(self.encoder), copy.deepcopy(self.decoder)
+            encoder, decoder = copied(self.encoder), copied(self.decoder)
             if encoder is None:
                 sets = isinstance(likelihood, Chamfer)
                 encoder = build_encoder(center, spread, outputs, self.hidden, self.activation, sets=sets).to(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from riemae.autoencoders.likelihoods import LIKELIHOODS, Likelihood, as_likeliho
 from riemae.autoencoders.objective import Objective, Term
 from riemae.autoencoders.report import Report
 from riemae.exceptions import CheckpointError, RiemaeError
+from riemae.reach import copied
 
 if TYPE_CHECKING:
     from riemae.autoencoders.estimators import AE
@@ -292,7 +292,7 @@ def _stand_ins(
 
 def _network(part: str, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
     if given.get(part) is not None:
-        return copy.deepcopy(given[part])
+        return copied(given[part])
     return io.build(metadata["networks"][part])
 
 
@@ -301,7 +301,7 @@ def _set_own(model: AE, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
     if metadata["ambient"] is not None:
         model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
     for part, described in metadata["own"].items():
-        network = copy.deepcopy(given[part]) if given.get(part) is not None else io.build(described)
+        network = copied(given[part]) if given.get(part) is not None else io.build(described)
         own = {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}
         network.to(model.objective_.null.device, model.objective_.null.dtype)
         network.load_state_dict(own, assign=part not in given)

@@ -1,0 +1,193 @@
+"""What a decoder is made of, and copies of it: modules and tensors in closures, defaults, globals and bound methods.
+
+``Manifold(lambda z: net(z)[0])`` holds a network that no ``nn.Module`` shows. Here it is found, so that it can be moved
+to another device or dtype together with the function around it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DEPTH = 4  # functions that call functions …
+
+
+def modules(function: Any) -> list[nn.Module]:
+    """Modules that a decoder consists of or refers to, each once."""
+    found: dict[int, nn.Module] = {}
+    for value in _walk(function, _DEPTH, set()):
+        if isinstance(value, nn.Module):
+            found.setdefault(id(value), value)
+    return list(found.values())
+
+
+def moved(function: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """A copy of a decoder, with its modules and tensors elsewhere; the original stays.
+
+    Functions are made anew around the copies; what does not lead to a module or a tensor is shared.
+    """
+    return _Mover(device, dtype)(function, _DEPTH)
+
+
+def copied(module: Any) -> Any:
+    """A deep copy that also takes modules whose weights are computed: see :func:`computed`."""
+    return copy.deepcopy(module, computed(module))
+
+
+def computed(module: Any) -> dict[int, Any]:
+    """A memo for ``deepcopy`` with copies of weights that are computed, as ``torch.nn.utils.weight_norm``'s are.
+
+    Such tensors are no leaves of autograd's graph, which refuses to copy them. The copies have their values, and are
+    computed anew at the next forward pass.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules() if isinstance(module, nn.Module) else ():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return memo
+
+
+def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """(where, name, value) of all that a function refers to."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield "closure", name, cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            yield "globals", name, function.__globals__[name]
+    for name, value in (function.__kwdefaults__ or {}).items():
+        yield "keywords", name, value
+    for i, value in enumerate(function.__defaults__ or ()):
+        yield "defaults", str(i), value
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that a function, or one inside it, may look up among its globals."""
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """Modules, tensors and functions among the attributes of an object that is no module itself."""
+    attributes = getattr(value, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(value, (type, types.ModuleType)):
+        return {}
+    return {name: x for name, x in attributes.items() if isinstance(x, (nn.Module, Tensor))}
+
+
+def _walk(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
+    if id(value) in seen or depth < 0:
+        return
+    seen.add(id(value))
+    if isinstance(value, (nn.Module, Tensor)):
+        yield value
+    elif isinstance(value, types.FunctionType):
+        for _, _, part in _referred(value):
+            yield from _walk(part, depth - 1, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _walk(value.__self__, depth, seen)
+        yield from _walk(value.__func__, depth - 1, seen)
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _walk(part, depth, seen)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _walk(part, depth - 1, seen)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _walk(part, depth - 1, seen)
+    else:
+        for part in _held(value).values():
+            yield from _walk(part, depth - 1, seen)
+
+
+class _Mover:
+    """Copies values once each: two functions that share a network share its copy."""
+
+    def __init__(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        self.device, self.dtype = device, dtype
+        self.done: dict[int, tuple[Any, Any]] = {}  # the original is kept alive, so that its id stays its own
+
+    def __call__(self, value: Any, depth: int) -> Any:
+        if id(value) in self.done:
+            return self.done[id(value)][1]
+        if depth < 0:
+            return value
+        self.done[id(value)] = value, value  # a function that refers to itself
+        copy_ = self._copy(value, depth)
+        self.done[id(value)] = value, copy_
+        return copy_
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        if isinstance(value, nn.Module):
+            return self._module(copied(value), depth - 1)
+        if isinstance(value, Tensor):
+            converted = value.to(device=self.device, dtype=self.dtype if value.is_floating_point() else None)
+            return value if converted is value else converted.detach().requires_grad_(value.requires_grad)
+        if isinstance(value, types.FunctionType):
+            return self._function(value, depth - 1)
+        if isinstance(value, types.MethodType):
+            owner = self(value.__self__, depth)
+            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if isinstance(value, functools.partial):
+            arguments = [self(part, depth) for part in value.args]
+            keywords = {name: self(part, depth) for name, part in value.keywords.items()}
+            return functools.partial(self(value.func, depth), *arguments, **keywords)
+        if type(value) in (list, tuple):
+            parts = [self(part, depth - 1) for part in value]
+            return value if _same(parts, value) else type(value)(parts)
+        if type(value) is dict:
+            changed = {name: self(part, depth - 1) for name, part in value.items()}
+            return value if _same(list(changed.values()), list(value.values())) else changed
+        held = _held(value)
+        moved_ = {name: self(part, depth - 1) for name, part in held.items()}
+        if _same(list(moved_.values()), list(held.values())):
+            return value
+        twin = copy.copy(value)
+        vars(twin).update(moved_)
+        return twin
+
+    def _module(self, module: nn.Module, depth: int) -> nn.Module:
+        module.to(device=self.device, dtype=self.dtype)
+        parts = () if isinstance(module, torch.jit.ScriptModule) else module.modules()
+        for part in parts:  # constants that are no buffers, and functions of its own
+            for name, value in vars(part).items():
+                if isinstance(value, (Tensor, types.FunctionType, functools.partial)):
+                    vars(part)[name] = self(value, depth)
+        return module
+
+    def _function(self, function: types.FunctionType, depth: int) -> types.FunctionType:
+        places: dict[str, dict[str, Any]] = {"closure": {}, "globals": {}, "keywords": {}, "defaults": {}}
+        for where, name, value in _referred(function):
+            new = self(value, depth)
+            if new is not value:
+                places[where][name] = new
+        if not any(places.values()):
+            return function
+        cells = tuple(
+            types.CellType(places["closure"][name]) if name in places["closure"] else cell
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        )
+        defaults = function.__defaults__ and tuple(
+            places["defaults"].get(str(i), value) for i, value in enumerate(function.__defaults__)
+        )
+        names = {**function.__globals__, **places["globals"]} if places["globals"] else function.__globals__
+        twin = types.FunctionType(function.__code__, names, function.__name__, defaults, cells)
+        twin.__kwdefaults__ = function.__kwdefaults__ and {**function.__kwdefaults__, **places["keywords"]}
+        twin.__dict__.update(function.__dict__)
+        twin.__qualname__ = function.__qualname__
+        twin.__module__ = function.__module__
+        return twin
+
+
+def _same(new: list[Any], old: Any) -> bool:
+    return all(a is b for a, b in zip(new, old, strict=True))
