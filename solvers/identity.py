@@ -61,20 +61,20 @@ def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[
         yield place, f"as {seen.get(id(thing), '…')}"
         return
     seen[id(thing)] = place
-    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    kind = type(thing).__qualname__  # a module's name depends on how it was started
     inside: Mapping[str, Any] = {}
     if isinstance(thing, Tensor):
         text = f"tensor {_tensor(thing)}"
     elif isinstance(thing, (np.ndarray, np.generic)):
         text = f"array {_array(np.asarray(thing))}"
     elif isinstance(thing, (type, types.BuiltinFunctionType, types.ModuleType)):
-        text = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}"
+        text = getattr(thing, "__qualname__", thing.__name__)
     elif isinstance(thing, functools.partial):
         text, inside = "partial", {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
     elif isinstance(thing, types.MethodType):
         text, inside = f"method {thing.__func__.__qualname__}", {"self": thing.__self__}
     elif isinstance(thing, types.FunctionType):
-        text, inside = f"function {thing.__module__}.{thing.__qualname__}", _of_function(thing)
+        text, inside = f"function {thing.__qualname__}", _of_function(thing)
     elif isinstance(thing, nn.Module):
         text, inside = _of_module(thing, kind)
     elif isinstance(thing, Mapping):
