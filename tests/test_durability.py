@@ -471,7 +471,7 @@ class TestMalformed:
     z = draw(6, 5)
     M = Manifold(torus)
 
-    @pytest.mark.parametrize("out", [3, "", None.__class__, b"d.npy", ".", 2.5])
+    @pytest.mark.parametrize("out", [3, "", type(None), b"d.npy", ".", 2.5])
     def test_out_that_is_no_path(self, out, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(FileError, match="out as the path of a file"):

@@ -509,8 +509,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         else:
             kinds = [np.float64, np.float32]
             array = validate_data(self, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False)
-            # A copy where the memory is not writable, or in another order: torch knows no negative strides, and the same
-            # data are to give the same bits.
+            # A copy where the memory is not writable, or in another order: torch knows no negative strides, and the
+            # same data are to give the same bits.
             plain = array.flags.writeable and array.flags.c_contiguous
             x = torch.as_tensor(array if plain else array.copy(order="C"))
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
