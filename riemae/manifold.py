@@ -25,7 +25,7 @@ from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
-from riemae.solvers.checks import expect_values
+from riemae.solvers.checks import expect_dense, expect_values
 from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
@@ -611,6 +611,7 @@ class Manifold:
             "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
         )
         for name, z in (("z0", z0), ("z1", z1)):
+            expect_dense("Manifold.geodesic", name, z)
             self._core.points(f"geodesic ({name})", z, finite=False)
         if self.latent is not None and init is None and n_starts is None and graph is None:
             return latent_geodesic(self, self.latent, z0, z1, rtol, solver, throw, progress)
@@ -733,8 +734,8 @@ class Manifold:
         return result.length, first, last
 
     def exp(
-        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
-    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+        self, z: Tensor, v: Tensor, t: float | Tensor = 1.0, rtol: float | None = None, throw: bool = True
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
         """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``; differentiable.
 
         :func:`riemae.solvers.exp` on this manifold.
@@ -742,7 +743,7 @@ class Manifold:
         Args:
             z: Start points.
             v: Start velocities.
-            t: Time.
+            t: Time; of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
             rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
             throw: Raise when a sample fails; False returns NaN for it.
 
@@ -750,8 +751,11 @@ class Manifold:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
         refuse_vmap("Manifold.exp")
+        for name, x in (("z", z), ("v", v)):
+            expect_dense("Manifold.exp", name, x)
         flat, w, batch = self._core.tangents("exp", z, v)
-        return solvers.exp(self, flat, w, t, rtol=rtol, throw=throw).view(*batch, flat.shape[-1])
+        points = solvers.exp(self, flat, w, t, rtol=rtol, throw=throw)
+        return points.view(*batch, *points.shape[1:])
 
     def shoot(
         self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
@@ -886,7 +890,7 @@ class Manifold:
             search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"`` (pynndescent) for very many
                 points in many dimensions; ``"auto"`` takes the faster exact one.
             rtol: Relative accuracy of the edges' lengths: 1e-2 is far below what a path through neighbours is longer
-                than the geodesic, and 25 times faster than 1e-4 where the decoder has kinks (ReLU).
+                than the geodesic, and some ten times faster than 1e-4.
             progress: Called with (edges measured, edges in all); True shows a bar.
 
         Raises:

@@ -25,6 +25,7 @@ from riemae.solvers.exceptions import (
 )
 from riemae.solvers.neighbors import Search, nearest
 from riemae.solvers.progress import Progress, reported
+from riemae.solvers.quadrature import length as measured
 from riemae.solvers.space import Space
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ Weight = Literal["length", "chord"]
 
 # A path through neighbours is longer than the geodesic by several per cent: more digits of its edges would say nothing.
 GRAPH_RTOL = 1e-2
-_MAX_PIECES = 256
-_EDGES = 4096  # pieces measured at once: what a decoder returns for all would not fit
+# Down to this accuracy, two lengths of an edge that agree to a share of it are believed.
+_CURSORY, _AGREEMENT = 1e-3, 0.01
+# Pieces measured at once: what a decoder returns for all would not fit. A line in panels has as many points as so many.
+_EDGES, _PANELS = 4096, 38
 _REPORTED = 256  # edges between two reports of progress
 
 
@@ -225,9 +228,9 @@ def graph(
         coordinates: Where neighbours are looked for, ``(n, d)``; the latent points themselves unless given.
         search: How: ``"tree"`` (scipy), ``"brute"`` (scikit-learn, for many dimensions), both exact; ``"approximate"``
             (pynndescent) misses a few; ``"auto"`` is exact.
-        rtol: Relative accuracy of the edges' lengths: each is measured on 1, 2, 4, … pieces, 256 at most, until two
-            agree to it. 1e-2 is far below what a path through neighbours is longer than the geodesic; 1e-4 takes some
-            25 times as long where the decoder has kinks (ReLU). Chords are exact.
+        rtol: Relative accuracy of the edges' lengths. 1e-2 is far below what a path through neighbours is longer than
+            the geodesic; from 1e-3 on no edge is measured by a few points alone, which takes some ten times as long.
+            Chords are exact.
         progress: Called with (edges measured, edges in all); True shows a bar.
 
     Raises:
@@ -303,19 +306,23 @@ def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.nda
 
 
 def _straight(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
-    """Lengths of straight lines, on more pieces until two resolutions agree."""
-    lengths = length(space, torch.stack([start, stop], 1))
-    pending = torch.arange(len(start), device=start.device)
-    pieces = 1
-    while len(pending) and pieces < _MAX_PIECES:
-        pieces *= 2
-        size = max(1, _EDGES // pieces)
-        parts = zip(start[pending].split(size), stop[pending].split(size), strict=True)
-        finer = torch.cat([length(space, Curve.line(*part, pieces)) for part in parts])
-        unsettled = (finer - lengths[pending]).abs() > rtol * finer  # False for NaN
-        lengths[pending] = finer
-        pending = pending[unsettled]
+    """Lengths of straight lines: by few points where one and two pieces agree, else by panels of known error."""
+    rows = torch.arange(len(start), device=start.device)
+    lengths = torch.full_like(start[:, 0], torch.nan)
+    if rtol > _CURSORY:
+        lengths = torch.cat([length(space, torch.stack([*part], 1)) for part in _split(_EDGES, start, stop)])
+        finer = torch.cat([length(space, Curve.line(*part, 2)) for part in _split(_EDGES // 2, start, stop)])
+        # Where a map has kinks two lengths may agree by accident, though hardly to so many digits. False for NaN.
+        rows = ((finer - lengths).abs() > _AGREEMENT * rtol * finer).nonzero().flatten()
+        lengths = finer
+    if len(rows):
+        parts = _split(_EDGES // _PANELS, start[rows], stop[rows])
+        lengths[rows] = torch.cat([measured(space, torch.stack([*part], 1), rtol, throw=False) for part in parts])
     return lengths
+
+
+def _split(size: int, start: Tensor, stop: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(start.split(max(1, size)), stop.split(max(1, size)), strict=True)
 
 
 def _chords(space: Space, start: Tensor, stop: Tensor) -> Tensor:
