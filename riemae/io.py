@@ -58,9 +58,9 @@ def save(directory: str | os.PathLike[str], tensors: Mapping[str, Tensor], metad
 
     Raises:
         DTypeError: When a tensor is sparse, quantised or none, a name no string, or the metadata hold something else.
-        CheckpointError: When the directory is a file.
+        CheckpointError: When the directory is a file, or is not a path.
     """
-    folder = Path(directory)
+    folder = _folder("io.save", directory)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError("io.save", "a directory", f"the file {folder}", "Choose another name.")
     _check_plain(metadata, "metadata")
@@ -98,9 +98,11 @@ def load(
 
     Raises:
         CheckpointError: When a file is missing, truncated, changed, of another kind (a pickle among them) or of a
-            version that this riemae does not know. It names the file.
+            version that this riemae does not know. It names the file. Also when the directory is not a path, or there
+            is no such device.
     """
-    folder = Path(directory)
+    folder = _folder("io.load", directory)
+    device = present("io.load", device)
     if not folder.is_dir():
         got = _kind(_read(folder)) if folder.exists() else "nothing"
         hint = "Checkpoints are directories; pickles are never read." if folder.exists() else "Is the path right?"
@@ -126,6 +128,32 @@ def load(
     except Exception as reason:  # whatever a parser of foreign bytes may raise
         raise CheckpointError("io.load", f"{path} in the safetensors format", f"{reason}", "") from reason
     return {key: tensor.to(device) for key, tensor in tensors.items()}, body["metadata"]
+
+
+def present(where: str, device: torch.device | str) -> torch.device:
+    """A device that tensors can go to.
+
+    Raises:
+        CheckpointError: When there is none of that name, as with ``"cuda"`` on a machine without a GPU.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as reason:
+        got = f"{device!r}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
+        raise CheckpointError(where, "a device of this machine", got, "Try device='cpu'.") from reason
+    return found
+
+
+def _folder(where: str, directory: Any) -> Path:
+    """The path of a checkpoint.
+
+    Raises:
+        CheckpointError: When it is not a path.
+    """
+    if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
+        raise CheckpointError(where, "the path of a directory", repr(directory), "Try 'model' or a pathlib.Path.")
+    return Path(directory)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -247,16 +275,71 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     return {"name": name, "arguments": arguments}
 
 
-def build(description: Mapping[str, Any]) -> nn.Module:
+def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The module of a description, its parameters freshly drawn; torch's own random numbers are left as they were.
 
     Give it its values with ``module.load_state_dict(tensors, assign=True)``, which keeps their dtype.
 
+    Args:
+        description: From :func:`describe`.
+        tensors: The values that it will be given. A description that does not fit them is refused before it takes any
+            memory.
+
     Raises:
-        CheckpointError: When the description names nothing that is known, or with other arguments than it takes.
+        CheckpointError: When the description names nothing that is known, or with other arguments than it takes, or
+            describes a module of other tensors.
     """
-    with restored():
-        return _built(description)
+    try:
+        if tensors is not None:
+            _check_tensors(description, tensors)
+        with restored():
+            return _built(description)
+    except RecursionError as reason:
+        raise CheckpointError("io.build", "a description of a module", "one without an end", "") from reason
+
+
+def outline(description: Mapping[str, Any]) -> nn.Module | None:
+    """The module of a description without values, on the meta device; None where its class cannot be built there.
+
+    Raises:
+        CheckpointError: As :func:`build`.
+    """
+    with restored(), torch.device("meta"):
+        try:
+            return _built(description)
+        except CheckpointError:
+            if not _is_ours(description):
+                return None  # it may have to look at values
+            raise
+
+
+def _is_ours(description: Any) -> bool:
+    """Whether all classes of a description are layers of torch, or riemae's own."""
+    if not isinstance(description, Mapping):
+        return True
+    parts = description.get("modules")
+    if isinstance(parts, Mapping):
+        return all(map(_is_ours, parts.values()))
+    cls = _BY_NAME.get(description["name"]) if isinstance(description.get("name"), str) else None
+    return cls is None or cls in _LAYERS or cls.__module__.split(".")[0] == "riemae"
+
+
+def _check_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Compare the tensors of a description with those that are there.
+
+    Raises:
+        CheckpointError: When names or shapes differ.
+    """
+    module = outline(description)
+    if module is None:
+        return
+    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    found = {name: tuple(x.shape) for name, x in tensors.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            shapes = [f"of shape {shapes[name]}" if name in shapes else "missing" for shapes in (wanted, found)]
+            got = f"{name!r} {shapes[1]} where the description has it {shapes[0]}"
+            raise CheckpointError("io.build", "a description that fits the tensors", got, "")
 
 
 def _built(description: Mapping[str, Any]) -> nn.Module:
@@ -274,7 +357,7 @@ def _built(description: Mapping[str, Any]) -> nn.Module:
         raise CheckpointError(where, "the name and arguments of a known module", repr(description)[:200], hint)
     try:
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
-    except (TypeError, ValueError, RuntimeError) as reason:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as reason:
         raise CheckpointError(where, f"arguments that {name} takes", f"{reason}", "") from reason
 
 

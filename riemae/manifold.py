@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import Executor
+from numbers import Integral
 from os import PathLike
 from types import FunctionType
 from typing import Any, Literal, overload
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from riemae import curvature, distortion, reach, solvers
 from riemae.ambient import AmbientMetric, as_ambient
-from riemae.decoders import Decoder, fingerprint
+from riemae.decoders import Decoder
 from riemae.ensembles import Ensemble
 from riemae.envelope import Ruler, once_differentiable, transformed_distance
 from riemae.exceptions import AmbientError, DecoderError, DifferentiationError, DTypeError, OptionError, ShapeError
@@ -24,8 +25,10 @@ from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.checks import expect_dense, expect_values
 from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
+from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.probe import in_full_precision
@@ -94,10 +97,9 @@ class Manifold:
         chunk_size: int | None = None,
         latent: LatentSpace | None = None,
     ) -> None:
-        if latent_dim is not None and latent_dim < 1:
-            raise OptionError("Manifold", "latent_dim of at least 1", str(latent_dim), "")
-        if chunk_size is not None and chunk_size < 1:
-            raise OptionError("Manifold", "chunk_size of at least 1", str(chunk_size), "")
+        for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
+                raise OptionError("Manifold", f"{name} of at least 1, as an integer", repr(number), "")
         metric = None if ambient is None else as_ambient(ambient)
         self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
         self.latent = as_latent(latent)
@@ -739,8 +741,8 @@ class Manifold:
         return result.length, first, last
 
     def exp(
-        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
-    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+        self, z: Tensor, v: Tensor, t: float | Tensor = 1.0, rtol: float | None = None, throw: bool = True
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
         """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``; differentiable.
 
         :func:`riemae.solvers.exp` on this manifold.
@@ -748,7 +750,7 @@ class Manifold:
         Args:
             z: Start points.
             v: Start velocities.
-            t: Time.
+            t: Time; of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
             rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
             throw: Raise when a sample fails; False returns NaN for it.
 
@@ -756,8 +758,11 @@ class Manifold:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
         refuse_vmap("Manifold.exp")
+        for name, x in (("z", z), ("v", v)):
+            expect_dense("Manifold.exp", name, x)
         flat, w, batch = self._core.tangents("exp", z, v)
-        return solvers.exp(self, flat, w, t, rtol=rtol, throw=throw).view(*batch, flat.shape[-1])
+        points = solvers.exp(self, flat, w, t, rtol=rtol, throw=throw)
+        return points.view(*batch, *points.shape[1:])
 
     def shoot(
         self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
@@ -879,6 +884,8 @@ class Manifold:
         weight: Literal["length", "chord"] = "length",
         neighbors: Literal["latent", "data"] = "latent",
         search: Literal["auto", "tree", "brute", "approximate"] = "auto",
+        rtol: float = GRAPH_RTOL,
+        progress: Callable[[int, int], object] | bool | None = None,
     ) -> Graph:
         """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not differentiable.
 
@@ -889,8 +896,12 @@ class Manifold:
             neighbors: Where neighbours are looked for: among the latent points, or among what they decode to.
             search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"`` (pynndescent) for very many
                 points in many dimensions; ``"auto"`` takes the faster exact one.
+            rtol: Relative accuracy of the edges' lengths: 1e-2 is far below what a path through neighbours is longer
+                than the geodesic, and some ten times faster than 1e-4.
+            progress: Called with (edges measured, edges in all); True shows a bar.
 
         Raises:
+            DTypeError: When ``points`` is not a dense tensor, or ``rtol`` not a number.
             OptionError: When ``k`` is not smaller than the number of points, or an option is unknown.
             MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
@@ -898,23 +909,27 @@ class Manifold:
         refuse_transforms("Manifold.graph", "It is not differentiable, and takes all points at once.")
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
+        expect_values("Manifold.graph", "points", points)
         flat = self._core.points("graph", points)
         coordinates = None
         if neighbors == "data":
             with torch.no_grad():
                 coordinates = (self._core.embedding or self._core.immersion).value(flat)
-        return build_graph(self, points, k=k, weight=weight, coordinates=coordinates, search=search)
+        return build_graph(
+            self, points, k=k, weight=weight, coordinates=coordinates, search=search, rtol=rtol, progress=progress
+        )
 
     def distance_matrix(
         self,
         a: Tensor,
         b: Tensor | None = None,
         method: Literal["geodesic", "graph", "chord"] = "geodesic",
-        rtol: float = 1e-4,
+        rtol: float | None = None,
         k: int = 10,
         throw: bool = True,
-        progress: Callable[[int, int], object] | None = None,
+        progress: Callable[[int, int], object] | bool | None = None,
         *,
+        weight: Literal["length", "chord"] = "length",
         solver: Solver | None = None,
         block_size: int | None = None,
         executor: Executor | None = None,
@@ -928,18 +943,23 @@ class Manifold:
             a: ``(n, m)``.
             b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
             method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour
-                graph of all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
-            rtol: Relative accuracy of geodesic distances.
-            k: Neighbours a point in the graph.
+                graph of all points, not shorter but for the accuracy of its edges; ``"chord"``: straight through the
+                ambient space, never longer.
+            rtol: Relative accuracy, by default that of :meth:`geodesic`, and 1e-2 of the edges of a graph.
+            k: Neighbours per point in the graph.
             throw: Raise when a geodesic misses ``rtol``; with False such distances come back all the same, NaN where
                 there is none.
-            progress: Called with (distances done, distances in all).
+            progress: Called with (distances done, distances in all), of which building a graph is the first half; True
+                shows a bar.
+            weight: Of the graph's edges, as in :meth:`graph`.
             solver: Settings of the path solver, as in :meth:`geodesic`.
             block_size: Distances computed, and written, at once; chosen by work and memory unless given.
             executor: Any ``concurrent.futures.Executor``: processes, or a cluster's, such as Dask's
                 ``Client.get_executor()``; threads only take turns. The result has the same bits as without.
             out: A file for the result, in numpy's ``.npy`` format. When a run is killed, the same call goes on where
-                it stopped; when the file is complete, it is read. The tensor is then mapped from the file.
+                it stopped; when the file is complete, it is read. The tensor is then mapped from the file. A file of
+                other points, settings, weights, ambient or latent space, or of another version of riemae is refused,
+                and so is one that another process is writing.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
@@ -949,11 +969,15 @@ class Manifold:
             OptionError: For an unknown method.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
             TransferError: When the decoder cannot be sent to another process.
-            FileError: When ``out`` holds something else, or is damaged.
+            FileError: When ``out`` is not a path, holds something else, is damaged, is being written by another
+                process, or cannot be written; finished blocks are kept.
         """
         refuse_transforms("Manifold.distance_matrix", "It is not differentiable, and takes all points at once.")
         for name, points in (("a", a), ("b", a if b is None else b)):
-            self._core.points(f"distance_matrix ({name})", points)
+            expect_values("Manifold.distance_matrix", name, points)
+            flat = self._core.points(f"distance_matrix ({name})", points)
+        if rtol is None and method == "geodesic":
+            rtol = self._accuracy(flat)
         if method == "chord" and self._core.embedding is None:
             raise AmbientError(
                 "Manifold.distance_matrix",
@@ -969,13 +993,22 @@ class Manifold:
             rtol=rtol,
             solver=solver,
             k=k,
+            weight=weight,
             block_size=block_size,
             executor=executor,
             out=out,
-            identity=None if out is None else {n: fingerprint(getattr(self, n)) for n in ("decoder", "ambient")},
+            identity=None if out is None else self._identity(),
             throw=throw,
             progress=progress,
         ).distances
+
+    def _identity(self) -> dict[str, object]:
+        """What distances depend on, besides points and settings."""
+        from riemae import __version__
+
+        ambient = type(self.ambient).__qualname__, self._core.given
+        latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
+        return {"riemae": __version__, "decoder": self.decoder, "ambient": ambient, "latent": (latent,)}
 
     # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
     # here raises for NaN.

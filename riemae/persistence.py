@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def load(directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any) -> AE:
     """A trained autoencoder, as its ``save(directory)`` left it: its codes have the same bits.
 
-    Reading runs no code that the checkpoint names. What has no description in plain values (networks of your own that
+    Reading runs no code that the checkpoint names, and takes no more memory than its tensors are large before they are
+    known to fit. Where a fit writes is not read from it: ``directory``, ``logger`` and ``trainer`` are as by default;
+    ``set_params`` changes them. What has no description in plain values (networks of your own that
     are not registered with :func:`riemae.io.register`, most ambient metrics, losses and likelihoods of your own) has to
     be given again; the error says what.
 
@@ -29,7 +31,7 @@ def load(directory: str | os.PathLike[str], device: torch.device | str = "cpu", 
 
     Raises:
         CheckpointError: When a file is missing, changed, of an unknown version or of something else; when something is
-            missing that has to be given, or what is given does not fit.
+            missing that has to be given, or what is given does not fit; when there is no such device.
 
     Example:
         >>> import tempfile, numpy as np, riemae
@@ -52,10 +54,11 @@ def read(
     Raises:
         CheckpointError: As there.
     """
+    device = io.present("riemae.load", device)
     tensors, metadata = io.load(directory, device)
     if metadata.get("kind") != "autoencoder":
         hint = "Tensors of other checkpoints are read by riemae.io.load."
         raise CheckpointError("riemae.load", "a checkpoint of an autoencoder", repr(metadata.get("kind")), hint)
     from riemae.autoencoders.saved import restored
 
-    return restored(tensors, metadata, torch.device(device), given, cls)
+    return restored(tensors, metadata, device, given, cls)

@@ -26,6 +26,7 @@ from riemae.factors import (
 from riemae.heads import EnsembleLayout
 from riemae.modes import PORTABLE
 from riemae.solvers import probe
+from riemae.solvers.checks import expect_dense
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -129,8 +130,7 @@ class Pullback:
             NonFiniteError: For NaN or infinity, unless ``finite`` is False.
         """
         where = f"Manifold.{where}"
-        if not isinstance(z, Tensor):
-            raise DTypeError(where, "z as a torch tensor", type(z).__name__, "Try torch.as_tensor(z).")
+        expect_dense(where, "z", z)
         tolerance(z.dtype)
         m = self.latent_dim
         if not z.ndim or (m is not None and z.shape[-1] != m) or not z.shape[-1]:

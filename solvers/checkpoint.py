@@ -2,11 +2,13 @@
 
 While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says whose they are. A
 complete result is ``PATH`` in numpy's format with its description in ``PATH.json``. Every file appears by being renamed
-when it is whole and on the disk; nothing is ever pickled.
+when it is whole and on the disk; nothing is ever pickled. Who writes holds ``PATH.lock``. A disk that is full raises;
+what is finished stays.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,21 +18,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemae.solvers.exceptions import FileError
+from riemae.solvers.lock import Lock
+from riemae.solvers.result import Status
 from riemae.solvers.tolerances import tolerance
 
-_PIECE = 2**24  # bytes hashed at once
+_PIECE = 2**24  # bytes hashed, or written, at once
+# What file managers and network file systems leave in folders.
+_STATUSES = {int(status) for status in Status}
+_STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
 
 
 @dataclass
 class BlockFile:
-    """The file of one run, found or begun.
+    """The file of one run, found or begun; as a context, it gives the right to write back at the end.
 
     Attributes:
         path: Of the result.
@@ -44,6 +51,7 @@ class BlockFile:
     probe: list[float]
     complete: bool = False
     _found: dict[str, Any] = field(default_factory=dict)
+    _lock: Lock | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], description: dict[str, Any], probe: list[float]) -> BlockFile:
@@ -52,21 +60,66 @@ class BlockFile:
         Raises:
             FileError: When the folder of ``path`` does not exist, or what lies there is of another run, or damaged.
         """
+        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or not Path(path).name:
+            hint = "Try out='distances.npy'."
+            raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
         file = cls(Path(path), description, probe)
         if not file.path.parent.is_dir():
             folder = str(file.path.parent)
             raise FileError("distance_matrix", f"an existing folder for out={str(path)!r}", folder, "Make it first.")
-        if file.path.exists():
-            file._found = file._agreed(file._beside, "the description of a result")
-            file._check_array()
-            file.complete = True
-            shutil.rmtree(file._blocks, ignore_errors=True)  # left when a run was killed in its last moment
-        elif file._blocks.exists() and any(entry.suffix != ".part" for entry in file._blocks.iterdir()):
-            file._agreed(file._run, "the description of an unfinished run")
-        else:
-            file._blocks.mkdir(exist_ok=True)
-            _write(file._run, _json({**description, "probe": probe}))
+        if file.path.is_dir():
+            raise FileError("distance_matrix", "out as the path of a file", f"the folder {path}", "Add a file's name.")
+        if file._find():
+            return file
+        with _on_disk(file.path):
+            lock = Lock(file.path.with_name(file.path.name + ".lock"), "distance_matrix", f"out={str(path)!r}")
+            lock.acquire()
+        file._lock = lock
+        try:
+            if file._find():  # the one before has finished it in this moment
+                file.__exit__()
+            else:
+                file._begin()
+        except BaseException:
+            file.__exit__()
+            raise
         return file
+
+    def __enter__(self) -> BlockFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _find(self) -> bool:
+        """Whether the result is there, and of this run.
+
+        Raises:
+            FileError: When it is of another run, or damaged.
+        """
+        if not self.path.exists():
+            return False
+        self._found = self._agreed(self._beside, "the description of a result")
+        self._check_array()
+        self._check_failures()
+        self.complete = True
+        shutil.rmtree(self._blocks, ignore_errors=True)  # left when a run was killed in its last moment
+        return True
+
+    def _begin(self) -> None:
+        """Find the blocks of an unfinished run, or make a folder for them.
+
+        Raises:
+            FileError: When they are of another run.
+        """
+        if self._blocks.is_dir() and any(not _is_stray(entry) for entry in self._blocks.iterdir()):
+            self._agreed(self._run, "the description of an unfinished run")
+            return
+        with _on_disk(self.path):
+            self._blocks.mkdir(exist_ok=True)
+            _write(self._run, _json({**self.description, "probe": self.probe}))
 
     # Blocks.
 
@@ -78,8 +131,8 @@ class BlockFile:
         """
         numbers = set()
         for entry in self._blocks.iterdir():
-            if entry.suffix == ".part" or entry == self._run:
-                continue  # a .part is what a killed run was just writing
+            if _is_stray(entry) or entry == self._run:
+                continue
             if entry.suffix != ".safetensors" or not entry.stem.isdecimal() or int(entry.stem) >= count:
                 raise self._wrong(entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}")
             numbers.add(int(entry.stem))
@@ -90,7 +143,8 @@ class BlockFile:
         from safetensors.torch import save
 
         parts = {name: x.contiguous() for name, x in tensors.items()}
-        _write(self._block(block), save(parts, self._label(block, parts)))
+        with _on_disk(self.path):
+            _write(self._block(block), save(parts, self._label(block, parts)))
 
     def read(self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
         """A stored block.
@@ -125,23 +179,34 @@ class BlockFile:
 
     @contextmanager
     def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`; zeros at first."""
+        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`; zeros at first.
+
+        The space on the disk is taken before anything is written to the map: a disk that is full would kill the process
+        there, by SIGBUS.
+        """
         kind = torch.empty(0, dtype=dtype).numpy().dtype
-        array = np.lib.format.open_memmap(self._part, mode="w+", dtype=kind, shape=shape)
+        head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        with _on_disk(self.path, drop=self._part):
+            with self._part.open("w+b") as stream:
+                np.lib.format.write_array_header_1_0(stream, head)
+                _allocate(stream, math.prod(shape) * kind.itemsize)
+            array = np.load(self._part, mmap_mode="r+", allow_pickle=False)
         yield torch.from_numpy(array)
-        array.flush()
+        with _on_disk(self.path):
+            array.flush()
 
     def finish(self, failures: list[tuple[int, int, int]]) -> None:
         """Make the assembled array the result, with its description, and drop the blocks."""
-        with self._part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        about = {"sha256": _file_digest(self._part), "failed": failures}
-        self._found = {**self.description, "probe": self.probe, **about}
-        _write(self._beside, _json(self._found))
-        os.replace(self._part, self.path)
-        _sync_folder(self.path.parent)
+        with _on_disk(self.path):
+            with self._part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            about = {"sha256": _file_digest(self._part), "failed": failures}
+            self._found = {**self.description, "probe": self.probe, **about}
+            _write(self._beside, _json(self._found))
+            os.replace(self._part, self.path)
+            _sync_folder(self.path.parent)
         self.complete = True
-        shutil.rmtree(self._blocks)
+        shutil.rmtree(self._blocks, ignore_errors=True)
 
     def matrix(self) -> Tensor:
         """The result, mapped from the file; what is written to the tensor stays out of the file."""
@@ -186,15 +251,18 @@ class BlockFile:
         expected = f"{what} of these points, settings and space"
         try:
             found = json.loads(path.read_bytes())
-        except (OSError, ValueError) as reason:
+        except (OSError, ValueError, RecursionError) as reason:
             raise self._wrong(path, expected, str(reason)) from reason
         if not isinstance(found, dict):
             raise self._wrong(path, expected, type(found).__name__)
         differences = list(_differences(self.description, found))
-        if not differences and not self._same_probe(found.get("probe")):
-            differences = ["probe: the metric has other values at these points (another decoder or ambient metric?)"]
+        if not self._same_probe(found.get("probe")):
+            differences.append(
+                "probe: the metric has other values at these points (another decoder or ambient metric?)"
+            )
         if differences:
-            raise self._wrong(path, expected, "another one: " + "; ".join(differences[:5]))
+            named = differences if len(differences) <= 5 else [*differences[:4], differences[-1]]
+            raise self._wrong(path, expected, "another one: " + "; ".join(named))
         return found
 
     def _same_probe(self, found: object) -> bool:
@@ -216,12 +284,69 @@ class BlockFile:
         if got != wanted:
             raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
         actual = _file_digest(self.path)
-        if about.get("sha256") != actual or not isinstance(about.get("failed"), list):
+        if about.get("sha256") != actual:
             raise self._wrong(self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual)
+
+    def _check_failures(self) -> None:
+        failed, (n, q) = self._found.get("failed"), self.description["shape"]
+        entries: list[Any] = failed if isinstance(failed, list) else [None]
+        for entry in entries:
+            whole = isinstance(entry, list) and len(entry) == 3 and all(type(x) is int for x in entry)
+            if not whole or not (0 <= entry[0] < n and 0 <= entry[1] < q and entry[2] in _STATUSES):
+                expected = f"failed pairs as [row, column, status] of a {n} x {q} matrix"
+                raise self._wrong(self._beside, expected, repr(entry)[:80])
 
     def _wrong(self, path: Path, expected: str, got: str) -> FileError:
         remedy = "Give another out=, or delete it to compute it anew."
         return FileError("distance_matrix", f"{path} to hold {expected}", got, remedy)
+
+
+@contextmanager
+def _on_disk(path: Path, drop: Path | None = None) -> Iterator[None]:
+    """Say what to do where the disk refuses.
+
+    Raises:
+        FileError: Then; what ``drop`` had taken is free again.
+    """
+    try:
+        yield
+    except OSError as reason:
+        if drop is not None:
+            drop.unlink(missing_ok=True)
+        raise FileError(
+            "distance_matrix",
+            f"a disk that takes out={str(path)!r}",
+            str(reason),
+            "Finished blocks are kept: make room, or mend what is wrong, and repeat the same call.",
+        ) from reason
+
+
+def _allocate(stream: IO[bytes], size: int) -> None:
+    """Append ``size`` zeros that really have room on the disk.
+
+    Raises:
+        OSError: When there is none.
+    """
+    stream.flush()
+    start = stream.tell()
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), start, size)
+        except OSError as reason:
+            if reason.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        else:
+            return
+    zeros = bytes(min(size, _PIECE))
+    while (left := start + size - stream.tell()) > 0:
+        stream.write(zeros[:left])
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _is_stray(entry: Path) -> bool:
+    """Whether a file in the folder of blocks is none of ours: hidden, or what a killed run was just writing."""
+    return entry.suffix == ".part" or entry.name.startswith(".") or entry.name in _STRAYS
 
 
 def digest(x: Tensor) -> str:

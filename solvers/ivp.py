@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae.solvers.certificate import sound, sound_acceleration
+from riemae.solvers.checks import expect_rtol
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
+from riemae.solvers.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver
@@ -36,12 +38,12 @@ def exp(
     space: Space,
     z: Tensor,
     v: Tensor,
-    t: float = 1.0,
+    t: float | Tensor = 1.0,
     *,
     rtol: float | None = None,
     max_steps: int = 2000,
     throw: bool = True,
-) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
     """Exponential map: where the geodesic that starts at ``z`` with velocity ``v`` is at time ``t``.
 
     Dormand and Prince's method of order 8 with error control for every sample alone; differentiable in ``z`` and ``v``
@@ -55,18 +57,44 @@ def exp(
         space: Anything with an ``acceleration``, a ``norm`` and a ``metric``.
         z: Start points.
         v: Start velocities; leading axes broadcast.
-        t: Time; negative runs backwards.
+        t: Time; negative runs backwards. Of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
         rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
         max_steps: Steps a sample may take.
         throw: Raise when a sample fails; False returns NaN for it.
 
     Raises:
         ShapeError: When ``z`` and ``v`` do not pair up.
-        OptionError: When ``rtol`` is not positive.
+        DTypeError: When ``t`` is not a number or a tensor of them.
+        OptionError: When ``rtol`` is not positive, a time not finite, or the times are not in order.
         NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a regular metric, or
             loses its speed; its ``result`` holds the end points of all samples.
     """
-    return _flow("exp", space, z, v, [t], rtol, max_steps, throw)[0][..., 0, :]
+    times = _times(t)
+    points = _flow("exp", space, z, v, times, rtol, max_steps, throw)[0]
+    return points if isinstance(t, Tensor) and t.ndim else points[..., 0, :]
+
+
+def _times(t: Any) -> list[Any]:
+    """One time, or several in the order in which they are reached.
+
+    Raises:
+        DTypeError: When they are not numbers.
+        OptionError: When they do not lead away from 0.
+    """
+    if isinstance(t, Tensor) and not t.is_complex() and not t.is_meta:
+        if t.ndim > 1 or not t.numel():
+            raise OptionError(
+                "exp", "one time, or times (k,)", f"a tensor of shape {tuple(t.shape)}", "Try t.flatten()."
+            )
+        times = list(t.unbind()) if t.ndim else [t]
+        steps = t.detach().reshape(-1).diff(prepend=t.new_zeros(1))
+        if len(times) > 1 and not bool((steps >= 0).all() or (steps <= 0).all()):
+            hint = "Try t.sort().values; times before and after 0 take two calls."
+            raise OptionError("exp", "times that lead away from 0, one after the other", str(t.tolist())[:80], hint)
+        return times
+    if isinstance(t, bool) or not isinstance(t, Real):
+        raise DTypeError("exp", "t as a number, or a tensor of times (k,)", f"{type(t).__name__} {t!r}"[:80], "")
+    return [t]
 
 
 def shoot(
@@ -126,6 +154,7 @@ def log(
             or the path's result.
     """
     refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
+    rtol = expect_rtol("log", rtol)
     result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)
     velocity = result.curve.velocity(0.0)
     if not refine or not velocity.numel():
@@ -480,10 +509,9 @@ def accuracy_of(where: str, rtol: float | None, like: Tensor, double: float, sin
 
     Raises:
         OptionError: When it is not positive.
+        DTypeError: When it is not a number.
     """
     tolerance(like.dtype)
     if rtol is None:
         return double if like.dtype == torch.float64 else single
-    if not rtol > 0:
-        raise OptionError(where, "rtol > 0", str(rtol), "")
-    return rtol
+    return expect_rtol(where, rtol)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.checkpoint import BlockFile, digest
+from riemae.solvers.checks import expect_rtol, expect_solver, expect_values
 from riemae.solvers.exceptions import (
     DTypeError,
     GraphError,
@@ -32,12 +33,14 @@ from riemae.solvers.exceptions import (
     ShapeError,
     TransferError,
 )
+from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.graph import graph as build_graph
-from riemae.solvers.path import Progress, geodesic
+from riemae.solvers.identity import fingerprint, parts
+from riemae.solvers.path import geodesic
+from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
-from riemae.solvers.tolerances import tolerance
 
 Method = Literal["geodesic", "graph", "chord"]
 
@@ -47,7 +50,8 @@ _FEWEST_PAIRS, _MOST_PAIRS, _WANTED_BLOCKS = 64, 1024, 256
 _ROW_BYTES, _ROW_BLOCKS = 64 * 2**20, 64
 # Blocks that an executor holds at once: more than the workers of most clusters, fewer than would fill a memory.
 _IN_FLIGHT = 256
-_PROBES = 8
+# Points, and pairs of them, whose lengths tell whether a file is of the same space.
+_PROBES, _FEWEST_PROBES, _PROBED_AT_ONCE = 2048, 64, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +88,16 @@ def distance_matrix(
     b: Tensor | None = None,
     *,
     method: Method = "geodesic",
-    rtol: float = 1e-4,
+    rtol: float | None = None,
     solver: Solver | None = None,
     k: int = 10,
+    weight: Weight = "length",
     block_size: int | None = None,
     executor: Executor | None = None,
     out: str | PathLike[str] | None = None,
-    identity: Mapping[str, str] | None = None,
+    identity: Mapping[str, object] | None = None,
     throw: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> DistanceMatrix:
     """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
@@ -101,10 +106,12 @@ def distance_matrix(
         a: ``(n, m)``.
         b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
         method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour graph of
-            all points, never shorter; ``"chord"``: straight through the ambient space, never longer.
-        rtol: Relative accuracy of geodesic distances.
+            all points, not shorter but for the accuracy of its edges; ``"chord"``: straight through the ambient space,
+            never longer.
+        rtol: Relative accuracy, by default 1e-4 of geodesics, 1e-3 in float32, and 1e-2 of the edges of a graph.
         solver: Settings of the path solver, as in :func:`geodesic`.
-        k: Neighbours a point in the graph.
+        k: Neighbours per point in the graph.
+        weight: Of the graph's edges, as in :func:`~riemae.solvers.graph`.
         block_size: Distances a block: what is computed, and written, at once. Chosen by work and memory unless given.
         executor: Any ``concurrent.futures.Executor``: processes, threads, or a cluster's, such as Dask's
             ``Client.get_executor()``; the result has the same bits as without. A block is computed on one thread, here
@@ -112,44 +119,36 @@ def distance_matrix(
             processes make them faster. Other processes get the space by ``cloudpickle`` where it is installed, else by
             ``pickle``.
         out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` beside it. Until it is
-            complete, finished blocks lie in the folder ``out.blocks``, and the same call takes them from there.
-        identity: What else the file must agree on when it is found again, such as fingerprints of parameters.
+            complete, finished blocks lie in the folder ``out.blocks``, and the same call takes them from there. One
+            process writes it at a time: ``out.lock`` names it.
+        identity: What the file must agree on when it is found again, by name: strings as they are, anything else by
+            the tensors, modules, settings and captured variables that it is made of. By default ``space`` itself.
+            Besides, lengths at up to 2048 points and along as many lines between them must be the same.
         throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed`` names them.
-        progress: Called with (distances done, distances in all).
+        progress: Called with (distances done, distances in all), of which building a graph is the first half; True
+            shows a bar.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the complete result, and the file
             is complete, too.
         ShapeError: When ``a`` or ``b`` has more or fewer than two axes, or they differ in dimension.
         DTypeError: When their dtypes or devices differ, or an option has a wrong type.
+        DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For an unknown method, or a block size below 1.
         GraphError: When ``method="chord"`` and the space knows no ambient distance.
         TransferError: When the space cannot be sent to another process.
-        FileError: When ``out`` holds something else, or is damaged.
+        FileError: When ``out`` is not a path, holds something else, is damaged, is being written by another process, or
+            cannot be written (finished blocks stay, and the same call goes on).
     """
     _check(a, b, method, block_size, executor, solver)
-    a, b = a.detach(), None if b is None else b.detach()
-    layout = _Layout.of(len(a), len(a) if b is None else len(b), b is None, method, block_size, a.element_size())
-    if not len(layout):
-        none = torch.empty(0, 2, dtype=torch.int64)
-        return DistanceMatrix(a.new_zeros(layout.shape), none, none[:, 0], rtol)
-    file = None
-    if out is not None:
-        settings: dict[str, Any] = {"method": method, "block_size": layout.size}
-        settings |= {"rtol": rtol, "solver": None if solver is None else repr(solver)} if method == "geodesic" else {}
-        settings |= {"k": k} if method == "graph" else {}
-        file = BlockFile.open(out, _description(space, a, b, settings, identity or {}, layout), _probe(space, a))
-    if file is None or not file.complete:
-        with torch.no_grad():
-            matrix, failures = _compute(space, a, b, method, rtol, solver, k, layout, file, executor, progress)
-    else:
-        matrix, failures = file.matrix().to(a.device), file.failures()
-        if progress is not None:
-            progress(layout.total, layout.total)
-    failed = torch.tensor(failures, dtype=torch.int64).view(-1, 3)
-    result = DistanceMatrix(matrix, failed[:, :2], failed[:, 2], rtol)
-    if throw and failures:
+    check_weight("distance_matrix", weight)
+    usual = GRAPH_RTOL if method == "graph" else tolerance(a.dtype).geodesic
+    rtol = usual if rtol is None else expect_rtol("distance_matrix", rtol)
+    with reported("distance_matrix", progress, "distances") as report:
+        task = _Task(space, a.detach(), None if b is None else b.detach(), method, rtol, solver, k, weight)
+        result = _run(task, block_size, executor, out, identity, report)
+    if throw and len(result.failed):
         raise NotConvergedError(
             "distance_matrix",
             f"every pair accurate to rtol={rtol:g}",
@@ -159,6 +158,56 @@ def distance_matrix(
             result,
         )
     return result
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked for, checked."""
+
+    space: Space
+    a: Tensor
+    b: Tensor | None
+    method: Method
+    rtol: float
+    solver: Solver | None
+    k: int
+    weight: Weight
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the numbers, besides space and points."""
+        if self.method == "geodesic":
+            return {"rtol": self.rtol, "solver": None if self.solver is None else repr(self.solver)}
+        return {"k": self.k, "weight": self.weight, "rtol": self.rtol} if self.method == "graph" else {}
+
+
+def _run(
+    task: _Task,
+    block_size: int | None,
+    executor: Executor | None,
+    out: str | PathLike[str] | None,
+    identity: Mapping[str, object] | None,
+    progress: Progress | None,
+) -> DistanceMatrix:
+    a, b = task.a, task.b
+    layout = _Layout.of(len(a), len(a) if b is None else len(b), b is None, task.method, block_size, a.element_size())
+    if not len(layout):
+        none = torch.empty(0, 2, dtype=torch.int64)
+        return DistanceMatrix(a.new_zeros(layout.shape), none, none[:, 0], task.rtol)
+    if out is None:
+        with torch.no_grad():
+            matrix, failures = _compute(task, layout, None, executor, progress)
+    else:
+        with BlockFile.open(out, *_recognised(task, identity, layout)) as file:
+            if not file.complete:
+                with torch.no_grad():
+                    matrix, failures = _compute(task, layout, file, executor, progress)
+            else:
+                matrix, failures = file.matrix().to(a.device), file.failures()
+                if progress is not None:
+                    progress(layout.total, layout.total)
+    failed = torch.tensor(failures, dtype=torch.int64).view(-1, 3)
+    return DistanceMatrix(matrix, failed[:, :2], failed[:, 2], task.rtol)
 
 
 @dataclass(frozen=True)
@@ -281,19 +330,10 @@ class _Work:
 
 
 def _compute(
-    space: Space,
-    a: Tensor,
-    b: Tensor | None,
-    method: Method,
-    rtol: float,
-    solver: Solver | None,
-    k: int,
-    layout: _Layout,
-    file: BlockFile | None,
-    executor: Executor | None,
-    progress: Progress | None,
+    task: _Task, layout: _Layout, file: BlockFile | None, executor: Executor | None, progress: Progress | None
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """The matrix and its failures ``(row, column, status)``, from finished blocks and new ones."""
+    a = task.a
     failures: list[tuple[int, int, int]] = []
 
     def keep(matrix: Tensor, block: int, values: Tensor, status: Tensor) -> None:
@@ -317,16 +357,14 @@ def _compute(
     missing = [block for block in range(len(layout)) if block not in finished]
     done = sum(layout.count(block) for block in finished)
     if missing:
-        work = _work(space, a, b, method, rtol, solver, k, layout)
-        inner = None if progress is None else lambda ready, _: progress(done + ready, layout.total)
-        for block, values, status in _results(work, missing, executor, inner):
+        share = _Share(progress, done, layout.total, half=task.method == "graph")
+        work = _work(task, layout, share.built)
+        for block, values, status in _results(work, missing, executor, share.within):
             if file is None:
                 keep(matrix, block, values, status)
             else:
                 file.write(block, {"distances": values, "status": status})
-            done += layout.count(block)
-            if progress is not None:
-                progress(done, layout.total)
+            share.finish(layout.count(block))
     if file is None:
         return matrix, sorted(failures)
     with file.assembling(layout.shape, a.dtype) as whole:
@@ -336,25 +374,43 @@ def _compute(
     return file.matrix().to(a.device), sorted(failures)
 
 
-def _work(
-    space: Space,
-    a: Tensor,
-    b: Tensor | None,
-    method: Method,
-    rtol: float,
-    solver: Solver | None,
-    k: int,
-    layout: _Layout,
-) -> _Work:
+class _Share:
+    """Progress in distances: those that were there, those of finished blocks, and half of them for a graph's edges."""
+
+    def __init__(self, progress: Progress | None, done: int, total: int, half: bool) -> None:
+        self._progress, self._first, self._ready, self._total = progress, done, 0, total
+        self._offset = (total - done) // 2 if half else 0
+
+    def built(self, done: int, total: int) -> None:
+        """Edges of the graph, of all."""
+        if self._progress is not None:
+            self._progress(self._first + self._offset * done // max(total, 1), self._total)
+
+    def within(self, done: int, _: int) -> None:
+        """Distances of the block that is being computed."""
+        if self._progress is not None:
+            rest = self._total - self._first
+            ready = (self._ready + done) * (rest - self._offset) // max(rest, 1)
+            self._progress(self._first + self._offset + ready, self._total)
+
+    def finish(self, count: int) -> None:
+        """A block of so many distances is done."""
+        self._ready += count
+        self.within(0, 0)
+
+
+def _work(task: _Task, layout: _Layout, progress: Progress) -> _Work:
     """What the workers need, with everything done that is done once for all blocks.
 
     Raises:
         GraphError: For chords in a space that knows no ambient distance.
     """
+    space, a, b, method, rtol, solver = task.space, task.a, task.b, task.method, task.rtol, task.solver
     other = a if b is None else b
     if method == "graph":
         joint = a if b is None else torch.cat([a, b])
-        return _Work(build_graph(space, joint, k=k), a[:0], a[:0], method, rtol, solver, layout)
+        built = build_graph(space, joint, k=task.k, weight=task.weight, rtol=rtol, progress=progress)
+        return _Work(built, a[:0], a[:0], method, rtol, solver, layout)
     if method == "chord":
         features = getattr(space, "ambient_features", None)
         decoded = None if features is None else features(a)
@@ -475,9 +531,7 @@ def _check(
 ) -> None:
     where = "distance_matrix"
     for name, points in (("a", a), ("b", a if b is None else b)):
-        if not isinstance(points, Tensor):
-            raise DTypeError(where, f"{name} as a torch tensor", type(points).__name__, "Try torch.as_tensor(...).")
-        tolerance(points.dtype)
+        expect_values(where, name, points)
         if points.ndim != 2:
             raise ShapeError(where, f"{name} of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes.")
         bad = (~points.isfinite().all(1)).nonzero().flatten().tolist()
@@ -491,39 +545,69 @@ def _check(
         raise DTypeError(where, "a and b of one dtype on one device", got, "Convert one.")
     if method not in ("geodesic", "graph", "chord"):
         raise OptionError(where, "method 'geodesic', 'graph' or 'chord'", repr(method), "")
-    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+    integer = isinstance(block_size, int) and not isinstance(block_size, bool)
+    if block_size is not None and (not integer or block_size < 1):
         raise OptionError(where, "block_size of at least 1", repr(block_size), "Leave it out to have it chosen.")
     if executor is not None and not isinstance(executor, Executor):
         raise DTypeError(
             where, "a concurrent.futures.Executor", type(executor).__name__, "Of a Dask client: client.get_executor()."
         )
-    if solver is not None and not isinstance(solver, Solver):
-        raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), "")
+    expect_solver(where, solver)
 
 
-def _description(
-    space: Space,
-    a: Tensor,
-    b: Tensor | None,
-    settings: Mapping[str, Any],
-    identity: Mapping[str, str],
-    layout: _Layout,
-) -> dict[str, Any]:
-    return {
+def _recognised(
+    task: _Task, identity: Mapping[str, object] | None, layout: _Layout
+) -> tuple[dict[str, Any], list[float]]:
+    """The description of a run, and its probe: together they say whether a file is of the same one."""
+    things = {"contents": task.space} if identity is None else identity
+    with torch.no_grad(), _one_thread():
+        _speeds(task.space, task.a[:2])  # what is made at the first call is there now
+        before = {name: parts(thing) for name, thing in things.items() if not isinstance(thing, str)}
+        probe = _probe(task.space, task.a, task.a if task.b is None else task.b)
+        after = {name: parts(things[name]) for name in before}
+    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
+    known |= {name: fingerprint(before[name], after[name]) for name in before}
+    description = {
         "format": "riemae distance matrix",
-        "version": 1,
+        "version": 2,
         "shape": list(layout.shape),
-        "dtype": str(a.dtype).removeprefix("torch."),
-        "points": {"a": digest(a), "b": "a" if b is None else digest(b)},
-        "settings": dict(settings),
-        "space": {"class": type(space).__name__, **identity},
+        "dtype": str(task.a.dtype).removeprefix("torch."),
+        "points": {"a": digest(task.a), "b": "a" if task.b is None else digest(task.b)},
+        "settings": {"method": task.method, "block_size": layout.size, **task.settings},
+        "space": {"class": type(task.space).__name__, **known},
     }
+    return description, probe
 
 
-def _probe(space: Space, a: Tensor) -> list[float]:
-    """Lengths of two tangents at a few points: shows whether a space is the same one, parameters or not."""
-    points = a[torch.linspace(0, len(a) - 1, min(_PROBES, len(a))).long()]
-    ramp = torch.arange(a.shape[1], dtype=a.dtype, device=a.device)
-    with torch.no_grad():
-        norms = [space.norm(points, v.expand_as(points)) for v in (torch.ones_like(ramp), (1 + ramp).cos())]
-    return [float(x) for x in torch.cat(norms)]
+def _probe(space: Space, a: Tensor, b: Tensor) -> list[float]:
+    """Lengths of two tangents at the points, and of two chords along lines between them.
+
+    The lines join pairs that are spread over all of them, and are cut where no other is: a space that differs between
+    the points shows, too.
+    """
+    points = a if a is b else torch.cat([a, b])
+    norms = _speeds(space, points[torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()])
+    number = torch.arange(min(max(len(a), len(b), _FEWEST_PROBES), _PROBES), dtype=torch.float64)
+    i, j = number.long() % len(a), ((number + 1) * 0.6180339887498949 % 1 * len(b)).long()
+    start, stop = a[i.to(a.device)], b[j.to(a.device)]
+    t = ((number + 1) * 0.7548776662466927 % 1).to(a)[:, None]
+    nodes = torch.stack([start, start + t * (stop - start), stop], 1)
+    chords = [space.squared_chords(part).sqrt().flatten() for part in nodes.split(_PROBED_AT_ONCE)]
+    return [float(x) for x in torch.cat([*norms, *chords])]
+
+
+def _speeds(space: Space, points: Tensor) -> list[Tensor]:
+    """Lengths of two tangents at every point; NaN where there is none."""
+    ramp = torch.arange(points.shape[1], dtype=points.dtype, device=points.device)
+    tangents = torch.ones_like(ramp), (1 + ramp).cos()
+    return [_norms(space, part, v) for part in points.split(_PROBED_AT_ONCE) for v in tangents]
+
+
+def _norms(space: Space, points: Tensor, v: Tensor) -> Tensor:
+    try:
+        return space.norm(points, v.expand_as(points))
+    except NonFiniteError:  # one bad point must not hide the others
+        if len(points) == 1:
+            return points.new_full((1,), math.nan)
+        half = len(points) // 2
+        return torch.cat([_norms(space, points[:half], v), _norms(space, points[half:], v)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.certificate import sound_acceleration, unevenness
+from riemae.solvers.checks import expect_rtol, expect_solver, expect_values
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import (
     DeviceError,
     DTypeError,
     FallbackWarning,
+    GraphError,
     NotConvergedError,
     OptionError,
     ShapeError,
@@ -27,15 +29,13 @@ from riemae.solvers.graph import Graph
 from riemae.solvers.measure import RATIO, Evidence, Measure
 from riemae.solvers.newton import Newton
 from riemae.solvers.newton_cg import NewtonCG
+from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space, embedding_of, evidently_finite, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance
-
-# Called with (pairs done, pairs in all).
-Progress = Callable[[int, int], object]
 
 # The solver's own error must be small beside the discretisation error that is being estimated; rounding may stop it
 # at 50 times as much.
@@ -78,7 +78,7 @@ def geodesic(
     graph: Graph | None = None,
     seed: int | torch.Generator = 0,
     throw: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
@@ -106,7 +106,7 @@ def geodesic(
         graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the point next to them.
         seed: Decides the perturbations.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
-        progress: Called with (pairs done, pairs in all) after every level.
+        progress: Called with (pairs done, pairs in all) after every level; True shows a bar.
 
     Returns:
         One entry a pair. Not differentiable: see ``Manifold.distance`` for gradients.
@@ -114,7 +114,8 @@ def geodesic(
     Raises:
         ShapeError: When ``z0`` and ``z1`` do not pair up, or ``init`` does not fit them.
         DTypeError: When their dtypes differ, or are not float32 or float64.
-        DeviceError: When their devices differ.
+        DeviceError: When their devices differ, or they have no values (meta device).
+        GraphError: When ``graph`` is on points of another dimension, dtype or device.
         OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
 
@@ -122,11 +123,9 @@ def geodesic(
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
     z0, z1 = _pairs(z0, z1)
-    rtol = tolerance(z0.dtype).geodesic if rtol is None else rtol
-    if not rtol > 0:
-        raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
-    if solver is not None and not isinstance(solver, Solver):
-        raise DTypeError("geodesic", "a solver such as solvers.Newton()", repr(solver), "")
+    rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)
+    expect_solver("geodesic", solver)
+    _check_graph(graph, z0)
     if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
         raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
     if n_starts is None:
@@ -135,14 +134,14 @@ def geodesic(
     if solver is None:
         solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
         resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
-    with torch.no_grad():
+    with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
         start = _start(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(space, solver, resort, start, rtol, progress)
+            result = _solve(space, solver, resort, start, rtol, report)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             fine: Solver = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
-            result = search(partial(_solve, space, fine, resort), space, start, n_starts, graph, seed, rtol, progress)
+            result = search(partial(_solve, space, fine, resort), space, start, n_starts, graph, seed, rtol, report)
     if z0.ndim != 2:
         result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
@@ -736,13 +735,29 @@ def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a f
     return Curve.from_nodes(nodes.view(-1, segments + 1, m))
 
 
+def _check_graph(graph: Graph | None, z: Tensor) -> None:
+    """Refuse a graph on points that cannot be among these.
+
+    Raises:
+        DTypeError: When it is not a graph of this package.
+        GraphError: When its points have another dimension, dtype or device.
+    """
+    if graph is None:
+        return
+    if not isinstance(graph, Graph):
+        raise DTypeError("geodesic", "a graph made by M.graph(points)", type(graph).__name__, "Try M.graph(points).")
+    own = graph.points
+    if own.shape[-1] != z.shape[-1] or own.dtype != z.dtype or own.device != z.device:
+        got = f"{own.shape[-1]} of {own.dtype} on {own.device}"
+        expected = f"a graph on points with {z.shape[-1]} coordinates of {z.dtype} on {z.device}"
+        raise GraphError("geodesic", expected, got, "Is it a graph of another manifold? Try M.graph(points).")
+
+
 def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     for name, z in (("z0", z0), ("z1", z1)):
-        if not isinstance(z, Tensor):
-            raise DTypeError("geodesic", f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...).")
+        expect_values("geodesic", name, z)
     if z0.dtype != z1.dtype:
         raise DTypeError("geodesic", "z0 and z1 of one dtype", f"{z0.dtype} and {z1.dtype}", "Convert one of them.")
-    tolerance(z0.dtype)
     if z0.device != z1.device:
         raise DeviceError("geodesic", "z0 and z1 on one device", f"{z0.device} and {z1.device}", "Move one of them.")
     problem = ShapeError(

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.solvers.checks import expect_rtol
 from riemae.solvers.curve import Curve, _check_nodes, _hermite
-from riemae.solvers.exceptions import DTypeError, NotConvergedError, OptionError
+from riemae.solvers.exceptions import DTypeError, NotConvergedError
 from riemae.solvers.space import Space, concrete
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import transformed
@@ -186,8 +187,7 @@ def _integral(
     else:
         raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
     _check_nodes(where, nodes)
-    if not rtol > 0:
-        raise OptionError(where, "rtol > 0", str(rtol), "")
+    rtol = expect_rtol(where, rtol)
     batch = nodes.shape[:-2]
     flat = [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in (nodes, slopes)]
     track = _Track(flat[0], flat[1])  # type: ignore[arg-type]

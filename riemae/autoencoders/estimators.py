@@ -7,15 +7,17 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
+from riemae.autoencoders.inputs import dense
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
 from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import build_decoder, build_encoder, fit_codes
@@ -46,14 +48,15 @@ _FREE = ("epochs", "progress", "logger", "directory", "checkpoint_every", "train
 class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A plain autoencoder, and everything that its geometric relatives have in common.
 
-    ``fit`` takes numpy arrays, torch tensors and DataLoaders; images and point clouds keep their shape. Training and
-    results have the dtype of the data: float32 is faster, float64 is what fine geometry wants. The networks work in
-    units of the data's spread, one for all features, and the weights of all terms are relative to the fraction of
-    deviance left unexplained (1 − R² for the squared error): neither depends on the units or the dimension of the data.
+    ``fit`` takes numpy arrays, torch tensors, Datasets, DataLoaders, scipy's sparse matrices (made dense) and AnnData
+    (its ``X``); images and point clouds keep their shape. Training and results have the dtype of the data: float32 is
+    faster, float64 is what fine geometry wants. The networks work in units of the data's spread, one for all features,
+    and the weights of all terms are relative to the fraction of deviance left unexplained (1 − R² for the squared
+    error): neither depends on the units or the dimension of the data.
 
     Args:
         latent_dim: m.
-        hidden: Widths of the encoder; the decoder has them in reverse.
+        hidden: Widths of the encoder's layers, or one width of one layer; the decoder has them in reverse.
         activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no curvature).
         likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``, ``"categorical"``,
             ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
@@ -99,6 +102,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Raises:
         OptionError: In ``fit``, for settings out of range.
         DataError: In ``fit``, for data that do not vary, or that the likelihood does not allow.
+        DTypeError: For data that are neither an array nor any other of these.
         NonFiniteError: For NaN or infinity in the data.
         ShapeError: When data or networks do not fit.
         AmbientError: When the metric does not fit the data.
@@ -117,7 +121,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """
 
     latent_dim: int = 2
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: int | tuple[int, ...] = (128, 128)
     activation: str = "silu"
     likelihood: str | Likelihood = "squared_error"
     ambient: Any = None
@@ -146,8 +150,13 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Train.
 
         Args:
-            X: ``(n, *shape)`` as an array or a tensor, or a DataLoader of tensors, or of sequences that begin with one.
+            X: ``(n, *shape)`` as an array or a tensor; a Dataset or a DataLoader of tensors, of sequences that begin
+                with one, or of ``{"x": …}``; a sparse matrix; or an AnnData, whose ``X`` is taken. See
+                :mod:`riemae.autoencoders.inputs`.
             y: Ignored.
+
+        Raises:
+            KeyboardInterrupt: When it is interrupted; the model is as trained as it was by then.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
         return self._train(X, self.epochs, fresh, optimizer_state=None)
@@ -162,7 +171,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self._train(X, 1, not hasattr(self, "objective_"), getattr(self, "_optimizer_state", None))
 
     def transform(self, X: Any) -> Any:
-        """Codes ``(n, latent_dim)``; numpy for arrays, a tensor for tensors and DataLoaders."""
+        """Codes ``(n, latent_dim)``; a tensor for tensors, Datasets and DataLoaders, numpy for all else."""
         check_is_fitted(self, "objective_")
         return self._like(X, self._apply(self.objective_.encode, X))
 
@@ -171,10 +180,11 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Raises:
             ShapeError: When the codes are not ``(n, latent_dim)``.
+            DTypeError: When they are not numbers.
             NonFiniteError: For NaN or infinity in the codes.
         """
         check_is_fitted(self, "objective_")
-        z = torch.as_tensor(Z).to(self.objective_.null)
+        z = self._codes(Z)
         if z.ndim != 2 or z.shape[1] != self.objective_.latent_dim:
             got = str(tuple(z.shape))
             raise ShapeError("inverse_transform", f"codes (n, {self.objective_.latent_dim})", got, "")
@@ -182,6 +192,18 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise NonFiniteError("inverse_transform", "finite codes", "NaN or infinity", "")
         with torch.no_grad():
             return self._like(Z, torch.cat([self.objective_.decode(part) for part in z.split(_CHUNK)]))
+
+    def _codes(self, Z: Any) -> Tensor:
+        where = "inverse_transform"
+        if not isinstance(Z, Tensor):
+            try:
+                Z = np.array(dense(where, Z), dtype=None if isinstance(Z, np.ndarray) else float)
+                return torch.as_tensor(Z).to(self.objective_.null)
+            except (TypeError, ValueError) as reason:
+                if isinstance(reason, DTypeError):
+                    raise
+                raise DTypeError(where, "codes as numbers (n, latent_dim)", str(reason), "") from reason
+        return dense(where, Z).to(self.objective_.null)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Fraction of the deviance explained by the reconstruction, relative to the training data's; R² for squares.
@@ -280,6 +302,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.sparse = True  # made dense
         return tags
 
     # What the relatives change.
@@ -306,6 +329,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         loader = X if isinstance(X, DataLoader) else None
         device = self._device()
         data = self._data(X, reset=fresh).to(device)
+        self._check_split(len(data), loader)
         if fresh:
             self.objective_ = self._objective(data)
             if loader is None:
@@ -356,14 +380,27 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             encoder, decoder = copied(self.encoder), copied(self.decoder)
             if encoder is None:
                 sets = isinstance(likelihood, Chamfer)
-                encoder = build_encoder(center, spread, outputs, self.hidden, self.activation, sets=sets).to(data)
+                encoder = build_encoder(center, spread, outputs, self._widths, self.activation, sets=sets).to(data)
             if decoder is None:
                 scale = spread if likelihood.linear else torch.ones_like(spread)
                 null = likelihood.null(data)
-                decoder = build_decoder(null, scale, self.latent_dim, self.hidden[::-1], self.activation).to(data)
+                decoder = build_decoder(null, scale, self.latent_dim, self._widths[::-1], self.activation).to(data)
         terms = {**self._own_terms(), **(self.terms or {})}
         objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim)
         return objective.to(data.device)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Widths of the encoder's layers.
+
+        Raises:
+            OptionError: When ``hidden`` is neither a width nor a sequence of them.
+        """
+        if isinstance(self.hidden, (int, np.integer)) and not isinstance(self.hidden, bool):
+            return (int(self.hidden),)
+        if isinstance(self.hidden, (tuple, list)):
+            return tuple(self.hidden)
+        raise OptionError("hidden", "a width, or a tuple of widths", repr(self.hidden), "For instance (128, 128).")
 
     def _batches(self, data: Tensor) -> tuple[Batches, Fixed | None]:
         seed = derived_seed(self.seed, 4)
@@ -422,12 +459,27 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 raise OptionError(where, f"{name} as an integer of at least 1", repr(value), "")
         if not isinstance(epochs, int | np.integer) or epochs < 1:
             raise OptionError(where, "epochs of at least 1", repr(epochs), "")
-        if not 0 <= self.validation_fraction < 1:
-            raise OptionError(where, "validation_fraction in [0, 1)", str(self.validation_fraction), "")
+        if not _is_number(self.validation_fraction) or not 0 <= self.validation_fraction < 1:
+            raise OptionError(where, "validation_fraction in [0, 1)", repr(self.validation_fraction), "")
+        if self.clip is not None and not (_is_number(self.clip) and 0 < self.clip < math.inf):
+            raise OptionError(where, "clip as a positive norm, or None", repr(self.clip), "None clips nothing.")
+        weight = getattr(self, "weight", 0.0)
+        if not (_is_number(weight) and math.isfinite(weight)):
+            raise OptionError(where, "weight as a finite number", repr(weight), "0 leaves the term out.")
         if self.early_stopping is not None and self.early_stopping < 1:
             raise OptionError(where, "early_stopping of at least 1 epoch, or None", str(self.early_stopping), "")
         if not isinstance(self.seed, int | np.integer):
             raise OptionError(where, "seed as an integer", repr(self.seed), "")
+
+    def _check_split(self, n: int, loader: Any) -> None:
+        held = round(self.validation_fraction * n)
+        if loader is None and held and n - held < 2:
+            raise OptionError(
+                type(self).__name__,
+                "a validation_fraction that leaves 2 samples to train on",
+                f"{self.validation_fraction} of n_samples = {n}, which leaves {n - held}",
+                "Lower it.",
+            )
 
     # Data in and out.
 
@@ -452,13 +504,16 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _tensor(self, X: Any, reset: bool) -> Tensor:
         where = type(self).__name__
+        X = dense(where, X)
         if isinstance(X, Tensor):
             x = self._checked_tensor(X, reset)
         else:
             kinds = [np.float64, np.float32]
             array = validate_data(self, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False)
-            # A copy where torch would write into memory that is not ours, or not writable.
-            x = torch.as_tensor(array if array.flags.writeable else array.copy())
+            # A copy where the memory is not writable, or in another order: torch knows no negative strides, and the
+            # same data are to give the same bits.
+            plain = array.flags.writeable and array.flags.c_contiguous
+            x = torch.as_tensor(array if plain else array.copy(order="C"))
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             got = f"NaN or infinity (inf) at {len(bad)} of {len(x)} rows (first: {bad[:5]})"
@@ -498,7 +553,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @staticmethod
     def _like(X: Any, out: Tensor) -> Any:
-        if isinstance(X, DataLoader):
+        if isinstance(X, (DataLoader, Dataset)):
             return out.cpu()
         return out.to(X.device) if isinstance(X, Tensor) else out.cpu().numpy()
 
@@ -744,6 +799,10 @@ class IRVAE(VAE):
 
 def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, float | Term]:
     return {"relaxed_distortion": Term(weight, options={"mixup": mixup, "probes": probes})}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _part(data: Tensor, seed: int) -> Tensor:

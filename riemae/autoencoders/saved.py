@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
 LAYOUT = 1  # of the metadata; io has a version of its own for the files
 _PARTS = ("encoder", "decoder")
+# What decides where a fit writes: a file from elsewhere has no say in that.
+_WRITES = ("directory", "logger", "trainer")
 # Arguments with a description of their own, that must be given at load where they have none.
 _DESCRIBED = (*_PARTS, "ambient", "likelihood", "terms")
 _UNKNOWN = "not described"
+_SAMPLES = 16  # stand-ins for the data
+# Numbers that a decoder may make of the stand-ins between its layers: so many, or so many times those in the file.
+_LEAST_NUMBERS, _TIMES = 2**26, 4096
 
 
 def save(model: AE, directory: str | os.PathLike[str]) -> Path:
@@ -36,6 +41,7 @@ def save(model: AE, directory: str | os.PathLike[str]) -> Path:
     objective = model.objective_
     settings = model.get_params(deep=False)
     plain = {name: _plain(value) for name, value in settings.items() if name not in _DESCRIBED}
+    plain |= {name: _UNKNOWN for name in _WRITES if settings[name] is not None}
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     own: dict[str, Any] = {}
     for part in _PARTS:
@@ -90,6 +96,7 @@ def restored(
     if unknown:
         hint = "All other settings come from the checkpoint; set_params changes them."
         raise CheckpointError(where, f"arguments among {', '.join(_DESCRIBED)}", ", ".join(unknown), hint)
+    _check_metadata(metadata, tensors)
     kind = cls or _class(metadata["class"])
     if kind.__name__ != metadata["class"]:
         hint = f"Load it by riemae.load, or by {metadata['class']}.load."
@@ -111,7 +118,7 @@ def restored(
         model._sample, model._report = None, _report(metadata["report"])
     except CheckpointError:
         raise
-    except (RiemaeError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as reason:
+    except (RiemaeError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as reason:
         hint = "Do the arguments given to load belong to this model?" if given else ""
         got = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
         raise CheckpointError(where, f"a complete {metadata['class']} that fits together", got, hint) from reason
@@ -205,9 +212,105 @@ def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         )
 
 
+def _check_metadata(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Look at everything before anything is made of it.
+
+    Raises:
+        CheckpointError: For the first entry that cannot be.
+    """
+    for name, (known, expected) in _ENTRIES.items():
+        if name not in metadata or not known(metadata[name]):
+            got = repr(metadata[name])[:100] if name in metadata else "nothing"
+            raise CheckpointError("riemae.load", f"metadata with {name} as {expected}", got, "")
+    names, size = metadata["feature_names"], metadata["n_features"]
+    if names is not None and len(names) != size:
+        raise CheckpointError("riemae.load", f"{size} names of features", str(len(names)), "")
+    most = max(_LEAST_NUMBERS // _SAMPLES, sum(x.numel() for x in tensors.values()))
+    if metadata["latent_dim"] > most:
+        raise CheckpointError("riemae.load", f"at most {most} latent dimensions", str(metadata["latent_dim"]), "")
+    for name, value in tensors.items():
+        network = name.removeprefix("objective.").split(".")[0] in _PARTS
+        if network and value.is_floating_point() and not bool(value.isfinite().all()):
+            hint = "The model was damaged before it was saved: train it anew."
+            raise CheckpointError("riemae.load", "finite weights", f"NaN or infinity in {name}", hint)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _are(known: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(known, value))
+
+
+def _or_none(known: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or known(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_described(value: Any) -> bool:
+    return value is None or isinstance(value, (str, dict))
+
+
+def _are_terms(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None or value == _UNKNOWN
+    return all(
+        _is_number(t) or (isinstance(t, dict) and set(t) <= {"weight", "options", "power"}) for t in value.values()
+    )
+
+
+def _are_networks(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == set(_PARTS)
+
+
+def _are_own(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) <= set(_PARTS)
+
+
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, dict) and not set(value) & set(_DESCRIBED)
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_are(_is_number), value.values()))
+
+
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "class": (_is_text, "the name of a class"),
+    "settings": (_are_settings, "plain values by name"),
+    "own": (_are_own, "descriptions of networks"),
+    "networks": (_are_networks, "descriptions of encoder and decoder"),
+    "ambient": (_is_described, "a description, or nothing"),
+    "likelihood": (_is_described, "a description"),
+    "likelihood_setting": (_or_none(_is_text), "a name, or nothing"),
+    "terms": (_are_terms, "weights, options and powers by name, or nothing"),
+    "latent_dim": (_is_count, "a number of dimensions"),
+    "dtype": (("float32", "float64").__contains__, "float32 or float64"),
+    "data_shape": (_are(_is_count), "a list of lengths"),
+    "n_features": (_is_count, "a number of features"),
+    "feature_names": (_or_none(_are(_is_text)), "a list of names, or nothing"),
+    "history": (_is_history, "lists of numbers by name"),
+    "restart_losses": (_or_none(_are(_is_number)), "a list of numbers, or nothing"),
+    "report": (_or_none(_is_mapping), "values by name, or nothing"),
+}
+
+
 def _settings(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    settings = dict(metadata["settings"])
-    settings["hidden"] = tuple(settings["hidden"])
+    settings = {name: value for name, value in metadata["settings"].items() if name not in _WRITES}
+    if isinstance(settings.get("hidden"), list):
+        settings["hidden"] = tuple(settings["hidden"])
     settings["terms"] = given.get("terms", _read_terms(metadata["terms"]))
     settings["likelihood"] = given.get("likelihood", metadata["likelihood_setting"] or _read_likelihood(metadata))
     return settings
@@ -236,6 +339,8 @@ def _read_ambient(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         return ambients.Diagonal(torch.ones_like(tensors["objective.ambient.weights"]))
     if name == "Constant":
         like = tensors["objective.ambient.cholesky"]
+        if like.ndim != 2 or len(like) != like.shape[1]:
+            raise CheckpointError("riemae.load", "a square matrix of the ambient metric", str(tuple(like.shape)), "")
         return ambients.Constant(torch.eye(len(like), dtype=like.dtype, device=like.device))
     return {"Euclidean": ambients.Euclidean, "InfoRiemannian": ambients.InfoRiemannian}[name](**arguments)
 
@@ -249,17 +354,17 @@ def _objective(
 ) -> Objective:
     """Built anew around stand-ins for the data, and filled with the saved tensors."""
     dtype = getattr(torch, metadata["dtype"])
-    networks = {part: _network(part, metadata, given).to(device, dtype) for part in _PARTS}
+    state = {name.removeprefix("objective."): x for name, x in tensors.items() if name.startswith("objective.")}
+    if given.get("decoder") is None:
+        _check_decoder(metadata, sum(x.numel() for x in tensors.values()))
+    networks = {part: _network(part, metadata, given, state).to(device, dtype) for part in _PARTS}
     metric = given["ambient"] if given.get("ambient") is not None else _read_ambient(metadata, tensors)
     likelihood = _read_likelihood(metadata) or as_likelihood(given["likelihood"])
-    prefix = "objective."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     foreign = metadata["ambient"] == _UNKNOWN
     if foreign:
         state = {name: value for name, value in state.items() if not name.startswith("ambient.")}
     for part in _PARTS:
-        own = {name.removeprefix(f"{part}."): v for name, v in state.items() if name.startswith(f"{part}.")}
-        networks[part].load_state_dict(own, assign=part not in given)
+        networks[part].load_state_dict(_within(state, part), assign=part not in given)
     objective = Objective(
         networks["encoder"],
         networks["decoder"],
@@ -280,20 +385,64 @@ def _objective(
 def _stand_ins(
     decoder: nn.Module, likelihood: Likelihood, metadata: Mapping[str, Any], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Data that the likelihood and the metric allow: decoded codes, or, of a decoder that is constant, any."""
+    """Data that the likelihood and the metric allow: decoded codes, or, of a decoder that is constant, any.
+
+    Raises:
+        CheckpointError: When the decoder makes data of another shape.
+    """
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(16, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
-    theta = torch.randn(16, *metadata["data_shape"], generator=generator, dtype=dtype).to(device)
+    z = torch.randn(_SAMPLES, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
     with torch.no_grad():
-        decoded = likelihood.mean(decoder.eval()(z))
+        output = decoder.eval()(z)
+        decoded = likelihood.mean(output)
+        if list(decoded.shape[1:]) != metadata["data_shape"]:
+            got = f"one of data of shape {tuple(decoded.shape[1:])}"
+            expected = f"a decoder of data of shape {tuple(metadata['data_shape'])}"
+            raise CheckpointError("riemae.load", expected, got, "")
         varied = bool((decoded - decoded[0]).abs().max() > 1e-3 * decoded.abs().max())
-        return decoded if varied else likelihood.mean(theta)
+        if varied:
+            return decoded
+        return likelihood.mean(torch.randn(output.shape, generator=generator, dtype=dtype).to(device))
 
 
-def _network(part: str, metadata: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
+def _network(
+    part: str, metadata: Mapping[str, Any], given: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> nn.Module:
     if given.get(part) is not None:
         return copied(given[part])
-    return io.build(metadata["networks"][part])
+    return io.build(metadata["networks"][part], _within(state, part))
+
+
+def _within(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of one part, under their names in it."""
+    return {name.removeprefix(f"{part}."): x for name, x in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
+    """Run the decoder without values, on the meta device: its sizes must not come from the file alone.
+
+    Raises:
+        CheckpointError: When it does not take the codes, or makes far more of them than the file holds.
+    """
+    decoder = io.outline(metadata["networks"]["decoder"])
+    if decoder is None:
+        return
+    allowed = max(_LEAST_NUMBERS, _TIMES * numbers)
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.numel() > allowed:
+            expected = f"layers that make at most {allowed} numbers of {_SAMPLES} codes"
+            hint = "If you trust the file, pass decoder=, a module of the same structure."
+            raise CheckpointError("riemae.load", expected, f"{output.numel()} from {type(module).__name__}", hint)
+
+    handles = [layer.register_forward_hook(look) for layer in decoder.modules()]
+    try:
+        decoder.eval()(torch.empty(_SAMPLES, metadata["latent_dim"], device="meta"))
+    except NotImplementedError:  # a layer that has to look at values
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _set_own(model: AE, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -301,8 +450,8 @@ def _set_own(model: AE, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
     if metadata["ambient"] is not None:
         model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
     for part, described in metadata["own"].items():
-        network = copied(given[part]) if given.get(part) is not None else io.build(described)
-        own = {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}
+        own = _within(tensors, part)
+        network = copied(given[part]) if given.get(part) is not None else io.build(described, own)
         network.to(model.objective_.null.device, model.objective_.null.dtype)
         network.load_state_dict(own, assign=part not in given)
         setattr(model, part, network)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
+import signal
+import socket
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from riemae.autoencoders.module import GeometricModule
 from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError
 from riemae.solvers.exceptions import stack_level
+from riemae.solvers.lock import alive
 
 CHECKPOINT = "last.ckpt"
+# Checkpoints that are being written: of which machine and process, so that those of dead ones can be told.
+_PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>\d+)\.part")
 
 
 @dataclass(frozen=True)
@@ -62,12 +74,15 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
 
     Raises:
         TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint is of another run.
+        KeyboardInterrupt: When the user interrupts.
 
     Warns:
         DivergenceWarning: When the loss explodes later: training ends with the best weights.
     """
+    if run.directory is not None and run.checkpoints:
+        _sweep(Path(run.directory))
     resume = _checkpoint_of(run)
-    with _silenced():
+    with _silenced(), _interruptible():
         trainer = _trainer(run, validated=validation is not None)
         try:
             trainer.fit(
@@ -93,8 +108,6 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
 def _checkpoint_of(run: Run) -> str | None:
     if run.directory is None or not run.checkpoints or not (path := Path(run.directory) / CHECKPOINT).exists():
         return None
-    import torch
-
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)["riemae_run"]
     except Exception as reason:
@@ -147,6 +160,11 @@ def _trainer(run: Run, validated: bool) -> Trainer:
         "inference_mode": False,  # geometric terms need derivatives in validation, too
         **run.trainer,
     }
+    if run.directory is not None and run.checkpoints:
+        given = run.trainer.get("plugins") or []
+        plugins = [*given] if isinstance(given, list | tuple) else [given]
+        own = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
+        settings["plugins"] = [*plugins, *own]
     more = run.trainer.get("callbacks")
     if more is not None:
         settings["callbacks"] = [*callbacks, *(more if isinstance(more, list | tuple) else [more])]
@@ -171,6 +189,78 @@ def _logger(run: Run) -> Any:
                 "logger='tensorboard'", "the package tensorboard", "no such package", "pip install tensorboard"
             ) from reason
     raise OptionError("logger", "'csv', 'tensorboard', a lightning logger or None", repr(run.logger), "")
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the one before in one step, when they are whole and on the disk.
+
+    They are written in the directory they are meant for: lightning writes to the temporary folder, and copies from
+    there where that is another file system; killed while it copies, it leaves neither the old nor the new one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; addresses of other machines (``s3://…``) go lightning's way.
+
+        Args:
+            checkpoint: Content.
+            path: Of the file.
+            storage_options: For addresses.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{_machine()}-{os.getpid()}.part")
+        try:
+            with part.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # make the renaming last
+            handle = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what fits of this machine were writing when they were killed."""
+    for entry in folder.glob("*.part") if folder.is_dir() else ():
+        found = _PART.fullmatch(entry.name)
+        if found and found["host"] == _machine() and not alive(int(found["pid"])):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def _machine() -> str:
+    return socket.gethostname().encode().hex()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a ``KeyboardInterrupt`` here, too: lightning would exit, and ignore the key from then on.
+
+    Raises:
+        KeyboardInterrupt: When the user interrupts.
+        SystemExit: When something else ends the program.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as reason:
+        if isinstance(reason.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from reason
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Fingerprint(Callback):
