@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from riemae.exceptions import DecoderError
-from riemae.families import KNOWN, Family, Params, odds_form
+from riemae.families import Family, Params, odds_form
 from riemae.information import Divergence, Quantiles, Score, unvalidated
+from riemae.registry import family_of
 from riemae.solvers.space import concrete
 from riemae.taylor import Jet
 
@@ -271,12 +272,12 @@ def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any]
     while isinstance(distribution, td.Independent):
         distribution = distribution.base_dist
     transforms: tuple[td.Transform, ...] = ()
-    family = _known(distribution)
+    family = family_of(distribution)
     if family is None and isinstance(distribution, td.TransformedDistribution) and _is_fixed(distribution.transforms):
         transforms, distribution = tuple(distribution.transforms), distribution.base_dist
         while isinstance(distribution, td.Independent):
             distribution = distribution.base_dist
-        family = _known(distribution)
+        family = family_of(distribution)
     found = family.read(distribution) if family is not None else _arguments(distribution)
     p = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
     constants = {name: value for name, value in found.items() if name not in p}
@@ -288,13 +289,6 @@ def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any]
             "Build them from tensors (k, ...) that depend on z; mixtures have no parameters of their own.",
         )
     return family or _generic(distribution, p, constants), p, constants, transforms
-
-
-def _known(distribution: td.Distribution) -> Family | None:
-    """The family of a distribution, unless a subclass has changed its density."""
-    kind: Any = type(distribution)
-    base: Any = next((c for c in kind.__mro__ if c in KNOWN), None)
-    return KNOWN[base] if base is not None and kind.log_prob is base.log_prob else None
 
 
 def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
