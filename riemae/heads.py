@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from riemae.exceptions import DecoderError
 from riemae.families import Family, Params, odds_form
 from riemae.information import Divergence, Quantiles, Score, unvalidated
+from riemae.randomness import seeded
 from riemae.registry import family_of
 from riemae.solvers.space import concrete
 from riemae.taylor import Jet
@@ -77,7 +78,9 @@ class Head:
         }
 
     def complete(self, p: Params) -> Params:
-        """Parameters and constants together."""
+        """Parameters and constants together; as they came where the class itself is built from them."""
+        if isinstance(self.family, (Divergence, Quantiles, Score)):
+            return {**self.constants, **p}
         like = next(iter(p.values()))
         return {**{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()}, **p}
 
@@ -335,19 +338,35 @@ def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]
                     "Manifold",
                     f"a distribution that can be built from {', '.join((*p, *constants)) or 'its arguments'}",
                     f"{type(distribution).__name__}: {reason}",
-                    "Its constructor's arguments must be its attributes.",
+                    "Its constructor's arguments must be its attributes, or teach its Fisher information: "
+                    "ambient.register_family.",
                 ) from reason
-            road = _road(distribution, other)
+            road = _road(distribution, other, next(iter(p.values())).device)
         _GENERIC[key] = road(type(distribution).__name__, kind, tuple(p))
     return _GENERIC[key]
 
 
-def _road(distribution: td.Distribution, nearby: td.Distribution) -> type[Family]:
-    """What torch knows of a distribution: its divergence, its quantiles, or its density alone."""
-    with contextlib.suppress(NotImplementedError):
+def _road(distribution: td.Distribution, nearby: td.Distribution, device: torch.device) -> type[Family]:
+    """What torch knows of a distribution: its divergence, its quantiles, or its density alone.
+
+    Raises:
+        DecoderError: When it does not know its density either, or cannot draw from it.
+    """
+    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of another shape.
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
         td.kl_divergence(distribution, nearby)
         return Divergence
-    with contextlib.suppress(NotImplementedError):
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
         nearby.icdf(torch.tensor(0.5))
         return Quantiles
+    try:
+        with seeded(device, 0):
+            nearby.log_prob(nearby.sample())
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as reason:
+        raise DecoderError(
+            "Manifold",
+            "distributions whose density and draws torch knows",
+            f"{type(distribution).__name__}: {type(reason).__name__}: {reason}",
+            "Teach its Fisher information: ambient.register_family.",
+        ) from reason
     return Score
