@@ -89,8 +89,8 @@ class NegativeBinomialMean(Family):
 class ZeroInflated(Family):
     """A zero with the chance ``π = σ(gate)``, a count of another family otherwise (Lambert 1992).
 
-    With q the other family's chance of a zero, ``g = ∂ log q``, ``P = π + (1 − π) q`` the chance of any zero, I the other
-    family's information and ``w = π (1 − π) q/P``:
+    With q the other family's chance of a zero, ``g = ∂ log q``, ``P = π + (1 − π) q`` the chance of any zero, I the
+    other family's information and ``w = π (1 − π) q/P``:
 
         ``H_gate = π² (1 − π)(1 − q)/P``,   ``H_mixed = w g``,   ``H = (1 − π) I − w g gᵀ``:
 
@@ -99,9 +99,7 @@ class ZeroInflated(Family):
 
     delicate = True
 
-    def __init__(
-        self, name: str, distribution: Callable[..., Any], base: CountFamily, gate: str = "zi_logits"
-    ) -> None:
+    def __init__(self, name: str, distribution: Callable[..., Any], base: CountFamily, gate: str = "zi_logits") -> None:
         super().__init__(name, distribution, (*base.names, gate))
         self.base, self.gate = base, gate
 

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
 from riemae.differential import unoptimised
-from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError
+from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.solvers import probe
@@ -220,7 +220,7 @@ class Decoder:
         try:
             return self._tensor(points, self._call(points))  # with torch's own checks of distributions' parameters
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as reason:
-            if isinstance(reason, DecoderError):
+            if isinstance(reason, (DecoderError, AmbientError)):
                 raise
             raise DecoderError(
                 where,

@@ -42,8 +42,8 @@ _AT_ONCE = 2**14
 def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), (*b) -> (*b)
     """``I_θ`` of a negative binomial, the Fisher information of its dispersion at a fixed mean.
 
-    Relative error below 1e-8, and six continuous derivatives. Computed in float64 where the device has it, in chunks, and
-    returned in the dtype of the arguments; a graph through it keeps about 0.7 kB a variable.
+    Relative error below 1e-8, and six continuous derivatives. Computed in float64 where the device has it, in chunks,
+    and returned in the dtype of the arguments; a graph through it keeps about 0.7 kB per variable.
 
     Args:
         log_odds: ``log μ/θ``: torch's ``logits``. At most 50; NaN beyond.
@@ -83,7 +83,7 @@ def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
 
 
 def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Index of the cell, and the splines that live there, ``(n, degree + 1)``; x beyond the ends is taken to be there."""
+    """Index of the cell, and the splines that live there, ``(n, degree + 1)``; beyond the ends, as at the end."""
     place = (torch.where(x.isnan(), 0.0, x).clamp(*ends) - ends[0]) / _STEP
     cells = round((ends[1] - ends[0]) / _STEP)
     index = place.detach().floor().clamp(0, cells - 1)

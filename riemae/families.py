@@ -29,13 +29,15 @@ half_normal            scale                            ``√2 log σ``
 half_cauchy            scale                            ``log γ / √2``
 von_mises              loc, concentration               ``√(κA) (cos, sin)`` where κ is fixed; else ``diag(κA, A')``
 multivariate_normal    loc, scale_tril                  ``L⁻¹μ`` where L is fixed; else ``|L⁻¹dμ|² + ½ tr (Σ⁻¹dΣ)²``
-wishart                df, scale_tril                   ``½ ν tr (V⁻¹dV)² + tr (V⁻¹dV) dν + ¼ Σ ψ'((ν − i)/2) dν²``
-lkj_cholesky           concentration                    ``Σ_j ψ'(η + (d − 1 − j)/2) − (d − 1) ψ'(η + (d − 1)/2)``
+wishart                df, scale_tril                   ``½ ν tr (V⁻¹dV)²`` where ν is fixed; all of it below
+lkj_cholesky           concentration                    trigamma functions, below
 ====================== ================================ ===========================================================
 
-Zero-inflated counts and negative binomials by mean and dispersion are in :mod:`riemae.counts`, families that a user adds
-in :mod:`riemae.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared in the tests with the covariance
-of the score and with the Hessian of the Kullback-Leibler divergence. S. Amari, Information Geometry and Its
+Zero-inflated counts and negative binomials by mean and dispersion are in :mod:`riemae.counts`, families that a user
+adds in :mod:`riemae.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared in
+the tests with the covariance of the score and with the Hessian of the Kullback-Leibler divergence.
+
+S. Amari, Information Geometry and Its
 Applications, 2016; C. Atkinson and A. F. S. Mitchell, Rao's distance measure, Sankhyā A 43, 1981.
 """
 
@@ -257,7 +259,7 @@ class LocationScale(Family):
         self.a, self.b = a, b
 
     def weights(self, p: Params) -> tuple[Any, Any]:
-        """a and b."""
+        """A and b."""
         return self.a, self.b
 
     def flat(self, free: Free) -> bool:
@@ -302,7 +304,7 @@ class StudentT(LocationScale):
         Family.__init__(self, name, distribution, ("df", "loc", "scale"))
 
     def weights(self, p: Params) -> tuple[Any, Any]:
-        """a and b."""
+        """A and b."""
         df = p["df"]
         return (df + 1) / (df + 3), 2 * df / (df + 3)
 
@@ -329,10 +331,12 @@ class StudentT(LocationScale):
 
 
 class FisherSnedecor(Family):
-    """The ratio of two χ², in a = d₁/2 and b = d₂/2, ``s = a + b`` and ``R(x) = ψ'(x) − 1/x``, times ¼.
+    """The ratio of two χ² variables, in half their degrees of freedom a and b, ``s = a + b``.
 
-    ``I_aa = R(a) − R(s) − b/(a s (s + 1))``, ``I_ab = 1/(s (s + 1)) − R(s)``: with ``w = aX/(aX + b)``, a beta variable,
-    the scores are ``log w − (s/a) w`` and ``log (1 − w) − (s/b)(1 − w)`` but for constants.
+    With ``R(x) = ψ'(x) − 1/x``, and times ¼ for the halves:
+
+    ``I_aa = R(a) − R(s) − b/(a s (s + 1))``, ``I_ab = 1/(s (s + 1)) − R(s)``: with a beta variable
+    ``w = aX/(aX + b)`` the scores are ``log w − (s/a) w`` and ``log (1 − w) − (s/b)(1 − w)`` but for constants.
     """
 
     delicate = True
@@ -619,9 +623,9 @@ def degrees_information(df: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _degrees_series() -> tuple[float, ...]:
-    """``⅛ ∫ t e^{−νt/2} (tanh t/4 − t/4) dt = Σ_{n≥2} c_n ν^{−2n−1}`` from ``tanh y = Σ B_2n 4ⁿ (4ⁿ − 1)/(2n)! y^{2n−1}``.
+    """``⅛ ∫ t e^{−νt/2} (tanh t/4 − t/4) dt = Σ_{n≥2} c_n ν^{−2n−1}``.
 
-    ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
+    From ``tanh y = Σ B_2n 4ⁿ (4ⁿ − 1)/(2n)! y^{2n−1}`` and ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
     """
     numbers = bernoulli(24)
     return tuple(float(numbers[2 * n]) * (4**n - 1) * 4**n / 4 ** (2 * n - 1) * 2 ** (2 * n - 2) for n in range(2, 13))

@@ -154,7 +154,9 @@ class Score(Family):
             AmbientError: With what it would take.
         """
         numbers = _DRAWS * rows * width
-        kept = bool({"Grad", "Jvp"} & set(transforms())) or (torch.is_grad_enabled() and any(value.requires_grad for value in values))
+        kept = bool({"Grad", "Jvp"} & set(transforms())) or (
+            torch.is_grad_enabled() and any(value.requires_grad for value in values)
+        )
         size = numbers * values[0].element_size() * _ARRAYS
         if numbers <= _NUMBERS and not (kept and size > _GRAPH_BYTES):
             return

@@ -108,7 +108,9 @@ class Registered(Family):
             raise AmbientError(self.name, f"a Fisher information of {values[0].dtype}", str(found.dtype), hint)
         index = {name: i for i, name in enumerate(self.names)}
         return {
-            name: sum((found[..., index[name], index[other]] * dv for other, dv in v.items()), torch.zeros_like(v[name]))
+            name: sum(
+                (found[..., index[name], index[other]] * dv for other, dv in v.items()), torch.zeros_like(v[name])
+            )
             for name in v
         }
 
@@ -202,6 +204,7 @@ def family_of(distribution: Distribution) -> Family | None:
         if accepts(distribution):
             return registered
     kind: Any = type(distribution)
+    base: Any
     for base in inspect.getmro(kind):
         family = _of_class(base)
         if family is not None:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from riemae import Manifold
 from riemae.ambient import AmbientMetric, Constant, Custom, Diagonal, Euclidean, FeatureMap, LowRank, as_ambient
-from riemae.exceptions import AmbientError
+from riemae.exceptions import AmbientError, SingularMetricError
 
 D = 3
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -274,6 +274,29 @@ class TestAsAmbient:
     def test_anything_else_is_refused(self, wrong):
         with pytest.raises(AmbientError, match=r"For instance ambient\.Euclidean\(\)"):
             Manifold(lambda z: z, ambient=wrong)
+
+
+class TestZeroWeights:
+    """Coordinates that do not count: ``H`` is semi-definite, the pull-back need not be."""
+
+    @pytest.mark.parametrize("zeros", [[0], [1], [2]])
+    def test_is_the_metric_without_these_coordinates(self, zeros):
+        weights = WEIGHTS.clone()
+        weights[zeros] = 0
+        kept = [i for i in range(D) if i not in zeros]
+        A = draw(1, 2, D)
+        M = Manifold(lambda z: (z @ A).sin(), ambient=Diagonal(weights))
+        other = Manifold(lambda z: (z @ A).sin()[:, kept], ambient=Diagonal(WEIGHTS[kept]))
+        z = draw(2, 3, 2)
+        assert_close(M.metric(z), other.metric(z), **EXACT)
+        assert_close(M.distance(z[0], z[1]), other.distance(z[0], z[1]), rtol=1e-4, atol=0.0)
+
+    def test_a_singular_pull_back_says_so(self):
+        M = Manifold(lambda z: z, ambient=Diagonal(torch.tensor([1.0, 0.0], dtype=torch.float64)))
+        z = draw(2, 3, 2)
+        assert_close(M.metric(z)[:, 1, 1], torch.zeros(3).double())
+        with pytest.raises(SingularMetricError):
+            M.christoffel(z)
 
 
 class TestConstructors:

@@ -64,37 +64,40 @@ def by_sum(decoder, z, top=400):
     return torch.einsum("ykd,ykdi,ykdj->kij", chance, scores, scores)
 
 
-def negative_binomial(z, outputs=net(2, 4)):
+NET_1, NET_2, NET_3 = (net(count, 4) for count in (1, 2, 3))
+
+
+def negative_binomial(z, outputs=NET_2):
     mu, theta = outputs(z)
     return NegativeBinomial(mu=mu.exp(), theta=theta.exp())
 
 
-def zero_inflated(z, outputs=net(3, 4)):
+def zero_inflated(z, outputs=NET_3):
     mu, theta, gate = outputs(z)
     return ZeroInflatedNegativeBinomial(mu=mu.exp(), theta=theta.exp(), zi_logits=gate)
 
 
-def zero_inflated_poisson(z, outputs=net(2, 4)):
+def zero_inflated_poisson(z, outputs=NET_2):
     rate, gate = outputs(z)
     return ZeroInflatedPoisson(rate.exp(), gate_logits=gate)
 
 
-def torch_negative_binomial(z, outputs=net(2, 4)):
+def torch_negative_binomial(z, outputs=NET_2):
     logits, count = outputs(z)
     return td.NegativeBinomial(count.exp(), logits=logits)
 
 
-def inflated_with_one_dispersion(z, outputs=net(2, 4)):
+def inflated_with_one_dispersion(z, outputs=NET_2):
     mu, gate = outputs(z)
     return ZeroInflatedNegativeBinomial(mu=mu.exp(), theta=torch.full((4,), 2.0).to(z), zi_logits=gate)
 
 
-def inflated_with_one_mean(z, outputs=net(2, 4)):
+def inflated_with_one_mean(z, outputs=NET_2):
     theta, gate = outputs(z)
     return ZeroInflatedNegativeBinomial(mu=torch.full((4,), 2.0).to(z), theta=theta.exp(), zi_logits=gate)
 
 
-def one_mean(z, outputs=net(1, 4)):
+def one_mean(z, outputs=NET_1):
     (theta,) = outputs(z)
     return NegativeBinomial(mu=torch.full((4,), 3.0).to(z), theta=theta.exp())
 
@@ -197,7 +200,11 @@ class TestDispersion:
             size = 2 * torch.nn.functional.logsigmoid(a) - b - torch.nn.functional.softplus(b) - math.log(2)
             return size + torch.tensor(log_ratio, dtype=F64)
 
-        f = (lambda t: excess_information(x + t, y).log()) if axis == 0 else (lambda t: excess_information(x, y + t).log())
+        f = (
+            (lambda t: excess_information(x + t, y).log())
+            if axis == 0
+            else (lambda t: excess_information(x, y + t).log())
+        )
         t, one = torch.zeros((), dtype=F64), torch.ones((), dtype=F64)
         first = lambda t: torch.func.jvp(f, (t,), (one,))[1]  # noqa: E731
         assert_close(first(t), (truth(h) - truth(-h)) / (2 * h), rtol=1e-5, atol=1e-6)
@@ -214,7 +221,7 @@ class TestDispersion:
         x, y = torch.linspace(-9, 9, count, dtype=F64), torch.linspace(8, -4, count, dtype=F64)
         for f in (lambda x: excess_information(x, y), lambda y: excess_information(x, y)):
             ones = torch.ones_like(x)
-            forward = lambda x, f=f: torch.func.jvp(f, (x,), (ones,))[1]  # noqa: E731
+            forward = lambda x, f=f, v=ones: torch.func.jvp(f, (x,), (v,))[1]  # noqa: E731
             reverse = torch.func.grad(lambda x, f=f: f(x).sum())
             assert_close(reverse(x), forward(x), rtol=1e-10, atol=0.0)
             second = torch.func.jvp(forward, (x,), (ones,))[1]
@@ -351,7 +358,9 @@ class TestRelations:
     @pytest.mark.parametrize("seed", range(5))
     def test_extremes_are_finite_and_positive(self, seed):
         generator = torch.Generator().manual_seed(seed)
-        mu, theta = ((lo + (hi - lo) * torch.rand(40, generator=generator, dtype=F64)) for lo, hi in ((-13, 13), (-9, 13)))
+        mu, theta = (
+            (lo + (hi - lo) * torch.rand(40, generator=generator, dtype=F64)) for lo, hi in ((-13, 13), (-9, 13))
+        )
         gate = 8 * torch.randn(40, generator=generator, dtype=F64)
 
         def decoder(z):

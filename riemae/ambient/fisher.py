@@ -16,7 +16,6 @@ from riemae.information import Divergence, Quantiles, Score
 from riemae.registry import Registered
 from riemae.solvers.exceptions import stack_level
 
-
 # Families whose parameters are matrices: a flat tensor does not say of which size.
 _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
 

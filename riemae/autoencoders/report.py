@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from riemae import curvature, distortion
-from riemae.exceptions import DecoderError, MissingExtraError, OptionError, ShapeError, SingularMetricError, SmoothnessWarning
+from riemae.exceptions import (
+    DecoderError,
+    MissingExtraError,
+    OptionError,
+    ShapeError,
+    SingularMetricError,
+    SmoothnessWarning,
+)
 from riemae.manifold import Manifold
 
 # Where a sentence begins. Each number is explained at the sentence's own test below.
