@@ -7,6 +7,7 @@ import pytest
 import torch
 from likelihoods import CASES, Z, free, positive
 from scipy.integrate import quad
+from scipy.stats import beta
 from scipy.stats import f as snedecor
 from scipy.stats import nbinom
 from scipy.stats import t as student
@@ -180,6 +181,25 @@ class TestTails:
         truth = torch.tensor(expected(density, point, 0.0, math.inf), dtype=torch.float64)
         M = Manifold(lambda z: td.FisherSnedecor(*z.split(1, -1)))
         assert_close(M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-3, atol=1e-8)
+
+    @pytest.mark.parametrize(("dim", "eta"), [(2, 0.5), (3, 1.0), (4, 2.5), (6, 7.0), (10, 0.3)])
+    def test_lkj_is_the_variance_of_its_statistic(self, dim, eta):
+        # The density is ∝ Π L_ii^{2η}, L_ii² = 1 − y with y ~ Beta(i/2, η + (d − 1 − i)/2), rows i independent.
+        def variance(a, b):
+            moment = lambda n: beta(a, b).expect(lambda y: math.log1p(-y) ** n, epsabs=0, epsrel=1e-10)  # noqa: E731
+            return moment(2) - moment(1) ** 2
+
+        truth = sum(variance(i / 2, eta + (dim - 1 - i) / 2) for i in range(1, dim))
+        found = Manifold(lambda z: td.LKJCholesky(dim, z[:, 0])).metric(torch.tensor([[eta]], dtype=torch.float64))
+        assert float(found) == pytest.approx(truth, rel=1e-5)
+
+    @pytest.mark.parametrize("df", [3.5, 6.0, 20.0])
+    def test_wishart_is_its_gamma_in_one_dimension(self, df):
+        # Wishart(ν, v) in one dimension is Gamma(ν/2, 1/(2v)).
+        z = torch.tensor([[df, 0.7]], dtype=torch.float64)
+        M = Manifold(lambda z: td.Wishart(z[:, 0], scale_tril=z[:, 1, None, None]))
+        gamma = Manifold(lambda z: td.Gamma(z[:, 0] / 2, 1 / (2 * z[:, 1].square())))
+        assert_close(M.metric(z), gamma.metric(z), rtol=1e-8, atol=0.0)
 
     def test_degrees_keep_their_digits(self):
         # By mpmath with 40 digits
