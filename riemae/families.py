@@ -34,8 +34,8 @@ lkj_cholesky           concentration                    trigamma functions, belo
 ====================== ================================ ===========================================================
 
 Zero-inflated counts and negative binomials by mean and dispersion are in :mod:`riemae.counts`, families that a user
-adds in :mod:`riemae.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared in
-the tests with the covariance of the score and with the Hessian of the Kullback-Leibler divergence.
+adds in :mod:`riemae.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared
+in the tests with the covariance of the score and with the Hessian of the Kullback-Leibler divergence.
 
 S. Amari, Information Geometry and Its
 Applications, 2016; C. Atkinson and A. F. S. Mitchell, Rao's distance measure, Sankhyā A 43, 1981.
