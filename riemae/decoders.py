@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from riemae import reach
 from riemae.differential import INFERENCE, unoptimised
-from riemae.exceptions import DecoderError, DeviceError, DTypeError, NonFiniteError, RiemaeError
+from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.randomness import restored
@@ -226,7 +226,7 @@ class Decoder:
         try:
             return self._tensor(points, self._call(points))  # with torch's own checks of distributions' parameters
         except (*probe.FAILURES, AttributeError, LookupError) as reason:
-            if isinstance(reason, RiemaeError):
+            if isinstance(reason, (DecoderError, AmbientError)):
                 raise
             raise DecoderError(
                 where,

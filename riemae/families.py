@@ -14,7 +14,8 @@ one_hot_categorical    logits or probs                  as categorical
 multinomial            total_count; logits or probs     ``2 √(n p)``
 continuous_bernoulli   logits or probs                  ``1/l² − 1/(4 sinh² l/2)`` in l
 poisson                rate                             ``2 √λ``
-negative_binomial      total_count; logits or probs     ``2 √r arsinh √(μ/r)``, ``μ = r e^l``, where r is fixed
+negative_binomial      total_count; logits or probs     ``2 √r arsinh √(μ/r)``, ``μ = r e^l``, where r is fixed; else
+                                                        :mod:`riemae.dispersion`
 exponential            rate                             ``log λ``
 gamma, inverse_gamma   concentration, rate              ``√a log b`` where a is fixed; else ``[ψ'(a), −1/b; ·, a/b²]``
 beta                   concentration1, concentration0   ``diag ψ'(α_i) − ψ'(Σα)``
@@ -22,14 +23,21 @@ dirichlet              concentration                    ``diag ψ'(α_i) − ψ'
 normal, log_normal     loc, scale                       ``μ/σ`` or ``√2 log σ`` where one is fixed; ``diag(1, 2)/σ²``
 laplace                loc, scale                       ``μ/b`` or ``log b`` where one is fixed; ``diag(1, 1)/b²``
 cauchy                 loc, scale                       the same over ``√2``
+student_t              df, loc, scale                   ``diag(ν + 1, 2ν)/((ν + 3) σ²)`` in μ, σ; all of it below
+fisher_snedecor        df1, df2                         trigamma functions, below
 half_normal            scale                            ``√2 log σ``
 half_cauchy            scale                            ``log γ / √2``
 von_mises              loc, concentration               ``√(κA) (cos, sin)`` where κ is fixed; else ``diag(κA, A')``
 multivariate_normal    loc, scale_tril                  ``L⁻¹μ`` where L is fixed; else ``|L⁻¹dμ|² + ½ tr (Σ⁻¹dΣ)²``
+wishart                df, scale_tril                   ``½ ν tr (V⁻¹dV)²`` where ν is fixed; all of it below
+lkj_cholesky           concentration                    trigamma functions, below
 ====================== ================================ ===========================================================
 
-ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared in the tests with the covariance
-of the score and with the Hessian of the Kullback-Leibler divergence. S. Amari, Information Geometry and Its
+Zero-inflated counts and negative binomials by mean and dispersion are in :mod:`riemae.counts`, families that a user
+adds in :mod:`riemae.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared
+in the tests with the covariance of the score and with the Hessian of the Kullback-Leibler divergence.
+
+S. Amari, Information Geometry and Its
 Applications, 2016; C. Atkinson and A. F. S. Mitchell, Rao's distance measure, Sankhyā A 43, 1981.
 """
 
@@ -45,12 +53,9 @@ import torch.distributions as td
 from scipy.special import bernoulli
 from torch import Tensor
 from torch.func import vjp
-from torch.nn import functional as F
 
+from riemae.dispersion import excess_information
 from riemae.solvers.threads import jvp
-
-# Nodes × variables that a quadrature holds.
-_NUMBERS_AT_ONCE = 2**20
 
 # Parameters of one distribution by name; the first axis is the batch.
 Params = dict[str, Tensor]
@@ -151,7 +156,7 @@ class NegativeBinomial(_Odds):
     """``φ = 2 √r arsinh √(μ/r)``, ``μ/r = p/(1 − p) = e^l``, where the dispersion r (``total_count``) is fixed.
 
     ``∂φ/∂μ = 1/√(μ + μ²/r)``, the root of the Fisher information. In (l, r) it is ``[r p, p; p, I_rr]``,
-    ``I_rr = ψ'(r) − E ψ'(r + Y)``.
+    ``I_rr = ψ'(r) − E ψ'(r + Y)``: see :mod:`riemae.dispersion`.
     """
 
     delicate = True
@@ -254,31 +259,108 @@ class LocationScale(Family):
         super().__init__(name, distribution, ("loc", "scale"))
         self.a, self.b = a, b
 
+    def weights(self, p: Params) -> tuple[Any, Any]:
+        """A and b."""
+        return self.a, self.b
+
     def flat(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return len(free) < 2
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
+        a, b = self.weights(p)
         if "scale" in free:
-            return self.b**0.5 * p["scale"].log()
-        return self.a**0.5 * (p["loc"] / p["scale"])
+            return b**0.5 * p["scale"].log()
+        return a**0.5 * (p["loc"] / p["scale"])
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry a parameter."""
         sigma = p["scale"]
-        weight = {"loc": self.a, "scale": self.b}
+        weight = dict(zip(("loc", "scale"), self.weights(p), strict=True))
         return {name: weight[name] * (v[name] / sigma) / sigma for name in v}
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         if self.flat(free):
             return super().squared_distance(p, q, free)
+        a, b = self.weights(p)
         shift, stretch = q["loc"] - p["loc"], q["scale"] - p["scale"]
         # One quotient after the other: their product may overflow or vanish.
-        ratio = self.a / self.b * (shift / p["scale"]) * (shift / q["scale"])
+        ratio = a / b * (shift / p["scale"]) * (shift / q["scale"])
         ratio = ratio + (stretch / p["scale"]) * (stretch / q["scale"])
-        return (4 * self.b * (root(ratio) / 2).asinh().square()).flatten(1).sum(-1)
+        return (4 * b * (root(ratio) / 2).asinh().square()).flatten(1).sum(-1)
+
+
+class StudentT(LocationScale):
+    """``diag(ν + 1, 2ν)/((ν + 3) σ²)`` in (μ, σ): for a fixed ν, hyperbolic planes as in :class:`LocationScale`.
+
+    With ν free, ``I_νσ = −2/((ν + 1)(ν + 3) σ)`` and :func:`degrees_information`; ν and μ are orthogonal. K. L. Lange,
+    R. J. A. Little and J. M. G. Taylor, Robust statistical modeling using the t distribution, JASA 84, 1989.
+    """
+
+    delicate = True
+
+    def __init__(self, name: str, distribution: Callable[..., Any]) -> None:
+        Family.__init__(self, name, distribution, ("df", "loc", "scale"))
+
+    def weights(self, p: Params) -> tuple[Any, Any]:
+        """A and b."""
+        df = p["df"]
+        return (df + 1) / (df + 3), 2 * df / (df + 3)
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return "df" not in free and super().flat(free)
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        out = super().product(p, {name: dv for name, dv in v.items() if name != "df"})
+        if "df" not in v:
+            return out
+        df, sigma = p["df"], p["scale"]
+        mixed = -2 / ((df + 1) * (df + 3)) / sigma
+        out["df"] = degrees_information(df) * v["df"]
+        if "scale" in v:
+            out["df"] = out["df"] + mixed * v["scale"]
+            out["scale"] = out["scale"] + mixed * v["df"]
+        return out
+
+    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
+        """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
+        return None if "df" in free else super().squared_distance(p, q, free)
+
+
+class FisherSnedecor(Family):
+    """The ratio of two χ² variables, in half their degrees of freedom a and b, ``s = a + b``.
+
+    With ``R(x) = ψ'(x) − 1/x``, and times ¼ for the halves:
+
+    ``I_aa = R(a) − R(s) − b/(a s (s + 1))``, ``I_ab = 1/(s (s + 1)) − R(s)``: with a beta variable
+    ``w = aX/(aX + b)`` the scores are ``log w − (s/a) w`` and ``log (1 − w) − (s/b)(1 − w)`` but for constants.
+    """
+
+    delicate = True
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        half = {name: p[name] / 2 for name in self.names}
+        s = half["df1"] + half["df2"]
+        common = trigamma_excess(s)
+        mixed = (1 / (s * (s + 1)) - common) / 4
+        out = {}
+        for name, other in (("df1", "df2"), ("df2", "df1")):
+            if name not in v:
+                continue
+            own = trigamma_excess(half[name]) - common - half[other] / (half[name] * s * (s + 1))
+            out[name] = own / 4 * v[name]
+            if other in v:
+                out[name] = out[name] + mixed * v[other]
+        return out
 
 
 class Gamma(Family):
@@ -388,6 +470,50 @@ class MultivariateNormal(Family):
         return out
 
 
+class Wishart(Family):
+    """``½ ν tr (V⁻¹dV)² + tr (V⁻¹dV) dν + ¼ Σ_{i<d} ψ'((ν − i)/2) dν²`` with ``V = LLᵀ``."""
+
+    event = 2
+    delicate = True
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        df, factor = p["df"], p["scale_tril"]
+        out = {}
+        if "df" in v:
+            halves = (df[..., None] - torch.arange(factor.shape[-1]).to(factor)) / 2
+            out["df"] = torch.polygamma(1, halves).sum(-1) / 4 * v["df"]
+        if "scale_tril" in v:
+            w = _solve(factor, v["scale_tril"])
+            inner = df[..., None, None] * (w + w.mT)
+            if "df" in v:
+                out["df"] = out["df"] + w.diagonal(dim1=-2, dim2=-1).sum(-1)
+                inner = inner + v["df"][..., None, None] * torch.eye(factor.shape[-1]).to(factor)
+            out["scale_tril"] = _solve(factor, inner, transposed=True)
+        return out
+
+
+class LKJCholesky(Family):
+    """``Σ_{j=1}^{d−1} ψ'(η + (d − 1 − j)/2) − (d − 1) ψ'(η + (d − 1)/2)``: an exponential family in η."""
+
+    delicate = True
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        eta, rest = p["concentration"], int(p["dim"]) - 1
+        below = torch.arange(rest, 0, -1).to(eta)
+        terms = torch.polygamma(1, eta[..., None] + (rest - below) / 2).sum(-1)
+        return {"concentration": (terms - rest * torch.polygamma(1, eta + rest / 2)) * v["concentration"]}
+
+
 def _solve(factor: Tensor, b: Tensor, transposed: bool = False) -> Tensor:
     return torch.linalg.solve_triangular(factor.mT if transposed else factor, b, upper=transposed)
 
@@ -456,21 +582,54 @@ def _tilted_series() -> tuple[float, ...]:
 
 
 def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
-    """``ψ'(r) − E ψ'(r + Y)`` for Y negative binomial, by the trapezoidal rule in ``y = log(r t)``.
+    """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial: what (l, r) have for r when l is fixed."""
+    return logits.sigmoid() / r + excess_information(logits, r.log())
 
-    ``ψ'(x) = ∫ t e^{−xt}/(1 − e^{−t}) dt``, and ``E e^{−tY} = (1 + e^l (1 − e^{−t}))^{−r}``. The integrand is analytic
-    in a strip of half width π/2 and falls off exponentially on both sides: the step 0.4 leaves an error of e^{−π²/0.4}.
+
+def trigamma_excess(x: Tensor) -> Tensor:
+    """``ψ'(x) − 1/x``; by its asymptotic series where that difference would cancel."""
+    large = x > 20
+    near, far = torch.where(large, 1.0, x), torch.where(large, x, 20.0)
+    inverse = far.reciprocal().square()
+    series = torch.zeros_like(far)
+    for coefficient in reversed(_bernoulli_series()):
+        series = (series + coefficient) * inverse
+    return torch.where(large, inverse / 2 + series / far, torch.polygamma(1, near) - near.reciprocal())
+
+
+@lru_cache(maxsize=1)
+def _bernoulli_series() -> tuple[float, ...]:
+    """``B_2n`` of ``ψ'(x) − 1/x − 1/(2x²) ~ Σ B_2n x^{−2n−1}``."""
+    numbers = bernoulli(24)
+    return tuple(float(numbers[2 * n]) for n in range(1, 13))
+
+
+def degrees_information(df: Tensor) -> Tensor:
+    """``I_νν = ¼ [ψ'(ν/2) − ψ'((ν + 1)/2)] − (ν + 5)/(2ν (ν + 1)(ν + 3))`` of Student's t.
+
+    It falls off as ``7/(2ν⁴)``: both parts agree to ``1/ν²`` of their size, so that they are subtracted as series where
+    ν > 24: ``ψ'(x) − ψ'(x + ½) = ½ ∫ t e^{−xt} (1 + tanh t/4) dt``, term by term.
     """
-    step = 0.4
-    nodes = torch.arange(-75, 10, dtype=r.dtype, device=r.device) * step
-    total = torch.zeros_like(r)
-    for y in nodes.split(max(1, _NUMBERS_AT_ONCE // max(1, r.numel()))):
-        weight = (y - y.exp()).exp() * step  # t e^{−rt} dt, but for the 1/r in t
-        t = y.exp() / r[..., None]
-        below = -torch.expm1(-t)
-        seen = -torch.expm1(-r[..., None] * F.softplus(logits[..., None] + below.log()))
-        total = total + (weight * t / below * seen).sum(-1) / r
-    return total
+    large = df > 24
+    near, far = torch.where(large, 1.0, df), torch.where(large, df, 24.0)
+    direct = (torch.polygamma(1, near / 2) - torch.polygamma(1, (near + 1) / 2)) / 4
+    direct = direct - (near + 5) / (2 * near * (near + 1) * (near + 3))
+    w = far.reciprocal()
+    series = torch.zeros_like(far)
+    for coefficient in reversed(_degrees_series()):
+        series = (series + coefficient) * w.square()
+    rest = (7 + 3 * w) / (2 * (1 + 4 * w + 3 * w.square()))
+    return torch.where(large, (rest + series / w) * w.square().square(), direct)
+
+
+@lru_cache(maxsize=1)
+def _degrees_series() -> tuple[float, ...]:
+    """``⅛ ∫ t e^{−νt/2} (tanh t/4 − t/4) dt = Σ_{n≥2} c_n ν^{−2n−1}``.
+
+    From ``tanh y = Σ B_2n 4ⁿ (4ⁿ − 1)/(2n)! y^{2n−1}`` and ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
+    """
+    numbers = bernoulli(24)
+    return tuple(float(numbers[2 * n]) * (4**n - 1) * 4**n / 4 ** (2 * n - 1) * 2 ** (2 * n - 2) for n in range(2, 13))
 
 
 KNOWN: dict[type, Family] = {
@@ -494,10 +653,14 @@ KNOWN: dict[type, Family] = {
         LocationScale("log_normal", td.LogNormal, 1.0, 2.0),
         LocationScale("laplace", td.Laplace, 1.0, 1.0),
         LocationScale("cauchy", td.Cauchy, 0.5, 0.5),
+        StudentT("student_t", td.StudentT),
+        FisherSnedecor("fisher_snedecor", td.FisherSnedecor, ("df1", "df2")),
         LogScale("half_normal", td.HalfNormal, "scale", 2**0.5),
         LogScale("half_cauchy", td.HalfCauchy, "scale", 0.5**0.5),
         VonMises("von_mises", td.VonMises, ("loc", "concentration")),
         MultivariateNormal("multivariate_normal", td.MultivariateNormal, ("loc", "scale_tril")),
+        Wishart("wishart", td.Wishart, ("df", "scale_tril")),
+        LKJCholesky("lkj_cholesky", td.LKJCholesky, ("dim", "concentration")),
     )
 }
 NAMED = {family.name: family for family in KNOWN.values()}

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from riemae.exceptions import DecoderError
-from riemae.families import KNOWN, Family, Params, odds_form
+from riemae.families import Family, Params, odds_form
 from riemae.information import Divergence, Quantiles, Score, unvalidated
+from riemae.randomness import seeded
+from riemae.registry import family_of
 from riemae.solvers.space import concrete
 from riemae.taylor import Jet
 
@@ -76,7 +78,9 @@ class Head:
         }
 
     def complete(self, p: Params) -> Params:
-        """Parameters and constants together."""
+        """Parameters and constants together; as they came where the class itself is built from them."""
+        if isinstance(self.family, (Divergence, Quantiles, Score)):
+            return {**self.constants, **p}
         like = next(iter(p.values()))
         return {**{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()}, **p}
 
@@ -271,12 +275,12 @@ def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any]
     while isinstance(distribution, td.Independent):
         distribution = distribution.base_dist
     transforms: tuple[td.Transform, ...] = ()
-    family = _known(distribution)
+    family = family_of(distribution)
     if family is None and isinstance(distribution, td.TransformedDistribution) and _is_fixed(distribution.transforms):
         transforms, distribution = tuple(distribution.transforms), distribution.base_dist
         while isinstance(distribution, td.Independent):
             distribution = distribution.base_dist
-        family = _known(distribution)
+        family = family_of(distribution)
     found = family.read(distribution) if family is not None else _arguments(distribution)
     p = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
     constants = {name: value for name, value in found.items() if name not in p}
@@ -288,13 +292,6 @@ def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any]
             "Build them from tensors (k, ...) that depend on z; mixtures have no parameters of their own.",
         )
     return family or _generic(distribution, p, constants), p, constants, transforms
-
-
-def _known(distribution: td.Distribution) -> Family | None:
-    """The family of a distribution, unless a subclass has changed its density."""
-    kind: Any = type(distribution)
-    base: Any = next((c for c in kind.__mro__ if c in KNOWN), None)
-    return KNOWN[base] if base is not None and kind.log_prob is base.log_prob else None
 
 
 def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
@@ -341,19 +338,35 @@ def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]
                     "Manifold",
                     f"a distribution that can be built from {', '.join((*p, *constants)) or 'its arguments'}",
                     f"{type(distribution).__name__}: {reason}",
-                    "Its constructor's arguments must be its attributes.",
+                    "Its constructor's arguments must be its attributes, or teach its Fisher information: "
+                    "ambient.register_family.",
                 ) from reason
-            road = _road(distribution, other)
+            road = _road(distribution, other, next(iter(p.values())).device)
         _GENERIC[key] = road(type(distribution).__name__, kind, tuple(p))
     return _GENERIC[key]
 
 
-def _road(distribution: td.Distribution, nearby: td.Distribution) -> type[Family]:
-    """What torch knows of a distribution: its divergence, its quantiles, or its density alone."""
-    with contextlib.suppress(NotImplementedError):
+def _road(distribution: td.Distribution, nearby: td.Distribution, device: torch.device) -> type[Family]:
+    """What torch knows of a distribution: its divergence, its quantiles, or its density alone.
+
+    Raises:
+        DecoderError: When it does not know its density either, or cannot draw from it.
+    """
+    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of another shape.
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
         td.kl_divergence(distribution, nearby)
         return Divergence
-    with contextlib.suppress(NotImplementedError):
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
         nearby.icdf(torch.tensor(0.5))
         return Quantiles
+    try:
+        with seeded(device, 0):
+            nearby.log_prob(nearby.sample())
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as reason:
+        raise DecoderError(
+            "Manifold",
+            "distributions whose density and draws torch knows",
+            f"{type(distribution).__name__}: {type(reason).__name__}: {reason}",
+            "Teach its Fisher information: ambient.register_family.",
+        ) from reason
     return Score

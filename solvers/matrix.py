@@ -41,6 +41,7 @@ from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.tolerances import tolerance
 
 Method = Literal["geodesic", "graph", "chord"]
 

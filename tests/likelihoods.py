@@ -86,6 +86,13 @@ CASES = {
     "laplace": Case(lambda z: td.Laplace(free(z), positive(z)), False, False),
     "laplace, fixed mean": Case(lambda z: td.Laplace(0.0, positive(z)), True, False),
     "cauchy": Case(lambda z: td.Cauchy(free(z), positive(z)), False),
+    "student": Case(lambda z: td.StudentT(4 * positive(z), free(z), positive(z)), False, False),
+    "student, fixed degrees": Case(lambda z: td.StudentT(5.0, free(z), positive(z)), False, False),
+    "student, fixed scale": Case(lambda z: td.StudentT(5.0, free(z), 0.4), True, False),
+    "fisher-snedecor": Case(lambda z: td.FisherSnedecor(4 * positive(z), 3 * free(z).exp()), False, False),
+    "wishart": Case(lambda z: td.Wishart(9 + positive(z)[:, 0], scale_tril=factor(z)), False, False),
+    # In two dimensions: torch's draws in more do not follow its own density (their mean score is not 0).
+    "lkj": Case(lambda z: td.LKJCholesky(2, positive(z)), False, False),
     "half-normal": Case(lambda z: td.HalfNormal(positive(z)), True),
     "half-cauchy": Case(lambda z: td.HalfCauchy(positive(z)), True, False),
     "von mises": Case(lambda z: td.VonMises(free(z), 3 * positive(z)), False, False),

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from riemae import Manifold
 from riemae.ambient import AmbientMetric, Constant, Custom, Diagonal, Euclidean, FeatureMap, LowRank, as_ambient
-from riemae.exceptions import AmbientError
+from riemae.exceptions import AmbientError, SingularMetricError
 
 D = 3
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -276,6 +276,29 @@ class TestAsAmbient:
             Manifold(lambda z: z, ambient=wrong)
 
 
+class TestZeroWeights:
+    """Coordinates that do not count: ``H`` is semi-definite, the pull-back need not be."""
+
+    @pytest.mark.parametrize("zeros", [[0], [1], [2]])
+    def test_is_the_metric_without_these_coordinates(self, zeros):
+        weights = WEIGHTS.clone()
+        weights[zeros] = 0
+        kept = [i for i in range(D) if i not in zeros]
+        A = draw(1, 2, D)
+        M = Manifold(lambda z: (z @ A).sin(), ambient=Diagonal(weights))
+        other = Manifold(lambda z: (z @ A).sin()[:, kept], ambient=Diagonal(WEIGHTS[kept]))
+        z = draw(2, 3, 2)
+        assert_close(M.metric(z), other.metric(z), **EXACT)
+        assert_close(M.distance(z[0], z[1]), other.distance(z[0], z[1]), rtol=1e-4, atol=0.0)
+
+    def test_a_singular_pull_back_says_so(self):
+        M = Manifold(lambda z: z, ambient=Diagonal(torch.tensor([1.0, 0.0], dtype=torch.float64)))
+        z = draw(2, 3, 2)
+        assert_close(M.metric(z)[:, 1, 1], torch.zeros(3).double())
+        with pytest.raises(SingularMetricError):
+            M.christoffel(z)
+
+
 class TestConstructors:
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -285,11 +308,12 @@ class TestConstructors:
             (lambda: Custom(matrix=phi_matrix, diagonal=squares), "exactly one of .*, got matrix, diagonal"),
             (lambda: Custom(3.0), "a function"),
             (lambda: Custom(matrix=MATRIX), "a function"),
-            (lambda: Diagonal(torch.tensor([1.0, 0.0])), r"positive weights .* minimum 0"),
-            (lambda: Diagonal(torch.tensor([1.0, -2.0])), r"positive weights .* minimum -2"),
-            (lambda: Diagonal(torch.tensor([1.0, torch.inf])), "positive weights"),
-            (lambda: Diagonal(torch.tensor([1.0, torch.nan])), "positive weights"),
-            (lambda: Diagonal(torch.ones(2, 2)), r"positive weights of shape \(D,\), got \(2, 2\)"),
+            (lambda: Diagonal(torch.tensor([1.0, -2.0])), r"none negative, got .* minimum -2"),
+            (lambda: Diagonal(torch.tensor([0.0, -1e-9])), r"none negative, got .* minimum -1e-09"),
+            (lambda: Diagonal(torch.tensor([1.0, torch.inf])), "finite weights"),
+            (lambda: Diagonal(torch.tensor([1.0, torch.nan])), "finite weights"),
+            (lambda: Diagonal(torch.ones(2, 2)), r"weights of shape \(D,\), none negative, got \(2, 2\)"),
+            (lambda: Diagonal(torch.ones(0)), r"weights of shape \(D,\), none negative, got \(0,\)"),
             (lambda: Diagonal([1.0, 2.0]), "tensor"),
             (lambda: Diagonal(torch.tensor([1, 2])), "int64"),
             (lambda: Constant(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "smallest eigenvalue -1.*multiple of the ident"),

@@ -7,14 +7,25 @@ import pytest
 import torch
 from likelihoods import CASES, Z, free, positive
 from scipy.integrate import quad
-from scipy.stats import nbinom
+from scipy.stats import beta, nbinom
+from scipy.stats import f as snedecor
+from scipy.stats import t as student
 from spaces import rand
 from torch import distributions as td
 from torch.testing import assert_close
 
-from riemae import Manifold
+from riemae import Manifold, information
+from riemae.ambient import FisherRao
 from riemae.exceptions import AmbientError, ApproximationWarning, DecoderError, FallbackWarning
-from riemae.families import NAMED, arsinh_exp, dispersion_information, resultant_slope, tilted_variance
+from riemae.families import (
+    NAMED,
+    arsinh_exp,
+    degrees_information,
+    dispersion_information,
+    resultant_slope,
+    tilted_variance,
+    trigamma_excess,
+)
 from riemae.information import Divergence, Score
 from riemae.testing import check_manifold
 
@@ -28,6 +39,7 @@ def scores(decoder, z, samples):
     return torch.stack([torch.func.jvp(log_prob, (z,), (e[None],))[1] for e in torch.eye(2).double()], -1)
 
 
+@pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's Wishart, of matrices that rounding unsettles
 @pytest.mark.parametrize("name", CASES)
 class TestFisherInformation:
     def test_is_the_covariance_of_the_score(self, name):
@@ -128,6 +140,165 @@ class TestSpecialFunctions:
         assert_close(arsinh_exp(a)[-1], a[-1] + math.log(2))
 
 
+class Unknown(td.StudentT):
+    """Student's t as a class that nobody knows: with a density of its own, it counts as another family."""
+
+    def log_prob(self, value):
+        return super().log_prob(value)
+
+
+def expected(log_density, point, low, high):
+    """``E s sᵀ`` by scipy's quadrature, with scores by central differences of the log density."""
+    h = 1e-5
+    steps = [[h * (i == j) for j in range(len(point))] for i in range(len(point))]
+
+    def score(x, i):
+        up, down = ([a + s * b for a, b in zip(point, steps[i], strict=True)] for s in (1, -1))
+        return (log_density(x, *up) - log_density(x, *down)) / (2 * h)
+
+    def entry(i, j):
+        f = lambda x: math.exp(log_density(x, *point)) * score(x, i) * score(x, j)  # noqa: E731
+        return sum(quad(f, a, b, limit=200)[0] for a, b in ((low, 1.0), (1.0, high)))
+
+    return [[entry(i, j) for j in range(len(point))] for i in range(len(point))]
+
+
+class TestTails:
+    """Student's t, Fisher-Snedecor, Wishart and LKJ."""
+
+    @pytest.mark.parametrize(
+        "point", [(0.7, 0.0, 1.0), (2.0, 1.0, 0.5), (5.0, -1.0, 2.0), (9.5, 0.3, 1.0), (30.0, 0.0, 3.0)]
+    )
+    def test_student_is_the_covariance_of_the_score(self, point):
+        density = lambda x, *p: float(student.logpdf(x, p[0], p[1], p[2]))  # noqa: E731
+        truth = torch.tensor(expected(density, point, -math.inf, math.inf), dtype=torch.float64)
+        M = Manifold(lambda z: td.StudentT(*z.split(1, -1)))
+        assert_close(M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.parametrize("point", [(3.0, 5.0), (1.5, 4.0), (8.0, 2.5), (20.0, 20.0), (2.0, 60.0)])
+    def test_fisher_snedecor_is_the_covariance_of_the_score(self, point):
+        density = lambda x, *p: float(snedecor.logpdf(x, *p))  # noqa: E731
+        truth = torch.tensor(expected(density, point, 0.0, math.inf), dtype=torch.float64)
+        M = Manifold(lambda z: td.FisherSnedecor(*z.split(1, -1)))
+        assert_close(M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-3, atol=1e-8)
+
+    @pytest.mark.parametrize(("dim", "eta"), [(2, 1.5), (3, 2.0), (4, 2.5), (6, 7.0), (8, 1.7)])
+    def test_lkj_is_the_variance_of_its_statistic(self, dim, eta):
+        # The density is ∝ Π L_ii^{2η}, L_ii² = 1 − y with y ~ Beta(i/2, η + (d − 1 − i)/2), rows i independent.
+        def variance(a, b):
+            moment = lambda n: beta(a, b).expect(lambda y: math.log1p(-min(y, 1 - 1e-16)) ** n)  # noqa: E731
+            return moment(2) - moment(1) ** 2
+
+        truth = sum(variance(i / 2, eta + (dim - 1 - i) / 2) for i in range(1, dim))
+        found = Manifold(lambda z: td.LKJCholesky(dim, z[:, 0])).metric(torch.tensor([[eta]], dtype=torch.float64))
+        assert float(found) == pytest.approx(truth, rel=1e-5)
+
+    @pytest.mark.parametrize("df", [3.5, 6.0, 20.0])
+    def test_wishart_is_its_gamma_in_one_dimension(self, df):
+        # Wishart(ν, v) in one dimension is Gamma(ν/2, 1/(2v)).
+        z = torch.tensor([[df, 0.7]], dtype=torch.float64)
+        M = Manifold(lambda z: td.Wishart(z[:, 0], scale_tril=z[:, 1, None, None]))
+        gamma = Manifold(lambda z: td.Gamma(z[:, 0] / 2, 1 / (2 * z[:, 1].square())))
+        assert_close(M.metric(z), gamma.metric(z), rtol=1e-8, atol=0.0)
+
+    def test_degrees_keep_their_digits(self):
+        # By mpmath with 40 digits
+        truth = {
+            0.01: 9916.796678241028,
+            3.0: 0.01691147786855766,
+            23.9: 9.248137228034244e-06,
+            24.1: 8.955482915722801e-06,
+            100.0: 3.3738345280847354e-08,
+            1e6: 3.4999870000395e-24,
+        }
+        found = degrees_information(torch.tensor(list(truth), dtype=torch.float64))
+        assert_close(found, torch.tensor(list(truth.values()), dtype=torch.float64), rtol=1e-8, atol=0.0)
+
+    def test_trigamma_excess_is_continuous_and_right(self):
+        # ψ'(x) − 1/x = 1/(2x²) + 1/(6x³) − …; at 1: π²/6 − 1
+        x = torch.tensor([1.0, 19.999999, 20.000001, 1e8], dtype=torch.float64)
+        found = trigamma_excess(x)
+        assert_close(found[0], torch.tensor(math.pi**2 / 6 - 1, dtype=torch.float64))
+        assert_close(found[1], found[2], rtol=1e-6, atol=0.0)
+        assert_close(found[3], torch.tensor(0.5e-16 + 1e-24 / 6, dtype=torch.float64), rtol=1e-12, atol=0.0)
+
+    def test_student_with_fixed_degrees_is_a_hyperbolic_plane(self):
+        # K = −1/b with b = 2ν/(ν + 3)
+        M = Manifold(lambda z: td.StudentT(5.0, z[:, :1], z[:, 1:].exp()))
+        assert_close(M.gaussian_curvature(Z), torch.full((4,), -0.8, dtype=torch.float64), rtol=1e-8, atol=0.0)
+        r = M.geodesic(Z[0], Z[1], rtol=1e-6)
+        assert_close(r.length, r.lower_bound, rtol=1e-5, atol=0.0)
+
+    @pytest.mark.parametrize("name", ["student", "fisher-snedecor", "wishart", "lkj", "student, fixed scale"])
+    def test_float32_and_default_geodesics(self, name):
+        M = Manifold(CASES[name].decoder)
+        assert_close(M.metric(Z.float()).double(), M.metric(Z), rtol=1e-3, atol=1e-4)
+        assert bool(M.geodesic(Z[0], Z[1]).converged)
+
+    def test_student_in_tensors(self):
+        z = torch.tensor([[4.0, 0.5, 2.0]], dtype=torch.float64)
+        named = Manifold(lambda z: z, ambient=FisherRao("student_t")).metric(z)
+        assert_close(named, Manifold(lambda z: td.StudentT(*z.split(1, -1))).metric(z))
+
+
+@pytest.mark.filterwarnings("ignore::riemae.exceptions.ApproximationWarning")
+class TestDraws:
+    def test_chunks_of_draws_estimate_the_same(self, monkeypatch):
+        M = Manifold(lambda z: Unknown(5.0, 0.0, positive(z)))
+        whole = M.metric(Z)
+        monkeypatch.setattr(information, "_NUMBERS_AT_ONCE", 3 * 500)
+        assert_close(M.metric(Z), whole, rtol=0.2, atol=0.05)
+
+    def test_chunks_of_points_change_nothing(self, monkeypatch):
+        M = Manifold(lambda z: Unknown(5.0, 0.0, positive(z)))
+        whole = M.metric(Z)
+        monkeypatch.setattr(information, "_NUMBERS_AT_ONCE", 3 * 4096)  # one point at a time, with all its draws
+        assert_close(M.metric(Z), whole, rtol=1e-12, atol=0.0)
+
+    def test_what_is_held_is_bounded(self, monkeypatch):
+        monkeypatch.setattr(information, "_NUMBERS_AT_ONCE", 5000)
+        sizes = []
+        sample = td.StudentT.sample
+        monkeypatch.setattr(Unknown, "sample", lambda self, shape: sizes.append(shape[0]) or sample(self, shape), False)
+        Manifold(lambda z: Unknown(5.0, 0.0, positive(z).repeat(1, 20))).metric(Z[:2])
+        assert max(sizes) * 60 <= 5000
+
+    def test_a_hopeless_graph_is_refused(self, monkeypatch):
+        M = Manifold(lambda z: Unknown(5.0, 0.0, positive(z)))
+        M.metric(Z)
+        monkeypatch.setattr(information, "_GRAPH_BYTES", 10**6)
+        M.metric(Z)
+        with pytest.raises(AmbientError, match=r"Unknown.*GiB.*random numbers.*register_family"):
+            M.metric(Z.clone().requires_grad_())
+
+    def test_a_hopeless_time_is_refused(self, monkeypatch):
+        monkeypatch.setattr(information, "_NUMBERS", 1e4)
+        with pytest.raises(AmbientError, match=r"points of 3 numbers.*random numbers.*chunk_size"):
+            Manifold(lambda z: Unknown(5.0, 0.0, positive(z))).metric(Z)
+
+    @pytest.mark.parametrize("missing", ["log_prob", "sample"])
+    def test_without_density_or_draws(self, missing):
+        class Broken(td.Distribution):
+            arg_constraints = {"scale": td.constraints.positive}
+
+            def __init__(self, scale, validate_args=None):
+                self.scale = scale
+                super().__init__(scale.shape, validate_args=validate_args)
+
+            if missing == "sample":
+
+                def log_prob(self, value):
+                    return -value / self.scale
+
+            else:
+
+                def rsample(self, shape=()):
+                    return torch.ones(shape + self.scale.shape)
+
+        with pytest.raises(DecoderError, match="Broken: NotImplementedError.*register_family"):
+            Manifold(lambda z: Broken(positive(z))).metric(Z)
+
+
 @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
 class TestOtherFamilies:
     def test_divergence_is_announced(self):
@@ -171,21 +342,21 @@ class TestOtherFamilies:
 
     def test_score_is_announced_and_near(self):
         # Student's t: I_σσ = 2ν/((ν + 3) σ²)
-        M = Manifold(lambda z: td.StudentT(5.0, 0.0, z.exp()))
-        with pytest.warns(ApproximationWarning, match="StudentT.*draws of the score"):
+        M = Manifold(lambda z: Unknown(5.0, 0.0, z.exp()))
+        with pytest.warns(ApproximationWarning, match="Unknown.*draws of the score"):
             found = M.metric(Z[:2, :1])[:, 0, 0]
         assert_close(found, torch.full((2,), 1.25, dtype=torch.float64), rtol=0.08, atol=0.0)
 
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.ApproximationWarning")
     def test_score_of_a_point_does_not_depend_on_its_neighbours(self):
-        M = Manifold(lambda z: td.StudentT(5.0, 0.0, positive(z)))
+        M = Manifold(lambda z: Unknown(5.0, 0.0, positive(z)))
         assert_close(M.metric(Z)[2], M.metric(Z[2]), rtol=1e-12, atol=0.0)
         assert_close(torch.func.vmap(M.metric)(Z[:, None])[:, 0], M.metric(Z), rtol=1e-12, atol=0.0)
 
     def test_no_global_randomness_is_touched(self):
         before = torch.random.get_rng_state()
         with pytest.warns(ApproximationWarning):
-            Manifold(lambda z: td.StudentT(5.0, 0.0, positive(z))).metric(Z)
+            Manifold(lambda z: Unknown(5.0, 0.0, positive(z))).metric(Z)
         assert torch.equal(before, torch.random.get_rng_state())
 
     @pytest.mark.parametrize("road", [Divergence, Score])

@@ -244,6 +244,38 @@ class TestSentences:
         assert not said(report(Manifold(lambda z: torch.cat([z, 0 * z], 1)), None, x, t[:, None]), TORN)
 
 
+class TestLikelihoods:
+    """Heads that emit other numbers than the data: what is reconstructed is the expected datum."""
+
+    X = datasets.counts(n=60, genes=8).x
+
+    @pytest.mark.parametrize("ambient", [None, "fisher"])
+    @pytest.mark.parametrize(
+        "likelihood", ["squared_error", "bernoulli", "poisson", "negative_binomial", "categorical"]
+    )
+    def test_both_metrics_reconstruct_the_same(self, likelihood, ambient):
+        from riemae.autoencoders import AE
+
+        x = torch.as_tensor(self.X)
+        if likelihood == "bernoulli":
+            x = (x > 0).to(x)
+        elif likelihood == "categorical":
+            x = nn.functional.one_hot(x.argmax(-1), 8).to(x)
+        model = AE(epochs=2, likelihood=likelihood, ambient=ambient, seed=0).fit(x)
+        found = model.report_
+        assert found.data_dim == 8
+        error = (torch.as_tensor(model.inverse_transform(model.transform(x))) - x).square().sum(1).mean()
+        assert found.reconstruction == pytest.approx(float(error), rel=1e-4)
+
+    def test_heads_are_joined(self):
+        from torch import distributions as td
+
+        z = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        M = Manifold(lambda z: {"a": td.Normal(z, 0.1), "b": td.Bernoulli(logits=z)})
+        found = report(M, None, torch.cat([z, z.sigmoid()], 1), z)
+        assert found.reconstruction == pytest.approx(0.0, abs=1e-10)
+
+
 class TestInterface:
     def test_repr_is_a_table_with_the_sentences(self):
         x = plane(rand(600, 2))

@@ -8,6 +8,7 @@ from riemae.ambient.expected import Averaged, Expected
 from riemae.ambient.fisher import FisherRao
 from riemae.ambient.flat import ClassifierFisher, Constant, Diagonal, Euclidean, FeatureMap, LowRank
 from riemae.ambient.geoopt import Geoopt
+from riemae.registry import register_family, unregister_family
 
 __all__ = [
     "AmbientMetric",
@@ -26,4 +27,6 @@ __all__ = [
     "LowRank",
     "ShapedMetric",
     "as_ambient",
+    "register_family",
+    "unregister_family",
 ]

@@ -106,11 +106,18 @@ class InfoRiemannian(ShapedMetric):
             seed: As in the class.
 
         Raises:
-            AmbientError: When ``clouds`` is no such tensor, or its points coincide.
+            AmbientError: When ``clouds`` is not such a tensor, is not finite, or half of the points of every cloud are
+                repeated.
+            OptionError: When ``factor`` is not positive and finite.
         """
         if not isinstance(clouds, Tensor) or clouds.ndim != 3 or clouds.shape[1] < 2 or not len(clouds):
             got = str(tuple(clouds.shape)) if isinstance(clouds, Tensor) else type(clouds).__name__
             raise AmbientError("InfoRiemannian", "clouds of shape (N, n, d) with n of at least 2", got, "")
+        if not 0 < factor < float("inf"):
+            raise OptionError("InfoRiemannian.from_clouds", "a positive factor", str(factor), "Try 2.0.")
+        if not bool(clouds.isfinite().all()):
+            where = "InfoRiemannian.from_clouds"
+            raise AmbientError(where, "finite clouds", "NaN or infinity", "Remove clouds that miss points.")
         medians = []
         for cloud in clouds.detach():
             nearest = torch.cat(
@@ -123,6 +130,14 @@ class InfoRiemannian(ShapedMetric):
             )  # the nearest of all is the point itself
             medians.append(nearest.median())
         bandwidth = factor * float(torch.stack(medians).mean())
+        if not bandwidth > 0:
+            raise AmbientError(
+                "InfoRiemannian.from_clouds",
+                "clouds most of whose points differ from all others",
+                "repeated points: the median distance to the nearest other point is 0 in every cloud",
+                "Remove repeated points (torch.unique(cloud, dim=0)), or give a bandwidth in units of the data: "
+                "InfoRiemannian(bandwidth=0.1).",
+            )
         return cls(bandwidth, evaluate, draws, neighbors, seed)
 
     def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:

@@ -13,7 +13,11 @@ from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarnin
 from riemae.families import NAMED, Family, Params
 from riemae.heads import AnyLayout, Head, Layout
 from riemae.information import Divergence, Quantiles, Score
+from riemae.registry import Registered
 from riemae.solvers.exceptions import stack_level
+
+# Families whose parameters are matrices: a flat tensor does not say of which size.
+_MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
 
 
 class FisherRao(AmbientMetric):
@@ -71,6 +75,12 @@ class FisherRao(AmbientMetric):
         return self._road
 
     @property
+    def foreign(self) -> bool:
+        """Whether a user's function is at work in it, which has to earn trust."""
+        families = [self.family] if self.layout is None else [head.family for head in self.layout.heads]
+        return super().foreign or any(isinstance(family, Registered) for family in families)
+
+    @property
     def _unknown(self) -> frozenset[str]:
         return frozenset(self.family.names if self.family is not None else ()) - set(self._constants)
 
@@ -96,7 +106,7 @@ class FisherRao(AmbientMetric):
                 )
             return bound
         assert isinstance(layout, Layout)
-        if self.family is not None and any(head.family is not self.family for head in layout.heads):
+        if self.family is not None and any(head.family.name != self.family.name for head in layout.heads):
             got = ", ".join(head.family.name for head in layout.heads)
             raise AmbientError("FisherRao", f"the family {self.family}", got, "Leave it out: it is read.")
         for head in layout.heads:
@@ -173,8 +183,8 @@ class FisherRao(AmbientMetric):
 
 def _named(name: str, constants: frozenset[str]) -> Family:
     family = NAMED.get(name) if isinstance(name, str) else None
-    if family is None or family.name == "multivariate_normal":
-        known = ", ".join(sorted(set(NAMED) - {"multivariate_normal"}))
+    if family is None or family.name in _MATRICES:
+        known = ", ".join(sorted(set(NAMED) - _MATRICES))
         raise AmbientError("FisherRao", f"a family among {known}", repr(name), "Or return torch distributions.")
     wrong = constants - set(family.names)
     if wrong or not set(family.names) - constants:

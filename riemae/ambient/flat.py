@@ -25,10 +25,11 @@ class Diagonal(AmbientMetric):
     """A constant diagonal metric, ``H = diag(weights)``.
 
     Args:
-        weights: ``(D,)``, positive; for instance inverse variances.
+        weights: ``(D,)``, not negative; for instance inverse variances. Coordinates of weight 0 do not count, and ``H``
+            is semi-definite.
 
     Raises:
-        AmbientError: When a weight is not positive and finite.
+        AmbientError: When a weight is negative or not finite.
     """
 
     weights: Tensor
@@ -36,12 +37,13 @@ class Diagonal(AmbientMetric):
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         check_floating("Diagonal", weights)
-        if weights.ndim != 1 or not bool((weights > 0).all() & weights.isfinite().all()):
+        if weights.ndim != 1 or not len(weights) or not bool((weights >= 0).all() & weights.isfinite().all()):
+            least = f" with minimum {weights.min():.3g}" if weights.numel() else ""
             raise AmbientError(
                 "Diagonal",
-                "positive weights of shape (D,)",
-                f"{tuple(weights.shape)} with minimum {weights.min():.3g}",
-                "",
+                "finite weights of shape (D,), none negative",
+                f"{tuple(weights.shape)}{least}",
+                "Weights are inverse variances; 0 leaves a coordinate out.",
             )
         self.register_buffer("weights", weights.detach().clone())
 

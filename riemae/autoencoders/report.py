@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from riemae import curvature, distortion
-from riemae.exceptions import MissingExtraError, OptionError, ShapeError, SingularMetricError, SmoothnessWarning
+from riemae.exceptions import (
+    DecoderError,
+    MissingExtraError,
+    OptionError,
+    ShapeError,
+    SingularMetricError,
+    SmoothnessWarning,
+)
 from riemae.manifold import Manifold
 
 # Where a sentence begins. Each number is explained at the sentence's own test below.
@@ -135,7 +142,7 @@ def report(
 
 
 def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: torch.Generator) -> Report:
-    decoded = M.decode(z).flatten(1)
+    decoded = _expected(M, z)
     flat = x.flatten(1).to(decoded)
     if decoded.shape != flat.shape or z.ndim != 2:
         got = f"codes {tuple(z.shape)} decoded to {tuple(decoded.shape)}"
@@ -170,6 +177,16 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
 
 
 # Measures.
+
+
+def _expected(M: Manifold, z: Tensor) -> Tensor:  # (n, m) -> (n, D)
+    """The data that codes stand for: what is decoded, or its mean where the decoder returns distributions."""
+    try:
+        found = M.distribution(z)
+    except DecoderError:  # it returns tensors; whatever else is wrong shows again
+        return M.decode(z).flatten(1)
+    heads = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+    return torch.cat([head.mean.flatten(1) for head in heads], 1)
 
 
 def _nearest_by_metric(z: Tensor, g: Tensor) -> Tensor:  # (n, m), (n, m, m) -> (n,)
