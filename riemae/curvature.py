@@ -403,7 +403,7 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
     if core.smoothness_known or concrete(flat) is None or not len(flat):
         return
     core.smoothness_known = True
-    found = kinks_of(core, flat)
+    found = _kinks(core, flat)
     if found is not None:
         warnings.warn(
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
@@ -415,9 +415,10 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
 
 def kinks(M: Manifold, z: Tensor) -> str | None:  # (*b, m)
     """What makes the decoder piecewise linear, in words, as :class:`SmoothnessWarning` has it; None when smooth."""
-    return kinks_of(M._core, M._core.points("kinks", z))
+    return _kinks(M._core, M._core.points("kinks", z))
 
 
+_PIECEWISE_LINEAR_NAMES = frozenset(kind.__name__ for kind in _PIECEWISE_LINEAR)
 # Functions with kinks that a network is built of; clamps and moduli are often mere guards, away from where they act.
 _KINKED = frozenset(
     "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ hardtanh hardtanh_ hardsigmoid hardswish threshold "
@@ -437,24 +438,29 @@ class _Seen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def kinks_of(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
-    """What makes the decoder piecewise linear, in words; found once a manifold, and None where nobody can look."""
+def kinks_by_name(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
+    """A layer or function with kinks that the decoder consists of, in words; looked for once a manifold."""
     if core.kinks is None:
         if concrete(flat) is None or not len(flat):
             return None
-        core.kinks = (_kinks(core, flat),)
+        core.kinks = (_named(core, flat),)
     return core.kinks[0]
 
 
-def _kinks(core: Pullback, flat: Tensor) -> str | None:
-    layers = core.decoder.module.modules() if core.decoder.module is not None else ()
-    layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
-    if layer is not None:
-        return f"a layer {type(layer).__name__}"
+def _named(core: Pullback, flat: Tensor) -> str | None:
+    for layer in core.decoder.module.modules() if core.decoder.module is not None else ():
+        name = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
+        if isinstance(layer, _PIECEWISE_LINEAR) or name in _PIECEWISE_LINEAR_NAMES:
+            return f"a layer {name}"
     with torch.no_grad(), restored(flat.device), untraced(_Seen)() as seen:
         core.decoder(flat[:1].detach())
-    if seen.found is not None:
-        return f"a function {seen.found}"
+    return None if seen.found is None else f"a function {seen.found}"
+
+
+def _kinks(core: Pullback, flat: Tensor) -> str | None:
+    named = kinks_by_name(core, flat)
+    if named is not None:
+        return named
     if len(flat) and _bends_without_curving(core.immersion, flat[:4].detach()):
         return "second derivatives that vanish where second differences do not"
     return None

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from riemae import reach
 from riemae.differential import INFERENCE, unoptimised
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.heads import AnyLayout, EnsembleLayout, Layout, distributions, invalid_rows, parameters, read
+from riemae.heads import AnyLayout, EnsembleLayout, Layout, Members, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.randomness import restored
 from riemae.solvers import probe
@@ -73,7 +73,10 @@ class Decoder:
         return self._function(own(z))
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
-        x, layout = read(output)
+        x, layout = read(_single(output))
+        if x.layout != torch.strided or (x.ndim > 1 and not x.numel() and len(z)):
+            got = f"{x.layout}" if x.layout != torch.strided else f"shape {tuple(x.shape)}"
+            raise DecoderError("Manifold", "a decoder that returns dense tensors with numbers in them", got, "")
         if layout is not None:
             x = _without(x, invalid_rows(output))
         if self.layout is None:
@@ -311,6 +314,14 @@ class Decoder:
                     "Call decoder.eval() first.",
                 )
         return self._training is not None and self._training != training
+
+
+def _single(output: Any) -> Any:
+    """The one tensor of a tuple, a dict, or an output object of that kind; anything else as it is."""
+    if isinstance(output, (tuple, list, dict)) and not isinstance(output, Members) and len(output) == 1:
+        (only,) = output.values() if isinstance(output, dict) else output
+        return only if isinstance(only, Tensor) else output
+    return output
 
 
 def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)

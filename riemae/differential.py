@@ -409,9 +409,24 @@ class Differential:
             return mode
         if any("nference tensor" in reason for reason in reasons):
             got, remedy = "weights or constants made under torch.inference_mode()", INFERENCE
+        elif (rounded := self._rounded(sample)) is not None:
+            got = f"numbers of {rounded} inside of it"
+            remedy = (
+                f"Rounding has no derivative: convert all of it to {z.dtype}, or z to the dtype that it computes in."
+            )
         else:
             got, remedy = _distinct(reasons), "Is every operation of the decoder a differentiable torch operation?"
         raise DifferentiationError("differential", f"a map that torch can differentiate ({kind})", got, remedy)
+
+    def _rounded(self, sample: Tensor) -> torch.dtype | None:
+        """A dtype inside the map that carries fewer digits than the points."""
+        try:
+            with torch.no_grad(), restored(sample.device), untraced(_Dtypes)() as seen:
+                self._flat(sample.detach())
+        except Exception:  # it is being explained already
+            return None
+        coarse = [d for d in seen.found if torch.finfo(d).eps > torch.finfo(sample.dtype).eps]
+        return max(coarse, key=lambda d: torch.finfo(d).eps, default=None)
 
     def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, z: Tensor) -> None:
         """Compare a trusted mode with autograd at points of this call: branches, regions, and states change.
@@ -667,6 +682,26 @@ class _OutputSizes(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.sizes.append(out.numel() if isinstance(out, Tensor) else 0)
+        return out
+
+
+class _Dtypes(TorchFunctionMode):
+    """Collects the floating-point dtypes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point():
+            self.found.add(out.dtype)
         return out
 
 

@@ -699,7 +699,7 @@ class Manifold:
     def _accuracy(self, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
         sound = flat[flat.isfinite().all(-1)]
-        return _WITH_KINKS if curvature.kinks_of(self._core, sound) else tolerance(flat.dtype).geodesic
+        return _WITH_KINKS if curvature.kinks_by_name(self._core, sound) else tolerance(flat.dtype).geodesic
 
     def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
         """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""

@@ -263,7 +263,7 @@ class Plain(Reverse):
         """``f`` and ``Jv``."""
         with torch.enable_grad():
             x, linear, w = self._linear(f, _leaf(z, True))
-            return x, _pulled(linear, [w], v, True, True)[0]
+            return x, _along(linear, w, v)
 
     def forward(
         self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
@@ -272,7 +272,7 @@ class Plain(Reverse):
         with torch.enable_grad():
             start = _leaf(z, True)
             x, linear, w = self._linear(f, start)
-            first = torch.stack([_pulled(linear, [w], v, True, True)[0] for v in directions])
+            first = torch.stack([_along(linear, w, v) for v in directions])
             if pairs is None:
                 return x, first
             second = []
@@ -307,6 +307,20 @@ class Plain(Reverse):
         x = _graph(f, start)
         w = torch.zeros_like(x).requires_grad_()
         return x, _pulled(x, [start], w, True)[0], w
+
+
+def _along(linear: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The derivative of ``Jᵀw`` in w along v, which is ``Jv``.
+
+    Raises:
+        RuntimeError: When a backward pass does not say how it depends on w, as with ``once_differentiable`` or numpy.
+    """
+    found = None
+    if linear.requires_grad:
+        (found,) = torch.autograd.grad(linear, w, v, retain_graph=True, create_graph=True, allow_unused=True)
+    if found is None:
+        raise RuntimeError("its derivative cannot be differentiated again")
+    return found
 
 
 def _graph(f: BatchedMap, start: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Pullback:
         along: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
             curves are solved with. A few points by themselves are cheaper with the others.
         smoothness_known: Whether a warning of kinks has been given, or was not needed.
-        kinks: What makes the decoder piecewise linear, once somebody has looked: see :func:`riemae.curvature.kinks_of`.
+        kinks: A layer or function with kinks, once somebody has looked: see :func:`riemae.curvature.kinks_by_name`.
     """
 
     def __init__(

@@ -123,9 +123,9 @@ class _Mover:
         if depth < 0:
             return value
         self.done[id(value)] = value, value  # a function that refers to itself
-        copy_ = self._copy(value, depth)
-        self.done[id(value)] = value, copy_
-        return copy_
+        twin = self._copy(value, depth)
+        self.done[id(value)] = value, twin
+        return twin
 
     def _copy(self, value: Any, depth: int) -> Any:
         if isinstance(value, nn.Module):
@@ -166,26 +166,28 @@ class _Mover:
         return module
 
     def _function(self, function: types.FunctionType, depth: int) -> types.FunctionType:
-        places: dict[str, dict[str, Any]] = {"closure": {}, "globals": {}, "keywords": {}, "defaults": {}}
+        if next(_walk(function, _DEPTH, set()), None) is None:
+            return function
+        # The twin is there before its parts are: a function may refer to itself.
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        names = dict(function.__globals__)
+        twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+        self.done[id(function)] = function, twin
+        keywords, defaults = dict(function.__kwdefaults__ or {}), list(function.__defaults__ or ())
         for where, name, value in _referred(function):
             new = self(value, depth)
-            if new is not value:
-                places[where][name] = new
-        if not any(places.values()):
-            return function
-        cells = tuple(
-            types.CellType(places["closure"][name]) if name in places["closure"] else cell
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        )
-        defaults = function.__defaults__ and tuple(
-            places["defaults"].get(str(i), value) for i, value in enumerate(function.__defaults__)
-        )
-        names = {**function.__globals__, **places["globals"]} if places["globals"] else function.__globals__
-        twin = types.FunctionType(function.__code__, names, function.__name__, defaults, cells)
-        twin.__kwdefaults__ = function.__kwdefaults__ and {**function.__kwdefaults__, **places["keywords"]}
+            if where == "closure":
+                cells[function.__code__.co_freevars.index(name)].cell_contents = new
+            elif where == "globals":
+                names[name] = new
+            elif where == "keywords":
+                keywords[name] = new
+            else:
+                defaults[int(name)] = new
+        twin.__kwdefaults__ = keywords or None
+        twin.__defaults__ = tuple(defaults) or None
         twin.__dict__.update(function.__dict__)
-        twin.__qualname__ = function.__qualname__
-        twin.__module__ = function.__module__
+        twin.__qualname__, twin.__module__ = function.__qualname__, function.__module__
         return twin
 
 
