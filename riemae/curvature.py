@@ -420,7 +420,7 @@ def _kinks(core: Pullback, flat: Tensor) -> str | None:
     layer = next((m for m in layers if isinstance(m, _PIECEWISE_LINEAR)), None)
     if layer is not None:
         return f"a layer {type(layer).__name__}"
-    if len(flat) and _bends_without_curving(core.immersion, flat[:4].detach()):
+    if len(flat) and _bends_without_curving(core.select(slice(4)).immersion, flat[:4].detach()):
         return "second derivatives that vanish where second differences do not"
     return None
 
@@ -494,7 +494,8 @@ def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D
 def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
     """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
     g = core.metric(flat)
-    connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size, what=None)
+    connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
+    connection = Differential(connected, core.chunk_size, what=None).conditioned(core.condition)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
     d = d.view(*gamma.shape, g.shape[-1])  # [b, l, j, k, i] = ∂_i Γ^l_jk
@@ -541,10 +542,7 @@ def _along_normals(
     forward pass and one reverse pass a sample, whatever m. With r independent bent directions its relative variance is
     about 2/r, where signs ξ, ζ in ``2 |II(G^{-1/2} ξ, g^{-1/2} ζ)|²`` have up to 4/m and need a second-order pass more.
     """
-    shape = core.decoder.output_shape
-    if shape is None:  # values could not be looked at: meta device or vmap
-        shape = core.decoder(z[:1]).shape[1:]
-    probes = signs(z.new_empty(len(z), samples, shape.numel()), generator)
+    probes = signs(z.new_empty(len(z), samples, core.output_shape(z).numel()), generator)
 
     def normals(x: Tensor, j: Tensor, a: Tensor) -> Tensor:  # -> (k, s, D)
         return _projected(j, ridged(j.mT @ j, ridge), a)
