@@ -1,7 +1,7 @@
 """Conditions of a decoder: library size, class, batch: what ``decoder(z, c)`` gets besides the points, row by row.
 
-At a fixed condition the decoder is a map of ``z`` alone, with a geometry of its own. Several points, or pairs of points,
-may each have another condition; they are then computed in one batch all the same.
+At a fixed condition the decoder is a map of ``z`` alone, with a geometry of its own. Several points, or pairs of
+points, may each have another condition; they are then computed in one batch all the same.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class Condition:
         """
         if condition is None or isinstance(condition, Condition):
             return condition
-        leaves: list[Tensor] = []
-        _mapped(lambda x: _checked(where, x, batch, device, leaves), condition)
+        leaves = _leaves(_mapped(lambda x: _checked(where, x, batch, device), condition))
         if not leaves:
             raise DTypeError(
                 where, "a condition that holds at least one tensor", repr(condition), "Leave condition= out."
@@ -77,8 +76,9 @@ class Condition:
         k = len(self.rows)
         if k == count:
             return self
-        assert k and count % k == 0, (k, count)  # callers keep rows and points aligned
-        return replace(self, rows=self.rows.repeat_interleave(count // k))
+        times, rest = divmod(count, k)
+        assert not rest, f"{count} rows for {k} conditions"  # callers keep rows and points aligned
+        return replace(self, rows=self.rows.repeat_interleave(times))
 
     def steadied(self, multiple: int) -> Condition:
         """The last row repeated, up to a multiple of so many rows."""
@@ -101,9 +101,7 @@ class Condition:
     @property
     def leaves(self) -> list[Tensor]:
         """All tensors of the table."""
-        found: list[Tensor] = []
-        _mapped(lambda x: (found.append(x), x)[1], self.table)
-        return found
+        return _leaves(self.table)
 
     def single(self, where: str) -> Condition:
         """The one condition that all rows share.
@@ -122,19 +120,20 @@ class Condition:
         return self.chosen(torch.zeros_like(self.rows[:1]) if len(self.rows) else self.rows.new_zeros(1))
 
 
-def _checked(where: str, x: Tensor, batch: torch.Size, device: torch.device, leaves: list[Tensor]) -> Tensor:
+def _checked(where: str, x: Tensor, batch: torch.Size, device: torch.device) -> Tensor:
     axes, shape = len(batch), tuple(x.shape)
     if x.ndim < axes or any(a not in (1, b) for a, b in zip(x.shape, batch, strict=False)):
         raise ShapeError(
             where,
-            f"a condition of shape {_written(batch)}, one for each point or pair, or {_written((1,) * axes)}, one for all",
+            f"a condition of shape {_written(batch)}, one for each, or {_written((1,) * axes)}, one for all",
             str(shape),
             "Its first axes are the batch axes, as many as the points have. One condition for all: condition"
-            f"[{', '.join(['None'] * axes)}]." if axes else "",
+            f"[{', '.join(['None'] * axes)}]."
+            if axes
+            else "",
         )
     if x.device != device:
         raise DeviceError(where, f"a condition on the points' device {device}", str(x.device), "Move one of them.")
-    leaves.append(x)
     return x
 
 
@@ -162,6 +161,12 @@ def _mapped(f: Callable[[Tensor], Tensor], x: Any) -> Any:
         type(x).__name__,
         "Try torch.as_tensor(condition).",
     )
+
+
+def _leaves(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    return [leaf for part in (x.values() if isinstance(x, dict) else x) for leaf in _leaves(part)]
 
 
 def _kind(x: Any) -> Hashable:

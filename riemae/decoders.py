@@ -37,7 +37,7 @@ class Decoder:
     """Wraps a module or a function ``(k, m) -> (k, *shape)`` and refuses what cannot be differentiated pointwise.
 
     Args:
-        function: An ``nn.Module``, a bound method of one, or any function; of points alone, or of points and conditions.
+        function: An ``nn.Module``, a bound method of one, or any function; of points, or of points and conditions.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:

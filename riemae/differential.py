@@ -55,7 +55,7 @@ _POINTS = 4
 _AGAIN = 8
 
 
-def unoptimised(f: BatchedMap) -> BatchedMap:
+def unoptimised(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
 
     See pytorch#73972 and #84681.
@@ -126,7 +126,7 @@ class Differential:
             been looked at, whose values may vanish but for rounding of numbers of size 1.
     """
 
-    def __init__(self, f: BatchedMap, chunk_size: int | None = None, what: str | None = "a map") -> None:
+    def __init__(self, f: Callable[..., Tensor], chunk_size: int | None = None, what: str | None = "a map") -> None:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
         self._what = what
@@ -313,7 +313,7 @@ class Differential:
     def _evaluated(self, z: Tensor) -> Tensor:
         if self._condition is None:
             return self._function(z)
-        return self._function(z, self._condition.spread(len(z)))  # type: ignore[call-arg]
+        return self._function(z, self._condition.spread(len(z)))
 
     def _map(self, mode: Mode, again: bool) -> BatchedMap:
         """The map as a formula differentiates it: what happens inside it is looked at, not the arithmetic around it.
@@ -342,7 +342,9 @@ class Differential:
                 return self._run(kind, passes, formula, z, *others)
         mode, again = self._mode(kind, z), torch.is_grad_enabled()
         if again and kind in _IN_GRADIENT_MODE and len(z) and not any(x.requires_grad for x in (z, *others)):
-            again = self._at(0)._flat(z[:1]).requires_grad  # a reverse pass brings a graph of its own: none unless wanted
+            again = (
+                self._at(0)._flat(z[:1]).requires_grad
+            )  # a reverse pass brings a graph of its own: none unless wanted
         second_order = kind in _IN_GRADIENT_MODE
 
         def evaluate(part: Differential, *chunk: Tensor) -> Any:

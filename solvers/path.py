@@ -30,7 +30,7 @@ from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
-from riemae.solvers.space import Space, embedding_of, evidently_finite, velocities_of
+from riemae.solvers.space import Space, embedding_of, evidently_finite, labels_of, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
@@ -121,7 +121,7 @@ def geodesic(
     Warns:
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
-    z0, z1 = _pairs(z0, z1)
+    z0, z1 = paired_points(z0, z1)
     if not rtol > 0:
         raise OptionError("geodesic", "rtol > 0", str(rtol), "Try rtol=1e-4.")
     if solver is not None and not isinstance(solver, Solver):
@@ -132,10 +132,12 @@ def geodesic(
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     resort: Solver | None = None
     if solver is None:
-        solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
+        solver = default_solver(
+            z0.shape[-1] - labels_of(space), "minimum" if init is None or n_starts != 1 else "stationary"
+        )
         resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
     with torch.no_grad():
-        start = _start(z0.detach(), z1.detach(), init)
+        start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
             result = _solve(space, solver, resort, start, rtol, progress)
         else:
@@ -711,7 +713,13 @@ def _even(
     return nodes, uneven
 
 
-def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+    """The start curves of pairs ``(*b, m)``: straight lines, or those given, with the end points of the pairs.
+
+    Raises:
+        DTypeError: When ``init`` is neither a curve nor a tensor, or of another dtype.
+        ShapeError: When it does not fit the pairs.
+    """
     m = z0.shape[-1]
     if init is None:
         return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _START_SEGMENTS)
@@ -735,7 +743,14 @@ def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a f
     return Curve.from_nodes(nodes.view(-1, segments + 1, m))
 
 
-def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of one shape.
+
+    Raises:
+        DTypeError: When they are not tensors of one dtype that solvers work with.
+        DeviceError: When their devices differ.
+        ShapeError: When they do not broadcast.
+    """
     for name, z in (("z0", z0), ("z1", z1)):
         if not isinstance(z, Tensor):
             raise DTypeError("geodesic", f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...).")
