@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DeviceError, DTypeError, OptionError, ShapeError
+from riemae.exceptions import DeviceError, DifferentiationError, DTypeError, OptionError, ShapeError
 from riemae.solvers.rows import steadied
 
 # A tensor (*b, *shape), or a tuple, list or dict of them; None for a decoder of points alone.
@@ -47,6 +47,10 @@ class Condition:
         """
         if condition is None or isinstance(condition, Condition):
             return condition
+        if isinstance(condition, Untransformed):
+            further = len(batch) - condition.axes
+            own = cls.of(where, condition.given, batch[further:], device)
+            return None if own is None else replace(own, rows=own.rows.repeat(batch[:further].numel()))
         leaves = _leaves(_mapped(lambda x: _checked(where, x, batch, device), condition))
         if not leaves:
             raise DTypeError(
@@ -118,6 +122,35 @@ class Condition:
                 "pairs of points, each with its condition, to Manifold.distance.",
             )
         return self.chosen(torch.zeros_like(self.rows[:1]) if len(self.rows) else self.rows.new_zeros(1))
+
+
+@dataclass(frozen=True)
+class Untransformed:
+    """Conditions that were given inside ``torch.func``, for use outside of it, where points have more axes in front.
+
+    Attributes:
+        given: As they were given.
+        axes: Batch axes of the points inside.
+    """
+
+    given: Conditions
+    axes: int
+
+    @classmethod
+    def of(cls, where: str, condition: Conditions, axes: int) -> Untransformed:
+        """The conditions, if they are no part of what is transformed.
+
+        Raises:
+            DifferentiationError: When they are.
+        """
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in _leaves(_mapped(lambda x: x, condition))):
+            raise DifferentiationError(
+                where,
+                "plain conditions inside torch.func",
+                "conditions that are transformed",
+                "Use batch axes in place of vmap, and torch.autograd for gradients in conditions.",
+            )
+        return cls(condition, axes)
 
 
 def _checked(where: str, x: Tensor, batch: torch.Size, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from riemae import curvature, distortion, solvers
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.conditioned import Conditioned, Labels
-from riemae.conditions import Condition, Conditions
+from riemae.conditions import Condition, Conditions, Untransformed
 from riemae.decoders import Decoder, fingerprint
 from riemae.ensembles import Ensemble
 from riemae.envelope import Ruler, once_differentiable, transformed_distance
@@ -809,14 +809,14 @@ class Manifold:
         if transforms():
             if condition is not None:
                 z0, z1 = paired_points(z0, z1)
-                options["condition"] = self._plain_condition("distance", condition, z0)
+                options["condition"] = Untransformed.of("Manifold.distance", condition, z0.ndim - 1)
             ruler = Ruler(
                 lambda a, b: self.distance(a, b, **options),
                 lambda a, b: self._distance_and_gradients(a, b, options),
                 order=len([kind for kind in transforms() if kind != "Vmap"]),
             )
             out = transformed_distance(z0, z1, ruler)
-            self._refuse_transformed_parameters(z0, options["condition"])
+            self._refuse_transformed_parameters(z0, condition)
             return out
         result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
@@ -840,32 +840,17 @@ class Manifold:
             return usable, fixed_length(self, curve)
         return usable, fixed_length(space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()}))
 
-    def _plain_condition(self, where: str, condition: Conditions, z: Tensor) -> Condition | None:  # (*b, m)
-        """Conditions for use inside ``torch.func``, where points get more axes in front.
-
-        Raises:
-            DifferentiationError: When they are transformed themselves.
-        """
-        given = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
-        if given is not None and any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in given.leaves):
-            raise DifferentiationError(
-                f"Manifold.{where}",
-                "plain conditions inside torch.func",
-                "conditions that are transformed",
-                "Use batch axes in place of vmap, and torch.autograd for gradients in conditions.",
-            )
-        return given
-
-    def _refuse_transformed_parameters(self, z: Tensor, condition: Condition | None) -> None:
+    def _refuse_transformed_parameters(self, z: Tensor, condition: Conditions) -> None:
         """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they are not followed.
 
         Raises:
             DifferentiationError: When what they return for plain points is not plain.
         """
         plain = torch.zeros(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
-        if condition is not None:
-            condition = condition.select(slice(1)) if len(condition) else condition.blank()
-        out = self._core.at(condition).squared_chords(plain)
+        given = Condition.of("Manifold.distance", condition, z.shape[:-1], z.device)
+        if given is not None:
+            given = given.select(slice(1)) if len(given) else given.blank()
+        out = self._core.at(given).squared_chords(plain)
         tangent = torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
         followed = out.requires_grad and "Grad" in transforms()  # else it may be torch.autograd that wants it
         if followed or tangent is not None or torch._C._functorch.is_batchedtensor(out):
