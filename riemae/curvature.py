@@ -440,10 +440,10 @@ class _Seen(TorchFunctionMode):
 
 def kinks_by_name(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
     """A layer or function with kinks that the decoder consists of, in words; looked for once a manifold."""
-    if core.kinks is None:
+    if not core.kinks:
         if concrete(flat) is None or not len(flat):
             return None
-        core.kinks = (_named(core, flat),)
+        core.kinks.append(_named(core, flat))
     return core.kinks[0]
 
 
@@ -453,7 +453,7 @@ def _named(core: Pullback, flat: Tensor) -> str | None:
         if isinstance(layer, _PIECEWISE_LINEAR) or name in _PIECEWISE_LINEAR_NAMES:
             return f"a layer {name}"
     with torch.no_grad(), restored(flat.device), untraced(_Seen)() as seen:
-        core.decoder(flat[:1].detach())
+        core.select(slice(1)).immersion.value(flat[:1].detach())
     return None if seen.found is None else f"a function {seen.found}"
 
 
@@ -461,7 +461,7 @@ def _kinks(core: Pullback, flat: Tensor) -> str | None:
     named = kinks_by_name(core, flat)
     if named is not None:
         return named
-    if len(flat) and _bends_without_curving(core.immersion, flat[:4].detach()):
+    if len(flat) and _bends_without_curving(core.select(slice(4)).immersion, flat[:4].detach()):
         return "second derivatives that vanish where second differences do not"
     return None
 
@@ -535,7 +535,8 @@ def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D
 def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
     """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
     g = core.metric(flat)
-    connection = Differential(lambda z: core.christoffel(where, z), core.chunk_size, what=None)
+    connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
+    connection = Differential(connected, core.chunk_size, what=None).conditioned(core.condition)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
     d = d.view(*gamma.shape, g.shape[-1])  # [b, l, j, k, i] = ∂_i Γ^l_jk
@@ -582,10 +583,7 @@ def _along_normals(
     forward pass and one reverse pass a sample, whatever m. With r independent bent directions its relative variance is
     about 2/r, where signs ξ, ζ in ``2 |II(G^{-1/2} ξ, g^{-1/2} ζ)|²`` have up to 4/m and need a second-order pass more.
     """
-    shape = core.decoder.output_shape
-    if shape is None:  # values could not be looked at: meta device or vmap
-        shape = core.decoder(z[:1]).shape[1:]
-    probes = signs(z.new_empty(len(z), samples, shape.numel()), generator)
+    probes = signs(z.new_empty(len(z), samples, core.output_shape(z).numel()), generator)
 
     def normals(x: Tensor, j: Tensor, a: Tensor) -> Tensor:  # -> (k, s, D)
         return _projected(j, ridged(j.mT @ j, ridge), a)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,13 +14,13 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
 from riemae import reach
+from riemae.conditions import Condition
 from riemae.differential import INFERENCE, unoptimised
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.heads import AnyLayout, EnsembleLayout, Layout, Members, distributions, invalid_rows, parameters, read
 from riemae.information import unvalidated
 from riemae.randomness import restored
 from riemae.solvers import probe
-from riemae.solvers.checkpoint import digest
 from riemae.solvers.probe import Dependence
 from riemae.solvers.space import concrete, own
 from riemae.taylor import Jet
@@ -37,10 +36,10 @@ class Decoder:
     """Wraps a module or a function ``(k, m) -> (k, *shape)`` and refuses what cannot be differentiated pointwise.
 
     Args:
-        function: An ``nn.Module``, a bound method of one, or any function.
+        function: An ``nn.Module``, a bound method of one, or any function; of points, or of points and conditions.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         if not callable(function) or isinstance(function, type):
             raise DTypeError(
                 "Manifold",
@@ -57,20 +56,30 @@ class Decoder:
         self.layout: AnyLayout | None = None
         self._training: int | None = None  # layers in training mode when the decoder was looked at
 
-    def __call__(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
+    def __call__(self, z: Tensor, condition: Condition | None = None) -> Tensor:  # (k, m) -> (k, *shape)
         """Decode, with no more checks than the shape; distributions as one tensor of their parameters.
+
+        Args:
+            z: Points.
+            condition: One for each.
 
         Raises:
             DecoderError: When the output is neither tensor nor distribution, or has another number of rows.
         """
         if self.output_shape is not None and self.layout is None:
-            return self._tensor(z, self._call(z))
+            return self._evaluated(z, condition)
         with unvalidated():
-            return self._tensor(z, self._call(z))
+            return self._evaluated(z, condition)
 
-    def _call(self, z: Tensor) -> Any:
+    def _called(self, z: Tensor, condition: Condition | None) -> Any:
+        return self._call(z) if condition is None else self._call(z, condition.values())
+
+    def _evaluated(self, z: Tensor, condition: Condition | None) -> Tensor:
+        return self._tensor(z, self._called(z, condition))
+
+    def _call(self, z: Tensor, *conditions: Any) -> Any:
         # A copy of its own: the decoder may write in place into what it gets.
-        return self._function(own(z))
+        return self._function(own(z), *conditions)
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
@@ -131,7 +140,12 @@ class Decoder:
             )
 
     def probe(
-        self, where: str, z: Tensor, finite: bool = True, rows: int | None = None
+        self,
+        where: str,
+        z: Tensor,
+        finite: bool = True,
+        rows: int | None = None,
+        condition: Condition | None = None,
     ) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
         """Run the decoder on some points, and refuse it unless it is a deterministic map, row by row.
 
@@ -143,6 +157,7 @@ class Decoder:
             z: Points.
             finite: Whether to refuse NaN and infinity at the first points.
             rows: At most so many points in one call.
+            condition: One for each point.
 
         Returns:
             Its outputs at the first points, those that are not finite left out, or None where values cannot be looked
@@ -156,11 +171,15 @@ class Decoder:
         if concrete(z) is None:
             return None
         self.output_shape = None  # a decoder may change between two probes
-        points = z[:2].detach()
-        if not len(points):
-            points = z.new_zeros(1, z.shape[-1])
-        real = len(points) if len(z) else 0  # rows that the caller really asked for
-        if len(points) == 1 or bool((points[0] == points[1]).all()):  # equal rows cannot show that they are coupled
+        if not len(z):
+            z, condition = z.new_zeros(1, z.shape[-1]), None if condition is None else condition.blank()
+            real = 0
+        else:
+            real = min(len(z), 2)  # rows that the caller really asked for
+        m, apart = z.shape[-1], _Labelled(condition)
+        points = apart.join(z[:2].detach())
+        # Equal rows cannot show that they are coupled.
+        if len(points) == 1 or bool((points[0, :m] == points[1, :m]).all()):
             points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
             real = min(real, 1)
         with ExitStack() as stack:
@@ -168,7 +187,8 @@ class Decoder:
             stack.enter_context(restored(points.device))
             if not finite:  # parameters outside of their range concern single pairs
                 stack.enter_context(unvalidated())
-            x = self._attempt(where, points).clone()
+            attempt = lambda y: self._attempt(where, *apart.split(y))  # noqa: E731 (one expression)
+            x = attempt(points).clone()
             if x.dtype != z.dtype:
                 raise DTypeError(
                     where,
@@ -176,39 +196,46 @@ class Decoder:
                     str(x.dtype),
                     "Convert z, or the decoder's constants.",
                 )
-            self._refuse_dependence(where, probe.dependence(lambda y: self._attempt(where, y), points))
+            self._refuse_dependence(where, probe.dependence(attempt, points))
             bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
             if bad and finite:
                 raise NonFiniteError(
                     where,
                     "finite decoder outputs",
-                    f"NaN or infinity at z = {points[bad[0]].tolist()}",
+                    f"NaN or infinity at z = {points[bad[0], :m].tolist()}",
                     "Does the decoder's domain contain your points? Are its weights finite?",
                 )
-            self.probe_rows(where, z if len(z) else points, x[0].numel(), rows)
+            self.probe_rows(where, z if real else apart.split(points)[0], x[0].numel(), rows, condition)
         self.output_shape = x.shape[1:]
         self._training = self._layers_in_training()
         return x[[i for i in range(real) if i not in bad]]
 
-    def probe_rows(self, where: str, z: Tensor, size: int, rows: int | None = None) -> None:  # (k, m)
+    def probe_rows(
+        self, where: str, z: Tensor, size: int, rows: int | None = None, condition: Condition | None = None
+    ) -> None:  # (k, m)
         """Refuse a decoder whose rows notice each other among many points, the given ones and others around.
+
+        Points move to other rows' conditions, too: neither the points nor the conditions of others may matter.
 
         Args:
             where: The method that is called.
             z: Points; where there are many, it is these alone.
             size: Numbers in the output of one point.
             rows: At most so many points in one call.
+            condition: One for each point, or for all of them.
 
         Raises:
             DecoderError: When it is random, coupled across the batch, or fails.
         """
+        apart = _Labelled(condition)
+        points = apart.join(z.detach())
         with torch.no_grad(), restored(z.device), unvalidated():
             try:
-                found = probe.dependence_around(self._evaluated, z.detach(), size, rows)
+                found = probe.dependence_around(lambda y: self._evaluated(*apart.split(y)), points, size, rows)
             except DecoderError:
                 raise
             except probe.FAILURES as reason:
-                self._attempt(where, z[: min(len(z), rows or probe.ROWS)])
+                self._attempt(where, *apart.split(points[: min(len(z), rows or probe.ROWS)]))
                 raise DecoderError(
                     where,
                     "a decoder that accepts any number of rows",
@@ -217,25 +244,25 @@ class Decoder:
                 ) from reason
         self._refuse_dependence(where, found)
 
-    def _evaluated(self, z: Tensor) -> Tensor:
-        return self._tensor(z, self._call(z))
-
     @staticmethod
     def _refuse_dependence(where: str, found: Dependence | None) -> None:
         if found is not None:
             raise DecoderError(where, *found.message("decoder"))
 
-    def _attempt(self, where: str, points: Tensor) -> Tensor:
+    def _attempt(self, where: str, points: Tensor, condition: Condition | None) -> Tensor:
         try:
-            return self._tensor(points, self._call(points))  # with torch's own checks of distributions' parameters
+            return self._evaluated(points, condition)  # with torch's own checks of distributions' parameters
         except (*probe.FAILURES, AttributeError, LookupError) as reason:
             if isinstance(reason, (DecoderError, AmbientError)):
                 raise
+            _refuse_missing_condition(where, condition, reason)
             raise DecoderError(
                 where,
-                f"a decoder that accepts points of shape {tuple(points.shape)} and dtype {points.dtype}",
+                f"a decoder that accepts points of shape {tuple(points.shape)} and dtype {points.dtype}"
+                + _with_conditions(condition),
                 f"{type(reason).__name__}: {reason}",
-                self._advice(points, reason),
+                self._advice(points, reason)
+                + ("" if condition is None else " Does it take conditions of this form, one for each row?"),
             ) from reason
 
     def _advice(self, points: Tensor, reason: Exception) -> str:
@@ -258,7 +285,7 @@ class Decoder:
             )
         return "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
 
-    def inspect(self, z: Tensor) -> None:  # (k, m)
+    def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Find out what distributions hold, and which of their parameters do not depend on the point.
 
         A parameter without a path to z in autograd's graph is fixed. Inside a function transform nobody can look:
@@ -268,14 +295,16 @@ class Decoder:
             return  # the probe has seen tensors
         with unvalidated(), torch.inference_mode(False):
             points = (z[:2] if len(z) else z.new_zeros(1, z.shape[-1])).detach().clone()
+            if condition is not None:
+                condition = condition.select(slice(2)) if len(z) else condition.blank()
             with torch.no_grad():
-                self(points)
+                self(points, condition)
             if self.layout is None or concrete(z) is None:
                 return
             try:
                 with torch.enable_grad():
                     points.requires_grad_()
-                    free = [_varying(d, points) for d in distributions(self._call(points))]
+                    free = [_varying(d, points) for d in distributions(self._called(points, condition))]
             except RuntimeError:  # a functorch transform is active
                 return
         if isinstance(self.layout, EnsembleLayout):
@@ -324,6 +353,53 @@ def _single(output: Any) -> Any:
     return output
 
 
+class _Labelled:
+    """Points with the number of their row as one more coordinate, so that what moves points moves conditions along."""
+
+    def __init__(self, condition: Condition | None) -> None:
+        self.condition = condition
+
+    def join(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m + 1), or z itself without conditions
+        return z if self.condition is None else torch.cat([z, torch.arange(len(z)).to(z)[:, None]], 1)
+
+    def split(self, points: Tensor) -> tuple[Tensor, Condition | None]:
+        c = self.condition
+        if c is None:
+            return points, None
+        rows = points[:, -1].nan_to_num(0.0, 0.0, 0.0).round().long().clamp(0, len(c) - 1)
+        return points[:, :-1].contiguous(), c.select(rows)
+
+
+def _refuse_missing_condition(where: str, condition: Condition | None, reason: Exception) -> None:
+    """Say so where a decoder failed because it takes a condition and got none, or the reverse.
+
+    Raises:
+        DecoderError: When that is what the reason says.
+    """
+    if not isinstance(reason, TypeError) or "positional argument" not in str(reason):
+        return
+    if condition is None:
+        raise DecoderError(
+            where,
+            "a condition for each point, or one for all: the decoder takes a condition",
+            f"none ({reason})",
+            "Pass condition=, of shape (*b, *shape) for points of shape (*b, m).",
+        ) from reason
+    raise DecoderError(
+        where,
+        "no condition: the decoder takes points alone",
+        f"a condition ({reason})",
+        "Leave condition= out, or write the decoder as a function of z and c.",
+    ) from reason
+
+
+def _with_conditions(condition: Condition | None) -> str:
+    if condition is None:
+        return ""
+    shapes = ", ".join(f"{(len(condition), *x.shape[1:])} and dtype {x.dtype}" for x in condition.leaves)
+    return f", with conditions of shape {shapes}"
+
+
 def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
     """``x``, NaN in rows whose parameters are none of their family: no number comes from them."""
     if invalid is None:
@@ -357,17 +433,3 @@ def _with_fixed(layout: Layout, free: list[set[str]]) -> Layout:
         for head, names in zip(layout.heads, free, strict=True)
     ]
     return replace(layout, heads=tuple(heads))
-
-
-def fingerprint(thing: object) -> str:
-    """What is known of a decoder or a metric from outside: its name, its layers and their parameters.
-
-    The code of a plain function, and what it closes over, stay unseen.
-    """
-    owner = getattr(thing, "__self__", thing)
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    lines = [f"{kind.__module__}.{kind.__qualname__}"]
-    if isinstance(owner, nn.Module):
-        lines += [type(layer).__qualname__ for layer in owner.modules()]
-        lines += [f"{name} {digest(x)}" for name, x in sorted(owner.state_dict().items()) if isinstance(x, Tensor)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from riemae.conditions import Condition
 from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.primitives import untraced, with_primitives
@@ -60,7 +61,7 @@ INFERENCE = (
 )
 
 
-def unoptimised(f: BatchedMap) -> BatchedMap:
+def unoptimised(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
 
     See pytorch#73972 and #84681.
@@ -75,11 +76,11 @@ def unoptimised(f: BatchedMap) -> BatchedMap:
     if not scripts:
         return f
 
-    def call(z: Tensor) -> Tensor:
+    def call(*args: Any) -> Tensor:
         for script in scripts:  # plans made by earlier calls would still be used
             script._debug_flush_compilation_cache()
         with torch.jit.optimized_execution(False):
-            return f(z)
+            return f(*args)
 
     return call
 
@@ -101,25 +102,42 @@ class _Trusted:
     calls: int = 1
 
 
+@dataclass
+class _Learned:
+    """What has been found out about a map, for all of its copies.
+
+    Attributes:
+        modes: By kind of derivative and by what else matters to it.
+        refused: Modes that were trusted once.
+        asked: Where autograd has been compared with the map itself.
+        widths: Numbers per point in every tensor inside the map, by the kind of its conditions.
+        announced: Whether a warning has been given.
+    """
+
+    modes: dict[tuple[Any, ...], _Trusted] = field(default_factory=dict)
+    refused: dict[tuple[Any, ...], set[Mode]] = field(default_factory=dict)
+    asked: set[tuple[Any, ...]] = field(default_factory=set)
+    widths: dict[Any, list[int]] = field(default_factory=dict)
+    announced: bool = False
+
+
 class Differential:
     """Derivatives of one map, which is taken as ``(k, m) -> (k, D)`` whatever the shape of its output.
 
     Args:
-        f: ``(k, m) -> (k, *shape)``, row by row.
+        f: ``(k, m) -> (k, *shape)``, row by row. After :meth:`conditioned` it is called with the
+            :class:`~riemae.conditions.Condition` of these rows as a second argument.
         chunk_size: Points a chunk; chosen by bytes unless given.
         what: What the map is called in errors; None for a map of riemae's own making, built on derivatives that have
             been looked at, whose values may vanish but for rounding of numbers of size 1.
     """
 
-    def __init__(self, f: BatchedMap, chunk_size: int | None = None, what: str | None = "a map") -> None:
+    def __init__(self, f: Callable[..., Tensor], chunk_size: int | None = None, what: str | None = "a map") -> None:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
         self._what = what
-        self._modes: dict[tuple[Any, ...], _Trusted] = {}
-        self._refused: dict[tuple[Any, ...], set[Mode]] = {}  # modes that were trusted once
-        self._asked: set[tuple[Any, ...]] = set()  # where autograd has been compared with the map itself
-        self._widths: list[int] | None = None  # numbers a point in every tensor inside the map
-        self._announced = False
+        self._learned = _Learned()
+        self._condition: Condition | None = None
         self._steady = False
 
     def steady(self) -> Differential:
@@ -128,9 +146,25 @@ class Differential:
         twin._steady = True
         return twin
 
+    def conditioned(self, condition: Condition | None) -> Differential:
+        """The same map under the conditions of rows, one for each point or for each of equally many neighbours.
+
+        At a fixed condition it is a map of the points alone, and as such it is looked at.
+        """
+        twin = copy.copy(self)
+        twin._condition = condition
+        return twin
+
+    def _at(self, row: int) -> Differential:
+        """The map under the condition of one row, for any points."""
+        c = self._condition
+        if c is None:
+            return self
+        return self.conditioned(c.select([row % len(c)]) if len(c) else c.blank())
+
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
-        return self._chunked(1, self._flat, z)
+        return self._chunked(1, lambda part, z: part._flat(z), z)
 
     def jets(
         self,
@@ -272,7 +306,7 @@ class Differential:
     # The formulas, one chunk at a time.
 
     def _flat(self, z: Tensor) -> Tensor:
-        x = self._function(z)
+        x = self._evaluated(z)
         if not isinstance(x, Tensor) or not x.ndim or len(x) != len(z):
             raise ShapeError(
                 "differential",
@@ -281,6 +315,11 @@ class Differential:
                 "The first axis of the output must be the batch.",
             )
         return x if x.ndim == 2 else x.reshape(len(z), -1)
+
+    def _evaluated(self, z: Tensor) -> Tensor:
+        if self._condition is None:
+            return self._function(z)
+        return self._function(z, self._condition.spread(len(z)))
 
     def _map(self, mode: Mode, again: bool) -> BatchedMap:
         """The map as a formula differentiates it: what happens inside it is looked at, not the arithmetic around it.
@@ -309,12 +348,14 @@ class Differential:
                 return self._run(kind, passes, formula, z, *others)
         mode, again = self._mode(kind, z), torch.is_grad_enabled()
         if again and kind in _IN_GRADIENT_MODE and len(z) and not any(x.requires_grad for x in (z, *others)):
-            again = self._flat(z[:1]).requires_grad  # a reverse pass brings a graph of its own: none unless wanted
-        second_order, f = kind in _IN_GRADIENT_MODE, self._map(mode, again)
+            again = (
+                self._at(0)._flat(z[:1]).requires_grad
+            )  # a reverse pass brings a graph of its own: none unless wanted
+        second_order = kind in _IN_GRADIENT_MODE
 
-        def evaluate(*chunk: Tensor) -> Any:
+        def evaluate(part: Differential, *chunk: Tensor) -> Any:
             with mode.active(second_order, primitives=False):
-                out = formula(mode, f, again, *chunk)
+                out = formula(mode, part._map(mode, again), again, *chunk)
             if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
                 return out
             # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
@@ -329,32 +370,46 @@ class Differential:
             return self._run(kind, passes, formula, z, *others)
 
     def _chunked(self, passes: int, f: Callable[..., Any], *args: Tensor) -> Any:
+        """``f`` of this map, with the conditions of the rows at hand, and of these rows; some rows at a time."""
         if not len(args[0]):
             # Many layers refuse an empty batch: take the shapes from one point at the origin, and keep none of it.
-            out = f(*(x.new_zeros(1, *x.shape[1:]) for x in args))
+            out = f(self._at(0), *(x.new_zeros(1, *x.shape[1:]) for x in args))
             return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
         # Forward mode refuses views whose elements share memory, such as expanded points.
         args = tuple(x.contiguous() for x in args)
         if self._steady:
             evaluate, rows = f, steady_rows(self._seen(args[0]), args[0].element_size())
 
-            def f(*chunk: Tensor) -> Any:
-                out = evaluate(*(steadied(x, rows) for x in chunk))
+            def f(part: Differential, *chunk: Tensor) -> Any:
+                if part._condition is not None:
+                    part = part.conditioned(part._condition.steadied(rows))
+                out = evaluate(part, *(steadied(x, rows) for x in chunk))
                 k = len(chunk[0])
                 return tuple(x[:k] for x in out) if isinstance(out, tuple) else out[:k]
 
         size = self.chunk(args[0], passes)
+        whole = self if self._condition is None else self.conditioned(self._condition.spread(len(args[0])))
         if len(args[0]) <= size:
-            return f(*args)
-        parts = [f(*chunk) for chunk in zip(*(x.split(size) for x in args), strict=True)]
+            return f(whole, *args)
+        chunks = zip(*(x.split(size) for x in args), strict=True)
+        parts = [f(whole._rows(i * size, size), *chunk) for i, chunk in enumerate(chunks)]
         if isinstance(parts[0], tuple):
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return torch.cat(parts)
 
+    def _rows(self, first: int, count: int) -> Differential:
+        c = self._condition
+        return self if c is None else self.conditioned(c.select(slice(first, first + count)))
+
     def _key(self, kind: str, z: Tensor) -> tuple[Any, ...]:
         # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
         # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
-        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), transformed())
+        return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), self._kind, transformed())
+
+    @property
+    def _kind(self) -> Any:
+        """Of the conditions: with others a decoder may be another map."""
+        return None if self._condition is None else self._condition.kind
 
     def _mode(self, kind: str, z: Tensor) -> Mode:
         """The first mode that can differentiate the map, tried on a few points and remembered.
@@ -364,18 +419,18 @@ class Differential:
             RiemaeError: What the map itself raises about its input.
         """
         key = self._key(kind, z)
-        trusted = self._modes.get(key)
+        trusted = self._learned.modes.get(key)
         if trusted is not None:
             trusted.calls += 1
             if trusted.calls == trusted.due or (len(z) >= probe.LARGE_BATCH and not trusted.large):
                 with TURN:
-                    self._look_again(key, trusted, z)
-                trusted = self._modes.get(key)
+                    self._at(trusted.calls)._look_again(key, trusted, z)
+                trusted = self._learned.modes.get(key)
         if trusted is not None:
             return trusted.mode
         with TURN:  # other threads switch kernels off, which makes modes work that do not
-            trusted = self._modes.get(key)
-            return self._chosen(key, z) if trusted is None else trusted.mode
+            trusted = self._learned.modes.get(key)
+            return self._at(0)._chosen(key, z) if trusted is None else trusted.mode
 
     def _chosen(self, key: tuple[Any, ...], z: Tensor) -> Mode:
         kind, transformed = key[0], key[-1]
@@ -387,7 +442,7 @@ class Differential:
             self._ask(start, sample)
         reasons = []
         for mode in NESTED if transformed or kind == "pushforward" else MODES:
-            if mode in self._refused.get(key, ()):
+            if mode in self._learned.refused.get(key, ()):
                 continue
             try:
                 with mode.active(kind in _IN_GRADIENT_MODE):
@@ -402,8 +457,8 @@ class Differential:
                 reasons.append(f"{mode.name}: {lines[0]}")
                 continue
             if known:  # where the map has no value, nothing has been learned
-                self._modes[key] = _Trusted(mode, due=_AGAIN if comparable else 0, large=not comparable)
-                self._modes[key].large |= len(z) >= probe.LARGE_BATCH
+                self._learned.modes[key] = _Trusted(mode, due=_AGAIN if comparable else 0, large=not comparable)
+                self._learned.modes[key].large |= len(z) >= probe.LARGE_BATCH
             if mode.announced:
                 self._announce(reasons)
             return mode
@@ -440,7 +495,7 @@ class Differential:
             return
         if not trusted.large and len(z) >= probe.LARGE_BATCH:
             sample = probe.generic(self._flat, z.detach(), _POINTS, self.chunk(z, 1))
-            self._asked.discard(key[1:3])
+            self._learned.asked.discard((*key[1:3], self._kind))
             self._ask(z.detach(), sample)
             trusted.large = True
         else:  # off the points themselves, which may lie on a kink
@@ -462,8 +517,8 @@ class Differential:
             )
 
     def _distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
-        self._refused.setdefault(key, set()).add(mode)
-        self._modes.pop(key, None)
+        self._learned.refused.setdefault(key, set()).add(mode)
+        self._learned.modes.pop(key, None)
 
     def _ask(self, z: Tensor, points: Tensor) -> None:
         """Compare what autograd reports with differences of the map, once for every dtype and device.
@@ -471,8 +526,8 @@ class Differential:
         Raises:
             DifferentiationError: When it is not the derivative of the map.
         """
-        key = (z.device.type, z.dtype)
-        if self._what is None or key in self._asked:
+        key = (z.device.type, z.dtype, self._kind)
+        if self._what is None or key in self._learned.asked:
             return
         k = min(len(points), _POINTS - 1)  # of generic points: a given one may lie on a kink
         points = points[:k]
@@ -482,7 +537,7 @@ class Differential:
             rows, plain = self.chunk(z, 1), partial(NESTED[-1].active, second_order=True)
             found = probe.contradiction(self._flat, path, k, points, rows, plain)
             if found is None:
-                self._asked.add(key)
+                self._learned.asked.add(key)
                 return
             got, remedy = probe.explained(found, self._flat)
         raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
@@ -607,8 +662,8 @@ class Differential:
         return x, [((v[:, None] @ forms[0] @ v[..., None])[:, 0, 0], w, 1)]
 
     def _announce(self, reasons: list[str]) -> None:
-        if not self._announced:
-            self._announced = True
+        if not self._learned.announced:
+            self._learned.announced = True
             reason = next(reason for reason in reasons if reason.startswith("forward mode"))
             warnings.warn(
                 f"Forward-mode derivatives do not exist for this map ({reason}); using reverse mode twice, "
@@ -619,21 +674,23 @@ class Differential:
 
     def _seen(self, z: Tensor) -> list[int]:
         """Numbers a point in every tensor inside ``f``, found by running one and three points through it."""
-        if self._widths is None:
-            if z.is_meta or not len(z):
-                return [z.shape[-1]]
-            sizes = []
-            for count in (1, 3):
-                with torch.no_grad(), untraced(_OutputSizes)() as seen:
-                    x = self._function(z[:1].detach().repeat(count, 1))
-                sizes.append([*seen.sizes, x.numel()])
-            # Tensors that do not grow with the batch are parameters; a map whose operations differ between
-            # the two runs is judged by its output.
-            per_point = [(b - a) // 2 for a, b in zip(sizes[0], sizes[1], strict=False)]
-            if len(sizes[0]) != len(sizes[1]):
-                per_point = [sizes[0][-1], 1]
-            self._widths = sorted({z.shape[-1], *per_point} - {0})
-        return self._widths
+        known = self._learned.widths.get(self._kind)
+        if known is not None:
+            return known
+        if z.is_meta or not len(z):
+            return [z.shape[-1]]
+        sizes, first = [], self._at(0)
+        for count in (1, 3):
+            with torch.no_grad(), untraced(_OutputSizes)() as seen:
+                x = first._evaluated(z[:1].detach().repeat(count, 1))
+            sizes.append([*seen.sizes, x.numel()])
+        # Tensors that do not grow with the batch are parameters; a map whose operations differ between
+        # the two runs is judged by its output.
+        per_point = [(b - a) // 2 for a, b in zip(sizes[0], sizes[1], strict=False)]
+        if len(sizes[0]) != len(sizes[1]):
+            per_point = [sizes[0][-1], 1]
+        widths = self._learned.widths[self._kind] = sorted({z.shape[-1], *per_point} - {0})
+        return widths
 
 
 def _distinct(reasons: list[str]) -> str:

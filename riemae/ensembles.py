@@ -43,7 +43,7 @@ class Ensemble(nn.Module):
         tensor([1., 3.])
     """
 
-    def __init__(self, members: Iterable[Callable[[Tensor], Any]]) -> None:
+    def __init__(self, members: Iterable[Callable[..., Any]]) -> None:
         super().__init__()
         self.members = tuple(members)
         if not self.members:
@@ -57,9 +57,9 @@ class Ensemble(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Ensemble:
         return type(self)(copy.deepcopy(self.members, memo)).train(self.training)
 
-    def forward(self, z: Tensor) -> Members:  # (k, m) -> K outputs (k, *shape)
-        """Outputs of all members."""
-        return Members(member(z) for member in self.members)
+    def forward(self, z: Tensor, *condition: Any) -> Members:  # (k, m) -> K outputs (k, *shape)
+        """Outputs of all members, each under the same condition, if there is one."""
+        return Members(member(z, *condition) for member in self.members)
 
     @classmethod
     def from_dropout(cls, decoder: nn.Module, example: Tensor, members: int = 10, seed: int = 0) -> Ensemble:

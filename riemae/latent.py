@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,13 @@ from torch import Tensor
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import DecoderError, OptionError, ShapeError
 from riemae.solvers import GeodesicResult, Solver
-from riemae.solvers.path import default_solver, demand_convergence, geodesic
+from riemae.solvers.path import default_solver, demand_convergence
 from riemae.solvers.tolerances import tolerance
-
-if TYPE_CHECKING:
-    from riemae.manifold import Manifold
 
 # Periods, a geoopt manifold, or one of the classes below.
 LatentSpace = Any
+# Data (k, D) of points (k, m) that belong to pairs (k,), counted along the batch.
+Decode = Callable[[Tensor, Tensor], Tensor]
 
 _SEGMENTS = 32
 
@@ -72,17 +71,18 @@ class Periodic:
                 rounding = 8 * tolerance(z0.dtype).eps * (z0.abs() + z1.abs())
                 yield torch.where((stop - z0).abs() <= rounding, z0, stop), None
 
-    def check(self, M: Manifold, z: Tensor) -> None:  # (*b, m)
+    def check(self, decode: Decode, z: Tensor) -> None:  # (*b, m)
         """Refuse a decoder without these periods.
 
         Raises:
             DecoderError: With the coordinate.
         """
         points = z.detach().reshape(-1, z.shape[-1])[:2]
-        points = points[points.isfinite().all(-1)]
+        rows = points.isfinite().all(-1).nonzero().flatten()
+        points = points[rows]
         if not len(points):
             return
-        x = M.decode(points)
+        x = decode(points, rows)
         for i, period in enumerate(self.periods):
             if period is None:
                 continue
@@ -90,7 +90,7 @@ class Periodic:
             around[:, i] += period
             # Rounding of the coordinate itself moves the data too.
             limit = tolerance(z.dtype).check * (1 + float(x.abs().max()))
-            if not bool(((M.decode(around) - x).abs() <= limit).all()):
+            if not bool(((decode(around, rows) - x).abs() <= limit).all()):
                 raise DecoderError(
                     "Manifold.geodesic",
                     f"a decoder with period {period:.6g} in coordinate {i}",
@@ -138,7 +138,7 @@ class Chart:
         start = z0[..., None, :].expand(*z0.shape[:-1], len(t), z0.shape[-1])
         yield z1, self.manifold.expmap(start, t * self.manifold.logmap(z0, z1)[..., None, :]).to(z0)
 
-    def check(self, M: Manifold, z: Tensor) -> None:  # (*b, m)
+    def check(self, decode: Decode, z: Tensor) -> None:  # (*b, m)
         """Refuse points that are none of the manifold.
 
         Raises:
@@ -173,8 +173,9 @@ def as_latent(latent: LatentSpace | None) -> Periodic | Chart | None:
 
 
 def latent_geodesic(
-    M: Manifold,
     latent: Periodic | Chart,
+    solve: Callable[..., GeodesicResult],
+    decode: Decode,
     z0: Tensor,
     z1: Tensor,
     rtol: float,
@@ -182,18 +183,30 @@ def latent_geodesic(
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """Geodesics from every candidate of the latent space, and of each pair the shortest that converged."""
+    """Geodesics from every candidate of the latent space, and of each pair the shortest that converged.
+
+    Args:
+        latent: The latent space.
+        solve: :func:`riemae.solvers.geodesic` in the decoder's space.
+        decode: Data of points of some of the pairs.
+        z0: As in ``Manifold.geodesic``, and so are all others.
+        z1: End points.
+        rtol: Accuracy.
+        solver: Settings.
+        throw: Raise when a pair fails.
+        progress: Called with (pairs done, pairs in all).
+    """
     try:
         z0, z1 = torch.broadcast_tensors(z0, z1)
     except RuntimeError:
-        return geodesic(M, z0, z1, rtol=rtol)  # raises what it has to say
+        return solve(z0, z1, rtol=rtol)  # raises what it has to say
     for z in (z0, z1):
-        latent.check(M, z)
+        latent.check(decode, z)
     solver = default_solver(z0.shape[-1]) if solver is None else solver
     best: GeodesicResult | None = None
     with torch.no_grad():
         for stop, init in latent.candidates(z0.detach(), z1.detach()):
-            found = geodesic(M, z0, stop, rtol=rtol, solver=solver, init=init, throw=False, progress=progress)
+            found = solve(z0, stop, rtol=rtol, solver=solver, init=init, throw=False, progress=progress)
             if best is None:
                 best = found
                 continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from os import PathLike
 from types import FunctionType
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from riemae import curvature, distortion, reach, solvers
 from riemae.ambient import AmbientMetric, as_ambient
+from riemae.conditioned import Conditioned, Labels
+from riemae.conditions import Condition, Conditions, Untransformed
 from riemae.decoders import Decoder
 from riemae.ensembles import Ensemble
 from riemae.envelope import Ruler, once_differentiable, transformed_distance
@@ -25,14 +29,17 @@ from riemae.pullback import Pullback
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.checkpoint import digest
 from riemae.solvers.checks import expect_dense, expect_values
 from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
+from riemae.solvers.path import demand_convergence, paired_points, start_curve
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
+from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
 
@@ -57,7 +64,7 @@ class Manifold:
     Args:
         decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats every row alone. It
             may return a ``torch.distributions.Distribution`` instead, a tuple or dict of them, or be an
-            :class:`~riemae.Ensemble`.
+            :class:`~riemae.Ensemble`. One that takes a condition as well is a function ``(z, c)``.
         ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as ``(k, D, D)``, ``(D, D)`` or
             diagonal ``(k, D)``, or a constant tensor. Unless given, it is Euclidean for tensors and
             :class:`~riemae.ambient.FisherRao` for distributions, whose parameters have no units in common.
@@ -73,12 +80,23 @@ class Manifold:
         AmbientError: When ``ambient`` is none of these.
         OptionError: When ``latent`` is none of these.
 
+    **Conditions.** A decoder ``f(z, c)`` whose output also depends on a library size, a class or a batch has a geometry
+    for each ``c``. All methods that take points take ``condition``: a tensor ``(*b, *shape)`` of any dtype, one
+    condition for each point ``(*b, m)``. Its first axes may also be 1: ``(1, *shape)`` is one condition for all of
+    ``n`` points. Several tensors go in a tuple, list or dict, and reach the decoder in the same structure, with one row
+    for each point. A pair of points, a curve, or a point with a velocity has one condition, kept along the way:
+    ``(*b)`` are then the axes of the pairs. The result of a row is that of a call with its point and its condition
+    alone. A condition that requires a gradient gets one. Points under different conditions have no distance from each
+    other. See ``docs/conditions.md``.
+
     All methods that take points raise:
 
     - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from the first points),
+      and for conditions whose first axes are not those of the points,
     - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z`` and decoder differ,
     - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the decoder,
-    - :class:`~riemae.exceptions.DecoderError` for a decoder that is no map: found by a probe at first use.
+    - :class:`~riemae.exceptions.DecoderError` for a decoder that is no map, found by a probe at first use, and for a
+      condition that is missing, or given to a decoder that takes none.
 
     Example:
         >>> import torch
@@ -91,7 +109,7 @@ class Manifold:
 
     def __init__(
         self,
-        decoder: nn.Module | Callable[[Tensor], Tensor],
+        decoder: nn.Module | Callable[..., Tensor],
         ambient: AmbientMetric | Callable[[Tensor], Tensor] | Tensor | None = None,
         latent_dim: int | None = None,
         chunk_size: int | None = None,
@@ -105,7 +123,7 @@ class Manifold:
         self.latent = as_latent(latent)
 
     @property
-    def decoder(self) -> Callable[[Tensor], Tensor]:
+    def decoder(self) -> Callable[..., Tensor]:
         """The decoder as it was given."""
         return self._core.decoder.function
 
@@ -158,21 +176,18 @@ class Manifold:
 
     # The map and its tangents.
 
-    def decode(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, *shape)
+    def decode(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, *shape)
         """Data ``f(z)``, or the parameters of the distributions that the decoder returns.
 
         A single parameter keeps its shape; several, in the order of :mod:`riemae.families`, are flattened and joined.
         Logits stay logits and probabilities stay probabilities, as the decoder built them. Members of an ensemble have
         an axis of their own, before the data's.
         """
-        flat = self._core.points("decode", z)
-        x = self._core.immersion.value(flat)
-        shape = self._core.decoder.output_shape
-        if shape is None:  # values could not be looked at: meta device or vmap
-            shape = self._core.decoder(flat[:1]).shape[1:]
-        return self._core.finite("decode", x, flat).view(*z.shape[:-1], *shape)
+        core, flat = self._core.placed("decode", z, condition)
+        x = core.immersion.value(flat)
+        return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
 
-    def distribution(self, z: Tensor) -> Any:  # (*b, m)
+    def distribution(self, z: Tensor, *, condition: Conditions = None) -> Any:  # (*b, m)
         """The distributions at points, in the structure in which the decoder returns them, with batch axes ``(*b)``.
 
         For an ensemble, a tuple with those of each member.
@@ -180,39 +195,43 @@ class Manifold:
         Raises:
             DecoderError: When the decoder returns tensors.
         """
-        flat = self._core.points("distribution", z)
-        layout = self._core.decoder.layout
+        core, flat = self._core.placed("distribution", z, condition)
+        layout = core.decoder.layout
         member = layout.member if isinstance(layout, EnsembleLayout) else layout
         if member is None:
             raise DecoderError(
                 "Manifold.distribution", "a decoder that returns torch distributions", "one that returns tensors", ""
             )
-        x = self._core.finite("distribution", self._core.immersion.value(flat), flat)
+        x = core.finite("distribution", core.immersion.value(flat), flat)
         if isinstance(layout, EnsembleLayout):
             return tuple(member.build(y) for y in x.view(*z.shape[:-1], layout.count, -1).unbind(-2))
         return member.build(x.view(*z.shape[:-1], -1))
 
-    def jacobian(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D, m)
+    def jacobian(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
-        flat = self._core.points("jacobian", z)
-        j = self._core.immersion.jacobian(flat)
-        return self._core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
+        core, flat = self._core.placed("jacobian", z, condition)
+        j = core.immersion.jacobian(flat)
+        return core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
 
-    def pushforward(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
+    def pushforward(
+        self, z: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
         """Data-space velocity ``J v`` of a latent velocity."""
-        flat, w, batch = self._core.tangents("pushforward", z, v)
-        pushed = self._core.finite("pushforward", self._core.immersion.jvp(flat, w)[1], flat)
+        core, flat, w, batch = self._core.placed_tangents("pushforward", condition, z, v)
+        pushed = core.finite("pushforward", core.immersion.jvp(flat, w)[1], flat)
         return pushed.view(*batch, pushed.shape[-1])
 
-    def pullback(self, z: Tensor, w: Tensor) -> Tensor:  # (*b, m), (*b, D) or (*b, *shape) -> (*b, m)
+    def pullback(
+        self, z: Tensor, w: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, D) or (*b, *shape) -> (*b, m)
         """Latent covector ``Jᵀ w`` of a data-space covector.
 
         Raises:
             DTypeError: When ``w`` is no tensor, or of another dtype than ``z``.
             ShapeError: When ``w`` does not hold one covector a point.
         """
-        flat = self._core.points("pullback", z)
-        shape = self._core.decoder.output_shape
+        core, flat = self._core.placed("pullback", z, condition)
+        shape = core.decoder.output_shape
         size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
             got = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
@@ -224,11 +243,11 @@ class Manifold:
                 str(tuple(w.shape)),
                 "It needs one covector of the data space a point.",
             )
-        pulled = self._core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
-        return self._core.finite("pullback", pulled, flat).view(z.shape)
+        pulled = core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
+        return core.finite("pullback", pulled, flat).view(z.shape)
 
     def taylor(
-        self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2
+        self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2, *, condition: Conditions = None
     ) -> tuple[Tensor, ...]:  # (*b, m), (*b, m) -> (*b, D) each
         """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2, ``½ ∂²f(v, v)``.
 
@@ -243,36 +262,38 @@ class Manifold:
         """
         if order not in (1, 2):
             raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
-        flat, w, batch = self._core.tangents("taylor", z, v)
+        core, flat, w, batch = self._core.placed_tangents("taylor", condition, z, v)
         if order == 2:
-            curvature.warn_if_flat(self._core, flat)
-        terms = self._core.taylor(flat, w, order)
-        return tuple(self._core.finite("taylor", x, flat).view(*batch, x.shape[-1]) for x in terms)
+            curvature.warn_if_flat(core, flat)
+        terms = core.taylor(flat, w, order)
+        return tuple(core.finite("taylor", x, flat).view(*batch, x.shape[-1]) for x in terms)
 
     # The metric.
 
-    def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+    def metric(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Pull-back metric ``G = Jᵀ H(f(z)) J`` (equation 3)."""
-        flat = self._core.points("metric", z)
-        return self._core.finite("metric", self._core.metric(flat), flat).view(*z.shape, z.shape[-1])
+        core, flat = self._core.placed("metric", z, condition)
+        return core.finite("metric", core.metric(flat), flat).view(*z.shape, z.shape[-1])
 
-    def metric_product(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+    def metric_product(
+        self, z: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
-        flat, v, batch = self._core.tangents("metric_product", z, v)
-        out = self._core.metric_product(flat, v)
-        return self._core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
+        core, flat, v, batch = self._core.placed_tangents("metric_product", condition, z, v)
+        out = core.metric_product(flat, v)
+        return core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
 
-    def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
+    def inner(self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
-        flat, u, v, batch = self._core.tangents("inner", z, u, v)
-        return self._core.finite("inner", self._core.inner(flat, u, v), flat).view(batch)
+        core, flat, u, v, batch = self._core.placed_tangents("inner", condition, z, u, v)
+        return core.finite("inner", core.inner(flat, u, v), flat).view(batch)
 
-    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
+    def norm(self, z: Tensor, v: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
-        flat, v, batch = self._core.tangents("norm", z, v)
-        return self._core.norm(flat, v).view(batch)
+        core, flat, v, batch = self._core.placed_tangents("norm", condition, z, v)
+        return core.norm(flat, v).view(batch)
 
-    def eigenvalues(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
+    def eigenvalues(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder; 0 where G is singular.
 
         From singular values of the Jacobian, as right as that is: see :mod:`riemae.factors`.
@@ -280,10 +301,10 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        flat = self._core.points("eigenvalues", z)
-        return self._core.singular_values("eigenvalues", flat).square().view(z.shape)
+        core, flat = self._core.placed("eigenvalues", z, condition)
+        return core.singular_values("eigenvalues", flat).square().view(z.shape)
 
-    def log_volume(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
+    def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
         """``log √det G``, the log magnification factor; −inf where the metric is singular.
 
         From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.factors`.
@@ -291,30 +312,32 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        flat = self._core.points("log_volume", z)
-        return self._core.log_volume("log_volume", flat).view(z.shape[:-1])
+        core, flat = self._core.placed("log_volume", z, condition)
+        return core.log_volume("log_volume", flat).view(z.shape[:-1])
 
-    def volume_density(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b,)
+    def volume_density(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
         """``√det G``, the magnification factor.
 
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        return self.log_volume(z).exp()
+        return self.log_volume(z, condition=condition).exp()
 
     # The connection.
 
-    def christoffel(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m, m)
+    def christoffel(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m, m)
         """Christoffel symbols of the second kind, ``christoffel[..., k, i, j] = Γᵏ_ij``.
 
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        flat = self._core.points("christoffel", z)
+        core, flat = self._core.placed("christoffel", z, condition)
         m = z.shape[-1]
-        return self._core.christoffel("Manifold.christoffel", flat).view(*z.shape[:-1], m, m, m)
+        return core.christoffel("Manifold.christoffel", flat).view(*z.shape[:-1], m, m, m)
 
-    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+    def acceleration(
+        self, z: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """Geodesic equation ``z̈ = −Γ(v, v)``, without Christoffel symbols.
 
         ``G z̈ = −Jᵀ H ∂²f(v, v) − Jᵀ[(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)]`` with ``ẋ = J v``.
@@ -322,12 +345,14 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        flat, v, batch = self._core.tangents("acceleration", z, v)
-        return self._core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
+        core, flat, v, batch = self._core.placed_tangents("acceleration", condition, z, v)
+        return core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
 
     # Curvature: riemae.curvature has the formulas.
 
-    def second_fundamental_form(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, D)
+    def second_fundamental_form(
+        self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) x 3 -> (*b, D)
         """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in Euclidean data space.
 
         Raises:
@@ -336,14 +361,14 @@ class Manifold:
         Warns:
             SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
         """
-        flat, u, v, batch = self._core.tangents("second_fundamental_form", z, u, v)
-        bend = curvature.second_fundamental_form(self._core, flat, u, v)
+        core, flat, u, v, batch = self._core.placed_tangents("second_fundamental_form", condition, z, u, v)
+        bend = curvature.second_fundamental_form(core, flat, u, v)
         return bend.view(*batch, bend.shape[-1])
 
-    def curvature_form(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+    def curvature_form(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D matrix."""
-        flat = self._core.points("curvature_form", z)
-        return curvature.curvature_form(self._core, flat).view(*z.shape, z.shape[-1])
+        core, flat = self._core.placed("curvature_form", z, condition)
+        return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
 
     def extrinsic_curvature(
         self,
@@ -353,6 +378,8 @@ class Manifold:
         generator: torch.Generator | None = None,
         ridge: float = 0.0,
         per_member: bool = False,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b,) or (K, *b)
         """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
 
@@ -367,42 +394,47 @@ class Manifold:
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
                 Jacobian gives a large value instead of an error. It lowers the result by about ridge × condition.
             per_member: One value for each member of an ensemble, along a new first axis.
+            condition: As in :class:`Manifold`.
 
         Raises:
             OptionError: For an unknown estimator, fewer than one sample, or a negative ridge.
             SingularMetricError: Where the metric is not positive definite.
         """
         if per_member:
-            return torch.stack([M.extrinsic_curvature(z, estimator, samples, generator, ridge) for M in self.members])
-        flat = self._core.points("extrinsic_curvature", z)
-        out = curvature.extrinsic_curvature(self._core, flat, estimator, samples, generator, ridge)[0]
+            options = (estimator, samples, generator, ridge)
+            return torch.stack([M.extrinsic_curvature(z, *options, condition=condition) for M in self.members])
+        core, flat = self._core.placed("extrinsic_curvature", z, condition)
+        out = curvature.extrinsic_curvature(core, flat, estimator, samples, generator, ridge)[0]
         return out.view(z.shape[:-1])
 
-    def mean_curvature(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, D)
+    def mean_curvature(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, D)
         """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
-        flat = self._core.points("mean_curvature", z)
-        vector = curvature.mean_curvature(self._core, flat)
+        core, flat = self._core.placed("mean_curvature", z, condition)
+        vector = curvature.mean_curvature(core, flat)
         return vector.view(*z.shape[:-1], vector.shape[-1])
 
-    def principal_curvatures(self, z: Tensor, normal: Tensor) -> Tensor:  # (*b, m), (*b, D) -> (*b, m)
+    def principal_curvatures(
+        self, z: Tensor, normal: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, D) -> (*b, m)
         """Principal curvatures along a normal direction: eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
 
         Args:
             z: Points.
             normal: Directions of the data space; their normal part is taken and scaled to length 1.
+            condition: As in :class:`Manifold`.
 
         Raises:
             DTypeError: When ``normal`` is no tensor, or of another dtype than ``z``.
             ShapeError: When ``normal`` does not hold one direction a point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
-        flat = self._core.points("principal_curvatures", z)
+        core, flat = self._core.placed("principal_curvatures", z, condition)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
             raise DTypeError(
                 "Manifold.principal_curvatures", f"a tensor of dtype {z.dtype}", got, "Convert one of them."
             )
-        size = normal.shape[-1] if self._core.decoder.output_shape is None else self._core.decoder.output_shape.numel()
+        size = normal.shape[-1] if core.decoder.output_shape is None else core.decoder.output_shape.numel()
         if normal.numel() != len(flat) * size:
             raise ShapeError(
                 "Manifold.principal_curvatures",
@@ -410,9 +442,11 @@ class Manifold:
                 str(tuple(normal.shape)),
                 "",
             )
-        return curvature.principal_curvatures(self._core, flat, normal.reshape(len(flat), size)).view(z.shape)
+        return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(z.shape)
 
-    def riemann(self, z: Tensor, ridge: float = 0.0) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
+    def riemann(
+        self, z: Tensor, ridge: float = 0.0, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
         """Riemann tensor with all indices down, ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
         By the Gauss equation where the ambient metric has a feature map; by differentiating the connection elsewhere,
@@ -421,18 +455,19 @@ class Manifold:
         Args:
             z: Points.
             ridge: As in :meth:`extrinsic_curvature`; for ambient metrics with a feature map.
+            condition: As in :class:`Manifold`.
 
         Raises:
             OptionError: For a negative ridge, or one without a feature map.
         """
-        flat = self._core.points("riemann", z)
-        tensor = curvature.riemann(self._core, "Manifold.riemann", flat, ridge)[1]
+        core, flat = self._core.placed("riemann", z, condition)
+        tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)[1]
         return tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
 
-    def ricci(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
+    def ricci(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
-        flat = self._core.points("ricci", z)
-        return curvature.ricci(self._core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
+        core, flat = self._core.placed("ricci", z, condition)
+        return curvature.ricci(core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
         self,
@@ -441,6 +476,8 @@ class Manifold:
         samples: int = 1,
         generator: torch.Generator | None = None,
         per_member: bool = False,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b,) or (K, *b)
         """Scalar curvature ``Σ g^jk Ric_jk``; m(m − 1)/r² on a sphere S^m.
 
@@ -451,32 +488,36 @@ class Manifold:
             samples: Draws averaged by the stochastic estimator.
             generator: Source of its randomness.
             per_member: One value for each member of an ensemble, along a new first axis.
+            condition: As in :class:`Manifold`.
 
         Raises:
             OptionError: For an unknown estimator, fewer than one sample, or no feature map for ``"hutchinson"``.
         """
         if per_member:
-            return torch.stack([M.scalar_curvature(z, estimator, samples, generator) for M in self.members])
-        flat = self._core.points("scalar_curvature", z)
-        return curvature.scalar_curvature(self._core, flat, estimator, samples, generator).view(z.shape[:-1])
+            options = (estimator, samples, generator)
+            return torch.stack([M.scalar_curvature(z, *options, condition=condition) for M in self.members])
+        core, flat = self._core.placed("scalar_curvature", z, condition)
+        return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(z.shape[:-1])
 
-    def sectional_curvature(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b,)
+    def sectional_curvature(
+        self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Sectional curvature of the plane of u and v, ``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``; 1/r² on a sphere.
 
         Raises:
             OptionError: Where u and v are linearly dependent, with the places.
         """
-        flat, u, v, batch = self._core.tangents("sectional_curvature", z, u, v)
-        return curvature.sectional_curvature(self._core, flat, u, v).view(batch)
+        core, flat, u, v, batch = self._core.placed_tangents("sectional_curvature", condition, z, u, v)
+        return curvature.sectional_curvature(core, flat, u, v).view(batch)
 
-    def gaussian_curvature(self, z: Tensor) -> Tensor:  # (*b, 2) -> (*b,)
+    def gaussian_curvature(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, 2) -> (*b,)
         """Gaussian curvature of a surface.
 
         Raises:
             ShapeError: Unless m = 2.
         """
-        flat = self._core.points("gaussian_curvature", z)
-        return curvature.gaussian_curvature(self._core, flat).view(z.shape[:-1])
+        core, flat = self._core.placed("gaussian_curvature", z, condition)
+        return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
 
     # Distortion: riemae.distortion has the formulas, scores and the hierarchy of maps.
 
@@ -489,6 +530,8 @@ class Manifold:
         samples: int = 1,
         generator: torch.Generator | None = None,
         latent_metric: Any = None,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> () or (*b,)
         """How far the decoder is from preserving the latent geometry (equations 14 to 16); never negative when exact.
 
@@ -504,32 +547,51 @@ class Manifold:
             generator: Source of their randomness.
             latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of ``latent``, or Euclidean,
                 unless given.
+            condition: As in :class:`Manifold`.
 
         Raises:
             OptionError: For an unknown kind or estimator.
             ShapeError: When the latent metric has another shape.
             SingularMetricError: Where the latent metric is not positive definite.
         """
-        flat = self._core.points("distortion", z)
+        core, flat = self._core.placed("distortion", z, condition)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
-        out = distortion.distortion(self._core, flat, kind, local, estimator, samples, generator, latent_metric)
+        out = distortion.distortion(core, flat, kind, local, estimator, samples, generator, latent_metric)
         return out.view(z.shape[:-1]) if local else out
 
     # Curves.
 
     @overload
     def length(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        return_error: Literal[False] = False,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor: ...
 
     @overload
     def length(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        *,
+        return_error: Literal[True],
+        throw: bool = True,
+        condition: Conditions = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     def length(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        return_error: bool = False,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
         """Length of curves (equation 4), refined until its error is below ``rtol``.
 
@@ -540,24 +602,44 @@ class Manifold:
             rtol: Relative error allowed.
             return_error: Also return the estimated error of each length.
             throw: Raise when a curve misses ``rtol``; False returns it all the same.
+            condition: As in :class:`Manifold`, one for each curve.
 
         Raises:
             NotConvergedError: When ``throw`` and a curve misses ``rtol``, as one that jumps does.
         """
-        return curve_length(self, curve, rtol, return_error, throw)
+        space, curve = self._on_curves("length", curve, condition)
+        return curve_length(space, curve, rtol, return_error, throw)
 
     @overload
     def energy(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        return_error: Literal[False] = False,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor: ...
 
     @overload
     def energy(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        *,
+        return_error: Literal[True],
+        throw: bool = True,
+        condition: Conditions = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     def energy(
-        self, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        rtol: float = 1e-4,
+        return_error: bool = False,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
         """Energy of curves over unit time (equation 5), refined as :meth:`length` is; at least the squared length.
 
@@ -566,11 +648,30 @@ class Manifold:
             rtol: As in :meth:`length`.
             return_error: As in :meth:`length`.
             throw: As in :meth:`length`.
+            condition: As in :meth:`length`.
 
         Raises:
             NotConvergedError: As in :meth:`length`.
         """
-        return curve_energy_integral(self, curve, rtol, return_error, throw)
+        space, curve = self._on_curves("energy", curve, condition)
+        return curve_energy_integral(space, curve, rtol, return_error, throw)
+
+    def _space(self, core: Pullback, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
+        """What solvers work on for pairs, and how their points tell their conditions."""
+        given = core.condition
+        labels = Labels(given, points)
+        return (self if given is None else Conditioned(self._core, given, labels)), labels
+
+    def _on_curves(
+        self, where: str, curve: Curve | Tensor, condition: Conditions
+    ) -> tuple[Space, Curve | Tensor]:  # (*b)
+        """What curves are measured in, and the curves with their conditions."""
+        nodes = curve.nodes if isinstance(curve, Curve) else curve
+        if condition is None or not isinstance(nodes, Tensor) or nodes.ndim < 2:
+            return self, curve
+        core, first = self._core.placed(where, nodes[..., 0, :], condition)
+        space, labels = self._space(core, first)
+        return space, labels.lift_curve(curve)
 
     def geodesic(
         self,
@@ -584,6 +685,8 @@ class Manifold:
         seed: int | torch.Generator = 0,
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
+        *,
+        condition: Conditions = None,
     ) -> GeodesicResult:
         """Geodesics between pairs of points: :func:`riemae.solvers.geodesic` on this manifold.
 
@@ -601,6 +704,7 @@ class Manifold:
             seed: Decides the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
             progress: Called with (pairs done, pairs in all).
+            condition: As in :class:`Manifold`, one for each pair.
 
         Returns:
             One entry a pair; not differentiable, see :meth:`distance`.
@@ -612,24 +716,48 @@ class Manifold:
         refuse_transforms(
             "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
         )
+        core = self._core
+        if condition is not None:
+            z0, z1 = paired_points(z0, z1)
+            core, _ = core.placed("geodesic", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            flat = self._core.points(f"geodesic ({name})", z, finite=False)
-        rtol = self._accuracy(flat) if rtol is None else rtol
+            flat = self._core.points(f"geodesic ({name})", z, finite=False, condition=core.condition)
+        rtol = self._accuracy(core, flat) if rtol is None else rtol
+        options: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": throw, "progress": progress}
         if self.latent is not None and init is None and n_starts is None and graph is None:
-            return latent_geodesic(self, self.latent, z0, z1, rtol, solver, throw, progress)
-        return solve_geodesic(
-            self,
-            z0,
-            z1,
-            rtol=rtol,
-            solver=solver,
-            init=init,
-            n_starts=n_starts,
-            graph=graph,
-            seed=seed,
-            throw=throw,
-            progress=progress,
-        )
+            return latent_geodesic(
+                self.latent, self._solver(core, z0, z1), partial(self._decoded, core), z0, z1, **options
+            )
+        options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
+        return self._solver(core, z0, z1)(z0, z1, init=init, **options)
+
+    def _solver(self, core: Pullback, z0: Tensor, z1: Tensor) -> Callable[..., GeodesicResult]:
+        """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of pairs."""
+        if core.condition is None:
+            return partial(solve_geodesic, self)
+        m, batch = z0.shape[-1], z0.shape[:-1]
+        flat = [z.reshape(-1, m) for z in (z0, z1)]
+        space, labels = self._space(core, torch.cat(flat))
+
+        def solve(
+            z0: Tensor, z1: Tensor, *, init: Curve | Tensor | None = None, throw: bool = True, **options: Any
+        ) -> GeodesicResult:
+            first, last = (z.reshape(-1, m) for z in (z0, z1))
+            if init is not None:
+                curve = start_curve(z0, z1, init)
+                init = Curve(labels.lift(curve.nodes), labels.wide(curve.slopes))
+            found = solve_geodesic(space, labels.lift(first), labels.lift(last), init=init, throw=False, **options)
+            found = labels.narrow_result(found)
+            if len(batch) != 1:
+                found = found[torch.arange(len(first)).view(batch)]
+            return demand_convergence(found) if throw else found
+
+        return solve
+
+    def _decoded(self, core: Pullback, z: Tensor, rows: Tensor) -> Tensor:  # (k, m), (k,) -> (k, D)
+        """Data of points of some pairs."""
+        c = core.condition
+        return self.decode(z, condition=None if c is None else c.select(rows))
 
     def distance(
         self,
@@ -643,8 +771,10 @@ class Manifold:
         seed: int | torch.Generator = 0,
         throw: bool = True,
         per_member: bool = False,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
-        """Geodesic distance, differentiable once in the end points and in the decoder's parameters.
+        """Geodesic distance, differentiable once in the end points, in the decoder's parameters and in conditions.
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
         the frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. At
@@ -663,6 +793,7 @@ class Manifold:
             throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all the same.
             per_member: One distance for each member of an ensemble, along a new first axis: their spread, such as
                 ``.std(0)``, says how sure the distance is.
+            condition: As in :class:`Manifold`, one for each pair.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
@@ -676,17 +807,21 @@ class Manifold:
             "graph": graph,
             "seed": seed,
             "throw": throw,
+            "condition": condition,
         }
         if per_member:
             return torch.stack([M.distance(z0, z1, **options) for M in self.members])
         if transforms():
+            if condition is not None:
+                z0, z1 = paired_points(z0, z1)
+                options["condition"] = Untransformed.of("Manifold.distance", condition, z0.ndim - 1)
             ruler = Ruler(
                 lambda a, b: self.distance(a, b, **options),
                 lambda a, b: self._distance_and_gradients(a, b, options),
                 order=len([kind for kind in transforms() if kind != "Vmap"]),
             )
             out = transformed_distance(z0, z1, ruler)
-            self._refuse_transformed_parameters(z0)
+            self._refuse_transformed_parameters(z0, condition)
             return out
         result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
@@ -696,10 +831,12 @@ class Manifold:
         value = result.length[usable] + (once_differentiable(length) - length.detach())
         return result.length.masked_scatter(usable, value)
 
-    def _accuracy(self, flat: Tensor) -> float:  # (k, m)
+    @staticmethod
+    def _accuracy(core: Pullback, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
-        sound = flat[flat.isfinite().all(-1)]
-        return _WITH_KINKS if curvature.kinks_by_name(self._core, sound) else tolerance(flat.dtype).geodesic
+        row = flat.isfinite().all(-1).nonzero()[:1, 0]
+        kinks = curvature.kinks_by_name(core.select(row), flat[row])
+        return tolerance(flat.dtype).geodesic if kinks is None else _WITH_KINKS
 
     def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
         """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""
@@ -708,16 +845,24 @@ class Manifold:
         nodes = result.curve.nodes[usable]
         stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
-        return usable, fixed_length(self, Curve.from_nodes(attached)) if len(nodes) else attached.sum((-1, -2))
+        if not len(nodes):
+            return usable, attached.sum((-1, -2))
+        curve, space = Curve.from_nodes(attached), result.space
+        if not isinstance(space, Conditioned):
+            return usable, fixed_length(self, curve)
+        return usable, fixed_length(space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()}))
 
-    def _refuse_transformed_parameters(self, z: Tensor) -> None:
+    def _refuse_transformed_parameters(self, z: Tensor, condition: Conditions) -> None:
         """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they are not followed.
 
         Raises:
             DifferentiationError: When what they return for plain points is not plain.
         """
         plain = torch.zeros(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
-        out = self.squared_chords(plain)
+        given = Condition.of("Manifold.distance", condition, z.shape[:-1], z.device)
+        if given is not None:
+            given = given.select(slice(1)) if len(given) else given.blank()
+        out = self._core.at(given).squared_chords(plain)
         tangent = torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
         followed = out.requires_grad and "Grad" in transforms()  # else it may be torch.autograd that wants it
         if followed or tangent is not None or torch._C._functorch.is_batchedtensor(out):
@@ -741,7 +886,14 @@ class Manifold:
         return result.length, first, last
 
     def exp(
-        self, z: Tensor, v: Tensor, t: float | Tensor = 1.0, rtol: float | None = None, throw: bool = True
+        self,
+        z: Tensor,
+        v: Tensor,
+        t: float | Tensor = 1.0,
+        rtol: float | None = None,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
         """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``; differentiable.
 
@@ -753,6 +905,7 @@ class Manifold:
             t: Time; of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
             rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
             throw: Raise when a sample fails; False returns NaN for it.
+            condition: As in :class:`Manifold`.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
@@ -760,17 +913,28 @@ class Manifold:
         refuse_vmap("Manifold.exp")
         for name, x in (("z", z), ("v", v)):
             expect_dense("Manifold.exp", name, x)
-        flat, w, batch = self._core.tangents("exp", z, v)
-        points = solvers.exp(self, flat, w, t, rtol=rtol, throw=throw)
+        core, flat, w, batch = self._core.placed_tangents("exp", condition, z, v)
+        space, labels = self._space(core, flat)
+        points = labels.narrow(solvers.exp(space, labels.lift(flat), labels.wide(w), t, rtol=rtol, throw=throw))
         return points.view(*batch, *points.shape[1:])
 
     def shoot(
-        self, z: Tensor, v: Tensor, t: float = 1.0, segments: int = 64, rtol: float | None = None, throw: bool = True
+        self,
+        z: Tensor,
+        v: Tensor,
+        t: float = 1.0,
+        segments: int = 64,
+        rtol: float | None = None,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Curve:
         """The geodesic from ``z`` with velocity ``v`` up to time ``t``: :func:`riemae.solvers.shoot`."""
         refuse_vmap("Manifold.shoot")
-        self._core.tangents("shoot", z, v)
-        return solvers.shoot(self, z, v, t, segments=segments, rtol=rtol, throw=throw)
+        core, flat, w, batch = self._core.placed_tangents("shoot", condition, z, v)
+        space, labels = self._space(core, flat)
+        start, velocity = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
+        return labels.narrow_curve(solvers.shoot(space, start, velocity, t, segments=segments, rtol=rtol, throw=throw))
 
     def log(
         self,
@@ -780,6 +944,8 @@ class Manifold:
         init: Curve | Tensor | None = None,
         refine: bool = True,
         throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the inverse of :meth:`exp`.
 
@@ -792,6 +958,7 @@ class Manifold:
             init: Start curves, as in :meth:`geodesic`.
             refine: Improve the path solver's velocity by shooting.
             throw: Raise when a pair fails.
+            condition: As in :class:`Manifold`, one for each pair.
 
         Raises:
             NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``.
@@ -799,12 +966,25 @@ class Manifold:
         refuse_transforms(
             "Manifold.log", "It is not differentiable: use exp or distance, or batch axes in place of vmap."
         )
+        core = self._core
+        if condition is not None:
+            z0, z1 = paired_points(z0, z1)
+            core, _ = core.placed("log", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            self._core.points(f"log ({name})", z, finite=False)
+            self._core.points(f"log ({name})", z, finite=False, condition=core.condition)
         if self.latent is not None and init is None:
-            init = self.geodesic(z0, z1, rtol=max(rtol, 1e-6), throw=throw).curve
+            init = self.geodesic(z0, z1, rtol=max(rtol, 1e-6), throw=throw, condition=core.condition).curve
             z1 = init(1.0)
-        return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+        if core.condition is None:
+            return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+        flat = [z.reshape(-1, z.shape[-1]) for z in (z0, z1)]
+        space, labels = self._space(core, torch.cat(flat))
+        if init is not None:
+            curve = start_curve(z0, z1, init)
+            init = Curve(labels.lift(curve.nodes), labels.wide(curve.slopes))
+        start, stop = (labels.lift(z) for z in flat)
+        found = solvers.log(space, start, stop, rtol=rtol, init=init, refine=refine, throw=throw)
+        return labels.narrow(found).view(z0.shape)
 
     def jacobi_field(
         self,
@@ -815,6 +995,8 @@ class Manifold:
         t: float | Tensor = 1.0,
         rtol: float | None = None,
         throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> JacobiField:
         """The Jacobi field along ``exp(z, t v)`` with ``J(0) = start`` and ``DJ/dt(0) = slope``.
 
@@ -828,18 +1010,29 @@ class Manifold:
             t: One time, or increasing times ``(k,)``.
             rtol: As in :meth:`exp`.
             throw: As in :meth:`exp`.
+            condition: As in :class:`Manifold`.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
         """
         refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
-        flat, w, j, dj, batch = self._core.tangents("jacobi_field", z, v, start, slope)
-        z, v, start, slope = (x.view(*batch, flat.shape[-1]) for x in (flat, w, j, dj))
-        return solvers.jacobi(self, z, v, start, slope, t, rtol=rtol, throw=throw)
+        core, flat, *vectors, batch = self._core.placed_tangents("jacobi_field", condition, z, v, start, slope)
+        space, labels = self._space(core, flat)
+        z, v, start, slope = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), *map(labels.wide, vectors)))
+        found = solvers.jacobi(space, z, v, start, slope, t, rtol=rtol, throw=throw)
+        parts = (found.points, found.velocities, found.values, found.derivatives)
+        return JacobiField(*map(labels.narrow, parts)) if labels.labels else found
 
     def conjugate_points(
-        self, z: Tensor, v: Tensor, t: float = 1.0, rtol: float | None = None, throw: bool = True
+        self,
+        z: Tensor,
+        v: Tensor,
+        t: float = 1.0,
+        rtol: float | None = None,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> ConjugatePoints:
         """Conjugate points along geodesics for times in ``(0, t)``, with multiplicity; at distance πr on a sphere.
 
@@ -851,17 +1044,26 @@ class Manifold:
             t: When to stop.
             rtol: As in :meth:`exp`.
             throw: As in :meth:`exp`.
+            condition: As in :class:`Manifold`.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
         """
         refuse_transforms("Manifold.conjugate_points", "It is not differentiable; batch axes take the place of vmap.")
-        flat, w, batch = self._core.tangents("conjugate_points", z, v)
-        z, v = flat.view(*batch, flat.shape[-1]), w.view(*batch, flat.shape[-1])
-        return solvers.conjugate_points(self, z, v, t, rtol=rtol, throw=throw)
+        core, flat, w, batch = self._core.placed_tangents("conjugate_points", condition, z, v)
+        space, labels = self._space(core, flat)
+        z, v = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
+        found = solvers.conjugate_points(space, z, v, t, rtol=rtol, throw=throw)
+        return replace(found, points=labels.narrow(found.points))
 
     def transport(
-        self, curve: Curve | Tensor, v: Tensor, rtol: float | None = None, throw: bool = True
+        self,
+        curve: Curve | Tensor,
+        v: Tensor,
+        rtol: float | None = None,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b, m)
         """Parallel transport of ``v`` from the start to the end of curves: :func:`riemae.solvers.transport`.
 
@@ -870,12 +1072,19 @@ class Manifold:
             v: Tangent vectors at the start.
             rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
             throw: Raise when the accuracy is missed.
+            condition: As in :class:`Manifold`, one for each curve.
 
         Raises:
             NotConvergedError: When ``throw`` and a vector misses ``rtol``.
         """
         refuse_vmap("Manifold.transport")
-        return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
+        nodes = curve.nodes if isinstance(curve, Curve) else curve
+        if condition is None or not isinstance(nodes, Tensor) or v.shape != (*nodes.shape[:-2], nodes.shape[-1]):
+            return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
+        core, first = self._core.placed("transport", nodes[..., 0, :], condition)
+        space, labels = self._space(core, first)
+        moved = solvers.transport(space, labels.lift_curve(curve), labels.wide(v), rtol=rtol, throw=throw)
+        return labels.narrow(moved)
 
     def graph(
         self,
@@ -886,6 +1095,8 @@ class Manifold:
         search: Literal["auto", "tree", "brute", "approximate"] = "auto",
         rtol: float = GRAPH_RTOL,
         progress: Callable[[int, int], object] | bool | None = None,
+        *,
+        condition: Conditions = None,
     ) -> Graph:
         """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not differentiable.
 
@@ -899,10 +1110,12 @@ class Manifold:
             rtol: Relative accuracy of the edges' lengths: 1e-2 is far below what a path through neighbours is longer
                 than the geodesic, and some ten times faster than 1e-4.
             progress: Called with (edges measured, edges in all); True shows a bar.
+            condition: One for all points, ``(1, *shape)``.
 
         Raises:
             DTypeError: When ``points`` is not a dense tensor, or ``rtol`` not a number.
-            OptionError: When ``k`` is not smaller than the number of points, or an option is unknown.
+            OptionError: When ``k`` is not smaller than the number of points, an option is unknown, or there are several
+                conditions.
             MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
@@ -910,14 +1123,26 @@ class Manifold:
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
         expect_values("Manifold.graph", "points", points)
-        flat = self._core.points("graph", points)
+        core, flat = self._core.placed("graph", points, condition)
+        space = self._under_one("graph", core, flat)
         coordinates = None
         if neighbors == "data":
             with torch.no_grad():
-                coordinates = (self._core.embedding or self._core.immersion).value(flat)
+                coordinates = (core.embedding or core.immersion).value(flat)
         return build_graph(
-            self, points, k=k, weight=weight, coordinates=coordinates, search=search, rtol=rtol, progress=progress
+            space, points, k=k, weight=weight, coordinates=coordinates, search=search, rtol=rtol, progress=progress
         )
+
+    def _under_one(self, where: str, core: Pullback, flat: Tensor) -> Space:  # (n, m)
+        """What distances between any two points are measured in.
+
+        Raises:
+            OptionError: When the points have different conditions.
+        """
+        if core.condition is None:
+            return self
+        core.condition.single(f"Manifold.{where}")
+        return self._space(core, flat)[0]
 
     def distance_matrix(
         self,
@@ -934,6 +1159,7 @@ class Manifold:
         block_size: int | None = None,
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,
+        condition: Conditions = None,
     ) -> Tensor:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
@@ -960,13 +1186,14 @@ class Manifold:
                 it stopped; when the file is complete, it is read. The tensor is then mapped from the file. A file of
                 other points, settings, weights, ambient or latent space, or of another version of riemae is refused,
                 and so is one that another process is writing.
+            condition: One for all points, ``(1, *shape)``.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
                 :class:`~riemae.solvers.DistanceMatrix`.
             ShapeError: When ``a`` or ``b`` has more or fewer than two axes.
             DTypeError: When their dtypes or devices differ.
-            OptionError: For an unknown method.
+            OptionError: For an unknown method, or several conditions.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
             TransferError: When the decoder cannot be sent to another process.
             FileError: When ``out`` is not a path, holds something else, is damaged, is being written by another
@@ -975,9 +1202,13 @@ class Manifold:
         refuse_transforms("Manifold.distance_matrix", "It is not differentiable, and takes all points at once.")
         for name, points in (("a", a), ("b", a if b is None else b)):
             expect_values("Manifold.distance_matrix", name, points)
-            flat = self._core.points(f"distance_matrix ({name})", points)
+        core, flat = self._core.placed("distance_matrix", a, condition)
+        space = self._under_one("distance_matrix", core, flat)
+        one = None if core.condition is None else core.condition.single("Manifold.distance_matrix")
+        for name, points in (("a", a), ("b", a if b is None else b)):
+            flat = self._core.points(f"distance_matrix ({name})", points, condition=one)
         if rtol is None and method == "geodesic":
-            rtol = self._accuracy(flat)
+            rtol = self._accuracy(core, flat)
         if method == "chord" and self._core.embedding is None:
             raise AmbientError(
                 "Manifold.distance_matrix",
@@ -985,8 +1216,11 @@ class Manifold:
                 str(self._core.ambient),
                 "Use method='geodesic' or 'graph'.",
             )
+        identity = None if out is None else self._identity()
+        if identity is not None and one is not None:
+            identity["condition"] = ", ".join(digest(x) for x in one.leaves)
         return solvers.distance_matrix(
-            self,
+            space,
             a,
             b,
             method=method,
@@ -997,7 +1231,7 @@ class Manifold:
             block_size=block_size,
             executor=executor,
             out=out,
-            identity=None if out is None else self._identity(),
+            identity=identity,
             throw=throw,
             progress=progress,
         ).distances

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.expected import bound
+from riemae.conditions import Condition, Conditions
 from riemae.decoders import Decoder
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError, SingularMetricError
@@ -69,6 +70,7 @@ class Pullback:
             curves are solved with. A few points by themselves are cheaper with the others.
         smoothness_known: Whether a warning of kinks has been given, or was not needed.
         kinks: A layer or function with kinks, once somebody has looked: see :func:`riemae.curvature.kinks_by_name`.
+        condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
     """
 
     def __init__(
@@ -82,11 +84,60 @@ class Pullback:
         self._bound = False
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
-        self.smoothness_known = False
-        self.kinks: tuple[str | None] | None = None
-        self._probed: set[tuple[torch.dtype, torch.device]] = set()
+        self.condition: Condition | None = None
+        # What is known of kinks, shared with the copies under conditions.
+        self._smoothness: set[str] = set()
+        self.kinks: list[str | None] = []
+        self._probed: set[tuple[Any, ...]] = set()
         self._all_failed = False  # the decoder has no value at any of the points of a call that reports by status
-        self._large: set[tuple[torch.dtype, torch.device]] = set()  # where a large batch has been looked at
+        self._large: set[tuple[Any, ...]] = set()  # where a large batch has been looked at
+
+    def at(self, condition: Condition | None) -> Pullback:
+        """This pull-back under conditions: one for each of the points, or curves, that its methods get."""
+        if condition is None:
+            return self
+        twin = copy.copy(self)
+        twin.condition = condition
+        twin.immersion = self.immersion.conditioned(condition)
+        own = self.embedding is self.immersion
+        twin.embedding = (
+            twin.immersion if own else None if self.embedding is None else self.embedding.conditioned(condition)
+        )
+        twin.along = self.along.conditioned(condition)
+        return twin
+
+    def select(self, rows: Any) -> Pullback:
+        """Under the conditions of some of the points or curves."""
+        return self if self.condition is None else self.at(self.condition.select(rows))
+
+    def _parts(self, curves: Tensor, size: int) -> Iterator[tuple[Pullback, Tensor]]:  # (p, …)
+        """Some curves at a time, each part under its own conditions."""
+        if len(curves) <= size:
+            yield self, curves
+            return
+        for first in range(0, len(curves), size):
+            rows = slice(first, first + size)
+            yield self.select(rows), curves[rows]
+
+    @property
+    def smoothness_known(self) -> bool:
+        """Whether the decoder has been looked at for kinks."""
+        return bool(self._smoothness)
+
+    @smoothness_known.setter
+    def smoothness_known(self, known: bool) -> None:
+        self._smoothness.clear()
+        self._smoothness.update({"known"} if known else ())
+
+    def output_shape(self, flat: Tensor) -> torch.Size:  # (k, m)
+        """Of one output of the decoder."""
+        shape = self.decoder.output_shape
+        if shape is not None:
+            return shape
+        # Values could not be looked at: meta device or vmap.
+        first = flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])
+        c = self.condition
+        return self.decoder(first, c if c is None else c.select(slice(1)) if len(c) else c.blank()).shape[1:]
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         self.ambient = ambient
@@ -94,24 +145,25 @@ class Pullback:
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
-            features = lambda z: ambient.features(self.decoder(z)).flatten(1)  # noqa: E731 (one expression)
+            features = lambda *z: ambient.features(self.decoder(*z)).flatten(1)  # noqa: E731 (one expression)
             self.embedding = Differential(features, self.chunk_size, "features of the decoded points")
         self.along = (self.embedding or self.immersion).steady()
 
-    def bind(self, flat: Tensor) -> None:  # (k, m)
+    def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Tell the ambient metric, once, what the decoder returns: distributions, members of an ensemble, or tensors.
+
+        Args:
+            flat: Points.
+            condition: One for each.
 
         Raises:
             AmbientError: When the metric cannot measure that.
         """
         if self._bound:
             return
-        self.decoder.inspect(flat)
+        self.decoder.inspect(flat, condition)
         layout = self.decoder.layout
-        shape = self.decoder.output_shape
-        if shape is None:
-            shape = self.decoder(flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])).shape[1:]
-        self._shape = shape
+        shape = self._shape = self.at(condition).output_shape(flat)
         given = self.given
         if given is None:
             member = layout.member if isinstance(layout, EnsembleLayout) else layout
@@ -121,8 +173,16 @@ class Pullback:
             self._set_ambient(ambient)
         self._bound = True
 
-    def points(self, where: str, z: Tensor, finite: bool = True) -> Tensor:  # (*b, m) -> (k, m)
+    def points(
+        self, where: str, z: Tensor, finite: bool = True, condition: Condition | None = None
+    ) -> Tensor:  # (*b, m) -> (k, m)
         """Validate points, probe the decoder at first use, and flatten the leading axes.
+
+        Args:
+            where: The method that is called.
+            z: Points.
+            finite: Whether to refuse NaN and infinity.
+            condition: One for each point, or for each of equally many neighbours.
 
         Raises:
             DTypeError: For no tensor, or another dtype than the decoder's.
@@ -139,7 +199,9 @@ class Pullback:
         changed = self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
         flat = z.reshape(-1, z.shape[-1])
-        kind = (z.dtype, z.device)
+        if condition is not None and len(flat):
+            condition = condition.spread(len(flat))
+        kind = (z.dtype, z.device, None if condition is None else condition.kind)
         if changed:  # what was trusted was another function
             self._probed.clear()
             self._large.clear()
@@ -155,25 +217,30 @@ class Pullback:
             )
         if not probed:
             with TURN:  # one thread finds out what the decoder is, the others what it found
-                sound = flat if ok is None else flat[ok]
-                x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size)
+                sound, those = (flat, condition) if ok is None else (flat[ok], condition and condition.select(ok))
+                x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size, those)
                 self._all_failed = not finite and x is not None and not len(x)
-                self.bind(sound)
+                self.bind(sound, those)
                 if x is not None and len(x):
-                    self._check_ambient(sound)
+                    self._check_ambient(sound, those)
                     self._probed.add(kind)
                 self.latent_dim = z.shape[-1]
         if len(flat) >= LARGE_BATCH and kind not in self._large:
             if probed and concrete(flat) is not None:
                 assert self.decoder.output_shape is not None
-                sound = flat if evidently_finite(flat) else flat[flat.isfinite().all(-1)]
+                sound, those = flat, condition
+                if not evidently_finite(flat):
+                    known = flat.isfinite().all(-1)
+                    sound, those = flat[known], condition and condition.select(known)
                 if len(sound):
-                    self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size)
+                    self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size, those)
             self._large.add(kind)
         return flat
 
-    def _check_ambient(self, flat: Tensor) -> None:  # (k, m)
+    def _check_ambient(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Look at the ambient metric where the decoded points lie, and in the directions in which they may move.
+
+        All of them are decoded under the first point's condition.
 
         Raises:
             AmbientError: When it is none: random, coupled across the batch, not positive, or when torch.autograd does
@@ -181,7 +248,8 @@ class Pullback:
         """
         ambient, shape = self.ambient, self._shape
         assert shape is not None
-        decoded = lambda z: self.decoder(z).flatten(1)  # noqa: E731 (one expression)
+        one = None if condition is None else condition.select(slice(1)) if len(condition) else condition.blank()
+        decoded = lambda z: self.decoder(z, one and one.spread(len(z))).flatten(1)  # noqa: E731 (one expression)
         limit = max(self.chunk_size or ROWS * FEW, FEW)
         rows = min(ROWS, limit // min(flat.shape[-1], FEW))  # some functions get a row for every direction
         with torch.inference_mode(False), torch.no_grad():
@@ -243,8 +311,33 @@ class Pullback:
         sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
         return torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0) / (2 * step)
 
-    def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
+    def placed(
+        self, where: str, z: Tensor, condition: Conditions, finite: bool = True
+    ) -> tuple[Pullback, Tensor]:  # (*b, m) -> (k, m)
+        """The pull-back under the conditions of points, and the points, validated and flattened."""
+        if condition is None or not isinstance(z, Tensor) or not z.ndim:
+            return self, self.points(where, z, finite)
+        given = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
+        flat = self.points(where, z, finite, given)
+        return self.at(given), flat
+
+    def placed_tangents(self, where: str, condition: Conditions, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
+        """The pull-back under the conditions of points, then as :meth:`tangents`."""
+        given: list[Condition | None] = []
+        found = self.tangents(where, z, *vectors, condition=condition, given=given)
+        return (self.at(given[0]), *found)
+
+    def tangents(
+        self, where: str, z: Tensor, *vectors: Tensor, condition: Conditions = None, given: list[Any] | None = None
+    ) -> tuple[Any, ...]:
         """Validated points and tangents, flattened after broadcasting, and the batch shape.
+
+        Args:
+            where: The method that is called.
+            z: Points.
+            *vectors: Tangents.
+            condition: Conditions of the points.
+            given: Takes in the conditions, as they have been understood.
 
         Raises:
             ShapeError: When they do not broadcast.
@@ -256,7 +349,8 @@ class Pullback:
             if not isinstance(x, Tensor):
                 raise DTypeError(f"Manifold.{where}", "torch tensors", type(x).__name__, "Try torch.as_tensor(...).")
         if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
-            self.points(where, z)
+            if condition is None:
+                self.points(where, z)
             raise ShapeError(
                 f"Manifold.{where}",
                 f"tangent vectors with the last axis of z {tuple(z.shape)}",
@@ -272,7 +366,10 @@ class Pullback:
                 ", ".join(str(tuple(v.shape)) for v in vectors),
                 "A tangent vector has the shape of its point, (*b, m).",
             ) from None
-        flat = self.points(where, z)
+        understood = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
+        if given is not None:
+            given.append(understood)
+        flat = self.points(where, z, condition=understood)
         for v in vectors:
             if v.device != z.device:
                 raise DeviceError(f"Manifold.{where}", f"tangents on {z.device}", str(v.device), "Move one of them.")
@@ -458,7 +555,8 @@ class Pullback:
         curves = 0 if self.embedding is None else self.along.chunk(points.flatten(0, 1), 1) // points.shape[1]
         if not curves:
             return None
-        parts = [then(self.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for x in _split(points, curves)]
+        split = self._parts(points, curves)
+        parts = [then(part.along.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for part, x in split]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
@@ -475,15 +573,13 @@ class Pullback:
         self.bind(nodes[:, 0])
         p, count, m = nodes.shape
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
-        expand = self._expand_features if self.embedding is not None else self._expand_general
-        return Expansion.cat([expand(part, second_order) for part in _split(nodes, curves)])
+        return Expansion.cat([part._expand(x, second_order) for part, x in self._parts(nodes, curves)])
 
     def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
         """The energy ``n Σ squared_chords`` and its gradient, by one reverse pass, some curves at a time."""
         self.bind(nodes[:, 0])
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 2) // nodes.shape[1])
-        look = self._slope_of_features if self.embedding is not None else partial(differentiated, self.squared_chords)
-        parts = [look(part) for part in _split(nodes, curves)]
+        parts = [part._slope(x) for part, x in self._parts(nodes, curves)]
         if len(parts) == 1:
             return parts[0]
         energies, gradients = zip(*parts, strict=True)
@@ -544,12 +640,12 @@ class Pullback:
         if self.embedding is None:
             return None
         p, count, m = nodes.shape
-        if self.along.value(nodes[:1, 0]).shape[-1] < m:
+        if self.select(slice(1)).along.value(nodes[:1, 0]).shape[-1] < m:
             return None
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
 
-        def projected(part: Tensor) -> Tensor:
-            x, j = (y.unflatten(0, part.shape[:2]) for y in self.along.value_and_jacobian(part.flatten(0, 1)))
+        def projected(core: Pullback, part: Tensor) -> Tensor:
+            x, j = (y.unflatten(0, part.shape[:2]) for y in core.along.value_and_jacobian(part.flatten(0, 1)))
             # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
             velocity = image_velocity(aligned(x, -3))[: len(x)]
             # Columns of unit length: the units of the coordinates are no matter of condition.
@@ -559,17 +655,18 @@ class Pullback:
             solved = torch.linalg.solve_triangular(r, lowered[..., None], upper=True)[..., 0]
             return solved / scale[..., 0, :]
 
-        return torch.cat([projected(part) for part in _split(nodes, curves)])
+        return torch.cat([projected(part, x) for part, x in self._parts(nodes, curves)])
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
         """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
         self.bind(z0.reshape(-1, z0.shape[-1]))
         if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
-            first, last = self.along.value(torch.stack([z0, z1]).flatten(0, -2)).chunk(2)  # the chord
+            ends = torch.stack([z0, z1], -2).flatten(0, -2)
+            first, last = self.along.value(ends).unflatten(0, (-1, 2)).unbind(1)  # the chord
             return (last - first).norm(dim=-1).view(z0.shape[:-1])
         assert self._shape is not None
-        ends = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
-        distance = self.ambient.distance(*(x.view(len(x), *self._shape) for x in ends))
+        decoded = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
+        distance = self.ambient.distance(*(x.view(len(x), *self._shape) for x in decoded))
         return None if distance is None else distance.view(z0.shape[:-1])
 
     def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
@@ -593,6 +690,15 @@ class Pullback:
             return step
         ends = [self.ambient.product(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
         return ((ends[0] + ends[1]) / 2).view(step.shape)
+
+    def _expand(self, nodes: Tensor, second_order: bool) -> Expansion:
+        expand = self._expand_features if self.embedding is not None else self._expand_general
+        return expand(nodes, second_order)
+
+    def _slope(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        if self.embedding is not None:
+            return self._slope_of_features(nodes)
+        return differentiated(self.squared_chords, nodes)
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, m = nodes.shape
@@ -662,10 +768,6 @@ def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tens
     x = f(z)
     ok = x.isfinite().all(-1)
     return z[ok], x[ok]
-
-
-def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    return x.split(size) if len(x) > size else (x,)
 
 
 def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)

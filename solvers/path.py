@@ -33,7 +33,7 @@ from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver
-from riemae.solvers.space import Space, embedding_of, evidently_finite, velocities_of
+from riemae.solvers.space import Space, embedding_of, evidently_finite, labels_of, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance
 
@@ -122,20 +122,22 @@ def geodesic(
     Warns:
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
-    z0, z1 = _pairs(z0, z1)
+    z0, z1 = paired_points(z0, z1)
     rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)
     expect_solver("geodesic", solver)
-    _check_graph(graph, z0)
+    _check_graph(graph, z0[..., : z0.shape[-1] - labels_of(space)])
     if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
         raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
     if n_starts is None:
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     resort: Solver | None = None
     if solver is None:
-        solver = default_solver(z0.shape[-1], "minimum" if init is None or n_starts != 1 else "stationary")
+        solver = default_solver(
+            z0.shape[-1] - labels_of(space), "minimum" if init is None or n_starts != 1 else "stationary"
+        )
         resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
     with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
-        start = _start(z0.detach(), z1.detach(), init)
+        start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
             result = _solve(space, solver, resort, start, rtol, report)
         else:
@@ -711,7 +713,13 @@ def _even(
     return nodes, uneven
 
 
-def _start(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+    """The start curves of pairs ``(*b, m)``: straight lines, or those given, with the end points of the pairs.
+
+    Raises:
+        DTypeError: When ``init`` is neither a curve nor a tensor, or of another dtype.
+        ShapeError: When it does not fit the pairs.
+    """
     m = z0.shape[-1]
     if init is None:
         return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _START_SEGMENTS)
@@ -753,7 +761,14 @@ def _check_graph(graph: Graph | None, z: Tensor) -> None:
         raise GraphError("geodesic", expected, got, "Is it a graph of another manifold? Try M.graph(points).")
 
 
-def _pairs(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of one shape.
+
+    Raises:
+        DTypeError: When they are not tensors of one dtype that solvers work with.
+        DeviceError: When their devices differ.
+        ShapeError: When they do not broadcast.
+    """
     for name, z in (("z0", z0), ("z1", z1)):
         expect_values("geodesic", name, z)
     if z0.dtype != z1.dtype:

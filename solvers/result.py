@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class GeodesicResult:
         speed_deviation: Largest relative deviation of the speed along ``curve`` from its mean; 0 on a geodesic.
         rtol: The relative accuracy that was asked for.
         stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at
-            that resolution).
+            that resolution); with conditions, ``condition``: which of them, counted along the pairs.
         alternatives: All distinct local geodesics that a search with several starts found, the shortest first: a result
             of shape ``(s, *b)``, its places beyond what a pair has marked ABSENT. None without a search.
         space: Where the curves live, for :attr:`residual`; not pickled.
@@ -108,8 +109,10 @@ class GeodesicResult:
                 "one that was pickled before the residual was asked for",
                 "Ask for .residual before pickling, or call solvers.turning(space, result.curve).",
             )
+        restored: Any = getattr(self.space, "restored", None)
+        curve = self.curve if restored is None else restored(self.curve, self.stats)
         with torch.no_grad():
-            return turning(self.space, self.curve, self.stats["segments"])
+            return turning(self.space, curve, self.stats["segments"])
 
     def __getstate__(self) -> dict[str, object]:
         """Everything but the space, whose decoder may not be picklable; a residual that was computed stays."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
 from riemae.solvers.result import GeodesicResult, Status
-from riemae.solvers.space import Space
+from riemae.solvers.space import Space, labels_of
 
 # On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3 were lost for good.
 SCOUT_SEGMENTS = 32
@@ -60,7 +60,7 @@ def search(
         rtol: Accuracy of the lengths.
         progress: Called with (pairs done, pairs in all).
     """
-    nodes = start_curves(first, count, graph, seed)
+    nodes = start_curves(first, count, graph, seed, labels_of(space))
     count, p = nodes.shape[:2]
     scouts = solve(Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0))
     pair = torch.arange(p, device=nodes.device).repeat(count)
@@ -77,8 +77,15 @@ def search(
     return replace(every[0], alternatives=every)
 
 
-def start_curves(first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator) -> Tensor:
-    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then perturbations."""
+def start_curves(first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator, labels: int = 0) -> Tensor:
+    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then perturbations.
+
+    The last coordinates stay as they are where they are ``labels``.
+    """
+    if labels:
+        moving = Curve(first.nodes[..., :-labels], first.slopes[..., :-labels])
+        found = start_curves(moving, count, graph, seed)
+        return torch.cat([found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1)
     nodes = [first.nodes[None]]
     if graph is not None and count > 1:
         nodes.append(routes(graph, first, count // 2))

@@ -29,7 +29,10 @@ class Space(Protocol):
     a Euclidean space where curves have the lengths that they have here, or None; ``velocities(nodes)``, ``(p, n + 1,
     m)``, with which a geodesic passes its nodes, or None: where coordinates move unevenly they make a better curve than
     a spline through the nodes alone; and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the
-    matrix-free solver: without it ``squared_chords`` must be differentiable twice.
+    matrix-free solver: without it ``squared_chords`` must be differentiable twice. A family of spaces may be given as
+    one: its ``labels`` is how many coordinates, the last ones, only say which member of the family a point is of. All
+    points of a pair have the same labels, along which nothing moves, and ``restored(curve, stats)`` gives the curves of
+    a result their labels back.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -216,6 +219,11 @@ def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  
     """The discrete energy and its gradient in the interior nodes: by the space's own method of this name, if any."""
     own: Any = getattr(space, "energy_and_gradient", None)
     return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
+
+
+def labels_of(space: Space) -> int:
+    """How many coordinates, the last ones, are labels: the space's own ``labels``, if any."""
+    return int(getattr(space, "labels", 0))
 
 
 def embedding_of(space: Space) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
