@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from riemae.conditions import Condition
+from riemae.decoders import Decoder
 from riemae.exceptions import OptionError
 from riemae.pullback import Pullback
 from riemae.solvers import Curve, GeodesicResult
 from riemae.solvers.energy import Expansion
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products
+from riemae.solvers.space import concrete
 from riemae.solvers.tolerances import tolerance
 
 # A number must survive what arithmetic on coordinates of its size leaves of it: half a unit is so many roundings.
@@ -56,8 +59,8 @@ class Labels:
                 str(condition.count),
                 "Split the batch, or use float64.",
             )
-        size = torch.where(points.detach().isfinite(), points.detach().abs(), 0.0)
-        largest = float(size.max()) if size.numel() and not size.is_meta else 0.0
+        size = concrete(torch.where(points.detach().isfinite(), points.detach().abs(), 0.0))
+        largest = float(size.max()) if size is not None and size.numel() else 0.0
         # A power of two, so that numbers are exact; none larger than the points, as sizes are taken of all coordinates.
         self.unit = 2.0 ** math.floor(math.log2((largest or 1.0) / condition.count))
 
@@ -110,6 +113,10 @@ class Labels:
             alternatives=None if other is None else self.narrow_result(other),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the conditions without a graph."""
+        return {**self.__dict__, "condition": None if self.condition is None else self.condition.detached()}
+
     def rows_of(self, z: Tensor) -> Tensor:  # (…, m + 1) -> (…) int64
         """The numbers of the conditions of points."""
         assert self.condition is not None
@@ -148,7 +155,23 @@ class Conditioned:
         return self.condition.chosen(self.names.rows_of(z))
 
     def _apart(self, z: Tensor) -> tuple[Pullback, Tensor]:  # (k, m + labels) -> (k, m)
-        return self.core.at(self._conditions(z)), self.narrow(z)
+        return self._bound(self._conditions(z), self.narrow(z)), self.narrow(z)
+
+    def _bound(self, condition: Condition, points: Tensor) -> Pullback:  # (k, m)
+        if len(points):
+            self.core.bind(points, condition.spread(len(points)))  # once; another process has seen no point yet
+        return self.core.at(condition)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        c = self.core
+        return _rebuilt, (
+            c.decoder.function,
+            c.given,
+            c.latent_dim,
+            c.chunk_size,
+            self.condition.detached(),
+            self.names,
+        )
 
     # Points, checked as those of a manifold are.
 
@@ -180,7 +203,7 @@ class Conditioned:
     # Curves (p, n + 1, m + labels), each at the number of its first point.
 
     def _along(self, nodes: Tensor) -> tuple[Pullback, Tensor]:
-        return self.core.at(self._conditions(nodes[:, 0])), self.narrow(nodes)
+        return self._apart(nodes[:, 0])[0], self.narrow(nodes)
 
     def squared_chords(self, nodes: Tensor) -> Tensor:
         """As :meth:`riemae.Manifold.squared_chords`."""
@@ -256,6 +279,12 @@ class Conditioned:
         """As :meth:`riemae.Manifold.ambient_features`."""
         core, points = self._apart(z)
         return None if core.embedding is None else core.embedding.value(points)
+
+
+def _rebuilt(
+    function: Any, ambient: Any, latent_dim: int | None, chunk_size: int | None, condition: Condition, names: Labels
+) -> Conditioned:
+    return Conditioned(Pullback(Decoder(function), ambient, latent_dim, chunk_size), condition, names)
 
 
 def _padded(matrix: BlockTridiagonal, n: int, size: Tensor) -> BlockTridiagonal:

@@ -93,6 +93,10 @@ class Condition:
         table = _mapped(lambda x: x.new_zeros(1, *x.shape[1:]), self.table)
         return replace(self, table=table, rows=self.rows.new_zeros(1), count=1)
 
+    def detached(self) -> Condition:
+        """The same conditions as constants."""
+        return replace(self, table=_mapped(lambda x: x.detach(), self.table))
+
     def values(self) -> Any:
         """What the decoder gets: the structure that was given, with one row ``(k, *shape)`` for each."""
         return _mapped(self._gathered, self.table)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.geoopt import metric_tensor
+from riemae.conditions import Conditions
 from riemae.curvature import gaussian
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
 from riemae.factors import (
@@ -117,7 +118,9 @@ def distortion(
     return values if local else values.mean()
 
 
-def condition_number(M: Manifold, z: Tensor, latent_metric: LatentMetric | None = None) -> Tensor:  # (*b, m) -> (*b,)
+def condition_number(
+    M: Manifold, z: Tensor, latent_metric: LatentMetric | None = None, *, condition: Conditions = None
+) -> Tensor:  # (*b, m) -> (*b,)
     """``λ_max/λ_min``; its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps.
 
     Infinite where the metric is singular.
@@ -126,12 +129,12 @@ def condition_number(M: Manifold, z: Tensor, latent_metric: LatentMetric | None 
         PrecisionWarning: Where the condition is more than the dtype carries.
     """
     where = "distortion.condition_number"
-    flat = M._core.points("condition_number", z)
+    core, flat = M._core.placed("condition_number", z, condition)
     if latent_metric is None:
-        values = M._core.singular_values("condition_number", flat)
+        values = core.singular_values("condition_number", flat)
     else:
         factor = wide(_latent_factor(where, flat, latent_metric))
-        relative = _relative_triangle(M._core.triangle("condition_number", flat), factor.mT)
+        relative = _relative_triangle(core.triangle("condition_number", flat), factor.mT)
         values = singular_values(where, triangle(relative.detach()), flat.dtype)
         if differentiated_later(relative):
             own = differentiable_singular_values(relative)
@@ -141,22 +144,29 @@ def condition_number(M: Manifold, z: Tensor, latent_metric: LatentMetric | None 
     return ratio.square().view(z.shape[:-1])
 
 
-def vor(M: Manifold, z: Tensor) -> Tensor:  # (n, m) -> ()
+def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (n, m) -> ()
     """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same everywhere.
 
     Raises:
         SingularMetricError: When the mean metric is singular.
     """
     where = "distortion.vor"
-    flat = M._core.points("vor", z)
-    r = M._core.triangle("vor", flat)
+    core, flat = M._core.placed("vor", z, condition)
+    r = core.triangle("vor", flat)
     mean = triangle(r.flatten(0, 1)[None] / len(r) ** 0.5)  # the mean of RᵀR as one product
     check_triangle(where, mean, flat.dtype)
     values = differentiable_singular_values(_relative_triangle(r, mean.expand_as(r)))
     return (2 * values.log()).square().sum(-1).mean().to(z.dtype)
 
 
-def hierarchy(M: Manifold, z: Tensor, tol: float = 1e-6, latent_metric: LatentMetric | None = None) -> MapClass:
+def hierarchy(
+    M: Manifold,
+    z: Tensor,
+    tol: float = 1e-6,
+    latent_metric: LatentMetric | None = None,
+    *,
+    condition: Conditions = None,
+) -> MapClass:
     """The most faithful class that the decoder satisfies on points ``z`` ``(n, m)``.
 
     Args:
@@ -164,8 +174,10 @@ def hierarchy(M: Manifold, z: Tensor, tol: float = 1e-6, latent_metric: LatentMe
         z: At least two points, to tell scaled isometries from conformal maps.
         tol: How far the eigenvalues (relative to their mean) may be from what the class asks.
         latent_metric: As in ``Manifold.distortion``.
+        condition: As in ``Manifold.distortion``.
     """
-    measure = {kind: float(M.distortion(z, kind=kind, latent_metric=latent_metric)) ** 0.5 for kind in get_args(Kind)}
+    options: dict[str, Any] = {"latent_metric": latent_metric, "condition": condition}
+    measure = {kind: float(M.distortion(z, kind=kind, **options)) ** 0.5 for kind in get_args(Kind)}
     if measure["isometry"] <= tol:
         return MapClass.ISOMETRY
     if measure["scaled_isometry"] <= tol:

@@ -321,23 +321,14 @@ class Pullback:
         flat = self.points(where, z, finite, given)
         return self.at(given), flat
 
+    def tangents(self, where: str, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
+        """Validated points and tangents, flattened after broadcasting, and the batch shape."""
+        return self.placed_tangents(where, None, z, *vectors)[1:]
+
     def placed_tangents(self, where: str, condition: Conditions, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
-        """The pull-back under the conditions of points, then as :meth:`tangents`."""
-        given: list[Condition | None] = []
-        found = self.tangents(where, z, *vectors, condition=condition, given=given)
-        return (self.at(given[0]), *found)
+        """The pull-back under the conditions of points, then points and tangents, flattened after broadcasting.
 
-    def tangents(
-        self, where: str, z: Tensor, *vectors: Tensor, condition: Conditions = None, given: list[Any] | None = None
-    ) -> tuple[Any, ...]:
-        """Validated points and tangents, flattened after broadcasting, and the batch shape.
-
-        Args:
-            where: The method that is called.
-            z: Points.
-            *vectors: Tangents.
-            condition: Conditions of the points.
-            given: Takes in the conditions, as they have been understood.
+        All are validated; the batch shape comes last.
 
         Raises:
             ShapeError: When they do not broadcast.
@@ -366,10 +357,8 @@ class Pullback:
                 ", ".join(str(tuple(v.shape)) for v in vectors),
                 "A tangent vector has the shape of its point, (*b, m).",
             ) from None
-        understood = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
-        if given is not None:
-            given.append(understood)
-        flat = self.points(where, z, condition=understood)
+        given = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
+        flat = self.points(where, z, condition=given)
         for v in vectors:
             if v.device != z.device:
                 raise DeviceError(f"Manifold.{where}", f"tangents on {z.device}", str(v.device), "Move one of them.")
@@ -382,7 +371,7 @@ class Pullback:
                 raise DTypeError(
                     f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."
                 )
-        return (flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
+        return (self.at(given), flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
 
     def finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:
         """``out``, one row a point.
