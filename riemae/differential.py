@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.conditions import Condition
-from riemae.exceptions import DifferentiationError, FallbackWarning, RiemaeError, ShapeError
+from riemae.exceptions import ApproximationWarning, DifferentiationError, FallbackWarning, RiemaeError, ShapeError
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.primitives import untraced, with_primitives
 from riemae.randomness import restored
@@ -110,6 +110,7 @@ class _Learned:
         modes: By kind of derivative and by what else matters to it.
         refused: Modes that were trusted once.
         asked: Where autograd has been compared with the map itself.
+        cut: Whether autograd's second derivative lacks a part, by dtype and device.
         widths: Numbers per point in every tensor inside the map, by the kind of its conditions.
         announced: Whether a warning has been given.
     """
@@ -117,6 +118,7 @@ class _Learned:
     modes: dict[tuple[Any, ...], _Trusted] = field(default_factory=dict)
     refused: dict[tuple[Any, ...], set[Mode]] = field(default_factory=dict)
     asked: set[tuple[Any, ...]] = field(default_factory=set)
+    cut: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     widths: dict[Any, list[int]] = field(default_factory=dict)
     announced: bool = False
 
@@ -440,9 +442,12 @@ class Differential:
         if comparable:
             sample = torch.cat([probe.generic(self._flat, start, _POINTS - 1, self.chunk(start, 1)), sample])
             self._ask(start, sample)
-        reasons = []
+        reasons: list[str] = []
         for mode in NESTED if transformed or kind == "pushforward" else MODES:
-            if mode in self._learned.refused.get(key, ()):
+            if mode in self._learned.refused.get(key, ()) or (mode.approximate and not _once(reasons)):
+                continue
+            if mode.announced and not mode.approximate and comparable and self._cut(start, sample):
+                reasons.append(f"{mode.name}: its derivative cannot be differentiated again")
                 continue
             try:
                 with mode.active(kind in _IN_GRADIENT_MODE):
@@ -460,7 +465,7 @@ class Differential:
                 self._learned.modes[key] = _Trusted(mode, due=_AGAIN if comparable else 0, large=not comparable)
                 self._learned.modes[key].large |= len(z) >= probe.LARGE_BATCH
             if mode.announced:
-                self._announce(reasons)
+                self._announce(reasons, mode.approximate)
             return mode
         if any("nference tensor" in reason for reason in reasons):
             got, remedy = "weights or constants made under torch.inference_mode()", INFERENCE
@@ -542,6 +547,31 @@ class Differential:
             got, remedy = probe.explained(found, self._flat)
         raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
 
+    def _cut(self, z: Tensor, points: Tensor) -> bool:
+        """Whether a part of autograd's second derivative is missing, silently: ``once_differentiable`` beside others.
+
+        Reverse mode twice would lack that part of the first derivative.
+        """
+        key = (z.device.type, z.dtype, self._kind)
+        if key not in self._learned.cut:
+            points = points[: _POINTS - 1]
+            with torch.inference_mode(False):
+                v = probe.normal(points, *points.shape, source=probe.generator()) * probe.spread(z)
+                path = lambda t: points + t[:, None] * v  # noqa: E731 (one expression)
+                rows, plain = self.chunk(z, 1), partial(NESTED[-1].active, second_order=True)
+                found = probe.contradiction(self._slopes, path, len(points), points, rows, plain)
+            self._learned.cut[key] = found is not None
+        return self._learned.cut[key]
+
+    def _slopes(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m)
+        """``Jᵀw`` for one w."""
+        with torch.enable_grad():
+            start = z if z.requires_grad else z.detach().requires_grad_()
+            x = self._flat(start)
+            w = torch.linspace(1, 2, x.shape[1], dtype=x.dtype, device=x.device)
+            pulled = _slope((w * x).sum(), start)
+        return pulled if z.requires_grad else pulled.detach()
+
     def _check(
         self, kind: str, mode: Mode, points: Tensor, comparable: bool, tries: Sequence[list[int]] = _TRIES
     ) -> bool:  # (k, m)
@@ -598,6 +628,8 @@ class Differential:
         Raises:
             RuntimeError: When the numbers differ.
         """
+        if mode.approximate and kind in _SECOND_ORDER:
+            return False
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
         limit, eps = tolerance(point.dtype).check, tolerance(point.dtype).eps
         compared = []
@@ -610,9 +642,14 @@ class Differential:
                     pulled = _slope((w * x).sum(), point)
                     products = pulled * v
                     expected = products.sum(-1)
-                    bend = torch.zeros_like(point)
+                    bend, second = torch.zeros_like(point), True
                     if again or kind in _SECOND_ORDER:
-                        bend = _slope(expected.sum(), point)
+                        try:
+                            bend = _slope(expected.sum(), point)
+                        except RuntimeError:  # the first derivative is compared all the same
+                            if kind in _SECOND_ORDER or not isinstance(mode, Nested):
+                                raise
+                            second = False
                     # Rounding is relative to what was added up; to all of it where a row's own derivatives vanish.
                     size, bent = products.detach().abs().sum(-1), (bend * v).detach().abs().sum(-1)
                     noise = (w * x).detach().abs().sum(-1) + size + bent
@@ -623,7 +660,7 @@ class Differential:
                         compared.append((actual, (bend * v).sum(-1), bent, floor))
                     else:
                         compared.append((actual, expected, size, floor))
-                    if again:
+                    if again and second and not mode.approximate:
                         slopes = power * bend
                         compared.append((_slope(actual.sum(), point), slopes, slopes.detach().abs(), floor))
         except RuntimeError:
@@ -661,10 +698,19 @@ class Differential:
         x, _, forms = mode.expansion(f, z, lambda x, j: w[None], again)
         return x, [((v[:, None] @ forms[0] @ v[..., None])[:, 0, 0], w, 1)]
 
-    def _announce(self, reasons: list[str]) -> None:
+    def _announce(self, reasons: list[str], approximate: bool) -> None:
         if not self._learned.announced:
             self._learned.announced = True
             reason = next(reason for reason in reasons if reason.startswith("forward mode"))
+            if approximate:
+                warnings.warn(
+                    f"Second derivatives do not exist for this map ({reason}): where they are needed, they are "
+                    "differences of first ones, right to some nine digits in float64 and three in float32. Results "
+                    "cannot be differentiated.",
+                    ApproximationWarning,
+                    stacklevel=stack_level(),
+                )
+                return
             warnings.warn(
                 f"Forward-mode derivatives do not exist for this map ({reason}); using reverse mode twice, "
                 "which is slower but exact.",
@@ -691,6 +737,12 @@ class Differential:
             per_point = [sizes[0][-1], 1]
         widths = self._learned.widths[self._kind] = sorted({z.shape[-1], *per_point} - {0})
         return widths
+
+
+def _once(reasons: list[str]) -> bool:
+    """Whether what is missing is a derivative of the derivative."""
+    last = reasons[-1] if reasons else ""
+    return "differentiated again" in last or "differentiate twice" in last
 
 
 def _distinct(reasons: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Ways to differentiate a map ``f: (b, m) -> (b, D)``, one chunk of points at a time.
 
 Taylor mode (:mod:`riemae.taylor`) is the fastest by far; nested ``torch.func`` takes more kinds of maps; reverse mode
-twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it.
+twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it; reverse
+mode once, and differences of it, takes what has no second one.
 :class:`riemae.differential.Differential` tries them in this order.
 """
 
@@ -21,6 +22,7 @@ from torch.func import vjp as reverse_vjp
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from riemae.exceptions import DifferentiationError
 from riemae.primitives import with_primitives
 from riemae.solvers.threads import TURN, Shared, jvp
 from riemae.solvers.transforms import refuse_compiling
@@ -63,6 +65,7 @@ class Mode(ABC):
     name: str
     portable: bool = True
     announced: bool = False
+    approximate: bool = False
 
     def active(self, second_order: bool, primitives: bool = True) -> AbstractContextManager[Any]:
         """What must hold while the mode is at work; ``primitives`` unless the map itself brings them."""
@@ -309,6 +312,114 @@ class Plain(Reverse):
         return x, _pulled(x, [start], w, True)[0], w
 
 
+@dataclass(frozen=True)
+class Differences(Nested):
+    """``J`` row by row in reverse mode, and central differences of it: for maps with one backward pass alone.
+
+    Those are ``once_differentiable`` functions, backward passes by numpy, adjoint equations. What comes of it cannot be
+    differentiated again, and says so.
+    """
+
+    announced: bool = True
+    approximate: bool = True
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
+    ) -> tuple[Tensor, ...]:
+        """As in :class:`Mode`."""
+        x, j = self._rows(f, z)
+        first = torch.einsum("bdm,cbm->cbd", j, directions)
+        if pairs is None:
+            return _closed(again, x, first)
+        parts: list[Tensor] = []
+        for i, columns, _ in pairs.runs:
+            u = directions[i]
+            h = _reach(z) / u.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+            change = (self._rows(f, z + h * u)[1] - self._rows(f, z - h * u)[1]) / (2 * h[..., None])
+            parts.append(torch.einsum("bdm,cbm->cbd", change, directions[columns]))
+        return _closed(again, x, first, torch.cat(parts))
+
+    def reverse(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As in :class:`Mode`."""
+        x, pulled = self._pull(f, z, covector)
+        out: tuple[Tensor, Tensor] = _closed(again, x, pulled)  # type: ignore[assignment]
+        return out
+
+    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Mode`, by 2 m more reverse passes a covector."""
+        x, j = self._rows(f, z)
+        first, h, forms = j.movedim(-1, 0), _reach(z), []
+        for a in covectors(x, first).detach().unbind():
+            fixed = partial(_first, a)
+            rows = [
+                (self._pull(f, z + h * e, fixed)[1] - self._pull(f, z - h * e, fixed)[1]) / (2 * h) for e in basis(z)
+            ]
+            forms.append(torch.stack(rows, -2))
+        form = torch.stack(forms)
+        out: tuple[Tensor, Tensor, Tensor] = _closed(again, x, first, (form + form.mT) / 2)  # type: ignore[assignment]
+        return out
+
+    @staticmethod
+    def _pull(f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            start = z.detach().requires_grad_()
+            x = _graph(f, start)
+            return x.detach(), torch.autograd.grad(x, start, covector(x.detach()).detach(), materialize_grads=True)[0]
+
+    @staticmethod
+    def _rows(f: BatchedMap, z: Tensor) -> tuple[Tensor, Tensor]:  # -> (b, D), (b, D, m)
+        with torch.enable_grad():
+            start = z.detach().requires_grad_()
+            x = _graph(f, start)
+            rows = [
+                torch.autograd.grad(column.sum(), start, retain_graph=True, materialize_grads=True)[0]
+                for column in x.unbind(1)
+            ]
+        return x.detach(), torch.stack(rows, 1) if rows else z.new_zeros(len(z), 0, z.shape[1])
+
+
+def _first(a: Tensor, _: Tensor) -> Tensor:
+    return a
+
+
+def _reach(z: Tensor) -> Tensor:  # (b, m) -> (b, 1)
+    """Steps of central differences in which their own error and rounding are alike small."""
+    return torch.finfo(z.dtype).eps ** (1 / 3) * (1 + z.detach().abs().amax(-1, keepdim=True))
+
+
+class _End(torch.autograd.Function):
+    """What nobody can differentiate any further."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The parts as they are."""
+        return tuple(x.clone() for x in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            DifferentiationError: Always.
+        """
+        raise DifferentiationError(
+            "differential",
+            "results that are not differentiated again",
+            "a derivative of them, where the decoder's own has none",
+            "Work under torch.no_grad(), or give the decoder a backward pass that can be differentiated.",
+        )
+
+
+def _closed(again: bool, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Results that say so when somebody differentiates them again."""
+    if not again:
+        return parts
+    out: tuple[Tensor, ...] = _End.apply(torch.zeros((), requires_grad=True), *(x.detach() for x in parts))
+    return out
+
+
 def _along(linear: Tensor, w: Tensor, v: Tensor) -> Tensor:
     """The derivative of ``Jᵀw`` in w along v, which is ``Jv``.
 
@@ -338,4 +449,5 @@ NESTED = (
 )
 PORTABLE = Taylor("Taylor mode with portable kernels")
 PLAIN = Plain("reverse mode twice by torch.autograd")
-MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED, PLAIN)
+DIFFERENCES = Differences("reverse mode once", vectorised=False)
+MODES = (Taylor("Taylor mode", portable=False), PORTABLE, *NESTED, PLAIN, DIFFERENCES)
