@@ -795,7 +795,7 @@ class _OutputSizes(TorchFunctionMode):
 
 
 class _Dtypes(TorchFunctionMode):
-    """Collects the floating-point dtypes of all results."""
+    """Collects the floating-point dtypes to which numbers are converted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -810,7 +810,9 @@ class _Dtypes(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.is_floating_point():
-            self.found.add(out.dtype)
+            given = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+            if any(torch.finfo(x.dtype).eps < torch.finfo(out.dtype).eps for x in given):
+                self.found.add(out.dtype)
         return out
 
 

@@ -39,7 +39,7 @@ from riemae.solvers.path import demand_convergence, paired_points, start_curve
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
-from riemae.solvers.space import Space
+from riemae.solvers.space import Space, concrete
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
 
@@ -834,6 +834,8 @@ class Manifold:
     @staticmethod
     def _accuracy(core: Pullback, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
+        if concrete(flat) is None:
+            return tolerance(flat.dtype).geodesic
         row = flat.isfinite().all(-1).nonzero()[:1, 0]
         kinks = curvature.kinks_by_name(core.select(row), flat[row])
         return tolerance(flat.dtype).geodesic if kinks is None else _WITH_KINKS

@@ -158,8 +158,9 @@ class _Mover:
 
     def _module(self, module: nn.Module, depth: int) -> nn.Module:
         module.to(device=self.device, dtype=self.dtype)
-        parts = () if isinstance(module, torch.jit.ScriptModule) else module.modules()
-        for part in parts:  # constants that are no buffers, and functions of its own
+        for part in module.modules():  # constants that are no buffers, and functions of its own
+            if type(part).__module__.startswith("torch."):  # compiled code, scripts, weights that are computed
+                continue
             for name, value in vars(part).items():
                 if isinstance(value, (Tensor, types.FunctionType, functools.partial)):
                     vars(part)[name] = self(value, depth)

@@ -158,7 +158,7 @@ class TestOutputs:
         ("f", "got"),
         [
             (lambda z: (z, z), "tuple"),
-            (lambda z: {"mean": z}, "dict"),
+            (lambda z: {"mean": z, "scale": z}, "dict"),
             (lambda z: (z, torch.distributions.Normal(z, 1.0)), "tuple of Normal, Tensor"),
             (lambda z: z.numpy(), "ndarray"),
             (lambda z: None, "NoneType"),

@@ -322,7 +322,7 @@ class TestFallback:
             return torch.eye(3).to(z)[torch.from_numpy(z.detach().numpy().argmax(-1))]
 
         arguments = [draw(K, M)] * {"jacobian": 1, "second_derivative": 3}.get(call, 2)
-        with pytest.raises(DifferentiationError, match="forward mode: .*storage.*reverse mode twice: .*storage"):
+        with pytest.raises(DifferentiationError, match=r"storage.*\(.*forward mode.*reverse mode twice"):
             getattr(differential, call)(nearest, *arguments)
 
     def test_old_style_functions_are_followed_through_their_forward(self):

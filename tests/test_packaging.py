@@ -262,8 +262,8 @@ class TestLayers:
         assert [
             f.lineno for f in calls if isinstance(f, ast.Name) and f.id in ("print", "breakpoint", "exec", "eval")
         ] == []
-        # A generator of one's own, or the global one inside torch.random.fork_rng.
-        if "fork_rng" not in path.read_text(encoding="utf-8"):
+        # A generator of one's own, or the global one where it is restored.
+        if "restored(" not in path.read_text(encoding="utf-8"):
             assert not [f for f in calls if isinstance(f, ast.Attribute) and f.attr == "manual_seed" and _is_torch(f)]
 
     def test_no_folder_of_odds_and_ends(self):
