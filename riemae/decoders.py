@@ -283,7 +283,10 @@ class Decoder:
                 "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the call: "
                 "Manifold(lambda z: model.decode(z)[0])."
             )
-        return "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
+        hint = "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
+        if "must match" in str(reason):
+            hint += " What has a row for each point, such as its class, belongs into condition=, for a decoder f(z, c)."
+        return hint
 
     def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Find out what distributions hold, and which of their parameters do not depend on the point.

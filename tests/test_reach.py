@@ -204,6 +204,12 @@ class TestSentences:
         with pytest.raises((DecoderError, DifferentiationError), match=name):
             Manifold(f).metric(points(dtype=torch.float64))
 
+    def test_closed_over_conditions(self):
+        c = torch.ones(3, 4)
+        net = network(6)
+        with pytest.raises(DecoderError, match=r"condition=.*f\(z, c\)"):
+            Manifold(lambda z: net(torch.cat([z, c], 1))).distance(points(3), points(3) + 1)
+
     @pytest.mark.parametrize("output", [lambda x: {"sample": x}, lambda x: (x,), lambda x: [x]])
     def test_one_tensor_in_a_container_is_taken(self, output):
         torch.testing.assert_close(Manifold(lambda z: output(NET(z))).metric(points()), Manifold(NET).metric(points()))
