@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.certificate import sound_acceleration, unevenness
-from riemae.solvers.checks import expect_rtol, expect_solver, expect_values
+from riemae.solvers.checks import expect_dense, expect_rtol, expect_solver, expect_values
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.exceptions import (
     DeviceError,
@@ -770,11 +770,13 @@ def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
         ShapeError: When they do not broadcast.
     """
     for name, z in (("z0", z0), ("z1", z1)):
+        expect_dense("geodesic", name, z)
+    if z0.device != z1.device:
+        raise DeviceError("geodesic", "z0 and z1 on one device", f"{z0.device} and {z1.device}", "Move one of them.")
+    for name, z in (("z0", z0), ("z1", z1)):
         expect_values("geodesic", name, z)
     if z0.dtype != z1.dtype:
         raise DTypeError("geodesic", "z0 and z1 of one dtype", f"{z0.dtype} and {z1.dtype}", "Convert one of them.")
-    if z0.device != z1.device:
-        raise DeviceError("geodesic", "z0 and z1 on one device", f"{z0.device} and {z1.device}", "Move one of them.")
     problem = ShapeError(
         "geodesic", "z0 and z1 of one shape (*b, m)", f"{tuple(z0.shape)} and {tuple(z1.shape)}", "Pair them up."
     )

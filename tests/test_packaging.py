@@ -92,9 +92,11 @@ class TestImport:
         assert out.splitlines() == ["[]", "False True"]
 
     def test_every_module_can_be_the_first(self, tmp_path):
-        # A cycle between two modules shows only when the wrong one of them comes first.
+        # A cycle between two modules shows only when the wrong one of them comes first: of those that the package does
+        # not import itself, which does so in its own order.
         out = python(
-            f"import importlib, sys\nfor name in {NAMES!r}:\n"
+            "import importlib, sys, riemae\n"
+            f"for name in [n for n in {NAMES!r} if n not in sys.modules]:\n"
             "    for old in [n for n in sys.modules if n.split('.')[0] == 'riemae']: del sys.modules[old]\n"
             "    importlib.import_module(name)\nprint('done')",
             tmp_path,

@@ -48,7 +48,7 @@ def switches():
         "efficient": backends.cuda.mem_efficient_sdp_enabled(),
         "math": backends.cuda.math_sdp_enabled(),
         "validation": td.Distribution._validate_args,
-        "warnings": list(warnings.filters),
+        "all warnings off": ("ignore", None, Warning, None, 0) in warnings.filters,
         "level": torch.autograd.forward_ad._current_level,
         "threads": torch.get_num_threads(),
         "grad": torch.is_grad_enabled(),
@@ -59,7 +59,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(2, 8), nn.Linear(8, 3)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, activation="gelu", batch_first=True)
 
     def forward(self, z):
         return self.last(self.layer(self.first(z).view(-1, 2, 4)).flatten(1))
