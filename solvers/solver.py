@@ -130,13 +130,16 @@ def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S
         space: The space.
         state: Curves; only those that run are judged.
         tol: Relative decrement that ends a curve.
-        basis: ``(n − 1, k)``, when the interior nodes move in its range only.
+        basis: ``(n − 1, k)``, when the interior nodes move in its range only. The decrement then counts what they
+            would bring if each moved alone: what the basis cannot follow is an error, too.
     """
     expansion = space.expand(state.nodes, True)
     hessian = expansion.hessian
     assert hessian is not None
     gradient, full, flat = expansion.gradient, hessian.dense(), expansion.gauss_newton.dense()
+    kept: Tensor | None = None
     if basis is not None:
+        kept = _decrement(gradient, flat) / (4 * expansion.energy)
         wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
         gradient, full, flat = (
             torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1),
@@ -163,12 +166,20 @@ def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S
     status = torch.where(quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING)
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
+    left = relative if kept is None else torch.fmax(relative, kept)
     return replace(
         state,
         status=torch.where(running, status, state.status),
-        decrement=torch.where(running, torch.where(finite, relative, torch.nan), state.decrement),
+        decrement=torch.where(running, torch.where(finite, left, torch.nan), state.decrement),
         index=torch.where(running, index, state.index),
     )
+
+
+def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)
+    """``gᵀH⁻¹g``; NaN where the matrix is not positive definite."""
+    g = gradient.flatten(1)[..., None]
+    factor, info = torch.linalg.cholesky_ex(torch.where(matrix.isfinite().all(-1, keepdim=True), matrix, 0.0))
+    return torch.where(info == 0, (g * torch.cholesky_solve(g, factor)).sum((1, 2)), torch.nan)
 
 
 def with_index(space: Space, state: S, done: Tensor) -> S:

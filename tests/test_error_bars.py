@@ -90,3 +90,18 @@ def test_status_and_error_are_honest(group, number):
 def test_in_float32(group):
     # One rounding of the length is not the estimate's to see.
     check(group, 1e-3, solved(group, 1, torch.float32), 1e-7)
+
+
+@pytest.mark.parametrize("k", [0.45, 0.4, 0.3])
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+def test_what_a_spline_with_few_knots_cannot_follow_is_in_its_error(k, m, rtol):
+    # Its knots double with its nodes, and two levels may agree on a curve that neither can bend as it should.
+    space = Manifold(lambda z: z + k * (2 * z).sin())
+    z0, z1 = 3 * torch.randn(2, 6, m, generator=torch.Generator().manual_seed(m), dtype=torch.float64)
+    d = (space.decode(z1) - space.decode(z0)).norm(dim=-1)
+    r = solvers.geodesic(space, z0, z1, rtol=rtol, solver=solvers.CubicSpline(max_steps=600), throw=False)
+    off = (r.length - d).abs() - 1e-12 * d
+    assert (off <= 1.01 * rtol * d)[r.converged].all()
+    assert (off <= r.error)[r.converged].all()
+    assert r.converged.sum() >= 3 or rtol < 1e-2
