@@ -14,14 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
+import multiprocessing
+import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +32,6 @@ from torch import Tensor
 from benchmarks.error_cases import CLOSED, DIGITS, FLAT, STEEP, WIDE, Case, Problem, cases
 from riemae import solvers
 from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, NewtonCG, Shooting, Status
-from riemae.solvers.path import default_solver
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "error_bars.json", ROOT / "docs" / "error_bars.md"
@@ -40,6 +42,7 @@ Row = dict[str, Any]
 SLACK = {torch.float64: 1e-12, torch.float32: 1e-7}
 _FIRST, _FEWEST = 10, 2  # pairs that show how long the others will take, and as many where those take too long
 _OVERRUN = 3.0  # a block that needs so many times what it may is ended
+_FORK = multiprocessing.get_context("fork")  # spaces are functions that do not pickle
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,10 @@ PLANS = {
 QUICK = ("sine .45 m=2", "leaky m=1", "half plane")
 
 
-class _OutOfTimeError(BaseException):  # no Exception: those are answered with slower methods
-    """A block of pairs was ended."""
-
-
-def watched(solver: solvers.Solver, seconds: float) -> solvers.Solver:
-    """The same solver, which ends between two steps when it has taken so many seconds of processor time."""
-    deadline = time.process_time() + seconds
-    base: Any = type(solver)
-
-    class Watched(base):
-        def step(self, space: solvers.Space, state: Any, tol: float) -> Any:
-            if time.process_time() > deadline:
-                raise _OutOfTimeError
-            return super().step(space, state, tol)
-
-    return Watched(**{f.name: getattr(solver, f.name) for f in fields(cast(Any, solver))})
+def processor_time() -> float:
+    """Seconds of this process and of those that it has waited for."""
+    t = os.times()
+    return t.user + t.system + t.children_user + t.children_system
 
 
 @dataclass
@@ -138,23 +129,40 @@ class Tally:
 
 
 def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float) -> Tally | None:
-    """These pairs solved, or None when they take too long."""
-    z0, z1 = problem.z0[rows], problem.z1[rows]
-    within = watched(default_solver(z0.shape[-1]) if solver is None else solver, seconds)
+    """These pairs solved in a process of their own, or None when they take more seconds of processor time."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=_solve, args=(sender, problem, rows, rtol, solver, seconds))
+    process.start()
+    sender.close()
     try:
-        r = solvers.geodesic(problem.space, z0, z1, rtol=rtol, solver=within, throw=False)
-    except _OutOfTimeError:
+        return Tally(*map(torch.from_numpy, receiver.recv()))
+    except EOFError:  # ended before it could say anything
+        process.join()
+        if process.exitcode != -signal.SIGPROF:
+            raise RuntimeError(f"{solver} ended with exit code {process.exitcode}") from None
         return None
-    return Tally(r.length.double(), r.error.double(), problem.truth(r, rows), r.status)
+    finally:
+        process.join()
+
+
+def _solve(
+    sender: Connection, problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float
+) -> None:
+    # By default this signal ends the process, wherever it is.
+    signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch it off
+    r = solvers.geodesic(problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False)
+    truth = problem.truth(r, rows)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    sender.send([x.numpy() for x in (r.length.double(), r.error.double(), truth, r.status)])
 
 
 def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, problem: Problem) -> Row:
     """One cell of the table: as many pairs as the limit of time allows."""
     total, parts, done, cut = min(case.pairs, plan.pairs), [], 0, 0
-    began = time.process_time()
+    began = processor_time()
     size = min(total, _FIRST)
     while done < total and size:
-        left = plan.limit - (time.process_time() - began)
+        left = plan.limit - (processor_time() - began)
         part = tally(problem, slice(done, done + size), rtol, plan.solver, _OVERRUN * max(left, plan.limit / 4))
         if part is None and not parts and size > _FEWEST:
             size = _FEWEST
@@ -164,7 +172,7 @@ def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, 
             break
         parts.append(part)
         done += size
-        spent = time.process_time() - began
+        spent = processor_time() - began
         # So many more fit into what is left, if they take as long as those before.
         size = min(total - done, int((plan.limit - spent) / spent * done))
     counts = Tally.cat(parts).counts(rtol, SLACK[dtype]) if parts else {"pairs": 0}
@@ -178,7 +186,7 @@ def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, 
         "rtol": rtol,
         **counts,
         "given_up": cut,
-        "seconds": round(time.process_time() - began, 2),
+        "seconds": round(processor_time() - began, 2),
     }
 
 

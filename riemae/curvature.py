@@ -83,6 +83,9 @@ class Estimate(NamedTuple):
 
 # Squared Cholesky pivots, in units of rounding, above which two factorisations give an orthonormal basis.
 _SAFE_PIVOT = 1e3
+# Squared Cholesky pivots of J with columns of length 1 above which the Gram matrix loses nothing worth a second
+# factorisation: inner products of II are divided by it twice, 1/pivot⁴ roundings at most.
+_HARMLESS_PIVOT = 0.03
 
 
 class Bending(NamedTuple):
@@ -129,11 +132,49 @@ class Bending(NamedTuple):
         """
 
         def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            bending = cls.at(j, second, ridge)
-            normal = (bending.whitened() if whiten else bending).normal
-            return bending.triangle, normal @ normal.mT, x if decoded else x[:, :0]
+            r, products = cls._inner_products(j, second, ridge, whiten)
+            return r, products, x if decoded else x[:, :0]
 
         return immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
+
+    @classmethod
+    def _inner_products(cls, j: Tensor, second: Tensor, ridge: float, whiten: bool) -> tuple[Tensor, Tensor]:
+        """Triangles and inner products: through the Gram matrix of J at points where that is harmless.
+
+        Each point is judged by itself, so that its bits do not depend on the others.
+        """
+        metric = ridged(j.mT @ j, ridge)
+        factor, info = torch.linalg.cholesky_ex(metric, upper=True)
+        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / metric.detach().diagonal(dim1=-2, dim2=-1)
+        easy = concrete((info == 0) & (pivots > _HARMLESS_PIVOT).all(-1))
+        if easy is None or not bool(easy.any()):
+            return cls._carefully(j, second, ridge, whiten)
+        if bool(easy.all()):
+            return cls._through_gram(j, factor, second, whiten)
+        some, rest = easy.nonzero().flatten(), (~easy).nonzero().flatten()
+        quick = cls._through_gram(j[some], factor[some], second[some], whiten)
+        slow = cls._carefully(j[rest], second[rest], ridge, whiten)
+        order = torch.cat([some, rest]).argsort()
+        r, products = (torch.cat(both)[order] for both in zip(quick, slow, strict=True))
+        return r, products
+
+    @classmethod
+    def _carefully(cls, j: Tensor, second: Tensor, ridge: float, whiten: bool) -> tuple[Tensor, Tensor]:
+        bending = cls.at(j, second, ridge)
+        normal = (bending.whitened() if whiten else bending).normal
+        return bending.triangle, normal @ normal.mT
+
+    @staticmethod
+    def _through_gram(j: Tensor, factor: Tensor, second: Tensor, whiten: bool) -> tuple[Tensor, Tensor]:
+        """The same from ``RᵀR = JᵀJ``: one product with D numbers a pair, and the basis is changed after it."""
+        rows = second.mT
+        coefficients = torch.cholesky_solve(j.mT @ second, factor, upper=True)
+        normal = torch.baddbmm(rows, coefficients.mT, j.mT, alpha=-1)
+        products = normal @ normal.mT
+        if whiten:
+            change = _of_pairs(inverted(factor))
+            products = change.mT @ products @ change
+        return factor, products
 
     @classmethod
     def grams(
@@ -520,6 +561,18 @@ def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, 
         slow = torch.linalg.qr(j)
         q, r = (torch.where(good[:, None, None], x, y) for x, y in zip((q, r), slow, strict=True))
     return q[:, :d], r
+
+
+def _of_pairs(w: Tensor) -> Tensor:  # (k, m, m) -> (k, p, p)
+    """What a change of basis, ``e'_j = Σ_i w_ij e_i``, does to the pairs i <= j of a symmetric form.
+
+    The form's numbers in the new basis are those in the old one times this matrix.
+    """
+    pairs = Pairs.all(w.shape[-1])
+    i, j = (torch.tensor(x, device=w.device) for x in (pairs.i, pairs.j))
+    rows, others = w[:, i], w[:, j]
+    once = rows[:, :, i] * others[:, :, j]
+    return torch.where((i == j)[:, None], once, once + rows[:, :, j] * others[:, :, i])
 
 
 def inverted(r: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)

@@ -58,6 +58,7 @@ class Measure:
         root_energy: Of their nodes, ``√(n Σ chord²)``.
         wobble: Mean squared relative deviation of the speed from its mean.
         grain: What rounding makes of the length, absolute.
+        blur: What rounding of points makes of the distance between two of them, absolute.
     """
 
     curve: Curve
@@ -67,6 +68,7 @@ class Measure:
     root_energy: np.ndarray
     wobble: np.ndarray
     grain: np.ndarray
+    blur: np.ndarray
 
     @classmethod
     def of(cls, space: Space, curve: Curve) -> Measure:
@@ -98,7 +100,7 @@ class Measure:
             grain = floor * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + 4 * eps * size * np.sqrt(4 * n)
-        return cls(curve, speed, weights, found, root, on_host(wobble), grain)
+        return cls(curve, speed, weights, found, root, on_host(wobble), grain, 4 * eps * size)
 
     def select(self, rows: np.ndarray, where: Tensor) -> Measure:
         """The curves at ``rows``, which are at ``where`` on the device."""
@@ -106,7 +108,7 @@ class Measure:
             self.curve[where],
             self.speed[where],
             self.weights,
-            *(x[rows] for x in (self.length, self.root_energy, self.wobble, self.grain)),
+            *(x[rows] for x in (self.length, self.root_energy, self.wobble, self.grain, self.blur)),
         )
 
     def put(self, rows: np.ndarray, where: Tensor, other: Measure) -> Measure:
@@ -119,6 +121,7 @@ class Measure:
             (self.root_energy, other.root_energy),
             (self.wobble, other.wobble),
             (self.grain, other.grain),
+            (self.blur, other.blur),
         ):
             column = mine.copy()
             column[rows] = theirs

@@ -48,6 +48,9 @@ _STARTS_WITH_GRAPH = 4
 # a curve ran into a singular point, more of them come to nothing.
 _RESORT_STEPS = 50
 
+# Points of a straight line that is kept, where its speed is looked at.
+_LOOKS = 24
+
 # Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
 # true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
@@ -343,7 +346,7 @@ def _solve_chunk(
     queue = _Queue(space, start, out.running(), solver)
     begun = np.full(p, np.nan)
     begun[queue.rows] = queue.lengths
-    _keep_near(space, solver, queue, out, rtol)
+    _keep_near(space, solver, queue, out, least, rtol)
     evidence, best = Evidence(p), _Best(space, p)
     ratio = getattr(solver, "refinement_ratio", RATIO)
     segments = solver.segments
@@ -413,7 +416,7 @@ def _solve_chunk(
     return result, begun
 
 
-def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol: float) -> None:
+def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least: np.ndarray, rtol: float) -> None:
     """Settle pairs so near that rounding moves a curve's nodes further than the metric bends it.
 
     Their straight line is kept, and measured by tangents, which rounding leaves alone. With the covariant acceleration
@@ -436,8 +439,15 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, rtol:
     middle, velocity = ends.mean(1), ends[:, 1] - ends[:, 0]
     turn = space.norm(middle, sound_acceleration(space, middle, velocity))
     long = (speed * weights).sum(-1)
+    # A kink between the few points of the quadrature shows in the mean of many.
+    times = (torch.arange(_LOOKS, device=line.device) + 0.5).to(line) / _LOOKS
+    along = ends[:, :1] + times[:, None] * velocity[:, None]
+    looked = space.norm(along.flatten(0, 1), velocity.repeat_interleave(_LOOKS, 0)).view(-1, _LOOKS).mean(-1)
     length, excess, straight_away = map(on_host, (long, (turn / long).square() / 24, same))
-    error = (excess + tolerance(line.dtype).length) * length
+    unseen = np.abs(on_host(looked) - length)
+    error = (excess + tolerance(line.dtype).length) * length + unseen
+    # And a narrow fold between these in the distance of the ends, which nothing is shorter than.
+    error = np.fmax(error, least[queue.rows[near]] - length - 4 * eps * queue.size[near])
     settled = (straight_away & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]
     out.length[rows], out.error[rows], out.decrement[rows] = length[settled], error[settled], excess[settled]
@@ -524,7 +534,9 @@ def _claims(
         found = np.maximum(claim + rest, floor)
         found = np.where(beyond < found, np.maximum(beyond, grain), found)  # NaN where it was
         claims.append(np.where(flat, grain, found))
-    return claims[0], claims[1], beyond
+    # The bound is rounded as well, which is reported but decides nothing.
+    reported = np.where(flat | (beyond <= claims[0]), np.maximum(beyond, claims[0]) + measure.blur, claims[0])
+    return reported, claims[1], beyond
 
 
 def _straightened(space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float) -> Measure:

@@ -330,7 +330,7 @@ class TestErrorBars:
     def test_work_that_takes_too_long_is_ended_and_leaves_no_trace(self):
         case = next(case for case in error_bars.cases() if case.name == "sine .45 m=2")
         problem = case.make(2, torch.float64)
-        assert error_bars.tally(problem, slice(0, 2), 1e-4, None, -1.0) is None
+        assert error_bars.tally(problem, slice(0, 2), 1e-4, None, 1e-3) is None
         whole = error_bars.tally(problem, slice(0, 2), 1e-4, None, 60.0)
         alone = problem.space.geodesic(problem.z0, problem.z1, rtol=1e-4, throw=False)
         assert torch.equal(whole.length, alone.length)

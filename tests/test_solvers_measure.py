@@ -1,6 +1,7 @@
 """Error estimates, near pairs, singular metrics, and results that are never longer than what was known before."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -155,6 +156,25 @@ class TestNearPairs:
         b = torch.cat([a[:1] + 1e-6, rand(3, 2, seed=1).float()])
         r = Manifold(net).geodesic(a, b)
         assert bool(r.converged.all())
+
+    @pytest.mark.parametrize("width", [1.0, 0.3, 0.03, 0.01])
+    @pytest.mark.parametrize("slope", [0.2, 0.97, 1.03, 4.0])
+    def test_kinks_on_the_way(self, width, slope):
+        # Onto the line, one to one, with a piece of another slope: the distance is that of the images. Far from the
+        # origin they are so near in float32 that their straight line is kept.
+        def bent(z):
+            return 30 + z + (slope - 1) * (z.relu() - (z - width).relu())
+
+        a, b = -0.5 * rand(40, 1) - 0.01, 0.5 + 0.5 * rand(40, 1)
+        a, b = a.clamp(max=-0.01).float(), b.clamp(min=0.05).float()
+        truth = (bent(b.double()) - bent(a.double()))[:, 0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            r = Manifold(bent).geodesic(a, b, rtol=1e-4, throw=False)
+        off = (r.length.double() - truth).abs()
+        assert bool((off <= 1e-4 * truth)[r.converged].all())
+        assert bool((off <= r.error)[r.error.isfinite()].all())
+        assert int(r.converged.sum()) >= 10
 
     def test_a_curve_that_was_given_is_not_thrown_away(self):
         # Once round a circle and back to nearly the start: near, but meant.
