@@ -589,7 +589,7 @@ def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Te
     """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
     g = core.metric(flat)
     connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
-    connection = Differential(connected, core.chunk_size, what=None).conditioned(core.condition)
+    connection = core.connection.called(connected).conditioned(core.condition)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
     d = d.view(*gamma.shape, g.shape[-1])  # [b, l, j, k, i] = ∂_i Γ^l_jk

@@ -148,6 +148,12 @@ class Differential:
         twin._steady = True
         return twin
 
+    def called(self, f: Callable[..., Tensor]) -> Differential:
+        """The same map, called in another way: what has been found out about it holds for both."""
+        twin = copy.copy(self)
+        twin._function = unoptimised(f)
+        return twin
+
     def conditioned(self, condition: Condition | None) -> Differential:
         """The same map under the conditions of rows, one for each point or for each of equally many neighbours.
 

@@ -68,6 +68,7 @@ class Pullback:
             itself under the Euclidean metric.
         along: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
             curves are solved with. A few points by themselves are cheaper with the others.
+        connection: Derivatives of the Christoffel symbols; to be called under the points' conditions.
         smoothness_known: Whether a warning of kinks has been given, or was not needed.
         kinks: A layer or function with kinks, once somebody has looked: see :func:`riemae.curvature.kinks_by_name`.
         condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
@@ -148,6 +149,8 @@ class Pullback:
             features = lambda *z: ambient.features(self.decoder(*z)).flatten(1)  # noqa: E731 (one expression)
             self.embedding = Differential(features, self.chunk_size, "features of the decoded points")
         self.along = (self.embedding or self.immersion).steady()
+        symbols = lambda z, c=None: self.at(c).christoffel("Manifold.christoffel", z)  # noqa: E731 (one expression)
+        self.connection = Differential(symbols, self.chunk_size, what=None)
 
     def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Tell the ambient metric, once, what the decoder returns: distributions, members of an ensemble, or tensors.

@@ -346,7 +346,49 @@ def _linear(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     elif not isinstance(jet, Jet) or _has_jets(rest) or (kwargs and _has_jets(kwargs)):
         return _any(name, func, args, kwargs)
     op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
-    return _viewed((jet,), jet.mapped(op(jet.value), op))
+    y = op(jet.value)
+    beside = _beside(name, func, jet, y, rest, kwargs)
+    return _viewed((jet,), jet.mapped(y, op) if beside is None else _stacked(jet, y, beside))
+
+
+def _beside(
+    name: str, func: Any, jet: Jet, y: Any, rest: Any, kwargs: dict[str, Any]
+) -> Callable[[Tensor], Any] | None:
+    """What does to derivatives, whose axis is in front, as this function does to the value; None where vmap must."""
+    if name in _REORDERING and y.dtype == jet.value.dtype:  # the same numbers in the same order
+        return lambda x: x.reshape(len(x), *y.shape)
+    if name in _POINTWISE:
+        return lambda x: func(x, *rest, **kwargs)
+    if name == "__getitem__" and _basic(rest[0]):
+        index = rest[0] if isinstance(rest[0], tuple) else rest
+        return lambda x: func(x, (slice(None), *index))
+    place = _AXIS.get(name)
+    if place is None:
+        return None
+    axis = rest[place] if len(rest) > place else kwargs.get("dim")
+    if type(axis) is not int or not jet.ndim:
+        return None
+    axis -= jet.ndim if axis >= 0 else 0  # counted from behind, where nothing is in front
+    if len(rest) > place:
+        rest = [*rest[:place], axis, *rest[place + 1 :]]
+    else:
+        kwargs = {**kwargs, "dim": axis}
+    return lambda x: func(x, *rest, **kwargs)
+
+
+def _basic(index: Any) -> bool:
+    """Whether an index is of numbers and slices alone, which an axis in front does not disturb."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
+
+
+def _stacked(jet: Jet, y: Any, op: Callable[[Tensor], Any]) -> Any:
+    """The jets of ``y``, linear in ``jet``, where ``op`` takes all derivatives at once.
+
+    As with vmap, which costs several times as much as a small operation itself.
+    """
+    with jet.tape.tangents():
+        return _jets(y, op(jet.first), None if jet.second is None else op(jet.second), jet.tape)
 
 
 def _affine(name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -374,6 +416,9 @@ def _joined(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     y = func(_plain(members), *rest, **kwargs)
     jets = [x for x in members if isinstance(x, Jet)]
     k = len(jets[0].first)
+    axis = rest[0] if rest else kwargs.get("dim", 0)
+    # Then one step further behind the axis of the derivatives. (Members of another rank are empty: cat ignores them.)
+    alike = name in ("cat", "concat", "stack") and type(axis) is int and len({x.ndim for x in members}) == 1
 
     def along(part: str, count: int) -> Tensor:
         columns = [getattr(x, part) if isinstance(x, Jet) else None for x in members]
@@ -381,6 +426,8 @@ def _joined(name: str, func: Any, args: Any, kwargs: Any) -> Any:
             (x.value if isinstance(x, Jet) else x).new_zeros(count, *x.shape) if c is None else c
             for x, c in zip(members, columns, strict=True)
         ]
+        if alike:
+            return func(full, axis + (axis >= 0))
         return vmap(lambda *parts: func(parts, *rest, **kwargs))(*full)
 
     with tape.tangents():
@@ -404,28 +451,59 @@ def _sum(name: str, func: Any, args: Any, kwargs: Any) -> Any:
         return Jet(y, first + other, _plus(second, another), tape)
 
 
+def _broadcast(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """``broadcast_tensors``."""
+    if not all(isinstance(x, Tensor) for x in args):
+        return _any(name, func, args, kwargs)
+    out = []
+    for x, y in zip(args, func(*_plain(args)), strict=True):
+        out.append(_viewed((x,), Jet(y, *_spread(x, y, 1))) if isinstance(x, Jet) else y)
+    return tuple(out)
+
+
+def _where(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """``where`` with a condition that has no derivatives: linear in the two others together."""
+    if func is not torch.where or kwargs or len(args) != 3 or isinstance(args[0], Jet):
+        return _any(name, func, args, kwargs)
+    condition, *choices = args
+    y = func(condition, *_plain(choices))
+    if any(isinstance(x, Jet) and x.value.dtype != y.dtype for x in choices):
+        return _any(name, func, args, kwargs)
+    parts = [_spread(x, y, 1) if isinstance(x, Jet) else (0.0, None, None) for x in choices]
+    tape = next(x.tape for x in choices if isinstance(x, Jet))
+    with tape.tangents():
+        first = func(condition, *(part[0] for part in parts))
+        seconds = [part[1] for part in parts]
+        second = None
+        if any(x is not None for x in seconds):
+            second = func(condition, *(0.0 if x is None else x for x in seconds))
+    return Jet(y, first, second, tape)
+
+
 def _product(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Functions that are linear in each of their two arguments."""
     if kwargs or len(args) != 2:
         return _any(name, func, args, kwargs)
     a, b = args
     if isinstance(a, Jet) and isinstance(b, Jet):
-        return _bilinear(func, a, b)
+        return _bilinear(name, func, a, b)
     jet = a if isinstance(a, Jet) else b
     op = (lambda x: func(x, b)) if isinstance(a, Jet) else (lambda x: func(a, x))
     y = op(jet.value)
     if name == "mul" and jet.shape == y.shape:  # broadcasting does the rest
-        with jet.tape.tangents():
-            return Jet(y, op(jet.first), None if jet.second is None else op(jet.second), jet.tape)
+        return _stacked(jet, y, op)
     return jet.mapped(y, op)
 
 
-def _bilinear(func: Any, a: Jet, b: Jet) -> Jet:
+def _bilinear(name: str, func: Any, a: Jet, b: Jet) -> Jet:
     tape = a.tape
     y = func(a.value, b.value)
     with tape.tangents():
         va, vb = tape.frozen(a.value), tape.frozen(b.value)
-        left, right, both = vmap(func, (0, None)), vmap(func, (None, 0)), vmap(func)
+        if name == "mul" and a.ndim == b.ndim:  # broadcasting does the rest
+            left = right = both = func
+        else:
+            left, right, both = vmap(func, (0, None)), vmap(func, (None, 0)), vmap(func)
         first = left(a.first, vb) + right(va, b.first)
         second = _plus(
             None if a.second is None else left(a.second, vb), None if b.second is None else right(va, b.second)
@@ -443,6 +521,9 @@ def _quotient(name: str, func: Any, args: Any, kwargs: Any) -> Any:
         return _any(name, func, args, kwargs)
     over, under = args if name == "div" else args[::-1]
     if not isinstance(under, Jet):
+        y = func(over.value, under)
+        if name == "div" and y.shape == over.shape:  # broadcasting does the rest
+            return _stacked(over, y, lambda x: func(x, under))
         return _linear(name, func, args, kwargs)
     inverse = _elementwise("reciprocal", torch.reciprocal, (under,), {})
     return _product("mul", torch.mul, (inverse, over), {})
@@ -578,7 +659,7 @@ def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape
         parts = []
         for part in (jet.first, jet.second):
             if part is not None and jet.shape != y.shape:
-                part = vmap(lambda x: x.expand(y.shape))(part)
+                part = part.reshape(len(part), *(1,) * (y.ndim - jet.ndim), *jet.shape).expand(-1, *y.shape)
             parts.append(part if part is None or sign > 0 else -part)
     first, second = parts
     assert first is not None
@@ -654,6 +735,14 @@ _QUERIES = (
     "new_full new_tensor item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal __hash__ "
     "storage_offset is_tensor is_storage result_type can_cast"
 )
+# Of those, what leaves all numbers in their order, what looks at each of them alone, and at which place after the
+# first argument the others take the one axis along which they work.
+_REORDERING = frozenset("reshape view flatten unflatten unsqueeze squeeze view_as reshape_as".split())
+_POINTWISE = frozenset("neg clone contiguous positive double float".split())
+_AXIS = {
+    **dict.fromkeys("sum mean cumsum unbind select narrow".split(), 0),
+    **dict.fromkeys("split chunk".split(), 1),
+}
 _AFFINE = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 _IN_PLACE = (
     "add_ sub_ mul_ div_ relu_ tanh_ sigmoid_ exp_ sin_ cos_ square_ sqrt_ neg_ clamp_ pow_ reciprocal_ log_ abs_ "
@@ -669,6 +758,8 @@ _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(_PIECEWISE_LINEAR, _elementwise),
     **dict.fromkeys(("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "concat"), _joined),
     **dict.fromkeys(("add", "sub", "rsub"), _sum),
+    "broadcast_tensors": _broadcast,
+    "where": _where,
     **dict.fromkeys(("mul", "matmul", "mm", "bmm", "dot", "mv", "outer", "inner", "kron"), _product),
     **dict.fromkeys(("div", "rdiv"), _quotient),
     **dict.fromkeys(_IN_PLACE.split(), _in_place),

@@ -183,7 +183,7 @@ class _Track:
 
         low, high = torch.zeros_like(part.span), part.span.clone()
         below, above = part.before.gather(1, rank[:, None])[:, 0] - 2 * torch.pi, excess(part.after)
-        root, point = high.clone(), self._end(part, high)
+        root, point = high.clone(), part.start.z
         kept = torch.zeros_like(rank)  # which end stayed last: −1 low, 1 high
         for _ in range(_ITERATIONS):
             if not len(rank) or bool(((high - low) <= _EXACT * self.t).all()):
@@ -201,10 +201,6 @@ class _Track:
             high, low = torch.where(right, root, high), torch.where(right, low, root)
             kept = torch.where(right, -1, 1)
         return _Crossings(part.row, part.left + root, point)
-
-    def _end(self, part: _Intervals, span: Tensor) -> Tensor:
-        """Points at the end of stretches; without any, nothing is integrated."""
-        return part.start.z if not len(span) else self._flow(part.start, span).z
 
     def _flow(self, start: Moment, duration: Tensor) -> Moment:
         fields, derivatives = start.fields, start.derivatives

@@ -95,10 +95,13 @@ class MetricSpace:
             MetricError: When the first look finds no metric.
         """
         flat = z.reshape(-1, z.shape[-1])
-        key = (z.dtype, z.device.type, len(flat) >= probe.LARGE_BATCH)
+        self._bind(flat)
+        return self._tensor(flat).reshape(*z.shape, z.shape[-1])
+
+    def _bind(self, flat: Tensor) -> None:
+        key = (flat.dtype, flat.device.type, len(flat) >= probe.LARGE_BATCH)
         if key not in self._looked_at:
             self._look(key, flat)
-        return self._tensor(flat).reshape(*z.shape, z.shape[-1])
 
     def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         z, m = flat, flat.shape[-1]
@@ -185,12 +188,15 @@ class MetricSpace:
             SingularMetricError: Where ``G`` is not positive definite.
         """
         flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
-        self.metric(flat[:1])  # looked at before it is differentiated
-        # [k, i, j, l] = ∂_l G_ij; one direction after the other, so that tensors written entry by entry work too.
-        basis = torch.eye(flat.shape[-1]).to(flat)
-        derivative = torch.stack([jvp(self.metric, (flat,), (e.expand_as(flat),))[1] for e in basis], -1)
+        self._bind(flat[:1])  # looked at before it is differentiated
+        # [k, i, j, l] = ∂_l G_ij, by the same points once for each direction: vmap would refuse tensors that are
+        # written entry by entry.
+        k, m = flat.shape
+        points, directions = flat.repeat(m, 1), torch.eye(m).to(flat).repeat_interleave(k, 0)
+        metric, derivative, *_ = jvp(self.metric, (points,), (directions,))
+        metric, derivative = metric[:k], derivative.unflatten(0, (m, k)).movedim(0, -1)
         force = torch.einsum("kijl,kj,kl->ki", derivative, w, w) - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
-        return -solve_metric("MetricSpace.acceleration", self.metric(flat), force).view_as(z)
+        return -solve_metric("MetricSpace.acceleration", metric, force).view_as(z)
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """``Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""

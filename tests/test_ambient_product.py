@@ -175,27 +175,23 @@ def test_curvature(case):
     assert (case.extrinsic_curvature(Z0) >= 0).all()
 
 
-def brioschi(M, z):
-    def entries(p):
-        g = M.metric(p[None])[0]
-        return torch.stack([g[0, 0], g[0, 1], g[1, 1]])
+def brioschi(M, z):  # (k, 2) -> (k,)
+    def entries(p):  # -> (3, k)
+        g = M.metric(p)
+        return torch.stack([g[:, 0, 0], g[:, 0, 1], g[:, 1, 1]])
 
-    out = []
-    for p in z:
-        (E, F, G), d = entries(p), torch.func.jacfwd(entries)(p)
-        dd = torch.func.jacfwd(torch.func.jacfwd(entries))(p)
-        (Eu, Ev), (Fu, Fv), (Gu, Gv) = d
-        first = torch.stack(
-            [
-                -dd[0, 1, 1] / 2 + dd[1, 0, 1] - dd[2, 0, 0] / 2, Eu / 2, Fu - Ev / 2,
-                Fv - Gu / 2, E, F,
-                Gv / 2, F, G,
-            ]
-        ).view(3, 3)  # fmt: skip
-        zero = torch.zeros_like(E)
-        second = torch.stack([zero, Ev / 2, Gu / 2, Ev / 2, E, F, Gu / 2, F, G]).view(3, 3)
-        out.append((torch.linalg.det(first) - torch.linalg.det(second)) / (E * G - F * F) ** 2)
-    return torch.stack(out)
+    def along(f, i):
+        e = torch.eye(2).double()[i].expand_as(z).contiguous()
+        return lambda p: torch.func.jvp(f, (p,), (e,))[1]
+
+    E, F, G = entries(z)
+    (Eu, Fu, Gu), (Ev, Fv, Gv) = along(entries, 0)(z), along(entries, 1)(z)
+    Evv, Fuv, Guu = (along(along(entries, a), b)(z)[n] for n, (a, b) in enumerate([(1, 1), (0, 1), (0, 0)]))
+    zero = torch.zeros_like(E)
+    first = [-Evv / 2 + Fuv - Guu / 2, Eu / 2, Fu - Ev / 2, Fv - Gu / 2, E, F, Gv / 2, F, G]
+    second = [zero, Ev / 2, Gu / 2, Ev / 2, E, F, Gu / 2, F, G]
+    first, second = (torch.linalg.det(torch.stack(x, -1).view(-1, 3, 3)) for x in (first, second))
+    return (first - second) / (E * G - F * F) ** 2
 
 
 def test_distortion(case):

@@ -85,16 +85,6 @@ class TestNearest:
         for i in range(4):
             assert set(hood.of(i).tolist()) == set(range(4)) - {i}
 
-    def test_approximate_search_finds_nearly_all(self):
-        x = draw(600, 8)
-        hood = Neighborhood.nearest(x, 10, approximate=True, seed=1)
-        hits = sum(len(a & b) for a, b in zip(lists(hood), peers(x, 10), strict=True))
-        assert hits > 0.9 * 6000
-        assert all(i not in hood.of(i) for i in range(600))
-        assert (hood.degree == 10).all()
-        again = Neighborhood.nearest(x, 10, approximate=True, seed=1)
-        assert torch.equal(hood.neighbors, again.neighbors)
-
     def test_numpy_and_single_precision(self):
         x = draw(25, 3, dtype=torch.float32)
         assert lists(Neighborhood.nearest(x.numpy(), 4)) == lists(Neighborhood.nearest(x, 4))

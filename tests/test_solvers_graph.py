@@ -314,18 +314,6 @@ class TestSearch:
         ]
         assert found[0] == found[1] == found[2]
 
-    @pytest.mark.filterwarnings("ignore")  # numba's and pynndescent's own
-    def test_an_approximate_search_finds_nearly_all(self):
-        pytest.importorskip("pynndescent")
-        coordinates = spaces.rand(torch.Generator().manual_seed(9), 600, 20)
-        exact, found = (
-            edges(solvers.graph(FLAT, points(600), k=8, coordinates=coordinates, search=s))
-            for s in ("tree", "approximate")
-        )
-        assert len(exact & found) > 0.95 * len(exact)
-        again = solvers.graph(FLAT, points(600), k=8, coordinates=coordinates, search="approximate")
-        assert edges(again) == found
-
     def test_in_the_data_of_a_manifold(self):
         z = points(60)
         assert edges(SPHERE.graph(z, k=4, neighbors="data", search="brute")) == edges(

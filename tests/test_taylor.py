@@ -24,6 +24,11 @@ def in_place(z):
     return y
 
 
+def broadcast(z):
+    a, b = torch.broadcast_tensors(z.sin(), C[0])
+    return a.mul(b).add_(z).square_()
+
+
 def halves(z):
     a, b = z.chunk(2, -1)
     return torch.cat([a * b, a / (2 + b.cos()), 1 / (3 + a), 2 - b], -1)
@@ -60,6 +65,17 @@ SMOOTH = {
     "shapes": lambda z: z.sin().view(-1, 2, 2).mT.permute(0, 2, 1).flatten(1).movedim(0, 1).T.reshape(len(z), 4),
     "pieces": halves,
     "stack": lambda z: torch.stack([z.sin(), z.square(), torch.ones_like(z)], 1).flatten(1),
+    "axes": lambda z: torch.cat(
+        [
+            z.split(3, -1)[1].sin(),
+            z.T.unbind()[0][:, None].square(),
+            z.unflatten(1, (2, 2)).chunk(2, 1)[1][:, 0].exp(),
+            z.narrow(1, 1, 2).cos() * z.select(1, -1)[:, None],
+            z.unflatten(1, (2, 2)).square().sum(dim=1, keepdim=True)[:, 0, None, 1],
+            z.flip(0, 1).flip(0).sin(),
+        ],
+        dim=1,
+    ),
     "index": lambda z: z.sin()[:, [2, 0, 0]] * z[:, 1:4] + z[..., :1],
     "reductions": lambda z: torch.stack(
         [z.sin().sum(-1), z.square().mean(1), z.exp().sum(-1).sqrt(), z.logsumexp(-1)], -1
@@ -79,6 +95,11 @@ SMOOTH = {
     "upsampling": lambda z: F.interpolate(z.view(-1, 1, 2, 2).sin(), scale_factor=2, mode="bilinear").flatten(1).exp(),
     "linear algebra": lambda z: torch.linalg.inv(torch.eye(4).to(z) * 5 + z[:, :, None] * z[:, None]).flatten(1),
     "where": lambda z: torch.where(z > 0, z.sin(), z.square()),
+    "where, broadcast": lambda z: torch.where(C[0] > 0.5, z[:, :1].sin(), 2.0) + torch.where(z > 0, z[:, :1], z) * z,
+    "where, method": lambda z: z.sin().where(z > 0, z.square()),
+    "where, constants": lambda z: torch.where(z < 0, C[0], z * z) + torch.where(z < 0, z.exp(), 0.0),
+    "broadcast together": lambda z: sum(torch.broadcast_tensors(z[:, :1].sin(), C[0], z.square())),
+    "broadcast, written to": broadcast,
     "piecewise linear": lambda z: F.relu(z.sin()) + z.square().clamp(max=1.0) + F.leaky_relu(z.cos(), inplace=True),
     "in place": in_place,
     "constants of its kind": lambda z: z.sin() + z.new_ones(4) + torch.zeros_like(z) + len(z) + z.size(-1) + z.shape[0],

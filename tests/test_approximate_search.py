@@ -1,0 +1,44 @@
+"""Approximate neighbours, by pynndescent, against exact ones."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from spaces import rand
+
+from riemae import solvers
+from riemae.autoencoders.neighborhood import Neighborhood
+
+FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
+
+
+def neighborhoods_find_nearly_all():
+    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    hood = Neighborhood.nearest(x, 10, approximate=True, seed=1)
+    _, exact = NearestNeighbors(n_neighbors=10).fit(x.numpy()).kneighbors()
+    hits = sum(len(set(hood.of(i).tolist()) & set(exact[i].tolist())) for i in range(600))
+    assert hits > 0.9 * 6000
+    assert all(i not in hood.of(i) for i in range(600))
+    assert (hood.degree == 10).all()
+    again = Neighborhood.nearest(x, 10, approximate=True, seed=1)
+    assert torch.equal(hood.neighbors, again.neighbors)
+
+
+def graphs_find_nearly_all():
+    def edges(search):
+        graph = solvers.graph(FLAT, z, k=8, coordinates=coordinates, search=search)
+        return {(int(i), int(j)) for i, j in np.argwhere(graph.adjacency.toarray()) if i < j}
+
+    generator = torch.Generator().manual_seed(9)
+    z, coordinates = rand(generator, 600, 2), rand(generator, 600, 20)
+    exact, found = edges("tree"), edges("approximate")
+    assert len(exact & found) > 0.95 * len(exact)
+    assert edges("approximate") == found
+
+
+# One test: what numba compiles at the first search, for most of a minute, lasts for all others of the process.
+@pytest.mark.filterwarnings("ignore")  # numba's and pynndescent's own
+def test_nearly_all_neighbours_are_found():
+    pytest.importorskip("pynndescent")
+    neighborhoods_find_nearly_all()
+    graphs_find_nearly_all()
