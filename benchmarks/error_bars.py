@@ -148,6 +148,7 @@ def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | N
 def _solve(
     sender: Connection, problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float
 ) -> None:
+    torch.set_num_threads(1)  # the threads of the process that this is a copy of are not here
     # By default this signal ends the process, wherever it is.
     signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch it off
     r = solvers.geodesic(problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False)
