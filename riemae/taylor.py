@@ -712,13 +712,17 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | N
 }
 _PIECEWISE_LINEAR = frozenset(
     "relu relu6 leaky_relu hardtanh threshold abs absolute clamp clamp_min clamp_max clip floor ceil round trunc "
-    "sign".split()
+    "sign hardshrink softshrink prelu special_round".split()
 )
 _SMOOTH = (
     "silu tanh sigmoid sin cos exp square pow float_power rpow sqrt rsqrt reciprocal log log2 log10 log1p exp2 expm1 "
     "tan asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh erf erfc erfinv "
-    "logit lgamma digamma gelu softplus elu selu celu mish logsigmoid softsign tanhshrink hardsigmoid hardswish xlogy "
-    "sinc i0 i1 deg2rad rad2deg"
+    "logit lgamma digamma gelu softplus elu selu celu mish log_sigmoid softsign tanhshrink hardsigmoid hardswish xlogy "
+    "sinc i0 deg2rad rad2deg "
+    # As torch.special calls them.
+    "special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit "
+    "special_expm1 special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr "
+    "special_logit special_ndtr special_ndtri special_psi special_sinc special_xlog1py special_xlogy"
 )
 _STRUCTURAL = (
     "reshape view flatten unflatten unsqueeze squeeze permute transpose t movedim moveaxis swapaxes swapdims adjoint "

@@ -6,7 +6,7 @@ from torch.autograd.functional import hessian
 from torch.nn import functional as F
 
 from riemae.modes import MODES, Nested, Taylor, basis
-from riemae.taylor import Jet, Pairs, Tape
+from riemae.taylor import _RULES, Jet, Pairs, Tape
 
 K, M = 3, 4
 C = torch.linspace(0.3, 1.1, 12, dtype=torch.float64).view(3, 4)
@@ -49,6 +49,12 @@ SMOOTH = {
     **{
         name: getattr(torch, name) for name in ("tanh", "sigmoid", "sin", "cos", "exp", "square", "erf", "atan", "sinh")
     },
+    "special functions of any number": lambda z: torch.special.expit(z) + torch.special.i1(z) * torch.special.ndtr(z),
+    "special functions of shares": lambda z: torch.special.ndtri(z.sigmoid()) + torch.special.logit(z.sigmoid()),
+    "special functions of positive numbers": lambda z: (
+        torch.special.entr(1 + z.square())
+        + torch.special.gammaln(1 + z.square()) * torch.special.xlog1py(z.square(), 2.0)
+    ),
     "gelu tanh": lambda z: F.gelu(z, approximate="tanh"),
     "softplus beta": lambda z: F.softplus(z, beta=2.0),
     "powers": lambda z: z**3 + (z**2 + 1) ** 0.5 + 2**z + (z.square() + 1).rsqrt() + z.exp().reciprocal(),
@@ -244,6 +250,35 @@ class TestPairs:
         pairs = Pairs([0, 0, 2, 2, 1], [1, 2, 0, 3, 4])
         covered = [(i, j) for i, js, _ in pairs.runs for j in range(js.start, js.stop)]
         assert covered == list(zip(pairs.i, pairs.j, strict=True))
+
+
+class Told(torch.Tensor):
+    """Keeps the names that functions are known by."""
+
+    names: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.names.append(func.__name__)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+COMMON = {
+    F: "silu gelu softplus elu selu celu mish logsigmoid softsign tanhshrink hardsigmoid hardswish hardshrink "
+    "softshrink relu relu6 leaky_relu hardtanh",
+    torch: "tanh sigmoid sin cos tan exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square erf erfc erfinv "
+    "asin acos atan sinh cosh asinh sinc i0 lgamma digamma logit abs floor ceil round trunc sign deg2rad rad2deg",
+    torch.special: "digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr logit "
+    "ndtr ndtri psi round sinc",
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module in COMMON for name in COMMON[module].split()])
+def test_common_functions_of_single_numbers_have_rules(module, name):
+    Told.names.clear()
+    getattr(module, name)(torch.rand(3).as_subclass(Told))
+    assert all(called in _RULES for called in Told.names)
 
 
 def test_taylor_mode_comes_first():
