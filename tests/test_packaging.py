@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,13 @@ def python(code, folder):
     return run.stdout
 
 
+@cache
 def imported(tree, types=True):
     """Every module that a file imports, also inside functions; without ``types`` only what running it imports."""
+    return tuple(_imported(tree, types))
+
+
+def _imported(tree, types):
     unrun = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     skipped = set() if types else {id(inner) for block in unrun for inner in ast.walk(block)}
     for node in ast.walk(tree):
@@ -52,6 +58,7 @@ def imported(tree, types=True):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+@cache
 def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
