@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,13 @@ def python(code, folder):
     return run.stdout
 
 
+@cache
 def imported(tree, types=True):
     """Every module that a file imports, also inside functions; without ``types`` only what running it imports."""
+    return tuple(_imported(tree, types))
+
+
+def _imported(tree, types):
     unrun = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     skipped = set() if types else {id(inner) for block in unrun for inner in ast.walk(block)}
     for node in ast.walk(tree):
@@ -52,6 +58,7 @@ def imported(tree, types=True):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+@cache
 def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -175,12 +182,11 @@ class TestNames:
         assert found <= set(NAMES)
         assert {"riemae", "riemae.manifold", "riemae.ambient.flat", "riemae.solvers.curve"} <= set(NAMES)
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_every_name_in_all_exists(self, name):
-        module = importlib.import_module(name)
-        names = getattr(module, "__all__", [])
-        assert [n for n in names if not hasattr(module, n)] == []
-        assert len(names) == len(set(names))
+    def test_every_name_in_all_exists(self):
+        for module in map(importlib.import_module, NAMES):
+            names = getattr(module, "__all__", [])
+            assert [f"{module.__name__}.{n}" for n in names if not hasattr(module, n)] == []
+            assert len(names) == len(set(names)), module.__name__
 
     @pytest.mark.parametrize("name", ["riemae", "riemae.ambient", "riemae.solvers", "riemae.exceptions"])
     def test_tables_of_contents(self, name):
@@ -200,42 +206,45 @@ class TestNames:
 
 
 class TestDocuments:
-    @pytest.mark.parametrize("name", CALLABLES)
-    def test_everything_public_has_a_docstring(self, name):
-        thing = CALLABLES[name]
-        own = getattr(thing, "__func__", thing).__doc__
-        assert own
-        # A dataclass without a docstring gets its signature for one.
-        assert not (inspect.isclass(thing) and own.startswith(f"{thing.__name__}("))
+    # In one test each, whose message names all that fail: pytest takes longer for a test than these for a function.
 
-    @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-    def test_every_module_has_a_docstring(self, path):
-        assert ast.get_docstring(parsed(path))
+    def test_everything_public_has_a_docstring(self):
+        def has_docstring(thing):
+            own = getattr(thing, "__func__", thing).__doc__
+            # A dataclass without a docstring gets its signature for one.
+            return own and not (inspect.isclass(thing) and own.startswith(f"{thing.__name__}("))
+
+        assert [name for name, thing in CALLABLES.items() if not has_docstring(thing)] == []
+
+    def test_every_module_has_a_docstring(self):
+        assert [str(path) for path in SOURCES if not ast.get_docstring(parsed(path))] == []
 
     def test_the_walk_has_seen_the_package(self):
         assert {"riemae.manifold.Manifold.metric", "riemae.solvers.curve.Curve.from_nodes"} <= set(CALLABLES)
         assert len(CALLABLES) > 100
 
-    @pytest.mark.parametrize("name", CALLABLES)
-    def test_parameters_are_annotated(self, name):
-        thing = CALLABLES[name]
-        function = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
-        if not inspect.isfunction(function):
-            return
-        signature = inspect.signature(function)
-        bare = [p for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")]
-        assert bare == []
-        assert signature.return_annotation is not signature.empty
+    def test_parameters_are_annotated(self):
+        def bare(thing):
+            function = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
+            if not inspect.isfunction(function):
+                return []
+            signature = inspect.signature(function)
+            parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+            found = [p.name for p in parameters if p.annotation is p.empty]
+            return found + ["return"] * (signature.return_annotation is signature.empty)
+
+        found = {name: bare(thing) for name, thing in CALLABLES.items()}
+        assert {name: parameters for name, parameters in found.items() if parameters} == {}
 
 
 class TestLayers:
-    @pytest.mark.parametrize("path", SOLVERS, ids=lambda p: p.stem)
-    def test_solvers_know_nothing_of_riemae(self, path):
-        others = [
-            n for n in imported(parsed(path)) if n.split(".")[0] == "riemae" and not n.startswith("riemae.solvers")
-        ]
-        assert others == []
-        assert "solvers" not in {n.split(".")[0] for n in imported(parsed(path))}
+    def test_solvers_know_nothing_of_riemae(self):
+        assert SOLVERS
+        for path in SOLVERS:
+            names = imported(parsed(path))
+            others = [n for n in names if n.split(".")[0] == "riemae" and not n.startswith("riemae.solvers")]
+            assert others == [], path
+            assert "solvers" not in {n.split(".")[0] for n in names}, path
 
     @pytest.mark.parametrize(
         ("below", "above"),
@@ -262,15 +271,15 @@ class TestLayers:
             n in up or n.rsplit(".", 1)[0] in up for path in files for n in imported(parsed(path), types=False)
         )
 
-    @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-    def test_nothing_prints_evaluates_or_seeds(self, path):
-        calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
-        assert [
-            f.lineno for f in calls if isinstance(f, ast.Name) and f.id in ("print", "breakpoint", "exec", "eval")
-        ] == []
-        # A generator of one's own, or the global one where it is restored.
-        if "restored(" not in path.read_text(encoding="utf-8"):
-            assert not [f for f in calls if isinstance(f, ast.Attribute) and f.attr == "manual_seed" and _is_torch(f)]
+    def test_nothing_prints_evaluates_or_seeds(self):
+        for path in SOURCES:
+            calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+            named = [f for f in calls if isinstance(f, ast.Name)]
+            assert [f.lineno for f in named if f.id in ("print", "breakpoint", "exec", "eval")] == [], path
+            # A generator of one's own, or the global one where it is restored.
+            if "restored(" not in path.read_text(encoding="utf-8"):
+                attributes = [f for f in calls if isinstance(f, ast.Attribute)]
+                assert not [f for f in attributes if f.attr == "manual_seed" and _is_torch(f)], path
 
     def test_no_folder_of_odds_and_ends(self):
         assert not {"utils", "helpers", "common", "misc"} & {path.stem for path in SOURCES}
