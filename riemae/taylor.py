@@ -465,18 +465,19 @@ def _where(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     """``where`` with a condition that has no derivatives: linear in the two others together."""
     if func is not torch.where or kwargs or len(args) != 3 or isinstance(args[0], Jet):
         return _any(name, func, args, kwargs)
+    select: Any = func
     condition, *choices = args
-    y = func(condition, *_plain(choices))
+    y = select(condition, *_plain(choices))
     if any(isinstance(x, Jet) and x.value.dtype != y.dtype for x in choices):
         return _any(name, func, args, kwargs)
     parts = [_spread(x, y, 1) if isinstance(x, Jet) else (0.0, None, None) for x in choices]
     tape = next(x.tape for x in choices if isinstance(x, Jet))
     with tape.tangents():
-        first = func(condition, *(part[0] for part in parts))
+        first = select(condition, *(part[0] for part in parts))
         seconds = [part[1] for part in parts]
         second = None
         if any(x is not None for x in seconds):
-            second = func(condition, *(0.0 if x is None else x for x in seconds))
+            second = select(condition, *(0.0 if x is None else x for x in seconds))
     return Jet(y, first, second, tape)
 
 

@@ -304,6 +304,14 @@ class TestInterruptions:
         assert {name: (tmp_path / name).exists() for name in names} == names
         training_module._sweep(tmp_path / "nowhere")
 
+    @pytest.fixture
+    def ctrl_c(self):
+        """As in a terminal: a job in the background of a script is started with this signal ignored."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
+    @pytest.mark.usefixtures("ctrl_c")
     def test_ctrl_c_is_a_keyboard_interrupt_and_the_model_is_usable(self):
         before = signal.getsignal(signal.SIGINT)
         m = AE(**{**SMALL, "epochs": 6}, trainer={"callbacks": Stop()})
