@@ -164,7 +164,7 @@ def expected(log_density, point, low, high):
         score = np.array([log_density(x, *(point + s)) - log_density(x, *(point - s)) for s in steps]) / (2 * h)
         return math.exp(log_density(x, *point)) * np.outer(score, score)
 
-    return sum(quad_vec(weighted, a, b, epsabs=1e-8, limit=400)[0] for a, b in ((low, 1.0), (1.0, high)))
+    return sum(quad_vec(weighted, a, b, epsabs=1e-11, limit=400)[0] for a, b in ((low, 1.0), (1.0, high)))
 
 
 class TestTails:

@@ -174,7 +174,7 @@ def test_methods_of_a_manifold():
     z, v, w = real([0.1, 0.2]), real([0.3, 0.1]), real([0.0, 0.2])
     ours, theirs = M.jacobi_field(z[0], v, slope=w, t=0.5), solvers.jacobi(S2, z, v, slope=w, t=0.5)
     assert torch.allclose(ours.values, theirs.values, atol=1e-8)
-    found = PLANE.conjugate_points(z[0], v[0], 0.5, rtol=1e-4)
+    found = M.conjugate_points(z[0], v[0], 0.5, rtol=1e-4)
     assert found.times.shape == (0,)
     assert int(found.index) == 0
     with pytest.raises(ShapeError, match=r"Manifold\.jacobi_field"):
