@@ -96,11 +96,11 @@ class Measure:
         # Nothing through these points is shorter than the polygon through them: quadrature of an unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
         with np.errstate(all="ignore"):
-            noise = eps * size * n
+            noise, blur = eps * size * n, 4 * eps * size
             grain = floor * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
-                grain = grain + 4 * eps * size * np.sqrt(4 * n)
-        return cls(curve, speed, weights, found, root, on_host(wobble), grain, 4 * eps * size)
+                grain = grain + blur * np.sqrt(4 * n)
+        return cls(curve, speed, weights, found, root, on_host(wobble), grain, blur)
 
     def select(self, rows: np.ndarray, where: Tensor) -> Measure:
         """The curves at ``rows``, which are at ``where`` on the device."""
