@@ -333,7 +333,9 @@ class TestErrorBars:
         assert error_bars.tally(problem, slice(0, 2), 1e-4, None, 1e-3) is None
         whole = error_bars.tally(problem, slice(0, 2), 1e-4, None, 60.0)
         alone = problem.space.geodesic(problem.z0, problem.z1, rtol=1e-4, throw=False)
-        assert torch.equal(whole.length, alone.length)
+        # The child keeps to one thread, so its sums may be taken in another order.
+        torch.testing.assert_close(whole.length, alone.length, rtol=1e-12, atol=0)
+        assert whole.status.tolist() == alone.status.tolist()
         row = error_bars.measure(case, "default", error_bars.Plan(None, 2, {}, 0.0), 1e-4, torch.float64, problem)
         assert (row["pairs"], row["given_up"]) == (0, 2)
 
