@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from riemae.differential import Differential, everywhere
-from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
+from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning, stack_level
 from riemae.factors import check_triangle
 from riemae.primitives import untraced
 from riemae.pullback import Pullback
 from riemae.randomness import restored
-from riemae.solvers.exceptions import stack_level
 from riemae.solvers.space import concrete, safe_sqrt, solve_metric
 from riemae.solvers.tolerances import tolerance
 from riemae.taylor import Pairs

@@ -26,12 +26,18 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from riemae.conditions import Condition
-from riemae.exceptions import ApproximationWarning, DifferentiationError, FallbackWarning, RiemaeError, ShapeError
+from riemae.exceptions import (
+    ApproximationWarning,
+    DifferentiationError,
+    FallbackWarning,
+    RiemaeError,
+    ShapeError,
+    stack_level,
+)
 from riemae.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.primitives import untraced, with_primitives
 from riemae.randomness import restored
 from riemae.solvers import probe
-from riemae.solvers.exceptions import stack_level
 from riemae.solvers.rows import steadied, steady_rows
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.threads import TURN

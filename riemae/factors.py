@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from riemae.ambient import AmbientMetric
-from riemae.exceptions import PrecisionWarning, SingularMetricError
-from riemae.solvers.exceptions import stack_level
+from riemae.exceptions import PrecisionWarning, SingularMetricError, stack_level
 from riemae.solvers.space import concrete, evidently_finite
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import transformed

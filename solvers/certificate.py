@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from riemae.exceptions import NonFiniteError, SingularMetricError
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import NonFiniteError, SingularMetricError
 from riemae.solvers.space import Space
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.exceptions import FileError
+from riemae.exceptions import FileError
 from riemae.solvers.lock import Lock
 from riemae.solvers.result import Status
 from riemae.solvers.tolerances import tolerance

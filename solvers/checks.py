@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.solvers.exceptions import DeviceError, DTypeError, OptionError
-from riemae.solvers.solver import Solver
+from riemae.exceptions import DeviceError, DTypeError, OptionError
 from riemae.solvers.tolerances import tolerance
 
 
@@ -28,18 +27,6 @@ def expect_rtol(where: str, rtol: Any) -> float:
     if not float(rtol) > 0 or math.isinf(float(rtol)):
         raise OptionError(where, "rtol > 0", str(rtol), "Try rtol=1e-4.")
     return float(rtol)
-
-
-def expect_solver(where: str, solver: Any) -> None:
-    """None, or the settings of a path solver: an instance, not its class.
-
-    Raises:
-        DTypeError: For anything else.
-    """
-    if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
-        return
-    hint = f"Make an instance: {solver.__name__}()." if isinstance(solver, type) else "Try solvers.Newton()."
-    raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), hint)
 
 
 def expect_dense(where: str, name: str, z: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riemae.solvers.exceptions import NotConvergedError, OptionError
+from riemae.exceptions import NotConvergedError, OptionError
 from riemae.solvers.jacobi import Moment, Variation, paired
 from riemae.solvers.space import Space
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.exceptions import DTypeError, OptionError, ShapeError
+from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.solvers.rows import apply_matrix
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.checks import expect_rtol, expect_values
-from riemae.solvers.curve import Curve, length
-from riemae.solvers.exceptions import (
+from riemae.exceptions import (
     DisconnectedGraphWarning,
     GraphError,
     NonFiniteError,
@@ -23,6 +21,8 @@ from riemae.solvers.exceptions import (
     ShapeError,
     stack_level,
 )
+from riemae.solvers.checks import expect_rtol, expect_values
+from riemae.solvers.curve import Curve, length
 from riemae.solvers.neighbors import Search, nearest
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.quadrature import length as measured

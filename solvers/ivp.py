@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.certificate import sound, sound_acceleration
 from riemae.solvers.checks import expect_rtol
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.solvers.newton import Newton
 from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.certificate import sound_acceleration
-from riemae.solvers.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.solvers.ivp import accuracy_of, advance, turning_matrix
 from riemae.solvers.space import Space
 from riemae.solvers.threads import jvp

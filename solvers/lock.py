@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from riemae.solvers.exceptions import FileError
+from riemae.exceptions import FileError
 
 try:
     import fcntl

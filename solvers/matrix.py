@@ -22,9 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from riemae.solvers.checkpoint import BlockFile, digest
-from riemae.solvers.checks import expect_rtol, expect_solver, expect_values
-from riemae.solvers.exceptions import (
+from riemae.exceptions import (
     DTypeError,
     GraphError,
     NonFiniteError,
@@ -33,13 +31,15 @@ from riemae.solvers.exceptions import (
     ShapeError,
     TransferError,
 )
+from riemae.solvers.checkpoint import BlockFile, digest
+from riemae.solvers.checks import expect_rtol, expect_values
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.identity import fingerprint, parts
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
-from riemae.solvers.solver import Solver
+from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import Space
 from riemae.solvers.tolerances import tolerance
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from riemae.solvers.exceptions import MissingExtraError, OptionError
+from riemae.exceptions import MissingExtraError, OptionError
 
 Search = Literal["auto", "tree", "brute", "approximate"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.exceptions import OptionError
 from riemae.solvers.energy import Expansion, discrete_energy
-from riemae.solvers.exceptions import OptionError
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.model import QuadraticModel, Secants, decrement_of
 from riemae.solvers.result import Status

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from riemae.exceptions import OptionError
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.exceptions import OptionError
 from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
 from riemae.solvers.products import Product, Products, products
 from riemae.solvers.result import Status

@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.certificate import sound_acceleration, unevenness
-from riemae.solvers.checks import expect_dense, expect_rtol, expect_solver, expect_values
-from riemae.solvers.curve import Curve, equalized, speeds
-from riemae.solvers.exceptions import (
+from riemae.exceptions import (
     DeviceError,
     DTypeError,
     FallbackWarning,
@@ -25,6 +22,9 @@ from riemae.solvers.exceptions import (
     ShapeError,
     stack_level,
 )
+from riemae.solvers.certificate import sound_acceleration, unevenness
+from riemae.solvers.checks import expect_dense, expect_rtol, expect_values
+from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.graph import Graph
 from riemae.solvers.measure import RATIO, Evidence, Measure
 from riemae.solvers.newton import Newton
@@ -32,7 +32,7 @@ from riemae.solvers.newton_cg import NewtonCG
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
-from riemae.solvers.solver import Solver
+from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import Space, embedding_of, evidently_finite, labels_of, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 from riemae.solvers.tolerances import tolerance

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from riemae.solvers.exceptions import DTypeError
+from riemae.exceptions import DTypeError
 
 Progress = Callable[[int, int], object]
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.exceptions import DTypeError, NotConvergedError
 from riemae.solvers.checks import expect_rtol
 from riemae.solvers.curve import Curve, _check_nodes, _hermite
-from riemae.solvers.exceptions import DTypeError, NotConvergedError
 from riemae.solvers.space import Space, concrete
 from riemae.solvers.tolerances import tolerance
 from riemae.solvers.transforms import transformed

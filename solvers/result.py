@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.exceptions import OptionError
 from riemae.solvers.certificate import turning
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import OptionError
 from riemae.solvers.space import Space
 
 

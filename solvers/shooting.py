@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from riemae.exceptions import OptionError
 from riemae.solvers.curve import Curve
-from riemae.solvers.exceptions import OptionError
 from riemae.solvers.jacobi import Moment, Variation, sound_turning
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings, with_index

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.solvers.exceptions import OptionError
+from riemae.exceptions import DTypeError, OptionError
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
@@ -191,3 +191,15 @@ def with_index(space: Space, state: S, done: Tensor) -> S:
     index = state.index.clone()
     index[rows] = judged(space, known, 0.0).index
     return replace(state, index=index)
+
+
+def expect_solver(where: str, solver: Any) -> None:
+    """None, or the settings of a path solver: an instance, not its class.
+
+    Raises:
+        DTypeError: For anything else.
+    """
+    if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
+        return
+    hint = f"Make an instance: {solver.__name__}()." if isinstance(solver, type) else "Try solvers.Newton()."
+    raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), hint)

@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from riemae.exceptions import DTypeError, MetricError, ShapeError, SingularMetricError
 from riemae.solvers import probe
 from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff, gauss_newton_blocks, rounding
-from riemae.solvers.exceptions import DTypeError, MetricError, ShapeError, SingularMetricError
 from riemae.solvers.rows import steady
 from riemae.solvers.threads import jvp
 from riemae.solvers.tolerances import tolerance

@@ -8,10 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from riemae.exceptions import OptionError
 from riemae.solvers.adam import Adam
 from riemae.solvers.curve import Curve
 from riemae.solvers.descent import Descent, Optimizer
-from riemae.solvers.exceptions import OptionError
 from riemae.solvers.lbfgs import LBFGS
 from riemae.solvers.solver import check_settings
 

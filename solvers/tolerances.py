@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from riemae.solvers.exceptions import DTypeError
+from riemae.exceptions import DTypeError
 
 
 @dataclass(frozen=True)

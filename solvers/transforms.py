@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from riemae.solvers.exceptions import DifferentiationError
+from riemae.exceptions import DifferentiationError
 from riemae.solvers.threads import in_forward_mode
 
 

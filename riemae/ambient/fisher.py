@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.base import AmbientMetric
-from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarning
+from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarning, stack_level
 from riemae.families import NAMED, Family, Params
 from riemae.heads import AnyLayout, Head, Layout
 from riemae.information import Divergence, Quantiles, Score
 from riemae.registry import Registered
-from riemae.solvers.exceptions import stack_level
 
 # Families whose parameters are matrices: a flat tensor does not say of which size.
 _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riemae.exceptions import DisconnectedGraphWarning, GraphError
-from riemae.solvers.exceptions import stack_level
+from riemae.exceptions import DisconnectedGraphWarning, GraphError, stack_level
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

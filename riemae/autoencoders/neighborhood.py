@@ -23,8 +23,8 @@ from riemae.exceptions import (
     NonFiniteError,
     OptionError,
     ShapeError,
+    stack_level,
 )
-from riemae.solvers.exceptions import stack_level
 
 if TYPE_CHECKING:
     import networkx

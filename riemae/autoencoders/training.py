@@ -25,8 +25,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from riemae.autoencoders.module import GeometricModule
-from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError
-from riemae.solvers.exceptions import stack_level
+from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError, stack_level
 from riemae.solvers.lock import alive
 
 CHECKPOINT = "last.ckpt"
