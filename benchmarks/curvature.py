@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae import Manifold
-from riemae.curvature import Estimate
+from riemae.scores import Estimate
 
 RESULTS = Path(__file__).parent / "results" / "curvature.md"
 POINTS = 1000

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from riemae import Manifold, demo, solvers
+from riemae import Manifold, solvers
 from riemae.autoencoders import AE
+from riemae.cli import demo
 from riemae.solvers import Curve, GeodesicResult, NewtonCG
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the catalogues are the tests'

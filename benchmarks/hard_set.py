@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from riemae import Manifold, demo
+from riemae import Manifold
+from riemae.cli import demo
 from riemae.solvers import Curve, GeodesicResult, Graph, Status
 
 RESULTS = Path(__file__).parent / "results" / "hard_set.md"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riemae.demo import load_digits
+from riemae.cli.demo import load_digits
 
 FOLDER = Path(__file__).parent / "decoders"
 PAIRS = 1000

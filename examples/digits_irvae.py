@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from riemae import distortion, plotting
+from riemae import plotting, scores
 from riemae.autoencoders import IRVAE, VAE
 
 KINDS = (0, 1, 3, 7)
@@ -64,8 +64,8 @@ def main() -> None:
             fitted = clone(model).set_params(seed=seed).fit(x)
             z, z_test = fitted.transform(x), fitted.transform(x_test)
             with torch.no_grad():
-                mcn = float(distortion.condition_number(fitted.manifold_, z_test).mean())
-                vor = float(distortion.vor(fitted.manifold_, z_test))
+                mcn = float(scores.condition_number(fitted.manifold_, z_test).mean())
+                vor = float(scores.vor(fitted.manifold_, z_test))
             agree = accuracy_score(y_test, KNeighborsClassifier(5).fit(z, y).predict(z_test))
             print(f"{seed:4} {name:6} {mcn:6.2f} {vor:7.3f} {fitted.score(x_test):11.3f} {agree:17.3f}", flush=True)
             if not seed:

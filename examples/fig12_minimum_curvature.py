@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from sklearn.base import clone
 
-from riemae import datasets, distortion
+from riemae import datasets, scores
 from riemae.autoencoders import AE, MCAE
 
 NETWORK = {"hidden": (128, 128, 128), "batch_size": 60}
@@ -29,7 +29,7 @@ MODELS = {
 }
 
 
-def scores(model: AE, data: datasets.Dataset) -> dict[str, float]:
+def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     """Error on clean points that it was not trained on, curvature and distortion at the samples."""
     z = model.transform(data.x)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def scores(model: AE, data: datasets.Dataset) -> dict[str, float]:
             "clean error": datasets.clean_error(data, lambda x: model.inverse_transform(model.transform(x))),
             "training error": float((model.inverse_transform(z) - data.x).square().sum(1).mean()),
             "curvature": float(model.manifold_.extrinsic_curvature(z).mean()),
-            "MCN": float(distortion.condition_number(model.manifold_, z).mean()),
+            "MCN": float(scores.condition_number(model.manifold_, z).mean()),
         }
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         data = datasets.cylinder(seed=seed, dtype=torch.float32)
         for name, model in MODELS.items():
             fitted = clone(model).set_params(seed=seed).fit(data.x)
-            rows[name].append(scores(fitted, data))
+            rows[name].append(measured(fitted, data))
             print(line(str(seed), name, rows[name][-1], rows["AE"][-1]), flush=True)
             if not seed:
                 shown[name] = fitted

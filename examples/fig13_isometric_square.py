@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from riemae import datasets, distortion, plotting
+from riemae import datasets, plotting, scores
 from riemae.autoencoders import AE, IRAE
 
 SETTINGS = {"hidden": (128, 128), "epochs": 150, "batch_size": 100, "lr": 5e-3, "schedule": "cosine"}
@@ -25,13 +25,13 @@ MODELS = {"AE": AE(**SETTINGS), "IRAE": IRAE(**SETTINGS, weight=0.006, mixup=0.2
 WEIGHTS = (0.0, 1e-3, 1e-2, 1e-1)
 
 
-def scores(model: AE, data: datasets.Dataset) -> dict[str, float]:
+def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     """What the acceptance figures of the chart are."""
     z = model.transform(data.x)
     with torch.no_grad():
         return {
-            "MCN": float(distortion.condition_number(model.manifold_, z).mean()),
-            "VoR": float(distortion.vor(model.manifold_, z)),
+            "MCN": float(scores.condition_number(model.manifold_, z).mean()),
+            "VoR": float(scores.vor(model.manifold_, z)),
             "Spearman": datasets.rank_correlation(data, z) if data.distance is not None else float("nan"),
             "unexplained": 1 - model.score(data.x),
         }
@@ -52,7 +52,7 @@ def main() -> None:
         plain = 0.0
         for name, settings in MODELS.items():
             model = type(settings)(**settings.get_params()).set_params(seed=seed).fit(data.x)
-            s = scores(model, data)
+            s = measured(model, data)
             plain = plain or s["unexplained"]
             print(
                 f"{seed:4} {name:6} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['Spearman']:9.5f} {s['unexplained']:12.2e} "
@@ -65,7 +65,7 @@ def main() -> None:
     print(f"\nA paraboloid, which has no isometric chart\n{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}")
     data = datasets.paraboloid(n=500, seed=0, dtype=torch.float32)
     for weight in WEIGHTS:
-        s = scores(IRAE(**{**SETTINGS, "epochs": 100}, weight=weight).fit(data.x), data)
+        s = measured(IRAE(**{**SETTINGS, "epochs": 100}, weight=weight).fit(data.x), data)
         print(f"{weight:6g} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['unexplained']:12.2e}", flush=True)
     print(draw(shown, options.out))
 

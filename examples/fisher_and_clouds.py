@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from sklearn.base import clone
 from torch import Tensor
 
-from riemae import Manifold, ambient, datasets, distortion, plotting
+from riemae import Manifold, ambient, datasets, plotting, scores
 from riemae.autoencoders import AE, IRAE, MCAE
 
 POISSON = {"hidden": (128, 128), "likelihood": "poisson", "epochs": 150, "batch_size": 100, "lr": 5e-3}
@@ -65,7 +65,7 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
             z = fitted.transform(data.x)
             M = Manifold(lambda c, f=fitted: torch.distributions.Poisson(f.decoder_(c).exp()))
             with torch.no_grad():
-                mcn, vor = float(distortion.condition_number(M, z).mean()), float(distortion.vor(M, z))
+                mcn, vor = float(scores.condition_number(M, z).mean()), float(scores.vor(M, z))
                 curvature = float(M.extrinsic_curvature(z).mean())
             ranks = [float(spearmanr((z[i] - z[j]).norm(dim=1), d).statistic) for i, j, d in truths]
             print(
@@ -96,7 +96,7 @@ def clouds(seeds: int) -> None:
             fitted = model.set_params(seed=seed).fit(data.x)
             z, M = fitted.transform(data.x), Manifold(fitted.decoder_, ambient=metric)
             with torch.no_grad():
-                mcn, vor = float(distortion.condition_number(M, z).mean()), float(distortion.vor(M, z))
+                mcn, vor = float(scores.condition_number(M, z).mean()), float(scores.vor(M, z))
             rank = float(spearmanr((z[i] - z[j]).norm(dim=1), truth).statistic)
             print(f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {rank:9.3f} {1 - fitted.score(data.x):12.4f}", flush=True)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from riemae import Manifold, distortion
+from riemae import Manifold, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +169,7 @@ def table() -> float:
         )
         gap = float((values - truth).abs().max())
         worst = max(worst, gap)
-        found = distortion.hierarchy(M, z).value
+        found = scores.hierarchy(M, z).value
         print(f"{name:29} " + " ".join(f"{v:10.6f}" for v in values.tolist()) + f"  {found} ({gap:.0e})")
     return worst
 
@@ -209,7 +209,7 @@ def draw(path: Path) -> None:
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(f"{name}: {distortion.hierarchy(M, projection.draw(*sample())).value}")
+        axes.set_title(f"{name}: {scores.hierarchy(M, projection.draw(*sample())).value}")
         _land(axes, projection)
         _graticule(axes, projection)
         _ellipses(axes, projection, M)

@@ -1,23 +1,21 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
-from riemae import ambient, curvature, datasets, differential, distortion, exceptions, io, solvers
+from riemae import ambient, datasets, differential, exceptions, scores, solvers, storage
 from riemae.ensembles import Ensemble
+from riemae.loading import load
 from riemae.manifold import Manifold
-from riemae.persistence import load
-
-__version__ = "0.1.0"
+from riemae.version import __version__
 
 __all__ = [
     "Ensemble",
     "Manifold",
     "__version__",
     "ambient",
-    "curvature",
     "datasets",
     "differential",
-    "distortion",
     "exceptions",
-    "io",
     "load",
+    "scores",
     "solvers",
+    "storage",
 ]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
+from riemae.distributions.layout import Members
 from riemae.exceptions import DecoderError, DTypeError, OptionError, ShapeError
-from riemae.heads import Members
-from riemae.randomness import seeded
-from riemae.reach import computed
+from riemae.numerics.random import seeded
+from riemae.numerics.reach import computed
 
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 

@@ -15,33 +15,36 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from riemae import curvature, distortion, reach, solvers
+from riemae import solvers, version
 from riemae.ambient import AmbientMetric, as_ambient
-from riemae.conditioned import Conditioned, Labels
-from riemae.conditions import Condition, Conditions, Untransformed
-from riemae.decoders import Decoder
+from riemae.differential.conditions import Condition, Conditions, Untransformed
+from riemae.distributions.layout import EnsembleLayout
 from riemae.ensembles import Ensemble
-from riemae.envelope import Ruler, once_differentiable, transformed_distance
 from riemae.exceptions import AmbientError, DecoderError, DifferentiationError, DTypeError, OptionError, ShapeError
-from riemae.heads import EnsembleLayout
-from riemae.latent import LatentSpace, as_latent, latent_geodesic
-from riemae.pullback import Pullback
+from riemae.geometry import curvature, distortion, smoothness
+from riemae.geometry.conditioned import Conditioned, Labels
+from riemae.geometry.decoder import Decoder
+from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
+from riemae.geometry.latent import LatentSpace, as_latent, latent_geodesic
+from riemae.geometry.pullback import Pullback
+from riemae.numerics import reach
+from riemae.numerics.checks import expect_dense, expect_values
+from riemae.numerics.precision import in_full_precision
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import refuse_transforms, refuse_vmap, transforms
+from riemae.numerics.values import concrete
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
-from riemae.solvers.checkpoint import digest
-from riemae.solvers.checks import expect_dense, expect_values
 from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import demand_convergence, paired_points, start_curve
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.probe import in_full_precision
 from riemae.solvers.products import Products
-from riemae.solvers.space import Space, concrete
-from riemae.solvers.tolerances import tolerance
-from riemae.solvers.transforms import refuse_transforms, refuse_vmap, transforms
+from riemae.solvers.space import Space
+from riemae.storage.digests import digest
 
 # What geodesics are solved to, unless asked for, where the decoder has kinks: lengths converge slowly there.
 _WITH_KINKS = 1e-2
@@ -73,7 +76,7 @@ class Manifold:
         latent: What the latent space itself is, if no plain R^m: a tuple with the period of each coordinate, None for
             those that have none, or a geoopt manifold whose points are coordinates (``PoincareBall``,
             ``SphereProjection``). Geodesics then start from latent geodesics and may go either way round a period, and
-            distortion is relative to its metric. See :mod:`riemae.latent`.
+            distortion is relative to its metric. See :mod:`riemae.geometry.latent`.
 
     Raises:
         DTypeError: When ``decoder`` is not callable.
@@ -179,7 +182,7 @@ class Manifold:
     def decode(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, *shape)
         """Data ``f(z)``, or the parameters of the distributions that the decoder returns.
 
-        A single parameter keeps its shape; several, in the order of :mod:`riemae.families`, are flattened and joined.
+        A single parameter keeps its shape; several, in the order of :mod:`riemae.distributions.closed_form`, are flattened and joined.
         Logits stay logits and probabilities stay probabilities, as the decoder built them. Members of an ensemble have
         an axis of their own, before the data's.
         """
@@ -264,7 +267,7 @@ class Manifold:
             raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
         core, flat, w, batch = self._core.placed_tangents("taylor", condition, z, v)
         if order == 2:
-            curvature.warn_if_flat(core, flat)
+            smoothness.warn_if_flat(core, flat)
         terms = core.taylor(flat, w, order)
         return tuple(core.finite("taylor", x, flat).view(*batch, x.shape[-1]) for x in terms)
 
@@ -296,7 +299,7 @@ class Manifold:
     def eigenvalues(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m)
         """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder; 0 where G is singular.
 
-        From singular values of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+        From singular values of the Jacobian, as right as that is: see :mod:`riemae.geometry.factors`.
 
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
@@ -304,10 +307,18 @@ class Manifold:
         core, flat = self._core.placed("eigenvalues", z, condition)
         return core.singular_values("eigenvalues", flat).square().view(z.shape)
 
+    def metric_factor(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """Upper triangular ``R`` with ``RᵀR = G(z)``: lengths of ``R v`` are those of the tangent vectors ``v``.
+
+        From a QR decomposition of the Jacobian, whose condition is not squared: see :mod:`riemae.geometry.factors`.
+        """
+        core, flat = self._core.placed("metric_factor", z, condition)
+        return core.triangle("metric_factor", flat).to(z.dtype).view(*z.shape, z.shape[-1])
+
     def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
         """``log √det G``, the log magnification factor; −inf where the metric is singular.
 
-        From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.factors`.
+        From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.geometry.factors`.
 
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
@@ -348,7 +359,7 @@ class Manifold:
         core, flat, v, batch = self._core.placed_tangents("acceleration", condition, z, v)
         return core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
 
-    # Curvature: riemae.curvature has the formulas.
+    # Curvature: riemae.geometry.curvature has the formulas.
 
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
@@ -370,6 +381,34 @@ class Manifold:
         core, flat = self._core.placed("curvature_form", z, condition)
         return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
 
+    @overload
+    def extrinsic_curvature(
+        self,
+        z: Tensor,
+        estimator: Literal["exact", "hutchinson", "paper"] = ...,
+        samples: int = ...,
+        generator: torch.Generator | None = ...,
+        ridge: float = ...,
+        per_member: bool = ...,
+        *,
+        decoded: Literal[False] = ...,
+        condition: Conditions = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def extrinsic_curvature(
+        self,
+        z: Tensor,
+        estimator: Literal["exact", "hutchinson", "paper"] = ...,
+        samples: int = ...,
+        generator: torch.Generator | None = ...,
+        ridge: float = ...,
+        per_member: bool = ...,
+        *,
+        decoded: Literal[True],
+        condition: Conditions = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
     def extrinsic_curvature(
         self,
         z: Tensor,
@@ -379,8 +418,9 @@ class Manifold:
         ridge: float = 0.0,
         per_member: bool = False,
         *,
+        decoded: bool = False,
         condition: Conditions = None,
-    ) -> Tensor:  # (*b, m) -> (*b,) or (K, *b)
+    ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b,) or (K, *b)
         """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
 
         Args:
@@ -394,18 +434,27 @@ class Manifold:
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
                 Jacobian gives a large value instead of an error. It lowers the result by about ridge × condition.
             per_member: One value for each member of an ensemble, along a new first axis.
+            decoded: Also return the data ``(*b, *shape)`` at ``z``, from the same pass; not with ``per_member``.
             condition: As in :class:`Manifold`.
 
         Raises:
-            OptionError: For an unknown estimator, fewer than one sample, or a negative ridge.
+            OptionError: For an unknown estimator, fewer than one sample, a negative ridge, or ``per_member`` with
+                ``decoded``.
             SingularMetricError: Where the metric is not positive definite.
         """
+        if per_member and decoded:
+            hint = "Decode each of M.members."
+            raise OptionError("Manifold.extrinsic_curvature", "per_member or decoded", "both", hint)
         if per_member:
             options = (estimator, samples, generator, ridge)
             return torch.stack([M.extrinsic_curvature(z, *options, condition=condition) for M in self.members])
         core, flat = self._core.placed("extrinsic_curvature", z, condition)
-        out = curvature.extrinsic_curvature(core, flat, estimator, samples, generator, ridge)[0]
-        return out.view(z.shape[:-1])
+        out, x = curvature.extrinsic_curvature(core, flat, estimator, samples, generator, ridge, decoded)
+        out = out.view(z.shape[:-1])
+        if not decoded:
+            return out
+        shape = core.decoder.output_shape
+        return out, x.view(*z.shape[:-1], *(x.shape[1:] if shape is None else shape))
 
     def mean_curvature(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, D)
         """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
@@ -444,9 +493,19 @@ class Manifold:
             )
         return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(z.shape)
 
+    @overload
     def riemann(
-        self, z: Tensor, ridge: float = 0.0, *, condition: Conditions = None
-    ) -> Tensor:  # (*b, m) -> (*b, m, m, m, m)
+        self, z: Tensor, ridge: float = ..., *, with_metric: Literal[False] = ..., condition: Conditions = ...
+    ) -> Tensor: ...
+
+    @overload
+    def riemann(
+        self, z: Tensor, ridge: float = ..., *, with_metric: Literal[True], condition: Conditions = ...
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def riemann(
+        self, z: Tensor, ridge: float = 0.0, *, with_metric: bool = False, condition: Conditions = None
+    ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b, m, m, m, m)
         """Riemann tensor with all indices down, ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
         By the Gauss equation where the ambient metric has a feature map; by differentiating the connection elsewhere,
@@ -455,14 +514,16 @@ class Manifold:
         Args:
             z: Points.
             ridge: As in :meth:`extrinsic_curvature`; for ambient metrics with a feature map.
+            with_metric: Also return ``G`` ``(*b, m, m)``, with the ridge, from the same pass.
             condition: As in :class:`Manifold`.
 
         Raises:
             OptionError: For a negative ridge, or one without a feature map.
         """
         core, flat = self._core.placed("riemann", z, condition)
-        tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)[1]
-        return tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
+        metric, tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)
+        tensor = tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
+        return (tensor, metric.view(*z.shape, z.shape[-1])) if with_metric else tensor
 
     def ricci(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
@@ -519,7 +580,12 @@ class Manifold:
         core, flat = self._core.placed("gaussian_curvature", z, condition)
         return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
 
-    # Distortion: riemae.distortion has the formulas, scores and the hierarchy of maps.
+    def kinks(self, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
+        """What makes the decoder piecewise linear, in words, as ``SmoothnessWarning`` has it; None when it is smooth."""
+        core, flat = self._core.placed("kinks", z, condition)
+        return smoothness.kinks(core, flat)
+
+    # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of points.
 
     def distortion(
         self,
@@ -837,7 +903,7 @@ class Manifold:
         if concrete(flat) is None:
             return tolerance(flat.dtype).geodesic
         row = flat.isfinite().all(-1).nonzero()[:1, 0]
-        kinks = curvature.kinks_by_name(core.select(row), flat[row])
+        kinks = smoothness.kinks_by_name(core.select(row), flat[row])
         return tolerance(flat.dtype).geodesic if kinks is None else _WITH_KINKS
 
     def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
@@ -1240,11 +1306,9 @@ class Manifold:
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""
-        from riemae import __version__
-
         ambient = type(self.ambient).__qualname__, self._core.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
-        return {"riemae": __version__, "decoder": self.decoder, "ambient": ambient, "latent": (latent,)}
+        return {"riemae": version.__version__, "decoder": self.decoder, "ambient": ambient, "latent": (latent,)}
 
     # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
     # here raises for NaN.

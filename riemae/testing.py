@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemae.exceptions import ContractError, DTypeError, ShapeError
 from riemae.manifold import Manifold
-from riemae.solvers.tolerances import tolerance
+from riemae.numerics.tolerances import tolerance
 
 
 def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, float]:

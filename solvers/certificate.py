@@ -12,7 +12,7 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.space import Space
 
 
-def turning(space: Space, curve: Curve, pieces: Tensor | None = None) -> Tensor:  # -> (*b,)
+def geodesic_residual(space: Space, curve: Curve, pieces: Tensor | None = None) -> Tensor:  # -> (*b,)
     """Residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / L``, the rate at which the curve still turns.
 
     ``z̈ + Γ(ż, ż)`` is the covariant acceleration ``∇_ż ż`` of the spline, measured by the metric at the middle of every

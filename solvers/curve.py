@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError, ShapeError
-from riemae.solvers.rows import apply_matrix
+from riemae.numerics.batch_invariance import apply_matrix
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.space import Space
-from riemae.solvers.tolerances import tolerance
 
 # Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own quartic wiggles.
 _QUADRATURE_POINTS = 3
@@ -40,7 +40,7 @@ class Curve:
         Raises:
             ShapeError: With fewer than two nodes.
         """
-        _check_nodes("Curve.from_nodes", nodes)
+        check_nodes("Curve.from_nodes", nodes)
         matrix = torch.as_tensor(_slope_matrix(nodes.shape[-2])).to(nodes)
         return cls(nodes, apply_matrix(matrix, nodes))
 
@@ -66,7 +66,7 @@ class Curve:
         Raises:
             ShapeError: With fewer than two corners.
         """
-        _check_nodes("Curve.through", points)
+        check_nodes("Curve.through", points)
         _check_segments("Curve.through", segments)
         if times is None:
             times = torch.nn.functional.pad(points.diff(dim=-2).norm(dim=-1).cumsum(-1), (1, 0))
@@ -162,7 +162,7 @@ class Curve:
         n = self.segments
         times = t.reshape(-1) * n
         i = times.floor().long().clamp(max=n - 1)
-        basis = torch.stack(_hermite(times - i, order, n))[..., None]
+        basis = torch.stack(hermite(times - i, order, n))[..., None]
         nodes, slopes = self.nodes, self.slopes
         z = _combined(basis, order, nodes[..., i, :], slopes[..., i, :], nodes[..., i + 1, :], slopes[..., i + 1, :])
         return z if t.ndim else z[..., 0, :]
@@ -224,7 +224,7 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nodes = curve.nodes
     elif isinstance(curve, Tensor):
         nodes = curve
-        _check_nodes("length", nodes)
+        check_nodes("length", nodes)
     else:
         raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
     n = nodes.shape[-2] - 1
@@ -318,11 +318,11 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
 @lru_cache(maxsize=256)
 def _piece_basis(u: tuple[float, ...], order: int, n: int) -> np.ndarray:  # (k,) -> (4, k, 1)
     """The Hermite basis at times of a piece."""
-    basis = _hermite(torch.tensor(u, dtype=torch.float64), order, n)
+    basis = hermite(torch.tensor(u, dtype=torch.float64), order, n)
     return torch.stack(basis)[..., None].numpy()
 
 
-def _hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cubic Hermite basis on a piece of duration 1/n, differentiated ``order`` times in t."""
     if order == 0:
         return (
@@ -353,7 +353,12 @@ def _slope_matrix(count: int) -> np.ndarray:
     return np.pad(spline(np.linspace(0, 1, count), 1), ((0, 0), (0, -count % 16)))
 
 
-def _check_nodes(where: str, nodes: Tensor) -> None:
+def check_nodes(where: str, nodes: Tensor) -> None:
+    """Whether nodes make a curve.
+
+    Raises:
+        ShapeError: With fewer than two nodes.
+    """
     if nodes.ndim < 2 or nodes.shape[-2] < 2:
         raise ShapeError(
             where, "a curve of shape (*b, n, m) with n of at least 2", str(tuple(nodes.shape)), "Give both end points."

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from riemae.numerics.threads import jvp
 from riemae.solvers.linear import BlockTridiagonal
-from riemae.solvers.threads import jvp
 
 # (function, point, tangent) -> directional derivative; torch.func.jvp unless a space brings its own.
 Pushforward = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]

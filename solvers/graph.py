@@ -21,9 +21,9 @@ from riemae.exceptions import (
     ShapeError,
     stack_level,
 )
-from riemae.solvers.checks import expect_rtol, expect_values
+from riemae.numerics.checks import expect_rtol, expect_values
 from riemae.solvers.curve import Curve, length
-from riemae.solvers.neighbors import Search, nearest
+from riemae.solvers.nearest import Search, nearest
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.quadrature import length as measured
 from riemae.solvers.space import Space

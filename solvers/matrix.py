@@ -31,17 +31,18 @@ from riemae.exceptions import (
     ShapeError,
     TransferError,
 )
-from riemae.solvers.checkpoint import BlockFile, digest
-from riemae.solvers.checks import expect_rtol, expect_values
+from riemae.numerics.checks import expect_rtol, expect_values
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.graph import graph as build_graph
-from riemae.solvers.identity import fingerprint, parts
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import Space
-from riemae.solvers.tolerances import tolerance
+from riemae.storage.blocks import BlockFile
+from riemae.storage.digests import digest
+from riemae.storage.identity import fingerprint, parts
 
 Method = Literal["geodesic", "graph", "chord"]
 
@@ -199,7 +200,7 @@ def _run(
         with torch.no_grad():
             matrix, failures = _compute(task, layout, None, executor, progress)
     else:
-        with BlockFile.open(out, *_recognised(task, identity, layout)) as file:
+        with BlockFile.open(out, *_recognised(task, identity, layout), frozenset(map(int, Status))) as file:
             if not file.complete:
                 with torch.no_grad():
                     matrix, failures = _compute(task, layout, file, executor, progress)

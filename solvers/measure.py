@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.curve import (
     Curve,
     nodes_of_samples,
@@ -31,7 +32,6 @@ from riemae.solvers.curve import (
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.space import Space, embedding_of
 from riemae.solvers.state import on_host
-from riemae.solvers.tolerances import tolerance
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is believed only once
 # three levels have shown it, and then by half.

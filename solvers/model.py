@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import Expansion
 from riemae.solvers.linear import BlockTridiagonal, Factorization
 from riemae.solvers.state import curves_at, on_host, placed
-from riemae.solvers.tolerances import tolerance
 
 _MOST_EIGENVECTORS = 768  # rows of a matrix whose eigenvalues are made positive
 _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat

@@ -22,20 +22,21 @@ from riemae.exceptions import (
     ShapeError,
     stack_level,
 )
+from riemae.numerics.checks import expect_dense, expect_rtol, expect_values
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.values import evidently_finite
 from riemae.solvers.certificate import sound_acceleration, unevenness
-from riemae.solvers.checks import expect_dense, expect_rtol, expect_values
 from riemae.solvers.curve import Curve, equalized, speeds
 from riemae.solvers.graph import Graph
 from riemae.solvers.measure import RATIO, Evidence, Measure
-from riemae.solvers.newton import Newton
-from riemae.solvers.newton_cg import NewtonCG
+from riemae.solvers.methods.newton import Newton
+from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver, expect_solver
-from riemae.solvers.space import Space, embedding_of, evidently_finite, labels_of, velocities_of
+from riemae.solvers.space import Space, embedding_of, labels_of, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
-from riemae.solvers.tolerances import tolerance
 
 # The solver's own error must be small beside the discretisation error that is being estimated; rounding may stop it
 # at 50 times as much.

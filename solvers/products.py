@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemae.numerics.metric import safe_sqrt
 from riemae.solvers.energy import discrete_energy, rounding
-from riemae.solvers.space import Space, safe_sqrt
+from riemae.solvers.space import Space
 
 Product = Callable[[Tensor], Tensor]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, NotConvergedError
-from riemae.solvers.checks import expect_rtol
-from riemae.solvers.curve import Curve, _check_nodes, _hermite
-from riemae.solvers.space import Space, concrete
-from riemae.solvers.tolerances import tolerance
-from riemae.solvers.transforms import transformed
+from riemae.numerics.checks import expect_rtol
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import transformed
+from riemae.numerics.values import concrete
+from riemae.solvers.curve import Curve, check_nodes, hermite
+from riemae.solvers.space import Space
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
 _KNOTS = np.array([0.434243749346802558, 0.774596669241483377, 0.960491268708020283])
@@ -164,9 +165,9 @@ class _Track(NamedTuple):
             step = right - left
             return left + u[..., None] * step, (n * step).expand(*u.shape, -1)
         first, last = self.slopes[curve, segment, None], self.slopes[curve, segment + 1, None]
-        a, b, c, d = (x[..., None] for x in _hermite(u, 0, n))
+        a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
         z = a * left + b * first + c * right + d * last
-        _, b, c, d = (x[..., None] for x in _hermite(u, 1, n))
+        _, b, c, d = (x[..., None] for x in hermite(u, 1, n))
         return z, b * first + c * (right - left) + d * last  # so written that it has no speed at all where it rests
 
 
@@ -186,7 +187,7 @@ def _integral(
         nodes, slopes = curve, None
     else:
         raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
-    _check_nodes(where, nodes)
+    check_nodes(where, nodes)
     rtol = expect_rtol(where, rtol)
     batch = nodes.shape[:-2]
     flat = [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in (nodes, slopes)]

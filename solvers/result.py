@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import OptionError
-from riemae.solvers.certificate import turning
+from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
 from riemae.solvers.space import Space
 
@@ -97,7 +97,7 @@ class GeodesicResult:
         """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``, 0 on an exact geodesic.
 
         Computed at first use, by one acceleration a segment (about as much as one step of the solver);
-        :func:`~riemae.solvers.turning` has the definition.
+        :func:`~riemae.solvers.geodesic_residual` has the definition.
 
         Raises:
             OptionError: When the result came out of a pickle without it: the space does not travel with it.
@@ -107,12 +107,12 @@ class GeodesicResult:
                 "GeodesicResult.residual",
                 "a result that knows its space",
                 "one that was pickled before the residual was asked for",
-                "Ask for .residual before pickling, or call solvers.turning(space, result.curve).",
+                "Ask for .residual before pickling, or call solvers.geodesic_residual(space, result.curve).",
             )
         restored: Any = getattr(self.space, "restored", None)
         curve = self.curve if restored is None else restored(self.curve, self.stats)
         with torch.no_grad():
-            return turning(self.space, curve, self.stats["segments"])
+            return geodesic_residual(self.space, curve, self.stats["segments"])
 
     def __getstate__(self) -> dict[str, object]:
         """Everything but the space, whose decoder may not be picklable; a residual that was computed stays."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
-from riemae.solvers.tolerances import tolerance
 
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 S = TypeVar("S", bound="State")
@@ -120,7 +120,7 @@ def check_settings(name: str, solver: Solver, **positive: float) -> None:
             raise OptionError(name, f"{option} > 0", str(value), "")
 
 
-def judged(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
+def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
     """The state with the decrement, the index and the status that the Hessian of the chord energy gives its curves.
 
     The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with Gauss-Newton in place of ``H``
@@ -189,7 +189,7 @@ def with_index(space: Space, state: S, done: Tensor) -> S:
         return state
     known = State.start(state.nodes[rows])
     index = state.index.clone()
-    index[rows] = judged(space, known, 0.0).index
+    index[rows] = newton_decrement(space, known, 0.0).index
     return replace(state, index=index)
 
 

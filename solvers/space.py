@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -10,13 +9,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, MetricError, ShapeError, SingularMetricError
-from riemae.solvers import probe
+from riemae.exceptions import DTypeError, MetricError, ShapeError
+from riemae.numerics import probe
+from riemae.numerics.batch_invariance import batch_invariant
+from riemae.numerics.metric import root, solve_metric
+from riemae.numerics.threads import jvp
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import transformed
+from riemae.numerics.values import concrete, own
 from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff, gauss_newton_blocks, rounding
-from riemae.solvers.rows import steady
-from riemae.solvers.threads import jvp
-from riemae.solvers.tolerances import tolerance
-from riemae.solvers.transforms import transformed
 
 
 @runtime_checkable
@@ -105,7 +106,7 @@ class MetricSpace:
 
     def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         z, m = flat, flat.shape[-1]
-        g = steady(self.tensor)(own(flat))
+        g = batch_invariant(self.tensor)(own(flat))
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
             raise DTypeError(
                 "MetricSpace.metric",
@@ -254,93 +255,6 @@ def differentiated(
         energy = discrete_energy(squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
         (gradient,) = torch.autograd.grad(energy.sum(), interior)
     return energy.detach(), gradient
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0, so that vanishing lengths do not poison gradients with NaN."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
-
-
-def root(squared: Tensor, size: Tensor | None = None) -> Tensor:
-    """:func:`safe_sqrt` of squared lengths; NaN for negative ones, beyond the rounding of sums of this size."""
-    negative = squared < 0 if size is None else squared < -1e3 * tolerance(squared.dtype).eps * size
-    return torch.where(negative, torch.nan, safe_sqrt(squared))
-
-
-def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m, m) -> (k, m, m), (k, m, 1)
-    """Cholesky factor of ``G`` scaled to unit diagonal, and the scale.
-
-    Raises:
-        SingularMetricError: Where ``G`` is not positive definite, with the places.
-    """
-    # Unit diagonal first: whether a pivot is rounding must not depend on the units of the coordinates.
-    size = metric.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(size > 0, size, 1.0).rsqrt()[..., None]
-    factor, info = torch.linalg.cholesky_ex(metric * scale * scale.mT)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    bad = concrete((info != 0) | ~(pivots > tolerance(metric.dtype).rank).all(-1))
-    if bad is not None and bool(bad.any()):
-        places = bad.nonzero().flatten().tolist()
-        first = metric[bad][0]
-        low = torch.linalg.eigvalsh(first)[0] if bool(first.isfinite().all()) else first.new_tensor(torch.nan)
-        if bool(low < -tolerance(metric.dtype).probe * first.abs().max()):
-            raise SingularMetricError(
-                where,
-                "a positive definite metric",
-                f"one with a negative eigenvalue ({float(low):.3g}) at {len(places)} of {len(bad)} points "
-                f"(first: {places[:5]})",
-                "It is no metric there: look at its sign and its domain.",
-            )
-        raise SingularMetricError(
-            where,
-            "a positive definite metric",
-            f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
-            "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
-        )
-    return factor, scale
-
-
-def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
-    """``G⁻¹ b`` by Cholesky.
-
-    Raises:
-        SingularMetricError: Where ``G`` is not positive definite, with the places.
-    """
-    factor, scale = check_metric(where, metric)
-    rhs = b[..., None] if b.ndim == 2 else b.flatten(2)
-    return (scale * torch.cholesky_solve(scale * rhs, factor)).reshape(b.shape)
-
-
-def concrete(x: Tensor) -> Tensor | None:
-    """``x`` when its values can be looked at; None on the meta device and inside ``torch.func.vmap``."""
-    if x.is_meta:
-        return None
-    try:
-        bool(x.any())
-    except RuntimeError:  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
-        return None
-    return x
-
-
-def own(x: Tensor) -> Tensor:
-    """A copy for a function of the user, which may write into what it gets; tensors of other kinds as they are."""
-    return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
-
-
-def evidently_finite(*tensors: Tensor) -> bool:
-    """Whether the sum is finite, which NaN and infinity would survive; a fifth of the cost of looking at every number.
-
-    False says nothing: a sum may overflow, and some tensors cannot be looked at.
-    """
-    sums = [x.detach().sum() for x in tensors]
-    total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]
-    if total.is_meta:
-        return False
-    try:  # in one look, where `concrete` would need two
-        return math.isfinite(total.item())
-    except RuntimeError:  # inside vmap
-        return False
 
 
 def _quadratic(g: Tensor, v: Tensor) -> Tensor:

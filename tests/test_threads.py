@@ -12,7 +12,7 @@ from torch import nn
 from riemae import Manifold, ambient, solvers
 from riemae.autoencoders import AE
 from riemae.exceptions import DifferentiationError
-from riemae.solvers.threads import Shared, forward_mode, in_forward_mode, jvp
+from riemae.numerics.threads import Shared, forward_mode, in_forward_mode, jvp
 
 THREADS = 4
 

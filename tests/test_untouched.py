@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from riemae import Manifold, ambient, solvers
+from riemae.differential.taylor import Jet
 from riemae.exceptions import FallbackWarning, SmoothnessWarning
-from riemae.taylor import Jet
 
 F64 = torch.float64
 

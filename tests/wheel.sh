@@ -24,6 +24,7 @@ for module in pkgutil.walk_packages(riemae.__path__, "riemae."):
     if module.name != "riemae.__main__":
         importlib.import_module(module.name)
 END
-venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider tests/test_packaging.py tests/test_manifold.py tests/test_docs.py \
-    tests/test_io.py tests/test_persistence.py tests/test_datasets.py tests/test_plotting.py tests/test_demo.py \
-    tests/test_interop_geoopt.py tests/test_solvers_graph.py tests/test_distance_matrix.py tests/test_training.py
+venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider \
+    tests/test_packaging.py tests/test_layers.py tests/test_manifold.py tests/test_docs.py tests/test_plotting.py \
+    tests/autoencoders/test_persistence.py tests/autoencoders/test_training.py tests/cli tests/datasets tests/interop \
+    tests/solvers/test_distance_matrix.py tests/solvers/test_graph.py tests/storage

@@ -4,11 +4,11 @@ from riemae.ambient.base import AmbientMetric, ShapedMetric
 from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
 from riemae.ambient.density import Density
-from riemae.ambient.expected import Averaged, Expected
+from riemae.ambient.features import ClassifierFisher, Constant, Diagonal, Euclidean, FeatureMap, LowRank
 from riemae.ambient.fisher import FisherRao
-from riemae.ambient.flat import ClassifierFisher, Constant, Diagonal, Euclidean, FeatureMap, LowRank
 from riemae.ambient.geoopt import Geoopt
-from riemae.registry import register_family, unregister_family
+from riemae.ambient.uncertain import Averaged, Expected
+from riemae.distributions.registry import register_family, unregister_family
 
 __all__ = [
     "AmbientMetric",

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from riemae.exceptions import AmbientError
-from riemae.solvers.threads import jvp
-from riemae.solvers.tolerances import tolerance
+from riemae.numerics.threads import jvp
+from riemae.numerics.tolerances import tolerance
 
 if TYPE_CHECKING:
-    from riemae.heads import AnyLayout
+    from riemae.distributions.layout import AnyLayout
 
 _NOT_POSITIVE = ("a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor.")
 _GIVEN = ("features", "factor_product", "diagonal", "matrix", "product", "inner")
@@ -52,12 +52,12 @@ class AmbientMetric(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        if self._given() is None:
+        if self.given_by() is None:
             raise AmbientError(
                 type(self).__name__, f"a subclass that overrides one of {', '.join(_GIVEN)}", "none of them", ""
             )
 
-    def _given(self) -> str | None:
+    def given_by(self) -> str | None:
         """The method that the others rest on. A subclass whose road depends on its data overrides this."""
         kind = type(self)
         return next((name for name in _GIVEN if getattr(kind, name) is not getattr(AmbientMetric, name)), None)
@@ -74,7 +74,7 @@ class AmbientMetric(nn.Module):
     @property
     def has_features(self) -> bool:
         """Whether ``H`` comes from a feature map, so that the geometry of ``(f, H)`` is that of ``(φ∘f, I)``."""
-        return self._given() == "features"
+        return self.given_by() == "features"
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """Feature map φ with ``H = JφᵀJφ``.
@@ -90,7 +90,7 @@ class AmbientMetric(nn.Module):
         Raises:
             AmbientError: When the metric is given by its matrix or its product.
         """
-        given = self._given()
+        given = self.given_by()
         if given == "features":
             return jvp(lambda y: self.features(y).flatten(1), (x,), (v.view_as(x),))[1]
         if given == "diagonal":
@@ -103,14 +103,14 @@ class AmbientMetric(nn.Module):
 
     def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
         """``H`` as a matrix: D² numbers a point, for small D and for tests."""
-        if self._given() == "diagonal":
+        if self.given_by() == "diagonal":
             return torch.diag_embed(self.diagonal(x))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
         return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=0)(basis).movedim(0, -1)
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
-        given = self._given()
+        given = self.given_by()
         if given == "diagonal":
             return self.diagonal(x) * v
         if given == "matrix":
@@ -123,7 +123,7 @@ class AmbientMetric(nn.Module):
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
-        given = self._given()
+        given = self.given_by()
         if given == "diagonal":
             return self.diagonal(x)[..., None] * columns
         if given == "matrix":
@@ -138,9 +138,9 @@ class AmbientMetric(nn.Module):
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""
-        if self._given() == "inner":
+        if self.given_by() == "inner":
             return self.inner(x, v, v)
-        if self._given() in ("factor_product", "features"):
+        if self.given_by() in ("factor_product", "features"):
             return self.factor_product(x, v).square().sum(-1)
         return (v * self.product(x, v)).sum(-1)
 

@@ -15,7 +15,7 @@ from riemae.ambient.base import AmbientMetric, ShapedMetric
 from riemae.exceptions import AmbientError, OptionError
 
 if TYPE_CHECKING:
-    from riemae.heads import AnyLayout
+    from riemae.distributions.layout import AnyLayout
 
 Evaluate = Literal["kde", "cloud"]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from riemae.ambient.base import AmbientMetric, each_column
-from riemae.ambient.flat import Constant, Diagonal, Euclidean
+from riemae.ambient.features import Constant, Diagonal, Euclidean
 from riemae.exceptions import AmbientError
-from riemae.solvers.space import own
+from riemae.numerics.values import own
 
 MetricFunction = Callable[[Tensor], Tensor]
 Operator = Callable[[Tensor, Tensor], Tensor]
@@ -134,7 +134,8 @@ class Custom(AmbientMetric):
             self.form = "diagonal" if self._call(sample).shape == (1, x.shape[-1]) else "matrix"
         return self.form
 
-    def _given(self) -> str | None:
+    def given_by(self) -> str | None:
+        """See :class:`AmbientMetric`."""
         return "product"
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.base import AmbientMetric
-from riemae.ambient.flat import check_floating, fitting
+from riemae.ambient.features import check_floating, fitting
 from riemae.exceptions import AmbientError, OptionError
 
 Kind = Literal["diagonal", "conformal", "density"]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.base import AmbientMetric
+from riemae.distributions.closed_form import NAMED
+from riemae.distributions.family import Family, Params
+from riemae.distributions.layout import AnyLayout, Head, Layout
+from riemae.distributions.numerical import Divergence, Quantiles, Score
+from riemae.distributions.registry import Registered
 from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarning, stack_level
-from riemae.families import NAMED, Family, Params
-from riemae.heads import AnyLayout, Head, Layout
-from riemae.information import Divergence, Quantiles, Score
-from riemae.registry import Registered
 
 # Families whose parameters are matrices: a flat tensor does not say of which size.
 _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
@@ -25,12 +26,12 @@ class FisherRao(AmbientMetric):
     A decoder that returns ``torch.distributions`` objects needs no arguments: families are read from what it returns,
     ``Independent`` and several heads (a tuple or dict of distributions) included. All variables are taken as
     independent, as torch has them, and parameters that do not depend on z, such as a constant scale, as known. Other
-    families than those of :mod:`riemae.families` work too: by their divergence or quantiles where torch has them,
+    families than those of :mod:`riemae.distributions.closed_form` work too: by their divergence or quantiles where torch has them,
     announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the score elsewhere, announced by an
     :class:`~riemae.exceptions.ApproximationWarning`.
 
     A decoder that returns a tensor needs the family. Its output holds torch's parameters of that name, in the order of
-    the table in :mod:`riemae.families`, logits rather than probabilities; several are halves (thirds …) of the
+    the table in :mod:`riemae.distributions.closed_form`, logits rather than probabilities; several are halves (thirds …) of the
     flattened output. Classes are on the last axis.
 
     Args:
@@ -70,7 +71,8 @@ class FisherRao(AmbientMetric):
         if self.family is not None and self.family.flat(self._unknown):
             self._road = "features"
 
-    def _given(self) -> str:
+    def given_by(self) -> str:
+        """See :class:`AmbientMetric`."""
         return self._road
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemae.ambient.base import ShapedMetric, each_column
 from riemae.exceptions import AmbientError
-from riemae.solvers.tolerances import tolerance
+from riemae.numerics.tolerances import tolerance
 
 
 class Geoopt(ShapedMetric):
@@ -118,7 +118,8 @@ class Geoopt(ShapedMetric):
             [self.manifold.proju(points, self.shaped(v)).flatten(1) for v in super()._probes(x).unbind(-1)], -1
         )
 
-    def _given(self) -> str | None:
+    def given_by(self) -> str | None:
+        """See :class:`AmbientMetric`."""
         return "inner"
 
 

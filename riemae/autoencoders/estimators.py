@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from riemae.autoencoders import saved
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.inputs import dense
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
@@ -25,8 +26,8 @@ from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
 from riemae.autoencoders.report import Report, report
 from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
 from riemae.manifold import Manifold
-from riemae.randomness import restored
-from riemae.reach import copied
+from riemae.numerics.random import restored
+from riemae.numerics.reach import copied
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
@@ -231,9 +232,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             CheckpointError: When the directory is a file.
         """
         check_is_fitted(self, "objective_")
-        from riemae.autoencoders.saved import save
-
-        return save(self, directory)
+        return saved.save(self, directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any) -> AE:
@@ -247,9 +246,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             CheckpointError: As in :func:`riemae.load`, and for a model of another class.
         """
-        from riemae import persistence
-
-        return persistence.read(directory, device, given, cls)
+        return saved.read(directory, device, given, {cls.__name__: cls})
 
     @property
     def report_(self) -> Report:
@@ -307,10 +304,12 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     # What the relatives change.
 
-    def _variation(self) -> Variation:
+    def variation(self) -> Variation:
+        """How this kind of autoencoder changes the data, the codes or the reconstruction in training."""
         return Variation()
 
-    def _own_terms(self) -> dict[str, float | Term]:
+    def own_terms(self) -> dict[str, float | Term]:
+        """Terms that this kind of autoencoder adds to the reconstruction, by name."""
         return {}
 
     def _neighbors(self, x: Tensor) -> Neighbors | None:
@@ -370,7 +369,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 "A decoder cannot be an immersion into a smaller space.",
             )
         likelihood = as_likelihood(self.likelihood).fitted(data)
-        variation = self._variation()
+        variation = self.variation()
         outputs = self.latent_dim * (1 if variation.beta is None else 2)
         center, spread = data.mean(0), data.flatten(1).var(0, correction=0).mean().sqrt()
         if isinstance(likelihood, Chamfer):
@@ -385,7 +384,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 scale = spread if likelihood.linear else torch.ones_like(spread)
                 null = likelihood.null(data)
                 decoder = build_decoder(null, scale, self.latent_dim, self._widths[::-1], self.activation).to(data)
-        terms = {**self._own_terms(), **(self.terms or {})}
+        terms = {**self.own_terms(), **(self.terms or {})}
         objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim)
         return objective.to(data.device)
 
@@ -572,7 +571,8 @@ class VAE(AE):
     beta: float = 1.0
     noise: float = 0.1
 
-    def _variation(self) -> Variation:
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
         return Variation(beta=self.beta, noise=self.noise)
 
 
@@ -588,7 +588,8 @@ class DenoisingAE(AE):
 
     corruption: float = 0.1
 
-    def _variation(self) -> Variation:
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
         return Variation(corruption=self.corruption)
 
 
@@ -604,7 +605,8 @@ class ContractiveAE(AE):
 
     weight: float = 1e-2
 
-    def _variation(self) -> Variation:
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
         return Variation(contraction=self.weight)
 
 
@@ -671,7 +673,8 @@ class NRAE(AE):
         self.restart_losses_ = losses
         return self
 
-    def _variation(self) -> Variation:
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
         return Variation(order=self.order, neighbor_weight=self.weight)
 
     def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
@@ -741,7 +744,12 @@ class MCAE(AE):
     weight: float = 1e-3
     probes: int | None = 1
 
-    def _own_terms(self) -> dict[str, float | Term]:
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`.
+
+        Raises:
+            OptionError: For an unknown kind of curvature.
+        """
         if self.kind not in ("extrinsic", "intrinsic"):
             raise OptionError("MCAE", "kind 'extrinsic' or 'intrinsic'", repr(self.kind), "")
         if self.kind == "intrinsic":
@@ -773,7 +781,8 @@ class IRAE(AE):
     mixup: float | None = 0.2
     probes: int = 1
 
-    def _own_terms(self) -> dict[str, float | Term]:
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`."""
         return _distortion(self.weight, self.mixup, self.probes)
 
 
@@ -793,8 +802,15 @@ class IRVAE(VAE):
     mixup: float | None = 0.2
     probes: int = 1
 
-    def _own_terms(self) -> dict[str, float | Term]:
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`."""
         return _distortion(self.weight, self.mixup, self.probes)
+
+
+# What riemae.load brings back by the name in a checkpoint.
+KINDS: dict[str, type[AE]] = {
+    kind.__name__: kind for kind in (AE, VAE, DenoisingAE, ContractiveAE, NRAE, MCAE, IRAE, IRVAE)
+}
 
 
 def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, float | Term]:

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from riemae.ambient import Euclidean
-from riemae.curvature import extrinsic_curvature_and_value, gaussian, metric_and_riemann, signs
 from riemae.exceptions import OptionError, ShapeError
 from riemae.manifold import Manifold
+from riemae.numerics.random import gaussian, signs
 
 Probe = Literal["signs", "gaussian"]
 Estimator = Literal["auto", "exact", "hutchinson", "paper"]
@@ -184,7 +184,7 @@ def extrinsic_curvature(
         estimator = "exact" if z.shape[-1] <= _EXACT else "hutchinson"
     if not decoded:
         return M.extrinsic_curvature(z, estimator=estimator, samples=probes, generator=generator, ridge=ridge).mean()
-    values, x = extrinsic_curvature_and_value(M, z, estimator, probes, generator, ridge)
+    values, x = M.extrinsic_curvature(z, estimator, probes, generator, ridge, decoded=True)
     return values.mean(), x
 
 
@@ -217,7 +217,7 @@ def intrinsic_curvature(
             f"dimension {z.shape[-1]}",
             "Every curve is flat in itself: use extrinsic_curvature.",
         )
-    metric, tensor = metric_and_riemann(M, z, ridge)
+    tensor, metric = M.riemann(z, ridge, with_metric=True)
     # In an orthonormal frame, norms are sums of squares. Frame vectors are the columns of L⁻ᵀ, G = L Lᵀ.
     factor = torch.linalg.cholesky(metric)
     eye = torch.eye(z.shape[-1]).to(z).expand_as(factor)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riemae import io
+from riemae import storage
 from riemae.exceptions import OptionError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-@io.register("riemae.Whiten")
+@storage.register("riemae.Whiten")
 class Whiten(nn.Module):
     """``(x − center)/scale``, flattened or not: data in units in which networks train well.
 
@@ -52,7 +52,7 @@ class Whiten(nn.Module):
         return x.flatten(1) if self.flatten else x
 
 
-@io.register("riemae.Colour")
+@storage.register("riemae.Colour")
 class Colour(nn.Module):
     """``center + scale · y``, in the shape of the data: the inverse of :class:`Whiten`.
 
@@ -77,7 +77,7 @@ class Colour(nn.Module):
         return self.center + self.scale * y.reshape(-1, *self.center.shape)
 
 
-@io.register("riemae.PointCloudEncoder")
+@storage.register("riemae.PointCloudEncoder")
 class PointCloudEncoder(nn.Module):
     """Code of a set of points, whatever their order: one network for every point, then mean and maximum over points.
 

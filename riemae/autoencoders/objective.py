@@ -27,9 +27,9 @@ from riemae import ambient as ambients
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.autoencoders import losses
 from riemae.autoencoders.likelihoods import Likelihood, SquaredError, as_likelihood
-from riemae.curvature import gaussian
-from riemae.decoders import Decoder
 from riemae.exceptions import AmbientError, DataError, DecoderError, DTypeError, NonFiniteError, OptionError, ShapeError
+from riemae.geometry.curvature import gaussian
+from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 
 Loss = Callable[..., Tensor]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from riemae import curvature, distortion
+from riemae import scores
 from riemae.exceptions import (
     DecoderError,
     MissingExtraError,
@@ -166,7 +166,7 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
         mcn=mcn,
         vor=vor,
         extrinsic_curvature=_curvature(M, z, flat.shape[1], generator),
-        kinks=curvature.kinks(M, z),
+        kinks=M.kinks(z),
         folded=_folded(flat, residual, near, k),
         dead=dead,
         spread=spread,
@@ -249,9 +249,9 @@ def _spread(z: Tensor, g: Tensor) -> tuple[float, ...]:
 
 def _scores(M: Manifold, z: Tensor) -> tuple[float, float]:
     """MCN and VoR; infinite where the metric is singular on average."""
-    mcn = float(distortion.condition_number(M, z).mean())
+    mcn = float(scores.condition_number(M, z).mean())
     try:
-        return mcn, float(distortion.vor(M, z))
+        return mcn, float(scores.vor(M, z))
     except SingularMetricError:
         return mcn, math.inf
 

@@ -6,25 +6,22 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from riemae import ambient as ambients
-from riemae import io
+from riemae import storage
 from riemae.ambient import AmbientMetric
 from riemae.autoencoders.likelihoods import LIKELIHOODS, Likelihood, as_likelihood
 from riemae.autoencoders.objective import Objective, Term
 from riemae.autoencoders.report import Report
 from riemae.exceptions import CheckpointError, RiemaeError
-from riemae.reach import copied
+from riemae.numerics.reach import copied
 
-if TYPE_CHECKING:
-    from riemae.autoencoders.estimators import AE
-
-LAYOUT = 1  # of the metadata; io has a version of its own for the files
+LAYOUT = 1  # of the metadata; riemae.storage has a version of its own for the files
 _PARTS = ("encoder", "decoder")
 # What decides where a fit writes: a file from elsewhere has no say in that.
 _WRITES = ("directory", "logger", "trainer")
@@ -36,7 +33,7 @@ _SAMPLES = 16  # stand-ins for the data
 _LEAST_NUMBERS, _TIMES = 2**26, 4096
 
 
-def save(model: AE, directory: str | os.PathLike[str]) -> Path:
+def save(model: Any, directory: str | os.PathLike[str]) -> Path:
     """Write a fitted estimator; see :meth:`riemae.autoencoders.AE.save`."""
     objective = model.objective_
     settings = model.get_params(deep=False)
@@ -46,7 +43,7 @@ def save(model: AE, directory: str | os.PathLike[str]) -> Path:
     own: dict[str, Any] = {}
     for part in _PARTS:
         if settings[part] is not None:
-            own[part] = io.describe(settings[part]) or _UNKNOWN
+            own[part] = storage.describe(settings[part]) or _UNKNOWN
             # What a new fit starts from.
             tensors |= {f"{part}.{name}": value for name, value in settings[part].state_dict().items()}
     # A report needs the data, which stay here.
@@ -59,7 +56,7 @@ def save(model: AE, directory: str | os.PathLike[str]) -> Path:
         "settings": {name: value for name, value in plain.items() if value is not _UNKNOWN},
         "dropped": sorted(name for name, value in plain.items() if value is _UNKNOWN),
         "own": own,
-        "networks": {part: io.describe(getattr(objective, part)) or _UNKNOWN for part in _PARTS},
+        "networks": {part: storage.describe(getattr(objective, part)) or _UNKNOWN for part in _PARTS},
         "ambient": "fisher" if objective.fisher else _ambient(objective.ambient),
         "likelihood": _likelihood(objective.likelihood),
         "likelihood_setting": settings["likelihood"] if isinstance(settings["likelihood"], str) else None,
@@ -73,7 +70,29 @@ def save(model: AE, directory: str | os.PathLike[str]) -> Path:
         "restart_losses": getattr(model, "restart_losses_", None),
         "report": None if found is None else dataclasses.asdict(found),
     }
-    return io.save(directory, tensors, metadata)
+    return storage.save(directory, tensors, metadata)
+
+
+def read(
+    directory: str | os.PathLike[str], device: torch.device | str, given: Mapping[str, Any], kinds: Mapping[str, type]
+) -> Any:
+    """The estimator that :func:`save` left: see :func:`riemae.load`.
+
+    Args:
+        directory: Where.
+        device: Where it goes.
+        given: What a checkpoint cannot hold.
+        kinds: Classes that it may be of, by name.
+
+    Raises:
+        CheckpointError: As :func:`riemae.load`.
+    """
+    device = storage.present("riemae.load", device)
+    tensors, metadata = storage.load(directory, device)
+    if metadata.get("kind") != "autoencoder":
+        hint = "Tensors of other checkpoints are read by riemae.storage.load."
+        raise CheckpointError("riemae.load", "a checkpoint of an autoencoder", repr(metadata.get("kind")), hint)
+    return restored(tensors, metadata, device, given, kinds)
 
 
 def restored(
@@ -81,9 +100,9 @@ def restored(
     metadata: Mapping[str, Any],
     device: torch.device,
     given: Mapping[str, Any],
-    cls: type[AE] | None = None,
-) -> AE:
-    """The estimator of a checkpoint.
+    kinds: Mapping[str, type],
+) -> Any:
+    """The estimator of a checkpoint, of one of ``kinds``.
 
     Raises:
         CheckpointError: When its content is no such estimator, or something is missing or does not fit.
@@ -97,10 +116,7 @@ def restored(
         hint = "All other settings come from the checkpoint; set_params changes them."
         raise CheckpointError(where, f"arguments among {', '.join(_DESCRIBED)}", ", ".join(unknown), hint)
     _check_metadata(metadata, tensors)
-    kind = cls or _class(metadata["class"])
-    if kind.__name__ != metadata["class"]:
-        hint = f"Load it by riemae.load, or by {metadata['class']}.load."
-        raise CheckpointError(where, f"a checkpoint of {kind.__name__}", f"one of {metadata['class']}", hint)
+    kind = _class(metadata["class"], kinds)
     _check_given(metadata, given)
     try:
         model = kind(**_settings(metadata, given))
@@ -183,14 +199,15 @@ def _terms(terms: Mapping[str, float | Term] | None) -> Any:
 # Reading.
 
 
-def _class(name: str) -> type[AE]:
-    from riemae.autoencoders import estimators
-
-    kinds = ("AE", "VAE", "DenoisingAE", "ContractiveAE", "NRAE", "MCAE", "IRAE", "IRVAE")
-    if name not in kinds:
-        hint = f"A class of your own is loaded by its own method: {name}.load(directory)."
-        raise CheckpointError("riemae.load", f"one of {', '.join(kinds)}", repr(name), hint)
-    return getattr(estimators, name)
+def _class(name: str, kinds: Mapping[str, type]) -> Any:
+    if name in kinds:
+        return kinds[name]
+    known = ", ".join(kinds)
+    if len(kinds) == 1:
+        hint = f"Load it by riemae.load, or by {name}.load."
+        raise CheckpointError("riemae.load", f"a checkpoint of {known}", f"one of {name}", hint)
+    hint = f"A class of your own is loaded by its own method: {name}.load(directory)."
+    raise CheckpointError("riemae.load", f"one of {known}", repr(name), hint)
 
 
 def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -208,7 +225,7 @@ def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             f"the arguments {', '.join(f'{name}=' for name in missing)}",
             "none",
             "They are not made of plain values: pass ambient= (and the like) as in training; of networks the "
-            "structure is enough, or register their class with riemae.io.register before saving.",
+            "structure is enough, or register their class with riemae.storage.register before saving.",
         )
 
 
@@ -346,7 +363,7 @@ def _read_ambient(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def _objective(
-    model: AE,
+    model: Any,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -371,8 +388,8 @@ def _objective(
         _stand_ins(networks["decoder"], likelihood, metadata, dtype, device),
         likelihood,
         metric,
-        {**model._own_terms(), **(model.terms or {})},
-        model._variation(),
+        {**model.own_terms(), **(model.terms or {})},
+        model.variation(),
         metadata["latent_dim"],
     )
     if foreign and objective.ambient is not None:
@@ -410,7 +427,7 @@ def _network(
 ) -> nn.Module:
     if given.get(part) is not None:
         return copied(given[part])
-    return io.build(metadata["networks"][part], _within(state, part))
+    return storage.build(metadata["networks"][part], _within(state, part))
 
 
 def _within(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -424,7 +441,7 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
     Raises:
         CheckpointError: When it does not take the codes, or makes far more of them than the file holds.
     """
-    decoder = io.outline(metadata["networks"]["decoder"])
+    decoder = storage.outline(metadata["networks"]["decoder"])
     if decoder is None:
         return
     allowed = max(_LEAST_NUMBERS, _TIMES * numbers)
@@ -445,13 +462,13 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
             handle.remove()
 
 
-def _set_own(model: AE, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _set_own(model: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Constructor arguments that are objects, so that a clone trains as the original would."""
     if metadata["ambient"] is not None:
         model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
     for part, described in metadata["own"].items():
         own = _within(tensors, part)
-        network = copied(given[part]) if given.get(part) is not None else io.build(described, own)
+        network = copied(given[part]) if given.get(part) is not None else storage.build(described, own)
         network.to(model.objective_.null.device, model.objective_.null.dtype)
         network.load_state_dict(own, assign=part not in given)
         setattr(model, part, network)

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from riemae.autoencoders.module import GeometricModule
 from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError, stack_level
-from riemae.solvers.lock import alive
+from riemae.storage.lock import alive
 
 CHECKPOINT = "last.ckpt"
 # Checkpoints that are being written: of which machine and process, so that those of dead ones can be told.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError
 from riemae.manifold import Manifold
-from riemae.solvers.space import solve_metric
+from riemae.numerics.metric import solve_metric
 
 # Pieces of the geodesic along which a vector is carried: fourth order in their length.
 _SEGMENTS = 8

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-from riemae.differential import Differential
+from riemae.differential.derivatives import Differential
 from riemae.exceptions import DecoderError, DifferentiationError
 
 TIMES = int(os.environ.get("RIEMAE_FUZZ", "1"))

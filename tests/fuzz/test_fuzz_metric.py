@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from riemae import Manifold, ambient, distortion
+from riemae import Manifold, ambient, scores
 from riemae.exceptions import PrecisionWarning
 
 F32, F64 = torch.float32, torch.float64
@@ -68,7 +68,7 @@ def test_spectrum(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)
         values, volume = M.eigenvalues(z).double(), M.log_volume(z).double()
-        worst = distortion.condition_number(M, z).double()
+        worst = scores.condition_number(M, z).double()
     eps = torch.finfo(dtype).eps
     # What rounding of J, and of a matrix H and its factor, may change of each singular value: eps times the largest.
     allowed = 100 * eps * s[-1] / s

@@ -1,0 +1,136 @@
+"""Uncertain decoders: the expected metric of Gaussian decoders and of ensembles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemae.ambient.base import AmbientMetric
+from riemae.distributions.layout import AnyLayout, EnsembleLayout, Layout
+from riemae.exceptions import AmbientError
+
+# Variance of the noise ε in a sample μ + σ ε.
+_NOISE = {"normal": 1.0, "laplace": 2.0, "multivariate_normal": 1.0}
+
+
+class Expected(AmbientMetric):
+    """The metric that a sample ``x = μ(z) + σ(z) ε`` of a Gaussian decoder pulls back on average.
+
+    ``E[JᵀJ] = J_μᵀJ_μ + J_σᵀJ_σ``: that of the map [μ; σ], so that geodesics keep away from where the decoder becomes
+    uncertain. For Laplace noise σ counts √2 times, its standard deviation; for a multivariate normal σ is the Cholesky
+    factor, as in torch's ``rsample``. Data keep their units, unlike under :class:`FisherRao`.
+
+    G. Arvanitidis, L. K. Hansen, S. Hauberg, Latent space oddity, ICLR 2018.
+
+    Example:
+        >>> import torch
+        >>> from riemae import Manifold, ambient
+        >>> decoder = lambda z: torch.distributions.Normal(3 * z, 1 + z ** 2)
+        >>> Manifold(decoder, ambient=ambient.Expected()).metric(torch.ones(1, 1))  # 3² + 2²
+        tensor([[[13.]]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layout: Layout | None = None
+
+    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> Expected:
+        """This metric for a decoder that returns these distributions.
+
+        Raises:
+            AmbientError: When they are not of the form μ + σ ε.
+        """
+        heads = layout.heads if isinstance(layout, Layout) else ()
+        if not heads or any(head.family.name not in _NOISE or head.transforms for head in heads):
+            got = ", ".join(head.family.name for head in heads) or "tensors"
+            raise AmbientError(
+                "Expected",
+                f"a decoder that returns distributions among {', '.join(_NOISE)}",
+                got,
+                "For an ensemble of decoders use riemae.Ensemble; for other families ambient.FisherRao().",
+            )
+        bound = Expected()
+        assert isinstance(layout, Layout)
+        bound.layout = layout
+        return bound
+
+    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, q)
+        """[μ; σ].
+
+        Raises:
+            AmbientError: Before it is bound to a decoder.
+        """
+        if self.layout is None:
+            raise AmbientError("Expected", "a decoder that returns distributions", "none", "Use it in a Manifold.")
+        parts = []
+        for head, p in zip(self.layout.heads, self.layout.split(x.flatten(1)), strict=True):
+            spread = next(value for name, value in p.items() if name != "loc")
+            parts += [p["loc"].flatten(1), _NOISE[head.family.name] ** 0.5 * spread.flatten(1)]
+        return torch.cat(parts, -1)
+
+
+class Averaged(AmbientMetric):
+    """The mean of the members' metrics, for decoders that return several outputs side by side, ``(k, count, *shape)``.
+
+    With features it is ``φ = K^{-1/2} [φ₁; …; φ_K]``. :class:`~riemae.Manifold` puts it around its ambient metric when
+    the decoder is an ensemble.
+
+    Args:
+        base: The metric on the data space of one member.
+        count: Number of members K.
+        shape: Shape of one member's data, where it is not that of ``x[:, 0]``.
+    """
+
+    def __init__(self, base: AmbientMetric, count: int, shape: torch.Size | None = None) -> None:
+        super().__init__()
+        self.base, self.count, self._shape = base, count, shape
+
+    def given_by(self) -> str:
+        """See :class:`AmbientMetric`."""
+        base = self.__dict__.get("_modules", {}).get("base")
+        return "features" if base is not None and base.has_features else "product"
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the members' metric is a user's function."""
+        return self.base.foreign
+
+    def features(self, x: Tensor) -> Tensor:  # (k, count, *shape) -> (k, q)
+        """Features of all members over √count."""
+        if not self.base.has_features:
+            return super().features(x)
+        return self.base.features(self._members(x)).reshape(len(x), -1) / self.count**0.5
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+        """``H(x) v``, block by block."""
+        if self.base.has_features:
+            return super().product(x, v)
+        flat = [y.reshape(len(x) * self.count, -1) for y in (x, v)]
+        return self.base.product(*flat).reshape(len(x), -1) / self.count
+
+    def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
+        """Root mean square of the members' ambient distances; None if unknown."""
+        distance = self.base.distance(self._members(x0), self._members(x1))
+        return None if distance is None else distance.view(len(x0), self.count).square().mean(-1).sqrt()
+
+    def _members(self, x: Tensor) -> Tensor:  # -> (k * count, *shape)
+        shape = x.shape[2:] if self._shape is None else self._shape
+        return x.reshape(len(x) * self.count, *shape)
+
+    def extra_repr(self) -> str:
+        """The number of members."""
+        return f"count={self.count}"
+
+
+def bound(ambient: AmbientMetric, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
+    """An ambient metric for a decoder whose outputs have this layout and shape.
+
+    Raises:
+        AmbientError: When it does not fit them.
+    """
+    base = ambient.base if isinstance(ambient, Averaged) else ambient
+    if isinstance(layout, EnsembleLayout):
+        return Averaged(bound(base, layout.member, shape[1:]), layout.count, shape[1:])
+    if base is not ambient:
+        raise AmbientError("Averaged", "an ensemble of decoders", "a single decoder", "Pass its base metric.")
+    return base.bind(layout, shape)

@@ -1,0 +1,172 @@
+"""Samples with the truth behind them, and what a model is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import OptionError, ShapeError
+from riemae.numerics.threads import forward_mode
+
+Seed = int | torch.Generator
+Map = Callable[[Tensor], Tensor]
+_NEWTON_STEPS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples, and the truth behind them.
+
+    Attributes:
+        x: What a model gets, ``(n, *shape)``: noisy.
+        clean: The same samples without noise, ``(n, *shape)``.
+        z: Their true coordinates, ``(n, m)``.
+        test: Noise-free points, not the samples, ``(t, *shape)``; in order along a curve.
+        test_z: Their true coordinates, ``(t, m)``.
+        surface: The true map from coordinates to data, ``(k, m) -> (k, *shape)``; differentiable for curves and
+            surfaces.
+        distance: True geodesic distance between coordinates, ``(k, m), (k, m) -> (k,)``; None where no closed form
+            exists.
+        bounds: ``(2, m)``, the box that the coordinates lie in.
+    """
+
+    x: Tensor
+    clean: Tensor
+    z: Tensor
+    test: Tensor
+    test_z: Tensor
+    surface: Map
+    bounds: Tensor
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.x.shape[1:]))
+        m = self.z.shape[1]
+        return f"Dataset({len(self.x)} samples in R^{shape}, {m} coordinate(s), {len(self.test)} test points)"
+
+    def nearest_distance(self, x: Tensor) -> Tensor:  # (k, D) -> (k,)
+        """Distance of points to the true curve or surface, by Gauss–Newton from the nearest test point.
+
+        The surface is the image of the whole box of coordinates: a hole is filled.
+
+        Raises:
+            ShapeError: When the points are not ``(k, D)`` with the D of a curve or surface.
+        """
+        from scipy.spatial import KDTree
+
+        if self.test.ndim != 2 or x.ndim != 2 or x.shape[1] != self.test.shape[1]:
+            got = f"{tuple(x.shape)} beside data of shape {tuple(self.test.shape[1:])}"
+            raise ShapeError("Dataset.nearest_distance", "points (k, D) of a curve or surface", got, "")
+        points = x.detach().double()
+        _, start = KDTree(self.test.double().cpu().numpy()).query(points.cpu().numpy())
+        z = self.test_z.double()[torch.as_tensor(start, device=self.test_z.device)].to(points)
+        low, high = self.bounds.to(points)
+        best = (self.surface(z) - points).norm(dim=1)
+        jacobian = torch.func.vmap(torch.func.jacfwd(lambda one: self.surface(one[None])[0]))
+        for _ in range(_NEWTON_STEPS):
+            with forward_mode():
+                j = jacobian(z)
+            step = torch.linalg.lstsq(j, (points - self.surface(z))[..., None]).solution[..., 0]
+            z = (z + step).clamp(low, high)
+            best = torch.minimum(best, (self.surface(z) - points).norm(dim=1))
+        return best.to(x)
+
+
+def clean_error(dataset: Dataset, reconstruct: Map) -> float:
+    """Mean squared distance between noise-free test points and their reconstruction.
+
+    Args:
+        dataset: Gives the test points.
+        reconstruct: ``x (t, *shape) -> (t, *shape)``, encoder and decoder.
+
+    Raises:
+        ShapeError: When the reconstruction has another shape.
+    """
+    with torch.no_grad():
+        found = reconstruct(dataset.test)
+    if found.shape != dataset.test.shape:
+        raise ShapeError("clean_error", f"a reconstruction {tuple(dataset.test.shape)}", str(tuple(found.shape)), "")
+    return float((found - dataset.test).flatten(1).square().sum(1).mean())
+
+
+def length_ratio(dataset: Dataset, curve: Tensor) -> float:  # (k, D)
+    """Length of a polygon through ``curve``'s rows in order, relative to the true curve: 1 is right, more is wiggly.
+
+    Raises:
+        ShapeError: When the data are no curve, or ``curve`` lies in another space.
+    """
+    if dataset.z.shape[1] != 1 or curve.ndim != 2 or curve.shape[1:] != dataset.test.shape[1:]:
+        expected = f"a curve (k, {dataset.test[0].numel()}) beside data with one coordinate"
+        raise ShapeError("length_ratio", expected, f"{tuple(curve.shape)}, {dataset.z.shape[1]} coordinate(s)", "")
+    return float(polygon_length(curve.detach()) / polygon_length(dataset.test))
+
+
+def in_order(z: Tensor, truth: Tensor) -> bool:  # (n, 1) or (n,) twice
+    """Whether one-dimensional codes run through the samples in their true order, in either direction, without ties.
+
+    Raises:
+        ShapeError: When there are several coordinates, or the numbers of samples differ.
+    """
+    if z.numel() != len(z) or truth.numel() != len(truth) or len(z) != len(truth):
+        raise ShapeError("in_order", "two lists of n numbers", f"{tuple(z.shape)} and {tuple(truth.shape)}", "")
+    steps = z.detach().reshape(-1)[truth.reshape(-1).argsort()].diff()
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
+    """Spearman's correlation of Euclidean latent distances with the true ones, over all pairs of samples.
+
+    Raises:
+        ShapeError: When ``z`` has another number of rows than the data.
+        OptionError: When the data know no true distance.
+    """
+    from scipy.stats import spearmanr
+
+    if z.ndim != 2 or len(z) != len(dataset.z):
+        raise ShapeError("rank_correlation", f"codes ({len(dataset.z)}, m)", str(tuple(z.shape)), "")
+    if dataset.distance is None:
+        raise OptionError("rank_correlation", "data with a true distance", "none", "Cylinder, patch and roll have one.")
+    i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
+    latent = (z[i] - z[j]).detach().norm(dim=1)
+    true = dataset.distance(dataset.z[i], dataset.z[j])
+    return float(spearmanr(latent.cpu().numpy(), true.cpu().numpy()).statistic)
+
+
+# What the functions above share.
+
+
+def seeded_generator(seed: Seed) -> torch.Generator:
+    """The generator that a seed stands for; a generator stands for itself."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of rows in the plane metric of their coordinates."""
+    return (a - b).norm(dim=-1)
+
+
+def polygon_length(curve: Tensor) -> Tensor:
+    """The length of a polygon through rows."""
+    return curve.flatten(1).double().diff(dim=0).norm(dim=1).sum()
+
+
+def as_dtype(dtype: torch.dtype | None, *parts: Tensor | Map | Callable[[Tensor, Tensor], Tensor] | None) -> Dataset:
+    """The parts of a :class:`Dataset`, tensors in this dtype."""
+    kind = torch.get_default_dtype() if dtype is None else dtype
+    return Dataset(*(p.to(kind) if isinstance(p, Tensor) else p for p in parts))  # type: ignore[arg-type]
+
+
+def noisy(clean: Tensor, noise: float, seed: Seed) -> Tensor:
+    """``clean`` with isotropic Gaussian noise of this standard deviation.
+
+    Raises:
+        OptionError: When it is negative.
+    """
+    if not noise >= 0:
+        raise OptionError("datasets", "noise of at least 0", str(noise), "It is a standard deviation.")
+    if not noise:
+        return clean.clone()
+    return clean + noise * torch.randn(clean.shape, generator=seeded_generator(seed), dtype=torch.float64)

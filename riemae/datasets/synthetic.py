@@ -1,0 +1,188 @@
+"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model should have found.
+
+Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and returns a
+:class:`Dataset` in the dtype asked for (torch's default unless given). Noise is isotropic in the data space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemae.datasets.base import Dataset, Map, Seed, as_dtype, euclidean, noisy, seeded_generator
+from riemae.exceptions import OptionError
+
+# Curves.
+
+
+def noisy_sine(n: int = 50, noise: float = 0.3, seed: Seed = 0, dtype: torch.dtype | None = None) -> Dataset:
+    """``(t, sin t)`` at n equal steps of ``t`` over [−π, π], with noise (the paper's figure 11, upper row)."""
+
+    def curve(t: Tensor) -> Tensor:
+        return torch.cat([t, t.sin()], -1)
+
+    grid = torch.linspace(-math.pi, math.pi, n, dtype=torch.float64)[:, None]
+    return _curve(curve, grid, (-math.pi, math.pi), noise, seed, dtype)
+
+
+def sparse_spiral(n: int = 30, noise: float = 0.01, seed: Seed = 0, dtype: torch.dtype | None = None) -> Dataset:
+    """One turn of an elliptic spiral by few points, which an encoder into one number easily runs through wrongly.
+
+    ``r = 0.1 + 2.9 t``, ``θ = 2π t (n − 1)/n``, ``(r cos θ, 0.6 r sin θ)`` at n equal steps of ``t`` over [0, 1] (the
+    paper's figure 11, lower row).
+    """
+    turn = 2 * math.pi * (n - 1) / max(n, 1)
+
+    def curve(t: Tensor) -> Tensor:
+        r = 0.1 + 2.9 * t
+        return torch.cat([r * (turn * t).cos(), 0.6 * r * (turn * t).sin()], -1)
+
+    grid = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
+    return _curve(curve, grid, (0.0, 1.0), noise, seed, dtype)
+
+
+# Surfaces.
+
+
+def cylinder(
+    n: int = 60,
+    radius: float = 1.0,
+    height: float = 2.0,
+    noise: float = 0.15,
+    angle: float = math.pi,
+    seed: Seed = 0,
+    dtype: torch.dtype | None = None,
+) -> Dataset:
+    """Part of a cylinder: angles up to ``angle`` radians, points uniform on the surface (the paper's figure 12).
+
+    Its coordinates ``(radius · angle, height)`` are isometric; ``Tr(G⁻¹C)`` is ``2/radius²`` everywhere. An angle of
+    2π closes the cylinder, and distances then go the short way round.
+    """
+
+    def surface(z: Tensor) -> Tensor:
+        u, h = z.unbind(-1)
+        return torch.stack([radius * (u / radius).cos(), radius * (u / radius).sin(), h], -1)
+
+    circumference = 2 * math.pi * radius
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        around, up = (a - b).abs().unbind(-1)
+        if angle > 2 * math.pi - 1e-9:
+            around = torch.minimum(around, circumference - around)
+        return torch.hypot(around, up)
+
+    box = [[0.0, -height / 2], [radius * angle, height / 2]]
+    return _surface(surface, n, box, noise, seed, dtype, distance)
+
+
+def patch_with_hole(
+    n: int = 2000,
+    bend: float = 1.5,
+    hole: float = 0.45,
+    noise: float = 0.0,
+    seed: Seed = 0,
+    dtype: torch.dtype | None = None,
+) -> Dataset:
+    """A bent square with a square hole (the paper's figure 13): flat in itself, so an isometric chart exists.
+
+    ``(sin(au)/a, v, (1 − cos(au))/a)`` with a = ``bend``, u and v uniform in [−1, 1] without the points where both are
+    below ``hole`` in size. ``distance`` is that of the sheet of paper: straight across the hole.
+    """
+
+    def surface(z: Tensor) -> Tensor:
+        u, v = z.unbind(-1)
+        return torch.stack([(bend * u).sin() / bend, v, (1 - (bend * u).cos()) / bend], -1)
+
+    return _surface(
+        surface,
+        n,
+        [[-1.0, -1.0], [1.0, 1.0]],
+        noise,
+        seed,
+        dtype,
+        euclidean,
+        keep=lambda z: z.abs().amax(-1) >= hole,
+    )
+
+
+def paraboloid(
+    n: int = 2000, bend: float = 1.0, noise: float = 0.0, seed: Seed = 0, dtype: torch.dtype | None = None
+) -> Dataset:
+    """``(u, v, bend (u² + v²)/2)`` over [−1, 1]²: curved in itself, so that no chart is isometric.
+
+    Gaussian curvature ``bend²/(1 + bend² ρ²)²`` at ``ρ² = u² + v²``. The coordinates are uniform in the square.
+    """
+
+    def surface(z: Tensor) -> Tensor:
+        return torch.cat([z, bend * z.square().sum(-1, keepdim=True) / 2], -1)
+
+    return _surface(surface, n, [[-1.0, -1.0], [1.0, 1.0]], noise, seed, dtype)
+
+
+def swiss_roll(
+    n: int = 1000, turns: float = 1.5, noise: float = 0.0, seed: Seed = 0, dtype: torch.dtype | None = None
+) -> Dataset:
+    """A rolled sheet, ``(s cos s, h, s sin s)``, in isometric coordinates (arc length, height), uniform on the sheet.
+
+    ``s`` runs over ``turns`` turns from 3π/2, the height over [0, 21]. Arc length is ``(s √(1 + s²) + arsinh s)/2``,
+    inverted by Newton's method.
+    """
+    start, stop = 1.5 * math.pi, 1.5 * math.pi + 2 * math.pi * turns
+
+    def arc(s: Tensor) -> Tensor:
+        return (s * (1 + s * s).sqrt() + s.asinh()) / 2
+
+    origin = float(arc(torch.tensor(start, dtype=torch.float64)))
+    extent = float(arc(torch.tensor(stop, dtype=torch.float64))) - origin
+
+    def surface(z: Tensor) -> Tensor:
+        length, h = z.unbind(-1)
+        s = (2 * (length + origin)).sqrt()  # arc ≈ s²/2, from above; Newton's method is monotone from there
+        for _ in range(5):
+            s = s - (arc(s) - length - origin) / (1 + s * s).sqrt()
+        return torch.stack([s * s.cos(), h, s * s.sin()], -1)
+
+    return _surface(surface, n, [[0.0, 0.0], [extent, 21.0]], noise, seed, dtype, euclidean)
+
+
+def _curve(
+    curve: Map, grid: Tensor, ends: tuple[float, float], noise: float, seed: Seed, dtype: torch.dtype | None
+) -> Dataset:
+    if len(grid) < 2:
+        raise OptionError("datasets", "at least two points on a curve", f"n={len(grid)}", "")
+    clean = curve(grid)
+    test_z = torch.linspace(*ends, 1000, dtype=torch.float64)[:, None]
+    bounds = torch.tensor(ends, dtype=torch.float64)[:, None]
+    return as_dtype(dtype, noisy(clean, noise, seed), clean, grid, curve(test_z), test_z, curve, bounds)
+
+
+def _surface(
+    surface: Map,
+    n: int,
+    box: list[list[float]],
+    noise: float,
+    seed: Seed,
+    dtype: torch.dtype | None,
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    keep: Callable[[Tensor], Tensor] | None = None,
+) -> Dataset:
+    if n < 1:
+        raise OptionError("datasets", "at least one sample", f"n={n}", "")
+    generator = seeded_generator(seed)
+    bounds = torch.tensor(box, dtype=torch.float64)
+
+    def draw(count: int) -> Tensor:
+        z = bounds.new_empty(0, bounds.shape[1])
+        while len(z) < count:
+            more = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(
+                2 * count, bounds.shape[1], generator=generator, dtype=torch.float64
+            )
+            z = torch.cat([z, more if keep is None else more[keep(more)]])
+        return z[:count]
+
+    z, test_z = draw(n), draw(2000)
+    clean = surface(z)
+    return as_dtype(dtype, noisy(clean, noise, generator), clean, z, surface(test_z), test_z, surface, bounds, distance)

@@ -1,0 +1,165 @@
+"""Common activations in Taylor mode, each as one operation that keeps only what it cannot compute again.
+
+Written as single torch functions, the chain rule ``op′(x) x_i`` and ``op′(x) x_ij + op″(x) x_i x_j`` would keep every
+factor until the gradient has passed: twice the memory of a training step, and a dozen kernels more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.numerics.threads import in_forward_mode
+
+Derivatives = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def silu(x: Tensor, order: int) -> Derivatives:
+    """From the input."""
+    # s′ = t = s(1 − s), t′ = t u with u = 1 − 2s, u′ = −2t
+    s = x.sigmoid()
+    t = s - s * s
+    first = torch.addcmul(s, x, t)
+    if order < 2:
+        return first, None, None
+    u = 1 - 2 * s
+    second = t * torch.addcmul(x.new_full((), 2.0), x, u)
+    return first, second, None if order < 3 else t * torch.addcmul(3 * u, x, u * u - 2 * t)
+
+
+def tanh(y: Tensor, order: int) -> Derivatives:
+    """From the output."""
+    first = 1 - y * y
+    second = -2 * y * first if order > 1 else None
+    return first, second, first * (4 - 6 * first) if order > 2 else None
+
+
+def sigmoid(y: Tensor, order: int) -> Derivatives:
+    """From the output."""
+    first = y - y * y
+    second = first * (1 - 2 * y) if order > 1 else None
+    return first, second, first * (1 - 6 * first) if order > 2 else None
+
+
+class _SiluSlope(torch.autograd.Function):
+    """``g σ′(x)``, keeping g and x: torch's own kernel has no derivative, and its formula keeps every factor."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x)
+        return torch.ops.aten.silu_backward(g, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        g, x = ctx.saved_tensors
+        slope, bend, _ = silu(x, 2)
+        assert bend is not None
+        return grads[0] * slope, grads[0] * g * bend
+
+
+# Derivatives up to an order, from the input or from the output; the backward of first order; whether both take the
+# output.
+KNOWN: dict[str, tuple[Callable[[Tensor, int], Derivatives], Callable[[Tensor, Tensor], Tensor], bool]] = {
+    "silu": (silu, _SiluSlope.apply, False),
+    "tanh": (tanh, torch.ops.aten.tanh_backward, True),
+    "sigmoid": (sigmoid, torch.ops.aten.sigmoid_backward, True),
+}
+
+
+# ``op′ x_i`` from tangent, input and output in one pass, by torch's kernels for the backward: worth it for one tangent,
+# while several share the slope.
+FUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "silu": lambda first, x, y: torch.ops.aten.silu_backward(first, x),
+    "tanh": lambda first, x, y: torch.ops.aten.tanh_backward(first, y),
+    "sigmoid": lambda first, x, y: torch.ops.aten.sigmoid_backward(first, y),
+}
+
+
+class Activation(torch.autograd.Function):
+    """``y = op(x)``, ``op′ x_i`` and, for pairs, ``op′ x_ij + op″ x_i x_j``.
+
+    The backward consists of differentiable operations on what was kept: it can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        op: Callable[[Tensor], Tensor],
+        pairs: list[tuple[int, int]] | None,
+        x: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # (*s,), (k, *s), (p, *s) -> (*s,), (k, *s)[, (p, *s)]
+        """Value, tangents and, unless ``pairs`` is None, second derivatives; ``second`` is None where they vanish."""
+        derivatives, _, of_output = KNOWN[name]
+        y = op(x)
+        ctx.name, ctx.pairs = name, pairs
+        ctx.save_for_backward(y if of_output else x, first, second)
+        ctx.set_materialize_grads(False)
+        slope, bend, _ = derivatives(y if of_output else x, 1 if pairs is None else 2)
+        if bend is None:
+            return y, slope * first
+        assert pairs is not None
+        out = first.new_empty(len(pairs), *first.shape[1:]) if second is None else slope * second
+        left = bend * first
+        for row, (i, j) in enumerate(pairs):
+            if second is None:
+                torch.mul(left[i], first[j], out=out[row])
+            else:
+                out[row].addcmul_(left[i], first[j])
+        return y, slope * first, out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of input, tangents and second derivatives."""
+        by_value, by_first, by_second = (*grads, None)[:3]
+        base, first, second = ctx.saved_tensors
+        derivatives, native, _ = KNOWN[ctx.name]
+        x = None if by_value is None else native(by_value, base)
+        if by_first is None and by_second is None:
+            return None, None, None, x, None, None
+        slope, bend, third = derivatives(base, 2 if by_second is None else 3)
+        assert bend is not None
+        tangent = other = None
+        along_bend = None if by_first is None else (by_first * first).sum(0)
+        if by_first is not None:
+            tangent = slope * by_first
+        if by_second is not None:
+            assert third is not None
+            mixed = _mixed(by_second, first, ctx.pairs)
+            bent = bend * mixed
+            tangent = bent if tangent is None else tangent + bent
+            x = _plus(x, third * ((mixed * first).sum(0) / 2))
+            if second is not None:
+                other = slope * by_second
+                along_bend = _plus(along_bend, (by_second * second).sum(0))
+        if along_bend is not None:
+            x = _plus(x, bend * along_bend)
+        return None, None, None, x, tangent, other
+
+
+def _mixed(by_second: Tensor, first: Tensor, pairs: list[tuple[int, int]]) -> Tensor:  # -> (k, *s)
+    """The gradient of ``Σ g_ij x_i x_j`` in the ``x_i``."""
+    rows: list[Tensor | None] = [None] * len(first)
+    for g, (i, j) in zip(by_second, pairs, strict=True):
+        for a, b in ((i, j), (j, i)):
+            before = rows[a]
+            rows[a] = g * first[b] if before is None else torch.addcmul(before, g, first[b])
+    return torch.stack([torch.zeros_like(first[0]) if row is None else row for row in rows])
+
+
+def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the operation may be used: on plain tensors, outside the transforms and forward mode of a caller."""
+    if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if in_forward_mode():
+        return False
+    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)

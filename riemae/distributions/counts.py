@@ -1,0 +1,150 @@
+"""Families of counts: the negative binomial by mean and dispersion, and zero inflation of any of them.
+
+==================================== ========================== ===============================================
+family                               parameters                 block of H
+==================================== ========================== ===============================================
+negative_binomial_mean               mu, theta                  ``diag(θ/(μ (μ + θ)), I_θ)``; φ where θ is fixed
+zero_inflated_negative_binomial      mu, theta, zi_logits       :class:`ZeroInflated`
+zero_inflated_poisson                rate, zi_logits            :class:`ZeroInflated`
+==================================== ========================== ===============================================
+
+``I_θ`` is in :mod:`riemae.distributions.dispersion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from riemae.distributions.closed_form import NegativeBinomial, Poisson
+from riemae.distributions.dispersion import excess_information, log_odds_excess
+from riemae.distributions.family import Family, Free, Params
+from riemae.distributions.special import root
+
+
+class CountFamily(Protocol):
+    """A family of counts whose chance of a zero is known."""
+
+    names: tuple[str, ...]
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+
+    def zero(self, p: Params) -> tuple[Tensor, Params]:
+        """``log q`` of the chance q of a zero, and its derivative in each parameter."""
+
+
+class ZeroPoisson(Poisson):
+    """Poisson: ``q = e^{−λ}``."""
+
+    def zero(self, p: Params) -> tuple[Tensor, Params]:
+        """``log q`` of the chance q of a zero, and its derivative in each parameter."""
+        return -p["rate"], {"rate": -torch.ones_like(p["rate"])}
+
+
+class ZeroNegativeBinomial(NegativeBinomial):
+    """Negative binomial by ``total_count`` and ``logits``: ``q = (1 + e^l)^{−r}``."""
+
+    def zero(self, p: Params) -> tuple[Tensor, Params]:
+        """``log q`` of the chance q of a zero, and its derivative in each parameter."""
+        r, logits = p["total_count"], p["logits"]
+        single = -F.softplus(logits)
+        return r * single, {"total_count": single, "logits": -r * logits.sigmoid()}
+
+
+class NegativeBinomialMean(Family):
+    """``diag(1/(μ + μ²/θ), I_θ)``; ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``."""
+
+    delicate = True
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return "theta" not in free
+
+    def features(self, p: Params, free: Free) -> Tensor:
+        """Arc-length coordinates φ."""
+        mu, theta = p["mu"], p["theta"]
+        return 2 * root(theta) * root(mu / theta).asinh()
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        mu, theta = p["mu"], p["theta"]
+        out = {}
+        if "mu" in v:
+            out["mu"] = v["mu"] / mu / (1 + mu / theta)
+        if "theta" in v:
+            log_theta = theta.log()
+            out["theta"] = excess_information(mu.log() - log_theta, log_theta) * v["theta"]
+        return out
+
+    def zero(self, p: Params) -> tuple[Tensor, Params]:
+        """``log q`` of the chance q of a zero, and its derivative in each parameter."""
+        mu, theta = p["mu"], p["theta"]
+        ratio = mu / theta
+        return -theta * ratio.log1p(), {"mu": -1 / (1 + ratio), "theta": -log_odds_excess(ratio.log())}
+
+
+class ZeroInflated(Family):
+    """A zero with the chance ``π = σ(gate)``, a count of another family otherwise (Lambert 1992).
+
+    With q the other family's chance of a zero, ``g = ∂ log q``, ``P = π + (1 − π) q`` the chance of any zero, I the
+    other family's information and ``w = π (1 − π) q/P``:
+
+        ``H_gate = π² (1 − π)(1 − q)/P``,   ``H_mixed = w g``,   ``H = (1 − π) I − w g gᵀ``:
+
+    scores of counts above zero are ``−π`` and those of the other family, whose mean is 0 and which has g at zero.
+    """
+
+    delicate = True
+
+    def __init__(self, name: str, distribution: Callable[..., Any], base: CountFamily, gate: str = "zi_logits") -> None:
+        super().__init__(name, distribution, (*base.names, gate))
+        self.base, self.gate = base, gate
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        inner = {name: dv for name, dv in v.items() if name != self.gate}
+        log_pi, log_rest = F.logsigmoid(p[self.gate]), F.logsigmoid(-p[self.gate])
+        log_q, slope = self.base.zero(p)
+        log_zero = torch.logaddexp(log_pi, log_rest + log_q)
+        weight = (log_pi + log_rest + log_q - log_zero).exp()
+        along = torch.zeros_like(log_zero)
+        for name, dv in inner.items():
+            along = along + slope[name] * dv
+        shift = v[self.gate] - along if self.gate in v else -along
+        known = self.base.product(p, inner) if inner else {}
+        out = {name: log_rest.exp() * known[name] + weight * slope[name] * shift for name in inner}
+        if self.gate in v:
+            own = -(2 * log_pi + log_rest - log_zero).exp() * torch.expm1(log_q)
+            out[self.gate] = own * v[self.gate] + weight * along
+        return out
+
+
+def by_mean(distribution: Callable[..., Any]) -> Family:
+    """The negative binomial of a class that is built from ``mu`` and ``theta``."""
+    return NegativeBinomialMean("negative_binomial_mean", distribution, ("mu", "theta"))
+
+
+def inflated_by_mean(distribution: Callable[..., Any]) -> Family:
+    """The zero-inflated negative binomial of a class that is built from ``mu``, ``theta`` and ``zi_logits``."""
+    base = NegativeBinomialMean("negative_binomial_mean", distribution, ("mu", "theta"))
+    return ZeroInflated("zero_inflated_negative_binomial", distribution, base)
+
+
+def inflated_by_count(distribution: Callable[..., Any]) -> Family:
+    """The same of a class that is built from ``total_count``, ``logits`` and ``gate_logits``."""
+    base = ZeroNegativeBinomial("negative_binomial", distribution, ("total_count", "logits"))
+    return ZeroInflated("zero_inflated_negative_binomial_count", distribution, base, "gate_logits")
+
+
+def inflated_poisson(distribution: Callable[..., Any], gate: str = "gate_logits") -> Family:
+    """The zero-inflated Poisson of a class that is built from ``rate`` and a gate."""
+    return ZeroInflated("zero_inflated_poisson", distribution, ZeroPoisson("poisson", distribution, ("rate",)), gate)

@@ -1,0 +1,76 @@
+"""What a family of probability distributions is for the geometry: names, feature map, Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.func import vjp
+
+from riemae.numerics.threads import jvp
+
+# Parameters of one distribution by name; the first axis is the batch.
+Params = dict[str, Tensor]
+Free = frozenset[str]
+
+
+class Family:
+    """One family; a subclass gives :meth:`features`, or :meth:`product`, or both where it depends on what is fixed.
+
+    Attributes:
+        name: What ``FisherRao`` calls it.
+        distribution: The class in ``torch.distributions`` that is built from ``names``.
+        names: Parameters in the order in which a decoder's output holds them.
+        counts: Parameters without a Fisher information: the support depends on them.
+        event: Axes that one variable takes in its parameters, beyond the batch.
+        delicate: Whether :meth:`product` cancels, so that float32 is not enough for it.
+    """
+
+    names: tuple[str, ...]
+    counts: Free = frozenset()
+    event: int = 0
+    delicate: bool = False
+
+    def __init__(self, name: str, distribution: Callable[..., Any], names: tuple[str, ...]) -> None:
+        self.name, self.distribution, self.names = name, distribution, names
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def read(self, distribution: Any) -> dict[str, Any]:
+        """Parameters of a distribution of this family, by name."""
+        return {name: getattr(distribution, name) for name in self.names}
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return True
+
+    def features(self, p: Params, free: Free) -> Tensor:  # -> (k, ...)
+        """φ, when :meth:`flat`."""
+        raise NotImplementedError
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter: of the feature map, unless a subclass knows better."""
+        free = frozenset(v)
+
+        def features(q: Params) -> Tensor:
+            return self.features({**p, **q}, free)
+
+        point = {name: p[name] for name in v}
+        pushed = jvp(features, (point,), (v,))[1]
+        return vjp(features, point)[1](pushed)[0]
+
+    def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # -> (k,)
+        """Squared Fisher-Rao distance, the sum over all variables; None if unknown. The chord where φ is flat."""
+        if not self.flat(free):
+            return None
+        return (self.features(q, free) - self.features(p, free)).flatten(1).square().sum(-1)
+
+
+def odds_form(distribution: Any) -> str:
+    """Whether a distribution was built from ``"logits"`` or ``"probs"``; torch computes the other when it is asked."""
+    owner = getattr(distribution, "_categorical", distribution)
+    logits = vars(owner).get("logits")
+    built_from_logits = logits is not None and getattr(owner, "_param", logits) is logits
+    return "logits" if built_from_logits else "probs"

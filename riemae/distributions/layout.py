@@ -1,0 +1,372 @@
+"""What a decoder may return beside a tensor: distributions, several heads of them, and members of an ensemble.
+
+The geometry works on one tensor ``x`` a point. Here distributions are read into such a tensor, and built from it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributions as td
+from torch import Tensor
+from torch.distributions import constraints
+
+from riemae.differential.taylor import Jet
+from riemae.distributions.family import Family, Params, odds_form
+from riemae.distributions.numerical import Divergence, Quantiles, Score, unvalidated
+from riemae.distributions.registry import family_of
+from riemae.exceptions import DecoderError
+from riemae.numerics.random import seeded
+from riemae.numerics.values import concrete
+
+
+class Members(tuple[Any, ...]):
+    """Outputs of the members of an ensemble at the same points: what an ensemble's decoder returns.
+
+    Its length is the number of members; each entry is a tensor ``(k, *shape)``, a distribution, or a tuple or dict of
+    distributions, all of one structure.
+    """
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the parameters of one distribution lie in a flat vector.
+
+    Attributes:
+        family: The family of its independent variables.
+        names: Parameters, in order.
+        shapes: Their shapes without the batch axis.
+        constants: Parameters without a batch axis, such as a temperature: never a function of the point.
+        transforms: Fixed invertible maps after the family; they change no Fisher information.
+        reinterpreted: Batch axes that ``Independent`` made part of the event.
+        fixed: Parameters that do not depend on the latent point; None before anybody looked.
+        moving_support: Whether the set of possible data depends on the latent point.
+    """
+
+    family: Family
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    constants: dict[str, Any] = field(default_factory=dict, compare=False)
+    transforms: tuple[td.Transform, ...] = ()
+    reinterpreted: int = 0
+    fixed: frozenset[str] | None = field(default=None, compare=False)
+    moving_support: bool = field(default=False, compare=False)
+
+    @property
+    def free(self) -> frozenset[str]:
+        """Parameters that vary."""
+        return frozenset(self.names) - (self.family.counts if self.fixed is None else self.fixed)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the flat vector."""
+        return sum(shape.numel() for shape in self.shapes)
+
+    def split(self, x: Tensor) -> Params:  # (*b, size)
+        """Parameters by name, each ``(*b, *shape)``."""
+        parts = x.split([shape.numel() for shape in self.shapes], -1)
+        return {
+            name: part.reshape(*x.shape[:-1], *shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def complete(self, p: Params) -> Params:
+        """Parameters and constants together; as they came where the class itself is built from them."""
+        if isinstance(self.family, (Divergence, Quantiles, Score)):
+            return {**self.constants, **p}
+        like = next(iter(p.values()))
+        return {**{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()}, **p}
+
+    def join(self, p: Params) -> Tensor:  # -> (k, size)
+        """The flat vector; zeros for parameters that are missing."""
+        like = next(iter(p.values()))
+        parts = [
+            p[name].reshape(len(like), -1) if name in p else like.new_zeros(len(like), shape.numel())
+            for name, shape in zip(self.names, self.shapes, strict=True)
+        ]
+        return torch.cat(parts, -1)
+
+    def build(self, p: Params) -> td.Distribution:
+        """The distribution with these parameters."""
+        out = self.family.distribution(**p, **self.constants)
+        if self.transforms:
+            out = td.TransformedDistribution(out, list(self.transforms))
+        return td.Independent(out, self.reinterpreted) if self.reinterpreted else out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one distribution, or several heads, lie in ``x``.
+
+    Attributes:
+        heads: In the order in which the decoder returns them.
+        keys: Keys of a dict of heads, None for a tuple of them, ``()`` for a single distribution.
+    """
+
+    heads: tuple[Head, ...]
+    keys: tuple[Any, ...] | None = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of ``x`` at one point: a single parameter keeps its own, several are flattened and joined."""
+        if len(self.heads) == 1 and len(self.heads[0].names) == 1 and self.heads[0].shapes[0]:
+            return self.heads[0].shapes[0]
+        return torch.Size([sum(head.size for head in self.heads)])
+
+    def split(self, x: Tensor) -> list[Params]:  # (*b, P)
+        """Parameters of each head."""
+        parts = x.split([head.size for head in self.heads], -1)
+        return [head.split(part) for head, part in zip(self.heads, parts, strict=True)]
+
+    def build(self, x: Tensor) -> Any:  # (*b, P)
+        """The distributions, in the structure in which the decoder returned them."""
+        built = [head.build(p) for head, p in zip(self.heads, self.split(x), strict=True)]
+        if self.keys is None:
+            return tuple(built)
+        return dict(zip(self.keys, built, strict=True)) if self.keys else built[0]
+
+
+@dataclass(frozen=True)
+class EnsembleLayout:
+    """Members of an ensemble side by side: ``x`` is ``(k, count, *member's shape)``.
+
+    Attributes:
+        member: Layout of each, or None for tensors.
+        count: Number of members.
+    """
+
+    member: Layout | None
+    count: int
+
+
+AnyLayout = Layout | EnsembleLayout
+
+
+def read(output: Any) -> tuple[Tensor, AnyLayout | None]:
+    """A decoder's output as one tensor, and what it holds; None for a tensor.
+
+    Raises:
+        DecoderError: For anything that cannot be read.
+    """
+    if isinstance(output, Tensor):
+        return output, None
+    if isinstance(output, Members):
+        return _read_members(output)
+    keys, found = _outputs(output)
+    pairs = [_read_head(d) for d in found]
+    layout = Layout(tuple(head for head, _ in pairs), keys)
+    if len({len(x) for _, x in pairs}) > 1:
+        raise DecoderError(
+            "Manifold",
+            "heads with one row a point",
+            f"{' and '.join(str(len(x)) for _, x in pairs)} rows",
+            "The first axis of every distribution's parameters must be the batch.",
+        )
+    joined = torch.cat([x for _, x in pairs], -1)
+    return joined.reshape(len(joined), *layout.shape), layout
+
+
+def distributions(output: Any) -> list[td.Distribution]:
+    """All distributions in a decoder's output, members of ensembles one after the other; none in a tensor."""
+    if isinstance(output, Tensor):
+        return []
+    if isinstance(output, Members):
+        return [d for member in output for d in distributions(member)]
+    return _outputs(output)[1]
+
+
+def parameters(distribution: td.Distribution) -> Params:
+    """The parameters that ``x`` holds of a distribution, by name."""
+    return _read(distribution)[1]
+
+
+def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
+    """Where a parameter lies outside of its family's range, such as a negative scale; None where all are inside.
+
+    Only values are looked at, and not inside ``vmap``, where nobody can.
+    """
+    bad: Tensor | None = None
+    for distribution in distributions(output):
+        base = distribution
+        while isinstance(base, (td.Independent, td.TransformedDistribution)):
+            base = base.base_dist
+        for name, value in parameters(distribution).items():
+            constraint = base.arg_constraints.get(name)
+            value = (value.value if isinstance(value, Jet) else value).detach()
+            inside = None if constraint is None else _inside(constraint, value)
+            if inside is None:
+                continue
+            everywhere = concrete(inside.all())
+            if everywhere is None or bool(everywhere):
+                continue
+            rows = ~inside.reshape(len(value), -1).all(-1)
+            bad = rows if bad is None else bad | rows
+    return bad
+
+
+def _inside(constraint: Any, value: Tensor) -> Tensor | None:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is constraints.simplex:  # torch's own check of the sum is too strict for many classes in float32
+        return value >= 0
+    if constraints.is_dependent(constraint) or constraint is constraints.real or constraint is constraints.real_vector:
+        return None
+    return constraint.check(value)
+
+
+def _outputs(output: Any) -> tuple[tuple[Any, ...] | None, list[td.Distribution]]:
+    keys: tuple[Any, ...] | None = None
+    found: list[Any] = []
+    if isinstance(output, td.Distribution):
+        keys, found = (), [output]
+    elif isinstance(output, dict):
+        keys, found = tuple(output), list(output.values())
+    elif isinstance(output, (tuple, list)):
+        found = list(output)
+    if not found or not all(isinstance(d, td.Distribution) for d in found):
+        of = f" of {', '.join(sorted({type(d).__name__ for d in found}))}" if found else ""
+        raise DecoderError(
+            "Manifold",
+            "a decoder that returns one tensor (k, *shape), or torch distributions",
+            type(output).__name__ + of,
+            "Return the mean, or pick one output: Manifold(lambda z: decoder(z)[0]).",
+        )
+    return keys, found
+
+
+def _read_members(members: Members) -> tuple[Tensor, EnsembleLayout]:
+    pairs = [read(member) for member in members]
+    layouts, shapes = [layout for _, layout in pairs], sorted({tuple(x.shape) for x, _ in pairs})
+    if len(shapes) != 1 or any(layout != layouts[0] for layout in layouts):
+        raise DecoderError(
+            "Manifold",
+            "an ensemble whose members all return the same structure",
+            f"shapes {shapes}" if len(shapes) != 1 else "different distributions",
+            "All members must describe the same data.",
+        )
+    if isinstance(layouts[0], EnsembleLayout):
+        raise DecoderError("Manifold", "an ensemble of decoders", "an ensemble of ensembles", "Join their members.")
+    return torch.stack([x for x, _ in pairs], 1), EnsembleLayout(layouts[0], len(pairs))
+
+
+def _read_head(distribution: td.Distribution) -> tuple[Head, Tensor]:
+    reinterpreted = 0
+    while isinstance(distribution, td.Independent):
+        reinterpreted += distribution.reinterpreted_batch_ndims
+        distribution = distribution.base_dist
+    family, p, constants, transforms = _read(distribution)
+    head = Head(family, tuple(p), tuple(v.shape[1:] for v in p.values()), constants, transforms, reinterpreted)
+    return head, head.join(p)
+
+
+def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any], tuple[td.Transform, ...]]:
+    """Family, parameters, constants and fixed transforms of a distribution.
+
+    Raises:
+        DecoderError: When it has no parameters of its own, or none with a row a point.
+    """
+    while isinstance(distribution, td.Independent):
+        distribution = distribution.base_dist
+    transforms: tuple[td.Transform, ...] = ()
+    family = family_of(distribution)
+    if family is None and isinstance(distribution, td.TransformedDistribution) and _is_fixed(distribution.transforms):
+        transforms, distribution = tuple(distribution.transforms), distribution.base_dist
+        while isinstance(distribution, td.Independent):
+            distribution = distribution.base_dist
+        family = family_of(distribution)
+    found = family.read(distribution) if family is not None else _arguments(distribution)
+    p = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
+    constants = {name: value for name, value in found.items() if name not in p}
+    if not p or len({len(value) for value in p.values()}) > 1:
+        raise DecoderError(
+            "Manifold",
+            "distributions with one row of parameters a point",
+            f"{type(distribution).__name__} with {', '.join(f'{n} {tuple(v.shape)}' for n, v in p.items()) or 'none'}",
+            "Build them from tensors (k, ...) that depend on z; mixtures have no parameters of their own.",
+        )
+    return family or _generic(distribution, p, constants), p, constants, transforms
+
+
+def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
+    """Whether maps are invertible and hold no tensor, so that they cannot depend on the point."""
+    parts = list(transforms)
+    for transform in parts:
+        parts.extend(getattr(transform, "parts", ()))  # of a composition
+        inner = getattr(transform, "base_transform", None)
+        parts.extend(() if inner is None else (inner,))
+    return all(t.bijective and not any(isinstance(v, Tensor) for v in vars(t).values()) for t in parts)
+
+
+def _arguments(distribution: td.Distribution) -> dict[str, Any]:
+    """What a distribution of an unknown class was built from, by the names of its constructor."""
+    form = odds_form(distribution)  # before anything asks for the other
+    names = [name for name in inspect.signature(type(distribution).__init__).parameters if hasattr(distribution, name)]
+    if {"probs", "logits"} <= set(names):
+        names.remove("probs" if form == "logits" else "logits")
+    if "scale_tril" in names:
+        names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
+    found = {name: getattr(distribution, name) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, (Tensor, float, int))}
+
+
+_GENERIC: dict[tuple[Callable[..., Any], tuple[str, ...]], Family] = {}
+
+
+def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]) -> Family:
+    """The Fisher information of a class that :mod:`riemae.distributions.closed_form` does not know, by what torch knows of it.
+
+    Raises:
+        DecoderError: When it cannot be built from its parameters.
+    """
+    kind: Callable[..., Any] = type(distribution)
+    key = (kind, tuple(p))
+    if key not in _GENERIC:
+        # Transforms that differ tell a divergence between transformed distributions from one of their parameters.
+        nearby = {name: value.detach() * 1.001 for name, value in p.items()}
+        with unvalidated(), torch.no_grad():
+            try:
+                other = kind(**nearby, **constants)
+            except TypeError as reason:
+                raise DecoderError(
+                    "Manifold",
+                    f"a distribution that can be built from {', '.join((*p, *constants)) or 'its arguments'}",
+                    f"{type(distribution).__name__}: {reason}",
+                    "Its constructor's arguments must be its attributes, or teach its Fisher information: "
+                    "ambient.register_family.",
+                ) from reason
+            road = _road(distribution, other, next(iter(p.values())).device)
+        _GENERIC[key] = road(type(distribution).__name__, kind, tuple(p))
+    return _GENERIC[key]
+
+
+def _road(distribution: td.Distribution, nearby: td.Distribution, device: torch.device) -> type[Family]:
+    """What torch knows of a distribution: its divergence, its quantiles, or its density alone.
+
+    Raises:
+        DecoderError: When it does not know its density either, or cannot draw from it.
+    """
+    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of another shape.
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
+        td.kl_divergence(distribution, nearby)
+        return Divergence
+    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
+        nearby.icdf(torch.tensor(0.5))
+        return Quantiles
+    try:
+        with seeded(device, 0):
+            nearby.log_prob(nearby.sample())
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as reason:
+        raise DecoderError(
+            "Manifold",
+            "distributions whose density and draws torch knows",
+            f"{type(distribution).__name__}: {type(reason).__name__}: {reason}",
+            "Teach its Fisher information: ambient.register_family.",
+        ) from reason
+    return Score

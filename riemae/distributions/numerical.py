@@ -1,0 +1,210 @@
+"""The Fisher information of any family of distributions, from its divergence or from its score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributions as td
+from torch import Tensor
+from torch.func import grad, vjp
+
+from riemae.distributions.family import Family, Free, Params
+from riemae.exceptions import AmbientError
+from riemae.numerics.random import seeded
+from riemae.numerics.threads import Shared, jvp
+from riemae.numerics.transforms import transforms
+
+# Draws a point, and where they start: the same for every point, so that the metric varies smoothly.
+_DRAWS, _SEED = 4096, 0
+# Numbers that are drawn at once, for some points and some of their draws.
+_NUMBERS_AT_ONCE = 2**21
+# Beyond so many bytes of what the draws of one call are made into, no memory will do: a graph keeps about so many
+# arrays of their size. Without a graph, it is the time: so many numbers take minutes.
+_GRAPH_BYTES, _ARRAYS = 4 * 2**30, 8
+_NUMBERS = 2**34
+# Nodes of a quadrature over quantiles.
+_NODES = 96
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    before = td.Distribution._validate_args
+    td.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        td.Distribution.set_default_validate_args(before)
+
+
+# A context without validation of distributions' arguments, which looks at values and so fails under ``vmap``.
+unvalidated = Shared(_without_validation)
+
+
+class Divergence(Family):
+    """Any family whose Kullback-Leibler divergence torch knows: ``H`` is its Hessian where both arguments agree."""
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        point = {name: p[name] for name in v}
+
+        def divergence(q: Params) -> Tensor:
+            with unvalidated():
+                return td.kl_divergence(self.distribution(**p), self.distribution(**{**p, **q})).sum()
+
+        return jvp(grad(divergence), (point,), (v,))[1]
+
+
+class Quantiles(Family):
+    """Any family of single continuous variables whose quantiles torch knows: ``H = ∫ s sᵀ du`` over the quantile u.
+
+    By the double-exponential rule, ``u = ½ + ½ tanh(π/2 sinh t)``, which does not mind singularities at the ends.
+    """
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        point = {name: p[name] for name in v}
+        like = next(iter(point.values()))
+        # As far as 1 − u is still a number of this precision.
+        reach = math.asinh(-math.log(8 * torch.finfo(like.dtype).eps) / math.pi)
+        t = torch.linspace(-reach, reach, _NODES, dtype=like.dtype, device=like.device)
+        u = torch.sigmoid(math.pi * t.sinh())
+        weight = u * torch.sigmoid(-math.pi * t.sinh()) * math.pi * t.cosh() * (2 * reach / (_NODES - 1))
+        column = (-1, *(1,) * like.ndim)
+        with unvalidated():
+            y = self.distribution(**p).icdf(u.view(column))
+
+        def log_prob(q: Params) -> Tensor:  # -> (nodes, k, ...)
+            with unvalidated():
+                return self.distribution(**{**p, **q}).log_prob(y)
+
+        pushed = jvp(log_prob, (point,), (v,))[1]
+        return vjp(log_prob, point)[1](pushed * weight.view(column))[0]
+
+
+class Score(Family):
+    """Any family with a density: ``H = E[s sᵀ]``, the covariance of the score, over fixed draws.
+
+    The draws at a point depend on that point alone. Where H is differentiated, each draw carries its likelihood ratio,
+    so that derivatives are unbiased too, but they are not those of the estimate: path solvers may stall.
+
+    Draws are made and used in chunks, so that the metric itself takes a bounded memory whatever the number of points
+    and variables. A graph through it cannot be had in chunks.
+    """
+
+    def flat(self, free: Free) -> bool:
+        """Whether there is a feature map when only ``free`` parameters vary."""
+        return False
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry a parameter."""
+        tensors = [value for value in p.values() if isinstance(value, Tensor) and value.ndim]
+        rows = max(len(value) for value in tensors)
+        width = max(value[0].numel() for value in tensors) if rows else 0
+        self._refuse_hopeless(rows, width, tensors)
+        draws = min(_DRAWS, max(1, _NUMBERS_AT_ONCE // max(1, width)))
+        at_once = max(1, _NUMBERS_AT_ONCE // (draws * max(1, width)))
+        parts = []
+        for start in range(0, max(1, rows), at_once):
+            few = slice(start, start + at_once)
+            q = {name: value[few] if isinstance(value, Tensor) and value.ndim else value for name, value in p.items()}
+            parts.append(self._mean(q, {name: dv[few] for name, dv in v.items()}, draws))
+        return {name: torch.cat([part[name] for part in parts]) for name in v}
+
+    def _mean(self, p: Params, v: Params, draws: int) -> Params:
+        """``H(p) v`` of a few points, over all draws, so many at a time."""
+        point = {name: p[name] for name in v}
+        total: Params = {}
+        for start in range(0, _DRAWS, draws):
+            count = min(draws, _DRAWS - start)
+            y = _Draw.apply(self.distribution, tuple(p), count, _SEED + start, *map(_constant, p.values()))
+
+            def log_prob(q: Params, y: Tensor = y) -> Tensor:  # -> (draws, k, ...)
+                with unvalidated():
+                    return self.distribution(**{**p, **q}).log_prob(y)
+
+            value, pushed = jvp(log_prob, (point,), (v,))[:2]
+            ratio = (value - value.detach()).exp()
+            part = vjp(log_prob, point)[1](pushed * ratio / _DRAWS)[0]
+            total = {name: total[name] + part[name] for name in v} if total else part
+        return total
+
+    def _refuse_hopeless(self, rows: int, width: int, values: list[Tensor]) -> None:
+        """Refuse what no memory and no patience would do, before anything is drawn.
+
+        Raises:
+            AmbientError: With what it would take.
+        """
+        numbers = _DRAWS * rows * width
+        kept = bool({"Grad", "Jvp"} & set(transforms())) or (
+            torch.is_grad_enabled() and any(value.requires_grad for value in values)
+        )
+        size = numbers * values[0].element_size() * _ARRAYS
+        if numbers <= _NUMBERS and not (kept and size > _GRAPH_BYTES):
+            return
+        need = f"about {size / 2**30:.3g} GiB for a graph through " if kept else ""
+        raise AmbientError(
+            "FisherRao",
+            f"a Fisher information of {self.name} that can be estimated",
+            f"{rows} points of {width} numbers, which would need {need}{numbers:.3g} random numbers",
+            "Give its Fisher information in closed form (ambient.register_family), ask for fewer points at a time "
+            "(Manifold(..., chunk_size=16)), or use another ambient metric.",
+        )
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+class _Draw(torch.autograd.Function):
+    """Draws ``(draws, k, ...)`` as constants. A function of its own because ``vmap`` forbids random numbers."""
+
+    @staticmethod
+    def forward(
+        distribution: Callable[..., Any], names: tuple[str, ...], count: int, seed: int, *values: Any
+    ) -> Tensor:
+        batched = [isinstance(value, Tensor) and value.ndim > 0 for value in values]
+        several = [value for value, many in zip(values, batched, strict=True) if many]
+        draws = []
+        for i in range(max(map(len, several))):
+            row = (value[i : i + 1] if many else value for value, many in zip(values, batched, strict=True))
+            with unvalidated(), seeded(several[0].device, seed):
+                draws.append(distribution(**dict(zip(names, row, strict=True))).sample((count,)))
+        return torch.cat(draws, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        distribution, names, count, seed, *values = args
+        size = info.batch_size
+        flat, k = [], 1
+        for value, d in zip(values, in_dims[4:], strict=True):
+            if isinstance(value, Tensor):
+                value = value.movedim(d, 0) if d is not None else value.expand(size, *value.shape)
+                k = max(k, value.shape[1] if value.ndim > 1 else 1)
+                value = value.flatten(0, 1) if value.ndim > 1 else value[0]
+            flat.append(value)
+        y = _Draw.apply(distribution, names, count, seed, *flat)
+        return y.unflatten(1, (size, k)), 1

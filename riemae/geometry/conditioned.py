@@ -1,0 +1,298 @@
+"""Manifolds under several conditions at once, as one space: what solvers work on when every pair has its own condition.
+
+Solvers choose, drop and double the curves that they work on, so that the place of a curve in a batch does not tell its
+condition. Points therefore carry the number of their condition as one more coordinate, ``(z, number × unit)``. Both
+ends of a pair have the same number; every curve between them keeps it, at no speed and no length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from riemae.differential.conditions import Condition
+from riemae.exceptions import OptionError
+from riemae.geometry.decoder import Decoder
+from riemae.geometry.pullback import Pullback
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.values import concrete
+from riemae.solvers import Curve, GeodesicResult
+from riemae.solvers.energy import Expansion
+from riemae.solvers.linear import BlockTridiagonal
+from riemae.solvers.products import Products
+
+# A number must survive what arithmetic on coordinates of its size leaves of it: half a unit is so many roundings.
+_ROUNDINGS = 64
+
+
+class Labels:
+    """How points get the number of their condition as a last coordinate, and lose it again.
+
+    Args:
+        condition: One for each pair, or one for all, which needs no number; None without conditions.
+        points: Points, which the numbers should be about as large as.
+
+    Attributes:
+        labels: How many coordinates, the last ones, only say which condition a point has: 1 or 0.
+
+    Raises:
+        OptionError: When there are more conditions than the dtype can count.
+    """
+
+    def __init__(self, condition: Condition | None, points: Tensor) -> None:
+        self.condition = condition
+        self.labels = int(condition is not None and condition.count > 1)
+        self.unit = 1.0
+        if condition is None or not self.labels:
+            return
+        most = int(1 / (_ROUNDINGS * tolerance(points.dtype).eps))
+        if condition.count > most:
+            raise OptionError(
+                "Manifold",
+                f"at most {most} conditions in one call with {points.dtype}",
+                str(condition.count),
+                "Split the batch, or use float64.",
+            )
+        size = concrete(torch.where(points.detach().isfinite(), points.detach().abs(), 0.0))
+        largest = float(size.max()) if size is not None and size.numel() else 0.0
+        # A power of two, so that numbers are exact; none larger than the points, as sizes are taken of all coordinates.
+        self.unit = 2.0 ** math.floor(math.log2((largest or 1.0) / condition.count))
+
+    def lift(self, z: Tensor, rows: Tensor | None = None) -> Tensor:  # (p, *n, m) -> (p, *n, m + labels)
+        """Points with the numbers of their conditions.
+
+        Args:
+            z: Points, those of one pair along the first axis.
+            rows: The numbers of the pairs, ``(p,)``; those of all pairs by default.
+        """
+        if self.condition is None or not self.labels:
+            return z
+        rows = self.condition.rows if rows is None else rows
+        number = (rows * self.unit).to(z).view(-1, *(1,) * (z.ndim - 1)).expand(*z.shape[:-1], 1)
+        return torch.cat([z, number], -1)
+
+    def wide(self, v: Tensor) -> Tensor:  # (…, m) -> (…, m + labels)
+        """Vectors that do not move the number."""
+        return F.pad(v, (0, self.labels)) if self.labels else v
+
+    def narrow(self, x: Tensor) -> Tensor:  # (…, m + labels) -> (…, m)
+        """Points or vectors without the number."""
+        return x[..., : -self.labels] if self.labels else x
+
+    def lift_curve(self, curve: Curve | Tensor) -> Curve | Tensor:  # (*b)
+        """Curves whose points have numbers."""
+        if not self.labels:
+            return curve
+        if isinstance(curve, Curve):
+            return Curve(self._lifted(curve.nodes), self.wide(curve.slopes))
+        return self._lifted(curve)
+
+    def _lifted(self, nodes: Tensor) -> Tensor:  # (*b, n, m)
+        lifted = self.lift(nodes.reshape(-1, *nodes.shape[-2:]))
+        return lifted.view(*nodes.shape[:-1], lifted.shape[-1])
+
+    def narrow_curve(self, curve: Curve) -> Curve:
+        """Curves without the numbers."""
+        return Curve(self.narrow(curve.nodes), self.narrow(curve.slopes)) if self.labels else curve
+
+    def narrow_result(self, result: GeodesicResult) -> GeodesicResult:
+        """A result without the numbers in its curves; they stand in ``stats["condition"]``."""
+        if not self.labels:
+            return result
+        other = result.alternatives
+        return replace(
+            result,
+            curve=self.narrow_curve(result.curve),
+            stats={**result.stats, "condition": self.rows_of(result.curve.nodes[..., 0, :])},
+            alternatives=None if other is None else self.narrow_result(other),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the conditions without a graph."""
+        return {**self.__dict__, "condition": None if self.condition is None else self.condition.detached()}
+
+    def rows_of(self, z: Tensor) -> Tensor:  # (…, m + 1) -> (…) int64
+        """The numbers of the conditions of points."""
+        assert self.condition is not None
+        number = (z[..., -1].detach() / self.unit).nan_to_num(0.0, 0.0, 0.0)
+        return number.round().long().clamp(0, self.condition.count - 1)
+
+
+class Conditioned:
+    """The :class:`~riemae.solvers.space.Space` of a pull-back under the conditions of pairs.
+
+    Args:
+        core: The pull-back, which has seen such points.
+        condition: One for each pair, or one for all.
+        names: How points tell their condition.
+
+    Attributes:
+        labels: How many coordinates, the last ones, do so.
+    """
+
+    def __init__(self, core: Pullback, condition: Condition, names: Labels) -> None:
+        self.core, self.condition, self.names = core, condition, names
+        self.labels = names.labels
+        self.wide, self.narrow = names.wide, names.narrow
+
+    def restored(self, curve: Curve, stats: dict[str, Tensor]) -> Curve:
+        """The curves of a result as this space knows them."""
+        if not self.labels:
+            return curve
+        number = (stats["condition"] * self.names.unit).to(curve.nodes)[..., None, None]
+        nodes = torch.cat([curve.nodes, number.expand(*curve.nodes.shape[:-1], 1)], -1)
+        return Curve(nodes, self.wide(curve.slopes))
+
+    def _conditions(self, z: Tensor) -> Condition:  # (k, m + labels)
+        if not self.labels:
+            return self.condition.single("Manifold")
+        return self.condition.chosen(self.names.rows_of(z))
+
+    def _apart(self, z: Tensor) -> tuple[Pullback, Tensor]:  # (k, m + labels) -> (k, m)
+        return self._bound(self._conditions(z), self.narrow(z)), self.narrow(z)
+
+    def _bound(self, condition: Condition, points: Tensor) -> Pullback:  # (k, m)
+        if len(points):
+            self.core.bind(points, condition.spread(len(points)))  # once; another process has seen no point yet
+        return self.core.at(condition)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        c = self.core
+        return _rebuilt, (
+            c.decoder.function,
+            c.given,
+            c.latent_dim,
+            c.chunk_size,
+            self.condition.detached(),
+            self.names,
+        )
+
+    # Points, checked as those of a manifold are.
+
+    def metric(self, z: Tensor) -> Tensor:  # (*b, m + labels) -> (*b, m + labels, m + labels)
+        """The metric tensor; the number has one of its own, of the same size."""
+        flat = z.reshape(-1, z.shape[-1])
+        core, points = self.core.placed("metric", self.narrow(flat), self._conditions(flat))
+        g = core.finite("metric", core.metric(points), points)
+        if self.labels:
+            mean = g.diagonal(dim1=-2, dim2=-1).mean(-1)
+            g = F.pad(g, (0, 1, 0, 1)) + F.pad(mean[:, None, None], (points.shape[-1], 0) * 2)
+        return g.view(*z.shape, z.shape[-1])
+
+    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b,)
+        """Lengths of tangent vectors, as far as they do not move the number."""
+        flat, w = (x.reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(z, v))
+        core, points, w, _ = self.core.placed_tangents(
+            "norm", self._conditions(flat), self.narrow(flat), self.narrow(w)
+        )
+        return core.norm(points, w).view(z.shape[:-1])
+
+    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b, m + labels)
+        """The geodesic equation's right-hand side."""
+        flat, w = (x.reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(z, v))
+        condition = self._conditions(flat)
+        core, points, w, _ = self.core.placed_tangents("acceleration", condition, self.narrow(flat), self.narrow(w))
+        return self.wide(core.acceleration("Manifold.acceleration", points, w)).view(z.shape)
+
+    # Curves (p, n + 1, m + labels), each at the number of its first point.
+
+    def _along(self, nodes: Tensor) -> tuple[Pullback, Tensor]:
+        return self._apart(nodes[:, 0])[0], self.narrow(nodes)
+
+    def squared_chords(self, nodes: Tensor) -> Tensor:
+        """As :meth:`riemae.Manifold.squared_chords`."""
+        core, nodes = self._along(nodes)
+        return core.squared_chords(nodes)
+
+    def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """As :meth:`riemae.Manifold.embedded`."""
+        core, points = self._along(points)
+        return core.embedded(points, then)
+
+    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
+        """As :meth:`riemae.Manifold.expand`; to move all numbers of a curve costs what moving its points does."""
+        core, narrow = self._along(nodes)
+        found = core.expand(narrow, second_order)
+        if not self.labels:
+            return found
+        n = nodes.shape[1] - 1
+        size = found.gauss_newton.diagonal.diagonal(dim1=-2, dim2=-1).flatten(1).mean(1) / (4 * n)
+        corrected = None if found.correction is None else _padded(found.correction, n, torch.zeros_like(size))
+        return replace(
+            found,
+            gradient=self.wide(found.gradient),
+            gauss_newton=_padded(found.gauss_newton, n, size),
+            correction=corrected,
+        )
+
+    def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`riemae.Manifold.energy_and_gradient`."""
+        core, narrow = self._along(nodes)
+        energy, gradient = core.energy_and_gradient(narrow)
+        return energy, self.wide(gradient)
+
+    def products(self, nodes: Tensor) -> Products:
+        """As :meth:`riemae.Manifold.products`."""
+        core, narrow = self._along(nodes)
+        found = core.products(narrow)
+        if not self.labels:
+            return found
+
+        def labelled(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda v: torch.cat([product(self.narrow(v)), v[..., -1:]], -1)
+
+        known = found.gauss_newton
+        return replace(
+            found,
+            gradient=self.wide(found.gradient),
+            hessian=labelled(found.hessian),
+            gauss_newton=None if known is None else labelled(known),
+        )
+
+    def residual(self, nodes: Tensor) -> Tensor | None:
+        """As :meth:`riemae.Manifold.residual`."""
+        core, narrow = self._along(nodes)
+        found = core.residual(narrow)
+        return None if found is None else self.wide(found)
+
+    def velocities(self, nodes: Tensor) -> Tensor | None:
+        """As :meth:`riemae.Manifold.velocities`."""
+        core, narrow = self._along(nodes)
+        found = core.velocities(narrow)
+        return None if found is None else self.wide(found)
+
+    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
+        """As :meth:`riemae.Manifold.ambient_distance`."""
+        batch = z0.shape[:-1]
+        first, last = (x.reshape(-1, x.shape[-1]) for x in (z0, z1))
+        core, start = self._apart(first)
+        found = core.ambient_distance(start, self.narrow(last))
+        return None if found is None else found.view(batch)
+
+    def ambient_features(self, z: Tensor) -> Tensor | None:
+        """As :meth:`riemae.Manifold.ambient_features`."""
+        core, points = self._apart(z)
+        return None if core.embedding is None else core.embedding.value(points)
+
+
+def _rebuilt(
+    function: Any, ambient: Any, latent_dim: int | None, chunk_size: int | None, condition: Condition, names: Labels
+) -> Conditioned:
+    return Conditioned(Pullback(Decoder(function), ambient, latent_dim, chunk_size), condition, names)
+
+
+def _padded(matrix: BlockTridiagonal, n: int, size: Tensor) -> BlockTridiagonal:
+    """Blocks with one more coordinate, whose energy is ``size · n Σ (difference)²``."""
+    m = matrix.diagonal.shape[-1]
+
+    def padded(blocks: Tensor, factor: int) -> Tensor:
+        corner = (factor * n * size)[:, None, None, None].expand(*blocks.shape[:2], 1, 1)
+        return F.pad(blocks, (0, 1, 0, 1)) + F.pad(corner, (m, 0, m, 0))
+
+    return BlockTridiagonal(padded(matrix.diagonal, 4), padded(matrix.upper, -2))

@@ -1,0 +1,208 @@
+"""Factors ``F`` of the metric, ``G = FᵀF``, and what is read from them without squaring the condition.
+
+``G`` itself has the squared condition of the Jacobian: from cond(J) = 1/√eps on (3,000 in float32, 7e7 in float64) its
+smallest eigenvalues are rounding. The singular values of ``F`` are right as long as J itself is. They are taken after a
+QR decomposition of F with its columns scaled to length 1, so that the units of the coordinates do not matter, and in
+float64 whatever the dtype: of a float32 Jacobian nothing more is lost.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from riemae.ambient import AmbientMetric
+from riemae.exceptions import PrecisionWarning, SingularMetricError, stack_level
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import transformed
+from riemae.numerics.values import concrete, evidently_finite
+
+# A column of length 1 whose part beside the other columns is shorter than this is dependent on them: rounding of QR.
+_DEPENDENT = 16 * 2.0**-52
+# Condition, times eps, from which on a smallest singular value has hardly more than two right digits.
+_IMPRECISE = 0.01
+# Condition below which singular values have no need of a closer look.
+_HARMLESS = 1e4
+
+
+def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (k, D), (k, D, m) -> (k, q, m)
+    """``F`` with ``FᵀF = Jᵀ H(x) J``: ``S J`` where the metric has a factor S, else ``L R`` with ``J = Q R``.
+
+    ``L Lᵀ = Qᵀ H Q`` has the condition of the ambient metric alone, whatever J's is.
+
+    Raises:
+        SingularMetricError: Where the metric is negative along a tangent direction.
+    """
+    given = ambient.given_by()
+    if given == "factor_product":
+        return torch.stack([ambient.factor_product(x, v) for v in j.unbind(-1)], -1)
+    if given == "diagonal":
+        weights = ambient.diagonal(x)
+        negative = concrete(weights < 0)
+        if negative is None or not bool(negative.any()):
+            return weights.sqrt()[..., None] * j
+    j, ok = _sound(j)
+    q, r = torch.linalg.qr(wide(j))
+    form = wide(q.to(j).mT @ ambient.apply_to(x, q.to(j)))
+    form, also = _sound((form + form.mT) / 2)
+    factor, info = torch.linalg.cholesky_ex(form)
+    bad = concrete(info != 0)
+    if bad is None or not bool(bad.any()):
+        return torch.where((ok & also)[:, None, None], factor.mT @ r, torch.nan)
+    values, vectors = torch.linalg.eigh(form)
+    floor = tolerance(j.dtype).probe * values.abs().amax(-1, keepdim=True)
+    lost = concrete((values < -floor).any(-1))
+    if lost is not None and bool(lost.any()):
+        raise SingularMetricError(
+            type(ambient).__name__,
+            "a metric that is positive along the decoded manifold",
+            f"a negative squared length, vᵀHv < 0, at {int(lost.sum())} of {len(lost)} points",
+            "A metric is S Sᵀ: build it from a factor.",
+        )
+    root = values.clamp(min=0).sqrt()[..., None] * vectors.mT @ r
+    return torch.where((ok & also)[:, None, None], root, torch.nan)
+
+
+def differentiated_later(x: Tensor) -> bool:
+    """Whether somebody may differentiate what is made of ``x``."""
+    return x.requires_grad and torch.is_grad_enabled() or transformed()
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def triangle(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m, m)
+    """Upper triangular ``R`` with ``RᵀR = FᵀF``, in float64; NaN where F is not finite."""
+    f, ok = _sound(wide(f))
+    # A constant scale comes out as it goes in: nothing is to be differentiated in it.
+    scale = _lengths(f.detach())[:, None]
+    columns = f / scale
+    # Without gradient Q is not needed; with it, torch wants it.
+    again = differentiated_later(f)
+    r = torch.linalg.qr(columns, mode="reduced" if again else "r")[1]
+    if again and r.shape[1] == r.shape[2]:
+        bad = concrete((r.detach().diagonal(dim1=-2, dim2=-1).abs() <= _DEPENDENT).any(-1))
+        if bad is not None and bool(bad.any()):
+            # What is singular has no derivative, and must not spoil that of the others.
+            rest = torch.where(bad[:, None, None], torch.eye(*f.shape[1:]).to(f), columns)
+            r = torch.where(bad[:, None, None], r.detach(), torch.linalg.qr(rest)[1])
+    r = r * scale
+    if r.shape[1] < r.shape[2]:
+        r = F.pad(r, (0, 0, 0, r.shape[2] - r.shape[1]))
+    return torch.where(ok[:, None, None], r, torch.nan)
+
+
+def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k, m, m) -> (k,)
+    """``log |det R|`` of triangles; −inf where a column depends on the others.
+
+    Warns:
+        PrecisionWarning: Where J in this dtype cannot carry it.
+    """
+    scale = _lengths(r.detach())
+    pivots = r.diagonal(dim1=-2, dim2=-1).abs() / scale
+    regular = ~(pivots.detach() <= _DEPENDENT).any(-1)
+    # Twice where: what is singular has no derivative, and must not spoil that of the others.
+    logs = torch.where(regular[:, None], pivots, 1.0).log().sum(-1) + scale.log().sum(-1)
+    _warn_of_precision(where, (r.detach() / scale[:, None]), regular, dtype)
+    return torch.where(regular, logs, -torch.inf).to(dtype)
+
+
+def singular_values(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k, m, m) -> (k, m)
+    """Singular values of triangles, ascending, without derivatives; as many zeros as columns depend on the others.
+
+    Where the condition comes from the units of the coordinates, the small ones are taken from the inverse, in which
+    they are the large ones: each is right to √cond · eps at least.
+
+    Args:
+        where: Who asks.
+        r: From :func:`triangle`.
+        dtype: The dtype of the Jacobian that it comes from.
+
+    Warns:
+        PrecisionWarning: Where J in this dtype cannot carry them.
+    """
+    r, ok = _sound(r.detach())
+    values = torch.linalg.svdvals(r).flip(-1)
+    close = concrete(~(values[:, 0] * _HARMLESS > values[:, -1]))
+    if close is not None and bool(close.any()):
+        rows = close.nonzero().flatten()
+        part, old = r[rows], values[rows]
+        scaled = part / _lengths(part)[:, None]
+        own = torch.linalg.svdvals(scaled)
+        zeros = (own <= _DEPENDENT * own[:, :1]).sum(-1)
+        regular = (zeros == 0) & (part.diagonal(dim1=-2, dim2=-1) != 0).all(-1)
+        identity = torch.eye(part.shape[-1]).to(part)
+        safe = torch.where(regular[:, None, None], part, identity)
+        inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
+        sound = inverse.isfinite().flatten(1).all(1)
+        small = 1 / torch.linalg.svdvals(torch.where(sound[:, None, None], inverse, identity))
+        better = (old.square() < old[:, -1:] * small[:, :1]) & (regular & sound)[:, None]
+        new = torch.where(better, small, old)
+        places = torch.arange(part.shape[-1], device=part.device)
+        values = values.index_put((rows,), torch.where(places < zeros[:, None], 0.0, new))
+        _warn_of_precision(where, scaled, regular, dtype)
+    return torch.where(ok[:, None], values, torch.nan)
+
+
+def differentiable_singular_values(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
+    """Singular values of factors, ascending, as torch differentiates them; zeros for missing rows."""
+    f, ok = _sound(wide(f))
+    values = torch.linalg.svdvals(f).flip(-1)
+    values = F.pad(values, (f.shape[-1] - values.shape[-1], 0))
+    return torch.where(ok[:, None], values, torch.nan)
+
+
+def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m, m)
+    """Whether something can be divided by triangles.
+
+    Raises:
+        SingularMetricError: Where a column depends on the others as far as ``dtype`` can tell, with the places.
+    """
+    pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs() / _lengths(r.detach())
+    bad = concrete(~(pivots > tolerance(dtype).pivot).all(-1))
+    if bad is not None and bool(bad.any()):
+        places = bad.nonzero().flatten().tolist()
+        raise SingularMetricError(
+            where,
+            "a positive definite metric",
+            f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
+            "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
+        )
+
+
+def _lengths(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
+    """Lengths of columns; 1 for those that vanish."""
+    lengths = f.norm(dim=1)
+    return torch.where(lengths > 0, lengths, 1.0)
+
+
+def _sound(f: Tensor) -> tuple[Tensor, Tensor]:  # (k, q, m) -> (k, q, m), (k,)
+    """``f`` with 0 in what is not finite, which decompositions refuse, and where it was finite."""
+    if evidently_finite(f):
+        return f, torch.ones_like(f[:, 0, 0], dtype=torch.bool)
+    ok = f.isfinite().flatten(1).all(1)
+    return torch.where(ok[:, None, None], f, 0.0), ok
+
+
+def _warn_of_precision(where: str, scaled: Tensor, regular: Tensor, dtype: torch.dtype) -> None:
+    """Announce triangles, with columns of length 1, whose condition ``dtype`` cannot carry."""
+    identity = torch.eye(scaled.shape[-1]).to(scaled)
+    safe = torch.where(regular[:, None, None], scaled, identity)
+    # |R| |R⁻¹| by Frobenius norms: at most m times the condition.
+    inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
+    condition = inverse.flatten(1).norm(dim=1)
+    lost = concrete(condition * tolerance(dtype).eps > _IMPRECISE)
+    if lost is not None and bool(lost.any()):
+        digits = f"cond(J) is {float(condition[lost].max()):.0e} at {int(lost.sum())} of {len(lost)} points"
+        better = "" if dtype == torch.float64 else " Use M.to(dtype=torch.float64)."
+        warnings.warn(
+            f"{where}: {digits}, which {str(dtype).removeprefix('torch.')} does not carry: fewer than two digits of "
+            f"the smallest eigenvalue are right.{better}",
+            PrecisionWarning,
+            stacklevel=stack_level(),
+        )

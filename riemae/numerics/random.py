@@ -1,0 +1,50 @@
+"""Seeded randomness that leaves the caller's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from riemae.numerics.threads import TURN
+
+
+@contextmanager
+def restored(device: torch.device | None = None) -> Iterator[None]:
+    """Torch's default generators, of the processor and ``device``, go on outside as if nothing had been drawn inside.
+
+    One thread at a time: they are the same for all.
+    """
+    cuda = device is not None and device.type == "cuda"
+    with TURN, torch.random.fork_rng(devices=[device] if cuda else []):
+        yield
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's default generator of one device starts at ``seed`` inside, and goes on as before outside.
+
+    For code that takes no ``torch.Generator``: dropout layers and ``torch.distributions``.
+    """
+    with restored(device):
+        # torch.manual_seed would also seed the devices that are not restored.
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Random signs shaped like a tensor; drawn where the generator lives, then moved."""
+    device = like.device if generator is None else generator.device
+    return (2 * torch.randint(2, like.shape, generator=generator, device=device) - 1).to(like)
+
+
+def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers shaped like a tensor; drawn where the generator lives, then moved."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

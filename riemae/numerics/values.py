@@ -1,0 +1,39 @@
+"""Looking at the numbers in a tensor, where that is possible."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def concrete(x: Tensor) -> Tensor | None:
+    """``x`` when its values can be looked at; None on the meta device and inside ``torch.func.vmap``."""
+    if x.is_meta:
+        return None
+    try:
+        bool(x.any())
+    except RuntimeError:  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
+        return None
+    return x
+
+
+def own(x: Tensor) -> Tensor:
+    """A copy for a function of the user, which may write into what it gets; tensors of other kinds as they are."""
+    return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
+
+
+def evidently_finite(*tensors: Tensor) -> bool:
+    """Whether the sum is finite, which NaN and infinity would survive; a fifth of the cost of looking at every number.
+
+    False says nothing: a sum may overflow, and some tensors cannot be looked at.
+    """
+    sums = [x.detach().sum() for x in tensors]
+    total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+    if total.is_meta:
+        return False
+    try:  # in one look, where `concrete` would need two
+        return math.isfinite(total.item())
+    except RuntimeError:  # inside vmap
+        return False

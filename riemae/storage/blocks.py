@@ -1,0 +1,370 @@
+"""A large result on disk, written block by block, so that a killed run loses no finished block.
+
+While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says whose they are. A
+complete result is ``PATH`` in numpy's format with its description in ``PATH.json``. Every file appears by being renamed
+when it is whole and on the disk; nothing is ever pickled. Who writes holds ``PATH.lock``. A disk that is full raises;
+what is finished stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.exceptions import FileError
+from riemae.numerics.tolerances import tolerance
+from riemae.storage.atomic import sync_folder, write_atomically
+from riemae.storage.digests import PIECE, digest, file_digest
+from riemae.storage.lock import Lock
+
+# What file managers and network file systems leave in folders.
+_STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
+
+
+@dataclass
+class BlockFile:
+    """The file of one run, found or begun; as a context, it gives the right to write back at the end.
+
+    Attributes:
+        path: Of the result.
+        description: What the result is of: plain JSON; ``shape`` and ``dtype`` are the array's.
+        probe: Numbers that the same space reproduces up to rounding.
+        statuses: What may stand beside a pair that failed.
+        complete: Whether ``path`` holds the result.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    probe: list[float]
+    statuses: frozenset[int]
+    complete: bool = False
+    _found: dict[str, Any] = field(default_factory=dict)
+    _lock: Lock | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        description: dict[str, Any],
+        probe: list[float],
+        statuses: frozenset[int],
+    ) -> BlockFile:
+        """Find what an earlier call left at ``path``, or begin.
+
+        Raises:
+            FileError: When the folder of ``path`` does not exist, or what lies there is of another run, or damaged.
+        """
+        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or not Path(path).name:
+            hint = "Try out='distances.npy'."
+            raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
+        file = cls(Path(path), description, probe, statuses)
+        if not file.path.parent.is_dir():
+            folder = str(file.path.parent)
+            raise FileError("distance_matrix", f"an existing folder for out={str(path)!r}", folder, "Make it first.")
+        if file.path.is_dir():
+            raise FileError("distance_matrix", "out as the path of a file", f"the folder {path}", "Add a file's name.")
+        if file._find():
+            return file
+        with _on_disk(file.path):
+            lock = Lock(file.path.with_name(file.path.name + ".lock"), "distance_matrix", f"out={str(path)!r}")
+            lock.acquire()
+        file._lock = lock
+        try:
+            if file._find():  # the one before has finished it in this moment
+                file.__exit__()
+            else:
+                file._begin()
+        except BaseException:
+            file.__exit__()
+            raise
+        return file
+
+    def __enter__(self) -> BlockFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _find(self) -> bool:
+        """Whether the result is there, and of this run.
+
+        Raises:
+            FileError: When it is of another run, or damaged.
+        """
+        if not self.path.exists():
+            return False
+        self._found = self._agreed(self._beside, "the description of a result")
+        self._check_array()
+        self._check_failures()
+        self.complete = True
+        shutil.rmtree(self._blocks, ignore_errors=True)  # left when a run was killed in its last moment
+        return True
+
+    def _begin(self) -> None:
+        """Find the blocks of an unfinished run, or make a folder for them.
+
+        Raises:
+            FileError: When they are of another run.
+        """
+        if self._blocks.is_dir() and any(not _is_stray(entry) for entry in self._blocks.iterdir()):
+            self._agreed(self._run, "the description of an unfinished run")
+            return
+        with _on_disk(self.path):
+            self._blocks.mkdir(exist_ok=True)
+            write_atomically(self._run, _json({**self.description, "probe": self.probe}))
+
+    # Blocks.
+
+    def finished(self, count: int) -> set[int]:
+        """Numbers of the blocks that are on disk, of ``count``.
+
+        Raises:
+            FileError: When the folder holds a file that is none of them.
+        """
+        numbers = set()
+        for entry in self._blocks.iterdir():
+            if _is_stray(entry) or entry == self._run:
+                continue
+            if entry.suffix != ".safetensors" or not entry.stem.isdecimal() or int(entry.stem) >= count:
+                raise self._wrong(entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}")
+            numbers.add(int(entry.stem))
+        return numbers
+
+    def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a block."""
+        from safetensors.torch import save
+
+        parts = {name: x.contiguous() for name, x in tensors.items()}
+        with _on_disk(self.path):
+            write_atomically(self._block(block), save(parts, self._label(block, parts)))
+
+    def read(self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+        """A stored block.
+
+        Args:
+            block: Its number.
+            expected: Shape and dtype of each tensor.
+
+        Raises:
+            FileError: When the file is cut short, changed, or of another run.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._block(block)
+        try:
+            with safe_open(path, "pt") as stored:
+                label = stored.metadata() or {}
+                parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, ValueError) as reason:
+            raise self._wrong(path, "a whole safetensors file", str(reason)) from reason
+        wanted = {name: [*shape, dtype] for name, (shape, dtype) in expected.items()}
+        got = {name: [*x.shape, x.dtype] for name, x in parts.items()}
+        if got != wanted:
+            raise self._wrong(path, f"tensors {wanted}", str(got))
+        correct = self._label(block, parts)
+        for key, what in (("run", "a block of this run"), ("block", "this block"), ("sha256", "unchanged contents")):
+            if label.get(key) != correct[key]:
+                raise self._wrong(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
+        return parts
+
+    # The whole.
+
+    @contextmanager
+    def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`; zeros at first.
+
+        The space on the disk is taken before anything is written to the map: a disk that is full would kill the process
+        there, by SIGBUS.
+        """
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        with _on_disk(self.path, drop=self._part):
+            with self._part.open("w+b") as stream:
+                np.lib.format.write_array_header_1_0(stream, head)
+                _allocate(stream, math.prod(shape) * kind.itemsize)
+            array = np.load(self._part, mmap_mode="r+", allow_pickle=False)
+        yield torch.from_numpy(array)
+        with _on_disk(self.path):
+            array.flush()
+
+    def finish(self, failures: list[tuple[int, int, int]]) -> None:
+        """Make the assembled array the result, with its description, and drop the blocks."""
+        with _on_disk(self.path):
+            with self._part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            about = {"sha256": file_digest(self._part), "failed": failures}
+            self._found = {**self.description, "probe": self.probe, **about}
+            write_atomically(self._beside, _json(self._found))
+            os.replace(self._part, self.path)
+            sync_folder(self.path.parent)
+        self.complete = True
+        shutil.rmtree(self._blocks, ignore_errors=True)
+
+    def matrix(self) -> Tensor:
+        """The result, mapped from the file; what is written to the tensor stays out of the file."""
+        return torch.from_numpy(np.load(self.path, mmap_mode="c", allow_pickle=False))
+
+    def failures(self) -> list[tuple[int, int, int]]:
+        """Rows, columns and statuses that :meth:`finish` stored."""
+        return [(int(i), int(j), int(code)) for i, j, code in self._found["failed"]]
+
+    # Names, labels, checks.
+
+    @property
+    def _beside(self) -> Path:
+        return self.path.with_name(self.path.name + ".json")
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def _blocks(self) -> Path:
+        return self.path.with_name(self.path.name + ".blocks")
+
+    @property
+    def _run(self) -> Path:
+        return self._blocks / "run.json"
+
+    def _block(self, block: int) -> Path:
+        return self._blocks / f"{block:08d}.safetensors"
+
+    def _label(self, block: int, parts: Mapping[str, Tensor]) -> dict[str, str]:
+        run = hashlib.sha256(_json(self.description)).hexdigest()
+        contents = hashlib.sha256("".join(f"{name} {digest(parts[name])} " for name in sorted(parts)).encode())
+        return {"run": run, "block": str(block), "sha256": contents.hexdigest()}
+
+    def _agreed(self, path: Path, what: str) -> dict[str, Any]:
+        """The description at ``path``.
+
+        Raises:
+            FileError: When it cannot be read, or is of another run.
+        """
+        expected = f"{what} of these points, settings and space"
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as reason:
+            raise self._wrong(path, expected, str(reason)) from reason
+        if not isinstance(found, dict):
+            raise self._wrong(path, expected, type(found).__name__)
+        differences = list(_differences(self.description, found))
+        if not self._same_probe(found.get("probe")):
+            differences.append(
+                "probe: the metric has other values at these points (another decoder or ambient metric?)"
+            )
+        if differences:
+            named = differences if len(differences) <= 5 else [*differences[:4], differences[-1]]
+            raise self._wrong(path, expected, "another one: " + "; ".join(named))
+        return found
+
+    def _same_probe(self, found: object) -> bool:
+        if not isinstance(found, list) or len(found) != len(self.probe):
+            return False
+        share = tolerance(getattr(torch, self.description["dtype"])).probe
+        return all(
+            isinstance(y, float) and (math.isclose(x, y, rel_tol=share) or (math.isnan(x) and math.isnan(y)))
+            for x, y in zip(self.probe, found, strict=True)
+        )
+
+    def _check_array(self) -> None:
+        about = self._found
+        try:
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as reason:
+            raise self._wrong(self.path, "a whole .npy file", str(reason)) from reason
+        wanted, got = (tuple(about["shape"]), about["dtype"]), (array.shape, array.dtype.name)
+        if got != wanted:
+            raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
+        actual = file_digest(self.path)
+        if about.get("sha256") != actual:
+            raise self._wrong(self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual)
+
+    def _check_failures(self) -> None:
+        failed, (n, q) = self._found.get("failed"), self.description["shape"]
+        entries: list[Any] = failed if isinstance(failed, list) else [None]
+        for entry in entries:
+            whole = isinstance(entry, list) and len(entry) == 3 and all(type(x) is int for x in entry)
+            if not whole or not (0 <= entry[0] < n and 0 <= entry[1] < q and entry[2] in self.statuses):
+                expected = f"failed pairs as [row, column, status] of a {n} x {q} matrix"
+                raise self._wrong(self._beside, expected, repr(entry)[:80])
+
+    def _wrong(self, path: Path, expected: str, got: str) -> FileError:
+        remedy = "Give another out=, or delete it to compute it anew."
+        return FileError("distance_matrix", f"{path} to hold {expected}", got, remedy)
+
+
+@contextmanager
+def _on_disk(path: Path, drop: Path | None = None) -> Iterator[None]:
+    """Say what to do where the disk refuses.
+
+    Raises:
+        FileError: Then; what ``drop`` had taken is free again.
+    """
+    try:
+        yield
+    except OSError as reason:
+        if drop is not None:
+            drop.unlink(missing_ok=True)
+        raise FileError(
+            "distance_matrix",
+            f"a disk that takes out={str(path)!r}",
+            str(reason),
+            "Finished blocks are kept: make room, or mend what is wrong, and repeat the same call.",
+        ) from reason
+
+
+def _allocate(stream: IO[bytes], size: int) -> None:
+    """Append ``size`` zeros that really have room on the disk.
+
+    Raises:
+        OSError: When there is none.
+    """
+    stream.flush()
+    start = stream.tell()
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), start, size)
+        except OSError as reason:
+            if reason.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        else:
+            return
+    zeros = bytes(min(size, PIECE))
+    while (left := start + size - stream.tell()) > 0:
+        stream.write(zeros[:left])
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _is_stray(entry: Path) -> bool:
+    """Whether a file in the folder of blocks is none of ours: hidden, or what a killed run was just writing."""
+    return entry.suffix == ".part" or entry.name.startswith(".") or entry.name in _STRAYS
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    # What a finished result adds to the description of its run stands at the top only.
+    for key in {**expected, **found} if prefix else expected:
+        value, other = expected.get(key), found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            yield f"{prefix}{key}: expected {value}, got {other}"
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()

@@ -1,0 +1,135 @@
+"""What a function, a module or a metric is made of, as lines of text that another process reproduces.
+
+Followed are modules (layers, their settings and tensors), functions (defaults, captured variables, globals that they
+name), ``functools.partial``, methods, containers and arrays; of other objects only what they hold of these. Code is not
+compared: it differs between versions of Python. What it computes is compared by values, in riemae.solvers.matrix.
+
+Counters, caches and records change while a decoder runs. What differs between :func:`parts` before and after some calls
+is none of a map's parameters: :func:`fingerprint` leaves it out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from riemae.storage.digests import digest
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+# What may be a parameter wherever it is found; numbers in an object may be the time of day.
+_TELLING = (Tensor, nn.Module, np.ndarray, *_FUNCTIONS)
+_DEEPEST = 12
+
+Parts = dict[str, str]
+
+
+def parts(thing: object) -> Parts:
+    """Place and value of everything that ``thing`` is made of, as far as it can be reached."""
+    return dict(_walk(thing, "", {}, 0))
+
+
+def fingerprint(before: Parts, after: Parts) -> str:
+    """A digest of what is the same in both: parameters, not what counts or remembers calls.
+
+    Args:
+        before: :func:`parts` of something.
+        after: The same, after it was called.
+    """
+    moved = {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
+    inside = tuple(f"{place}/" for place in moved)
+    total = hashlib.sha256()
+    for place, value in before.items():
+        # What lies in a list that has grown is as volatile as the list.
+        if place not in moved and not place.startswith(inside):
+            total.update(f"{place} {value}\n".encode())
+    return total.hexdigest()
+
+
+def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(thing, _PLAIN):
+        yield place, f"{type(thing).__name__} {thing!r}"
+        return
+    if id(thing) in seen or depth > _DEEPEST:
+        yield place, f"as {seen.get(id(thing), '…')}"
+        return
+    seen[id(thing)] = place
+    kind = type(thing).__qualname__  # a module's name depends on how it was started
+    inside: Mapping[str, Any] = {}
+    if isinstance(thing, Tensor):
+        text = f"tensor {_tensor(thing)}"
+    elif isinstance(thing, (np.ndarray, np.generic)):
+        text = f"array {_array(np.asarray(thing))}"
+    elif isinstance(thing, (type, types.BuiltinFunctionType, types.ModuleType)):
+        text = getattr(thing, "__qualname__", thing.__name__)
+    elif isinstance(thing, functools.partial):
+        text, inside = "partial", {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+    elif isinstance(thing, types.MethodType):
+        text, inside = f"method {thing.__func__.__qualname__}", {"self": thing.__self__}
+    elif isinstance(thing, types.FunctionType):
+        text, inside = f"function {thing.__qualname__}", _of_function(thing)
+    elif isinstance(thing, nn.Module):
+        text, inside = _of_module(thing, kind)
+    elif isinstance(thing, Mapping):
+        text, inside = f"{kind} {len(thing)}", {repr(k): v for k, v in thing.items() if isinstance(k, _PLAIN)}
+    elif isinstance(thing, (list, tuple)):
+        text, inside = f"{kind} {len(thing)}", {str(i): value for i, value in enumerate(thing)}
+    else:
+        text = kind
+        inside = {k: v for k, v in getattr(thing, "__dict__", {}).items() if isinstance(v, _TELLING)}
+    yield place, text
+    for name, value in inside.items():
+        yield from _walk(value, f"{place}/{name}", seen, depth + 1)
+
+
+def _of_module(module: nn.Module, kind: str) -> tuple[str, dict[str, Any]]:
+    inside: dict[str, Any] = {
+        **dict(module.named_parameters(recurse=False)),
+        **dict(module.named_buffers(recurse=False)),
+        **dict(module.named_children()),
+    }
+    if type(module).__module__.split(".")[0] == "torch":
+        return f"{kind}({module.extra_repr()})", inside
+    plain = (*_PLAIN, *_TELLING, tuple)
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training" and isinstance(value, plain):
+            inside.setdefault(name, value)
+    return kind, inside
+
+
+def _of_function(function: types.FunctionType) -> dict[str, Any]:
+    inside: dict[str, Any] = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            inside[f"closure.{name}"] = cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        # Functions of other files are named by the code; what they hold is not this function's.
+        near = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+        if near or isinstance(value, (Tensor, nn.Module, np.ndarray, bool, int, float, str, list, tuple, dict)):
+            inside[f"global.{name}"] = value
+    return inside
+
+
+def _tensor(x: Tensor) -> str:
+    if x.is_meta or x.is_quantized or x.layout != torch.strided:
+        return f"{x.dtype} {tuple(x.shape)} {x.layout}"
+    try:
+        return digest(x.detach().resolve_conj().resolve_neg())
+    except (RuntimeError, TypeError):  # a subclass without memory of its own
+        return f"{x.dtype} {tuple(x.shape)}"
+
+
+def _array(x: np.ndarray) -> str:
+    if x.dtype.hasobject:
+        return f"object {x.shape}"
+    return f"{x.dtype} {x.shape} {hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Geodesics as initial value problems: exponential map, transport, Jacobi fields, conjugate points."""

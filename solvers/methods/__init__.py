@@ -1,0 +1,1 @@
+"""Path solvers, one algorithm per file."""

@@ -1,0 +1,100 @@
+"""Limited-memory BFGS on the chord energy, batched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.methods.descent import Descent, Objective, Optimizer
+from riemae.solvers.solver import check_settings
+
+_ATTEMPTS, _SUFFICIENT = 20, 1e-4
+
+
+@dataclass(frozen=True)
+class LBFGS(Descent, Optimizer):
+    """L-BFGS (Liu and Nocedal, 1989) with a backtracking line search, every curve of the batch alone.
+
+    Args:
+        segments: Segments of the coarsest level.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Iterations a pair may take in total.
+        history: Pairs of steps and gradient changes that are remembered.
+        burst: Iterations between two looks at the Hessian.
+
+    Raises:
+        OptionError: For a value out of range.
+    """
+
+    segments: int = 8
+    max_segments: int = 512
+    max_steps: int = 2000
+    history: int = 10
+    burst: int = 10
+
+    def __post_init__(self) -> None:
+        check_settings("LBFGS", self, history=self.history, burst=self.burst)
+
+    @property
+    def method(self) -> Optimizer:
+        """The optimiser: this."""
+        return self
+
+    def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps, then gradient changes, newest first; the curve's size."""
+        return x.new_zeros(len(x), 2 * self.history, *x.shape[1:]), extent[:, None]
+
+    def advance(
+        self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``count`` iterations of L-BFGS."""
+        everyone = torch.arange(len(x), device=x.device)
+        steps, changes = memory.split(self.history, 1)
+        energy, g = objective(x, everyone)
+        for _ in range(count):
+            direction = self._direction(g, steps, changes, scalars[:, 0])
+            slope = (g * direction).sum((1, 2))
+            moved, reached, turned = x.clone(), energy.clone(), g.clone()
+            stride = torch.ones_like(energy)
+            pending = (slope < 0).nonzero().flatten()
+            for _ in range(_ATTEMPTS):
+                if not len(pending):
+                    break
+                trial = x[pending] + stride[pending, None, None] * direction[pending]
+                e, grad = objective(trial, pending)
+                good = e <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]  # False for NaN
+                rows = pending[good]
+                moved[rows], reached[rows], turned[rows] = trial[good], e[good], grad[good]
+                pending = pending[~good]
+                stride[pending] /= 2
+            s, y = (moved - x)[:, None], (turned - g)[:, None]
+            steps, changes = torch.cat([s, steps[:, :-1]], 1), torch.cat([y, changes[:, :-1]], 1)
+            x, energy, g = moved, reached, turned
+        return x, torch.cat([steps, changes], 1), scalars
+
+    def _direction(self, g: Tensor, steps: Tensor, changes: Tensor, extent: Tensor) -> Tensor:
+        """Two-loop recursion; pairs without positive curvature do not count."""
+        curvature = (steps * changes).sum((2, 3))
+        useful = (
+            curvature
+            > torch.finfo(g.dtype).eps * changes.square().sum((2, 3)).sqrt() * steps.square().sum((2, 3)).sqrt()
+        )
+        rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
+        q, alphas = g, []
+        for k in range(self.history):
+            alpha = rho[:, k] * (steps[:, k] * q).sum((1, 2))
+            q = q - alpha[:, None, None] * changes[:, k]
+            alphas.append(alpha)
+        # Without a memory the first step is a hundredth of the curve's size.
+        size = g.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(g.dtype).tiny)
+        scale = extent / (100 * size)
+        for k in reversed(range(self.history)):
+            newest = curvature[:, k] / changes[:, k].square().sum((1, 2)).clamp(min=torch.finfo(g.dtype).tiny)
+            scale = torch.where(useful[:, k], newest, scale)
+        r = scale[:, None, None] * q
+        for k in reversed(range(self.history)):
+            beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
+            r = r + (alphas[k] - beta)[:, None, None] * steps[:, k]
+        return -r

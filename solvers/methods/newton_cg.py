@@ -1,0 +1,238 @@
+"""Matrix-free Newton on a discrete curve energy: for latent spaces too large for m × m blocks along the path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import OptionError
+from riemae.numerics.tolerances import tolerance
+from riemae.solvers.energy import discrete_energy
+from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
+from riemae.solvers.products import Product, Products, products
+from riemae.solvers.result import Status
+from riemae.solvers.solver import State, check_settings
+from riemae.solvers.space import Space
+
+_ATTEMPTS = 12  # a step is halved so often before its curve counts as stalled
+_ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
+_FAR = 0.03  # relative decrement above which second derivatives are not worth having
+_LEAST_FORCING = 1e-3
+_TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
+
+
+@dataclass
+class NewtonCGState(State):
+    """Progress of matrix-free Newton.
+
+    Attributes:
+        radius: ``(p,)``, of the trust region, in the preconditioner's norm.
+        basis: ``(p, m, r)``, with the next two: the preconditioner of this level, see :class:`PathMetric`.
+        values: ``(p, r)``.
+        rest: ``(p,)``.
+    """
+
+    radius: Tensor
+    basis: Tensor
+    values: Tensor
+    rest: Tensor
+
+
+@dataclass(frozen=True)
+class NewtonCG:
+    """Settings of the matrix-free Newton path solver.
+
+    Each step minimises the quadratic model of the discrete energy by truncated conjugate gradients (Steihaug and
+    Toint): Gauss-Newton's model far from the geodesic, the Hessian's near it. A product with either costs a forward and
+    a reverse pass along the path; memory grows with ``m n``, never with ``m² n``. Conjugate gradients are
+    preconditioned by the path's Laplacian times a sketch of its mean metric, and stopped on meeting negative
+    curvature, on leaving the trust region, or as soon as the model is solved as well as the step deserves (Eisenstat
+    and Walker's forcing). A step that does not lower its energy is halved, and its trust region shrinks with it.
+
+    There is no factorisation, hence no Morse index: it is −1, or 1 ("at least one") where a curve that has converged
+    meets negative curvature and no step along it lowers the energy. A singular metric is noticed only where all of it
+    vanishes.
+
+    A space may offer ``products(nodes)``, as :class:`riemae.Manifold` does; else its ``squared_chords`` are
+    differentiated twice.
+
+    Args:
+        segments: Segments of the coarsest level.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Steps a pair may take in total.
+        max_products: Products with the Hessian a step.
+        sketch: Products with the metric that the preconditioner is made from, once a level.
+        second_order: False keeps to Gauss-Newton throughout, where the space has it.
+
+    Raises:
+        OptionError: For a value out of range.
+
+    References:
+        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal.
+        20, 1983. J. Nocedal, S. J. Wright, Numerical Optimization, chapter 7, 2006. J. Nocedal, Y. Yuan, Combining
+        trust region and line search techniques, 1998.
+    """
+
+    segments: int = 8
+    max_segments: int = 512
+    max_steps: int = 200
+    max_products: int = 200
+    sketch: int = 32
+    second_order: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings("NewtonCG", self, max_products=self.max_products, sketch=self.sketch)
+        if not all(isinstance(n, int) for n in (self.max_products, self.sketch)):
+            got = f"{self.max_products!r} and {self.sketch!r}"
+            raise OptionError("NewtonCG", "whole numbers max_products and sketch", got, "")
+
+    def begin(self, nodes: Tensor) -> NewtonCGState:
+        """A state about new curves."""
+        p, _, m = nodes.shape
+        rank = min(self.sketch, m)
+        return NewtonCGState.start(
+            nodes,
+            radius=nodes.new_full((p,), torch.nan),
+            basis=nodes.new_zeros(p, m, rank),
+            values=nodes.new_ones(p, rank),
+            rest=nodes.new_ones(p),
+        )
+
+    def step(self, space: Space, state: NewtonCGState, tol: float) -> NewtonCGState:
+        """One step of every curve.
+
+        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
+        is more than 50 ``tol``.
+        """
+        state = self._prepared(space, state)
+        metric = PathMetric(state.basis, state.values, state.rest)
+        local = products(space, state.nodes)
+        energy, g, noise = local.energy, local.gradient, local.noise
+        finite = energy.isfinite() & g.flatten(1).isfinite().all(1)
+        singular = finite & ~((metric.rest > 0) & (energy > 0))
+        live = finite & ~singular
+        g = torch.where(live[:, None, None], g, 0.0)
+        # The trust region is as large as the curve: its energy is |z|² of the path's metric.
+        radius = torch.where(state.radius.isnan(), (2 * energy).sqrt(), state.radius)
+        rough = (g * metric.solve(g)).sum((1, 2)) / (4 * energy)
+        flat = (rough > _FAR) if self.second_order else torch.ones_like(live)
+        model = self._model(space, state.nodes, local, metric, g, radius, rough, flat, tol)
+
+        predicted = 2 * (model.gain + torch.where(model.bounded, 0.0, model.remainder))
+        relative = predicted / (4 * energy)
+        quiet = live & ~model.bounded & ((relative <= tol) | (predicted <= 2 * noise))
+        nodes, stride, discrepancy = _searched(space, state.nodes, energy, noise, g, model, live)
+        moved = stride > 0
+        # Negative curvature along which nothing falls: a geodesic that does not minimise, or rounding.
+        saddle = live & model.negative & ~moved & ((rough <= tol) | (model.gain <= noise))
+        index = torch.where(saddle & model.negative, 1, state.index)
+        relative = torch.where(saddle, rough, relative)
+
+        # A step that misjudged the energy by δ leaves a decrement of up to 9δ²/decrement.
+        left = (9 * discrepancy.square() / predicted + 2 * model.remainder) / (4 * energy)
+        left = torch.maximum(left, _TRUSTED_GAIN * relative)
+        whole = live & (stride == 1) & ~model.bounded
+        second = ~flat | (not self.second_order)
+        ended = quiet | saddle | (whole & second & (left <= tol))
+        status = torch.where(ended, int(Status.CONVERGED), state.status)
+        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
+        status = torch.where((quiet | saddle) & (relative > acceptable), int(Status.PRECISION), status)
+        status = torch.where(live & ~ended & ~moved, int(Status.STALLED), status)
+        status = torch.where(singular, int(Status.SINGULAR), torch.where(finite, status, int(Status.NON_FINITE)))
+        return replace(
+            state,
+            nodes=nodes,
+            status=status,
+            decrement=torch.where(live, torch.where(whole & ~quiet, left, relative), torch.nan),
+            index=index,
+            steps=state.steps + 1,
+            radius=_trusted(radius, model, stride, discrepancy),
+        )
+
+    def _prepared(self, space: Space, state: NewtonCGState) -> NewtonCGState:
+        """The state with a preconditioner for curves that have none yet."""
+        rows = state.decrement.isinf().nonzero().flatten()
+        if not len(rows):
+            return state
+        new = PathMetric.sketched(space, state.nodes[rows], self.sketch)
+        basis, values, rest = state.basis.clone(), state.values.clone(), state.rest.clone()
+        basis[rows], values[rows], rest[rows] = new.basis, new.values, new.rest
+        return replace(state, basis=basis, values=values, rest=rest)
+
+    def _model(
+        self,
+        space: Space,
+        nodes: Tensor,
+        local: Products,
+        metric: PathMetric,
+        gradient: Tensor,
+        radius: Tensor,
+        rough: Tensor,
+        flat: Tensor,
+        tol: float,
+    ) -> Truncated:
+        """Truncated conjugate gradients: by Gauss-Newton for the curves in ``flat``, by the Hessian for the others."""
+        # |residual| / |gradient| of order |gradient|^½ makes convergence superlinear.
+        forcing = rough.sqrt().clamp(_LEAST_FORCING, 0.5)
+        enough = 0.1 * tol * 2 * local.energy
+        parts, order = [], []
+        for first_order in (True, False):
+            rows = (flat == first_order).nonzero().flatten()
+            if not len(rows):
+                continue
+
+            def product(some: Tensor, rows: Tensor = rows, first_order: bool = first_order) -> Product:
+                of = rows[some]
+                here = local if len(of) == len(nodes) else products(space, nodes[of])
+                return here.gauss_newton if first_order and here.gauss_newton is not None else here.hessian
+
+            parts.append(
+                truncated_cg(
+                    product,
+                    metric.select(rows),
+                    gradient[rows],
+                    radius[rows],
+                    forcing[rows],
+                    enough[rows],
+                    self.max_products,
+                )
+            )
+            order.append(rows)
+        return Truncated.cat(parts).select(torch.cat(order).argsort())
+
+
+def _searched(
+    space: Space, nodes: Tensor, energy: Tensor, noise: Tensor, g: Tensor, model: Truncated, live: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The longest of 1, 1/2, 1/4, … of the step that lowers the energy as the model promises.
+
+    Returns:
+        Nodes, the share of the step that was taken (0 for none), and by how much the model misjudged the energy.
+    """
+    start, nodes = nodes, nodes.clone()
+    slope = (g * model.step).sum((1, 2))
+    taken, discrepancy = torch.zeros_like(energy), torch.full_like(energy, torch.inf)
+    pending = (live & (slope < 0)).nonzero().flatten()
+    for attempt in range(_ATTEMPTS):
+        if not len(pending):
+            break
+        t = 0.5**attempt
+        trial = start[pending].clone()
+        trial[:, 1:-1] += t * model.step[pending]
+        gain = energy[pending] - discrete_energy(space.squared_chords(trial))
+        promised = -t * slope[pending] - t * t * model.bend[pending] / 2
+        good = gain >= 0.1 * promised - noise[pending]  # False for NaN
+        rows = pending[good]
+        nodes[rows], taken[rows] = trial[good], t
+        discrepancy[rows] = (gain - promised).abs()[good]
+        pending = pending[~good]
+    return nodes, taken, discrepancy
+
+
+def _trusted(radius: Tensor, model: Truncated, stride: Tensor, discrepancy: Tensor) -> Tensor:
+    """The next trust region: as long as the step that could be taken, or twice that where the model was right."""
+    right = (stride == 1) & (discrepancy <= model.gain / 4)
+    grown = torch.where(model.bounded & right, 2 * radius, radius)
+    return torch.where((stride > 0) & (stride < 1), stride * model.norm, grown)

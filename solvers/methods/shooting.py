@@ -1,0 +1,184 @@
+"""Multiple shooting: geodesics by Newton's method on the exponential map, its derivative from Jacobi fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import OptionError
+from riemae.solvers.curve import Curve
+from riemae.solvers.flows.jacobi import Moment, Variation, sound_connection_matrix
+from riemae.solvers.result import Status
+from riemae.solvers.solver import State, check_settings, with_index
+from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
+
+_ATTEMPTS = 8
+_INTEGRATION_SHARE = 0.1  # the integrator must be better than the gap that is to be closed
+
+
+@dataclass
+class ShootingState(State):
+    """Progress of multiple shooting.
+
+    Attributes:
+        velocities: ``(p, k, m)``, over unit time, at the start of each of the k shots.
+    """
+
+    velocities: Tensor
+
+
+@dataclass(frozen=True)
+class Shooting:
+    """Settings of multiple shooting.
+
+    The curve is cut into ``shots`` pieces. From the start of each a geodesic is integrated over its share of the time,
+    with a full set of Jacobi fields; Newton's method closes the gaps in position and velocity between them and at the
+    end point. With one shot it is plain shooting, which only works close to the solution; more shots are stabler. The
+    nodes are points of the integrated geodesics, so they are exact at every resolution.
+
+    It needs a smooth decoder and finds any geodesic near its start curve, minimising or not. Steps count Newton steps.
+
+    Args:
+        segments: Segments of the coarsest level; a multiple of ``shots``.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Newton steps a pair may take in total.
+        shots: Pieces of the curve.
+
+    Raises:
+        OptionError: For a value out of range.
+
+    References:
+        J. Stoer, R. Bulirsch, Introduction to Numerical Analysis, section 7.3.5.
+    """
+
+    segments: int = 8
+    max_segments: int = 512
+    max_steps: int = 100
+    shots: int = 8
+
+    def __post_init__(self) -> None:
+        check_settings("Shooting", self, shots=self.shots)
+        if self.segments % self.shots:
+            raise OptionError(
+                "Shooting", "segments as a multiple of shots", f"{self.segments} and {self.shots}", "Try 8 and 8."
+            )
+
+    def begin(self, nodes: Tensor) -> ShootingState:
+        """A state about new curves."""
+        stride = (nodes.shape[1] - 1) // self.shots
+        return ShootingState.start(nodes, velocities=Curve.from_nodes(nodes).slopes[:, :-1:stride].clone())
+
+    def step(self, space: Space, state: ShootingState, tol: float) -> ShootingState:
+        """One Newton step of every curve."""
+        stride = (state.nodes.shape[1] - 1) // self.shots
+        knots, velocities = state.nodes[:, ::stride], state.velocities
+        rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
+        fired = self._fire(space, knots, velocities, rtol, fields=True)
+        gaps = _gaps(fired, knots, velocities)
+        size = velocities.norm(dim=-1).amax(1)
+        miss = _miss(gaps, size)
+        finite = miss.isfinite()
+        # Below what the integrator can tell there is nothing to gain.
+        done = finite & (miss <= max(tol, 10 * rtol))
+
+        safe = torch.where(finite[:, None, None, None], fired.fields, torch.eye(2 * knots.shape[-1]).to(knots))
+        moved, turned = _newton(safe, gaps.nan_to_num(0.0))
+        nodes, speeds, lower = knots.clone(), velocities.clone(), done.clone()
+        pending = (finite & ~done).nonzero().flatten()
+        share = torch.ones_like(miss)
+        for _ in range(_ATTEMPTS):
+            if not len(pending):
+                break
+            a = share[pending, None, None]
+            trial, speed = knots[pending] + a * moved[pending], velocities[pending] + a * turned[pending]
+            reached = _miss(_gaps(self._fire(space, trial, speed, rtol, fields=False), trial, speed), size[pending])
+            good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
+            rows = pending[good]
+            nodes[rows], speeds[rows], lower[rows] = trial[good], speed[good], True
+            pending = pending[~good]
+            share[pending] /= 2
+        status = torch.where(done, int(Status.CONVERGED), torch.where(lower, RUNNING, int(Status.STALLED)))
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        dense = self._dense(space, state.nodes, nodes, speeds, stride, done, rtol)
+        state = replace(
+            state, nodes=dense, velocities=speeds, status=status, decrement=miss.square(), steps=state.steps + 1
+        )
+        return with_index(space, state, done)
+
+    def _fire(self, space: Space, knots: Tensor, velocities: Tensor, rtol: float, fields: bool) -> Moment:
+        """All shots of all curves, over their share of the time; with the derivative in their start and velocity."""
+        p, k, m = velocities.shape
+        z, v = knots[:, :-1].flatten(0, 1), velocities.flatten(0, 1)
+        count = 2 * m if fields else 0
+        start, slope = z.new_zeros(len(z), count, m), z.new_zeros(len(z), count, m)
+        if fields:
+            identity = torch.eye(m).to(z)
+            start[:, :m], slope[:, m:] = identity, identity
+            # The coordinate derivative of the start velocity stands still while the start moves.
+            slope[:, :m] = -sound_connection_matrix(space, z, v).mT
+        flow = Variation(space, z, v, start, slope, 1.0, rtol, 2000)
+        end = flow.at(1.0 / k)
+        if fields:  # back from covariant to coordinate derivatives
+            rates = end.derivatives + torch.einsum(
+                "pij,pcj->pci", sound_connection_matrix(space, end.z, end.v), end.fields
+            )
+            end = replace(end, fields=torch.cat([end.fields, rates], -1).mT)
+        return Moment(*(x.unflatten(0, (p, k)) for x in (end.z, end.v, end.fields, end.derivatives)))
+
+    def _dense(
+        self, space: Space, old: Tensor, knots: Tensor, velocities: Tensor, stride: int, done: Tensor, rtol: float
+    ) -> Tensor:
+        """The nodes: the knots, and for finished curves the points that their shots pass in between."""
+        nodes = old.clone()
+        nodes[:, ::stride] = knots
+        rows = done.nonzero().flatten()
+        if stride == 1:
+            return nodes
+        p, k, m = velocities.shape
+        # Between the knots of an unfinished curve a spline will do: it only carries the velocities to the next level.
+        nodes[:] = Curve(knots, torch.cat([velocities, velocities[:, -1:]], 1)).resample(stride * k).nodes
+        nodes[:, ::stride] = knots
+        if len(rows):
+            z, v = knots[rows, :-1].flatten(0, 1), velocities[rows].flatten(0, 1)
+            none = z.new_zeros(len(z), 0, m)
+            flow = Variation(space, z, v, none, none, 1.0, rtol, 2000)
+            for j in range(1, stride):
+                nodes[rows, j::stride] = flow.at(j / (k * stride)).z.view(len(rows), k, m)
+        return nodes
+
+
+def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Corrections of the knots ``(p, k + 1, m)`` and velocities ``(p, k, m)`` that close the gaps to first order.
+
+    Args:
+        slopes: ``(p, k, 2m, 2m)``, derivatives of where each shot ends in where it begins.
+        gaps: ``(p, k, 2m)``.
+    """
+    p, k, both = gaps.shape
+    m = both // 2
+    # Row i: what shot i leaves behind, minus what shot i + 1 begins with.
+    matrix = gaps.new_zeros(p, k, both, k + 1, both)
+    for i in range(k):
+        matrix[:, i, :, i], matrix[:, i, :, i + 1] = slopes[:, i], -torch.eye(both).to(gaps)
+    # The first and the last point stand still, and no shot has the velocity at the end.
+    unknowns, equations = slice(m, both * k), slice(0, both * k - m)
+    square = matrix.flatten(3).flatten(1, 2)[:, equations, unknowns]
+    solution, info = torch.linalg.solve_ex(square, -gaps.flatten(1)[:, equations, None])
+    inner = torch.where((info == 0)[:, None], solution[..., 0], 0.0)
+    every = torch.nn.functional.pad(inner, (m, both)).view(p, k + 1, 2, m)
+    return every[:, :, 0], every[:, :-1, 1]
+
+
+def _gaps(fired: Moment, knots: Tensor, velocities: Tensor) -> Tensor:  # -> (p, k, 2m)
+    """What each shot misses the start of the next by; the velocity at the end is free."""
+    position = fired.z - knots[:, 1:]
+    following = torch.cat([velocities[:, 1:], fired.v[:, -1:]], 1)
+    return torch.cat([position, fired.v - following], -1)
+
+
+def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
+    """Largest gap relative to the speed; a velocity gap counts as the way it leads astray in unit time."""
+    return gaps.abs().amax((1, 2)) / size.clamp(min=torch.finfo(size.dtype).tiny)

@@ -1,0 +1,157 @@
+"""The plan of the package: every module in one layer, imports that point down, no circles, nothing private reached."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import riemae
+
+ROOT = Path(riemae.__file__).parent
+
+# From the ground up. A module imports from layers below its own, and from its own as long as nothing turns in a circle.
+# An import inside a function or for annotations alone counts as any other.
+LAYERS = {
+    "words": "exceptions version",
+    "numerics": """numerics numerics.batch_invariance numerics.checks numerics.metric numerics.precision numerics.probe
+        numerics.random numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values""",
+    "files and data": """storage storage.architectures storage.atomic storage.blocks storage.checkpoint storage.digests
+        storage.identity storage.lock
+        datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
+    "derivatives": """differential differential.activations differential.conditions differential.derivatives
+        differential.functional differential.modes differential.primitives differential.taylor""",
+    "solvers": """solvers solvers.certificate solvers.curve solvers.energy solvers.graph solvers.krylov solvers.linear
+        solvers.matrix solvers.measure solvers.model solvers.nearest solvers.path solvers.products solvers.progress
+        solvers.quadrature solvers.result solvers.search solvers.solver solvers.space solvers.state
+        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
+        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg solvers.methods.shooting
+        solvers.methods.spline
+        solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.jacobi""",
+    "distributions": """distributions distributions.closed_form distributions.counts distributions.dispersion
+        distributions.family distributions.layout distributions.numerical distributions.registry
+        distributions.special""",
+    "ambient metrics": """ambient ambient.base ambient.clouds ambient.custom ambient.density ambient.features
+        ambient.fisher ambient.geoopt ambient.uncertain""",
+    "geometry": """geometry geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
+        geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
+    "manifold": "ensembles manifold",
+    "clients": """scores plotting testing interop interop.geoopt
+        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators autoencoders.inputs
+        autoencoders.likelihoods autoencoders.losses autoencoders.module autoencoders.neighborhood
+        autoencoders.networks autoencoders.objective autoencoders.report autoencoders.saved autoencoders.training""",
+    "people": "loading cli cli.main cli.demo",
+    "package": "",
+}
+# What solvers may know: neither networks nor manifolds.
+BELOW_SOLVERS = ("riemae.exceptions", "riemae.numerics", "riemae.storage", "riemae.solvers")
+
+
+def module_name(path):
+    return ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+# riemae/solvers is a link in the checkout, and a recursive search need not follow it.
+SOURCES = {module_name(path): path for path in {*ROOT.rglob("*.py"), *(ROOT / "solvers").rglob("*.py")}}
+LEVELS = {f"riemae.{name}": level for level, names in enumerate(LAYERS.values()) for name in names.split()}
+LEVELS["riemae"] = len(LAYERS) - 1
+
+
+def tree(name):
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+
+
+def imports(name):
+    """Modules of riemae that a module imports, anywhere in its file."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "riemae":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in SOURCES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in SOURCES)
+
+
+EDGES = {name: sorted(set(imports(name)) - {name}) for name in sorted(SOURCES)}
+
+
+def circle(name, path=()):
+    """A way along imports from a module back to itself, or None."""
+    if name in path:
+        return path[path.index(name) :]
+    if name in circle.clear:
+        return None
+    for other in EDGES[name]:
+        if found := circle(other, (*path, name)):
+            return found
+    circle.clear.add(name)
+    return None
+
+
+def test_every_module_has_its_layer():
+    assert sorted(LEVELS) == sorted(SOURCES)
+    named = [name for names in LAYERS.values() for name in names.split()]
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_imports_point_down(name):
+    assert [other for other in EDGES[name] if LEVELS[other] > LEVELS[name]] == []
+
+
+def test_nothing_turns_in_a_circle():
+    circle.clear = set()
+    assert [found for name in sorted(SOURCES) if (found := circle(name))] == []
+
+
+def test_solvers_know_neither_networks_nor_manifolds():
+    for name in (n for n in SOURCES if n.split(".")[1:2] == ["solvers"]):
+        assert [other for other in EDGES[name] if not other.startswith(BELOW_SOLVERS)] == [], name
+
+
+def test_geometry_and_what_is_below_never_see_the_manifold():
+    above = {"riemae", "riemae.manifold"}
+    for name in (n for n in SOURCES if LEVELS[n] < LEVELS["riemae.manifold"]):
+        assert above.isdisjoint(EDGES[name]), name
+
+
+def test_packages_have_a_docstring_and_a_table_of_contents():
+    for name, path in SOURCES.items():
+        if path.name == "__init__.py":
+            assert importlib.import_module(name).__doc__, name
+            lines = [node for node in tree(name).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+            if name != "riemae.autoencoders":  # its names are imported when they are used
+                assert all(isinstance(node, (ast.Expr, ast.Assign)) for node in lines), name
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_nothing_private_is_reached_from_elsewhere(name):
+    body = tree(name)
+    own = {node.name for node in ast.walk(body) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.target.id for node in ast.walk(body) if isinstance(node, ast.AnnAssign) and is_name(node.target)}
+    for node in ast.walk(body):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "riemae":
+            assert [alias.name for alias in node.names if is_private(alias.name)] == []
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            text = ast.unparse(node)
+            assert text in FOREIGN or text.split(".")[0] in ("torch", "nn", "td", "parametrizations"), text
+
+
+# Private names of torch's objects and of Python that have no public counterpart.
+FOREIGN = {
+    "Tensor._make_wrapper_subclass",
+    "jet.value._is_view",
+    "q._is_zerotensor",
+    "script._debug_flush_compilation_cache",
+    "self._replace",
+    "sys._getframe",
+}
+
+
+def is_name(node):
+    return isinstance(node, ast.Name)
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
