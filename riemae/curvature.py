@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from riemae.conditions import Conditions
 from riemae.differential import Differential, everywhere
 from riemae.exceptions import OptionError, ShapeError, SmoothnessWarning
 from riemae.factors import check_triangle
@@ -454,9 +455,11 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
         )
 
 
-def kinks(M: Manifold, z: Tensor) -> str | None:  # (*b, m)
+def kinks(
+    M: Manifold, z: Tensor, *, condition: Conditions = None
+) -> str | None:  # (*b, m)
     """What makes the decoder piecewise linear, in words, as :class:`SmoothnessWarning` has it; None when smooth."""
-    return _kinks(M._core, M._core.points("kinks", z))
+    return _kinks(*M._core.placed("kinks", z, condition))
 
 
 _PIECEWISE_LINEAR_NAMES = frozenset(kind.__name__ for kind in _PIECEWISE_LINEAR)
