@@ -455,9 +455,7 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
         )
 
 
-def kinks(
-    M: Manifold, z: Tensor, *, condition: Conditions = None
-) -> str | None:  # (*b, m)
+def kinks(M: Manifold, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
     """What makes the decoder piecewise linear, in words, as :class:`SmoothnessWarning` has it; None when smooth."""
     return _kinks(*M._core.placed("kinks", z, condition))
 

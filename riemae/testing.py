@@ -15,9 +15,7 @@ from riemae.manifold import Manifold
 from riemae.solvers.tolerances import tolerance
 
 
-def check_manifold(
-    manifold: Manifold, z: Tensor, seed: int = 0, *, condition: Conditions = None
-) -> dict[str, float]:
+def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0, *, condition: Conditions = None) -> dict[str, float]:
     """Check on points of your choice that a manifold obeys the laws that everything else relies on.
 
     ====================== ==========================================================================================

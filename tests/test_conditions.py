@@ -443,9 +443,7 @@ class TestManyPairs:
                     )
                     assert torch.equal(matrix(executor=pool), matrix())
             out = tmp_path / "d.npy"
-            kept = Manifold(structured).distance_matrix(
-                points, block_size=4, condition=given, executor=pool, out=out
-            )
+            kept = Manifold(structured).distance_matrix(points, block_size=4, condition=given, executor=pool, out=out)
             assert torch.equal(kept, Manifold(structured).distance_matrix(points, block_size=4, condition=given))
             # The other half of a matrix: from these points to others.
             rectangle = partial(Manifold(structured).distance_matrix, points[:5], points[5:], condition=given)

@@ -122,12 +122,8 @@ class TestPictures:
         image = plotting.magnification(
             Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[1:2], cmap="magma"
         )
-        expected = plotting.magnification(
-            Manifold(closed(decoder, COND[1:2])), axes, LOW, HIGH, resolution=7
-        )
-        other = plotting.magnification(
-            Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[:1]
-        )
+        expected = plotting.magnification(Manifold(closed(decoder, COND[1:2])), axes, LOW, HIGH, resolution=7)
+        other = plotting.magnification(Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[:1])
         assert image.get_array().shape == (7, 7)
         assert abs(image.get_array() - expected.get_array()).max() < 1e-9
         assert abs(image.get_array() - other.get_array()).max() > 1e-3
@@ -187,9 +183,7 @@ class TestReport:
     def test_one_condition_for_each(self, most):
         # A decoder of more latent dimensions would be another geometry: the rows know their conditions here.
         x = self.data(self.CONDITIONS)
-        found = report(
-            Manifold(decoder), None, x, self.CODES, condition=self.CONDITIONS, max_samples=most
-        )
+        found = report(Manifold(decoder), None, x, self.CODES, condition=self.CONDITIONS, max_samples=most)
         codes, table = self.CODES, self.CONDITIONS
 
         def alone(z):

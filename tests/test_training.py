@@ -452,9 +452,7 @@ def test_processes_of_one_run_share_its_directory(tmp_path, strategy):
     script.write_text(RANKS)
     runs = tmp_path / "runs"
     for _ in range(2):  # the second finds a finished run
-        job = subprocess.run(
-            [sys.executable, script, runs, strategy], capture_output=True, text=True, timeout=240
-        )
+        job = subprocess.run([sys.executable, script, runs, strategy], capture_output=True, text=True, timeout=240)
         assert job.returncode == 0, job.stderr
         assert "epochs 4" in job.stdout
     assert [path.name for path in runs.iterdir()] == ["last.ckpt"]
