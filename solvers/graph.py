@@ -41,9 +41,8 @@ GRAPH_RTOL = 1e-2
 _CURSORY, _AGREEMENT = 1e-3, 0.01
 # Pieces measured at once: what a decoder returns for all would not fit. A line in panels has as many points as so many.
 _EDGES, _PANELS = 4096, 38
-# Corners of the finest polygon; the share of rtol that its last gain may be, as more is to come; and how many rtol a
-# length by a few speeds may differ.
-_CORNERS, _HELD_BACK, _COARSELY = 17, 0.5, 10.0
+# Corners of the finest polygon, and how many rtol a length by a few speeds may differ from its.
+_CORNERS, _COARSELY = 17, 10.0
 _REPORTED = 256  # edges between two reports of progress
 
 
@@ -345,8 +344,9 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
         return torch.full_like(start[:, 0], torch.nan)
     coarse, middle, fine, noise = found.unbind(1)
     gain = torch.maximum(fine - middle, (middle - coarse) / 2)
-    good = gain + noise <= _HELD_BACK * rtol * fine
-    # What is still missing is between a third of the last gain, on smooth pieces, and all of it.
+    good = gain + noise <= rtol * fine
+    # What is still missing is between a third of the last gain, on smooth pieces, and all of it: a third of rtol is
+    # left of it.
     return torch.where(good, fine + 2 / 3 * (fine - middle), torch.nan)
 
 
