@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from riemae.differential.conditions import Condition, Conditions
 from riemae.exceptions import ShapeError, SingularMetricError
 from riemae.manifold import Manifold
 from riemae.solvers import Curve
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 
 def magnification(
-    manifold: Manifold, axes: Axes, low: Tensor, high: Tensor, resolution: int = 160, **options: Any
+    manifold: Manifold,
+    axes: Axes,
+    low: Tensor,
+    high: Tensor,
+    resolution: int = 160,
+    *,
+    condition: Conditions = None,
+    **options: Any,
 ) -> Any:
     """Draw the log₁₀ of the magnification factor ``√det G`` as the background of a latent space.
 
@@ -27,13 +35,15 @@ def magnification(
         low: Lower left corner, ``(2,)``.
         high: Upper right corner, ``(2,)``.
         resolution: Points a side.
+        condition: What the decoder gets besides the points, one for the whole picture, ``(1, *shape)``; as in
+            :class:`~riemae.Manifold`.
         options: For ``axes.imshow``.
 
     Returns:
         The image, for ``figure.colorbar``.
 
     Raises:
-        ShapeError: For any other latent dimension.
+        ShapeError: For any other latent dimension, or several conditions.
     """
     if low.shape != (2,) or high.shape != (2,):
         raise ShapeError(
@@ -47,9 +57,11 @@ def magnification(
         torch.linspace(a, b, resolution, dtype=low.dtype, device=low.device)
         for a, b in zip(low.tolist(), high.tolist(), strict=True)
     )
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
+    one = Condition.of("plotting.magnification", condition, torch.Size([1]), low.device)
+    shared = None if one is None else one.spread(len(grid))
     with torch.no_grad():
-        values = manifold.log_volume(grid) / math.log(10)
+        values = manifold.log_volume(grid, condition=shared).view(resolution, resolution) / math.log(10)
     image = axes.imshow(
         values.cpu().numpy(),
         extent=(float(low[0]), float(high[0]), float(low[1]), float(high[1])),
@@ -104,7 +116,14 @@ def strip(images: Tensor, axes: Axes, **options: Any) -> None:
 
 
 def indicatrices(
-    manifold: Manifold, axes: Axes, z: Tensor, radius: float | None = None, points: int = 48, **options: Any
+    manifold: Manifold,
+    axes: Axes,
+    z: Tensor,
+    radius: float | None = None,
+    points: int = 48,
+    *,
+    condition: Conditions = None,
+    **options: Any,
 ) -> float:
     """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal for an isometry.
 
@@ -115,13 +134,15 @@ def indicatrices(
         radius: Length in the data space; unless given, such that ellipses of the median size around neighbours do not
             touch.
         points: Points an ellipse.
+        condition: What the decoder gets besides the points, one for each centre, ``(k, *shape)``, or one for all,
+            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
         options: For the lines.
 
     Returns:
         The radius.
 
     Raises:
-        ShapeError: For any other latent dimension.
+        ShapeError: For any other latent dimension, or another number of conditions.
         SingularMetricError: Where the metric has no inverse.
     """
     from matplotlib.collections import LineCollection
@@ -129,7 +150,7 @@ def indicatrices(
     if z.ndim != 2 or z.shape[1] != 2:
         raise ShapeError("plotting.indicatrices", "centres (k, 2)", str(tuple(z.shape)), "Only m = 2 is flat.")
     with torch.no_grad():
-        factor, info = torch.linalg.cholesky_ex(manifold.metric(z.detach()))
+        factor, info = torch.linalg.cholesky_ex(manifold.metric(z.detach(), condition=condition))
     if bool(info.any()):
         got = f"a singular one at {int((info > 0).sum())} of {len(z)} points"
         raise SingularMetricError("plotting.indicatrices", "a metric of full rank", got, "Leave these out.")

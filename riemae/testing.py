@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from riemae.differential.conditions import Condition, Conditions
 from riemae.exceptions import ContractError, DTypeError, ShapeError
 from riemae.manifold import Manifold
 from riemae.numerics.tolerances import tolerance
 
 
-def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, float]:
+def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0, *, condition: Conditions = None) -> dict[str, float]:
     """Check on points of your choice that a manifold obeys the laws that everything else relies on.
 
     ====================== ==========================================================================================
@@ -33,13 +36,18 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, fl
         manifold: Any :class:`~riemae.Manifold`.
         z: Points ``(k, m)`` inside the decoder's domain, where the metric is positive definite.
         seed: Seed of the test vectors.
+        condition: What the decoder gets besides the points, one for each, ``(k, *shape)``, or one for all,
+            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
 
     Returns:
         The worst relative deviation found by each check.
 
     Raises:
-        DTypeError: When ``z`` is no tensor.
-        ShapeError: When ``z`` is not ``(k, m)`` with k of at least 1.
+        DTypeError: When ``z`` is not a tensor, or the condition neither a tensor nor a tuple, list or
+            dict of them.
+        ShapeError: When ``z`` is not ``(k, m)`` with k of at least 1, or the number of conditions is
+            neither k nor 1.
+        DeviceError: When a condition is on another device than the points.
         ContractError: Naming every law that is broken, and by how much.
         SingularMetricError: When the metric is singular at some point.
 
@@ -59,19 +67,20 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, fl
     z = z.detach()
     u, v = (torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) for _ in range(2))
     tol = tolerance(z.dtype).check
+    M = _Under(manifold, Condition.of("check_manifold", condition, z.shape[:-1], z.device))
     checks: dict[str, Callable[[], float]] = {
-        "metric": lambda: _metric(manifold, z),
-        "metric product": lambda: _metric_product(manifold, z, u, v),
-        "adjoint": lambda: _adjoint(manifold, z, v, generator),
-        "taylor": lambda: _taylor(manifold, z, v),
-        "connection": lambda: _connection(manifold, z),
-        "acceleration": lambda: _acceleration(manifold, z, v),
-        "reparametrisation": lambda: _reparametrisation(manifold, z, v, generator),
-        "batch": lambda: _batch(manifold, z),
+        "metric": lambda: _metric(M, z),
+        "metric product": lambda: _metric_product(M, z, u, v),
+        "adjoint": lambda: _adjoint(M, z, v, generator),
+        "taylor": lambda: _taylor(M, z, v),
+        "connection": lambda: _connection(M, z),
+        "acceleration": lambda: _acceleration(M, z, v),
+        "reparametrisation": lambda: _reparametrisation(M, z, v, generator),
+        "batch": lambda: _batch(M, z),
     }
     with torch.no_grad():
         # First, and alone when it fails: the other checks calculate with these outputs.
-        report = _signatures(manifold, z, u, v)
+        report = _signatures(M, z, u, v)
         if not any(report.values()):
             report |= {name: check() for name, check in checks.items()}
     broken = {name: deviation for name, deviation in report.items() if not deviation <= tol}
@@ -85,6 +94,27 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0) -> dict[str, fl
     return report
 
 
+class _Under:
+    """A manifold under the conditions of the points: the same methods, without ``condition=``."""
+
+    def __init__(self, manifold: Manifold, condition: Condition | None) -> None:
+        self.manifold, self.condition = manifold, condition
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.manifold, name)
+        return method if self.condition is None else partial(method, condition=self.condition)
+
+    def select(self, rows: Any) -> _Under:
+        """The same for some of the points."""
+        return _Under(self.manifold, None if self.condition is None else self.condition.select(rows))
+
+    def composed(self, inner: Callable[[Tensor], Tensor]) -> _Under:
+        """The manifold of the decoder after another map of the points."""
+        decoder = self.manifold.decoder
+        composition = Manifold(lambda y, *given: decoder(inner(y), *given), self.manifold.ambient)
+        return _Under(composition, self.condition)
+
+
 def _relative(a: Tensor, b: Tensor) -> float:
     """Largest deviation of a batch, each row relative to its own size."""
     rows_a, rows_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
@@ -93,14 +123,14 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return float(torch.where(gap == 0, 0.0, gap / scale).max())
 
 
-def _metric(M: Manifold, z: Tensor) -> float:
+def _metric(M: _Under, z: Tensor) -> float:
     g = M.metric(z)
     values = torch.linalg.eigvalsh(g)
     negative = (-values[:, 0] / values.abs().amax(1)).clamp(min=0).max()
     return max(_relative(g, g.mT), float(negative))
 
 
-def _metric_product(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> float:
+def _metric_product(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> float:
     g = M.metric(z)
     gv = (g @ v[..., None])[..., 0]
     # uᵀGv may cancel: judge it by |u||v|, which bounds it.
@@ -109,7 +139,7 @@ def _metric_product(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> float:
     return max(_relative(M.metric_product(z, v), gv), inner, _relative(M.norm(z, v) ** 2, (v * gv).sum(-1)))
 
 
-def _adjoint(M: Manifold, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
+def _adjoint(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
     j = M.jacobian(z)
     pushed = M.pushforward(z, v)
     w = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(z)
@@ -117,7 +147,7 @@ def _adjoint(M: Manifold, z: Tensor, v: Tensor, generator: torch.Generator) -> f
     return max(float(gap.max()), _relative(pushed, (j @ v[..., None])[..., 0]))
 
 
-def _taylor(M: Manifold, z: Tensor, v: Tensor) -> float:
+def _taylor(M: _Under, z: Tensor, v: Tensor) -> float:
     """How much slower than h² the first-order remainder falls, or its size where rounding hides the slope."""
     tol = tolerance(z.dtype)
     x = M.decode(z).flatten(1)
@@ -133,7 +163,7 @@ def _taylor(M: Manifold, z: Tensor, v: Tensor) -> float:
     return float(torch.where(visible, (1.5 - slope).clamp(min=0), 0.0).max())
 
 
-def _connection(M: Manifold, z: Tensor) -> float:
+def _connection(M: _Under, z: Tensor) -> float:
     g, gamma = M.metric(z), M.christoffel(z)
     slopes = []
     for direction in torch.eye(z.shape[-1]).to(z):
@@ -163,20 +193,20 @@ def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
     return slope.detach()
 
 
-def _acceleration(M: Manifold, z: Tensor, v: Tensor) -> float:
+def _acceleration(M: _Under, z: Tensor, v: Tensor) -> float:
     expected = -torch.einsum("bkij,bi,bj->bk", M.christoffel(z), v, v)
     actual = M.acceleration(z, v)
     scale = v.square().sum(-1, keepdim=True)
     return min(_relative(actual, expected), float(((actual - expected) / scale).abs().max()))
 
 
-def _reparametrisation(M: Manifold, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
+def _reparametrisation(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
     """Go to ``y = arsinh(A z)`` and back: lengths stay, and geodesic acceleration changes as a second derivative."""
     m = z.shape[-1]
     a = (torch.eye(m) + 0.3 * torch.randn(m, m, generator=generator) / m**0.5).to(z)
     back = torch.linalg.inv(a)
     y = (z @ a.T).asinh()
-    other = Manifold(lambda y: M.decoder(y.sinh() @ back.T), M.ambient)
+    other = M.composed(lambda y: y.sinh() @ back.T)
     stretch = y.cosh()
     w = (v @ a.T) / stretch  # the same velocity in the new coordinates
     acceleration = (other.acceleration(y, w) * stretch + y.sinh() * w**2) @ back.T
@@ -186,14 +216,15 @@ def _reparametrisation(M: Manifold, z: Tensor, v: Tensor, generator: torch.Gener
     return max(_relative(other.norm(y, w), M.norm(z, v)), change)
 
 
-def _batch(M: Manifold, z: Tensor) -> float:
-    flipped = M.metric(z.flip(0)).flip(0)
-    alone = torch.cat([M.metric(point[None]) for point in z])
+def _batch(M: _Under, z: Tensor) -> float:
+    rows = torch.arange(len(z), device=z.device)
+    flipped = M.select(rows.flip(0)).metric(z.flip(0)).flip(0)
+    alone = torch.cat([M.select(row).metric(z[row]) for row in rows.split(1)])
     together = M.metric(z)
     return max(_relative(together, flipped), _relative(together, alone))
 
 
-def _signatures(M: Manifold, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
+def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
     """Shapes, dtypes and devices of every method, and whether it leaves its arguments alone."""
     k, m = z.shape
     d = M.decode(z.clone()).flatten(1).shape[1]

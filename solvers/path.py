@@ -310,7 +310,9 @@ def _not_longer(
     failed = excess > slack * own.length
     if failed.any():
         error = np.maximum(on_host(found.error), excess)
-        converged = on_host(found.converged) & (error <= rtol * own.length)
+        converged = on_host(found.converged) & (excess <= rtol * own.length)
+        # What holds the longer one's length to rtol holds the shorter one's, too: its error is less by the excess.
+        error = np.where(converged, np.minimum(error, rtol * own.length), error)
         status = np.where(converged, int(Status.CONVERGED), int(Status.STALLED))
         number = lambda x: placed(x, rows).to(start.nodes.dtype)  # noqa: E731 (one expression)
         kept = replace(

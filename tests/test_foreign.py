@@ -1,12 +1,14 @@
 """Decoders as other packages make them: a metric as autograd has it, a default geodesic that returns, no raw error.
 
-Each class is skipped where its package is missing. scvi-tools is in ``test_counts.py``.
+Each class is skipped where its package is missing. scvi-tools itself is in
+``test_counts.py``, a decoder of its layers here.
 """
 
 import warnings
 
 import pytest
 import torch
+from count_distributions import NegativeBinomial
 from torch import nn
 
 from riemae import Manifold
@@ -139,3 +141,55 @@ class TestTorchdiffeq:
             r = M.geodesic(z[:1], z[1:], rtol=1e-3)
         assert r.converged.all()
         torch.testing.assert_close(r.length, Manifold(exact).geodesic(z[:1], z[1:]).length, rtol=2e-3, atol=0)
+
+
+class ScviDecoder(nn.Module):
+    """The layers of scvi-tools' decoder: ReLU behind batch norm, shares of a library, a dispersion for each gene."""
+
+    def __init__(self, seed, m=2, hidden=32, genes=60):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            norm = nn.BatchNorm1d(hidden, eps=1e-3, momentum=0.01)
+            self.layers = nn.Sequential(nn.Linear(m, hidden), norm, nn.ReLU())
+            self.share, self.dispersion = nn.Linear(hidden, genes), nn.Parameter(torch.randn(genes))
+            for _ in range(300):  # statistics as of codes
+                self.layers(torch.randn(512, m))
+        with torch.no_grad():
+            self.share.weight *= 3
+        self.eval().requires_grad_(False)
+
+    def forward(self, z):
+        mean = 1000.0 * self.share(self.layers(z)).softmax(-1)
+        return NegativeBinomial(mu=mean, theta=self.dispersion.exp().expand_as(mean))
+
+
+class TestScviLayers:
+    """Without the package: shapes, kinks and counts as its decoders have them, in float32."""
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    @pytest.mark.parametrize("far", [1.0, 3.0])
+    def test_default_geodesics(self, seed, far):
+        g = torch.Generator().manual_seed(1)
+        a, b = far * torch.randn(50, 2, generator=g), far * torch.randn(50, 2, generator=g)
+        r = Manifold(ScviDecoder(seed)).geodesic(a, b)  # raises when a pair misses its accuracy
+        assert r.rtol == 1e-2
+        assert (r.error <= r.rtol * r.length * (1 + 1e-5)).all()
+        assert (r.length >= r.lower_bound * (1 - 1e-5)).all()
+
+    def test_a_start_that_is_a_little_shorter_keeps_the_verdict(self):
+        # Solved to rtol, but longer than the straight line by less than that: the line takes its place, as accurate.
+        g = torch.Generator().manual_seed(1)
+        a, b = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g)
+        M = Manifold(ScviDecoder(0))
+        r = M.geodesic(a[1:3], b[1:3])
+        exact = M.to(dtype=torch.float64).geodesic(a[1:3].double(), b[1:3].double(), rtol=1e-3, throw=False)
+        assert ((r.length - exact.length).abs() <= r.error + exact.error).all()
+
+    def test_a_graph_of_cells(self):
+        M = Manifold(ScviDecoder(0))
+        z = points(60, 2)
+        graph = M.graph(z, k=5).adjacency.tocoo()
+        i, j = (torch.as_tensor(c).long() for c in graph.coords)
+        exact = M.to(dtype=torch.float64).length(torch.stack([z[i], z[j]], 1).double(), rtol=1e-4)
+        assert (torch.as_tensor(graph.data) / exact - 1).abs().max() < 1e-2

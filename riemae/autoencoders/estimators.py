@@ -83,7 +83,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         logger: ``"csv"``, ``"tensorboard"`` (both write to ``directory``), or a lightning logger.
         directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings and data there goes
             on from it, to the same weights as without the interruption. Warm starts and ``partial_fit`` start from
-            weights that no checkpoint knows, and leave them alone.
+            weights that no checkpoint knows, and leave them alone. A second fit into it at the same time raises a
+            ``FileError`` at once.
         checkpoint_every: Epochs between checkpoints.
         trainer: Further arguments of lightning's ``Trainer``, such as ``{"devices": 2, "strategy": "ddp"}``.
         warm_start: Whether ``fit`` goes on from the weights of the last one.
@@ -157,6 +158,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             y: Ignored.
 
         Raises:
+            FileError: When another fit is writing into ``directory``; the model is as it was before.
             KeyboardInterrupt: When it is interrupted; the model is as trained as it was by then.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
@@ -321,10 +323,16 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     # Training.
 
     def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+        from riemae.autoencoders.training import claimed
+
+        self._check_options(epochs)
+        with claimed(self._run(epochs, None, fresh)):  # before anything of the model is changed
+            return self._trained(X, epochs, fresh, optimizer_state)
+
+    def _trained(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
         from riemae.autoencoders.module import GeometricModule
         from riemae.autoencoders.training import train
 
-        self._check_options(epochs)
         loader = X if isinstance(X, DataLoader) else None
         device = self._device()
         data = self._data(X, reset=fresh).to(device)
@@ -658,6 +666,12 @@ class NRAE(AE):
             super().fit(X, y)
             self.restart_losses_ = [_final_loss(self)]
             return self
+        from riemae.autoencoders.training import claimed
+
+        with claimed(self._run(self.epochs, None, fresh=True)):
+            return self._restarted(X)
+
+    def _restarted(self, X: Any) -> NRAE:
         best: NRAE | None = None
         losses = []
         for i in range(self.restarts):

@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae import scores
+from riemae.differential.conditions import Condition, Conditions
 from riemae.exceptions import (
     DecoderError,
     MissingExtraError,
@@ -106,20 +108,30 @@ def report(
     k: int = 10,
     max_samples: int = 2000,
     seed: int = 0,
+    *,
+    condition: Conditions = None,
 ) -> Report:
     """Look at a trained autoencoder.
 
+    Neighbours are looked for among all samples, under whatever conditions. Where the condition decides where in the
+    data a code lies, as a class does, call once for each condition, with its samples.
+
     Args:
         manifold: The decoder, with its ambient metric.
-        encoder: ``x (n, *shape) -> z (n, m)``, in eval mode; may be None when ``z`` is given.
+        encoder: ``x (n, *shape) -> z (n, m)``, in eval mode; may be None when ``z`` is given, as it must be where the
+            encoder takes conditions, too.
         x: Samples ``(n, *shape)``.
         z: Their codes ``(n, m)``, when they are known already.
         k: Neighbours that make up a neighbourhood.
         max_samples: Of more, so many are drawn.
         seed: Of that draw, and of the estimate of the curvature when m > 3.
+        condition: What the decoder gets besides the codes, one for each sample, ``(n, *shape)``, or one for all,
+            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
 
     Raises:
-        ShapeError: When samples and codes do not fit each other or the decoder.
+        ShapeError: When samples, codes and conditions do not fit each other or the decoder.
+        DTypeError: For a condition that is neither a tensor nor a tuple, list or dict of them.
+        DeviceError: When a condition is on another device than the samples.
         OptionError: When there are too few samples for neighbourhoods of k, or neither encoder nor codes.
         MissingExtraError: When scikit-learn is not installed.
     """
@@ -132,17 +144,21 @@ def report(
         got = f"{len(x)} samples, max_samples={max_samples}"
         raise OptionError(where, f"k of at least 1 and {2 * k + 2} samples for k={k}", got, "Lower k.")
     generator = torch.Generator().manual_seed(seed)
+    given = Condition.of(where, condition, torch.Size([len(x)]), x.device)
     if len(x) > max_samples:
         chosen = torch.randperm(len(x), generator=generator)[:max_samples].sort().values.to(x.device)
         x, z = x[chosen], None if z is None else z[chosen]
+        given = None if given is None else given.select(chosen)
     with torch.no_grad():
         codes = encoder(x).detach() if z is None and encoder is not None else z
         assert codes is not None
-        return _report(where, manifold, x.detach(), codes.detach(), k, generator)
+        return _report(where, manifold, x.detach(), codes.detach(), given, k, generator)
 
 
-def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: torch.Generator) -> Report:
-    decoded = _expected(M, z)
+def _report(
+    where: str, M: Manifold, x: Tensor, z: Tensor, given: Condition | None, k: int, generator: torch.Generator
+) -> Report:
+    decoded = _expected(M, z, given)
     flat = x.flatten(1).to(decoded)
     if decoded.shape != flat.shape or z.ndim != 2:
         got = f"codes {tuple(z.shape)} decoded to {tuple(decoded.shape)}"
@@ -150,12 +166,12 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
     residual = flat - decoded
     error = float(residual.square().sum(1).mean())
     variance = float(flat.var(0, unbiased=False).sum())
-    g = M.metric(z)
+    g = M.metric(z, condition=given)
     spread = _spread(z, g)
     dead = sum(share < _DEAD for share in spread)
     near = _nearest_by_metric(z, g)
     trust, continuity = _ranks(where, flat, z, k)
-    mcn, vor = _scores(M, z)
+    mcn, vor = _scores(M, z, given)
     found = Report(
         samples=len(x),
         latent_dim=z.shape[1],
@@ -165,8 +181,8 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
         residual_correlation=_correlation(residual, near),
         mcn=mcn,
         vor=vor,
-        extrinsic_curvature=_curvature(M, z, flat.shape[1], generator),
-        kinks=M.kinks(z),
+        extrinsic_curvature=_curvature(M, z, given, flat.shape[1], generator),
+        kinks=M.kinks(z, condition=given),
         folded=_folded(flat, residual, near, k),
         dead=dead,
         spread=spread,
@@ -179,12 +195,12 @@ def _report(where: str, M: Manifold, x: Tensor, z: Tensor, k: int, generator: to
 # Measures.
 
 
-def _expected(M: Manifold, z: Tensor) -> Tensor:  # (n, m) -> (n, D)
+def _expected(M: Manifold, z: Tensor, given: Condition | None) -> Tensor:  # (n, m) -> (n, D)
     """The data that codes stand for: what is decoded, or its mean where the decoder returns distributions."""
     try:
-        found = M.distribution(z)
+        found = M.distribution(z, condition=given)
     except DecoderError:  # it returns tensors; whatever else is wrong shows again
-        return M.decode(z).flatten(1)
+        return M.decode(z, condition=given).flatten(1)
     heads = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
     return torch.cat([head.mean.flatten(1) for head in heads], 1)
 
@@ -247,28 +263,27 @@ def _spread(z: Tensor, g: Tensor) -> tuple[float, ...]:
     return tuple((shares / total if total > 0 else torch.zeros_like(shares)).tolist())
 
 
-def _scores(M: Manifold, z: Tensor) -> tuple[float, float]:
+def _scores(M: Manifold, z: Tensor, given: Condition | None) -> tuple[float, float]:
     """MCN and VoR; infinite where the metric is singular on average."""
-    mcn = float(scores.condition_number(M, z).mean())
+    mcn = float(scores.condition_number(M, z, condition=given).mean())
     try:
-        return mcn, float(scores.vor(M, z))
+        return mcn, float(scores.vor(M, z, condition=given))
     except SingularMetricError:
         return mcn, math.inf
 
 
-def _curvature(M: Manifold, z: Tensor, d: int, generator: torch.Generator) -> float:
+def _curvature(M: Manifold, z: Tensor, given: Condition | None, d: int, generator: torch.Generator) -> float:
     """Mean extrinsic curvature, exact for few dimensions; kinks are told apart from it."""
     m = z.shape[1]
     total = 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmoothnessWarning)
-        for part in z.split(max(1, _CHUNK // (d * m * m))):
+        for rows in torch.arange(len(z), device=z.device).split(max(1, _CHUNK // (d * m * m))):
+            options: dict[str, Any] = {"condition": None if given is None else given.select(rows)}
+            if m > _EXACT_UP_TO:
+                options |= {"estimator": "hutchinson", "samples": 4, "generator": generator}
             try:
-                if m <= _EXACT_UP_TO:
-                    total += float(M.extrinsic_curvature(part).sum())
-                else:
-                    values = M.extrinsic_curvature(part, estimator="hutchinson", samples=4, generator=generator)
-                    total += float(values.sum())
+                total += float(M.extrinsic_curvature(z[rows], **options).sum())
             except SingularMetricError:
                 return math.nan
     return total / len(z)

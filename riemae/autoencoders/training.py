@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from lightning.pytorch.plugins import CheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from riemae.autoencoders.module import GeometricModule
-from riemae.exceptions import DivergenceWarning, MissingExtraError, OptionError, TrainingError, stack_level
-from riemae.storage.lock import alive
+from riemae.exceptions import DivergenceWarning, FileError, MissingExtraError, OptionError, TrainingError, stack_level
+from riemae.storage.lock import Lock, alive
 
 CHECKPOINT = "last.ckpt"
+LOCK = "fit.lock"  # in the directory of a run, while it is trained
 # Checkpoints that are being written: of which machine and process, so that those of dead ones can be told.
 _PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>\d+)\.part")
 
@@ -66,6 +67,48 @@ class Run:
     checkpoint_every: int = 50
     fingerprint: str = ""
     trainer: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the right to write into the directory of a run: two fits at once would undo each other's checkpoints.
+
+    Of several processes that lightning starts for one run, the one of rank 0 holds it. It is not
+    needed where nothing is written, and addresses (``s3://…``) know no locks.
+
+    Raises:
+        FileError: When another fit has it, or the directory cannot be made.
+    """
+    writes = run.checkpoints or isinstance(run.logger, str)
+    if run.directory is None or not writes or "://" in str(run.directory) or _rank(run):
+        yield
+        return
+    folder = Path(run.directory)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = Lock(folder / LOCK, "fit", f"directory={str(folder)!r}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as reason:
+        expected = "a directory that files can be written to"
+        hint = "Choose another directory=."
+        raise FileError("fit", expected, f"directory={str(folder)!r}: {reason}", hint) from reason
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # what was made for the lock alone goes with it
+            for path in missing:
+                path.rmdir()
+
+
+def _rank(run: Run) -> int:
+    """Which of the processes of a run this is, as lightning counts them."""
+    deciding = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
+    given = {name: run.trainer[name] for name in deciding if name in run.trainer}
+    with _silenced():
+        bare = replace(run, directory=None, logger=None, progress=False, trainer=given)
+        return _trainer(bare, validated=False).global_rank
 
 
 def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation: Iterable[Any] | None = None) -> None:

@@ -618,7 +618,7 @@ class Pullback:
             return None
         x = self.batch_invariant.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         interior = nodes[:, 1:-1]
-        # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
+        # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.numerics.batch_invariance.
         bend = bending(aligned(x, -3))[: len(x)]
         pulled = self.batch_invariant.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
@@ -640,7 +640,7 @@ class Pullback:
 
         def projected(core: Pullback, part: Tensor) -> Tensor:
             x, j = (y.unflatten(0, part.shape[:2]) for y in core.batch_invariant.value_and_jacobian(part.flatten(0, 1)))
-            # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.solvers.rows.
+            # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.numerics.batch_invariance.
             velocity = image_velocity(aligned(x, -3))[: len(x)]
             # Columns of unit length: the units of the coordinates are no matter of condition.
             scale = safe_sqrt(j.square().sum(-2, keepdim=True))

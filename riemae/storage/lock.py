@@ -29,8 +29,9 @@ else:
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# Record locks belong to processes: threads of one exclude each other here.
-_HELD: set[tuple[int, str]] = set()
+# Record locks belong to processes: threads of one exclude each other here. By whom each is held, for errors: a process
+# that reads its own lock file, and so closes it once more, loses the lock.
+_HELD: dict[tuple[int, str], str] = {}
 _GUARD = threading.Lock()
 
 
@@ -57,14 +58,15 @@ class Lock:
         """
         with _GUARD:
             # What a parent process holds is not this one's, even if it was forked from it.
-            if any(path == self._key[1] for _, path in _HELD):
-                raise self._taken()
-            _HELD.add(self._key)
+            for (_, path), holder in _HELD.items():
+                if path == self._key[1]:
+                    raise self._taken(holder)
+            _HELD[self._key] = _described(json.loads(_signature()))
         try:
             if posix is None or not self._locked_by_kernel(posix):
                 self._locked_by_file()
         except BaseException:
-            _HELD.discard(self._key)
+            _HELD.pop(self._key, None)
             raise
         self._held = True
 
@@ -78,7 +80,7 @@ class Lock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-        _HELD.discard(self._key)
+        _HELD.pop(self._key, None)
 
     def _locked_by_kernel(self, system: Any) -> bool:
         """Whether the kernel has granted the lock; False where it knows none.
@@ -139,13 +141,14 @@ class Lock:
         except OSError:
             return True
 
-    def _taken(self) -> FileError:
-        owner = _owner(self.path)
-        by = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "another process"
+    def _taken(self, holder: str | None = None) -> FileError:
+        if holder is None:
+            owner = _owner(self.path)
+            holder = _described(owner) if owner else "another process"
         return FileError(
             self.where,
             f"{self.what} that nobody else is writing",
-            f"one that is being written by {by}",
+            f"one that is being written by {holder}",
             f"Wait for it, or choose another name. If nobody writes it any more, remove {self.path}.",
         )
 
@@ -166,6 +169,10 @@ def alive(pid: int) -> bool:
 def _signature() -> bytes:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode()
+
+
+def _described(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
 
 
 def _owner(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from riemae.autoencoders import AE, IRAE, MCAE, NRAE, VAE, GeometricModule, Variation
 from riemae.autoencoders.batches import Batches, derived_seed
-from riemae.exceptions import DecoderError, DivergenceWarning, DTypeError, OptionError, TrainingError
+from riemae.exceptions import (
+    DecoderError,
+    DivergenceWarning,
+    DTypeError,
+    FileError,
+    OptionError,
+    RiemaeError,
+    TrainingError,
+)
 
 SMALL = {"hidden": (8,), "epochs": 4, "batch_size": 16}
 
@@ -326,6 +334,128 @@ class TestResuming:
         (tmp_path / "last.ckpt").write_bytes(b"torn")
         with pytest.raises(TrainingError, match="cannot be read"):
             AE(**SMALL, directory=tmp_path).fit(data())
+
+
+def started(directory, *more):
+    """A fit of 100,000 epochs in another process, at its first checkpoint."""
+    job = subprocess.Popen([sys.executable, "-c", SCRIPT, str(directory), *more])
+    deadline = time.monotonic() + 120
+    while not (directory / "last.ckpt").exists():
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return job
+
+
+def kill(job):
+    job.kill()
+    job.wait()
+
+
+class TestTwoFitsAtOnce:
+    def test_the_second_is_refused_at_once_and_the_first_goes_on(self, tmp_path):
+        job = started(tmp_path)
+        try:
+            second = NRAE(**MIXED, epochs=100_000, directory=tmp_path)
+            message = rf"fit: expected directory=.* got .* process {job.pid} .* remove .*fit\.lock"
+            with pytest.raises(FileError, match=message):
+                second.fit(data())
+            assert not hasattr(second, "objective_")
+            before = torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"]
+            deadline = time.monotonic() + 60
+            while torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] < before + 3:
+                assert job.poll() is None
+                assert time.monotonic() < deadline
+        finally:
+            kill(job)
+
+    def test_a_killed_one_leaves_nothing_that_blocks(self, tmp_path):
+        kill(started(tmp_path))
+        done = torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] + 1
+        assert (tmp_path / "fit.lock").exists()
+        m = NRAE(**MIXED, epochs=done + 2, directory=tmp_path).fit(data())
+        assert m.n_epochs_ == done + 2
+        assert not (tmp_path / "fit.lock").exists()
+
+    def test_the_model_that_is_refused_stays_as_it_was(self, tmp_path):
+        class Again(Callback):
+            def __init__(self, model):
+                self.model, self.errors = model, []
+
+            def on_train_epoch_start(self, trainer, pl_module):
+                try:
+                    self.model.fit(data(seed=1))
+                except FileError as reason:
+                    self.errors.append(reason)
+
+        other = AE(**SMALL).fit(data(seed=2)).set_params(directory=tmp_path)
+        before = weights(other).clone()
+        again = Again(other)
+        m = AE(**SMALL, directory=tmp_path, trainer={"callbacks": again}).fit(data())
+        assert len(again.errors) == m.n_epochs_ == 4
+        assert torch.equal(weights(other), before)
+
+    def test_nothing_is_locked_where_nothing_is_written(self, tmp_path):
+        class Warm(Callback):
+            def on_train_epoch_start(self, trainer, pl_module):
+                warm.fit(data())
+
+        warm = AE(**SMALL, warm_start=True).fit(data()).set_params(directory=tmp_path)
+        m = AE(**SMALL, directory=tmp_path, trainer={"callbacks": Warm()}).fit(data())
+        assert (m.n_epochs_, warm.n_epochs_) == (4, 20)
+
+    def test_restarts_are_one_fit(self, tmp_path):
+        settings = {**SMALL, "restarts": 2, "directory": tmp_path, "checkpoint_every": 1}
+
+        class Again(Callback):
+            errors = 0
+
+            def on_train_epoch_start(self, trainer, pl_module):
+                if trainer.current_epoch == 0:
+                    try:
+                        NRAE(**settings).fit(data())
+                    except FileError as reason:
+                        Again.errors += f"directory={str(tmp_path)!r}" in str(reason)
+
+        NRAE(**settings, trainer={"callbacks": Again()}).fit(data())
+        assert Again.errors == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["restart-0", "restart-1"]
+
+    def test_what_is_made_for_the_lock_alone_goes_with_it(self, tmp_path):
+        with pytest.raises(RiemaeError):
+            AE(**SMALL, directory=tmp_path / "a" / "b").fit(np.full((40, 3), np.nan))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_in_place_of_the_directory(self, tmp_path):
+        (tmp_path / "a").write_text("mine")
+        with pytest.raises(FileError, match="fit: expected a directory .* Choose another"):
+            AE(**SMALL, directory=tmp_path / "a").fit(data())
+        assert (tmp_path / "a").read_text() == "mine"
+
+
+RANKS = f"""
+import sys, numpy as np, torch
+torch.set_num_threads(1)
+from riemae.autoencoders import AE
+if __name__ == "__main__":
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    trainer = {{"devices": 2, "strategy": sys.argv[2]}}
+    m = AE(**{SMALL}, directory=sys.argv[1], checkpoint_every=1, trainer=trainer).fit(x)
+    print("epochs", m.n_epochs_)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_processes_of_one_run_share_its_directory(tmp_path, strategy):
+    script = tmp_path / "fit.py"
+    script.write_text(RANKS)
+    runs = tmp_path / "runs"
+    for _ in range(2):  # the second finds a finished run
+        job = subprocess.run([sys.executable, script, runs, strategy], capture_output=True, text=True, timeout=240)
+        assert job.returncode == 0, job.stderr
+        assert "epochs 4" in job.stdout
+    assert [path.name for path in runs.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")

@@ -1,7 +1,9 @@
 """Decoders with conditions: every row is that of a call with its point and its condition alone."""
 
 import inspect
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
@@ -44,6 +46,19 @@ class Joined(nn.Module):
 
     def forward(self, z, c):
         return self.net(torch.cat([z, c], 1))
+
+
+class Labelled(nn.Module):
+    """A condition of a tensor and a class, as a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.table = Joined(), nn.Embedding(4, C).double()
+        with torch.no_grad():
+            self.table.weight.copy_(draw(4, C, seed=7))
+
+    def forward(self, z, c):
+        return self.net(z, c["a"] + self.table(c["b"][:, 0]))
 
 
 def closed(f, c):
@@ -410,6 +425,29 @@ class TestManyPairs:
         matrix(condition=COND[:1])
         with pytest.raises(Exception, match="another|differ|identity|holds"):
             matrix(condition=COND[1:2])
+
+    @pytest.mark.parametrize("start", ["spawn", "fork"])
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+    def test_a_matrix_by_a_pool_of_processes_is_that_without(self, start, tmp_path):
+        if start not in multiprocessing.get_all_start_methods():
+            pytest.skip(f"no {start} on this system")
+        points, labels = draw(11, 2, seed=8), torch.tensor([[2]])
+        structured = Labelled()
+        given = {"a": COND[:1].clone().requires_grad_(), "b": labels}
+        context = multiprocessing.get_context(start)
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            for method in ("geodesic", "graph", "chord"):
+                for decoder, c in ((Joined(), COND[:1]), (structured, given)):
+                    matrix = partial(
+                        Manifold(decoder).distance_matrix, points, method=method, k=4, block_size=4, condition=c
+                    )
+                    assert torch.equal(matrix(executor=pool), matrix())
+            out = tmp_path / "d.npy"
+            kept = Manifold(structured).distance_matrix(points, block_size=4, condition=given, executor=pool, out=out)
+            assert torch.equal(kept, Manifold(structured).distance_matrix(points, block_size=4, condition=given))
+            # The other half of a matrix: from these points to others.
+            rectangle = partial(Manifold(structured).distance_matrix, points[:5], points[5:], condition=given)
+            assert torch.equal(rectangle(executor=pool), rectangle())
 
 
 class TestDerivatives:

@@ -439,6 +439,21 @@ class TestTwoWriters:
         two.release()
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.skipif(locks.posix is None, reason="locks of the kernel")
+    def test_a_refusal_in_the_same_process_does_not_give_the_lock_away(self, tmp_path):
+        # The kernel drops the lock when its process closes the file, even one that it has only read.
+        one, two = (Lock(tmp_path / "x.lock", "test", "a thing") for _ in range(2))
+        one.acquire()
+        with pytest.raises(FileError):
+            two.acquire()
+        other = (
+            "import sys; from pathlib import Path; from riemae.solvers.lock import Lock;"
+            "Lock(Path(sys.argv[1]), 'test', 'a thing').acquire()"
+        )
+        job = subprocess.run([sys.executable, "-c", other, one.path], capture_output=True, text=True)
+        one.release()
+        assert f"process {os.getpid()}" in job.stderr
+
     @pytest.mark.parametrize(
         ("content", "free"),
         [

@@ -97,6 +97,50 @@ class TestEdges:
         length = float(solvers.graph(HALF_PLANE, z, k=1).distances([0])[0, 1])
         assert length == pytest.approx(np.log(100), rel=1e-3)
 
+    @staticmethod
+    def kinked(wide=0.0):
+        """A piecewise linear map, with a narrow fold of some width where z₀ is a half; counts the points it gets."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)]
+            net = torch.nn.Sequential(*layers).double().requires_grad_(False)
+        seen = []
+
+        def decoder(z):
+            seen.append(len(z))
+            fold = (wide - (z[:, :1] - 0.5).abs()).relu() * 20 if wide else 0 * z[:, :1]
+            return torch.cat([3 * net(z), fold], 1)
+
+        return Manifold(decoder), seen
+
+    def test_kinks_are_measured_to_rtol_and_by_few_points(self):
+        M, seen = self.kinked()
+        z = points(60)
+        M.metric(z)  # the probes of the first use
+        seen.clear()
+        found = M.graph(z, k=6)
+        count, spent = found.adjacency.nnz // 2, sum(seen)
+        i, j = (torch.as_tensor(c).long() for c in found.adjacency.nonzero())
+        exact = M.length(torch.stack([z[i], z[j]], 1), rtol=1e-6)
+        assert (torch.as_tensor(found.adjacency.data) / exact - 1).abs().max() < 1e-2
+        assert spent <= 50 * count  # panels alone take 144 points an edge
+
+    @pytest.mark.parametrize("wide", [0.2, 0.05, 0.02])
+    def test_a_fold_on_an_edge_is_not_cut_off(self, wide):
+        M, _ = self.kinked(wide)
+        z = torch.tensor([[0.0, 0.1], [1.0, 0.2]], dtype=F64)
+        length = float(M.graph(z, k=1).distances([0])[0, 1])
+        assert length == pytest.approx(float(M.length(z, rtol=1e-6)), rel=1e-2)
+
+    def test_near_points_far_from_the_origin_in_float32(self):
+        # Differences of images are rounding: polygons have no say.
+        M = Manifold(lambda z: 1e4 + torch.cat([z, z.relu(), (z - 0.3).relu()], 1))
+        z = 0.3 + 1e-3 * points(20).float()
+        found = M.graph(z, k=4)
+        i, j = (torch.as_tensor(c).long() for c in found.adjacency.nonzero())
+        exact = M.to(dtype=F64).length(torch.stack([z[i], z[j]], 1).double(), rtol=1e-6)
+        assert (torch.as_tensor(found.adjacency.data) / exact - 1).abs().max() < 1e-2
+
     def test_chords(self):
         z = points(30)
         graph = SPHERE.graph(z, k=5, weight="chord")
