@@ -1,1 +1,4 @@
-"""Benchmarks beside other packages. ``make bench`` runs them all; see ``results/`` for what they found."""
+"""Benchmarks beside other packages. ``make bench`` runs them all.
+
+See ``results/`` for what they found.
+"""

@@ -1,10 +1,11 @@
-"""Is the package slower than it was? Every task of the benchmarks, here and at another commit, in turns.
+"""Is the package slower than it was? Every task of the benchmarks, here and at another commit, in
+turns.
 
     python -m benchmarks.against 1a2b3c4                     # some fifteen minutes; writes nothing
     python -m benchmarks.against 1a2b3c4 --only "digits-8"   # tasks whose names hold this
 
-Two processes with one environment take turns, A B A B; the least processor time of each counts, which other processes
-disturb least. Above 1 it is slower here.
+Two processes with one environment take turns, A B A B; the least processor time of each counts,
+which other processes disturb least. Above 1 it is slower here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,16 @@ def tasks() -> dict[str, Callable[[], Call]]:
     """What is timed: name -> preparation -> call."""
     found: dict[str, Callable[[], Call]] = {}
     for problem, cells in {
-        "digits-8": ((1, 1e-2), (1, 1e-3), (1, 1e-5), (1, 1e-7), (32, 1e-2), (32, 1e-3), (32, 1e-5), (32, 1e-7)),
+        "digits-8": (
+            (1, 1e-2),
+            (1, 1e-3),
+            (1, 1e-5),
+            (1, 1e-7),
+            (32, 1e-2),
+            (32, 1e-3),
+            (32, 1e-5),
+            (32, 1e-7),
+        ),
         "digits-32": ((1, 1e-3), (1, 1e-5), (32, 1e-3), (32, 1e-5)),
         "digits-2": ((1, 1e-3), (32, 1e-3), (32, 1e-5), (200, 1e-4)),
     }.items():
@@ -44,10 +54,18 @@ def tasks() -> dict[str, Callable[[], Call]]:
             found[f"geodesics, {problem}, {pairs} pairs, {rtol:g}"] = _later(
                 _geodesics, problem, pairs, rtol, "float64"
             )
-    found["geodesics, digits-8, 1000 pairs, 0.0001"] = _later(_geodesics, "digits-8", 1000, 1e-4, "float64")
-    found["geodesics, digits-8, 1000 pairs, 1e-06"] = _later(_geodesics, "digits-8", 1000, 1e-6, "float64")
-    found["geodesics, digits-8, 1000 pairs, 0.0001, float32"] = _later(_geodesics, "digits-8", 1000, 1e-4, "float32")
-    found["geodesics, digits-32, 200 pairs, 0.0001"] = _later(_geodesics, "digits-32", 200, 1e-4, "float64")
+    found["geodesics, digits-8, 1000 pairs, 0.0001"] = _later(
+        _geodesics, "digits-8", 1000, 1e-4, "float64"
+    )
+    found["geodesics, digits-8, 1000 pairs, 1e-06"] = _later(
+        _geodesics, "digits-8", 1000, 1e-6, "float64"
+    )
+    found["geodesics, digits-8, 1000 pairs, 0.0001, float32"] = _later(
+        _geodesics, "digits-8", 1000, 1e-4, "float32"
+    )
+    found["geodesics, digits-32, 200 pairs, 0.0001"] = _later(
+        _geodesics, "digits-32", 200, 1e-4, "float64"
+    )
     for kind, size in (("pairs", 256), ("N", 64), ("m", 16), ("D", 4096)):
         found[f"growth, {kind} = {size}"] = _later(_growth, kind, size)
     for m in (2, 4, 8):
@@ -169,7 +187,9 @@ def compare(tree: Path, chosen: list[str], turns: int) -> list[tuple[str, float,
         for name in chosen:
             taken: tuple[list[float], list[float]] = ([], [])
             began = time.perf_counter()
-            while len(taken[0]) < turns and (len(taken[0]) < 2 or time.perf_counter() - began < _AT_MOST):
+            while len(taken[0]) < turns and (
+                len(taken[0]) < 2 or time.perf_counter() - began < _AT_MOST
+            ):
                 for process, times in zip((there, here), taken, strict=True):
                     times.append(_asked(process, name)[1])
             a, b = min(taken[0]), min(taken[1])
@@ -196,11 +216,17 @@ def main() -> None:
     chosen = [name for name in tasks() if options.only in name]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), options.revision], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(tree), options.revision],
+            cwd=ROOT,
+            check=True,
+        )
         try:
             found = compare(tree, chosen, options.turns)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+            subprocess.run(
+                ["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True
+            )
     ratios = sorted(b / a for _, a, b in found)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(f"\nRatios: {ratios[0]:.2f} to {ratios[-1]:.2f}, geometric mean {mean:.2f}.")

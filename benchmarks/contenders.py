@@ -27,7 +27,8 @@ class Contender:
         settings: From cheap to costly; the driver stops at the first that takes too long.
         quick: Which of them serve in a quick run.
         jax: Whether it runs in the environment with JAX, and compiles at its first call.
-        one_by_one: Whether it solves one pair after the other, so that a few pairs tell the time of many.
+        one_by_one: Whether it solves one pair after the other, so that a few pairs tell the time of
+            many.
     """
 
     name: str
@@ -48,7 +49,9 @@ CONTENDERS = (
     Contender(
         "stochman, Adam",  # the first is the package's default
         "stochman",
-        _stochman("adam", (5, 150, 20), (10, 150, 20), (10, 500, 20), (20, 1000, 40), (20, 3000, 60)),
+        _stochman(
+            "adam", (5, 150, 20), (10, 150, 20), (10, 500, 20), (20, 1000, 40), (20, 3000, 60)
+        ),
     ),
     Contender(
         "stochman, L-BFGS",
@@ -66,21 +69,29 @@ CONTENDERS = (
     Contender(
         "finslerax, Jv metric",
         "finslerax",
-        tuple({"metric": "forward", "segments": s, "tol": 1e-4} for s in ([8], [16], [32], [16, 64], [32, 128])),
+        tuple(
+            {"metric": "forward", "segments": s, "tol": 1e-4}
+            for s in ([8], [16], [32], [16, 64], [32, 128])
+        ),
         quick=(1,),
         jax=True,
     ),
     Contender(
         "geomstats, path",
         "geomstats",
-        tuple({"solver": "path", "nodes": n, "steps": s} for n, s in ((9, 10), (9, 50), (17, 100), (33, 200))),
+        tuple(
+            {"solver": "path", "nodes": n, "steps": s}
+            for n, s in ((9, 10), (9, 50), (17, 100), (33, 200))
+        ),
         quick=(0,),
         one_by_one=True,
     ),
     Contender(
         "geomstats, collocation",
         "geomstats",
-        tuple({"solver": "bvp", "nodes": n, "tol": t} for n, t in ((4, 1.0), (10, 1e-1), (10, 1e-3))),
+        tuple(
+            {"solver": "bvp", "nodes": n, "tol": t} for n, t in ((4, 1.0), (10, 1e-1), (10, 1e-3))
+        ),
         quick=(),
         one_by_one=True,
     ),
@@ -131,7 +142,9 @@ class Worker:
     _process: subprocess.Popen[str] | None = None
     _log: Any = None
 
-    def solve(self, pairs: tuple[int, int], alone: bool, settings: Settings, out: Path, limit: float) -> dict[str, Any]:
+    def solve(
+        self, pairs: tuple[int, int], alone: bool, settings: Settings, out: Path, limit: float
+    ) -> dict[str, Any]:
         """One timed call: seconds and points, or an error that says what went wrong."""
         try:
             if self._process is None:

@@ -2,8 +2,8 @@
 
     make bench                          # or: python benchmarks/curvature.py
 
-Times are medians; ratios compare numbers of one run. A *pass* is one evaluation of the decoder on the same points, with
-the same chunks. Writes ``benchmarks/results/curvature.md``.
+Times are medians; ratios compare numbers of one run. A *pass* is one evaluation of the decoder on
+the same points, with the same chunks. Writes ``benchmarks/results/curvature.md``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def speed(lines: list[str]) -> None:
             f = decoder(m, d)
             M = Manifold(f)
             z = torch.randn(POINTS, m, dtype=torch.float64)
-            # Turn about, so that a busy moment of the machine meets numerator and denominator alike.
+            # Turn about, so that a busy moment of the machine meets numerator and denominator
+            # alike.
             rounds = [
                 (
                     median_time(lambda M=M, z=z: M.decode(z), 3),
@@ -68,19 +69,27 @@ def speed(lines: list[str]) -> None:
             ]
             ratio = sorted(b / a for a, b in rounds)[1]
             one, extrinsic = sorted(rounds)[1]
-            riemann, scalar = (median_time(lambda c=c, z=z: c(z), 3) for c in (M.riemann, M.scalar_curvature))
+            riemann, scalar = (
+                median_time(lambda c=c, z=z: c(z), 3) for c in (M.riemann, M.scalar_curvature)
+            )
             peer = geomstats_riemann(f, m, d)
             lines.append(
                 f"| {m} | {d} | {1e3 * one:.1f} ms | {1e3 * extrinsic:.1f} ms | {ratio:.1f} | "
                 f"{1.5 * (m + m * (m + 1) / 2 + 2):.1f} | {1e3 * riemann:.1f} ms | {1e3 * scalar:.1f} ms | "
-                + (f"{peer:.1f} s | {peer / riemann:,.0f} × |" if peer is not None else "not installed | |")
+                + (
+                    f"{peer:.1f} s | {peer / riemann:,.0f} × |"
+                    if peer is not None
+                    else "not installed | |"
+                )
             )
             print(lines[-1], flush=True)
     lines += ["", f"geomstats loops over points: its time for {POINTS:,} is scaled up from 4.", ""]
 
 
 def geomstats_riemann(f: nn.Module, m: int, d: int, points: int = 4) -> float | None:
-    """Seconds that geomstats takes for the Riemann tensor at 1,000 points, or None when it is not installed."""
+    """Seconds that geomstats takes for the Riemann tensor at 1,000 points, or None when it is not
+    installed.
+    """
     os.environ["GEOMSTATS_BACKEND"] = "pytorch"
     try:
         from geomstats.geometry.base import ImmersedSet
@@ -128,14 +137,18 @@ def accuracy(lines: list[str]) -> None:
                 return Euclidean(3)
 
         theirs = Sphere().metric.scalar_curvature(z)
-        lines.append(f"- geomstats (torch backend): {', '.join(f'{v:.2g}' for v in theirs.tolist())}")
+        lines.append(
+            f"- geomstats (torch backend): {', '.join(f'{v:.2g}' for v in theirs.tolist())}"
+        )
     except ImportError:
         lines.append("- geomstats: not installed")
     lines.append("")
 
 
 def variance(lines: list[str]) -> None:
-    """Mean and standard deviation of one draw of each stochastic estimator, beside the exact value."""
+    """Mean and standard deviation of one draw of each stochastic estimator, beside the exact
+    value.
+    """
     lines += [
         "## Stochastic estimators: one draw, 4,000 times",
         "",
@@ -163,7 +176,9 @@ def variance(lines: list[str]) -> None:
 
 
 def memory(lines: list[str]) -> None:
-    """Peak memory of exact extrinsic curvature for images of 3 × 256 × 256, in a process of its own."""
+    """Peak memory of exact extrinsic curvature for images of 3 × 256 × 256, in a process of its
+    own.
+    """
     code = (
         "import torch\n"
         "from riemae import Manifold\n"

@@ -1,12 +1,14 @@
-"""How honest are status and error bar? Lengths beside the truth, for all spaces, solvers, tolerances and dtypes.
+"""How honest are status and error bar? Lengths beside the truth, for all spaces, solvers,
+tolerances and dtypes.
 
     python -m benchmarks.error_bars                          # everything; what is measured already is kept
     python -m benchmarks.error_bars --solver default         # the main table: some 20 minutes on one core
     python -m benchmarks.error_bars --only "sine .45 m=2"    # spaces whose names hold this, measured anew
     python -m benchmarks.error_bars --quick                  # tests the machinery
 
-After each space the rows go to ``benchmarks/results/error_bars.json`` and the tables to ``docs/error_bars.md``, between
-its markers; a run that was ended goes on where it was. ``--anew`` forgets all rows first, as a new engine asks for.
+After each space the rows go to ``benchmarks/results/error_bars.json`` and the tables to
+``docs/error_bars.md``, between its markers; a run that was ended goes on where it was. ``--anew``
+forgets all rows first, as a new engine asks for.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Row = dict[str, Any]
 # Rounding of the length, of the truth, and of what the truth was computed from.
 SLACK = {torch.float64: 1e-12, torch.float32: 1e-7}
-_FIRST, _FEWEST = 10, 2  # pairs that show how long the others will take, and as many where those take too long
+_FIRST, _FEWEST = (
+    10,
+    2,
+)  # pairs that show how long the others will take, and as many where those take too long
 _OVERRUN = 3.0  # a block that needs so many times what it may is ended
 _FORK = multiprocessing.get_context("fork")  # spaces are functions that do not pickle
 
@@ -50,7 +55,8 @@ class Plan:
     """How a solver is measured.
 
     Attributes:
-        solver: Its settings, or None for what the package takes by default: Newton, or NewtonCG in many dimensions.
+        solver: Its settings, or None for what the package takes by default: Newton, or NewtonCG in
+            many dimensions.
         pairs: At most, of any space.
         tolerances: By dtype.
         limit: Seconds of processor time for one cell of the table.
@@ -62,7 +68,10 @@ class Plan:
     limit: float
 
 
-_ALL = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), torch.float32: (1e-2, 1e-3, 1e-4)}
+_ALL = {
+    torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8),
+    torch.float32: (1e-2, 1e-3, 1e-4),
+}
 _SOME = {torch.float64: (1e-2, 1e-4, 1e-6), torch.float32: (1e-3,)}
 _LOOSE = (1e-2, 1e-3, 1e-4)
 PLANS = {
@@ -102,7 +111,9 @@ class Tally:
     def counts(self, rtol: float, slack: float) -> Row:
         """What the tables add up; every pair whose truth is known counts."""
         known = self.truth.isfinite()
-        length, error, truth, status = (x[known] for x in (self.length, self.error, self.truth, self.status))
+        length, error, truth, status = (
+            x[known] for x in (self.length, self.error, self.truth, self.status)
+        )
         off = ((length - truth).abs() - slack * truth).clamp(min=0)
         converged = status == Status.CONVERGED
         missed = ~(off <= rtol * truth) & converged
@@ -128,8 +139,12 @@ class Tally:
         }
 
 
-def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float) -> Tally | None:
-    """These pairs solved in a process of their own, or None when they take more seconds of processor time."""
+def tally(
+    problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float
+) -> Tally | None:
+    """These pairs solved in a process of their own, or None when they take more seconds of
+    processor time.
+    """
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=_solve, args=(sender, problem, rows, rtol, solver, seconds))
     process.start()
@@ -146,25 +161,40 @@ def tally(problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | N
 
 
 def _solve(
-    sender: Connection, problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float
+    sender: Connection,
+    problem: Problem,
+    rows: slice,
+    rtol: float,
+    solver: solvers.Solver | None,
+    seconds: float,
 ) -> None:
     torch.set_num_threads(1)  # the threads of the process that this is a copy of are not here
     # By default this signal ends the process, wherever it is.
     signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch it off
-    r = solvers.geodesic(problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False)
+    r = solvers.geodesic(
+        problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False
+    )
     truth = problem.truth(r, rows)
     signal.setitimer(signal.ITIMER_PROF, 0)
     sender.send([x.numpy() for x in (r.length.double(), r.error.double(), truth, r.status)])
 
 
-def measure(case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, problem: Problem) -> Row:
+def measure(
+    case: Case, name: str, plan: Plan, rtol: float, dtype: torch.dtype, problem: Problem
+) -> Row:
     """One cell of the table: as many pairs as the limit of time allows."""
     total, parts, done, cut = min(case.pairs, plan.pairs), [], 0, 0
     began = processor_time()
     size = min(total, _FIRST)
     while done < total and size:
         left = plan.limit - (processor_time() - began)
-        part = tally(problem, slice(done, done + size), rtol, plan.solver, _OVERRUN * max(left, plan.limit / 4))
+        part = tally(
+            problem,
+            slice(done, done + size),
+            rtol,
+            plan.solver,
+            _OVERRUN * max(left, plan.limit / 4),
+        )
         if part is None and not parts and size > _FEWEST:
             size = _FEWEST
             continue
@@ -206,7 +236,16 @@ def cells(case: Case, plan: Plan, quick: bool) -> Iterator[tuple[torch.dtype, fl
 def total(rows: list[Row]) -> Row:
     """Several cells as one; the median is that of the cells' medians."""
     rows = [row for row in rows if row["pairs"]]
-    added = ("pairs", "converged", "beyond", "beyond_3", "covered", "covered_10", "claims", "claims_covered")
+    added = (
+        "pairs",
+        "converged",
+        "beyond",
+        "beyond_3",
+        "covered",
+        "covered_10",
+        "claims",
+        "claims_covered",
+    )
     others: Counter[str] = Counter()
     for row in rows:
         others.update(row["others"])
@@ -234,8 +273,21 @@ def _by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def _summary(rows: list[Row], *keys: str) -> list[str]:
-    headings = (*keys, "pairs", "CONVERGED", "beyond rtol", "beyond 3 rtol", "worst, in rtol", "`error` covers")
-    headings += ("10 × `error` covers", "median of off/`error`", "others: `error` covers", "other statuses")
+    headings = (
+        *keys,
+        "pairs",
+        "CONVERGED",
+        "beyond rtol",
+        "beyond 3 rtol",
+        "worst, in rtol",
+        "`error` covers",
+    )
+    headings += (
+        "10 × `error` covers",
+        "median of off/`error`",
+        "others: `error` covers",
+        "other statuses",
+    )
     lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
     for names, cell in _by(rows, *keys).items():
         t = total(cell)
@@ -243,8 +295,15 @@ def _summary(rows: list[Row], *keys: str) -> list[str]:
             continue
         shown = (f"{name:g}" if isinstance(name, float) else name for name in names)
         counts = (t["pairs"], t["converged"], t["beyond"], t["beyond_3"], f"{t['worst']:.2g}")
-        shares = (share(t["covered"], t["converged"]), share(t["covered_10"], t["converged"]), f"{t['median']:.2g}")
-        rest = share(t["claims_covered"], t["claims"]), ", ".join(f"{n} {name}" for name, n in t["others"].items())
+        shares = (
+            share(t["covered"], t["converged"]),
+            share(t["covered_10"], t["converged"]),
+            f"{t['median']:.2g}",
+        )
+        rest = (
+            share(t["claims_covered"], t["claims"]),
+            ", ".join(f"{n} {name}" for name, n in t["others"].items()),
+        )
         lines.append(f"| {' | '.join(map(str, (*shown, *counts, *shares, *rest)))} |")
     return [*lines, ""]
 
@@ -252,7 +311,10 @@ def _summary(rows: list[Row], *keys: str) -> list[str]:
 def _spaces(rows: list[Row]) -> list[str]:
     """A line per space, a column per tolerance."""
     tolerances = sorted({row["rtol"] for row in rows}, reverse=True)
-    lines = [f"| space | | {' | '.join(f'{rtol:g}' for rtol in tolerances)} |", "| --- " * (2 + len(tolerances)) + "|"]
+    lines = [
+        f"| space | | {' | '.join(f'{rtol:g}' for rtol in tolerances)} |",
+        "| --- " * (2 + len(tolerances)) + "|",
+    ]
     for (name, kind), cell in _by(rows, "space", "kind").items():
         found = {row["rtol"]: row for row in cell}
         shown = []
@@ -265,7 +327,9 @@ def _spaces(rows: list[Row]) -> list[str]:
                 shown.append("none in time")
                 continue
             beyond = f"**{row['beyond']}**" if row["beyond"] else "0"
-            shown.append(f"{beyond} of {row['converged']}, {share(row['covered'], row['converged']) or '–'}")
+            shown.append(
+                f"{beyond} of {row['converged']}, {share(row['covered'], row['converged']) or '–'}"
+            )
         lines.append(f"| {name} | {'' if kind == 'smooth' else kind} | {' | '.join(shown)} |")
     return [*lines, ""]
 
@@ -287,11 +351,20 @@ def tables(rows: list[Row]) -> list[str]:
         mine = [row for row in exact if row["group"] == group]
         if mine:
             lines += [f"## The default solver in float64, space by space: {group}", ""]
-            lines += ["CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` covers.", ""]
+            lines += [
+                "CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` covers.",
+                "",
+            ]
             lines += _spaces(mine)
     rest = [row for row in rows if row["solver"] != "default"]
     if rest:
-        lines += ["## Every solver", "", "On fewer pairs.", "", *_summary(rest, "solver", "group", "dtype", "rtol")]
+        lines += [
+            "## Every solver",
+            "",
+            "On fewer pairs.",
+            "",
+            *_summary(rest, "solver", "group", "dtype", "rtol"),
+        ]
     return lines
 
 
@@ -299,7 +372,11 @@ def write(rows: list[Row], results: Path, page: Path) -> None:
     """Both files; the prose of the page stays as it is."""
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
-    text = page.read_text("utf-8") if page.exists() else f"# How honest is the error bar\n\n{BEGIN}\n{END}\n"
+    text = (
+        page.read_text("utf-8")
+        if page.exists()
+        else f"# How honest is the error bar\n\n{BEGIN}\n{END}\n"
+    )
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{head}{BEGIN}\n" + "\n".join(tables(rows)) + f"{END}{tail}", "utf-8")
 
@@ -309,10 +386,19 @@ def _key(row: Row) -> tuple[str, str, str, float]:
 
 
 def run(
-    chosen: list[Case], plans: dict[str, Plan], rows: list[Row], quick: bool, save: Callable[[list[Row]], None]
+    chosen: list[Case],
+    plans: dict[str, Plan],
+    rows: list[Row],
+    quick: bool,
+    save: Callable[[list[Row]], None],
 ) -> None:
-    """Measure what is missing in ``rows``, solver by solver and space by space; ``save`` is called after each space."""
-    order = {(name, case.name): (i, j) for i, name in enumerate(PLANS) for j, case in enumerate(cases())}
+    """Measure what is missing in ``rows``, solver by solver and space by space.
+
+    ``save`` is called after each space.
+    """
+    order = {
+        (name, case.name): (i, j) for i, name in enumerate(PLANS) for j, case in enumerate(cases())
+    }
     for name, plan in plans.items():
         for case in chosen:
             if case.compact and name not in ("default", "newton_cg"):
@@ -330,7 +416,11 @@ def run(
                 row = measure(case, name, plan, rtol, dtype, problems[dtype])
                 rows.append(row)
                 rows.sort(
-                    key=lambda row: (*order[row["solver"], row["space"]], row["dtype"] != "float64", -row["rtol"])
+                    key=lambda row: (
+                        *order[row["solver"], row["space"]],
+                        row["dtype"] != "float64",
+                        -row["rtol"],
+                    )
                 )
                 print(_told(row), flush=True)
             if todo:
@@ -351,14 +441,30 @@ def _told(row: Row) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three spaces, few pairs; writes nothing without --folder")
-    parser.add_argument("--only", default="", help="spaces whose name or group holds this, measured anew")
-    parser.add_argument("--solver", choices=PLANS, action="append", help="may be given several times")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three spaces, few pairs; writes nothing without --folder",
+    )
+    parser.add_argument(
+        "--only", default="", help="spaces whose name or group holds this, measured anew"
+    )
+    parser.add_argument(
+        "--solver", choices=PLANS, action="append", help="may be given several times"
+    )
     parser.add_argument("--anew", action="store_true", help="forget what was measured before")
-    parser.add_argument("--rtol", type=float, action="append", help="of those that are measured; several times")
-    parser.add_argument("--limit", type=float, help="seconds of processor time for one cell of the tables")
+    parser.add_argument(
+        "--rtol", type=float, action="append", help="of those that are measured; several times"
+    )
+    parser.add_argument(
+        "--limit", type=float, help="seconds of processor time for one cell of the tables"
+    )
     parser.add_argument("--pairs", type=int, help="at most, of every space")
-    parser.add_argument("--folder", type=Path, help="where error_bars.json and error_bars.md go, in place of their own")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where error_bars.json and error_bars.md go, in place of their own",
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results, page = RESULTS, PAGE
@@ -383,15 +489,25 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for name, plan in plans.items()
     }
-    rows: list[Row] = json.loads(results.read_text("utf-8")) if results.exists() and not options.anew else []
+    rows: list[Row] = (
+        json.loads(results.read_text("utf-8")) if results.exists() and not options.anew else []
+    )
     if options.only:
         again = {(name, case.name) for name in plans for case in chosen}
         rows = [row for row in rows if (row["solver"], row["space"]) not in again]
 
     silent = options.quick and not options.folder
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package says of kinks that they make it slow, once per space
-        run(chosen, plans, rows, options.quick, (lambda _: None) if silent else (lambda r: write(r, results, page)))
+        warnings.simplefilter(
+            "ignore"
+        )  # the package says of kinks that they make it slow, once per space
+        run(
+            chosen,
+            plans,
+            rows,
+            options.quick,
+            (lambda _: None) if silent else (lambda r: write(r, results, page)),
+        )
     print("\n".join(tables(rows)))
 
 

@@ -1,8 +1,9 @@
-"""What error bars are measured on: the tests' catalogues, trained decoders, wide and steep networks.
+"""What error bars are measured on: the tests' catalogues, trained decoders, wide and steep
+networks.
 
-Catalogues bring their distances. A network has none: digits are compared with the same solver at a rtol of 1e-8, wide
-networks with the shortest curve found by several starts, steep ones with what their own curve becomes when it is
-refined.
+Catalogues bring their distances. A network has none: digits are compared with the same solver at a
+rtol of 1e-8, wide networks with the shortest curve found by several starts, steep ones with what
+their own curve becomes when it is refined.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """All of them, the catalogues first."""
-    for group, catalogue, pairs in ((FLAT, FLAT_ONTO, 200), (CLOSED, [*CATALOGUE, *CLOSED_FORMS], 60)):
+    for group, catalogue, pairs in (
+        (FLAT, FLAT_ONTO, 200),
+        (CLOSED, [*CATALOGUE, *CLOSED_FORMS], 60),
+    ):
         for known in catalogue:
             m = known.points(torch.Generator(), 1).shape[-1]
             yield Case(known.name, group, known.smoothness, m, pairs, partial(_known, known))
@@ -76,7 +80,15 @@ def cases() -> Iterator[Case]:
         yield Case(f"digits, m={m}", DIGITS, "smooth", m, 60, partial(_digits, m))
     for gain in (2, 3, 4):
         for m in (2, 4):
-            yield Case(f"steep, gain {gain}, m={m}", STEEP, "smooth", m, 40, partial(_steep, m, gain), compact=True)
+            yield Case(
+                f"steep, gain {gain}, m={m}",
+                STEEP,
+                "smooth",
+                m,
+                40,
+                partial(_steep, m, gain),
+                compact=True,
+            )
     for m, pairs in ((64, 4), (128, 2), (256, 1)):
         yield Case(f"wide, m={m}", WIDE, "smooth", m, pairs, partial(_wide, m), compact=True)
 
@@ -94,7 +106,9 @@ def _known(known: Known, n: int, dtype: torch.dtype) -> Problem:
 def _trained(m: int) -> tuple[Manifold, Tensor]:
     images, _ = demo.load_digits()
     model = AE(latent_dim=m, epochs=30, seed=0).fit(images)
-    return model.manifold_.to(dtype=torch.float64), torch.as_tensor(model.transform(images)).double()
+    return model.manifold_.to(dtype=torch.float64), torch.as_tensor(
+        model.transform(images)
+    ).double()
 
 
 @cache
@@ -107,7 +121,9 @@ def _digits(m: int, n: int, dtype: torch.dtype) -> Problem:
     return Problem(_in(M, dtype), z0, z1, lambda _, rows: d[rows])
 
 
-def network(sizes: tuple[int, ...], gain: float, seed: int, activation: type[nn.Module]) -> Manifold:
+def network(
+    sizes: tuple[int, ...], gain: float, seed: int, activation: type[nn.Module]
+) -> Manifold:
     """Linear layers with normally distributed weights of standard deviation gain/√inputs."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
@@ -120,7 +136,9 @@ def network(sizes: tuple[int, ...], gain: float, seed: int, activation: type[nn.
 
 
 def _points(m: int, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    z = torch.randn(2, n, m, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    z = torch.randn(2, n, m, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(
+        dtype
+    )
     return z[0], z[1]
 
 
@@ -143,8 +161,14 @@ def _wide(m: int, n: int, dtype: torch.dtype) -> Problem:
     ends = z0.double(), z1.double()
     solver = NewtonCG(max_segments=32)
     best = M.geodesic(*ends, rtol=1e-2, solver=solver, throw=False)
-    for rtol, again in ((1e-3, False), (1e-3, True), (1e-4, True)):  # from the line, and from the best so far
-        r = M.geodesic(*ends, rtol=rtol, init=best.curve if again else None, solver=solver, throw=False)
+    for rtol, again in (
+        (1e-3, False),
+        (1e-3, True),
+        (1e-4, True),
+    ):  # from the line, and from the best so far
+        r = M.geodesic(
+            *ends, rtol=rtol, init=best.curve if again else None, solver=solver, throw=False
+        )
         best = GeodesicResult.where(r.length < best.length, r, best)
     d = solvers.length(M, best.curve.resample(512))
 

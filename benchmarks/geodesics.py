@@ -45,7 +45,8 @@ class Task:
     Attributes:
         problem: Which.
         pairs: How many.
-        alone: Whether each is solved by a call of its own; the time is then that of one pair, in the median.
+        alone: Whether each is solved by a call of its own; the time is then that of one pair, in
+            the median.
         ours: Whether only riemae takes part.
     """
 
@@ -105,7 +106,13 @@ class Race:
     """
 
     def __init__(self, path: Path, threads: int, limit: float, rounds: int, few: int) -> None:
-        self.path, self.threads, self.limit, self.rounds, self.few = path, threads, limit, rounds, few
+        self.path, self.threads, self.limit, self.rounds, self.few = (
+            path,
+            threads,
+            limit,
+            rounds,
+            few,
+        )
         self.workers: dict[str, Worker] = {}
         self.folder = tempfile.TemporaryDirectory()
         file = np.load(path)
@@ -134,12 +141,16 @@ class Race:
 
     def _call(self, task: Task, contender: Contender, row: Row, warming: bool) -> None:
         out = Path(self.folder.name) / "found.npz"
-        limit = self.limit * (_ALONE if task.ours else _COMPILING if warming and contender.jax else 1)
+        limit = self.limit * (
+            _ALONE if task.ours else _COMPILING if warming and contender.jax else 1
+        )
         worker = self.workers.get(contender.module)
         if worker is None:
             worker = Worker(contender.module, self.path, self.threads, contender.jax)
             self.workers[contender.module] = worker
-            if not contender.jax:  # imports and caches; a compiler would start anew for the next number of pairs
+            if (
+                not contender.jax
+            ):  # imports and caches; a compiler would start anew for the next number of pairs
                 worker.solve((0, 1), False, row.settings, out, 60 + limit)
         clock = time.perf_counter()
         answer = worker.solve((0, row.pairs), task.alone, row.settings, out, limit)
@@ -170,15 +181,21 @@ class Race:
         with torch.no_grad():
             for nodes in parts:
                 z0, z1 = (z[start : start + len(nodes)] for z in self.ends)
-                missed = torch.maximum((nodes[:, 0] - z0).norm(dim=-1), (nodes[:, -1] - z1).norm(dim=-1))
-                apart = missed > 1e-3 * (z1 - z0).norm(dim=-1)  # such a curve joins other points: it has no length here
+                missed = torch.maximum(
+                    (nodes[:, 0] - z0).norm(dim=-1), (nodes[:, -1] - z1).norm(dim=-1)
+                )
+                apart = missed > 1e-3 * (z1 - z0).norm(
+                    dim=-1
+                )  # such a curve joins other points: it has no length here
                 found.append(lengths(self.manifold, nodes).masked_fill(apart, torch.nan))
                 start += len(nodes)
         row.found = torch.cat(found)
         row.reported = torch.from_numpy(file["reported"]) if "reported" in file.files else None
 
     def sweep(self, points: int, dtype: str = "float64") -> dict[str, float]:
-        """Seconds for the decoder and its full Jacobian at so many points, by riemae and by nothing but torch."""
+        """Seconds for the decoder and its full Jacobian at so many points, by riemae and by nothing
+        but torch.
+        """
         worker = self.workers.setdefault("sweep", Worker("sweep", self.path, self.threads))
         out = Path(self.folder.name) / "sweep.npz"
         found = {}
@@ -200,7 +217,9 @@ class Race:
         reference, converged, cross = self._reference(task)
         best = reference.clone()
         for row in rows:
-            if row.found is not None:  # a real curve between the same points: its length bounds the distance
+            if (
+                row.found is not None
+            ):  # a real curve between the same points: its length bounds the distance
                 known = row.found.nan_to_num(torch.inf)
                 best[: len(known)] = torch.minimum(best[: len(known)], known)
         shorter = int(((reference - best) > 1e-6 * best).sum())
@@ -218,13 +237,16 @@ class Race:
         }
 
     def _reference(self, task: Task) -> tuple[Tensor, int, list[float]]:
-        """Lengths by riemae at 1e-9, how many are accurate, and how far collocation is from the first of them."""
+        """Lengths by riemae at 1e-9, how many are accurate, and how far collocation is from the
+        first of them.
+        """
         z0, z1 = (z[: task.pairs] for z in self.ends)
         r = self.manifold.geodesic(z0, z1, rtol=1e-9, throw=False)
         converged = int((r.error <= 1e-8 * r.length).sum())
         found = lengths(self.manifold, r.curve.nodes)
         cross = []
-        # In the plane several geodesics join two points, and 64 unknown functions are too many for collocation.
+        # In the plane several geodesics join two points, and 64 unknown functions are too many for
+        # collocation.
         for i in range(min(task.pairs, 2) if task.problem.m == 8 and not task.ours else 0):
             nodes = torch.from_numpy(by_collocation(self.formula, z0[i], z1[i]).copy())
             cross.append(float(lengths(self.manifold, nodes[None])[0] / found[i] - 1))
@@ -238,7 +260,11 @@ class Race:
 
 
 def _entry(row: Row, best: Tensor) -> dict[str, Any]:
-    entry: dict[str, Any] = {"contender": row.contender, "settings": row.settings, "failure": row.failure}
+    entry: dict[str, Any] = {
+        "contender": row.contender,
+        "settings": row.settings,
+        "failure": row.failure,
+    }
     if row.seconds and row.found is not None:
         best = best[: len(row.found)]
         entry |= {
@@ -250,7 +276,9 @@ def _entry(row: Row, best: Tensor) -> dict[str, Any]:
             "missed": row.missed,
             "timed_on": row.pairs,
             "error": quantiles((row.found / best - 1).abs()),
-            "reported": None if row.reported is None else quantiles((row.reported / best - 1).abs()),
+            "reported": None
+            if row.reported is None
+            else quantiles((row.reported / best - 1).abs()),
         }
     elif row.failure is None:
         entry["failure"] = "no time was taken"
@@ -262,7 +290,9 @@ def _machine(threads: int) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
     return {
@@ -278,11 +308,17 @@ def _machine(threads: int) -> dict[str, Any]:
 def main() -> None:
     """Run, write the figures down, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few pairs and settings: tests the machinery")
+    parser.add_argument(
+        "--quick", action="store_true", help="few pairs and settings: tests the machinery"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--limit", type=float, default=None, help="seconds that one call of a contender may take")
+    parser.add_argument(
+        "--limit", type=float, default=None, help="seconds that one call of a contender may take"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", default=None, help="the task, or the kind of growth, whose name begins like this")
+    parser.add_argument(
+        "--only", default=None, help="the task, or the kind of growth, whose name begins like this"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     limit = arguments.limit or (10.0 if arguments.quick else 20.0)
@@ -301,13 +337,20 @@ def main() -> None:
 
     chosen_tasks = [task for task in tasks(arguments.quick) if wanted(str(task))]
     for problem, group in groupby(chosen_tasks, key=lambda task: task.problem):
-        race = Race(prepare(problem), arguments.threads, limit, rounds=3, few=2 if arguments.quick else 8)
+        race = Race(
+            prepare(problem), arguments.threads, limit, rounds=3, few=2 if arguments.quick else 8
+        )
         try:
             for task in group:
                 print(f"{task}, {problem}", flush=True)
-                chosen = [(c, _settings(c, task, arguments.quick)) for c in ([OURS] if task.ours else CONTENDERS)]
+                chosen = [
+                    (c, _settings(c, task, arguments.quick))
+                    for c in ([OURS] if task.ours else CONTENDERS)
+                ]
                 _put(results["tasks"], race.run(task, chosen), "task")
-                results["versions"] |= {name: w.versions for name, w in race.workers.items() if w.versions}
+                results["versions"] |= {
+                    name: w.versions for name, w in race.workers.items() if w.versions
+                }
                 save()
         finally:
             race.close()

@@ -1,4 +1,6 @@
-"""How time and memory grow with the number of pairs, with N, m and D; each size in a process of its own.
+"""How time and memory grow with the number of pairs, with N, m and D.
+
+Each size in a process of its own.
 
 python -m benchmarks.growth pairs 1024 --threads 2      # one size, as JSON
 """
@@ -39,16 +41,29 @@ def measure(kind: str, threads: int, quick: bool) -> dict[str, Any]:
     """Run all sizes of one kind and fit the exponents."""
     rows = []
     for size in (QUICK if quick else SIZES)[kind]:
-        command = [sys.executable, "-m", "benchmarks.growth", kind, str(size), "--threads", str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.growth",
+            kind,
+            str(size),
+            "--threads",
+            str(threads),
+        ]
         out = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append({"size": size, **json.loads(out.stdout)})
     sizes = [row["size"] for row in rows]
-    fits = {what: exponent(sizes, [row[what] for row in rows]) for what in ("seconds", "cpu", "megabytes")}
+    fits = {
+        what: exponent(sizes, [row[what] for row in rows])
+        for what in ("seconds", "cpu", "megabytes")
+    }
     return {"kind": kind, "what": WHAT[kind], "rows": rows, "exponents": fits}
 
 
 def surface(kind: str, size: int) -> tuple[Manifold, int]:
-    """The manifold and its m. For D, an isometry is put behind one and the same decoder: nothing else changes."""
+    """The manifold and its m. For D, an isometry is put behind one and the same decoder: nothing
+    else changes.
+    """
     m = {"m": size, "D": 4}.get(kind, 8)
     torch.manual_seed(0)
     f: nn.Module = network((m, 256 if kind != "D" else 64, 256 if kind != "D" else 64, 64)).double()

@@ -2,10 +2,10 @@
 
     python benchmarks/hard_set.py                 # about ten minutes, nearly all of them Adam's
 
-Ten classes folded into a plane leave several geodesics between most pairs, so that a local solver may miss the
-shortest. Adam minimises the chord energy on 64 segments from the straight line and from the shortest path on the graph
-of all codes; the better of its two curves is the reference. All lengths are by the same quadrature of the same metric.
-Writes ``benchmarks/results/hard_set.md``.
+Ten classes folded into a plane leave several geodesics between most pairs, so that a local solver
+may miss the shortest. Adam minimises the chord energy on 64 segments from the straight line and
+from the shortest path on the graph of all codes; the better of its two curves is the reference. All
+lengths are by the same quadrature of the same metric. Writes ``benchmarks/results/hard_set.md``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class HardSet:
 
 
 def adam(problem: HardSet, start: Curve, steps: int) -> Curve:
-    """Plain Adam on the chord energy of all curves at once, in float32, its rate falling to zero along a cosine."""
+    """Plain Adam on the chord energy of all curves at once, in float32, its rate falling to zero
+    along a cosine.
+    """
     decoder = problem.manifold.to(dtype=torch.float32).decode
     nodes = start.nodes.float()
     interior = nodes[:, 1:-1].clone().requires_grad_()
@@ -78,7 +80,11 @@ def row(name: str, r: GeodesicResult, best: Tensor, seconds: float) -> str:
     converged = int(r.converged.sum())
     longer = int((r.converged & (ratio > 1 + LATE)).sum())
     statuses = {Status(code).name.lower() for code in r.status[~r.converged].tolist()}
-    found = "" if r.alternatives is None else str(int((r.alternatives.status == Status.CONVERGED).sum()))
+    found = (
+        ""
+        if r.alternatives is None
+        else str(int((r.alternatives.status == Status.CONVERGED).sum()))
+    )
     return (
         f"| {name} | {converged} of {len(best)}{' (' + ', '.join(sorted(statuses)) + ')' if statuses else ''} | "
         f"{int((r.index == 0).sum())} | {longer} | {ratio[r.converged].max():.4f} | {int((ratio < 1 - LATE).sum())} | "
@@ -111,7 +117,10 @@ def main() -> None:
         seconds[name] = time.process_time() - began
         print(name, results[name], flush=True)
 
-    starts = [Curve.line(z0, z1, SEGMENTS), problem.graph.curves(problem.first, problem.second, SEGMENTS)]
+    starts = [
+        Curve.line(z0, z1, SEGMENTS),
+        problem.graph.curves(problem.first, problem.second, SEGMENTS),
+    ]
     began = time.process_time()
     both = adam(problem, Curve.from_nodes(torch.cat([s.nodes for s in starts])), arguments.steps)
     spent = time.process_time() - began

@@ -1,4 +1,6 @@
-"""What is counted: one quadrature for everybody's curves, errors beside the best curve known, and growth exponents."""
+"""What is counted: one quadrature for everybody's curves, errors beside the best curve known, and
+growth exponents.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,15 @@ from torch.func import jvp
 from riemae import Manifold, solvers
 from riemae.solvers import Curve
 
-_SEGMENTS = 256  # three Gauss points each: the error of the quadrature is far below that of any curve here
+_SEGMENTS = (
+    256  # three Gauss points each: the error of the quadrature is far below that of any curve here
+)
 
 
 def lengths(manifold: Manifold, nodes: Tensor) -> Tensor:
-    """Lengths ``(p,)`` of the C² splines through nodes ``(p, n + 1, m)`` at equal times, by one fine quadrature."""
+    """Lengths ``(p,)`` of the C² splines through nodes ``(p, n + 1, m)`` at equal times, by one
+    fine quadrature.
+    """
     n = nodes.shape[1] - 1
     return solvers.length(manifold, Curve.from_nodes(nodes).resample(n * -(-_SEGMENTS // n)))
 
@@ -26,8 +32,13 @@ def quantiles(errors: Tensor) -> tuple[float, float, float]:
     """Median, 95 % and maximum; infinite where a length is not finite."""
     errors = errors.nan_to_num(torch.inf)
     worst = errors.sort().values
-    # The smallest error that 95 % of the pairs do not exceed: no interpolation that a single pair could flatter.
-    return float(worst[(len(worst) - 1) // 2]), float(worst[-(-95 * len(worst) // 100) - 1]), float(worst[-1])
+    # The smallest error that 95 % of the pairs do not exceed: no interpolation that a single pair
+    # could flatter.
+    return (
+        float(worst[(len(worst) - 1) // 2]),
+        float(worst[-(-95 * len(worst) // 100) - 1]),
+        float(worst[-1]),
+    )
 
 
 def fastest(times: Sequence[float], errors: Sequence[float], accuracy: float) -> int | None:
@@ -37,12 +48,17 @@ def fastest(times: Sequence[float], errors: Sequence[float], accuracy: float) ->
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Slope of the least-squares line through the logarithms: 1 for linear growth, 2 for quadratic."""
+    """Slope of the least-squares line through the logarithms: 1 for linear growth, 2 for
+    quadratic.
+    """
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def by_collocation(f: Callable[[Tensor], Tensor], z0: Tensor, z1: Tensor, tol: float = 1e-6) -> np.ndarray:
-    """A geodesic by an independent road: scipy's collocation on ``z̈ = −J⁺ ∂²f(ż, ż)``, from the straight line.
+def by_collocation(
+    f: Callable[[Tensor], Tensor], z0: Tensor, z1: Tensor, tol: float = 1e-6
+) -> np.ndarray:
+    """A geodesic by an independent road: scipy's collocation on ``z̈ = −J⁺ ∂²f(ż, ż)``, from the
+    straight line.
 
     Args:
         f: Maps ``(k, m)`` to ``(k, D)``; made of what torch can differentiate forward twice.
@@ -62,14 +78,20 @@ def by_collocation(f: Callable[[Tensor], Tensor], z0: Tensor, z1: Tensor, tol: f
         z, v = torch.from_numpy(state.T.copy()).split(m, -1)
         bend = jvp(lambda z: jvp(f, (z,), (v,))[1], (z,), (v,))[1]
         columns = [jvp(f, (z,), (e.expand_as(z),))[1] for e in torch.eye(m, dtype=z.dtype)]
-        acceleration = -torch.linalg.lstsq(torch.stack(columns, -1), bend[..., None]).solution[..., 0]
+        acceleration = -torch.linalg.lstsq(torch.stack(columns, -1), bend[..., None]).solution[
+            ..., 0
+        ]
         return torch.cat([v, acceleration], -1).T.numpy()
 
     t = np.linspace(0, 1, 17)
     a, b = z0.numpy(), z1.numpy()
-    start = np.concatenate([a[:, None] + (b - a)[:, None] * t, np.repeat((b - a)[:, None], len(t), 1)])
+    start = np.concatenate(
+        [a[:, None] + (b - a)[:, None] * t, np.repeat((b - a)[:, None], len(t), 1)]
+    )
     with torch.no_grad():
-        ends = solve_bvp(system, lambda x, y: np.concatenate([x[:m] - a, y[:m] - b]), t, start, tol=tol)
+        ends = solve_bvp(
+            system, lambda x, y: np.concatenate([x[:m] - a, y[:m] - b]), t, start, tol=tol
+        )
     if not ends.success:
         raise RuntimeError(ends.message)
     return ends.sol(np.linspace(0, 1, 513))[:m].T

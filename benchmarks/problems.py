@@ -1,4 +1,6 @@
-"""The decoders that all contenders get, trained once on scikit-learn's digits and written as plain arrays."""
+"""The decoders that all contenders get, trained once on scikit-learn's digits and written as plain
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ PAIRS = 1000
 
 @dataclass(frozen=True)
 class Problem:
-    """An autoencoder with two hidden layers of one width and SiLU, trained on images of ``side × side`` pixels.
+    """An autoencoder with two hidden layers of one width and SiLU, trained on images of
+    ``side × side`` pixels.
 
     Attributes:
         name: Of the file, and in the tables.
@@ -61,9 +64,12 @@ def network(sizes: tuple[int, ...]) -> nn.Sequential:
 
 
 def prepare(problem: Problem) -> Path:
-    """Train the decoder and draw the pairs, unless the file is there already; the same numbers on every machine's run.
+    """Train the decoder and draw the pairs, unless the file is there already.
 
-    Pairs are codes of random images. The file holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of shape ``(p, m)``.
+    The same numbers on every machine's run.
+
+    Pairs are codes of random images. The file holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of
+    shape ``(p, m)``.
     """
     if problem.path.exists():
         return problem.path
@@ -71,7 +77,11 @@ def prepare(problem: Problem) -> Path:
     if problem.side != 8:
         square = images.view(-1, 1, 8, 8)
         size = (problem.side, problem.side)
-        images = nn.functional.interpolate(square, size, mode="bicubic", antialias=True).clamp(0, 1).flatten(1)
+        images = (
+            nn.functional.interpolate(square, size, mode="bicubic", antialias=True)
+            .clamp(0, 1)
+            .flatten(1)
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hidden = problem.width, problem.width
@@ -83,7 +93,10 @@ def prepare(problem: Problem) -> Path:
     chosen = torch.randint(len(codes), (2, PAIRS), generator=torch.Generator().manual_seed(1))
     arrays = {"z0": codes[chosen[0]], "z1": codes[chosen[1]]}
     for i, layer in enumerate(layer for layer in decoder if isinstance(layer, nn.Linear)):
-        arrays[f"w{i}"], arrays[f"b{i}"] = layer.weight.detach().double(), layer.bias.detach().double()
+        arrays[f"w{i}"], arrays[f"b{i}"] = (
+            layer.weight.detach().double(),
+            layer.bias.detach().double(),
+        )
     FOLDER.mkdir(exist_ok=True)
     np.savez(problem.path, **{name: array.numpy() for name, array in arrays.items()})
     return problem.path

@@ -69,14 +69,23 @@ def contenders(task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def to_reach(rows: list[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
-    """The fastest of a contender's settings whose error is at most ``accuracy`` in 95 % of the pairs."""
+    """The fastest of a contender's settings whose error is at most ``accuracy`` in 95 % of the
+    pairs.
+    """
     measured = [row for row in rows if "seconds" in row]
-    i = fastest([median(row["seconds"]) for row in measured], [row["error"][1] for row in measured], accuracy)
+    i = fastest(
+        [median(row["seconds"]) for row in measured],
+        [row["error"][1] for row in measured],
+        accuracy,
+    )
     return None if i is None else measured[i]
 
 
-def ratios(task: dict[str, Any], accuracy: float, without: tuple[str, ...] = ()) -> tuple[str, float] | None:
-    """The fastest other contender and how many times longer it takes than riemae, or None where one of them fails.
+def ratios(
+    task: dict[str, Any], accuracy: float, without: tuple[str, ...] = ()
+) -> tuple[str, float] | None:
+    """The fastest other contender and how many times longer it takes than riemae, or None where one
+    of them fails.
 
     Args:
         task: As measured.
@@ -106,7 +115,10 @@ def _lines(results: dict[str, Any]) -> list[str]:
         "",
     ]
     if results["quick"]:
-        lines += ["**A quick run: few pairs and settings, no reliable times. It tests the machinery, no more.**", ""]
+        lines += [
+            "**A quick run: few pairs and settings, no reliable times. It tests the machinery, no more.**",
+            "",
+        ]
     lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
     for task in results["tasks"]:
         lines += _table(task)
@@ -128,7 +140,11 @@ def _reach(results: dict[str, Any]) -> list[str]:
             cells = []
             for task in races:
                 row = to_reach(contenders(task)[name], accuracy)
-                cells.append("—" if row is None else f"{_seconds(median(row['seconds']))} ({row['sweeps']:.3g} sweeps)")
+                cells.append(
+                    "—"
+                    if row is None
+                    else f"{_seconds(median(row['seconds']))} ({row['sweeps']:.3g} sweeps)"
+                )
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         for whom, without in _RIVALS:
             found = [ratios(task, accuracy, without) for task in races]
@@ -141,7 +157,11 @@ def _reach(results: dict[str, Any]) -> list[str]:
 def _notes(results: dict[str, Any]) -> list[str]:
     return [
         "— : not reached by any setting within the limit a call: "
-        + ", ".join(f"{task['limit']:.0f} s for {task['task']}" for task in results["tasks"] if not task["ours"])
+        + ", ".join(
+            f"{task['limit']:.0f} s for {task['task']}"
+            for task in results["tasks"]
+            if not task["ours"]
+        )
         + ".",
         "",
         "## How it was measured",
@@ -172,14 +192,27 @@ def _table(task: dict[str, Any]) -> list[str]:
         "| --- |" + " --- |" * (len(_HEADINGS) - 1),
     ]
     for row in task["rows"]:
-        settings = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["settings"].items())
+        settings = ", ".join(
+            f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["settings"].items()
+        )
         cells = [row["contender"], settings]
         if "seconds" in row:
             scaled = "≈ " if row["timed_on"] < task["pairs"] else ""
             unsteady = max(row["seconds"]) > _UNSTEADY * min(row["seconds"])
-            spread = f" ({_seconds(min(row['seconds']))} to {_seconds(max(row['seconds']))})" if unsteady else ""
-            cells += [scaled + _seconds(median(row["seconds"])) + spread, _seconds(median(row["cpu"]))]
-            cells += [f"{row['sweeps']:.3g}", _seconds(row["first"]), *(f"{error:.0e}" for error in row["error"])]
+            spread = (
+                f" ({_seconds(min(row['seconds']))} to {_seconds(max(row['seconds']))})"
+                if unsteady
+                else ""
+            )
+            cells += [
+                scaled + _seconds(median(row["seconds"])) + spread,
+                _seconds(median(row["cpu"])),
+            ]
+            cells += [
+                f"{row['sweeps']:.3g}",
+                _seconds(row["first"]),
+                *(f"{error:.0e}" for error in row["error"]),
+            ]
             cells += ["" if row["reported"] is None else f"{row['reported'][1]:.0e}"]
             cells += ["" if row["missed"] is None else str(row["missed"])]
         else:
@@ -242,16 +275,29 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     races = [task for task in results["tasks"] if not task["ours"]]
     columns = min(3, len(races))
     rows = -(-len(races) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False
+    )
     panels = axes.flatten()
     styles = _styles(list(contenders(races[0])))
     for axis, task in zip(panels, races, strict=False):
         for name, found in contenders(task).items():
-            measured = [(median(row["seconds"]), max(row["error"][1], 1e-12)) for row in found if "seconds" in row]
-            axis.plot([t for t, _ in measured], [error for _, error in measured], label=name, **styles[name])
+            measured = [
+                (median(row["seconds"]), max(row["error"][1], 1e-12))
+                for row in found
+                if "seconds" in row
+            ]
+            axis.plot(
+                [t for t, _ in measured],
+                [error for _, error in measured],
+                label=name,
+                **styles[name],
+            )
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
-        axis.xaxis.set_minor_formatter(NullFormatter())  # less than two decades would be labelled all over
+        axis.xaxis.set_minor_formatter(
+            NullFormatter()
+        )  # less than two decades would be labelled all over
         first, last = axis.get_xlim()
         if last < 30 * first:  # a single power of ten, or none
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -1,14 +1,16 @@
-"""Training: what a step of each geometric autoencoder costs, beside a plain one and beside the published losses.
+"""Training: what a step of each geometric autoencoder costs, beside a plain one and beside the
+published losses.
 
     make bench                          # or: python benchmarks/training.py
 
-A step is forward and backward of the whole loss, without the optimiser, in float32 on one thread. Steps that are
-compared take turns, A B A B, in one run; ratios are medians over the turns of process time, which other processes do
-not disturb much. Memory is the highest sum of what torch allocates during a step and has not freed yet.
+A step is forward and backward of the whole loss, without the optimiser, in float32 on one thread.
+Steps that are compared take turns, A B A B, in one run; ratios are medians over the turns of
+process time, which other processes do not disturb much. Memory is the highest sum of what torch
+allocates during a step and has not freed yet.
 
-The published losses are written here from their formulas, in the way of their authors' code: products with derivatives
-by ``torch.autograd.functional`` (twice reverse mode), one pass through the decoder for each thing that is wanted.
-Writes ``benchmarks/results/training.md``.
+The published losses are written here from their formulas, in the way of their authors' code:
+products with derivatives by ``torch.autograd.functional`` (twice reverse mode), one pass through
+the decoder for each thing that is wanted. Writes ``benchmarks/results/training.md``.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from riemae.autoencoders.objective import Objective, Variation
 RESULTS = Path(__file__).parent / "results" / "training.md"
 DATA, BATCH, LATENT = 784, 256, 2
 WEIGHT = 0.01
-# A pass F is one evaluation of encoder or decoder, and its backward pass costs two more: a plain step is 6 F.
-# Counted here are, for NRAE, two evaluations of the encoder and value, tangent (and second derivative) of the decoder;
-# for the others, what comes on top of a plain step: value, tangent, reverse product; two tangents, three seconds.
+# A pass F is one evaluation of encoder or decoder, and its backward pass costs two more: a plain
+# step is 6 F. Counted here are, for NRAE, two evaluations of the encoder and value, tangent (and
+# second derivative) of the decoder; for the others, what comes on top of a plain step: value,
+# tangent, reverse product; two tangents, three seconds.
 FLOORS = {"IRAE": 1 + 3 / 2, "NRAE-L": 1 + 2 / 2, "NRAE-Q": 1 + 3 / 2, "MECAE": 1 + 5 / 2}
 # Asked for at width 256 and at width 1,024.
 TARGETS = {"IRAE": (3.2, 2.7), "NRAE-L": (2.6, 2.2), "NRAE-Q": (4.6, 3.5), "MECAE": (6.5, 4.8)}
@@ -85,7 +88,9 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
 def cases(
     width: int, batch: int = BATCH, data: int = DATA, latent: int = LATENT
 ) -> tuple[Case, dict[str, Case], dict[str, Case]]:
-    """A plain autoencoder's step, ours by name, and the published ones by name: the same networks and data."""
+    """A plain autoencoder's step, ours by name, and the published ones by name: the same networks
+    and data.
+    """
     torch.manual_seed(0)
     encoder, decoder = mlp(data, width, latent), mlp(latent, width, data)
     x, neighbor = torch.rand(batch, data), torch.rand(batch, data)
@@ -126,24 +131,32 @@ def published_isometric(encoder: nn.Module, decoder: nn.Module, x: Tensor) -> Te
     return (x - decoder(z)).square().sum(1).mean() + WEIGHT * distortion
 
 
-def published_neighborhood_linear(encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor) -> Tensor:
+def published_neighborhood_linear(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor
+) -> Tensor:
     """Equations 18 and 19: ``|x − f(z)|² + |x' − f(z) − J(z' − z)|²``."""
     z, other = encoder(x), encoder(neighbor)
     value, first = jvp(decoder, z, other - z, create_graph=True)
     return (x - value).square().sum(1).mean() + (neighbor - value - first).square().sum(1).mean()
 
 
-def published_neighborhood_quadratic(encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor) -> Tensor:
+def published_neighborhood_quadratic(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, neighbor: Tensor
+) -> Tensor:
     """The same with ``½ ∂²f(z' − z, z' − z)``, the derivative of ``J(z' − z)`` along ``z' − z``."""
     z, other = encoder(x), encoder(neighbor)
     v = other - z
     value = decoder(z)
     first, second = jvp(lambda y: jvp(decoder, y, v, create_graph=True)[1], z, v, create_graph=True)
-    return (x - value).square().sum(1).mean() + (neighbor - value - first - second / 2).square().sum(1).mean()
+    return (x - value).square().sum(1).mean() + (
+        neighbor - value - first - second / 2
+    ).square().sum(1).mean()
 
 
 def published_minimum_curvature(encoder: nn.Module, decoder: nn.Module, x: Tensor) -> Tensor:
-    """Equation 20 by section 3.2: ``|x − f(z)|² + λ E vᵀG⁻¹ (∂T̂w)ᵀ(∂T̂w) v``, v and w Gaussian, T̂ differentiated."""
+    """Equation 20 by section 3.2: ``|x − f(z)|² + λ E vᵀG⁻¹ (∂T̂w)ᵀ(∂T̂w) v``, v and w Gaussian, T̂
+    differentiated.
+    """
     z = encoder(x)
     k, m = z.shape
 
@@ -205,7 +218,9 @@ def table(width: int, turns: int) -> list[str]:
 def main() -> None:
     """Run everything and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=31, help="turns at width 256; a third of them at 1024")
+    parser.add_argument(
+        "--turns", type=int, default=31, help="turns at width 256; a third of them at 1024"
+    )
     turns = parser.parse_args().turns
     torch.set_num_threads(1)
     lines = [

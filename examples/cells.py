@@ -1,9 +1,11 @@
-"""Real cells: 700 blood cells with the counts of 765 genes, and how well distances tell their types apart.
+"""Real cells: 700 blood cells with the counts of 765 genes, and how well distances tell their types
+apart.
 
-A negative-binomial autoencoder with two latent dimensions is fitted to the counts that scanpy ships. Neighbours are
-then looked for by four distances: straight in the latent space, by the Euclidean metric on expected counts, by
-Fisher-Rao (both along the k-nearest-neighbour graph of the latent codes), and between the counts themselves. A distance
-is good when a cell's nearest neighbours are of its own type.
+A negative-binomial autoencoder with two latent dimensions is fitted to the counts that scanpy
+ships. Neighbours are then looked for by four distances: straight in the latent space, by the
+Euclidean metric on expected counts, by Fisher-Rao (both along the k-nearest-neighbour graph of the
+latent codes), and between the counts themselves. A distance is good when a cell's nearest
+neighbours are of its own type.
 
     pip install .[train,cells]
     python examples/cells.py             # writes out/cells.png
@@ -37,7 +39,8 @@ def shipped() -> Path:
 def cells(path: Path) -> tuple[Tensor, np.ndarray, list[str]]:  # -> (700, 765), (700,), names
     """Counts, and the type of each cell.
 
-    The file holds ``log(1 + s c)`` with a scale s of each cell. Its smallest entry but 0 is one count, which gives s.
+    The file holds ``log(1 + s c)`` with a scale s of each cell. Its smallest entry but 0 is one
+    count, which gives s.
     """
     import h5py
 
@@ -57,14 +60,18 @@ def cells(path: Path) -> tuple[Tensor, np.ndarray, list[str]]:  # -> (700, 765),
 
 def purity(distances: Tensor, labels: np.ndarray) -> float:  # (n, n)
     """How many of a cell's nearest neighbours are of its own type, on average over types."""
-    nearest = distances.clone().fill_diagonal_(torch.inf).topk(NEIGHBOURS, largest=False).indices.numpy()
+    nearest = (
+        distances.clone().fill_diagonal_(torch.inf).topk(NEIGHBOURS, largest=False).indices.numpy()
+    )
     same = (labels[nearest] == labels[:, None]).mean(1)
     return float(np.mean([same[labels == kind].mean() for kind in np.unique(labels)]))
 
 
 def main() -> None:
     """Fit, compare, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--file", type=Path, help="the .h5ad file, instead of the one in scanpy")
     parser.add_argument("--out", type=Path, default=Path("out/cells.png"))
     parser.add_argument("--epochs", type=int, default=150)
@@ -73,7 +80,13 @@ def main() -> None:
     torch.set_num_threads(1)
     counts, labels, names = cells(arguments.file or shipped())
     counts = counts[:, (counts > 0).sum(0) >= 20]  # genes that some cells have
-    options = {"latent_dim": 2, "hidden": (64, 64), "likelihood": "negative_binomial", "lr": 3e-3, "seed": 0}
+    options = {
+        "latent_dim": 2,
+        "hidden": (64, 64),
+        "likelihood": "negative_binomial",
+        "lr": 3e-3,
+        "seed": 0,
+    }
     model = AE(epochs=arguments.epochs, batch_size=100, ambient="fisher", **options).fit(counts)
     codes = model.transform(counts).double()
     fisher = model.manifold_.to(dtype=torch.float64)
@@ -81,40 +94,74 @@ def main() -> None:
 
     distances = {
         "straight in the latent space": torch.cdist(codes, codes),
-        "Euclidean on expected counts": euclidean.distance_matrix(codes, method="graph", k=NEIGHBOURS),
+        "Euclidean on expected counts": euclidean.distance_matrix(
+            codes, method="graph", k=NEIGHBOURS
+        ),
         "Fisher-Rao": fisher.distance_matrix(codes, method="graph", k=NEIGHBOURS),
         "between the log counts themselves": torch.cdist(counts.log1p(), counts.log1p()),
     }
-    print(f"{len(counts)} cells, {counts.shape[1]} genes, {len(names)} types; {int(counts.sum()):,} counts")
+    print(
+        f"{len(counts)} cells, {counts.shape[1]} genes, {len(names)} types; {int(counts.sum()):,} counts"
+    )
     print(f"{'distance':38} {f'of {NEIGHBOURS} neighbours, of the same type':>38}")
     for name, matrix in distances.items():
         print(f"{name:38} {purity(matrix, labels):38.1%}")
-    picture(arguments.out, {"Euclidean on expected counts": euclidean, "Fisher-Rao": fisher}, codes, labels, names)
+    picture(
+        arguments.out,
+        {"Euclidean on expected counts": euclidean, "Fisher-Rao": fisher},
+        codes,
+        labels,
+        names,
+    )
     print(f"Figure: {arguments.out}")
 
 
-def picture(out: Path, manifolds: dict[str, Manifold], z: Tensor, labels: np.ndarray, names: list[str]) -> None:
-    """The cells by type on the magnification factor of both metrics, with geodesics between the types' middles."""
+def picture(
+    out: Path, manifolds: dict[str, Manifold], z: Tensor, labels: np.ndarray, names: list[str]
+) -> None:
+    """The cells by type on the magnification factor of both metrics, with geodesics between the
+    types' middles.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13.5, 5), layout="constrained")
-    middle = torch.stack([z[torch.as_tensor(labels == kind)].median(0).values for kind in np.unique(labels)])
+    middle = torch.stack(
+        [z[torch.as_tensor(labels == kind)].median(0).values for kind in np.unique(labels)]
+    )
     low, high = z.quantile(0.005, dim=0) - 0.2, z.quantile(0.995, dim=0) + 0.2
     for panel, (name, manifold) in zip(axes, manifolds.items(), strict=True):
         magnification(manifold, panel, low, high, resolution=80, alpha=0.5)
         for kind in np.unique(labels):
-            panel.scatter(*z[torch.as_tensor(labels == kind)].T, s=8, color=f"C{kind}", label=names[kind], lw=0)
+            panel.scatter(
+                *z[torch.as_tensor(labels == kind)].T,
+                s=8,
+                color=f"C{kind}",
+                label=names[kind],
+                lw=0,
+            )
         graph = manifold.graph(z, k=NEIGHBOURS)
-        r = manifold.geodesic(middle[:1].expand_as(middle[1:]), middle[1:], rtol=1e-3, graph=graph, throw=False)
+        r = manifold.geodesic(
+            middle[:1].expand_as(middle[1:]), middle[1:], rtol=1e-3, graph=graph, throw=False
+        )
         for curve in r.curve(torch.linspace(0, 1, 80).double()):
             panel.plot(*curve.T, color="black", lw=1)
-        panel.set(title=name, xticks=[], yticks=[], xlabel="latent dimension 1", ylabel="latent dimension 2")
+        panel.set(
+            title=name,
+            xticks=[],
+            yticks=[],
+            xlabel="latent dimension 1",
+            ylabel="latent dimension 2",
+        )
         panel.set(xlim=(float(low[0]), float(high[0])), ylim=(float(low[1]), float(high[1])))
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2, fontsize=9)
-    figure.suptitle("Blood cells; background: log volume density (dark is large); black: geodesics between types")
+    axes[1].legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2, fontsize=9
+    )
+    figure.suptitle(
+        "Blood cells; background: log volume density (dark is large); black: geodesics between types"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 

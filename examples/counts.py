@@ -1,9 +1,10 @@
 """Counts: which genes decide how far apart two cells are?
 
-Cells vary in two ways: sixty weakly expressed genes follow the cell's development, six strongly expressed ones its
-size. A negative-binomial autoencoder with two latent dimensions learns both from generated counts. The Euclidean metric
-on expected counts sees the strong genes only; Fisher-Rao weighs every gene by what a count of it tells, and agrees with
-the information distance of the process that generated the data, which is known here.
+Cells vary in two ways: sixty weakly expressed genes follow the cell's development, six strongly
+expressed ones its size. A negative-binomial autoencoder with two latent dimensions learns both from
+generated counts. The Euclidean metric on expected counts sees the strong genes only; Fisher-Rao
+weighs every gene by what a count of it tells, and agrees with the information distance of the
+process that generated the data, which is known here.
 
     python examples/counts.py            # writes out/counts.png
 """
@@ -36,14 +37,18 @@ METRICS: dict[str, Callable[[Decoder], Manifold]] = {
 
 
 class Process:
-    """How the counts come about: development and size, both in [−1, 1], to the distribution of all genes."""
+    """How the counts come about: development and size, both in [−1, 1], to the distribution of all
+    genes.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
         self.base = torch.cat([0.5 * normal(WEAK) + 0.5, 0.3 * normal(STRONG) + 5.5])
-        self.slopes = torch.cat([torch.stack([normal(WEAK), 0 * normal(WEAK)]), torch.zeros(2, STRONG)], 1)
+        self.slopes = torch.cat(
+            [torch.stack([normal(WEAK), 0 * normal(WEAK)]), torch.zeros(2, STRONG)], 1
+        )
         self.slopes[1, WEAK:] = 0.6 + 0.2 * normal(STRONG)
         self.bend = torch.cat([0.3 * normal(WEAK), torch.zeros(STRONG)])
 
@@ -54,12 +59,18 @@ class Process:
 
 
 def counts_with(log_mean: Tensor, dispersion: Tensor) -> Independent:
-    """Negative binomials with these means; torch counts successes until ``total_count`` failures."""
+    """Negative binomials with these means.
+
+    Torch counts successes until ``total_count`` failures.
+    """
     return Independent(NegativeBinomial(dispersion, logits=log_mean - dispersion.log()), 1)
 
 
 class CountDecoder(nn.Module):
-    """Latent points to a distribution of counts; the dispersion of a gene is the same for all cells."""
+    """Latent points to a distribution of counts.
+
+    The dispersion of a gene is the same for all cells.
+    """
 
     def __init__(self, genes: int) -> None:
         super().__init__()
@@ -96,7 +107,9 @@ def fit(counts: Tensor, steps: int = 500) -> tuple[CountDecoder, Tensor]:
 
 
 def strong_share(name: str, decoder: CountDecoder, z: Tensor) -> float:
-    """Share of the strongly expressed genes in the trace of the metric, which is a sum over genes."""
+    """Share of the strongly expressed genes in the trace of the metric, which is a sum over
+    genes.
+    """
     traces = []
     for genes in (slice(None), slice(WEAK, None)):
         manifold = METRICS[name](lambda z, genes=genes: decoder.genes(z, genes))
@@ -104,7 +117,14 @@ def strong_share(name: str, decoder: CountDecoder, z: Tensor) -> float:
     return float(traces[1] / traces[0])
 
 
-def draw(axes: Axes, manifold: Manifold, z: Tensor, factor: Tensor, pairs: tuple[Tensor, Tensor], title: str) -> None:
+def draw(
+    axes: Axes,
+    manifold: Manifold,
+    z: Tensor,
+    factor: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    title: str,
+) -> None:
     """Cells, coloured by development, and geodesics on the magnification factor."""
     low, high = z.quantile(0.005, dim=0) - 0.2, z.quantile(0.995, dim=0) + 0.2
     magnification(manifold, axes, low, high, resolution=80, alpha=0.5)
@@ -113,13 +133,17 @@ def draw(axes: Axes, manifold: Manifold, z: Tensor, factor: Tensor, pairs: tuple
     for curve in curves:
         axes.plot(*curve.T, color="crimson", lw=1.2)
     axes.plot(*pairs[0][:1].T, "o", color="crimson", ms=6, mec="white")
-    axes.set(title=title, xticks=[], yticks=[], xlabel="latent dimension 1", ylabel="latent dimension 2")
+    axes.set(
+        title=title, xticks=[], yticks=[], xlabel="latent dimension 1", ylabel="latent dimension 2"
+    )
     axes.figure.colorbar(points, ax=axes, label="development (true)", shrink=0.8)
 
 
 def main() -> None:
     """Fit, compare, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out/counts.png"))
     out: Path = parser.parse_args().out
 
@@ -140,11 +164,15 @@ def main() -> None:
     for name, manifold in manifolds.items():
         distances[name] = manifold.geodesic(z[i], z[j], rtol=1e-3, throw=False).length
         shares[name] = strong_share(name, decoder, z)
-    print(f"{PAIRS} pairs of cells; rank correlation of learned distances with the true information distance")
+    print(
+        f"{PAIRS} pairs of cells; rank correlation of learned distances with the true information distance"
+    )
     print(f"{'metric':30} {'correlation':>12} {'share of the strong genes':>27}")
     for name in manifolds:
         print(f"{name:30} {spearmanr(distances[name], truth).statistic:12.2f} {shares[name]:27.0%}")
-    print(f"\nShare of {STRONG} strong among {WEAK + STRONG} genes in the metric, averaged over cells.")
+    print(
+        f"\nShare of {STRONG} strong among {WEAK + STRONG} genes in the metric, averaged over cells."
+    )
     picture(out, manifolds, z, factors, distances, truth)
     print(f"Figure: {out}")
 
@@ -176,7 +204,9 @@ def picture(
     top = float(truth.max()) * 1.05
     axes[2].plot([0, top], [0, top], color="grey", lw=0.8)
     axes[2].set(
-        xlabel="true information distance", ylabel="learned distance, scaled to the same mean", title="Distances"
+        xlabel="true information distance",
+        ylabel="learned distance, scaled to the same mean",
+        title="Distances",
     )
     axes[2].set_ylim(0, 1.25 * axes[2].get_ylim()[1])
     axes[2].legend(frameon=False, loc="upper left")

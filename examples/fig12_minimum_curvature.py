@@ -1,9 +1,10 @@
-"""Sixty noisy points of a cylinder: plain autoencoder, minimum curvature, and with isometry (figure 12 of Lee 2023).
+"""Sixty noisy points of a cylinder: plain autoencoder, minimum curvature, and with isometry (figure
+12 of Lee 2023).
 
-A network that can follow the noise does, and its surface is wrinkled. The extrinsic curvature of the decoder,
-``Tr(G⁻¹C)``, is 2 on a cylinder of radius 1; penalised, it brings the surface close to the true one. It does not see
-the latent coordinates, which may be stretched (MCN): with the isometric term beside it they are not, and the surface is
-better still.
+A network that can follow the noise does, and its surface is wrinkled. The extrinsic curvature of
+the decoder, ``Tr(G⁻¹C)``, is 2 on a cylinder of radius 1; penalised, it brings the surface close to
+the true one. It does not see the latent coordinates, which may be stretched (MCN): with the
+isometric term beside it they are not, and the surface is better still.
 
     python examples/fig12_minimum_curvature.py              # one seed
     python examples/fig12_minimum_curvature.py --seeds 4    # writes out/fig12_minimum_curvature.png
@@ -21,7 +22,15 @@ from riemae import datasets, scores
 from riemae.autoencoders import AE, MCAE
 
 NETWORK = {"hidden": (128, 128, 128), "batch_size": 60}
-CURVATURE = {**NETWORK, "epochs": 1500, "lr": 3e-3, "schedule": "cosine", "clip": 1.0, "weight": 1.5e-3, "probes": None}
+CURVATURE = {
+    **NETWORK,
+    "epochs": 1500,
+    "lr": 3e-3,
+    "schedule": "cosine",
+    "clip": 1.0,
+    "weight": 1.5e-3,
+    "probes": None,
+}
 MODELS = {
     "AE": AE(**NETWORK, epochs=2500, lr=1e-3),
     "MCAE": MCAE(**CURVATURE),
@@ -34,7 +43,9 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     z = model.transform(data.x)
     with torch.no_grad():
         return {
-            "clean error": datasets.clean_error(data, lambda x: model.inverse_transform(model.transform(x))),
+            "clean error": datasets.clean_error(
+                data, lambda x: model.inverse_transform(model.transform(x))
+            ),
             "training error": float((model.inverse_transform(z) - data.x).square().sum(1).mean()),
             "curvature": float(model.manifold_.extrinsic_curvature(z).mean()),
             "MCN": float(scores.condition_number(model.manifold_, z).mean()),
@@ -43,7 +54,9 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
@@ -63,7 +76,10 @@ def main() -> None:
             print(line(str(seed), name, rows[name][-1], rows["AE"][-1]), flush=True)
             if not seed:
                 shown[name] = fitted
-    mean = {name: {key: sum(s[key] for s in many) / len(many) for key in many[0]} for name, many in rows.items()}
+    mean = {
+        name: {key: sum(s[key] for s in many) / len(many) for key in many[0]}
+        for name, many in rows.items()
+    }
     for name in MODELS:
         print(line("mean", name, mean[name], mean["AE"]))
     print("The true curvature is 2.")
@@ -86,15 +102,23 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
     from matplotlib import pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained")
-    u, v = torch.meshgrid(*(torch.linspace(float(a), float(b), 30) for a, b in data.bounds.T), indexing="ij")
+    figure, axes = plt.subplots(
+        1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained"
+    )
+    u, v = torch.meshgrid(
+        *(torch.linspace(float(a), float(b), 30) for a, b in data.bounds.T), indexing="ij"
+    )
     truth = data.surface(torch.stack([u, v], -1).reshape(-1, 2)).reshape(30, 30, 3)
     with torch.no_grad():
         sheets = {"truth": truth}
         for name, model in shown.items():
-            sheets[name] = model.inverse_transform(model.transform(truth.reshape(-1, 3))).reshape(30, 30, 3)
+            sheets[name] = model.inverse_transform(model.transform(truth.reshape(-1, 3))).reshape(
+                30, 30, 3
+            )
     for axis, (name, surface) in zip(axes, sheets.items(), strict=True):
-        axis.plot_surface(*surface.permute(2, 0, 1).numpy(), color="tab:blue", alpha=0.45, linewidth=0)
+        axis.plot_surface(
+            *surface.permute(2, 0, 1).numpy(), color="tab:blue", alpha=0.45, linewidth=0
+        )
         axis.plot_wireframe(
             *surface[::3, ::3].permute(2, 0, 1).numpy(),
             color="tab:blue",

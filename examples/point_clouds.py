@@ -1,11 +1,14 @@
-"""From a box to a cone: interpolating point clouds under the Euclidean and the Info-Riemannian metric.
+"""From a box to a cone: interpolating point clouds under the Euclidean and the Info-Riemannian
+metric.
 
-As in Lee et al. (2022a): an autoencoder is trained on clouds of boxes, cones and ellipsoids (tapered superquadrics) of
-random sizes, and two codes are joined by a straight latent line and by geodesics of two metrics of the data space. The
-Euclidean metric follows each point by its name; the Info-Riemannian one asks how much the density changes that the
-cloud stands for. The first table shows what each makes of motions of a sphere: turning it moves every point and changes
-no shape. The second has the lengths of each curve under both metrics, and how unevenly the cloud changes along it, from
-frame to frame: by the Chamfer distance of points, and by the maximum mean discrepancy (MMD) of densities.
+As in Lee et al. (2022a): an autoencoder is trained on clouds of boxes, cones and ellipsoids
+(tapered superquadrics) of random sizes, and two codes are joined by a straight latent line and by
+geodesics of two metrics of the data space. The Euclidean metric follows each point by its name; the
+Info-Riemannian one asks how much the density changes that the cloud stands for. The first table
+shows what each makes of motions of a sphere: turning it moves every point and changes no shape. The
+second has the lengths of each curve under both metrics, and how unevenly the cloud changes along
+it, from frame to frame: by the Chamfer distance of points, and by the maximum mean discrepancy
+(MMD) of densities.
 
     python examples/point_clouds.py          # writes out/point_clouds.png
 """
@@ -35,8 +38,12 @@ def directions(count: int) -> Tensor:
     return torch.stack([(1 - z * z).sqrt() * angle.cos(), (1 - z * z).sqrt() * angle.sin(), z], -1)
 
 
-def superquadric(half_axes: Tensor, e1: float, e2: float, taper: float) -> Tensor:  # (N, 3) -> (N, n, 3)
-    """Points of ``(|x/a|^(2/e2) + |y/b|^(2/e2))^(e2/e1) + |z/c|^(2/e1) = 1``, narrowed towards the top by ``taper``."""
+def superquadric(
+    half_axes: Tensor, e1: float, e2: float, taper: float
+) -> Tensor:  # (N, 3) -> (N, n, 3)
+    """Points of ``(|x/a|^(2/e2) + |y/b|^(2/e2))^(e2/e1) + |z/c|^(2/e1) = 1``, narrowed towards the
+    top by ``taper``.
+    """
     d = directions(POINTS).expand(len(half_axes), -1, -1)
     x, y, z = (d / half_axes[:, None]).abs().unbind(-1)
     level = (x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)
@@ -46,7 +53,9 @@ def superquadric(half_axes: Tensor, e1: float, e2: float, taper: float) -> Tenso
 
 
 def shapes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` clouds of each kind with random half axes, ``(N, n, 3)``, and the index of the kind."""
+    """``count`` clouds of each kind with random half axes, ``(N, n, 3)``, and the index of the
+    kind.
+    """
     clouds = []
     for e1, e2, taper in KINDS.values():
         half_axes = 0.6 + 0.6 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
@@ -92,7 +101,9 @@ def chamfer(a: Tensor, b: Tensor) -> Tensor:  # (k, n, 3) x 2 -> (k,)
 
 
 def discrepancy(a: Tensor, b: Tensor, width: float) -> Tensor:  # (k, n, 3) x 2 -> (k,)
-    """Maximum mean discrepancy: the L² distance of two clouds smoothed by Gaussians, up to a factor."""
+    """Maximum mean discrepancy: the L² distance of two clouds smoothed by Gaussians, up to a
+    factor.
+    """
 
     def overlap(x: Tensor, y: Tensor) -> Tensor:
         return (-torch.cdist(x, y).square() / (4 * width**2)).exp().mean((-1, -2))
@@ -105,17 +116,24 @@ def motions(metrics: dict[str, ambient.AmbientMetric]) -> None:
     sphere = directions(POINTS)[None]
     spin = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).to(sphere).expand_as(sphere), sphere)
     squash = sphere * torch.tensor([1.0, 1.0, -2.0]).to(sphere) / 2**0.5
-    print(f"{'squared speed of':22} {'scaling':>8} {'squashing':>10} {'turning':>8}   of a sphere, scaling = 1")
+    print(
+        f"{'squared speed of':22} {'scaling':>8} {'squashing':>10} {'turning':>8}   of a sphere, scaling = 1"
+    )
     for name, metric in metrics.items():
         metric.bind(sphere.shape[1:])
-        costs = [float(metric.squared_norm(sphere.flatten(1), v.flatten(1))) for v in (sphere, squash, spin)]
+        costs = [
+            float(metric.squared_norm(sphere.flatten(1), v.flatten(1)))
+            for v in (sphere, squash, spin)
+        ]
         scaled = [cost / costs[0] for cost in costs]
         print(f"{name:22} {scaled[0]:8.2f} {scaled[1]:10.2f} {scaled[2]:8.2g}")
 
 
 def main() -> None:
     """Train, join, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
@@ -127,13 +145,23 @@ def main() -> None:
     print(f"reconstruction error {error**0.5:.3f} a coordinate")
     info = ambient.InfoRiemannian.from_clouds(clouds)
     metrics = {"Euclidean": ambient.Euclidean(), "Info-Riemannian": info}
-    motions(metrics | {"Info-Riemannian, cloud": ambient.InfoRiemannian.from_clouds(clouds, 0.5, evaluate="cloud")})
+    motions(
+        metrics
+        | {
+            "Info-Riemannian, cloud": ambient.InfoRiemannian.from_clouds(
+                clouds, 0.5, evaluate="cloud"
+            )
+        }
+    )
     manifolds = {name: Manifold(decoder, ambient=metric) for name, metric in metrics.items()}
     names = list(KINDS)
     # Of each kind the cloud that two numbers describe best.
     with torch.no_grad():
         misfit = (decoder(codes) - clouds).square().mean((-1, -2))
-    best = {n: codes[int(torch.where(kind == i, misfit, torch.inf).argmin())] for i, n in enumerate(names)}
+    best = {
+        n: codes[int(torch.where(kind == i, misfit, torch.inf).argmin())]
+        for i, n in enumerate(names)
+    }
     z0, z1 = (torch.stack([best[pair[side]] for pair in PAIRS]) for side in (0, 1))
 
     curves = {"straight line": solvers.Curve.line(z0, z1, 32)}
@@ -147,19 +175,31 @@ def main() -> None:
             with torch.no_grad():
                 lengths = [float(M.length(curve[i])) for M in manifolds.values()]
                 frames = decoder(curve[i](t))
-            steps = [chamfer(frames[:-1], frames[1:]), discrepancy(frames[:-1], frames[1:], info.bandwidth)]
+            steps = [
+                chamfer(frames[:-1], frames[1:]),
+                discrepancy(frames[:-1], frames[1:], info.bandwidth),
+            ]
             uneven = [float(step.std() / step.mean()) for step in steps]
             label = " to ".join(pair) if name == "straight line" else ""
-            print(f"{label:18} {name:16} {lengths[0]:10.3f} {lengths[1]:8.3f} {uneven[0]:9.3f} {uneven[1]:5.3f}")
+            print(
+                f"{label:18} {name:16} {lengths[0]:10.3f} {lengths[1]:8.3f} {uneven[0]:9.3f} {uneven[1]:5.3f}"
+            )
     path = options.out / "point_clouds.png"
     draw(decoder, codes, kind, curves, manifolds["Info-Riemannian"], path)
     print(path)
 
 
 def draw(
-    decoder: Clouds, codes: Tensor, kind: Tensor, curves: dict[str, solvers.Curve], M: Manifold, path: Path
+    decoder: Clouds,
+    codes: Tensor,
+    kind: Tensor,
+    curves: dict[str, solvers.Curve],
+    M: Manifold,
+    path: Path,
 ) -> None:
-    """Left the latent space with the curves of both pairs, right the frames of the first pair, a row a curve."""
+    """Left the latent space with the curves of both pairs, right the frames of the first pair, a
+    row a curve.
+    """
     import matplotlib.pyplot as plt
 
     colours = {"straight line": "tab:green", "Euclidean": "tab:blue", "Info-Riemannian": "tab:red"}
@@ -167,10 +207,19 @@ def draw(
     left, right = figure.subfigures(1, 2, width_ratios=[1, 2.3])
     panel = left.subplots()
     for i, (name, marker) in enumerate(zip(KINDS, "s^o", strict=True)):
-        panel.scatter(*codes[kind == i].T, s=12, marker=marker, color=str(0.3 + 0.2 * i), linewidths=0, label=name)
+        panel.scatter(
+            *codes[kind == i].T,
+            s=12,
+            marker=marker,
+            color=str(0.3 + 0.2 * i),
+            linewidths=0,
+            label=name,
+        )
     for name, curve in curves.items():
         for i in range(len(PAIRS)):
-            panel.plot(*curve[i].nodes.T, color=colours[name], lw=1.8, label=name if not i else None)
+            panel.plot(
+                *curve[i].nodes.T, color=colours[name], lw=1.8, label=name if not i else None
+            )
     panel.set(xlabel="$z_1$", ylabel="$z_2$", title="latent space")
     panel.legend(fontsize=8)
     t = torch.linspace(0, 1, FRAMES, dtype=torch.float64)

@@ -1,9 +1,11 @@
-"""Maps of the earth as decoders: which properties does each projection keep, and where do straight flights go?
+"""Maps of the earth as decoders: which properties does each projection keep, and where do straight
+flights go?
 
-A map is a chart: its decoder takes a point of the plane to the unit sphere. The table compares the distortion measures
-of the paper (equations 14 to 16) with the textbook scale factors of each projection (Snyder, Map Projections: A Working
-Manual, 1987) and names the class that riemae recognises. The figure shows Tissot's ellipses (circles of one size on the
-earth) and great circles, computed as geodesics.
+A map is a chart: its decoder takes a point of the plane to the unit sphere. The table compares the
+distortion measures of the paper (equations 14 to 16) with the textbook scale factors of each
+projection (Snyder, Map Projections: A Working Manual, 1987) and names the class that riemae
+recognises. The figure shows Tissot's ellipses (circles of one size on the earth) and great circles,
+computed as geodesics.
 
     python examples/world_maps.py            # writes out/world_maps.png
     pip install global-land-mask             # optional: land and sea in the background
@@ -35,7 +37,9 @@ def from_angles(lon: Tensor, lat: Tensor) -> Tensor:
 
 
 def from_pole(z: Tensor, sine_over_radius: Tensor, cosine: Tensor) -> Tensor:
-    """The point at an angle c from the north pole, in the direction of ``z``, by sin c / |z| and cos c."""
+    """The point at an angle c from the north pole, in the direction of ``z``, by sin c / |z| and
+    cos c.
+    """
     return torch.cat([z * sine_over_radius, cosine], -1)
 
 
@@ -59,7 +63,9 @@ def stereographic(z: Tensor) -> Tensor:
 
 def polar(radius: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The forward map of an azimuthal projection about the north pole."""
-    return lambda lon, lat: radius(torch.pi / 2 - lat)[..., None] * torch.stack([lon.cos(), lon.sin()], -1)
+    return lambda lon, lat: (
+        radius(torch.pi / 2 - lat)[..., None] * torch.stack([lon.cos(), lon.sin()], -1)
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,12 @@ PROJECTIONS = {
     ),
 }
 
-CITIES = {"London": (51.5, -0.1), "Tokyo": (35.7, 139.7), "New York": (40.7, -74.0), "Delhi": (28.6, 77.2)}
+CITIES = {
+    "London": (51.5, -0.1),
+    "Tokyo": (35.7, 139.7),
+    "New York": (40.7, -74.0),
+    "Delhi": (28.6, 77.2),
+}
 FLIGHTS = [("London", "Tokyo"), ("New York", "Delhi"), ("New York", "London")]
 EARTH_KM = 6371.0
 
@@ -135,7 +146,9 @@ def place(city: str) -> tuple[Tensor, Tensor]:
 
 
 def sample(n: int = 600) -> tuple[Tensor, Tensor]:
-    """Longitudes and latitudes spread evenly over the sphere between 55° south and 75° north (Fibonacci's lattice)."""
+    """Longitudes and latitudes spread evenly over the sphere between 55° south and 75° north
+    (Fibonacci's lattice).
+    """
     i = torch.arange(n, dtype=torch.float64)
     low, high = torch.deg2rad(torch.tensor([-55.0, 75.0], dtype=torch.float64)).sin()
     lat = (low + (high - low) * (i + 0.5) / n).asin()
@@ -153,9 +166,13 @@ def table() -> float:
         M = Manifold(projection.decode)
         z = projection.draw(lon, lat)
         values = torch.stack(
-            [M.distortion(z, kind=kind) for kind in ("isometry", "scaled_isometry", "conformal", "area")]
+            [
+                M.distortion(z, kind=kind)
+                for kind in ("isometry", "scaled_isometry", "conformal", "area")
+            ]
         )
-        # A scale factor says how much the map stretches: the metric's eigenvalues are its inverse squares.
+        # A scale factor says how much the map stretches: the metric's eigenvalues are its inverse
+        # squares.
         h, k = projection.scales(lat)
         lam = torch.stack([h, k], -1) ** -2
         log_area = lam.log().sum(-1) / 2
@@ -170,12 +187,19 @@ def table() -> float:
         gap = float((values - truth).abs().max())
         worst = max(worst, gap)
         found = scores.hierarchy(M, z).value
-        print(f"{name:29} " + " ".join(f"{v:10.6f}" for v in values.tolist()) + f"  {found} ({gap:.0e})")
+        print(
+            f"{name:29} "
+            + " ".join(f"{v:10.6f}" for v in values.tolist())
+            + f"  {found} ({gap:.0e})"
+        )
     return worst
 
 
 def flights() -> float:
-    """Print flight lengths on every map; returns the largest relative difference to the great circle."""
+    """Print flight lengths on every map.
+
+    Returns the largest relative difference to the great circle.
+    """
     worst = 0.0
     print(f"\n{'flight':20} {'great circle':>13}  " + "geodesic, and straight line, on the map")
     for a, b in FLIGHTS:
@@ -220,9 +244,12 @@ def draw(path: Path) -> None:
         for city in CITIES:
             z = projection.draw(*place(city))
             axes.plot(*z, marker="o", color="black", markersize=4, zorder=5)
-            axes.annotate(city, z.tolist(), xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=5)
+            axes.annotate(
+                city, z.tolist(), xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=5
+            )
     figure.suptitle(
-        "Tissot's ellipses are circles of 6° on the earth; red: great circles, found as geodesics", fontsize=13
+        "Tissot's ellipses are circles of 6° on the earth; red: great circles, found as geodesics",
+        fontsize=13,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -235,14 +262,28 @@ def _land(axes: Axes, projection: Projection) -> None:
     except ImportError:
         return
     width, height = projection.extent
-    x, y = torch.linspace(-width, width, 700).double(), torch.linspace(-height, height, 500).double()
+    x, y = (
+        torch.linspace(-width, width, 700).double(),
+        torch.linspace(-height, height, 500).double(),
+    )
     z = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     p = projection.decode(z.view(-1, 2))
-    lat, lon = torch.rad2deg(p[:, 2].clamp(-1, 1).asin()), torch.rad2deg(torch.atan2(p[:, 1], p[:, 0]))
+    lat, lon = (
+        torch.rad2deg(p[:, 2].clamp(-1, 1).asin()),
+        torch.rad2deg(torch.atan2(p[:, 1], p[:, 0])),
+    )
     inside = p.isfinite().all(-1) & (z.view(-1, 2)[:, 0].abs() <= width)
     land = torch.zeros(len(p))
-    land[inside] = torch.as_tensor(globe.is_land(lat[inside].numpy(), lon[inside].clamp(-180, 179.99).numpy())).float()
-    options = {"extent": (-width, width, -height, height), "origin": "lower", "cmap": "Greys", "vmin": 0, "vmax": 4}
+    land[inside] = torch.as_tensor(
+        globe.is_land(lat[inside].numpy(), lon[inside].clamp(-180, 179.99).numpy())
+    ).float()
+    options = {
+        "extent": (-width, width, -height, height),
+        "origin": "lower",
+        "cmap": "Greys",
+        "vmin": 0,
+        "vmax": 4,
+    }
     axes.imshow(land.view(500, 700), **options)
 
 
@@ -273,7 +314,9 @@ def _ellipses(axes: Axes, projection: Projection, M: Manifold) -> None:
         torch.linalg.cholesky(M.metric(z)).mT, circle.expand(len(z), 2, 60), upper=True
     )
     for centre, ring in zip(z, torch.pi / 30 * shape, strict=True):
-        axes.fill(centre[0] + ring[0], centre[1] + ring[1], color="darkorange", alpha=0.55, zorder=3)
+        axes.fill(
+            centre[0] + ring[0], centre[1] + ring[1], color="darkorange", alpha=0.55, zorder=3
+        )
 
 
 def main() -> None:

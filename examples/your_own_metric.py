@@ -10,7 +10,9 @@ from riemae.testing import check_manifold
 
 
 class Repelling(ambient.AmbientMetric):
-    """A metric that makes the neighbourhood of a point expensive: ``H(x) = (1 + 20 exp(−|x − c|²)) I``."""
+    """A metric that makes the neighbourhood of a point expensive:
+    ``H(x) = (1 + 20 exp(−|x − c|²)) I``.
+    """
 
     centre: torch.Tensor
 
@@ -43,7 +45,9 @@ def main() -> None:
         check_manifold(manifold, torch.stack([z0, z1]))
         result = manifold.geodesic(z0, z1, rtol=1e-6)
         halfway = ", ".join(f"{c:+.3f}" for c in result.curve(0.5))
-        print(f"{name:22} distance {result.length:.6f} ± {result.error:.0e}, halfway at z = ({halfway})")
+        print(
+            f"{name:22} distance {result.length:.6f} ± {result.error:.0e}, halfway at z = ({halfway})"
+        )
 
 
 if __name__ == "__main__":

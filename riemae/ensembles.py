@@ -1,4 +1,6 @@
-"""Several decoders for one data set: ensembles, dropout masks and posterior samples, as one uncertain decoder."""
+"""Several decoders for one data set: ensembles, dropout masks and posterior samples, as one
+uncertain decoder.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ _DROPOUT = (nn.modules.dropout._DropoutNd,)
 class Ensemble(nn.Module):
     """K decoders of one data space, whose geometry is that of their mean metric.
 
-    ``Manifold(Ensemble([...]), ambient)`` measures each member by the ambient metric and averages: with a feature map
-    ``φ = K^{-1/2} [φ∘f₁; …; φ∘f_K]``, so that ``G = 1/K Σ G_i``. Where members disagree, ``G`` is large, and geodesics
-    keep to where they agree. ``M.decode(z)`` has all members' outputs, ``(*b, K, *shape)``; ``M.members`` are the
-    manifolds of the single members, and ``M.distance(z0, z1, per_member=True)`` shows their spread.
+    ``Manifold(Ensemble([...]), ambient)`` measures each member by the ambient metric and averages:
+    with a feature map ``φ = K^{-1/2} [φ∘f₁; …; φ∘f_K]``, so that ``G = 1/K Σ G_i``. Where members
+    disagree, ``G`` is large, and geodesics keep to where they agree. ``M.decode(z)`` has all
+    members' outputs, ``(*b, K, *shape)``; ``M.members`` are the manifolds of the single members,
+    and ``M.distance(z0, z1, per_member=True)`` shows their spread.
 
     Args:
         members: Modules or functions ``(k, m) -> (k, *shape)``, or ones that return distributions.
@@ -52,7 +55,9 @@ class Ensemble(nn.Module):
             if not callable(member) or isinstance(member, type):
                 raise DTypeError("Ensemble", "decoders: modules or functions", repr(member), "")
         # Listed once more as a module list, so that parameters, devices and eval() reach them.
-        self.networks = nn.ModuleList(dict.fromkeys(m for m in self.members if isinstance(m, nn.Module)))
+        self.networks = nn.ModuleList(
+            dict.fromkeys(m for m in self.members if isinstance(m, nn.Module))
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ensemble:
         return type(self)(copy.deepcopy(self.members, memo)).train(self.training)
@@ -62,11 +67,14 @@ class Ensemble(nn.Module):
         return Members(member(z, *condition) for member in self.members)
 
     @classmethod
-    def from_dropout(cls, decoder: nn.Module, example: Tensor, members: int = 10, seed: int = 0) -> Ensemble:
-        """Monte Carlo dropout with frozen masks: each member is the decoder with one mask for all points.
+    def from_dropout(
+        cls, decoder: nn.Module, example: Tensor, members: int = 10, seed: int = 0
+    ) -> Ensemble:
+        """Monte Carlo dropout with frozen masks: each member is the decoder with one mask for all
+        points.
 
-        Members share the decoder's parameters. ``functional.dropout`` inside a ``forward``, and attention's own, are
-        not found.
+        Members share the decoder's parameters. ``functional.dropout`` inside a ``forward``, and
+        attention's own, are not found.
 
         Args:
             decoder: A module with dropout layers.
@@ -82,9 +90,16 @@ class Ensemble(nn.Module):
         """
         if example.ndim != 2 or len(example) != 1:
             raise ShapeError(
-                "Ensemble.from_dropout", "one example point (1, m)", str(tuple(example.shape)), "Try z[:1]."
+                "Ensemble.from_dropout",
+                "one example point (1, m)",
+                str(tuple(example.shape)),
+                "Try z[:1].",
             )
-        layers = {n: layer for n, layer in decoder.named_modules() if isinstance(layer, _DROPOUT) and layer.p > 0}
+        layers = {
+            n: layer
+            for n, layer in decoder.named_modules()
+            if isinstance(layer, _DROPOUT) and layer.p > 0
+        }
         inputs: dict[str, Tensor] = {}
 
         names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
@@ -104,10 +119,15 @@ class Ensemble(nn.Module):
                 module.training = mode
         if not inputs:
             raise DecoderError(
-                "Ensemble.from_dropout", "a decoder with dropout layers in use", "none", "Use nn.Dropout modules."
+                "Ensemble.from_dropout",
+                "a decoder with dropout layers in use",
+                "none",
+                "Use nn.Dropout modules.",
             )
         frozen = []
-        draws = torch.randint(2**31, (members, len(inputs)), generator=torch.Generator().manual_seed(seed)).tolist()
+        draws = torch.randint(
+            2**31, (members, len(inputs)), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
         for row in draws:
             member = _sharing(decoder, keep=())
             for (name, x), draw in zip(inputs.items(), row, strict=True):
@@ -117,13 +137,17 @@ class Ensemble(nn.Module):
         return cls(frozen).eval()
 
     @classmethod
-    def from_states(cls, decoder: nn.Module, states: Iterable[Mapping[str, Tensor] | Tensor]) -> Ensemble:
-        """Samples of a posterior over weights, such as a Laplace approximation's, or checkpoints along a training run.
+    def from_states(
+        cls, decoder: nn.Module, states: Iterable[Mapping[str, Tensor] | Tensor]
+    ) -> Ensemble:
+        """Samples of a posterior over weights, such as a Laplace approximation's, or checkpoints
+        along a training run.
 
         Args:
             decoder: The module that they belong to; it is left as it is.
-            states: State dicts, or vectors of all parameters in the order of ``parameters()``. A dict may hold a part
-                of them, such as the last layer; members share the rest with the decoder.
+            states: State dicts, or vectors of all parameters in the order of ``parameters()``. A
+                dict may hold a part of them, such as the last layer; members share the rest with
+                the decoder.
 
         Raises:
             DecoderError: When a state does not fit the decoder.
@@ -135,24 +159,33 @@ class Ensemble(nn.Module):
                 size = sum(p.numel() for p in decoder.parameters())
                 if state.shape != (size,):
                     raise DecoderError(
-                        "Ensemble.from_states", f"vectors of {size} parameters", str(tuple(state.shape)), ""
+                        "Ensemble.from_states",
+                        f"vectors of {size} parameters",
+                        str(tuple(state.shape)),
+                        "",
                     )
                 vector_to_parameters(state.detach(), member.parameters())
             else:
                 unknown = sorted(set(state) - set(decoder.state_dict()))
                 if unknown:
-                    raise DecoderError("Ensemble.from_states", "states of this decoder", f"unknown {unknown}", "")
+                    raise DecoderError(
+                        "Ensemble.from_states", "states of this decoder", f"unknown {unknown}", ""
+                    )
                 member = _sharing(decoder, keep=list(state))
                 try:
                     member.load_state_dict(dict(state), strict=False)
                 except RuntimeError as reason:
-                    raise DecoderError("Ensemble.from_states", "states of this decoder", str(reason), "") from reason
+                    raise DecoderError(
+                        "Ensemble.from_states", "states of this decoder", str(reason), ""
+                    ) from reason
             members.append(member)
         return cls(members).train(decoder.training)
 
 
 class _FrozenDropout(nn.Module):
-    """A dropout layer with one draw of its mask: ``x * scale + shift``, whatever kind of dropout it is."""
+    """A dropout layer with one draw of its mask: ``x * scale + shift``, whatever kind of dropout it
+    is.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -176,6 +209,11 @@ class _FrozenDropout(nn.Module):
 def _sharing(decoder: nn.Module, keep: Sequence[str]) -> nn.Module:
     """A copy that shares all parameters and buffers with the decoder but those named."""
     own = set(keep)
-    tensors = {**dict(decoder.named_parameters(remove_duplicate=False)), **dict(decoder.named_buffers())}
-    memo: dict[int, Any] = {id(tensor): tensor for name, tensor in tensors.items() if name not in own}
+    tensors = {
+        **dict(decoder.named_parameters(remove_duplicate=False)),
+        **dict(decoder.named_buffers()),
+    }
+    memo: dict[int, Any] = {
+        id(tensor): tensor for name, tensor in tensors.items() if name not in own
+    }
     return copy.deepcopy(decoder, memo | computed(decoder))

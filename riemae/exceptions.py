@@ -1,4 +1,6 @@
-"""Every error and warning of riemae. An error says where, what was expected, what came, and what to try."""
+"""Every error and warning of riemae. An error says where, what was expected, what came, and what to
+try.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +80,15 @@ class SingularMetricError(RiemaeError, ArithmeticError):
 
 
 class MetricError(RiemaeError, ValueError):
-    """A function that is no metric tensor: asymmetric, negative, random, coupled across rows, or with another slope."""
+    """A function that is no metric tensor: asymmetric, negative, random, coupled across rows, or
+    with another slope.
+    """
 
 
 class DifferentiationError(RiemaeError, RuntimeError):
-    """Torch cannot differentiate the map, in any mode, or the call, as often or in the way that was asked for."""
+    """Torch cannot differentiate the map, in any mode, or the call, as often or in the way that was
+    asked for.
+    """
 
 
 class GraphError(RiemaeError, ValueError):
@@ -111,7 +117,8 @@ class NotConvergedError(RiemaeError, RuntimeError):
         expected: The accuracy asked for.
         got: How many pairs miss it, and with which status.
         hint: The remedies of these statuses.
-        result: The complete result: a ``GeodesicResult``, a ``DistanceMatrix``, or what the call would have returned.
+        result: The complete result: a ``GeodesicResult``, a ``DistanceMatrix``, or what the call
+            would have returned.
     """
 
     def __init__(self, where: str, expected: str, got: str, hint: str, result: Any) -> None:
@@ -123,7 +130,9 @@ class NotConvergedError(RiemaeError, RuntimeError):
 
 
 class DecoderError(RiemaeError, ValueError):
-    """The decoder cannot serve as a map: random, coupled across the batch, in training mode, or of the wrong shape."""
+    """The decoder cannot serve as a map: random, coupled across the batch, in training mode, or of
+    the wrong shape.
+    """
 
 
 class AmbientError(RiemaeError, ValueError):
@@ -149,7 +158,9 @@ class ContractError(RiemaeError, AssertionError):
 
 
 class CheckpointError(RiemaeError, ValueError):
-    """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something else altogether."""
+    """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something
+    else altogether.
+    """
 
 
 class FallbackWarning(UserWarning):
@@ -169,7 +180,9 @@ class PrecisionWarning(UserWarning):
 
 
 class SmoothnessWarning(UserWarning):
-    """The decoder is piecewise linear: its second derivatives, and all that is built on them, say little."""
+    """The decoder is piecewise linear: its second derivatives, and all that is built on them, say
+    little.
+    """
 
 
 class DivergenceWarning(UserWarning):

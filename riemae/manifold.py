@@ -1,4 +1,6 @@
-"""The manifold that a decoder parametrises, with the metric that it pulls back from the data space."""
+"""The manifold that a decoder parametrises, with the metric that it pulls back from the data
+space.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from riemae.ambient import AmbientMetric, as_ambient
 from riemae.differential.conditions import Condition, Conditions, Untransformed
 from riemae.distributions.layout import EnsembleLayout
 from riemae.ensembles import Ensemble
-from riemae.exceptions import AmbientError, DecoderError, DifferentiationError, DTypeError, OptionError, ShapeError
+from riemae.exceptions import (
+    AmbientError,
+    DecoderError,
+    DifferentiationError,
+    DTypeError,
+    OptionError,
+    ShapeError,
+)
 from riemae.geometry import curvature, distortion, smoothness
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
@@ -46,7 +55,8 @@ from riemae.solvers.products import Products
 from riemae.solvers.space import Space
 from riemae.storage.digests import digest
 
-# What geodesics are solved to, unless asked for, where the decoder has kinks: lengths converge slowly there.
+# What geodesics are solved to, unless asked for, where the decoder has kinks: lengths converge
+# slowly there.
 _WITH_KINKS = 1e-2
 
 
@@ -59,38 +69,44 @@ def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
 
 @_in_full_precision
 class Manifold:
-    """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric ``G = Jᵀ H(f(z)) J``.
+    """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric
+    ``G = Jᵀ H(f(z)) J``.
 
-    Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as ``(*b, D)``. Every method
-    keeps dtype and device, changes no input, and is differentiable by torch unless it says otherwise.
+    Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as
+    ``(*b, D)``. Every method keeps dtype and device, changes no input, and is differentiable by
+    torch unless it says otherwise.
 
     Args:
-        decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats every row alone. It
-            may return a ``torch.distributions.Distribution`` instead, a tuple or dict of them, or be an
-            :class:`~riemae.Ensemble`. One that takes a condition as well is a function ``(z, c)``.
-        ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as ``(k, D, D)``, ``(D, D)`` or
-            diagonal ``(k, D)``, or a constant tensor. Unless given, it is Euclidean for tensors and
-            :class:`~riemae.ambient.FisherRao` for distributions, whose parameters have no units in common.
+        decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats
+            every row alone. It may return a ``torch.distributions.Distribution`` instead, a tuple
+            or dict of them, or be an :class:`~riemae.Ensemble`. One that takes a condition as well
+            is a function ``(z, c)``.
+        ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as
+            ``(k, D, D)``, ``(D, D)`` or diagonal ``(k, D)``, or a constant tensor. Unless given, it
+            is Euclidean for tensors and :class:`~riemae.ambient.FisherRao` for distributions, whose
+            parameters have no units in common.
         latent_dim: m; taken from the first points unless given.
         chunk_size: Points handled at once; chosen to fit the processor's cache unless given.
-        latent: What the latent space itself is, if no plain R^m: a tuple with the period of each coordinate, None for
-            those that have none, or a geoopt manifold whose points are coordinates (``PoincareBall``,
-            ``SphereProjection``). Geodesics then start from latent geodesics and may go either way round a period, and
-            distortion is relative to its metric. See :mod:`riemae.geometry.latent`.
+        latent: What the latent space itself is, if no plain R^m: a tuple with the period of each
+            coordinate, None for those that have none, or a geoopt manifold whose points are
+            coordinates (``PoincareBall``, ``SphereProjection``). Geodesics then start from latent
+            geodesics and may go either way round a period, and distortion is relative to its
+            metric. See :mod:`riemae.geometry.latent`.
 
     Raises:
         DTypeError: When ``decoder`` is not callable.
         AmbientError: When ``ambient`` is none of these.
         OptionError: When ``latent`` is none of these.
 
-    **Conditions.** A decoder ``f(z, c)`` whose output also depends on a library size, a class or a batch has a geometry
-    for each ``c``. All methods that take points take ``condition``: a tensor ``(*b, *shape)`` of any dtype, one
-    condition for each point ``(*b, m)``. Its first axes may also be 1: ``(1, *shape)`` is one condition for all of
-    ``n`` points. Several tensors go in a tuple, list or dict, and reach the decoder in the same structure, with one row
-    for each point. A pair of points, a curve, or a point with a velocity has one condition, kept along the way:
-    ``(*b)`` are then the axes of the pairs. The result of a row is that of a call with its point and its condition
-    alone. A condition that requires a gradient gets one. Points under different conditions have no distance from each
-    other. See ``docs/conditions.md``.
+    **Conditions.** A decoder ``f(z, c)`` whose output also depends on a library size, a class or a
+    batch has a geometry for each ``c``. All methods that take points take ``condition``: a tensor
+    ``(*b, *shape)`` of any dtype, one condition for each point ``(*b, m)``. Its first axes may also
+    be 1: ``(1, *shape)`` is one condition for all of ``n`` points. Several tensors go in a tuple,
+    list or dict, and reach the decoder in the same structure, with one row for each point. A pair
+    of points, a curve, or a point with a velocity has one condition, kept along the way: ``(*b)``
+    are then the axes of the pairs. The result of a row is that of a call with its point and its
+    condition alone. A condition that requires a gradient gets one. Points under different
+    conditions have no distance from each other. See ``docs/conditions.md``.
 
     All methods that take points raise:
 
@@ -119,8 +135,12 @@ class Manifold:
         latent: LatentSpace | None = None,
     ) -> None:
         for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
-                raise OptionError("Manifold", f"{name} of at least 1, as an integer", repr(number), "")
+            if number is not None and (
+                isinstance(number, bool) or not isinstance(number, Integral) or number < 1
+            ):
+                raise OptionError(
+                    "Manifold", f"{name} of at least 1, as an integer", repr(number), ""
+                )
         metric = None if ambient is None else as_ambient(ambient)
         self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
         self.latent = as_latent(latent)
@@ -140,18 +160,34 @@ class Manifold:
         """m, or None before the first use of a manifold that was not told."""
         return self._core.latent_dim
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Manifold:
-        """A copy of the manifold elsewhere: decoder and ambient metric are copied, the original stays.
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Manifold:
+        """A copy of the manifold elsewhere: decoder and ambient metric are copied, the original
+        stays.
 
-        Modules and tensors that a function refers to come along: those in its closure, its defaults, among its globals,
-        and of the object whose method it is.
+        Modules and tensors that a function refers to come along: those in its closure, its
+        defaults, among its globals, and of the object whose method it is.
         """
         decoder, ambient = reach.moved((self.decoder, self._core.given), device, dtype)
-        return Manifold(decoder, ambient, self._core.latent_dim, self._core.chunk_size, copy.deepcopy(self.latent))
+        return Manifold(
+            decoder,
+            ambient,
+            self._core.latent_dim,
+            self._core.chunk_size,
+            copy.deepcopy(self.latent),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What was learned about decoder and metric since does not travel; it is found again at first use.
-        arguments = self.decoder, self._core.given, self._core.latent_dim, self._core.chunk_size, self.latent
+        # What was learned about decoder and metric since does not travel; it is found again at
+        # first use.
+        arguments = (
+            self.decoder,
+            self._core.given,
+            self._core.latent_dim,
+            self._core.chunk_size,
+            self.latent,
+        )
         return type(self), arguments
 
     def __repr__(self) -> str:
@@ -162,7 +198,8 @@ class Manifold:
 
     @property
     def members(self) -> tuple[Manifold, ...]:
-        """The manifolds of an ensemble's single members, each under the ambient metric that was given.
+        """The manifolds of an ensemble's single members, each under the ambient metric that was
+        given.
 
         Raises:
             DecoderError: When the decoder is no ensemble.
@@ -179,19 +216,23 @@ class Manifold:
 
     # The map and its tangents.
 
-    def decode(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, *shape)
+    def decode(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, *shape)
         """Data ``f(z)``, or the parameters of the distributions that the decoder returns.
 
-        A single parameter keeps its shape; several, in the order of :mod:`riemae.distributions.closed_form`, are flattened and joined.
-        Logits stay logits and probabilities stay probabilities, as the decoder built them. Members of an ensemble have
-        an axis of their own, before the data's.
+        A single parameter keeps its shape; several, in the order of
+        :mod:`riemae.distributions.closed_form`, are flattened and joined. Logits stay logits and
+        probabilities stay probabilities, as the decoder built them. Members of an ensemble have an
+        axis of their own, before the data's.
         """
         core, flat = self._core.placed("decode", z, condition)
         x = core.immersion.value(flat)
         return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
 
     def distribution(self, z: Tensor, *, condition: Conditions = None) -> Any:  # (*b, m)
-        """The distributions at points, in the structure in which the decoder returns them, with batch axes ``(*b)``.
+        """The distributions at points, in the structure in which the decoder returns them, with
+        batch axes ``(*b)``.
 
         For an ensemble, a tuple with those of each member.
 
@@ -203,14 +244,21 @@ class Manifold:
         member = layout.member if isinstance(layout, EnsembleLayout) else layout
         if member is None:
             raise DecoderError(
-                "Manifold.distribution", "a decoder that returns torch distributions", "one that returns tensors", ""
+                "Manifold.distribution",
+                "a decoder that returns torch distributions",
+                "one that returns tensors",
+                "",
             )
         x = core.finite("distribution", core.immersion.value(flat), flat)
         if isinstance(layout, EnsembleLayout):
-            return tuple(member.build(y) for y in x.view(*z.shape[:-1], layout.count, -1).unbind(-2))
+            return tuple(
+                member.build(y) for y in x.view(*z.shape[:-1], layout.count, -1).unbind(-2)
+            )
         return member.build(x.view(*z.shape[:-1], -1))
 
-    def jacobian(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, D, m)
+    def jacobian(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
         core, flat = self._core.placed("jacobian", z, condition)
         j = core.immersion.jacobian(flat)
@@ -238,7 +286,12 @@ class Manifold:
         size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
             got = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
-            raise DTypeError("Manifold.pullback", f"w as a tensor of dtype {z.dtype}", got, "Convert one of them.")
+            raise DTypeError(
+                "Manifold.pullback",
+                f"w as a tensor of dtype {z.dtype}",
+                got,
+                "Convert one of them.",
+            )
         if w.shape not in ((*z.shape[:-1], size), (*z.shape[:-1], *(shape or ()))):
             raise ShapeError(
                 "Manifold.pullback",
@@ -252,10 +305,11 @@ class Manifold:
     def taylor(
         self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2, *, condition: Conditions = None
     ) -> tuple[Tensor, ...]:  # (*b, m), (*b, m) -> (*b, D) each
-        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2, ``½ ∂²f(v, v)``.
+        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2,
+        ``½ ∂²f(v, v)``.
 
-        Their sum is the local approximation of the decoder at ``z + v`` (equation 18). One pass: the value comes with
-        its derivatives, and nothing is materialised. Data axes are flattened.
+        Their sum is the local approximation of the decoder at ``z + v`` (equation 18). One pass:
+        the value comes with its derivatives, and nothing is materialised. Data axes are flattened.
 
         Raises:
             OptionError: For another order.
@@ -286,20 +340,32 @@ class Manifold:
         out = core.metric_product(flat, v)
         return core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
 
-    def inner(self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) x 3 -> (*b,)
+    def inner(
+        self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
         core, flat, u, v, batch = self._core.placed_tangents("inner", condition, z, u, v)
         return core.finite("inner", core.inner(flat, u, v), flat).view(batch)
 
-    def norm(self, z: Tensor, v: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
-        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product; its gradient at v = 0 is 0."""
+    def norm(
+        self, z: Tensor, v: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
+        """Length ``sqrt(vᵀ G(z) v)`` of tangent vectors, by one forward product.
+
+        Its gradient at v = 0 is 0.
+        """
         core, flat, v, batch = self._core.placed_tangents("norm", condition, z, v)
         return core.norm(flat, v).view(batch)
 
-    def eigenvalues(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m)
-        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder; 0 where G is singular.
+    def eigenvalues(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m)
+        """Eigenvalues of ``G(z)``, ascending: squared stretch factors of the decoder.
 
-        From singular values of the Jacobian, as right as that is: see :mod:`riemae.geometry.factors`.
+        0 where G is singular.
+
+        From singular values of the Jacobian, as right as that is: see
+        :mod:`riemae.geometry.factors`.
 
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
@@ -307,10 +373,14 @@ class Manifold:
         core, flat = self._core.placed("eigenvalues", z, condition)
         return core.singular_values("eigenvalues", flat).square().view(z.shape)
 
-    def metric_factor(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Upper triangular ``R`` with ``RᵀR = G(z)``: lengths of ``R v`` are those of the tangent vectors ``v``.
+    def metric_factor(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """Upper triangular ``R`` with ``RᵀR = G(z)``: lengths of ``R v`` are those of the tangent
+        vectors ``v``.
 
-        From a QR decomposition of the Jacobian, whose condition is not squared: see :mod:`riemae.geometry.factors`.
+        From a QR decomposition of the Jacobian, whose condition is not squared: see
+        :mod:`riemae.geometry.factors`.
         """
         core, flat = self._core.placed("metric_factor", z, condition)
         return core.triangle("metric_factor", flat).to(z.dtype).view(*z.shape, z.shape[-1])
@@ -318,7 +388,8 @@ class Manifold:
     def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
         """``log √det G``, the log magnification factor; −inf where the metric is singular.
 
-        From a QR decomposition of the Jacobian, as right as that is: see :mod:`riemae.geometry.factors`.
+        From a QR decomposition of the Jacobian, as right as that is: see
+        :mod:`riemae.geometry.factors`.
 
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
@@ -326,7 +397,9 @@ class Manifold:
         core, flat = self._core.placed("log_volume", z, condition)
         return core.log_volume("log_volume", flat).view(z.shape[:-1])
 
-    def volume_density(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
+    def volume_density(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b,)
         """``√det G``, the magnification factor.
 
         Warns:
@@ -336,7 +409,9 @@ class Manifold:
 
     # The connection.
 
-    def christoffel(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m, m)
+    def christoffel(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m, m, m)
         """Christoffel symbols of the second kind, ``christoffel[..., k, i, j] = Γᵏ_ij``.
 
         Raises:
@@ -364,7 +439,8 @@ class Manifold:
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b, D)
-        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in Euclidean data space.
+        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in
+        Euclidean data space.
 
         Raises:
             SingularMetricError: Where the Jacobian has dependent columns.
@@ -372,12 +448,18 @@ class Manifold:
         Warns:
             SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
         """
-        core, flat, u, v, batch = self._core.placed_tangents("second_fundamental_form", condition, z, u, v)
+        core, flat, u, v, batch = self._core.placed_tangents(
+            "second_fundamental_form", condition, z, u, v
+        )
         bend = curvature.second_fundamental_form(core, flat, u, v)
         return bend.view(*batch, bend.shape[-1])
 
-    def curvature_form(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D matrix."""
+    def curvature_form(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m, m)
+        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D
+        matrix.
+        """
         core, flat = self._core.placed("curvature_form", z, condition)
         return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
 
@@ -421,25 +503,30 @@ class Manifold:
         decoded: bool = False,
         condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b,) or (K, *b)
-        """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn; 2m/r² on a sphere S^m.
+        """Local extrinsic curvature ``Tr(G⁻¹ C)`` (equation 10): how fast tangent spaces turn.
+
+        2m/r² on a sphere S^m.
 
         Args:
             z: Points.
-            estimator: ``"exact"``, by m(m + 1)/2 second derivatives; ``"hutchinson"``: ``2 Tr(G⁻¹ B g⁻¹ B)`` with
-                ``B = n·∂²f`` along the normal parts n of random signs in the data space, unbiased and never negative,
-                one reverse product a sample; ``"paper"``: that of the paper's section 3.2, unbiased but of larger
-                variance and sometimes negative.
+            estimator: ``"exact"``, by m(m + 1)/2 second derivatives; ``"hutchinson"``:
+                ``2 Tr(G⁻¹ B g⁻¹ B)`` with ``B = n·∂²f`` along the normal parts n of random signs in
+                the data space, unbiased and never negative, one reverse product a sample;
+                ``"paper"``: that of the paper's section 3.2, unbiased but of larger variance and
+                sometimes negative.
             samples: Draws averaged by a stochastic estimator.
             generator: Source of its randomness.
-            ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so that a nearly singular
-                Jacobian gives a large value instead of an error. It lowers the result by about ridge × condition.
+            ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so
+                that a nearly singular Jacobian gives a large value instead of an error. It lowers
+                the result by about ridge × condition.
             per_member: One value for each member of an ensemble, along a new first axis.
-            decoded: Also return the data ``(*b, *shape)`` at ``z``, from the same pass; not with ``per_member``.
+            decoded: Also return the data ``(*b, *shape)`` at ``z``, from the same pass; not with
+                ``per_member``.
             condition: As in :class:`Manifold`.
 
         Raises:
-            OptionError: For an unknown estimator, fewer than one sample, a negative ridge, or ``per_member`` with
-                ``decoded``.
+            OptionError: For an unknown estimator, fewer than one sample, a negative ridge, or
+                ``per_member`` with ``decoded``.
             SingularMetricError: Where the metric is not positive definite.
         """
         if per_member and decoded:
@@ -447,17 +534,26 @@ class Manifold:
             raise OptionError("Manifold.extrinsic_curvature", "per_member or decoded", "both", hint)
         if per_member:
             options = (estimator, samples, generator, ridge)
-            return torch.stack([M.extrinsic_curvature(z, *options, condition=condition) for M in self.members])
+            return torch.stack(
+                [M.extrinsic_curvature(z, *options, condition=condition) for M in self.members]
+            )
         core, flat = self._core.placed("extrinsic_curvature", z, condition)
-        out, x = curvature.extrinsic_curvature(core, flat, estimator, samples, generator, ridge, decoded)
+        out, x = curvature.extrinsic_curvature(
+            core, flat, estimator, samples, generator, ridge, decoded
+        )
         out = out.view(z.shape[:-1])
         if not decoded:
             return out
         shape = core.decoder.output_shape
         return out, x.view(*z.shape[:-1], *(x.shape[1:] if shape is None else shape))
 
-    def mean_curvature(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, D)
-        """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space; length 1/r on a sphere."""
+    def mean_curvature(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, D)
+        """Mean curvature vector ``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)`` in Euclidean data space.
+
+        Length 1/r on a sphere.
+        """
         core, flat = self._core.placed("mean_curvature", z, condition)
         vector = curvature.mean_curvature(core, flat)
         return vector.view(*z.shape[:-1], vector.shape[-1])
@@ -481,9 +577,16 @@ class Manifold:
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
             raise DTypeError(
-                "Manifold.principal_curvatures", f"a tensor of dtype {z.dtype}", got, "Convert one of them."
+                "Manifold.principal_curvatures",
+                f"a tensor of dtype {z.dtype}",
+                got,
+                "Convert one of them.",
             )
-        size = normal.shape[-1] if core.decoder.output_shape is None else core.decoder.output_shape.numel()
+        size = (
+            normal.shape[-1]
+            if core.decoder.output_shape is None
+            else core.decoder.output_shape.numel()
+        )
         if normal.numel() != len(flat) * size:
             raise ShapeError(
                 "Manifold.principal_curvatures",
@@ -491,25 +594,43 @@ class Manifold:
                 str(tuple(normal.shape)),
                 "",
             )
-        return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(z.shape)
+        return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(
+            z.shape
+        )
 
     @overload
     def riemann(
-        self, z: Tensor, ridge: float = ..., *, with_metric: Literal[False] = ..., condition: Conditions = ...
+        self,
+        z: Tensor,
+        ridge: float = ...,
+        *,
+        with_metric: Literal[False] = ...,
+        condition: Conditions = ...,
     ) -> Tensor: ...
 
     @overload
     def riemann(
-        self, z: Tensor, ridge: float = ..., *, with_metric: Literal[True], condition: Conditions = ...
+        self,
+        z: Tensor,
+        ridge: float = ...,
+        *,
+        with_metric: Literal[True],
+        condition: Conditions = ...,
     ) -> tuple[Tensor, Tensor]: ...
 
     def riemann(
-        self, z: Tensor, ridge: float = 0.0, *, with_metric: bool = False, condition: Conditions = None
+        self,
+        z: Tensor,
+        ridge: float = 0.0,
+        *,
+        with_metric: bool = False,
+        condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b, m, m, m, m)
-        """Riemann tensor with all indices down, ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+        """Riemann tensor with all indices down,
+        ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
-        By the Gauss equation where the ambient metric has a feature map; by differentiating the connection elsewhere,
-        which includes the curvature of the ambient space itself.
+        By the Gauss equation where the ambient metric has a feature map; by differentiating the
+        connection elsewhere, which includes the curvature of the ambient space itself.
 
         Args:
             z: Points.
@@ -544,34 +665,46 @@ class Manifold:
 
         Args:
             z: Points.
-            estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with whitened random
-                signs u and w, unbiased, three second derivatives a sample; needs a feature map.
+            estimator: ``"exact"``, or ``"hutchinson"``: ``⟨II(u, u), II(w, w)⟩ − |II(u, w)|²`` with
+                whitened random signs u and w, unbiased, three second derivatives a sample; needs a
+                feature map.
             samples: Draws averaged by the stochastic estimator.
             generator: Source of its randomness.
             per_member: One value for each member of an ensemble, along a new first axis.
             condition: As in :class:`Manifold`.
 
         Raises:
-            OptionError: For an unknown estimator, fewer than one sample, or no feature map for ``"hutchinson"``.
+            OptionError: For an unknown estimator, fewer than one sample, or no feature map for
+                ``"hutchinson"``.
         """
         if per_member:
             options = (estimator, samples, generator)
-            return torch.stack([M.scalar_curvature(z, *options, condition=condition) for M in self.members])
+            return torch.stack(
+                [M.scalar_curvature(z, *options, condition=condition) for M in self.members]
+            )
         core, flat = self._core.placed("scalar_curvature", z, condition)
-        return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(z.shape[:-1])
+        return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(
+            z.shape[:-1]
+        )
 
     def sectional_curvature(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b,)
-        """Sectional curvature of the plane of u and v, ``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``; 1/r² on a sphere.
+        """Sectional curvature of the plane of u and v, ``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``.
+
+        1/r² on a sphere.
 
         Raises:
             OptionError: Where u and v are linearly dependent, with the places.
         """
-        core, flat, u, v, batch = self._core.placed_tangents("sectional_curvature", condition, z, u, v)
+        core, flat, u, v, batch = self._core.placed_tangents(
+            "sectional_curvature", condition, z, u, v
+        )
         return curvature.sectional_curvature(core, flat, u, v).view(batch)
 
-    def gaussian_curvature(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, 2) -> (*b,)
+    def gaussian_curvature(
+        self, z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, 2) -> (*b,)
         """Gaussian curvature of a surface.
 
         Raises:
@@ -581,11 +714,15 @@ class Manifold:
         return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
 
     def kinks(self, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
-        """What makes the decoder piecewise linear, in words, as ``SmoothnessWarning`` has it; None when it is smooth."""
+        """What makes the decoder piecewise linear, in words, as ``SmoothnessWarning`` has it.
+
+        None when it is smooth.
+        """
         core, flat = self._core.placed("kinks", z, condition)
         return smoothness.kinks(core, flat)
 
-    # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of points.
+    # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of
+    # points.
 
     def distortion(
         self,
@@ -599,20 +736,25 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> () or (*b,)
-        """How far the decoder is from preserving the latent geometry (equations 14 to 16); never negative when exact.
+        """How far the decoder is from preserving the latent geometry (equations 14 to 16).
+
+        Never negative when exact.
 
         Args:
-            z: Points; the global measure is the mean over them, and so are the constants that it contains.
-            kind: ``"isometry"``: ``Σ (1 − λ_i)²``; ``"scaled_isometry"``: the same after the best common scale;
-                ``"conformal"``: after the best scale at each point; ``"area"``: variance of the log volume.
+            z: Points; the global measure is the mean over them, and so are the constants that it
+                contains.
+            kind: ``"isometry"``: ``Σ (1 − λ_i)²``; ``"scaled_isometry"``: the same after the best
+                common scale; ``"conformal"``: after the best scale at each point; ``"area"``:
+                variance of the log volume.
             local: One value a point instead of their mean.
-            estimator: ``"exact"``, or ``"hutchinson"`` by products ``Gv`` alone: unbiased for isometries; ratios of
-                unbiased traces for the scaled kinds, whose bias falls like 1/(samples × points), for ``"conformal"``
-                like 1/samples. Single estimates can be negative.
+            estimator: ``"exact"``, or ``"hutchinson"`` by products ``Gv`` alone: unbiased for
+                isometries; ratios of unbiased traces for the scaled kinds, whose bias falls like
+                1/(samples × points), for ``"conformal"`` like 1/samples. Single estimates can be
+                negative.
             samples: Pairs of Gaussian probes averaged by the stochastic estimator.
             generator: Source of their randomness.
-            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of ``latent``, or Euclidean,
-                unless given.
+            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of
+                ``latent``, or Euclidean, unless given.
             condition: As in :class:`Manifold`.
 
         Raises:
@@ -623,7 +765,9 @@ class Manifold:
         core, flat = self._core.placed("distortion", z, condition)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
-        out = distortion.distortion(core, flat, kind, local, estimator, samples, generator, latent_metric)
+        out = distortion.distortion(
+            core, flat, kind, local, estimator, samples, generator, latent_metric
+        )
         return out.view(z.shape[:-1]) if local else out
 
     # Curves.
@@ -664,7 +808,8 @@ class Manifold:
         :func:`riemae.solvers.length` on this manifold.
 
         Args:
-            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight
+                latent lines.
             rtol: Relative error allowed.
             return_error: Also return the estimated error of each length.
             throw: Raise when a curve misses ``rtol``; False returns it all the same.
@@ -707,10 +852,13 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
-        """Energy of curves over unit time (equation 5), refined as :meth:`length` is; at least the squared length.
+        """Energy of curves over unit time (equation 5), refined as :meth:`length` is.
+
+        At least the squared length.
 
         Args:
-            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight
+                latent lines.
             rtol: As in :meth:`length`.
             return_error: As in :meth:`length`.
             throw: As in :meth:`length`.
@@ -759,16 +907,20 @@ class Manifold:
         Args:
             z0: Start points ``(*b, m)``.
             z1: End points ``(*b, m)``; leading axes broadcast.
-            rtol: Relative accuracy of the length. Unless given 1e-4 in float64 and 1e-3 in float32, and 1e-2 where the
-                decoder has kinks (ReLU, max-pooling), at which no curve converges fast.
+            rtol: Relative accuracy of the length. Unless given 1e-4 in float64 and 1e-3 in float32,
+                and 1e-2 where the decoder has kinks (ReLU, max-pooling), at which no curve
+                converges fast.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
-            init: Start curves; the straight line unless given, or geodesics of ``latent``. With periods the best of
-                several ways round is returned, and its curve ends at ``z1`` plus whole periods.
-            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned, with all others found
-                as its ``alternatives``. 1 without a graph, 4 with one, unless given. Then ``latent`` plays no part.
+            init: Start curves; the straight line unless given, or geodesics of ``latent``. With
+                periods the best of several ways round is returned, and its curve ends at ``z1``
+                plus whole periods.
+            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned,
+                with all others found as its ``alternatives``. 1 without a graph, 4 with one, unless
+                given. Then ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
             seed: Decides the start curves that are perturbations.
-            throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
+            throw: Raise when a pair misses ``rtol``; False returns the result with its status
+                codes.
             progress: Called with (pairs done, pairs in all).
             condition: As in :class:`Manifold`, one for each pair.
 
@@ -776,29 +928,44 @@ class Manifold:
             One entry a pair; not differentiable, see :meth:`distance`.
 
         Raises:
-            NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is not finite; it
-                carries the result.
+            NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is
+                not finite; it carries the result.
         """
         refuse_transforms(
-            "Manifold.geodesic", "It is not differentiable: use distance, or batch axes in place of vmap."
+            "Manifold.geodesic",
+            "It is not differentiable: use distance, or batch axes in place of vmap.",
         )
         core = self._core
         if condition is not None:
             z0, z1 = paired_points(z0, z1)
             core, _ = core.placed("geodesic", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            flat = self._core.points(f"geodesic ({name})", z, finite=False, condition=core.condition)
+            flat = self._core.points(
+                f"geodesic ({name})", z, finite=False, condition=core.condition
+            )
         rtol = self._accuracy(core, flat) if rtol is None else rtol
-        options: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": throw, "progress": progress}
+        options: dict[str, Any] = {
+            "rtol": rtol,
+            "solver": solver,
+            "throw": throw,
+            "progress": progress,
+        }
         if self.latent is not None and init is None and n_starts is None and graph is None:
             return latent_geodesic(
-                self.latent, self._solver(core, z0, z1), partial(self._decoded, core), z0, z1, **options
+                self.latent,
+                self._solver(core, z0, z1),
+                partial(self._decoded, core),
+                z0,
+                z1,
+                **options,
             )
         options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(self, core: Pullback, z0: Tensor, z1: Tensor) -> Callable[..., GeodesicResult]:
-        """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of pairs."""
+        """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of
+        pairs.
+        """
         if core.condition is None:
             return partial(solve_geodesic, self)
         m, batch = z0.shape[-1], z0.shape[:-1]
@@ -806,13 +973,20 @@ class Manifold:
         space, labels = self._space(core, torch.cat(flat))
 
         def solve(
-            z0: Tensor, z1: Tensor, *, init: Curve | Tensor | None = None, throw: bool = True, **options: Any
+            z0: Tensor,
+            z1: Tensor,
+            *,
+            init: Curve | Tensor | None = None,
+            throw: bool = True,
+            **options: Any,
         ) -> GeodesicResult:
             first, last = (z.reshape(-1, m) for z in (z0, z1))
             if init is not None:
                 curve = start_curve(z0, z1, init)
                 init = Curve(labels.lift(curve.nodes), labels.wide(curve.slopes))
-            found = solve_geodesic(space, labels.lift(first), labels.lift(last), init=init, throw=False, **options)
+            found = solve_geodesic(
+                space, labels.lift(first), labels.lift(last), init=init, throw=False, **options
+            )
             found = labels.narrow_result(found)
             if len(batch) != 1:
                 found = found[torch.arange(len(first)).view(batch)]
@@ -840,12 +1014,14 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
-        """Geodesic distance, differentiable once in the end points, in the decoder's parameters and in conditions.
+        """Geodesic distance, differentiable once in the end points, in the decoder's parameters and
+        in conditions.
 
-        A geodesic's length is stationary in its interior, so the derivative of the distance is that of the length of
-        the frozen optimal curve (envelope theorem): one more pass through the decoder, nothing is unrolled. At
-        coinciding points, where no derivative exists, it is taken as 0. A second derivative raises: it is not the
-        frozen curve's. ``torch.func``'s ``grad``, ``jvp``, ``vmap`` and ``jacrev`` work, in the end points.
+        A geodesic's length is stationary in its interior, so the derivative of the distance is that
+        of the length of the frozen optimal curve (envelope theorem): one more pass through the
+        decoder, nothing is unrolled. At coinciding points, where no derivative exists, it is taken
+        as 0. A second derivative raises: it is not the frozen curve's. ``torch.func``'s ``grad``,
+        ``jvp``, ``vmap`` and ``jacrev`` work, in the end points.
 
         Args:
             z0: Start points ``(*b, m)``.
@@ -856,9 +1032,10 @@ class Manifold:
             n_starts: As in :meth:`geodesic`.
             graph: As in :meth:`geodesic`.
             seed: As in :meth:`geodesic`.
-            throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all the same.
-            per_member: One distance for each member of an ensemble, along a new first axis: their spread, such as
-                ``.std(0)``, says how sure the distance is.
+            throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all
+                the same.
+            per_member: One distance for each member of an ensemble, along a new first axis: their
+                spread, such as ``.std(0)``, says how sure the distance is.
             condition: As in :class:`Manifold`, one for each pair.
 
         Raises:
@@ -906,22 +1083,33 @@ class Manifold:
         kinks = smoothness.kinks_by_name(core.select(row), flat[row])
         return tolerance(flat.dtype).geodesic if kinks is None else _WITH_KINKS
 
-    def _frozen_length(self, z0: Tensor, z1: Tensor, result: GeodesicResult) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
-        """Which geodesics have a length, and the lengths of their curves, of which only the ends can move."""
+    def _frozen_length(
+        self, z0: Tensor, z1: Tensor, result: GeodesicResult
+    ) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
+        """Which geodesics have a length, and the lengths of their curves, of which only the ends
+        can move.
+        """
         start, stop = torch.broadcast_tensors(z0, z1)
-        usable = result.length > 0  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
+        usable = (
+            result.length > 0
+        )  # neither NaN nor coinciding: on a point, the speed is rounding of any direction
         nodes = result.curve.nodes[usable]
-        stop = stop[usable] + (nodes[:, -1] - stop[usable]).detach()  # whole periods away, or nothing
+        stop = (
+            stop[usable] + (nodes[:, -1] - stop[usable]).detach()
+        )  # whole periods away, or nothing
         attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
         if not len(nodes):
             return usable, attached.sum((-1, -2))
         curve, space = Curve.from_nodes(attached), result.space
         if not isinstance(space, Conditioned):
             return usable, fixed_length(self, curve)
-        return usable, fixed_length(space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()}))
+        return usable, fixed_length(
+            space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()})
+        )
 
     def _refuse_transformed_parameters(self, z: Tensor, condition: Conditions) -> None:
-        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they are not followed.
+        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they
+        are not followed.
 
         Raises:
             DifferentiationError: When what they return for plain points is not plain.
@@ -931,8 +1119,12 @@ class Manifold:
         if given is not None:
             given = given.select(slice(1)) if len(given) else given.blank()
         out = self._core.at(given).squared_chords(plain)
-        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
-        followed = out.requires_grad and "Grad" in transforms()  # else it may be torch.autograd that wants it
+        tangent = (
+            torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
+        )
+        followed = (
+            out.requires_grad and "Grad" in transforms()
+        )  # else it may be torch.autograd that wants it
         if followed or tangent is not None or torch._C._functorch.is_batchedtensor(out):
             raise DifferentiationError(
                 "Manifold.distance",
@@ -963,7 +1155,9 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
-        """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``; differentiable.
+        """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``.
+
+        Differentiable.
 
         :func:`riemae.solvers.exp` on this manifold.
 
@@ -971,19 +1165,23 @@ class Manifold:
             z: Start points.
             v: Start velocities.
             t: Time; of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
-            rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
+            rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32
+                unless given.
             throw: Raise when a sample fails; False returns NaN for it.
             condition: As in :class:`Manifold`.
 
         Raises:
-            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
+            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular
+                metric.
         """
         refuse_vmap("Manifold.exp")
         for name, x in (("z", z), ("v", v)):
             expect_dense("Manifold.exp", name, x)
         core, flat, w, batch = self._core.placed_tangents("exp", condition, z, v)
         space, labels = self._space(core, flat)
-        points = labels.narrow(solvers.exp(space, labels.lift(flat), labels.wide(w), t, rtol=rtol, throw=throw))
+        points = labels.narrow(
+            solvers.exp(space, labels.lift(flat), labels.wide(w), t, rtol=rtol, throw=throw)
+        )
         return points.view(*batch, *points.shape[1:])
 
     def shoot(
@@ -997,12 +1195,16 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Curve:
-        """The geodesic from ``z`` with velocity ``v`` up to time ``t``: :func:`riemae.solvers.shoot`."""
+        """The geodesic from ``z`` with velocity ``v`` up to time ``t``:
+        :func:`riemae.solvers.shoot`.
+        """
         refuse_vmap("Manifold.shoot")
         core, flat, w, batch = self._core.placed_tangents("shoot", condition, z, v)
         space, labels = self._space(core, flat)
         start, velocity = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
-        return labels.narrow_curve(solvers.shoot(space, start, velocity, t, segments=segments, rtol=rtol, throw=throw))
+        return labels.narrow_curve(
+            solvers.shoot(space, start, velocity, t, segments=segments, rtol=rtol, throw=throw)
+        )
 
     def log(
         self,
@@ -1015,7 +1217,8 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
-        """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the inverse of :meth:`exp`.
+        """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the
+        inverse of :meth:`exp`.
 
         :func:`riemae.solvers.log` on this manifold; not differentiable.
 
@@ -1032,7 +1235,8 @@ class Manifold:
             NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``.
         """
         refuse_transforms(
-            "Manifold.log", "It is not differentiable: use exp or distance, or batch axes in place of vmap."
+            "Manifold.log",
+            "It is not differentiable: use exp or distance, or batch axes in place of vmap.",
         )
         core = self._core
         if condition is not None:
@@ -1041,7 +1245,9 @@ class Manifold:
         for name, z in (("z0", z0), ("z1", z1)):
             self._core.points(f"log ({name})", z, finite=False, condition=core.condition)
         if self.latent is not None and init is None:
-            init = self.geodesic(z0, z1, rtol=max(rtol, 1e-6), throw=throw, condition=core.condition).curve
+            init = self.geodesic(
+                z0, z1, rtol=max(rtol, 1e-6), throw=throw, condition=core.condition
+            ).curve
             z1 = init(1.0)
         if core.condition is None:
             return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
@@ -1081,13 +1287,18 @@ class Manifold:
             condition: As in :class:`Manifold`.
 
         Raises:
-            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular metric.
+            NotConvergedError: When ``throw`` and a geodesic leaves the domain or meets a singular
+                metric.
         """
         refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
-        core, flat, *vectors, batch = self._core.placed_tangents("jacobi_field", condition, z, v, start, slope)
+        core, flat, *vectors, batch = self._core.placed_tangents(
+            "jacobi_field", condition, z, v, start, slope
+        )
         space, labels = self._space(core, flat)
-        z, v, start, slope = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), *map(labels.wide, vectors)))
+        z, v, start, slope = (
+            x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), *map(labels.wide, vectors))
+        )
         found = solvers.jacobi(space, z, v, start, slope, t, rtol=rtol, throw=throw)
         parts = (found.points, found.velocities, found.values, found.derivatives)
         return JacobiField(*map(labels.narrow, parts)) if labels.labels else found
@@ -1102,7 +1313,9 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> ConjugatePoints:
-        """Conjugate points along geodesics for times in ``(0, t)``, with multiplicity; at distance πr on a sphere.
+        """Conjugate points along geodesics for times in ``(0, t)``, with multiplicity.
+
+        At distance πr on a sphere.
 
         :func:`riemae.solvers.conjugate_points` on this manifold; not differentiable.
 
@@ -1117,7 +1330,10 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
         """
-        refuse_transforms("Manifold.conjugate_points", "It is not differentiable; batch axes take the place of vmap.")
+        refuse_transforms(
+            "Manifold.conjugate_points",
+            "It is not differentiable; batch axes take the place of vmap.",
+        )
         core, flat, w, batch = self._core.placed_tangents("conjugate_points", condition, z, v)
         space, labels = self._space(core, flat)
         z, v = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
@@ -1133,10 +1349,12 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b, m)
-        """Parallel transport of ``v`` from the start to the end of curves: :func:`riemae.solvers.transport`.
+        """Parallel transport of ``v`` from the start to the end of curves:
+        :func:`riemae.solvers.transport`.
 
         Args:
-            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+            curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight
+                latent lines.
             v: Tangent vectors at the start.
             rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
             throw: Raise when the accuracy is missed.
@@ -1147,11 +1365,17 @@ class Manifold:
         """
         refuse_vmap("Manifold.transport")
         nodes = curve.nodes if isinstance(curve, Curve) else curve
-        if condition is None or not isinstance(nodes, Tensor) or v.shape != (*nodes.shape[:-2], nodes.shape[-1]):
+        if (
+            condition is None
+            or not isinstance(nodes, Tensor)
+            or v.shape != (*nodes.shape[:-2], nodes.shape[-1])
+        ):
             return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
         core, first = self._core.placed("transport", nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
-        moved = solvers.transport(space, labels.lift_curve(curve), labels.wide(v), rtol=rtol, throw=throw)
+        moved = solvers.transport(
+            space, labels.lift_curve(curve), labels.wide(v), rtol=rtol, throw=throw
+        )
         return labels.narrow(moved)
 
     def graph(
@@ -1166,28 +1390,34 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Graph:
-        """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not differentiable.
+        """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not
+        differentiable.
 
         Args:
             points: ``(n, m)``.
             k: Neighbours a point.
-            weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the ambient space.
-            neighbors: Where neighbours are looked for: among the latent points, or among what they decode to.
-            search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"`` (pynndescent) for very many
-                points in many dimensions; ``"auto"`` takes the faster exact one.
-            rtol: Relative accuracy of the edges' lengths: 1e-2 is far below what a path through neighbours is longer
-                than the geodesic, and some ten times faster than 1e-4.
+            weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the
+                ambient space.
+            neighbors: Where neighbours are looked for: among the latent points, or among what they
+                decode to.
+            search: ``"tree"`` or ``"brute"`` (scikit-learn), both exact; ``"approximate"``
+                (pynndescent) for very many points in many dimensions; ``"auto"`` takes the faster
+                exact one.
+            rtol: Relative accuracy of the edges' lengths: 1e-2 is far below what a path through
+                neighbours is longer than the geodesic, and some ten times faster than 1e-4.
             progress: Called with (edges measured, edges in all); True shows a bar.
             condition: One for all points, ``(1, *shape)``.
 
         Raises:
             DTypeError: When ``points`` is not a dense tensor, or ``rtol`` not a number.
-            OptionError: When ``k`` is not smaller than the number of points, an option is unknown, or there are several
-                conditions.
+            OptionError: When ``k`` is not smaller than the number of points, an option is unknown,
+                or there are several conditions.
             MissingExtraError: When the library for ``search`` is not installed.
             GraphError: When ``weight="chord"`` and the ambient metric knows no distance.
         """
-        refuse_transforms("Manifold.graph", "It is not differentiable, and takes all points at once.")
+        refuse_transforms(
+            "Manifold.graph", "It is not differentiable, and takes all points at once."
+        )
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
         expect_values("Manifold.graph", "points", points)
@@ -1198,7 +1428,14 @@ class Manifold:
             with torch.no_grad():
                 coordinates = (core.embedding or core.immersion).value(flat)
         return build_graph(
-            space, points, k=k, weight=weight, coordinates=coordinates, search=search, rtol=rtol, progress=progress
+            space,
+            points,
+            k=k,
+            weight=weight,
+            coordinates=coordinates,
+            search=search,
+            rtol=rtol,
+            progress=progress,
         )
 
     def _under_one(self, where: str, core: Pullback, flat: Tensor) -> Space:  # (n, m)
@@ -1231,29 +1468,34 @@ class Manifold:
     ) -> Tensor:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
-        :func:`riemae.solvers.distance_matrix` on this manifold, which also tells which pairs miss their accuracy.
+        :func:`riemae.solvers.distance_matrix` on this manifold, which also tells which pairs miss
+        their accuracy.
 
         Args:
             a: ``(n, m)``.
             b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
-            method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour
-                graph of all points, not shorter but for the accuracy of its edges; ``"chord"``: straight through the
-                ambient space, never longer.
-            rtol: Relative accuracy, by default that of :meth:`geodesic`, and 1e-2 of the edges of a graph.
+            method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the
+                ``k``-nearest-neighbour graph of all points, not shorter but for the accuracy of its
+                edges; ``"chord"``: straight through the ambient space, never longer.
+            rtol: Relative accuracy, by default that of :meth:`geodesic`, and 1e-2 of the edges of a
+                graph.
             k: Neighbours per point in the graph.
-            throw: Raise when a geodesic misses ``rtol``; with False such distances come back all the same, NaN where
-                there is none.
-            progress: Called with (distances done, distances in all), of which building a graph is the first half; True
-                shows a bar.
+            throw: Raise when a geodesic misses ``rtol``; with False such distances come back all
+                the same, NaN where there is none.
+            progress: Called with (distances done, distances in all), of which building a graph is
+                the first half; True shows a bar.
             weight: Of the graph's edges, as in :meth:`graph`.
             solver: Settings of the path solver, as in :meth:`geodesic`.
-            block_size: Distances computed, and written, at once; chosen by work and memory unless given.
+            block_size: Distances computed, and written, at once; chosen by work and memory unless
+                given.
             executor: Any ``concurrent.futures.Executor``: processes, or a cluster's, such as Dask's
-                ``Client.get_executor()``; threads only take turns. The result has the same bits as without.
-            out: A file for the result, in numpy's ``.npy`` format. When a run is killed, the same call goes on where
-                it stopped; when the file is complete, it is read. The tensor is then mapped from the file. A file of
-                other points, settings, weights, ambient or latent space, or of another version of riemae is refused,
-                and so is one that another process is writing.
+                ``Client.get_executor()``; threads only take turns. The result has the same bits as
+                without.
+            out: A file for the result, in numpy's ``.npy`` format. When a run is killed, the same
+                call goes on where it stopped; when the file is complete, it is read. The tensor is
+                then mapped from the file. A file of other points, settings, weights, ambient or
+                latent space, or of another version of riemae is refused, and so is one that another
+                process is writing.
             condition: One for all points, ``(1, *shape)``.
 
         Raises:
@@ -1264,10 +1506,12 @@ class Manifold:
             OptionError: For an unknown method, or several conditions.
             AmbientError: When ``method="chord"`` and the ambient metric knows no distance.
             TransferError: When the decoder cannot be sent to another process.
-            FileError: When ``out`` is not a path, holds something else, is damaged, is being written by another
-                process, or cannot be written; finished blocks are kept.
+            FileError: When ``out`` is not a path, holds something else, is damaged, is being
+                written by another process, or cannot be written; finished blocks are kept.
         """
-        refuse_transforms("Manifold.distance_matrix", "It is not differentiable, and takes all points at once.")
+        refuse_transforms(
+            "Manifold.distance_matrix", "It is not differentiable, and takes all points at once."
+        )
         for name, points in (("a", a), ("b", a if b is None else b)):
             expect_values("Manifold.distance_matrix", name, points)
         core, flat = self._core.placed("distance_matrix", a, condition)
@@ -1308,10 +1552,15 @@ class Manifold:
         """What distances depend on, besides points and settings."""
         ambient = type(self.ambient).__qualname__, self._core.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
-        return {"riemae": version.__version__, "decoder": self.decoder, "ambient": ambient, "latent": (latent,)}
+        return {
+            "riemae": version.__version__,
+            "decoder": self.decoder,
+            "ambient": ambient,
+            "latent": (latent,),
+        }
 
-    # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their status, so nothing
-    # here raises for NaN.
+    # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their
+    # status, so nothing here raises for NaN.
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
@@ -1321,33 +1570,56 @@ class Manifold:
         return self._core.squared_chords(nodes)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior nodes."""
+        """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior
+        nodes.
+        """
         return self._core.expand(nodes, second_order)
 
-    def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-        """The same energy and its gradient alone, by one reverse pass: what steps with a kept matrix need."""
+    def energy_and_gradient(
+        self, nodes: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+        """The same energy and its gradient alone, by one reverse pass: what steps with a kept
+        matrix need.
+        """
         return self._core.energy_and_gradient(nodes)
 
-    def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves; None without any, or with too many at once."""
+    def embedded(
+        self, points: Tensor, then: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:  # (p, c, m) -> (p, …)
+        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves.
+
+        None without any, or with too many at once.
+        """
         return self._core.embedded(points, then)
 
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
-        """The same energy with products of its Hessian in place of the matrix: what ``solvers.NewtonCG`` asks for."""
+        """The same energy with products of its Hessian in place of the matrix: what
+        ``solvers.NewtonCG`` asks for.
+        """
         return self._core.products(nodes)
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
+        """The gradient of the chord energy with second differences of sixth order, or None without
+        a feature map.
+        """
         return self._core.residual(nodes)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
         """The velocities with which a geodesic passes its nodes, or None without a feature map."""
         return self._core.velocities(nodes)
 
-    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
-        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
+    def ambient_distance(
+        self, z0: Tensor, z1: Tensor
+    ) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
+        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's.
+
+        None when unknown.
+        """
         return self._core.ambient_distance(z0, z1)
 
     def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
-        """``φ(f(z))``, whose Euclidean distances are the ambient ones; None without a feature map."""
+        """``φ(f(z))``, whose Euclidean distances are the ambient ones.
+
+        None without a feature map.
+        """
         return None if self._core.embedding is None else self._core.embedding.value(z)

@@ -1,4 +1,6 @@
-"""Pictures of a two-dimensional latent space. Needs matplotlib, imported where a picture is made."""
+"""Pictures of a two-dimensional latent space. Needs matplotlib, imported where a picture is
+made.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def magnification(
         low: Lower left corner, ``(2,)``.
         high: Upper right corner, ``(2,)``.
         resolution: Points a side.
-        condition: What the decoder gets besides the points, one for the whole picture, ``(1, *shape)``; as in
-            :class:`~riemae.Manifold`.
+        condition: What the decoder gets besides the points, one for the whole picture,
+            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
         options: For ``axes.imshow``.
 
     Returns:
@@ -61,7 +63,9 @@ def magnification(
     one = Condition.of("plotting.magnification", condition, torch.Size([1]), low.device)
     shared = None if one is None else one.spread(len(grid))
     with torch.no_grad():
-        values = manifold.log_volume(grid, condition=shared).view(resolution, resolution) / math.log(10)
+        values = manifold.log_volume(grid, condition=shared).view(
+            resolution, resolution
+        ) / math.log(10)
     image = axes.imshow(
         values.cpu().numpy(),
         extent=(float(low[0]), float(high[0]), float(low[1]), float(high[1])),
@@ -106,11 +110,16 @@ def strip(images: Tensor, axes: Axes, **options: Any) -> None:
     """
     if images.ndim != 4:
         raise ShapeError(
-            "plotting.strip", "images of shape (rows, columns, height, width)", str(tuple(images.shape)), ""
+            "plotting.strip",
+            "images of shape (rows, columns, height, width)",
+            str(tuple(images.shape)),
+            "",
         )
     rows, columns, height, width = images.shape
     sheet = images.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
-    axes.imshow(sheet.detach().cpu().numpy(), **{"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0, **options})
+    axes.imshow(
+        sheet.detach().cpu().numpy(), **{"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0, **options}
+    )
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -125,17 +134,18 @@ def indicatrices(
     condition: Conditions = None,
     **options: Any,
 ) -> float:
-    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal for an isometry.
+    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal
+    for an isometry.
 
     Args:
         manifold: With a two-dimensional latent space.
         axes: Where to draw.
         z: Centres ``(k, 2)``.
-        radius: Length in the data space; unless given, such that ellipses of the median size around neighbours do not
-            touch.
+        radius: Length in the data space; unless given, such that ellipses of the median size around
+            neighbours do not touch.
         points: Points an ellipse.
-        condition: What the decoder gets besides the points, one for each centre, ``(k, *shape)``, or one for all,
-            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
+        condition: What the decoder gets besides the points, one for each centre, ``(k, *shape)``,
+            or one for all, ``(1, *shape)``; as in :class:`~riemae.Manifold`.
         options: For the lines.
 
     Returns:
@@ -148,27 +158,41 @@ def indicatrices(
     from matplotlib.collections import LineCollection
 
     if z.ndim != 2 or z.shape[1] != 2:
-        raise ShapeError("plotting.indicatrices", "centres (k, 2)", str(tuple(z.shape)), "Only m = 2 is flat.")
+        raise ShapeError(
+            "plotting.indicatrices", "centres (k, 2)", str(tuple(z.shape)), "Only m = 2 is flat."
+        )
     with torch.no_grad():
         factor, info = torch.linalg.cholesky_ex(manifold.metric(z.detach(), condition=condition))
     if bool(info.any()):
         got = f"a singular one at {int((info > 0).sum())} of {len(z)} points"
-        raise SingularMetricError("plotting.indicatrices", "a metric of full rank", got, "Leave these out.")
+        raise SingularMetricError(
+            "plotting.indicatrices", "a metric of full rank", got, "Leave these out."
+        )
     turn = torch.linspace(0, 2 * math.pi, points, dtype=z.dtype, device=z.device)
     circle = torch.stack([turn.cos(), turn.sin()])
     # v = L⁻ᵀ c has vᵀ L Lᵀ v = |c|².
-    shapes = torch.linalg.solve_triangular(factor.mT, circle.expand(len(z), 2, points), upper=True).mT
+    shapes = torch.linalg.solve_triangular(
+        factor.mT, circle.expand(len(z), 2, points), upper=True
+    ).mT
     if radius is None:
-        gap = torch.cdist(z, z).fill_diagonal_(torch.inf).min(1).values.median() if len(z) > 1 else z.new_ones(())
+        gap = (
+            torch.cdist(z, z).fill_diagonal_(torch.inf).min(1).values.median()
+            if len(z) > 1
+            else z.new_ones(())
+        )
         radius = float(0.4 * gap / shapes.norm(dim=-1).mean(1).median())
     lines = (z.detach()[:, None] + radius * shapes).cpu().numpy()
-    axes.add_collection(LineCollection(list(lines), **{"colors": "black", "linewidths": 0.9, **options}))
+    axes.add_collection(
+        LineCollection(list(lines), **{"colors": "black", "linewidths": 0.9, **options})
+    )
     axes.autoscale_view()
     return radius
 
 
 def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
-    """So many of the points, far from each other: one next to the mean, then always the farthest from all so far."""
+    """So many of the points, far from each other: one next to the mean, then always the farthest
+    from all so far.
+    """
     chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
     distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(min(count, len(z)) - 1):
@@ -178,7 +202,9 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 
 
 def plane_colours(z: Tensor) -> Any:  # (n, 2) -> (n, 3)
-    """A colour for each point of a plane, by its place: to follow points from one picture to the next."""
+    """A colour for each point of a plane, by its place: to follow points from one picture to the
+    next.
+    """
     low, high = z.amin(0), z.amax(0)
     a, b = ((z - low) / (high - low).clamp(min=1e-12)).unbind(-1)
     return torch.stack([0.15 + 0.8 * a, 0.3 + 0.2 * (1 - a) * b, 0.15 + 0.8 * b], -1).cpu().numpy()

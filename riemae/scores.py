@@ -1,4 +1,5 @@
-"""Scores of a latent space, and the class of maps that a decoder belongs to: what is said of a whole set of points.
+"""Scores of a latent space, and the class of maps that a decoder belongs to: what is said of a
+whole set of points.
 
 Local measures are methods of :class:`~riemae.Manifold`; these put them together.
 """
@@ -35,7 +36,9 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Estimate:  # (n, *b) -> (*b,), (*b,)
-        """Mean and standard error over the first axis of independent values; the error of a single value is NaN.
+        """Mean and standard error over the first axis of independent values.
+
+        The error of a single value is NaN.
 
         Over points it is a global measure: ``Estimate.of(M.extrinsic_curvature(z))``.
         """
@@ -53,7 +56,10 @@ class Estimate(NamedTuple):
 
 
 class MapClass(str, Enum):
-    """Classes of maps, the most faithful first; a scaled isometry is a conformal map of equal area."""
+    """Classes of maps, the most faithful first.
+
+    A scaled isometry is a conformal map of equal area.
+    """
 
     ISOMETRY = "isometry"
     SCALED_ISOMETRY = "scaled isometry"
@@ -63,9 +69,15 @@ class MapClass(str, Enum):
 
 
 def condition_number(
-    M: Manifold, z: Tensor, latent_metric: LatentMetric | None = None, *, condition: Conditions = None
+    M: Manifold,
+    z: Tensor,
+    latent_metric: LatentMetric | None = None,
+    *,
+    condition: Conditions = None,
 ) -> Tensor:  # (*b, m) -> (*b,)
-    """``λ_max/λ_min``; its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps.
+    """``λ_max/λ_min``.
+
+    Its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps.
 
     Infinite where the metric is singular.
 
@@ -87,7 +99,8 @@ def condition_number(
 
 
 def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (n, m) -> ()
-    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same everywhere.
+    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same
+    everywhere.
 
     Raises:
         SingularMetricError: When the mean metric is singular.

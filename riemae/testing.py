@@ -15,7 +15,9 @@ from riemae.manifold import Manifold
 from riemae.numerics.tolerances import tolerance
 
 
-def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0, *, condition: Conditions = None) -> dict[str, float]:
+def check_manifold(
+    manifold: Manifold, z: Tensor, seed: int = 0, *, condition: Conditions = None
+) -> dict[str, float]:
     """Check on points of your choice that a manifold obeys the laws that everything else relies on.
 
     ====================== ==========================================================================================
@@ -36,17 +38,17 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0, *, condition: C
         manifold: Any :class:`~riemae.Manifold`.
         z: Points ``(k, m)`` inside the decoder's domain, where the metric is positive definite.
         seed: Seed of the test vectors.
-        condition: What the decoder gets besides the points, one for each, ``(k, *shape)``, or one for all,
-            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
+        condition: What the decoder gets besides the points, one for each, ``(k, *shape)``, or one
+            for all, ``(1, *shape)``; as in :class:`~riemae.Manifold`.
 
     Returns:
         The worst relative deviation found by each check.
 
     Raises:
-        DTypeError: When ``z`` is not a tensor, or the condition neither a tensor nor a tuple, list or
-            dict of them.
-        ShapeError: When ``z`` is not ``(k, m)`` with k of at least 1, or the number of conditions is
-            neither k nor 1.
+        DTypeError: When ``z`` is not a tensor, or the condition neither a tensor nor a tuple, list
+            or dict of them.
+        ShapeError: When ``z`` is not ``(k, m)`` with k of at least 1, or the number of conditions
+            is neither k nor 1.
         DeviceError: When a condition is on another device than the points.
         ContractError: Naming every law that is broken, and by how much.
         SingularMetricError: When the metric is singular at some point.
@@ -60,9 +62,16 @@ def check_manifold(manifold: Manifold, z: Tensor, seed: int = 0, *, condition: C
         ['acceleration', 'adjoint', 'batch']
     """
     if not isinstance(z, Tensor):
-        raise DTypeError("check_manifold", "points as a torch tensor", type(z).__name__, "Try torch.as_tensor(z).")
+        raise DTypeError(
+            "check_manifold",
+            "points as a torch tensor",
+            type(z).__name__,
+            "Try torch.as_tensor(z).",
+        )
     if z.ndim != 2 or not len(z):
-        raise ShapeError("check_manifold", "points of shape (k, m), k of at least 1", str(tuple(z.shape)), "")
+        raise ShapeError(
+            "check_manifold", "points of shape (k, m), k of at least 1", str(tuple(z.shape)), ""
+        )
     generator = torch.Generator().manual_seed(seed)
     z = z.detach()
     u, v = (torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) for _ in range(2))
@@ -106,7 +115,9 @@ class _Under:
 
     def select(self, rows: Any) -> _Under:
         """The same for some of the points."""
-        return _Under(self.manifold, None if self.condition is None else self.condition.select(rows))
+        return _Under(
+            self.manifold, None if self.condition is None else self.condition.select(rows)
+        )
 
     def composed(self, inner: Callable[[Tensor], Tensor]) -> _Under:
         """The manifold of the decoder after another map of the points."""
@@ -136,28 +147,38 @@ def _metric_product(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> float:
     # uᵀGv may cancel: judge it by |u||v|, which bounds it.
     bound = M.norm(z, u) * M.norm(z, v)
     inner = float(((M.inner(z, u, v) - (u * gv).sum(-1)).abs() / bound).max())
-    return max(_relative(M.metric_product(z, v), gv), inner, _relative(M.norm(z, v) ** 2, (v * gv).sum(-1)))
+    return max(
+        _relative(M.metric_product(z, v), gv), inner, _relative(M.norm(z, v) ** 2, (v * gv).sum(-1))
+    )
 
 
 def _adjoint(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
     j = M.jacobian(z)
     pushed = M.pushforward(z, v)
     w = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(z)
-    gap = ((w * pushed).sum(-1) - (M.pullback(z, w) * v).sum(-1)).abs() / (w.norm(dim=-1) * pushed.norm(dim=-1))
+    gap = ((w * pushed).sum(-1) - (M.pullback(z, w) * v).sum(-1)).abs() / (
+        w.norm(dim=-1) * pushed.norm(dim=-1)
+    )
     return max(float(gap.max()), _relative(pushed, (j @ v[..., None])[..., 0]))
 
 
 def _taylor(M: _Under, z: Tensor, v: Tensor) -> float:
-    """How much slower than h² the first-order remainder falls, or its size where rounding hides the slope."""
+    """How much slower than h² the first-order remainder falls, or its size where rounding hides the
+    slope.
+    """
     tol = tolerance(z.dtype)
     x = M.decode(z).flatten(1)
     jv = M.pushforward(z, v)
     steps = [2.0**-k for k in (8, 9, 10)]
-    remainders = torch.stack([(M.decode(z + h * v).flatten(1) - x - h * jv).norm(dim=-1) for h in steps])
+    remainders = torch.stack(
+        [(M.decode(z + h * v).flatten(1) - x - h * jv).norm(dim=-1) for h in steps]
+    )
     rounding = 64 * tol.eps * (x.norm(dim=-1) + steps[0] * jv.norm(dim=-1))
     relative = remainders[-1] / (steps[-1] * jv.norm(dim=-1) + rounding)
     if z.dtype != torch.float64:
-        return float((relative * tol.check * 4).max())  # a first-order error of a quarter of |Jv| breaks the law
+        return float(
+            (relative * tol.check * 4).max()
+        )  # a first-order error of a quarter of |Jv| breaks the law
     slope = (remainders[0] / remainders[-1]).log2() / 2
     visible = remainders[-1] > rounding
     return float(torch.where(visible, (1.5 - slope).clamp(min=0), 0.0).max())
@@ -178,7 +199,9 @@ def _connection(M: _Under, z: Tensor) -> float:
     # No inner product and no geodesic shows torsion; of a constant metric it is rounding too.
     twist = torch.einsum("bkj,bkli->bjli", g, gamma - gamma.mT)
     torsion = min(_relative(gamma, gamma.mT), float((twist / scale).abs().max()))
-    return max(torsion, min(_relative(actual, expected), float(((actual - expected) / scale).abs().max())))
+    return max(
+        torsion, min(_relative(actual, expected), float(((actual - expected) / scale).abs().max()))
+    )
 
 
 def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
@@ -186,10 +209,14 @@ def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
     if not out.requires_grad:  # a constant metric
         return torch.zeros_like(out)
     cotangent = torch.zeros_like(out, requires_grad=True)
-    (pulled,) = torch.autograd.grad(out, point, cotangent, create_graph=True, materialize_grads=True)
+    (pulled,) = torch.autograd.grad(
+        out, point, cotangent, create_graph=True, materialize_grads=True
+    )
     if not pulled.requires_grad:
         return torch.zeros_like(out)
-    (slope,) = torch.autograd.grad(pulled, cotangent, direction.expand_as(pulled), materialize_grads=True)
+    (slope,) = torch.autograd.grad(
+        pulled, cotangent, direction.expand_as(pulled), materialize_grads=True
+    )
     return slope.detach()
 
 
@@ -201,7 +228,9 @@ def _acceleration(M: _Under, z: Tensor, v: Tensor) -> float:
 
 
 def _reparametrisation(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
-    """Go to ``y = arsinh(A z)`` and back: lengths stay, and geodesic acceleration changes as a second derivative."""
+    """Go to ``y = arsinh(A z)`` and back: lengths stay, and geodesic acceleration changes as a
+    second derivative.
+    """
     m = z.shape[-1]
     a = (torch.eye(m) + 0.3 * torch.randn(m, m, generator=generator) / m**0.5).to(z)
     back = torch.linalg.inv(a)
@@ -212,7 +241,9 @@ def _reparametrisation(M: _Under, z: Tensor, v: Tensor, generator: torch.Generat
     acceleration = (other.acceleration(y, w) * stretch + y.sinh() * w**2) @ back.T
     expected = M.acceleration(z, v)
     scale = v.square().sum(-1, keepdim=True)
-    change = min(_relative(acceleration, expected), float(((acceleration - expected) / scale).abs().max()))
+    change = min(
+        _relative(acceleration, expected), float(((acceleration - expected) / scale).abs().max())
+    )
     return max(_relative(other.norm(y, w), M.norm(z, v)), change)
 
 

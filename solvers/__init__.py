@@ -1,4 +1,7 @@
-"""Geodesics on any space that has the small :class:`Space` protocol; knows no network and no decoder."""
+"""Geodesics on any space that has the small :class:`Space` protocol.
+
+Knows no network and no decoder.
+"""
 
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve

@@ -14,10 +14,12 @@ from riemae.numerics.batch_invariance import apply_matrix
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.space import Space
 
-# Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own quartic wiggles.
+# Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own
+# quartic wiggles.
 _QUADRATURE_POINTS = 3
-# Where points are embedded, five Gauss-Lobatto points a segment, the last of them the next segment's first, give its
-# image up to O(h⁸), and four Gauss-Legendre points integrate the speed of that.
+# Where points are embedded, five Gauss-Lobatto points a segment, the last of them the next
+# segment's first, give its image up to O(h⁸), and four Gauss-Legendre points integrate the speed of
+# that.
 _SAMPLES, _SAMPLED_POINTS = 5, 4
 
 
@@ -35,7 +37,9 @@ class Curve:
 
     @classmethod
     def from_nodes(cls, nodes: Tensor) -> Curve:
-        """The C² not-a-knot spline through ``nodes`` ``(*b, n + 1, m)``; fourth-order accurate up to the ends.
+        """The C² not-a-knot spline through ``nodes`` ``(*b, n + 1, m)``.
+
+        Fourth-order accurate up to the ends.
 
         Raises:
             ShapeError: With fewer than two nodes.
@@ -61,7 +65,8 @@ class Curve:
         Args:
             points: Corners ``(*b, k, m)``, k of at least 2.
             segments: Pieces of the curve.
-            times: When each corner is passed, ``(*b, k)``, increasing in any unit; latent arc length unless given.
+            times: When each corner is passed, ``(*b, k)``, increasing in any unit; latent arc
+                length unless given.
 
         Raises:
             ShapeError: With fewer than two corners.
@@ -85,7 +90,10 @@ class Curve:
         right = torch.searchsorted(times, wanted).clamp(1, points.shape[-2] - 1)
         start, stop = times.gather(-1, right - 1), times.gather(-1, right)
         share = ((wanted - start) / (stop - start).clamp(min=tiny)).clamp(0, 1)[..., None]
-        before, after = (points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1])) for i in (right - 1, right))
+        before, after = (
+            points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))
+            for i in (right - 1, right)
+        )
         return cls.from_nodes((1 - share) * before + share * after)
 
     @property
@@ -101,7 +109,9 @@ class Curve:
     @property
     def times(self) -> Tensor:
         """The knots, ``(n + 1,)``."""
-        return torch.linspace(0, 1, self.segments + 1, dtype=self.nodes.dtype, device=self.nodes.device)
+        return torch.linspace(
+            0, 1, self.segments + 1, dtype=self.nodes.dtype, device=self.nodes.device
+        )
 
     def __call__(self, t: Tensor | float) -> Tensor:  # () -> (*b, m); (k,) -> (*b, k, m)
         """Points at time ``t``."""
@@ -116,7 +126,9 @@ class Curve:
         return self._evaluate(t, 2)
 
     def resample(self, segments: int) -> Curve:
-        """The same curve on ``segments`` pieces: exact when they divide the present ones, else interpolated."""
+        """The same curve on ``segments`` pieces: exact when they divide the present ones, else
+        interpolated.
+        """
         _check_segments("Curve.resample", segments)
         if segments == self.segments:
             return self
@@ -136,13 +148,20 @@ class Curve:
             return self.nodes[..., :: self.segments // segments, :]
         if segments % self.segments == 0:
             return _subdivided(self, _shares(segments // self.segments), 0)
-        return self(torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device))
+        return self(
+            torch.linspace(0, 1, segments + 1, dtype=self.nodes.dtype, device=self.nodes.device)
+        )
 
     def __getitem__(self, index: object) -> Curve:
         """Curves of the batch, indexed along its leading axes."""
         index = index if isinstance(index, tuple) else (index,)
         rest = () if any(i is Ellipsis for i in index) else (Ellipsis,)
-        full = (*index, *rest, slice(None), slice(None))  # knots and coordinates are no axes of the batch
+        full = (
+            *index,
+            *rest,
+            slice(None),
+            slice(None),
+        )  # knots and coordinates are no axes of the batch
         return Curve(self.nodes[full], self.slopes[full])
 
     def __repr__(self) -> str:
@@ -154,17 +173,29 @@ class Curve:
     def _evaluate(self, t: Tensor | float, order: int) -> Tensor:
         t = torch.as_tensor(t, dtype=self.nodes.dtype, device=self.nodes.device)
         if t.ndim > 1:
-            raise ShapeError("Curve", "t of shape () or (k,)", str(tuple(t.shape)), "Evaluate one axis of times.")
+            raise ShapeError(
+                "Curve", "t of shape () or (k,)", str(tuple(t.shape)), "Evaluate one axis of times."
+            )
         if t.numel() and not (t.min() >= 0 and t.max() <= 1):
             raise OptionError(
-                "Curve", "times in [0, 1]", f"[{t.min():.3g}, {t.max():.3g}]", "A curve ends at its end points."
+                "Curve",
+                "times in [0, 1]",
+                f"[{t.min():.3g}, {t.max():.3g}]",
+                "A curve ends at its end points.",
             )
         n = self.segments
         times = t.reshape(-1) * n
         i = times.floor().long().clamp(max=n - 1)
         basis = torch.stack(hermite(times - i, order, n))[..., None]
         nodes, slopes = self.nodes, self.slopes
-        z = _combined(basis, order, nodes[..., i, :], slopes[..., i, :], nodes[..., i + 1, :], slopes[..., i + 1, :])
+        z = _combined(
+            basis,
+            order,
+            nodes[..., i, :],
+            slopes[..., i, :],
+            nodes[..., i + 1, :],
+            slopes[..., i + 1, :],
+        )
         return z if t.ndim else z[..., 0, :]
 
 
@@ -180,7 +211,9 @@ def length(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
 
 
 def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> (*b, q), (q,)
-    """Speeds ``|ż|`` at the quadrature points of a curve, and the weights of these points (they sum to 1)."""
+    """Speeds ``|ż|`` at the quadrature points of a curve, and the weights of these points (they sum
+    to 1).
+    """
     z, v, weights = _quadrature(curve)
     return _norm(space, z, v), weights
 
@@ -190,7 +223,8 @@ def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
 
     Args:
         space: Anything with a ``norm``.
-        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal times.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal
+            times.
     """
     speed, weights = speeds(space, curve)
     return (speed.square() * weights).sum(-1)
@@ -234,13 +268,22 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
         left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
-        z = (left + torch.tensor(u, dtype=torch.float64)[:, None].to(nodes) * (right - left)).flatten(-3, -2)
-        v = (n * (right - left)).expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1]).flatten(-3, -2)
+        z = (
+            left + torch.tensor(u, dtype=torch.float64)[:, None].to(nodes) * (right - left)
+        ).flatten(-3, -2)
+        v = (
+            (n * (right - left))
+            .expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1])
+            .flatten(-3, -2)
+        )
     return z, v, w
 
 
 def quadrature_weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n points,)
-    """Of ``points`` Gauss-Legendre points on each of ``n`` pieces; they sum to 1. Not to be written to."""
+    """Of ``points`` Gauss-Legendre points on each of ``n`` pieces.
+
+    They sum to 1. Not to be written to.
+    """
     return _quadrature_weights(n, points, like.dtype, like.device)
 
 
@@ -256,13 +299,18 @@ def sampled_points(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
 
 
 def _subdivided(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k + 1, m)
-    """Points of every piece at times that begin with 0, and the last point; or their first derivatives."""
+    """Points of every piece at times that begin with 0, and the last point.
+
+    Or their first derivatives.
+    """
     last = (curve.nodes, curve.slopes)[order][..., -1:, :]
     return torch.cat([_pieces(curve, u, order), last], -2)
 
 
 def _pieces(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k, m)
-    """Points of every piece at the k times ``u`` in [0, 1] of its own, or their derivatives in t."""
+    """Points of every piece at the k times ``u`` in [0, 1] of its own, or their derivatives in
+    t.
+    """
     basis = torch.as_tensor(_piece_basis(u, order, curve.segments)).to(curve.nodes)
     (left, right), (slope_left, slope_right) = (
         (x[..., :-1, None, :], x[..., 1:, None, :]) for x in (curve.nodes, curve.slopes)
@@ -290,13 +338,14 @@ def nodes_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n + 1, D)
 def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
     """Speeds at the quadrature points, from differences of the images of :func:`sampled_points`.
 
-    The image of a segment is interpolated through its points: two thirds of the cost of tangents, and closer. In
-    float32 such differences drown in rounding, which tangents do not.
+    The image of a segment is interpolated through its points: two thirds of the cost of tangents,
+    and closer. In float32 such differences drown in rounding, which tangents do not.
     """
     parts = chords.unflatten(1, (-1, _SAMPLES - 1)).unbind(2)
     velocities = chords.new_empty(_SAMPLED_POINTS, *parts[0].shape)
     for velocity, row in zip(velocities, _lobatto()[1], strict=True):
-        # One kernel after the other, not a matrix product: every curve must have the same bits as alone.
+        # One kernel after the other, not a matrix product: every curve must have the same bits as
+        # alone.
         torch.mul(parts[0], row[0], out=velocity)
         for chord, weight in zip(parts[1:], row[1:], strict=True):
             velocity.add_(chord, alpha=weight)
@@ -305,7 +354,9 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
 
 @lru_cache(maxsize=1)
 def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
-    """Gauss-Lobatto times in [0, 1], and the matrix from the chords between them to velocities at Gauss points."""
+    """Gauss-Lobatto times in [0, 1], and the matrix from the chords between them to velocities at
+    Gauss points.
+    """
     inner = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1).deriv().roots()
     t = (np.concatenate([[-1.0], np.sort(inner.real), [1.0]]) + 1) / 2
     at = (_gauss_legendre(_SAMPLED_POINTS)[0] + 1) / 2
@@ -343,11 +394,14 @@ _gauss_legendre = lru_cache(np.polynomial.legendre.leggauss)
 
 @lru_cache(maxsize=64)
 def _slope_matrix(count: int) -> np.ndarray:
-    """Maps node values to the slopes of their not-a-knot spline, ``(count, count + r)``, for :func:`apply_matrix`.
+    """Maps node values to the slopes of their not-a-knot spline, ``(count, count + r)``, for
+    :func:`apply_matrix`.
 
     An array, as a tensor would keep its mode.
     """
-    from scipy.interpolate import CubicSpline  # a third of a second to import: not before it is needed
+    from scipy.interpolate import (
+        CubicSpline,
+    )  # a third of a second to import: not before it is needed
 
     spline = CubicSpline(np.linspace(0, 1, count), np.eye(count), bc_type="not-a-knot")
     return np.pad(spline(np.linspace(0, 1, count), 1), ((0, 0), (0, -count % 16)))
@@ -361,7 +415,10 @@ def check_nodes(where: str, nodes: Tensor) -> None:
     """
     if nodes.ndim < 2 or nodes.shape[-2] < 2:
         raise ShapeError(
-            where, "a curve of shape (*b, n, m) with n of at least 2", str(tuple(nodes.shape)), "Give both end points."
+            where,
+            "a curve of shape (*b, n, m) with n of at least 2",
+            str(tuple(nodes.shape)),
+            "Give both end points.",
         )
     tolerance(nodes.dtype)
 

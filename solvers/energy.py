@@ -1,8 +1,9 @@
 """Discrete curve energies and their derivatives in the interior nodes.
 
-For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is ``n Σ |x_{i+1} − x_i|²``.
-With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is ``2n J_iᵀ a_i``, its Hessian blocks are
-``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on, ``−2n J_iᵀ J_{i+1}`` beside the diagonal; without ``a·∂²`` it is Gauss-Newton.
+For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is
+``n Σ |x_{i+1} − x_i|²``. With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is
+``2n J_iᵀ a_i``, its Hessian blocks are ``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on, ``−2n J_iᵀ J_{i+1}``
+beside the diagonal; without ``a·∂²`` it is Gauss-Newton.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.func import grad, vmap
 from riemae.numerics.threads import jvp
 from riemae.solvers.linear import BlockTridiagonal
 
-# (function, point, tangent) -> directional derivative; torch.func.jvp unless a space brings its own.
+# (function, point, tangent) -> directional derivative; torch.func.jvp unless a space brings its
+# own.
 Pushforward = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
 
@@ -31,11 +33,13 @@ class Expansion:
     Attributes:
         energy: ``(p,)``.
         gradient: ``(p, n − 1, m)``.
-        gauss_newton: Positive semi-definite part of the Hessian: tangents only, no second derivatives.
+        gauss_newton: Positive semi-definite part of the Hessian: tangents only, no second
+            derivatives.
         correction: What is missing to the Hessian, or None when it was not asked for.
         noise: ``(p,)``, the rounding error to expect in ``energy``.
-        scalable: Whether both serve a finer level too, interpolated: Gauss-Newton's blocks are ``4n J_iᵀJ_i`` and
-            ``−2n J_iᵀJ_{i+1}``, and the correction is block diagonal and falls like 1/n.
+        scalable: Whether both serve a finer level too, interpolated: Gauss-Newton's blocks are
+            ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}``, and the correction is block diagonal and falls
+            like 1/n.
     """
 
     energy: Tensor
@@ -83,7 +87,9 @@ def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
 
 
 def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
-    """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior nodes."""
+    """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior
+    nodes.
+    """
     return step[:, :-1] - step[:, 1:]
 
 
@@ -102,19 +108,24 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
         energy=discrete_energy(squares),
         gradient=2 * n * (across @ chord_force(step)[..., None])[..., 0],
         gauss_newton=BlockTridiagonal(4 * n * (across @ jacobian), upper),
-        correction=None if form is None else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
+        correction=None
+        if form is None
+        else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
         noise=rounding(torch.linalg.vector_norm(x[:, :-1], dim=-1), squares.sqrt()),
         scalable=True,
     )
 
 
 def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
-    """``−2 x″ h² n`` at the interior nodes, to sixth order: what a geodesic has normal to the manifold only.
+    """``−2 x″ h² n`` at the interior nodes, to sixth order: what a geodesic has normal to the
+    manifold only.
 
     ``Jᵀ bending(x)`` is the gradient of the chord energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    return -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x), x)
+    return (
+        -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x), x)
+    )
 
 
 def image_velocity(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n + 1, D)
@@ -125,13 +136,17 @@ def image_velocity(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n + 1, D)
 
 @lru_cache(maxsize=64)
 def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n + 1)
-    """Derivatives (times h to the order) at the nodes of an even grid, from stencils of up to ``width`` points."""
+    """Derivatives (times h to the order) at the nodes of an even grid, from stencils of up to
+    ``width`` points.
+    """
     width = min(width, n + 1)
     rows = np.zeros((n + 1, n + 1))
     for i in range(n + 1):
         first = min(max(i - width // 2, 0), n + 1 - width)
         powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
-        rows[i, first : first + width] = np.linalg.solve(powers, math.factorial(order) * (np.arange(width) == order))
+        rows[i, first : first + width] = np.linalg.solve(
+            powers, math.factorial(order) * (np.arange(width) == order)
+        )
     return rows
 
 
@@ -157,8 +172,8 @@ def expand_by_autodiff(
 ) -> Expansion:
     """Derivatives of any energy whose terms couple neighbouring nodes only.
 
-    The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of it: every third
-    node moves at once.
+    The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of
+    it: every third node moves at once.
 
     Args:
         squared_chords: ``(p, n + 1, m) -> (p, n)``.
@@ -172,12 +187,16 @@ def expand_by_autodiff(
     energy = lambda z: discrete_energy(squared_chords(z))  # noqa: E731 (one expression)
 
     def gradient(interior: Tensor) -> Tensor:
-        return grad(lambda z: energy(torch.cat([nodes[:, :1], z, nodes[:, -1:]], 1)).sum())(interior)
+        return grad(lambda z: energy(torch.cat([nodes[:, :1], z, nodes[:, -1:]], 1)).sum())(
+            interior
+        )
 
     interior = nodes[:, 1:-1]
     correction = None
     if second_order:
-        correction = _hessian(lambda v: push(gradient, interior, v), interior) + gauss_newton.scaled(-1.0)
+        correction = _hessian(
+            lambda v: push(gradient, interior, v), interior
+        ) + gauss_newton.scaled(-1.0)
     return Expansion(energy(nodes), gradient(interior), gauss_newton, correction, noise)
 
 
@@ -189,7 +208,9 @@ def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTrid
     for colour in range(colours):
         probes[colour, :, colour::3] = torch.eye(m).to(interior)[:, None]
     # [colour, direction, p, node, component]
-    columns = vmap(product)(probes.flatten(0, 1)[:, None].expand(-1, p, n, m)).view(colours, m, p, n, m)
+    columns = vmap(product)(probes.flatten(0, 1)[:, None].expand(-1, p, n, m)).view(
+        colours, m, p, n, m
+    )
     diagonal = columns[node % 3, :, :, node].permute(2, 0, 3, 1)
     upper = columns[node[1:] % 3, :, :, node[:-1]].permute(2, 0, 3, 1)
     return BlockTridiagonal((diagonal + diagonal.mT) / 2, upper)

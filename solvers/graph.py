@@ -1,4 +1,6 @@
-"""Shortest paths on a neighbourhood graph: a cheap, global, approximate answer, and a start for the path solver."""
+"""Shortest paths on a neighbourhood graph: a cheap, global, approximate answer, and a start for the
+path solver.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
 
 Weight = Literal["length", "chord"]
 
-# A path through neighbours is longer than the geodesic by several per cent: more digits of its edges would say nothing.
+# A path through neighbours is longer than the geodesic by several per cent: more digits of its
+# edges would say nothing.
 GRAPH_RTOL = 1e-2
 # Down to this accuracy, two lengths of an edge that agree to a share of it are believed.
 _CURSORY, _AGREEMENT = 1e-3, 0.01
-# Pieces measured at once: what a decoder returns for all would not fit. A line in panels has as many points as so many.
+# Pieces measured at once: what a decoder returns for all would not fit. A line in panels has as
+# many points as so many.
 _EDGES, _PANELS = 4096, 38
 # Corners of the finest polygon, and how many rtol a length by a few speeds may differ from its.
 _CORNERS, _COARSELY = 17, 10.0
@@ -48,7 +52,8 @@ _REPORTED = 256  # edges between two reports of progress
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An undirected neighbourhood graph on latent points, its edges weighted by their length in the space.
+    """An undirected neighbourhood graph on latent points, its edges weighted by their length in the
+    space.
 
     Attributes:
         points: ``(n, m)``.
@@ -61,14 +66,20 @@ class Graph:
     components: Tensor
 
     def distances(self, sources: Tensor | Sequence[int] | None = None) -> Tensor:  # -> (s, n)
-        """Shortest-path lengths from ``sources`` (all points unless given) to every point; inf between components.
+        """Shortest-path lengths from ``sources`` (all points unless given) to every point.
+
+        Inf between components.
 
         Raises:
             GraphError: For a source that is no point of the graph.
         """
         from scipy.sparse import csgraph
 
-        rows = None if sources is None else [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
+        rows = (
+            None
+            if sources is None
+            else [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
+        )
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
         d = csgraph.dijkstra(self.adjacency, indices=rows)
@@ -88,19 +99,22 @@ class Graph:
     def paths(self, i: int, j: int, k: int = 3, overlap: float = 0.5) -> list[Tensor]:
         """The shortest path from ``i`` to ``j`` and alternatives to it, shortest first.
 
-        Each alternative is the shortest way from ``i`` to ``j`` via some third point (a single-via path: Abraham et
-        al., "Alternative routes in road networks", 2013) that runs apart from all paths before it. Apart means: neither
-        on such a path nor on points joined to it, but for a share ``overlap`` of its length.
+        Each alternative is the shortest way from ``i`` to ``j`` via some third point (a single-via
+        path: Abraham et al., "Alternative routes in road networks", 2013) that runs apart from all
+        paths before it. Apart means: neither on such a path nor on points joined to it, but for a
+        share ``overlap`` of its length.
 
         Args:
             i: First point.
             j: Last point.
             k: Paths wanted; fewer come back where there are no more.
-            overlap: At 1, no alternatives but the ``k`` shortest paths without loops (Yen's, by networkx): they mostly
-                differ in a point or two, and take a while on more than a few thousand points.
+            overlap: At 1, no alternatives but the ``k`` shortest paths without loops (Yen's, by
+                networkx): they mostly differ in a point or two, and take a while on more than a few
+                thousand points.
 
         Returns:
-            The points along each path, ``(length,)`` int64; ``graph.points[path]`` are nodes for ``init=``.
+            The points along each path, ``(length,)`` int64; ``graph.points[path]`` are nodes for
+            ``init=``.
 
         Raises:
             GraphError: When no path joins them, or one is no point of the graph.
@@ -109,7 +123,10 @@ class Graph:
         i, j = self._checked(i), self._checked(j)
         if not isinstance(k, int) or k < 1 or not 0 <= overlap <= 1:
             raise OptionError(
-                "Graph.paths", "k of at least 1 and overlap from 0 to 1", f"k={k!r}, overlap={overlap!r}", ""
+                "Graph.paths",
+                "k of at least 1 and overlap from 0 to 1",
+                f"k={k!r}, overlap={overlap!r}",
+                "",
             )
         if overlap == 1 and i != j:
             import networkx
@@ -120,7 +137,9 @@ class Graph:
         (away, to_i), (back, to_j) = self._tree(i), self._tree(j)
         found = [self._walk(to_i, i, j)[::-1]]
         total = away + back
-        barred = ~np.isfinite(total) | (to_i == to_j)  # via a dead end, one would walk the same edge twice
+        barred = ~np.isfinite(total) | (
+            to_i == to_j
+        )  # via a dead end, one would walk the same edge twice
         near = np.zeros(len(self.points), dtype=bool)
         while len(found) < k:
             near[found[-1]] = True
@@ -136,8 +155,11 @@ class Graph:
                 break
         return [torch.tensor(path) for path in found]
 
-    def curves(self, i: Tensor | Sequence[int], j: Tensor | Sequence[int], segments: int = 32) -> Curve:
-        """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves of nearly constant speed.
+    def curves(
+        self, i: Tensor | Sequence[int], j: Tensor | Sequence[int], segments: int = 32
+    ) -> Curve:
+        """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves of nearly constant
+        speed.
 
         Made for ``Manifold.geodesic(z[i], z[j], init=graph.curves(i, j))``.
 
@@ -167,7 +189,10 @@ class Graph:
         return f"Graph({len(self.points)} points, {self.adjacency.nnz // 2} edges, {parts} component(s))"
 
     def _tree(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances from ``i``, and the point before each on its shortest path; negative where there is none."""
+        """Distances from ``i``, and the point before each on its shortest path.
+
+        Negative where there is none.
+        """
         from scipy.sparse import csgraph
 
         distances, before = csgraph.dijkstra(self.adjacency, indices=i, return_predecessors=True)
@@ -221,27 +246,33 @@ def graph(
     rtol: float = GRAPH_RTOL,
     progress: Progress | bool | None = None,
 ) -> Graph:
-    """Join every point to its ``k`` nearest neighbours. Memory grows with n k, whatever the decoder.
+    """Join every point to its ``k`` nearest neighbours. Memory grows with n k, whatever the
+    decoder.
 
     Args:
         space: Gives the edges their lengths.
         points: Latent points ``(n, m)``.
         k: Neighbours per point; the graph is the union of both directions.
-        weight: ``"length"``: Riemannian length of the straight latent line; ``"chord"``: distance in the ambient space.
-        coordinates: Where neighbours are looked for, ``(n, d)``; the latent points themselves unless given.
-        search: How: ``"tree"`` (scipy), ``"brute"`` (scikit-learn, for many dimensions), both exact; ``"approximate"``
-            (pynndescent) misses a few; ``"auto"`` is exact.
-        rtol: Relative accuracy of the edges' lengths. 1e-2 is far below what a path through neighbours is longer than
-            the geodesic; from 1e-3 on no edge is measured by a few points alone, which takes some ten times as long.
-            Chords are exact.
+        weight: ``"length"``: Riemannian length of the straight latent line; ``"chord"``: distance
+            in the ambient space.
+        coordinates: Where neighbours are looked for, ``(n, d)``; the latent points themselves
+            unless given.
+        search: How: ``"tree"`` (scipy), ``"brute"`` (scikit-learn, for many dimensions), both
+            exact; ``"approximate"`` (pynndescent) misses a few; ``"auto"`` is exact.
+        rtol: Relative accuracy of the edges' lengths. 1e-2 is far below what a path through
+            neighbours is longer than the geodesic; from 1e-3 on no edge is measured by a few points
+            alone, which takes some ten times as long. Chords are exact.
         progress: Called with (edges measured, edges in all); True shows a bar.
 
     Raises:
-        DTypeError: When ``points`` is not a dense tensor of float32 or float64, or ``rtol`` not a number.
+        DTypeError: When ``points`` is not a dense tensor of float32 or float64, or ``rtol`` not a
+            number.
         DeviceError: When ``points`` has no values.
-        ShapeError: When ``points`` is not ``(n, m)``, or ``coordinates`` has another number of rows.
+        ShapeError: When ``points`` is not ``(n, m)``, or ``coordinates`` has another number of
+            rows.
         NonFiniteError: When a point is NaN or infinite.
-        OptionError: When ``k`` is not between 1 and n − 1, ``rtol`` not positive, or ``weight`` or ``search`` unknown.
+        OptionError: When ``k`` is not between 1 and n − 1, ``rtol`` not positive, or ``weight`` or
+            ``search`` unknown.
         MissingExtraError: When the library for ``search`` is not installed.
         GraphError: When ``weight="chord"`` and the space knows no ambient distance.
 
@@ -254,35 +285,56 @@ def graph(
     rtol = expect_rtol("graph", rtol)
     check_weight("graph", weight)
     if points.ndim != 2:
-        raise ShapeError("graph", "points of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes.")
+        raise ShapeError(
+            "graph", "points of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes."
+        )
     coordinates = points if coordinates is None else coordinates
     n = len(points)
     if coordinates.ndim != 2 or len(coordinates) != n:
-        raise ShapeError("graph", f"coordinates of shape ({n}, d)", str(tuple(coordinates.shape)), "One row a point.")
+        raise ShapeError(
+            "graph",
+            f"coordinates of shape ({n}, d)",
+            str(tuple(coordinates.shape)),
+            "One row a point.",
+        )
     bad = (~(points.isfinite().all(1) & coordinates.isfinite().all(1))).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteError("graph", "finite points", f"NaN or infinity at rows {bad[:5]}", "Remove these rows.")
+        raise NonFiniteError(
+            "graph", "finite points", f"NaN or infinity at rows {bad[:5]}", "Remove these rows."
+        )
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < max(n, 2):
         raise OptionError(
             "graph",
-            f"1 <= k < {n}, the number of points" if n > 1 else f"k=1 for {n} point(s), which have no neighbours",
+            f"1 <= k < {n}, the number of points"
+            if n > 1
+            else f"k=1 for {n} point(s), which have no neighbours",
             f"k={k}",
             "Lower k: a point has no more neighbours than there are other points.",
         )
-    pairs = nearest(coordinates.detach().cpu().numpy(), k, search) if n > 1 else np.empty((0, 2), dtype=np.int64)
+    pairs = (
+        nearest(coordinates.detach().cpu().numpy(), k, search)
+        if n > 1
+        else np.empty((0, 2), dtype=np.int64)
+    )
     ends = torch.as_tensor(pairs, device=points.device)
     lengths: list[Tensor] = []
     with torch.no_grad(), reported("graph", progress, "edges") as report:
         for part in ends.split(_REPORTED):
             start, stop = points.detach()[part.T]
-            lengths.append(_chords(space, start, stop) if weight == "chord" else _straight(space, start, stop, rtol))
+            lengths.append(
+                _chords(space, start, stop)
+                if weight == "chord"
+                else _straight(space, start, stop, rtol)
+            )
             if report is not None:
                 report(sum(map(len, lengths)), len(ends))
     values = torch.cat(lengths).double().cpu().numpy() if lengths else np.empty(0)
     # A line that leaves the domain of the decoder joins nothing.
     pairs, values = pairs[np.isfinite(values)], values[np.isfinite(values)]
     both = np.concatenate([pairs, pairs[:, ::-1]])
-    adjacency = csr_array((np.concatenate([values, values]), (both[:, 0], both[:, 1])), shape=(n, n))
+    adjacency = csr_array(
+        (np.concatenate([values, values]), (both[:, 0], both[:, 1])), shape=(n, n)
+    )
     _, labels = csgraph.connected_components(adjacency, directed=False)
     _warn_if_disconnected(labels)
     return Graph(points.detach(), adjacency, torch.as_tensor(labels, dtype=torch.int64))
@@ -299,7 +351,9 @@ def check_weight(where: str, weight: object) -> None:
 
 
 def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """How much of the way from the root of a tree to each point runs from near point to near point."""
+    """How much of the way from the root of a tree to each point runs from near point to near
+    point.
+    """
     root = before < 0
     above = np.where(root, np.arange(len(before)), before)
     way = np.where(near & near[above] & ~root, distance - distance[above], 0.0)
@@ -309,13 +363,20 @@ def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.nda
 
 
 def _straight(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
-    """Lengths of straight lines: by few points where one and two pieces agree, else by panels of known error."""
+    """Lengths of straight lines: by few points where one and two pieces agree, else by panels of
+    known error.
+    """
     rows = torch.arange(len(start), device=start.device)
     lengths = torch.full_like(start[:, 0], torch.nan)
     if rtol > _CURSORY:
-        lengths = torch.cat([length(space, torch.stack([*part], 1)) for part in _split(_EDGES, start, stop)])
-        finer = torch.cat([length(space, Curve.line(*part, 2)) for part in _split(_EDGES // 2, start, stop)])
-        # Where a map has kinks two lengths may agree by accident, though hardly to so many digits. False for NaN.
+        lengths = torch.cat(
+            [length(space, torch.stack([*part], 1)) for part in _split(_EDGES, start, stop)]
+        )
+        finer = torch.cat(
+            [length(space, Curve.line(*part, 2)) for part in _split(_EDGES // 2, start, stop)]
+        )
+        # Where a map has kinks two lengths may agree by accident, though hardly to so many digits.
+        # False for NaN.
         rows = ((finer - lengths).abs() > _AGREEMENT * rtol * finer).nonzero().flatten()
         lengths = finer
         if len(rows):
@@ -326,15 +387,20 @@ def _straight(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
             lengths[rows[good]], rows = polygons[good], rows[~good]
     if len(rows):
         parts = _split(_EDGES // _PANELS, start[rows], stop[rows])
-        lengths[rows] = torch.cat([measured(space, torch.stack([*part], 1), rtol, throw=False) for part in parts])
+        lengths[rows] = torch.cat(
+            [measured(space, torch.stack([*part], 1), rtol, throw=False) for part in parts]
+        )
     return lengths
 
 
 def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
-    """Lengths of straight lines by polygons of 4, 8 and 16 chords of their images; NaN where these do not agree.
+    """Lengths of straight lines by polygons of 4, 8 and 16 chords of their images.
 
-    Polygons need no derivative, and kinks do not disturb them: a corner that a chord cuts costs a share of that chord,
-    so that twice as many chords miss half as much or less, and a quarter on smooth pieces.
+    NaN where these do not agree.
+
+    Polygons need no derivative, and kinks do not disturb them: a corner that a chord cuts costs a
+    share of that chord, so that twice as many chords miss half as much or less, and a quarter on
+    smooth pieces.
     """
     embedded = embedding_of(space)
     times = torch.linspace(0, 1, _CORNERS).to(start)[:, None]
@@ -345,14 +411,18 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     coarse, middle, fine, noise = found.unbind(1)
     gain = torch.maximum(fine - middle, (middle - coarse) / 2)
     good = gain + noise <= rtol * fine
-    # What is still missing is between a third of the last gain, on smooth pieces, and all of it: a third of rtol is
-    # left of it.
+    # What is still missing is between a third of the last gain, on smooth pieces, and all of it: a
+    # third of rtol is left of it.
     return torch.where(good, fine + 2 / 3 * (fine - middle), torch.nan)
 
 
 def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
-    """Lengths of the polygons through every fourth, every second and every image, and what rounding adds at most."""
-    sums = [torch.linalg.vector_norm(x[:, ::stride].diff(dim=1), dim=-1).sum(-1) for stride in (4, 2, 1)]
+    """Lengths of the polygons through every fourth, every second and every image, and what rounding
+    adds at most.
+    """
+    sums = [
+        torch.linalg.vector_norm(x[:, ::stride].diff(dim=1), dim=-1).sum(-1) for stride in (4, 2, 1)
+    ]
     size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
     return torch.stack([*sums, (_CORNERS - 1) * 4 * tolerance(x.dtype).eps * size], 1)
 
@@ -365,7 +435,10 @@ def _chords(space: Space, start: Tensor, stop: Tensor) -> Tensor:
     chords = space.ambient_distance(start, stop)
     if chords is None:
         raise GraphError(
-            "graph", "a space with an ambient distance for weight='chord'", type(space).__name__, "Use weight='length'."
+            "graph",
+            "a space with an ambient distance for weight='chord'",
+            type(space).__name__,
+            "Use weight='length'.",
         )
     return chords
 
@@ -374,7 +447,9 @@ def _warn_if_disconnected(labels: np.ndarray) -> None:
     sizes = np.bincount(labels)
     if len(sizes) > 1:
         first = [int(np.flatnonzero(labels == c)[0]) for c in range(min(len(sizes), 5))]
-        named = ", ".join(f"component {c}: {sizes[c]} points with point {i}" for c, i in enumerate(first))
+        named = ", ".join(
+            f"component {c}: {sizes[c]} points with point {i}" for c, i in enumerate(first)
+        )
         more = "" if len(sizes) <= 5 else f", and {len(sizes) - 5} more"
         warnings.warn(
             f"The graph falls into {len(sizes)} components ({named}{more}); distances between them are infinite. "

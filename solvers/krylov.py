@@ -1,4 +1,6 @@
-"""Truncated conjugate gradients on many curves at once, in a metric of the path that is cheap to invert."""
+"""Truncated conjugate gradients on many curves at once, in a metric of the path that is cheap to
+invert.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from riemae.solvers.products import Product
 from riemae.solvers.space import Space
 
 _SAMPLES = 4  # nodes a curve at which the metric is sketched
-_LEAST = 0.5  # curves that are done are carried along until fewer than this share of the batch is left
+_LEAST = (
+    0.5  # curves that are done are carried along until fewer than this share of the batch is left
+)
 
 
 @dataclass(frozen=True)
 class PathMetric:
-    """``2n T ⊗ Ĝ``: T the second differences along ``n − 1`` interior nodes, Ĝ a sketch of the curve's mean metric.
+    """``2n T ⊗ Ĝ``: T the second differences along ``n − 1`` interior nodes, Ĝ a sketch of the
+    curve's mean metric.
 
     Where the metric is constant, and the sketch complete, this is the Hessian itself.
 
@@ -33,12 +38,14 @@ class PathMetric:
 
     @classmethod
     def sketched(cls, space: Space, nodes: Tensor, rank: int) -> PathMetric:  # (p, n + 1, m)
-        """Nyström's approximation of the mean of G over a few nodes from ``rank`` products with fixed probes.
+        """Nyström's approximation of the mean of G over a few nodes from ``rank`` products with
+        fixed probes.
 
         ``Ĝ = Y (ΩᵀY)⁻¹ Yᵀ`` with ``Y = Ḡ Ω``, and its smallest eigenvalue in all other directions.
 
         References:
-            Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl., 2023.
+            Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
+            Anal. Appl., 2023.
         """
         p, count, m = nodes.shape
         rank = min(rank, m)
@@ -61,7 +68,8 @@ class PathMetric:
         top = values[:, -1:]
         values = torch.maximum(values, 1e2 * torch.finfo(nodes.dtype).eps * top)
         basis = half @ turn / squares.clamp(min=torch.finfo(nodes.dtype).tiny).sqrt()[:, None]
-        # Directions within rounding of zero are not orthogonal to the others: leave them to the rest.
+        # Directions within rounding of zero are not orthogonal to the others: leave them to the
+        # rest.
         clear = squares > 1e3 * torch.finfo(nodes.dtype).eps * top
         basis = torch.where(clear[:, None], basis, 0.0)
         rest = torch.where(clear, values, torch.inf).amin(-1)
@@ -81,15 +89,21 @@ class PathMetric:
 
 
 def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
-    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends: the tridiagonal system by two running sums."""
+    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends: the tridiagonal system by two
+    running sums.
+    """
     n = f.shape[1] + 1
     fall = f.cumsum(1)
-    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(1)  # Σ_{j<i} (i − j) f_j, i = 1 … n
+    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(
+        1
+    )  # Σ_{j<i} (i − j) f_j, i = 1 … n
     ramp = torch.arange(1, n, device=f.device, dtype=f.dtype)[:, None] / n
     return ramp * bent[:, -1:] - bent[:, :-1]
 
 
-def _mean_metric(space: Space, points: Tensor, probes: Tensor) -> Tensor:  # (p, s, m), (m, r) -> (p, m, r)
+def _mean_metric(
+    space: Space, points: Tensor, probes: Tensor
+) -> Tensor:  # (p, s, m), (m, r) -> (p, m, r)
     """``Ḡ Ω``, as the gradient of ``½ |v|²_G`` in v."""
     p, s, m = points.shape
     r = probes.shape[1]
@@ -102,7 +116,9 @@ def _mean_metric(space: Space, points: Tensor, probes: Tensor) -> Tensor:  # (p,
 
 
 def _probes(m: int, rank: int) -> Tensor:
-    """Orthonormal columns, always the same: a curve's bits must not depend on its neighbours, nor on the clock."""
+    """Orthonormal columns, always the same: a curve's bits must not depend on its neighbours, nor
+    on the clock.
+    """
     gaussian = torch.randn(m, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q
 
@@ -115,7 +131,8 @@ class Truncated:
         step: ``(p, n − 1, m)``.
         gain: ``(p,)``, by how much the quadratic model falls.
         bend: ``(p,)``, ``stepᵀ H step``.
-        remainder: ``(p,)``, estimate of how much further it would fall to its minimum; inf where it has none.
+        remainder: ``(p,)``, estimate of how much further it would fall to its minimum; inf where it
+            has none.
         norm: ``(p,)``, size of the step in the path's metric.
         negative: ``(p,)`` bool: whether a direction of negative curvature was met.
         bounded: ``(p,)`` bool: whether the step ends on the trust region's boundary.
@@ -169,11 +186,13 @@ def truncated_cg(
     enough: Tensor,
     most: int,
 ) -> Truncated:
-    """Approximate minimisers of ``gᵀs + ½ sᵀHs`` in ``|s| ≤ radius`` by preconditioned conjugate gradients.
+    """Approximate minimisers of ``gᵀs + ½ sᵀHs`` in ``|s| ≤ radius`` by preconditioned conjugate
+    gradients.
 
-    A curve stops at the boundary, on meeting negative curvature (from where it goes on to the boundary), or once the
-    gradient of the model has fallen by ``forcing``, or once what is left to gain is below ``enough``. The norm is that
-    of the preconditioner, in which the iterates grow steadily, so that the boundary is crossed once.
+    A curve stops at the boundary, on meeting negative curvature (from where it goes on to the
+    boundary), or once the gradient of the model has fallen by ``forcing``, or once what is left to
+    gain is below ``enough``. The norm is that of the preconditioner, in which the iterates grow
+    steadily, so that the boundary is crossed once.
 
     Args:
         product: ``rows -> H·`` for the curves at ``rows`` ``(q,)``; called again when few are left.
@@ -185,8 +204,9 @@ def truncated_cg(
         most: Products a curve.
 
     References:
-        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal.,
-        1983; Ph. L. Toint, 1981. J. Nocedal, S. J. Wright, Numerical Optimization, chapter 7, algorithm 7.2.
+        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization,
+        SIAM J. Numer. Anal., 1983; Ph. L. Toint, 1981. J. Nocedal, S. J. Wright, Numerical
+        Optimization, chapter 7, algorithm 7.2.
     """
     p = len(gradient)
     zero = gradient.new_zeros(p)
@@ -198,7 +218,9 @@ def truncated_cg(
     rz = _dot(gradient, z)
     rows = torch.arange(p, device=gradient.device)
     infinite = torch.full_like(zero, torch.inf)
-    run = _Progress(rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, infinite, zero[:, None])
+    run = _Progress(
+        rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, infinite, zero[:, None]
+    )
     limit, alive = forcing.square() * rz, rz > 0
     apply, local = product(rows), metric
     for k in range(1, most + 1):
@@ -220,12 +242,15 @@ def truncated_cg(
         run.step = run.step + stride[:, None, None] * run.direction
         run.gain = run.gain + stride * run.rz - stride.square() * curvature / 2
         run.ss = run.ss + 2 * stride * run.sd + stride.square() * run.dd
-        run.softest = torch.minimum(run.softest, torch.where(negative, torch.inf, curvature / run.dd))
+        run.softest = torch.minimum(
+            run.softest, torch.where(negative, torch.inf, curvature / run.dd)
+        )
         run.residual = run.residual + stride[:, None, None] * turned
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is an upper bound, but
-        # a poor one where the metric nearly vanishes: as much may come as the last half has brought.
+        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is
+        # an upper bound, but a poor one where the metric nearly vanishes: as much may come as the
+        # last half has brought.
         run.gains = torch.cat([run.gains, run.gain[:, None]], 1)
         late = run.gain - run.gains[:, k // 2]
         remainder = torch.where(bounded, torch.inf, torch.maximum(new / (2 * run.softest), late))
@@ -242,7 +267,13 @@ def truncated_cg(
 
 
 def _write(
-    out: Truncated, run: _Progress, at: Tensor, remainder: Tensor, negative: Tensor, bounded: Tensor, count: int
+    out: Truncated,
+    run: _Progress,
+    at: Tensor,
+    remainder: Tensor,
+    negative: Tensor,
+    bounded: Tensor,
+    count: int,
 ) -> None:
     rows = run.rows[at]
     out.step[rows], out.gain[rows], out.bend[rows] = run.step[at], run.gain[at], run.bend[at]

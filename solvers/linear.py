@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# One dense batched Cholesky beats a loop over n blocks of m as long as its work, (n m)³, is at most so many times n.
-# Measured on two cores, 15 blocks of 8: for 1,000 curves 119 ms by the dense road and 15 ms by blocks, for one curve
-# 0.1 and 0.2 ms; a solve with the factor takes 37 and 1.7 ms, 0.02 and 0.1 ms. With 7 blocks both take 0.3 ms for 32.
+# One dense batched Cholesky beats a loop over n blocks of m as long as its work, (n m)³, is at most
+# so many times n. Measured on two cores, 15 blocks of 8: for 1,000 curves 119 ms by the dense road
+# and 15 ms by blocks, for one curve 0.1 and 0.2 ms; a solve with the factor takes 37 and 1.7 ms,
+# 0.02 and 0.1 ms. With 7 blocks both take 0.3 ms for 32.
 _DENSE_WORK = 30_000
 _ALIGNED = 8
 
@@ -21,7 +22,8 @@ class Factorization:
 
     Attributes:
         solve: Maps right-hand sides ``(p, n, m)`` to solutions ``(p, n, m)``.
-        ok: ``(p,)`` bool; False where the matrix is not positive definite, and the solution means nothing.
+        ok: ``(p,)`` bool; False where the matrix is not positive definite, and the solution means
+            nothing.
     """
 
     solve: Callable[[Tensor], Tensor]
@@ -43,7 +45,9 @@ class BlockTridiagonal:
     @classmethod
     def cat(cls, parts: list[BlockTridiagonal]) -> BlockTridiagonal:
         """One batch from several."""
-        return cls(torch.cat([part.diagonal for part in parts]), torch.cat([part.upper for part in parts]))
+        return cls(
+            torch.cat([part.diagonal for part in parts]), torch.cat([part.upper for part in parts])
+        )
 
     def select(self, index: Tensor) -> BlockTridiagonal:
         """The matrices of the batch at ``index``."""
@@ -64,7 +68,9 @@ class BlockTridiagonal:
     def where(self, condition: Tensor, other: BlockTridiagonal) -> BlockTridiagonal:
         """This matrix where ``condition`` ``(p,)`` holds, ``other`` elsewhere."""
         c = condition[:, None, None, None]
-        return BlockTridiagonal(torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper))
+        return BlockTridiagonal(
+            torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper)
+        )
 
     def product(self, x: Tensor) -> Tensor:
         """Matrix times vectors ``(p, n, m) -> (p, n, m)``."""
@@ -82,14 +88,18 @@ class BlockTridiagonal:
         return full.view(p, n * m, n * m)
 
     def cholesky(self) -> Factorization:
-        """Factorise for solving; matrices that are not positive definite are marked, never rescued."""
+        """Factorise for solving.
+
+        Matrices that are not positive definite are marked, never rescued.
+        """
         p, n, m, _ = self.diagonal.shape
         return self._dense_cholesky() if n**2 * m**3 <= _DENSE_WORK else self._block_cholesky()
 
     def _dense_cholesky(self) -> Factorization:
         full = self.dense()
         size = full.shape[-1]
-        # Kernels look at where a matrix starts in memory: give all of them the same alignment, with 1 on the diagonal.
+        # Kernels look at where a matrix starts in memory: give all of them the same alignment, with
+        # 1 on the diagonal.
         spare = -size % _ALIGNED
         if spare:
             full = torch.nn.functional.pad(full, (0, spare, 0, spare))
@@ -106,10 +116,11 @@ class BlockTridiagonal:
         return Factorization(solve, info == 0)
 
     def _block_cholesky(self) -> Factorization:
-        """Eliminates from both ends at once, as one batch, towards the block in the middle: half as many steps.
+        """Eliminates from both ends at once, as one batch, towards the block in the middle: half as
+        many steps.
 
-        The middle is solved twice, once for either end: batches of one system alone would go to other kernels, with
-        other last bits, than several.
+        The middle is solved twice, once for either end: batches of one system alone would go to
+        other kernels, with other last bits, than several.
         """
         p, wanted, m, _ = self.diagonal.shape
         identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
@@ -136,10 +147,12 @@ class BlockTridiagonal:
             failures.append(info)
         met = links[-1].mT @ links[-1]
         root, failure = torch.linalg.cholesky_ex((middle - met[:p] - met[p:]).repeat(2, 1, 1))
-        # All that does not wait for the block before it, for all blocks at once: what remains in the loops below is one
-        # product a block.
+        # All that does not wait for the block before it, for all blocks at once: what remains in
+        # the loops below is one product a block.
         factors.append(root)
-        inverse, centre = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False).split([half, 1])
+        inverse, centre = torch.linalg.solve_triangular(
+            torch.stack(factors), identity, upper=False
+        ).split([half, 1])
         link, centre = torch.stack(links), centre[0]
         down, up = (inverse[1:] @ link[:-1].mT).unbind(), (inverse.mT @ link).unbind()
         inwards = centre @ link[-1].mT
@@ -147,7 +160,12 @@ class BlockTridiagonal:
         def solve(b: Tensor) -> Tensor:  # (p, wanted, m)
             if even:
                 b = torch.nn.functional.pad(b, (0, 0, 0, 1))
-            x = list((inverse @ torch.cat([b[:, :half], b[:, half + 1 :].flip(1)]).transpose(0, 1)[..., None]).unbind())
+            x = list(
+                (
+                    inverse
+                    @ torch.cat([b[:, :half], b[:, half + 1 :].flip(1)]).transpose(0, 1)[..., None]
+                ).unbind()
+            )
             for i in range(1, half):
                 x[i] = torch.baddbmm(x[i], down[i - 1], x[i - 1], alpha=-1)
             met = inwards @ x[-1]
@@ -163,10 +181,11 @@ class BlockTridiagonal:
         return Factorization(solve, failed[:p] + failed[p:] == 0)
 
     def negative_eigenvalues(self) -> Tensor:
-        """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy Hessian.
+        """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy
+        Hessian.
 
-        By Sylvester's law of inertia it is the number of negative pivots of the block LDL^T factorisation, counted
-        block by block; eigenvalues within rounding of zero do not count.
+        By Sylvester's law of inertia it is the number of negative pivots of the block LDL^T
+        factorisation, counted block by block; eigenvalues within rounding of zero do not count.
         """
         n = self.diagonal.shape[1]
         count = torch.zeros(len(self.diagonal), dtype=torch.int64, device=self.diagonal.device)
@@ -182,7 +201,8 @@ class BlockTridiagonal:
             count += (values < -floor[:, None]).sum(-1)
             if i + 1 < n:
                 doubtful |= (values.abs() < eps**0.5 * scale[:, None]).any(-1)
-                # A pivot within rounding of zero would divide by nothing; give it the rounding's own size.
+                # A pivot within rounding of zero would divide by nothing; give it the rounding's
+                # own size.
                 safe = torch.where(values.abs() < floor[:, None], floor[:, None], values)
                 half = vectors.mT @ self.upper[:, i]
                 pivot = self.diagonal[:, i + 1] - half.mT @ (half / safe[..., None])

@@ -1,7 +1,8 @@
-"""Distances between all points of two sets, block by block: on any executor, and into a file that a killed run resumes.
+"""Distances between all points of two sets, block by block: on any executor, and into a file that a
+killed run resumes.
 
-The blocks, and with them every bit of the result, depend on the problem alone: neither on the executor nor on the order
-in which blocks finish.
+The blocks, and with them every bit of the result, depend on the problem alone: neither on the
+executor nor on the order in which blocks finish.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ from riemae.storage.identity import fingerprint, parts
 
 Method = Literal["geodesic", "graph", "chord"]
 
-# Geodesics a block: enough for the solver to work at full speed, few enough that a killed run loses seconds.
+# Geodesics a block: enough for the solver to work at full speed, few enough that a killed run loses
+# seconds.
 _FEWEST_PAIRS, _MOST_PAIRS, _WANTED_BLOCKS = 64, 1024, 256
 # Whole rows a block where a distance costs next to nothing: bounded by memory.
 _ROW_BYTES, _ROW_BLOCKS = 64 * 2**20, 64
-# Blocks that an executor holds at once: more than the workers of most clusters, fewer than would fill a memory.
+# Blocks that an executor holds at once: more than the workers of most clusters, fewer than would
+# fill a memory.
 _IN_FLIGHT = 256
 # Points, and pairs of them, whose lengths tell whether a file is of the same space.
 _PROBES, _FEWEST_PROBES, _PROBED_AT_ONCE = 2048, 64, 128
@@ -61,8 +64,10 @@ class DistanceMatrix:
     """Distances between all points of two sets, and which of them miss their accuracy.
 
     Attributes:
-        distances: ``(n, q)``; NaN where a failed geodesic has no length. Mapped from the file where there is one.
-        failed: Rows and columns of the distances that miss ``rtol``, ``(f, 2)`` int64; one entry a solved pair.
+        distances: ``(n, q)``; NaN where a failed geodesic has no length. Mapped from the file where
+            there is one.
+        failed: Rows and columns of the distances that miss ``rtol``, ``(f, 2)`` int64; one entry a
+            solved pair.
         status: Their :class:`~riemae.solvers.Status` codes, ``(f,)`` int64.
         rtol: The relative accuracy that was asked for.
     """
@@ -75,7 +80,9 @@ class DistanceMatrix:
     def summary(self) -> str:
         """How many pairs failed, with which status, and the first of them."""
         counts = Counter(self.status.tolist())
-        named = ", ".join(f"{count} {Status(code).name.lower()}" for code, count in sorted(counts.items()))
+        named = ", ".join(
+            f"{count} {Status(code).name.lower()}" for code, count in sorted(counts.items())
+        )
         first = ", ".join(str(tuple(pair)) for pair in self.failed[:3].tolist())
         return f"{named} (first pairs: {first})" if named else "all converged"
 
@@ -107,48 +114,55 @@ def distance_matrix(
         space: Anything with the :class:`Space` protocol.
         a: ``(n, m)``.
         b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
-        method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the ``k``-nearest-neighbour graph of
-            all points, not shorter but for the accuracy of its edges; ``"chord"``: straight through the ambient space,
-            never longer.
-        rtol: Relative accuracy, by default 1e-4 of geodesics, 1e-3 in float32, and 1e-2 of the edges of a graph.
+        method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the
+            ``k``-nearest-neighbour graph of all points, not shorter but for the accuracy of its
+            edges; ``"chord"``: straight through the ambient space, never longer.
+        rtol: Relative accuracy, by default 1e-4 of geodesics, 1e-3 in float32, and 1e-2 of the
+            edges of a graph.
         solver: Settings of the path solver, as in :func:`geodesic`.
         k: Neighbours per point in the graph.
         weight: Of the graph's edges, as in :func:`~riemae.solvers.graph`.
-        block_size: Distances a block: what is computed, and written, at once. Chosen by work and memory unless given.
-        executor: Any ``concurrent.futures.Executor``: processes, threads, or a cluster's, such as Dask's
-            ``Client.get_executor()``; the result has the same bits as without. A block is computed on one thread, here
-            too. Geodesics take turns within a process, because torch's forward mode is not safe in threads: only
-            processes make them faster. Other processes get the space by ``cloudpickle`` where it is installed, else by
-            ``pickle``.
-        out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` beside it. Until it is
-            complete, finished blocks lie in the folder ``out.blocks``, and the same call takes them from there. One
-            process writes it at a time: ``out.lock`` names it.
-        identity: What the file must agree on when it is found again, by name: strings as they are, anything else by
-            the tensors, modules, settings and captured variables that it is made of. By default ``space`` itself.
-            Besides, lengths at up to 2048 points and along as many lines between them must be the same.
-        throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed`` names them.
-        progress: Called with (distances done, distances in all), of which building a graph is the first half; True
-            shows a bar.
+        block_size: Distances a block: what is computed, and written, at once. Chosen by work and
+            memory unless given.
+        executor: Any ``concurrent.futures.Executor``: processes, threads, or a cluster's, such as
+            Dask's ``Client.get_executor()``; the result has the same bits as without. A block is
+            computed on one thread, here too. Geodesics take turns within a process, because torch's
+            forward mode is not safe in threads: only processes make them faster. Other processes
+            get the space by ``cloudpickle`` where it is installed, else by ``pickle``.
+        out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` beside it.
+            Until it is complete, finished blocks lie in the folder ``out.blocks``, and the same
+            call takes them from there. One process writes it at a time: ``out.lock`` names it.
+        identity: What the file must agree on when it is found again, by name: strings as they are,
+            anything else by the tensors, modules, settings and captured variables that it is made
+            of. By default ``space`` itself. Besides, lengths at up to 2048 points and along as many
+            lines between them must be the same.
+        throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed``
+            names them.
+        progress: Called with (distances done, distances in all), of which building a graph is the
+            first half; True shows a bar.
 
     Raises:
-        NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the complete result, and the file
-            is complete, too.
-        ShapeError: When ``a`` or ``b`` has more or fewer than two axes, or they differ in dimension.
+        NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the complete
+            result, and the file is complete, too.
+        ShapeError: When ``a`` or ``b`` has more or fewer than two axes, or they differ in
+            dimension.
         DTypeError: When their dtypes or devices differ, or an option has a wrong type.
         DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For an unknown method, or a block size below 1.
         GraphError: When ``method="chord"`` and the space knows no ambient distance.
         TransferError: When the space cannot be sent to another process.
-        FileError: When ``out`` is not a path, holds something else, is damaged, is being written by another process, or
-            cannot be written (finished blocks stay, and the same call goes on).
+        FileError: When ``out`` is not a path, holds something else, is damaged, is being written by
+            another process, or cannot be written (finished blocks stay, and the same call goes on).
     """
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
     usual = GRAPH_RTOL if method == "graph" else tolerance(a.dtype).geodesic
     rtol = usual if rtol is None else expect_rtol("distance_matrix", rtol)
     with reported("distance_matrix", progress, "distances") as report:
-        task = _Task(space, a.detach(), None if b is None else b.detach(), method, rtol, solver, k, weight)
+        task = _Task(
+            space, a.detach(), None if b is None else b.detach(), method, rtol, solver, k, weight
+        )
         result = _run(task, block_size, executor, out, identity, report)
     if throw and len(result.failed):
         raise NotConvergedError(
@@ -180,7 +194,11 @@ class _Task:
         """What changes the numbers, besides space and points."""
         if self.method == "geodesic":
             return {"rtol": self.rtol, "solver": None if self.solver is None else repr(self.solver)}
-        return {"k": self.k, "weight": self.weight, "rtol": self.rtol} if self.method == "graph" else {}
+        return (
+            {"k": self.k, "weight": self.weight, "rtol": self.rtol}
+            if self.method == "graph"
+            else {}
+        )
 
 
 def _run(
@@ -192,7 +210,14 @@ def _run(
     progress: Progress | None,
 ) -> DistanceMatrix:
     a, b = task.a, task.b
-    layout = _Layout.of(len(a), len(a) if b is None else len(b), b is None, task.method, block_size, a.element_size())
+    layout = _Layout.of(
+        len(a),
+        len(a) if b is None else len(b),
+        b is None,
+        task.method,
+        block_size,
+        a.element_size(),
+    )
     if not len(layout):
         none = torch.empty(0, 2, dtype=torch.int64)
         return DistanceMatrix(a.new_zeros(layout.shape), none, none[:, 0], task.rtol)
@@ -200,7 +225,9 @@ def _run(
         with torch.no_grad():
             matrix, failures = _compute(task, layout, None, executor, progress)
     else:
-        with BlockFile.open(out, *_recognised(task, identity, layout), frozenset(map(int, Status))) as file:
+        with BlockFile.open(
+            out, *_recognised(task, identity, layout), frozenset(map(int, Status))
+        ) as file:
             if not file.complete:
                 with torch.no_grad():
                     matrix, failures = _compute(task, layout, file, executor, progress)
@@ -214,7 +241,8 @@ def _run(
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the matrix is cut: into pairs of its upper triangle (or of all of it), or into bands of whole rows.
+    """How the matrix is cut: into pairs of its upper triangle (or of all of it), or into bands of
+    whole rows.
 
     Attributes:
         shape: Of the matrix.
@@ -229,14 +257,22 @@ class _Layout:
     size: int
 
     @classmethod
-    def of(cls, n: int, q: int, symmetric: bool, method: Method, block_size: int | None, itemsize: int) -> _Layout:
+    def of(
+        cls, n: int, q: int, symmetric: bool, method: Method, block_size: int | None, itemsize: int
+    ) -> _Layout:
         rows = method != "geodesic"
         if rows:
-            wanted = max(1, _ROW_BYTES // (max(q, 1) * itemsize)) if block_size is None else block_size // max(q, 1)
+            wanted = (
+                max(1, _ROW_BYTES // (max(q, 1) * itemsize))
+                if block_size is None
+                else block_size // max(q, 1)
+            )
             size = max(1, min(wanted, math.ceil(n / _ROW_BLOCKS)) if block_size is None else wanted)
         else:
             pairs = n * (n - 1) // 2 if symmetric else n * q
-            size = block_size or min(max(math.ceil(pairs / _WANTED_BLOCKS), _FEWEST_PAIRS), _MOST_PAIRS)
+            size = block_size or min(
+                max(math.ceil(pairs / _WANTED_BLOCKS), _FEWEST_PAIRS), _MOST_PAIRS
+            )
         return cls((n, q), symmetric, rows, size)
 
     @property
@@ -315,24 +351,42 @@ class _Work:
                 i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
                 # A space may know better where to start, such as one with periodic coordinates.
                 solve = getattr(self.space, "geodesic", None) or partial(geodesic, self.space)
-                r = solve(self.a[i], self.b[j], rtol=self.rtol, solver=self.solver, throw=False, progress=progress)
+                r = solve(
+                    self.a[i],
+                    self.b[j],
+                    rtol=self.rtol,
+                    solver=self.solver,
+                    throw=False,
+                    progress=progress,
+                )
                 return r.length.cpu(), r.status.to("cpu", torch.int8)
             first, last, column = self.layout.band(block)
             if self.method == "graph":
-                offset = len(self.space.points) - self.layout.shape[1]  # the columns are the graph's last points
+                offset = (
+                    len(self.space.points) - self.layout.shape[1]
+                )  # the columns are the graph's last points
                 distances: Tensor = self.space.distances(range(first, last))
                 return distances[:, offset + column :].cpu(), none
             if self.space is None:
                 # Differences, not scalar products: near points must not lose their digits.
                 exact = "donot_use_mm_for_euclid_dist"
-                return torch.cdist(self.a[first:last], self.b[column:], compute_mode=exact).cpu(), none
+                return torch.cdist(
+                    self.a[first:last], self.b[column:], compute_mode=exact
+                ).cpu(), none
             targets = self.b[column:]
-            rows = [self.space.ambient_distance(z.expand_as(targets), targets) for z in self.a[first:last]]
+            rows = [
+                self.space.ambient_distance(z.expand_as(targets), targets)
+                for z in self.a[first:last]
+            ]
             return torch.stack(rows).cpu(), none
 
 
 def _compute(
-    task: _Task, layout: _Layout, file: BlockFile | None, executor: Executor | None, progress: Progress | None
+    task: _Task,
+    layout: _Layout,
+    file: BlockFile | None,
+    executor: Executor | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """The matrix and its failures ``(row, column, status)``, from finished blocks and new ones."""
     a = task.a
@@ -348,7 +402,10 @@ def _compute(
     def stored(block: int) -> tuple[Tensor, Tensor]:
         assert file is not None
         statuses = (0,) if layout.rows else (layout.count(block),)
-        shapes = {"distances": (layout.block_shape(block), a.dtype), "status": (statuses, torch.int8)}
+        shapes = {
+            "distances": (layout.block_shape(block), a.dtype),
+            "status": (statuses, torch.int8),
+        }
         parts = file.read(block, shapes)
         return parts["distances"], parts["status"]
 
@@ -377,7 +434,9 @@ def _compute(
 
 
 class _Share:
-    """Progress in distances: those that were there, those of finished blocks, and half of them for a graph's edges."""
+    """Progress in distances: those that were there, those of finished blocks, and half of them for
+    a graph's edges.
+    """
 
     def __init__(self, progress: Progress | None, done: int, total: int, half: bool) -> None:
         self._progress, self._first, self._ready, self._total = progress, done, 0, total
@@ -407,11 +466,20 @@ def _work(task: _Task, layout: _Layout, progress: Progress) -> _Work:
     Raises:
         GraphError: For chords in a space that knows no ambient distance.
     """
-    space, a, b, method, rtol, solver = task.space, task.a, task.b, task.method, task.rtol, task.solver
+    space, a, b, method, rtol, solver = (
+        task.space,
+        task.a,
+        task.b,
+        task.method,
+        task.rtol,
+        task.solver,
+    )
     other = a if b is None else b
     if method == "graph":
         joint = a if b is None else torch.cat([a, b])
-        built = build_graph(space, joint, k=task.k, weight=task.weight, rtol=rtol, progress=progress)
+        built = build_graph(
+            space, joint, k=task.k, weight=task.weight, rtol=rtol, progress=progress
+        )
         return _Work(built, a[:0], a[:0], method, rtol, solver, layout)
     if method == "chord":
         features = getattr(space, "ambient_features", None)
@@ -443,7 +511,9 @@ def _results(
             yield block, values, status
         return
     # Threads share the work; everything else gets one string of bytes, unpacked once a process.
-    call: Callable[[Any, int], Any] = _in_thread if isinstance(executor, ThreadPoolExecutor) else _in_process
+    call: Callable[[Any, int], Any] = (
+        _in_thread if isinstance(executor, ThreadPoolExecutor) else _in_process
+    )
     sent = work if isinstance(executor, ThreadPoolExecutor) else _packed(work)
     queue, pending = iter(blocks), dict[Future[Any], int]()
     threads = torch.get_num_threads()
@@ -464,13 +534,16 @@ def _results(
         torch.set_num_threads(threads)  # what new threads of this process start with
 
 
-# torch's forward mode keeps its levels in one place for all threads of a process: two derivatives at once break both.
+# torch's forward mode keeps its levels in one place for all threads of a process: two derivatives
+# at once break both.
 _TURN = threading.Lock()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread a block: rounding depends on how many share the work, and workers are as many as the processors."""
+    """One thread a block: rounding depends on how many share the work, and workers are as many as
+    the processors.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -485,7 +558,9 @@ def _in_thread(work: _Work, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _in_process(packed: bytes, block: int) -> tuple[Any, Any]:
-    """A block as numpy arrays: tensors would travel through shared memory, of which containers have little."""
+    """A block as numpy arrays: tensors would travel through shared memory, of which containers have
+    little.
+    """
     values, status = _in_thread(_unpacked(packed), block)
     return values.numpy(), status.numpy()
 
@@ -497,7 +572,8 @@ def _unpacked(packed: bytes) -> _Work:
 
 
 def _packed(work: _Work) -> bytes:
-    """The work as bytes, by cloudpickle where it is installed: it also takes lambdas and what a notebook defines.
+    """The work as bytes, by cloudpickle where it is installed: it also takes lambdas and what a
+    notebook defines.
 
     Raises:
         TransferError: When some part of it cannot be sent.
@@ -535,13 +611,25 @@ def _check(
     for name, points in (("a", a), ("b", a if b is None else b)):
         expect_values(where, name, points)
         if points.ndim != 2:
-            raise ShapeError(where, f"{name} of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes.")
+            raise ShapeError(
+                where,
+                f"{name} of shape (n, m)",
+                str(tuple(points.shape)),
+                "Flatten the batch axes.",
+            )
         bad = (~points.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
-            raise NonFiniteError(where, "finite points", f"NaN or infinity at rows {bad[:5]} of {name}", "Remove them.")
+            raise NonFiniteError(
+                where,
+                "finite points",
+                f"NaN or infinity at rows {bad[:5]} of {name}",
+                "Remove them.",
+            )
     other = a if b is None else b
     if a.shape[1] != other.shape[1]:
-        raise ShapeError(where, "a and b of one dimension", f"{a.shape[1]} and {other.shape[1]}", "")
+        raise ShapeError(
+            where, "a and b of one dimension", f"{a.shape[1]} and {other.shape[1]}", ""
+        )
     if a.dtype != other.dtype or a.device != other.device:
         got = f"{a.dtype} on {a.device} and {other.dtype} on {other.device}"
         raise DTypeError(where, "a and b of one dtype on one device", got, "Convert one.")
@@ -549,10 +637,15 @@ def _check(
         raise OptionError(where, "method 'geodesic', 'graph' or 'chord'", repr(method), "")
     integer = isinstance(block_size, int) and not isinstance(block_size, bool)
     if block_size is not None and (not integer or block_size < 1):
-        raise OptionError(where, "block_size of at least 1", repr(block_size), "Leave it out to have it chosen.")
+        raise OptionError(
+            where, "block_size of at least 1", repr(block_size), "Leave it out to have it chosen."
+        )
     if executor is not None and not isinstance(executor, Executor):
         raise DTypeError(
-            where, "a concurrent.futures.Executor", type(executor).__name__, "Of a Dask client: client.get_executor()."
+            where,
+            "a concurrent.futures.Executor",
+            type(executor).__name__,
+            "Of a Dask client: client.get_executor().",
         )
     expect_solver(where, solver)
 
@@ -560,11 +653,15 @@ def _check(
 def _recognised(
     task: _Task, identity: Mapping[str, object] | None, layout: _Layout
 ) -> tuple[dict[str, Any], list[float]]:
-    """The description of a run, and its probe: together they say whether a file is of the same one."""
+    """The description of a run, and its probe: together they say whether a file is of the same
+    one.
+    """
     things = {"contents": task.space} if identity is None else identity
     with torch.no_grad(), _one_thread():
         _speeds(task.space, task.a[:2])  # what is made at the first call is there now
-        before = {name: parts(thing) for name, thing in things.items() if not isinstance(thing, str)}
+        before = {
+            name: parts(thing) for name, thing in things.items() if not isinstance(thing, str)
+        }
         probe = _probe(task.space, task.a, task.a if task.b is None else task.b)
         after = {name: parts(things[name]) for name in before}
     known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
@@ -584,11 +681,13 @@ def _recognised(
 def _probe(space: Space, a: Tensor, b: Tensor) -> list[float]:
     """Lengths of two tangents at the points, and of two chords along lines between them.
 
-    The lines join pairs that are spread over all of them, and are cut where no other is: a space that differs between
-    the points shows, too.
+    The lines join pairs that are spread over all of them, and are cut where no other is: a space
+    that differs between the points shows, too.
     """
     points = a if a is b else torch.cat([a, b])
-    norms = _speeds(space, points[torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()])
+    norms = _speeds(
+        space, points[torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()]
+    )
     number = torch.arange(min(max(len(a), len(b), _FEWEST_PROBES), _PROBES), dtype=torch.float64)
     i, j = number.long() % len(a), ((number + 1) * 0.6180339887498949 % 1 * len(b)).long()
     start, stop = a[i.to(a.device)], b[j.to(a.device)]

@@ -1,13 +1,15 @@
-"""What is known of a curve's length at one resolution, and what several resolutions together say of its error.
+"""What is known of a curve's length at one resolution, and what several resolutions together say of
+its error.
 
 Every level gives three independent numbers for a pair:
 
 - the *length* of the smooth curve through the nodes, an upper bound of the distance;
 - the *root energy* ``√(n Σ chord²)`` of the nodes alone, which does not see what lies between them. Minimised, it
-  approaches the distance from below as ``d (1 − c h² + …)``, so two levels give an extrapolation without ``h²``;
+  approaches the distance from below as ``d (1 − c h² + …)``, so two levels give an extrapolation
+  without ``h²``;
 - the *wobble*, the mean squared deviation of the speed from its mean. A geodesic has none. Where the curve between two
-  right nodes strays by a velocity ``e``, its length is too long by the share ``½ ⟨e⊥²⟩``, and its speed deviates by
-  ``e∥``.
+  right nodes strays by a velocity ``e``, its length is too long by the share ``½ ⟨e⊥²⟩``, and its
+  speed deviates by ``e∥``.
 
 Differences of lengths alone deceive where two levels agree by accident. The three together do not.
 """
@@ -33,16 +35,18 @@ from riemae.solvers.energy import discrete_energy
 from riemae.solvers.space import Space, embedding_of
 from riemae.solvers.state import on_host
 
-# The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is believed only once
-# three levels have shown it, and then by half.
+# The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is
+# believed only once three levels have shown it, and then by half.
 RATIO = 16.0
 _RATIO_MIN, _RATIO_MAX, _BELIEVED = 1.5, 80.0, 2.0
-# What the h⁴ part may make of the extrapolated root energy, as a share of the h² part: it was at most 0.07 on the first
-# two levels of the benchmark's decoder. With three levels the change of the extrapolation says it.
+# What the h⁴ part may make of the extrapolated root energy, as a share of the h² part: it was at
+# most 0.07 on the first two levels of the benchmark's decoder. With three levels the change of the
+# extrapolation says it.
 _EXTRAPOLATION = 0.1
-# Differences of levels are reported with a margin, and wider where the speed is uneven: up to so many times with two
-# levels, and with three, whose ratio may be that of a coarser resolution. Chosen for bars that cover the error in 95 %
-# of cases and are within a factor of ten of it, on the closed forms of the tests and on decoders of digits.
+# Differences of levels are reported with a margin, and wider where the speed is uneven: up to so
+# many times with two levels, and with three, whose ratio may be that of a coarser resolution.
+# Chosen for bars that cover the error in 95 % of cases and are within a factor of ten of it, on the
+# closed forms of the tests and on decoders of digits.
 _MARGIN, _WIDER, _WIDER_WITH_THREE = 1.1, 1.3, 3.0
 
 
@@ -72,7 +76,9 @@ class Measure:
 
     @classmethod
     def of(cls, space: Space, curve: Curve) -> Measure:
-        """Measure curves ``(p,)``: from points where the space embeds them in float64, else by tangents."""
+        """Measure curves ``(p,)``: from points where the space embeds them in float64, else by
+        tangents.
+        """
         eps, floor = tolerance(curve.nodes.dtype).eps, tolerance(curve.nodes.dtype).length
         n, embedded = curve.segments, embedding_of(space)
         seen = None
@@ -87,13 +93,17 @@ class Measure:
             speed, weights = speeds(space, curve)
             seen = None if embedded is None else embedded(curve.nodes, _of_nodes)
             if seen is None:
-                root, inscribed = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt()), 0.0
+                root, inscribed = (
+                    on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt()),
+                    0.0,
+                )
                 size = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0]))
             else:
                 root, inscribed, size = on_host(seen).T
         length = (speed * weights).sum(-1)
         wobble = ((speed / length[:, None] - 1).square() * weights).sum(-1)
-        # Nothing through these points is shorter than the polygon through them: quadrature of an unresolved curve may.
+        # Nothing through these points is shorter than the polygon through them: quadrature of an
+        # unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
         with np.errstate(all="ignore"):
             noise, blur = eps * size * n, 4 * eps * size
@@ -113,8 +123,16 @@ class Measure:
 
     def put(self, rows: np.ndarray, where: Tensor, other: Measure) -> Measure:
         """These curves with others at ``rows``."""
-        nodes, slopes, speed = self.curve.nodes.clone(), self.curve.slopes.clone(), self.speed.clone()
-        nodes[where], slopes[where], speed[where] = other.curve.nodes, other.curve.slopes, other.speed
+        nodes, slopes, speed = (
+            self.curve.nodes.clone(),
+            self.curve.slopes.clone(),
+            self.speed.clone(),
+        )
+        nodes[where], slopes[where], speed[where] = (
+            other.curve.nodes,
+            other.curve.slopes,
+            other.speed,
+        )
         columns = []
         for mine, theirs in (
             (self.length, other.length),
@@ -130,7 +148,9 @@ class Measure:
 
 
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
-    """Speeds, then the root energy of the nodes, the length of the polygon through all points, and their size."""
+    """Speeds, then the root energy of the nodes, the length of the polygon through all points, and
+    their size.
+    """
     chords = x.diff(dim=1)
     speed, inscribed = speeds_of_chords(chords), torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
@@ -145,7 +165,8 @@ def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)
 
 
 class Evidence:
-    """Lengths and root energies of ``p`` pairs on their last three levels, and the error estimate that they support.
+    """Lengths and root energies of ``p`` pairs on their last three levels, and the error estimate
+    that they support.
 
     Attributes:
         lengths: ``(3, p)``, the oldest first; NaN before there is one.
@@ -165,7 +186,10 @@ class Evidence:
         self.lengths[2, rows] = length
 
     def extrapolation(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The root energy without its ``h²`` part, and how far it can be trusted; NaN at the first level."""
+        """The root energy without its ``h²`` part, and how far it can be trusted.
+
+        NaN at the first level.
+        """
         oldest, previous, now = self.roots[:, rows]
         limit = (4 * now - previous) / 3
         doubt = _EXTRAPOLATION * np.abs(now - previous)
@@ -173,15 +197,20 @@ class Evidence:
         return limit, np.fmin(doubt, change)
 
     def unexplained(self, rows: np.ndarray) -> np.ndarray:
-        """What the length exceeds the extrapolated root energy by, beyond any doubt about that; NaN at first."""
+        """What the length exceeds the extrapolated root energy by, beyond any doubt about that.
+
+        NaN at first.
+        """
         limit, doubt = self.extrapolation(rows)
         return np.maximum(np.abs(self.lengths[2, rows] - limit) - doubt, 0.0)
 
-    def error(self, rows: np.ndarray, wobble: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    def error(
+        self, rows: np.ndarray, wobble: np.ndarray, ratio: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Absolute error of the last lengths, and what it may be at worst; NaN at the first level.
 
-        A length is accepted by the worst. The wobble belongs to it alone: where only the speed along the right path is
-        uneven, the length has no error at all.
+        A length is accepted by the worst. The wobble belongs to it alone: where only the speed
+        along the right path is uneven, the length has no error at all.
 
         Args:
             rows: The pairs.
@@ -191,8 +220,11 @@ class Evidence:
         oldest, previous, now = self.lengths[:, rows]
         shown = np.abs((oldest - previous) / (previous - now))
         falls = shown.clip(_RATIO_MIN, _RATIO_MAX) - 1
-        divisor = np.where(np.isnan(shown), ratio - 1, np.maximum(np.minimum(falls, RATIO - 1), falls / _BELIEVED))
-        # The previous length is that of a real curve: a longer one is too long by all of the difference.
+        divisor = np.where(
+            np.isnan(shown), ratio - 1, np.maximum(np.minimum(falls, RATIO - 1), falls / _BELIEVED)
+        )
+        # The previous length is that of a real curve: a longer one is too long by all of the
+        # difference.
         between = np.maximum(np.abs(previous - now) / divisor, now - previous)
         limit, doubt = self.extrapolation(rows)
         gap = np.abs(now - limit)

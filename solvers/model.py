@@ -1,4 +1,6 @@
-"""The quadratic model of a discrete curve energy that a Newton step minimises, and what a run of steps teaches it."""
+"""The quadratic model of a discrete curve energy that a Newton step minimises, and what a run of
+steps teaches it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian 
 class QuadraticModel:
     """The quadratic model of one step.
 
-    The Hessian where it is positive definite; its absolute value where it is known to be indefinite (eigenvalues
-    relative to Gauss-Newton, taken positive: the step runs down along negative curvature, too); Gauss-Newton elsewhere.
+    The Hessian where it is positive definite; its absolute value where it is known to be indefinite
+    (eigenvalues relative to Gauss-Newton, taken positive: the step runs down along negative
+    curvature, too); Gauss-Newton elsewhere.
     """
 
     full: BlockTridiagonal  # the Hessian as far as it is known
@@ -40,14 +43,17 @@ class QuadraticModel:
     absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
 
     @classmethod
-    def of(cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray) -> QuadraticModel:
+    def of(
+        cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray
+    ) -> QuadraticModel:
         """The model about an expansion.
 
         Args:
             expansion: Of ``p`` curves.
             reused: ``(p,)`` bool: its matrix comes from elsewhere on the way.
             fresh: ``(p,)`` bool: it holds second derivatives of the present nodes.
-            unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be looked at.
+            unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be
+                looked at.
         """
         gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
         singular = np.zeros_like(fresh)
@@ -60,15 +66,21 @@ class QuadraticModel:
         index = np.where((reused | fresh) & definite, 0, -1)
         ok = definite
         if not definite.all():
-            # What was kept from elsewhere proves nothing about the index: only fresh second derivatives do.
+            # What was kept from elsewhere proves nothing about the index: only fresh second
+            # derivatives do.
             rest = (~definite & fresh & ~singular).nonzero()[0]
             index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
             ok = on_host(factor.ok)
         indefinite = index > 0
-        # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton descends, too.
-        bent = indefinite.nonzero()[0] if gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS else np.arange(0)
+        # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton
+        # descends, too.
+        bent = (
+            indefinite.nonzero()[0]
+            if gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
+            else np.arange(0)
+        )
         place = np.full_like(index, -1)
         place[bent] = np.arange(len(bent))
         absolute = g.new_empty(0, 0, 0)
@@ -86,7 +98,8 @@ class QuadraticModel:
             gradient=g,
             step=step,
             decrement=decrement_of(g, step),
-            singular=singular | ~(ok | reused),  # what was interpolated proves nothing about the metric
+            singular=singular
+            | ~(ok | reused),  # what was interpolated proves nothing about the metric
             indefinite=indefinite,
             index=index,
             place=place,
@@ -106,8 +119,15 @@ class QuadraticModel:
         return self.factor.solve(wide)[where]
 
     def solve(self, damping: np.ndarray, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or for ``rows``."""
-        matrix, blocks, g, place = self.matrix, self.gauss_newton.diagonal, self.gradient, self.place
+        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or
+        for ``rows``.
+        """
+        matrix, blocks, g, place = (
+            self.matrix,
+            self.gauss_newton.diagonal,
+            self.gradient,
+            self.place,
+        )
         if rows is not None and len(rows) < len(g):
             where, place = placed(rows, g), place[rows]
             matrix, blocks, g = matrix.select(where), blocks[where], g[where]
@@ -118,17 +138,23 @@ class QuadraticModel:
         if len(bent):
             where = placed(bent, g)
             nothing = torch.zeros_like(matrix.upper[where])
-            dense = self.absolute[placed(place[bent], g)] + BlockTridiagonal(shift[where], nothing).dense()
+            dense = (
+                self.absolute[placed(place[bent], g)]
+                + BlockTridiagonal(shift[where], nothing).dense()
+            )
             root = torch.linalg.cholesky_ex(dense).L
-            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[..., 0].view_as(g[where])
+            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[
+                ..., 0
+            ].view_as(g[where])
         return step, decrement_of(g, step)
 
 
 class Secants:
-    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run began with.
+    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run
+    began with.
 
-    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite
-    Hessian, the curve goes without that update.
+    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a
+    positive definite Hessian, the curve goes without that update.
 
     Args:
         model: Has the matrix.
@@ -137,20 +163,25 @@ class Secants:
 
     def __init__(self, model: QuadraticModel, rows: np.ndarray) -> None:
         self.model, self.rows = model, rows
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
+        self.pairs: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
 
     def add(self, step: Tensor, change: Tensor) -> Tensor:  # (q, n - 1, m), (q, n - 1, m) -> (q,)
         """Take in that the gradients have changed by ``change`` along ``step``.
 
         Returns:
-            The curvatures along the steps, which a step by the right matrix promises to be its decrement.
+            The curvatures along the steps, which a step by the right matrix promises to be its
+            decrement.
         """
         curvature = _dot(step, change)
         inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
         self.pairs.append((step, change, inverse))
         return curvature[:, 0, 0]
 
-    def newton(self, gradient: Tensor) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
+    def newton(
+        self, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
         """Steps from new gradients, and the decrements that they promise."""
         rest, shares = gradient, []
         for s, y, inverse in reversed(self.pairs):
@@ -169,8 +200,12 @@ class Secants:
             self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
 
 
-def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tensor:  # -> (q, n m, n m)
-    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive eigenvalues."""
+def _absolute(
+    hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal
+) -> Tensor:  # -> (q, n m, n m)
+    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive
+    eigenvalues.
+    """
     root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
     half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
     relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
@@ -182,7 +217,9 @@ def _absolute(hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal) -> Tens
 def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
     scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)  # a zero direction leaves a zero pivot
+    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(
+        0.0
+    )  # a zero direction leaves a zero pivot
     factor, info = torch.linalg.cholesky_ex(unit)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
     return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)

@@ -1,4 +1,6 @@
-"""Nearest neighbours among many points: trees in few dimensions, scikit-learn in many, or approximately."""
+"""Nearest neighbours among many points: trees in few dimensions, scikit-learn in many, or
+approximately.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ Search = Literal["auto", "tree", "brute", "approximate"]
 _TREE_DIMENSIONS = 16
 
 
-def nearest(coordinates: np.ndarray, k: int, search: Search = "auto", where: str = "graph") -> np.ndarray:
-    """Undirected edges ``(e, 2)`` from each of ``(n, d)`` points to its ``k`` nearest, smaller index first, each once.
+def nearest(
+    coordinates: np.ndarray, k: int, search: Search = "auto", where: str = "graph"
+) -> np.ndarray:
+    """Undirected edges ``(e, 2)`` from each of ``(n, d)`` points to its ``k`` nearest, smaller
+    index first, each once.
 
     Args:
         coordinates: The points, n of at least 2.
         k: Neighbours a point, itself not counted.
-        search: ``"tree"``: scipy's k-d tree; ``"brute"``: scikit-learn, all distances in blocks; ``"approximate"``:
-            pynndescent, which misses a few neighbours; ``"auto"``: exact, whichever is faster of those installed.
+        search: ``"tree"``: scipy's k-d tree; ``"brute"``: scikit-learn, all distances in blocks;
+            ``"approximate"``: pynndescent, which misses a few neighbours; ``"auto"``: exact,
+            whichever is faster of those installed.
         where: The call that errors name.
 
     Raises:
@@ -30,14 +36,20 @@ def nearest(coordinates: np.ndarray, k: int, search: Search = "auto", where: str
         MissingExtraError: When its library is not installed.
     """
     if search not in ("auto", "tree", "brute", "approximate"):
-        raise OptionError(where, "search 'auto', 'tree', 'brute' or 'approximate'", repr(search), "")
+        raise OptionError(
+            where, "search 'auto', 'tree', 'brute' or 'approximate'", repr(search), ""
+        )
     if search == "auto":
-        many = coordinates.shape[1] > _TREE_DIMENSIONS and importlib.util.find_spec("sklearn") is not None
+        many = (
+            coordinates.shape[1] > _TREE_DIMENSIONS
+            and importlib.util.find_spec("sklearn") is not None
+        )
         search = "brute" if many else "tree"
     find = {"tree": _tree, "brute": _brute, "approximate": _approximate}[search]
     found = find(coordinates, k + 1)
     n = len(coordinates)
-    # A point is its own nearest neighbour, unless duplicates come first: then the farthest is one too many.
+    # A point is its own nearest neighbour, unless duplicates come first: then the farthest is one
+    # too many.
     own = found == np.arange(n)[:, None]
     own[~own.any(1), -1] = True
     start, stop = np.repeat(np.arange(n), k), found[~own].astype(np.int64)
@@ -58,7 +70,9 @@ def _brute(coordinates: np.ndarray, count: int) -> np.ndarray:
         from sklearn.neighbors import NearestNeighbors
     except ImportError as reason:
         hint = "pip install riemae[demo], or use search='tree'."
-        raise MissingExtraError("graph", "scikit-learn for search='brute'", str(reason), hint) from reason
+        raise MissingExtraError(
+            "graph", "scikit-learn for search='brute'", str(reason), hint
+        ) from reason
     finder = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(coordinates)
     found: np.ndarray = finder.kneighbors(coordinates, return_distance=False)
     return found
@@ -69,6 +83,8 @@ def _approximate(coordinates: np.ndarray, count: int) -> np.ndarray:
         from pynndescent import NNDescent
     except ImportError as reason:
         hint = "pip install riemae[neighbors], or use search='auto'."
-        raise MissingExtraError("graph", "pynndescent for search='approximate'", str(reason), hint) from reason
+        raise MissingExtraError(
+            "graph", "pynndescent for search='approximate'", str(reason), hint
+        ) from reason
     found: np.ndarray = NNDescent(coordinates, n_neighbors=count, random_state=0).neighbor_graph[0]
     return found

@@ -1,4 +1,6 @@
-"""The driver of all path solvers: levels of resolution, the active set, error control, and the verdict on each pair."""
+"""The driver of all path solvers: levels of resolution, the active set, error control, and the
+verdict on each pair.
+"""
 
 from __future__ import annotations
 
@@ -38,35 +40,40 @@ from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import Space, embedding_of, labels_of, velocities_of
 from riemae.solvers.state import RUNNING, on_host, placed
 
-# The solver's own error must be small beside the discretisation error that is being estimated; rounding may stop it
-# at 50 times as much.
+# The solver's own error must be small beside the discretisation error that is being estimated;
+# rounding may stop it at 50 times as much.
 _SOLVER_SHARE, _ACCEPTABLE = 3e-3, 50
-# On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities at once.
+# On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities
+# at once.
 _WOBBLE = 1e-2
 
 _STARTS_WITH_GRAPH = 4
-# Steps of the solver that takes over where the metric is singular: enough where its rank is the same everywhere. Where
-# a curve ran into a singular point, more of them come to nothing.
+# Steps of the solver that takes over where the metric is singular: enough where its rank is the
+# same everywhere. Where a curve ran into a singular point, more of them come to nothing.
 _RESORT_STEPS = 50
 
 # Points of a straight line that is kept, where its speed is looked at.
 _LOOKS = 24
 
-# Start curves are looked at on this many segments. A pair starts on the first level whose chords show this share of the
-# true length, at the latest on the limit; a curve whose speed exceeds the mean by more than this factor is walked anew.
+# Start curves are looked at on this many segments. A pair starts on the first level whose chords
+# show this share of the true length, at the latest on the limit; a curve whose speed exceeds the
+# mean by more than this factor is walked anew.
 _START_SEGMENTS, _RESOLVED, _COARSEST_LIMIT, _UNEVEN = 32, 0.8, 64, 1.5
 
-# What the pairs of one chunk may hold in matrices: so many numbers a pair for systems that are solved densely and for
-# indefinite ones (three matrices of 192 x 192), and so many times m² for blocks. A state keeps four blocks a segment
-# (twice that while it is refined), up to 64 segments; a step works with some two dozen, on as many pairs as fit.
+# What the pairs of one chunk may hold in matrices: so many numbers a pair for systems that are
+# solved densely and for indefinite ones (three matrices of 192 x 192), and so many times m² for
+# blocks. A state keeps four blocks a segment (twice that while it is refined), up to 64 segments; a
+# step works with some two dozen, on as many pairs as fit.
 _BYTES, _FEWEST_PAIRS = 2**30, 16
 _DENSE_NUMBERS, _BLOCK_NUMBERS, _BLOCKS_A_STEP = 3 * 192**2, 8 * 64, 24
-# In place of m rows a block, matrix-free: room for the decoder's layers at the nodes, which the products keep.
+# In place of m rows a block, matrix-free: room for the decoder's layers at the nodes, which the
+# products keep.
 _ROWS_MATRIX_FREE = 64
 
-# Latent dimensions. Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4: NewtonCG takes as
-# long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at 128, where Newton's index and its
-# indifference to the metric's condition weigh less; at 512 Newton holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
+# Latent dimensions. Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4:
+# NewtonCG takes as long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at
+# 128, where Newton's index and its indifference to the metric's condition weigh less; at 512 Newton
+# holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
 MATRIX_FREE_FROM = 96
 
 
@@ -86,28 +93,32 @@ def geodesic(
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
-    Every pair is solved on 8 segments, then on 16, 32, … until lengths, energies and speeds of its levels say that it
-    is accurate; pairs that are done leave the batch. The reported length is that of a smooth curve through the nodes,
-    by quadrature of its true speed: an upper bound of the distance. It is the C² spline; where the coordinates move
-    unevenly, so that a spline overshoots, it has the velocities of the geodesic itself. The shortest curve of all
-    levels counts; one that minimises is not longer than its start. Its error: :mod:`riemae.solvers.measure`.
+    Every pair is solved on 8 segments, then on 16, 32, … until lengths, energies and speeds of its
+    levels say that it is accurate; pairs that are done leave the batch. The reported length is that
+    of a smooth curve through the nodes, by quadrature of its true speed: an upper bound of the
+    distance. It is the C² spline; where the coordinates move unevenly, so that a spline overshoots,
+    it has the velocities of the geodesic itself. The shortest curve of all levels counts; one that
+    minimises is not longer than its start. Its error: :mod:`riemae.solvers.measure`.
 
     Args:
-        space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the :class:`Space` protocol.
+        space: A :class:`riemae.Manifold`, a :class:`MetricSpace`, or anything with the
+            :class:`Space` protocol.
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; 1e-4 in float64, 1e-3 in float32 unless given.
-        solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`, which is faster there
-            but knows no Morse index; it also takes over pairs along which the metric is singular. Any :class:`Solver`
-            will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`,
-            :class:`BVP`.
-        init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes ``(*b, k, m)``; their end points
-            are replaced by ``z0`` and ``z1``. The straight line unless given. With ``init`` and no ``solver``, Newton
-            keeps a start curve that is nearly a geodesic, even where it does not minimise (``target="stationary"``).
-        n_starts: Start curves a pair: the straight line (or ``init``), routes through ``graph``, perturbations. The
-            shortest geodesic is returned, the others are its ``alternatives``. 1 without a graph, 4 with one, unless
-            given.
-        graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the point next to them.
+        solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`,
+            which is faster there but knows no Morse index; it also takes over pairs along which the
+            metric is singular. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
+            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+        init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
+            ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. The straight line
+            unless given. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly
+            a geodesic, even where it does not minimise (``target="stationary"``).
+        n_starts: Start curves a pair: the straight line (or ``init``), routes through ``graph``,
+            perturbations. The shortest geodesic is returned, the others are its ``alternatives``. 1
+            without a graph, 4 with one, unless given.
+        graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the point
+            next to them.
         seed: Decides the perturbations.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
         progress: Called with (pairs done, pairs in all) after every level; True shows a bar.
@@ -121,7 +132,8 @@ def geodesic(
         DeviceError: When their devices differ, or they have no values (meta device).
         GraphError: When ``graph`` is on points of another dimension, dtype or device.
         OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
-        NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it carries the result.
+        NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it
+            carries the result.
 
     Warns:
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
@@ -130,14 +142,22 @@ def geodesic(
     rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)
     expect_solver("geodesic", solver)
     _check_graph(graph, z0[..., : z0.shape[-1] - labels_of(space)])
-    if n_starts is not None and (isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1):
-        raise OptionError("geodesic", "n_starts of at least 1", repr(n_starts), "It counts the start curves of a pair.")
+    if n_starts is not None and (
+        isinstance(n_starts, bool) or not isinstance(n_starts, int) or n_starts < 1
+    ):
+        raise OptionError(
+            "geodesic",
+            "n_starts of at least 1",
+            repr(n_starts),
+            "It counts the start curves of a pair.",
+        )
     if n_starts is None:
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     resort: Solver | None = None
     if solver is None:
         solver = default_solver(
-            z0.shape[-1] - labels_of(space), "minimum" if init is None or n_starts != 1 else "stationary"
+            z0.shape[-1] - labels_of(space),
+            "minimum" if init is None or n_starts != 1 else "stationary",
         )
         resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
     with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
@@ -146,15 +166,28 @@ def geodesic(
             result = _solve(space, solver, resort, start, rtol, report)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
-            fine: Solver = replace(cast(Any, solver), segments=segments)  # a frozen dataclass, all of them
-            result = search(partial(_solve, space, fine, resort), space, start, n_starts, graph, seed, rtol, report)
+            fine: Solver = replace(
+                cast(Any, solver), segments=segments
+            )  # a frozen dataclass, all of them
+            result = search(
+                partial(_solve, space, fine, resort),
+                space,
+                start,
+                n_starts,
+                graph,
+                seed,
+                rtol,
+                report,
+            )
     if z0.ndim != 2:
         result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     return demand_convergence(result) if throw else result
 
 
 def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
-    """Settings for ``m`` latent dimensions: Newton with its certificate, matrix-free where its blocks cost too much."""
+    """Settings for ``m`` latent dimensions: Newton with its certificate, matrix-free where its
+    blocks cost too much.
+    """
     return Newton(target=target) if m < MATRIX_FREE_FROM else NewtonCG()
 
 
@@ -177,7 +210,10 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 
 @dataclass
 class _Outcome:
-    """What is known of all ``p`` pairs so far, on the host; the curves of those that are done stay where they are."""
+    """What is known of all ``p`` pairs so far, on the host.
+
+    The curves of those that are done stay where they are.
+    """
 
     length: np.ndarray
     error: np.ndarray
@@ -205,7 +241,10 @@ class _Outcome:
         self.curves.setdefault(curve.segments, []).append((rows, curve))
 
     def curve(self, like: Tensor, coarsest: int) -> Curve:  # (p, m)
-        """All curves on the finest grid that any of them needs; subdividing a spline changes no point of it."""
+        """All curves on the finest grid that any of them needs.
+
+        Subdividing a spline changes no point of it.
+        """
         segments = max(self.curves, default=coarsest)
         groups = [group for groups in self.curves.values() for group in groups]
         if len(groups) == 1 and (np.diff(groups[0][0]) > 0).all():
@@ -218,9 +257,17 @@ class _Outcome:
 
 
 def _solve(
-    space: Space, solver: Solver, resort: Solver | None, start: Curve, rtol: float, progress: Progress | None
+    space: Space,
+    solver: Solver,
+    resort: Solver | None,
+    start: Curve,
+    rtol: float,
+    progress: Progress | None,
 ) -> GeodesicResult:  # a flat batch (p,)
-    """All pairs, those along which the metric is singular by ``resort``, if any; none longer than its start curve."""
+    """All pairs, those along which the metric is singular by ``resort``, if any.
+
+    None longer than its start curve.
+    """
     result, lengths = _solve_all(space, solver, start, rtol, progress)
     if resort is not None:
         singular = (result.status == Status.SINGULAR).nonzero().flatten()
@@ -242,9 +289,13 @@ def _solve(
 def _solve_all(
     space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
 ) -> tuple[GeodesicResult, np.ndarray]:
-    """All pairs, some at a time, and their start curves' lengths: memory grows with the chunk, only results with p."""
+    """All pairs, some at a time, and their start curves' lengths: memory grows with the chunk, only
+    results with p.
+    """
     p, m = len(start.nodes), start.nodes.shape[-1]
-    numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
+    numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * (
+        _ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m
+    )
     size = max(_FEWEST_PAIRS, _BYTES // (start.nodes.element_size() * numbers))
     parts, lengths = [], []
     for first in range(0, max(p, 1), size):
@@ -267,18 +318,24 @@ def _exchanged(result: GeodesicResult, rows: Tensor, other: GeodesicResult) -> G
 
 
 def _not_longer(
-    space: Space, solver: Solver, start: Curve, lengths: np.ndarray, result: GeodesicResult, rtol: float
+    space: Space,
+    solver: Solver,
+    start: Curve,
+    lengths: np.ndarray,
+    result: GeodesicResult,
+    rtol: float,
 ) -> GeodesicResult:
     """The results, none longer than the curve that it started from.
 
-    On the way down from few segments a curve may slide out of a shallow valley. Then a descent from the start curve at
-    its own resolution, or in the end that curve itself, takes its place.
+    On the way down from few segments a curve may slide out of a shallow valley. Then a descent from
+    the start curve at its own resolution, or in the end that curve itself, takes its place.
 
     Args:
         space: The space.
         solver: The solver.
         start: The start curves.
-        lengths: Lengths of their polygons, which are shorter than the curves; NaN where nobody looked.
+        lengths: Lengths of their polygons, which are shorter than the curves; NaN where nobody
+            looked.
         result: What came of them.
         rtol: The accuracy.
     """
@@ -296,7 +353,13 @@ def _not_longer(
         return result
     keep = worse.nonzero()[0]
     where = placed(keep, rows)
-    longer, rows, part, found, own = longer[keep], rows[where], part[where], found[where], own.select(keep, where)
+    longer, rows, part, found, own = (
+        longer[keep],
+        rows[where],
+        part[where],
+        found[where],
+        own.select(keep, where),
+    )
     far = (on_host(found.length) > (1 + rtol) * own.length).nonzero()[0]
     if len(far) and start.segments > solver.segments:
         those = placed(far, rows)
@@ -311,7 +374,8 @@ def _not_longer(
     if failed.any():
         error = np.maximum(on_host(found.error), excess)
         converged = on_host(found.converged) & (excess <= rtol * own.length)
-        # What holds the longer one's length to rtol holds the shorter one's, too: its error is less by the excess.
+        # What holds the longer one's length to rtol holds the shorter one's, too: its error is less
+        # by the excess.
         error = np.where(converged, np.minimum(error, rtol * own.length), error)
         status = np.where(converged, int(Status.CONVERGED), int(Status.STALLED))
         number = lambda x: placed(x, rows).to(start.nodes.dtype)  # noqa: E731 (one expression)
@@ -364,18 +428,29 @@ def _solve_chunk(
             status, left, steps = map(on_host, (state.status, state.decrement, state.steps))
             length, grain = best.take(rows, measure), measure.grain
             spent, last = steps >= solver.max_steps, 2 * segments > solver.max_segments
-            error, worst, beyond = _claims(evidence, measure, rows, length, status, left, least[rows], ratio)
+            error, worst, beyond = _claims(
+                evidence, measure, rows, length, status, left, least[rows], ratio
+            )
             verdict = _verdict(status, length, worst, grain, spent, last, rtol)
-            error = np.where(verdict == Status.CONVERGED, np.minimum(error, rtol * length), np.fmax(error, worst))
+            error = np.where(
+                verdict == Status.CONVERGED, np.minimum(error, rtol * length), np.fmax(error, worst)
+            )
             error = np.where(np.isnan(error), np.maximum(beyond, grain), error)
-            out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = length, error, steps, verdict
+            out.length[rows], out.error[rows], out.steps[rows], out.status[rows] = (
+                length,
+                error,
+                steps,
+                verdict,
+            )
             done = verdict != RUNNING
             over, on = done.nonzero()[0], (~done).nonzero()[0]
             if len(over):
                 those = placed(over, z0)
                 out.index[rows[over]] = on_host(state.index[those])
                 out.decrement[rows[over]] = left[over]
-                out.speed_deviation[rows[over]] = on_host(unevenness(measure.speed[those], measure.weights))
+                out.speed_deviation[rows[over]] = on_host(
+                    unevenness(measure.speed[those], measure.weights)
+                )
                 for pairs, curve in best.curves(rows[over]):
                     out.keep(pairs, curve)
             if progress is not None:
@@ -419,11 +494,14 @@ def _solve_chunk(
     return result, begun
 
 
-def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least: np.ndarray, rtol: float) -> None:
+def _keep_near(
+    space: Space, solver: Solver, queue: _Queue, out: _Outcome, least: np.ndarray, rtol: float
+) -> None:
     """Settle pairs so near that rounding moves a curve's nodes further than the metric bends it.
 
-    Their straight line is kept, and measured by tangents, which rounding leaves alone. With the covariant acceleration
-    ``a`` of a straight line at velocity ``v`` its length exceeds the geodesic's by the share ``|a|² / 24|v|²``.
+    Their straight line is kept, and measured by tangents, which rounding leaves alone. With the
+    covariant acceleration ``a`` of a straight line at velocity ``v`` its length exceeds the
+    geodesic's by the share ``|a|² / 24|v|²``.
     """
     if not len(queue.rows):
         return
@@ -436,8 +514,14 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least
     where = placed(near.nonzero()[0], line)
     ends = line[where][:, [0, -1]]
     straight = Curve.line(ends[:, 0], ends[:, 1], queue.start.segments).nodes
-    same = ((line[where] - straight).abs() <= 16 * eps * straight.abs().amax((1, 2), keepdim=True)).all(2).all(1)
-    curve = Curve.line(ends[:, 0], ends[:, 1])  # one segment: differences of nodes in between would be rounding
+    same = (
+        ((line[where] - straight).abs() <= 16 * eps * straight.abs().amax((1, 2), keepdim=True))
+        .all(2)
+        .all(1)
+    )
+    curve = Curve.line(
+        ends[:, 0], ends[:, 1]
+    )  # one segment: differences of nodes in between would be rounding
     speed, weights = speeds(space, curve)
     middle, velocity = ends.mean(1), ends[:, 1] - ends[:, 0]
     turn = space.norm(middle, sound_acceleration(space, middle, velocity))
@@ -445,7 +529,11 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least
     # A kink between the few points of the quadrature shows in the mean of many.
     times = (torch.arange(_LOOKS, device=line.device) + 0.5).to(line) / _LOOKS
     along = ends[:, :1] + times[:, None] * velocity[:, None]
-    looked = space.norm(along.flatten(0, 1), velocity.repeat_interleave(_LOOKS, 0)).view(-1, _LOOKS).mean(-1)
+    looked = (
+        space.norm(along.flatten(0, 1), velocity.repeat_interleave(_LOOKS, 0))
+        .view(-1, _LOOKS)
+        .mean(-1)
+    )
     length, excess, straight_away = map(on_host, (long, (turn / long).square() / 24, same))
     unseen = np.abs(on_host(looked) - length)
     error = (excess + tolerance(line.dtype).length) * length + unseen
@@ -453,7 +541,11 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least
     error = np.fmax(error, least[queue.rows[near]] - length - 4 * eps * queue.size[near])
     settled = (straight_away & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]
-    out.length[rows], out.error[rows], out.decrement[rows] = length[settled], error[settled], excess[settled]
+    out.length[rows], out.error[rows], out.decrement[rows] = (
+        length[settled],
+        error[settled],
+        excess[settled],
+    )
     out.status[rows], out.index[rows] = Status.CONVERGED, 0
     those = placed(settled, speed)
     out.speed_deviation[rows] = on_host(unevenness(speed[those], weights))
@@ -463,14 +555,17 @@ def _keep_near(space: Space, solver: Solver, queue: _Queue, out: _Outcome, least
 
 
 def _started(start: Curve) -> _Outcome:
-    """The outcome before anything is solved: invalid points, start curves with NaN, and pairs of one point are done."""
+    """The outcome before anything is solved: invalid points, start curves with NaN, and pairs of
+    one point are done.
+    """
     nodes = start.nodes
     out = _Outcome.unknown(len(nodes))
     if not evidently_finite(nodes):
         finite = on_host(nodes.isfinite().all(-1))
         out.status[~finite.all(-1)] = Status.NON_FINITE
         out.status[~(finite[:, 0] & finite[:, -1])] = Status.INVALID_POINT
-    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves them.
+    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves
+    # them.
     closed = on_host((nodes[:, 0] == nodes[:, -1]).all(-1)).nonzero()[0]
     if len(closed):
         part = nodes[placed(closed, nodes)]
@@ -483,7 +578,10 @@ def _started(start: Curve) -> _Outcome:
 
 
 def _solve_level(space: Space, solver: Solver, state: Any, rtol: float) -> Any:
-    """Iterate at one resolution until every curve has ended or spent its steps; those that have leave the batch."""
+    """Iterate at one resolution until every curve has ended or spent its steps.
+
+    Those that have leave the batch.
+    """
     _, count, m = state.nodes.shape
     blocks = _BLOCKS_A_STEP * count * m * (_ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m)
     size = max(_FEWEST_PAIRS, _BYTES // (state.nodes.element_size() * blocks))
@@ -510,7 +608,8 @@ def _claims(
     least: np.ndarray,
     ratio: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The error of the shortest lengths, what it may be at worst, and their distance from the lower bound.
+    """The error of the shortest lengths, what it may be at worst, and their distance from the lower
+    bound.
 
     Args:
         evidence: Of all pairs.
@@ -538,15 +637,21 @@ def _claims(
         found = np.where(beyond < found, np.maximum(beyond, grain), found)  # NaN where it was
         claims.append(np.where(flat, grain, found))
     # The bound is rounded as well, which is reported but decides nothing.
-    reported = np.where(flat | (beyond <= claims[0]), np.maximum(beyond, claims[0]) + measure.blur, claims[0])
+    reported = np.where(
+        flat | (beyond <= claims[0]), np.maximum(beyond, claims[0]) + measure.blur, claims[0]
+    )
     return reported, claims[1], beyond
 
 
-def _straightened(space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float) -> Measure:
-    """The curves with the geodesic's own velocities in place of the spline's where that makes them shorter.
+def _straightened(
+    space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float
+) -> Measure:
+    """The curves with the geodesic's own velocities in place of the spline's where that makes them
+    shorter.
 
-    A spline overshoots where the coordinates move unevenly, though its nodes be right: then its length exceeds by far
-    what the nodes say. The velocities cost a Jacobian at every node, and are asked for only there.
+    A spline overshoots where the coordinates move unevenly, though its nodes be right: then its
+    length exceeds by far what the nodes say. The velocities cost a Jacobian at every node, and are
+    asked for only there.
     """
     first = np.isnan(evidence.lengths[1, rows])
     over = evidence.unexplained(rows) > rtol / 2 * measure.length
@@ -578,7 +683,10 @@ def _verdict(
     last: bool,
     rtol: float,
 ) -> np.ndarray:
-    """Status after a level that a solver left with ``status``; RUNNING where a finer one is needed."""
+    """Status after a level that a solver left with ``status``.
+
+    RUNNING where a finer one is needed.
+    """
     met = status == Status.CONVERGED
     solved = met | (status == Status.PRECISION)
     accurate = worst <= rtol * length  # False while the error is NaN
@@ -592,7 +700,9 @@ def _verdict(
 
 
 class _Best:
-    """The shortest curve of each pair so far: where tangents nearly vanish, a finer level may end with a longer one."""
+    """The shortest curve of each pair so far: where tangents nearly vanish, a finer level may end
+    with a longer one.
+    """
 
     def __init__(self, space: Space, p: int) -> None:
         self.space = space
@@ -601,10 +711,17 @@ class _Best:
         self.level, self.place = np.zeros((2, p), dtype=np.int64)
 
     def take(self, rows: np.ndarray, measure: Measure) -> np.ndarray:
-        """Take in a level's curves of the pairs at ``rows``; the shortest lengths so far, NaN where there is none."""
+        """Take in a level's curves of the pairs at ``rows``.
+
+        The shortest lengths so far, NaN where there is none.
+        """
         doubted = (measure.length > self.length[rows]).nonzero()[0]
-        if len(doubted):  # what a coarse level has seen of a curve may be too little: look again, as closely as now
-            again = Measure.of(self.space, self.curve(rows[doubted]).resample(measure.curve.segments)).length
+        if len(
+            doubted
+        ):  # what a coarse level has seen of a curve may be too little: look again, as closely as now
+            again = Measure.of(
+                self.space, self.curve(rows[doubted]).resample(measure.curve.segments)
+            ).length
             self.length[rows[doubted]] = again
         better = (~(self.length[rows] <= measure.length)).nonzero()[0]
         self.length[rows[better]], self.place[rows[better]] = measure.length[better], better
@@ -626,29 +743,36 @@ class _Best:
         fine = [curve.resample(segments) for _, curve in groups]
         order = np.concatenate([pairs for pairs, _ in groups])
         where = placed(np.argsort(order)[np.searchsorted(np.sort(order), rows)], fine[0].nodes)
-        return Curve(torch.cat([c.nodes for c in fine])[where], torch.cat([c.slopes for c in fine])[where])
+        return Curve(
+            torch.cat([c.nodes for c in fine])[where], torch.cat([c.slopes for c in fine])[where]
+        )
 
 
 class _Queue:
     """Pairs that wait for a resolution at which their start curve can be seen.
 
-    On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy rewards it: the
-    solver would converge to a curve that jumps. A pair joins once its chords show most of what fine ones show.
+    On too few nodes a chord cuts through the ambient space where the manifold folds, and the energy
+    rewards it: the solver would converge to a curve that jumps. A pair joins once its chords show
+    most of what fine ones show.
     """
 
     def __init__(self, space: Space, start: Curve, rows: np.ndarray, solver: Solver) -> None:
         self.rows, self.solver, self.space = rows, solver, space
         self.start = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
         points, fine = self.start.nodes, start.segments
-        # The chords of the fine start curve stand for its speed: values of the decoder only, no derivatives. They are
-        # summed up for all levels to come while the decoder's values are at hand.
+        # The chords of the fine start curve stand for its speed: values of the decoder only, no
+        # derivatives. They are summed up for all levels to come while the decoder's values are at
+        # hand.
         self.chords: dict[int, Tensor] = {}
         coarse = (solver.segments * 2**i for i in range(fine.bit_length()))
         levels = [fine, *(n for n in coarse if n < fine and fine % n == 0)]
         embedded = embedding_of(space)
         seen = None
         if embedded is not None and len(rows):
-            seen = embedded(points, lambda x: torch.cat([*(_chords(x, fine // n) for n in levels), _sizes(x)], 1))
+            seen = embedded(
+                points,
+                lambda x: torch.cat([*(_chords(x, fine // n) for n in levels), _sizes(x)], 1),
+            )
         if seen is not None:
             *chords, size = seen.split([*levels, 1], 1)
             self.chords, self.size = dict(zip(levels, chords, strict=True)), on_host(size[:, 0])
@@ -682,7 +806,11 @@ class _Queue:
         """Go on with some of the pairs that wait."""
         where = placed(those.nonzero()[0], self.speed)
         self.rows, self.size = self.rows[those], self.size[those]
-        self.start, self.speed, self.lengths = self.start[where], self.speed[where], self.lengths[those]
+        self.start, self.speed, self.lengths = (
+            self.start[where],
+            self.speed[where],
+            self.lengths[those],
+        )
         self.chords = {n: x[where] for n, x in self.chords.items()}
 
 
@@ -701,7 +829,8 @@ def _recovered(
 ) -> tuple[Measure, np.ndarray]:
     """Go on with the shortest curves where this level's are longer; and which these are.
 
-    A start of uneven speed has more energy than its length says, enough to slide into a longer geodesic.
+    A start of uneven speed has more energy than its length says, enough to slide into a longer
+    geodesic.
     """
     lost = measure.length > (1 + rtol) * best.length[rows]
     those = lost.nonzero()[0]
@@ -714,9 +843,11 @@ def _recovered(
 def _even(
     curve: Curve, speed: Tensor, weights: Tensor, segments: int, wanted: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nodes ``(p, segments + 1, m)`` for the next level, and which curves ``(p,)`` were walked anew.
+    """Nodes ``(p, segments + 1, m)`` for the next level, and which curves ``(p,)`` were walked
+    anew.
 
-    A curve of uneven speed hides a jump: it is walked at constant speed first, and so are those ``wanted``.
+    A curve of uneven speed hides a jump: it is walked at constant speed first, and so are those
+    ``wanted``.
     """
     nodes = curve.knots(segments)
     uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
@@ -724,12 +855,15 @@ def _even(
         uneven = uneven | placed(wanted, uneven)
     if bool(uneven.any()):
         nodes = nodes.clone()
-        nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[:, 1:-1]
+        nodes[uneven, 1:-1] = equalized(curve[uneven], speed[uneven], weights, segments).nodes[
+            :, 1:-1
+        ]
     return nodes, uneven
 
 
 def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
-    """The start curves of pairs ``(*b, m)``: straight lines, or those given, with the end points of the pairs.
+    """The start curves of pairs ``(*b, m)``: straight lines, or those given, with the end points of
+    the pairs.
 
     Raises:
         DTypeError: When ``init`` is neither a curve nor a tensor, or of another dtype.
@@ -739,14 +873,20 @@ def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  
     if init is None:
         return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _START_SEGMENTS)
     if not isinstance(init, (Curve, Tensor)):
-        raise DTypeError("geodesic", "init as a Curve or a tensor (*b, k, m)", type(init).__name__, "")
+        raise DTypeError(
+            "geodesic", "init as a Curve or a tensor (*b, k, m)", type(init).__name__, ""
+        )
     if isinstance(init, Tensor):
         init = Curve.through(init, _START_SEGMENTS)
     if init.nodes.dtype != z0.dtype:
-        raise DTypeError("geodesic", f"init of dtype {z0.dtype}", str(init.nodes.dtype), "Convert one of them.")
+        raise DTypeError(
+            "geodesic", f"init of dtype {z0.dtype}", str(init.nodes.dtype), "Convert one of them."
+        )
     segments = max(init.segments, _START_SEGMENTS)
     try:
-        nodes = init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, m).clone()
+        nodes = (
+            init.resample(segments).nodes.detach().expand(*z0.shape[:-1], segments + 1, m).clone()
+        )
     except RuntimeError:
         raise ShapeError(
             "geodesic",
@@ -768,12 +908,19 @@ def _check_graph(graph: Graph | None, z: Tensor) -> None:
     if graph is None:
         return
     if not isinstance(graph, Graph):
-        raise DTypeError("geodesic", "a graph made by M.graph(points)", type(graph).__name__, "Try M.graph(points).")
+        raise DTypeError(
+            "geodesic",
+            "a graph made by M.graph(points)",
+            type(graph).__name__,
+            "Try M.graph(points).",
+        )
     own = graph.points
     if own.shape[-1] != z.shape[-1] or own.dtype != z.dtype or own.device != z.device:
         got = f"{own.shape[-1]} of {own.dtype} on {own.device}"
         expected = f"a graph on points with {z.shape[-1]} coordinates of {z.dtype} on {z.device}"
-        raise GraphError("geodesic", expected, got, "Is it a graph of another manifold? Try M.graph(points).")
+        raise GraphError(
+            "geodesic", expected, got, "Is it a graph of another manifold? Try M.graph(points)."
+        )
 
 
 def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
@@ -787,13 +934,26 @@ def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     for name, z in (("z0", z0), ("z1", z1)):
         expect_dense("geodesic", name, z)
     if z0.device != z1.device:
-        raise DeviceError("geodesic", "z0 and z1 on one device", f"{z0.device} and {z1.device}", "Move one of them.")
+        raise DeviceError(
+            "geodesic",
+            "z0 and z1 on one device",
+            f"{z0.device} and {z1.device}",
+            "Move one of them.",
+        )
     for name, z in (("z0", z0), ("z1", z1)):
         expect_values("geodesic", name, z)
     if z0.dtype != z1.dtype:
-        raise DTypeError("geodesic", "z0 and z1 of one dtype", f"{z0.dtype} and {z1.dtype}", "Convert one of them.")
+        raise DTypeError(
+            "geodesic",
+            "z0 and z1 of one dtype",
+            f"{z0.dtype} and {z1.dtype}",
+            "Convert one of them.",
+        )
     problem = ShapeError(
-        "geodesic", "z0 and z1 of one shape (*b, m)", f"{tuple(z0.shape)} and {tuple(z1.shape)}", "Pair them up."
+        "geodesic",
+        "z0 and z1 of one shape (*b, m)",
+        f"{tuple(z0.shape)} and {tuple(z1.shape)}",
+        "Pair them up.",
     )
     if not z0.ndim or not z1.ndim or z0.shape[-1] != z1.shape[-1]:
         raise problem

@@ -1,8 +1,9 @@
-"""Products of the discrete energy's Hessian with vectors, through one retained graph: no matrix is ever written.
+"""Products of the discrete energy's Hessian with vectors, through one retained graph: no matrix is
+ever written.
 
-``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse pass through the graph of the gradient (Pearlmutter,
-*Fast exact multiplication by the Hessian*, 1994): for ``n`` nodes as much work as a forward and a reverse product at
-each, and the primal is not computed again.
+``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse pass through the graph of the
+gradient (Pearlmutter, *Fast exact multiplication by the Hessian*, 1994): for ``n`` nodes as much
+work as a forward and a reverse product at each, and the primal is not computed again.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Products:
-    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes, to second order, without a matrix.
+    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes, to second order, without
+    a matrix.
 
     Attributes:
         energy: ``(p,)``.
         gradient: ``(p, n − 1, m)``.
         noise: ``(p,)``, the rounding error to expect in ``energy``.
         hessian: ``(p, n − 1, m) -> (p, n − 1, m)``.
-        gauss_newton: The same with the positive semi-definite part of the Hessian; None where nobody knows it.
+        gauss_newton: The same with the positive semi-definite part of the Hessian; None where
+            nobody knows it.
     """
 
     energy: Tensor
@@ -41,7 +44,10 @@ class Products:
 
 
 def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
-    """The space's own ``products(nodes)`` where it has that method; its chords, differentiated twice, elsewhere."""
+    """The space's own ``products(nodes)`` where it has that method.
+
+    Its chords, differentiated twice, elsewhere.
+    """
     own: Any = getattr(space, "products", None)
     if own is not None:
         return own(nodes)
@@ -53,7 +59,9 @@ def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
     return from_graph(interior, chords, size)
 
 
-def from_graph(interior: Tensor, chords: Tensor, size: Tensor, gauss_newton: Product | None = None) -> Products:
+def from_graph(
+    interior: Tensor, chords: Tensor, size: Tensor, gauss_newton: Product | None = None
+) -> Products:
     """Products from the graph of the squared chords.
 
     Args:
@@ -66,7 +74,9 @@ def from_graph(interior: Tensor, chords: Tensor, size: Tensor, gauss_newton: Pro
         energy = discrete_energy(chords)
         gradient = torch.zeros_like(interior)
         if energy.requires_grad:
-            (gradient,) = torch.autograd.grad(energy.sum(), interior, create_graph=True, materialize_grads=True)
+            (gradient,) = torch.autograd.grad(
+                energy.sum(), interior, create_graph=True, materialize_grads=True
+            )
 
     noise = rounding(size.detach(), safe_sqrt(chords.detach()))
     hessian = lambda v: pulled(gradient, interior, v)  # noqa: E731 (one expression)
@@ -74,7 +84,12 @@ def from_graph(interior: Tensor, chords: Tensor, size: Tensor, gauss_newton: Pro
 
 
 def pulled(output: Tensor, leaf: Tensor, covector: Tensor) -> Tensor:
-    """``Jᵀ covector`` of a graph that is kept; zero where the output does not depend on the leaf."""
+    """``Jᵀ covector`` of a graph that is kept.
+
+    Zero where the output does not depend on the leaf.
+    """
     if not output.requires_grad:
         return torch.zeros_like(leaf)
-    return torch.autograd.grad(output, leaf, covector, retain_graph=True, materialize_grads=True)[0].detach()
+    return torch.autograd.grad(output, leaf, covector, retain_graph=True, materialize_grads=True)[
+        0
+    ].detach()

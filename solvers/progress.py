@@ -32,7 +32,12 @@ def reported(where: str, progress: Progress | bool | None, label: str) -> Iterat
         yield progress
     else:
         got = f"{type(progress).__name__} {progress!r}"
-        raise DTypeError(where, "progress as a function (done, total), or True for a bar", got, "Try progress=True.")
+        raise DTypeError(
+            where,
+            "progress as a function (done, total), or True for a bar",
+            got,
+            "Try progress=True.",
+        )
 
 
 @contextmanager

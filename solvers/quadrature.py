@@ -1,9 +1,11 @@
-"""Length and energy of curves to a given accuracy: pieces of a curve are halved until their integrals are known.
+"""Length and energy of curves to a given accuracy: pieces of a curve are halved until their
+integrals are known.
 
-The speed is integrated by Kronrod's seven points a panel, whose difference from Gauss' three among them tells, with
-plenty to spare, what is missing. Where the space embeds curves in a Euclidean one, the straight line between a panel's
-ends is a second witness: no curve is shorter, so a step of the map that falls between the seven points is seen all the
-same. Panels are chosen without gradient; what they add up to is differentiable.
+The speed is integrated by Kronrod's seven points a panel, whose difference from Gauss' three among
+them tells, with plenty to spare, what is missing. Where the space embeds curves in a Euclidean one,
+the straight line between a panel's ends is a second witness: no curve is shorter, so a step of the
+map that falls between the seven points is seen all the same. Panels are chosen without gradient;
+what they add up to is differentiable.
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from riemae.solvers.space import Space
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
 _KNOTS = np.array([0.434243749346802558, 0.774596669241483377, 0.960491268708020283])
-_KRONROD = np.array([0.450916538658474142, 0.401397414775962223, 0.268488089868333441, 0.104656226026467265])
+_KRONROD = np.array(
+    [0.450916538658474142, 0.401397414775962223, 0.268488089868333441, 0.104656226026467265]
+)
 _TIMES = (1 + np.concatenate([-_KNOTS[::-1], [0.0], _KNOTS])) / 2
 _WEIGHTS = np.concatenate([_KRONROD[:0:-1], _KRONROD]) / 2
 _GAUSS = np.array([0, 5 / 9, 0, 8 / 9, 0, 5 / 9, 0]) / 2
 
-# Rows that should give 0: twice the difference of the rules, which covers a single jump of the speed wherever it is,
-# and the highest Legendre coefficients, as several jumps may cancel in one row. On smooth pieces all are far more than
-# the error of the better rule.
+# Rows that should give 0: twice the difference of the rules, which covers a single jump of the
+# speed wherever it is, and the highest Legendre coefficients, as several jumps may cancel in one
+# row. On smooth pieces all are far more than the error of the better rule.
 _COEFFICIENTS = np.linalg.inv(np.polynomial.legendre.legvander(2 * _TIMES - 1, 6))
 _TESTS = np.stack([2 * (_GAUSS - _WEIGHTS), _COEFFICIENTS[5] / 8, _COEFFICIENTS[6] / 4])
-# Panels a curve begins with, if it has fewer segments: a few points may all lie where nothing happens.
+# Panels a curve begins with, if it has fewer segments: a few points may all lie where nothing
+# happens.
 _FEWEST_PANELS = 16
 # Panels a curve may have (some 100,000 points), and how often one may be halved.
 _MOST_PANELS, _SHORTEST_PANEL = 16384, 2.0**-40
@@ -44,38 +49,57 @@ _BLIND_PANELS = 32
 
 @overload
 def length(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: Literal[False] = False,
+    throw: bool = True,
 ) -> Tensor: ...
 
 
 @overload
 def length(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    *,
+    return_error: Literal[True],
+    throw: bool = True,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
 def length(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: bool = False,
+    throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def length(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: bool = False,
+    throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
-    """Riemannian length ``∫ |ż| dt`` (the paper's equation 4), refined until its error is below ``rtol``.
+    """Riemannian length ``∫ |ż| dt`` (the paper's equation 4), refined until its error is below
+    ``rtol``.
 
     Args:
-        space: Anything with a ``norm``; an ``embedded``, if it has one, makes the error estimate safer.
+        space: Anything with a ``norm``; an ``embedded``, if it has one, makes the error estimate
+            safer.
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
-        rtol: Relative error allowed. Inside ``torch.func.vmap``, where no value can be looked at, every curve is
-            integrated with 32 panels or more, and not refined.
+        rtol: Relative error allowed. Inside ``torch.func.vmap``, where no value can be looked at,
+            every curve is integrated with 32 panels or more, and not refined.
         return_error: Also return the estimated error of each length.
         throw: Raise when a curve misses ``rtol``; False returns it all the same.
 
     Raises:
-        NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one that jumps does; its
-            ``result`` holds all lengths.
+        NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one
+            that jumps does; its ``result`` holds all lengths.
     """
     value, error = _integral("length", space, curve, 1, rtol, throw)
     return (value, error) if return_error else value
@@ -83,30 +107,50 @@ def length(
 
 @overload
 def energy(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: Literal[False] = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: Literal[False] = False,
+    throw: bool = True,
 ) -> Tensor: ...
 
 
 @overload
 def energy(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, *, return_error: Literal[True], throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    *,
+    return_error: Literal[True],
+    throw: bool = True,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
 def energy(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: bool = False,
+    throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def energy(
-    space: Space, curve: Curve | Tensor, rtol: float = 1e-4, return_error: bool = False, throw: bool = True
+    space: Space,
+    curve: Curve | Tensor,
+    rtol: float = 1e-4,
+    return_error: bool = False,
+    throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
-    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5), refined as :func:`length` is; at least its square.
+    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5), refined as :func:`length` is.
+
+    At least its square.
 
     Args:
         space: As in :func:`length`.
-        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal times.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal
+            times.
         rtol: As in :func:`length`.
         return_error: As in :func:`length`.
         throw: As in :func:`length`.
@@ -119,7 +163,9 @@ def energy(
 
 
 class _Panels(NamedTuple):
-    """Pieces of curves, one a row: of ``curve``, in its ``segment``, from ``start`` on and ``width`` long there."""
+    """Pieces of curves, one a row: of ``curve``, in its ``segment``, from ``start`` on and
+    ``width`` long there.
+    """
 
     curve: Tensor
     segment: Tensor
@@ -132,7 +178,12 @@ class _Panels(NamedTuple):
         parts = -(-fewest // segments)
         index = torch.arange(curves * segments * parts, device=like.device)
         start = (index % parts).to(like) / parts
-        return cls(index // (segments * parts), index // parts % segments, start, torch.full_like(start, 1 / parts))
+        return cls(
+            index // (segments * parts),
+            index // parts % segments,
+            start,
+            torch.full_like(start, 1 / parts),
+        )
 
     def where(self, keep: Tensor) -> _Panels:
         return _Panels(*(x[keep] for x in self))
@@ -140,14 +191,18 @@ class _Panels(NamedTuple):
     def halved(self) -> _Panels:
         half = self.width / 2
         curve, segment = (torch.cat([x, x]) for x in (self.curve, self.segment))
-        return _Panels(curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half]))
+        return _Panels(
+            curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half])
+        )
 
     def joined(self, other: _Panels) -> _Panels:
         return _Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
 class _Track(NamedTuple):
-    """Curves ``(p, n + 1, m)`` of which panels are cut: splines, or without slopes straight from node to node."""
+    """Curves ``(p, n + 1, m)`` of which panels are cut: splines, or without slopes straight from
+    node to node.
+    """
 
     nodes: Tensor
     slopes: Tensor | None
@@ -156,7 +211,9 @@ class _Track(NamedTuple):
     def segments(self) -> int:
         return self.nodes.shape[1] - 1
 
-    def at(self, panels: _Panels, times: Tensor) -> tuple[Tensor, Tensor]:  # (c,) -> (k, c, m), (k, c, m)
+    def at(
+        self, panels: _Panels, times: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (c,) -> (k, c, m), (k, c, m)
         """Points and velocities at times ``[0, 1]`` of panels."""
         n, (curve, segment) = self.segments, panels[:2]
         u = panels.start[:, None] + panels.width[:, None] * times
@@ -168,7 +225,9 @@ class _Track(NamedTuple):
         a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
         z = a * left + b * first + c * right + d * last
         _, b, c, d = (x[..., None] for x in hermite(u, 1, n))
-        return z, b * first + c * (right - left) + d * last  # so written that it has no speed at all where it rests
+        return z, b * first + c * (
+            right - left
+        ) + d * last  # so written that it has no speed at all where it rests
 
 
 def _integral(
@@ -192,7 +251,9 @@ def _integral(
     batch = nodes.shape[:-2]
     flat = [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in (nodes, slopes)]
     track = _Track(flat[0], flat[1])  # type: ignore[arg-type]
-    if not len(track.nodes):  # still what a space says of points that it cannot measure, and its graph
+    if not len(
+        track.nodes
+    ):  # still what a space says of points that it cannot measure, and its graph
         empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
         return empty.view(batch), empty.detach().view(batch)
     if concrete(track.nodes) is None:
@@ -220,17 +281,23 @@ def _integral(
 
 
 def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Panels, Tensor, Tensor]:
-    """Panels whose errors add up to less than ``rtol`` of every curve's integral, if that is possible."""
+    """Panels whose errors add up to less than ``rtol`` of every curve's integral, if that is
+    possible.
+    """
     p = len(track.nodes)
     eps = tolerance(track.nodes.dtype).eps
     panels = _Panels.evenly(p, track.segments, _FEWEST_PANELS, track.nodes)
     values, errors = _measured(space, track, panels, power)
     while True:
-        value, error = (track.nodes.new_zeros(p).index_add(0, panels.curve, x) for x in (values, errors))
+        value, error = (
+            track.nodes.new_zeros(p).index_add(0, panels.curve, x) for x in (values, errors)
+        )
         count = torch.bincount(panels.curve, minlength=p)
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
-        bad = unmet[panels.curve] & (errors > share[panels.curve]) & (panels.width > _SHORTEST_PANEL)
+        bad = (
+            unmet[panels.curve] & (errors > share[panels.curve]) & (panels.width > _SHORTEST_PANEL)
+        )
         bad &= errors > 16 * eps * values  # less is rounding, and halves have as much of it
         crowded = count + torch.bincount(panels.curve[bad], minlength=p) > _MOST_PANELS
         bad &= ~crowded[panels.curve]
@@ -239,17 +306,24 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
         finer = panels.where(bad).halved()
         finer_values, finer_errors = _measured(space, track, finer, power)
         panels = panels.where(~bad).joined(finer)
-        values, errors = torch.cat([values[~bad], finer_values]), torch.cat([errors[~bad], finer_errors])
+        values, errors = (
+            torch.cat([values[~bad], finer_values]),
+            torch.cat([errors[~bad], finer_errors]),
+        )
 
 
-def _summed(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor, Tensor]:
+def _summed(
+    space: Space, track: _Track, panels: _Panels, power: int
+) -> tuple[Tensor, Tensor, Tensor]:
     values, errors = _integrated(space, track, panels, power)
     zeros = torch.zeros_like(track.nodes[:, 0, 0])
     sums = [zeros.index_add(0, panels.curve, x) for x in (values, errors)]
     return sums[0], sums[1], values
 
 
-def _measured(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
+def _measured(
+    space: Space, track: _Track, panels: _Panels, power: int
+) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
     """Integrals over panels and their errors, with chords as a second witness."""
     values, errors = _integrated(space, track, panels, power)
     embedded: Any = getattr(space, "embedded", None)
@@ -264,7 +338,9 @@ def _measured(space: Space, track: _Track, panels: _Panels, power: int) -> tuple
     return values, torch.maximum(errors, torch.where(least.isfinite(), least - values, 0.0))
 
 
-def _integrated(space: Space, track: _Track, panels: _Panels, power: int) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
+def _integrated(
+    space: Space, track: _Track, panels: _Panels, power: int
+) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
     z, v = track.at(panels, torch.as_tensor(_TIMES).to(track.nodes))
     speed = space.norm(z.flatten(0, 1), v.flatten(0, 1)).view(z.shape[:-1])
     heights = speed if power == 1 else speed.square()
@@ -282,7 +358,13 @@ def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
 
 
 def _differentiated(space: Space, track: _Track) -> bool:
-    """Whether somebody may differentiate the result: in the curve, or in what the space is made of."""
-    if transformed() or track.nodes.requires_grad or (track.slopes is not None and track.slopes.requires_grad):
+    """Whether somebody may differentiate the result: in the curve, or in what the space is made
+    of.
+    """
+    if (
+        transformed()
+        or track.nodes.requires_grad
+        or (track.slopes is not None and track.slopes.requires_grad)
+    ):
         return True
     return space.norm(track.nodes[:1, 0], track.nodes[:1, 1] - track.nodes[:1, 0]).requires_grad

@@ -52,21 +52,28 @@ class GeodesicResult:
     """Geodesics between pairs of points; every field has the pairs' batch shape ``(*b,)``.
 
     Attributes:
-        length: Riemannian length of ``curve``, an upper bound of the distance; NaN where a failed curve has none.
-        error: Estimated absolute error of ``length``, never more than its distance from ``lower_bound``; where a solver
-            did not finish, that distance itself; NaN where neither is known.
+        length: Riemannian length of ``curve``, an upper bound of the distance; NaN where a failed
+            curve has none.
+        error: Estimated absolute error of ``length``, never more than its distance from
+            ``lower_bound``; where a solver did not finish, that distance itself; NaN where neither
+            is known.
         status: :class:`Status` codes, int64. ``HINTS[Status(code)]`` says what to do about one.
-        index: Morse index: the number of independent ways to shorten the curve, 0 for a local minimum, −1 where
-            unknown. It is that of the discrete energy at the resolution at which second derivatives were last computed,
-            usually the coarsest: ``conjugate_points`` counts without nodes.
+        index: Morse index: the number of independent ways to shorten the curve, 0 for a local
+            minimum, −1 where unknown. It is that of the discrete energy at the resolution at which
+            second derivatives were last computed, usually the coarsest: ``conjugate_points`` counts
+            without nodes.
         curve: The curves, from ``z0`` at t = 0 to ``z1`` at t = 1, at nearly constant speed.
-        lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN where unknown.
-        speed_deviation: Largest relative deviation of the speed along ``curve`` from its mean; 0 on a geodesic.
+        lower_bound: Ambient distance of the end points, never more than the geodesic distance; NaN
+            where unknown.
+        speed_deviation: Largest relative deviation of the speed along ``curve`` from its mean; 0 on
+            a geodesic.
         rtol: The relative accuracy that was asked for.
-        stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to gain at
-            that resolution); with conditions, ``condition``: which of them, counted along the pairs.
-        alternatives: All distinct local geodesics that a search with several starts found, the shortest first: a result
-            of shape ``(s, *b)``, its places beyond what a pair has marked ABSENT. None without a search.
+        stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to
+            gain at that resolution); with conditions, ``condition``: which of them, counted along
+            the pairs.
+        alternatives: All distinct local geodesics that a search with several starts found, the
+            shortest first: a result of shape ``(s, *b)``, its places beyond what a pair has marked
+            ABSENT. None without a search.
         space: Where the curves live, for :attr:`residual`; not pickled.
     """
 
@@ -94,13 +101,15 @@ class GeodesicResult:
 
     @cached_property
     def residual(self) -> Tensor:
-        """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``, 0 on an exact geodesic.
+        """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``, 0 on an
+        exact geodesic.
 
-        Computed at first use, by one acceleration a segment (about as much as one step of the solver);
-        :func:`~riemae.solvers.geodesic_residual` has the definition.
+        Computed at first use, by one acceleration a segment (about as much as one step of the
+        solver); :func:`~riemae.solvers.geodesic_residual` has the definition.
 
         Raises:
-            OptionError: When the result came out of a pickle without it: the space does not travel with it.
+            OptionError: When the result came out of a pickle without it: the space does not travel
+                with it.
         """
         if self.space is None:
             raise OptionError(
@@ -115,7 +124,10 @@ class GeodesicResult:
             return geodesic_residual(self.space, curve, self.stats["segments"])
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything but the space, whose decoder may not be picklable; a residual that was computed stays."""
+        """Everything but the space, whose decoder may not be picklable.
+
+        A residual that was computed stays.
+        """
         return {**self.__dict__, "space": None}
 
     def __getitem__(self, index: object) -> GeodesicResult:
@@ -136,9 +148,14 @@ class GeodesicResult:
 
     @classmethod
     def cat(cls, parts: list[GeodesicResult], batch: torch.Size) -> GeodesicResult:
-        """One result of shape ``batch`` from flat ones, their curves on the finest grid among them."""
+        """One result of shape ``batch`` from flat ones, their curves on the finest grid among
+        them.
+        """
         segments = max(part.curve.segments for part in parts)
-        curves = [part.curve.resample(segments) if part.curve.segments < segments else part.curve for part in parts]
+        curves = [
+            part.curve.resample(segments) if part.curve.segments < segments else part.curve
+            for part in parts
+        ]
 
         def joined(tensors: list[Tensor]) -> Tensor:
             whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
@@ -149,7 +166,10 @@ class GeodesicResult:
             error=joined([part.error for part in parts]),
             status=joined([part.status for part in parts]),
             index=joined([part.index for part in parts]),
-            curve=Curve(joined([curve.nodes for curve in curves]), joined([curve.slopes for curve in curves])),
+            curve=Curve(
+                joined([curve.nodes for curve in curves]),
+                joined([curve.slopes for curve in curves]),
+            ),
             lower_bound=joined([part.lower_bound for part in parts]),
             speed_deviation=joined([part.speed_deviation for part in parts]),
             rtol=parts[0].rtol,
@@ -169,7 +189,8 @@ class GeodesicResult:
             status=torch.where(condition, a.status, b.status),
             index=torch.where(condition, a.index, b.index),
             curve=Curve(
-                torch.where(wide, fine[0].nodes, fine[1].nodes), torch.where(wide, fine[0].slopes, fine[1].slopes)
+                torch.where(wide, fine[0].nodes, fine[1].nodes),
+                torch.where(wide, fine[0].slopes, fine[1].slopes),
             ),
             lower_bound=torch.where(condition, a.lower_bound, b.lower_bound),
             speed_deviation=torch.where(condition, a.speed_deviation, b.speed_deviation),
@@ -181,24 +202,36 @@ class GeodesicResult:
     def summary(self) -> str:
         """How many pairs ended with which status."""
         counts = Counter(self.status.flatten().tolist())
-        return ", ".join(f"{n} {Status(code).name.lower()}" for code, n in sorted(counts.items())) or "no pairs"
+        return (
+            ", ".join(f"{n} {Status(code).name.lower()}" for code, n in sorted(counts.items()))
+            or "no pairs"
+        )
 
     def __repr__(self) -> str:
         if not self.length.numel():
             return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
         length, good = self.length.detach().flatten(), self.converged.flatten()
-        parts = [f"{self.summary()} at rtol={self.rtol:g}", f"{int(self.is_local_minimum.sum())} locally minimising"]
+        parts = [
+            f"{self.summary()} at rtol={self.rtol:g}",
+            f"{int(self.is_local_minimum.sum())} locally minimising",
+        ]
         measured = length[~length.isnan()]
         if len(measured):
             parts.append(f"length {measured.min():.4g} to {measured.max():.4g}")
         if bool(good.any()):
-            error = (self.error / self.length).flatten()[good].nan_to_num(0.0).max()  # 0/0 on a point
+            error = (
+                (self.error / self.length).flatten()[good].nan_to_num(0.0).max()
+            )  # 0/0 on a point
             parts.append(f"relative error at most {error:.1e}")
             parts.append(f"speed even to {self.speed_deviation.flatten()[good].max():.1e}")
             if "residual" in self.__dict__:  # not computed for the sake of printing it
-                parts.append(f"residual at most {self.residual.flatten()[good].nan_to_num(0.0).max():.1e}")
+                parts.append(
+                    f"residual at most {self.residual.flatten()[good].nan_to_num(0.0).max():.1e}"
+                )
         if self.alternatives is not None:
-            parts.append(f"{int((self.alternatives.status != Status.ABSENT).sum())} distinct geodesics found")
+            parts.append(
+                f"{int((self.alternatives.status != Status.ABSENT).sum())} distinct geodesics found"
+            )
         parts.append(f"up to {int(self.stats['segments'].max())} segments")
         return f"GeodesicResult({tuple(self.length.shape)}: {'; '.join(parts)})"
 

@@ -1,4 +1,6 @@
-"""Global search: several start curves a pair, one solve each, and all distinct geodesics that come of them."""
+"""Global search: several start curves a pair, one solve each, and all distinct geodesics that come
+of them.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,27 @@ from riemae.solvers.graph import Graph
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.space import Space, labels_of
 
-# On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3 were lost for good.
+# On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3
+# were lost for good.
 SCOUT_SEGMENTS = 32
-# Start curves compete at this accuracy; only distinct winners are taken to the one that was asked for.
+# Start curves compete at this accuracy; only distinct winners are taken to the one that was asked
+# for.
 _SCOUT_RTOL = 1e-2
 # Two curves are one when they are this close, relative to their length, and so are their lengths.
 _SAME_CURVE, _SAME_LENGTH, _COMPARED = 2e-2, 3e-2, 17
 # Edges that touch a route already taken count this much longer when the next one is looked for.
 _DETOUR = 1.6
-# Perturbations: sine modes up to this one, of this size relative to the latent distance of the end points.
+# Perturbations: sine modes up to this one, of this size relative to the latent distance of the end
+# points.
 _MODES, _AMPLITUDE = 3, 0.35
 
 
 class Solve(Protocol):
     """Solves pairs ``(p,)`` from start curves ``(p,)`` to a relative accuracy."""
 
-    def __call__(self, start: Curve, rtol: float, progress: Callable[[int, int], object] | None) -> GeodesicResult:
+    def __call__(
+        self, start: Curve, rtol: float, progress: Callable[[int, int], object] | None
+    ) -> GeodesicResult:
         """Solve."""
         ...
 
@@ -45,10 +52,11 @@ def search(
     rtol: float,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """The shortest geodesic of each pair that ``count`` start curves lead to, the others kept as alternatives.
+    """The shortest geodesic of each pair that ``count`` start curves lead to, the others kept as
+    alternatives.
 
-    Every start curve is solved coarsely; of curves that end as one, one goes on. Of each pair the result depends on its
-    own end points, the graph and the seed alone, not on its batch.
+    Every start curve is solved coarsely; of curves that end as one, one goes on. Of each pair the
+    result depends on its own end points, the graph and the seed alone, not on its batch.
 
     Args:
         solve: The path solver.
@@ -62,7 +70,9 @@ def search(
     """
     nodes = start_curves(first, count, graph, seed, labels_of(space))
     count, p = nodes.shape[:2]
-    scouts = solve(Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0))
+    scouts = solve(
+        Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0)
+    )
     pair = torch.arange(p, device=nodes.device).repeat(count)
     chosen = _distinct(space, scouts, pair, p)
     rows = chosen[chosen >= 0]
@@ -77,15 +87,20 @@ def search(
     return replace(every[0], alternatives=every)
 
 
-def start_curves(first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator, labels: int = 0) -> Tensor:
-    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then perturbations.
+def start_curves(
+    first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator, labels: int = 0
+) -> Tensor:
+    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then
+    perturbations.
 
     The last coordinates stay as they are where they are ``labels``.
     """
     if labels:
         moving = Curve(first.nodes[..., :-labels], first.slopes[..., :-labels])
         found = start_curves(moving, count, graph, seed)
-        return torch.cat([found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1)
+        return torch.cat(
+            [found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1
+        )
     nodes = [first.nodes[None]]
     if graph is not None and count > 1:
         nodes.append(routes(graph, first, count // 2))
@@ -96,12 +111,14 @@ def start_curves(first: Curve, count: int, graph: Graph | None, seed: int | torc
 
 
 def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
-    """Different ways through a graph from the start to the end of curves, as nodes at nearly constant speed.
+    """Different ways through a graph from the start to the end of curves, as nodes at nearly
+    constant speed.
 
-    The shortest path comes first. After each, the edges that touch its inner points are made longer, and the next
-    shortest path is a detour: the k shortest paths proper differ in one or two points each and all lead to one geodesic
-    (the penalty method; Akgün, Erkut, Batta, On finding dissimilar paths, 2000). End points enter the graph at
-    the point next to them. Where no path leads, ``first`` takes its place.
+    The shortest path comes first. After each, the edges that touch its inner points are made
+    longer, and the next shortest path is a detour: the k shortest paths proper differ in one or two
+    points each and all lead to one geodesic (the penalty method; Akgün, Erkut, Batta, On finding
+    dissimilar paths, 2000). End points enter the graph at the point next to them. Where no path
+    leads, ``first`` takes its place.
     """
     from scipy.spatial import cKDTree
 
@@ -113,18 +130,24 @@ def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (
     nearest = np.zeros(ends.shape[:2], dtype=np.int64)
     nearest[finite] = cKDTree(graph.points.cpu().double().numpy()).query(ends[finite])[1]
     for row in np.flatnonzero(finite):
-        for k, corners in enumerate(_detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)):
-            way = torch.cat([first.nodes[row, :1], graph.points[corners].to(first.nodes), first.nodes[row, -1:]])
+        for k, corners in enumerate(
+            _detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)
+        ):
+            way = torch.cat(
+                [first.nodes[row, :1], graph.points[corners].to(first.nodes), first.nodes[row, -1:]]
+            )
             out[k, row] = Curve.through(way, first.segments).nodes
             out[k, row, 0], out[k, row, -1] = first.nodes[row, 0], first.nodes[row, -1]
     return out
 
 
-def perturbed(first: Curve, count: int, seed: int | torch.Generator) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
+def perturbed(
+    first: Curve, count: int, seed: int | torch.Generator
+) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
     """Nodes of curves that swing out to the side by low sine modes, in opposite pairs.
 
-    The modes are drawn once for all pairs and turned across each pair's own direction, so that no pair depends on the
-    others.
+    The modes are drawn once for all pairs and turned across each pair's own direction, so that no
+    pair depends on the others.
     """
     m = first.nodes.shape[-1]
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -140,7 +163,9 @@ def perturbed(first: Curve, count: int, seed: int | torch.Generator) -> Tensor: 
     gap = first.nodes[:, -1] - first.nodes[:, 0]
     size = gap.norm(dim=-1, keepdim=True)
     # The reflection that maps the first axis onto the gap maps the others across it.
-    mirror = torch.nn.functional.normalize(gap / size.clamp(min=torch.finfo(gap.dtype).tiny), dim=-1)
+    mirror = torch.nn.functional.normalize(
+        gap / size.clamp(min=torch.finfo(gap.dtype).tiny), dim=-1
+    )
     mirror = mirror - torch.eye(m).to(gap)[0]
     mirror = torch.nn.functional.normalize(mirror, dim=-1)
     sideways = torch.einsum("tk,skm->stm", waves, swing)[:, None]  # (s, 1, n + 1, m)
@@ -159,7 +184,9 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
     matrix = graph.adjacency.copy()
     paths: list[list[int]] = []
     for _ in range(count):
-        _, before = csgraph.dijkstra(matrix, directed=False, indices=start, return_predecessors=True)
+        _, before = csgraph.dijkstra(
+            matrix, directed=False, indices=start, return_predecessors=True
+        )
         path = [stop]
         while path[-1] != start:
             path.append(int(before[path[-1]]))
@@ -172,14 +199,20 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
 
 
 def _distinct(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> Tensor:  # -> (s, p)
-    """Which of the results ``(q,)`` are different geodesics of their pair, the shortest first; −1 where none is left.
+    """Which of the results ``(q,)`` are different geodesics of their pair, the shortest first.
+
+    −1 where none is left.
 
     Failures count only where a pair has nothing else.
     """
-    lengths = torch.where(found.converged, found.length, torch.inf).nan_to_num(torch.inf, posinf=torch.inf)
+    lengths = torch.where(found.converged, found.length, torch.inf).nan_to_num(
+        torch.inf, posinf=torch.inf
+    )
     order = lengths.argsort(stable=True)
     order = order[pair[order].argsort(stable=True)]
-    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(pair[order], pair[order])
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(
+        pair[order], pair[order]
+    )
     table = torch.full((int(rank.max()) + 1, p), -1, device=order.device)
     table[rank, pair[order]] = order
     kept: list[Tensor] = [table[0]]
@@ -202,7 +235,9 @@ def _compacted(table: Tensor) -> Tensor:
     return packed[: max(int((packed >= 0).any(1).sum()), 1)]
 
 
-def _coincide(space: Space, found: GeodesicResult, a: Tensor, b: Tensor) -> Tensor:  # (k,), (k,) -> (k,)
+def _coincide(
+    space: Space, found: GeodesicResult, a: Tensor, b: Tensor
+) -> Tensor:  # (k,), (k,) -> (k,)
     """Whether two curves run side by side all the way."""
     t = torch.linspace(0, 1, _COMPARED, dtype=found.length.dtype, device=found.length.device)[1:-1]
     one, two = (found.curve[rows](t) for rows in (a, b))
@@ -221,14 +256,21 @@ def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s
         error=blank(full.error),
         status=full.status.masked_fill(gone, int(Status.ABSENT)),
         index=full.index.masked_fill(gone, -1),
-        curve=Curve(*(x.masked_fill(gone[..., None, None], torch.nan) for x in (full.curve.nodes, full.curve.slopes))),
+        curve=Curve(
+            *(
+                x.masked_fill(gone[..., None, None], torch.nan)
+                for x in (full.curve.nodes, full.curve.slopes)
+            )
+        ),
         lower_bound=blank(full.lower_bound),
         speed_deviation=blank(full.speed_deviation),
         stats={name: blank(x) for name, x in full.stats.items()},
     )
 
 
-def _share(progress: Callable[[int, int], object] | None, p: int, offset: float) -> Callable[[int, int], object] | None:
+def _share(
+    progress: Callable[[int, int], object] | None, p: int, offset: float
+) -> Callable[[int, int], object] | None:
     """Progress of one of two rounds, in pairs."""
     if progress is None:
         return None

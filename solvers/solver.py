@@ -22,10 +22,11 @@ S = TypeVar("S", bound="State")
 class Solver(Protocol):
     """Settings of a path solver: a frozen dataclass. Progress lives in a state of one resolution.
 
-    The driver doubles the number of segments, estimates errors, and gives the verdict; a solver moves the nodes at one
-    resolution, and begins anew at the next from where the coarser curve ended. Optional: ``refinement_ratio``, the
-    factor by which the error of the spline's length falls when the segments double (30 unless there is one); and
-    ``refined(nodes, moved)`` of its state, which takes to the next resolution what the coarser one has taught.
+    The driver doubles the number of segments, estimates errors, and gives the verdict; a solver
+    moves the nodes at one resolution, and begins anew at the next from where the coarser curve
+    ended. Optional: ``refinement_ratio``, the factor by which the error of the spline's length
+    falls when the segments double (30 unless there is one); and ``refined(nodes, moved)`` of its
+    state, which takes to the next resolution what the coarser one has taught.
 
     Attributes:
         segments: Segments of the coarsest level.
@@ -55,7 +56,8 @@ class Solver(Protocol):
     def step(self, space: Space, state: Any, tol: float) -> Any:
         """One step, or a burst of them, of every curve.
 
-        Ends curves by their status: CONVERGED where the relative length still to gain is at most ``tol``.
+        Ends curves by their status: CONVERGED where the relative length still to gain is at most
+        ``tol``.
         """
         ...
 
@@ -67,10 +69,11 @@ class State:
     Attributes:
         nodes: ``(p, n + 1, m)``.
         status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
-        decrement: ``(p,)``, relative length still to gain at this resolution; infinite before the first step, NaN where
-            nobody knows.
+        decrement: ``(p,)``, relative length still to gain at this resolution; infinite before the
+            first step, NaN where nobody knows.
         index: ``(p,)``, Morse index; −1 before it is known.
-        steps: ``(p,)``, steps taken at this resolution and at coarser ones: the driver hands them on.
+        steps: ``(p,)``, steps taken at this resolution and at coarser ones: the driver hands them
+            on.
     """
 
     nodes: Tensor
@@ -121,17 +124,19 @@ def check_settings(name: str, solver: Solver, **positive: float) -> None:
 
 
 def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
-    """The state with the decrement, the index and the status that the Hessian of the chord energy gives its curves.
+    """The state with the decrement, the index and the status that the Hessian of the chord energy
+    gives its curves.
 
-    The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with Gauss-Newton in place of ``H``
-    where that is not positive definite.
+    The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with
+    Gauss-Newton in place of ``H`` where that is not positive definite.
 
     Args:
         space: The space.
         state: Curves; only those that run are judged.
         tol: Relative decrement that ends a curve.
-        basis: ``(n − 1, k)``, when the interior nodes move in its range only. The decrement then counts what they
-            would bring if each moved alone: what the basis cannot follow is an error, too.
+        basis: ``(n − 1, k)``, when the interior nodes move in its range only. The decrement then
+            counts what they would bring if each moved alone: what the basis cannot follow is an
+            error, too.
     """
     expansion = space.expand(state.nodes, True)
     hessian = expansion.hessian
@@ -163,7 +168,9 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     running = state.status == RUNNING
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
     coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-    status = torch.where(quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING)
+    status = torch.where(
+        quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING
+    )
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
     left = relative if kept is None else torch.fmax(relative, kept)
@@ -178,7 +185,9 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
 def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)
     """``gᵀH⁻¹g``; NaN where the matrix is not positive definite."""
     g = gradient.flatten(1)[..., None]
-    factor, info = torch.linalg.cholesky_ex(torch.where(matrix.isfinite().all(-1, keepdim=True), matrix, 0.0))
+    factor, info = torch.linalg.cholesky_ex(
+        torch.where(matrix.isfinite().all(-1, keepdim=True), matrix, 0.0)
+    )
     return torch.where(info == 0, (g * torch.cholesky_solve(g, factor)).sum((1, 2)), torch.nan)
 
 
@@ -201,5 +210,9 @@ def expect_solver(where: str, solver: Any) -> None:
     """
     if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
         return
-    hint = f"Make an instance: {solver.__name__}()." if isinstance(solver, type) else "Try solvers.Newton()."
+    hint = (
+        f"Make an instance: {solver.__name__}()."
+        if isinstance(solver, type)
+        else "Try solvers.Newton()."
+    )
     raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), hint)

@@ -17,23 +17,31 @@ from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, own
-from riemae.solvers.energy import Expansion, discrete_energy, expand_by_autodiff, gauss_newton_blocks, rounding
+from riemae.solvers.energy import (
+    Expansion,
+    discrete_energy,
+    expand_by_autodiff,
+    gauss_newton_blocks,
+    rounding,
+)
 
 
 @runtime_checkable
 class Space(Protocol):
     """A Riemannian space in one chart. :class:`riemae.Manifold` is one; so is :class:`MetricSpace`.
 
-    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
-    differentiable by reverse mode. Optional: ``energy_and_gradient(nodes)``, where there is a faster road than that;
-    ``embedded(points, then)``, which returns ``then`` ``(p, c, D) -> (p, …)`` of the images of points ``(p, c, m)`` in
-    a Euclidean space where curves have the lengths that they have here, or None; ``velocities(nodes)``, ``(p, n + 1,
-    m)``, with which a geodesic passes its nodes, or None: where coordinates move unevenly they make a better curve than
-    a spline through the nodes alone; and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the
-    matrix-free solver: without it ``squared_chords`` must be differentiable twice. A family of spaces may be given as
-    one: its ``labels`` is how many coordinates, the last ones, only say which member of the family a point is of. All
-    points of a pair have the same labels, along which nothing moves, and ``restored(curve, stats)`` gives the curves of
-    a result their labels back.
+    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes.
+    ``squared_chords`` must be differentiable by reverse mode. Optional:
+    ``energy_and_gradient(nodes)``, where there is a faster road than that;
+    ``embedded(points, then)``, which returns ``then`` ``(p, c, D) -> (p, …)`` of the images of
+    points ``(p, c, m)`` in a Euclidean space where curves have the lengths that they have here, or
+    None; ``velocities(nodes)``, ``(p, n + 1, m)``, with which a geodesic passes its nodes, or None:
+    where coordinates move unevenly they make a better curve than a spline through the nodes alone;
+    and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free
+    solver: without it ``squared_chords`` must be differentiable twice. A family of spaces may be
+    given as one: its ``labels`` is how many coordinates, the last ones, only say which member of
+    the family a point is of. All points of a pair have the same labels, along which nothing moves,
+    and ``restored(curve, stats)`` gives the curves of a result their labels back.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -49,7 +57,9 @@ class Space(Protocol):
         ...
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
-        """Squared length of each segment, second-order accurate: ``n`` times their sum is the discrete energy."""
+        """Squared length of each segment, second-order accurate: ``n`` times their sum is the
+        discrete energy.
+        """
         ...
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
@@ -57,7 +67,9 @@ class Space(Protocol):
         ...
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the discrete energy in a discretisation of higher order, or None when there is none."""
+        """The gradient of the discrete energy in a discretisation of higher order, or None when
+        there is none.
+        """
         ...
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k,)
@@ -70,8 +82,9 @@ class MetricSpace:
     """A space whose metric tensor is written by hand; no decoder, no ambient space.
 
     Args:
-        tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, row by row, differentiable by
-            torch. It is looked at when it is first used, and at the first large batch.
+        tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, row by row,
+            differentiable by torch. It is looked at when it is first used, and at the first large
+            batch.
 
     Example:
         The upper half plane, where ``d(p, q) = arcosh(1 + |p − q|² / (2 p_y q_y))``:
@@ -85,7 +98,9 @@ class MetricSpace:
     """
 
     tensor: Callable[[Tensor], Tensor]
-    _looked_at: set[tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
+    _looked_at: set[tuple[Any, ...]] = field(
+        default_factory=set, init=False, repr=False, compare=False
+    )
 
     def metric(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m, m)
         """``G(z)``.
@@ -143,8 +158,12 @@ class MetricSpace:
             near = self._tensor(around)
             here = torch.cat([g, near[near.isfinite().flatten(1).all(-1)]])
             size = here.abs().amax((-1, -2))
-            if bool(((here - here.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * size).any()):
-                raise MetricError(where, "a symmetric metric tensor", "an asymmetric one", "Try (G + Gᵀ)/2.")
+            if bool(
+                ((here - here.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * size).any()
+            ):
+                raise MetricError(
+                    where, "a symmetric metric tensor", "an asymmetric one", "Try (G + Gᵀ)/2."
+                )
             low = torch.linalg.eigvalsh(g)[:, 0]
             if bool((low < -tolerance(flat.dtype).probe * g.abs().amax((-1, -2))).all()):
                 raise MetricError(
@@ -158,12 +177,16 @@ class MetricSpace:
                 found = probe.dependence(lambda z: self.tensor(own(z)), rows)
             except probe.FAILURES as reason:
                 got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
-                raise MetricError(where, "a function of any number of points", got, "Keep the batch axis.") from reason
+                raise MetricError(
+                    where, "a function of any number of points", got, "Keep the batch axis."
+                ) from reason
         if found is not None:
             chance = found.kind == "chance"
             raise MetricError(
                 where,
-                "a deterministic metric tensor" if chance else "a metric tensor that treats every row alone",
+                "a deterministic metric tensor"
+                if chance
+                else "a metric tensor that treats every row alone",
                 f"two different ones at one point (by {found.size:.1g})"
                 if chance
                 else f"one that depends on the other rows of the batch, or on their number or order ({found.size:.1g})",
@@ -171,11 +194,16 @@ class MetricSpace:
             )
         v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
         contradicted = probe.contradiction(
-            lambda z: self._tensor(z).flatten(1), lambda t: around + t[:, None] * v, len(around), around
+            lambda z: self._tensor(z).flatten(1),
+            lambda t: around + t[:, None] * v,
+            len(around),
+            around,
         )
         if contradicted is not None:
             got, remedy = probe.explained(contradicted, lambda z: self._tensor(z).flatten(1))
-            raise MetricError(where, "a metric tensor whose derivative torch.autograd knows", got, remedy)
+            raise MetricError(
+                where, "a metric tensor whose derivative torch.autograd knows", got, remedy
+            )
         self._looked_at.add(key)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
@@ -190,13 +218,16 @@ class MetricSpace:
         """
         flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
         self._bind(flat[:1])  # looked at before it is differentiated
-        # [k, i, j, l] = ∂_l G_ij, by the same points once for each direction: vmap would refuse tensors that are
-        # written entry by entry.
+        # [k, i, j, l] = ∂_l G_ij, by the same points once for each direction: vmap would refuse
+        # tensors that are written entry by entry.
         k, m = flat.shape
         points, directions = flat.repeat(m, 1), torch.eye(m).to(flat).repeat_interleave(k, 0)
         metric, derivative, *_ = jvp(self.metric, (points,), (directions,))
         metric, derivative = metric[:k], derivative.unflatten(0, (m, k)).movedim(0, -1)
-        force = torch.einsum("kijl,kj,kl->ki", derivative, w, w) - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
+        force = (
+            torch.einsum("kijl,kj,kl->ki", derivative, w, w)
+            - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
+        )
         return -solve_metric("MetricSpace.acceleration", metric, force).view_as(z)
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
@@ -208,9 +239,15 @@ class MetricSpace:
         """Energy, gradient and Hessian by automatic differentiation of :meth:`squared_chords`."""
         g = self.metric(nodes)
         middle = (g[:, :-1] + g[:, 1:]) / 2
-        size, speed = (_quadratic(middle, v).clamp(min=0).sqrt() for v in (nodes[:, :-1], nodes.diff(dim=1)))
+        size, speed = (
+            _quadratic(middle, v).clamp(min=0).sqrt() for v in (nodes[:, :-1], nodes.diff(dim=1))
+        )
         return expand_by_autodiff(
-            self.squared_chords, nodes, gauss_newton_blocks(middle, middle, middle), rounding(size, speed), second_order
+            self.squared_chords,
+            nodes,
+            gauss_newton_blocks(middle, middle, middle),
+            rounding(size, speed),
+            second_order,
         )
 
     def residual(self, nodes: Tensor) -> Tensor | None:
@@ -222,8 +259,12 @@ class MetricSpace:
         return None
 
 
-def energy_and_gradient(space: Space, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient in the interior nodes: by the space's own method of this name, if any."""
+def energy_and_gradient(
+    space: Space, nodes: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient in the interior nodes: by the space's own method of this
+    name, if any.
+    """
     own: Any = getattr(space, "energy_and_gradient", None)
     return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
 
@@ -233,14 +274,18 @@ def labels_of(space: Space) -> int:
     return int(getattr(space, "labels", 0))
 
 
-def embedding_of(space: Space) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
+def embedding_of(
+    space: Space,
+) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
     """The space's own ``embedded``, if any."""
     found: Any = getattr(space, "embedded", None)
     return cast("Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None", found)
 
 
 def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-    """The velocities with which a geodesic passes its nodes: by the space's own ``velocities``, if any."""
+    """The velocities with which a geodesic passes its nodes: by the space's own ``velocities``, if
+    any.
+    """
     own: Any = getattr(space, "velocities", None)
     return None if own is None else cast("Tensor | None", own(nodes))
 
@@ -250,9 +295,13 @@ def differentiated(
 ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
     """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
     with torch.inference_mode(False), torch.enable_grad():
-        nodes = nodes.clone() if nodes.is_inference() else nodes  # what is made in inference mode has no derivative
+        nodes = (
+            nodes.clone() if nodes.is_inference() else nodes
+        )  # what is made in inference mode has no derivative
         interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)))
+        energy = discrete_energy(
+            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
+        )
         (gradient,) = torch.autograd.grad(energy.sum(), interior)
     return energy.detach(), gradient
 

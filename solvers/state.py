@@ -10,14 +10,18 @@ from torch import Tensor
 
 RUNNING = -1  # beside the codes of Status
 
-# What a curve's steps are decided by, on the host, where decisions are made: they are many and small, and would take
-# longer to launch on a device, or through torch's dispatcher, than to carry out.
+# What a curve's steps are decided by, on the host, where decisions are made: they are many and
+# small, and would take longer to launch on a device, or through torch's dispatcher, than to carry
+# out.
 ENTRY = np.dtype(
     [
         ("status", np.int64),  # RUNNING, CONVERGED for this resolution, or a failure
         ("index", np.int64),  # Morse index of the last Hessian; −1 before it is known
         ("steps", np.int64),  # taken at this resolution and at coarser ones
-        ("decrement", np.float64),  # the relative reduction of the length that the local model still promises
+        (
+            "decrement",
+            np.float64,
+        ),  # the relative reduction of the length that the local model still promises
         ("damping", np.float64),  # in units of the Gauss-Newton block diagonal
         ("noise", np.float64),  # rounding error of the energy
         ("kept", bool),  # converging to a saddle on purpose
@@ -57,7 +61,9 @@ class PathState:
         p, count, m = nodes.shape
         book = np.zeros(p, dtype=ENTRY)
         book["status"], book["index"], book["decrement"], book["first"] = RUNNING, -1, np.inf, True
-        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)]
+        blocks = [
+            nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)
+        ]
         return cls(book, nodes.clone(), *blocks)
 
     @property
@@ -101,13 +107,17 @@ class PathState:
             fine.diagonal = _interpolated(self.diagonal)
             new["noise"] = 2 * old["noise"]
         new["kept"], new["scalable"], new["first"] = old["kept"], old["scalable"], False
-        new["known"] = old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved) & ~old["kept"]
+        new["known"] = (
+            old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved) & ~old["kept"]
+        )
         return fine
 
     @classmethod
     def cat(cls, parts: list[PathState]) -> PathState:
         """One batch from several at the same resolution."""
-        tensors = [torch.cat(column) for column in zip(*(part._tensors() for part in parts), strict=True)]
+        tensors = [
+            torch.cat(column) for column in zip(*(part._tensors() for part in parts), strict=True)
+        ]
         return cls(np.concatenate([part.book for part in parts]), *tensors)
 
     def select(self, index: Tensor) -> PathState:
@@ -145,9 +155,9 @@ def curves_at(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     """The Gauss-Newton blocks ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}`` on twice as many segments.
 
-    From the blocks alone, as if ``J`` were linear between the nodes (and, before the first and behind the last of
-    them, as between the two next): positive semi-definite again, and close enough for a matrix that only decides how
-    fast a curve converges.
+    From the blocks alone, as if ``J`` were linear between the nodes (and, before the first and
+    behind the last of them, as between the two next): positive semi-definite again, and close
+    enough for a matrix that only decides how fast a curve converges.
     """
     g, k = tangents / 2, -crossings  # both in units of 2n
     p, count, m, _ = g.shape
@@ -160,7 +170,10 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     before = torch.stack([g[:, 1], g[:, -2]], 1)
     beyond = 4 * last - 2 * (link + link.mT) + before
     link = 2 * last - link.mT
-    g, k = torch.cat([beyond[:, :1], g, beyond[:, 1:]], 1), torch.cat([link[:, :1], k, link[:, 1:]], 1)
+    g, k = (
+        torch.cat([beyond[:, :1], g, beyond[:, 1:]], 1),
+        torch.cat([link[:, :1], k, link[:, 1:]], 1),
+    )
     inner = g[:, 1:-1]
     fine[:, 1::2], fine[:, 0::2] = 4 * inner, g[:, :-1] + g[:, 1:] + (k + k.mT)
     upper[:, 0::2], upper[:, 1::2] = -(k[:, :-1] + inner), -(inner + k[:, 1:])
@@ -170,7 +183,8 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
 def _interpolated(correction: Tensor) -> Tensor:
     """The diagonal blocks ``2n a·∂²f`` on twice as many segments.
 
-    They are 1/n times a function that is smooth along the curve: interpolated, with its ends extrapolated.
+    They are 1/n times a function that is smooth along the curve: interpolated, with its ends
+    extrapolated.
     """
     coarse = correction / 2
     ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]

@@ -1,9 +1,9 @@
 """More spaces with known distances, of every curvature, coordinate system and kind of metric.
 
-The catalogue of :mod:`spaces` is what every part of the package is tested on; these serve the claims about accuracy.
-Truths are formulas, or geodesics that scipy integrates from the textbook's equation and whose length is their initial
-speed. Every pair lies where its geodesic is the only one, or the shortest by far.
-"""
+The catalogue of :mod:`spaces` is what every part of the package is tested on; these serve the
+claims about accuracy. Truths are formulas, or geodesics that scipy integrates from the textbook's
+equation and whose length is their initial speed. Every pair lies where its geodesic is the only
+one, or the shortest by far."""
 
 import math
 
@@ -22,15 +22,20 @@ def from_tensor(tensor):
 
 def diagonal(*entries):
     """The tensor with these functions of z on its diagonal."""
-    return lambda z: torch.diag_embed(torch.stack([f(z) * torch.ones_like(z[..., 0]) for f in entries], -1))
+    return lambda z: torch.diag_embed(
+        torch.stack([f(z) * torch.ones_like(z[..., 0]) for f in entries], -1)
+    )
 
 
 def shots(name, decoder, space, points, velocities, shoot):
-    """The entry of a space whose geodesics are integrated: ``shoot(z, v) -> end point, length`` for one pair."""
+    """The entry of a space whose geodesics are integrated: ``shoot(z, v) -> end point, length`` for
+    one pair."""
 
     def pairs(generator, n):
         z0, v = points(generator, n), velocities(generator, n)
-        ends, lengths = zip(*(shoot(a, b) for a, b in zip(z0.numpy(), v.numpy(), strict=True)), strict=True)
+        ends, lengths = zip(
+            *(shoot(a, b) for a, b in zip(z0.numpy(), v.numpy(), strict=True)), strict=True
+        )
         return z0, torch.as_tensor(np.array(ends)), torch.as_tensor(np.array(lengths))
 
     return Known(name, decoder, space, points, pairs)
@@ -54,7 +59,8 @@ def integrate(acceleration, z, v):
 
 
 def _near_antipodal(generator, n):
-    # Great circles of 0.9 π to 0.999 π whose middle is next to the south pole, which is the origin of the chart.
+    # Great circles of 0.9 π to 0.999 π whose middle is next to the south pole, which is the origin
+    # of the chart.
     middle = sphere(0.3 * rand(generator, n, 2))
     tangent = torch.linalg.cross(middle, rand(generator, n, 3))
     tangent = tangent / tangent.norm(dim=-1, keepdim=True)
@@ -77,8 +83,12 @@ def rotation_matrix(w):
 
 
 def rotation_angle(w0, w1):
-    # |dR|² = 2 dθ²: √2 times the angle of R₀ᵀR₁, itself twice the angle between the unit quaternions along (1, w).
-    p, q = (torch.nn.functional.normalize(torch.nn.functional.pad(w, (1, 0), value=1.0), dim=-1) for w in (w0, w1))
+    # |dR|² = 2 dθ²: √2 times the angle of R₀ᵀR₁, itself twice the angle between the unit
+    # quaternions along (1, w).
+    p, q = (
+        torch.nn.functional.normalize(torch.nn.functional.pad(w, (1, 0), value=1.0), dim=-1)
+        for w in (w0, w1)
+    )
     return 2**0.5 * 4 * torch.atan2((p - q).norm(dim=-1), (p + q).norm(dim=-1))
 
 
@@ -89,7 +99,8 @@ def class_angle(z0, z1):
 
 
 def projector(z):
-    """The plane in R⁴ spanned by the columns of (I, W), W = z as 2 × 2, by its orthogonal projector."""
+    """The plane in R⁴ spanned by the columns of (I, W), W = z as 2 × 2, by its orthogonal
+    projector."""
     w = z.unflatten(-1, (2, 2))
     v = torch.cat([torch.eye(2).to(z).expand_as(w), w], -2)
     (a, b), (_, c) = (row.unbind(-1) for row in (v.mT @ v).unbind(-2))
@@ -98,7 +109,8 @@ def projector(z):
 
 
 def principal_angles(z0, z1):
-    # |dP|² = 2 Σ dθ², θ the principal angles: sines are the singular values of (1 − P₀) Q₁, cosines those of Q₀ᵀ Q₁.
+    # |dP|² = 2 Σ dθ², θ the principal angles: sines are the singular values of (1 − P₀) Q₁, cosines
+    # those of Q₀ᵀ Q₁.
     bases = []
     for z in (z0, z1):
         w = z.unflatten(-1, (2, 2))
@@ -121,9 +133,11 @@ def cone(z):
 
 
 def cone_chord(z0, z1):
-    # Cut open, the cone is a sector: polar coordinates r and sin α times the angle; less than half a turn of it here.
+    # Cut open, the cone is a sector: polar coordinates r and sin α times the angle; less than half
+    # a turn of it here.
     x, y = (
-        z[..., :1] * torch.stack([(_APERTURE * z[..., 1]).cos(), (_APERTURE * z[..., 1]).sin()], -1) for z in (z0, z1)
+        z[..., :1] * torch.stack([(_APERTURE * z[..., 1]).cos(), (_APERTURE * z[..., 1]).sin()], -1)
+        for z in (z0, z1)
     )
     return (x - y).norm(dim=-1)
 
@@ -134,7 +148,8 @@ def complex_square(z):
 
 
 def complex_square_chord(z0, z1):
-    # One to one on the right half plane, onto all but the negative axis, which no chord between these points meets.
+    # One to one on the right half plane, onto all but the negative axis, which no chord between
+    # these points meets.
     return (complex_square(z0) - complex_square(z1)).norm(dim=-1)
 
 
@@ -153,7 +168,9 @@ def wave_length(z0, z1):
     x, w = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(24))
     t = ((torch.arange(16)[:, None] + (x + 1) / 2) / 16).flatten()
     at = z0 + (z1 - z0) * t
-    speed = torch.stack([3 * (3 * at).cos(), -2 * (2 * at).sin(), 1 + 0.9 * at.square()], -1).norm(dim=-1)
+    speed = torch.stack([3 * (3 * at).cos(), -2 * (2 * at).sin(), 1 + 0.9 * at.square()], -1).norm(
+        dim=-1
+    )
     return (z1 - z0)[..., 0].abs() * (speed * (w / 32).repeat(16)).sum(-1)
 
 
@@ -167,7 +184,8 @@ def tractrix(z):
 
 
 def tractrix_distance(z0, z1):
-    # ds² = tanh²u du² + dv²/cosh²u is the half plane at x = v, y = cosh u; its geodesics never come below their ends.
+    # ds² = tanh²u du² + dv²/cosh²u is the half plane at x = v, y = cosh u; its geodesics never come
+    # below their ends.
     at = (torch.stack([z[..., 1], z[..., 0].cosh()], -1) for z in (z0, z1))
     return half_plane(*at)
 
@@ -178,7 +196,9 @@ def ball_tensor(z):
 
 def _ball(m, radius):
     def points(generator, n):
-        direction = torch.nn.functional.normalize(torch.randn(n, m, generator=generator, dtype=torch.float64), dim=-1)
+        direction = torch.nn.functional.normalize(
+            torch.randn(n, m, generator=generator, dtype=torch.float64), dim=-1
+        )
         return radius * rand(generator, n, 1, low=0.0) * direction
 
     return points
@@ -187,7 +207,9 @@ def _ball(m, radius):
 def polar_distance(z0, z1):
     # The law of cosines, by half arguments: sinh²(d/2) = sinh²(Δr/2) + sinh r₀ sinh r₁ sin²(Δθ/2)
     (r, s), gap = (z0[..., 0], z1[..., 0]), (z0 - z1) / 2
-    return 2 * torch.asinh((gap[..., 0].sinh().square() + r.sinh() * s.sinh() * gap[..., 1].sin().square()).sqrt())
+    return 2 * torch.asinh(
+        (gap[..., 0].sinh().square() + r.sinh() * s.sinh() * gap[..., 1].sin().square()).sqrt()
+    )
 
 
 def _polar_points(generator, n):
@@ -203,17 +225,25 @@ def normal_distance(z0, z1):
 def product_tensor(z):
     """S² × H² × R: the stereographic plane, the half plane, the line."""
     round_, hyperbolic = 2 / (1 + z[..., :2].square().sum(-1)), 1 / z[..., 3]
-    return torch.diag_embed(torch.stack([round_, round_, hyperbolic, hyperbolic, torch.ones_like(round_)], -1) ** 2)
+    return torch.diag_embed(
+        torch.stack([round_, round_, hyperbolic, hyperbolic, torch.ones_like(round_)], -1) ** 2
+    )
 
 
 def product_distance(z0, z1):
-    parts = great_circle(z0[..., :2], z1[..., :2]), half_plane(z0[..., 2:4], z1[..., 2:4]), (z0 - z1)[..., 4]
+    parts = (
+        great_circle(z0[..., :2], z1[..., :2]),
+        half_plane(z0[..., 2:4], z1[..., 2:4]),
+        (z0 - z1)[..., 4],
+    )
     return torch.stack(parts, -1).norm(dim=-1)
 
 
 def _product_points(generator, n):
     height = rand(generator, n, 1, low=0.3, high=2.0)
-    return torch.cat([0.9 * rand(generator, n, 2), rand(generator, n, 1), height, rand(generator, n, 1)], 1)
+    return torch.cat(
+        [0.9 * rand(generator, n, 2), rand(generator, n, 1), height, rand(generator, n, 1)], 1
+    )
 
 
 # Symmetric positive definite matrices, by their lower triangle.
@@ -228,7 +258,10 @@ def _triangle(n):
 
 
 def covariance_tensor(n, scale):
-    """``scale`` · tr(A⁻¹ dA A⁻¹ dA); ½ of it is the Fisher metric of a normal distribution with mean 0."""
+    """``scale`` · tr(A⁻¹ dA A⁻¹ dA).
+
+    ½ of it is the Fisher metric of a normal distribution with mean 0.
+    """
     basis = _triangle(n)
 
     def tensor(z):
@@ -272,7 +305,8 @@ def ellipsoid(z):
 
 
 def shoot_ellipsoid(z, w):
-    # In R³, with N = x/a²: ẍ = −(Σ ẋ²/a²)/|N|² N. K is at most (1.3/0.7)²: nothing is conjugate before 1.69.
+    # In R³, with N = x/a²: ẍ = −(Σ ẋ²/a²)/|N|² N. K is at most (1.3/0.7)²: nothing is conjugate
+    # before 1.69.
     s = z @ z
     position = np.append(2 * z, s - 1) / (1 + s) * _AXES
     normal = position / _AXES**2
@@ -293,7 +327,8 @@ def catenoid(z):
 
 
 def shoot_catenoid(z, w):
-    # cosh²v (du² + dv²): ü = −2 tanh v u̇ v̇, v̈ = tanh v (u̇² − v̇²). K < 0: the geodesic is the only one in this chart.
+    # cosh²v (du² + dv²): ü = −2 tanh v u̇ v̇, v̈ = tanh v (u̇² − v̇²). K < 0: the geodesic is the
+    # only one in this chart.
     def acceleration(x, v):
         return np.tanh(x[1]) * np.array([-2 * v[0] * v[1], v[0] ** 2 - v[1] ** 2])
 
@@ -314,29 +349,53 @@ def heisenberg_tensor(z):
     x, y, _ = z.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     frame = torch.stack(
-        [torch.stack(row, -1) for row in ((one, zero, zero), (zero, one, zero), (y / 2, -x / 2, one))], -2
+        [
+            torch.stack(row, -1)
+            for row in ((one, zero, zero), (zero, one, zero), (y / 2, -x / 2, one))
+        ],
+        -2,
     )
     return frame.mT @ frame
 
 
 def shoot_heisenberg(z, w):
-    # In the left-invariant frame a geodesic's horizontal velocity turns at the constant rate c of its vertical one:
-    # ζ(t) = V (e^{ict} − 1)/(ic), and its height is c t + |V|² (ct − sin ct)/(2c²); shortest up to 2π. Then translate.
+    # In the left-invariant frame a geodesic's horizontal velocity turns at the constant rate c of
+    # its vertical one: ζ(t) = V (e^{ict} − 1)/(ic), and its height is c t + |V|² (ct − sin
+    # ct)/(2c²); shortest up to 2π. Then translate.
     horizontal, c = complex(w[0], w[1]), w[2] + math.copysign(0.1, w[2])
     step = horizontal * (np.exp(1j * c) - 1) / (1j * c)
     height = c + abs(horizontal) ** 2 * (c - math.sin(c)) / (2 * c * c)
-    end = [z[0] + step.real, z[1] + step.imag, z[2] + height + (z[0] * step.imag - z[1] * step.real) / 2]
+    end = [
+        z[0] + step.real,
+        z[1] + step.imag,
+        z[2] + height + (z[0] * step.imag - z[1] * step.real) / 2,
+    ]
     return np.array(end), math.sqrt(abs(horizontal) ** 2 + c * c)
 
 
 def _boxes(*bounds):
-    return lambda generator, n: torch.cat([rand(generator, n, 1, low=low, high=high) for low, high in bounds], 1)
+    return lambda generator, n: torch.cat(
+        [rand(generator, n, 1, low=low, high=high) for low, high in bounds], 1
+    )
 
 
 CLOSED_FORMS = [
     closed("sphere, 7 dimensions", sphere, lambda: Manifold(sphere), _box(7, 0.6), great_circle),
-    Known("near-antipodal", sphere, lambda: Manifold(sphere), _box(2, 0.9), _near_antipodal, great_circle),
-    closed("rotations", rotation_matrix, lambda: Manifold(rotation_matrix), _box(3, 0.7), rotation_angle),
+    Known(
+        "near-antipodal",
+        sphere,
+        lambda: Manifold(sphere),
+        _box(2, 0.9),
+        _near_antipodal,
+        great_circle,
+    ),
+    closed(
+        "rotations",
+        rotation_matrix,
+        lambda: Manifold(rotation_matrix),
+        _box(3, 0.7),
+        rotation_angle,
+    ),
     closed(
         "categorical",
         lambda z: td.Categorical(logits=torch.nn.functional.pad(z, (0, 1))),
@@ -346,10 +405,20 @@ CLOSED_FORMS = [
     ),
     closed("planes in R⁴", projector, lambda: Manifold(projector), _box(4, 0.5), principal_angles),
     closed("cone", cone, lambda: Manifold(cone), _boxes((0.3, 2.0), (-1.5, 1.5)), cone_chord),
-    closed("complex square", complex_square, lambda: Manifold(complex_square), _wedge, complex_square_chord),
+    closed(
+        "complex square",
+        complex_square,
+        lambda: Manifold(complex_square),
+        _wedge,
+        complex_square_chord,
+    ),
     closed("curve", wave, lambda: Manifold(wave), _box(1, 2.0), wave_length),
     closed(
-        "tractrix surface", tractrix, lambda: Manifold(tractrix), _boxes((0.5, 2.5), (-1.2, 1.2)), tractrix_distance
+        "tractrix surface",
+        tractrix,
+        lambda: Manifold(tractrix),
+        _boxes((0.5, 2.5), (-1.2, 1.2)),
+        tractrix_distance,
     ),
     closed("poincaré ball, m=5", None, from_tensor(ball_tensor), _ball(5, 0.9), poincare),
     closed("poincaré disc to 0.999", None, from_tensor(ball_tensor), _ball(2, 0.999), poincare),
@@ -368,7 +437,13 @@ CLOSED_FORMS = [
         normal_distance,
     ),
     closed("S² x H² x R", None, from_tensor(product_tensor), _product_points, product_distance),
-    closed("SPD(2)", None, from_tensor(covariance_tensor(2, 1.0)), _covariances(2), covariance_distance(2, 1.0)),
+    closed(
+        "SPD(2)",
+        None,
+        from_tensor(covariance_tensor(2, 1.0)),
+        _covariances(2),
+        covariance_distance(2, 1.0),
+    ),
     closed(
         "normal of mean 0, fisher",
         None,
@@ -376,8 +451,17 @@ CLOSED_FORMS = [
         _covariances(3),
         covariance_distance(3, 0.5),
     ),
-    shots("ellipsoid", ellipsoid, lambda: Manifold(ellipsoid), _box(2, 0.7), _box(3, 1.0), shoot_ellipsoid),
-    shots("catenoid", catenoid, lambda: Manifold(catenoid), _box(2, 1.0), _box(2, 1.2), shoot_catenoid),
+    shots(
+        "ellipsoid",
+        ellipsoid,
+        lambda: Manifold(ellipsoid),
+        _box(2, 0.7),
+        _box(3, 1.0),
+        shoot_ellipsoid,
+    ),
+    shots(
+        "catenoid", catenoid, lambda: Manifold(catenoid), _box(2, 1.0), _box(2, 1.2), shoot_catenoid
+    ),
     shots(
         "schwarzschild slice",
         None,
@@ -386,6 +470,13 @@ CLOSED_FORMS = [
         _boxes((-1.0, 1.0), (-0.6, 0.6)),
         shoot_slice,
     ),
-    shots("heisenberg", None, from_tensor(heisenberg_tensor), _box(3, 1.0), _box(3, 1.4), shoot_heisenberg),
+    shots(
+        "heisenberg",
+        None,
+        from_tensor(heisenberg_tensor),
+        _box(3, 1.0),
+        _box(3, 1.4),
+        shoot_heisenberg,
+    ),
 ]
 CLOSED_NAMES = [space.name for space in CLOSED_FORMS]

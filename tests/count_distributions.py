@@ -1,4 +1,5 @@
-"""Stand-ins for classes of other packages: the same names of packages, classes, arguments and attributes."""
+"""Stand-ins for classes of other packages: the same names of packages, classes, arguments and
+attributes."""
 
 import torch
 from torch import distributions as td
@@ -13,7 +14,16 @@ class NegativeBinomial(td.Distribution):
     }
     support = td.constraints.nonnegative_integer
 
-    def __init__(self, total_count=None, probs=None, logits=None, mu=None, theta=None, scale=None, validate_args=False):
+    def __init__(
+        self,
+        total_count=None,
+        probs=None,
+        logits=None,
+        mu=None,
+        theta=None,
+        scale=None,
+        validate_args=False,
+    ):
         if logits is not None:
             mu, theta = logits.exp() * total_count, total_count
         self.mu, self.theta = broadcast_all(mu, theta)
@@ -75,7 +85,9 @@ class ZeroInflatedPoisson(td.Distribution):
 
     def log_prob(self, value):
         count = F.logsigmoid(-self.gate_logits) + td.Poisson(self.rate).log_prob(value)
-        return torch.where(value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), count), count)
+        return torch.where(
+            value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), count), count
+        )
 
 
 for kind, module in (

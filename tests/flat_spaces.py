@@ -1,9 +1,10 @@
-"""Flat-onto spaces: decoders f that map Rᵐ onto Rᵐ one to one, so that the distance is the chord |f(a) − f(b)|.
+"""Flat-onto spaces: decoders f that map Rᵐ onto Rᵐ one to one, so that the distance is the chord
+|f(a) − f(b)|.
 
-The preimage of a straight line can be as crooked as f is uneven, which is what a solver's error estimate must see,
-while the truth costs two evaluations. Every map here is a bijection of Rᵐ: each says why. The stretch of f, its largest
-over its smallest singular value among all the points of the pairs, reaches from 2 to 1e3.
-"""
+The preimage of a straight line can be as crooked as f is uneven, which is what a solver's error
+estimate must see, while the truth costs two evaluations. Every map here is a bijection of Rᵐ: each
+says why. The stretch of f, its largest over its smallest singular value among all the points of the
+pairs, reaches from 2 to 1e3."""
 
 from collections.abc import Callable
 
@@ -45,7 +46,8 @@ def square(z):
 
 
 def huber(k=0.7, width=0.3):
-    """``x + k h(x)`` with Huber's h, of slope 1 ± k outside ``|x| < width``: once differentiable at ± width."""
+    """``x + k h(x)`` with Huber's h, of slope 1 ± k outside ``|x| < width``: once differentiable at
+    ± width."""
 
     def decoder(z):
         size = z.abs()
@@ -70,7 +72,8 @@ def leaky(slope=0.2):
 
 
 def _bins(seed, m, count, bound):
-    """Random increasing knots and values from −bound to bound, ``(m, count + 1)`` each: sums of positive widths."""
+    """Random increasing knots and values from −bound to bound, ``(m, count + 1)`` each: sums of
+    positive widths."""
     rng = np.random.default_rng(seed)
 
     def knots():
@@ -101,12 +104,12 @@ def piecewise_linear(seed, m, count=12, bound=6.0):
 
 
 def rational_quadratic(seed, m, count=10, bound=6.0, slopes=(0.3, 3.0)):
-    """The monotone spline of Gregory and Delbourgo (1982) as used for flows by Durkan et al. (2019, equation 4).
+    """The monotone spline of Gregory and Delbourgo (1982) as used for flows by Durkan et al. (2019,
+    equation 4).
 
     Between knots with secant slope s and derivatives d, e, at the share t of the bin of height h:
-    ``y + h (s t² + d t (1 − t))/(s + (d + e − 2s) t (1 − t))``, increasing since s, d, e > 0. Once differentiable at
-    the knots. Outside, lines with the outermost derivative.
-    """
+    ``y + h (s t² + d t (1 − t))/(s + (d + e − 2s) t (1 − t))``, increasing since s, d, e > 0. Once
+    differentiable at the knots. Outside, lines with the outermost derivative."""
     x, y, rng = _bins(seed, m, count, bound)
     derivative = np.exp(rng.uniform(*np.log(slopes), (m, count + 1)))
     secant = np.diff(y) / np.diff(x)
@@ -151,10 +154,11 @@ def stack(seed, m, depth, activation):
 
 
 def coupling(seed, m, scale=0.6, gain=1.5, width=16):
-    """Dinh et al.'s affine coupling (2017): one half becomes ``x exp(s) + t``, s and t tanh networks of the other half.
+    """Dinh et al.'s affine coupling (2017): one half becomes ``x exp(s) + t``, s and t tanh
+    networks of the other half.
 
-    Onto, since for every value of the unchanged half the other one is mapped by an affine bijection. |s| ≤ scale.
-    """
+    Onto, since for every value of the unchanged half the other one is mapped by an affine
+    bijection. |s| ≤ scale."""
     rng = np.random.default_rng(seed)
     keep = m // 2
     first = gain * rng.normal(size=(keep, width)) / keep**0.5
@@ -165,21 +169,29 @@ def coupling(seed, m, scale=0.6, gain=1.5, width=16):
         fixed, moved = z[..., :keep], z[..., keep:]
         hidden = (fixed @ constant(first, z) + constant(bias, z)).tanh() @ constant(second, z)
         s, t = hidden[..., : m - keep], hidden[..., m - keep :]
-        return torch.cat([moved * (scale * s.tanh()).exp() + t, fixed], -1)  # turned, so that the next moves the rest
+        return torch.cat(
+            [moved * (scale * s.tanh()).exp() + t, fixed], -1
+        )  # turned, so that the next moves the rest
 
     return decoder
 
 
 def flow(seed, m, layers=4, **options):
     """Affine couplings with rotations between them."""
-    return chain(*(f for i in range(layers) for f in (coupling([seed, i], m, **options), rotation([seed, i], m))))
+    return chain(
+        *(
+            f
+            for i in range(layers)
+            for f in (coupling([seed, i], m, **options), rotation([seed, i], m))
+        )
+    )
 
 
 def planar(seed, m, strength=0.9, gain=1.0):
     """Rezende and Mohamed's planar flow (2015), ``x + u tanh(wᵀx + b)``.
 
-    Along w it is ``s + (wᵀu) tanh(s + b)`` with s = wᵀx, which is onto and, for wᵀu > −1, increasing; s gives x.
-    """
+    Along w it is ``s + (wᵀu) tanh(s + b)`` with s = wᵀx, which is onto and, for wᵀu > −1,
+    increasing; s gives x."""
     rng = np.random.default_rng(seed)
     w = rng.normal(size=m)
     w *= gain / np.linalg.norm(w)
@@ -208,7 +220,9 @@ def known(name, decoder, m, smoothness="smooth", size=3.0):
     def chord(z0, z1):
         return (decoder(z0) - decoder(z1)).norm(dim=-1)
 
-    return closed(name, decoder, lambda: Manifold(decoder), points, chord, smoothness=smoothness, flat=True)
+    return closed(
+        name, decoder, lambda: Manifold(decoder), points, chord, smoothness=smoothness, flat=True
+    )
 
 
 FLAT_ONTO = [
@@ -250,7 +264,9 @@ FLAT_ONTO = [
     known("rational-quadratic m=1", rational_quadratic(0, 1), 1, "C1"),
     known("rational-quadratic m=2", rational_quadratic(1, 2), 2, "C1"),
     known("rational-quadratic m=5", rational_quadratic(2, 5), 5, "C1"),
-    known("rational-quadratic, turned m=3", chain(rotation(0, 3), rational_quadratic(3, 3)), 3, "C1"),
+    known(
+        "rational-quadratic, turned m=3", chain(rotation(0, 3), rational_quadratic(3, 3)), 3, "C1"
+    ),
     # Continuous.
     known("leaky m=1", leaky(), 1, "C0"),
     known("leaky m=2", stack(6, 2, 3, leaky()), 2, "C0"),

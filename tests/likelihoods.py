@@ -60,11 +60,17 @@ CASES = {
     "one-hot, probs": Case(lambda z: td.OneHotCategorical(probs=classes(z).softmax(-1)), True),
     "multinomial": Case(lambda z: td.Multinomial(5, logits=classes(z)), True, False),
     "continuous bernoulli": Case(lambda z: td.ContinuousBernoulli(logits=2 * free(z) + 3), False),
-    "continuous bernoulli, probs": Case(lambda z: td.ContinuousBernoulli(probs=(2 * free(z) + 3).sigmoid()), False),
+    "continuous bernoulli, probs": Case(
+        lambda z: td.ContinuousBernoulli(probs=(2 * free(z) + 3).sigmoid()), False
+    ),
     "poisson": Case(lambda z: td.Poisson(positive(z)), True),
     "negative binomial": Case(lambda z: td.NegativeBinomial(3.0, logits=free(z)), True, False),
-    "negative binomial, probs": Case(lambda z: td.NegativeBinomial(3.0, probs=free(z).sigmoid()), True, False),
-    "negative binomial, dispersion": Case(lambda z: td.NegativeBinomial(positive(z), logits=free(z)), False, False),
+    "negative binomial, probs": Case(
+        lambda z: td.NegativeBinomial(3.0, probs=free(z).sigmoid()), True, False
+    ),
+    "negative binomial, dispersion": Case(
+        lambda z: td.NegativeBinomial(positive(z), logits=free(z)), False, False
+    ),
     "negative binomial, dispersion, probs": Case(
         lambda z: td.NegativeBinomial(positive(z), probs=free(z).sigmoid()), False, False
     ),
@@ -81,7 +87,10 @@ CASES = {
     "normal, fixed mean": Case(lambda z: td.Normal(1.0, positive(z)), True),
     "log-normal": Case(lambda z: td.LogNormal(free(z), positive(z)), False),
     "logit-normal": Case(
-        lambda z: td.TransformedDistribution(td.Normal(free(z), positive(z)), [td.SigmoidTransform()]), False
+        lambda z: td.TransformedDistribution(
+            td.Normal(free(z), positive(z)), [td.SigmoidTransform()]
+        ),
+        False,
     ),
     "laplace": Case(lambda z: td.Laplace(free(z), positive(z)), False, False),
     "laplace, fixed mean": Case(lambda z: td.Laplace(0.0, positive(z)), True, False),
@@ -89,18 +98,27 @@ CASES = {
     "student": Case(lambda z: td.StudentT(4 * positive(z), free(z), positive(z)), False, False),
     "student, fixed degrees": Case(lambda z: td.StudentT(5.0, free(z), positive(z)), False, False),
     "student, fixed scale": Case(lambda z: td.StudentT(5.0, free(z), 0.4), True, False),
-    "fisher-snedecor": Case(lambda z: td.FisherSnedecor(4 * positive(z), 3 * free(z).exp()), False, False),
-    "wishart": Case(lambda z: td.Wishart(9 + positive(z)[:, 0], scale_tril=factor(z)), False, False),
-    # In two dimensions: torch's draws in more do not follow its own density (their mean score is not 0).
+    "fisher-snedecor": Case(
+        lambda z: td.FisherSnedecor(4 * positive(z), 3 * free(z).exp()), False, False
+    ),
+    "wishart": Case(
+        lambda z: td.Wishart(9 + positive(z)[:, 0], scale_tril=factor(z)), False, False
+    ),
+    # In two dimensions: torch's draws in more do not follow its own density (their mean score is
+    # not 0).
     "lkj": Case(lambda z: td.LKJCholesky(2, positive(z)), False, False),
     "half-normal": Case(lambda z: td.HalfNormal(positive(z)), True),
     "half-cauchy": Case(lambda z: td.HalfCauchy(positive(z)), True, False),
     "von mises": Case(lambda z: td.VonMises(free(z), 3 * positive(z)), False, False),
     "von mises, fixed concentration": Case(lambda z: td.VonMises(free(z), 2.0), True, False),
-    "multivariate normal": Case(lambda z: td.MultivariateNormal(free(z), scale_tril=factor(z)), False),
+    "multivariate normal": Case(
+        lambda z: td.MultivariateNormal(free(z), scale_tril=factor(z)), False
+    ),
     "multivariate normal, covariance": Case(
         lambda z: td.MultivariateNormal(free(z), covariance_matrix=factor(z) @ factor(z).mT), False
     ),
-    "multivariate normal, fixed": Case(lambda z: td.MultivariateNormal(free(z), COVARIANCE.to(z)), True),
+    "multivariate normal, fixed": Case(
+        lambda z: td.MultivariateNormal(free(z), COVARIANCE.to(z)), True
+    ),
     "independent": Case(lambda z: td.Independent(td.Normal(free(z), positive(z)), 1), False),
 }

@@ -1,8 +1,8 @@
-"""The catalogue: spaces whose geometry is known in closed form, and pairs of points with their true distance.
+"""The catalogue: spaces whose geometry is known in closed form, and pairs of points with their true
+distance.
 
-Every truth is derived in a comment, or integrated by scipy from the textbook's geodesic equation; none comes from
-riemae.
-"""
+Every truth is derived in a comment, or integrated by scipy from the textbook's geodesic equation;
+none comes from riemae."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +26,10 @@ class Known:
         space: Makes the space to solve in.
         points: Points inside the chart, ``(generator, n) -> (n, m)`` in float64.
         pairs: ``(generator, n) -> z0, z1, true distance`` in float64.
-        distance: ``(z0, z1) -> d`` in float64, where it is a formula: the truth for points that were rounded, too.
-        smoothness: Of the decoder: ``smooth``, ``C1``, or ``C0`` where only one-sided derivatives exist.
+        distance: ``(z0, z1) -> d`` in float64, where it is a formula: the truth for points that
+            were rounded, too.
+        smoothness: Of the decoder: ``smooth``, ``C1``, or ``C0`` where only one-sided derivatives
+            exist.
         flat: Whether the decoder maps onto a Euclidean space, so that d is the chord.
     """
 
@@ -104,13 +106,15 @@ def lift(z):
 
 
 def great_circle(z0, z1, radius=1.0):
-    # The angle between the position vectors; atan2 keeps full precision for small and for large angles.
+    # The angle between the position vectors; atan2 keeps full precision for small and for large
+    # angles.
     p, q = sphere(z0), sphere(z1)
     return radius * 2 * torch.atan2((p - q).norm(dim=-1), (p + q).norm(dim=-1))
 
 
 def poincare(z0, z1):
-    # d = arcosh(1 + 2x), x = |Δ|²/((1 − |p|²)(1 − |q|²)), as 2 arsinh √x, which keeps its digits at small distances.
+    # d = arcosh(1 + 2x), x = |Δ|²/((1 − |p|²)(1 − |q|²)), as 2 arsinh √x, which keeps its digits at
+    # small distances.
     outside = (1 - z0.square().sum(-1)) * (1 - z1.square().sum(-1))
     return 2 * torch.asinh((z0 - z1).norm(dim=-1) / outside.sqrt())
 
@@ -126,7 +130,10 @@ def roll_arc(t):
 
 
 def integrated(acceleration, speed, starts, velocities):
-    """End points of geodesics by scipy's DOP853 from a textbook acceleration; their length is their initial speed."""
+    """End points of geodesics by scipy's DOP853 from a textbook acceleration.
+
+    Their length is their initial speed.
+    """
     ends = []
     for z, v in zip(starts.numpy(), velocities.numpy(), strict=True):
         flow = solve_ivp(
@@ -163,7 +170,10 @@ def paraboloid_speed(z, w):
 
 
 def closed(name, decoder, space, points, distance, **more):
-    """The entry of a space whose distance is a formula; both ends of a pair are drawn from the same points."""
+    """The entry of a space whose distance is a formula.
+
+    Both ends of a pair are drawn from the same points.
+    """
 
     def pairs(generator, n):
         z0, z1 = points(generator, n), points(generator, n)
@@ -192,7 +202,9 @@ def cylinder_chord(z0, z1):
 
 
 def _roll_points(generator, n):
-    return torch.cat([rand(generator, n, 1, low=2.0, high=8.0), rand(generator, n, 1, low=0.0, high=4.0)], 1)
+    return torch.cat(
+        [rand(generator, n, 1, low=2.0, high=8.0), rand(generator, n, 1, low=0.0, high=4.0)], 1
+    )
 
 
 def roll_chord(z0, z1):
@@ -222,7 +234,8 @@ def chord_of_affine(z0, z1):
 
 
 def half_plane_as_ambient():
-    """The same half plane as an ambient metric on data that the identity decodes: the inner-product road."""
+    """The same half plane as an ambient metric on data that the identity decodes: the inner-product
+    road."""
     return Manifold(lambda z: z, ambient=lambda x: (1 / x[:, 1:] ** 2).expand_as(x))
 
 

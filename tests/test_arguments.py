@@ -52,9 +52,15 @@ class TestAccuracy:
 
 
 class TestSolvers:
-    @pytest.mark.parametrize("solver", [solvers.Newton, solvers.NewtonCG, solvers.Adam, solvers.LBFGS, solvers.BVP])
+    @pytest.mark.parametrize(
+        "solver", [solvers.Newton, solvers.NewtonCG, solvers.Adam, solvers.LBFGS, solvers.BVP]
+    )
     def test_a_class_is_no_solver(self, solver):
-        for call in (SPHERE.geodesic, SPHERE.distance, lambda *z, **o: solvers.log(SPHERE, *z, **o)):
+        for call in (
+            SPHERE.geodesic,
+            SPHERE.distance,
+            lambda *z, **o: solvers.log(SPHERE, *z, **o),
+        ):
             with pytest.raises(DTypeError, match=rf"Make an instance: {solver.__name__}\(\)"):
                 call(Z, W, solver=solver)
         with pytest.raises(DTypeError, match="Make an instance"):
@@ -93,7 +99,9 @@ class TestPoints:
     )
     def test_sparse_ones_are_refused(self, call):
         for z in self.sparse:
-            with pytest.raises(DTypeError, match=r"as a dense tensor, got torch\.sparse_coo\. Try .*to_dense\(\)"):
+            with pytest.raises(
+                DTypeError, match=r"as a dense tensor, got torch\.sparse_coo\. Try .*to_dense\(\)"
+            ):
                 call(z)
 
     @pytest.mark.parametrize(
@@ -127,7 +135,10 @@ class TestGraphs:
 
     @pytest.mark.parametrize("weight", ["a", None, 1, ["length"], "Length"])
     def test_weights(self, weight):
-        for call in (lambda: SPHERE.graph(Z, k=2, weight=weight), lambda: SPHERE.distance_matrix(Z, weight=weight)):
+        for call in (
+            lambda: SPHERE.graph(Z, k=2, weight=weight),
+            lambda: SPHERE.distance_matrix(Z, weight=weight),
+        ):
             with pytest.raises(OptionError, match="weight 'length' or 'chord'"):
                 call()
 
@@ -143,7 +154,9 @@ class TestGraphs:
         g = M.graph(z, k=3, rtol=rtol)
         rows, columns = g.adjacency.nonzero()
         true = M.length(torch.stack([z[rows], z[columns]], 1), rtol=1e-7, throw=False)
-        assert torch.allclose(torch.as_tensor(g.adjacency.data), true.detach(), rtol=max(rtol, 1e-4), atol=0)
+        assert torch.allclose(
+            torch.as_tensor(g.adjacency.data), true.detach(), rtol=max(rtol, 1e-4), atol=0
+        )
 
     def test_the_default_takes_few_points_and_distances_pass_it_on(self):
         counts = []
@@ -172,7 +185,9 @@ class TestGraphs:
         assert edges == g.adjacency.nnz // 2
         assert [done for done, _ in calls] == [*range(256, edges, 256), edges]
         calls.clear()
-        SPHERE.distance_matrix(draw(6, 400), method="graph", k=4, progress=lambda *c: calls.append(c))
+        SPHERE.distance_matrix(
+            draw(6, 400), method="graph", k=4, progress=lambda *c: calls.append(c)
+        )
         done = [d for d, _ in calls]
         assert done == sorted(done)
         assert done[0] > 0
@@ -184,7 +199,9 @@ class TestProgress:
     @pytest.mark.parametrize("method", ["geodesic", "graph", "chord"])
     def test_true_shows_a_bar_on_stderr(self, method, capsys):
         M, options = SPHERE, {"method": method, "k": 2, "block_size": 4}
-        assert torch.equal(M.distance_matrix(Z, progress=True, **options), M.distance_matrix(Z, **options))
+        assert torch.equal(
+            M.distance_matrix(Z, progress=True, **options), M.distance_matrix(Z, **options)
+        )
         shown = capsys.readouterr()
         assert shown.out == ""
         assert "distances" in shown.err
@@ -240,7 +257,10 @@ class TestTimes:
 
     @pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 4, 2)])
     def test_batches(self, shape):
-        z, v = draw(8, math.prod(shape[:-1])).view(shape), 0.2 * draw(9, math.prod(shape[:-1])).view(shape)
+        z, v = (
+            draw(8, math.prod(shape[:-1])).view(shape),
+            0.2 * draw(9, math.prod(shape[:-1])).view(shape),
+        )
         t = torch.tensor([0.1, 0.4], dtype=F64)
         points = SPHERE.exp(z, v, t)
         assert points.shape == (*shape[:-1], 2, 2)
@@ -276,7 +296,9 @@ class TestTimes:
             SPHERE.exp(Z, self.v, t)
 
     def test_failures_keep_all_times(self):
-        flat = solvers.MetricSpace(lambda z: torch.eye(2).to(z) * torch.where(z[:, :1, None] < 1, 1.0, math.nan))
+        flat = solvers.MetricSpace(
+            lambda z: torch.eye(2).to(z) * torch.where(z[:, :1, None] < 1, 1.0, math.nan)
+        )
         z, v = torch.zeros(2, 2, dtype=F64), torch.tensor([[1.0, 0.0], [0.1, 0.0]], dtype=F64)
         with pytest.raises(NotConvergedError) as caught:
             solvers.exp(flat, z, v, torch.tensor([0.5, 2.0], dtype=F64), max_steps=40)

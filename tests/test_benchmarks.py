@@ -1,4 +1,5 @@
-"""The benchmark's arithmetic: quadrature, quantiles, exponents, tables. No timing, and no other package."""
+"""The benchmark's arithmetic: quadrature, quantiles, exponents, tables. No timing, and no other
+package."""
 
 import json
 import math
@@ -36,7 +37,10 @@ def sphere(z):
 
 def layers(seed=0, sizes=(2, 16, 16, 5)):
     rng = np.random.default_rng(seed)
-    return [(rng.normal(size=(b, a)) / a**0.5, rng.normal(size=b)) for a, b in zip(sizes, sizes[1:], strict=False)]
+    return [
+        (rng.normal(size=(b, a)) / a**0.5, rng.normal(size=b))
+        for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
 
 
 @pytest.fixture
@@ -50,8 +54,9 @@ def problem(tmp_path):
 
 class TestErrors:
     def test_length_is_that_of_the_spline_and_not_of_the_polyline(self):
-        # The unit circle is the equator. A quarter of it has length π/2; the chords of 8 segments are shorter by
-        # 1 − sin(π/32)/(π/32) = 1.6e-3, and the spline through their ends is off by O(h⁴).
+        # The unit circle is the equator. A quarter of it has length π/2; the chords of 8 segments
+        # are shorter by 1 − sin(π/32)/(π/32) = 1.6e-3, and the spline through their ends is off by
+        # O(h⁴).
         angle = torch.linspace(0, math.pi / 2, 9, dtype=torch.float64)
         nodes = torch.stack([angle.cos(), angle.sin()], -1)[None]
         assert lengths(Manifold(sphere), nodes).item() == pytest.approx(math.pi / 2, rel=1e-5)
@@ -72,7 +77,9 @@ class TestErrors:
         assert quantiles(torch.tensor([0.0, torch.nan]))[1] == torch.inf
 
     def test_error_is_beside_the_shortest_curve_known(self):
-        row = Row("someone", {}, 2, seconds=[1.0], cpu=[1.0], sweeps=[2.0], found=torch.tensor([1.1, 2.0]))
+        row = Row(
+            "someone", {}, 2, seconds=[1.0], cpu=[1.0], sweeps=[2.0], found=torch.tensor([1.1, 2.0])
+        )
         entry = _entry(row, torch.tensor([1.0, 2.0, 9.0]))
         assert entry["error"][2] == pytest.approx(0.1, rel=1e-6)
         assert _entry(Row("nobody", {}, 2, failure="more than 9 s"), torch.ones(2)) == {
@@ -97,7 +104,9 @@ class TestReference:
         z = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         f, g = mlp.decoder(layers(), torch.get_num_threads()), mlp.formula(layers())
         torch.testing.assert_close(f(z), g(z), rtol=1e-13, atol=1e-13)
-        twice = jvp(lambda z: jvp(g, (z,), (torch.ones_like(z),))[1], (z,), (torch.ones_like(z),))[1]
+        twice = jvp(lambda z: jvp(g, (z,), (torch.ones_like(z),))[1], (z,), (torch.ones_like(z),))[
+            1
+        ]
         assert twice.isfinite().all()
 
 
@@ -150,7 +159,9 @@ class TestReport:
     def test_fastest_setting_that_is_accurate_enough_counts(self):
         assert fastest([1.0, 3.0, 2.0], [1e-2, 1e-4, 1e-4], 1e-3) == 2
         assert fastest([1.0], [1e-2], 1e-3) is None
-        task = self.task(self.row("riemae", 0.5, 1e-4), self.row("a", 1.0, 1e-2), self.row("b", 4.0, 1e-4))
+        task = self.task(
+            self.row("riemae", 0.5, 1e-4), self.row("a", 1.0, 1e-2), self.row("b", 4.0, 1e-4)
+        )
         assert report.ratios(task, 1e-3) == ("b", 8.0)
         assert report.ratios(task, 1e-5) is None
         plain = self.task(*task["rows"], self.row("chord energy, Adam", 2.0, 1e-4))
@@ -165,8 +176,20 @@ class TestReport:
         failed = {"contender": "late", "settings": {"nodes": 9}, "failure": "more than 9 s"}
         growth = {"kind": "m", "what": "x", "exponents": {"seconds": 1.25, "megabytes": 1.0}}
         growth["rows"] = [{"size": 2, "seconds": 0.01, "megabytes": 5.0, "steps": 3.0}]
-        machine = {"cpu": "abacus", "cores": 2, "threads": 1, "load": 0.0, "system": "s", "python": "3"}
-        results = {"machine": machine, "versions": {"a": {"numpy": "1"}}, "minutes": 1.0, "quick": True}
+        machine = {
+            "cpu": "abacus",
+            "cores": 2,
+            "threads": 1,
+            "load": 0.0,
+            "system": "s",
+            "python": "3",
+        }
+        results = {
+            "machine": machine,
+            "versions": {"a": {"numpy": "1"}},
+            "minutes": 1.0,
+            "quick": True,
+        }
         results |= {"tasks": [self.task(self.row("riemae", 0.5, 1e-4), failed)], "growth": [growth]}
         report.write(json.loads(json.dumps(results)), tmp_path)
         text = (tmp_path / "geodesics.md").read_text(encoding="utf-8")
@@ -203,7 +226,13 @@ class TestContenders:
 
     def test_issue_asks_for_one_32_and_1000_pairs(self):
         found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
-        assert {(8, 32, False), (32, 32, False), (8, 1000, False), (32, 1000, False), (8, 4, True)} <= set(found)
+        assert {
+            (8, 32, False),
+            (32, 32, False),
+            (8, 1000, False),
+            (32, 1000, False),
+            (8, 4, True),
+        } <= set(found)
 
     def test_process_answers_and_its_curves_join_the_points(self, problem, tmp_path):
         worker = Worker("ours", problem, 1)
@@ -256,20 +285,36 @@ class TestTraining:
 
     @pytest.mark.parametrize("order", [1, 2])
     def test_neighbourhoods_are_ours(self, order):
-        loss = [training.published_neighborhood_linear, training.published_neighborhood_quadratic][order - 1]
+        loss = [training.published_neighborhood_linear, training.published_neighborhood_quadratic][
+            order - 1
+        ]
         M, other = Manifold(self.decoder), self.encoder(self.neighbor)
-        ours = losses.neighborhood_reconstruction(M, self.z, other, self.neighbor, order=order, x=self.x)
-        assert torch.allclose(loss(self.encoder, self.decoder, self.x, self.neighbor), ours, rtol=1e-4)
+        ours = losses.neighborhood_reconstruction(
+            M, self.z, other, self.neighbor, order=order, x=self.x
+        )
+        assert torch.allclose(
+            loss(self.encoder, self.decoder, self.x, self.neighbor), ours, rtol=1e-4
+        )
 
     def test_distortion_and_curvature_are_unbiased(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             isometric = training.published_isometric(self.encoder, self.decoder, self.x) - self.fit
-            curved = training.published_minimum_curvature(self.encoder, self.decoder, self.x) - self.fit
-        isometric, curved = (float(loss) / training.WEIGHT for loss in (isometric.detach(), curved.detach()))
+            curved = (
+                training.published_minimum_curvature(self.encoder, self.decoder, self.x) - self.fit
+            )
+        isometric, curved = (
+            float(loss) / training.WEIGHT for loss in (isometric.detach(), curved.detach())
+        )
         M = Manifold(self.decoder)
-        # E Tr G²/(E Tr G)², 1/m² of ours and its minimum m; at mixed codes, which another draw of α gives too
-        expected = losses.relaxed_distortion(M, self.z, mixup=0.2, generator=torch.Generator().manual_seed(2)) + 2
+        # E Tr G²/(E Tr G)², 1/m² of ours and its minimum m; at mixed codes, which another draw of α
+        # gives too
+        expected = (
+            losses.relaxed_distortion(
+                M, self.z, mixup=0.2, generator=torch.Generator().manual_seed(2)
+            )
+            + 2
+        )
         assert abs(isometric / float(expected.detach() / 4) - 1) < 0.15
         exact = M.extrinsic_curvature(self.z).mean()
         assert abs(curved / float(exact.detach()) - 1) < 0.15
@@ -289,16 +334,26 @@ class TestErrorBars:
 
     @staticmethod
     def tally(length, error, truth, status):
-        return error_bars.Tally(*(torch.tensor(x, dtype=torch.float64) for x in (length, error, truth)), status)
+        return error_bars.Tally(
+            *(torch.tensor(x, dtype=torch.float64) for x in (length, error, truth)), status
+        )
 
     def counts(self, length, error, status, truth=None, rtol=0.01):
         truth = truth or [1.0] * len(length)
         return self.tally(length, error, truth, torch.tensor(status)).counts(rtol, 1e-12)
 
     def test_a_pair_counts_where_it_belongs(self):
-        # Within rtol and covered; within and not covered; beyond; beyond three times; not converged, covered.
-        counts = self.counts([1.001, 1.002, 1.02, 1.05, 1.5], [0.002, 1e-3, 1e-4, 0.006, 0.6], [0, 0, 0, 0, 2])
-        assert (counts["pairs"], counts["converged"], counts["beyond"], counts["beyond_3"]) == (5, 4, 2, 1)
+        # Within rtol and covered; within and not covered; beyond; beyond three times; not
+        # converged, covered.
+        counts = self.counts(
+            [1.001, 1.002, 1.02, 1.05, 1.5], [0.002, 1e-3, 1e-4, 0.006, 0.6], [0, 0, 0, 0, 2]
+        )
+        assert (counts["pairs"], counts["converged"], counts["beyond"], counts["beyond_3"]) == (
+            5,
+            4,
+            2,
+            1,
+        )
         assert counts["worst"] == pytest.approx(5)
         assert (counts["covered"], counts["covered_10"]) == (1, 3)
         assert (counts["claims"], counts["claims_covered"]) == (1, 1)
@@ -322,7 +377,8 @@ class TestErrorBars:
         assert (counts["pairs"], counts["unknown"], counts["converged"]) == (1, 1, 1)
 
     @pytest.mark.parametrize(
-        ("part", "whole", "text"), [(0, 7, "0 %"), (1, 3, "33 %"), (9999, 10000, "99.9 %"), (7, 7, "100 %"), (0, 0, "")]
+        ("part", "whole", "text"),
+        [(0, 7, "0 %"), (1, 3, "33 %"), (9999, 10000, "99.9 %"), (7, 7, "100 %"), (0, 0, "")],
     )
     def test_all_is_said_of_all_alone(self, part, whole, text):
         assert error_bars.share(part, whole) == text
@@ -336,7 +392,9 @@ class TestErrorBars:
         # The child keeps to one thread, so its sums may be taken in another order.
         torch.testing.assert_close(whole.length, alone.length, rtol=1e-12, atol=0)
         assert whole.status.tolist() == alone.status.tolist()
-        row = error_bars.measure(case, "default", error_bars.Plan(None, 2, {}, 0.0), 1e-4, torch.float64, problem)
+        row = error_bars.measure(
+            case, "default", error_bars.Plan(None, 2, {}, 0.0), 1e-4, torch.float64, problem
+        )
         assert (row["pairs"], row["given_up"]) == (0, 2)
 
     def test_names_are_unique(self):
@@ -346,7 +404,9 @@ class TestErrorBars:
 
     def test_quick_run_keeps_the_prose_and_is_not_repeated(self, tmp_path, capsys):
         page = tmp_path / "error_bars.md"
-        page.write_text(f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\nold\n{error_bars.END}\n\nAfter.\n", "utf-8")
+        page.write_text(
+            f"# Title\n\nBefore.\n\n{error_bars.BEGIN}\nold\n{error_bars.END}\n\nAfter.\n", "utf-8"
+        )
         arguments = ["--quick", "--folder", str(tmp_path), "--solver", "default", "--pairs", "2"]
         error_bars.main(arguments)
         text = page.read_text("utf-8")

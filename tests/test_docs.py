@@ -7,11 +7,20 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {page: re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M) for page in DOCS.glob("*.md")}
-BLOCKS = [(page.stem, i, blocks) for page, blocks in sorted(PAGES.items()) for i in range(max(1, len(blocks) - 1))]
+PAGES = {
+    page: re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+    for page in DOCS.glob("*.md")
+}
+BLOCKS = [
+    (page.stem, i, blocks)
+    for page, blocks in sorted(PAGES.items())
+    for i in range(max(1, len(blocks) - 1))
+]
 
 
-@pytest.mark.parametrize(("page", "number", "blocks"), BLOCKS, ids=[f"{page}-{i}" for page, i, _ in BLOCKS])
+@pytest.mark.parametrize(
+    ("page", "number", "blocks"), BLOCKS, ids=[f"{page}-{i}" for page, i, _ in BLOCKS]
+)
 def test_block_runs_after_the_first(page, number, blocks, capsys):
     with torch.random.fork_rng():
         names = {"__name__": "__main__"}
@@ -24,7 +33,11 @@ def test_every_ambient_metric_has_its_example():
     from riemae import ambient
 
     text = (DOCS / "ambient.md").read_text("utf-8")
-    assert all(f"ambient.{name}" in text for name in ambient.__all__ if name not in ("ShapedMetric", "as_ambient"))
+    assert all(
+        f"ambient.{name}" in text
+        for name in ambient.__all__
+        if name not in ("ShapedMetric", "as_ambient")
+    )
 
 
 def test_the_four_forms_are_one_metric():
@@ -33,6 +46,9 @@ def test_the_four_forms_are_one_metric():
     with torch.random.fork_rng():
         exec(blocks[0], names)
         exec(next(block for block in blocks if block.startswith("forms = ")), names)
-    M = [names["Manifold"](names["decoder"], names["ambient"].Custom(**{n: f})) for n, f in names["forms"].items()]
+    M = [
+        names["Manifold"](names["decoder"], names["ambient"].Custom(**{n: f}))
+        for n, f in names["forms"].items()
+    ]
     for other in M[1:]:
         torch.testing.assert_close(other.metric(names["z0"]), M[0].metric(names["z0"]))

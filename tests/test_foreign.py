@@ -1,4 +1,5 @@
-"""Decoders as other packages make them: a metric as autograd has it, a default geodesic that returns, no raw error.
+"""Decoders as other packages make them: a metric as autograd has it, a default geodesic that
+returns, no raw error.
 
 Each class is skipped where its package is missing. scvi-tools itself is in
 ``test_counts.py``, a decoder of its layers here.
@@ -17,7 +18,9 @@ from riemae.exceptions import ApproximationWarning, FallbackWarning, SmoothnessW
 
 def pulled_back(f, z):
     """``JᵀJ`` by plain autograd, one point after the other."""
-    j = torch.stack([torch.autograd.functional.jacobian(lambda p: f(p[None])[0].flatten(), p) for p in z])
+    j = torch.stack(
+        [torch.autograd.functional.jacobian(lambda p: f(p[None])[0].flatten(), p) for p in z]
+    )
     return j.mT @ j
 
 
@@ -29,7 +32,9 @@ def check(f, z, rtol=1e-4, pairs=3):
         warnings.simplefilter("ignore", SmoothnessWarning)
         expected = pulled_back(f, z)
         scale = expected.diagonal(dim1=-2, dim2=-1).amax()
-        torch.testing.assert_close(M.metric(z).detach() / scale, expected / scale, rtol=rtol, atol=rtol)
+        torch.testing.assert_close(
+            M.metric(z).detach() / scale, expected / scale, rtol=rtol, atol=rtol
+        )
         r = M.geodesic(z[:pairs], z[pairs : 2 * pairs])
         assert r.converged.all()
         assert (r.length >= r.lower_bound * (1 - 1e-5)).all()
@@ -60,7 +65,8 @@ def diffusion():
 
 
 class TestDiffusers:
-    """``AutoencoderKL``, the decoder of latent diffusion: group norms, attention, one output object."""
+    """``AutoencoderKL``, the decoder of latent diffusion: group norms, attention, one output
+    object."""
 
     def test_decode(self, diffusion):
         check(lambda z: diffusion.decode(z.view(-1, 2, 2, 2)).sample, points(6, 8))
@@ -124,27 +130,40 @@ class TestTorchdiffeq:
 
     def test_fixed_steps(self, torchdiffeq):
         field, times = self.Field(), torch.tensor([0.0, 1.0], dtype=torch.float64)
-        f = lambda z: torchdiffeq.odeint(field, z, times, method="rk4", options={"step_size": 0.25})[-1]  # noqa: E731
+        f = lambda z: torchdiffeq.odeint(
+            field, z, times, method="rk4", options={"step_size": 0.25}
+        )[-1]  # noqa: E731
         check(f, points(6, 2, torch.float64))
 
     def test_adaptive_steps(self, torchdiffeq):
-        check(self.each(torchdiffeq.odeint, rtol=1e-9, atol=1e-9), points(4, 2, torch.float64), pairs=2)
+        check(
+            self.each(torchdiffeq.odeint, rtol=1e-9, atol=1e-9),
+            points(4, 2, torch.float64),
+            pairs=2,
+        )
 
     def test_adjoint(self, torchdiffeq):
         f = self.each(torchdiffeq.odeint_adjoint, method="rk4", options={"step_size": 0.25})
         exact = self.each(torchdiffeq.odeint, method="rk4", options={"step_size": 0.25})
         z = points(2, 2, torch.float64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ApproximationWarning)  # the adjoint equation has no second backward pass
+            warnings.simplefilter(
+                "ignore", ApproximationWarning
+            )  # the adjoint equation has no second backward pass
             M = Manifold(f)
-            torch.testing.assert_close(M.metric(z).detach(), pulled_back(exact, z), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                M.metric(z).detach(), pulled_back(exact, z), rtol=1e-3, atol=1e-3
+            )
             r = M.geodesic(z[:1], z[1:], rtol=1e-3)
         assert r.converged.all()
-        torch.testing.assert_close(r.length, Manifold(exact).geodesic(z[:1], z[1:]).length, rtol=2e-3, atol=0)
+        torch.testing.assert_close(
+            r.length, Manifold(exact).geodesic(z[:1], z[1:]).length, rtol=2e-3, atol=0
+        )
 
 
 class ScviDecoder(nn.Module):
-    """The layers of scvi-tools' decoder: ReLU behind batch norm, shares of a library, a dispersion for each gene."""
+    """The layers of scvi-tools' decoder: ReLU behind batch norm, shares of a library, a dispersion
+    for each gene."""
 
     def __init__(self, seed, m=2, hidden=32, genes=60):
         super().__init__()
@@ -178,12 +197,15 @@ class TestScviLayers:
         assert (r.length >= r.lower_bound * (1 - 1e-5)).all()
 
     def test_a_start_that_is_a_little_shorter_keeps_the_verdict(self):
-        # Solved to rtol, but longer than the straight line by less than that: the line takes its place, as accurate.
+        # Solved to rtol, but longer than the straight line by less than that: the line takes its
+        # place, as accurate.
         g = torch.Generator().manual_seed(1)
         a, b = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g)
         M = Manifold(ScviDecoder(0))
         r = M.geodesic(a[1:3], b[1:3])
-        exact = M.to(dtype=torch.float64).geodesic(a[1:3].double(), b[1:3].double(), rtol=1e-3, throw=False)
+        exact = M.to(dtype=torch.float64).geodesic(
+            a[1:3].double(), b[1:3].double(), rtol=1e-3, throw=False
+        )
         assert ((r.length - exact.length).abs() <= r.error + exact.error).all()
 
     def test_a_graph_of_cells(self):

@@ -1,4 +1,5 @@
-"""The plan of the package: every module in one layer, imports that point down, no circles, nothing private reached."""
+"""The plan of the package: every module in one layer, imports that point down, no circles, nothing
+private reached."""
 
 import ast
 import importlib
@@ -10,8 +11,9 @@ import riemae
 
 ROOT = Path(riemae.__file__).parent
 
-# From the ground up. A module imports from layers below its own, and from its own as long as nothing turns in a circle.
-# An import inside a function or for annotations alone counts as any other.
+# From the ground up. A module imports from layers below its own, and from its own as long as
+# nothing turns in a circle. An import inside a function or for annotations alone counts as any
+# other.
 LAYERS = {
     "words": "exceptions version",
     "numerics": """numerics numerics.batch_invariance numerics.checks numerics.metric numerics.precision numerics.probe
@@ -48,12 +50,18 @@ BELOW_SOLVERS = ("riemae.exceptions", "riemae.numerics", "riemae.storage", "riem
 
 
 def module_name(path):
-    return ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    return ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
 
 
 # riemae/solvers is a link in the checkout, and a recursive search need not follow it.
-SOURCES = {module_name(path): path for path in {*ROOT.rglob("*.py"), *(ROOT / "solvers").rglob("*.py")}}
-LEVELS = {f"riemae.{name}": level for level, names in enumerate(LAYERS.values()) for name in names.split()}
+SOURCES = {
+    module_name(path): path for path in {*ROOT.rglob("*.py"), *(ROOT / "solvers").rglob("*.py")}
+}
+LEVELS = {
+    f"riemae.{name}": level for level, names in enumerate(LAYERS.values()) for name in names.split()
+}
 LEVELS["riemae"] = len(LAYERS) - 1
 
 
@@ -119,7 +127,11 @@ def test_packages_have_a_docstring_and_a_table_of_contents():
     for name, path in SOURCES.items():
         if path.name == "__init__.py":
             assert importlib.import_module(name).__doc__, name
-            lines = [node for node in tree(name).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+            lines = [
+                node
+                for node in tree(name).body
+                if not isinstance(node, (ast.Import, ast.ImportFrom))
+            ]
             if name != "riemae.autoencoders":  # its names are imported when they are used
                 assert all(isinstance(node, (ast.Expr, ast.Assign)) for node in lines), name
 
@@ -127,15 +139,30 @@ def test_packages_have_a_docstring_and_a_table_of_contents():
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_nothing_private_is_reached_from_elsewhere(name):
     body = tree(name)
-    own = {node.name for node in ast.walk(body) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    own |= {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    own |= {node.target.id for node in ast.walk(body) if isinstance(node, ast.AnnAssign) and is_name(node.target)}
+    own = {
+        node.name for node in ast.walk(body) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    own |= {
+        node.attr
+        for node in ast.walk(body)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    own |= {
+        node.target.id
+        for node in ast.walk(body)
+        if isinstance(node, ast.AnnAssign) and is_name(node.target)
+    }
     for node in ast.walk(body):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "riemae":
             assert [alias.name for alias in node.names if is_private(alias.name)] == []
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
             text = ast.unparse(node)
-            assert text in FOREIGN or text.split(".")[0] in ("torch", "nn", "td", "parametrizations"), text
+            assert text in FOREIGN or text.split(".")[0] in (
+                "torch",
+                "nn",
+                "td",
+                "parametrizations",
+            ), text
 
 
 # Private names of torch's objects and of Python that have no public counterpart.

@@ -1,4 +1,5 @@
-"""Manifold: closed forms, dense matrices by automatic differentiation, batches, errors, gradients and invariances."""
+"""Manifold: closed forms, dense matrices by automatic differentiation, batches, errors, gradients
+and invariances."""
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def polar(z):
 
 def bumpy(x):
     """A positive definite matrix that varies with x in every direction."""
-    return x[:, :, None] * x[:, None] + (2 + x.sum(-1).sin())[:, None, None] * torch.eye(x.shape[-1]).to(x)
+    return x[:, :, None] * x[:, None] + (2 + x.sum(-1).sin())[:, None, None] * torch.eye(
+        x.shape[-1]
+    ).to(x)
 
 
 def identity(x):
@@ -69,7 +72,10 @@ class TestClosedForms:
         ("M", "entries"),
         [
             # ds² = ρ² du² + dv² with ρ = 2 + cos v and ρ = cos v: Γᵘ_uv = ρ'/ρ, Γᵛ_uu = −ρ ρ'
-            (Manifold(spaces.torus), lambda u, v: ((2 + v.cos()) ** 2, 1 + 0 * v, -v.sin() / (2 + v.cos()))),
+            (
+                Manifold(spaces.torus),
+                lambda u, v: ((2 + v.cos()) ** 2, 1 + 0 * v, -v.sin() / (2 + v.cos())),
+            ),
             (Manifold(polar), lambda u, v: (v.cos() ** 2, 1 + 0 * v, -v.tan())),
         ],
         ids=["torus", "polar sphere"],
@@ -91,17 +97,30 @@ class TestClosedForms:
         gamma[:, 0, 0, 1] = gamma[:, 0, 1, 0] = gamma[:, 1, 1, 1] = -y
         gamma[:, 1, 0, 0] = y
         assert_close(M.christoffel(z), gamma, **EXACT)
-        assert_close(M.acceleration(z, self.v), -torch.einsum("bkij,bi,bj->bk", gamma, self.v, self.v), **EXACT)
+        assert_close(
+            M.acceleration(z, self.v),
+            -torch.einsum("bkij,bi,bj->bk", gamma, self.v, self.v),
+            **EXACT,
+        )
 
     @pytest.mark.parametrize("c", [1.0, -3.0])
     def test_paraboloid(self, c):
         # The graph of h = c|z|²/2 has Γᵏ_ij = h_k h_ij/(1 + |∇h|²).
         z, v = self.z, self.v
-        expected = -(c**2) * z * v.square().sum(-1, keepdim=True) / (1 + c**2 * z.square().sum(-1, keepdim=True))
-        assert_close(Manifold(lambda z: spaces.paraboloid(z, c)).acceleration(z, v), expected, **EXACT)
+        expected = (
+            -(c**2)
+            * z
+            * v.square().sum(-1, keepdim=True)
+            / (1 + c**2 * z.square().sum(-1, keepdim=True))
+        )
+        assert_close(
+            Manifold(lambda z: spaces.paraboloid(z, c)).acceleration(z, v), expected, **EXACT
+        )
 
 
-LAYER_NORM = network(1, lambda: nn.Linear(2, 6), lambda: nn.LayerNorm(6), nn.SiLU, lambda: nn.Linear(6, 4))
+LAYER_NORM = network(
+    1, lambda: nn.Linear(2, 6), lambda: nn.LayerNorm(6), nn.SiLU, lambda: nn.Linear(6, 4)
+)
 TANH = network(2, lambda: nn.Linear(2, 8), nn.Tanh, lambda: nn.Linear(8, 3))
 HS = {
     "half plane, ambient": lambda x: (1 / x[:, 1:] ** 2).expand_as(x).diag_embed(),
@@ -124,7 +143,8 @@ DENSE = {  # name: (manifold, decoder, H as a matrix, points)
 
 @pytest.mark.parametrize("name", DENSE)
 class TestDenseMatrices:
-    """Everything against Jacobians and metrics that torch.autograd.functional makes, one point at a time."""
+    """Everything against Jacobians and metrics that torch.autograd.functional makes, one point at a
+    time."""
 
     def case(self, name):
         M, decoder, h, z = DENSE[name]
@@ -163,7 +183,9 @@ class TestDenseMatrices:
         for p in z:
             d = jacobian(lambda y: self.dense(name, y), p)
             lowered = (d.permute(0, 2, 1) + d - d.permute(2, 0, 1)) / 2
-            gamma.append(torch.einsum("kl,lij->kij", torch.linalg.inv(self.dense(name, p)), lowered))
+            gamma.append(
+                torch.einsum("kl,lij->kij", torch.linalg.inv(self.dense(name, p)), lowered)
+            )
         gamma = torch.stack(gamma).detach()
         assert_close(M.christoffel(z), gamma, **EXACT)
         assert_close(M.acceleration(z, v), -torch.einsum("bkij,bi,bj->bk", gamma, v, v), **EXACT)
@@ -181,7 +203,11 @@ class TestCurves:
     @pytest.mark.parametrize(
         ("M", "stop", "length"),
         [
-            (Manifold(spaces.cylinder), (2.0, 3.0), np.hypot(1.5 * 2, 3)),  # a helix, straight when unrolled
+            (
+                Manifold(spaces.cylinder),
+                (2.0, 3.0),
+                np.hypot(1.5 * 2, 3),
+            ),  # a helix, straight when unrolled
             (Manifold(polar), (5.0, 0.0), np.float64(5.0)),  # the equator
             (Manifold(spaces.affine), (1.0, -1.0), np.linalg.norm(spaces.AFFINE.numpy() @ (1, -1))),
         ],
@@ -196,7 +222,9 @@ class TestCurves:
         M, corners = Manifold(spaces.torus), draw(10, 3, 5, 2)
         parts = Curve.line(corners[:, :-1], corners[:, 1:])
         assert_close(M.length(corners), M.length(parts).sum(-1), **EXACT)
-        assert_close(M.energy(corners), 4 * M.energy(parts).sum(-1), **EXACT)  # each in a quarter of the time
+        assert_close(
+            M.energy(corners), 4 * M.energy(parts).sum(-1), **EXACT
+        )  # each in a quarter of the time
         assert_close(M.length(corners[:, 2:4]), M.length(parts[:, 2]), **EXACT)
 
     @pytest.mark.parametrize("name", DENSE)
@@ -292,7 +320,12 @@ def test_chunks_change_nothing(kind):
 @pytest.mark.parametrize("axes", [((), (4,)), ((4,), ()), ((3, 1), (4,))])
 @pytest.mark.parametrize("name", [name for name in ALL if ALL[name][0] in ("zv", "zuv")])
 def test_points_and_tangents_broadcast(name, axes):
-    M, z, *vectors = SPACES["general"], draw(26, *axes[0], 2), draw(27, *axes[1], 2), draw(28, *axes[1], 2)
+    M, z, *vectors = (
+        SPACES["general"],
+        draw(26, *axes[0], 2),
+        draw(27, *axes[1], 2),
+        draw(28, *axes[1], 2),
+    )
     given = [z, *vectors[: len(ALL[name][0]) - 1]]
     repeated = [x.clone() for x in torch.broadcast_tensors(*given)]
     assert_close(getattr(M, name)(*given), getattr(M, name)(*repeated), rtol=1e-9, atol=1e-9)
@@ -322,15 +355,22 @@ class TestTransforms:
 
     def test_gradients_in_points_tangents_and_parameters(self, name, kind):
         names, weights = zip(*TANH.named_parameters(), strict=True)
-        parameters = weights if kind == "features" else [torch.tensor(x).double() for x in (0.7, 1.3)]
+        parameters = (
+            weights if kind == "features" else [torch.tensor(x).double() for x in (0.7, 1.3)]
+        )
         given = [*arguments(name, 2), *(p.detach().clone() for p in parameters)]
 
         def value(*inputs):
             if kind == "features":
                 functional = dict(zip(names, inputs[-len(names) :], strict=True))
-                M = Manifold(lambda z: torch.func.functional_call(TANH, functional, (z,)), FeatureMap(torch.sinh))
+                M = Manifold(
+                    lambda z: torch.func.functional_call(TANH, functional, (z,)),
+                    FeatureMap(torch.sinh),
+                )
             else:  # radius, and scale of the ambient metric
-                M = Manifold(lambda z: spaces.sphere(z, inputs[-1]), lambda x: inputs[-2] * bumpy(x))
+                M = Manifold(
+                    lambda z: spaces.sphere(z, inputs[-1]), lambda x: inputs[-2] * bumpy(x)
+                )
             return getattr(M, name)(*inputs[: -len(parameters)])
 
         assert torch.autograd.gradcheck(value, [x.requires_grad_() for x in given], fast_mode=True)
@@ -378,7 +418,9 @@ class TestDistance:
         radius, scale = (torch.tensor(x).double().requires_grad_() for x in (3.0, 4.0))
         d = Manifold(lambda z: spaces.sphere(z, radius)).distance(z0, z1, rtol=1e-8)
         assert_close(torch.autograd.grad(d.sum(), radius)[0], angle.sum(), rtol=1e-7, atol=0)
-        d = Manifold(spaces.sphere, lambda x: scale * torch.ones_like(x)).distance(z0, z1, rtol=1e-8)
+        d = Manifold(spaces.sphere, lambda x: scale * torch.ones_like(x)).distance(
+            z0, z1, rtol=1e-8
+        )
         assert_close(torch.autograd.grad(d.sum(), scale)[0], angle.sum() / 4, rtol=1e-7, atol=0)
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -412,7 +454,9 @@ class TestDistance:
         with torch.no_grad():
             assert not M.distance(z, z[0]).requires_grad
         assert M.distance(z, z[0]).requires_grad  # through the parameters of the network
-        assert_close(M.distance(z[:, None], z[None]).detach(), M.distance_matrix(z), rtol=1e-6, atol=1e-12)
+        assert_close(
+            M.distance(z[:, None], z[None]).detach(), M.distance_matrix(z), rtol=1e-6, atol=1e-12
+        )
 
 
 class TestDistanceMatrix:
@@ -420,7 +464,10 @@ class TestDistanceMatrix:
     M = Manifold(spaces.sphere)
 
     def test_equals_the_closed_form(self):
-        d, cross = self.M.distance_matrix(self.a, rtol=1e-7), self.M.distance_matrix(self.a, self.b, rtol=1e-7)
+        d, cross = (
+            self.M.distance_matrix(self.a, rtol=1e-7),
+            self.M.distance_matrix(self.a, self.b, rtol=1e-7),
+        )
         assert_close(d, spaces.great_circle(self.a[:, None], self.a[None]), rtol=1e-7, atol=1e-12)
         assert_close(cross, spaces.great_circle(self.a[:, None], self.b[None]), rtol=1e-7, atol=0)
         assert torch.equal(d, d.T)
@@ -429,7 +476,10 @@ class TestDistanceMatrix:
     def test_chords_and_graphs_bound_it(self):
         # A straight chord in R³ subtends the angle d: it has the length 2 sin(d/2).
         for b in (None, self.b):
-            chord, d, paths = (self.M.distance_matrix(self.a, b, method=m, k=3) for m in ("chord", "geodesic", "graph"))
+            chord, d, paths = (
+                self.M.distance_matrix(self.a, b, method=m, k=3)
+                for m in ("chord", "geodesic", "graph")
+            )
             assert_close(chord, 2 * (d / 2).sin(), rtol=1e-4, atol=0)
             assert (chord <= d).all()
             assert (d <= paths * (1 + 1e-4)).all()
@@ -437,7 +487,9 @@ class TestDistanceMatrix:
 
     def test_equal_points_in_both_sets(self):
         for method in ("geodesic", "chord", "graph"):
-            assert (self.M.distance_matrix(self.a, self.a.clone(), method=method, k=4).diagonal() == 0).all()
+            assert (
+                self.M.distance_matrix(self.a, self.a.clone(), method=method, k=4).diagonal() == 0
+            ).all()
 
     @pytest.mark.parametrize("method", ["geodesic", "chord", "graph"])
     def test_empty_sets(self, method):
@@ -472,11 +524,15 @@ class TestGraph:
         graph = self.M.graph(self.z, k=6, weight=weight, neighbors=neighbors).to_networkx()
         where = self.z if neighbors == "latent" else spaces.swiss_roll(self.z)
         nearest = torch.cdist(where, where).argsort(1)[:, 1:7]
-        assert {frozenset(e) for e in graph.edges} == {frozenset((i, int(j))) for i in range(30) for j in nearest[i]}
+        assert {frozenset(e) for e in graph.edges} == {
+            frozenset((i, int(j))) for i in range(30) for j in nearest[i]
+        }
         for i, j, data in graph.edges(data=True):
             chord = (spaces.swiss_roll(self.z[i, None]) - spaces.swiss_roll(self.z[j, None])).norm()
             line = self.M.length(Curve.line(self.z[i], self.z[j], 32))
-            torch.testing.assert_close(data["weight"], float(line if weight == "length" else chord), rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                data["weight"], float(line if weight == "length" else chord), rtol=1e-5, atol=0
+            )
 
     def test_errors(self):
         with pytest.raises(OptionError, match="neighbors 'latent' or 'data', got 'ambient'"):
@@ -496,7 +552,9 @@ class TestErrors:
         with pytest.raises(ShapeError, match=r"\(\*b, 2\)"):
             getattr(self.M, name)(*arguments_)
 
-    @pytest.mark.parametrize("name", ["inner", "norm", "metric_product", "pushforward", "acceleration"])
+    @pytest.mark.parametrize(
+        "name", ["inner", "norm", "metric_product", "pushforward", "acceleration"]
+    )
     def test_a_missing_coordinate_is_not_broadcast(self, name):
         for bad in range(len(METHODS[name][0])):
             given = [x[..., :1] if i == bad else x for i, x in enumerate(arguments(name, 5))]
@@ -505,7 +563,8 @@ class TestErrors:
 
     def test_hints(self):
         with pytest.raises(
-            ShapeError, match=r"Manifold.metric: expected z of shape \(\*b, 2\), got \(2, 5\).*try z\.T"
+            ShapeError,
+            match=r"Manifold.metric: expected z of shape \(\*b, 2\), got \(2, 5\).*try z\.T",
         ):
             self.M.metric(torch.zeros(2, 5))
         with pytest.raises(ShapeError, match=r"got \(4, 5\). Batch axes come first\.$"):
@@ -521,7 +580,9 @@ class TestErrors:
         with pytest.raises(DTypeError, match="tensor"):
             getattr(self.M, name)(*(x.numpy() if i == bad else x for i, x in enumerate(given)))
 
-    @pytest.mark.parametrize("name", ["pushforward", "pullback", "metric_product", "inner", "norm", "acceleration"])
+    @pytest.mark.parametrize(
+        "name", ["pushforward", "pullback", "metric_product", "inner", "norm", "acceleration"]
+    )
     @pytest.mark.parametrize("kind", KINDS)
     def test_mixed_dtypes(self, name, kind):
         z, *tangents = arguments(name, 5)
@@ -587,7 +648,9 @@ class TestCopies:
     def test_to_leaves_the_original(self):
         M, z = Manifold(TANH, FeatureMap(nn.Linear(3, 4).double()), chunk_size=7), draw(70, 4, 2)
         there = M.to(dtype=torch.float32)
-        assert next(there.decoder.parameters()).dtype == there.metric(z.float()).dtype == torch.float32
+        assert (
+            next(there.decoder.parameters()).dtype == there.metric(z.float()).dtype == torch.float32
+        )
         assert M.decoder is TANH
         assert_close(there.metric(z.float()).double(), M.metric(z), rtol=1e-5, atol=1e-5)
 
@@ -605,7 +668,9 @@ class TestCopies:
 
 
 properties = settings(max_examples=5, derandomize=True, deadline=None)
-points = st.lists(st.integers(-80, 80), min_size=6, max_size=6).map(lambda x: torch.tensor(x).double().view(3, 2) / 100)
+points = st.lists(st.integers(-80, 80), min_size=6, max_size=6).map(
+    lambda x: torch.tensor(x).double().view(3, 2) / 100
+)
 
 
 class TestInvariances:
@@ -614,7 +679,12 @@ class TestInvariances:
     def test_an_orthogonal_lift_changes_nothing(self, z, u, seed):
         q = torch.as_tensor(np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 3)))[0])
         M, lifted = Manifold(spaces.torus), Manifold(lambda z: spaces.torus(z) @ q.T)
-        for name, args in {"metric": (z,), "norm": (z, u), "christoffel": (z,), "acceleration": (z, u)}.items():
+        for name, args in {
+            "metric": (z,),
+            "norm": (z, u),
+            "christoffel": (z,),
+            "acceleration": (z, u),
+        }.items():
             assert_close(getattr(lifted, name)(*args), getattr(M, name)(*args), **EXACT)
         assert_close(lifted.geodesic(z, u).length, M.geodesic(z, u).length, rtol=1e-9, atol=1e-12)
 
@@ -626,7 +696,10 @@ class TestInvariances:
         to = lambda y: y.sinh() @ a.T  # noqa: E731
         M, other = Manifold(spaces.torus), Manifold(lambda y: spaces.torus(to(y)))
         assert_close(other.norm(y, w), M.norm(to(y), (y.cosh() * w) @ a.T), **EXACT)
-        lengths = [S.geodesic(*ends, rtol=1e-6).length for S, ends in ((other, (y, w)), (M, (to(y), to(w))))]
+        lengths = [
+            S.geodesic(*ends, rtol=1e-6).length
+            for S, ends in ((other, (y, w)), (M, (to(y), to(w))))
+        ]
         assert_close(*lengths, rtol=2e-6, atol=1e-12)
 
     @properties
@@ -639,7 +712,9 @@ class TestInvariances:
         )
         assert_close(scaled.norm(z, u), size * M.norm(z, u), **EXACT)
         assert_close(scaled.length(line), size * M.length(line), **EXACT)
-        assert_close(scaled.geodesic(z, u).length, size * M.geodesic(z, u).length, rtol=1e-8, atol=1e-12)
+        assert_close(
+            scaled.geodesic(z, u).length, size * M.geodesic(z, u).length, rtol=1e-8, atol=1e-12
+        )
 
     @properties
     @given(points, points, points)

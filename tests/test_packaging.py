@@ -1,4 +1,7 @@
-"""What is installed: light to import, typed, documented, layered, silent; looked at wherever it was imported from."""
+"""What is installed: light to import, typed, documented, layered, silent.
+
+Looked at wherever it was imported from.
+"""
 
 import ast
 import copy
@@ -24,15 +27,31 @@ ROOT = Path(riemae.__file__).parent
 SOLVERS = sorted((ROOT / "solvers").rglob("*.py"))
 SOURCES = sorted({*ROOT.rglob("*.py"), *SOLVERS})
 NAMES = [
-    ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for path in SOURCES
+    ".".join(("riemae", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    for path in SOURCES
 ]
-HEAVY = ("lightning", "pytorch_lightning", "matplotlib", "networkx", "sklearn", "geoopt", "click", "rich", "pandas")
+HEAVY = (
+    "lightning",
+    "pytorch_lightning",
+    "matplotlib",
+    "networkx",
+    "sklearn",
+    "geoopt",
+    "click",
+    "rich",
+    "pandas",
+)
 HEAVY += ("dask", "distributed", "cloudpickle", "pynndescent", "numba", "safetensors")
-HEAVY += ("torch._dynamo", "scipy.interpolate", "scipy.spatial")  # each a third of a second and more
+HEAVY += (
+    "torch._dynamo",
+    "scipy.interpolate",
+    "scipy.spatial",
+)  # each a third of a second and more
 
 
 def python(code, folder):
-    """Run a fresh interpreter away from the checkout, where a folder named ``solvers`` would lie about."""
+    """Run a fresh interpreter away from the checkout, where a folder named ``solvers`` would lie
+    about."""
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
@@ -81,7 +100,9 @@ def public_callables():
 
 
 CALLABLES = dict(public_callables())
-ERRORS = [e for e in (getattr(exceptions, n) for n in exceptions.__all__) if not issubclass(e, Warning)]
+ERRORS = [
+    e for e in (getattr(exceptions, n) for n in exceptions.__all__) if not issubclass(e, Warning)
+]
 RESULT = "everything that was computed"
 
 
@@ -95,8 +116,9 @@ class TestImport:
         assert out.splitlines() == ["[]", "False True"]
 
     def test_every_module_can_be_the_first(self, tmp_path):
-        # A cycle between two modules shows only when the wrong one of them comes first: of those that the package does
-        # not import itself. The package always comes before them, with what it imports, and need not come again.
+        # A cycle between two modules shows only when the wrong one of them comes first: of those
+        # that the package does not import itself. The package always comes before them, with what
+        # it imports, and need not come again.
         out = python(
             "import importlib, sys, riemae\n"
             "early = set(sys.modules)\n"
@@ -116,7 +138,8 @@ class TestImport:
 
     def test_the_command_line_starts_without_the_demonstration(self, tmp_path):
         out = python(
-            "import sys, riemae.cli; print([n for n in ('matplotlib', 'sklearn') if n in sys.modules])", tmp_path
+            "import sys, riemae.cli; print([n for n in ('matplotlib', 'sklearn') if n in sys.modules])",
+            tmp_path,
         )
         assert out == "[]\n"
 
@@ -167,8 +190,15 @@ class TestMetadata:
     )
     def test_what_only_some_need_is_an_extra(self, requirement, extra, module, files):
         optional = [text for text in importlib.metadata.requires("riemae") if "extra ==" in text]
-        assert any(text.startswith(requirement) and f"{extra!r}" in text.replace('"', "'") for text in optional)
-        users = {path.name for path in SOURCES if module in {n.split(".")[0] for n in imported(parsed(path))}}
+        assert any(
+            text.startswith(requirement) and f"{extra!r}" in text.replace('"', "'")
+            for text in optional
+        )
+        users = {
+            path.name
+            for path in SOURCES
+            if module in {n.split(".")[0] for n in imported(parsed(path))}
+        }
         assert users == files
 
 
@@ -176,7 +206,12 @@ class TestNames:
     def test_all_modules_are_found(self):
         found = {m.name for m in pkgutil.walk_packages([str(ROOT)], "riemae.")}
         assert found <= set(NAMES)
-        assert {"riemae", "riemae.manifold", "riemae.ambient.features", "riemae.solvers.curve"} <= set(NAMES)
+        assert {
+            "riemae",
+            "riemae.manifold",
+            "riemae.ambient.features",
+            "riemae.solvers.curve",
+        } <= set(NAMES)
 
     def test_every_name_in_all_exists(self):
         for module in map(importlib.import_module, NAMES):
@@ -184,7 +219,9 @@ class TestNames:
             assert [f"{module.__name__}.{n}" for n in names if not hasattr(module, n)] == []
             assert len(names) == len(set(names)), module.__name__
 
-    @pytest.mark.parametrize("name", ["riemae", "riemae.ambient", "riemae.solvers", "riemae.exceptions"])
+    @pytest.mark.parametrize(
+        "name", ["riemae", "riemae.ambient", "riemae.solvers", "riemae.exceptions"]
+    )
     def test_tables_of_contents(self, name):
         module = importlib.import_module(name)
         assert module.__all__
@@ -199,7 +236,8 @@ class TestNames:
 
 
 class TestDocuments:
-    # In one test each, whose message names all that fail: pytest takes longer for a test than these for a function.
+    # In one test each, whose message names all that fail: pytest takes longer for a test than these
+    # for a function.
 
     def test_everything_public_has_a_docstring(self):
         def has_docstring(thing):
@@ -213,12 +251,16 @@ class TestDocuments:
         assert [str(path) for path in SOURCES if not ast.get_docstring(parsed(path))] == []
 
     def test_the_walk_has_seen_the_package(self):
-        assert {"riemae.manifold.Manifold.metric", "riemae.solvers.curve.Curve.from_nodes"} <= set(CALLABLES)
+        assert {"riemae.manifold.Manifold.metric", "riemae.solvers.curve.Curve.from_nodes"} <= set(
+            CALLABLES
+        )
         assert len(CALLABLES) > 100
 
     def test_parameters_are_annotated(self):
         def bare(thing):
-            function = thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
+            function = (
+                thing.fget if isinstance(thing, property) else getattr(thing, "__func__", thing)
+            )
             if not inspect.isfunction(function):
                 return []
             signature = inspect.signature(function)
@@ -235,7 +277,9 @@ class TestSources:
         for path in SOURCES:
             calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
             named = [f for f in calls if isinstance(f, ast.Name)]
-            assert [f.lineno for f in named if f.id in ("print", "breakpoint", "exec", "eval")] == [], path
+            assert [
+                f.lineno for f in named if f.id in ("print", "breakpoint", "exec", "eval")
+            ] == [], path
             # A generator of one's own, or the global one where it is restored.
             if "restored(" not in path.read_text(encoding="utf-8"):
                 attributes = [f for f in calls if isinstance(f, ast.Attribute)]
@@ -264,7 +308,10 @@ class TestExceptions:
 
     @pytest.mark.parametrize("error", ERRORS)
     def test_says_where_expected_got_and_try(self, error):
-        assert str(made(error)) == "Manifold.metric: expected z of shape (*b, 2), got (2, 5). Try something else."
+        assert (
+            str(made(error))
+            == "Manifold.metric: expected z of shape (*b, 2), got (2, 5). Try something else."
+        )
         assert str(made(error, "")) == "Manifold.metric: expected z of shape (*b, 2), got (2, 5)."
         e = made(error)
         assert (e.where, e.expected, e.got, e.hint) == (
@@ -275,7 +322,9 @@ class TestExceptions:
         )
 
     @pytest.mark.parametrize("error", ERRORS)
-    @pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
+    @pytest.mark.parametrize(
+        "copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
+    )
     def test_survives_a_process_boundary(self, error, copied):
         again = copied(made(error))
         assert type(again) is error

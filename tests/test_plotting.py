@@ -1,4 +1,7 @@
-"""What the pictures hold, read back from matplotlib's own objects; nothing is compared pixel by pixel."""
+"""What the pictures hold, read back from matplotlib's own objects.
+
+Nothing is compared pixel by pixel.
+"""
 
 import numpy as np
 import pytest
@@ -26,17 +29,24 @@ def axes():
 
 
 def zigzag(*batch, m=2):
-    return Curve.from_nodes(torch.rand(*batch, 5, m, generator=torch.Generator().manual_seed(0)).double())
+    return Curve.from_nodes(
+        torch.rand(*batch, 5, m, generator=torch.Generator().manual_seed(0)).double()
+    )
 
 
 class TestMagnification:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
     def test_logarithm_of_the_volume_of_the_sphere(self, axes, dtype):
-        # Inverse stereographic projection is conformal with factor 4/(1 + |z|²)², which for m = 2 is √det G itself.
+        # Inverse stereographic projection is conformal with factor 4/(1 + |z|²)², which for m = 2
+        # is √det G itself.
         image = plotting.magnification(SPHERE, axes, LOW.to(dtype), HIGH.to(dtype), resolution=31)
-        x, y = np.meshgrid(np.linspace(-1, 2, 31), np.linspace(-0.5, 0.5, 31))  # a row a height, columns to the right
+        x, y = np.meshgrid(
+            np.linspace(-1, 2, 31), np.linspace(-0.5, 0.5, 31)
+        )  # a row a height, columns to the right
         expected = np.log10(4 / (1 + x**2 + y**2) ** 2)
-        assert np.allclose(image.get_array(), expected, atol=1e-12 if dtype == torch.float64 else 1e-5)
+        assert np.allclose(
+            image.get_array(), expected, atol=1e-12 if dtype == torch.float64 else 1e-5
+        )
 
     def test_lies_where_the_latent_space_does(self, axes):
         image = plotting.magnification(SPHERE, axes, LOW, HIGH, resolution=5)
@@ -47,14 +57,18 @@ class TestMagnification:
 
     def test_options_are_those_of_imshow(self, axes):
         default = plotting.magnification(SPHERE, axes, LOW, HIGH, resolution=4)
-        image = plotting.magnification(SPHERE, axes, LOW, HIGH, resolution=5, cmap="magma", alpha=0.5, vmin=-3)
+        image = plotting.magnification(
+            SPHERE, axes, LOW, HIGH, resolution=5, cmap="magma", alpha=0.5, vmin=-3
+        )
         assert (default.get_cmap().name, image.get_cmap().name) == ("Greys", "magma")
         assert image.get_alpha() == 0.5
         assert image.get_clim()[0] == -3
         assert image.get_array().shape == (5, 5)
 
     def test_asks_for_no_gradient_and_changes_nothing(self, axes):
-        decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+        decoder = torch.nn.Sequential(
+            torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+        ).double()
         low, high = LOW.clone().requires_grad_(), HIGH.clone().requires_grad_()
         plotting.magnification(Manifold(decoder), axes, low, high, resolution=4)
         assert torch.equal(low, LOW)
@@ -78,7 +92,9 @@ class TestMagnification:
     @pytest.mark.parametrize(("low", "high"), [(3, 3), (1, 1), (2, 3)])
     def test_corners_of_another_dimension(self, axes, low, high):
         with pytest.raises(ShapeError, match=r"corners of shape \(2,\)"):
-            plotting.magnification(SPHERE, axes, -torch.ones(low).double(), torch.ones(high).double())
+            plotting.magnification(
+                SPHERE, axes, -torch.ones(low).double(), torch.ones(high).double()
+            )
 
     def test_latent_space_of_another_dimension(self, axes):
         solid = Manifold(spaces.sphere, latent_dim=3)
@@ -123,7 +139,9 @@ class TestCurves:
         plotting.curves(Curve.from_nodes(nodes), axes)
         assert len(axes.lines) == 2
 
-    @pytest.mark.parametrize("curve", [zigzag(2, m=3), zigzag(2, m=1), zigzag(2, 2), zigzag()], ids=repr)
+    @pytest.mark.parametrize(
+        "curve", [zigzag(2, m=3), zigzag(2, m=1), zigzag(2, 2), zigzag()], ids=repr
+    )
     def test_other_shapes(self, axes, curve):
         # Two of three coordinates would be drawn as if they were all.
         with pytest.raises(ShapeError, match=r"plotting\.curves.*\(p,\).*two dimensions"):
@@ -133,7 +151,8 @@ class TestCurves:
 
 class TestStrip:
     def test_sheet(self, axes):
-        # Every image in one grey of its own: images are laid out in rows, and each keeps its own rows of pixels.
+        # Every image in one grey of its own: images are laid out in rows, and each keeps its own
+        # rows of pixels.
         images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
         plotting.strip(images, axes)
         (image,) = axes.images
@@ -174,13 +193,18 @@ class TestIndicatrices:
         (lines,) = axes.collections
         for centre, line in zip(z, lines.get_segments(), strict=True):
             v = torch.as_tensor(line) - centre
-            assert torch.allclose(M.norm(centre.expand_as(v), v), torch.tensor(0.1).double(), rtol=1e-9)
+            assert torch.allclose(
+                M.norm(centre.expand_as(v), v), torch.tensor(0.1).double(), rtol=1e-9
+            )
 
     def test_of_a_conformal_map_they_are_circles_that_do_not_touch(self, axes):
-        z = torch.cartesian_prod(torch.linspace(-0.2, 0.2, 3), torch.linspace(-0.2, 0.2, 3)).double()
+        z = torch.cartesian_prod(
+            torch.linspace(-0.2, 0.2, 3), torch.linspace(-0.2, 0.2, 3)
+        ).double()
         radius = plotting.indicatrices(SPHERE, axes, z)
         sizes = [
-            np.linalg.norm(s - c, axis=1) for s, c in zip(axes.collections[0].get_segments(), z.numpy(), strict=True)
+            np.linalg.norm(s - c, axis=1)
+            for s, c in zip(axes.collections[0].get_segments(), z.numpy(), strict=True)
         ]
         # v = r/√λ with √λ = 2/(1 + |z|²) on the sphere.
         for size, centre in zip(sizes, z, strict=True):
@@ -199,12 +223,19 @@ def test_spread_points_are_the_corners_first():
     z = torch.cartesian_prod(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 5))
     chosen = plotting.spread_points(z, 5)
     assert chosen[0].tolist() == [0.0, 0.0]
-    assert {tuple(p) for p in chosen[1:].tolist()} == {(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)}
+    assert {tuple(p) for p in chosen[1:].tolist()} == {
+        (-1.0, -1.0),
+        (-1.0, 1.0),
+        (1.0, -1.0),
+        (1.0, 1.0),
+    }
     assert len(plotting.spread_points(z, 100)) == 25
 
 
 def test_colours_of_a_plane_are_colours_and_tell_its_corners_apart():
-    colours = plotting.plane_colours(torch.cartesian_prod(torch.tensor([-3.0, 5.0]), torch.tensor([0.0, 1.0])))
+    colours = plotting.plane_colours(
+        torch.cartesian_prod(torch.tensor([-3.0, 5.0]), torch.tensor([0.0, 1.0]))
+    )
     assert colours.shape == (4, 3)
     assert (colours >= 0).all()
     assert (colours <= 1).all()

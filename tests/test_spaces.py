@@ -1,4 +1,5 @@
-"""The catalogues themselves: maps that are said to be onto are, and distances are those of the metric."""
+"""The catalogues themselves: maps that are said to be onto are, and distances are those of the
+metric."""
 
 import math
 
@@ -47,8 +48,12 @@ class TestFlatOnto:
 @pytest.mark.parametrize("known", FORMULAS, ids=[known.name for known in FORMULAS])
 class TestFormulas:
     def test_short_distances_are_the_norm(self, known):
-        # d(z, z + εv) = ε |v|_G(z + εv/2) + O(ε³): by the middle, so that only kinks can spoil the order.
-        z, v = known.points(torch.Generator().manual_seed(1), 40), known.points(torch.Generator().manual_seed(2), 40)
+        # d(z, z + εv) = ε |v|_G(z + εv/2) + O(ε³): by the middle, so that only kinks can spoil the
+        # order.
+        z, v = (
+            known.points(torch.Generator().manual_seed(1), 40),
+            known.points(torch.Generator().manual_seed(2), 40),
+        )
         v, step = torch.nn.functional.normalize(v, dim=-1), 1e-5
         d = known.distance(z, z + step * v) / step
         size = known.space().norm(z + step / 2 * v, v)
@@ -76,7 +81,8 @@ def test_float32_follows_and_pairs_come_from_their_seed(known):
 
 
 def test_the_pair_of_the_preimage():
-    """One pair by the exact preimage: the curve f⁻¹(line), f inverted by bisection, has the chord's length."""
+    """One pair by the exact preimage: the curve f⁻¹(line), f inverted by bisection, has the chord's
+    length."""
     known = next(k for k in FLAT_ONTO if k.name == "sine .45 m=2")
     a, b = torch.tensor([[5.1, 6.2]]).double(), torch.tensor([[0.6, 0.6]]).double()
     assert math.isclose(float(known.distance(a, b)), 6.34444, rel_tol=1e-5)

@@ -1,4 +1,5 @@
-"""The shipped contract: it passes for sound manifolds, and every law that is broken on purpose is named."""
+"""The shipped contract: it passes for sound manifolds, and every law that is broken on purpose is
+named."""
 
 import pytest
 import spaces
@@ -50,9 +51,16 @@ def network(seed, *layers):
 NETWORKS = {
     "tanh": network(0, lambda: nn.Linear(2, 16), nn.Tanh, lambda: nn.Linear(16, 5)),
     "silu, layer norm": network(
-        1, lambda: nn.Linear(3, 12), lambda: nn.LayerNorm(12), nn.SiLU, lambda: nn.Linear(12, 7), nn.Softplus
+        1,
+        lambda: nn.Linear(3, 12),
+        lambda: nn.LayerNorm(12),
+        nn.SiLU,
+        lambda: nn.Linear(12, 7),
+        nn.Softplus,
     ),
-    "batch norm": network(2, lambda: nn.Linear(2, 8), lambda: nn.BatchNorm1d(8), nn.GELU, lambda: nn.Linear(8, 4)),
+    "batch norm": network(
+        2, lambda: nn.Linear(2, 8), lambda: nn.BatchNorm1d(8), nn.GELU, lambda: nn.Linear(8, 4)
+    ),
     "images": network(
         3,
         lambda: nn.Linear(2, 8),
@@ -69,7 +77,9 @@ AMBIENTS = {
     "diagonal": ambient.Diagonal(torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)),
     "constant": ambient.Constant(torch.eye(3).double() + 0.5),
     "features": ambient.FeatureMap(torch.sinh),
-    "conformal": ambient.Custom(diagonal=lambda x: (1 + x.square().sum(-1, keepdim=True)).expand_as(x)),
+    "conformal": ambient.Custom(
+        diagonal=lambda x: (1 + x.square().sum(-1, keepdim=True)).expand_as(x)
+    ),
     "matrix": ambient.Custom(matrix=lambda x: x[:, :, None] * x[:, None] + 2 * torch.eye(3).to(x)),
     "operator": ambient.Custom(operator=lambda x, v: v + x * (x * v).sum(-1, keepdim=True)),
 }
@@ -77,12 +87,17 @@ AMBIENTS = {
 
 class TestSoundManifolds:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-    @pytest.mark.parametrize("known", spaces.MANIFOLDS, ids=[known.name for known in spaces.MANIFOLDS])
+    @pytest.mark.parametrize(
+        "known", spaces.MANIFOLDS, ids=[known.name for known in spaces.MANIFOLDS]
+    )
     def test_catalogue(self, known, dtype):
         points = known.points(torch.Generator().manual_seed(0), 5)
         report = check_manifold(known.space().to(dtype=dtype), points.to(dtype))
         assert set(report) == LAWS
-        assert all(0 <= deviation <= (1e-8 if dtype == torch.float64 else 2e-3) for deviation in report.values())
+        assert all(
+            0 <= deviation <= (1e-8 if dtype == torch.float64 else 2e-3)
+            for deviation in report.values()
+        )
 
     @SLOWER_ROAD
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -140,7 +155,9 @@ def broken(**methods):
 
         return method
 
-    kind = type("Broken", (Manifold,), {name: replace(name, change) for name, change in methods.items()})
+    kind = type(
+        "Broken", (Manifold,), {name: replace(name, change) for name, change in methods.items()}
+    )
     return kind(spaces.sphere)
 
 
@@ -208,16 +225,23 @@ class TestBrokenMethods:
 
     def test_a_sound_law_is_not_blamed(self):
         # Twice the metric, consistently: every law holds but that it is no pull-back.
-        twice = broken(metric=doubled, metric_product=doubled, inner=doubled, norm=lambda x, z, v: x * 2**0.5)
+        twice = broken(
+            metric=doubled, metric_product=doubled, inner=doubled, norm=lambda x, z, v: x * 2**0.5
+        )
         assert broken_laws(twice, self.z) == {"reparametrisation"}
         assert broken_laws(broken(inner=doubled), self.z) == {"metric product"}
         assert broken_laws(broken(pullback=doubled), self.z) == {"adjoint"}
 
     def test_torsion(self):
-        # A totally antisymmetric torsion in three dimensions keeps inner products and bends no geodesic.
-        epsilon = torch.linalg.cross(torch.eye(3)[:, None].expand(3, 3, 3), torch.eye(3)[None].expand(3, 3, 3)).double()
+        # A totally antisymmetric torsion in three dimensions keeps inner products and bends no
+        # geodesic.
+        epsilon = torch.linalg.cross(
+            torch.eye(3)[:, None].expand(3, 3, 3), torch.eye(3)[None].expand(3, 3, 3)
+        ).double()
         z = draw(7, 4, 3)
-        raised = torch.einsum("bkl,lij->bkij", torch.linalg.inv(Manifold(spaces.sphere).metric(z)), epsilon)
+        raised = torch.einsum(
+            "bkl,lij->bkij", torch.linalg.inv(Manifold(spaces.sphere).metric(z)), epsilon
+        )
         assert "connection" in broken_laws(broken(christoffel=lambda gamma, z: gamma + raised), z)
 
     @pytest.mark.parametrize(
@@ -227,11 +251,15 @@ class TestBrokenMethods:
     def test_a_change_of_dtype(self, name):
         assert "dtype" in broken_laws(broken(**{name: lambda x, *args: x.float()}), self.z)
 
-    @pytest.mark.parametrize("name", ["metric", "norm", "metric_product", "christoffel", "acceleration", "inner"])
+    @pytest.mark.parametrize(
+        "name", ["metric", "norm", "metric_product", "christoffel", "acceleration", "inner"]
+    )
     def test_a_change_of_shape(self, name):
         assert "dtype" in broken_laws(broken(**{name: lambda x, *args: x[:, None]}), self.z)
 
-    @pytest.mark.parametrize("name", ["decode", "metric", "norm", "metric_product", "christoffel", "acceleration"])
+    @pytest.mark.parametrize(
+        "name", ["decode", "metric", "norm", "metric_product", "christoffel", "acceleration"]
+    )
     def test_points_changed_in_place(self, name):
         def spoil(x, z, *args):
             z.data.add_(1e-3)
@@ -239,7 +267,9 @@ class TestBrokenMethods:
 
         assert "inputs" in broken_laws(broken(**{name: spoil}), self.z)
 
-    @pytest.mark.parametrize("name", ["pushforward", "pullback", "norm", "metric_product", "inner", "acceleration"])
+    @pytest.mark.parametrize(
+        "name", ["pushforward", "pullback", "norm", "metric_product", "inner", "acceleration"]
+    )
     def test_tangents_changed_in_place(self, name):
         def spoil(x, z, v, *args):
             v.data.mul_(1 + 1e-6)
@@ -283,7 +313,9 @@ def rotations(z):  # (k, 2) -> (k, 6): turns about two axes; flat, though the da
     return torch.stack([u.cos(), u.sin(), v.cos(), v.sin(), (u + 0.3).cos(), (u + 0.3).sin()], -1)
 
 
-@pytest.mark.parametrize("decoder", [lambda z: z, lambda z: torch.cat([z, z.flip(-1)], -1), rotations])
+@pytest.mark.parametrize(
+    "decoder", [lambda z: z, lambda z: torch.cat([z, z.flip(-1)], -1), rotations]
+)
 def test_a_constant_metric_passes(decoder):
     # Its connection is rounding, or no function of the points at all: neither breaks a law.
     check_manifold(Manifold(decoder), draw(0, 4, 2))
@@ -314,7 +346,9 @@ class TestHandWrittenDerivatives:
         with pytest.warns(FallbackWarning, match="contradicts"):
             check_manifold(M, self.z)
         # J is the identity above 2 zᵀ
-        torch.testing.assert_close(M.metric(self.z), torch.eye(2) + 4 * self.z[:, :, None] * self.z[:, None])
+        torch.testing.assert_close(
+            M.metric(self.z), torch.eye(2) + 4 * self.z[:, :, None] * self.z[:, None]
+        )
 
 
 class TestBrokenDecoders:
@@ -338,13 +372,17 @@ class TestBrokenDecoders:
             check_manifold(half, torch.ones(2, 2))
 
     def test_singular(self):
-        curve = network(6, lambda: nn.Linear(2, 1), lambda: nn.Linear(1, 8), nn.Tanh, lambda: nn.Linear(8, 3))
+        curve = network(
+            6, lambda: nn.Linear(2, 1), lambda: nn.Linear(1, 8), nn.Tanh, lambda: nn.Linear(8, 3)
+        )
         with pytest.raises(SingularMetricError, match="(?i)tangent directions"):
             check_manifold(Manifold(curve), draw(10, 4, 2))
 
     def test_training_mode(self):
         with pytest.raises(DecoderError, match=r"decoder\.eval\(\)"):
-            check_manifold(Manifold(nn.Sequential(nn.Linear(2, 5), nn.Dropout())), torch.zeros(2, 2))
+            check_manifold(
+                Manifold(nn.Sequential(nn.Linear(2, 5), nn.Dropout())), torch.zeros(2, 2)
+            )
 
 
 class TestWrongPoints:
@@ -359,7 +397,9 @@ class TestWrongPoints:
         with pytest.raises(ShapeError, match=r"\(\*b, 2\), got \(4, 3\)"):
             check_manifold(self.M, torch.zeros(4, 3))
 
-    @pytest.mark.parametrize("z", [torch.zeros(3, 2).half(), torch.zeros(3, 2).long(), torch.zeros(3, 2).numpy()])
+    @pytest.mark.parametrize(
+        "z", [torch.zeros(3, 2).half(), torch.zeros(3, 2).long(), torch.zeros(3, 2).numpy()]
+    )
     def test_wrong_type(self, z):
         with pytest.raises(DTypeError):
             check_manifold(self.M, z)

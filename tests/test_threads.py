@@ -1,4 +1,5 @@
-"""Several threads, each with a manifold of its own or all with one: the numbers of one thread, and nothing left set."""
+"""Several threads, each with a manifold of its own or all with one: the numbers of one thread, and
+nothing left set."""
 
 import threading
 import warnings
@@ -18,7 +19,10 @@ THREADS = 4
 
 
 def together(*works):
-    """Run each in a thread of its own, all from the same moment on; what they return, or the first error."""
+    """Run each in a thread of its own, all from the same moment on.
+
+    What they return, or the first error.
+    """
     start, out = threading.Barrier(len(works)), [None] * len(works)
 
     def run(i):
@@ -59,7 +63,9 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(2, 8), nn.Linear(8, 3)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, activation="gelu", batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(
+            4, 2, 8, dropout=0.0, activation="gelu", batch_first=True
+        )
 
     def forward(self, z):
         return self.last(self.layer(self.first(z).view(-1, 2, 4)).flatten(1))
@@ -101,13 +107,24 @@ def roads(net, attention):
     return {
         "ambient function, Christoffel symbols": lambda: curved().christoffel(points()),
         "ambient function, curvature": lambda: curved().gaussian_curvature(points()),
-        "ambient function, geodesic": lambda: curved().geodesic(points(), points(4, 2), rtol=1e-2).length,
-        "feature map": lambda: Manifold(net, ambient=ambient.FeatureMap(lambda x: x.sin())).metric(points()),
-        "metric space, geodesic": lambda: solvers.geodesic(half_plane(), upper(), upper().flip(0) + 0.1).length,
+        "ambient function, geodesic": lambda: (
+            curved().geodesic(points(), points(4, 2), rtol=1e-2).length
+        ),
+        "feature map": lambda: Manifold(net, ambient=ambient.FeatureMap(lambda x: x.sin())).metric(
+            points()
+        ),
+        "metric space, geodesic": lambda: (
+            solvers.geodesic(half_plane(), upper(), upper().flip(0) + 0.1).length
+        ),
         "metric space, exp": lambda: solvers.exp(half_plane(), upper(), 0.3 * points()),
         "metric space, Adam": lambda: (
             solvers.geodesic(
-                half_plane(), upper(1), upper(1) + 0.1, rtol=1e-2, solver=solvers.Adam(max_steps=30), throw=False
+                half_plane(),
+                upper(1),
+                upper(1) + 0.1,
+                rtol=1e-2,
+                solver=solvers.Adam(max_steps=30),
+                throw=False,
             ).length
         ),
         "attention, metric": lambda: Manifold(attention).metric(points()),
@@ -144,7 +161,9 @@ def test_all_roads_at_once(net, attention):
     expected, before = {name: road().detach() for name, road in every.items()}, switches()
     state = torch.get_rng_state()
     orders = [ROADS[i::THREADS] for i in range(THREADS)]
-    for names, out in zip(orders, together(*[partial(_one_after_another, every, o) for o in orders]), strict=True):
+    for names, out in zip(
+        orders, together(*[partial(_one_after_another, every, o) for o in orders]), strict=True
+    ):
         for name, value in zip(names, out, strict=True):
             torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=name)
     assert switches() == before
@@ -155,7 +174,9 @@ def _one_after_another(every, names):
     return [every[name]().detach() for name in names]
 
 
-@pytest.mark.parametrize("make", [lambda n, a: Manifold(n), lambda n, a: Manifold(n, ambient=lambda x: 1 + x.square())])
+@pytest.mark.parametrize(
+    "make", [lambda n, a: Manifold(n), lambda n, a: Manifold(n, ambient=lambda x: 1 + x.square())]
+)
 def test_one_manifold_for_all(make, net, attention):
     expected = make(net, attention).christoffel(points())
     M = make(net, attention)

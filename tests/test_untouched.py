@@ -1,4 +1,5 @@
-"""Nothing of the user's is changed: modules that store, write in place and cache, points, and what comes out."""
+"""Nothing of the user's is changed: modules that store, write in place and cache, points, and what
+comes out."""
 
 import copy
 import inspect
@@ -143,7 +144,11 @@ WRITING = [Clamps, Shifts, Standardises, WritesRows, WritesIntoAView, Reshapes, 
 
 def calls():
     """Every public method that takes points, with small arguments."""
-    z, v, w = points(), points(4, 1), torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=F64)
+    z, v, w = (
+        points(),
+        points(4, 1),
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=F64),
+    )
     a, b = points(2, 3), points(2, 4)
     generator = lambda: torch.Generator().manual_seed(0)  # noqa: E731 (one expression)
     given = {
@@ -168,20 +173,38 @@ def calls():
         "conjugate_points": (a[0], 0.1 * b[0]),
         "distance_matrix": (a,),
         **dict.fromkeys(
-            ("squared_chords", "energy_and_gradient", "products", "residual"), (torch.stack([a, b, z[:2]], 1),)
+            ("squared_chords", "energy_and_gradient", "products", "residual"),
+            (torch.stack([a, b, z[:2]], 1),),
         ),
     }
     loose = {"exp", "log", "jacobi_field", "conjugate_points"}
-    skipped = {"to", "members", "graph", "distribution", "ambient_distance", "embedded", "expand", "velocities"}
+    skipped = {
+        "to",
+        "members",
+        "graph",
+        "distribution",
+        "ambient_distance",
+        "embedded",
+        "expand",
+        "velocities",
+    }
     for name, method in vars(Manifold).items():
         if name.startswith("_") or not inspect.isfunction(method) or name in skipped:
             continue
-        required = [p for p in list(inspect.signature(method).parameters.values())[1:] if p.default is p.empty]
+        required = [
+            p
+            for p in list(inspect.signature(method).parameters.values())[1:]
+            if p.default is p.empty
+        ]
         if name in given:
             short = {"t": 0.01} if "t" in inspect.signature(method).parameters else {}
             yield name, given[name], {"rtol": 1e-3, **short} if name in loose else {}
         elif len(required) == 1:
-            options = {"generator": generator()} if "generator" in inspect.signature(method).parameters else {}
+            options = (
+                {"generator": generator()}
+                if "generator" in inspect.signature(method).parameters
+                else {}
+            )
             yield name, (z,), options
 
 
@@ -230,7 +253,8 @@ def test_every_method(kind):
             try:
                 out = getattr(M, name)(*given, **options)
             except Exception as reason:
-                # The kind of refusal that a plain decoder meets, if any: metrics may be singular at a clamp.
+                # The kind of refusal that a plain decoder meets, if any: metrics may be singular at
+                # a clamp.
                 with pytest.raises(type(reason)):
                     getattr(reference, name)(*kept, **options)
                 out = ()
@@ -253,7 +277,9 @@ def test_every_method(kind):
 def test_right_numbers_of_decoders_that_write(kind):
     twin = kind()
     f = lambda z: twin(z.clone())  # noqa: E731 (one expression)
-    j = torch.stack([torch.autograd.functional.jacobian(lambda p: f(p[None])[0], p) for p in points()])
+    j = torch.stack(
+        [torch.autograd.functional.jacobian(lambda p: f(p[None])[0], p) for p in points()]
+    )
     M = Manifold(kind())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
@@ -289,7 +315,9 @@ def test_ambient_functions_that_write(write):
 def test_other_functions_that_write():
     net, z = Plain(), points()
     phi = Manifold(net, ambient=ambient.FeatureMap(lambda x: x.tanh_()))
-    torch.testing.assert_close(phi.metric(z), Manifold(net, ambient=ambient.FeatureMap(torch.tanh)).metric(z))
+    torch.testing.assert_close(
+        phi.metric(z), Manifold(net, ambient=ambient.FeatureMap(torch.tanh)).metric(z)
+    )
     torch.testing.assert_close(phi.decode(z), net(z))
     space = solvers.MetricSpace(lambda y: torch.diag_embed(y.square_().add_(1)))
     plain = solvers.MetricSpace(lambda y: torch.diag_embed(y.square().add(1)))

@@ -1,1 +1,4 @@
-"""One adapter a contender; each runs in a process, and where it must in an environment, of its own."""
+"""One adapter a contender.
+
+Each runs in a process, and where it must in an environment, of its own.
+"""

@@ -1,4 +1,6 @@
-"""What people write first: the chord energy of a polyline, minimised by torch's Adam or L-BFGS, all pairs at once."""
+"""What people write first: the chord energy of a polyline, minimised by torch's Adam or L-BFGS, all
+pairs at once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from benchmarks.peers.worker import Answer, Layers, Solver, serve
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``optimizer`` "adam" or "lbfgs", ``segments``, ``steps``, and ``rate`` of learning for Adam."""
+    """Settings: ``optimizer`` "adam" or "lbfgs", ``segments``, ``steps``, and ``rate`` of learning
+    for Adam.
+    """
     f = mlp.decoder(layers, threads)
 
     def solve(a: np.ndarray, b: np.ndarray, settings: dict[str, Any]) -> Callable[[], Answer]:
@@ -55,7 +59,9 @@ def prepare(layers: Layers, threads: int) -> Solver:
 
         def finish() -> Answer:
             with torch.no_grad():
-                return Answer(nodes().numpy(), len(z0) * (n + 1), chords().norm(dim=-1).sum(-1).numpy())
+                return Answer(
+                    nodes().numpy(), len(z0) * (n + 1), chords().norm(dim=-1).sum(-1).numpy()
+                )
 
         return finish
 

@@ -1,7 +1,9 @@
-"""finslerax (JAX): ``GaussNewtonGeodesic``, jitted and vmapped over the pairs, in float64 (``JAX_ENABLE_X64``).
+"""finslerax (JAX): ``GaussNewtonGeodesic``, jitted and vmapped over the pairs, in float64
+(``JAX_ENABLE_X64``).
 
-Two metrics: the package's own ``PullbackRiemannian``, which forms JᵀJ and differentiates it, and a metric of four
-lines that gets |J v| by one forward product, which the package's base class allows and which is far cheaper.
+Two metrics: the package's own ``PullbackRiemannian``, which forms JᵀJ and differentiates it, and a
+metric of four lines that gets |J v| by one forward product, which the package's base class allows
+and which is far cheaper.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class ForwardMetric(FinslerMetric):
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``segments`` as a list of levels, ``metric`` "pullback" or "forward", ``tol`` of the gradient."""
+    """Settings: ``segments`` as a list of levels, ``metric`` "pullback" or "forward", ``tol`` of
+    the gradient.
+    """
     weights = [(jnp.asarray(w), jnp.asarray(b)) for w, b in layers]
 
     def decoder(z: jax.Array) -> jax.Array:
@@ -49,7 +53,10 @@ def prepare(layers: Layers, threads: int) -> Solver:
         return weights[-1][0] @ z + weights[-1][1]
 
     plane = EuclideanSpace(layers[0][0].shape[1])
-    metrics = {"pullback": PullbackRiemannian(plane, decoder), "forward": ForwardMetric(plane, decoder)}
+    metrics = {
+        "pullback": PullbackRiemannian(plane, decoder),
+        "forward": ForwardMetric(plane, decoder),
+    }
 
     @cache
     def compiled(metric: str, segments: tuple[int, ...], tol: float) -> Callable[..., Any]:

@@ -1,7 +1,9 @@
-"""geomstats' pull-back metric, torch backend (``GEOMSTATS_BACKEND``): ``PathStraightening`` and ``LogODESolver``.
+"""geomstats' pull-back metric, torch backend (``GEOMSTATS_BACKEND``): ``PathStraightening`` and
+``LogODESolver``.
 
-It solves one pair after the other. Its own Jacobian of an immersion loops over outputs and points; the class below
-hands it batched ones instead, which the package foresees: without them it is several times slower.
+It solves one pair after the other. Its own Jacobian of an immersion loops over outputs and points;
+the class below hands it batched ones instead, which the package foresees: without them it is
+several times slower.
 """
 
 from __future__ import annotations
@@ -60,15 +62,23 @@ def prepare(layers: Layers, threads: int) -> Solver:
         n = settings["nodes"]
         if settings["solver"] == "bvp":
             integrator = ScipySolveBVP(tol=settings["tol"], max_nodes=20_000)
-            path = LogODESolver(space, n_nodes=n, integrator=integrator, use_jac=False).geodesic_bvp(z1, z0)
+            path = LogODESolver(
+                space, n_nodes=n, integrator=integrator, use_jac=False
+            ).geodesic_bvp(z1, z0)
             return lambda: Answer(path(torch.linspace(0, 1, FINE + 1)).numpy(), n * len(z0))
-        options = {"maxiter": settings["steps"], "maxfun": 10 * settings["steps"], "gtol": 1e-9, "ftol": 1e-15}
+        options = {
+            "maxiter": settings["steps"],
+            "maxfun": 10 * settings["steps"],
+            "gtol": 1e-9,
+            "ftol": 1e-15,
+        }
         optimizer = ScipyMinimize(method="L-BFGS-B", autodiff_jac=True, options=options)
         paths = PathStraightening(space, n_nodes=n, optimizer=optimizer, symmetric=True)
         found = paths.discrete_geodesic_bvp(z1, z0)
 
         def finish() -> Answer:
-            # What its ``dist`` returns: the norm of its logarithm, that is of the first segment times their number.
+            # What its ``dist`` returns: the norm of its logarithm, that is of the first segment
+            # times their number.
             own = space.metric.norm((n - 1) * (found[:, 1] - found[:, 0]), z0)
             return Answer(found.numpy(), n * len(z0), own.numpy())
 

@@ -1,7 +1,8 @@
 """latent-geometry: scipy's collocation on the geodesic equation, one pair after the other.
 
-The package casts everything to float32, where the collocation stalls at sharp tolerances; the subclass below keeps
-float64, and the path solver is called directly, which spares it a thousand decoder calls a path for plotting.
+The package casts everything to float32, where the collocation stalls at sharp tolerances; the
+subclass below keeps float64, and the path solver is called directly, which spares it a thousand
+decoder calls a path for plotting.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class DoubleMapping(TorchModelMapping):
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``tol``, ``nodes`` of the first mesh, ``float32`` to take the package as it comes."""
+    """Settings: ``tol``, ``nodes`` of the first mesh, ``float32`` to take the package as it
+    comes.
+    """
     f = mlp.decoder(layers, threads)
     m, d = layers[0][0].shape[1], len(layers[-1][1])
     single = torch.nn.Sequential(*mlp.decoder(layers, threads)).float()
@@ -63,7 +66,10 @@ def prepare(layers: Layers, threads: int) -> Solver:
         def finish() -> Answer:
             t = np.linspace(0, 1, FINE + 1)
             lines = np.linspace(a, b, FINE + 1, axis=1)
-            nodes = [lines[i] if path is None else np.stack([path(s) for s in t]) for i, path in enumerate(paths)]
+            nodes = [
+                lines[i] if path is None else np.stack([path(s) for s in t])
+                for i, path in enumerate(paths)
+            ]
             return Answer(np.stack(nodes), points, missed=sum(path is None for path in paths))
 
         return finish

@@ -1,4 +1,6 @@
-"""The decoder as a torch module, and end points as torch tensors, for the contenders that are written in torch."""
+"""The decoder as a torch module, and end points as torch tensors, for the contenders that are
+written in torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def decoder(layers: Layers, threads: int) -> nn.Sequential:
 
 
 def formula(layers: Layers) -> Callable[[Tensor], Tensor]:
-    """The same map written out: torch's own SiLU cannot be differentiated forward twice, this can."""
+    """The same map written out: torch's own SiLU cannot be differentiated forward twice, this
+    can.
+    """
     parts = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in layers]
 
     def f(z: Tensor) -> Tensor:

@@ -24,7 +24,10 @@ def prepare(layers: Layers, threads: int) -> Solver:
         r = manifolds[dtype].geodesic(z0, z1, rtol=settings["rtol"], throw=False)
         points = int((r.stats["segments"] + 1).sum())
         return lambda: Answer(
-            r.curve.nodes.double().numpy(), points, r.length.double().numpy(), int((~r.converged).sum())
+            r.curve.nodes.double().numpy(),
+            points,
+            r.length.double().numpy(),
+            int((~r.converged).sum()),
         )
 
     return solve

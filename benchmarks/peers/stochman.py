@@ -1,4 +1,6 @@
-"""StochMan's ``geodesic_minimizing_energy`` on its ``CubicSpline`` and ``EmbeddedManifold``, all pairs at once."""
+"""StochMan's ``geodesic_minimizing_energy`` on its ``CubicSpline`` and ``EmbeddedManifold``, all
+pairs at once.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ class Surface(EmbeddedManifold):
 
 def lbfgs(parameters: Any, lr: float) -> torch.optim.Optimizer:
     """StochMan fixes a rate of 0.1, made for Adam; L-BFGS wants steps of 1 and a line search."""
-    return torch.optim.LBFGS(parameters, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
+    return torch.optim.LBFGS(
+        parameters, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe"
+    )
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``nodes`` of the spline, ``grid`` of the energy, ``steps``, ``optimizer`` "adam" or "lbfgs"."""
+    """Settings: ``nodes`` of the spline, ``grid`` of the energy, ``steps``, ``optimizer`` "adam" or
+    "lbfgs".
+    """
     space = Surface(mlp.decoder(layers, threads))
 
     def solve(a: np.ndarray, b: np.ndarray, settings: dict[str, Any]) -> Callable[[], Answer]:
@@ -49,9 +55,15 @@ def prepare(layers: Layers, threads: int) -> Solver:
 
         def finish() -> Answer:
             pieces = settings["nodes"] - 1
-            counts = pieces * -(-FINE // pieces) + 1, settings["grid"]  # every knot is a node, so that nothing is lost
+            counts = (
+                pieces * -(-FINE // pieces) + 1,
+                settings["grid"],
+            )  # every knot is a node, so that nothing is lost
             with torch.no_grad():
-                fine, grid = (curve(torch.linspace(0, 1, n, dtype=z0.dtype)).view(len(z0), n, -1) for n in counts)
+                fine, grid = (
+                    curve(torch.linspace(0, 1, n, dtype=z0.dtype)).view(len(z0), n, -1)
+                    for n in counts
+                )
                 return Answer(fine.numpy(), grid[..., 0].numel(), space.curve_length(grid).numpy())
 
         return finish

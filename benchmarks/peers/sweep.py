@@ -1,6 +1,7 @@
 """No contender but the unit of cost: decoder and full Jacobian at a number of points.
 
-A path solver must look at its curves at least once at its final resolution, so one sweep is the least it can cost.
+A path solver must look at its curves at least once at its final resolution, so one sweep is the
+least it can cost.
 """
 
 from __future__ import annotations
@@ -21,21 +22,30 @@ _CHUNK = 1024  # the plain one: points at once; about the best on two cores
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``points``; ``by`` is "riemae", or "torch" for nothing but ``torch.func``; ``dtype``."""
+    """Settings: ``points``.
+
+    ``by`` is "riemae", or "torch" for nothing but ``torch.func``; ``dtype``.
+    """
     f = mlp.decoder(layers, threads)
     basis = torch.eye(layers[0][0].shape[1], dtype=torch.float64)
-    manifolds = {name: Manifold(f).to(dtype=getattr(torch, name)) for name in ("float64", "float32")}
+    manifolds = {
+        name: Manifold(f).to(dtype=getattr(torch, name)) for name in ("float64", "float32")
+    }
     plain = {name: manifold.decoder for name, manifold in manifolds.items()}
 
     def by_torch(f: Callable[[Tensor], Tensor], z: Tensor) -> None:
         e = basis.to(z.dtype)
         with torch.no_grad():
             for part in z.split(_CHUNK):
-                vmap(lambda v, part=part: jvp(f, (part,), (v.expand_as(part),)), out_dims=(None, -1))(e)
+                vmap(
+                    lambda v, part=part: jvp(f, (part,), (v.expand_as(part),)), out_dims=(None, -1)
+                )(e)
 
     def solve(a: np.ndarray, b: np.ndarray, settings: dict[str, Any]) -> Callable[[], Answer]:
         dtype = settings.get("dtype", "float64")
-        z = torch.from_numpy(np.resize(a, (settings["points"], a.shape[1]))).to(getattr(torch, dtype))
+        z = torch.from_numpy(np.resize(a, (settings["points"], a.shape[1]))).to(
+            getattr(torch, dtype)
+        )
         if settings.get("by") == "torch":
             by_torch(plain[dtype], z)
         else:

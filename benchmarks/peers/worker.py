@@ -1,7 +1,8 @@
-"""What all adapters share: a process that loads a decoder, solves on request, and times nothing but the solving.
+"""What all adapters share: a process that loads a decoder, solves on request, and times nothing but
+the solving.
 
-Needs numpy only, so that it runs in any contender's environment. The driver writes one JSON request a line and reads
-one JSON answer a line; arrays go through ``.npz`` files.
+Needs numpy only, so that it runs in any contender's environment. The driver writes one JSON request
+a line and reads one JSON answer a line; arrays go through ``.npz`` files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 # Cubic splines over at least this many intervals stand for curves that are given by a formula.
 FINE = 512
 
-Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (outputs, inputs) and biases; SiLU between them
+Layers = list[
+    tuple[np.ndarray, np.ndarray]
+]  # weights (outputs, inputs) and biases; SiLU between them
 
 
 class Answer(NamedTuple):
@@ -38,7 +41,8 @@ class Answer(NamedTuple):
     missed: int | None = None
 
 
-# Solves for end points (p, m), under the clock; what it returns hands out the answer, off the clock.
+# Solves for end points (p, m), under the clock; what it returns hands out the answer, off the
+# clock.
 Solver = Callable[[np.ndarray, np.ndarray, dict[str, Any]], Callable[[], Answer]]
 
 
@@ -46,7 +50,8 @@ def serve(prepare: Callable[[Layers, int], Solver], packages: tuple[str, ...]) -
     """Answer requests from standard input until it ends.
 
     Args:
-        prepare: Builds the contender's own form of the decoder, from its layers and the number of threads.
+        prepare: Builds the contender's own form of the decoder, from its layers and the number of
+            threads.
         packages: Distributions whose versions are worth reporting.
     """
     answers = os.fdopen(os.dup(1), "w")
@@ -57,14 +62,21 @@ def serve(prepare: Callable[[Layers, int], Solver], packages: tuple[str, ...]) -
         try:
             if "threads" in request:
                 file = np.load(request["problem"])
-                layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(sum(name[0] == "w" for name in file.files))]
+                layers = [
+                    (file[f"w{i}"], file[f"b{i}"])
+                    for i in range(sum(name[0] == "w" for name in file.files))
+                ]
                 solver = prepare(layers, request["threads"])
-                answer: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in packages}}
+                answer: dict[str, Any] = {
+                    "versions": {name: importlib.metadata.version(name) for name in packages}
+                }
             elif solver is None:
                 answer = {"error": "no decoder was loaded"}
             else:
                 answer = _solve(solver, request)
-        except Exception as reason:  # whatever a contender raises is a result, and goes into the table
+        except (
+            Exception
+        ) as reason:  # whatever a contender raises is a result, and goes into the table
             answer = {"error": f"{type(reason).__name__}: {reason}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

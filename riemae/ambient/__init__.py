@@ -4,7 +4,14 @@ from riemae.ambient.base import AmbientMetric, ShapedMetric
 from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
 from riemae.ambient.density import Density
-from riemae.ambient.features import ClassifierFisher, Constant, Diagonal, Euclidean, FeatureMap, LowRank
+from riemae.ambient.features import (
+    ClassifierFisher,
+    Constant,
+    Diagonal,
+    Euclidean,
+    FeatureMap,
+    LowRank,
+)
 from riemae.ambient.fisher import FisherRao
 from riemae.ambient.geoopt import Geoopt
 from riemae.ambient.uncertain import Averaged, Expected

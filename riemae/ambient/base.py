@@ -36,8 +36,9 @@ class AmbientMetric(nn.Module):
     ``inner(x, u, v)``   ``(k, D) x 3 -> (k,)``          ``uᵀ H(x) v``, bilinear in u and v
     ==================== =============================== =========================================================
 
-    With features, ``x`` has the decoder's own output shape; elsewhere it is flattened to ``(k, D)``. It is a
-    ``torch.nn.Module``: register constants as buffers and they follow ``Manifold.to``.
+    With features, ``x`` has the decoder's own output shape; elsewhere it is flattened to
+    ``(k, D)``. It is a ``torch.nn.Module``: register constants as buffers and they follow
+    ``Manifold.to``.
 
     Example:
         >>> import torch
@@ -54,16 +55,25 @@ class AmbientMetric(nn.Module):
         super().__init__()
         if self.given_by() is None:
             raise AmbientError(
-                type(self).__name__, f"a subclass that overrides one of {', '.join(_GIVEN)}", "none of them", ""
+                type(self).__name__,
+                f"a subclass that overrides one of {', '.join(_GIVEN)}",
+                "none of them",
+                "",
             )
 
     def given_by(self) -> str | None:
-        """The method that the others rest on. A subclass whose road depends on its data overrides this."""
+        """The method that the others rest on. A subclass whose road depends on its data overrides
+        this.
+        """
         kind = type(self)
-        return next((name for name in _GIVEN if getattr(kind, name) is not getattr(AmbientMetric, name)), None)
+        return next(
+            (name for name in _GIVEN if getattr(kind, name) is not getattr(AmbientMetric, name)),
+            None,
+        )
 
     def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
-        """The metric for a decoder, whose first outputs are known: itself, unless it needs to know more of them.
+        """The metric for a decoder, whose first outputs are known: itself, unless it needs to know
+        more of them.
 
         Args:
             layout: What the decoder's outputs hold; None for plain tensors.
@@ -73,7 +83,9 @@ class AmbientMetric(nn.Module):
 
     @property
     def has_features(self) -> bool:
-        """Whether ``H`` comes from a feature map, so that the geometry of ``(f, H)`` is that of ``(φ∘f, I)``."""
+        """Whether ``H`` comes from a feature map, so that the geometry of ``(f, H)`` is that of
+        ``(φ∘f, I)``.
+        """
         return self.given_by() == "features"
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
@@ -82,7 +94,9 @@ class AmbientMetric(nn.Module):
         Raises:
             AmbientError: When the metric has none.
         """
-        raise AmbientError(type(self).__name__, "a metric with a feature map", "one without", "Use product(x, v).")
+        raise AmbientError(
+            type(self).__name__, "a metric with a feature map", "one without", "Use product(x, v)."
+        )
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
         """``S(x) v`` with ``H = SᵀS``.
@@ -95,18 +109,24 @@ class AmbientMetric(nn.Module):
             return jvp(lambda y: self.features(y).flatten(1), (x,), (v.view_as(x),))[1]
         if given == "diagonal":
             return self.diagonal(x.flatten(1)).sqrt() * v
-        raise AmbientError(type(self).__name__, "a factor S with H = SᵀS", f"a metric given by its {given}", "")
+        raise AmbientError(
+            type(self).__name__, "a factor S with H = SᵀS", f"a metric given by its {given}", ""
+        )
 
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
-        return self.matrix(x).diagonal(dim1=-2, dim2=-1).expand(len(x), -1)  # also from one matrix for all points
+        return (
+            self.matrix(x).diagonal(dim1=-2, dim2=-1).expand(len(x), -1)
+        )  # also from one matrix for all points
 
     def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
         """``H`` as a matrix: D² numbers a point, for small D and for tests."""
         if self.given_by() == "diagonal":
             return torch.diag_embed(self.diagonal(x))
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-        return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=0)(basis).movedim(0, -1)
+        return vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=0)(basis).movedim(
+            0, -1
+        )
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
@@ -118,8 +138,12 @@ class AmbientMetric(nn.Module):
         if given == "inner":  # linear in u: its gradient is the product, wherever u is
             return grad(lambda u: self.inner(x, u, v).sum())(torch.zeros_like(v))
         if given == "features":
-            return vjp(lambda y: self.features(y).flatten(1), x)[1](self.factor_product(x, v))[0].flatten(1)
-        return vjp(lambda w: self.factor_product(x, w), torch.zeros_like(v))[1](self.factor_product(x, v))[0]
+            return vjp(lambda y: self.features(y).flatten(1), x)[1](self.factor_product(x, v))[
+                0
+            ].flatten(1)
+        return vjp(lambda w: self.factor_product(x, w), torch.zeros_like(v))[1](
+            self.factor_product(x, v)
+        )[0]
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
@@ -145,7 +169,9 @@ class AmbientMetric(nn.Module):
         return (v * self.product(x, v)).sum(-1)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
-        """A lower bound of every curve's length from ``x0`` to ``x1``: the chord in feature space; None if unknown."""
+        """A lower bound of every curve's length from ``x0`` to ``x1``: the chord in feature space;
+        None if unknown.
+        """
         if not self.has_features:
             return None
         return (self.features(x1) - self.features(x0)).flatten(1).norm(dim=-1)
@@ -162,7 +188,8 @@ class AmbientMetric(nn.Module):
 
         Args:
             x: The points.
-            tangents: Directions in which ``H`` must be positive: those of the decoded manifold. Any, unless given.
+            tangents: Directions in which ``H`` must be positive: those of the decoded manifold.
+                Any, unless given.
 
         Raises:
             AmbientError: With the property that fails.
@@ -180,13 +207,20 @@ class AmbientMetric(nn.Module):
                 ) from reason
             if not isinstance(phi, Tensor) or phi.ndim < 1 or len(phi) != len(x):
                 got = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
-                raise AmbientError(where, f"features with {len(x)} rows", str(got), "Keep the batch axis first.")
+                raise AmbientError(
+                    where, f"features with {len(x)} rows", str(got), "Keep the batch axis first."
+                )
             if not bool(phi.isfinite().all()):
                 raise AmbientError(
-                    where, "finite features", "NaN or infinity", "Check their formula at the decoder's outputs."
+                    where,
+                    "finite features",
+                    "NaN or infinity",
+                    "Check their formula at the decoder's outputs.",
                 )
             if phi.dtype != x.dtype:
-                raise AmbientError(where, f"features of dtype {x.dtype}", str(phi.dtype), "Keep the data's dtype.")
+                raise AmbientError(
+                    where, f"features of dtype {x.dtype}", str(phi.dtype), "Keep the data's dtype."
+                )
             return
         flat = x.flatten(1)
         columns = self._probes(flat)
@@ -194,7 +228,10 @@ class AmbientMetric(nn.Module):
             applied = self.apply_to(flat, columns)
         except RuntimeError as reason:
             raise AmbientError(
-                where, f"a metric on data of dimension {flat.shape[1]}", f"an error: {reason}", "Check its shapes."
+                where,
+                f"a metric on data of dimension {flat.shape[1]}",
+                f"an error: {reason}",
+                "Check its shapes.",
             ) from reason
         if applied.shape != columns.shape:
             raise AmbientError(
@@ -204,22 +241,39 @@ class AmbientMetric(nn.Module):
                 "Check its shapes.",
             )
         if applied.dtype != flat.dtype:
-            raise AmbientError(where, f"a metric of dtype {flat.dtype}", str(applied.dtype), "Keep the data's dtype.")
+            raise AmbientError(
+                where,
+                f"a metric of dtype {flat.dtype}",
+                str(applied.dtype),
+                "Keep the data's dtype.",
+            )
         form = columns.mT @ applied
         if not bool(form.isfinite().all()):
             raise AmbientError(
-                where, "a finite metric", "NaN or infinity", "Check its formula at the decoder's outputs."
+                where,
+                "a finite metric",
+                "NaN or infinity",
+                "Check its formula at the decoder's outputs.",
             )
         scale = form.abs().amax((-1, -2)) * flat.shape[1] ** 0.5
-        if bool(((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()):
-            raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")
+        if bool(
+            ((form - form.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * scale).any()
+        ):
+            raise AmbientError(
+                where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2."
+            )
         if tangents is not None:
             self.check_positive(flat, tangents, tolerance(flat.dtype).eps ** (2 / 3))
-        elif bool((form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()):
+        elif bool(
+            (form.diagonal(dim1=-2, dim2=-1) < -tolerance(flat.dtype).probe * scale[:, None]).any()
+        ):
             raise AmbientError(where, *_NOT_POSITIVE)
 
-    def check_positive(self, x: Tensor, tangents: Tensor, noise: float = 0.0) -> None:  # (k, D), (k, D, c)
-        """Refuse a metric that is negative in a direction of the span of ``tangents``, where it must not be.
+    def check_positive(
+        self, x: Tensor, tangents: Tensor, noise: float = 0.0
+    ) -> None:  # (k, D), (k, D, c)
+        """Refuse a metric that is negative in a direction of the span of ``tangents``, where it
+        must not be.
 
         Args:
             x: Points.
@@ -236,7 +290,9 @@ class AmbientMetric(nn.Module):
         form = columns.mT @ applied
         # Directions are known up to an error, and an ill-conditioned metric makes much of it.
         errors = noise * (columns * (1 + torch.arange(x.shape[1]).to(x)[:, None]).cos())
-        doubt = (columns.mT @ self.apply_to(x, errors)).abs() + (errors.mT @ self.apply_to(x, errors)).abs()
+        doubt = (columns.mT @ self.apply_to(x, errors)).abs() + (
+            errors.mT @ self.apply_to(x, errors)
+        ).abs()
         known = form.isfinite().all(-1).all(-1)
         if not bool(known.any()):
             return
@@ -255,14 +311,17 @@ class AmbientMetric(nn.Module):
         Raises:
             AmbientError: Always.
         """
-        raise AmbientError(type(self).__name__, "product(x, v) or matrix(x)", "a call", "It is no layer.")
+        raise AmbientError(
+            type(self).__name__, "product(x, v) or matrix(x)", "a call", "It is no layer."
+        )
 
 
 class ShapedMetric(AmbientMetric):
-    """A metric that must know the shape of one datum, ``(n, d)`` say, where its methods get flattened ``(k, D)``.
+    """A metric that must know the shape of one datum, ``(n, d)`` say, where its methods get
+    flattened ``(k, D)``.
 
-    ``Manifold`` tells it the decoder's; on its own, ``check(x)`` with ``x`` of shape ``(k, *shape)`` or
-    ``bind(None, shape)`` does.
+    ``Manifold`` tells it the decoder's; on its own, ``check(x)`` with ``x`` of shape
+    ``(k, *shape)`` or ``bind(None, shape)`` does.
 
     Attributes:
         data_shape: The shape of one datum, or None before it is known.
@@ -276,7 +335,8 @@ class ShapedMetric(AmbientMetric):
         """Itself, told the shape of one datum.
 
         Raises:
-            AmbientError: When it has been told another one: the metric would be wrong for one of two decoders.
+            AmbientError: When it has been told another one: the metric would be wrong for one of
+                two decoders.
         """
         if self.data_shape is not None and self.data_shape != torch.Size(shape):
             raise AmbientError(
@@ -308,14 +368,18 @@ class ShapedMetric(AmbientMetric):
             )
         if x[0].numel() != self.data_shape.numel() if len(x) else x.ndim < 2:
             shape = tuple(self.data_shape)
-            raise AmbientError(type(self).__name__, f"data of shape {shape}", str(tuple(x.shape[1:])), "")
+            raise AmbientError(
+                type(self).__name__, f"data of shape {shape}", str(tuple(x.shape[1:])), ""
+            )
         return x.reshape(len(x), *self.data_shape)
 
 
 def each_column(
     product: Callable[[Tensor, Tensor], Tensor], x: Tensor, columns: Tensor
 ) -> Tensor:  # (k, D), (k, D, c) -> (k, q, c)
-    """``product(x, v)`` for every column v, by repeating the points: for functions that vmap does not understand."""
+    """``product(x, v)`` for every column v, by repeating the points: for functions that vmap does
+    not understand.
+    """
     k, d, c = columns.shape
     spread = x[:, None].expand(k, c, d).reshape(k * c, d)
     return product(spread, columns.mT.reshape(k * c, d)).reshape(k, c, -1).mT

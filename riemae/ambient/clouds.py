@@ -26,28 +26,33 @@ _WEIGHTS = 2**20
 class InfoRiemannian(ShapedMetric):
     """The Fisher information of the density that a point cloud stands for (Lee et al., 2022a).
 
-    A cloud ``X`` of n points in R^d, ``(n, d)``, is seen as the density ``p(q; X) = 1/n Σ_i N(q; x_i, σ²I)``; the order
-    of its points means nothing. With ``w_i(q) = softmax_i(−|q − x_i|²/2σ²)`` the score along a velocity ``V`` of the
-    points is ``(S V)_q = Σ_i w_i(q) ⟨q − x_i, V_i⟩/σ²``, and ``H = SᵀS`` averaged over evaluation points q. Two matrix
-    products with the ``n_q × n`` weights give ``H V``; they are made in chunks, and ``H`` itself is never formed.
+    A cloud ``X`` of n points in R^d, ``(n, d)``, is seen as the density
+    ``p(q; X) = 1/n Σ_i N(q; x_i, σ²I)``; the order of its points means nothing. With
+    ``w_i(q) = softmax_i(−|q − x_i|²/2σ²)`` the score along a velocity ``V`` of the points is
+    ``(S V)_q = Σ_i w_i(q) ⟨q − x_i, V_i⟩/σ²``, and ``H = SᵀS`` averaged over evaluation points q.
+    Two matrix products with the ``n_q × n`` weights give ``H V``; they are made in chunks, and
+    ``H`` itself is never formed.
 
-    ``H`` has rank at most n_q and ignores velocities that leave the density alone, such as two points that turn about
-    their middle: it is semi-definite on clouds. Its pull-back is definite where the decoder really moves the density; a
-    latent direction that only relabels or slides points along the shape has almost no length.
+    ``H`` has rank at most n_q and ignores velocities that leave the density alone, such as two
+    points that turn about their middle: it is semi-definite on clouds. Its pull-back is definite
+    where the decoder really moves the density; a latent direction that only relabels or slides
+    points along the shape has almost no length.
 
-    Evaluation points move with the cloud, ``q = x_i + σ ε``, the same fixed ε for every point i. So ``H(x)`` is one
-    smooth function of x with exact derivatives (those of the expectation, by reparametrisation), it does not change at
-    all under translations and permutations of the cloud, and a seed fixes it.
+    Evaluation points move with the cloud, ``q = x_i + σ ε``, the same fixed ε for every point i. So
+    ``H(x)`` is one smooth function of x with exact derivatives (those of the expectation, by
+    reparametrisation), it does not change at all under translations and permutations of the cloud,
+    and a seed fixes it.
 
     Args:
         bandwidth: σ, in units of the data; see :meth:`from_clouds`.
-        evaluate: ``"kde"``: q is drawn from the density. ``"cloud"``: q are the points themselves and one 1/σ² is
-            dropped, as the authors do; there the score vanishes at isolated points, and turning a sphere can weigh
-            100 times more than scaling it.
-        draws: For ``"kde"``, each adds 2d evaluation points a cloud point: ± d orthogonal directions, with lengths that
-            give ε mean 0 and covariance I exactly.
-        neighbors: Only the so many nearest points to x_i have weight at evaluation points around x_i: n_q · neighbors
-            numbers instead of n_q · n, for bandwidths that are small beside the cloud. All unless given.
+        evaluate: ``"kde"``: q is drawn from the density. ``"cloud"``: q are the points themselves
+            and one 1/σ² is dropped, as the authors do; there the score vanishes at isolated points,
+            and turning a sphere can weigh 100 times more than scaling it.
+        draws: For ``"kde"``, each adds 2d evaluation points a cloud point: ± d orthogonal
+            directions, with lengths that give ε mean 0 and covariance I exactly.
+        neighbors: Only the so many nearest points to x_i have weight at evaluation points around
+            x_i: n_q · neighbors numbers instead of n_q · n, for bandwidths that are small beside
+            the cloud. All unless given.
         seed: Seed of the directions.
 
     Raises:
@@ -75,7 +80,10 @@ class InfoRiemannian(ShapedMetric):
         super().__init__()
         if not 0 < bandwidth < float("inf"):
             raise AmbientError(
-                "InfoRiemannian", "a positive bandwidth", str(bandwidth), "Try InfoRiemannian.from_clouds(clouds)."
+                "InfoRiemannian",
+                "a positive bandwidth",
+                str(bandwidth),
+                "Try InfoRiemannian.from_clouds(clouds).",
             )
         if evaluate not in get_args(Evaluate):
             raise OptionError("InfoRiemannian", "evaluate 'kde' or 'cloud'", repr(evaluate), "")
@@ -95,7 +103,8 @@ class InfoRiemannian(ShapedMetric):
         neighbors: int | None = None,
         seed: int = 0,
     ) -> InfoRiemannian:
-        """With ``σ = factor`` × the mean over clouds of the median distance to the nearest neighbour.
+        """With ``σ = factor`` × the mean over clouds of the median distance to the nearest
+        neighbour.
 
         Args:
             clouds: ``(N, n, d)``.
@@ -106,18 +115,29 @@ class InfoRiemannian(ShapedMetric):
             seed: As in the class.
 
         Raises:
-            AmbientError: When ``clouds`` is not such a tensor, is not finite, or half of the points of every cloud are
-                repeated.
+            AmbientError: When ``clouds`` is not such a tensor, is not finite, or half of the points
+                of every cloud are repeated.
             OptionError: When ``factor`` is not positive and finite.
         """
-        if not isinstance(clouds, Tensor) or clouds.ndim != 3 or clouds.shape[1] < 2 or not len(clouds):
+        if (
+            not isinstance(clouds, Tensor)
+            or clouds.ndim != 3
+            or clouds.shape[1] < 2
+            or not len(clouds)
+        ):
             got = str(tuple(clouds.shape)) if isinstance(clouds, Tensor) else type(clouds).__name__
-            raise AmbientError("InfoRiemannian", "clouds of shape (N, n, d) with n of at least 2", got, "")
+            raise AmbientError(
+                "InfoRiemannian", "clouds of shape (N, n, d) with n of at least 2", got, ""
+            )
         if not 0 < factor < float("inf"):
-            raise OptionError("InfoRiemannian.from_clouds", "a positive factor", str(factor), "Try 2.0.")
+            raise OptionError(
+                "InfoRiemannian.from_clouds", "a positive factor", str(factor), "Try 2.0."
+            )
         if not bool(clouds.isfinite().all()):
             where = "InfoRiemannian.from_clouds"
-            raise AmbientError(where, "finite clouds", "NaN or infinity", "Remove clouds that miss points.")
+            raise AmbientError(
+                where, "finite clouds", "NaN or infinity", "Remove clouds that miss points."
+            )
         medians = []
         for cloud in clouds.detach():
             nearest = torch.cat(
@@ -148,7 +168,10 @@ class InfoRiemannian(ShapedMetric):
         """
         if len(shape) != 2:
             raise AmbientError(
-                "InfoRiemannian", "a decoder of clouds (n, d)", str(tuple(shape)), "Try x.view(len(x), -1, 3)."
+                "InfoRiemannian",
+                "a decoder of clouds (n, d)",
+                str(tuple(shape)),
+                "Try x.view(len(x), -1, 3).",
             )
         return super().bind(layout, shape)
 
@@ -161,7 +184,9 @@ class InfoRiemannian(ShapedMetric):
         """``H(x) v``."""
         return self.apply_to(x, v[..., None])[..., 0]
 
-    def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, n d), (k, n d, c) -> (k, n d, c)
+    def apply_to(
+        self, x: Tensor, columns: Tensor
+    ) -> Tensor:  # (k, n d), (k, n d, c) -> (k, n d, c)
         """``H(x)`` times several vectors, which share the weights."""
         x = self.shaped(x)
         v = columns.unflatten(1, x.shape[1:])
@@ -172,9 +197,15 @@ class InfoRiemannian(ShapedMetric):
 
     def extra_repr(self) -> str:
         """The settings that differ from their defaults."""
-        rest = {"draws": (self.draws, 1), "neighbors": (self.neighbors, None), "seed": (self.seed, 0)}
+        rest = {
+            "draws": (self.draws, 1),
+            "neighbors": (self.neighbors, None),
+            "seed": (self.seed, 0),
+        }
         shown = [f"bandwidth={self.bandwidth:.4g}", f"evaluate={self.evaluate!r}"]
-        return ", ".join(shown + [f"{name}={value}" for name, (value, usual) in rest.items() if value != usual])
+        return ", ".join(
+            shown + [f"{name}={value}" for name, (value, usual) in rest.items() if value != usual]
+        )
 
     def _parts(self, x: Tensor) -> Iterator[_Part]:  # (k, n, d)
         """Chunks of evaluation points, with their weights."""
@@ -185,9 +216,12 @@ class InfoRiemannian(ShapedMetric):
         r, near = len(noise), min(self.neighbors or n, n)
         power = 2 if self.evaluate == "kde" else 1
         scale = self.bandwidth**-power * (n * r) ** -0.5
-        # Only differences matter; without the mean, rounding does not grow with the distance from the origin.
+        # Only differences matter; without the mean, rounding does not grow with the distance from
+        # the origin.
         x = x - x.mean(1, keepdim=True)
-        for centres in torch.arange(n, device=x.device).split(max(1, _WEIGHTS // max(1, k * max(r * near, n)))):
+        for centres in torch.arange(n, device=x.device).split(
+            max(1, _WEIGHTS // max(1, k * max(r * near, n)))
+        ):
             around, index = x[:, None], None
             origin = x[:, centres]
             if near < n:
@@ -198,7 +232,8 @@ class InfoRiemannian(ShapedMetric):
 
 @dataclass(frozen=True)
 class _Part:
-    """Evaluation points in groups, each group with its own points around it, or all with the whole cloud.
+    """Evaluation points in groups, each group with its own points around it, or all with the whole
+    cloud.
 
     Attributes:
         q: ``(k, g, r, d)``: one group with dense weights, one group a cloud point with sparse ones.
@@ -217,7 +252,9 @@ class _Part:
     count: int
 
     @classmethod
-    def at(cls, q: Tensor, x: Tensor, index: Tensor | None, bandwidth: float, scale: float, count: int) -> _Part:
+    def at(
+        cls, q: Tensor, x: Tensor, index: Tensor | None, bandwidth: float, scale: float, count: int
+    ) -> _Part:
         if index is None:
             q = q.flatten(1, 2)[:, None]
         logits = (q @ x.mT - x.square().sum(-1)[:, :, None] / 2) / bandwidth**2
@@ -225,7 +262,11 @@ class _Part:
 
     def scores(self, v: Tensor) -> Tensor:  # (k, n, d, c) -> (k, q, c)
         """``Σ_i w_i ⟨q − x_i, V_i⟩``, scaled."""
-        v = v[:, None] if self.index is None else _take(v.flatten(2), self.index).unflatten(-1, v.shape[2:])
+        v = (
+            v[:, None]
+            if self.index is None
+            else _take(v.flatten(2), self.index).unflatten(-1, v.shape[2:])
+        )
         mean = (self.weights @ v.flatten(3)).unflatten(-1, v.shape[3:])
         along = (self.q[..., None] * mean).sum(3) - self.weights @ (self.x[..., None] * v).sum(3)
         return self.scale * along.flatten(1, 2)
@@ -233,7 +274,9 @@ class _Part:
     def pulled(self, s: Tensor) -> Tensor:  # (k, q, c) -> (k, n, d, c)
         """The transpose of :meth:`scores`."""
         s = s.unflatten(1, self.q.shape[1:3])
-        moved = (self.weights.mT @ (self.q[..., None] * s[:, :, :, None]).flatten(3)).unflatten(-1, (-1, s.shape[-1]))
+        moved = (self.weights.mT @ (self.q[..., None] * s[:, :, :, None]).flatten(3)).unflatten(
+            -1, (-1, s.shape[-1])
+        )
         out = self.scale * (moved - self.x[..., None] * (self.weights.mT @ s)[:, :, :, None])
         if self.index is None:
             return out[:, 0]
@@ -242,7 +285,9 @@ class _Part:
         return flat.new_zeros(len(flat), self.count, *flat.shape[2:]).scatter_add(1, target, flat)
 
 
-def _nearest(origin: Tensor, x: Tensor, count: int) -> Tensor:  # (k, g, d), (k, n, d) -> (k, g, count)
+def _nearest(
+    origin: Tensor, x: Tensor, count: int
+) -> Tensor:  # (k, g, d), (k, n, d) -> (k, g, count)
     squared = x.square().sum(-1)[:, None] - 2 * origin @ x.mT
     return squared.detach().topk(count, largest=False).indices
 
@@ -254,9 +299,11 @@ def _take(x: Tensor, index: Tensor) -> Tensor:  # (k, n, d), (k, g, p) -> (k, g,
 
 @lru_cache(maxsize=16)
 def _noise(d: int, draws: int, seed: int) -> np.ndarray:  # -> (2 d draws, d)
-    """Directions ± a random orthogonal basis, with lengths from strata of equal probability of the χ distribution.
+    """Directions ± a random orthogonal basis, with lengths from strata of equal probability of the
+    χ distribution.
 
-    Mean, covariance and third moments are those of N(0, I): on each stratum |ε|² is its conditional mean.
+    Mean, covariance and third moments are those of N(0, I): on each stratum |ε|² is its conditional
+    mean.
     """
     from scipy.special import gammainc, gammaincinv
 

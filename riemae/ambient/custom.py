@@ -22,8 +22,8 @@ class Custom(AmbientMetric):
     """``H(x)`` by a function of your own, in whatever form it is cheapest.
 
     Args:
-        function: ``x (k, D)`` to matrices ``(k, D, D)``, one matrix ``(D, D)``, or diagonals ``(k, D)``, told apart by
-            what it returns for one point.
+        function: ``x (k, D)`` to matrices ``(k, D, D)``, one matrix ``(D, D)``, or diagonals
+            ``(k, D)``, told apart by what it returns for one point.
         matrix: The same, always matrices: ``(k, D, D)`` or ``(D, D)``.
         diagonal: The same, always diagonals ``(k, D)``.
         operator: ``(x, v) -> H(x) v``, all ``(k, D)``; for large D.
@@ -63,11 +63,18 @@ class Custom(AmbientMetric):
         }
         given = {name: f for name, f in forms.items() if f is not None}
         if len(given) != 1:
-            raise AmbientError("Custom", f"exactly one of {', '.join(forms)}", ", ".join(given) or "none", "")
+            raise AmbientError(
+                "Custom", f"exactly one of {', '.join(forms)}", ", ".join(given) or "none", ""
+            )
         ((self.form, self.function),) = given.items()
         if not callable(self.function):
             got = type(self.function).__name__
-            raise AmbientError("Custom", f"{self.form} as a function", got, "Constants go into Constant or Diagonal.")
+            raise AmbientError(
+                "Custom",
+                f"{self.form} as a function",
+                got,
+                "Constants go into Constant or Diagonal.",
+            )
 
     @property
     def foreign(self) -> bool:
@@ -92,7 +99,9 @@ class Custom(AmbientMetric):
         h = self._call(x)
         if not isinstance(h, Tensor) or h.dtype != x.dtype:
             got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
-            raise AmbientError("Custom", f"H as a tensor of dtype {x.dtype}", got, "Keep the dtype of the data.")
+            raise AmbientError(
+                "Custom", f"H as a tensor of dtype {x.dtype}", got, "Keep the dtype of the data."
+            )
         if self._resolved(x) == "diagonal" and h.shape == x.shape:
             return h[..., None] * columns
         if h.shape[-2:] != (x.shape[-1], x.shape[-1]) or h.ndim > 3:
@@ -128,7 +137,10 @@ class Custom(AmbientMetric):
         return vjp(lambda w: self._call(x, w, v), zero)[1](torch.ones_like(x[:, 0]))[0]
 
     def _resolved(self, x: Tensor) -> str:
-        """The form of the function; a bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ."""
+        """The form of the function.
+
+        A bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ.
+        """
         if self.form == "function":
             sample = x[:1].detach() if len(x) else x.new_zeros(1, x.shape[-1])
             self.form = "diagonal" if self._call(sample).shape == (1, x.shape[-1]) else "matrix"
@@ -146,7 +158,8 @@ class Custom(AmbientMetric):
 def as_ambient(metric: object) -> AmbientMetric:
     """An :class:`AmbientMetric` from what ``Manifold(ambient=)`` accepts.
 
-    None is Euclidean; a tensor ``(D,)`` or ``(D, D)`` is a constant metric; a callable is :class:`Custom`.
+    None is Euclidean; a tensor ``(D,)`` or ``(D, D)`` is a constant metric; a callable is
+    :class:`Custom`.
 
     Raises:
         AmbientError: For anything else.

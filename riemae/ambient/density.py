@@ -37,14 +37,15 @@ class Density(AmbientMetric):
         data: ``(N, *shape)``, as the decoder returns them.
         bandwidth: σ; the median distance of a datum to its tenth neighbour unless given.
         kind: One of the table.
-        floor: ρ, positive: in squared units of the data, without unit for ``"density"``. A hundredth of the mean
-            of what it is added to over the data unless given.
-        neighbors: Sums run over the so many data nearest to ``x`` instead of all: cheaper derivatives for many data.
-            Where the set changes the metric jumps by the weight of the datum that leaves, so take enough that it is
-            several σ away. All unless given.
+        floor: ρ, positive: in squared units of the data, without unit for ``"density"``. A
+            hundredth of the mean of what it is added to over the data unless given.
+        neighbors: Sums run over the so many data nearest to ``x`` instead of all: cheaper
+            derivatives for many data. Where the set changes the metric jumps by the weight of the
+            datum that leaves, so take enough that it is several σ away. All unless given.
 
     Raises:
-        AmbientError: For data that are no such tensor, coincide or hold NaN, or numbers that are not positive.
+        AmbientError: For data that are no such tensor, coincide or hold NaN, or numbers that are
+            not positive.
         OptionError: For an unknown kind.
 
     Example:
@@ -72,9 +73,13 @@ class Density(AmbientMetric):
         super().__init__()
         check_floating("Density", data)
         if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()):
-            raise AmbientError("Density", "finite data (N, *shape), N of at least 2", str(tuple(data.shape)), "")
+            raise AmbientError(
+                "Density", "finite data (N, *shape), N of at least 2", str(tuple(data.shape)), ""
+            )
         if kind not in get_args(Kind):
-            raise OptionError("Density", f"a kind among {', '.join(get_args(Kind))}", repr(kind), "")
+            raise OptionError(
+                "Density", f"a kind among {', '.join(get_args(Kind))}", repr(kind), ""
+            )
         for name, value in (("bandwidth", bandwidth), ("floor", floor), ("neighbors", neighbors)):
             if value is not None and not 0 < value < float("inf"):
                 raise AmbientError("Density", f"a positive {name}", str(value), "")
@@ -85,7 +90,9 @@ class Density(AmbientMetric):
         self.register_buffer("data", flat - flat.mean(0))
         self.bandwidth = _typical_distance(self.data) if bandwidth is None else float(bandwidth)
         if not self.bandwidth > 0:
-            raise AmbientError("Density", "data that differ", "neighbours at distance 0", "Give a bandwidth.")
+            raise AmbientError(
+                "Density", "data that differ", "neighbours at distance 0", "Give a bandwidth."
+            )
         self._largest, self.floor = 1.0, 0.0
         local = torch.cat([self._local(rows) for rows in self.data.split(_ROWS)])
         if kind == "density":
@@ -111,8 +118,13 @@ class Density(AmbientMetric):
             weights = (-squared / (2 * self.bandwidth**2)).exp()
             if self.kind == "density":
                 return weights.sum(-1, keepdim=True)
-            # Σ w (x_n − x)² by three sums: no k × N × D array. Rounding may push what vanishes below 0.
-            first, second, total = weights @ self.data, weights @ self.data.square(), weights.sum(-1, keepdim=True)
+            # Σ w (x_n − x)² by three sums: no k × N × D array. Rounding may push what vanishes
+            # below 0.
+            first, second, total = (
+                weights @ self.data,
+                weights @ self.data.square(),
+                weights.sum(-1, keepdim=True),
+            )
             variance = (second - 2 * x * first + x.square() * total).clamp(min=0)
         else:
             near = self.data[squared.detach().topk(self.neighbors, largest=False).indices]
@@ -131,5 +143,8 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:  # (k, D), (N, D) -> (k,
 def _typical_distance(data: Tensor) -> float:
     """The median distance to the tenth neighbour, or to the last of fewer."""
     count = min(_NEIGHBOR, len(data) - 1) + 1  # the nearest is the datum itself
-    far = [torch.cdist(rows, data).topk(count, largest=False).values[:, -1] for rows in data.split(_ROWS)]
+    far = [
+        torch.cdist(rows, data).topk(count, largest=False).values[:, -1]
+        for rows in data.split(_ROWS)
+    ]
     return float(torch.cat(far).median())

@@ -1,4 +1,6 @@
-"""Metrics that come from a feature map: identity, diagonal, constant, and any network's features."""
+"""Metrics that come from a feature map: identity, diagonal, constant, and any network's
+features.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class Diagonal(AmbientMetric):
     """A constant diagonal metric, ``H = diag(weights)``.
 
     Args:
-        weights: ``(D,)``, not negative; for instance inverse variances. Coordinates of weight 0 do not count, and ``H``
-            is semi-definite.
+        weights: ``(D,)``, not negative; for instance inverse variances. Coordinates of weight 0 do
+            not count, and ``H`` is semi-definite.
 
     Raises:
         AmbientError: When a weight is negative or not finite.
@@ -37,7 +39,11 @@ class Diagonal(AmbientMetric):
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         check_floating("Diagonal", weights)
-        if weights.ndim != 1 or not len(weights) or not bool((weights >= 0).all() & weights.isfinite().all()):
+        if (
+            weights.ndim != 1
+            or not len(weights)
+            or not bool((weights >= 0).all() & weights.isfinite().all())
+        ):
             least = f" with minimum {weights.min():.3g}" if weights.numel() else ""
             raise AmbientError(
                 "Diagonal",
@@ -72,7 +78,12 @@ class Constant(AmbientMetric):
         if not bool(matrix.isfinite().all()):
             raise AmbientError("Constant", "a finite matrix", "NaN or infinity", "")
         if not torch.allclose(matrix, matrix.mT, rtol=1e-5, atol=1e-6 * float(matrix.abs().max())):
-            raise AmbientError("Constant", "a symmetric matrix", "an asymmetric one", "Symmetrise it: (H + H.T) / 2.")
+            raise AmbientError(
+                "Constant",
+                "a symmetric matrix",
+                "an asymmetric one",
+                "Symmetrise it: (H + H.T) / 2.",
+            )
         factor, info = torch.linalg.cholesky_ex(matrix.detach())
         if int(info):
             raise AmbientError(
@@ -92,12 +103,15 @@ class Constant(AmbientMetric):
             ridge: Variance added to every coordinate, in squared units of the data.
 
         Raises:
-            AmbientError: When the covariance is singular, as it is with fewer data than coordinates.
+            AmbientError: When the covariance is singular, as it is with fewer data than
+                coordinates.
         """
         check_floating("Constant.from_data", data)
         if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()) or ridge < 0:
             got = f"{tuple(data.shape)} and ridge={ridge}"
-            raise AmbientError("Constant.from_data", "finite data (N, *shape), N of at least 2, ridge ≥ 0", got, "")
+            raise AmbientError(
+                "Constant.from_data", "finite data (N, *shape), N of at least 2, ridge ≥ 0", got, ""
+            )
         flat = data.detach().flatten(1)
         covariance = torch.atleast_2d(torch.cov(flat.T)) + ridge * torch.eye(flat.shape[1]).to(flat)
         factor, info = torch.linalg.cholesky_ex(covariance)
@@ -118,11 +132,13 @@ class Constant(AmbientMetric):
 
 
 class LowRank(AmbientMetric):
-    """Diagonal plus low rank, ``H = diag(d) + U Uᵀ``: some directions of the data space count more than others.
+    """Diagonal plus low rank, ``H = diag(d) + U Uᵀ``: some directions of the data space count more
+    than others.
 
     Args:
         factor: U, ``(D, r)``.
-        diagonal: d, ``(D,)`` or one number, not negative; 0 leaves only the directions of U, and ``H`` semi-definite.
+        diagonal: d, ``(D,)`` or one number, not negative; 0 leaves only the directions of U, and
+            ``H`` semi-definite.
 
     Raises:
         AmbientError: For other shapes, or a negative or infinite entry.
@@ -135,9 +151,13 @@ class LowRank(AmbientMetric):
         super().__init__()
         check_floating("LowRank", factor)
         if factor.ndim != 2 or not bool(factor.isfinite().all()):
-            raise AmbientError("LowRank", "a finite factor of shape (D, r)", str(tuple(factor.shape)), "")
+            raise AmbientError(
+                "LowRank", "a finite factor of shape (D, r)", str(tuple(factor.shape)), ""
+            )
         weights = torch.as_tensor(diagonal, dtype=factor.dtype, device=factor.device).detach()
-        if weights.shape not in ((), factor.shape[:1]) or not bool((weights >= 0).all() & weights.isfinite().all()):
+        if weights.shape not in ((), factor.shape[:1]) or not bool(
+            (weights >= 0).all() & weights.isfinite().all()
+        ):
             raise AmbientError(
                 "LowRank",
                 f"a diagonal of shape ({len(factor)},), or one number, not negative",
@@ -176,22 +196,28 @@ class FeatureMap(AmbientMetric):
 
 
 class ClassifierFisher(AmbientMetric):
-    """The Fisher metric of a classifier's prediction: moving a datum costs what it changes the predicted class.
+    """The Fisher metric of a classifier's prediction: moving a datum costs what it changes the
+    predicted class.
 
-    ``H = J_lᵀ (diag p − p pᵀ) J_l`` with logits ``l(x)`` and ``p = softmax(l)``, by the features ``2 √p``: points of a
-    sphere of radius 2, on which distances are those of the categorical distributions (MATH.md section 5). One logit is
-    a binary classifier. ``H`` has rank below the number of classes: directions that change no prediction have no
-    length, and a decoder that moves along them has a singular metric unless ``ridge`` gives them some.
+    ``H = J_lᵀ (diag p − p pᵀ) J_l`` with logits ``l(x)`` and ``p = softmax(l)``, by the features
+    ``2 √p``: points of a sphere of radius 2, on which distances are those of the categorical
+    distributions (MATH.md section 5). One logit is a binary classifier. ``H`` has rank below the
+    number of classes: directions that change no prediction have no length, and a decoder that moves
+    along them has a singular metric unless ``ridge`` gives them some.
 
     Args:
-        classifier: Data ``(k, *shape)`` to logits ``(k, c)``; a module (in eval mode) or a function.
+        classifier: Data ``(k, *shape)`` to logits ``(k, c)``; a module (in eval mode) or a
+            function.
         ridge: ε in ``H + ε I``.
 
     Raises:
-        AmbientError: When ``ridge`` is negative, or the classifier does not return logits ``(k, c)``.
+        AmbientError: When ``ridge`` is negative, or the classifier does not return logits
+            ``(k, c)``.
     """
 
-    def __init__(self, classifier: nn.Module | Callable[[Tensor], Tensor], ridge: float = 0.0) -> None:
+    def __init__(
+        self, classifier: nn.Module | Callable[[Tensor], Tensor], ridge: float = 0.0
+    ) -> None:
         super().__init__()
         if not 0 <= ridge < float("inf"):
             raise AmbientError("ClassifierFisher", "ridge ≥ 0", str(ridge), "")
@@ -205,10 +231,16 @@ class ClassifierFisher(AmbientMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, c) or (k, c + D)
         """``2 √p``, and ``√ε x``; for one logit ``2 arctan e^(l/2)``."""
         prediction = self._prediction(x)
-        return torch.cat([prediction, self.ridge**0.5 * x.flatten(1)], -1) if self.ridge else prediction
+        return (
+            torch.cat([prediction, self.ridge**0.5 * x.flatten(1)], -1)
+            if self.ridge
+            else prediction
+        )
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor:  # (k, *shape), (k, *shape) -> (k,)
-        """The distance of the predictions along the sphere, and of the data with ``ridge``: a lower bound."""
+        """The distance of the predictions along the sphere, and of the data with ``ridge``: a lower
+        bound.
+        """
         p, q = self._prediction(x0), self._prediction(x1)
         gap = (p - q).norm(dim=-1)
         if p.shape[1] > 1:
@@ -219,7 +251,9 @@ class ClassifierFisher(AmbientMetric):
         logits = self.classifier(own(x))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
-            raise AmbientError("ClassifierFisher", f"logits of shape ({len(x)}, c)", got, "Return no labels.")
+            raise AmbientError(
+                "ClassifierFisher", f"logits of shape ({len(x)}, c)", got, "Return no labels."
+            )
         if logits.shape[1] == 1:
             # Gudermann: 2 arctan e^(l/2) = π/2 + 2 arctan tanh(l/4), which does not overflow.
             return 2 * torch.atan(torch.tanh(logits / 4)) + torch.pi / 2
@@ -234,7 +268,9 @@ def check_floating(where: str, constant: object) -> None:
     """
     if not isinstance(constant, Tensor) or not constant.is_floating_point():
         got = str(constant.dtype) if isinstance(constant, Tensor) else type(constant).__name__
-        raise AmbientError(where, "a floating-point tensor", got, "Try torch.as_tensor(..., dtype=torch.float32).")
+        raise AmbientError(
+            where, "a floating-point tensor", got, "Try torch.as_tensor(..., dtype=torch.float32)."
+        )
 
 
 def fitting(where: str, constant: Tensor, x: Tensor) -> Tensor:
@@ -245,7 +281,10 @@ def fitting(where: str, constant: Tensor, x: Tensor) -> Tensor:
     """
     if len(constant) != x[0].numel():
         raise AmbientError(
-            where, f"data of dimension {len(constant)}", f"{x[0].numel()}", "Does the metric belong to this decoder?"
+            where,
+            f"data of dimension {len(constant)}",
+            f"{x[0].numel()}",
+            "Does the metric belong to this decoder?",
         )
     if constant.dtype != x.dtype or constant.device != x.device:
         raise AmbientError(

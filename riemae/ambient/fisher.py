@@ -1,4 +1,6 @@
-"""The Fisher-Rao metric: distances between what a decoder says about the data, not between its numbers."""
+"""The Fisher-Rao metric: distances between what a decoder says about the data, not between its
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,26 @@ _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
 
 
 class FisherRao(AmbientMetric):
-    """Fisher information of the distributions that a decoder returns, ``H = E[s sᵀ]`` with the score ``s = ∂ log p``.
+    """Fisher information of the distributions that a decoder returns, ``H = E[s sᵀ]`` with the
+    score ``s = ∂ log p``.
 
-    A decoder that returns ``torch.distributions`` objects needs no arguments: families are read from what it returns,
-    ``Independent`` and several heads (a tuple or dict of distributions) included. All variables are taken as
-    independent, as torch has them, and parameters that do not depend on z, such as a constant scale, as known. Other
-    families than those of :mod:`riemae.distributions.closed_form` work too: by their divergence or quantiles where torch has them,
-    announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the score elsewhere, announced by an
-    :class:`~riemae.exceptions.ApproximationWarning`.
+    A decoder that returns ``torch.distributions`` objects needs no arguments: families are read
+    from what it returns, ``Independent`` and several heads (a tuple or dict of distributions)
+    included. All variables are taken as independent, as torch has them, and parameters that do not
+    depend on z, such as a constant scale, as known. Other families than those of
+    :mod:`riemae.distributions.closed_form` work too: by their divergence or quantiles where torch
+    has them, announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the
+    score elsewhere, announced by an :class:`~riemae.exceptions.ApproximationWarning`.
 
-    A decoder that returns a tensor needs the family. Its output holds torch's parameters of that name, in the order of
-    the table in :mod:`riemae.distributions.closed_form`, logits rather than probabilities; several are halves (thirds …) of the
-    flattened output. Classes are on the last axis.
+    A decoder that returns a tensor needs the family. Its output holds torch's parameters of that
+    name, in the order of the table in :mod:`riemae.distributions.closed_form`, logits rather than
+    probabilities; several are halves (thirds …) of the flattened output. Classes are on the last
+    axis.
 
     Args:
         family: Name of a family, for decoders that return tensors.
-        **constants: Parameters that the decoder does not return: numbers, or tensors that broadcast with its output.
+        **constants: Parameters that the decoder does not return: numbers, or tensors that broadcast
+            with its output.
 
     Raises:
         AmbientError: For an unknown family, or constants that are none of its parameters.
@@ -60,11 +66,16 @@ class FisherRao(AmbientMetric):
         if self.family is None and constants:
             got = ", ".join(constants)
             raise AmbientError(
-                "FisherRao", "a family together with constants", got, 'Try FisherRao("normal", scale=1).'
+                "FisherRao",
+                "a family together with constants",
+                got,
+                'Try FisherRao("normal", scale=1).',
             )
         self._constants = tuple(constants)
         for name, value in constants.items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            tensor = (
+                value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            )
             self.register_buffer(f"constant_{name}", tensor.detach().clone())
         self.layout: Layout | None = None
         self._shape: torch.Size | None = None
@@ -78,18 +89,23 @@ class FisherRao(AmbientMetric):
     @property
     def foreign(self) -> bool:
         """Whether a user's function is at work in it, which has to earn trust."""
-        families = [self.family] if self.layout is None else [head.family for head in self.layout.heads]
+        families = (
+            [self.family] if self.layout is None else [head.family for head in self.layout.heads]
+        )
         return super().foreign or any(isinstance(family, Registered) for family in families)
 
     @property
     def _unknown(self) -> frozenset[str]:
-        return frozenset(self.family.names if self.family is not None else ()) - set(self._constants)
+        return frozenset(self.family.names if self.family is not None else ()) - set(
+            self._constants
+        )
 
     def bind(self, layout: AnyLayout | None, shape: torch.Size) -> FisherRao:
         """This metric for a decoder that returns these distributions.
 
         Raises:
-            AmbientError: When they have no Fisher information, or are of another family than was named.
+            AmbientError: When they have no Fisher information, or are of another family than was
+                named.
 
         Warns:
             FallbackWarning: When a family is known by its divergence only.
@@ -107,13 +123,19 @@ class FisherRao(AmbientMetric):
                 )
             return bound
         assert isinstance(layout, Layout)
-        if self.family is not None and any(head.family.name != self.family.name for head in layout.heads):
+        if self.family is not None and any(
+            head.family.name != self.family.name for head in layout.heads
+        ):
             got = ", ".join(head.family.name for head in layout.heads)
-            raise AmbientError("FisherRao", f"the family {self.family}", got, "Leave it out: it is read.")
+            raise AmbientError(
+                "FisherRao", f"the family {self.family}", got, "Leave it out: it is read."
+            )
         for head in layout.heads:
             _check(head)
         bound.layout = layout
-        bound._road = "features" if all(head.family.flat(head.free) for head in layout.heads) else "product"
+        bound._road = (
+            "features" if all(head.family.flat(head.free) for head in layout.heads) else "product"
+        )
         return bound
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, q)
@@ -124,7 +146,9 @@ class FisherRao(AmbientMetric):
         """
         if self._road != "features":
             return super().features(x)
-        return torch.cat([head.family.features(p, head.free).flatten(1) for head, p in self._heads(x)], -1)
+        return torch.cat(
+            [head.family.features(p, head.free).flatten(1) for head, p in self._heads(x)], -1
+        )
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``, head by head."""
@@ -134,12 +158,17 @@ class FisherRao(AmbientMetric):
         parts = v.flatten(1).split([head.size for head, _ in heads], -1)
         out = []
         for (head, p), part in zip(heads, parts, strict=True):
-            direction = {name: value for name, value in head.split(part).items() if name in head.free}
+            direction = {
+                name: value for name, value in head.split(part).items() if name in head.free
+            }
             out.append(head.join(_precisely(head.family, p, direction)))
         return torch.cat(out, -1)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
-        """Fisher-Rao distance in the space of all parameters, in closed form; None where a family has none."""
+        """Fisher-Rao distance in the space of all parameters, in closed form.
+
+        None where a family has none.
+        """
         parts = [
             head.family.squared_distance(p, q, head.free)
             for (head, p), (_, q) in zip(self._heads(x0), self._heads(x1), strict=True)
@@ -152,19 +181,33 @@ class FisherRao(AmbientMetric):
         """Heads with their parameters at ``x``, constants included.
 
         Raises:
-            AmbientError: When there is nothing to read the families from, or ``x`` does not hold their parameters.
+            AmbientError: When there is nothing to read the families from, or ``x`` does not hold
+                their parameters.
         """
         if self.layout is not None:
             split = self.layout.split(x.flatten(1))
-            return [(head, head.complete(p)) for head, p in zip(self.layout.heads, split, strict=True)]
+            return [
+                (head, head.complete(p)) for head, p in zip(self.layout.heads, split, strict=True)
+            ]
         if self.family is None:
-            raise AmbientError("FisherRao", "a family", "none", 'Name it, as in FisherRao("poisson").')
-        shape = self._shape if self._shape is not None and self._shape.numel() == x[0].numel() else x.shape[1:]
+            raise AmbientError(
+                "FisherRao", "a family", "none", 'Name it, as in FisherRao("poisson").'
+            )
+        shape = (
+            self._shape
+            if self._shape is not None and self._shape.numel() == x[0].numel()
+            else x.shape[1:]
+        )
         names = tuple(name for name in self.family.names if name in self._unknown)
         if len(names) > 1:
             if shape.numel() % len(names):
                 expected = f"data of {len(names)} n numbers, n for each of {', '.join(names)}"
-                raise AmbientError("FisherRao", expected, f"{shape.numel()}", "Fix some: FisherRao(family, scale=1).")
+                raise AmbientError(
+                    "FisherRao",
+                    expected,
+                    f"{shape.numel()}",
+                    "Fix some: FisherRao(family, scale=1).",
+                )
             shape = torch.Size([shape.numel() // len(names)])
         head = Head(self.family, names, (shape,) * len(names))
         p = head.split(x.flatten(1))
@@ -186,16 +229,23 @@ def _named(name: str, constants: frozenset[str]) -> Family:
     family = NAMED.get(name) if isinstance(name, str) else None
     if family is None or family.name in _MATRICES:
         known = ", ".join(sorted(set(NAMED) - _MATRICES))
-        raise AmbientError("FisherRao", f"a family among {known}", repr(name), "Or return torch distributions.")
+        raise AmbientError(
+            "FisherRao", f"a family among {known}", repr(name), "Or return torch distributions."
+        )
     wrong = constants - set(family.names)
     if wrong or not set(family.names) - constants:
         raise AmbientError(
-            "FisherRao", f"constants among {', '.join(family.names)}", ", ".join(sorted(wrong or constants)), ""
+            "FisherRao",
+            f"constants among {', '.join(family.names)}",
+            ", ".join(sorted(wrong or constants)),
+            "",
         )
     missing = family.counts & set(family.names) - constants
     if missing:
         count = ", ".join(sorted(missing))
-        raise AmbientError("FisherRao", f"the constant {count}", "none", f'Try FisherRao("{name}", {count}=10).')
+        raise AmbientError(
+            "FisherRao", f"the constant {count}", "none", f'Try FisherRao("{name}", {count}=10).'
+        )
     return family
 
 
@@ -214,7 +264,11 @@ def _check(head: Head) -> None:
             "Fisher information does not exist there: keep it constant.",
         )
     if isinstance(head.family, (Divergence, Quantiles)):
-        way = "the Hessian of its divergence" if isinstance(head.family, Divergence) else "an integral over quantiles"
+        way = (
+            "the Hessian of its divergence"
+            if isinstance(head.family, Divergence)
+            else "an integral over quantiles"
+        )
         warnings.warn(
             f"{head.family.name} has no closed form here: its Fisher information is taken from {way}, "
             "which is slower but exact.",
@@ -235,5 +289,7 @@ def _precisely(family: Family, p: Params, v: Params) -> Params:
     like = next(iter(p.values()))
     if not v or not family.delicate or like.dtype == torch.float64 or like.device.type == "mps":
         return family.product(p, v) if v else {}
-    wide = family.product({n: q.double() for n, q in p.items()}, {n: q.double() for n, q in v.items()})
+    wide = family.product(
+        {n: q.double() for n, q in p.items()}, {n: q.double() for n, q in v.items()}
+    )
     return {name: value.to(like) for name, value in wide.items()}

@@ -14,23 +14,27 @@ from riemae.numerics.tolerances import tolerance
 
 
 class Geoopt(ShapedMetric):
-    """Data on a geoopt manifold: its inner product is ``H``, its distance the lower bound of every geodesic's length.
+    """Data on a geoopt manifold: its inner product is ``H``, its distance the lower bound of every
+    geodesic's length.
 
-    The decoder returns points of the manifold in geoopt's own coordinates: unit vectors for ``Sphere``, points of the
-    ball for ``PoincareBall``, of the hyperboloid for ``Lorentz``, matrices for ``SymmetricPositiveDefinite`` and
-    ``Stiefel``, concatenated parts for ``ProductManifold``. Extra axes before the manifold's own are a product of so
-    many copies. Where the inner product is that of the surrounding space (``Sphere``, ``Euclidean``,
-    ``EuclideanStiefel``, their products and multiples) the data are their own features: the fast road.
+    The decoder returns points of the manifold in geoopt's own coordinates: unit vectors for
+    ``Sphere``, points of the ball for ``PoincareBall``, of the hyperboloid for ``Lorentz``,
+    matrices for ``SymmetricPositiveDefinite`` and ``Stiefel``, concatenated parts for
+    ``ProductManifold``. Extra axes before the manifold's own are a product of so many copies. Where
+    the inner product is that of the surrounding space (``Sphere``, ``Euclidean``,
+    ``EuclideanStiefel``, their products and multiples) the data are their own features: the fast
+    road.
 
-    ``Scaled`` multiplies lengths, as its ``dist`` does; geoopt's ``Scaled.inner`` itself is for velocities that were
-    divided by the scale. ``Lorentz`` and others are metrics on tangent vectors of the manifold only.
+    ``Scaled`` multiplies lengths, as its ``dist`` does; geoopt's ``Scaled.inner`` itself is for
+    velocities that were divided by the scale. ``Lorentz`` and others are metrics on tangent vectors
+    of the manifold only.
 
     Args:
         manifold: A ``geoopt.Manifold``.
 
     Raises:
-        AmbientError: For anything else, and for ``SymmetricPositiveDefinite`` with another metric than ``"AIM"``, whose
-            inner product and distance belong to different metrics.
+        AmbientError: For anything else, and for ``SymmetricPositiveDefinite`` with another metric
+            than ``"AIM"``, whose inner product and distance belong to different metrics.
 
     Example:
         >>> import geoopt, torch
@@ -46,9 +50,14 @@ class Geoopt(ShapedMetric):
         import geoopt
 
         if not isinstance(manifold, geoopt.Manifold):
-            raise AmbientError("Geoopt", "a geoopt.Manifold", type(manifold).__name__, "Try geoopt.Sphere().")
+            raise AmbientError(
+                "Geoopt", "a geoopt.Manifold", type(manifold).__name__, "Try geoopt.Sphere()."
+            )
         for part in manifold.modules():
-            if isinstance(part, geoopt.SymmetricPositiveDefinite) and part.default_metric.value != "AIM":
+            if (
+                isinstance(part, geoopt.SymmetricPositiveDefinite)
+                and part.default_metric.value != "AIM"
+            ):
                 raise AmbientError(
                     "Geoopt",
                     "SymmetricPositiveDefinite('AIM')",
@@ -76,10 +85,12 @@ class Geoopt(ShapedMetric):
         return each_column(self.product, x, columns)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
-        """The manifold's distance; where geoopt has none, the chord in feature space, if there is one.
+        """The manifold's distance.
 
-        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere: what it says of a point and
-        itself is taken off, so that the result never exceeds the true distance.
+        Where geoopt has none, the chord in feature space, if there is one.
+
+        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere: what it
+        says of a point and itself is taken off, so that the result never exceeds the true distance.
         """
         try:
             between, *floors = (
@@ -91,7 +102,8 @@ class Geoopt(ShapedMetric):
         return (between - torch.maximum(*floors)).clamp(min=0).sqrt()
 
     def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape)
-        """As in :meth:`AmbientMetric.check`, on tangent vectors, after a look whether ``x`` lies on the manifold.
+        """As in :meth:`AmbientMetric.check`, on tangent vectors, after a look whether ``x`` lies on
+        the manifold.
 
         Raises:
             AmbientError: When it does not.
@@ -100,7 +112,9 @@ class Geoopt(ShapedMetric):
         points = x.to(self.manifold.dtype) if self.manifold.dtype is not None else x
         tol = tolerance(points.dtype).probe * (1 + float(points.abs().max()) ** 2)
         try:
-            ok, reason = self.manifold.check_point_on_manifold(points, explain=True, atol=tol, rtol=tol)
+            ok, reason = self.manifold.check_point_on_manifold(
+                points, explain=True, atol=tol, rtol=tol
+            )
         except (RuntimeError, ValueError) as failure:
             ok, reason = False, str(failure)
         if not ok:
@@ -115,7 +129,11 @@ class Geoopt(ShapedMetric):
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
         points = self.shaped(x)
         return torch.stack(
-            [self.manifold.proju(points, self.shaped(v)).flatten(1) for v in super()._probes(x).unbind(-1)], -1
+            [
+                self.manifold.proju(points, self.shaped(v)).flatten(1)
+                for v in super()._probes(x).unbind(-1)
+            ],
+            -1,
         )
 
     def given_by(self) -> str | None:
@@ -123,7 +141,9 @@ class Geoopt(ShapedMetric):
         return "inner"
 
 
-def inner_product(manifold: Any, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, *shape) x 3 -> (k,)
+def inner_product(
+    manifold: Any, x: Tensor, u: Tensor, v: Tensor
+) -> Tensor:  # (k, *shape) x 3 -> (k,)
     """Inner product of velocities of points of a geoopt manifold, differentiable to any order."""
     import geoopt
 
@@ -131,18 +151,23 @@ def inner_product(manifold: Any, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # 
         return manifold.scale.to(x) ** 2 * inner_product(manifold.base, x, u, v)
     if isinstance(manifold, geoopt.ProductManifold):
         parts = [
-            inner_product(part, *(manifold.take_submanifold_value(y, i).flatten(0, x.ndim - 2) for y in (x, u, v)))
+            inner_product(
+                part,
+                *(manifold.take_submanifold_value(y, i).flatten(0, x.ndim - 2) for y in (x, u, v)),
+            )
             for i, part in enumerate(manifold.manifolds)
         ]
         return torch.stack([p.view(len(x), -1).sum(-1) for p in parts]).sum(0)
     if isinstance(manifold, geoopt.SymmetricPositiveDefinite):
-        # tr(x⁻¹ u x⁻¹ v). Not by eigenvectors, as geoopt does: they have no derivative where eigenvalues meet. Nor by
-        # torch.linalg.solve, whose third derivatives contradict each other (torch 2.13, forward against reverse mode).
+        # tr(x⁻¹ u x⁻¹ v). Not by eigenvectors, as geoopt does: they have no derivative where
+        # eigenvalues meet. Nor by torch.linalg.solve, whose third derivatives contradict each other
+        # (torch 2.13, forward against reverse mode).
         factor = torch.linalg.cholesky(x)
         left, right = (torch.cholesky_solve(w, factor) for w in (u, v))
         return (left * right.mT).flatten(1).sum(-1)
     if isinstance(manifold, geoopt.Stereographic):
-        # λ² ⟨u, v⟩ with λ = 2/(1 + k|x|²); geoopt's is a torch.jit.script function: wrong in nested derivatives.
+        # λ² ⟨u, v⟩ with λ = 2/(1 + k|x|²); geoopt's is a torch.jit.script function: wrong in nested
+        # derivatives.
         factor = 2 / (1 + manifold.k.to(x) * x.square().sum(-1, keepdim=True))
         return (factor**2 * u * v).flatten(1).sum(-1)
     return manifold.inner(x, u, v, keepdim=True).reshape(len(x), -1).sum(-1)
@@ -151,12 +176,16 @@ def inner_product(manifold: Any, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # 
 def metric_tensor(manifold: Any, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
     """The metric of a geoopt manifold in the coordinates of its points."""
     basis = torch.eye(z.shape[-1]).to(z)
-    rows = [[inner_product(manifold, z, u.expand_as(z), v.expand_as(z)) for v in basis] for u in basis]
+    rows = [
+        [inner_product(manifold, z, u.expand_as(z), v.expand_as(z)) for v in basis] for u in basis
+    ]
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 def _embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
-    """The isometric map into a Euclidean space that a manifold of flat surroundings has, else None."""
+    """The isometric map into a Euclidean space that a manifold of flat surroundings has, else
+    None.
+    """
     import geoopt
 
     if isinstance(manifold, (geoopt.Sphere, geoopt.Euclidean, geoopt.EuclideanStiefel)):
@@ -169,5 +198,7 @@ def _embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
         if any(part is None for part in maps):
             return None
         take = manifold.take_submanifold_value
-        return lambda x: torch.cat([f(take(x, i, reshape=False)) for i, f in enumerate(maps) if f is not None], -1)
+        return lambda x: torch.cat(
+            [f(take(x, i, reshape=False)) for i, f in enumerate(maps) if f is not None], -1
+        )
     return None

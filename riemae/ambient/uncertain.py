@@ -16,9 +16,10 @@ _NOISE = {"normal": 1.0, "laplace": 2.0, "multivariate_normal": 1.0}
 class Expected(AmbientMetric):
     """The metric that a sample ``x = μ(z) + σ(z) ε`` of a Gaussian decoder pulls back on average.
 
-    ``E[JᵀJ] = J_μᵀJ_μ + J_σᵀJ_σ``: that of the map [μ; σ], so that geodesics keep away from where the decoder becomes
-    uncertain. For Laplace noise σ counts √2 times, its standard deviation; for a multivariate normal σ is the Cholesky
-    factor, as in torch's ``rsample``. Data keep their units, unlike under :class:`FisherRao`.
+    ``E[JᵀJ] = J_μᵀJ_μ + J_σᵀJ_σ``: that of the map [μ; σ], so that geodesics keep away from where
+    the decoder becomes uncertain. For Laplace noise σ counts √2 times, its standard deviation; for
+    a multivariate normal σ is the Cholesky factor, as in torch's ``rsample``. Data keep their
+    units, unlike under :class:`FisherRao`.
 
     G. Arvanitidis, L. K. Hansen, S. Hauberg, Latent space oddity, ICLR 2018.
 
@@ -61,7 +62,9 @@ class Expected(AmbientMetric):
             AmbientError: Before it is bound to a decoder.
         """
         if self.layout is None:
-            raise AmbientError("Expected", "a decoder that returns distributions", "none", "Use it in a Manifold.")
+            raise AmbientError(
+                "Expected", "a decoder that returns distributions", "none", "Use it in a Manifold."
+            )
         parts = []
         for head, p in zip(self.layout.heads, self.layout.split(x.flatten(1)), strict=True):
             spread = next(value for name, value in p.items() if name != "loc")
@@ -70,10 +73,11 @@ class Expected(AmbientMetric):
 
 
 class Averaged(AmbientMetric):
-    """The mean of the members' metrics, for decoders that return several outputs side by side, ``(k, count, *shape)``.
+    """The mean of the members' metrics, for decoders that return several outputs side by side,
+    ``(k, count, *shape)``.
 
-    With features it is ``φ = K^{-1/2} [φ₁; …; φ_K]``. :class:`~riemae.Manifold` puts it around its ambient metric when
-    the decoder is an ensemble.
+    With features it is ``φ = K^{-1/2} [φ₁; …; φ_K]``. :class:`~riemae.Manifold` puts it around its
+    ambient metric when the decoder is an ensemble.
 
     Args:
         base: The metric on the data space of one member.
@@ -111,7 +115,11 @@ class Averaged(AmbientMetric):
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
         """Root mean square of the members' ambient distances; None if unknown."""
         distance = self.base.distance(self._members(x0), self._members(x1))
-        return None if distance is None else distance.view(len(x0), self.count).square().mean(-1).sqrt()
+        return (
+            None
+            if distance is None
+            else distance.view(len(x0), self.count).square().mean(-1).sqrt()
+        )
 
     def _members(self, x: Tensor) -> Tensor:  # -> (k * count, *shape)
         shape = x.shape[2:] if self._shape is None else self._shape
@@ -132,5 +140,7 @@ def bound(ambient: AmbientMetric, layout: AnyLayout | None, shape: torch.Size) -
     if isinstance(layout, EnsembleLayout):
         return Averaged(bound(base, layout.member, shape[1:]), layout.count, shape[1:])
     if base is not ambient:
-        raise AmbientError("Averaged", "an ensemble of decoders", "a single decoder", "Pass its base metric.")
+        raise AmbientError(
+            "Averaged", "an ensemble of decoders", "a single decoder", "Pass its base metric."
+        )
     return base.bind(layout, shape)

@@ -1,6 +1,8 @@
-"""Autoencoders whose latent space has a good geometry: losses for anybody's loop, estimators, a lightning module.
+"""Autoencoders whose latent space has a good geometry: losses for anybody's loop, estimators, a
+lightning module.
 
-Names are imported when they are used: the losses need torch alone, the estimators scikit-learn, training lightning.
+Names are imported when they are used: the losses need torch alone, the estimators scikit-learn,
+training lightning.
 """
 
 from importlib import import_module
@@ -32,7 +34,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOME[name]
-    return getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+    return (
+        getattr(import_module(f"{__name__}.{home}"), name)
+        if home
+        else import_module(f"{__name__}.{name}")
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,6 @@
-"""Minibatches of data that fit into memory, cut the same way whenever and wherever a run is resumed."""
+"""Minibatches of data that fit into memory, cut the same way whenever and wherever a run is
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _MASK = 2**64 - 1
 class Neighbors(Protocol):
     """What the neighbourhood reconstruction asks of a graph."""
 
-    def sample(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (b,) -> (b,)
+    def sample(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:  # (b,) -> (b,)
         """One neighbour of each sample."""
         ...
 
@@ -23,8 +27,9 @@ class Neighbors(Protocol):
 class Batches:
     """All data as one tensor, in batches whose order is a function of seed and epoch alone.
 
-    Nothing has to be remembered to go on after an interruption, and no worker or collation costs a step its time. In a
-    distributed run every process takes its share of each batch, so that the batches as wholes are the same.
+    Nothing has to be remembered to go on after an interruption, and no worker or collation costs a
+    step its time. In a distributed run every process takes its share of each batch, so that the
+    batches as wholes are the same.
 
     Args:
         x: ``(n, *shape)``.
@@ -33,8 +38,15 @@ class Batches:
         neighbors: A graph on the samples: batches then hold one neighbour each.
     """
 
-    def __init__(self, x: Tensor, batch_size: int, seed: int, neighbors: Neighbors | None = None) -> None:
-        self.x, self.batch_size, self.seed, self.neighbors = x, min(batch_size, len(x)), seed, neighbors
+    def __init__(
+        self, x: Tensor, batch_size: int, seed: int, neighbors: Neighbors | None = None
+    ) -> None:
+        self.x, self.batch_size, self.seed, self.neighbors = (
+            x,
+            min(batch_size, len(x)),
+            seed,
+            neighbors,
+        )
         self._epoch = 0
 
     @property
@@ -53,12 +65,16 @@ class Batches:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 0, self._epoch))
         order = torch.randperm(len(self.x), generator=generator)
         other = self.neighbors.sample(order, generator) if self.neighbors is not None else None
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if _distributed() else (0, 1)
+        rank, world = (
+            (distributed.get_rank(), distributed.get_world_size()) if _distributed() else (0, 1)
+        )
         whole = len(order) == self.batch_size and other is None and world == 1
         for start in range(0, len(order), self.batch_size):
             stop = start + self.batch_size
             # A batch smaller than the number of processes gives some of them its samples twice.
-            mine = torch.arange(start + rank, max(min(stop, len(order)), start + rank + 1), world) % len(order)
+            mine = torch.arange(
+                start + rank, max(min(stop, len(order)), start + rank + 1), world
+            ) % len(order)
             index = order[mine].to(self.x.device)
             # The order within the only batch of an epoch does not matter: no copy.
             batch = {"x": self.x if whole else self.x[index]}
@@ -68,7 +84,10 @@ class Batches:
 
 
 class Fixed:
-    """The same batches every time, for validation; lightning takes a plain list for several loaders."""
+    """The same batches every time, for validation.
+
+    Lightning takes a plain list for several loaders.
+    """
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
@@ -81,7 +100,8 @@ class Fixed:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of 32 bits, all that torch's generator takes in, from several numbers, such that nearby ones differ.
+    """A seed of 32 bits, all that torch's generator takes in, from several numbers, such that
+    nearby ones differ.
 
     By the finaliser of splitmix64 (Steele et al. 2014), number after number.
     """

@@ -1,4 +1,6 @@
-"""Coordinates from a neighbourhood graph: Isomap and Laplacian eigenmaps of a sparse matrix of edge lengths."""
+"""Coordinates from a neighbourhood graph: Isomap and Laplacian eigenmaps of a sparse matrix of edge
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array:
-    """The graph in one piece: every component is tied to its nearest sample outside, the smallest first.
+    """The graph in one piece: every component is tied to its nearest sample outside, the smallest
+    first.
 
     Args:
         where: The call that asks, for the error.
@@ -57,10 +60,12 @@ def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array
 
 
 def isomap(lengths: csr_array, m: int, landmarks: int) -> np.ndarray:  # -> (n, m)
-    """Multidimensional scaling of shortest-path lengths, by landmarks where there are more samples than that.
+    """Multidimensional scaling of shortest-path lengths, by landmarks where there are more samples
+    than that.
 
-    Classical scaling of the landmarks, and the others by distance-based triangulation: ``x = −½ L# (δ − mean δ)``
-    (de Silva & Tenenbaum 2003). With all samples as landmarks it is Isomap itself.
+    Classical scaling of the landmarks, and the others by distance-based triangulation:
+    ``x = −½ L# (δ − mean δ)`` (de Silva & Tenenbaum 2003). With all samples as landmarks it is
+    Isomap itself.
     """
     from scipy.linalg import eigh
     from scipy.sparse import csgraph
@@ -81,21 +86,28 @@ def isomap(lengths: csr_array, m: int, landmarks: int) -> np.ndarray:  # -> (n, 
 
 
 def laplacian(lengths: csr_array, m: int) -> np.ndarray:  # -> (n, m)
-    """Eigenvectors of the random-walk Laplacian after the constant one, every edge with weight 1."""
+    """Eigenvectors of the random-walk Laplacian after the constant one, every edge with weight
+    1.
+    """
     from scipy.linalg import eigh
     from scipy.sparse import csgraph, csr_array, diags_array
     from scipy.sparse.linalg import eigsh
 
     n = lengths.shape[0]
-    adjacency = csr_array((np.ones_like(lengths.data), lengths.indices, lengths.indptr), shape=(n, n))
+    adjacency = csr_array(
+        (np.ones_like(lengths.data), lengths.indices, lengths.indptr), shape=(n, n)
+    )
     degree = np.asarray(adjacency.sum(1)).reshape(-1)
     normal = csgraph.laplacian(adjacency, normed=True)
     if n <= 500:
         _, vectors = eigh(normal.toarray(), subset_by_index=[1, m])
     else:
-        # The largest of 2 I − L, found without factoring anything; from a fixed start, so that it repeats.
+        # The largest of 2 I − L, found without factoring anything; from a fixed start, so that it
+        # repeats.
         shifted = 2 * diags_array(np.ones(n)) - normal
-        values, found = eigsh(shifted, k=m + 1, which="LA", v0=np.sqrt(degree) + np.cos(np.arange(n)))
+        values, found = eigsh(
+            shifted, k=m + 1, which="LA", v0=np.sqrt(degree) + np.cos(np.arange(n))
+        )
         vectors = found[:, np.argsort(-values)[1:]]
     x = vectors / np.sqrt(degree)[:, None]
     x = _oriented(x - x.mean(0))
@@ -109,7 +121,9 @@ def _of_smallest(labels: np.ndarray) -> int:
 
 
 def _spread(lengths: csr_array, count: int) -> np.ndarray:
-    """Landmarks: every so-manieth sample, in an order that starts at one end of the graph and walks away from it."""
+    """Landmarks: every so-manieth sample, in an order that starts at one end of the graph and walks
+    away from it.
+    """
     from scipy.sparse import csgraph
 
     far = int(csgraph.dijkstra(lengths, directed=False, indices=0).argmax())

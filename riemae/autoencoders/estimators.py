@@ -24,7 +24,14 @@ from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import build_decoder, build_encoder, fit_codes
 from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
 from riemae.autoencoders.report import Report, report
-from riemae.exceptions import DataError, DTypeError, MissingExtraError, NonFiniteError, OptionError, ShapeError
+from riemae.exceptions import (
+    DataError,
+    DTypeError,
+    MissingExtraError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
 from riemae.manifold import Manifold
 from riemae.numerics.random import restored
 from riemae.numerics.reach import copied
@@ -34,7 +41,10 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as reason:
     raise MissingExtraError(
-        "riemae.autoencoders", "scikit-learn 1.6 or later", str(reason), "pip install 'riemae[train]'"
+        "riemae.autoencoders",
+        "scikit-learn 1.6 or later",
+        str(reason),
+        "pip install 'riemae[train]'",
     ) from reason
 
 _CHUNK = 8192  # samples encoded or decoded at once
@@ -42,51 +52,66 @@ _REFERENCE = 10_000  # samples of a DataLoader that set the units
 _LOOKED_AT = 2000  # samples that a report is about
 _NEIGHBORHOOD = 10  # neighbours in it
 # What may change between an interrupted run and the one that goes on with it.
-_FREE = ("epochs", "progress", "logger", "directory", "checkpoint_every", "trainer", "device", "warm_start")
+_FREE = (
+    "epochs",
+    "progress",
+    "logger",
+    "directory",
+    "checkpoint_every",
+    "trainer",
+    "device",
+    "warm_start",
+)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A plain autoencoder, and everything that its geometric relatives have in common.
 
-    ``fit`` takes numpy arrays, torch tensors, Datasets, DataLoaders, scipy's sparse matrices (made dense) and AnnData
-    (its ``X``); images and point clouds keep their shape. Training and results have the dtype of the data: float32 is
-    faster, float64 is what fine geometry wants. The networks work in units of the data's spread, one for all features,
-    and the weights of all terms are relative to the fraction of deviance left unexplained (1 − R² for the squared
-    error): neither depends on the units or the dimension of the data.
+    ``fit`` takes numpy arrays, torch tensors, Datasets, DataLoaders, scipy's sparse matrices (made
+    dense) and AnnData (its ``X``); images and point clouds keep their shape. Training and results
+    have the dtype of the data: float32 is faster, float64 is what fine geometry wants. The networks
+    work in units of the data's spread, one for all features, and the weights of all terms are
+    relative to the fraction of deviance left unexplained (1 − R² for the squared error): neither
+    depends on the units or the dimension of the data.
 
     Args:
         latent_dim: m.
-        hidden: Widths of the encoder's layers, or one width of one layer; the decoder has them in reverse.
-        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no curvature).
-        likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``, ``"categorical"``,
-            ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
+        hidden: Widths of the encoder's layers, or one width of one layer; the decoder has them in
+            reverse.
+        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no
+            curvature).
+        likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``,
+            ``"categorical"``, ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
         ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
             :class:`~riemae.Manifold`, or ``"fisher"``, the likelihood's Fisher-Rao metric.
-        terms: Geometric losses by name, ``{"extrinsic_curvature": 1e-3, "relaxed_distortion": 0.1}``, with weights or
+        terms: Geometric losses by name,
+            ``{"extrinsic_curvature": 1e-3, "relaxed_distortion": 0.1}``, with weights or
             :class:`~riemae.autoencoders.Term`; beside those that the class brings.
         encoder: A module of your own, ``(k, *shape) -> (k, latent_dim)``; a copy is trained.
-        decoder: Likewise, ``(k, latent_dim) -> (k, *shape)``, the likelihood's parameters: logits for Bernoulli and
-            categorical, log means for Poisson and negative binomial.
+        decoder: Likewise, ``(k, latent_dim) -> (k, *shape)``, the likelihood's parameters: logits
+            for Bernoulli and categorical, log means for Poisson and negative binomial.
         epochs: Passes over the data.
         batch_size: Samples a step, over all processes.
         lr: Learning rate of Adam.
         weight_decay: Decoupled weight decay.
         schedule: Learning rate ``"constant"`` or ``"cosine"`` down to 0.
         clip: Largest norm of the gradient, or None.
-        early_stopping: Epochs without a lower loss, of validation data if there are any, after which it stops.
+        early_stopping: Epochs without a lower loss, of validation data if there are any, after
+            which it stops.
         validation_fraction: Of the samples, kept out of training.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
-        precision: Lightning's ``"bf16-mixed"`` or ``"16-mixed"``, or None for the data's own; geometric terms are
-            computed in float32 all the same.
+        precision: Lightning's ``"bf16-mixed"`` or ``"16-mixed"``, or None for the data's own;
+            geometric terms are computed in float32 all the same.
         progress: Show a bar with the parts of the loss.
         logger: ``"csv"``, ``"tensorboard"`` (both write to ``directory``), or a lightning logger.
-        directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings and data there goes
-            on from it, to the same weights as without the interruption. Warm starts and ``partial_fit`` start from
-            weights that no checkpoint knows, and leave them alone. A second fit into it at the same time raises a
-            ``FileError`` at once.
+        directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings
+            and data there goes on from it, to the same weights as without the interruption. Warm
+            starts and ``partial_fit`` start from weights that no checkpoint knows, and leave them
+            alone. A second fit into it at the same time raises a ``FileError`` at once.
         checkpoint_every: Epochs between checkpoints.
-        trainer: Further arguments of lightning's ``Trainer``, such as ``{"devices": 2, "strategy": "ddp"}``.
+        trainer: Further arguments of lightning's ``Trainer``, such as
+            ``{"devices": 2, "strategy": "ddp"}``.
         warm_start: Whether ``fit`` goes on from the weights of the last one.
         seed: Of everything random.
 
@@ -97,7 +122,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         history_: Mean of every part of the loss over each epoch, by name.
         n_epochs_: Epochs trained.
         objective_: Networks and loss together.
-        report_: A :class:`~riemae.autoencoders.report.Report`: what the geometry is like, and what to try.
+        report_: A :class:`~riemae.autoencoders.report.Report`: what the geometry is like, and what
+            to try.
         data_shape_: Shape of one sample.
         n_features_in_: Its first axis.
 
@@ -152,13 +178,14 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Train.
 
         Args:
-            X: ``(n, *shape)`` as an array or a tensor; a Dataset or a DataLoader of tensors, of sequences that begin
-                with one, or of ``{"x": …}``; a sparse matrix; or an AnnData, whose ``X`` is taken. See
-                :mod:`riemae.autoencoders.inputs`.
+            X: ``(n, *shape)`` as an array or a tensor; a Dataset or a DataLoader of tensors, of
+                sequences that begin with one, or of ``{"x": …}``; a sparse matrix; or an AnnData,
+                whose ``X`` is taken. See :mod:`riemae.autoencoders.inputs`.
             y: Ignored.
 
         Raises:
-            FileError: When another fit is writing into ``directory``; the model is as it was before.
+            FileError: When another fit is writing into ``directory``; the model is as it was
+                before.
             KeyboardInterrupt: When it is interrupted; the model is as trained as it was by then.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
@@ -171,10 +198,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             X: As in :meth:`fit`.
             y: Ignored.
         """
-        return self._train(X, 1, not hasattr(self, "objective_"), getattr(self, "_optimizer_state", None))
+        return self._train(
+            X, 1, not hasattr(self, "objective_"), getattr(self, "_optimizer_state", None)
+        )
 
     def transform(self, X: Any) -> Any:
-        """Codes ``(n, latent_dim)``; a tensor for tensors, Datasets and DataLoaders, numpy for all else."""
+        """Codes ``(n, latent_dim)``.
+
+        A tensor for tensors, Datasets and DataLoaders, numpy for all else.
+        """
         check_is_fitted(self, "objective_")
         return self._like(X, self._apply(self.objective_.encode, X))
 
@@ -190,11 +222,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         z = self._codes(Z)
         if z.ndim != 2 or z.shape[1] != self.objective_.latent_dim:
             got = str(tuple(z.shape))
-            raise ShapeError("inverse_transform", f"codes (n, {self.objective_.latent_dim})", got, "")
+            raise ShapeError(
+                "inverse_transform", f"codes (n, {self.objective_.latent_dim})", got, ""
+            )
         if not bool(z.isfinite().all()):
             raise NonFiniteError("inverse_transform", "finite codes", "NaN or infinity", "")
         with torch.no_grad():
-            return self._like(Z, torch.cat([self.objective_.decode(part) for part in z.split(_CHUNK)]))
+            return self._like(
+                Z, torch.cat([self.objective_.decode(part) for part in z.split(_CHUNK)])
+            )
 
     def _codes(self, Z: Any) -> Tensor:
         where = "inverse_transform"
@@ -205,11 +241,14 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             except (TypeError, ValueError) as reason:
                 if isinstance(reason, DTypeError):
                     raise
-                raise DTypeError(where, "codes as numbers (n, latent_dim)", str(reason), "") from reason
+                raise DTypeError(
+                    where, "codes as numbers (n, latent_dim)", str(reason), ""
+                ) from reason
         return dense(where, Z).to(self.objective_.null)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Fraction of the deviance explained by the reconstruction, relative to the training data's; R² for squares.
+        """Fraction of the deviance explained by the reconstruction, relative to the training
+        data's; R² for squares.
 
         Args:
             X: As in :meth:`fit`.
@@ -219,10 +258,12 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return 1.0 - float(self._apply(self.objective_.unexplained, X).mean())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the trained model, in place of one that may be there: safetensors and JSON, never a pickle, atomically.
+        """Write the trained model, in place of one that may be there: safetensors and JSON, never a
+        pickle, atomically.
 
-        Networks, settings, units, history and report are kept; :func:`riemae.load` brings them back. Not kept: the
-        optimizer's state (``partial_fit`` begins with a new one), and loggers, callbacks and graphs of neighbours.
+        Networks, settings, units, history and report are kept; :func:`riemae.load` brings them
+        back. Not kept: the optimizer's state (``partial_fit`` begins with a new one), and loggers,
+        callbacks and graphs of neighbours.
 
         Args:
             directory: Made when missing.
@@ -237,7 +278,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return saved.save(self, directory)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any) -> AE:
+    def load(
+        cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu", **given: Any
+    ) -> AE:
         """As :func:`riemae.load`, for a checkpoint of this class, which may be one of your own.
 
         Args:
@@ -262,14 +305,21 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if found is None:
             if self._sample is None or len(self._sample) < 4:
                 got = "none" if self._sample is None else f"n_samples = {len(self._sample)}"
-                raise OptionError(f"{type(self).__name__}.report_", "at least 4 samples of the training data", got, "")
+                raise OptionError(
+                    f"{type(self).__name__}.report_",
+                    "at least 4 samples of the training data",
+                    got,
+                    "",
+                )
             k = min(_NEIGHBORHOOD, len(self._sample) // 2 - 1)
             found = report(self.manifold_, self.objective_.encode, self._sample, k=k)
             self._report: Report | None = found
         return found
 
     def costs(self, X: Any) -> dict[str, dict[str, float]]:
-        """Value, weight, share of the loss and seconds a training step of every part, on a batch of X."""
+        """Value, weight, share of the loss and seconds a training step of every part, on a batch of
+        X.
+        """
         check_is_fitted(self, "objective_")
         objective = copied(self.objective_).requires_grad_().train()
         x = next(self._chunks(X, reset=False, size=self.batch_size))
@@ -307,7 +357,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     # What the relatives change.
 
     def variation(self) -> Variation:
-        """How this kind of autoencoder changes the data, the codes or the reconstruction in training."""
+        """How this kind of autoencoder changes the data, the codes or the reconstruction in
+        training.
+        """
         return Variation()
 
     def own_terms(self) -> dict[str, float | Term]:
@@ -322,14 +374,18 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     # Training.
 
-    def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+    def _train(
+        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+    ) -> AE:
         from riemae.autoencoders.training import claimed
 
         self._check_options(epochs)
         with claimed(self._run(epochs, None, fresh)):  # before anything of the model is changed
             return self._trained(X, epochs, fresh, optimizer_state)
 
-    def _trained(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+    def _trained(
+        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+    ) -> AE:
         from riemae.autoencoders.module import GeometricModule
         from riemae.autoencoders.training import train
 
@@ -354,7 +410,12 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
         batches, validation = (loader, None) if loader is not None else self._batches(data)
         try:
-            train(module, batches, self._run(epochs, data if loader is None else None, fresh), validation)
+            train(
+                module,
+                batches,
+                self._run(epochs, data if loader is None else None, fresh),
+                validation,
+            )
         finally:
             self.history_ = module.history
             self.n_epochs_: int = len(module.history.get("loss", []))
@@ -368,7 +429,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _objective(self, data: Tensor) -> Objective:
         size = math.prod(data.shape[1:])
         if len(data) < 2:
-            raise DataError(type(self).__name__, "at least 2 samples", f"n_samples = {len(data)}", "")
+            raise DataError(
+                type(self).__name__, "at least 2 samples", f"n_samples = {len(data)}", ""
+            )
         if self.latent_dim > size:
             raise OptionError(
                 type(self).__name__,
@@ -387,13 +450,19 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             encoder, decoder = copied(self.encoder), copied(self.decoder)
             if encoder is None:
                 sets = isinstance(likelihood, Chamfer)
-                encoder = build_encoder(center, spread, outputs, self._widths, self.activation, sets=sets).to(data)
+                encoder = build_encoder(
+                    center, spread, outputs, self._widths, self.activation, sets=sets
+                ).to(data)
             if decoder is None:
                 scale = spread if likelihood.linear else torch.ones_like(spread)
                 null = likelihood.null(data)
-                decoder = build_decoder(null, scale, self.latent_dim, self._widths[::-1], self.activation).to(data)
+                decoder = build_decoder(
+                    null, scale, self.latent_dim, self._widths[::-1], self.activation
+                ).to(data)
         terms = {**self.own_terms(), **(self.terms or {})}
-        objective = Objective(encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim)
+        objective = Objective(
+            encoder, decoder, data, likelihood, self.ambient, terms, variation, self.latent_dim
+        )
         return objective.to(data.device)
 
     @property
@@ -407,14 +476,18 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return (int(self.hidden),)
         if isinstance(self.hidden, (tuple, list)):
             return tuple(self.hidden)
-        raise OptionError("hidden", "a width, or a tuple of widths", repr(self.hidden), "For instance (128, 128).")
+        raise OptionError(
+            "hidden", "a width, or a tuple of widths", repr(self.hidden), "For instance (128, 128)."
+        )
 
     def _batches(self, data: Tensor) -> tuple[Batches, Fixed | None]:
         seed = derived_seed(self.seed, 4)
         held = round(self.validation_fraction * len(data))
         if not held:
             return Batches(data, self.batch_size, seed, self._neighbors(data)), None
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(
+            data.device
+        )
         rest, kept = data[order[held:]], data[order[:held]]
         # Neighbours of unseen samples among themselves: the same kind of graph.
         validation = Fixed(list(Batches(kept, held, seed, self._neighbors(kept))))
@@ -429,7 +502,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             epochs=epochs,
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=1 if device.index is None else [device.index],
-            # Lightning's own "32-true" leaves the networks' dtype alone: they already have the data's.
+            # Lightning's own "32-true" leaves the networks' dtype alone: they already have the
+            # data's.
             precision=own,
             clip=self.clip,
             patience=self.early_stopping,
@@ -467,14 +541,22 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not isinstance(epochs, int | np.integer) or epochs < 1:
             raise OptionError(where, "epochs of at least 1", repr(epochs), "")
         if not _is_number(self.validation_fraction) or not 0 <= self.validation_fraction < 1:
-            raise OptionError(where, "validation_fraction in [0, 1)", repr(self.validation_fraction), "")
+            raise OptionError(
+                where, "validation_fraction in [0, 1)", repr(self.validation_fraction), ""
+            )
         if self.clip is not None and not (_is_number(self.clip) and 0 < self.clip < math.inf):
-            raise OptionError(where, "clip as a positive norm, or None", repr(self.clip), "None clips nothing.")
+            raise OptionError(
+                where, "clip as a positive norm, or None", repr(self.clip), "None clips nothing."
+            )
         weight = getattr(self, "weight", 0.0)
         if not (_is_number(weight) and math.isfinite(weight)):
-            raise OptionError(where, "weight as a finite number", repr(weight), "0 leaves the term out.")
+            raise OptionError(
+                where, "weight as a finite number", repr(weight), "0 leaves the term out."
+            )
         if self.early_stopping is not None and self.early_stopping < 1:
-            raise OptionError(where, "early_stopping of at least 1 epoch, or None", str(self.early_stopping), "")
+            raise OptionError(
+                where, "early_stopping of at least 1 epoch, or None", str(self.early_stopping), ""
+            )
         if not isinstance(self.seed, int | np.integer):
             raise OptionError(where, "seed as an integer", repr(self.seed), "")
 
@@ -516,9 +598,11 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             x = self._checked_tensor(X, reset)
         else:
             kinds = [np.float64, np.float32]
-            array = validate_data(self, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False)
-            # A copy where the memory is not writable, or in another order: torch knows no negative strides, and the
-            # same data are to give the same bits.
+            array = validate_data(
+                self, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False
+            )
+            # A copy where the memory is not writable, or in another order: torch knows no negative
+            # strides, and the same data are to give the same bits.
             plain = array.flags.writeable and array.flags.c_contiguous
             x = torch.as_tensor(array if plain else array.copy(order="C"))
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
@@ -528,7 +612,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if reset:
             self.data_shape_ = tuple(x.shape[1:])
         elif tuple(x.shape[1:]) != self.data_shape_:
-            raise ShapeError(where, f"data (n, {', '.join(map(str, self.data_shape_))})", str(tuple(x.shape)), "")
+            raise ShapeError(
+                where, f"data (n, {', '.join(map(str, self.data_shape_))})", str(tuple(x.shape)), ""
+            )
         return x
 
     def _checked_tensor(self, X: Tensor, reset: bool) -> Tensor:
@@ -537,7 +623,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             hint = "One row a sample: X.reshape(-1, 1) for a single feature."
             raise ShapeError(where, "data (n, *shape)", str(tuple(X.shape)), hint)
         if X.is_complex() or X.dtype in (torch.float16, torch.bfloat16):
-            raise DTypeError(where, "real data, float32 or float64", str(X.dtype), "Convert with .float().")
+            raise DTypeError(
+                where, "real data, float32 or float64", str(X.dtype), "Convert with .float()."
+            )
         if reset:
             self.n_features_in_ = X.shape[1]
             if hasattr(self, "feature_names_in_"):
@@ -571,9 +659,11 @@ class VAE(AE):
 
     Args:
         beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
-        noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the data's.
+        noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
+            data's.
 
-    All others as in :class:`AE`. An encoder of your own returns means and log variances side by side, ``(k, 2m)``.
+    All others as in :class:`AE`. An encoder of your own returns means and log variances side by
+    side, ``(k, 2m)``.
     """
 
     beta: float = 1.0
@@ -606,7 +696,8 @@ class ContractiveAE(AE):
     """Penalises the sensitivity of the codes to the data (Rifai et al. 2011).
 
     Args:
-        weight: Of :func:`~riemae.autoencoders.losses.contraction`, which is 1 at best for a linear encoder.
+        weight: Of :func:`~riemae.autoencoders.losses.contraction`, which is 1 at best for a linear
+            encoder.
 
     All others as in :class:`AE`.
     """
@@ -620,23 +711,29 @@ class ContractiveAE(AE):
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class NRAE(AE):
-    """Neighbourhood reconstructing autoencoder (Lee et al. 2021): each sample's neighbours lie where it expects them.
+    """Neighbourhood reconstructing autoencoder (Lee et al. 2021): each sample's neighbours lie
+    where it expects them.
 
-    Every step takes the samples of its batch and one random neighbour of each; the graph is built once.
+    Every step takes the samples of its batch and one random neighbour of each; the graph is built
+    once.
 
     Args:
         order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
         neighbors: k of the directed graph of nearest neighbours.
         weight: λ, of the neighbours beside the reconstruction.
-        neighborhood: A graph of your own: a :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency
-            matrix, a networkx graph, a table of neighbours ``(n, k)``, anything with ``sample(index, generator) ->
-            index of a neighbour``, or a function of the data that makes one of these, such as
+        neighborhood: A graph of your own: a
+            :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency matrix, a networkx
+            graph, a table of neighbours ``(n, k)``, anything with
+            ``sample(index, generator) -> index of a neighbour``, or a function of the data that
+            makes one of these, such as
             ``functools.partial(Neighborhood.nearest, k=10, kind="mutual")``.
-        init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or ``"isomap"`` or
-            ``"laplacian"``: the graph's embedding of that name. Training alone rarely undoes a fold.
+        init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or
+            ``"isomap"`` or ``"laplacian"``: the graph's embedding of that name. Training alone
+            rarely undoes a fold.
         restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
 
-    All others as in :class:`AE`. A DataLoader has to bring the neighbours: ``{"x": …, "neighbor": …}``.
+    All others as in :class:`AE`. A DataLoader has to bring the neighbours:
+    ``{"x": …, "neighbor": …}``.
 
     Attributes:
         neighborhood_: The graph that it was trained on.
@@ -683,7 +780,9 @@ class NRAE(AE):
                 best = candidate
         # Everything learned, and none of the settings.
         assert best is not None
-        self.__dict__.update({k: v for k, v in vars(best).items() if k not in self.get_params(deep=False)})
+        self.__dict__.update(
+            {k: v for k, v in vars(best).items() if k not in self.get_params(deep=False)}
+        )
         self.restart_losses_ = losses
         return self
 
@@ -691,7 +790,9 @@ class NRAE(AE):
         """See :meth:`AE.variation`."""
         return Variation(order=self.order, neighbor_weight=self.weight)
 
-    def _train(self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None) -> AE:
+    def _train(
+        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+    ) -> AE:
         self._graph_of: Tensor | None = None
         try:
             return super()._train(X, epochs, fresh, optimizer_state)
@@ -714,8 +815,12 @@ class NRAE(AE):
             return Neighborhood.nearest(x.cpu(), k)
         graph = as_neighborhood(self.neighborhood, x)
         if hasattr(graph, "__len__") and len(graph) != len(x):
-            hint = "With validation_fraction, leave neighborhood out, or give a function of the data."
-            raise OptionError("NRAE", f"a neighborhood of {len(x)} samples", f"one of {len(graph)}", hint)
+            hint = (
+                "With validation_fraction, leave neighborhood out, or give a function of the data."
+            )
+            raise OptionError(
+                "NRAE", f"a neighborhood of {len(x)} samples", f"one of {len(graph)}", hint
+            )
         return graph
 
     def _initialise(self, objective: Objective, data: Tensor) -> None:
@@ -724,16 +829,27 @@ class NRAE(AE):
         if isinstance(self.init, str):
             graph: Any = self._neighbors(data)
             if not hasattr(graph, "embedding"):
-                hint = "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
-                raise OptionError("NRAE", "a neighborhood with an embedding", type(graph).__name__, hint)
+                hint = (
+                    "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
+                )
+                raise OptionError(
+                    "NRAE", "a neighborhood with an embedding", type(graph).__name__, hint
+                )
             codes = graph.embedding(self.latent_dim, self.init, dtype=data.dtype)
         else:
             codes = torch.as_tensor(self.init)
         if codes.shape != (len(data), self.latent_dim):
             got = str(tuple(codes.shape))
-            raise ShapeError("NRAE", f"init of shape ({len(data)}, {self.latent_dim})", got, "One code a sample.")
+            raise ShapeError(
+                "NRAE", f"init of shape ({len(data)}, {self.latent_dim})", got, "One code a sample."
+            )
         if not bool((codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))).all()):
-            raise OptionError("NRAE", "finite codes that vary in every dimension", "others", "What does init hold?")
+            raise OptionError(
+                "NRAE",
+                "finite codes that vary in every dimension",
+                "others",
+                "What does init hold?",
+            )
         fit_codes(objective.encoder, data, codes.to(data))
 
 
@@ -741,15 +857,15 @@ class NRAE(AE):
 class MCAE(AE):
     """Minimum curvature autoencoder (Lee & Park 2023).
 
-    The curvature does not see the latent coordinates, which may become anything: ``terms={"relaxed_distortion": 0.1}``
-    makes it an IRAE, too.
+    The curvature does not see the latent coordinates, which may become anything:
+    ``terms={"relaxed_distortion": 0.1}`` makes it an IRAE, too.
 
     Args:
-        kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the Riemann tensor, for
-            two latent dimensions or more.
+        kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the
+            Riemann tensor, for two latent dimensions or more.
         weight: Of the curvature, in units of the data's extent: 2m for a sphere S^m of data.
-        probes: Of the extrinsic curvature, a point and step; None for all latent directions, exactly, at
-            m (m + 1)/2 second derivatives.
+        probes: Of the extrinsic curvature, a point and step; None for all latent directions,
+            exactly, at m (m + 1)/2 second derivatives.
 
     All others as in :class:`AE`.
     """
@@ -781,7 +897,8 @@ class MCAE(AE):
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class IRAE(AE):
-    """Isometrically regularised autoencoder (Lee et al. 2022): distances in the latent space are those of the data.
+    """Isometrically regularised autoencoder (Lee et al. 2022): distances in the latent space are
+    those of the data.
 
     Args:
         weight: Of the relaxed distortion.
@@ -844,6 +961,8 @@ def _part(data: Tensor, seed: int) -> Tensor:
 
 
 def _final_loss(model: NRAE) -> float:
-    """Mean loss of the last twentieth of the epochs: one epoch's depends on the neighbours that it drew."""
+    """Mean loss of the last twentieth of the epochs: one epoch's depends on the neighbours that it
+    drew.
+    """
     losses = model.history_["loss"]
     return float(np.mean(losses[-max(1, len(losses) // 20) :]))

@@ -8,7 +8,8 @@ AnnData                   ``adata.X``, dense or sparse, one row per cell; layers
 torch ``Dataset``         of tensors, of tuples that begin with one, or of ``{"x": …}``; stacked
 ========================  ==========================================================================================
 
-Anything else is refused: numpy would walk through an unknown object element by element, for minutes.
+Anything else is refused: numpy would walk through an unknown object element by element, for
+minutes.
 """
 
 from __future__ import annotations
@@ -67,7 +68,12 @@ def _cells(where: str, adata: Any) -> Any:
     if getattr(adata, "isbacked", False):
         adata = adata.to_memory()
     if adata.X is None:
-        raise DataError(where, "an AnnData with values in X", "X = None", "Pass adata.layers[…] or adata.obsm[…].")
+        raise DataError(
+            where,
+            "an AnnData with values in X",
+            "X = None",
+            "Pass adata.layers[…] or adata.obsm[…].",
+        )
     return adata.X if _is_sparse(adata.X) else np.asarray(adata.X)
 
 
@@ -78,7 +84,9 @@ def _is_sparse(X: Any) -> bool:
 
 def _stacked(where: str, dataset: Dataset[Any]) -> Tensor:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise DTypeError(where, "a Dataset with a length", _name(dataset), "Wrap it in a DataLoader.")
+        raise DTypeError(
+            where, "a Dataset with a length", _name(dataset), "Wrap it in a DataLoader."
+        )
     if not len(dataset):
         raise DataError(where, "a Dataset with samples", "an empty one", "")
     if isinstance(dataset, TensorDataset):
@@ -86,7 +94,9 @@ def _stacked(where: str, dataset: Dataset[Any]) -> Tensor:
     try:
         return torch.stack([_sample(where, dataset[i]) for i in range(len(dataset))])
     except RuntimeError as reason:
-        raise DTypeError(where, "a Dataset of samples of one shape", str(reason), "Crop or pad them.") from reason
+        raise DTypeError(
+            where, "a Dataset of samples of one shape", str(reason), "Crop or pad them."
+        ) from reason
 
 
 def _sample(where: str, item: Any) -> Tensor:
@@ -98,7 +108,9 @@ def _sample(where: str, item: Any) -> Tensor:
         item = torch.as_tensor(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item)
     if not isinstance(item, Tensor):
         expected = "a Dataset of tensors, of tuples that begin with one, or of {'x': …}"
-        raise DTypeError(where, expected, f"items of {_name(item)}", "Wrap it in a Dataset, or pass an array.")
+        raise DTypeError(
+            where, expected, f"items of {_name(item)}", "Wrap it in a Dataset, or pass an array."
+        )
     return _strided(where, item)
 
 

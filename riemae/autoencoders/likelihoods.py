@@ -1,9 +1,10 @@
 """Likelihoods: how far a reconstruction is from the data, and what the decoder's numbers mean.
 
-Every likelihood measures by its *deviance*, twice the log-likelihood ratio against a model that reproduces the data
-exactly: 0 at best, and the squared error for a Gaussian of unit variance. Divided by the deviance of the best constant
-(the null model) it is the fraction of deviance left unexplained: 1 for a model that ignores its input, 0 for a perfect
-one, whatever the dimension and the units of the data. Weights of geometric terms are relative to this number.
+Every likelihood measures by its *deviance*, twice the log-likelihood ratio against a model that
+reproduces the data exactly: 0 at best, and the squared error for a Gaussian of unit variance.
+Divided by the deviance of the best constant (the null model) it is the fraction of deviance left
+unexplained: 1 for a model that ignores its input, 0 for a perfect one, whatever the dimension and
+the units of the data. Weights of geometric terms are relative to this number.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Likelihood:
     A subclass gives ``deviance`` and ``mean``, and what differs from the defaults.
     """
 
-    #: Whether θ is a point of the data space, in its units: then the networks work in units of the data's spread.
+    # : Whether θ is a point of the data space, in its units: then the networks work in units of the
+    # data's spread.
     linear = False
 
     def fitted(self, x: Tensor) -> Likelihood:  # (n, *shape)
@@ -63,7 +65,9 @@ class Likelihood:
         Raises:
             OptionError: When there is none.
         """
-        raise OptionError(type(self).__name__, "a likelihood with a density", "a distance", "Use another ambient.")
+        raise OptionError(
+            type(self).__name__, "a likelihood with a density", "a distance", "Use another ambient."
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ class SquaredError(Likelihood):
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Normal of unit variance."""
-        return Independent(NormalDistribution(parameter, 1.0, validate_args=False), parameter.ndim - 1)
+        return Independent(
+            NormalDistribution(parameter, 1.0, validate_args=False), parameter.ndim - 1
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class Bernoulli(Likelihood):
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Bernoulli."""
-        return Independent(BernoulliDistribution(logits=parameter, validate_args=False), parameter.ndim - 1)
+        return Independent(
+            BernoulliDistribution(logits=parameter, validate_args=False), parameter.ndim - 1
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,9 @@ class Poisson(Likelihood):
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Poisson."""
-        return Independent(PoissonDistribution(parameter.exp(), validate_args=False), parameter.ndim - 1)
+        return Independent(
+            PoissonDistribution(parameter.exp(), validate_args=False), parameter.ndim - 1
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,8 @@ class NegativeBinomial(Likelihood):
     """Overdispersed counts with variance ``μ + μ²/r``; θ are log means.
 
     Args:
-        dispersion: r, larger is closer to Poisson; one number by the method of moments unless given.
+        dispersion: r, larger is closer to Poisson; one number by the method of moments unless
+            given.
     """
 
     dispersion: float | None = None
@@ -163,7 +174,9 @@ class NegativeBinomial(Likelihood):
         _check_range("NegativeBinomial", x, 0.0, float("inf"))
         if self.dispersion is not None:
             if not self.dispersion > 0:
-                raise OptionError("NegativeBinomial", "a positive dispersion", str(self.dispersion), "")
+                raise OptionError(
+                    "NegativeBinomial", "a positive dispersion", str(self.dispersion), ""
+                )
             return self
         mean = x.mean(0)
         excess = (x.var(0, correction=min(1, len(x) - 1)) - mean).sum()
@@ -187,13 +200,17 @@ class NegativeBinomial(Likelihood):
     def distribution(self, parameter: Tensor) -> Distribution:
         """Negative binomial: torch counts r successes at odds μ/r."""
         logits = parameter - torch.as_tensor(self._r).log()
-        family = NegativeBinomialDistribution(torch.full_like(parameter, self._r), logits=logits, validate_args=False)
+        family = NegativeBinomialDistribution(
+            torch.full_like(parameter, self._r), logits=logits, validate_args=False
+        )
         return Independent(family, parameter.ndim - 1)
 
     @property
     def _r(self) -> float:
         if self.dispersion is None:
-            raise OptionError("NegativeBinomial", "a dispersion", "None", "Call fitted(x) first, or give one.")
+            raise OptionError(
+                "NegativeBinomial", "a dispersion", "None", "Call fitted(x) first, or give one."
+            )
         return self.dispersion
 
 
@@ -238,7 +255,9 @@ class Categorical(Likelihood):
 
 @dataclass(frozen=True)
 class Chamfer(Likelihood):
-    """Point clouds ``(n, points, d)``, as sets: mean squared distance to the nearest point, both ways, summed."""
+    """Point clouds ``(n, points, d)``, as sets: mean squared distance to the nearest point, both
+    ways, summed.
+    """
 
     linear = True
 
@@ -254,11 +273,14 @@ class Chamfer(Likelihood):
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``mean_i min_j |x_i − θ_j|² + mean_j min_i |x_i − θ_j|²``."""
-        # Nearest by distances without a graph; the distances that count are then taken again, with one.
+        # Nearest by distances without a graph; the distances that count are then taken again, with
+        # one.
         with torch.no_grad():
             square = torch.cdist(x, parameter)
             there, back = square.argmin(2), square.argmin(1)
-        near = lambda cloud, index: cloud.gather(1, index[..., None].expand(-1, -1, cloud.shape[-1]))  # noqa: E731
+        near = lambda cloud, index: cloud.gather(
+            1, index[..., None].expand(-1, -1, cloud.shape[-1])
+        )  # noqa: E731
         forth = (x - near(parameter, there)).square().sum(-1).mean(1)
         return forth + (parameter - near(x, back)).square().sum(-1).mean(1)
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.likelihoods import Likelihood
 from riemae.autoencoders.objective import Objective, Term, Variation
-from riemae.exceptions import DTypeError, NonFiniteError, OptionError, SingularMetricError, TrainingError
+from riemae.exceptions import (
+    DTypeError,
+    NonFiniteError,
+    OptionError,
+    SingularMetricError,
+    TrainingError,
+)
 from riemae.manifold import Manifold
 
 try:
@@ -21,10 +27,14 @@ except ImportError as reason:
     from riemae.exceptions import MissingExtraError
 
     raise MissingExtraError(
-        "riemae.autoencoders", "lightning, on which training runs", "no such package", "pip install 'riemae[train]'"
+        "riemae.autoencoders",
+        "lightning, on which training runs",
+        "no such package",
+        "pip install 'riemae[train]'",
     ) from reason
 
-# A loss in units of the data's deviance is about 1 before training. Beyond this times its start, nothing comes back.
+# A loss in units of the data's deviance is about 1 before training. Beyond this times its start,
+# nothing comes back.
 _EXPLODED = 1e6
 _GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "16-mixed", None)
 
@@ -32,13 +42,14 @@ _GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed",
 class GeometricModule(LightningModule):
     """An autoencoder with geometric terms, trained by ``lightning``.
 
-    Batches are tensors ``(k, *shape)``, sequences that begin with one, as ``TensorDataset`` gives them, or mappings
-    ``{"x": …, "neighbor": …}``.
+    Batches are tensors ``(k, *shape)``, sequences that begin with one, as ``TensorDataset`` gives
+    them, or mappings ``{"x": …, "neighbor": …}``.
 
     Args:
         encoder: As in :class:`~riemae.autoencoders.objective.Objective`.
         decoder: Likewise.
-        data: A representative sample ``(n, *shape)``: sets the units in which the weights are meant.
+        data: A representative sample ``(n, *shape)``: sets the units in which the weights are
+            meant.
         likelihood: Name or instance.
         ambient: Metric of the data space.
         terms: Weights of geometric terms by name.
@@ -46,7 +57,8 @@ class GeometricModule(LightningModule):
         lr: Learning rate of Adam.
         weight_decay: Decoupled weight decay (AdamW).
         schedule: ``"constant"`` or ``"cosine"`` down to 0 over the trainer's epochs.
-        seed: Of noise and probes, which are functions of seed, step and process alone: resuming repeats them.
+        seed: Of noise and probes, which are functions of seed, step and process alone: resuming
+            repeats them.
 
     Attributes:
         history: Mean of every part over each epoch, by name; ``loss`` is the weighted whole.
@@ -102,7 +114,8 @@ class GeometricModule(LightningModule):
             schedule: As in the constructor.
             seed: As in the constructor.
             history: To append to.
-            optimizer_state: Of the optimizer, from ``optimizer_state`` of the module that trained before.
+            optimizer_state: Of the optimizer, from ``optimizer_state`` of the module that trained
+                before.
         """
         module = cls.__new__(cls)
         module._begin(objective, lr, weight_decay, schedule, seed)
@@ -110,14 +123,21 @@ class GeometricModule(LightningModule):
         module.optimizer_state = optimizer_state
         return module
 
-    def _begin(self, objective: Objective, lr: float, weight_decay: float, schedule: str, seed: int) -> None:
+    def _begin(
+        self, objective: Objective, lr: float, weight_decay: float, schedule: str, seed: int
+    ) -> None:
         super().__init__()
         if not lr > 0 or not weight_decay >= 0:
             raise OptionError(
-                "GeometricModule", "a positive lr and no negative weight_decay", f"{lr} and {weight_decay}", ""
+                "GeometricModule",
+                "a positive lr and no negative weight_decay",
+                f"{lr} and {weight_decay}",
+                "",
             )
         if schedule not in ("constant", "cosine"):
-            raise OptionError("GeometricModule", "schedule 'constant' or 'cosine'", repr(schedule), "")
+            raise OptionError(
+                "GeometricModule", "schedule 'constant' or 'cosine'", repr(schedule), ""
+            )
         self.objective = objective
         self.lr, self.weight_decay, self.schedule, self.seed = lr, weight_decay, schedule, seed
         self.history: dict[str, list[float]] = {}
@@ -156,13 +176,17 @@ class GeometricModule(LightningModule):
         )
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
-            for group in optimizer.param_groups:  # moments go on; rates are those of now, not the end of a schedule
+            for group in (
+                optimizer.param_groups
+            ):  # moments go on; rates are those of now, not the end of a schedule
                 group.update(lr=self.lr, initial_lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise OptionError("GeometricModule", "max_epochs for schedule='cosine'", repr(epochs), "")
+            raise OptionError(
+                "GeometricModule", "max_epochs for schedule='cosine'", repr(epochs), ""
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
@@ -192,7 +216,9 @@ class GeometricModule(LightningModule):
             TrainingError: When it explodes; the best weights so far are back in place.
         """
         x, neighbor = unpacked(batch)
-        probes = torch.Generator().manual_seed(derived_seed(self.seed, 1, self.global_step, self.global_rank))
+        probes = torch.Generator().manual_seed(
+            derived_seed(self.seed, 1, self.global_step, self.global_rank)
+        )
         try:
             loss, parts = self.objective(x, neighbor, probes)
         except (NonFiniteError, SingularMetricError) as reason:
@@ -202,8 +228,11 @@ class GeometricModule(LightningModule):
             self._names = ["loss", *parts]
             if not self.history.get("loss"):
                 self._start = float(value)
-        self._parts.append(torch.stack([value, *(p.detach().to(value.dtype) for p in parts.values())]))
-        # Looking at the value costs nothing on a processor; an accelerator would have to wait at every step.
+        self._parts.append(
+            torch.stack([value, *(p.detach().to(value.dtype) for p in parts.values())])
+        )
+        # Looking at the value costs nothing on a processor; an accelerator would have to wait at
+        # every step.
         if value.device.type == "cpu" and not (value.isfinite() and float(value) <= self._limit()):
             raise self._explosion(f"a loss of {float(value):.3g}")
         return loss
@@ -217,7 +246,10 @@ class GeometricModule(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(x), sync_dist=True)
 
     def on_train_start(self) -> None:
-        """Make room for two copies of the weights; those of a checkpoint are good until better ones come."""
+        """Make room for two copies of the weights.
+
+        Those of a checkpoint are good until better ones come.
+        """
         self._weights = [p.detach() for p in self.parameters()]
         self._pending, self._kept = ([p.clone() for p in self._weights] for _ in range(2))
         self._good = bool(self.history.get("loss"))
@@ -242,7 +274,9 @@ class GeometricModule(LightningModule):
         if not (math.isfinite(values["loss"]) and values["loss"] <= self._limit()):
             raise self._explosion(f"a loss of {values['loss']:.3g}")
         values |= {
-            name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val_")
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val_")
         }
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
@@ -268,12 +302,15 @@ class GeometricModule(LightningModule):
         self._kept_loss = min(self.history.get("loss", []), default=float("inf"))
 
     def _limit(self) -> float:
-        # The curvature of fresh networks may be huge, and falls at once: the first step is the measure of all others.
+        # The curvature of fresh networks may be huge, and falls at once: the first step is the
+        # measure of all others.
         start = self.history["loss"][0] if self.history.get("loss") else self._start
         return _EXPLODED * max(1.0, start)
 
     def _explosion(self, got: str) -> TrainingError:
-        """Put the best weights back, those that the epoch of the lowest mean loss started from, and say so."""
+        """Put the best weights back, those that the epoch of the lowest mean loss started from, and
+        say so.
+        """
         epoch = len(self.history.get("loss", []))
         self._parts.clear()
         kept = "There are no earlier weights worth keeping."

@@ -79,7 +79,8 @@ class Colour(nn.Module):
 
 @storage.register("riemae.PointCloudEncoder")
 class PointCloudEncoder(nn.Module):
-    """Code of a set of points, whatever their order: one network for every point, then mean and maximum over points.
+    """Code of a set of points, whatever their order: one network for every point, then mean and
+    maximum over points.
 
     Args:
         dim: Dimension of the points.
@@ -90,7 +91,12 @@ class PointCloudEncoder(nn.Module):
 
     def __init__(self, dim: int, outputs: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
-        self._arguments = {"dim": dim, "outputs": outputs, "hidden": list(hidden), "activation": activation}
+        self._arguments = {
+            "dim": dim,
+            "outputs": outputs,
+            "hidden": list(hidden),
+            "activation": activation,
+        }
         width = hidden[-1] if hidden else dim
         self.points = mlp(dim, hidden[:-1], width, activation)
         self.summary = mlp(2 * width, hidden, outputs, activation)
@@ -112,10 +118,14 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn
         OptionError: For an unknown activation, or a width below 1.
     """
     if activation not in ACTIVATIONS:
-        raise OptionError("activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve.")
+        raise OptionError(
+            "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve."
+        )
     widths = [inputs, *hidden, outputs]
     if any(not isinstance(w, int) or w < 1 for w in hidden):
-        raise OptionError("hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128).")
+        raise OptionError(
+            "hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128)."
+        )
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
@@ -123,7 +133,12 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn
 
 
 def build_encoder(
-    center: Tensor, scale: Tensor, outputs: int, hidden: Sequence[int], activation: str, sets: bool = False
+    center: Tensor,
+    scale: Tensor,
+    outputs: int,
+    hidden: Sequence[int],
+    activation: str,
+    sets: bool = False,
 ) -> nn.Module:
     """Data ``(k, *shape)`` to codes ``(k, outputs)``; ``sets`` for point clouds."""
     if sets:
@@ -135,7 +150,9 @@ def build_encoder(
     return nn.Sequential(whiten, network)
 
 
-def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str) -> nn.Module:
+def build_decoder(
+    center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str
+) -> nn.Module:
     """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
     colour = Colour(center.shape)
     colour.center, colour.scale = center.detach().clone(), scale.detach().clone()
@@ -143,9 +160,16 @@ def build_decoder(center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[i
 
 
 def fit_codes(
-    encoder: nn.Module, x: Tensor, codes: Tensor, steps: int = 1000, lr: float = 1e-2, enough: float = 1e-3
+    encoder: nn.Module,
+    x: Tensor,
+    codes: Tensor,
+    steps: int = 1000,
+    lr: float = 1e-2,
+    enough: float = 1e-3,
 ) -> float:
-    """Train an encoder to given codes by least squares, in place, on all data at once; returns the unexplained part.
+    """Train an encoder to given codes by least squares, in place, on all data at once.
+
+    Returns the unexplained part.
 
     Args:
         encoder: ``(n, *shape) -> (n, m)``.

@@ -1,12 +1,14 @@
-"""What an autoencoder minimises: reconstruction by a likelihood, and any weighted set of geometric terms.
+"""What an autoencoder minimises: reconstruction by a likelihood, and any weighted set of geometric
+terms.
 
-Weights do not depend on the dimension or the units of the data, because every part is a pure number:
+Weights do not depend on the dimension or the units of the data, because every part is a pure
+number:
 
 - The reconstruction is the fraction of the data's deviance left unexplained (:mod:`riemae.autoencoders.likelihoods`):
   for the squared error, ``Σ|x − x̂|² / Σ|x − x̄|²``, that is 1 − R².
 - Curvature has units of 1/length² (``‖R‖²``: 1/length⁴). It is multiplied by that power of the data's mean squared
-  distance from their mean, ``s² = E|x − x̄|²_H`` under the ambient metric; for ``"fisher"``, by the null deviance, which
-  is the same squared length to second order.
+  distance from their mean, ``s² = E|x − x̄|²_H`` under the ambient metric; for ``"fisher"``, by the
+  null deviance, which is the same squared length to second order.
 - Distortions have no units.
 """
 
@@ -27,14 +29,22 @@ from riemae import ambient as ambients
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.autoencoders import losses
 from riemae.autoencoders.likelihoods import Likelihood, SquaredError, as_likelihood
-from riemae.exceptions import AmbientError, DataError, DecoderError, DTypeError, NonFiniteError, OptionError, ShapeError
+from riemae.exceptions import (
+    AmbientError,
+    DataError,
+    DecoderError,
+    DTypeError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
 from riemae.geometry.curvature import gaussian
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 
 Loss = Callable[..., Tensor]
-# Relative ridge of curvature terms in training: a metric that is nearly singular for a moment must not end it. Values
-# change by about 1e-4 × condition number.
+# Relative ridge of curvature terms in training: a metric that is nearly singular for a moment must
+# not end it. Values change by about 1e-4 × condition number.
 RIDGE = 1e-4
 _SAMPLES = 2000  # of the data, that their squared extent is measured on
 
@@ -45,11 +55,13 @@ class Term:
 
     Args:
         weight: Relative to the fraction of unexplained deviance.
-        loss: A function ``(manifold, z) -> ()`` of your own, or None for the one of :mod:`riemae.autoencoders.losses`
-            that the term is named after. It is given ``generator=`` where its signature has it. Where that has
-            ``decoded=``, it may be asked for ``(loss, f(z))``, so that the reconstruction needs no pass of its own.
+        loss: A function ``(manifold, z) -> ()`` of your own, or None for the one of
+            :mod:`riemae.autoencoders.losses` that the term is named after. It is given
+            ``generator=`` where its signature has it. Where that has ``decoded=``, it may be asked
+            for ``(loss, f(z))``, so that the reconstruction needs no pass of its own.
         options: Further arguments of the loss, such as ``{"probes": 2}``.
-        power: Units of the loss: 1/length to this power; 2 for the extrinsic, 4 for the intrinsic curvature.
+        power: Units of the loss: 1/length to this power; 2 for the extrinsic, 4 for the intrinsic
+            curvature.
     """
 
     weight: float
@@ -75,7 +87,8 @@ class Variation:
         corruption: Standard deviation of the noise on the encoder's input, in units of the data's.
         contraction: Weight of :func:`~riemae.autoencoders.losses.contraction`.
         beta: Weight of the Kullback-Leibler term, None without codes that are distributions.
-        noise: For the variational squared error: standard deviation of the likelihood, in units of the data's.
+        noise: For the variational squared error: standard deviation of the likelihood, in units of
+            the data's.
         order: Of the neighbourhood reconstruction, None without.
         neighbor_weight: Of the neighbours beside the centres.
     """
@@ -126,11 +139,13 @@ class Objective(nn.Module):
     """The loss of a geometric autoencoder, part by part.
 
     Args:
-        encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)``, means and log variances, for a variational one.
+        encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)``, means and log variances, for a variational
+            one.
         decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters.
         data: A representative sample ``(n, *shape)``: sets the units.
         likelihood: Name or instance.
-        ambient: The metric of the data space for all geometric terms: as in :class:`~riemae.Manifold`, or ``"fisher"``.
+        ambient: The metric of the data space for all geometric terms: as in
+            :class:`~riemae.Manifold`, or ``"fisher"``.
         terms: Weight by name, or :class:`Term`; see :data:`KNOWN`.
         variation: What differs from a plain autoencoder.
         latent_dim: m, or None to take it from the encoder.
@@ -160,14 +175,23 @@ class Objective(nn.Module):
         super().__init__()
         if not bool(data.isfinite().all()):
             rows = (~data.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            raise NonFiniteError("autoencoder", "finite data", f"NaN or infinity at rows {rows[:5]}", "Remove them.")
+            raise NonFiniteError(
+                "autoencoder", "finite data", f"NaN or infinity at rows {rows[:5]}", "Remove them."
+            )
         self.encoder, self.decoder = encoder, decoder
         self.variation = variation or Variation()
         self.likelihood = as_likelihood(likelihood).fitted(data)
         self.terms = {name: resolved(name, term) for name, term in (terms or {}).items()}
         null = self.likelihood.null_deviance(data)
-        if not float(null) > torch.finfo(data.dtype).eps ** 2 * float(data.square().flatten(1).sum(1).mean()):
-            raise DataError("autoencoder", "data that vary", "the same sample again and again", "All is constant.")
+        if not float(null) > torch.finfo(data.dtype).eps ** 2 * float(
+            data.square().flatten(1).sum(1).mean()
+        ):
+            raise DataError(
+                "autoencoder",
+                "data that vary",
+                "the same sample again and again",
+                "All is constant.",
+            )
         self.register_buffer("null", null.detach())
         self.register_buffer("spread", data.flatten(1).var(0, correction=0).mean().sqrt())
         self.fisher = isinstance(ambient, str)
@@ -215,7 +239,9 @@ class Objective(nn.Module):
         """
         if self.variation.order is not None:
             if neighbor is None:
-                raise OptionError("NRAE", "batches with neighbours", "none", "Give {'x': …, 'neighbor': …}.")
+                raise OptionError(
+                    "NRAE", "batches with neighbours", "none", "Give {'x': …, 'neighbor': …}."
+                )
             loss, parts, z = self._neighborhood(x, neighbor)
         else:
             loss, parts, z = self._reconstruction(x, generator)
@@ -228,24 +254,40 @@ class Objective(nn.Module):
             loss = loss + self.terms[name].weight * parts[name]
         return loss, parts
 
-    def term(self, name: str, z: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (k, m) -> ()
+    def term(
+        self, name: str, z: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:  # (k, m) -> ()
         """One geometric term, without its weight, as a pure number."""
         value: Tensor = self._evaluated(name, z, generator)
         return value * self._unit(name)
 
-    def costs(self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5) -> dict[str, dict[str, float]]:
-        """What each part is worth and what it costs: value, weight, share of the loss, and seconds a training step.
+    def costs(
+        self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5
+    ) -> dict[str, dict[str, float]]:
+        """What each part is worth and what it costs: value, weight, share of the loss, and seconds
+        a training step.
 
-        The row ``"plain"`` is a plain autoencoder's step of the same networks, forward and backward; the row of a term
-        is what the term adds. A term that decodes for the reconstruction too adds the difference. Seconds are process
-        time on a processor, the best of ``repeats``.
+        The row ``"plain"`` is a plain autoencoder's step of the same networks, forward and
+        backward; the row of a term is what the term adds. A term that decodes for the
+        reconstruction too adds the difference. Seconds are process time on a processor, the best of
+        ``repeats``.
         """
         generator = torch.Generator().manual_seed(0)
         device = x.device
         plain = lambda: self.likelihood.deviance(self.decoder(self.encode(x)), x).mean() / self.null  # noqa: E731
-        rows = {"plain": {"value": plain().item(), "weight": 1.0, "seconds": _seconds(plain, self, device, repeats)}}
+        rows = {
+            "plain": {
+                "value": plain().item(),
+                "weight": 1.0,
+                "seconds": _seconds(plain, self, device, repeats),
+            }
+        }
         loss, parts = self(x, neighbor, generator)
-        if self.variation.order is not None or self.variation.beta is not None or self.variation.corruption:
+        if (
+            self.variation.order is not None
+            or self.variation.beta is not None
+            or self.variation.corruption
+        ):
             whole = lambda: self._base(x, neighbor, generator)[0]  # noqa: E731
             rows["objective without terms"] = {
                 "value": whole().item(),
@@ -253,7 +295,9 @@ class Objective(nn.Module):
                 "seconds": _seconds(whole, self, device, repeats),
             }
         z = self.encode(x).detach()
-        decoding = _seconds(lambda: self.decoder(z.clone().requires_grad_()).sum(), self, device, repeats)
+        decoding = _seconds(
+            lambda: self.decoder(z.clone().requires_grad_()).sum(), self, device, repeats
+        )
         for name, term in self.terms.items():
 
             def alone(name: str = name) -> Tensor:
@@ -297,7 +341,9 @@ class Objective(nn.Module):
             return self._neighborhood(x, neighbor)
         return self._reconstruction(x, generator)
 
-    def _reconstruction(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _reconstruction(
+        self, x: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         seen = x
         if self.variation.corruption:
             seen = x + self.variation.corruption * self.spread * gaussian(x, generator)
@@ -319,7 +365,9 @@ class Objective(nn.Module):
         if divergence is None:
             return fit, parts, code
         # The ELBO in units of the null deviance; a Gaussian's variance is noise² times the data's.
-        variance = self.variation.noise**2 * self.null / x[0].numel() if self.likelihood.linear else 1.0
+        variance = (
+            self.variation.noise**2 * self.null / x[0].numel() if self.likelihood.linear else 1.0
+        )
         parts["divergence"] = divergence
         assert self.variation.beta is not None
         return fit + self.variation.beta * 2 * variance / self.null * divergence, parts, code
@@ -329,9 +377,13 @@ class Objective(nn.Module):
         """The term whose pass through the decoder serves the reconstruction too."""
         if self.variation.order is not None or self.fisher or not self.likelihood.linear:
             return None  # there, what terms decode are not the likelihood's parameters
-        return next((name for name, term in self.terms.items() if _takes(term.loss, "decoded")), None)
+        return next(
+            (name for name, term in self.terms.items() if _takes(term.loss, "decoded")), None
+        )
 
-    def _evaluated(self, name: str, z: Tensor, generator: torch.Generator | None, **options: Any) -> Any:
+    def _evaluated(
+        self, name: str, z: Tensor, generator: torch.Generator | None, **options: Any
+    ) -> Any:
         term = self.terms[name]
         assert term.loss is not None
         options = {**term.options, **options}
@@ -343,7 +395,9 @@ class Objective(nn.Module):
     def _unit(self, name: str) -> Tensor:
         return self.extent ** ((self.terms[name].power or 0) / 2)
 
-    def _neighborhood(self, x: Tensor, neighbor: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _neighborhood(
+        self, x: Tensor, neighbor: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         order = self.variation.order
         assert order is not None
         z, other = self.encoder(torch.cat([x, neighbor])).chunk(2)
@@ -355,15 +409,22 @@ class Objective(nn.Module):
         with _full_precision(z):
             z, other = z.to(self.null.dtype), other.to(self.null.dtype)
             space = self._manifold("parameter", lambda: self.decoder)
-            center, near = losses.neighborhood_errors(space, z, other, neighbor, order=order, x=x, distance=distance)
+            center, near = losses.neighborhood_errors(
+                space, z, other, neighbor, order=order, x=x, distance=distance
+            )
         assert center is not None
         parts = {"reconstruction": center.mean() / unit, "neighborhood": near.mean() / unit}
-        return parts["reconstruction"] + self.variation.neighbor_weight * parts["neighborhood"], parts, z
+        return (
+            parts["reconstruction"] + self.variation.neighbor_weight * parts["neighborhood"],
+            parts,
+            z,
+        )
 
     # Set-up.
 
     def _manifold(self, key: str, decoder: Callable[[], nn.Module]) -> Manifold:
-        # One manifold for the whole training: its probes and its choice of derivatives are made once.
+        # One manifold for the whole training: its probes and its choice of derivatives are made
+        # once.
         if key == "mean" and self.likelihood.linear and not self.fisher:
             key = "parameter"
         if key not in self._manifolds:
@@ -386,7 +447,10 @@ class Objective(nn.Module):
             return ambients.FisherRao()
         if self.variation.order is not None and not isinstance(self.likelihood, SquaredError):
             raise OptionError(
-                "NRAE", "likelihood='squared_error' with an ambient metric", type(self.likelihood).__name__, ""
+                "NRAE",
+                "likelihood='squared_error' with an ambient metric",
+                type(self.likelihood).__name__,
+                "",
             )
         if not isinstance(ambient, Tensor | AmbientMetric) and hasattr(ambient, "__array__"):
             ambient = torch.as_tensor(ambient)
@@ -408,9 +472,13 @@ class Objective(nn.Module):
         except (RuntimeError, ValueError) as reason:
             got = str(reason).splitlines()[0]
             hint = "Does the metric belong to these data?"
-            raise AmbientError("autoencoder", f"a metric on data {tuple(data.shape[1:])}", got, hint) from reason
+            raise AmbientError(
+                "autoencoder", f"a metric on data {tuple(data.shape[1:])}", got, hint
+            ) from reason
         if not bool(extent > 0):
-            raise AmbientError("autoencoder", "a metric under which the data vary", f"extent {float(extent)}", "")
+            raise AmbientError(
+                "autoencoder", "a metric under which the data vary", f"extent {float(extent)}", ""
+            )
         return extent
 
     @torch.no_grad()
@@ -422,23 +490,37 @@ class Objective(nn.Module):
                 part.eval()
             code = self._attempt("encoder", self.encoder, data[:2])
             if code.ndim != 2 or len(code) != len(data[:2]):
-                raise ShapeError(where, "an encoder (k, *shape) -> (k, m)", f"output {tuple(code.shape)}", "")
+                raise ShapeError(
+                    where, "an encoder (k, *shape) -> (k, m)", f"output {tuple(code.shape)}", ""
+                )
             m = code.shape[1]
             if self.variation.beta is not None:
                 if m % 2:
                     hint = "A variational encoder returns means and log variances side by side."
-                    raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", f"output {tuple(code.shape)}", hint)
+                    raise ShapeError(
+                        where,
+                        "an encoder (k, *shape) -> (k, 2m)",
+                        f"output {tuple(code.shape)}",
+                        hint,
+                    )
                 m //= 2
             if expected not in (None, m):
                 hint = "Set latent_dim to what the encoder returns."
-                raise ShapeError(where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint)
+                raise ShapeError(
+                    where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint
+                )
             x = self._attempt("decoder", self.decoder, code[:, :m])
         finally:
             for part, mode in training:
                 part.train(mode)
         if x.shape != data[:2].shape:
             got = f"output {tuple(x.shape)} for data {tuple(data[:2].shape)}"
-            raise ShapeError(where, "a decoder that returns the shape of the data", got, "Reshape its last layer.")
+            raise ShapeError(
+                where,
+                "a decoder that returns the shape of the data",
+                got,
+                "Reshape its last layer.",
+            )
         return m
 
     @staticmethod
@@ -446,20 +528,26 @@ class Objective(nn.Module):
         own = next((p for p in network.parameters() if p.is_floating_point()), x)
         if own.dtype != x.dtype:
             raise DTypeError(
-                "autoencoder", f"an {name} of the data's dtype {x.dtype}", str(own.dtype), f"Try {name}.to({x.dtype})."
+                "autoencoder",
+                f"an {name} of the data's dtype {x.dtype}",
+                str(own.dtype),
+                f"Try {name}.to({x.dtype}).",
             )
         try:
             return network(x)
         except RuntimeError as reason:
             got = str(reason).splitlines()[0]
-            raise ShapeError("autoencoder", f"a {name} for inputs of shape {tuple(x.shape)}", got, "") from reason
+            raise ShapeError(
+                "autoencoder", f"a {name} for inputs of shape {tuple(x.shape)}", got, ""
+            ) from reason
 
 
 def resolved(name: str, term: float | Term) -> Term:
     """A term with its loss, options and units.
 
     Raises:
-        OptionError: For an unknown name without a loss, a negative weight, or something that is no term.
+        OptionError: For an unknown name without a loss, a negative weight, or something that is no
+            term.
     """
     if isinstance(term, int | float) and not isinstance(term, bool):
         term = Term(float(term))
@@ -473,7 +561,9 @@ def resolved(name: str, term: float | Term) -> Term:
         hint = "Give a loss of your own as Term(weight, loss=…)."
         raise OptionError("terms", f"one of {', '.join(KNOWN)}", repr(name), hint)
     loss, options, power = KNOWN[name]
-    return Term(term.weight, loss, {**options, **term.options}, power if term.power is None else term.power)
+    return Term(
+        term.weight, loss, {**options, **term.options}, power if term.power is None else term.power
+    )
 
 
 def _without_ridge(term: Term) -> Term:
@@ -496,7 +586,9 @@ def _full_precision(z: Tensor) -> Iterator[None]:
         yield
 
 
-def _seconds(f: Callable[[], Tensor], module: nn.Module, device: torch.device, repeats: int) -> float:
+def _seconds(
+    f: Callable[[], Tensor], module: nn.Module, device: torch.device, repeats: int
+) -> float:
     best = float("inf")
     for _ in range(repeats + 1):  # the first one probes and caches
         if device.type == "cuda":

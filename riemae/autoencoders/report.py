@@ -1,4 +1,6 @@
-"""What a trained autoencoder's geometry is like, in numbers, and in sentences where something needs doing."""
+"""What a trained autoencoder's geometry is like, in numbers, and in sentences where something needs
+doing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from riemae.exceptions import (
 from riemae.manifold import Manifold
 
 # Where a sentence begins. Each number is explained at the sentence's own test below.
-_FAR = 2.0  # in distances to the k-th neighbour, and in root mean square differences of two residuals
+_FAR = (
+    2.0  # in distances to the k-th neighbour, and in root mean square differences of two residuals
+)
 _FOLDED = 0.05
 _DEAD = 1e-3
 _MISSED = 0.5
@@ -44,24 +48,30 @@ class Report:
         samples: How many samples were looked at.
         latent_dim: m.
         data_dim: D.
-        reconstruction: Mean squared distance ``E |x − f(g(x))|²``, summed over the D numbers of a sample.
-        unexplained: The same as a share of the data's total variance: 0 is perfect, 1 no better than the mean.
-        residual_correlation: How alike the residuals of neighbours are, in [−1, 1]: Moran's I (Moran 1950) over pairs
-            of neighbouring codes. Noise gives 0; a manifold too stiff to follow the data gives values near 1, for there
-            all residuals of a region point to the same side.
+        reconstruction: Mean squared distance ``E |x − f(g(x))|²``, summed over the D numbers of a
+            sample.
+        unexplained: The same as a share of the data's total variance: 0 is perfect, 1 no better
+            than the mean.
+        residual_correlation: How alike the residuals of neighbours are, in [−1, 1]: Moran's I
+            (Moran 1950) over pairs of neighbouring codes. Noise gives 0; a manifold too stiff to
+            follow the data gives values near 1, for there all residuals of a region point to the
+            same side.
         mcn: Mean condition number of the metric, ``E λ_max/λ_min``: 1 for a conformal chart.
         vor: ``E Σ log² λ_i(Ḡ⁻¹G)``: 0 where the metric is the same everywhere.
-        extrinsic_curvature: Mean of ``Tr(G⁻¹C)``, in 1/length² of the data; NaN where the metric is singular.
+        extrinsic_curvature: Mean of ``Tr(G⁻¹C)``, in 1/length² of the data; NaN where the metric is
+            singular.
         kinks: What makes the decoder piecewise linear, or None: then curvature means something.
-        folded: Share of the samples whose nearest neighbour in latent space, measured by the metric there, is far in
-            the data: farther than twice the distance to the k-th nearest samples of both, and than noise of the
-            residuals' size explains (their squares add). A chart without folds has the nearest neighbour of a region
-            among the first few, whatever its distortion, as the metric corrects that.
-        dead: How many latent dimensions move the decoder's output by less than a thousandth of all its variance:
-            eigenvalues of ``Cov(z)^½ Ḡ Cov(z)^½``, the variance along each principal direction of the manifold, which
-            no linear change of coordinates alters.
+        folded: Share of the samples whose nearest neighbour in latent space, measured by the metric
+            there, is far in the data: farther than twice the distance to the k-th nearest samples
+            of both, and than noise of the residuals' size explains (their squares add). A chart
+            without folds has the nearest neighbour of a region among the first few, whatever its
+            distortion, as the metric corrects that.
+        dead: How many latent dimensions move the decoder's output by less than a thousandth of all
+            its variance: eigenvalues of ``Cov(z)^½ Ḡ Cov(z)^½``, the variance along each principal
+            direction of the manifold, which no linear change of coordinates alters.
         spread: These eigenvalues as shares, descending.
-        trustworthiness: Whether neighbours in latent space are neighbours in the data (Venna & Kaski 2001), in [0, 1].
+        trustworthiness: Whether neighbours in latent space are neighbours in the data (Venna &
+            Kaski 2001), in [0, 1].
         continuity: Whether neighbours in the data are neighbours in latent space, in [0, 1].
         sentences: What is wrong, and what to try; empty when nothing is.
     """
@@ -85,11 +95,23 @@ class Report:
 
     def __repr__(self) -> str:
         rows = [
-            ("reconstruction error", self.reconstruction, f"{self.unexplained:.2%} of the variance"),
-            ("residual correlation", self.residual_correlation, "0 is noise, 1 a manifold that is too stiff"),
+            (
+                "reconstruction error",
+                self.reconstruction,
+                f"{self.unexplained:.2%} of the variance",
+            ),
+            (
+                "residual correlation",
+                self.residual_correlation,
+                "0 is noise, 1 a manifold that is too stiff",
+            ),
             ("MCN", self.mcn, "1 is conformal"),
             ("VoR", self.vor, "0 is the same metric everywhere"),
-            ("extrinsic curvature", self.extrinsic_curvature, "unreliable: kinks" if self.kinks else "1/length²"),
+            (
+                "extrinsic curvature",
+                self.extrinsic_curvature,
+                "unreliable: kinks" if self.kinks else "1/length²",
+            ),
             ("folded neighbours", self.folded, "share of the samples"),
             ("dead dimensions", self.dead, f"of {self.latent_dim}"),
             ("trustworthiness", self.trustworthiness, "1 is best"),
@@ -113,26 +135,28 @@ def report(
 ) -> Report:
     """Look at a trained autoencoder.
 
-    Neighbours are looked for among all samples, under whatever conditions. Where the condition decides where in the
-    data a code lies, as a class does, call once for each condition, with its samples.
+    Neighbours are looked for among all samples, under whatever conditions. Where the condition
+    decides where in the data a code lies, as a class does, call once for each condition, with its
+    samples.
 
     Args:
         manifold: The decoder, with its ambient metric.
-        encoder: ``x (n, *shape) -> z (n, m)``, in eval mode; may be None when ``z`` is given, as it must be where the
-            encoder takes conditions, too.
+        encoder: ``x (n, *shape) -> z (n, m)``, in eval mode; may be None when ``z`` is given, as it
+            must be where the encoder takes conditions, too.
         x: Samples ``(n, *shape)``.
         z: Their codes ``(n, m)``, when they are known already.
         k: Neighbours that make up a neighbourhood.
         max_samples: Of more, so many are drawn.
         seed: Of that draw, and of the estimate of the curvature when m > 3.
-        condition: What the decoder gets besides the codes, one for each sample, ``(n, *shape)``, or one for all,
-            ``(1, *shape)``; as in :class:`~riemae.Manifold`.
+        condition: What the decoder gets besides the codes, one for each sample, ``(n, *shape)``, or
+            one for all, ``(1, *shape)``; as in :class:`~riemae.Manifold`.
 
     Raises:
         ShapeError: When samples, codes and conditions do not fit each other or the decoder.
         DTypeError: For a condition that is neither a tensor nor a tuple, list or dict of them.
         DeviceError: When a condition is on another device than the samples.
-        OptionError: When there are too few samples for neighbourhoods of k, or neither encoder nor codes.
+        OptionError: When there are too few samples for neighbourhoods of k, or neither encoder nor
+            codes.
         MissingExtraError: When scikit-learn is not installed.
     """
     where = "report"
@@ -142,11 +166,15 @@ def report(
         raise ShapeError(where, f"{len(x)} codes", f"{len(z)}", "One row a sample.")
     if k < 1 or max_samples < 2 * k + 2 or len(x) < 2 * k + 2:
         got = f"{len(x)} samples, max_samples={max_samples}"
-        raise OptionError(where, f"k of at least 1 and {2 * k + 2} samples for k={k}", got, "Lower k.")
+        raise OptionError(
+            where, f"k of at least 1 and {2 * k + 2} samples for k={k}", got, "Lower k."
+        )
     generator = torch.Generator().manual_seed(seed)
     given = Condition.of(where, condition, torch.Size([len(x)]), x.device)
     if len(x) > max_samples:
-        chosen = torch.randperm(len(x), generator=generator)[:max_samples].sort().values.to(x.device)
+        chosen = (
+            torch.randperm(len(x), generator=generator)[:max_samples].sort().values.to(x.device)
+        )
         x, z = x[chosen], None if z is None else z[chosen]
         given = None if given is None else given.select(chosen)
     with torch.no_grad():
@@ -156,7 +184,13 @@ def report(
 
 
 def _report(
-    where: str, M: Manifold, x: Tensor, z: Tensor, given: Condition | None, k: int, generator: torch.Generator
+    where: str,
+    M: Manifold,
+    x: Tensor,
+    z: Tensor,
+    given: Condition | None,
+    k: int,
+    generator: torch.Generator,
 ) -> Report:
     decoded = _expected(M, z, given)
     flat = x.flatten(1).to(decoded)
@@ -196,20 +230,28 @@ def _report(
 
 
 def _expected(M: Manifold, z: Tensor, given: Condition | None) -> Tensor:  # (n, m) -> (n, D)
-    """The data that codes stand for: what is decoded, or its mean where the decoder returns distributions."""
+    """The data that codes stand for: what is decoded, or its mean where the decoder returns
+    distributions.
+    """
     try:
         found = M.distribution(z, condition=given)
     except DecoderError:  # it returns tensors; whatever else is wrong shows again
         return M.decode(z, condition=given).flatten(1)
-    heads = list(found.values()) if isinstance(found, dict) else found if isinstance(found, tuple) else [found]
+    heads = (
+        list(found.values())
+        if isinstance(found, dict)
+        else found
+        if isinstance(found, tuple)
+        else [found]
+    )
     return torch.cat([head.mean.flatten(1) for head in heads], 1)
 
 
 def _nearest_by_metric(z: Tensor, g: Tensor) -> Tensor:  # (n, m), (n, m, m) -> (n,)
     """The nearest other sample of each by ``dzᵀ G dz`` with the mean metric of both ends.
 
-    Candidates are the nearest codes once the mean metric is made the identity; ties go to the lower number, and the
-    centre is left out by its number.
+    Candidates are the nearest codes once the mean metric is made the identity; ties go to the lower
+    number, and the centre is left out by its number.
     """
     mean = (g.mean(0) + g.mean(0).mT) / 2
     values, vectors = torch.linalg.eigh(mean)
@@ -228,14 +270,18 @@ def _nearest_by_metric(z: Tensor, g: Tensor) -> Tensor:  # (n, m), (n, m, m) -> 
 
 
 def _folded(flat: Tensor, residual: Tensor, near: Tensor, k: int) -> float:
-    """Share of samples whose nearest one in latent space is far in the data; duplicates are never far.
+    """Share of samples whose nearest one in latent space is far in the data.
 
-    Two residuals r of independent noise differ by 2 E|r|² in square; of that the median is taken, for where the
-    encoder folds, the mean holds the fold itself.
+    Duplicates are never far.
+
+    Two residuals r of independent noise differ by 2 E|r|² in square; of that the median is taken,
+    for where the encoder folds, the mean holds the fold itself.
     """
     radius = torch.cat(
         [
-            torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + 1).values
+            torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist")
+            .kthvalue(k + 1)
+            .values
             for part in flat.split(512)
         ]
     )
@@ -246,7 +292,10 @@ def _folded(flat: Tensor, residual: Tensor, near: Tensor, k: int) -> float:
 
 
 def _correlation(residual: Tensor, near: Tensor) -> float:
-    """Moran's I of the residuals, with every sample and its nearest one as the pairs; 0 for residuals that vanish."""
+    """Moran's I of the residuals, with every sample and its nearest one as the pairs.
+
+    0 for residuals that vanish.
+    """
     square = residual.square().sum(1)
     total = float((square + square[near]).sum()) / 2
     return float((residual * residual[near]).sum()) / total if total else 0.0
@@ -272,7 +321,9 @@ def _scores(M: Manifold, z: Tensor, given: Condition | None) -> tuple[float, flo
         return mcn, math.inf
 
 
-def _curvature(M: Manifold, z: Tensor, given: Condition | None, d: int, generator: torch.Generator) -> float:
+def _curvature(
+    M: Manifold, z: Tensor, given: Condition | None, d: int, generator: torch.Generator
+) -> float:
     """Mean extrinsic curvature, exact for few dimensions; kinks are told apart from it."""
     m = z.shape[1]
     total = 0.0
@@ -298,9 +349,13 @@ def _ranks(where: str, flat: Tensor, z: Tensor, k: int) -> tuple[float, float]:
     try:
         from sklearn.manifold import trustworthiness
     except ImportError as reason:
-        raise MissingExtraError(where, "scikit-learn", "none", "Try: pip install 'riemae[neighbors]'") from reason
+        raise MissingExtraError(
+            where, "scikit-learn", "none", "Try: pip install 'riemae[neighbors]'"
+        ) from reason
     data, codes = flat.cpu().numpy(), z.cpu().numpy()
-    return float(trustworthiness(data, codes, n_neighbors=k)), float(trustworthiness(codes, data, n_neighbors=k))
+    return float(trustworthiness(data, codes, n_neighbors=k)), float(
+        trustworthiness(codes, data, n_neighbors=k)
+    )
 
 
 # Sentences.
@@ -330,7 +385,8 @@ def _sentences(r: Report) -> list[str]:
             "surface. Train longer, with a larger network or learning rate, or scale the data to unit variance."
         )
     elif r.unexplained > _SMOOTHED and r.residual_correlation > _CORRELATED:
-        # Residuals of noise do not correlate; those of a network that fits to a thousandth may, and nobody minds.
+        # Residuals of noise do not correlate; those of a network that fits to a thousandth may, and
+        # nobody minds.
         out.append(
             f"The manifold is smoother than the data: residuals of neighbours point the same way (correlation "
             f"{r.residual_correlation:.2f}). Lower the weight of the regulariser, or train longer."

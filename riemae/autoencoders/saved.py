@@ -29,7 +29,8 @@ _WRITES = ("directory", "logger", "trainer")
 _DESCRIBED = (*_PARTS, "ambient", "likelihood", "terms")
 _UNKNOWN = "not described"
 _SAMPLES = 16  # stand-ins for the data
-# Numbers that a decoder may make of the stand-ins between its layers: so many, or so many times those in the file.
+# Numbers that a decoder may make of the stand-ins between its layers: so many, or so many times
+# those in the file.
 _LEAST_NUMBERS, _TIMES = 2**26, 4096
 
 
@@ -45,10 +46,16 @@ def save(model: Any, directory: str | os.PathLike[str]) -> Path:
         if settings[part] is not None:
             own[part] = storage.describe(settings[part]) or _UNKNOWN
             # What a new fit starts from.
-            tensors |= {f"{part}.{name}": value for name, value in settings[part].state_dict().items()}
+            tensors |= {
+                f"{part}.{name}": value for name, value in settings[part].state_dict().items()
+            }
     # A report needs the data, which stay here.
     sample = model._sample
-    found = model.report_ if model._report is not None or (sample is not None and len(sample) >= 4) else None
+    found = (
+        model.report_
+        if model._report is not None or (sample is not None and len(sample) >= 4)
+        else None
+    )
     metadata = {
         "kind": "autoencoder",
         "layout": LAYOUT,
@@ -56,16 +63,22 @@ def save(model: Any, directory: str | os.PathLike[str]) -> Path:
         "settings": {name: value for name, value in plain.items() if value is not _UNKNOWN},
         "dropped": sorted(name for name, value in plain.items() if value is _UNKNOWN),
         "own": own,
-        "networks": {part: storage.describe(getattr(objective, part)) or _UNKNOWN for part in _PARTS},
+        "networks": {
+            part: storage.describe(getattr(objective, part)) or _UNKNOWN for part in _PARTS
+        },
         "ambient": "fisher" if objective.fisher else _ambient(objective.ambient),
         "likelihood": _likelihood(objective.likelihood),
-        "likelihood_setting": settings["likelihood"] if isinstance(settings["likelihood"], str) else None,
+        "likelihood_setting": settings["likelihood"]
+        if isinstance(settings["likelihood"], str)
+        else None,
         "terms": _terms(settings["terms"]),
         "latent_dim": objective.latent_dim,
         "dtype": str(objective.null.dtype).removeprefix("torch."),
         "data_shape": list(model.data_shape_),
         "n_features": int(model.n_features_in_),
-        "feature_names": list(model.feature_names_in_) if hasattr(model, "feature_names_in_") else None,
+        "feature_names": list(model.feature_names_in_)
+        if hasattr(model, "feature_names_in_")
+        else None,
         "history": {name: [float(v) for v in values] for name, values in model.history_.items()},
         "restart_losses": getattr(model, "restart_losses_", None),
         "report": None if found is None else dataclasses.asdict(found),
@@ -74,7 +87,10 @@ def save(model: Any, directory: str | os.PathLike[str]) -> Path:
 
 
 def read(
-    directory: str | os.PathLike[str], device: torch.device | str, given: Mapping[str, Any], kinds: Mapping[str, type]
+    directory: str | os.PathLike[str],
+    device: torch.device | str,
+    given: Mapping[str, Any],
+    kinds: Mapping[str, type],
 ) -> Any:
     """The estimator that :func:`save` left: see :func:`riemae.load`.
 
@@ -91,7 +107,9 @@ def read(
     tensors, metadata = storage.load(directory, device)
     if metadata.get("kind") != "autoencoder":
         hint = "Tensors of other checkpoints are read by riemae.storage.load."
-        raise CheckpointError("riemae.load", "a checkpoint of an autoencoder", repr(metadata.get("kind")), hint)
+        raise CheckpointError(
+            "riemae.load", "a checkpoint of an autoencoder", repr(metadata.get("kind")), hint
+        )
     return restored(tensors, metadata, device, given, kinds)
 
 
@@ -105,16 +123,21 @@ def restored(
     """The estimator of a checkpoint, of one of ``kinds``.
 
     Raises:
-        CheckpointError: When its content is no such estimator, or something is missing or does not fit.
+        CheckpointError: When its content is no such estimator, or something is missing or does not
+            fit.
     """
     where = "riemae.load"
     if metadata.get("layout") != LAYOUT:
         hint = "It was written by another version of riemae: update this one."
-        raise CheckpointError(where, f"an autoencoder in layout {LAYOUT}", repr(metadata.get("layout")), hint)
+        raise CheckpointError(
+            where, f"an autoencoder in layout {LAYOUT}", repr(metadata.get("layout")), hint
+        )
     unknown = sorted(set(given) - set(_DESCRIBED))
     if unknown:
         hint = "All other settings come from the checkpoint; set_params changes them."
-        raise CheckpointError(where, f"arguments among {', '.join(_DESCRIBED)}", ", ".join(unknown), hint)
+        raise CheckpointError(
+            where, f"arguments among {', '.join(_DESCRIBED)}", ", ".join(unknown), hint
+        )
     _check_metadata(metadata, tensors)
     kind = _class(metadata["class"], kinds)
     _check_given(metadata, given)
@@ -134,10 +157,20 @@ def restored(
         model._sample, model._report = None, _report(metadata["report"])
     except CheckpointError:
         raise
-    except (RiemaeError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as reason:
+    except (
+        RiemaeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+    ) as reason:
         hint = "Do the arguments given to load belong to this model?" if given else ""
         got = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
-        raise CheckpointError(where, f"a complete {metadata['class']} that fits together", got, hint) from reason
+        raise CheckpointError(
+            where, f"a complete {metadata['class']} that fits together", got, hint
+        ) from reason
     return model
 
 
@@ -145,7 +178,9 @@ def restored(
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON holds it, or ``_UNKNOWN``: how a run was watched or started does not belong to the model."""
+    """A setting as JSON holds it, or ``_UNKNOWN``: how a run was watched or started does not belong
+    to the model.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, os.PathLike):
@@ -244,12 +279,16 @@ def _check_metadata(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         raise CheckpointError("riemae.load", f"{size} names of features", str(len(names)), "")
     most = max(_LEAST_NUMBERS // _SAMPLES, sum(x.numel() for x in tensors.values()))
     if metadata["latent_dim"] > most:
-        raise CheckpointError("riemae.load", f"at most {most} latent dimensions", str(metadata["latent_dim"]), "")
+        raise CheckpointError(
+            "riemae.load", f"at most {most} latent dimensions", str(metadata["latent_dim"]), ""
+        )
     for name, value in tensors.items():
         network = name.removeprefix("objective.").split(".")[0] in _PARTS
         if network and value.is_floating_point() and not bool(value.isfinite().all()):
             hint = "The model was damaged before it was saved: train it anew."
-            raise CheckpointError("riemae.load", "finite weights", f"NaN or infinity in {name}", hint)
+            raise CheckpointError(
+                "riemae.load", "finite weights", f"NaN or infinity in {name}", hint
+            )
 
 
 def _is_number(value: Any) -> bool:
@@ -284,7 +323,8 @@ def _are_terms(value: Any) -> bool:
     if not isinstance(value, dict):
         return value is None or value == _UNKNOWN
     return all(
-        _is_number(t) or (isinstance(t, dict) and set(t) <= {"weight", "options", "power"}) for t in value.values()
+        _is_number(t) or (isinstance(t, dict) and set(t) <= {"weight", "options", "power"})
+        for t in value.values()
     )
 
 
@@ -329,14 +369,19 @@ def _settings(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     if isinstance(settings.get("hidden"), list):
         settings["hidden"] = tuple(settings["hidden"])
     settings["terms"] = given.get("terms", _read_terms(metadata["terms"]))
-    settings["likelihood"] = given.get("likelihood", metadata["likelihood_setting"] or _read_likelihood(metadata))
+    settings["likelihood"] = given.get(
+        "likelihood", metadata["likelihood_setting"] or _read_likelihood(metadata)
+    )
     return settings
 
 
 def _read_terms(described: Any) -> dict[str, float | Term] | None:
     if not isinstance(described, Mapping):
         return None
-    return {name: Term(**term) if isinstance(term, Mapping) else term for name, term in described.items()}
+    return {
+        name: Term(**term) if isinstance(term, Mapping) else term
+        for name, term in described.items()
+    }
 
 
 def _read_likelihood(metadata: Mapping[str, Any]) -> Likelihood | None:
@@ -357,9 +402,13 @@ def _read_ambient(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     if name == "Constant":
         like = tensors["objective.ambient.cholesky"]
         if like.ndim != 2 or len(like) != like.shape[1]:
-            raise CheckpointError("riemae.load", "a square matrix of the ambient metric", str(tuple(like.shape)), "")
+            raise CheckpointError(
+                "riemae.load", "a square matrix of the ambient metric", str(tuple(like.shape)), ""
+            )
         return ambients.Constant(torch.eye(len(like), dtype=like.dtype, device=like.device))
-    return {"Euclidean": ambients.Euclidean, "InfoRiemannian": ambients.InfoRiemannian}[name](**arguments)
+    return {"Euclidean": ambients.Euclidean, "InfoRiemannian": ambients.InfoRiemannian}[name](
+        **arguments
+    )
 
 
 def _objective(
@@ -371,11 +420,17 @@ def _objective(
 ) -> Objective:
     """Built anew around stand-ins for the data, and filled with the saved tensors."""
     dtype = getattr(torch, metadata["dtype"])
-    state = {name.removeprefix("objective."): x for name, x in tensors.items() if name.startswith("objective.")}
+    state = {
+        name.removeprefix("objective."): x
+        for name, x in tensors.items()
+        if name.startswith("objective.")
+    }
     if given.get("decoder") is None:
         _check_decoder(metadata, sum(x.numel() for x in tensors.values()))
     networks = {part: _network(part, metadata, given, state).to(device, dtype) for part in _PARTS}
-    metric = given["ambient"] if given.get("ambient") is not None else _read_ambient(metadata, tensors)
+    metric = (
+        given["ambient"] if given.get("ambient") is not None else _read_ambient(metadata, tensors)
+    )
     likelihood = _read_likelihood(metadata) or as_likelihood(given["likelihood"])
     foreign = metadata["ambient"] == _UNKNOWN
     if foreign:
@@ -393,16 +448,23 @@ def _objective(
         metadata["latent_dim"],
     )
     if foreign and objective.ambient is not None:
-        state |= {f"ambient.{name}": value for name, value in objective.ambient.state_dict().items()}
+        state |= {
+            f"ambient.{name}": value for name, value in objective.ambient.state_dict().items()
+        }
     objective.load_state_dict(state, assign=not given)
     objective.to(device).eval().requires_grad_(False)
     return objective
 
 
 def _stand_ins(
-    decoder: nn.Module, likelihood: Likelihood, metadata: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+    decoder: nn.Module,
+    likelihood: Likelihood,
+    metadata: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
-    """Data that the likelihood and the metric allow: decoded codes, or, of a decoder that is constant, any.
+    """Data that the likelihood and the metric allow: decoded codes, or, of a decoder that is
+    constant, any.
 
     Raises:
         CheckpointError: When the decoder makes data of another shape.
@@ -419,7 +481,9 @@ def _stand_ins(
         varied = bool((decoded - decoded[0]).abs().max() > 1e-3 * decoded.abs().max())
         if varied:
             return decoded
-        return likelihood.mean(torch.randn(output.shape, generator=generator, dtype=dtype).to(device))
+        return likelihood.mean(
+            torch.randn(output.shape, generator=generator, dtype=dtype).to(device)
+        )
 
 
 def _network(
@@ -432,14 +496,20 @@ def _network(
 
 def _within(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors of one part, under their names in it."""
-    return {name.removeprefix(f"{part}."): x for name, x in tensors.items() if name.startswith(f"{part}.")}
+    return {
+        name.removeprefix(f"{part}."): x
+        for name, x in tensors.items()
+        if name.startswith(f"{part}.")
+    }
 
 
 def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
-    """Run the decoder without values, on the meta device: its sizes must not come from the file alone.
+    """Run the decoder without values, on the meta device: its sizes must not come from the file
+    alone.
 
     Raises:
-        CheckpointError: When it does not take the codes, or makes far more of them than the file holds.
+        CheckpointError: When it does not take the codes, or makes far more of them than the file
+            holds.
     """
     decoder = storage.outline(metadata["networks"]["decoder"])
     if decoder is None:
@@ -450,7 +520,9 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
         if isinstance(output, Tensor) and output.numel() > allowed:
             expected = f"layers that make at most {allowed} numbers of {_SAMPLES} codes"
             hint = "If you trust the file, pass decoder=, a module of the same structure."
-            raise CheckpointError("riemae.load", expected, f"{output.numel()} from {type(module).__name__}", hint)
+            raise CheckpointError(
+                "riemae.load", expected, f"{output.numel()} from {type(module).__name__}", hint
+            )
 
     handles = [layer.register_forward_hook(look) for layer in decoder.modules()]
     try:
@@ -462,13 +534,17 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
             handle.remove()
 
 
-def _set_own(model: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _set_own(
+    model: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
     """Constructor arguments that are objects, so that a clone trains as the original would."""
     if metadata["ambient"] is not None:
         model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
     for part, described in metadata["own"].items():
         own = _within(tensors, part)
-        network = copied(given[part]) if given.get(part) is not None else storage.build(described, own)
+        network = (
+            copied(given[part]) if given.get(part) is not None else storage.build(described, own)
+        )
         network.to(model.objective_.null.device, model.objective_.null.dtype)
         network.load_state_dict(own, assign=part not in given)
         setattr(model, part, network)
@@ -477,4 +553,6 @@ def _set_own(model: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, A
 def _report(found: Mapping[str, Any] | None) -> Report | None:
     if found is None:
         return None
-    return Report(**{**found, "spread": tuple(found["spread"]), "sentences": tuple(found["sentences"])})
+    return Report(
+        **{**found, "spread": tuple(found["spread"]), "sentences": tuple(found["sentences"])}
+    )

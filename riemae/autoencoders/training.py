@@ -25,12 +25,20 @@ from lightning.pytorch.plugins import CheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from riemae.autoencoders.module import GeometricModule
-from riemae.exceptions import DivergenceWarning, FileError, MissingExtraError, OptionError, TrainingError, stack_level
+from riemae.exceptions import (
+    DivergenceWarning,
+    FileError,
+    MissingExtraError,
+    OptionError,
+    TrainingError,
+    stack_level,
+)
 from riemae.storage.lock import Lock, alive
 
 CHECKPOINT = "last.ckpt"
 LOCK = "fit.lock"  # in the directory of a run, while it is trained
-# Checkpoints that are being written: of which machine and process, so that those of dead ones can be told.
+# Checkpoints that are being written: of which machine and process, so that those of dead ones can
+# be told.
 _PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>\d+)\.part")
 
 
@@ -71,7 +79,8 @@ class Run:
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the right to write into the directory of a run: two fits at once would undo each other's checkpoints.
+    """Hold the right to write into the directory of a run: two fits at once would undo each other's
+    checkpoints.
 
     Of several processes that lightning starts for one run, the one of rank 0 holds it. It is not
     needed where nothing is written, and addresses (``s3://…``) know no locks.
@@ -111,11 +120,17 @@ def _rank(run: Run) -> int:
         return _trainer(bare, validated=False).global_rank
 
 
-def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation: Iterable[Any] | None = None) -> None:
+def train(
+    module: GeometricModule,
+    batches: Iterable[Any],
+    run: Run,
+    validation: Iterable[Any] | None = None,
+) -> None:
     """Train in place. A run with a directory goes on from the checkpoint that it finds there.
 
     Raises:
-        TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint is of another run.
+        TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint
+            is of another run.
         KeyboardInterrupt: When the user interrupts.
 
     Warns:
@@ -141,20 +156,28 @@ def train(module: GeometricModule, batches: Iterable[Any], run: Run, validation:
         else:
             stopped = ""
         finally:
-            # A trained model is no part of the trainer that made it: it can be pickled, and trained again.
+            # A trained model is no part of the trainer that made it: it can be pickled, and trained
+            # again.
             module.trainer = None
     if stopped:
         warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
 
 
 def _checkpoint_of(run: Run) -> str | None:
-    if run.directory is None or not run.checkpoints or not (path := Path(run.directory) / CHECKPOINT).exists():
+    if (
+        run.directory is None
+        or not run.checkpoints
+        or not (path := Path(run.directory) / CHECKPOINT).exists()
+    ):
         return None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)["riemae_run"]
     except Exception as reason:
         raise TrainingError(
-            "training", f"a checkpoint in {path}", f"one that cannot be read: {reason}", "Remove it to start anew."
+            "training",
+            f"a checkpoint in {path}",
+            f"one that cannot be read: {reason}",
+            "Remove it to start anew.",
         ) from reason
     if found != run.fingerprint:
         raise TrainingError(
@@ -171,7 +194,12 @@ def _trainer(run: Run, validated: bool) -> Trainer:
     if run.patience is not None:
         monitor = "val_loss" if validated else "loss"
         callbacks.append(
-            EarlyStopping(monitor, patience=run.patience, check_on_train_epoch_end=not validated, check_finite=False)
+            EarlyStopping(
+                monitor,
+                patience=run.patience,
+                check_on_train_epoch_end=not validated,
+                check_finite=False,
+            )
         )
     if run.directory is not None and run.checkpoints:
         callbacks += [
@@ -205,12 +233,18 @@ def _trainer(run: Run, validated: bool) -> Trainer:
     if run.directory is not None and run.checkpoints:
         given = run.trainer.get("plugins") or []
         plugins = [*given] if isinstance(given, list | tuple) else [given]
-        own = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
+        own = (
+            []
+            if any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+            else [AtomicCheckpoints()]
+        )
         settings["plugins"] = [*plugins, *own]
     more = run.trainer.get("callbacks")
     if more is not None:
         settings["callbacks"] = [*callbacks, *(more if isinstance(more, list | tuple) else [more])]
-        settings["enable_checkpointing"] |= any(isinstance(c, ModelCheckpoint) for c in settings["callbacks"])
+        settings["enable_checkpointing"] |= any(
+            isinstance(c, ModelCheckpoint) for c in settings["callbacks"]
+        )
     return Trainer(**settings)
 
 
@@ -220,7 +254,9 @@ def _logger(run: Run) -> Any:
     if not isinstance(run.logger, str):
         return run.logger
     if run.directory is None:
-        raise OptionError("logger", "a directory to write to", "directory=None", "Set directory='…'.")
+        raise OptionError(
+            "logger", "a directory to write to", "directory=None", "Set directory='…'."
+        )
     if run.logger == "csv":
         return CSVLogger(run.directory, name="log")
     if run.logger == "tensorboard":
@@ -228,19 +264,27 @@ def _logger(run: Run) -> Any:
             return TensorBoardLogger(run.directory, name="log")
         except ModuleNotFoundError as reason:
             raise MissingExtraError(
-                "logger='tensorboard'", "the package tensorboard", "no such package", "pip install tensorboard"
+                "logger='tensorboard'",
+                "the package tensorboard",
+                "no such package",
+                "pip install tensorboard",
             ) from reason
-    raise OptionError("logger", "'csv', 'tensorboard', a lightning logger or None", repr(run.logger), "")
+    raise OptionError(
+        "logger", "'csv', 'tensorboard', a lightning logger or None", repr(run.logger), ""
+    )
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoints that replace the one before in one step, when they are whole and on the disk.
 
-    They are written in the directory they are meant for: lightning writes to the temporary folder, and copies from
-    there where that is another file system; killed while it copies, it leaves neither the old nor the new one.
+    They are written in the directory they are meant for: lightning writes to the temporary folder,
+    and copies from there where that is another file system; killed while it copies, it leaves
+    neither the old nor the new one.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write a checkpoint; addresses of other machines (``s3://…``) go lightning's way.
 
         Args:
@@ -286,7 +330,8 @@ def _machine() -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a ``KeyboardInterrupt`` here, too: lightning would exit, and ignore the key from then on.
+    """Ctrl-C is a ``KeyboardInterrupt`` here, too: lightning would exit, and ignore the key from
+    then on.
 
     Raises:
         KeyboardInterrupt: When the user interrupts.
@@ -311,7 +356,9 @@ class _Fingerprint(Callback):
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["riemae_run"] = self.fingerprint
 
 
@@ -346,10 +393,16 @@ class EpochProgress(ProgressBar):
             self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Advance it. The module's own hook comes later: the parts are those of the epoch before."""
+        """Advance it. The module's own hook comes later: the parts are those of the epoch
+        before.
+        """
         if self._bar is not None:
-            parts = "  ".join(f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items())
-            self._bar.update(self._bar.task_ids[0], completed=trainer.current_epoch + 1, description=parts)
+            parts = "  ".join(
+                f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items()
+            )
+            self._bar.update(
+                self._bar.task_ids[0], completed=trainer.current_epoch + 1, description=parts
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Close it, with the final parts."""
@@ -361,7 +414,9 @@ class EpochProgress(ProgressBar):
 
     def _close(self, pl_module: Any) -> None:
         if self._bar is not None:
-            parts = "  ".join(f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items())
+            parts = "  ".join(
+                f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items()
+            )
             self._bar.update(self._bar.task_ids[0], description=parts)
             self._bar.stop()
             self._bar = None
@@ -369,8 +424,12 @@ class EpochProgress(ProgressBar):
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep lightning's remarks to itself: what hardware there is, advertisements, advice on workers and loggers."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    """Keep lightning's remarks to itself: what hardware there is, advertisements, advice on workers
+    and loggers.
+    """
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -378,7 +437,9 @@ def _silenced() -> Iterator[None]:
         with warnings.catch_warnings():
             # By origin, not by kind: warnings about the model, ours or torch's, go through.
             warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
-            warnings.filterwarnings("ignore", message=r".*(num_workers|tensorboardX|LeafSpec|Checkpoint directory).*")
+            warnings.filterwarnings(
+                "ignore", message=r".*(num_workers|tensorboardX|LeafSpec|Checkpoint directory).*"
+            )
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,4 +1,6 @@
-"""The demonstration: geodesics between real handwritten digits in the latent space of a small autoencoder."""
+"""The demonstration: geodesics between real handwritten digits in the latent space of a small
+autoencoder.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ class Demo:
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 digits of 8 × 8 pixels that scikit-learn ships: images ``(n, 64)`` in [0, 1] and classes ``(n,)``.
+    """The 1,797 digits of 8 × 8 pixels that scikit-learn ships: images ``(n, 64)`` in [0, 1] and
+    classes ``(n,)``.
 
     Raises:
         MissingExtraError: When scikit-learn is not installed.
@@ -70,14 +73,22 @@ def load_digits() -> tuple[Tensor, Tensor]:
         from sklearn import datasets
     except ImportError as reason:
         raise MissingExtraError(
-            "riemae demo", "scikit-learn, which ships the digits", "no such package", "pip install 'riemae[demo]'"
+            "riemae demo",
+            "scikit-learn, which ships the digits",
+            "no such package",
+            "pip install 'riemae[demo]'",
         ) from reason
     digits = datasets.load_digits()
     return torch.as_tensor(digits.data / 16, dtype=torch.float32), torch.as_tensor(digits.target)
 
 
-def train(images: Tensor, epochs: int, seed: int, report: Report) -> tuple[nn.Module, nn.Module, float]:
-    """A plain autoencoder with two latent dimensions and smooth activations; returns encoder, decoder, final loss."""
+def train(
+    images: Tensor, epochs: int, seed: int, report: Report
+) -> tuple[nn.Module, nn.Module, float]:
+    """A plain autoencoder with two latent dimensions and smooth activations.
+
+    Returns encoder, decoder, final loss.
+    """
     with restored():
         torch.manual_seed(seed)
         encoder, decoder = _network(images.shape[1], 2), _network(2, images.shape[1])
@@ -87,7 +98,9 @@ def train(images: Tensor, epochs: int, seed: int, report: Report) -> tuple[nn.Mo
     for epoch in range(epochs):
         for batch in torch.randperm(len(images), generator=generator).split(_BATCH):
             codes = encoder(images[batch])
-            loss = (decoder(codes) - images[batch]).square().mean() + _CODE_PENALTY * codes.square().mean()
+            loss = (
+                decoder(codes) - images[batch]
+            ).square().mean() + _CODE_PENALTY * codes.square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -98,7 +111,13 @@ def train(images: Tensor, epochs: int, seed: int, report: Report) -> tuple[nn.Mo
     return encoder, decoder, float((decoder(encoder(images)) - images).square().mean())
 
 
-def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, report: Report | None = None) -> Demo:
+def run(
+    seed: int = 0,
+    epochs: int = _EPOCHS,
+    pairs: int = 8,
+    subset: int = 24,
+    report: Report | None = None,
+) -> Demo:
     """Train, wrap, and compute geodesics and distance matrices.
 
     Args:
@@ -115,15 +134,17 @@ def run(seed: int = 0, epochs: int = _EPOCHS, pairs: int = 8, subset: int = 24, 
     report = report or (lambda what, done, total: None)
     images, labels = load_digits()
     if subset > len(images):
-        raise OptionError("riemae demo", f"a subset of at most {len(images)} digits", str(subset), "")
+        raise OptionError(
+            "riemae demo", f"a subset of at most {len(images)} digits", str(subset), ""
+        )
     encoder, decoder, loss = train(images, epochs, seed, report)
     manifold = Manifold(decoder).to(dtype=torch.float64)
     codes = encoder(images).double()
     graph = manifold.graph(codes, k=10)
     chosen = torch.as_tensor(list(_different_classes(labels, pairs, seed)))
     first, second = chosen.T
-    # With ten classes folded into a plane there are several geodesics between most pairs: the straight line and the way
-    # along the data are tried.
+    # With ten classes folded into a plane there are several geodesics between most pairs: the
+    # straight line and the way along the data are tried.
     shortest = partial(manifold.geodesic, graph=graph, n_starts=2, throw=False)
     geodesics = shortest(codes[first], codes[second], progress=partial(report, "geodesics"))
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +186,9 @@ def write(demo: Demo, folder: Path) -> list[Path]:
 
 
 def rows(demo: Demo) -> Iterator[tuple[str, str, str, str, str, str, str]]:
-    """The table, a row a pair: digits, straight-line, graph and geodesic length, error, segments, status."""
+    """The table, a row a pair: digits, straight-line, graph and geodesic length, error, segments,
+    status.
+    """
     r = demo.geodesics
     for p, (i, j) in enumerate(demo.pairs.tolist()):
         yield (
@@ -181,7 +204,11 @@ def rows(demo: Demo) -> Iterator[tuple[str, str, str, str, str, str, str]]:
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(inputs, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, outputs)
+        nn.Linear(inputs, _WIDTH),
+        nn.SiLU(),
+        nn.Linear(_WIDTH, _WIDTH),
+        nn.SiLU(),
+        nn.Linear(_WIDTH, outputs),
     )
 
 
@@ -206,14 +233,23 @@ def _draw_latent(demo: Demo, folder: Path) -> Path:
     low, high = demo.codes.amin(0), demo.codes.amax(0)
     margin = 0.06 * (high - low)
     image = plotting.magnification(demo.manifold, axes, low - margin, high + margin, alpha=0.75)
-    figure.colorbar(image, ax=axes, label="log₁₀ magnification factor  √det G", location="left", shrink=0.6)
+    figure.colorbar(
+        image, ax=axes, label="log₁₀ magnification factor  √det G", location="left", shrink=0.6
+    )
     for digit in range(10):
         z = demo.codes[demo.labels == digit]
-        axes.scatter(z[:, 0], z[:, 1], s=7, color=colormaps["tab10"](digit), label=str(digit), linewidths=0)
+        axes.scatter(
+            z[:, 0], z[:, 1], s=7, color=colormaps["tab10"](digit), label=str(digit), linewidths=0
+        )
     ends = demo.codes[demo.pairs]
     plotting.curves(Curve.line(ends[:, 0], ends[:, 1]), axes, color="white", linewidth=2.6)
     plotting.curves(
-        Curve.line(ends[:, 0], ends[:, 1]), axes, color="black", linewidth=1, linestyle="--", label="straight"
+        Curve.line(ends[:, 0], ends[:, 1]),
+        axes,
+        color="black",
+        linewidth=1,
+        linestyle="--",
+        label="straight",
     )
     plotting.curves(demo.geodesics.curve, axes, color="white", linewidth=4)
     plotting.curves(demo.geodesics.curve, axes, color="crimson", linewidth=2, label="geodesic")
@@ -237,7 +273,9 @@ def _draw_strips(demo: Demo, folder: Path) -> Path:
     figure = Figure(figsize=(7, 1.35 * count), layout="constrained")
     grid = figure.subplots(count, 1, squeeze=False)
     for p, axes in enumerate(grid[:, 0]):
-        frames = torch.stack([demo.manifold.decode(curve[p](t)).view(_FRAMES, 8, 8) for curve in shown.values()])
+        frames = torch.stack(
+            [demo.manifold.decode(curve[p](t)).view(_FRAMES, 8, 8) for curve in shown.values()]
+        )
         plotting.strip(torch.nn.functional.pad(frames, (1, 1, 1, 1)), axes)
         axes.set_yticks([4.5, 14.5], list(shown), fontsize=8)
         axes.tick_params(length=0)
@@ -256,7 +294,10 @@ def _draw_matrices(demo: Demo, folder: Path) -> Path:
     top = float(both[both.isfinite()].max())
     names = [str(int(c)) for c in demo.labels[demo.subset]]
     for axes, matrix, title in zip(
-        grid, (demo.by_geodesic, demo.by_graph), ("geodesic distance", "graph distance"), strict=True
+        grid,
+        (demo.by_geodesic, demo.by_graph),
+        ("geodesic distance", "graph distance"),
+        strict=True,
     ):
         image = axes.imshow(matrix.numpy(), vmin=0, vmax=top, cmap="viridis")
         axes.set_title(title)

@@ -27,25 +27,53 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out/demo", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="out/demo", show_default=True
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides everything random.")
-@click.option("--epochs", type=click.IntRange(1), default=500, show_default=True, help="Of training.")
-@click.option("--pairs", type=click.IntRange(1), default=8, show_default=True, help="Geodesics to show.")
-@click.option("--subset", type=click.IntRange(2), default=24, show_default=True, help="Size of the distance matrices.")
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON on stdout, and nothing else.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=500, show_default=True, help="Of training."
+)
+@click.option(
+    "--pairs", type=click.IntRange(1), default=8, show_default=True, help="Geodesics to show."
+)
+@click.option(
+    "--subset",
+    type=click.IntRange(2),
+    default=24,
+    show_default=True,
+    help="Size of the distance matrices.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the numbers as JSON on stdout, and nothing else."
+)
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-def demo(out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bool, quiet: bool) -> None:
+def demo(
+    out: Path, seed: int, epochs: int, pairs: int, subset: int, as_json: bool, quiet: bool
+) -> None:
     """Geodesics between real handwritten digits, from training to figures, in a minute.
 
     Exit code 0 when every geodesic shown has converged.
     """  # noqa: DOC501 (this text is what --help prints)
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     from riemae.cli import demo as demonstration
 
     console = Console(stderr=as_json)
-    columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     try:
         bars = Progress(*columns, console=Console(stderr=True))
         tasks: dict[str, TaskID] = {}
@@ -95,7 +123,9 @@ def _show(console: Console, result: Demo, files: list[Path]) -> None:
     r = result.geodesics
     table = Table(title="Riemannian length between digits, by three roads")
     for name in ("digits", "straight", "graph", "geodesic", "error", "nodes", "status"):
-        table.add_column(name, justify="left" if name in ("digits", "status") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("digits", "status") else "right", no_wrap=True
+        )
     for row in demonstration.rows(result):
         table.add_row(*row)
     console.print(table)

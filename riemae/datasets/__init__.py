@@ -1,13 +1,22 @@
-"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model should have found.
+"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model
+should have found.
 
-Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and returns a
-:class:`Dataset` in the dtype asked for; by default, torch's. Noise is isotropic in the data space.
+Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and
+returns a :class:`Dataset` in the dtype asked for; by default, torch's. Noise is isotropic in the
+data space.
 """
 
 from riemae.datasets.base import Dataset, clean_error, in_order, length_ratio, rank_correlation
 from riemae.datasets.images import rotated_images, shifted_images
 from riemae.datasets.shapes import superquadrics
-from riemae.datasets.synthetic import cylinder, noisy_sine, paraboloid, patch_with_hole, sparse_spiral, swiss_roll
+from riemae.datasets.synthetic import (
+    cylinder,
+    noisy_sine,
+    paraboloid,
+    patch_with_hole,
+    sparse_spiral,
+    swiss_roll,
+)
 from riemae.datasets.tables import counts
 
 __all__ = [

@@ -26,10 +26,10 @@ class Dataset:
         z: Their true coordinates, ``(n, m)``.
         test: Noise-free points, not the samples, ``(t, *shape)``; in order along a curve.
         test_z: Their true coordinates, ``(t, m)``.
-        surface: The true map from coordinates to data, ``(k, m) -> (k, *shape)``; differentiable for curves and
-            surfaces.
-        distance: True geodesic distance between coordinates, ``(k, m), (k, m) -> (k,)``; None where no closed form
-            exists.
+        surface: The true map from coordinates to data, ``(k, m) -> (k, *shape)``; differentiable
+            for curves and surfaces.
+        distance: True geodesic distance between coordinates, ``(k, m), (k, m) -> (k,)``; None where
+            no closed form exists.
         bounds: ``(2, m)``, the box that the coordinates lie in.
     """
 
@@ -48,7 +48,8 @@ class Dataset:
         return f"Dataset({len(self.x)} samples in R^{shape}, {m} coordinate(s), {len(self.test)} test points)"
 
     def nearest_distance(self, x: Tensor) -> Tensor:  # (k, D) -> (k,)
-        """Distance of points to the true curve or surface, by Gauss–Newton from the nearest test point.
+        """Distance of points to the true curve or surface, by Gauss–Newton from the nearest test
+        point.
 
         The surface is the image of the whole box of coordinates: a hole is filled.
 
@@ -59,7 +60,9 @@ class Dataset:
 
         if self.test.ndim != 2 or x.ndim != 2 or x.shape[1] != self.test.shape[1]:
             got = f"{tuple(x.shape)} beside data of shape {tuple(self.test.shape[1:])}"
-            raise ShapeError("Dataset.nearest_distance", "points (k, D) of a curve or surface", got, "")
+            raise ShapeError(
+                "Dataset.nearest_distance", "points (k, D) of a curve or surface", got, ""
+            )
         points = x.detach().double()
         _, start = KDTree(self.test.double().cpu().numpy()).query(points.cpu().numpy())
         z = self.test_z.double()[torch.as_tensor(start, device=self.test_z.device)].to(points)
@@ -88,36 +91,51 @@ def clean_error(dataset: Dataset, reconstruct: Map) -> float:
     with torch.no_grad():
         found = reconstruct(dataset.test)
     if found.shape != dataset.test.shape:
-        raise ShapeError("clean_error", f"a reconstruction {tuple(dataset.test.shape)}", str(tuple(found.shape)), "")
+        raise ShapeError(
+            "clean_error",
+            f"a reconstruction {tuple(dataset.test.shape)}",
+            str(tuple(found.shape)),
+            "",
+        )
     return float((found - dataset.test).flatten(1).square().sum(1).mean())
 
 
 def length_ratio(dataset: Dataset, curve: Tensor) -> float:  # (k, D)
-    """Length of a polygon through ``curve``'s rows in order, relative to the true curve: 1 is right, more is wiggly.
+    """Length of a polygon through ``curve``'s rows in order, relative to the true curve: 1 is
+    right, more is wiggly.
 
     Raises:
         ShapeError: When the data are no curve, or ``curve`` lies in another space.
     """
     if dataset.z.shape[1] != 1 or curve.ndim != 2 or curve.shape[1:] != dataset.test.shape[1:]:
         expected = f"a curve (k, {dataset.test[0].numel()}) beside data with one coordinate"
-        raise ShapeError("length_ratio", expected, f"{tuple(curve.shape)}, {dataset.z.shape[1]} coordinate(s)", "")
+        raise ShapeError(
+            "length_ratio",
+            expected,
+            f"{tuple(curve.shape)}, {dataset.z.shape[1]} coordinate(s)",
+            "",
+        )
     return float(polygon_length(curve.detach()) / polygon_length(dataset.test))
 
 
 def in_order(z: Tensor, truth: Tensor) -> bool:  # (n, 1) or (n,) twice
-    """Whether one-dimensional codes run through the samples in their true order, in either direction, without ties.
+    """Whether one-dimensional codes run through the samples in their true order, in either
+    direction, without ties.
 
     Raises:
         ShapeError: When there are several coordinates, or the numbers of samples differ.
     """
     if z.numel() != len(z) or truth.numel() != len(truth) or len(z) != len(truth):
-        raise ShapeError("in_order", "two lists of n numbers", f"{tuple(z.shape)} and {tuple(truth.shape)}", "")
+        raise ShapeError(
+            "in_order", "two lists of n numbers", f"{tuple(z.shape)} and {tuple(truth.shape)}", ""
+        )
     steps = z.detach().reshape(-1)[truth.reshape(-1).argsort()].diff()
     return bool((steps > 0).all() or (steps < 0).all())
 
 
 def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
-    """Spearman's correlation of Euclidean latent distances with the true ones, over all pairs of samples.
+    """Spearman's correlation of Euclidean latent distances with the true ones, over all pairs of
+    samples.
 
     Raises:
         ShapeError: When ``z`` has another number of rows than the data.
@@ -126,9 +144,16 @@ def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
     from scipy.stats import spearmanr
 
     if z.ndim != 2 or len(z) != len(dataset.z):
-        raise ShapeError("rank_correlation", f"codes ({len(dataset.z)}, m)", str(tuple(z.shape)), "")
+        raise ShapeError(
+            "rank_correlation", f"codes ({len(dataset.z)}, m)", str(tuple(z.shape)), ""
+        )
     if dataset.distance is None:
-        raise OptionError("rank_correlation", "data with a true distance", "none", "Cylinder, patch and roll have one.")
+        raise OptionError(
+            "rank_correlation",
+            "data with a true distance",
+            "none",
+            "Cylinder, patch and roll have one.",
+        )
     i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     latent = (z[i] - z[j]).detach().norm(dim=1)
     true = dataset.distance(dataset.z[i], dataset.z[j])
@@ -153,7 +178,9 @@ def polygon_length(curve: Tensor) -> Tensor:
     return curve.flatten(1).double().diff(dim=0).norm(dim=1).sum()
 
 
-def as_dtype(dtype: torch.dtype | None, *parts: Tensor | Map | Callable[[Tensor, Tensor], Tensor] | None) -> Dataset:
+def as_dtype(
+    dtype: torch.dtype | None, *parts: Tensor | Map | Callable[[Tensor, Tensor], Tensor] | None
+) -> Dataset:
     """The parts of a :class:`Dataset`, tensors in this dtype."""
     kind = torch.get_default_dtype() if dtype is None else dtype
     return Dataset(*(p.to(kind) if isinstance(p, Tensor) else p for p in parts))  # type: ignore[arg-type]
@@ -166,7 +193,11 @@ def noisy(clean: Tensor, noise: float, seed: Seed) -> Tensor:
         OptionError: When it is negative.
     """
     if not noise >= 0:
-        raise OptionError("datasets", "noise of at least 0", str(noise), "It is a standard deviation.")
+        raise OptionError(
+            "datasets", "noise of at least 0", str(noise), "It is a standard deviation."
+        )
     if not noise:
         return clean.clone()
-    return clean + noise * torch.randn(clean.shape, generator=seeded_generator(seed), dtype=torch.float64)
+    return clean + noise * torch.randn(
+        clean.shape, generator=seeded_generator(seed), dtype=torch.float64
+    )

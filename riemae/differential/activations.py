@@ -1,7 +1,9 @@
-"""Common activations in Taylor mode, each as one operation that keeps only what it cannot compute again.
+"""Common activations in Taylor mode, each as one operation that keeps only what it cannot compute
+again.
 
-Written as single torch functions, the chain rule ``op′(x) x_i`` and ``op′(x) x_ij + op″(x) x_i x_j`` would keep every
-factor until the gradient has passed: twice the memory of a training step, and a dozen kernels more.
+Written as single torch functions, the chain rule ``op′(x) x_i`` and
+``op′(x) x_ij + op″(x) x_i x_j`` would keep every factor until the gradient has passed: twice the
+memory of a training step, and a dozen kernels more.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def sigmoid(y: Tensor, order: int) -> Derivatives:
 
 
 class _SiluSlope(torch.autograd.Function):
-    """``g σ′(x)``, keeping g and x: torch's own kernel has no derivative, and its formula keeps every factor."""
+    """``g σ′(x)``, keeping g and x: torch's own kernel has no derivative, and its formula keeps
+    every factor.
+    """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
@@ -60,17 +64,19 @@ class _SiluSlope(torch.autograd.Function):
         return grads[0] * slope, grads[0] * g * bend
 
 
-# Derivatives up to an order, from the input or from the output; the backward of first order; whether both take the
-# output.
-KNOWN: dict[str, tuple[Callable[[Tensor, int], Derivatives], Callable[[Tensor, Tensor], Tensor], bool]] = {
+# Derivatives up to an order, from the input or from the output; the backward of first order;
+# whether both take the output.
+KNOWN: dict[
+    str, tuple[Callable[[Tensor, int], Derivatives], Callable[[Tensor, Tensor], Tensor], bool]
+] = {
     "silu": (silu, _SiluSlope.apply, False),
     "tanh": (tanh, torch.ops.aten.tanh_backward, True),
     "sigmoid": (sigmoid, torch.ops.aten.sigmoid_backward, True),
 }
 
 
-# ``op′ x_i`` from tangent, input and output in one pass, by torch's kernels for the backward: worth it for one tangent,
-# while several share the slope.
+# ``op′ x_i`` from tangent, input and output in one pass, by torch's kernels for the backward: worth
+# it for one tangent, while several share the slope.
 FUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "silu": lambda first, x, y: torch.ops.aten.silu_backward(first, x),
     "tanh": lambda first, x, y: torch.ops.aten.tanh_backward(first, y),
@@ -81,7 +87,8 @@ FUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 class Activation(torch.autograd.Function):
     """``y = op(x)``, ``op′ x_i`` and, for pairs, ``op′ x_ij + op″ x_i x_j``.
 
-    The backward consists of differentiable operations on what was kept: it can be differentiated again.
+    The backward consists of differentiable operations on what was kept: it can be differentiated
+    again.
     """
 
     @staticmethod
@@ -94,7 +101,10 @@ class Activation(torch.autograd.Function):
         first: Tensor,
         second: Tensor | None,
     ) -> tuple[Tensor, ...]:  # (*s,), (k, *s), (p, *s) -> (*s,), (k, *s)[, (p, *s)]
-        """Value, tangents and, unless ``pairs`` is None, second derivatives; ``second`` is None where they vanish."""
+        """Value, tangents and, unless ``pairs`` is None, second derivatives.
+
+        ``second`` is None where they vanish.
+        """
         derivatives, _, of_output = KNOWN[name]
         y = op(x)
         ctx.name, ctx.pairs = name, pairs
@@ -157,7 +167,9 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether the operation may be used: on plain tensors, outside the transforms and forward mode of a caller."""
+    """Whether the operation may be used: on plain tensors, outside the transforms and forward mode
+    of a caller.
+    """
     if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     if in_forward_mode():

@@ -1,7 +1,9 @@
-"""Conditions of a decoder: library size, class, batch: what ``decoder(z, c)`` gets besides the points, row by row.
+"""Conditions of a decoder: library size, class, batch: what ``decoder(z, c)`` gets besides the
+points, row by row.
 
-At a fixed condition the decoder is a map of ``z`` alone, with a geometry of its own. Several points, or pairs of
-points, may each have another condition; they are then computed in one batch all the same.
+At a fixed condition the decoder is a map of ``z`` alone, with a geometry of its own. Several
+points, or pairs of points, may each have another condition; they are then computed in one batch all
+the same.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Condition:
     kind: Hashable
 
     @classmethod
-    def of(cls, where: str, condition: Conditions, batch: torch.Size, device: torch.device) -> Condition | None:
+    def of(
+        cls, where: str, condition: Conditions, batch: torch.Size, device: torch.device
+    ) -> Condition | None:
         """The conditions of points or pairs with these batch axes, one for each or one for all.
 
         Raises:
@@ -50,17 +54,24 @@ class Condition:
         if isinstance(condition, Untransformed):
             further = len(batch) - condition.axes
             own = cls.of(where, condition.given, batch[further:], device)
-            return None if own is None else replace(own, rows=own.rows.repeat(batch[:further].numel()))
+            return (
+                None if own is None else replace(own, rows=own.rows.repeat(batch[:further].numel()))
+            )
         leaves = _leaves(_mapped(lambda x: _checked(where, x, batch, device), condition))
         if not leaves:
             raise DTypeError(
-                where, "a condition that holds at least one tensor", repr(condition), "Leave condition= out."
+                where,
+                "a condition that holds at least one tensor",
+                repr(condition),
+                "Leave condition= out.",
             )
         axes = len(batch)
         shared = all(x.shape[:axes].numel() == 1 for x in leaves)
         lead = torch.Size([1] * axes) if shared else batch
         count = lead.numel()
-        table = _mapped(lambda x: x.expand(*lead, *x.shape[axes:]).reshape(count, *x.shape[axes:]), condition)
+        table = _mapped(
+            lambda x: x.expand(*lead, *x.shape[axes:]).reshape(count, *x.shape[axes:]), condition
+        )
         rows = torch.arange(batch.numel(), device=device)
         return cls(table, torch.zeros_like(rows) if shared else rows, count, _kind(table))
 
@@ -76,7 +87,9 @@ class Condition:
         return replace(self, rows=index)
 
     def spread(self, count: int) -> Condition:
-        """The conditions of ``count`` rows, of which as many belong together, one after the other, as there must be."""
+        """The conditions of ``count`` rows, of which as many belong together, one after the other,
+        as there must be.
+        """
         k = len(self.rows)
         if k == count:
             return self
@@ -89,7 +102,9 @@ class Condition:
         return replace(self, rows=padded_rows(self.rows, multiple))
 
     def blank(self) -> Condition:
-        """A condition of zeros for a single row: what shapes are found out with where there is no row."""
+        """A condition of zeros for a single row: what shapes are found out with where there is no
+        row.
+        """
         table = _mapped(lambda x: x.new_zeros(1, *x.shape[1:]), self.table)
         return replace(self, table=table, rows=self.rows.new_zeros(1), count=1)
 
@@ -98,7 +113,9 @@ class Condition:
         return replace(self, table=_mapped(lambda x: x.detach(), self.table))
 
     def values(self) -> Any:
-        """What the decoder gets: the structure that was given, with one row ``(k, *shape)`` for each."""
+        """What the decoder gets: the structure that was given, with one row ``(k, *shape)`` for
+        each.
+        """
         return _mapped(self._gathered, self.table)
 
     def _gathered(self, x: Tensor) -> Tensor:
@@ -125,12 +142,15 @@ class Condition:
                 "Give it leading axes of length 1, such as condition[:1], and call once for each condition; or give "
                 "pairs of points, each with its condition, to Manifold.distance.",
             )
-        return self.chosen(torch.zeros_like(self.rows[:1]) if len(self.rows) else self.rows.new_zeros(1))
+        return self.chosen(
+            torch.zeros_like(self.rows[:1]) if len(self.rows) else self.rows.new_zeros(1)
+        )
 
 
 @dataclass(frozen=True)
 class Untransformed:
-    """Conditions that were given inside ``torch.func``, for use outside of it, where points have more axes in front.
+    """Conditions that were given inside ``torch.func``, for use outside of it, where points have
+    more axes in front.
 
     Attributes:
         given: As they were given.
@@ -147,7 +167,10 @@ class Untransformed:
         Raises:
             DifferentiationError: When they are.
         """
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in _leaves(_mapped(lambda x: x, condition))):
+        if any(
+            torch._C._functorch.is_functorch_wrapped_tensor(x)
+            for x in _leaves(_mapped(lambda x: x, condition))
+        ):
             raise DifferentiationError(
                 where,
                 "plain conditions inside torch.func",
@@ -170,7 +193,9 @@ def _checked(where: str, x: Tensor, batch: torch.Size, device: torch.device) -> 
             else "",
         )
     if x.device != device:
-        raise DeviceError(where, f"a condition on the points' device {device}", str(x.device), "Move one of them.")
+        raise DeviceError(
+            where, f"a condition on the points' device {device}", str(x.device), "Move one of them."
+        )
     return x
 
 

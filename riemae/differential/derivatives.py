@@ -1,14 +1,17 @@
-"""Derivatives of any batched map ``f: (k, m) -> (k, *shape)``: Jacobian, JVP, VJP, second derivatives.
+"""Derivatives of any batched map ``f: (k, m) -> (k, *shape)``: Jacobian, JVP, VJP, second
+derivatives.
 
-Value, tangents and second derivatives come from one pass in Taylor mode (:mod:`riemae.differential.taylor`), never from a loop over
-the outputs. A map that it cannot treat falls back to nested ``torch.func``, then to portable kernels, then to reverse
-mode twice (``Jv`` as the derivative of ``Jᵀw`` in w), the last announced once by a
-:class:`~riemae.exceptions.FallbackWarning`. A mode is compared with plain autograd before it is trusted. Everything
-works in chunks that fit a processor's cache, and every result is differentiable again.
+Value, tangents and second derivatives come from one pass in Taylor mode
+(:mod:`riemae.differential.taylor`), never from a loop over the outputs. A map that it cannot treat
+falls back to nested ``torch.func``, then to portable kernels, then to reverse mode twice (``Jv`` as
+the derivative of ``Jᵀw`` in w), the last announced once by a
+:class:`~riemae.exceptions.FallbackWarning`. A mode is compared with plain autograd before it is
+trusted. Everything works in chunks that fit a processor's cache, and every result is differentiable
+again.
 
-Trust is earned at several generic points (:func:`riemae.numerics.probe.generic`), and earned again: at the first large
-batch, and at a few of the points of every eighth, sixty-fourth … call of a kind. What autograd says is itself compared
-with differences of the map.
+Trust is earned at several generic points (:func:`riemae.numerics.probe.generic`), and earned again:
+at the first large batch, and at a few of the points of every eighth, sixty-fourth … call of a kind.
+What autograd says is itself compared with differences of the map.
 """
 
 from __future__ import annotations
@@ -45,16 +48,19 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, evidently_finite
 
-# What one chunk may touch. On a processor, the tangents of the widest layer should stay in its cache (PERFORMANCE:
-# 256 to 1,024 points at width 256 with 8 tangents in float64 run 1.6 to 1.9 times faster than everything at once).
+# What one chunk may touch. On a processor, the tangents of the widest layer should stay in its
+# cache (PERFORMANCE: 256 to 1,024 points at width 256 with 8 tangents in float64 run 1.6 to 1.9
+# times faster than everything at once).
 _CPU_BYTES, _DEVICE_BYTES = 8 * 2**20, 512 * 2**20
 _MIN_CHUNK = 16
 
-# Kinds of derivatives: the second order, and those whose formulas need a graph whatever the caller's gradient mode.
+# Kinds of derivatives: the second order, and those whose formulas need a graph whatever the
+# caller's gradient mode.
 _SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
 _IN_GRADIENT_MODE = (*_SECOND_ORDER, "gram", "vjp")
 
-# Points at which a mode is compared with autograd, some at a time, so that rows with different neighbours are.
+# Points at which a mode is compared with autograd, some at a time, so that rows with different
+# neighbours are.
 _TRIES = ([0, 1, 2], [3, 0], [2, 3, 1])
 _POINTS = 4
 # A trusted mode is looked at again after so many calls, then after so many times as many.
@@ -68,7 +74,8 @@ INFERENCE = (
 
 
 def unoptimised(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are silently wrong.
+    """``f``, with the optimiser of ``torch.jit.script`` off: nested derivatives through it are
+    silently wrong.
 
     See pytorch#73972 and #84681.
     """
@@ -76,7 +83,9 @@ def unoptimised(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     scripts: list[Any] = [f] if isinstance(f, torch.jit.ScriptFunction) else []
     if isinstance(owner, nn.Module):
         scripts = [
-            m.forward for m in owner.modules() if isinstance(m, torch.jit.ScriptModule) and hasattr(m, "forward")
+            m.forward
+            for m in owner.modules()
+            if isinstance(m, torch.jit.ScriptModule) and hasattr(m, "forward")
         ]
         scripts = [m for m in scripts if hasattr(m, "_debug_flush_compilation_cache")]
     if not scripts:
@@ -130,17 +139,21 @@ class _Learned:
 
 
 class Differential:
-    """Derivatives of one map, which is taken as ``(k, m) -> (k, D)`` whatever the shape of its output.
+    """Derivatives of one map, which is taken as ``(k, m) -> (k, D)`` whatever the shape of its
+    output.
 
     Args:
         f: ``(k, m) -> (k, *shape)``, row by row. After :meth:`conditioned` it is called with the
             :class:`~riemae.differential.conditions.Condition` of these rows as a second argument.
         chunk_size: Points a chunk; chosen by bytes unless given.
-        what: What the map is called in errors; None for a map of riemae's own making, built on derivatives that have
-            been looked at, whose values may vanish but for rounding of numbers of size 1.
+        what: What the map is called in errors; None for a map of riemae's own making, built on
+            derivatives that have been looked at, whose values may vanish but for rounding of
+            numbers of size 1.
     """
 
-    def __init__(self, f: Callable[..., Tensor], chunk_size: int | None = None, what: str | None = "a map") -> None:
+    def __init__(
+        self, f: Callable[..., Tensor], chunk_size: int | None = None, what: str | None = "a map"
+    ) -> None:
         self._function = unoptimised(f)
         self._chunk_size = chunk_size
         self._what = what
@@ -149,7 +162,9 @@ class Differential:
         self._batch_invariant = False
 
     def batch_invariant(self) -> Differential:
-        """The same map, with the same bits for a point alone and in any batch: see :mod:`riemae.numerics.batch_invariance`."""
+        """The same map, with the same bits for a point alone and in any batch: see
+        :mod:`riemae.numerics.batch_invariance`.
+        """
         twin = copy.copy(self)  # modes are found, and announced, once
         twin._batch_invariant = True
         return twin
@@ -161,7 +176,8 @@ class Differential:
         return twin
 
     def conditioned(self, condition: Condition | None) -> Differential:
-        """The same map under the conditions of rows, one for each point or for each of equally many neighbours.
+        """The same map under the conditions of rows, one for each point or for each of equally many
+        neighbours.
 
         At a fixed condition it is a map of the points alone, and as such it is looked at.
         """
@@ -187,14 +203,15 @@ class Differential:
         pairs: Pairs | None = None,
         then: Callable[..., Any] | None = None,
     ) -> Any:  # (k, m), (k, c, m) -> (k, D), (k, D, c)[, (k, D, p)]
-        """``f``, ``J u_i`` and, for ``pairs``, ``∂²f(u_i, u_j)``: what all forward derivatives come from.
+        """``f``, ``J u_i`` and, for ``pairs``, ``∂²f(u_i, u_j)``: what all forward derivatives come
+        from.
 
         Args:
             z: Points.
             directions: ``u``, c of them at every point; the coordinate directions unless given.
             pairs: The p pairs (i, j) whose second derivatives are wanted.
-            then: Applied to each chunk's results while they are in the cache; one row a point. Its own results are
-                returned instead.
+            then: Applied to each chunk's results while they are in the cache; one row a point. Its
+                own results are returned instead.
         """
         c = z.shape[-1] if directions is None else directions.shape[1]
         kind = "second derivatives" if pairs is not None else "jacobian"
@@ -216,14 +233,20 @@ class Differential:
         """``J(z)``."""
         return self.value_and_jacobian(z)[1]
 
-    def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, m) -> (k, D), (k, D)
+    def jvp(
+        self, z: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (k, m), (k, m) -> (k, D), (k, D)
         """``f(z)`` and ``Jv``."""
         x, tangents = self.jets(z, v[:, None])
         return x, tangents[..., 0]
 
-    def vjp(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
+    def vjp(
+        self, z: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (k, m), (k, D) -> (k, D), (k, m)
         """``f(z)`` and ``Jᵀw``."""
-        return self._run("vjp", 2, lambda mode, f, again, z, w: mode.reverse(f, z, lambda x: w, again), z, w)
+        return self._run(
+            "vjp", 2, lambda mode, f, again, z, w: mode.reverse(f, z, lambda x: w, again), z, w
+        )
 
     def gram_product(
         self, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -236,9 +259,13 @@ class Differential:
             lower: ``(x, Jv) -> HJv``; the identity unless given.
         """
         chosen = lower or (lambda x, tangent: tangent)
-        return self._run("gram", 4, lambda mode, f, again, z, v: mode.gram(f, z, v, chosen, again), z, v)
+        return self._run(
+            "gram", 4, lambda mode, f, again, z, v: mode.gram(f, z, v, chosen, again), z, v
+        )
 
-    def taylor(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
+    def taylor(
+        self, z: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
         """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
         x, tangents, second = self.jets(z, v[:, None], Pairs([0], [0]))
         return x, tangents[..., 0], second[..., 0]
@@ -247,7 +274,9 @@ class Differential:
         """``∂²f(u, v)``."""
         return self.jets(z, torch.stack([u, v], 1), Pairs([0], [1]))[2][..., 0]
 
-    def second_jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D, m), (k, D, m, m)
+    def second_jet(
+        self, z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, D), (k, D, m), (k, D, m, m)
         """Value, Jacobian and all second derivatives."""
         pairs = Pairs.all(z.shape[-1])
         x, j, second = self.jets(z, pairs=pairs)
@@ -264,7 +293,8 @@ class Differential:
     def contractions(
         self, z: Tensor, a: Tensor, covectors: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, s, D) -> (k, D), (k, D, m), (k, s, m, m)
-        """``f``, ``J`` and ``c·∂²f`` for covectors ``c = covectors(f, J, a)``: one forward pass, s reverse ones.
+        """``f``, ``J`` and ``c·∂²f`` for covectors ``c = covectors(f, J, a)``: one forward pass, s
+        reverse ones.
 
         Args:
             z: Points.
@@ -281,7 +311,9 @@ class Differential:
     def expansion(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m), (k, m, m)
-        """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once: one forward, one reverse pass."""
+        """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once: one forward, one
+        reverse pass.
+        """
         k = len(z)
 
         def formula(mode: Mode, f: BatchedMap, again: bool, z: Tensor) -> Any:
@@ -294,9 +326,11 @@ class Differential:
     def slope(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, m)
-        """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse pass.
+        """``f`` and ``Jᵀa`` with ``a = covector(f)``, all points at once: one forward, one reverse
+        pass.
 
-        ``covector`` may meet more rows than there are points, behind theirs, and what it says of them does not matter.
+        ``covector`` may meet more rows than there are points, behind theirs, and what it says of
+        them does not matter.
         """
         return self._run("vjp", 0, lambda mode, f, again, z: mode.reverse(f, z, covector, again), z)
 
@@ -309,7 +343,9 @@ class Differential:
             return mode.push(f, z, v)[1]
 
     def chunk(self, z: Tensor, passes: int) -> int:
-        """Points ``(k, m)`` a chunk when ``passes`` tangents of the widest layer are held at once."""
+        """Points ``(k, m)`` a chunk when ``passes`` tangents of the widest layer are held at
+        once.
+        """
         if not passes:
             return len(z)
         if self._chunk_size is not None:
@@ -336,9 +372,11 @@ class Differential:
         return self._function(z, self._condition.spread(len(z)))
 
     def _map(self, mode: Mode, again: bool) -> BatchedMap:
-        """The map as a formula differentiates it: what happens inside it is looked at, not the arithmetic around it.
+        """The map as a formula differentiates it: what happens inside it is looked at, not the
+        arithmetic around it.
 
-        Jets bring primitives of their own, and one reverse pass that nobody differentiates needs none.
+        Jets bring primitives of their own, and one reverse pass that nobody differentiates needs
+        none.
         """
         return self._flat if isinstance(mode, Taylor) and not again else self._exact
 
@@ -353,15 +391,27 @@ class Differential:
 
     # Modes and chunks.
 
-    def _run(self, kind: str, passes: int, formula: Callable[..., Any], z: Tensor, *others: Tensor) -> Any:
-        if torch.is_inference_mode_enabled() or z.is_inference() or any(x.is_inference() for x in others):
-            # Nothing made in inference mode can be differentiated: work on normal copies outside of it.
+    def _run(
+        self, kind: str, passes: int, formula: Callable[..., Any], z: Tensor, *others: Tensor
+    ) -> Any:
+        if (
+            torch.is_inference_mode_enabled()
+            or z.is_inference()
+            or any(x.is_inference() for x in others)
+        ):
+            # Nothing made in inference mode can be differentiated: work on normal copies outside of
+            # it.
             grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
             with torch.inference_mode(False), torch.set_grad_enabled(grad):
                 z, *others = (x.clone() if x.is_inference() else x for x in (z, *others))  # type: ignore[assignment]
                 return self._run(kind, passes, formula, z, *others)
         mode, again = self._mode(kind, z), torch.is_grad_enabled()
-        if again and kind in _IN_GRADIENT_MODE and len(z) and not any(x.requires_grad for x in (z, *others)):
+        if (
+            again
+            and kind in _IN_GRADIENT_MODE
+            and len(z)
+            and not any(x.requires_grad for x in (z, *others))
+        ):
             again = (
                 self._at(0)._flat(z[:1]).requires_grad
             )  # a reverse pass brings a graph of its own: none unless wanted
@@ -370,23 +420,34 @@ class Differential:
         def evaluate(part: Differential, *chunk: Tensor) -> Any:
             with mode.active(second_order, primitives=False):
                 out = formula(mode, part._map(mode, again), again, *chunk)
-            if torch.is_grad_enabled() or not isinstance(mode, Nested) or not (second_order or mode.announced):
+            if (
+                torch.is_grad_enabled()
+                or not isinstance(mode, Nested)
+                or not (second_order or mode.announced)
+            ):
                 return out
-            # A copy without the graph; detach() would also drop the tangents of a caller's forward mode.
+            # A copy without the graph; detach() would also drop the tangents of a caller's forward
+            # mode.
             return tuple(x.clone() for x in out) if isinstance(out, tuple) else out.clone()
 
         try:
             return self._chunked(passes, evaluate, z, *others)
         except RuntimeError as reason:  # a branch that no probe has met, with something that Taylor mode does not carry
-            if not isinstance(mode, Taylor) or isinstance(reason, (RiemaeError, torch.OutOfMemoryError)):
+            if not isinstance(mode, Taylor) or isinstance(
+                reason, (RiemaeError, torch.OutOfMemoryError)
+            ):
                 raise
             self._distrust(self._key(kind, z), mode)
             return self._run(kind, passes, formula, z, *others)
 
     def _chunked(self, passes: int, f: Callable[..., Any], *args: Tensor) -> Any:
-        """``f`` of this map, with the conditions of the rows at hand, and of these rows; some rows at a time."""
+        """``f`` of this map, with the conditions of the rows at hand, and of these rows.
+
+        Some rows at a time.
+        """
         if not len(args[0]):
-            # Many layers refuse an empty batch: take the shapes from one point at the origin, and keep none of it.
+            # Many layers refuse an empty batch: take the shapes from one point at the origin, and
+            # keep none of it.
             out = f(self._at(0), *(x.new_zeros(1, *x.shape[1:]) for x in args))
             return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
         # Forward mode refuses views whose elements share memory, such as expanded points.
@@ -402,7 +463,11 @@ class Differential:
                 return tuple(x[:k] for x in out) if isinstance(out, tuple) else out[:k]
 
         size = self.chunk(args[0], passes)
-        whole = self if self._condition is None else self.conditioned(self._condition.spread(len(args[0])))
+        whole = (
+            self
+            if self._condition is None
+            else self.conditioned(self._condition.spread(len(args[0])))
+        )
         if len(args[0]) <= size:
             return f(whole, *args)
         chunks = zip(*(x.split(size) for x in args), strict=True)
@@ -416,8 +481,9 @@ class Differential:
         return self if c is None else self.conditioned(c.select(slice(first, first + count)))
 
     def _key(self, kind: str, z: Tensor) -> tuple[Any, ...]:
-        # Kernels differ by dtype, and without gradient mode: what works in one need not work in the other. Inside a
-        # caller's torch.func nothing can be checked, and torch.autograd is out of reach.
+        # Kernels differ by dtype, and without gradient mode: what works in one need not work in the
+        # other. Inside a caller's torch.func nothing can be checked, and torch.autograd is out of
+        # reach.
         return (kind, z.device.type, z.dtype, torch.is_grad_enabled(), self._kind, transformed())
 
     @property
@@ -429,7 +495,8 @@ class Differential:
         """The first mode that can differentiate the map, tried on a few points and remembered.
 
         Raises:
-            DifferentiationError: When none can, or when what autograd says is not the derivative of the map.
+            DifferentiationError: When none can, or when what autograd says is not the derivative of
+                the map.
             RiemaeError: What the map itself raises about its input.
         """
         key = self._key(kind, z)
@@ -452,11 +519,15 @@ class Differential:
         start = z.detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
         sample = start[:1]
         if comparable:
-            sample = torch.cat([probe.generic(self._flat, start, _POINTS - 1, self.chunk(start, 1)), sample])
+            sample = torch.cat(
+                [probe.generic(self._flat, start, _POINTS - 1, self.chunk(start, 1)), sample]
+            )
             self._ask(start, sample)
         reasons: list[str] = []
         for mode in NESTED if transformed or kind == "pushforward" else MODES:
-            if mode in self._learned.refused.get(key, ()) or (mode.approximate and not _once(reasons)):
+            if mode in self._learned.refused.get(key, ()) or (
+                mode.approximate and not _once(reasons)
+            ):
                 continue
             if mode.announced and not mode.approximate and comparable and self._cut(start, sample):
                 reasons.append(f"{mode.name}: its derivative cannot be differentiated again")
@@ -470,11 +541,15 @@ class Differential:
                 expected = (RuntimeError, AssertionError, ValueError)
                 if isinstance(mode, Nested) and not isinstance(reason, expected):
                     raise
-                lines = str(reason).strip().splitlines() or [type(reason).__name__]  # an assertion may say nothing
+                lines = str(reason).strip().splitlines() or [
+                    type(reason).__name__
+                ]  # an assertion may say nothing
                 reasons.append(f"{mode.name}: {lines[0]}")
                 continue
             if known:  # where the map has no value, nothing has been learned
-                self._learned.modes[key] = _Trusted(mode, due=_AGAIN if comparable else 0, large=not comparable)
+                self._learned.modes[key] = _Trusted(
+                    mode, due=_AGAIN if comparable else 0, large=not comparable
+                )
                 self._learned.modes[key].large |= len(z) >= probe.LARGE_BATCH
             if mode.announced:
                 self._announce(reasons, mode.approximate)
@@ -483,12 +558,15 @@ class Differential:
             got, remedy = "weights or constants made under torch.inference_mode()", INFERENCE
         elif (rounded := self._rounded(sample)) is not None:
             got = f"numbers of {rounded} inside of it"
-            remedy = (
-                f"Rounding has no derivative: convert all of it to {z.dtype}, or z to the dtype that it computes in."
-            )
+            remedy = f"Rounding has no derivative: convert all of it to {z.dtype}, or z to the dtype that it computes in."
         else:
-            got, remedy = _distinct(reasons), "Is every operation of the decoder a differentiable torch operation?"
-        raise DifferentiationError("differential", f"a map that torch can differentiate ({kind})", got, remedy)
+            got, remedy = (
+                _distinct(reasons),
+                "Is every operation of the decoder a differentiable torch operation?",
+            )
+        raise DifferentiationError(
+            "differential", f"a map that torch can differentiate ({kind})", got, remedy
+        )
 
     def _rounded(self, sample: Tensor) -> torch.dtype | None:
         """A dtype inside the map that carries fewer digits than the points."""
@@ -501,10 +579,12 @@ class Differential:
         return max(coarse, key=lambda d: torch.finfo(d).eps, default=None)
 
     def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, z: Tensor) -> None:
-        """Compare a trusted mode with autograd at points of this call: branches, regions, and states change.
+        """Compare a trusted mode with autograd at points of this call: branches, regions, and
+        states change.
 
         Raises:
-            RiemaeError: What the map itself raises about its input, or what is wrong with its derivative.
+            RiemaeError: What the map itself raises about its input, or what is wrong with its
+                derivative.
         """
         if trusted.calls == trusted.due:
             trusted.due *= _AGAIN
@@ -538,7 +618,8 @@ class Differential:
         self._learned.modes.pop(key, None)
 
     def _ask(self, z: Tensor, points: Tensor) -> None:
-        """Compare what autograd reports with differences of the map, once for every dtype and device.
+        """Compare what autograd reports with differences of the map, once for every dtype and
+        device.
 
         Raises:
             DifferentiationError: When it is not the derivative of the map.
@@ -557,10 +638,13 @@ class Differential:
                 self._learned.asked.add(key)
                 return
             got, remedy = probe.explained(found, self._flat)
-        raise DifferentiationError("differential", f"{self._what} whose derivative torch.autograd knows", got, remedy)
+        raise DifferentiationError(
+            "differential", f"{self._what} whose derivative torch.autograd knows", got, remedy
+        )
 
     def _cut(self, z: Tensor, points: Tensor) -> bool:
-        """Whether a part of autograd's second derivative is missing, silently: ``once_differentiable`` beside others.
+        """Whether a part of autograd's second derivative is missing, silently:
+        ``once_differentiable`` beside others.
 
         Reverse mode twice would lack that part of the first derivative.
         """
@@ -585,14 +669,21 @@ class Differential:
         return pulled if z.requires_grad else pulled.detach()
 
     def _check(
-        self, kind: str, mode: Mode, points: Tensor, comparable: bool, tries: Sequence[list[int]] = _TRIES
+        self,
+        kind: str,
+        mode: Mode,
+        points: Tensor,
+        comparable: bool,
+        tries: Sequence[list[int]] = _TRIES,
     ) -> bool:  # (k, m)
-        """Refuse a mode that fails or is silently wrong: plain reverse mode must find the same numbers.
+        """Refuse a mode that fails or is silently wrong: plain reverse mode must find the same
+        numbers.
 
-        Wrong are hand-written ``jvp`` rules, ``torch.no_grad`` inside the map (forward mode does not heed it), fused
-        layers whose first derivative cannot be differentiated rightly again (pytorch#198017), second derivatives of
-        torch's linear algebra, in Taylor mode a map whose intermediate results do not keep the points apart along their
-        first axis, and ``torch.jit.script`` hidden in a closure, which loses derivatives from its second call on
+        Wrong are hand-written ``jvp`` rules, ``torch.no_grad`` inside the map (forward mode does
+        not heed it), fused layers whose first derivative cannot be differentiated rightly again
+        (pytorch#198017), second derivatives of torch's linear algebra, in Taylor mode a map whose
+        intermediate results do not keep the points apart along their first axis, and
+        ``torch.jit.script`` hidden in a closure, which loses derivatives from its second call on
         (pytorch#73972): hence three tries, each point among other ones, with covectors of its own.
 
         Returns:
@@ -608,13 +699,18 @@ class Differential:
             rows = [row for row in rows if row < len(points)][: max(1, self.chunk(points, 1))]
             point = points.detach()[rows].clone()
             point = point.requires_grad_() if comparable else point
-            # One direction for all points, without memory of its own, as coordinate directions are: some layers mind.
+            # One direction for all points, without memory of its own, as coordinate directions are:
+            # some layers mind.
             v = torch.linspace(1, 2, point.shape[-1], dtype=point.dtype, device=point.device)
             v = (probe.normal(point, *v.shape, source=source) if comparable else v).expand_as(point)
             with torch.no_grad():
                 x = self._flat(point.detach())
                 if comparable:
-                    floor = 1e3 * eps * float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
+                    floor = (
+                        1e3 * eps * float(x.abs().nan_to_num(0.0, 0.0, 0.0).max())
+                        if x.numel()
+                        else 0.0
+                    )
                     alone = self._flat(point.detach()[:1])
                     if not torch.allclose(x[:1], alone, rtol=limit, atol=floor, equal_nan=True):
                         raise DifferentiationError(
@@ -634,7 +730,14 @@ class Differential:
                 return True  # no second backward: nothing to compare with
         return known
 
-    def _agrees(self, kind: str, mode: Mode, point: Tensor, v: Tensor, found: list[tuple[Tensor, Tensor, int]]) -> bool:
+    def _agrees(
+        self,
+        kind: str,
+        mode: Mode,
+        point: Tensor,
+        v: Tensor,
+        found: list[tuple[Tensor, Tensor, int]],
+    ) -> bool:
         """Compare with plain autograd; False when it has no answer.
 
         Raises:
@@ -642,14 +745,18 @@ class Differential:
         """
         if mode.approximate and kind in _SECOND_ORDER:
             return False
-        again = torch.is_grad_enabled() and kind not in _SECOND_ORDER  # results are differentiated by the caller
+        again = (
+            torch.is_grad_enabled() and kind not in _SECOND_ORDER
+        )  # results are differentiated by the caller
         limit, eps = tolerance(point.dtype).check, tolerance(point.dtype).eps
         compared = []
         try:
             with NESTED[-1].active(second_order=True):
                 x = self._flat(point)
                 if not x.requires_grad and not isinstance(mode, Nested):
-                    raise RuntimeError("the map is constant, or leaves torch")  # nested modes know which
+                    raise RuntimeError(
+                        "the map is constant, or leaves torch"
+                    )  # nested modes know which
                 for actual, w, power in found:
                     pulled = _slope((w * x).sum(), point)
                     products = pulled * v
@@ -662,7 +769,8 @@ class Differential:
                             if kind in _SECOND_ORDER or not isinstance(mode, Nested):
                                 raise
                             second = False
-                    # Rounding is relative to what was added up; to all of it where a row's own derivatives vanish.
+                    # Rounding is relative to what was added up; to all of it where a row's own
+                    # derivatives vanish.
                     size, bent = products.detach().abs().sum(-1), (bend * v).detach().abs().sum(-1)
                     noise = (w * x).detach().abs().sum(-1) + size + bent
                     if self._what is None:
@@ -674,12 +782,16 @@ class Differential:
                         compared.append((actual, expected, size, floor))
                     if again and second and not mode.approximate:
                         slopes = power * bend
-                        compared.append((_slope(actual.sum(), point), slopes, slopes.detach().abs(), floor))
+                        compared.append(
+                            (_slope(actual.sum(), point), slopes, slopes.detach().abs(), floor)
+                        )
         except RuntimeError:
             if not isinstance(mode, Nested):
                 raise
             return False
-        sound = x.detach().isfinite().all(-1)  # where the map has no value, its derivatives mean nothing
+        sound = (
+            x.detach().isfinite().all(-1)
+        )  # where the map has no value, its derivatives mean nothing
         for ours, theirs, size, floor in compared:
             off = (ours - theirs).abs() > limit * (size + ours.detach().abs()) + floor
             if bool(off[sound].any()):
@@ -689,9 +801,11 @@ class Differential:
     def _probe(
         self, kind: str, mode: Mode, z: Tensor, v: Tensor, w: Tensor
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor, int]]]:  # -> (k, D), [((k,), (k, D), power)]
-        """``f`` and, by the way that ``kind`` takes, numbers ``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` with their covectors.
+        """``f`` and, by the way that ``kind`` takes, numbers ``⟨w, Jv⟩`` or ``⟨w, ∂²f(v, v)⟩`` with
+        their covectors.
 
-        ``⟨w, Jv⟩`` with ``w = Jv`` changes with the point twice as fast as with a constant w: hence a power.
+        ``⟨w, Jv⟩`` with ``w = Jv`` changes with the point twice as fast as with a constant w: hence
+        a power.
         """
         again = torch.is_grad_enabled() and kind not in _SECOND_ORDER
         f = self._map(mode, again)
@@ -731,7 +845,9 @@ class Differential:
             )
 
     def _seen(self, z: Tensor) -> list[int]:
-        """Numbers a point in every tensor inside ``f``, found by running one and three points through it."""
+        """Numbers a point in every tensor inside ``f``, found by running one and three points
+        through it.
+        """
         known = self._learned.widths.get(self._kind)
         if known is not None:
             return known
@@ -742,8 +858,8 @@ class Differential:
             with torch.no_grad(), untraced(_OutputSizes)() as seen:
                 x = first._evaluated(z[:1].detach().repeat(count, 1))
             sizes.append([*seen.sizes, x.numel()])
-        # Tensors that do not grow with the batch are parameters; a map whose operations differ between
-        # the two runs is judged by its output.
+        # Tensors that do not grow with the batch are parameters; a map whose operations differ
+        # between the two runs is judged by its output.
         per_point = [(b - a) // 2 for a, b in zip(sizes[0], sizes[1], strict=False)]
         if len(sizes[0]) != len(sizes[1]):
             per_point = [sizes[0][-1], 1]
@@ -778,7 +894,9 @@ def _slope(x: Tensor, point: Tensor) -> Tensor:
 
 
 def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
-    """Derivatives may exist where the map has no value (log): NaN there, so that nothing is built on them."""
+    """Derivatives may exist where the map has no value (log): NaN there, so that nothing is built
+    on them.
+    """
     if evidently_finite(x):
         return derivatives
     ok = concrete(x.isfinite().all(-1))

@@ -1,4 +1,6 @@
-"""Derivatives of any function of rows, as functions: Jacobian, products with it, second derivatives."""
+"""Derivatives of any function of rows, as functions: Jacobian, products with it, second
+derivatives.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
 
 
 @in_full_precision
-def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
+def jvp(
+    f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """``f(z)`` and ``J(z) v``, both ``(*b, *shape)``, for ``z`` and ``v`` of shape ``(*b, m)``."""
     d, flat, shape = _prepared("jvp", f, z, chunk_size)
     x, tangent = d.jvp(flat, _like(v, z, flat))
@@ -46,28 +50,43 @@ def jvp(f: BatchedMap, z: Tensor, v: Tensor, chunk_size: int | None = None) -> t
 
 
 @in_full_precision
-def vjp(f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape ``(*b, *shape)``."""
+def vjp(
+    f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape
+    ``(*b, *shape)``.
+    """
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
     x, pulled = d.vjp(flat, _covector("vjp", w, z, shape, flat))
     return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
 
 
 @in_full_precision
-def second_derivative(f: BatchedMap, z: Tensor, u: Tensor, v: Tensor, chunk_size: int | None = None) -> Tensor:
-    """Second directional derivative ``∂²f(u, v)`` at ``z``, ``(*b, *shape)``; ``z``, ``u``, ``v`` are ``(*b, m)``."""
+def second_derivative(
+    f: BatchedMap, z: Tensor, u: Tensor, v: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Second directional derivative ``∂²f(u, v)`` at ``z``, ``(*b, *shape)``.
+
+    ``z``, ``u``, ``v`` are ``(*b, m)``.
+    """
     d, flat, shape = _prepared("second_derivative", f, z, chunk_size)
-    return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape((*z.shape[:-1], *shape))
+    return d.second_derivative(flat, _like(u, z, flat), _like(v, z, flat)).reshape(
+        (*z.shape[:-1], *shape)
+    )
 
 
 @in_full_precision
 def contraction(f: BatchedMap, z: Tensor, a: Tensor, chunk_size: int | None = None) -> Tensor:
     """``a·∂²f``, ``(*b, m, m)``: the Hessian of ``⟨a, f⟩`` for ``a`` of shape ``(*b, *shape)``."""
     d, flat, shape = _prepared("contraction", f, z, chunk_size)
-    return d.contraction(flat, _covector("contraction", a, z, shape, flat)).reshape(*z.shape, z.shape[-1])
+    return d.contraction(flat, _covector("contraction", a, z, shape, flat)).reshape(
+        *z.shape, z.shape[-1]
+    )
 
 
-def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> tuple[Differential, Tensor, torch.Size]:
+def _prepared(
+    where: str, f: BatchedMap, z: Tensor, chunk_size: int | None
+) -> tuple[Differential, Tensor, torch.Size]:
     flat = z.reshape(-1, z.shape[-1])
     with torch.no_grad():
         sample = f(flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1]))
@@ -83,7 +102,9 @@ def _prepared(where: str, f: BatchedMap, z: Tensor, chunk_size: int | None) -> t
     return Differential(f, chunk_size), flat, sample.shape[1:]
 
 
-def _refuse_dependence(where: str, f: BatchedMap, flat: Tensor, size: int, chunk_size: int | None) -> None:
+def _refuse_dependence(
+    where: str, f: BatchedMap, flat: Tensor, size: int, chunk_size: int | None
+) -> None:
     """Refuse a map whose rows notice each other.
 
     Raises:
@@ -95,7 +116,9 @@ def _refuse_dependence(where: str, f: BatchedMap, flat: Tensor, size: int, chunk
     try:
         with torch.no_grad(), restored(flat.device):
             found = probe.dependence_around(f, flat.detach(), size, limit)
-    except probe.FAILURES:  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
+    except (
+        probe.FAILURES
+    ):  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
         return
     if found is not None:
         raise DifferentiationError(where, *found.message("map"))
@@ -117,6 +140,9 @@ def _covector(where: str, w: Tensor, z: Tensor, shape: torch.Size, flat: Tensor)
     expected = (*z.shape[:-1], *shape)
     if w.shape != expected:
         raise ShapeError(
-            where, f"covectors of shape {expected}", str(tuple(w.shape)), "A covector has its output's shape."
+            where,
+            f"covectors of shape {expected}",
+            str(tuple(w.shape)),
+            "A covector has its output's shape.",
         )
     return w.reshape(len(flat), shape.numel())

@@ -1,9 +1,9 @@
 """Ways to differentiate a map ``f: (b, m) -> (b, D)``, one chunk of points at a time.
 
-Taylor mode (:mod:`riemae.differential.taylor`) is the fastest by far; nested ``torch.func`` takes more kinds of maps; reverse mode
-twice takes all that has a second backward, by ``torch.autograd`` alone where ``torch.func`` does not take it; reverse
-mode once, and differences of it, takes what has no second one.
-:class:`riemae.differential.derivatives.Differential` tries them in this order.
+Taylor mode (:mod:`riemae.differential.taylor`) is the fastest by far; nested ``torch.func`` takes
+more kinds of maps; reverse mode twice takes all that has a second backward, by ``torch.autograd``
+alone where ``torch.func`` does not take it; reverse mode once, and differences of it, takes what
+has no second one. :class:`riemae.differential.derivatives.Differential` tries them in this order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ Covectors = Callable[[Tensor, Tensor], Tensor]
 
 @contextmanager
 def _portable_kernels() -> Iterator[None]:
-    """Switch fused attention off, oneDNN's and the transformer's fused layers, which have no derivative.
+    """Switch fused attention off, oneDNN's and the transformer's fused layers, which have no
+    derivative.
 
     One thread at a time: a mode without them that is tried in the meantime would seem to work.
     ``torch.backends.mkldnn.flags`` would also touch, and warn of, TF32.
@@ -60,7 +61,10 @@ _EAGER = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 @dataclass(frozen=True)
 class Mode(ABC):
-    """One way to differentiate; ``portable`` switches fused kernels off, which often lack derivatives."""
+    """One way to differentiate.
+
+    ``portable`` switches fused kernels off, which often lack derivatives.
+    """
 
     name: str
     portable: bool = True
@@ -68,7 +72,10 @@ class Mode(ABC):
     approximate: bool = False
 
     def active(self, second_order: bool, primitives: bool = True) -> AbstractContextManager[Any]:
-        """What must hold while the mode is at work; ``primitives`` unless the map itself brings them."""
+        """What must hold while the mode is at work.
+
+        ``primitives`` unless the map itself brings them.
+        """
         wanted: list[Callable[[], AbstractContextManager[Any]]] = []
         if "torch._dynamo" in sys.modules:
             refuse_compiling()
@@ -79,7 +86,8 @@ class Mode(ABC):
         if self.portable:
             wanted.append(_portable_kernels)
         if second_order or self.announced:
-            # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
+            # Without gradient mode some kernels (SiLU, Mish) record a backward that has no
+            # derivative of its own.
             wanted.append(torch.enable_grad)
         if len(wanted) > 1:
             return _all(wanted)
@@ -89,7 +97,10 @@ class Mode(ABC):
     def forward(
         self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
     ) -> tuple[Tensor, ...]:  # (b, m), (c, b, m) -> (b, D), (c, b, D)[, (p, b, D)]
-        """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``; ``again``: to be differentiated again."""
+        """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``.
+
+        ``again``: to be differentiated again.
+        """
 
     def reverse(
         self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], again: bool
@@ -99,7 +110,12 @@ class Mode(ABC):
         return x, pull(covector(x))[0]
 
     def gram(
-        self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
+        self,
+        f: BatchedMap,
+        z: Tensor,
+        v: Tensor,
+        lower: Callable[[Tensor, Tensor], Tensor],
+        again: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``f``, ``Jv`` and ``Jᵀ lower(f, Jv)``."""
         x, tangents = self.forward(f, z, v[None], None, again)
@@ -111,7 +127,9 @@ class Mode(ABC):
     def expansion(
         self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
     ) -> tuple[Tensor, Tensor, Tensor]:  # -> (b, D), (c, b, D), (s, b, m, m)
-        """``f``, ``J`` (directions first), and ``a·∂²f`` for covectors ``a = covectors(f, J)`` ``(s, b, D)``."""
+        """``f``, ``J`` (directions first), and ``a·∂²f`` for covectors ``a = covectors(f, J)``
+        ``(s, b, D)``.
+        """
 
 
 @contextmanager
@@ -154,7 +172,12 @@ class Taylor(Mode):
         return out, _pulled(x, [start], covector(out), again)[0]
 
     def gram(
-        self, f: BatchedMap, z: Tensor, v: Tensor, lower: Callable[[Tensor, Tensor], Tensor], again: bool
+        self,
+        f: BatchedMap,
+        z: Tensor,
+        v: Tensor,
+        lower: Callable[[Tensor, Tensor], Tensor],
+        again: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`; the reverse pass goes through the primal of the forward one."""
         start, tape = _leaf(z, again), Tape(again, len(z))
@@ -164,7 +187,9 @@ class Taylor(Mode):
             covector = lower(out, tangents[0])
         return out, tangents[0], _pulled(x, [start], covector, again)[0]
 
-    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`, from one forward pass, and one reverse pass a covector."""
         m = z.shape[-1]
         start, tape = _leaf(z, again), Tape(again, len(z), Pairs.all(m), recorded=[])
@@ -191,15 +216,22 @@ def _leaf(z: Tensor, again: bool) -> Tensor:
     return z.view_as(z) if again and z.requires_grad else z.detach().requires_grad_()
 
 
-def _pulled(x: Tensor, ends: list[Tensor], a: Tensor, again: bool, keep: bool = False) -> tuple[Tensor, ...]:
+def _pulled(
+    x: Tensor, ends: list[Tensor], a: Tensor, again: bool, keep: bool = False
+) -> tuple[Tensor, ...]:
     if not x.requires_grad:
         return tuple(torch.zeros_like(y) for y in ends)
-    return torch.autograd.grad(x, ends, a, retain_graph=again or keep, create_graph=again, materialize_grads=True)
+    return torch.autograd.grad(
+        x, ends, a, retain_graph=again or keep, create_graph=again, materialize_grads=True
+    )
 
 
 @dataclass(frozen=True)
 class Nested(Mode):
-    """``torch.func``, forward mode over forward mode; ``vectorised`` over the directions or one after the other."""
+    """``torch.func``, forward mode over forward mode.
+
+    ``vectorised`` over the directions or one after the other.
+    """
 
     vectorised: bool = True
 
@@ -212,16 +244,21 @@ class Nested(Mode):
         self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, again: bool
     ) -> tuple[Tensor, ...]:
         """As in :class:`Mode`."""
-        # The primal does not depend on the direction: vmap computes it once and returns it expanded.
+        # The primal does not depend on the direction: vmap computes it once and returns it
+        # expanded.
         x, first = self._along(lambda v: self.push(f, z, v), directions)
         if pairs is None:
             return x[0], first
         second = self._along(
-            lambda u, v: self.push(lambda z: self.push(f, z, v)[1], z, u)[1], directions[pairs.i], directions[pairs.j]
+            lambda u, v: self.push(lambda z: self.push(f, z, v)[1], z, u)[1],
+            directions[pairs.i],
+            directions[pairs.j],
         )
         return x[0], first, second
 
-    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`, by m forward products of ``Jᵀa`` a covector."""
         x, j = self.forward(f, z, basis(z), None, again)
         forms = torch.stack([self._contraction(f, z, a) for a in covectors(x, j).unbind()])
@@ -259,7 +296,8 @@ class Reverse(Nested):
 class Plain(Reverse):
     """Reverse mode twice by torch.autograd alone: for what ``torch.func`` does not take.
 
-    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, maps that differentiate inside.
+    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, maps that
+    differentiate inside.
     """
 
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,7 +322,9 @@ class Plain(Reverse):
                 bent = _pulled(first[i], [start], a, True, True)[0]  # ∂(Jᵀa u_i), linear in a
                 columns = [j for left, j in zip(pairs.i, pairs.j, strict=True) if left == i]
                 second += [_pulled(bent, [a], directions[j], True, True)[0] for j in columns]
-            order = [n for i in dict.fromkeys(pairs.i) for n, left in enumerate(pairs.i) if left == i]
+            order = [
+                n for i in dict.fromkeys(pairs.i) for n, left in enumerate(pairs.i) if left == i
+            ]
             places = sorted(range(len(order)), key=order.__getitem__)
             return x, first, torch.stack([second[n] for n in places])
 
@@ -314,10 +354,11 @@ class Plain(Reverse):
 
 @dataclass(frozen=True)
 class Differences(Nested):
-    """``J`` row by row in reverse mode, and central differences of it: for maps with one backward pass alone.
+    """``J`` row by row in reverse mode, and central differences of it: for maps with one backward
+    pass alone.
 
-    Those are ``once_differentiable`` functions, backward passes by numpy, adjoint equations. What comes of it cannot be
-    differentiated again, and says so.
+    Those are ``once_differentiable`` functions, backward passes by numpy, adjoint equations. What
+    comes of it cannot be differentiated again, and says so.
     """
 
     announced: bool = True
@@ -335,7 +376,9 @@ class Differences(Nested):
         for i, columns, _ in pairs.runs:
             u = directions[i]
             h = _reach(z) / u.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-            change = (self._rows(f, z + h * u)[1] - self._rows(f, z - h * u)[1]) / (2 * h[..., None])
+            change = (self._rows(f, z + h * u)[1] - self._rows(f, z - h * u)[1]) / (
+                2 * h[..., None]
+            )
             parts.append(torch.einsum("bdm,cbm->cbd", change, directions[columns]))
         return _closed(again, x, first, torch.cat(parts))
 
@@ -347,14 +390,17 @@ class Differences(Nested):
         out: tuple[Tensor, Tensor] = _closed(again, x, pulled)  # type: ignore[assignment]
         return out
 
-    def expansion(self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covectors: Covectors, again: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As in :class:`Mode`, by 2 m more reverse passes a covector."""
         x, j = self._rows(f, z)
         first, h, forms = j.movedim(-1, 0), _reach(z), []
         for a in covectors(x, first).detach().unbind():
             fixed = partial(_first, a)
             rows = [
-                (self._pull(f, z + h * e, fixed)[1] - self._pull(f, z - h * e, fixed)[1]) / (2 * h) for e in basis(z)
+                (self._pull(f, z + h * e, fixed)[1] - self._pull(f, z - h * e, fixed)[1]) / (2 * h)
+                for e in basis(z)
             ]
             forms.append(torch.stack(rows, -2))
         form = torch.stack(forms)
@@ -362,11 +408,15 @@ class Differences(Nested):
         return out
 
     @staticmethod
-    def _pull(f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _pull(
+        f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             start = z.detach().requires_grad_()
             x = _graph(f, start)
-            return x.detach(), torch.autograd.grad(x, start, covector(x.detach()).detach(), materialize_grads=True)[0]
+            return x.detach(), torch.autograd.grad(
+                x, start, covector(x.detach()).detach(), materialize_grads=True
+            )[0]
 
     @staticmethod
     def _rows(f: BatchedMap, z: Tensor) -> tuple[Tensor, Tensor]:  # -> (b, D), (b, D, m)
@@ -374,7 +424,9 @@ class Differences(Nested):
             start = z.detach().requires_grad_()
             x = _graph(f, start)
             rows = [
-                torch.autograd.grad(column.sum(), start, retain_graph=True, materialize_grads=True)[0]
+                torch.autograd.grad(column.sum(), start, retain_graph=True, materialize_grads=True)[
+                    0
+                ]
                 for column in x.unbind(1)
             ]
         return x.detach(), torch.stack(rows, 1) if rows else z.new_zeros(len(z), 0, z.shape[1])
@@ -416,7 +468,9 @@ def _closed(again: bool, *parts: Tensor) -> tuple[Tensor, ...]:
     """Results that say so when somebody differentiates them again."""
     if not again:
         return parts
-    out: tuple[Tensor, ...] = _End.apply(torch.zeros((), requires_grad=True), *(x.detach() for x in parts))
+    out: tuple[Tensor, ...] = _End.apply(
+        torch.zeros((), requires_grad=True), *(x.detach() for x in parts)
+    )
     return out
 
 
@@ -424,11 +478,14 @@ def _along(linear: Tensor, w: Tensor, v: Tensor) -> Tensor:
     """The derivative of ``Jᵀw`` in w along v, which is ``Jv``.
 
     Raises:
-        RuntimeError: When a backward pass does not say how it depends on w, as with ``once_differentiable`` or numpy.
+        RuntimeError: When a backward pass does not say how it depends on w, as with
+            ``once_differentiable`` or numpy.
     """
     found = None
     if linear.requires_grad:
-        (found,) = torch.autograd.grad(linear, w, v, retain_graph=True, create_graph=True, allow_unused=True)
+        (found,) = torch.autograd.grad(
+            linear, w, v, retain_graph=True, create_graph=True, allow_unused=True
+        )
     if found is None:
         raise RuntimeError("its derivative cannot be differentiated again")
     return found

@@ -1,8 +1,9 @@
-"""Functions of torch whose own derivatives are wrong or missing, from primitives, which can be differentiated again.
+"""Functions of torch whose own derivatives are wrong or missing, from primitives, which can be
+differentiated again.
 
 - Layer and instance norm: torch's rules for their first derivatives take the statistics for constants when
-  differentiated again, so that nested forward mode, and gradients of Jacobians, come out wrong (pytorch#196700,
-  #198017).
+  differentiated again, so that nested forward mode, and gradients of Jacobians, come out wrong
+  (pytorch#196700, #198017).
 - Group norm: its forward mode asks for contiguous memory.
 - ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
 """
@@ -22,18 +23,26 @@ from torch.overrides import TorchFunctionMode
 
 
 def with_primitives() -> TorchFunctionMode:
-    """A context in which these functions consist of primitives. Every torch function in it takes longer."""
+    """A context in which these functions consist of primitives. Every torch function in it takes
+    longer.
+    """
     return untraced(_Primitives)()
 
 
 def untraced(mode: Any) -> Any:
-    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only where it is in use."""
+    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only
+    where it is in use.
+    """
     return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
 
 
 @lru_cache(maxsize=8)
 def _hidden_from_dynamo(mode: Any) -> Any:
-    return type(mode.__name__, (mode,), {"__torch_function__": torch.compiler.disable(mode.__torch_function__)})
+    return type(
+        mode.__name__,
+        (mode,),
+        {"__torch_function__": torch.compiler.disable(mode.__torch_function__)},
+    )
 
 
 class _Primitives(TorchFunctionMode):
@@ -83,9 +92,22 @@ def instance_norm(
     eps: float = 1e-5,
     *cudnn_enabled: bool,
 ) -> Tensor:
-    """As ``torch.nn.functional.instance_norm``; ``func`` where the statistics are not the input's."""
+    """As ``torch.nn.functional.instance_norm``.
+
+    ``func`` where the statistics are not the input's.
+    """
     if not use_input_stats or running_mean is not None:
-        return func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *cudnn_enabled)
+        return func(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            use_input_stats,
+            momentum,
+            eps,
+            *cudnn_enabled,
+        )
     x = _standardised(x, tuple(range(2, x.ndim)), eps)
     shape = (-1,) + (1,) * (x.ndim - 2)
     x = x if weight is None else x * weight.view(shape)
@@ -114,7 +136,11 @@ def group_norm(
 
 
 def cdist(
-    func: Callable[..., Tensor], x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None
+    func: Callable[..., Tensor],
+    x1: Tensor,
+    x2: Tensor,
+    p: float = 2.0,
+    compute_mode: str | None = None,
 ) -> Tensor:  # (*b, r, d), (*b, s, d) -> (*b, r, s)
     """As ``torch.cdist``: the derivative at distance 0 is 0."""
     apart = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs()
@@ -149,8 +175,19 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.embedding_bag``, where the weights of the samples depend on the points."""
-    rest = max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
+    """As ``torch.nn.functional.embedding_bag``, where the weights of the samples depend on the
+    points.
+    """
+    rest = (
+        max_norm,
+        norm_type,
+        scale_grad_by_freq,
+        mode,
+        sparse,
+        per_sample_weights,
+        include_last_offset,
+        padding_idx,
+    )
     if mode != "sum" or per_sample_weights is None or max_norm is not None:
         return func(indices, weight, offsets, *rest)
     if padding_idx is not None:
@@ -159,7 +196,9 @@ def embedding_bag(
     if offsets is None:
         return rows.sum(1)
     starts = offsets[:-1] if include_last_offset else offsets
-    ends = torch.cat([offsets[1:], offsets.new_tensor([] if include_last_offset else [len(indices)])])
+    ends = torch.cat(
+        [offsets[1:], offsets.new_tensor([] if include_last_offset else [len(indices)])]
+    )
     bags = torch.repeat_interleave(ends - starts)
     return torch.zeros_like(rows[:1]).expand(len(starts), -1).index_add(0, bags, rows)
 
@@ -172,4 +211,6 @@ BY_NAME: dict[str, Callable[..., Any]] = {
     "hardsigmoid": hardsigmoid,
     "embedding_bag": embedding_bag,
 }
-_FUNCTIONS = frozenset(getattr(owner, name) for owner in (F, torch) for name in BY_NAME if hasattr(owner, name))
+_FUNCTIONS = frozenset(
+    getattr(owner, name) for owner in (F, torch) for name in BY_NAME if hasattr(owner, name)
+)

@@ -1,15 +1,17 @@
 """Taylor mode: first and second derivatives of a map in one pass through it, beside its value.
 
-A :class:`Jet` stands for a tensor that depends on the points: it carries the value, tangents ``∂x(u_i)``, and second
-derivatives ``∂²x(u_i, u_j)`` for chosen pairs. Every torch function that meets one propagates all of them by the chain
-rule, so ``k`` tangents and ``p`` pairs cost about ``1 + k + p`` evaluations, where nested forward mode computes the
-tangents again and again (Griewank and Walther, Evaluating Derivatives, 2008, chapter 13).
+A :class:`Jet` stands for a tensor that depends on the points: it carries the value, tangents
+``∂x(u_i)``, and second derivatives ``∂²x(u_i, u_j)`` for chosen pairs. Every torch function that
+meets one propagates all of them by the chain rule, so ``k`` tangents and ``p`` pairs cost about
+``1 + k + p`` evaluations, where nested forward mode computes the tangents again and again (Griewank
+and Walther, Evaluating Derivatives, 2008, chapter 13).
 
-Linear maps, products and common activations have rules of their own; for any other function, ``torch.func.jvp`` of
-that one function gives the rule. What a pass cannot carry it refuses with a ``NotImplementedError``, and never drops:
-complex results, unknown functions that write in place, and writes into memory that other jets look at. A :class:`Tape`
-collects ``a·∂²f`` without any second derivative of ``f``: with the
-sensitivity ``δ_y = ∂⟨a, f⟩/∂y`` of the result to every intermediate ``y``, from one reverse pass,
+Linear maps, products and common activations have rules of their own; for any other function,
+``torch.func.jvp`` of that one function gives the rule. What a pass cannot carry it refuses with a
+``NotImplementedError``, and never drops: complex results, unknown functions that write in place,
+and writes into memory that other jets look at. A :class:`Tape` collects ``a·∂²f`` without any
+second derivative of ``f``: with the sensitivity ``δ_y = ∂⟨a, f⟩/∂y`` of the result to every
+intermediate ``y``, from one reverse pass,
 
     ``a·∂²f(u, v) = Σ ⟨δ_y, ∂²op(∂x(u), ∂x(v))⟩``
 
@@ -77,8 +79,8 @@ class Tape:
         differentiable: Whether the derivatives are to be differentiated again.
         batch: Points, the first axis of whatever depends on them.
         pairs: The pairs of tangents with second derivatives.
-        recorded: ``(y, contribution)`` of every operation that bends, when ``a·∂²f`` is wanted instead of ``∂²f``;
-            ``contribution`` maps ``δ_y`` to ``(b, k, k)``.
+        recorded: ``(y, contribution)`` of every operation that bends, when ``a·∂²f`` is wanted
+            instead of ``∂²f``; ``contribution`` maps ``δ_y`` to ``(b, k, k)``.
     """
 
     differentiable: bool
@@ -127,9 +129,11 @@ class Jet(Tensor):
     Attributes:
         value: ``(*s,)``.
         first: Tangents ``(k, *s)``.
-        second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are not carried.
+        second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are
+            not carried.
         tape: What the pass carries.
-        sharing: All jets that look at the same memory, this one among them; None where there are no others.
+        sharing: All jets that look at the same memory, this one among them; None where there are no
+            others.
     """
 
     value: Tensor
@@ -139,16 +143,21 @@ class Jet(Tensor):
     sharing: list[weakref.ref[Jet]] | None = None
 
     @staticmethod
-    def __new__(cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Jet:
+    def __new__(
+        cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape
+    ) -> Jet:
         """A wrapper of the value's shape, dtype and device, without storage of its own."""
-        return Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)
+        return Tensor._make_wrapper_subclass(
+            cls, value.shape, dtype=value.dtype, device=value.device
+        )
 
     def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
         if value.dtype.is_complex:  # the rules below are those of real numbers
             raise NotImplementedError("complex numbers do not know Taylor mode")
         self.value, self.first, self.second, self.tape = value, first, second, tape
 
-    # What is looked at most, without the way through ``__torch_function__``; mypy knows both as fields of a tensor.
+    # What is looked at most, without the way through ``__torch_function__``; mypy knows both as
+    # fields of a tensor.
 
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
@@ -183,7 +192,9 @@ class Jet(Tensor):
             if name == "__get__":
                 return _attribute(func, args[0])
             name = _ALIASES.get(name, name)
-            rule = _RULES.get(name) or (_refused if name[-1:] == "_" and name[-2:] != "__" else _any)
+            rule = _RULES.get(name) or (
+                _refused if name[-1:] == "_" and name[-2:] != "__" else _any
+            )
             if not kwargs:
                 return rule(name, func, args, kwargs)
             if kwargs.get("out") is not None:
@@ -209,7 +220,9 @@ class Jet(Tensor):
         assert self.tape.pairs is not None
         runs = self.tape.pairs.runs
         if not self.tape.differentiable:
-            out = left.new_empty(len(self.tape.pairs), *left.shape[1:]) if second is None else second
+            out = (
+                left.new_empty(len(self.tape.pairs), *left.shape[1:]) if second is None else second
+            )
             for i, js, rows in runs:
                 if second is None:
                     torch.mul(left[i], self.first[js], out=out[rows])
@@ -217,7 +230,9 @@ class Jet(Tensor):
                     out[rows].addcmul_(left[i], self.first[js])
             return out
         parts = [
-            left[i] * self.first[js] if second is None else torch.addcmul(second[rows], left[i], self.first[js])
+            left[i] * self.first[js]
+            if second is None
+            else torch.addcmul(second[rows], left[i], self.first[js])
             for i, js, rows in runs
         ]
         return torch.cat(parts)
@@ -240,16 +255,20 @@ class _Elementwise:
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         k = len(self.first)
-        # Each point's numbers start at the same alignment: its product must not depend on where it stands.
+        # Each point's numbers start at the same alignment: its product must not depend on where it
+        # stands.
         weighted, first = (
-            aligned(x.reshape(k, self.batch, -1), -1) for x in (slope * self.bend * self.first, self.first)
+            aligned(x.reshape(k, self.batch, -1), -1)
+            for x in (slope * self.bend * self.first, self.first)
         )
         return weighted.transpose(0, 1) @ first.permute(1, 2, 0)
 
 
 @dataclass
 class _Quadratic:
-    """``⟨δ, ∂²op(∂x(u_i), ∂x(u_j))⟩`` over the numbers of each point, from the second derivatives of all pairs."""
+    """``⟨δ, ∂²op(∂x(u_i), ∂x(u_j))⟩`` over the numbers of each point, from the second derivatives
+    of all pairs.
+    """
 
     second: Tensor  # (p, *s)
     pairs: Pairs
@@ -294,7 +313,10 @@ def _attribute(func: Any, jet: Jet) -> Any:
 
 
 def _viewed(sources: Iterable[Jet], out: Any) -> Any:
-    """``out``; notes which of these jets look at the memory of their source, so that no write goes unnoticed."""
+    """``out``.
+
+    Notes which of these jets look at the memory of their source, so that no write goes unnoticed.
+    """
     for jet in out if isinstance(out, (tuple, list)) else (out,):
         if not isinstance(jet, Jet):
             continue
@@ -305,7 +327,9 @@ def _viewed(sources: Iterable[Jet], out: Any) -> Any:
                 if jet.sharing is None:
                     jet.sharing = source.sharing
                     jet.sharing.append(weakref.ref(jet))
-                elif jet.sharing is not source.sharing:  # of several arguments: who looks at whom is not known
+                elif (
+                    jet.sharing is not source.sharing
+                ):  # of several arguments: who looks at whom is not known
                     jet.sharing.extend(source.sharing)
                     source.sharing = jet.sharing
     return out
@@ -315,7 +339,8 @@ def _written(name: str, target: Any, out: Any) -> Jet:
     """``target``, once ``out`` has been written into its memory.
 
     Raises:
-        NotImplementedError: When something else looks at that memory, or ``out`` does not fit into it.
+        NotImplementedError: When something else looks at that memory, or ``out`` does not fit into
+            it.
     """
     if not isinstance(target, Jet):
         raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
@@ -323,9 +348,17 @@ def _written(name: str, target: Any, out: Any) -> Jet:
         return target
     if any(other() is not None and other() is not target for other in target.sharing or ()):
         raise NotImplementedError(f"{name} writes in place into memory that other tensors share")
-    if not isinstance(out, Jet) or (out.shape, out.value.dtype) != (target.shape, target.value.dtype):
+    if not isinstance(out, Jet) or (out.shape, out.value.dtype) != (
+        target.shape,
+        target.value.dtype,
+    ):
         raise NotImplementedError(f"{name} in place changes the shape or the dtype")
-    target.value, target.first, target.second, target.sharing = out.value, out.first, out.second, None
+    target.value, target.first, target.second, target.sharing = (
+        out.value,
+        out.first,
+        out.second,
+        None,
+    )
     return target
 
 
@@ -337,7 +370,9 @@ def _query(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _linear(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """A function that is linear in its first argument and takes no other jets but for their shapes."""
+    """A function that is linear in its first argument and takes no other jets but for their
+    shapes.
+    """
     jet, *rest = args
     if name in _LIKE:
         rest, kwargs = _plain(rest), _plain(kwargs)
@@ -354,7 +389,10 @@ def _linear(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 def _beside(
     name: str, func: Any, jet: Jet, y: Any, rest: Any, kwargs: dict[str, Any]
 ) -> Callable[[Tensor], Any] | None:
-    """What does to derivatives, whose axis is in front, as this function does to the value; None where vmap must."""
+    """What does to derivatives, whose axis is in front, as this function does to the value.
+
+    None where vmap must.
+    """
     if name in _REORDERING and y.dtype == jet.value.dtype:  # the same numbers in the same order
         return lambda x: x.reshape(len(x), *y.shape)
     if name in _POINTWISE:
@@ -397,7 +435,10 @@ def _affine(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(jet, Jet) or _has_jets((weight, rest, kwargs)):
         return _any(name, func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    rest, kwargs = ([None, *rest[1:]] if rest else []), {k: v for k, v in kwargs.items() if k != "bias"}
+    rest, kwargs = (
+        ([None, *rest[1:]] if rest else []),
+        {k: v for k, v in kwargs.items() if k != "bias"},
+    )
     if name == "linear":
         tape = jet.tape
         with tape.tangents():  # takes any number of leading axes as it is
@@ -417,8 +458,13 @@ def _joined(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     jets = [x for x in members if isinstance(x, Jet)]
     k = len(jets[0].first)
     axis = rest[0] if rest else kwargs.get("dim", 0)
-    # Then one step further behind the axis of the derivatives. (Members of another rank are empty: cat ignores them.)
-    alike = name in ("cat", "concat", "stack") and type(axis) is int and len({x.ndim for x in members}) == 1
+    # Then one step further behind the axis of the derivatives. (Members of another rank are empty:
+    # cat ignores them.)
+    alike = (
+        name in ("cat", "concat", "stack")
+        and type(axis) is int
+        and len({x.ndim for x in members}) == 1
+    )
 
     def along(part: str, count: int) -> Tensor:
         columns = [getattr(x, part) if isinstance(x, Jet) else None for x in members]
@@ -443,7 +489,9 @@ def _sum(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     a, b = args
     y = func(_plain(a), _plain(b))
     signs = {"add": (1, 1), "sub": (1, -1), "rsub": (-1, 1)}[name]
-    parts = [_spread(x, y, sign) for x, sign in zip((a, b), signs, strict=True) if isinstance(x, Jet)]
+    parts = [
+        _spread(x, y, sign) for x, sign in zip((a, b), signs, strict=True) if isinstance(x, Jet)
+    ]
     if len(parts) == 1:
         return Jet(y, *parts[0])
     (first, second, tape), (other, another, _) = parts
@@ -507,7 +555,8 @@ def _bilinear(name: str, func: Any, a: Jet, b: Jet) -> Jet:
             left, right, both = vmap(func, (0, None)), vmap(func, (None, 0)), vmap(func)
         first = left(a.first, vb) + right(va, b.first)
         second = _plus(
-            None if a.second is None else left(a.second, vb), None if b.second is None else right(va, b.second)
+            None if a.second is None else left(a.second, vb),
+            None if b.second is None else right(va, b.second),
         )
         if tape.pairs is not None:
             i, j = tape.pairs.i, tape.pairs.j
@@ -536,7 +585,11 @@ def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(jet, Jet) or _has_jets((rest, kwargs)):
         return _any(name, func, args, kwargs)
     if name in activations.KNOWN and not rest and not kwargs and _fusible(jet):
-        pairs = None if jet.tape.pairs is None else list(zip(jet.tape.pairs.i, jet.tape.pairs.j, strict=True))
+        pairs = (
+            None
+            if jet.tape.pairs is None
+            else list(zip(jet.tape.pairs.i, jet.tape.pairs.j, strict=True))
+        )
         parts = activations.Activation.apply(name, func, pairs, jet.value, jet.first, jet.second)
         return Jet(parts[0], parts[1], parts[2] if pairs is not None else None, jet.tape)
     y = func(jet.value, *rest, **kwargs)
@@ -546,26 +599,40 @@ def _elementwise(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     with tape.tangents():
         x, out = tape.frozen(jet.value), tape.frozen(y)
         if name in _DERIVATIVES and not rest and not kwargs:
-            if name in activations.FUSED and tape.pairs is None and not tape.differentiable and len(jet.first) == 1:
+            if (
+                name in activations.FUSED
+                and tape.pairs is None
+                and not tape.differentiable
+                and len(jet.first) == 1
+            ):
                 return Jet(y, activations.FUSED[name](jet.first, x, out), None, tape)
             slope, bend = _DERIVATIVES[name](x, out, 1 if tape.pairs is None else 2)
         else:
-            slope, bend = _derivatives(lambda x: func(x, *rest, **kwargs), x, tape, name not in _PIECEWISE_LINEAR)
+            slope, bend = _derivatives(
+                lambda x: func(x, *rest, **kwargs), x, tape, name not in _PIECEWISE_LINEAR
+            )
     return jet.chain(y, slope, bend)
 
 
 def _fusible(jet: Jet) -> bool:
     tape = jet.tape
-    return tape.differentiable and tape.recorded is None and activations.usable(jet.value, jet.first, jet.second)
+    return (
+        tape.differentiable
+        and tape.recorded is None
+        and activations.usable(jet.value, jet.first, jet.second)
+    )
 
 
-def _derivatives(f: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, bends: bool) -> tuple[Tensor, Tensor | None]:
+def _derivatives(
+    f: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, bends: bool
+) -> tuple[Tensor, Tensor | None]:
     """``f′`` and ``f″`` by forward mode."""
     ones = torch.ones_like(x)
     slope = lambda x: jvp(f, (x,), (ones,))[1]  # noqa: E731 (one expression)
     if tape.pairs is None or not bends:
         return slope(x), None
-    # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of its own.
+    # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of
+    # its own.
     with torch.enable_grad():
         twice: Any = jvp(slope, (x,), (ones,))
     return tape.frozen(twice[0]), tape.frozen(twice[1])
@@ -632,13 +699,19 @@ def _any_derivatives(f: Any, jets: list[Jet], results: list[Tensor]) -> tuple[An
         quadratics = tuple(None if q._is_zerotensor() else tape.frozen(q) for q in bent)
         seconds: Any = [None] * len(firsts)
         if any(x.second is not None for x in jets):
-            full = (x.value.new_zeros(len(i), *x.shape) if x.second is None else x.second for x in jets)
+            full = (
+                x.value.new_zeros(len(i), *x.shape) if x.second is None else x.second for x in jets
+            )
             seconds = vmap(push)(*full)
         k = len(tangents[0])
-        return firsts, [_bent(tape, *parts, k) for parts in zip(results, quadratics, seconds, strict=True)]
+        return firsts, [
+            _bent(tape, *parts, k) for parts in zip(results, quadratics, seconds, strict=True)
+        ]
 
 
-def _bent(tape: Tape, y: Tensor, quadratic: Tensor | None, second: Tensor | None, k: int) -> Tensor | None:
+def _bent(
+    tape: Tape, y: Tensor, quadratic: Tensor | None, second: Tensor | None, k: int
+) -> Tensor | None:
     """Record what an operation bends, or add it to the second derivatives that it passes on."""
     if tape.recorded is None or quadratic is None:
         return _plus(second, quadratic)
@@ -660,7 +733,9 @@ def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape
         parts = []
         for part in (jet.first, jet.second):
             if part is not None and jet.shape != y.shape:
-                part = part.reshape(len(part), *(1,) * (y.ndim - jet.ndim), *jet.shape).expand(-1, *y.shape)
+                part = part.reshape(len(part), *(1,) * (y.ndim - jet.ndim), *jet.shape).expand(
+                    -1, *y.shape
+                )
             parts.append(part if part is None or sign > 0 else -part)
     first, second = parts
     assert first is not None
@@ -740,9 +815,11 @@ _QUERIES = (
     "new_full new_tensor item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal __hash__ "
     "storage_offset is_tensor is_storage result_type can_cast"
 )
-# Of those, what leaves all numbers in their order, what looks at each of them alone, and at which place after the
-# first argument the others take the one axis along which they work.
-_REORDERING = frozenset("reshape view flatten unflatten unsqueeze squeeze view_as reshape_as".split())
+# Of those, what leaves all numbers in their order, what looks at each of them alone, and at which
+# place after the first argument the others take the one axis along which they work.
+_REORDERING = frozenset(
+    "reshape view flatten unflatten unsqueeze squeeze view_as reshape_as".split()
+)
 _POINTWISE = frozenset("neg clone contiguous positive double float".split())
 _AXIS = {
     **dict.fromkeys("sum mean cumsum unbind select narrow".split(), 0),
@@ -761,14 +838,20 @@ _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     **dict.fromkeys(_AFFINE.split(), _affine),
     **dict.fromkeys(_SMOOTH.split(), _elementwise),
     **dict.fromkeys(_PIECEWISE_LINEAR, _elementwise),
-    **dict.fromkeys(("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "concat"), _joined),
+    **dict.fromkeys(
+        ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "concat"), _joined
+    ),
     **dict.fromkeys(("add", "sub", "rsub"), _sum),
     "broadcast_tensors": _broadcast,
     "where": _where,
-    **dict.fromkeys(("mul", "matmul", "mm", "bmm", "dot", "mv", "outer", "inner", "kron"), _product),
+    **dict.fromkeys(
+        ("mul", "matmul", "mm", "bmm", "dot", "mv", "outer", "inner", "kron"), _product
+    ),
     **dict.fromkeys(("div", "rdiv"), _quotient),
     **dict.fromkeys(_IN_PLACE.split(), _in_place),
-    **dict.fromkeys("unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_".split(), _turned_in_place),
+    **dict.fromkeys(
+        "unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_".split(), _turned_in_place
+    ),
     **dict.fromkeys(("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"), _augmented),
     **dict.fromkeys(
         "__setitem__ __set__ __delete__ detach data_ptr numpy __array__ __imod__ __ifloordiv__ __imatmul__ __iand__ "
@@ -777,7 +860,10 @@ _RULES: dict[str, Callable[[str, Any, Any, Any], Any]] = {
     ),
 }
 _ALIASES = {
-    **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "pow", "neg", "rsub", "rpow", "rdiv", "abs")},
+    **{
+        f"__{name}__": name
+        for name in ("add", "sub", "mul", "matmul", "pow", "neg", "rsub", "rpow", "rdiv", "abs")
+    },
     "__radd__": "add",
     "__rmul__": "mul",
     "__truediv__": "div",

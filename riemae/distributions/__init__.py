@@ -1,1 +1,3 @@
-"""Probability distributions that a decoder returns: parameters, Fisher information, features that are flat."""
+"""Probability distributions that a decoder returns: parameters, Fisher information, features that
+are flat.
+"""

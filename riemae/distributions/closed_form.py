@@ -1,7 +1,8 @@
-"""Families of probability distributions: their parameters, Fisher information, and arc-length coordinates.
+"""Families of probability distributions: their parameters, Fisher information, and arc-length
+coordinates.
 
-The Fisher information metric of independent variables is block diagonal, one block a variable. Where a block is flat,
-or lies on a sphere, a feature map φ has ``H = JφᵀJφ``:
+The Fisher information metric of independent variables is block diagonal, one block a variable.
+Where a block is flat, or lies on a sphere, a feature map φ has ``H = JφᵀJφ``:
 
 ====================== ================================ ===========================================================
 family                 parameters                       φ, or the block of H
@@ -33,9 +34,11 @@ wishart                df, scale_tril                   ``½ ν tr (V⁻¹dV)²`
 lkj_cholesky           concentration                    trigamma functions, below
 ====================== ================================ ===========================================================
 
-Zero-inflated counts and negative binomials by mean and dispersion are in :mod:`riemae.distributions.counts`, families that a user
-adds in :mod:`riemae.distributions.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant length. Each is compared
-in the tests with the covariance of the score and with the Hessian of the Kullback-Leibler divergence.
+Zero-inflated counts and negative binomials by mean and dispersion are in
+:mod:`riemae.distributions.counts`, families that a user adds in
+:mod:`riemae.distributions.registry`. ψ' is the trigamma function, ``A = I₁/I₀`` the mean resultant
+length. Each is compared in the tests with the covariance of the score and with the Hessian of the
+Kullback-Leibler divergence.
 
 S. Amari, Information Geometry and Its
 Applications, 2016; C. Atkinson and A. F. S. Mitchell, Rao's distance measure, Sankhyā A 43, 1981.
@@ -66,7 +69,8 @@ from riemae.distributions.special import (
 
 
 class _Odds(Family):
-    """Families that torch builds from ``logits`` or from ``probs``: whichever the decoder used is kept.
+    """Families that torch builds from ``logits`` or from ``probs``: whichever the decoder used is
+    kept.
 
     With logits, probabilities 0 and 1 are only reached at infinity, and nothing is lost near them.
     """
@@ -89,16 +93,20 @@ class Bernoulli(_Odds):
         else:
             logits = p["logits"]
             right = logits > 0
-            small = 2 * torch.where(right, -logits, logits).div(2).exp().atan()  # of e^{−|l|/2}: never overflows
+            small = (
+                2 * torch.where(right, -logits, logits).div(2).exp().atan()
+            )  # of e^{−|l|/2}: never overflows
             angle = torch.where(right, math.pi - small, small)
         return angle * root(p["total_count"]) if "total_count" in p else angle
 
 
 class NegativeBinomial(_Odds):
-    """``φ = 2 √r arsinh √(μ/r)``, ``μ/r = p/(1 − p) = e^l``, where the dispersion r (``total_count``) is fixed.
+    """``φ = 2 √r arsinh √(μ/r)``, ``μ/r = p/(1 − p) = e^l``, where the dispersion r
+    (``total_count``) is fixed.
 
-    ``∂φ/∂μ = 1/√(μ + μ²/r)``, the root of the Fisher information. In (l, r) it is ``[r p, p; p, I_rr]``,
-    ``I_rr = ψ'(r) − E ψ'(r + Y)``: see :mod:`riemae.distributions.dispersion`.
+    ``∂φ/∂μ = 1/√(μ + μ²/r)``, the root of the Fisher information. In (l, r) it is
+    ``[r p, p; p, I_rr]``, ``I_rr = ψ'(r) − E ψ'(r + Y)``: see
+    :mod:`riemae.distributions.dispersion`.
     """
 
     delicate = True
@@ -110,7 +118,9 @@ class NegativeBinomial(_Odds):
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
         r = p["total_count"]
-        return 2 * root(r) * (atanh_root(p["probs"]) if "probs" in p else arsinh_exp(p["logits"] / 2))
+        return (
+            2 * root(r) * (atanh_root(p["probs"]) if "probs" in p else arsinh_exp(p["logits"] / 2))
+        )
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry a parameter."""
@@ -122,12 +132,18 @@ class NegativeBinomial(_Odds):
         scale = probs * (1 - probs) if form == "probs" else torch.ones_like(q)  # dp/dl
         dl = v[form] / scale if form in v else torch.zeros_like(q)
         dr = v["total_count"]
-        out = {"total_count": probs * dl + dispersion_information(r, logits) * dr, form: probs * (r * dl + dr) / scale}
+        out = {
+            "total_count": probs * dl + dispersion_information(r, logits) * dr,
+            form: probs * (r * dl + dr) / scale,
+        }
         return {name: out[name] for name in v}
 
 
 class ContinuousBernoulli(_Odds):
-    """``H = A''(l)`` with the log-normaliser ``A = log (e^l − 1)/l``; a curve, but one without a closed arc length."""
+    """``H = A''(l)`` with the log-normaliser ``A = log (e^l − 1)/l``.
+
+    A curve, but one without a closed arc length.
+    """
 
     def flat(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
@@ -143,7 +159,9 @@ class ContinuousBernoulli(_Odds):
 
 
 class Geometric(_Odds):
-    """A negative binomial with r = 1 whose successes are torch's failures: ``φ = 2 arsinh e^{−l/2}``."""
+    """A negative binomial with r = 1 whose successes are torch's failures:
+    ``φ = 2 arsinh e^{−l/2}``.
+    """
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
@@ -151,7 +169,9 @@ class Geometric(_Odds):
 
 
 class Categorical(_Odds):
-    """``φ = 2 √p`` on the sphere of radius 2: the distance is ``2 arccos Σ √(p_i q_i)``, along the great circle."""
+    """``φ = 2 √p`` on the sphere of radius 2: the distance is ``2 arccos Σ √(p_i q_i)``, along the
+    great circle.
+    """
 
     counts = frozenset({"total_count"})
     event = 1
@@ -166,7 +186,8 @@ class Categorical(_Odds):
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         chord = (self.features(q, free) - self.features(p, free)).square().sum(-1)
         count = p.get("total_count", torch.ones_like(chord))
-        # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's cosine is near 1.
+        # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's
+        # cosine is near 1.
         arc = 16 * count * (root(chord / count) / 4).clamp(max=1).asin().square()
         return arc.reshape(len(arc), -1).sum(-1)
 
@@ -182,7 +203,9 @@ class Poisson(Family):
 class LogScale(Family):
     """A scale or rate alone: ``φ = c log σ``."""
 
-    def __init__(self, name: str, distribution: Callable[..., Any], parameter: str, coefficient: float) -> None:
+    def __init__(
+        self, name: str, distribution: Callable[..., Any], parameter: str, coefficient: float
+    ) -> None:
         super().__init__(name, distribution, (parameter,))
         self.coefficient = coefficient
 
@@ -235,10 +258,12 @@ class LocationScale(Family):
 
 
 class StudentT(LocationScale):
-    """``diag(ν + 1, 2ν)/((ν + 3) σ²)`` in (μ, σ): for a fixed ν, hyperbolic planes as in :class:`LocationScale`.
+    """``diag(ν + 1, 2ν)/((ν + 3) σ²)`` in (μ, σ): for a fixed ν, hyperbolic planes as in
+    :class:`LocationScale`.
 
-    With ν free, ``I_νσ = −2/((ν + 1)(ν + 3) σ)`` and :func:`degrees_information`; ν and μ are orthogonal. K. L. Lange,
-    R. J. A. Little and J. M. G. Taylor, Robust statistical modeling using the t distribution, JASA 84, 1989.
+    With ν free, ``I_νσ = −2/((ν + 1)(ν + 3) σ)`` and :func:`degrees_information`; ν and μ are
+    orthogonal. K. L. Lange, R. J. A. Little and J. M. G. Taylor, Robust statistical modeling using
+    the t distribution, JASA 84, 1989.
     """
 
     delicate = True
@@ -279,7 +304,8 @@ class FisherSnedecor(Family):
     With ``R(x) = ψ'(x) − 1/x``, and times ¼ for the halves:
 
     ``I_aa = R(a) − R(s) − b/(a s (s + 1))``, ``I_ab = 1/(s (s + 1)) − R(s)``: with a beta variable
-    ``w = aX/(aX + b)`` the scores are ``log w − (s/a) w`` and ``log (1 − w) − (s/b)(1 − w)`` but for constants.
+    ``w = aX/(aX + b)`` the scores are ``log w − (s/a) w`` and ``log (1 − w) − (s/b)(1 − w)`` but
+    for constants.
     """
 
     delicate = True
@@ -376,7 +402,10 @@ class VonMises(Family):
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry a parameter."""
         kappa = p["concentration"]
-        weight = {"loc": lambda: kappa * resultant(kappa), "concentration": lambda: resultant_slope(kappa)}
+        weight = {
+            "loc": lambda: kappa * resultant(kappa),
+            "concentration": lambda: resultant_slope(kappa),
+        }
         return {name: weight[name]() * v[name] for name in v}
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
@@ -384,11 +413,16 @@ class VonMises(Family):
         if not self.flat(free):
             return None
         turn = torch.remainder(q["loc"] - p["loc"] + math.pi, 2 * math.pi) - math.pi
-        return (p["concentration"] * resultant(p["concentration"]) * turn.square()).flatten(1).sum(-1)
+        return (
+            (p["concentration"] * resultant(p["concentration"]) * turn.square()).flatten(1).sum(-1)
+        )
 
 
 class MultivariateNormal(Family):
-    """``|L⁻¹dμ|² + ½ |W + Wᵀ|²`` with ``W = L⁻¹dL`` and covariance ``LLᵀ``; ``φ = L⁻¹μ`` where L is fixed."""
+    """``|L⁻¹dμ|² + ½ |W + Wᵀ|²`` with ``W = L⁻¹dL`` and covariance ``LLᵀ``.
+
+    ``φ = L⁻¹μ`` where L is fixed.
+    """
 
     event = 1
 
@@ -405,7 +439,9 @@ class MultivariateNormal(Family):
         factor = p["scale_tril"]
         out = {}
         if "loc" in v:
-            out["loc"] = _solve(factor, _solve(factor, v["loc"][..., None]), transposed=True)[..., 0]
+            out["loc"] = _solve(factor, _solve(factor, v["loc"][..., None]), transposed=True)[
+                ..., 0
+            ]
         if "scale_tril" in v:
             w = _solve(factor, v["scale_tril"])
             out["scale_tril"] = _solve(factor, w + w.mT, transposed=True)
@@ -440,7 +476,9 @@ class Wishart(Family):
 
 
 class LKJCholesky(Family):
-    """``Σ_{j=1}^{d−1} ψ'(η + (d − 1 − j)/2) − (d − 1) ψ'(η + (d − 1)/2)``: an exponential family in η."""
+    """``Σ_{j=1}^{d−1} ψ'(η + (d − 1 − j)/2) − (d − 1) ψ'(η + (d − 1)/2)``: an exponential family in
+    η.
+    """
 
     delicate = True
 
@@ -453,7 +491,10 @@ class LKJCholesky(Family):
         eta, rest = p["concentration"], int(p["dim"]) - 1
         below = torch.arange(rest, 0, -1).to(eta)
         terms = torch.polygamma(1, eta[..., None] + (rest - below) / 2).sum(-1)
-        return {"concentration": (terms - rest * torch.polygamma(1, eta + rest / 2)) * v["concentration"]}
+        return {
+            "concentration": (terms - rest * torch.polygamma(1, eta + rest / 2))
+            * v["concentration"]
+        }
 
 
 def _solve(factor: Tensor, b: Tensor, transposed: bool = False) -> Tensor:

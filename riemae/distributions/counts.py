@@ -1,4 +1,5 @@
-"""Families of counts: the negative binomial by mean and dispersion, and zero inflation of any of them.
+"""Families of counts: the negative binomial by mean and dispersion, and zero inflation of any of
+them.
 
 ==================================== ========================== ===============================================
 family                               parameters                 block of H
@@ -57,7 +58,10 @@ class ZeroNegativeBinomial(NegativeBinomial):
 
 
 class NegativeBinomialMean(Family):
-    """``diag(1/(μ + μ²/θ), I_θ)``; ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``."""
+    """``diag(1/(μ + μ²/θ), I_θ)``.
+
+    ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``.
+    """
 
     delicate = True
 
@@ -85,23 +89,33 @@ class NegativeBinomialMean(Family):
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
         mu, theta = p["mu"], p["theta"]
         ratio = mu / theta
-        return -theta * ratio.log1p(), {"mu": -1 / (1 + ratio), "theta": -log_odds_excess(ratio.log())}
+        return -theta * ratio.log1p(), {
+            "mu": -1 / (1 + ratio),
+            "theta": -log_odds_excess(ratio.log()),
+        }
 
 
 class ZeroInflated(Family):
     """A zero with the chance ``π = σ(gate)``, a count of another family otherwise (Lambert 1992).
 
-    With q the other family's chance of a zero, ``g = ∂ log q``, ``P = π + (1 − π) q`` the chance of any zero, I the
-    other family's information and ``w = π (1 − π) q/P``:
+    With q the other family's chance of a zero, ``g = ∂ log q``, ``P = π + (1 − π) q`` the chance of
+    any zero, I the other family's information and ``w = π (1 − π) q/P``:
 
         ``H_gate = π² (1 − π)(1 − q)/P``,   ``H_mixed = w g``,   ``H = (1 − π) I − w g gᵀ``:
 
-    scores of counts above zero are ``−π`` and those of the other family, whose mean is 0 and which has g at zero.
+    scores of counts above zero are ``−π`` and those of the other family, whose mean is 0 and which
+    has g at zero.
     """
 
     delicate = True
 
-    def __init__(self, name: str, distribution: Callable[..., Any], base: CountFamily, gate: str = "zi_logits") -> None:
+    def __init__(
+        self,
+        name: str,
+        distribution: Callable[..., Any],
+        base: CountFamily,
+        gate: str = "zi_logits",
+    ) -> None:
         super().__init__(name, distribution, (*base.names, gate))
         self.base, self.gate = base, gate
 
@@ -134,7 +148,9 @@ def by_mean(distribution: Callable[..., Any]) -> Family:
 
 
 def inflated_by_mean(distribution: Callable[..., Any]) -> Family:
-    """The zero-inflated negative binomial of a class that is built from ``mu``, ``theta`` and ``zi_logits``."""
+    """The zero-inflated negative binomial of a class that is built from ``mu``, ``theta`` and
+    ``zi_logits``.
+    """
     base = NegativeBinomialMean("negative_binomial_mean", distribution, ("mu", "theta"))
     return ZeroInflated("zero_inflated_negative_binomial", distribution, base)
 
@@ -147,4 +163,6 @@ def inflated_by_count(distribution: Callable[..., Any]) -> Family:
 
 def inflated_poisson(distribution: Callable[..., Any], gate: str = "gate_logits") -> Family:
     """The zero-inflated Poisson of a class that is built from ``rate`` and a gate."""
-    return ZeroInflated("zero_inflated_poisson", distribution, ZeroPoisson("poisson", distribution, ("rate",)), gate)
+    return ZeroInflated(
+        "zero_inflated_poisson", distribution, ZeroPoisson("poisson", distribution, ("rate",)), gate
+    )

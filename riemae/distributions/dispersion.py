@@ -1,22 +1,27 @@
-"""What counts tell about their dispersion: the part of a negative binomial's information that has no closed form.
+"""What counts tell about their dispersion: the part of a negative binomial's information that has
+no closed form.
 
-Let Y be negative binomial with mean μ and dispersion θ (variance ``μ + μ²/θ``), ``p = μ/(μ + θ)``. In the parameters
-(μ, θ) its Fisher information is diagonal, ``I_μ = θ/(μ (μ + θ))`` and
+Let Y be negative binomial with mean μ and dispersion θ (variance ``μ + μ²/θ``), ``p = μ/(μ + θ)``.
+In the parameters (μ, θ) its Fisher information is diagonal, ``I_μ = θ/(μ (μ + θ))`` and
 
     ``I_θ = Σ_{j≥0} P(Y > j)/(θ + j)² − p/θ = Σ_{k≥2} pᵏ B(k, θ)/k``,
 
-where B is the beta function. The first series is ``ψ'(θ) − E ψ'(θ + Y)`` less what the mean's information holds: for
-large θ the two agree in all digits of a float. The second is the square norm of the score in Meixner's orthogonal
-polynomials; its first term (k = 1) is ``p/θ``, so that nothing cancels any more. Its sum, with s = σ(τ),
+where B is the beta function. The first series is ``ψ'(θ) − E ψ'(θ + Y)`` less what the mean's
+information holds: for large θ the two agree in all digits of a float. The second is the square norm
+of the score in Meixner's orthogonal polynomials; its first term (k = 1) is ``p/θ``, so that nothing
+cancels any more. Its sum, with s = σ(τ),
 
-    ``I_θ = ∫ (1 − s)^{θ−1} [−log(1 − ps) − ps]/s ds = ∫ (1 − s)^{θ+1} s² [p² λ(ps) + p²/(θ (1 − ps))] dτ``
+    ``I_θ = ∫ (1 − s)^{θ−1} [−log(1 − ps) − ps]/s ds = ∫ (1 − s)^{θ+1} s² [p² λ(ps) + p²/(θ (1 −
+    ps))] dτ``
 
-with ``λ(x) = (−log(1 − x) − x)/x²`` and one integration by parts, which lets the integrand fall off at small θ too.
-It is analytic in a strip of half width π/2 around the real line, so that the trapezoidal rule with the step 0.4 leaves
-an error of ``e^{−π²/0.4} ≈ 2e−11``. All its factors depend on one of p and θ only: a table is one matrix product.
+with ``λ(x) = (−log(1 − x) − x)/x²`` and one integration by parts, which lets the integrand fall off
+at small θ too. It is analytic in a strip of half width π/2 around the real line, so that the
+trapezoidal rule with the step 0.4 leaves an error of ``e^{−π²/0.4} ≈ 2e−11``. All its factors
+depend on one of p and θ only: a table is one matrix product.
 
-What is computed is ``ρ = 2 θ (θ + 1) I_θ/p²``, near 1 for large θ or small p, from a tensor-product spline of degree 7
-of ``log ρ`` in ``(log μ/θ, log θ)``: relative error below 1e-9, six continuous derivatives, and cheap.
+What is computed is ``ρ = 2 θ (θ + 1) I_θ/p²``, near 1 for large θ or small p, from a tensor-product
+spline of degree 7 of ``log ρ`` in ``(log μ/θ, log θ)``: relative error below 1e-9, six continuous
+derivatives, and cheap.
 """
 
 from __future__ import annotations
@@ -29,8 +34,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# The spline: degree, step in both logarithms, and the ranges of log μ/θ and log θ that it covers. Beyond the ends
-# log ρ is constant to 1e-8 and better, but for the upper end of log μ/θ: there the result is NaN.
+# The spline: degree, step in both logarithms, and the ranges of log μ/θ and log θ that it covers.
+# Beyond the ends log ρ is constant to 1e-8 and better, but for the upper end of log μ/θ: there the
+# result is NaN.
 _DEGREE, _STEP = 7, 0.2
 _ODDS, _THETA = (-24.0, 50.0), (-24.0, 20.0)
 # Nodes of the trapezoidal rule in τ = logit s.
@@ -42,8 +48,9 @@ _AT_ONCE = 2**14
 def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), (*b) -> (*b)
     """``I_θ`` of a negative binomial, the Fisher information of its dispersion at a fixed mean.
 
-    Relative error below 1e-8, and six continuous derivatives. Computed in float64 where the device has it, in chunks,
-    and returned in the dtype of the arguments; a graph through it keeps about 0.7 kB per variable.
+    Relative error below 1e-8, and six continuous derivatives. Computed in float64 where the device
+    has it, in chunks, and returned in the dtype of the arguments; a graph through it keeps about
+    0.7 kB per variable.
 
     Args:
         log_odds: ``log μ/θ``: torch's ``logits``. At most 50; NaN beyond.
@@ -53,7 +60,9 @@ def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), 
     dtype = log_odds.dtype
     if dtype != torch.float64 and log_odds.device.type != "mps":
         log_odds, log_theta = log_odds.double(), log_theta.double()
-    rows = zip(log_odds.reshape(-1).split(_AT_ONCE), log_theta.reshape(-1).split(_AT_ONCE), strict=True)
+    rows = zip(
+        log_odds.reshape(-1).split(_AT_ONCE), log_theta.reshape(-1).split(_AT_ONCE), strict=True
+    )
     parts = [_log_ratio(x, y) for x, y in rows]
     ratio = torch.cat(parts).view(log_odds.shape)
     size = 2 * F.logsigmoid(log_odds) - log_theta - F.softplus(log_theta) - math.log(2)
@@ -61,7 +70,10 @@ def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), 
 
 
 def log_odds_excess(log_odds: Tensor) -> Tensor:
-    """``ℓ(p) = −log(1 − p) − p`` with ``p = σ(log_odds)``; by its power series where that difference cancels."""
+    """``ℓ(p) = −log(1 − p) − p`` with ``p = σ(log_odds)``.
+
+    By its power series where that difference cancels.
+    """
     near = log_odds < -2.0
     small = torch.where(near, log_odds, -3.0).sigmoid()
     series = torch.zeros_like(small)
@@ -72,7 +84,9 @@ def log_odds_excess(log_odds: Tensor) -> Tensor:
 
 
 def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
-    """``log ρ`` by the spline. Plain operations: torch differentiates them in any mode and as often as it likes."""
+    """``log ρ`` by the spline. Plain operations: torch differentiates them in any mode and as often
+    as it likes.
+    """
     windows, width = _windows(str(x.device), x.dtype)
     first, across = _local(x, _ODDS)
     second, along = _local(y, _THETA)
@@ -83,7 +97,10 @@ def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
 
 
 def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Index of the cell, and the splines that live there, ``(n, degree + 1)``; beyond the ends, as at the end."""
+    """Index of the cell, and the splines that live there, ``(n, degree + 1)``.
+
+    Beyond the ends, as at the end.
+    """
     place = (torch.where(x.isnan(), 0.0, x).clamp(*ends) - ends[0]) / _STEP
     cells = round((ends[1] - ends[0]) / _STEP)
     index = place.detach().floor().clamp(0, cells - 1)
@@ -91,7 +108,9 @@ def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
     square = u * u
     cube = square * u
     fourth = square * square
-    powers = torch.stack([torch.ones_like(u), u, square, cube, fourth, fourth * u, cube * cube, fourth * cube], -1)
+    powers = torch.stack(
+        [torch.ones_like(u), u, square, cube, fourth, fourth * u, cube * cube, fourth * cube], -1
+    )
     return index.long(), powers @ torch.as_tensor(_pieces()).to(x)
 
 
@@ -114,7 +133,9 @@ def _pieces() -> np.ndarray:  # -> (degree + 1 powers, degree + 1 splines)
 
 @lru_cache(maxsize=8)
 def _windows(device: str, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """Coefficients, as all runs of ``degree + 1`` along log θ: ``(rows · width, degree + 1)``, and the width."""
+    """Coefficients, as all runs of ``degree + 1`` along log θ: ``(rows · width, degree + 1)``, and
+    the width.
+    """
     table = _coefficients()
     runs = np.lib.stride_tricks.sliding_window_view(table, _DEGREE + 1, axis=1)
     with torch.inference_mode(False):
@@ -126,7 +147,8 @@ def _coefficients() -> np.ndarray:
     """Coefficients of the uniform B-splines on the cells of both ranges."""
     from scipy.interpolate import make_interp_spline
 
-    # Beyond the ends as many cells as it takes until the knots of the interpolating spline are evenly spaced.
+    # Beyond the ends as many cells as it takes until the knots of the interpolating spline are
+    # evenly spaced.
     margin = _DEGREE + (_DEGREE + 1) // 2
     grids = [_grid(ends, margin) for ends in (_ODDS, _THETA)]
     table = np.log(ratio_by_quadrature(grids[0][:, None], grids[1][None]))
@@ -145,7 +167,9 @@ def _grid(ends: tuple[float, float], margin: int) -> np.ndarray:
     return ends[0] + _STEP * np.arange(-margin, cells + margin + 1)
 
 
-def ratio_by_quadrature(log_odds: np.ndarray, log_theta: np.ndarray) -> np.ndarray:  # (a, 1), (1, b) -> (a, b)
+def ratio_by_quadrature(
+    log_odds: np.ndarray, log_theta: np.ndarray
+) -> np.ndarray:  # (a, 1), (1, b) -> (a, b)
     """``ρ = 2 θ (θ + 1) I_θ/p²`` on a grid, by the trapezoidal rule in τ = logit s."""
     top = max(float(log_odds.max()), 0.0)
     low = -max(float(log_theta.max()), 0.0) - _REACH

@@ -1,4 +1,6 @@
-"""What a family of probability distributions is for the geometry: names, feature map, Fisher information."""
+"""What a family of probability distributions is for the geometry: names, feature map, Fisher
+information.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ Free = frozenset[str]
 
 
 class Family:
-    """One family; a subclass gives :meth:`features`, or :meth:`product`, or both where it depends on what is fixed.
+    """One family.
+
+    A subclass gives :meth:`features`, or :meth:`product`, or both where it depends on what is
+    fixed.
 
     Attributes:
         name: What ``FisherRao`` calls it.
@@ -62,14 +67,20 @@ class Family:
         return vjp(features, point)[1](pushed)[0]
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # -> (k,)
-        """Squared Fisher-Rao distance, the sum over all variables; None if unknown. The chord where φ is flat."""
+        """Squared Fisher-Rao distance, the sum over all variables.
+
+        None if unknown. The chord where φ is flat.
+        """
         if not self.flat(free):
             return None
         return (self.features(q, free) - self.features(p, free)).flatten(1).square().sum(-1)
 
 
 def odds_form(distribution: Any) -> str:
-    """Whether a distribution was built from ``"logits"`` or ``"probs"``; torch computes the other when it is asked."""
+    """Whether a distribution was built from ``"logits"`` or ``"probs"``.
+
+    Torch computes the other when it is asked.
+    """
     owner = getattr(distribution, "_categorical", distribution)
     logits = vars(owner).get("logits")
     built_from_logits = logits is not None and getattr(owner, "_param", logits) is logits

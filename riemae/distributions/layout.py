@@ -1,6 +1,8 @@
-"""What a decoder may return beside a tensor: distributions, several heads of them, and members of an ensemble.
+"""What a decoder may return beside a tensor: distributions, several heads of them, and members of
+an ensemble.
 
-The geometry works on one tensor ``x`` a point. Here distributions are read into such a tensor, and built from it again.
+The geometry works on one tensor ``x`` a point. Here distributions are read into such a tensor, and
+built from it again.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from riemae.numerics.values import concrete
 class Members(tuple[Any, ...]):
     """Outputs of the members of an ensemble at the same points: what an ensemble's decoder returns.
 
-    Its length is the number of members; each entry is a tensor ``(k, *shape)``, a distribution, or a tuple or dict of
-    distributions, all of one structure.
+    Its length is the number of members; each entry is a tensor ``(k, *shape)``, a distribution, or
+    a tuple or dict of distributions, all of one structure.
     """
 
     __slots__ = ()
@@ -43,7 +45,8 @@ class Head:
         family: The family of its independent variables.
         names: Parameters, in order.
         shapes: Their shapes without the batch axis.
-        constants: Parameters without a batch axis, such as a temperature: never a function of the point.
+        constants: Parameters without a batch axis, such as a temperature: never a function of the
+            point.
         transforms: Fixed invertible maps after the family; they change no Fisher information.
         reinterpreted: Batch axes that ``Independent`` made part of the event.
         fixed: Parameters that do not depend on the latent point; None before anybody looked.
@@ -78,17 +81,25 @@ class Head:
         }
 
     def complete(self, p: Params) -> Params:
-        """Parameters and constants together; as they came where the class itself is built from them."""
+        """Parameters and constants together.
+
+        As they came where the class itself is built from them.
+        """
         if isinstance(self.family, (Divergence, Quantiles, Score)):
             return {**self.constants, **p}
         like = next(iter(p.values()))
-        return {**{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()}, **p}
+        return {
+            **{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()},
+            **p,
+        }
 
     def join(self, p: Params) -> Tensor:  # -> (k, size)
         """The flat vector; zeros for parameters that are missing."""
         like = next(iter(p.values()))
         parts = [
-            p[name].reshape(len(like), -1) if name in p else like.new_zeros(len(like), shape.numel())
+            p[name].reshape(len(like), -1)
+            if name in p
+            else like.new_zeros(len(like), shape.numel())
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return torch.cat(parts, -1)
@@ -115,7 +126,9 @@ class Layout:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of ``x`` at one point: a single parameter keeps its own, several are flattened and joined."""
+        """Shape of ``x`` at one point: a single parameter keeps its own, several are flattened and
+        joined.
+        """
         if len(self.heads) == 1 and len(self.heads[0].names) == 1 and self.heads[0].shapes[0]:
             return self.heads[0].shapes[0]
         return torch.Size([sum(head.size for head in self.heads)])
@@ -174,7 +187,10 @@ def read(output: Any) -> tuple[Tensor, AnyLayout | None]:
 
 
 def distributions(output: Any) -> list[td.Distribution]:
-    """All distributions in a decoder's output, members of ensembles one after the other; none in a tensor."""
+    """All distributions in a decoder's output, members of ensembles one after the other.
+
+    None in a tensor.
+    """
     if isinstance(output, Tensor):
         return []
     if isinstance(output, Members):
@@ -188,7 +204,9 @@ def parameters(distribution: td.Distribution) -> Params:
 
 
 def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
-    """Where a parameter lies outside of its family's range, such as a negative scale; None where all are inside.
+    """Where a parameter lies outside of its family's range, such as a negative scale.
+
+    None where all are inside.
 
     Only values are looked at, and not inside ``vmap``, where nobody can.
     """
@@ -214,9 +232,15 @@ def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
 def _inside(constraint: Any, value: Tensor) -> Tensor | None:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    if constraint is constraints.simplex:  # torch's own check of the sum is too strict for many classes in float32
+    if (
+        constraint is constraints.simplex
+    ):  # torch's own check of the sum is too strict for many classes in float32
         return value >= 0
-    if constraints.is_dependent(constraint) or constraint is constraints.real or constraint is constraints.real_vector:
+    if (
+        constraints.is_dependent(constraint)
+        or constraint is constraints.real
+        or constraint is constraints.real_vector
+    ):
         return None
     return constraint.check(value)
 
@@ -252,7 +276,9 @@ def _read_members(members: Members) -> tuple[Tensor, EnsembleLayout]:
             "All members must describe the same data.",
         )
     if isinstance(layouts[0], EnsembleLayout):
-        raise DecoderError("Manifold", "an ensemble of decoders", "an ensemble of ensembles", "Join their members.")
+        raise DecoderError(
+            "Manifold", "an ensemble of decoders", "an ensemble of ensembles", "Join their members."
+        )
     return torch.stack([x for x, _ in pairs], 1), EnsembleLayout(layouts[0], len(pairs))
 
 
@@ -262,11 +288,20 @@ def _read_head(distribution: td.Distribution) -> tuple[Head, Tensor]:
         reinterpreted += distribution.reinterpreted_batch_ndims
         distribution = distribution.base_dist
     family, p, constants, transforms = _read(distribution)
-    head = Head(family, tuple(p), tuple(v.shape[1:] for v in p.values()), constants, transforms, reinterpreted)
+    head = Head(
+        family,
+        tuple(p),
+        tuple(v.shape[1:] for v in p.values()),
+        constants,
+        transforms,
+        reinterpreted,
+    )
     return head, head.join(p)
 
 
-def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any], tuple[td.Transform, ...]]:
+def _read(
+    distribution: td.Distribution,
+) -> tuple[Family, Params, dict[str, Any], tuple[td.Transform, ...]]:
     """Family, parameters, constants and fixed transforms of a distribution.
 
     Raises:
@@ -276,7 +311,11 @@ def _read(distribution: td.Distribution) -> tuple[Family, Params, dict[str, Any]
         distribution = distribution.base_dist
     transforms: tuple[td.Transform, ...] = ()
     family = family_of(distribution)
-    if family is None and isinstance(distribution, td.TransformedDistribution) and _is_fixed(distribution.transforms):
+    if (
+        family is None
+        and isinstance(distribution, td.TransformedDistribution)
+        and _is_fixed(distribution.transforms)
+    ):
         transforms, distribution = tuple(distribution.transforms), distribution.base_dist
         while isinstance(distribution, td.Independent):
             distribution = distribution.base_dist
@@ -301,13 +340,19 @@ def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
         parts.extend(getattr(transform, "parts", ()))  # of a composition
         inner = getattr(transform, "base_transform", None)
         parts.extend(() if inner is None else (inner,))
-    return all(t.bijective and not any(isinstance(v, Tensor) for v in vars(t).values()) for t in parts)
+    return all(
+        t.bijective and not any(isinstance(v, Tensor) for v in vars(t).values()) for t in parts
+    )
 
 
 def _arguments(distribution: td.Distribution) -> dict[str, Any]:
     """What a distribution of an unknown class was built from, by the names of its constructor."""
     form = odds_form(distribution)  # before anything asks for the other
-    names = [name for name in inspect.signature(type(distribution).__init__).parameters if hasattr(distribution, name)]
+    names = [
+        name
+        for name in inspect.signature(type(distribution).__init__).parameters
+        if hasattr(distribution, name)
+    ]
     if {"probs", "logits"} <= set(names):
         names.remove("probs" if form == "logits" else "logits")
     if "scale_tril" in names:
@@ -320,7 +365,8 @@ _GENERIC: dict[tuple[Callable[..., Any], tuple[str, ...]], Family] = {}
 
 
 def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]) -> Family:
-    """The Fisher information of a class that :mod:`riemae.distributions.closed_form` does not know, by what torch knows of it.
+    """The Fisher information of a class that :mod:`riemae.distributions.closed_form` does not know,
+    by what torch knows of it.
 
     Raises:
         DecoderError: When it cannot be built from its parameters.
@@ -328,7 +374,8 @@ def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]
     kind: Callable[..., Any] = type(distribution)
     key = (kind, tuple(p))
     if key not in _GENERIC:
-        # Transforms that differ tell a divergence between transformed distributions from one of their parameters.
+        # Transforms that differ tell a divergence between transformed distributions from one of
+        # their parameters.
         nearby = {name: value.detach() * 1.001 for name, value in p.items()}
         with unvalidated(), torch.no_grad():
             try:
@@ -346,17 +393,24 @@ def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]
     return _GENERIC[key]
 
 
-def _road(distribution: td.Distribution, nearby: td.Distribution, device: torch.device) -> type[Family]:
+def _road(
+    distribution: td.Distribution, nearby: td.Distribution, device: torch.device
+) -> type[Family]:
     """What torch knows of a distribution: its divergence, its quantiles, or its density alone.
 
     Raises:
         DecoderError: When it does not know its density either, or cannot draw from it.
     """
-    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of another shape.
-    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
+    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of
+    # another shape.
+    with contextlib.suppress(
+        NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError
+    ):
         td.kl_divergence(distribution, nearby)
         return Divergence
-    with contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(
+        NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError
+    ):
         nearby.icdf(torch.tensor(0.5))
         return Quantiles
     try:

@@ -22,8 +22,8 @@ from riemae.numerics.transforms import transforms
 _DRAWS, _SEED = 4096, 0
 # Numbers that are drawn at once, for some points and some of their draws.
 _NUMBERS_AT_ONCE = 2**21
-# Beyond so many bytes of what the draws of one call are made into, no memory will do: a graph keeps about so many
-# arrays of their size. Without a graph, it is the time: so many numbers take minutes.
+# Beyond so many bytes of what the draws of one call are made into, no memory will do: a graph keeps
+# about so many arrays of their size. Without a graph, it is the time: so many numbers take minutes.
 _GRAPH_BYTES, _ARRAYS = 4 * 2**30, 8
 _NUMBERS = 2**34
 # Nodes of a quadrature over quantiles.
@@ -40,12 +40,15 @@ def _without_validation() -> Iterator[None]:
         td.Distribution.set_default_validate_args(before)
 
 
-# A context without validation of distributions' arguments, which looks at values and so fails under ``vmap``.
+# A context without validation of distributions' arguments, which looks at values and so fails under
+# ``vmap``.
 unvalidated = Shared(_without_validation)
 
 
 class Divergence(Family):
-    """Any family whose Kullback-Leibler divergence torch knows: ``H`` is its Hessian where both arguments agree."""
+    """Any family whose Kullback-Leibler divergence torch knows: ``H`` is its Hessian where both
+    arguments agree.
+    """
 
     def flat(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
@@ -57,15 +60,19 @@ class Divergence(Family):
 
         def divergence(q: Params) -> Tensor:
             with unvalidated():
-                return td.kl_divergence(self.distribution(**p), self.distribution(**{**p, **q})).sum()
+                return td.kl_divergence(
+                    self.distribution(**p), self.distribution(**{**p, **q})
+                ).sum()
 
         return jvp(grad(divergence), (point,), (v,))[1]
 
 
 class Quantiles(Family):
-    """Any family of single continuous variables whose quantiles torch knows: ``H = ∫ s sᵀ du`` over the quantile u.
+    """Any family of single continuous variables whose quantiles torch knows: ``H = ∫ s sᵀ du`` over
+    the quantile u.
 
-    By the double-exponential rule, ``u = ½ + ½ tanh(π/2 sinh t)``, which does not mind singularities at the ends.
+    By the double-exponential rule, ``u = ½ + ½ tanh(π/2 sinh t)``, which does not mind
+    singularities at the ends.
     """
 
     def flat(self, free: Free) -> bool:
@@ -80,7 +87,9 @@ class Quantiles(Family):
         reach = math.asinh(-math.log(8 * torch.finfo(like.dtype).eps) / math.pi)
         t = torch.linspace(-reach, reach, _NODES, dtype=like.dtype, device=like.device)
         u = torch.sigmoid(math.pi * t.sinh())
-        weight = u * torch.sigmoid(-math.pi * t.sinh()) * math.pi * t.cosh() * (2 * reach / (_NODES - 1))
+        weight = (
+            u * torch.sigmoid(-math.pi * t.sinh()) * math.pi * t.cosh() * (2 * reach / (_NODES - 1))
+        )
         column = (-1, *(1,) * like.ndim)
         with unvalidated():
             y = self.distribution(**p).icdf(u.view(column))
@@ -96,11 +105,12 @@ class Quantiles(Family):
 class Score(Family):
     """Any family with a density: ``H = E[s sᵀ]``, the covariance of the score, over fixed draws.
 
-    The draws at a point depend on that point alone. Where H is differentiated, each draw carries its likelihood ratio,
-    so that derivatives are unbiased too, but they are not those of the estimate: path solvers may stall.
+    The draws at a point depend on that point alone. Where H is differentiated, each draw carries
+    its likelihood ratio, so that derivatives are unbiased too, but they are not those of the
+    estimate: path solvers may stall.
 
-    Draws are made and used in chunks, so that the metric itself takes a bounded memory whatever the number of points
-    and variables. A graph through it cannot be had in chunks.
+    Draws are made and used in chunks, so that the metric itself takes a bounded memory whatever the
+    number of points and variables. A graph through it cannot be had in chunks.
     """
 
     def flat(self, free: Free) -> bool:
@@ -118,7 +128,10 @@ class Score(Family):
         parts = []
         for start in range(0, max(1, rows), at_once):
             few = slice(start, start + at_once)
-            q = {name: value[few] if isinstance(value, Tensor) and value.ndim else value for name, value in p.items()}
+            q = {
+                name: value[few] if isinstance(value, Tensor) and value.ndim else value
+                for name, value in p.items()
+            }
             parts.append(self._mean(q, {name: dv[few] for name, dv in v.items()}, draws))
         return {name: torch.cat([part[name] for part in parts]) for name in v}
 
@@ -128,7 +141,9 @@ class Score(Family):
         total: Params = {}
         for start in range(0, _DRAWS, draws):
             count = min(draws, _DRAWS - start)
-            y = _Draw.apply(self.distribution, tuple(p), count, _SEED + start, *map(_constant, p.values()))
+            y = _Draw.apply(
+                self.distribution, tuple(p), count, _SEED + start, *map(_constant, p.values())
+            )
 
             def log_prob(q: Params, y: Tensor = y) -> Tensor:  # -> (draws, k, ...)
                 with unvalidated():
@@ -168,17 +183,26 @@ def _constant(value: Any) -> Any:
 
 
 class _Draw(torch.autograd.Function):
-    """Draws ``(draws, k, ...)`` as constants. A function of its own because ``vmap`` forbids random numbers."""
+    """Draws ``(draws, k, ...)`` as constants. A function of its own because ``vmap`` forbids random
+    numbers.
+    """
 
     @staticmethod
     def forward(
-        distribution: Callable[..., Any], names: tuple[str, ...], count: int, seed: int, *values: Any
+        distribution: Callable[..., Any],
+        names: tuple[str, ...],
+        count: int,
+        seed: int,
+        *values: Any,
     ) -> Tensor:
         batched = [isinstance(value, Tensor) and value.ndim > 0 for value in values]
         several = [value for value, many in zip(values, batched, strict=True) if many]
         draws = []
         for i in range(max(map(len, several))):
-            row = (value[i : i + 1] if many else value for value, many in zip(values, batched, strict=True))
+            row = (
+                value[i : i + 1] if many else value
+                for value, many in zip(values, batched, strict=True)
+            )
             with unvalidated(), seeded(several[0].device, seed):
                 draws.append(distribution(**dict(zip(names, row, strict=True))).sample((count,)))
         return torch.cat(draws, 1)

@@ -1,7 +1,8 @@
-"""Which family a distribution is of: torch's own classes, classes of other packages by name, and what users register.
+"""Which family a distribution is of: torch's own classes, classes of other packages by name, and
+what users register.
 
-A class of another package is recognised by the package's name and its own, in :data:`ELSEWHERE`, so that nothing is
-imported for it.
+A class of another package is recognised by the package's name and its own, in :data:`ELSEWHERE`, so
+that nothing is imported for it.
 """
 
 from __future__ import annotations
@@ -74,14 +75,22 @@ class Registered(Family):
             AmbientError: When one is missing.
         """
         try:
-            found = super().read(distribution) if self.reader is None else dict(self.reader(distribution))
+            found = (
+                super().read(distribution)
+                if self.reader is None
+                else dict(self.reader(distribution))
+            )
         except AttributeError as reason:
             hint = "Give register_family(read=...) a function from the distribution to its parameters by name."
-            raise AmbientError(self.name, f"the attributes {', '.join(self.names)}", str(reason), hint) from reason
+            raise AmbientError(
+                self.name, f"the attributes {', '.join(self.names)}", str(reason), hint
+            ) from reason
         missing = [name for name in self.names if name not in found]
         if missing:
             got = ", ".join(found) or "none"
-            raise AmbientError(self.name, f"the parameters {', '.join(self.names)}", got, "Return all of them.")
+            raise AmbientError(
+                self.name, f"the parameters {', '.join(self.names)}", got, "Return all of them."
+            )
         return {name: found[name] for name in self.names}
 
     def flat(self, free: Free) -> bool:
@@ -106,11 +115,14 @@ class Registered(Family):
             )
         if found.dtype != values[0].dtype:
             hint = "Keep the parameters' dtype."
-            raise AmbientError(self.name, f"a Fisher information of {values[0].dtype}", str(found.dtype), hint)
+            raise AmbientError(
+                self.name, f"a Fisher information of {values[0].dtype}", str(found.dtype), hint
+            )
         index = {name: i for i, name in enumerate(self.names)}
         return {
             name: sum(
-                (found[..., index[name], index[other]] * dv for other, dv in v.items()), torch.zeros_like(v[name])
+                (found[..., index[name], index[other]] * dv for other, dv in v.items()),
+                torch.zeros_like(v[name]),
             )
             for name in v
         }
@@ -127,22 +139,26 @@ def register_family(
 ) -> None:
     """Teach :class:`~riemae.ambient.FisherRao` a family of distributions, for this process.
 
-    Subclasses of a class count as it unless they change ``log_prob``. Families that are registered come before those
-    that riemae knows, and the newest predicate comes first of all.
+    Subclasses of a class count as it unless they change ``log_prob``. Families that are registered
+    come before those that riemae knows, and the newest predicate comes first of all.
 
     Args:
         name: What it is called, also in ``FisherRao(name)`` for decoders that return tensors.
-        of: The class; or a function that says whether a distribution is one, for classes that cannot be imported.
+        of: The class; or a function that says whether a distribution is one, for classes that
+            cannot be imported.
         parameters: Names, in the order of the rows of the information.
-        information: The Fisher information of one variable: parameters by name, tensors of one shape ``(*b,)``, to
-            ``(*b, n, n)``, differentiable, row by row. Variables are taken as independent.
+        information: The Fisher information of one variable: parameters by name, tensors of one
+            shape ``(*b,)``, to ``(*b, n, n)``, differentiable, row by row. Variables are taken as
+            independent.
         read: Parameters of a distribution, by name; its attributes of these names unless given.
-        build: The distribution from parameters by name, for ``Manifold.distribution``; the class unless given.
-        support: Parameters on which the set of possible data depends. They have no Fisher information, and must not
-            depend on the latent point.
+        build: The distribution from parameters by name, for ``Manifold.distribution``; the class
+            unless given.
+        support: Parameters on which the set of possible data depends. They have no Fisher
+            information, and must not depend on the latent point.
 
     Raises:
-        OptionError: For a name that is taken, no parameters, or something else than a class or a function.
+        OptionError: For a name that is taken, no parameters, or something else than a class or a
+            function.
 
     Example:
         >>> import torch
@@ -163,7 +179,12 @@ def register_family(
         raise OptionError(where, "a name that is not taken", repr(name), hint)
     names = tuple(parameters)
     if isinstance(parameters, str) or not names or len(set(names)) < len(names):
-        raise OptionError(where, "parameters, a list of different names", repr(parameters), 'Try ["loc", "scale"].')
+        raise OptionError(
+            where,
+            "parameters, a list of different names",
+            repr(parameters),
+            'Try ["loc", "scale"].',
+        )
     if not set(support) < set(names) and support:
         raise OptionError(where, f"support of some of {', '.join(names)}", repr(tuple(support)), "")
     for option, value in (("of", of), ("information", information)):
@@ -191,7 +212,10 @@ def unregister_family(name: str) -> None:
         OptionError: When there is none of this name.
     """
     if not isinstance(NAMED.get(name), Registered):
-        known = ", ".join(sorted(n for n, family in NAMED.items() if isinstance(family, Registered))) or "none"
+        known = (
+            ", ".join(sorted(n for n, family in NAMED.items() if isinstance(family, Registered)))
+            or "none"
+        )
         raise OptionError("unregister_family", f"a registered family among {known}", repr(name), "")
     family = NAMED.pop(name)
     for kind in [kind for kind, other in _CLASSES.items() if other is family]:
@@ -200,7 +224,10 @@ def unregister_family(name: str) -> None:
 
 
 def family_of(distribution: Distribution) -> Family | None:
-    """The family of a distribution, unless a subclass has changed its density; None if nobody knows it."""
+    """The family of a distribution, unless a subclass has changed its density.
+
+    None if nobody knows it.
+    """
     for accepts, registered in _PREDICATES:
         if accepts(distribution):
             return registered
@@ -224,6 +251,11 @@ def _of_class(kind: Any) -> Family | None:
 
 def _unbuildable(name: str) -> Callable[..., Any]:
     def build(**parameters: Tensor) -> Any:
-        raise AmbientError(name, "a way to build the distribution", "a predicate", "Give register_family(build=...).")
+        raise AmbientError(
+            name,
+            "a way to build the distribution",
+            "a predicate",
+            "Give register_family(build=...).",
+        )
 
     return build

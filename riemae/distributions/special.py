@@ -15,16 +15,23 @@ from riemae.distributions.dispersion import excess_information
 
 
 def root(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0, where the parameter has reached the edge of its range; NaN below."""
+    """Square root with derivative 0 at 0, where the parameter has reached the edge of its range.
+
+    NaN below.
+    """
     inside = x > 0
-    return torch.where(inside, torch.where(inside, x, 1.0).sqrt(), torch.where(x == 0, x * 0, torch.nan))
+    return torch.where(
+        inside, torch.where(inside, x, 1.0).sqrt(), torch.where(x == 0, x * 0, torch.nan)
+    )
 
 
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
     right = a > 0
     decay = torch.where(right, -2 * a, 0.0).exp()
-    return torch.where(right, a + (1 + (1 + decay).sqrt()).log(), torch.where(right, 0.0, a).exp().asinh())
+    return torch.where(
+        right, a + (1 + (1 + decay).sqrt()).log(), torch.where(right, 0.0, a).exp().asinh()
+    )
 
 
 def atanh_root(p: Tensor) -> Tensor:
@@ -50,7 +57,9 @@ def resultant_slope(kappa: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _slope_series() -> tuple[float, ...]:
-    """``A' = Σ c_n κ^{−n−1}``, ``c_n = −n a_n``, where ``A = Σ a_n κ^{−n}`` solves ``A' = 1 − A/κ − A²``."""
+    """``A' = Σ c_n κ^{−n−1}``, ``c_n = −n a_n``, where ``A = Σ a_n κ^{−n}`` solves
+    ``A' = 1 − A/κ − A²``.
+    """
     a = [1.0]
     for n in range(1, 11):
         a.append(((n - 2) * a[-1] - sum(a[i] * a[n - i] for i in range(1, n))) / 2)
@@ -58,24 +67,32 @@ def _slope_series() -> tuple[float, ...]:
 
 
 def tilted_variance(logits: Tensor) -> Tensor:
-    """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``, by its power series near 0."""
+    """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``, by its power
+    series near 0.
+    """
     near = logits.abs() < 1
     small, far = torch.where(near, logits, 0.0).square(), torch.where(near, 1.0, logits).abs()
     series = torch.zeros_like(logits)
     for coefficient in reversed(_tilted_series()):
         series = series * small + coefficient
-    return torch.where(near, series, far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square())
+    return torch.where(
+        near, series, far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square()
+    )
 
 
 @lru_cache(maxsize=1)
 def _tilted_series() -> tuple[float, ...]:
-    """``Σ B_2n (2n − 1)/(2n)! l^{2n−2}``: from ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``, differentiated."""
+    """``Σ B_2n (2n − 1)/(2n)! l^{2n−2}``: from ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``,
+    differentiated.
+    """
     numbers = bernoulli(20)
     return tuple(float(numbers[2 * n]) * (2 * n - 1) / math.factorial(2 * n) for n in range(1, 11))
 
 
 def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
-    """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial: what (l, r) have for r when l is fixed."""
+    """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial: what (l, r) have for r when l is
+    fixed.
+    """
     return logits.sigmoid() / r + excess_information(logits, r.log())
 
 
@@ -87,7 +104,9 @@ def trigamma_excess(x: Tensor) -> Tensor:
     series = torch.zeros_like(far)
     for coefficient in reversed(_bernoulli_series()):
         series = (series + coefficient) * inverse
-    return torch.where(large, inverse / 2 + series / far, torch.polygamma(1, near) - near.reciprocal())
+    return torch.where(
+        large, inverse / 2 + series / far, torch.polygamma(1, near) - near.reciprocal()
+    )
 
 
 @lru_cache(maxsize=1)
@@ -100,8 +119,9 @@ def _bernoulli_series() -> tuple[float, ...]:
 def degrees_information(df: Tensor) -> Tensor:
     """``I_νν = ¼ [ψ'(ν/2) − ψ'((ν + 1)/2)] − (ν + 5)/(2ν (ν + 1)(ν + 3))`` of Student's t.
 
-    It falls off as ``7/(2ν⁴)``: both parts agree to ``1/ν²`` of their size, so that they are subtracted as series where
-    ν > 24: ``ψ'(x) − ψ'(x + ½) = ½ ∫ t e^{−xt} (1 + tanh t/4) dt``, term by term.
+    It falls off as ``7/(2ν⁴)``: both parts agree to ``1/ν²`` of their size, so that they are
+    subtracted as series where ν > 24: ``ψ'(x) − ψ'(x + ½) = ½ ∫ t e^{−xt} (1 + tanh t/4) dt``, term
+    by term.
     """
     large = df > 24
     near, far = torch.where(large, 1.0, df), torch.where(large, df, 24.0)
@@ -119,7 +139,11 @@ def degrees_information(df: Tensor) -> Tensor:
 def _degrees_series() -> tuple[float, ...]:
     """``⅛ ∫ t e^{−νt/2} (tanh t/4 − t/4) dt = Σ_{n≥2} c_n ν^{−2n−1}``.
 
-    From ``tanh y = Σ B_2n 4ⁿ (4ⁿ − 1)/(2n)! y^{2n−1}`` and ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
+    From ``tanh y = Σ B_2n 4ⁿ (4ⁿ − 1)/(2n)! y^{2n−1}`` and
+    ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
     """
     numbers = bernoulli(24)
-    return tuple(float(numbers[2 * n]) * (4**n - 1) * 4**n / 4 ** (2 * n - 1) * 2 ** (2 * n - 2) for n in range(2, 13))
+    return tuple(
+        float(numbers[2 * n]) * (4**n - 1) * 4**n / 4 ** (2 * n - 1) * 2 ** (2 * n - 2)
+        for n in range(2, 13)
+    )

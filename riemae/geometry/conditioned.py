@@ -1,8 +1,10 @@
-"""Manifolds under several conditions at once, as one space: what solvers work on when every pair has its own condition.
+"""Manifolds under several conditions at once, as one space: what solvers work on when every pair
+has its own condition.
 
-Solvers choose, drop and double the curves that they work on, so that the place of a curve in a batch does not tell its
-condition. Points therefore carry the number of their condition as one more coordinate, ``(z, number × unit)``. Both
-ends of a pair have the same number; every curve between them keeps it, at no speed and no length.
+Solvers choose, drop and double the curves that they work on, so that the place of a curve in a
+batch does not tell its condition. Points therefore carry the number of their condition as one more
+coordinate, ``(z, number × unit)``. Both ends of a pair have the same number; every curve between
+them keeps it, at no speed and no length.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from riemae.solvers.energy import Expansion
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products
 
-# A number must survive what arithmetic on coordinates of its size leaves of it: half a unit is so many roundings.
+# A number must survive what arithmetic on coordinates of its size leaves of it: half a unit is so
+# many roundings.
 _ROUNDINGS = 64
 
 
@@ -35,7 +38,8 @@ class Labels:
     """How points get the number of their condition as a last coordinate, and lose it again.
 
     Args:
-        condition: One for each pair, or one for all, which needs no number; None without conditions.
+        condition: One for each pair, or one for all, which needs no number; None without
+            conditions.
         points: Points, which the numbers should be about as large as.
 
     Attributes:
@@ -61,10 +65,13 @@ class Labels:
             )
         size = concrete(torch.where(points.detach().isfinite(), points.detach().abs(), 0.0))
         largest = float(size.max()) if size is not None and size.numel() else 0.0
-        # A power of two, so that numbers are exact; none larger than the points, as sizes are taken of all coordinates.
+        # A power of two, so that numbers are exact; none larger than the points, as sizes are taken
+        # of all coordinates.
         self.unit = 2.0 ** math.floor(math.log2((largest or 1.0) / condition.count))
 
-    def lift(self, z: Tensor, rows: Tensor | None = None) -> Tensor:  # (p, *n, m) -> (p, *n, m + labels)
+    def lift(
+        self, z: Tensor, rows: Tensor | None = None
+    ) -> Tensor:  # (p, *n, m) -> (p, *n, m + labels)
         """Points with the numbers of their conditions.
 
         Args:
@@ -115,7 +122,10 @@ class Labels:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the conditions without a graph."""
-        return {**self.__dict__, "condition": None if self.condition is None else self.condition.detached()}
+        return {
+            **self.__dict__,
+            "condition": None if self.condition is None else self.condition.detached(),
+        }
 
     def rows_of(self, z: Tensor) -> Tensor:  # (…, m + 1) -> (…) int64
         """The numbers of the conditions of points."""
@@ -159,7 +169,9 @@ class Conditioned:
 
     def _bound(self, condition: Condition, points: Tensor) -> Pullback:  # (k, m)
         if len(points):
-            self.core.bind(points, condition.spread(len(points)))  # once; another process has seen no point yet
+            self.core.bind(
+                points, condition.spread(len(points))
+            )  # once; another process has seen no point yet
         return self.core.at(condition)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -193,11 +205,15 @@ class Conditioned:
         )
         return core.norm(points, w).view(z.shape[:-1])
 
-    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b, m + labels)
+    def acceleration(
+        self, z: Tensor, v: Tensor
+    ) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b, m + labels)
         """The geodesic equation's right-hand side."""
         flat, w = (x.reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(z, v))
         condition = self._conditions(flat)
-        core, points, w, _ = self.core.placed_tangents("acceleration", condition, self.narrow(flat), self.narrow(w))
+        core, points, w, _ = self.core.placed_tangents(
+            "acceleration", condition, self.narrow(flat), self.narrow(w)
+        )
         return self.wide(core.acceleration("Manifold.acceleration", points, w)).view(z.shape)
 
     # Curves (p, n + 1, m + labels), each at the number of its first point.
@@ -216,14 +232,21 @@ class Conditioned:
         return core.embedded(points, then)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """As :meth:`riemae.Manifold.expand`; to move all numbers of a curve costs what moving its points does."""
+        """As :meth:`riemae.Manifold.expand`.
+
+        To move all numbers of a curve costs what moving its points does.
+        """
         core, narrow = self._along(nodes)
         found = core.expand(narrow, second_order)
         if not self.labels:
             return found
         n = nodes.shape[1] - 1
         size = found.gauss_newton.diagonal.diagonal(dim1=-2, dim2=-1).flatten(1).mean(1) / (4 * n)
-        corrected = None if found.correction is None else _padded(found.correction, n, torch.zeros_like(size))
+        corrected = (
+            None
+            if found.correction is None
+            else _padded(found.correction, n, torch.zeros_like(size))
+        )
         return replace(
             found,
             gradient=self.wide(found.gradient),
@@ -282,9 +305,16 @@ class Conditioned:
 
 
 def _rebuilt(
-    function: Any, ambient: Any, latent_dim: int | None, chunk_size: int | None, condition: Condition, names: Labels
+    function: Any,
+    ambient: Any,
+    latent_dim: int | None,
+    chunk_size: int | None,
+    condition: Condition,
+    names: Labels,
 ) -> Conditioned:
-    return Conditioned(Pullback(Decoder(function), ambient, latent_dim, chunk_size), condition, names)
+    return Conditioned(
+        Pullback(Decoder(function), ambient, latent_dim, chunk_size), condition, names
+    )
 
 
 def _padded(matrix: BlockTridiagonal, n: int, size: Tensor) -> BlockTridiagonal:

@@ -1,13 +1,16 @@
-"""Curvature of the decoded manifold: how it bends in the data space, and how it is curved in itself.
+"""Curvature of the decoded manifold: how it bends in the data space, and how it is curved in
+itself.
 
-Everything rests on first and second derivatives of the decoder at single points; no D × D matrix is formed.
+Everything rests on first and second derivatives of the decoder at single points; no D × D matrix is
+formed.
 
 - **Extrinsic** (the paper's section 2.2): with the Euclidean second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)``,
-  ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is ``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``,
-  and the local extrinsic curvature (10) is ``Tr(G⁻¹ C)``, where ``G`` is the pull-back of the ambient metric.
+  ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is
+  ``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``, and the local extrinsic curvature (10) is
+  ``Tr(G⁻¹ C)``, where ``G`` is the pull-back of the ambient metric.
 - **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where the ambient
-  metric has a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere has sectional
-  curvature +1; ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+  metric has a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere
+  has sectional curvature +1; ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 """
 
 from __future__ import annotations
@@ -31,19 +34,23 @@ from riemae.numerics.values import concrete
 Estimator = Literal["exact", "hutchinson", "paper"]
 
 
-# Squared Cholesky pivots, in units of rounding, above which two factorisations give an orthonormal basis.
+# Squared Cholesky pivots, in units of rounding, above which two factorisations give an orthonormal
+# basis.
 _SAFE_PIVOT = 1e3
-# Squared Cholesky pivots of J with columns of length 1 above which the Gram matrix loses nothing worth a second
-# factorisation: inner products of II are divided by it twice, 1/pivot⁴ roundings at most.
+# Squared Cholesky pivots of J with columns of length 1 above which the Gram matrix loses nothing
+# worth a second factorisation: inner products of II are divided by it twice, 1/pivot⁴ roundings at
+# most.
 _HARMLESS_PIVOT = 0.03
 
 
 class Bending(NamedTuple):
-    """First and second derivatives of an immersion at ``k`` points: metric, and how the normal part bends.
+    """First and second derivatives of an immersion at ``k`` points: metric, and how the normal part
+    bends.
 
     Attributes:
-        triangle: ``(k, m, m)``, upper triangular R of ``J = Q R``, ``RᵀR = JᵀJ``: no Gram matrix, which would square
-            the condition. The columns of ``R⁻¹`` are an orthonormal basis of the tangent space.
+        triangle: ``(k, m, m)``, upper triangular R of ``J = Q R``, ``RᵀR = JᵀJ``: no Gram matrix,
+            which would square the condition. The columns of ``R⁻¹`` are an orthonormal basis of the
+            tangent space.
         normal: ``(k, p, D)``, the second fundamental form ``II(e_i, e_j)`` of the pairs i <= j.
         pairs: These pairs.
     """
@@ -59,7 +66,9 @@ class Bending(NamedTuple):
         return cls(r, _without_tangents(q, second.mT), Pairs.all(j.shape[-1]))
 
     def whitened(self) -> Bending:
-        """The same in the orthonormal basis ``R⁻¹``: inner products of it need no inverse metric."""
+        """The same in the orthonormal basis ``R⁻¹``: inner products of it need no inverse
+        metric.
+        """
         k, p, d = self.normal.shape
         m = self.triangle.shape[-1]
         inverse = inverted(self.triangle).mT
@@ -73,12 +82,18 @@ class Bending(NamedTuple):
 
     @classmethod
     def packed(
-        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False, whiten: bool = False
+        cls,
+        immersion: Differential,
+        flat: Tensor,
+        ridge: float = 0.0,
+        decoded: bool = False,
+        whiten: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Triangles ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs ``(k, p, p)``, and values.
+        """Triangles ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs
+        ``(k, p, p)``, and values.
 
-        Evaluated and reduced chunk by chunk, so that memory does not grow with D, unless the values ``(k, D)`` are
-        wanted too; ``(k, 0)`` else.
+        Evaluated and reduced chunk by chunk, so that memory does not grow with D, unless the values
+        ``(k, D)`` are wanted too; ``(k, 0)`` else.
         """
 
         def reduced(x: Tensor, j: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,14 +103,19 @@ class Bending(NamedTuple):
         return immersion.jets(flat, None, Pairs.all(flat.shape[-1]), reduced)
 
     @classmethod
-    def _inner_products(cls, j: Tensor, second: Tensor, ridge: float, whiten: bool) -> tuple[Tensor, Tensor]:
-        """Triangles and inner products: through the Gram matrix of J at points where that is harmless.
+    def _inner_products(
+        cls, j: Tensor, second: Tensor, ridge: float, whiten: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Triangles and inner products: through the Gram matrix of J at points where that is
+        harmless.
 
         Each point is judged by itself, so that its bits do not depend on the others.
         """
         metric = ridged(j.mT @ j, ridge)
         factor, info = torch.linalg.cholesky_ex(metric, upper=True)
-        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / metric.detach().diagonal(dim1=-2, dim2=-1)
+        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square() / metric.detach().diagonal(
+            dim1=-2, dim2=-1
+        )
         easy = concrete((info == 0) & (pivots > _HARMLESS_PIVOT).all(-1))
         if easy is None or not bool(easy.any()):
             return cls._carefully(j, second, ridge, whiten)
@@ -109,14 +129,20 @@ class Bending(NamedTuple):
         return r, products
 
     @classmethod
-    def _carefully(cls, j: Tensor, second: Tensor, ridge: float, whiten: bool) -> tuple[Tensor, Tensor]:
+    def _carefully(
+        cls, j: Tensor, second: Tensor, ridge: float, whiten: bool
+    ) -> tuple[Tensor, Tensor]:
         bending = cls.at(j, second, ridge)
         normal = (bending.whitened() if whiten else bending).normal
         return bending.triangle, normal @ normal.mT
 
     @staticmethod
-    def _through_gram(j: Tensor, factor: Tensor, second: Tensor, whiten: bool) -> tuple[Tensor, Tensor]:
-        """The same from ``RᵀR = JᵀJ``: one product with D numbers a pair, and the basis is changed after it."""
+    def _through_gram(
+        j: Tensor, factor: Tensor, second: Tensor, whiten: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same from ``RᵀR = JᵀJ``: one product with D numbers a pair, and the basis is changed
+        after it.
+        """
         rows = second.mT
         coefficients = torch.cholesky_solve(j.mT @ second, factor, upper=True)
         normal = torch.baddbmm(rows, coefficients.mT, j.mT, alpha=-1)
@@ -128,7 +154,12 @@ class Bending(NamedTuple):
 
     @classmethod
     def grams(
-        cls, immersion: Differential, flat: Tensor, ridge: float = 0.0, decoded: bool = False, whiten: bool = False
+        cls,
+        immersion: Differential,
+        flat: Tensor,
+        ridge: float = 0.0,
+        decoded: bool = False,
+        whiten: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`packed`, with ``⟨II(e_i, e_j), II(e_k, e_l)⟩`` as ``(k, m, m, m, m)``."""
         pairs = Pairs.all(flat.shape[-1])
@@ -136,10 +167,13 @@ class Bending(NamedTuple):
         return r, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
 
 
-# Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry the documentation.
+# Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry
+# the documentation.
 
 
-def second_fundamental_form(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k, D)
+def second_fundamental_form(
+    core: Pullback, flat: Tensor, u: Tensor, v: Tensor
+) -> Tensor:  # -> (k, D)
     """``II(u, v) = (I − T̂) ∂²f(u, v)``."""
     warn_if_flat(core, flat)
     m = flat.shape[-1]
@@ -194,14 +228,18 @@ def extrinsic_curvature(
         metric = euclidean if own else ridged(core.metric(flat), ridge)
         # Tr(G⁻¹ B g⁻¹ B) as a sum of squares, |L⁻¹ B l⁻ᵀ|² with G = L Lᵀ and g = l lᵀ.
         half = torch.linalg.solve_triangular(_factor(where, metric)[:, None], forms, upper=False)
-        whole = torch.linalg.solve_triangular(_factor(where, euclidean)[:, None], half.mT, upper=False)
+        whole = torch.linalg.solve_triangular(
+            _factor(where, euclidean)[:, None], half.mT, upper=False
+        )
         return 2 * whole.square().sum((-1, -2)).mean(-1), x
     x, j = core.immersion.value_and_jacobian(flat)
     euclidean = ridged(j.mT @ j, ridge)
     metric = euclidean if own else ridged(core.metric(flat), ridge)
     total = torch.zeros_like(flat[:, 0])
     for _ in range(samples):
-        total = total + _one_of_the_paper(where, core.immersion, flat, j, euclidean, metric, generator)
+        total = total + _one_of_the_paper(
+            where, core.immersion, flat, j, euclidean, metric, generator
+        )
     return total / samples, x
 
 
@@ -220,7 +258,9 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
     return vector
 
 
-def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m)
+def principal_curvatures(
+    core: Pullback, flat: Tensor, normal: Tensor
+) -> Tensor:  # (k, m), (k, D) -> (k, m)
     """Eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
 
     Raises:
@@ -236,8 +276,15 @@ def principal_curvatures(core: Pullback, flat: Tensor, normal: Tensor) -> Tensor
     size = n.norm(dim=-1)
     bad = concrete(~(size > tolerance(flat.dtype).probe * normal.norm(dim=-1)))
     if bad is not None and bool(bad.any()):
-        raise OptionError(where, "a normal direction", "a vector tangent to the manifold", "Choose one that leaves it.")
-    form = pairs.full((second.mT @ (n / size[:, None])[..., None])[..., 0])  # n is normal: it sees II alone
+        raise OptionError(
+            where,
+            "a normal direction",
+            "a vector tangent to the manifold",
+            "Choose one that leaves it.",
+        )
+    form = pairs.full(
+        (second.mT @ (n / size[:, None])[..., None])[..., 0]
+    )  # n is normal: it sees II alone
     inverse = inverted(r)
     shape = inverse.mT @ form @ inverse
     return torch.linalg.eigvalsh((shape + shape.mT) / 2)
@@ -253,7 +300,12 @@ def riemann(
     """
     _check_ridge(where, ridge)
     if ridge and core.embedding is None:
-        raise OptionError(where, "ridge=0 without a feature map", str(ridge), "The connection is differentiated as is.")
+        raise OptionError(
+            where,
+            "ridge=0 without a feature map",
+            str(ridge),
+            "The connection is differentiated as is.",
+        )
     warn_if_flat(core, flat)
     if core.embedding is not None:
         r, gram, _ = Bending.grams(core.embedding, flat, ridge)
@@ -263,7 +315,9 @@ def riemann(
 
 
 def _orthonormal_riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the orthonormal bases ``R⁻¹``."""
+    """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the orthonormal bases
+    ``R⁻¹``.
+    """
     if core.embedding is not None:
         warn_if_flat(core, flat)
         r, gram, _ = Bending.grams(core.embedding, flat, whiten=True)
@@ -287,12 +341,17 @@ def ricci(core: Pullback, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
 
 
 def scalar_curvature(
-    core: Pullback, flat: Tensor, estimator: Estimator, samples: int, generator: torch.Generator | None
+    core: Pullback,
+    flat: Tensor,
+    estimator: Estimator,
+    samples: int,
+    generator: torch.Generator | None,
 ) -> Tensor:  # -> (k,)
     """``Σ g^jk Ric_jk``.
 
     Raises:
-        OptionError: For an unknown estimator, fewer than one sample, or a stochastic estimate without a feature map.
+        OptionError: For an unknown estimator, fewer than one sample, or a stochastic estimate
+            without a feature map.
     """
     where = "Manifold.scalar_curvature"
     _check_estimator(where, estimator, ("exact", "hutchinson"), samples)
@@ -300,7 +359,10 @@ def scalar_curvature(
         return torch.einsum("bijji->b", _orthonormal_riemann(core, where, flat)[1])
     if core.embedding is None:
         raise OptionError(
-            where, "an ambient metric with a feature map", str(core.ambient), "Use estimator='exact' with this one."
+            where,
+            "an ambient metric with a feature map",
+            str(core.ambient),
+            "Use estimator='exact' with this one.",
         )
     warn_if_flat(core, flat)
     q, r = orthonormal(core.embedding.jacobian(flat))
@@ -348,17 +410,25 @@ def gaussian_curvature(core: Pullback, flat: Tensor) -> Tensor:  # (k, 2) -> (k,
     where = "Manifold.gaussian_curvature"
     if flat.shape[-1] != 2:
         hint = "Use sectional_curvature(z, u, v) or scalar_curvature(z)."
-        raise ShapeError(where, "a latent space of dimension 2", f"dimension {flat.shape[-1]}", hint)
+        raise ShapeError(
+            where, "a latent space of dimension 2", f"dimension {flat.shape[-1]}", hint
+        )
     return _orthonormal_riemann(core, where, flat)[1][:, 0, 1, 1, 0]
 
 
-def _normal(where: str, j: Tensor, metric: Tensor, vectors: Tensor) -> Tensor:  # (k, D, c) -> (k, D, c)
+def _normal(
+    where: str, j: Tensor, metric: Tensor, vectors: Tensor
+) -> Tensor:  # (k, D, c) -> (k, D, c)
     """``(I − T̂)`` times columns."""
     return vectors - j @ solve_metric(where, metric, j.mT @ vectors)
 
 
-def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, D, m) -> (k, D, m), (k, m, m)
-    """``J = Q R``; with a ridge ``RᵀR = JᵀJ + ridge · (Tr JᵀJ/m) I``, and ``QQᵀ`` is what the projection becomes.
+def orthonormal(
+    j: Tensor, ridge: float = 0.0
+) -> tuple[Tensor, Tensor]:  # (k, D, m) -> (k, D, m), (k, m, m)
+    """``J = Q R``.
+
+    With a ridge ``RᵀR = JᵀJ + ridge · (Tr JᵀJ/m) I``, and ``QQᵀ`` is what the projection becomes.
 
     What is singular is not noticed here.
     """
@@ -368,8 +438,9 @@ def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, 
         j = torch.cat([j, size[:, None, None] * torch.eye(m).to(j)], 1)
     elif d < m:
         j = nn.functional.pad(j, (0, 0, 0, m - d))
-    # Two Cholesky factorisations, of columns of length 1, are as good as Householder's reflections up to a condition of
-    # 1/√eps, and several times faster in a batch (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, CholeskyQR2, 2015).
+    # Two Cholesky factorisations, of columns of length 1, are as good as Householder's reflections
+    # up to a condition of 1/√eps, and several times faster in a batch (Yamamoto, Nakatsukasa,
+    # Yanagisawa, Fukaya, CholeskyQR2, 2015).
     length = safe_sqrt(j.square().sum(1, keepdim=True))
     unit = j / torch.where(length > 0, length, 1.0)
     first, info = torch.linalg.cholesky_ex(unit.mT @ unit, upper=True)
@@ -386,7 +457,10 @@ def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, 
     second = torch.linalg.cholesky_ex(
         gram if whole else torch.where(good[:, None, None], gram, torch.eye(m).to(j)), upper=True
     ).L
-    q, r = torch.linalg.solve_triangular(second, nearly, upper=True, left=False), second @ first * length
+    q, r = (
+        torch.linalg.solve_triangular(second, nearly, upper=True, left=False),
+        second @ first * length,
+    )
     if not whole:
         slow = torch.linalg.qr(j)
         q, r = (torch.where(good[:, None, None], x, y) for x, y in zip((q, r), slow, strict=True))
@@ -394,7 +468,8 @@ def orthonormal(j: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:  # (k, 
 
 
 def _of_pairs(w: Tensor) -> Tensor:  # (k, m, m) -> (k, p, p)
-    """What a change of basis, ``e'_j = Σ_i w_ij e_i``, does to the pairs i <= j of a symmetric form.
+    """What a change of basis, ``e'_j = Σ_i w_ij e_i``, does to the pairs i <= j of a symmetric
+    form.
 
     The form's numbers in the new basis are those in the old one times this matrix.
     """
@@ -411,12 +486,16 @@ def inverted(r: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
 
 
 def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D) -> (k, c, D)
-    """``(I − QQᵀ)`` times rows: small products in a batch are ten times faster with D last, on processors."""
+    """``(I − QQᵀ)`` times rows: small products in a batch are ten times faster with D last, on
+    processors.
+    """
     return torch.baddbmm(rows, rows @ q, q.mT, alpha=-1)
 
 
 def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any ambient metric."""
+    """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any
+    ambient metric.
+    """
     g = core.metric(flat)
     connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
     connection = core.connection.called(connected).conditioned(core.condition)
@@ -444,27 +523,36 @@ def ridged(metric: Tensor, ridge: float) -> Tensor:  # (k, m, m) -> (k, m, m)
 
 def _check_ridge(where: str, ridge: float) -> None:
     if not ridge >= 0:
-        raise OptionError(where, "a ridge of at least 0", str(ridge), "It is relative: 1e-4 bounds the condition.")
+        raise OptionError(
+            where, "a ridge of at least 0", str(ridge), "It is relative: 1e-4 bounds the condition."
+        )
 
 
 def _whitened(r: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)
     """``R⁻¹ ξ`` with random signs ξ, for ``RᵀR = G``.
 
-    Signs have the moments that unbiasedness needs, and vary less than Gaussian probes: on the sphere S² the standard
-    deviation of one draw is 4 instead of 8.9.
+    Signs have the moments that unbiasedness needs, and vary less than Gaussian probes: on the
+    sphere S² the standard deviation of one draw is 4 instead of 8.9.
     """
     xi = signs(r[..., 0], generator)
     return torch.linalg.solve_triangular(r, xi[..., None], upper=True)[..., 0]
 
 
 def _along_normals(
-    core: Pullback, z: Tensor, samples: int, generator: torch.Generator | None, ridge: float, decoded: bool
+    core: Pullback,
+    z: Tensor,
+    samples: int,
+    generator: torch.Generator | None,
+    ridge: float,
+    decoded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, m, m), (k, s, m, m), (k, D)
-    """Euclidean metric, ``B = n·∂²f`` with the normal parts n of random signs in the data space, and values.
+    """Euclidean metric, ``B = n·∂²f`` with the normal parts n of random signs in the data space,
+    and values.
 
-    ``E[B_ik B_jl] = ⟨II_ik, II_jl⟩``, so that ``2 Tr(G⁻¹ B g⁻¹ B)`` is unbiased and never negative. It costs one
-    forward pass and one reverse pass a sample, whatever m. With r independent bent directions its relative variance is
-    about 2/r, where signs ξ, ζ in ``2 |II(G^{-1/2} ξ, g^{-1/2} ζ)|²`` have up to 4/m and need a second-order pass more.
+    ``E[B_ik B_jl] = ⟨II_ik, II_jl⟩``, so that ``2 Tr(G⁻¹ B g⁻¹ B)`` is unbiased and never negative.
+    It costs one forward pass and one reverse pass a sample, whatever m. With r independent bent
+    directions its relative variance is about 2/r, where signs ξ, ζ in
+    ``2 |II(G^{-1/2} ξ, g^{-1/2} ζ)|²`` have up to 4/m and need a second-order pass more.
     """
     probes = signs(z.new_empty(len(z), samples, core.output_shape(z).numel()), generator)
 
@@ -475,8 +563,12 @@ def _along_normals(
     return ridged(j.mT @ j, ridge), forms, x if decoded else x[:, :0]
 
 
-def _traced(packed: Tensor, outer: Tensor, inverse: Tensor, pairs: Pairs) -> Tensor:  # (k, p, p) -> (k,)
-    """``2 G^ij g^kl ⟨II_ik, II_jl⟩`` from the pairs (i <= k) and (j <= l) alone: no m⁴ numbers a point."""
+def _traced(
+    packed: Tensor, outer: Tensor, inverse: Tensor, pairs: Pairs
+) -> Tensor:  # (k, p, p) -> (k,)
+    """``2 G^ij g^kl ⟨II_ik, II_jl⟩`` from the pairs (i <= k) and (j <= l) alone: no m⁴ numbers a
+    point.
+    """
     i, k = (torch.tensor(x, device=packed.device) for x in (pairs.i, pairs.j))
     times = torch.where(i == k, 1.0, 2.0).to(packed)
 
@@ -489,8 +581,11 @@ def _traced(packed: Tensor, outer: Tensor, inverse: Tensor, pairs: Pairs) -> Ten
     return torch.einsum("bpq,bpq,p,q->b", packed, weights, times, times)
 
 
-def _projected(j: Tensor, metric: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
-    """``(I − T̂)`` times rows: products of small batches of matrices are ten times faster with D last, on processors.
+def _projected(
+    j: Tensor, metric: Tensor, rows: Tensor
+) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
+    """``(I − T̂)`` times rows: products of small batches of matrices are ten times faster with D
+    last, on processors.
 
     What is singular is not noticed here.
     """
@@ -516,7 +611,8 @@ def _one_of_the_paper(
     metric: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as section 3.2 has it: unbiased, but it can be negative.
+    """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as section 3.2 has it: unbiased, but it can
+    be negative.
 
     The derivative of the projection needs none of a matrix inverse:
     ``(∂_d T̂) w = II(d, a) + J g⁻¹ (n·∂²f) d`` with ``a = g⁻¹ Jᵀ w`` and ``n = (I − T̂) w``.

@@ -1,4 +1,6 @@
-"""The decoder as a map: validated once, so that the geometry never computes on something that is no map."""
+"""The decoder as a map: validated once, so that the geometry never computes on something that is no
+map.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +38,27 @@ from riemae.numerics.values import concrete, own
 # Layers that couple the batch or change their own state at every call.
 _BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
-_BATCH_COUPLED_NAMES = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)} | {"SyncBatchNorm"}
-_RANDOM_NAMES = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "RReLU"}
+_BATCH_COUPLED_NAMES = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)} | {
+    "SyncBatchNorm"
+}
+_RANDOM_NAMES = {
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "RReLU",
+}
 
 
 class Decoder:
-    """Wraps a module or a function ``(k, m) -> (k, *shape)`` and refuses what cannot be differentiated pointwise.
+    """Wraps a module or a function ``(k, m) -> (k, *shape)`` and refuses what cannot be
+    differentiated pointwise.
 
     Args:
-        function: An ``nn.Module``, a bound method of one, or any function; of points, or of points and conditions.
+        function: An ``nn.Module``, a bound method of one, or any function; of points, or of points
+            and conditions.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -64,15 +78,20 @@ class Decoder:
         self.layout: AnyLayout | None = None
         self._training: int | None = None  # layers in training mode when the decoder was looked at
 
-    def __call__(self, z: Tensor, condition: Condition | None = None) -> Tensor:  # (k, m) -> (k, *shape)
-        """Decode, with no more checks than the shape; distributions as one tensor of their parameters.
+    def __call__(
+        self, z: Tensor, condition: Condition | None = None
+    ) -> Tensor:  # (k, m) -> (k, *shape)
+        """Decode, with no more checks than the shape.
+
+        Distributions as one tensor of their parameters.
 
         Args:
             z: Points.
             condition: One for each.
 
         Raises:
-            DecoderError: When the output is neither tensor nor distribution, or has another number of rows.
+            DecoderError: When the output is neither tensor nor distribution, or has another number
+                of rows.
         """
         if self.output_shape is not None and self.layout is None:
             return self._evaluated(z, condition)
@@ -93,7 +112,9 @@ class Decoder:
         x, layout = read(_single(output))
         if x.layout != torch.strided or (x.ndim > 1 and not x.numel() and len(z)):
             got = f"{x.layout}" if x.layout != torch.strided else f"shape {tuple(x.shape)}"
-            raise DecoderError("Manifold", "a decoder that returns dense tensors with numbers in them", got, "")
+            raise DecoderError(
+                "Manifold", "a decoder that returns dense tensors with numbers in them", got, ""
+            )
         if layout is not None:
             x = _without(x, invalid_rows(output))
         if self.layout is None:
@@ -123,7 +144,8 @@ class Decoder:
         return x
 
     def check_placement(self, where: str, z: Tensor) -> None:
-        """Refuse points on another device or of another dtype than the decoder's floating-point parameters.
+        """Refuse points on another device or of another dtype than the decoder's floating-point
+        parameters.
 
         Raises:
             DTypeError: For another dtype.
@@ -137,7 +159,10 @@ class Decoder:
             return
         if own.device != z.device:
             raise DeviceError(
-                where, f"z on the decoder's device {own.device}", str(z.device), f"Try z.to('{own.device}')."
+                where,
+                f"z on the decoder's device {own.device}",
+                str(z.device),
+                f"Try z.to('{own.device}').",
             )
         if own.dtype != z.dtype:
             raise DTypeError(
@@ -155,7 +180,8 @@ class Decoder:
         rows: int | None = None,
         condition: Condition | None = None,
     ) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
-        """Run the decoder on some points, and refuse it unless it is a deterministic map, row by row.
+        """Run the decoder on some points, and refuse it unless it is a deterministic map, row by
+        row.
 
         The first two points come first, then more of them together with points around: see
         :mod:`riemae.numerics.probe`.
@@ -168,8 +194,8 @@ class Decoder:
             condition: One for each point.
 
         Returns:
-            Its outputs at the first points, those that are not finite left out, or None where values cannot be looked
-            at (meta device, inside ``vmap``).
+            Its outputs at the first points, those that are not finite left out, or None where
+            values cannot be looked at (meta device, inside ``vmap``).
 
         Raises:
             DecoderError: When it is in training mode, random, coupled across the batch, or fails.
@@ -180,7 +206,10 @@ class Decoder:
             return None
         self.output_shape = None  # a decoder may change between two probes
         if not len(z):
-            z, condition = z.new_zeros(1, z.shape[-1]), None if condition is None else condition.blank()
+            z, condition = (
+                z.new_zeros(1, z.shape[-1]),
+                None if condition is None else condition.blank(),
+            )
             real = 0
         else:
             real = min(len(z), 2)  # rows that the caller really asked for
@@ -213,17 +242,26 @@ class Decoder:
                     f"NaN or infinity at z = {points[bad[0], :m].tolist()}",
                     "Does the decoder's domain contain your points? Are its weights finite?",
                 )
-            self.probe_rows(where, z if real else apart.split(points)[0], x[0].numel(), rows, condition)
+            self.probe_rows(
+                where, z if real else apart.split(points)[0], x[0].numel(), rows, condition
+            )
         self.output_shape = x.shape[1:]
         self._training = self._layers_in_training()
         return x[[i for i in range(real) if i not in bad]]
 
     def probe_rows(
-        self, where: str, z: Tensor, size: int, rows: int | None = None, condition: Condition | None = None
+        self,
+        where: str,
+        z: Tensor,
+        size: int,
+        rows: int | None = None,
+        condition: Condition | None = None,
     ) -> None:  # (k, m)
-        """Refuse a decoder whose rows notice each other among many points, the given ones and others around.
+        """Refuse a decoder whose rows notice each other among many points, the given ones and
+        others around.
 
-        Points move to other rows' conditions, too: neither the points nor the conditions of others may matter.
+        Points move to other rows' conditions, too: neither the points nor the conditions of others
+        may matter.
 
         Args:
             where: The method that is called.
@@ -239,7 +277,9 @@ class Decoder:
         points = apart.join(z.detach())
         with torch.no_grad(), restored(z.device), unvalidated():
             try:
-                found = probe.dependence_around(lambda y: self._evaluated(*apart.split(y)), points, size, rows)
+                found = probe.dependence_around(
+                    lambda y: self._evaluated(*apart.split(y)), points, size, rows
+                )
             except DecoderError:
                 raise
             except probe.FAILURES as reason:
@@ -259,7 +299,9 @@ class Decoder:
 
     def _attempt(self, where: str, points: Tensor, condition: Condition | None) -> Tensor:
         try:
-            return self._evaluated(points, condition)  # with torch's own checks of distributions' parameters
+            return self._evaluated(
+                points, condition
+            )  # with torch's own checks of distributions' parameters
         except (*probe.FAILURES, AttributeError, LookupError) as reason:
             if isinstance(reason, (DecoderError, AmbientError)):
                 raise
@@ -270,15 +312,27 @@ class Decoder:
                 + _with_conditions(condition),
                 f"{type(reason).__name__}: {reason}",
                 self._advice(points, reason)
-                + ("" if condition is None else " Does it take conditions of this form, one for each row?"),
+                + (
+                    ""
+                    if condition is None
+                    else " Does it take conditions of this form, one for each row?"
+                ),
             ) from reason
 
     def _advice(self, points: Tensor, reason: Exception) -> str:
         """What to try when the decoder fails at its first points."""
-        held = [x for part in reach.modules(self.function) for x in itertools.chain(part.parameters(), part.buffers())]
+        held = [
+            x
+            for part in reach.modules(self.function)
+            for x in itertools.chain(part.parameters(), part.buffers())
+        ]
         others = {x.dtype for x in held if x.is_floating_point()} - {points.dtype}
         if "dtype" in str(reason) or "scalar type" in str(reason):
-            found = f" It refers to networks in {', '.join(map(str, sorted(others, key=str)))}." if others else ""
+            found = (
+                f" It refers to networks in {', '.join(map(str, sorted(others, key=str)))}."
+                if others
+                else ""
+            )
             return (
                 f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's dtype, or convert "
                 "all that it uses, its constants included; M.to(dtype=...) reaches modules and tensors in closures, "
@@ -291,16 +345,19 @@ class Decoder:
                 "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the call: "
                 "Manifold(lambda z: model.decode(z)[0])."
             )
-        hint = "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
+        hint = (
+            "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
+        )
         if "must match" in str(reason):
             hint += " What has a row for each point, such as its class, belongs into condition=, for a decoder f(z, c)."
         return hint
 
     def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
-        """Find out what distributions hold, and which of their parameters do not depend on the point.
+        """Find out what distributions hold, and which of their parameters do not depend on the
+        point.
 
-        A parameter without a path to z in autograd's graph is fixed. Inside a function transform nobody can look:
-        everything is taken to vary, which is always right, if slower.
+        A parameter without a path to z in autograd's graph is fixed. Inside a function transform
+        nobody can look: everything is taken to vary, which is always right, if slower.
         """
         if self.output_shape is not None and self.layout is None:
             return  # the probe has seen tensors
@@ -315,7 +372,9 @@ class Decoder:
             try:
                 with torch.enable_grad():
                     points.requires_grad_()
-                    free = [_varying(d, points) for d in distributions(self._called(points, condition))]
+                    free = [
+                        _varying(d, points) for d in distributions(self._called(points, condition))
+                    ]
             except RuntimeError:  # a functorch transform is active
                 return
         if isinstance(self.layout, EnsembleLayout):
@@ -331,7 +390,8 @@ class Decoder:
         return sum(bool(getattr(layer, "training", False)) for layer in layers)
 
     def refuse_training_mode(self, where: str) -> bool:
-        """Before anything runs: a forward pass in training mode would already change batch-norm's statistics.
+        """Before anything runs: a forward pass in training mode would already change batch-norm's
+        statistics.
 
         Returns:
             Whether layers have gone into training mode, or out of it, since the probe.
@@ -340,11 +400,17 @@ class Decoder:
             DecoderError: When a layer is random or couples the batch.
         """
         training = self._layers_in_training()
-        for name, layer in self.module.named_modules() if self.module is not None and training else ():
+        for name, layer in (
+            self.module.named_modules() if self.module is not None and training else ()
+        ):
             if not getattr(layer, "training", False):  # torch.jit.freeze removes the flag
                 continue
-            kind = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
-            random = (isinstance(layer, _RANDOM) or kind in _RANDOM_NAMES) and getattr(layer, "p", 1) > 0
+            kind = getattr(
+                layer, "original_name", type(layer).__name__
+            )  # torch.jit.script hides the class
+            random = (isinstance(layer, _RANDOM) or kind in _RANDOM_NAMES) and getattr(
+                layer, "p", 1
+            ) > 0
             coupled = isinstance(layer, _BATCH_COUPLED) or kind in _BATCH_COUPLED_NAMES
             if random or coupled:
                 raise DecoderError(
@@ -357,21 +423,32 @@ class Decoder:
 
 
 def _single(output: Any) -> Any:
-    """The one tensor of a tuple, a dict, or an output object of that kind; anything else as it is."""
-    if isinstance(output, (tuple, list, dict)) and not isinstance(output, Members) and len(output) == 1:
+    """The one tensor of a tuple, a dict, or an output object of that kind.
+
+    Anything else as it is.
+    """
+    if (
+        isinstance(output, (tuple, list, dict))
+        and not isinstance(output, Members)
+        and len(output) == 1
+    ):
         (only,) = output.values() if isinstance(output, dict) else output
         return only if isinstance(only, Tensor) else output
     return output
 
 
 class _Labelled:
-    """Points with the number of their row as one more coordinate, so that what moves points moves conditions along."""
+    """Points with the number of their row as one more coordinate, so that what moves points moves
+    conditions along.
+    """
 
     def __init__(self, condition: Condition | None) -> None:
         self.condition = condition
 
     def join(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m + 1), or z itself without conditions
-        return z if self.condition is None else torch.cat([z, torch.arange(len(z)).to(z)[:, None]], 1)
+        return (
+            z if self.condition is None else torch.cat([z, torch.arange(len(z)).to(z)[:, None]], 1)
+        )
 
     def split(self, points: Tensor) -> tuple[Tensor, Condition | None]:
         c = self.condition
@@ -407,7 +484,9 @@ def _refuse_missing_condition(where: str, condition: Condition | None, reason: E
 def _with_conditions(condition: Condition | None) -> str:
     if condition is None:
         return ""
-    shapes = ", ".join(f"{(len(condition), *x.shape[1:])} and dtype {x.dtype}" for x in condition.leaves)
+    shapes = ", ".join(
+        f"{(len(condition), *x.shape[1:])} and dtype {x.dtype}" for x in condition.leaves
+    )
     return f", with conditions of shape {shapes}"
 
 
@@ -428,7 +507,10 @@ def _varying(distribution: Distribution, points: Tensor) -> set[str]:
     def reaches(value: Any) -> bool:
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
-        return torch.autograd.grad(value.sum(), points, retain_graph=True, allow_unused=True)[0] is not None
+        return (
+            torch.autograd.grad(value.sum(), points, retain_graph=True, allow_unused=True)[0]
+            is not None
+        )
 
     free = {name for name, value in parameters(distribution).items() if reaches(value)}
     try:

@@ -1,6 +1,8 @@
-"""Distortion: how far a decoder is from preserving distances, angles or volumes of its latent space.
+"""Distortion: how far a decoder is from preserving distances, angles or volumes of its latent
+space.
 
-With ``λ_i(z)`` the eigenvalues of the pull-back metric ``G`` relative to the latent metric (the paper's 14-16):
+With ``λ_i(z)`` the eigenvalues of the pull-back metric ``G`` relative to the latent metric (the
+paper's 14-16):
 
 ====================== ==================================================================== ==========================
 kind                   local measure                                                        zero exactly for
@@ -12,8 +14,8 @@ kind                   local measure                                            
                                                                                             to one factor
 ====================== ==================================================================== ==========================
 
-The global measure is the mean over the points. All are invariant under changes of latent coordinates that carry the
-latent metric along.
+The global measure is the mean over the points. All are invariant under changes of latent
+coordinates that carry the latent metric along.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ LatentMetric = Any
 def relative_metric(
     where: str, metric: Tensor, flat: Tensor, latent_metric: LatentMetric | None
 ) -> Tensor:  # (k, m, m), (k, m) -> (k, m, m)
-    """``L⁻¹ G L⁻ᵀ`` with the latent metric ``L Lᵀ``: a symmetric matrix with the eigenvalues of ``G`` relative to it.
+    """``L⁻¹ G L⁻ᵀ`` with the latent metric ``L Lᵀ``: a symmetric matrix with the eigenvalues of
+    ``G`` relative to it.
 
     Raises:
         ShapeError: When the latent metric has another shape.
@@ -65,7 +68,8 @@ def distortion(
     """See ``Manifold.distortion``.
 
     Raises:
-        OptionError: For an unknown kind or estimator, fewer than one sample, or ``area`` by Hutchinson.
+        OptionError: For an unknown kind or estimator, fewer than one sample, or ``area`` by
+            Hutchinson.
     """
     where = "Manifold.distortion"
     if kind not in get_args(Kind):
@@ -84,11 +88,22 @@ def distortion(
             relative = relative_metric(where, core.metric(flat), flat, latent_metric)
             # Σ (1 − λ_i/c)² as a sum of squares: never negative, whatever the rounding.
             trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
-            c = {"isometry": trace.new_tensor(1.0), "scaled_isometry": trace.mean() / m, "conformal": trace / m}[kind]
-            values = (torch.eye(m).to(relative) - relative / c[..., None, None]).square().sum((-1, -2))
+            c = {
+                "isometry": trace.new_tensor(1.0),
+                "scaled_isometry": trace.mean() / m,
+                "conformal": trace / m,
+            }[kind]
+            values = (
+                (torch.eye(m).to(relative) - relative / c[..., None, None]).square().sum((-1, -2))
+            )
     elif estimator == "hutchinson":
         if kind == "area":
-            raise OptionError(where, "estimator='exact' for kind='area'", "'hutchinson'", "A determinant is no trace.")
+            raise OptionError(
+                where,
+                "estimator='exact' for kind='area'",
+                "'hutchinson'",
+                "A determinant is no trace.",
+            )
         values = _estimate(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
     else:
         raise OptionError(where, "estimator 'exact' or 'hutchinson'", repr(estimator), "")
@@ -96,7 +111,9 @@ def distortion(
 
 
 def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
-    """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind, from two independent estimates of ``Tr G``."""
+    """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind, from two independent estimates
+    of ``Tr G``.
+    """
     if kind == "isometry":
         return m - (trace + other) + square
     if kind == "conformal":
@@ -130,7 +147,9 @@ def _relative_product(core: Pullback, flat: Tensor, v: Tensor, factor: Tensor | 
     if factor is None:
         return core.metric_product(flat, v)
     back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)[..., 0]
-    return torch.linalg.solve_triangular(factor, core.metric_product(flat, back)[..., None], upper=False)[..., 0]
+    return torch.linalg.solve_triangular(
+        factor, core.metric_product(flat, back)[..., None], upper=False
+    )[..., 0]
 
 
 def latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tensor:  # -> (k, m, m)
@@ -143,13 +162,21 @@ def latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tens
     k, m = flat.shape
     tensor = _as_function(latent_metric)(flat)
     if tensor.shape != (k, m, m):
-        raise ShapeError(where, f"a latent metric ({k}, {m}, {m})", str(tuple(tensor.shape)), "One matrix a point.")
+        raise ShapeError(
+            where,
+            f"a latent metric ({k}, {m}, {m})",
+            str(tuple(tensor.shape)),
+            "One matrix a point.",
+        )
     factor, info = torch.linalg.cholesky_ex(tensor)
     bad = concrete(info != 0)
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
         raise SingularMetricError(
-            where, "a positive definite latent metric", f"none at {len(places)} points (first: {places[:5]})", ""
+            where,
+            "a positive definite latent metric",
+            f"none at {len(places)} points (first: {places[:5]})",
+            "",
         )
     return factor
 

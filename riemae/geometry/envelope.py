@@ -1,8 +1,9 @@
 """Derivatives of geodesic distances: the first by the envelope theorem, and no second in disguise.
 
-A geodesic's length is stationary in its interior: the first derivative of the distance is that of the length of the
-frozen curve. A second derivative is not: the curve moves with its ends, which the frozen one does not know. Asked for
-it, autograd would return the frozen curve's, and be wrong; here it raises.
+A geodesic's length is stationary in its interior: the first derivative of the distance is that of
+the length of the frozen curve. A second derivative is not: the curve moves with its ends, which the
+frozen one does not know. Asked for it, autograd would return the frozen curve's, and be wrong; here
+it raises.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ class Ruler(NamedTuple):
 
 
 def once_differentiable(length: Tensor) -> Tensor:
-    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated, in whatever."""
+    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated, in
+    whatever.
+    """
     return _Once.apply(length)
 
 
 def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
-    """Distances inside ``torch.func`` transforms, solved on plain tensors outside of them: grad, jvp, vmap, jacrev.
+    """Distances inside ``torch.func`` transforms, solved on plain tensors outside of them: grad,
+    jvp, vmap, jacrev.
 
     Raises:
         DifferentiationError: When two transforms differentiate, one inside the other.
@@ -61,7 +65,9 @@ _SECOND_DERIVATIVE = (
 
 
 class _Once(Function):
-    """The identity. Its gradient passes through a gate that depends on all that the length depends on."""
+    """The identity. Its gradient passes through a gate that depends on all that the length depends
+    on.
+    """
 
     @staticmethod
     def forward(ctx: Any, length: Tensor) -> Tensor:
@@ -86,7 +92,9 @@ class _Gate(Function):
 
 
 class _Distance(Function):
-    """Lengths and their gradients, which are results as well: whoever differentiates them is told."""
+    """Lengths and their gradients, which are results as well: whoever differentiates them is
+    told.
+    """
 
     @staticmethod
     def forward(z0: Tensor, z1: Tensor, ruler: Ruler) -> Measured:
@@ -99,7 +107,9 @@ class _Distance(Function):
         ctx.save_for_forward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, g: Tensor | None, *others: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         if any(other is not None for other in others):
             raise DifferentiationError(*_SECOND_DERIVATIVE)
         if g is None:
@@ -111,17 +121,22 @@ class _Distance(Function):
     def jvp(ctx: Any, t0: Tensor | None, t1: Tensor | None, _: None) -> Measured:
         first, last = ctx.saved_tensors
         parts = [(s * t).sum(-1) for s, t in ((first, t0), (last, t1)) if t is not None]
-        unknown = torch.full_like(first, torch.nan)  # never used: a second transform is refused before
+        unknown = torch.full_like(
+            first, torch.nan
+        )  # never used: a second transform is refused before
         return sum(parts[1:], parts[0]), unknown, unknown
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], z0: Tensor, z1: Tensor, ruler: Ruler) -> Any:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], z0: Tensor, z1: Tensor, ruler: Ruler
+    ) -> Any:
         z0, z1 = (
             z[None].expand(info.batch_size, *z.shape) if axis is None else z.movedim(axis, 0)
             for z, axis in zip((z0, z1), in_dims, strict=False)
         )
         if transforms() or ruler.order:
             return _Distance.apply(z0, z1, ruler), (0, 0, 0)
-        # Nothing is left but torch.autograd, which may want the derivatives in the decoder's parameters as well.
+        # Nothing is left but torch.autograd, which may want the derivatives in the decoder's
+        # parameters as well.
         unknown = torch.full_like(z0, torch.nan)
         return (ruler.distance(z0, z1), unknown, unknown), (0, 0, 0)

@@ -1,9 +1,11 @@
-"""Factors ``F`` of the metric, ``G = FᵀF``, and what is read from them without squaring the condition.
+"""Factors ``F`` of the metric, ``G = FᵀF``, and what is read from them without squaring the
+condition.
 
-``G`` itself has the squared condition of the Jacobian: from cond(J) = 1/√eps on (3,000 in float32, 7e7 in float64) its
-smallest eigenvalues are rounding. The singular values of ``F`` are right as long as J itself is. They are taken after a
-QR decomposition of F with its columns scaled to length 1, so that the units of the coordinates do not matter, and in
-float64 whatever the dtype: of a float32 Jacobian nothing more is lost.
+``G`` itself has the squared condition of the Jacobian: from cond(J) = 1/√eps on (3,000 in float32,
+7e7 in float64) its smallest eigenvalues are rounding. The singular values of ``F`` are right as
+long as J itself is. They are taken after a QR decomposition of F with its columns scaled to length
+1, so that the units of the coordinates do not matter, and in float64 whatever the dtype: of a
+float32 Jacobian nothing more is lost.
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, evidently_finite
 
-# A column of length 1 whose part beside the other columns is shorter than this is dependent on them: rounding of QR.
+# A column of length 1 whose part beside the other columns is shorter than this is dependent on
+# them: rounding of QR.
 _DEPENDENT = 16 * 2.0**-52
-# Condition, times eps, from which on a smallest singular value has hardly more than two right digits.
+# Condition, times eps, from which on a smallest singular value has hardly more than two right
+# digits.
 _IMPRECISE = 0.01
 # Condition below which singular values have no need of a closer look.
 _HARMLESS = 1e4
 
 
-def ambient_factor(ambient: AmbientMetric, x: Tensor, j: Tensor) -> Tensor:  # (k, D), (k, D, m) -> (k, q, m)
-    """``F`` with ``FᵀF = Jᵀ H(x) J``: ``S J`` where the metric has a factor S, else ``L R`` with ``J = Q R``.
+def ambient_factor(
+    ambient: AmbientMetric, x: Tensor, j: Tensor
+) -> Tensor:  # (k, D), (k, D, m) -> (k, q, m)
+    """``F`` with ``FᵀF = Jᵀ H(x) J``: ``S J`` where the metric has a factor S, else ``L R`` with
+    ``J = Q R``.
 
     ``L Lᵀ = Qᵀ H Q`` has the condition of the ambient metric alone, whatever J's is.
 
@@ -113,10 +120,12 @@ def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
 
 
 def singular_values(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k, m, m) -> (k, m)
-    """Singular values of triangles, ascending, without derivatives; as many zeros as columns depend on the others.
+    """Singular values of triangles, ascending, without derivatives.
 
-    Where the condition comes from the units of the coordinates, the small ones are taken from the inverse, in which
-    they are the large ones: each is right to √cond · eps at least.
+    As many zeros as columns depend on the others.
+
+    Where the condition comes from the units of the coordinates, the small ones are taken from the
+    inverse, in which they are the large ones: each is right to √cond · eps at least.
 
     Args:
         where: Who asks.
@@ -150,7 +159,10 @@ def singular_values(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
 
 
 def differentiable_singular_values(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
-    """Singular values of factors, ascending, as torch differentiates them; zeros for missing rows."""
+    """Singular values of factors, ascending, as torch differentiates them.
+
+    Zeros for missing rows.
+    """
     f, ok = _sound(wide(f))
     values = torch.linalg.svdvals(f).flip(-1)
     values = F.pad(values, (f.shape[-1] - values.shape[-1], 0))
@@ -161,7 +173,8 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
     """Whether something can be divided by triangles.
 
     Raises:
-        SingularMetricError: Where a column depends on the others as far as ``dtype`` can tell, with the places.
+        SingularMetricError: Where a column depends on the others as far as ``dtype`` can tell, with
+            the places.
     """
     pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs() / _lengths(r.detach())
     bad = concrete(~(pivots > tolerance(dtype).pivot).all(-1))

@@ -1,8 +1,9 @@
 """Latent spaces that are no plain R^m: periodic coordinates, and geoopt manifolds in coordinates.
 
-``Manifold(decoder, latent=(2 * torch.pi, None))`` is an angle and a number; ``latent=geoopt.PoincareBall()`` is a ball.
-The decoder's geometry is the pull-back metric as ever. The latent space says where the search for a geodesic starts,
-which coordinates mean the same point, and what distortion is relative to.
+``Manifold(decoder, latent=(2 * torch.pi, None))`` is an angle and a number;
+``latent=geoopt.PoincareBall()`` is a ball. The decoder's geometry is the pull-back metric as ever.
+The latent space says where the search for a geodesic starts, which coordinates mean the same point,
+and what distortion is relative to.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Periodic:
     def __init__(self, periods: tuple[float | None, ...]) -> None:
         known = [p for p in periods if p is not None]
         if not known or not all(0 < p < float("inf") for p in known):
-            raise OptionError("Manifold", "positive periods, None for coordinates without", str(periods), "")
+            raise OptionError(
+                "Manifold", "positive periods, None for coordinates without", str(periods), ""
+            )
         self.periods = tuple(periods)
 
     def __repr__(self) -> str:
@@ -52,22 +55,29 @@ class Periodic:
     def wrap(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """The same points with each periodic coordinate in [−period/2, period/2)."""
         period = self._tensor(z)
-        return torch.where(period > 0, (z + period / 2) % torch.where(period > 0, period, 1.0) - period / 2, z)
+        return torch.where(
+            period > 0, (z + period / 2) % torch.where(period > 0, period, 1.0) - period / 2, z
+        )
 
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """End points for the search: the short way in every coordinate, then the long way in one or two of them."""
+        """End points for the search: the short way in every coordinate, then the long way in one or
+        two of them.
+        """
         period = self._tensor(z0)
         gap = torch.where(period > 0, self.wrap(z1 - z0), z1 - z0)
         short, turn = z0 + gap, -gap.sign() * period
         places = [i for i, p in enumerate(self.periods) if p is not None]
         # z1 plus whole periods, exactly: z0 + gap would round.
-        turns = torch.where(period > 0, ((short - z1) / torch.where(period > 0, period, 1.0)).round(), 0.0)
+        turns = torch.where(
+            period > 0, ((short - z1) / torch.where(period > 0, period, 1.0)).round(), 0.0
+        )
         for count in range(min(2, len(places)) + 1):
             for flipped in combinations(places, count):
                 mask = torch.zeros_like(period)
                 mask[list(flipped)] = 1.0
                 stop = z1 + turns * period + mask * turn
-                # A point and itself some turns on: what rounding leaves between them is no distance.
+                # A point and itself some turns on: what rounding leaves between them is no
+                # distance.
                 rounding = 8 * tolerance(z0.dtype).eps * (z0.abs() + z1.abs())
                 yield torch.where((stop - z0).abs() <= rounding, z0, stop), None
 
@@ -100,19 +110,22 @@ class Periodic:
 
     def _tensor(self, z: Tensor) -> Tensor:
         if z.shape[-1] != len(self.periods):
-            raise ShapeError("Manifold", f"points with {len(self.periods)} coordinates", str(tuple(z.shape)), "")
+            raise ShapeError(
+                "Manifold", f"points with {len(self.periods)} coordinates", str(tuple(z.shape)), ""
+            )
         return torch.tensor([p or 0.0 for p in self.periods], dtype=z.dtype, device=z.device)
 
 
 class Chart:
-    """A geoopt manifold whose points are coordinates of a chart: Stereographic spaces, Euclidean ones, their products.
+    """A geoopt manifold whose points are coordinates of a chart: Stereographic spaces, Euclidean
+    ones, their products.
 
     Args:
         manifold: The manifold.
 
     Raises:
-        OptionError: For manifolds whose points are vectors or matrices of a surrounding space: in these coordinates
-            the pull-back metric would be singular.
+        OptionError: For manifolds whose points are vectors or matrices of a surrounding space: in
+            these coordinates the pull-back metric would be singular.
     """
 
     def __init__(self, manifold: Any) -> None:
@@ -145,9 +158,18 @@ class Chart:
             OptionError: With geoopt's reason.
         """
         finite = z.detach()[z.isfinite().all(-1)]
-        ok, reason = self.manifold.check_point_on_manifold(finite, explain=True) if len(finite) else (True, None)
+        ok, reason = (
+            self.manifold.check_point_on_manifold(finite, explain=True)
+            if len(finite)
+            else (True, None)
+        )
         if not ok:
-            raise OptionError("Manifold.geodesic", f"points of {self.manifold}", str(reason), "Try manifold.projx(z).")
+            raise OptionError(
+                "Manifold.geodesic",
+                f"points of {self.manifold}",
+                str(reason),
+                "Try manifold.projx(z).",
+            )
 
 
 def as_latent(latent: LatentSpace | None) -> Periodic | Chart | None:
@@ -183,7 +205,8 @@ def latent_geodesic(
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """Geodesics from every candidate of the latent space, and of each pair the shortest that converged.
+    """Geodesics from every candidate of the latent space, and of each pair the shortest that
+    converged.
 
     Args:
         latent: The latent space.
@@ -206,7 +229,9 @@ def latent_geodesic(
     best: GeodesicResult | None = None
     with torch.no_grad():
         for stop, init in latent.candidates(z0.detach(), z1.detach()):
-            found = solve(z0, stop, rtol=rtol, solver=solver, init=init, throw=False, progress=progress)
+            found = solve(
+                z0, stop, rtol=rtol, solver=solver, init=init, throw=False, progress=progress
+            )
             if best is None:
                 best = found
                 continue

@@ -1,4 +1,6 @@
-"""Decoder and ambient metric together: everything that a point's geometry is computed from, on flat batches."""
+"""Decoder and ambient metric together: everything that a point's geometry is computed from, on flat
+batches.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from riemae.differential.derivatives import Differential, everywhere
 from riemae.differential.modes import PORTABLE
 from riemae.differential.taylor import Pairs
 from riemae.distributions.layout import EnsembleLayout
-from riemae.exceptions import AmbientError, DeviceError, DTypeError, NonFiniteError, ShapeError, SingularMetricError
+from riemae.exceptions import (
+    AmbientError,
+    DeviceError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+    SingularMetricError,
+)
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.factors import (
     ambient_factor,
@@ -50,12 +59,14 @@ from riemae.solvers.energy import (
 from riemae.solvers.products import Products, from_graph, pulled
 from riemae.solvers.space import differentiated
 
-# Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the difference.
+# Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the
+# difference.
 _FEW = 4
 
 
 class Pullback:
-    """The pull-back of an ambient metric by a decoder, on flat batches ``(k, m)``: what ``Manifold`` rests on.
+    """The pull-back of an ambient metric by a decoder, on flat batches ``(k, m)``: what
+    ``Manifold`` rests on.
 
     Args:
         decoder: The map ``f``.
@@ -66,18 +77,25 @@ class Pullback:
     Attributes:
         immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
         given: The metric as it was given.
-        embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None elsewhere. The immersion
-            itself under the Euclidean metric.
-        batch_invariant: The embedding, or the immersion where there is none, with the same bits for a point in any batch: what
-            curves are solved with. A few points by themselves are cheaper with the others.
-        connection: Derivatives of the Christoffel symbols; to be called under the points' conditions.
+        embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ; None
+            elsewhere. The immersion itself under the Euclidean metric.
+        batch_invariant: The embedding, or the immersion where there is none, with the same bits for
+            a point in any batch: what curves are solved with. A few points by themselves are
+            cheaper with the others.
+        connection: Derivatives of the Christoffel symbols; to be called under the points'
+            conditions.
         smoothness_known: Whether a warning of kinks has been given, or was not needed.
-        kinks: A layer or function with kinks, once somebody has looked: see :func:`riemae.geometry.smoothness.kinks_by_name`.
+        kinks: A layer or function with kinks, once somebody has looked: see
+            :func:`riemae.geometry.smoothness.kinks_by_name`.
         condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
     """
 
     def __init__(
-        self, decoder: Decoder, ambient: AmbientMetric | None, latent_dim: int | None, chunk_size: int | None
+        self,
+        decoder: Decoder,
+        ambient: AmbientMetric | None,
+        latent_dim: int | None,
+        chunk_size: int | None,
     ) -> None:
         self.decoder = decoder
         self.latent_dim = latent_dim
@@ -92,11 +110,15 @@ class Pullback:
         self._smoothness: set[str] = set()
         self.kinks: list[str | None] = []
         self._probed: set[tuple[Any, ...]] = set()
-        self._all_failed = False  # the decoder has no value at any of the points of a call that reports by status
+        self._all_failed = (
+            False  # the decoder has no value at any of the points of a call that reports by status
+        )
         self._large: set[tuple[Any, ...]] = set()  # where a large batch has been looked at
 
     def at(self, condition: Condition | None) -> Pullback:
-        """This pull-back under conditions: one for each of the points, or curves, that its methods get."""
+        """This pull-back under conditions: one for each of the points, or curves, that its methods
+        get.
+        """
         if condition is None:
             return self
         twin = copy.copy(self)
@@ -104,7 +126,11 @@ class Pullback:
         twin.immersion = self.immersion.conditioned(condition)
         own = self.embedding is self.immersion
         twin.embedding = (
-            twin.immersion if own else None if self.embedding is None else self.embedding.conditioned(condition)
+            twin.immersion
+            if own
+            else None
+            if self.embedding is None
+            else self.embedding.conditioned(condition)
         )
         twin.batch_invariant = self.batch_invariant.conditioned(condition)
         return twin
@@ -140,7 +166,9 @@ class Pullback:
         # Values could not be looked at: meta device or vmap.
         first = flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])
         c = self.condition
-        return self.decoder(first, c if c is None else c.select(slice(1)) if len(c) else c.blank()).shape[1:]
+        return self.decoder(
+            first, c if c is None else c.select(slice(1)) if len(c) else c.blank()
+        ).shape[1:]
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         self.ambient = ambient
@@ -149,13 +177,16 @@ class Pullback:
             self.embedding = self.immersion
         elif ambient.has_features:
             features = lambda *z: ambient.features(self.decoder(*z)).flatten(1)  # noqa: E731 (one expression)
-            self.embedding = Differential(features, self.chunk_size, "features of the decoded points")
+            self.embedding = Differential(
+                features, self.chunk_size, "features of the decoded points"
+            )
         self.batch_invariant = (self.embedding or self.immersion).batch_invariant()
         symbols = lambda z, c=None: self.at(c).christoffel("Manifold.christoffel", z)  # noqa: E731 (one expression)
         self.connection = Differential(symbols, self.chunk_size, what=None)
 
     def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
-        """Tell the ambient metric, once, what the decoder returns: distributions, members of an ensemble, or tensors.
+        """Tell the ambient metric, once, what the decoder returns: distributions, members of an
+        ensemble, or tensors.
 
         Args:
             flat: Points.
@@ -174,7 +205,9 @@ class Pullback:
             member = layout.member if isinstance(layout, EnsembleLayout) else layout
             given = Euclidean() if member is None else FisherRao()
         ambient = bound(given, layout, shape)
-        if ambient is not self.ambient and not (isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)):
+        if ambient is not self.ambient and not (
+            isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)
+        ):
             self._set_ambient(ambient)
         self._bound = True
 
@@ -199,7 +232,9 @@ class Pullback:
         tolerance(z.dtype)
         m = self.latent_dim
         if not z.ndim or (m is not None and z.shape[-1] != m) or not z.shape[-1]:
-            hint = "Batch axes come first" + ("; try z.T." if z.ndim == 2 and z.shape[0] == m else ".")
+            hint = "Batch axes come first" + (
+                "; try z.T." if z.ndim == 2 and z.shape[0] == m else "."
+            )
             raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
         changed = self.decoder.refuse_training_mode(where)
         self.decoder.check_placement(where, z)
@@ -222,8 +257,14 @@ class Pullback:
             )
         if not probed:
             with TURN:  # one thread finds out what the decoder is, the others what it found
-                sound, those = (flat, condition) if ok is None else (flat[ok], condition and condition.select(ok))
-                x = self.decoder.probe(where, sound, finite and not self._all_failed, self.chunk_size, those)
+                sound, those = (
+                    (flat, condition)
+                    if ok is None
+                    else (flat[ok], condition and condition.select(ok))
+                )
+                x = self.decoder.probe(
+                    where, sound, finite and not self._all_failed, self.chunk_size, those
+                )
                 self._all_failed = not finite and x is not None and not len(x)
                 self.bind(sound, those)
                 if x is not None and len(x):
@@ -238,25 +279,36 @@ class Pullback:
                     known = flat.isfinite().all(-1)
                     sound, those = flat[known], condition and condition.select(known)
                 if len(sound):
-                    self.decoder.probe_rows(where, sound, self.decoder.output_shape.numel(), self.chunk_size, those)
+                    self.decoder.probe_rows(
+                        where, sound, self.decoder.output_shape.numel(), self.chunk_size, those
+                    )
             self._large.add(kind)
         return flat
 
     def _check_ambient(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
-        """Look at the ambient metric where the decoded points lie, and in the directions in which they may move.
+        """Look at the ambient metric where the decoded points lie, and in the directions in which
+        they may move.
 
         All of them are decoded under the first point's condition.
 
         Raises:
-            AmbientError: When it is none: random, coupled across the batch, not positive, or when torch.autograd does
-                not know its derivative.
+            AmbientError: When it is none: random, coupled across the batch, not positive, or when
+                torch.autograd does not know its derivative.
         """
         ambient, shape = self.ambient, self._shape
         assert shape is not None
-        one = None if condition is None else condition.select(slice(1)) if len(condition) else condition.blank()
+        one = (
+            None
+            if condition is None
+            else condition.select(slice(1))
+            if len(condition)
+            else condition.blank()
+        )
         decoded = lambda z: self.decoder(z, one and one.spread(len(z))).flatten(1)  # noqa: E731 (one expression)
         limit = max(self.chunk_size or ROWS * FEW, FEW)
-        rows = min(ROWS, limit // min(flat.shape[-1], FEW))  # some functions get a row for every direction
+        rows = min(
+            ROWS, limit // min(flat.shape[-1], FEW)
+        )  # some functions get a row for every direction
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
             given, x = _with_values(decoded, flat[:2])
@@ -264,16 +316,24 @@ class Pullback:
                 ambient.check(x.view(len(x), *shape))
             else:
                 options = {"tangents": self._directions(decoded, given)}
-                if "tangents" not in inspect.signature(ambient.check).parameters:  # a subclass with a check of its own
+                if (
+                    "tangents" not in inspect.signature(ambient.check).parameters
+                ):  # a subclass with a check of its own
                     options = {}
                 ambient.check(x.view(len(x), *shape), **options)
-                picked = flat[torch.linspace(0, len(flat) - 1, min(len(flat), rows)).long().to(flat.device)]
+                picked = flat[
+                    torch.linspace(0, len(flat) - 1, min(len(flat), rows)).long().to(flat.device)
+                ]
                 given, x = _with_values(decoded, picked)
-                ambient.check_positive(x, self._directions(decoded, given), tolerance(x.dtype).eps ** (2 / 3))
+                ambient.check_positive(
+                    x, self._directions(decoded, given), tolerance(x.dtype).eps ** (2 / 3)
+                )
             if not ambient.foreign:
                 return
             source = probe.generator()
-            points = probe.generic(decoded, flat, min(ROWS if x.shape[1] <= 64 else FEW, limit), self.chunk_size)
+            points = probe.generic(
+                decoded, flat, min(ROWS if x.shape[1] <= 64 else FEW, limit), self.chunk_size
+            )
             v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
             x = decoded(points)
             columns = probe.normal(x, *x.shape, 1, source=source)
@@ -297,7 +357,10 @@ class Pullback:
                 found = probe.dependence(lowered, packed[sound], FEW)
         except probe.FAILURES as reason:
             raise AmbientError(
-                where, "a metric of any number of points", f"{type(reason).__name__}: {reason}", "Keep the batch axis."
+                where,
+                "a metric of any number of points",
+                f"{type(reason).__name__}: {reason}",
+                "Keep the batch axis.",
             ) from reason
         if found is not None:
             raise AmbientError(where, *found.message("metric"))
@@ -306,11 +369,17 @@ class Pullback:
         contradicted = probe.contradiction(lowered, path, len(steps), points)
         if contradicted is not None:
             got, remedy = probe.explained(contradicted, lowered)
-            raise AmbientError(where, "a function whose derivative torch.autograd knows", got, remedy)
+            raise AmbientError(
+                where, "a function whose derivative torch.autograd knows", got, remedy
+            )
 
     @staticmethod
-    def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
-        """Directions in which decoded points move, by differences of the decoder: those of its first coordinates."""
+    def _directions(
+        decoded: Callable[[Tensor], Tensor], z: Tensor
+    ) -> Tensor:  # (k, m) -> (k, D, c)
+        """Directions in which decoded points move, by differences of the decoder: those of its
+        first coordinates.
+        """
         axes = torch.eye(z.shape[-1]).to(z)[:FEW]
         step = tolerance(z.dtype).eps ** (1 / 3) * (1 + z.abs().amax())
         sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
@@ -330,8 +399,11 @@ class Pullback:
         """Validated points and tangents, flattened after broadcasting, and the batch shape."""
         return self.placed_tangents(where, None, z, *vectors)[1:]
 
-    def placed_tangents(self, where: str, condition: Conditions, z: Tensor, *vectors: Tensor) -> tuple[Any, ...]:
-        """The pull-back under the conditions of points, then points and tangents, flattened after broadcasting.
+    def placed_tangents(
+        self, where: str, condition: Conditions, z: Tensor, *vectors: Tensor
+    ) -> tuple[Any, ...]:
+        """The pull-back under the conditions of points, then points and tangents, flattened after
+        broadcasting.
 
         All are validated; the batch shape comes last.
 
@@ -343,7 +415,12 @@ class Pullback:
         """
         for x in (z, *vectors):
             if not isinstance(x, Tensor):
-                raise DTypeError(f"Manifold.{where}", "torch tensors", type(x).__name__, "Try torch.as_tensor(...).")
+                raise DTypeError(
+                    f"Manifold.{where}",
+                    "torch tensors",
+                    type(x).__name__,
+                    "Try torch.as_tensor(...).",
+                )
         if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
             if condition is None:
                 self.points(where, z)
@@ -366,15 +443,26 @@ class Pullback:
         flat = self.points(where, z, condition=given)
         for v in vectors:
             if v.device != z.device:
-                raise DeviceError(f"Manifold.{where}", f"tangents on {z.device}", str(v.device), "Move one of them.")
+                raise DeviceError(
+                    f"Manifold.{where}",
+                    f"tangents on {z.device}",
+                    str(v.device),
+                    "Move one of them.",
+                )
             ok = concrete(v.isfinite().all(-1))
             if ok is not None and not bool(ok.all()):
                 raise NonFiniteError(
-                    f"Manifold.{where}", "finite tangents", "NaN or infinity", "Look at what produced them."
+                    f"Manifold.{where}",
+                    "finite tangents",
+                    "NaN or infinity",
+                    "Look at what produced them.",
                 )
             if v.dtype != z.dtype:
                 raise DTypeError(
-                    f"Manifold.{where}", f"tangents of dtype {z.dtype}", str(v.dtype), "Convert one of them."
+                    f"Manifold.{where}",
+                    f"tangents of dtype {z.dtype}",
+                    str(v.dtype),
+                    "Convert one of them.",
                 )
         return (self.at(given), flat, *(v.reshape(flat.shape) for v in vectors), z.shape[:-1])
 
@@ -418,12 +506,13 @@ class Pullback:
         if not len(g) or transformed() or concrete(g) is None:
             return g
         diagonal = g.detach().diagonal(dim1=-2, dim2=-1)
-        # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for rounding.
+        # Where a decomposition of the metric scaled to unit diagonal exists, it is positive but for
+        # rounding.
         scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()[..., None]
         shift = tolerance(g.dtype).probe * torch.eye(g.shape[-1]).to(g)
-        bad = (torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0) & g.isfinite().flatten(1).all(
-            -1
-        )
+        bad = (
+            torch.linalg.cholesky_ex(g.detach() * scale * scale.mT + shift)[1] != 0
+        ) & g.isfinite().flatten(1).all(-1)
         if bool(bad.any()):
             places = bad.nonzero().flatten().tolist()
             low = float(torch.linalg.eigvalsh(g.detach()[bad][0])[0])
@@ -436,7 +525,9 @@ class Pullback:
         return g
 
     def factor(self, flat: Tensor, then: Callable[[Tensor], Any]) -> Any:  # (k, m) -> (k, …)
-        """``then`` of factors ``F`` ``(k, q, m)`` of the metric, ``G = FᵀF``, chunk by chunk: see riemae.factors."""
+        """``then`` of factors ``F`` ``(k, q, m)`` of the metric, ``G = FᵀF``, chunk by chunk: see
+        riemae.factors.
+        """
         if self.embedding is not None:
             return self.embedding.jets(flat, then=lambda x, j: then(j))
         return self.immersion.jets(flat, then=lambda x, j: then(ambient_factor(self.ambient, x, j)))
@@ -451,12 +542,19 @@ class Pullback:
 
     def singular_values(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m)
         """Square roots of the eigenvalues of ``G``, ascending."""
-        # Triangles have closer values, and no derivatives where G is singular; the factors themselves have.
-        wanted = torch.is_grad_enabled() or transformed()  # some modes switch gradients on for themselves
-        factors = self.factor(flat, lambda f: f if wanted and differentiated_later(f) else triangle(f))
+        # Triangles have closer values, and no derivatives where G is singular; the factors
+        # themselves have.
+        wanted = (
+            torch.is_grad_enabled() or transformed()
+        )  # some modes switch gradients on for themselves
+        factors = self.factor(
+            flat, lambda f: f if wanted and differentiated_later(f) else triangle(f)
+        )
         again = differentiated_later(factors)
         r = triangle(factors.detach()) if again else factors
-        values = singular_values(f"Manifold.{where}", self.finite(where, r.detach(), flat), flat.dtype)
+        values = singular_values(
+            f"Manifold.{where}", self.finite(where, r.detach(), flat), flat.dtype
+        )
         if again:
             own = differentiable_singular_values(factors)
             values = values + (own - own.detach())
@@ -468,7 +566,9 @@ class Pullback:
             return self.embedding.gram_product(flat, v)[2]
         return self.immersion.gram_product(flat, v, self.ambient.product)[2]
 
-    def taylor(self, flat: Tensor, v: Tensor, order: int) -> tuple[Tensor, ...]:  # (k, m), (k, m) -> (k, D) each
+    def taylor(
+        self, flat: Tensor, v: Tensor, order: int
+    ) -> tuple[Tensor, ...]:  # (k, m), (k, m) -> (k, D) each
         """``f(z)``, ``Jv`` and, for order 2, ``½ ∂²f(v, v)``, in one pass."""
         if order == 1:
             return self.immersion.jvp(flat, v)
@@ -492,7 +592,9 @@ class Pullback:
         self.finite(where.removeprefix("Manifold."), metric, flat)
         return solve_metric(where, metric, lowered)
 
-    def acceleration(self, where: str, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+    def acceleration(
+        self, where: str, flat: Tensor, v: Tensor
+    ) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``−Γ(v, v)`` without Christoffel symbols.
 
         Raises:
@@ -504,11 +606,15 @@ class Pullback:
             j, velocity = tangents[..., :m], tangents[..., m]
             if self.embedding is not None:
                 return j.mT @ j, j.mT @ second
-            force = self.ambient.product(x, second[..., 0]) + _ambient_force(self.ambient, x, velocity)
+            force = self.ambient.product(x, second[..., 0]) + _ambient_force(
+                self.ambient, x, velocity
+            )
             return j.mT @ self.ambient.apply_to(x, j), j.mT @ force[..., None]
 
         directions = torch.cat([everywhere(flat), v[:, None]], 1)
-        metric, pulled = (self.embedding or self.immersion).jets(flat, directions, Pairs([m], [m]), reduced)
+        metric, pulled = (self.embedding or self.immersion).jets(
+            flat, directions, Pairs([m], [m]), reduced
+        )
         self.finite(where.removeprefix("Manifold."), metric, flat)
         return -solve_metric(where, metric, pulled[..., 0])
 
@@ -516,7 +622,9 @@ class Pullback:
         """``uᵀ G(z) v`` by two tangents of one pass."""
         x, tangents = (self.embedding or self.immersion).jets(flat, torch.stack([u, v], 1))
         left, right = tangents.unbind(-1)
-        return ((left if self.embedding is not None else self.ambient.product(x, left)) * right).sum(-1)
+        return (
+            (left if self.embedding is not None else self.ambient.product(x, left)) * right
+        ).sum(-1)
 
     def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
         """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
@@ -524,7 +632,11 @@ class Pullback:
 
         def squared(x: Tensor, tangents: Tensor) -> Tensor:
             tangent = tangents[..., 0]
-            size = tangent.square().sum(-1) if self.embedding is not None else self._squared_norm(x, tangent)
+            size = (
+                tangent.square().sum(-1)
+                if self.embedding is not None
+                else self._squared_norm(x, tangent)
+            )
             # A derivative may exist where the map has no value (log): no length comes from it.
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
@@ -538,19 +650,30 @@ class Pullback:
             return torch.where(squared < 0, torch.nan, squared) if given == "inner" else squared
         terms = v * self.ambient.product(x, v)
         squared = terms.sum(-1)
-        return torch.where(squared < -1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1), torch.nan, squared)
+        return torch.where(
+            squared < -1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1), torch.nan, squared
+        )
 
-    def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:  # (p, c, m) -> (p, …)
+    def embedded(
+        self, points: Tensor, then: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:  # (p, c, m) -> (p, …)
         """``then`` ``(p, c, D) -> (p, …)`` of the features along curves, some curves at a time.
 
         None without any, and where those of one curve are too many to be held at once.
         """
         self.bind(points[:, 0])
-        curves = 0 if self.embedding is None else self.batch_invariant.chunk(points.flatten(0, 1), 1) // points.shape[1]
+        curves = (
+            0
+            if self.embedding is None
+            else self.batch_invariant.chunk(points.flatten(0, 1), 1) // points.shape[1]
+        )
         if not curves:
             return None
         split = self._parts(points, curves)
-        parts = [then(part.batch_invariant.value(x.flatten(0, 1)).unflatten(0, x.shape[:2])) for part, x in split]
+        parts = [
+            then(part.batch_invariant.value(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+            for part, x in split
+        ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
@@ -563,14 +686,25 @@ class Pullback:
         return self._squared_steps(x, x.diff(dim=1))
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound memory."""
+        """The energy ``n Σ squared_chords`` with its derivatives, some curves at a time to bound
+        memory.
+        """
         self.bind(nodes[:, 0])
         p, count, m = nodes.shape
-        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count)
-        return Expansion.cat([part._expand(x, second_order) for part, x in self._parts(nodes, curves)])
+        curves = max(
+            1,
+            self.immersion.chunk(nodes.flatten(0, 1), 1 + (2 if second_order else 1) * m) // count,
+        )
+        return Expansion.cat(
+            [part._expand(x, second_order) for part, x in self._parts(nodes, curves)]
+        )
 
-    def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-        """The energy ``n Σ squared_chords`` and its gradient, by one reverse pass, some curves at a time."""
+    def energy_and_gradient(
+        self, nodes: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+        """The energy ``n Σ squared_chords`` and its gradient, by one reverse pass, some curves at a
+        time.
+        """
         self.bind(nodes[:, 0])
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 2) // nodes.shape[1])
         parts = [part._slope(x) for part, x in self._parts(nodes, curves)]
@@ -580,16 +714,22 @@ class Pullback:
         return torch.cat(energies), torch.cat(gradients)
 
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
-        """The energy ``n Σ squared_chords`` with products of its Hessian, by reverse passes through one kept graph.
+        """The energy ``n Σ squared_chords`` with products of its Hessian, by reverse passes through
+        one kept graph.
 
-        The Gauss-Newton product is ``Jᵀ(W (Jv))``: ``Jv`` as the derivative of ``Jᵀw`` in w, W the path's Laplacian.
+        The Gauss-Newton product is ``Jᵀ(W (Jv))``: ``Jv`` as the derivative of ``Jᵀw`` in w, W the
+        path's Laplacian.
         """
         self.bind(nodes[:, 0])
         p, count, _ = nodes.shape
         n = count - 1
         # Fused kernels often lack second backward passes.
         with PORTABLE.active(second_order=True):
-            ends = self.batch_invariant.value(nodes[:, ::n].detach().flatten(0, 1)).detach().view(p, 2, -1)
+            ends = (
+                self.batch_invariant.value(nodes[:, ::n].detach().flatten(0, 1))
+                .detach()
+                .view(p, 2, -1)
+            )
             interior = nodes[:, 1:-1].detach().requires_grad_()
             x = self.batch_invariant.value(interior.flatten(0, 1)).view(p, n - 1, -1)
             # A linear map of w with the graph of J, made when it is first asked for.
@@ -604,31 +744,42 @@ class Pullback:
                 return torch.zeros_like(v)
             if not graph:
                 with torch.enable_grad():
-                    graph.extend(torch.autograd.grad(x, interior, w, create_graph=True, materialize_grads=True))
+                    graph.extend(
+                        torch.autograd.grad(
+                            x, interior, w, create_graph=True, materialize_grads=True
+                        )
+                    )
             step = torch.nn.functional.pad(pulled(graph[0], w, v), (0, 0, 1, 1)).diff(dim=1)
             return pulled(x, interior, -2 * n * self._lowered(points, step).diff(dim=1))
 
         start = points[:, :-1]
-        return from_graph(interior, chords, safe_sqrt(self._squared_steps(points, start)), gauss_newton)
+        return from_graph(
+            interior, chords, safe_sqrt(self._squared_steps(points, start)), gauss_newton
+        )
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the chord energy with second differences of sixth order, or None without a feature map."""
+        """The gradient of the chord energy with second differences of sixth order, or None without
+        a feature map.
+        """
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
         x = self.batch_invariant.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
         interior = nodes[:, 1:-1]
-        # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.numerics.batch_invariance.
+        # Of a multiple of 16 curves, so that one of them alone has the same bits: see
+        # riemae.numerics.batch_invariance.
         bend = bending(aligned(x, -3))[: len(x)]
         pulled = self.batch_invariant.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
         return pulled.view(interior.shape)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to the image's velocity.
+        """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to the
+        image's velocity.
 
-        The image of a geodesic turns in directions normal to the manifold only, however unevenly its coordinates move,
-        so that finite differences are taken of the image. None without a feature map, or with more latent dimensions
-        than features; NaN or far too fast where J is singular.
+        The image of a geodesic turns in directions normal to the manifold only, however unevenly
+        its coordinates move, so that finite differences are taken of the image. None without a
+        feature map, or with more latent dimensions than features; NaN or far too fast where J is
+        singular.
         """
         self.bind(nodes[:, 0])
         if self.embedding is None:
@@ -639,8 +790,12 @@ class Pullback:
         curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
 
         def projected(core: Pullback, part: Tensor) -> Tensor:
-            x, j = (y.unflatten(0, part.shape[:2]) for y in core.batch_invariant.value_and_jacobian(part.flatten(0, 1)))
-            # Of a multiple of 16 curves, so that one of them alone has the same bits: see riemae.numerics.batch_invariance.
+            x, j = (
+                y.unflatten(0, part.shape[:2])
+                for y in core.batch_invariant.value_and_jacobian(part.flatten(0, 1))
+            )
+            # Of a multiple of 16 curves, so that one of them alone has the same bits: see
+            # riemae.numerics.batch_invariance.
             velocity = image_velocity(aligned(x, -3))[: len(x)]
             # Columns of unit length: the units of the coordinates are no matter of condition.
             scale = safe_sqrt(j.square().sum(-2, keepdim=True))
@@ -651,38 +806,59 @@ class Pullback:
 
         return torch.cat([projected(part, x) for part, x in self._parts(nodes, curves)])
 
-    def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
-        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's; None when unknown."""
+    def ambient_distance(
+        self, z0: Tensor, z1: Tensor
+    ) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
+        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's.
+
+        None when unknown.
+        """
         self.bind(z0.reshape(-1, z0.shape[-1]))
         if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
             ends = torch.stack([z0, z1], -2).flatten(0, -2)
-            first, last = self.batch_invariant.value(ends).unflatten(0, (-1, 2)).unbind(1)  # the chord
+            first, last = (
+                self.batch_invariant.value(ends).unflatten(0, (-1, 2)).unbind(1)
+            )  # the chord
             return (last - first).norm(dim=-1).view(z0.shape[:-1])
         assert self._shape is not None
         decoded = [self.immersion.value(z.reshape(-1, z.shape[-1])) for z in (z0, z1)]
         distance = self.ambient.distance(*(x.view(len(x), *self._shape) for x in decoded))
         return None if distance is None else distance.view(z0.shape[:-1])
 
-    def _metric_and_derivative(self, flat: Tensor) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
-        """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and first ones of H."""
+    def _metric_and_derivative(
+        self, flat: Tensor
+    ) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m)
+        """``G`` and ``∂_l G_ij`` as ``[k, i, j, l]``, from first and second derivatives of f and
+        first ones of H.
+        """
         x, j, second = self.immersion.second_jet(flat)
         hj = self.ambient.apply_to(x, j)
         bend = torch.einsum("kdi,kdjl->kijl", hj, second)
-        slope = [j.mT @ jvp(lambda y: self.ambient.apply_to(y, j), (x,), (j[..., i],))[1] for i in range(j.shape[-1])]
+        slope = [
+            j.mT @ jvp(lambda y: self.ambient.apply_to(y, j), (x,), (j[..., i],))[1]
+            for i in range(j.shape[-1])
+        ]
         return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slope, -1)
 
-    def _squared_steps(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n)
+    def _squared_steps(
+        self, x: Tensor, step: Tensor
+    ) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n)
         """``stepᵀ ½(H(x_i) + H(x_{i+1})) step``, or its square where features have been taken."""
         if self.embedding is not None:
             return step.square().sum(-1)
-        ends = [self.ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
+        ends = [
+            self.ambient.squared_norm(y.flatten(0, 1), step.flatten(0, 1))
+            for y in (x[:, :-1], x[:, 1:])
+        ]
         return ((ends[0] + ends[1]) / 2).view(step.shape[:2])
 
     def _lowered(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n, D)
         """``½(H(x_i) + H(x_{i+1})) step``."""
         if self.embedding is not None:
             return step
-        ends = [self.ambient.product(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])]
+        ends = [
+            self.ambient.product(y.flatten(0, 1), step.flatten(0, 1)) for y in (x[:, :-1], x[:, 1:])
+        ]
         return ((ends[0] + ends[1]) / 2).view(step.shape)
 
     def _expand(self, nodes: Tensor, second_order: bool) -> Expansion:
@@ -710,7 +886,8 @@ class Pullback:
             form = form.view(p, count - 2, m, m)
         else:
             x, j = self.batch_invariant.value_and_jacobian(interior)
-        # In one layout for any number of curves, each Jacobian aligned alike: products must have the same bits.
+        # In one layout for any number of curves, each Jacobian aligned alike: products must have
+        # the same bits.
         j = aligned(j.unflatten(0, (p, -1)), -2, m).contiguous()
         return expand_chord(aligned(joined(x), -1, m), j, form)
 
@@ -764,7 +941,9 @@ def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tens
     return z[ok], x[ok]
 
 
-def _ambient_force(ambient: AmbientMetric, x: Tensor, velocity: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+def _ambient_force(
+    ambient: AmbientMetric, x: Tensor, velocity: Tensor
+) -> Tensor:  # (k, D), (k, D) -> (k, D)
     """``(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)``: how a metric that varies in space bends straight lines."""
     along = jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
     across = torch.func.grad(lambda y: ambient.squared_norm(y, velocity).sum())(x)

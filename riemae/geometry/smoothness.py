@@ -1,4 +1,6 @@
-"""Kinks of a decoder: layers, functions, or second derivatives that vanish where second differences do not."""
+"""Kinks of a decoder: layers, functions, or second derivatives that vanish where second differences
+do not.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
     """Warn, once a manifold, that a piecewise linear decoder has no curvature to speak of.
 
     Warns:
-        SmoothnessWarning: When a layer is piecewise linear, or second derivatives vanish where differences do not.
+        SmoothnessWarning: When a layer is piecewise linear, or second derivatives vanish where
+            differences do not.
     """
     if core.smoothness_known or concrete(flat) is None or not len(flat):
         return
@@ -57,7 +60,8 @@ def warn_if_flat(core: Pullback, flat: Tensor) -> None:
 
 
 _PIECEWISE_LINEAR_NAMES = frozenset(kind.__name__ for kind in _PIECEWISE_LINEAR)
-# Functions with kinks that a network is built of; clamps and moduli are often mere guards, away from where they act.
+# Functions with kinks that a network is built of; clamps and moduli are often mere guards, away
+# from where they act.
 _KINKED = frozenset(
     "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ hardtanh hardtanh_ hardsigmoid hardswish threshold "
     "threshold_ hardshrink softshrink max_pool1d max_pool2d max_pool3d".split()
@@ -77,7 +81,10 @@ class _Seen(TorchFunctionMode):
 
 
 def kinks_by_name(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
-    """A layer or function with kinks that the decoder consists of, in words; looked for once a manifold."""
+    """A layer or function with kinks that the decoder consists of, in words.
+
+    Looked for once a manifold.
+    """
     if not core.kinks:
         if concrete(flat) is None or not len(flat):
             return None
@@ -87,7 +94,9 @@ def kinks_by_name(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
 
 def _named(core: Pullback, flat: Tensor) -> str | None:
     for layer in core.decoder.module.modules() if core.decoder.module is not None else ():
-        name = getattr(layer, "original_name", type(layer).__name__)  # torch.jit.script hides the class
+        name = getattr(
+            layer, "original_name", type(layer).__name__
+        )  # torch.jit.script hides the class
         if isinstance(layer, _PIECEWISE_LINEAR) or name in _PIECEWISE_LINEAR_NAMES:
             return f"a layer {name}"
     with torch.no_grad(), restored(flat.device), untraced(_Seen)() as seen:
@@ -112,7 +121,10 @@ def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
         gap = torch.zeros_like(z[:, 0])
         for e in torch.eye(z.shape[-1]).to(z):
             gap = torch.maximum(
-                gap, (immersion.value(z + reach * e) + immersion.value(z - reach * e) - 2 * x).norm(dim=-1)
+                gap,
+                (immersion.value(z + reach * e) + immersion.value(z - reach * e) - 2 * x).norm(
+                    dim=-1
+                ),
             )
         size = x.norm(dim=-1) + j.flatten(1).norm(dim=-1) * reach
         eps = tolerance(z.dtype).eps

@@ -1,4 +1,6 @@
-"""A latent space under its pull-back metric as a geoopt manifold, so that geoopt's optimisers move latent codes."""
+"""A latent space under its pull-back metric as a geoopt manifold, so that geoopt's optimisers move
+latent codes.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ _SEGMENTS = 8
 class LatentManifold(geoopt.Manifold):
     """The latent codes ``(*b, m)`` of a decoder with the metric ``G`` that it pulls back.
 
-    A gradient in coordinates becomes ``G⁻¹ ∂f``, the direction of steepest descent whatever the chart, and steps bend
-    with the geodesics: ``geoopt.optim.RiemannianAdam`` and ``RiemannianSGD`` optimise codes.
+    A gradient in coordinates becomes ``G⁻¹ ∂f``, the direction of steepest descent whatever the
+    chart, and steps bend with the geodesics: ``geoopt.optim.RiemannianAdam`` and ``RiemannianSGD``
+    optimise codes.
 
     Args:
         manifold: The manifold; its decoder's own parameters are not optimised here.
-        retraction: How optimisers step. ``"second_order"``: ``z + v + ½ z̈`` with the geodesic's acceleration, and
-            momentum carried to first order: a few evaluations of the connection. ``"exp"``: along the geodesic itself,
-            and momentum by parallel transport: some hundred evaluations, right for steps of any size.
+        retraction: How optimisers step. ``"second_order"``: ``z + v + ½ z̈`` with the geodesic's
+            acceleration, and momentum carried to first order: a few evaluations of the connection.
+            ``"exp"``: along the geodesic itself, and momentum by parallel transport: some hundred
+            evaluations, right for steps of any size.
         rtol: Accuracy of :meth:`dist`, :meth:`logmap` and :meth:`expmap`.
 
     Raises:
@@ -54,13 +58,23 @@ class LatentManifold(geoopt.Manifold):
     __scaling__ = geoopt.Manifold.__scaling__.copy()
 
     def __init__(
-        self, manifold: Manifold, retraction: Literal["second_order", "exp"] = "second_order", rtol: float = 1e-6
+        self,
+        manifold: Manifold,
+        retraction: Literal["second_order", "exp"] = "second_order",
+        rtol: float = 1e-6,
     ) -> None:
         super().__init__()
         if not isinstance(manifold, Manifold):
-            raise DTypeError("LatentManifold", "a riemae.Manifold", type(manifold).__name__, "Try Manifold(decoder).")
+            raise DTypeError(
+                "LatentManifold",
+                "a riemae.Manifold",
+                type(manifold).__name__,
+                "Try Manifold(decoder).",
+            )
         if retraction not in ("second_order", "exp"):
-            raise OptionError("LatentManifold", "retraction 'second_order' or 'exp'", repr(retraction), "")
+            raise OptionError(
+                "LatentManifold", "retraction 'second_order' or 'exp'", repr(retraction), ""
+            )
         self.riemannian, self.retraction, self.rtol = manifold, retraction, rtol
 
     def inner(
@@ -79,9 +93,13 @@ class LatentManifold(geoopt.Manifold):
         metric = self.riemannian.metric(x)
         x, u = torch.broadcast_tensors(x, u)
         flat = metric.expand(*x.shape, x.shape[-1]).reshape(-1, x.shape[-1], x.shape[-1])
-        return solve_metric("LatentManifold.egrad2rgrad", flat, u.reshape(-1, x.shape[-1])).view(x.shape)
+        return solve_metric("LatentManifold.egrad2rgrad", flat, u.reshape(-1, x.shape[-1])).view(
+            x.shape
+        )
 
-    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
+    def dist(
+        self, x: Tensor, y: Tensor, *, keepdim: bool = False
+    ) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """Geodesic distance, differentiable."""
         out = self.riemannian.distance(x, y, rtol=self.rtol)
         return out[..., None] if keepdim else out
@@ -106,7 +124,9 @@ class LatentManifold(geoopt.Manifold):
         curve = self.riemannian.geodesic(x.detach(), y.detach(), rtol=self.rtol).curve
         return self.riemannian.transport(curve, v)
 
-    def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # (*b, m) x 3
+    def expmap_transp(
+        self, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (*b, m) x 3
         """:meth:`expmap` and the parallel transport of ``v`` along that geodesic."""
         x, u, v = torch.broadcast_tensors(x, u, v)
         curve = self.riemannian.shoot(x, u, segments=_SEGMENTS, rtol=self.rtol)
@@ -118,12 +138,20 @@ class LatentManifold(geoopt.Manifold):
             return self.expmap_transp(x, u, v)
         return self.retr(x, u), self.transp_follow_retr(x, u, v)
 
-    def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, m)
-        """Parallel transport of ``v`` along the geodesic from ``x`` with velocity ``u``, up to time 1."""
+    def transp_follow_expmap(
+        self, x: Tensor, u: Tensor, v: Tensor
+    ) -> Tensor:  # (*b, m) x 3 -> (*b, m)
+        """Parallel transport of ``v`` along the geodesic from ``x`` with velocity ``u``, up to time
+        1.
+        """
         return self.expmap_transp(x, u, v)[1]
 
-    def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (*b, m) x 3 -> (*b, m)
-        """Transport of ``v`` along a step ``u``: parallel, or ``v − Γ(u, v)`` with the second-order retraction."""
+    def transp_follow_retr(
+        self, x: Tensor, u: Tensor, v: Tensor
+    ) -> Tensor:  # (*b, m) x 3 -> (*b, m)
+        """Transport of ``v`` along a step ``u``: parallel, or ``v − Γ(u, v)`` with the second-order
+        retraction.
+        """
         if self.retraction == "exp":
             return self.transp_follow_expmap(x, u, v)
         # −Γ(u, v) from the quadratic form −Γ(w, w) by polarisation.
@@ -146,7 +174,9 @@ class LatentManifold(geoopt.Manifold):
         generator: torch.Generator | None = None,
     ) -> geoopt.ManifoldTensor:
         """Standard normal codes in the coordinates of the chart."""
-        return geoopt.ManifoldTensor(torch.randn(*size, dtype=dtype, device=device, generator=generator), manifold=self)
+        return geoopt.ManifoldTensor(
+            torch.randn(*size, dtype=dtype, device=device, generator=generator), manifold=self
+        )
 
     def origin(
         self,
@@ -168,7 +198,9 @@ class LatentManifold(geoopt.Manifold):
             return False, f"'{name}' needs a last axis of {m or 'm'}, got {tuple(shape)}"
         return True, None
 
-    def _check_point_on_manifold(self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5) -> tuple[bool, str | None]:
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
         return (True, None) if bool(x.isfinite().all()) else (False, "a code is NaN or infinite")
 
     def _check_vector_on_tangent(

@@ -1,1 +1,3 @@
-"""What every layer rests on: tolerances by dtype, small matrices, rows that do not touch, random numbers, checks."""
+"""What every layer rests on: tolerances by dtype, small matrices, rows that do not touch, random
+numbers, checks.
+"""

@@ -1,11 +1,12 @@
 """Maps whose rows do not notice each other: the same bits for a point alone and in any batch.
 
-Matrix kernels choose their instructions by the number of rows: with MKL and oneDNN on x86 all multiples of 8 get the
-same. Vectorised functions treat the last few numbers of an array apart, unless there are none: unless an array consists
-of whole pairs of vectors, of 64 bytes each. (A graphics card promises nothing of the kind.) What remains are matrix
-products over an odd number of columns, where MKL looks at where each row starts in memory, and over more than some 500
-columns for few outputs, which several threads share out. A decoder with layers or latent points of odd width beyond 4
-may still differ in the last bits.
+Matrix kernels choose their instructions by the number of rows: with MKL and oneDNN on x86 all
+multiples of 8 get the same. Vectorised functions treat the last few numbers of an array apart,
+unless there are none: unless an array consists of whole pairs of vectors, of 64 bytes each. (A
+graphics card promises nothing of the kind.) What remains are matrix products over an odd number of
+columns, where MKL looks at where each row starts in memory, and over more than some 500 columns for
+few outputs, which several threads share out. A decoder with layers or latent points of odd width
+beyond 4 may still differ in the last bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _FEWEST, _PAIR_OF_VECTORS = 8, 128  # rows, bytes
 
 
 def row_multiple(widths: Iterable[int], size: int) -> int:
-    """Of how many rows there must be a multiple, 8, 16 or 32, for tensors of these widths and bytes a number."""
+    """Of how many rows there must be a multiple, 8, 16 or 32, for tensors of these widths and bytes
+    a number.
+    """
     rows = _FEWEST
     while rows < 2 * _ROWS and any(rows * width * size % _PAIR_OF_VECTORS for width in widths):
         rows *= 2
@@ -48,7 +51,9 @@ def batch_invariant(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 
 
 def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
-    """``x`` with zeros appended along ``axis`` (negative), so that it is a multiple of 16 numbers of ``size`` long."""
+    """``x`` with zeros appended along ``axis`` (negative), so that it is a multiple of 16 numbers
+    of ``size`` long.
+    """
     spare = next(extra for extra in range(_ROWS) if (x.shape[axis] + extra) * size % _ROWS == 0)
     return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (0, spare)) if spare else x
 
@@ -56,7 +61,8 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
 def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m) -> (*b, i, m)
     """``matrix @ x`` for every member of a batch, each with the same bits as alone.
 
-    ``matrix`` is padded with columns of 0 to a multiple of 16: where a row starts in memory would matter, too.
+    ``matrix`` is padded with columns of 0 to a multiple of 16: where a row starts in memory would
+    matter, too.
     """
     columns = x.shape[-2]
     rows = x.movedim(-2, -1).reshape(-1, columns)

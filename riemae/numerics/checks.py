@@ -23,7 +23,9 @@ def expect_rtol(where: str, rtol: Any) -> float:
     if isinstance(rtol, Tensor) and rtol.numel() == 1 and not (rtol.is_meta or rtol.is_complex()):
         rtol = float(rtol)
     if isinstance(rtol, bool) or not isinstance(rtol, Real):
-        raise DTypeError(where, "rtol > 0 as a number", f"{type(rtol).__name__} {rtol!r}"[:80], "Try rtol=1e-4.")
+        raise DTypeError(
+            where, "rtol > 0 as a number", f"{type(rtol).__name__} {rtol!r}"[:80], "Try rtol=1e-4."
+        )
     if not float(rtol) > 0 or math.isinf(float(rtol)):
         raise OptionError(where, "rtol > 0", str(rtol), "Try rtol=1e-4.")
     return float(rtol)
@@ -36,9 +38,13 @@ def expect_dense(where: str, name: str, z: Any) -> None:
         DTypeError: For anything else.
     """
     if not isinstance(z, Tensor):
-        raise DTypeError(where, f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...).")
+        raise DTypeError(
+            where, f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...)."
+        )
     if z.layout != torch.strided:
-        raise DTypeError(where, f"{name} as a dense tensor", str(z.layout), f"Try {name}.to_dense().")
+        raise DTypeError(
+            where, f"{name} as a dense tensor", str(z.layout), f"Try {name}.to_dense()."
+        )
 
 
 def expect_values(where: str, name: str, z: Any) -> None:
@@ -51,4 +57,6 @@ def expect_values(where: str, name: str, z: Any) -> None:
     expect_dense(where, name, z)
     tolerance(z.dtype)
     if z.is_meta:
-        raise DeviceError(where, f"{name} with values", "a tensor on the meta device", "Move it to a CPU or GPU.")
+        raise DeviceError(
+            where, f"{name} with values", "a tensor on the meta device", "Move it to a CPU or GPU."
+        )

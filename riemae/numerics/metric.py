@@ -1,4 +1,6 @@
-"""Small matrices and square roots that keep their derivatives: what every layer does with a metric tensor."""
+"""Small matrices and square roots that keep their derivatives: what every layer does with a metric
+tensor.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,32 @@ from riemae.numerics.values import concrete
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0, so that vanishing lengths do not poison gradients with NaN."""
+    """Square root with derivative 0 at 0, so that vanishing lengths do not poison gradients with
+    NaN.
+    """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
 
 
 def root(squared: Tensor, size: Tensor | None = None) -> Tensor:
-    """:func:`safe_sqrt` of squared lengths; NaN for negative ones, beyond the rounding of sums of this size."""
+    """:func:`safe_sqrt` of squared lengths.
+
+    NaN for negative ones, beyond the rounding of sums of this size.
+    """
     negative = squared < 0 if size is None else squared < -1e3 * tolerance(squared.dtype).eps * size
     return torch.where(negative, torch.nan, safe_sqrt(squared))
 
 
-def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m, m) -> (k, m, m), (k, m, 1)
+def check_metric(
+    where: str, metric: Tensor
+) -> tuple[Tensor, Tensor]:  # (k, m, m) -> (k, m, m), (k, m, 1)
     """Cholesky factor of ``G`` scaled to unit diagonal, and the scale.
 
     Raises:
         SingularMetricError: Where ``G`` is not positive definite, with the places.
     """
-    # Unit diagonal first: whether a pivot is rounding must not depend on the units of the coordinates.
+    # Unit diagonal first: whether a pivot is rounding must not depend on the units of the
+    # coordinates.
     size = metric.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(size > 0, size, 1.0).rsqrt()[..., None]
     factor, info = torch.linalg.cholesky_ex(metric * scale * scale.mT)
@@ -37,7 +47,11 @@ def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m,
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
         first = metric[bad][0]
-        low = torch.linalg.eigvalsh(first)[0] if bool(first.isfinite().all()) else first.new_tensor(torch.nan)
+        low = (
+            torch.linalg.eigvalsh(first)[0]
+            if bool(first.isfinite().all())
+            else first.new_tensor(torch.nan)
+        )
         if bool(low < -tolerance(metric.dtype).probe * first.abs().max()):
             raise SingularMetricError(
                 where,
@@ -55,7 +69,9 @@ def check_metric(where: str, metric: Tensor) -> tuple[Tensor, Tensor]:  # (k, m,
     return factor, scale
 
 
-def solve_metric(where: str, metric: Tensor, b: Tensor) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
+def solve_metric(
+    where: str, metric: Tensor, b: Tensor
+) -> Tensor:  # (k, m, m), (k, m, *c) -> (k, m, *c)
     """``G⁻¹ b`` by Cholesky.
 
     Raises:

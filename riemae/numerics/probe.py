@@ -1,7 +1,9 @@
-"""What is asked of a user's function before its numbers are trusted: rows apart, no chance, and its own derivative.
+"""What is asked of a user's function before its numbers are trusted: rows apart, no chance, and its
+own derivative.
 
-Three questions, each at generic points: the given ones, moved by seeded noise of the size of their spread, because the
-origin, the natural first query, hides much (odd functions, inactive branches). Callers turn answers into typed errors.
+Three questions, each at generic points: the given ones, moved by seeded noise of the size of their
+spread, because the origin, the natural first query, hides much (odd functions, inactive branches).
+Callers turn answers into typed errors.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def normal(like: Tensor, *shape: int, source: torch.Generator) -> Tensor:
 
 
 def spread(z: Tensor) -> Tensor:  # (k, m) -> (m,)
-    """The size of a step that leaves a neighbourhood: the spread of points, or their size where they do not differ."""
+    """The size of a step that leaves a neighbourhood: the spread of points, or their size where
+    they do not differ.
+    """
     size = z.abs().amax() if z.numel() else z.new_zeros(())
     size = torch.where(size > 0, size, torch.ones_like(size))
     if len(z) < 2 or bool((z == z[:1]).all()):
@@ -49,7 +53,9 @@ def spread(z: Tensor) -> Tensor:  # (k, m) -> (m,)
     return torch.maximum(z.std(0, unbiased=False), size / 8)
 
 
-def moved(z: Tensor, count: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # (k, m) -> (count, m), (count, m)
+def moved(
+    z: Tensor, count: int, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:  # (k, m) -> (count, m), (count, m)
     """Rows of ``z``, first and last among them, and the noise to be added to each."""
     source = generator()
     rows = torch.randint(len(z), (count,), generator=source)
@@ -58,8 +64,12 @@ def moved(z: Tensor, count: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:  
     return base, scale * spread(z.detach()) * normal(z, *base.shape, source=source)
 
 
-def generic(f: RowMap, z: Tensor, count: int, rows: int | None = None) -> Tensor:  # (k, m) -> (count, m)
-    """Points that are typical of ``z`` and special in nothing, inside the domain of ``f``; at least of size 1 the last.
+def generic(
+    f: RowMap, z: Tensor, count: int, rows: int | None = None
+) -> Tensor:  # (k, m) -> (count, m)
+    """Points that are typical of ``z`` and special in nothing, inside the domain of ``f``.
+
+    At least of size 1 the last.
 
     Args:
         f: Rows to rows.
@@ -70,7 +80,9 @@ def generic(f: RowMap, z: Tensor, count: int, rows: int | None = None) -> Tensor
     base, noise = moved(z, count)
     # Near-duplicates say nothing of the size of the space: one point looks further away.
     size = noise[-1].norm()
-    noise[-1] = noise[-1] * torch.where(size < 1, 1 / size.clamp(min=torch.finfo(z.dtype).tiny), 1.0)
+    noise[-1] = noise[-1] * torch.where(
+        size < 1, 1 / size.clamp(min=torch.finfo(z.dtype).tiny), 1.0
+    )
     points, missing = base.clone(), torch.ones(count, dtype=torch.bool, device=z.device)
     for factor in (1.0, 1 / 8, 1 / 64):
         trial = base + factor * noise
@@ -95,7 +107,8 @@ def _finite(x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
 
 @dataclass(frozen=True)
 class Dependence:
-    """What the output of a row depends on beside the row: ``"chance"``, ``"rows"``, or only ``"rounding"``.
+    """What the output of a row depends on beside the row: ``"chance"``, ``"rows"``, or only
+    ``"rounding"``.
 
     Attributes:
         kind: Which of these.
@@ -126,11 +139,14 @@ class Dependence:
         )
 
 
-def dependence_around(f: RowMap, z: Tensor, size: int, limit: int | None = None) -> Dependence | None:  # (k, m)
-    """:func:`dependence` among many rows: points that are given, and others near them and further away.
+def dependence_around(
+    f: RowMap, z: Tensor, size: int, limit: int | None = None
+) -> Dependence | None:  # (k, m)
+    """:func:`dependence` among many rows: points that are given, and others near them and further
+    away.
 
-    Where very many are given it is these alone. Rows that nobody has asked for may lie outside of the domain; if the
-    function fails on them, the given ones have to do.
+    Where very many are given it is these alone. Rows that nobody has asked for may lie outside of
+    the domain; if the function fails on them, the given ones have to do.
 
     Args:
         f: Rows to rows.
@@ -151,13 +167,17 @@ def dependence_around(f: RowMap, z: Tensor, size: int, limit: int | None = None)
     return dependence(f, given, alone)
 
 
-def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependence | None:  # (k, ...)
-    """Whether a row's output depends on chance, on the other rows, on their number, or on its place among them.
+def dependence(
+    f: RowMap, points: Tensor, alone: int | None = None
+) -> Dependence | None:  # (k, ...)
+    """Whether a row's output depends on chance, on the other rows, on their number, or on its place
+    among them.
 
     Args:
         f: Rows to rows.
         points: The rows.
-        alone: How many rows are also taken by themselves; first, last and those furthest out unless given.
+        alone: How many rows are also taken by themselves; first, last and those furthest out unless
+            given.
     """
     count = len(points)
     x = _kept(f, points)
@@ -172,12 +192,17 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
         order = torch.randperm(count, generator=generator()).to(points.device)
         for half in order.tensor_split(2):
             shuffled[half] = _kept(f, points[half])
-        for i in _extremes(points) if alone is None else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}:
+        for i in (
+            _extremes(points)
+            if alone is None
+            else {0, count - 1, *order[: max(alone - 2, 0)].tolist()}
+        ):
             single[i] = _kept(f, points[i : i + 1])[0]
     size = max(_difference(x, shuffled), _difference(x, single))
     if not size:
         return None
-    # Rounding that the function itself blows up is no coupling: a row moved by its last digits shows how much that is.
+    # Rounding that the function itself blows up is no coupling: a row moved by its last digits
+    # shows how much that is.
     eps = tolerance(points.dtype).eps
     near = _kept(f, points * (1 + 4 * eps))
     if not torch.equal(near.isfinite(), x.isfinite()):
@@ -190,7 +215,9 @@ def dependence(f: RowMap, points: Tensor, alone: int | None = None) -> Dependenc
 
 
 def _extremes(points: Tensor) -> set[int]:
-    """First and last row, and those with the largest and smallest first coordinates, sum, and size."""
+    """First and last row, and those with the largest and smallest first coordinates, sum, and
+    size.
+    """
     flat = points.reshape(len(points), -1)
     looks = [*flat[:, :2].unbind(-1), flat.sum(-1), flat.square().sum(-1)]
     return {0, len(points) - 1, *(int(i) for look in looks for i in (look.argmax(), look.argmin()))}
@@ -202,7 +229,10 @@ def _kept(f: RowMap, points: Tensor) -> Tensor:
 
 
 def _difference(a: Tensor, b: Tensor, exact: bool = False) -> float:
-    """The largest difference relative to a row's size, 0 where it is rounding; NaN in ``a`` says nothing."""
+    """The largest difference relative to a row's size, 0 where it is rounding.
+
+    NaN in ``a`` says nothing.
+    """
     if not a.numel():
         return 0.0
     rows = a.nan_to_num(0.0, 0.0, 0.0).abs().reshape(len(a), -1).amax(-1)
@@ -243,13 +273,15 @@ def contradiction(
     rows: int | None = None,
     plain: Callable[[], Any] | None = None,
 ) -> Contradiction | None:
-    """Compare the derivative that autograd reports for ``f`` with central differences of ``f``, along a curve of rows.
+    """Compare the derivative that autograd reports for ``f`` with central differences of ``f``,
+    along a curve of rows.
 
     Only differences that agree for two steps count, and only what most points say.
 
     Args:
         f: Rows to rows, ``(k, …) -> (k, …)``.
-        path: Times ``(k,)`` to the rows at which ``f`` is asked, a smooth curve for each; the unit of time is large.
+        path: Times ``(k,)`` to the rows at which ``f`` is asked, a smooth curve for each; the unit
+            of time is large.
         count: k.
         like: Of the dtype and device of the times.
         rows: At most so many in one call of ``f``.
@@ -262,13 +294,17 @@ def contradiction(
     base = path(like.new_zeros(count)).detach()
     try:
         reported, values, attached = _reported(f, base, rows, plain)
-    except FAILURES:  # what autograd cannot differentiate at all is refused elsewhere, with its own words
+    except (
+        FAILURES
+    ):  # what autograd cannot differentiate at all is refused elsewhere, with its own words
         return None
     weight = reported.weight
 
     def difference(step: float) -> tuple[Tensor, Tensor]:  # -> (k, q), (k,)
         with torch.no_grad():
-            ahead, behind = (path(like.new_full((count,), sign * step)).detach() for sign in (1, -1))
+            ahead, behind = (
+                path(like.new_full((count,), sign * step)).detach() for sign in (1, -1)
+            )
             moved = (_by_rows(f, ahead, rows) - _by_rows(f, behind, rows)).reshape(count, -1)
             along = ((ahead - behind) * reported.slope).reshape(count, -1).sum(-1)
         return moved / (2 * step), along / (2 * step)
@@ -281,12 +317,16 @@ def contradiction(
     found = (weight * narrow).sum(-1)
     errors = torch.minimum((weight * wide).sum(-1).sub(first).abs(), (found - second).abs())
     size = (weight * narrow).abs().sum(-1)
-    doubt = 8 * (weight * (wide - narrow)).abs().sum(-1) + 16 * eps / step * (weight * values).abs().sum(-1)
+    doubt = 8 * (weight * (wide - narrow)).abs().sum(-1) + 16 * eps / step * (
+        weight * values
+    ).abs().sum(-1)
     limit = doubt + (1e-5 if like.dtype == torch.float64 else 3e-3) * (size + second.abs())
     bad = errors > limit
     good = ~bad & (limit < 0.1 * (size + second.abs()))
     flat = bad & (size < 1e-3 * second.abs())
-    if bool(flat.any()):  # steps of the map's own: much finer than the points are apart, they are rounding
+    if bool(
+        flat.any()
+    ):  # steps of the map's own: much finer than the points are apart, they are rounding
         coarse = 32 * step if like.dtype == torch.float32 else 2**-5
         for far in (coarse, coarse / 4, 1e-3):
             try:
@@ -298,7 +338,9 @@ def contradiction(
     if int(bad.sum()) < min(2, count) or int(bad.sum()) < int(good.sum()):
         return None
     i = int(bad.nonzero()[0])
-    return Contradiction(float(second[i]), float(found[i]), base[i], bool((flat & bad)[i]), attached)
+    return Contradiction(
+        float(second[i]), float(found[i]), base[i], bool((flat & bad)[i]), attached
+    )
 
 
 @dataclass(frozen=True)
@@ -310,7 +352,9 @@ class _Reported:
 def _reported(
     f: RowMap, base: Tensor, rows: int | None, plain: Callable[[], Any] | None
 ) -> tuple[_Reported, Tensor, bool]:
-    """Random covectors, the rows of ``Jᵀw`` by autograd, the values, and whether there is a graph at all."""
+    """Random covectors, the rows of ``Jᵀw`` by autograd, the values, and whether there is a graph
+    at all.
+    """
     source = generator()
     weights, slopes, values, attached = [], [], [], False
     for part in base.split(rows or len(base)):
@@ -332,7 +376,9 @@ def _reported(
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Warnings of a function that is run for our own purposes, such as float() of what requires a gradient."""
+    """Warnings of a function that is run for our own purposes, such as float() of what requires a
+    gradient.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -370,7 +416,11 @@ class _Watcher(TorchFunctionMode):
         self.steps: list[str] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name == "__get__":
@@ -393,7 +443,9 @@ class _Watcher(TorchFunctionMode):
 
 
 def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
-    """What came, and what to try, for an error: the cause is looked for by running ``f`` once more."""
+    """What came, and what to try, for an error: the cause is looked for by running ``f`` once
+    more.
+    """
     watcher, functions = _Watcher(), []
     with torch.enable_grad(), _unheard():
         try:
@@ -410,10 +462,16 @@ def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
     blocks = [cut for cut in watcher.cuts if cut.startswith("torch.")]
     if found.constant:
         steps = f" ({', '.join(watcher.steps)})" if watcher.steps else ""
-        return got + f": between steps the map is constant{steps}, and its gradient is made up (straight-through)", (
-            "A quantised map has no geometry: leave the quantiser out, and decode the continuous latent."
+        return (
+            got
+            + f": between steps the map is constant{steps}, and its gradient is made up (straight-through)",
+            (
+                "A quantised map has no geometry: leave the quantiser out, and decode the continuous latent."
+            ),
         )
-    if functions and found.attached:  # their forward runs without gradients, and may detach what it likes
+    if (
+        functions and found.attached
+    ):  # their forward runs without gradients, and may detach what it likes
         names = ", ".join(functions)
         return got + f": the backward of {names} is not its derivative", (
             f"Leave {names} out (gradient reversal, straight-through, scaled gradients), or correct its backward."
@@ -424,12 +482,18 @@ def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
         )
     if watcher.cuts:
         cuts = ", ".join(watcher.cuts)
-        return got + f": {cuts} cuts the graph", f"Remove {cuts}: what depends on the input must stay in torch's graph."
+        return (
+            got + f": {cuts} cuts the graph",
+            f"Remove {cuts}: what depends on the input must stay in torch's graph.",
+        )
     if watcher.steps:
         return got + f": {', '.join(watcher.steps)} has no derivative", (
             "A quantised map has no geometry: leave the quantiser out, and decode the continuous latent."
         )
-    return got, "An operation inside has no derivative in torch, or a wrong one: write it with other torch operations."
+    return (
+        got,
+        "An operation inside has no derivative in torch, or a wrong one: write it with other torch operations.",
+    )
 
 
 def _own_functions(x: Tensor) -> list[str]:

@@ -13,7 +13,8 @@ from riemae.numerics.threads import TURN
 
 @contextmanager
 def restored(device: torch.device | None = None) -> Iterator[None]:
-    """Torch's default generators, of the processor and ``device``, go on outside as if nothing had been drawn inside.
+    """Torch's default generators, of the processor and ``device``, go on outside as if nothing had
+    been drawn inside.
 
     One thread at a time: they are the same for all.
     """
@@ -24,7 +25,8 @@ def restored(device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's default generator of one device starts at ``seed`` inside, and goes on as before outside.
+    """Torch's default generator of one device starts at ``seed`` inside, and goes on as before
+    outside.
 
     For code that takes no ``torch.Generator``: dropout layers and ``torch.distributions``.
     """
@@ -47,4 +49,6 @@ def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers shaped like a tensor; drawn where the generator lives, then moved."""
     device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(
+        like.device
+    )

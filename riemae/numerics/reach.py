@@ -1,7 +1,8 @@
-"""What a decoder is made of, and copies of it: modules and tensors in closures, defaults, globals and bound methods.
+"""What a decoder is made of, and copies of it: modules and tensors in closures, defaults, globals
+and bound methods.
 
-``Manifold(lambda z: net(z)[0])`` holds a network that no ``nn.Module`` shows. Here it is found, so that it can be moved
-to another device or dtype together with the function around it.
+``Manifold(lambda z: net(z)[0])`` holds a network that no ``nn.Module`` shows. Here it is found, so
+that it can be moved to another device or dtype together with the function around it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def modules(function: Any) -> list[nn.Module]:
     return list(found.values())
 
 
-def moved(function: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+def moved(
+    function: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Any:
     """A copy of a decoder, with its modules and tensors elsewhere; the original stays.
 
     Functions are made anew around the copies; what does not lead to a module or a tensor is shared.
@@ -41,10 +44,11 @@ def copied(module: Any) -> Any:
 
 
 def computed(module: Any) -> dict[int, Any]:
-    """A memo for ``deepcopy`` with copies of weights that are computed, as ``torch.nn.utils.weight_norm``'s are.
+    """A memo for ``deepcopy`` with copies of weights that are computed, as
+    ``torch.nn.utils.weight_norm``'s are.
 
-    Such tensors are no leaves of autograd's graph, which refuses to copy them. The copies have their values, and are
-    computed anew at the next forward pass.
+    Such tensors are no leaves of autograd's graph, which refuses to copy them. The copies have
+    their values, and are computed anew at the next forward pass.
     """
     memo: dict[int, Any] = {}
     for part in module.modules() if isinstance(module, nn.Module) else ():
@@ -115,7 +119,9 @@ class _Mover:
 
     def __init__(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         self.device, self.dtype = device, dtype
-        self.done: dict[int, tuple[Any, Any]] = {}  # the original is kept alive, so that its id stays its own
+        self.done: dict[
+            int, tuple[Any, Any]
+        ] = {}  # the original is kept alive, so that its id stays its own
 
     def __call__(self, value: Any, depth: int) -> Any:
         if id(value) in self.done:
@@ -131,8 +137,14 @@ class _Mover:
         if isinstance(value, nn.Module):
             return self._module(copied(value), depth - 1)
         if isinstance(value, Tensor):
-            converted = value.to(device=self.device, dtype=self.dtype if value.is_floating_point() else None)
-            return value if converted is value else converted.detach().requires_grad_(value.requires_grad)
+            converted = value.to(
+                device=self.device, dtype=self.dtype if value.is_floating_point() else None
+            )
+            return (
+                value
+                if converted is value
+                else converted.detach().requires_grad_(value.requires_grad)
+            )
         if isinstance(value, types.FunctionType):
             return self._function(value, depth - 1)
         if isinstance(value, types.MethodType):
@@ -159,7 +171,9 @@ class _Mover:
     def _module(self, module: nn.Module, depth: int) -> nn.Module:
         module.to(device=self.device, dtype=self.dtype)
         for part in module.modules():  # constants that are no buffers, and functions of its own
-            if type(part).__module__.startswith("torch."):  # compiled code, scripts, weights that are computed
+            if type(part).__module__.startswith(
+                "torch."
+            ):  # compiled code, scripts, weights that are computed
                 continue
             for name, value in vars(part).items():
                 if isinstance(value, (Tensor, types.FunctionType, functools.partial)):
@@ -172,7 +186,9 @@ class _Mover:
         # The twin is there before its parts are: a function may refer to itself.
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
         names = dict(function.__globals__)
-        twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+        twin = types.FunctionType(
+            function.__code__, names, function.__name__, function.__defaults__, cells
+        )
         self.done[id(function)] = function, twin
         keywords, defaults = dict(function.__kwdefaults__ or {}), list(function.__defaults__ or ())
         for where, name, value in _referred(function):

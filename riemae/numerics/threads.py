@@ -1,8 +1,8 @@
 """What torch and Python keep once for all threads of a process.
 
-Those are the levels of forward mode, backend flags, the default generator, and filters of warnings. Two threads in
-forward mode at once break each other's levels, or read each other's tangents. A flag that two threads save, set and
-restore in turn can stay set for good.
+Those are the levels of forward mode, backend flags, the default generator, and filters of warnings.
+Two threads in forward mode at once break each other's levels, or read each other's tangents. A flag
+that two threads save, set and restore in turn can stay set for good.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-# Held while a thread is in forward mode, or has the default generator to itself. One lock for both, and re-entrant:
-# each happens inside the other.
+# Held while a thread is in forward mode, or has the default generator to itself. One lock for both,
+# and re-entrant: each happens inside the other.
 TURN = threading.RLock()
 _levels = 0  # how deep in forward mode the thread that holds it is
 
@@ -39,13 +39,16 @@ def jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ..
 
 
 def in_forward_mode() -> bool:
-    """Whether a caller has opened a level of forward mode, other than those of this module in any thread."""
+    """Whether a caller has opened a level of forward mode, other than those of this module in any
+    thread.
+    """
     # One level a thread: torch.func nests without opening another.
     return torch.autograd.forward_ad._current_level >= (1 if _levels else 0)
 
 
 class Shared:
-    """A context that all threads share: entered by the first, left by the last, so that what it restores is right.
+    """A context that all threads share: entered by the first, left by the last, so that what it
+    restores is right.
 
     Args:
         contexts: Each makes a context manager; entered in this order.

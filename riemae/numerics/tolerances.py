@@ -16,9 +16,10 @@ class Tolerance:
     Attributes:
         eps: Spacing of the numbers around 1.
         length: Smallest relative error of a curve length that can be claimed.
-        rank: A metric, scaled to unit diagonal, with a squared Cholesky pivot below this counts as singular.
-        pivot: A Jacobian, its columns scaled to length 1, with a pivot of its QR decomposition below this counts as
-            singular where something is divided by it.
+        rank: A metric, scaled to unit diagonal, with a squared Cholesky pivot below this counts as
+            singular.
+        pivot: A Jacobian, its columns scaled to length 1, with a pivot of its QR decomposition
+            below this counts as singular where something is divided by it.
         probe: Relative difference up to which two evaluations of one decoder count as equal.
         check: Relative difference up to which two roads to one quantity count as equal.
         geodesic: What geodesics are solved to unless asked for.
@@ -37,7 +38,9 @@ _TABLE = {
     torch.float64: Tolerance(
         eps=2.0**-52, length=1e-14, rank=1e-14, pivot=2e-14, probe=1e-9, check=1e-8, geodesic=1e-4
     ),
-    torch.float32: Tolerance(eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3, geodesic=1e-3),
+    torch.float32: Tolerance(
+        eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3, geodesic=1e-3
+    ),
 }
 
 
@@ -45,11 +48,15 @@ def tolerance(dtype: torch.dtype) -> Tolerance:
     """The row of the table for ``dtype``.
 
     Raises:
-        DTypeError: For anything but float32 and float64; half precision cannot carry second derivatives.
+        DTypeError: For anything but float32 and float64; half precision cannot carry second
+            derivatives.
     """
     try:
         return _TABLE[dtype]
     except KeyError:
         raise DTypeError(
-            "riemae", "a tensor of dtype float32 or float64", str(dtype), "Convert with .float() or .double()."
+            "riemae",
+            "a tensor of dtype float32 or float64",
+            str(dtype),
+            "Convert with .float() or .double().",
         ) from None

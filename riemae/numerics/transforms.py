@@ -1,4 +1,6 @@
-"""What ``torch.func`` and ``torch.compile`` do around a call: some calls cannot work inside them, and say so."""
+"""What ``torch.func`` and ``torch.compile`` do around a call: some calls cannot work inside them,
+and say so.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from riemae.numerics.threads import in_forward_mode
 
 
 def transforms() -> list[str]:
-    """The ``torch.func`` transforms at work, the outermost first: ``"Grad"``, ``"Jvp"``, ``"Vmap"``."""
+    """The ``torch.func`` transforms at work, the outermost first: ``"Grad"``, ``"Jvp"``,
+    ``"Vmap"``.
+    """
     refuse_compiling()
     stack = torch._C._functorch.get_interpreter_stack()
     return [] if stack is None else [interpreter.key().name for interpreter in stack]
@@ -36,15 +40,20 @@ def refuse_compiling() -> None:
         )
 
 
-def refuse_transforms(where: str, hint: str, kinds: tuple[str, ...] = ("Grad", "Jvp", "Vmap")) -> None:
-    """Refuse transforms in which values cannot be looked at, or would silently lose their derivatives.
+def refuse_transforms(
+    where: str, hint: str, kinds: tuple[str, ...] = ("Grad", "Jvp", "Vmap")
+) -> None:
+    """Refuse transforms in which values cannot be looked at, or would silently lose their
+    derivatives.
 
     Raises:
         DifferentiationError: Inside one of ``kinds``.
     """
     found = [kind for kind in transforms() if kind in kinds]
     if found:
-        raise DifferentiationError(where, "plain tensors", f"tensors of torch.func's {found[-1].lower()}", hint)
+        raise DifferentiationError(
+            where, "plain tensors", f"tensors of torch.func's {found[-1].lower()}", hint
+        )
 
 
 def refuse_vmap(where: str) -> None:

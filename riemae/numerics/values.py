@@ -9,23 +9,33 @@ from torch import Tensor
 
 
 def concrete(x: Tensor) -> Tensor | None:
-    """``x`` when its values can be looked at; None on the meta device and inside ``torch.func.vmap``."""
+    """``x`` when its values can be looked at.
+
+    None on the meta device and inside ``torch.func.vmap``.
+    """
     if x.is_meta:
         return None
     try:
         bool(x.any())
-    except RuntimeError:  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
+    except (
+        RuntimeError
+    ):  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
         return None
     return x
 
 
 def own(x: Tensor) -> Tensor:
-    """A copy for a function of the user, which may write into what it gets; tensors of other kinds as they are."""
+    """A copy for a function of the user, which may write into what it gets.
+
+    Tensors of other kinds as they are.
+    """
     return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
 
 
 def evidently_finite(*tensors: Tensor) -> bool:
-    """Whether the sum is finite, which NaN and infinity would survive; a fifth of the cost of looking at every number.
+    """Whether the sum is finite, which NaN and infinity would survive.
+
+    A fifth of the cost of looking at every number.
 
     False says nothing: a sum may overflow, and some tensors cannot be looked at.
     """

@@ -16,8 +16,18 @@ from riemae.storage.checkpoint import check_plain
 
 Class = TypeVar("Class", bound=type[nn.Module])
 
-# Layers of torch and the attributes that are their arguments. A subclass or a parametrised layer is another type.
-_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+# Layers of torch and the attributes that are their arguments. A subclass or a parametrised layer is
+# another type.
+_CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
 _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features"),
     nn.Conv1d: _CONVOLUTION,
@@ -51,10 +61,12 @@ _SEQUENTIAL = "torch.Sequential"
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Class decorator: modules of this class can be described, and built again from their description.
+    """Class decorator: modules of this class can be described, and built again from their
+    description.
 
-    The class has a method ``arguments()`` that returns plain values with ``type(module)(**module.arguments())`` of the
-    same structure; the parameters' values travel as tensors.
+    The class has a method ``arguments()`` that returns plain values with
+    ``type(module)(**module.arguments())`` of the same structure; the parameters' values travel as
+    tensors.
 
     Args:
         name: In checkpoints; choose one that will not change, such as ``"mypackage.Decoder"``.
@@ -80,10 +92,15 @@ def register(name: str) -> Callable[[Class], Class]:
         known = _BY_NAME.get(name)
         if name == _SEQUENTIAL or (known is not None and known.__qualname__ != cls.__qualname__):
             raise OptionError(
-                "storage.register", "a name that is free", f"{name!r}, which is {known or 'Sequential'}", ""
+                "storage.register",
+                "a name that is free",
+                f"{name!r}, which is {known or 'Sequential'}",
+                "",
             )
         if not callable(getattr(cls, "arguments", None)):
-            raise DTypeError("storage.register", "a class with a method arguments()", cls.__name__, "")
+            raise DTypeError(
+                "storage.register", "a class with a method arguments()", cls.__name__, ""
+            )
         _BY_NAME[name] = cls
         return cls
 
@@ -93,8 +110,9 @@ def register(name: str) -> Callable[[Class], Class]:
 def describe(module: nn.Module) -> dict[str, Any] | None:
     """A module as name and plain values, for :func:`build`; None for one that cannot be described.
 
-    Describable are registered classes, common layers of torch, and ``nn.Sequential`` of describable modules. A module
-    of your own that is not registered must be passed again when its checkpoint is loaded.
+    Describable are registered classes, common layers of torch, and ``nn.Sequential`` of describable
+    modules. A module of your own that is not registered must be passed again when its checkpoint is
+    loaded.
     """
     if type(module) is nn.Sequential:
         parts = {key: describe(child) for key, child in module.named_children()}
@@ -108,24 +126,29 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
             arguments["bias"] = module.bias is not None
     else:
         arguments = module.arguments()  # type: ignore[operator]
-    arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+    arguments = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()
+    }
     check_plain(arguments, f"arguments of {type(module).__name__}")
     return {"name": name, "arguments": arguments}
 
 
 def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """The module of a description, its parameters freshly drawn; torch's own random numbers are left as they were.
+    """The module of a description, its parameters freshly drawn.
 
-    Give it its values with ``module.load_state_dict(tensors, assign=True)``, which keeps their dtype.
+    Torch's own random numbers are left as they were.
+
+    Give it its values with ``module.load_state_dict(tensors, assign=True)``, which keeps their
+    dtype.
 
     Args:
         description: From :func:`describe`.
-        tensors: The values that it will be given. A description that does not fit them is refused before it takes any
-            memory.
+        tensors: The values that it will be given. A description that does not fit them is refused
+            before it takes any memory.
 
     Raises:
-        CheckpointError: When the description names nothing that is known, or with other arguments than it takes, or
-            describes a module of other tensors.
+        CheckpointError: When the description names nothing that is known, or with other arguments
+            than it takes, or describes a module of other tensors.
     """
     try:
         if tensors is not None:
@@ -133,11 +156,15 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None =
         with restored():
             return _built(description)
     except RecursionError as reason:
-        raise CheckpointError("storage.build", "a description of a module", "one without an end", "") from reason
+        raise CheckpointError(
+            "storage.build", "a description of a module", "one without an end", ""
+        ) from reason
 
 
 def outline(description: Mapping[str, Any]) -> nn.Module | None:
-    """The module of a description without values, on the meta device; None where its class cannot be built there.
+    """The module of a description without values, on the meta device.
+
+    None where its class cannot be built there.
 
     Raises:
         CheckpointError: As :func:`build`.
@@ -171,11 +198,16 @@ def _check_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]
     module = outline(description)
     if module is None:
         return
-    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    wanted = {
+        name: tuple(x.shape) for name, x in module.state_dict().items() if isinstance(x, Tensor)
+    }
     found = {name: tuple(x.shape) for name, x in tensors.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
-            shapes = [f"of shape {shapes[name]}" if name in shapes else "missing" for shapes in (wanted, found)]
+            shapes = [
+                f"of shape {shapes[name]}" if name in shapes else "missing"
+                for shapes in (wanted, found)
+            ]
             got = f"{name!r} {shapes[1]} where the description has it {shapes[0]}"
             raise CheckpointError("storage.build", "a description that fits the tensors", got, "")
 
@@ -192,8 +224,15 @@ def _built(description: Mapping[str, Any]) -> nn.Module:
     arguments = description.get("arguments") if isinstance(description, Mapping) else None
     if cls is None or not isinstance(arguments, Mapping):
         hint = "Import the module that registers it, or pass encoder= and decoder=."
-        raise CheckpointError(where, "the name and arguments of a known module", repr(description)[:200], hint)
+        raise CheckpointError(
+            where, "the name and arguments of a known module", repr(description)[:200], hint
+        )
     try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in arguments.items()
+            }
+        )
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as reason:
         raise CheckpointError(where, f"arguments that {name} takes", f"{reason}", "") from reason

@@ -9,13 +9,17 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step: readers, and whoever comes after a crash, see the old or the new file.
+    """Put ``content`` at ``path`` in one step: readers, and whoever comes after a crash, see the
+    old or the new file.
 
-    A link at ``path`` is replaced, not followed. After return the content is on disk, as far as the system tells.
+    A link at ``path`` is replaced, not followed. After return the content is on disk, as far as the
+    system tells.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        handle = os.open(
+            part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+        )
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

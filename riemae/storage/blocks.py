@@ -1,9 +1,9 @@
 """A large result on disk, written block by block, so that a killed run loses no finished block.
 
-While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says whose they are. A
-complete result is ``PATH`` in numpy's format with its description in ``PATH.json``. Every file appears by being renamed
-when it is whole and on the disk; nothing is ever pickled. Who writes holds ``PATH.lock``. A disk that is full raises;
-what is finished stays.
+While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says
+whose they are. A complete result is ``PATH`` in numpy's format with its description in
+``PATH.json``. Every file appears by being renamed when it is whole and on the disk; nothing is ever
+pickled. Who writes holds ``PATH.lock``. A disk that is full raises; what is finished stays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
 
 @dataclass
 class BlockFile:
-    """The file of one run, found or begun; as a context, it gives the right to write back at the end.
+    """The file of one run, found or begun.
+
+    As a context, it gives the right to write back at the end.
 
     Attributes:
         path: Of the result.
@@ -65,21 +67,40 @@ class BlockFile:
         """Find what an earlier call left at ``path``, or begin.
 
         Raises:
-            FileError: When the folder of ``path`` does not exist, or what lies there is of another run, or damaged.
+            FileError: When the folder of ``path`` does not exist, or what lies there is of another
+                run, or damaged.
         """
-        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or not Path(path).name:
+        if (
+            not isinstance(path, (str, os.PathLike))
+            or not isinstance(os.fspath(path), str)
+            or not Path(path).name
+        ):
             hint = "Try out='distances.npy'."
             raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
         file = cls(Path(path), description, probe, statuses)
         if not file.path.parent.is_dir():
             folder = str(file.path.parent)
-            raise FileError("distance_matrix", f"an existing folder for out={str(path)!r}", folder, "Make it first.")
+            raise FileError(
+                "distance_matrix",
+                f"an existing folder for out={str(path)!r}",
+                folder,
+                "Make it first.",
+            )
         if file.path.is_dir():
-            raise FileError("distance_matrix", "out as the path of a file", f"the folder {path}", "Add a file's name.")
+            raise FileError(
+                "distance_matrix",
+                "out as the path of a file",
+                f"the folder {path}",
+                "Add a file's name.",
+            )
         if file._find():
             return file
         with _on_disk(file.path):
-            lock = Lock(file.path.with_name(file.path.name + ".lock"), "distance_matrix", f"out={str(path)!r}")
+            lock = Lock(
+                file.path.with_name(file.path.name + ".lock"),
+                "distance_matrix",
+                f"out={str(path)!r}",
+            )
             lock.acquire()
         file._lock = lock
         try:
@@ -112,7 +133,9 @@ class BlockFile:
         self._check_array()
         self._check_failures()
         self.complete = True
-        shutil.rmtree(self._blocks, ignore_errors=True)  # left when a run was killed in its last moment
+        shutil.rmtree(
+            self._blocks, ignore_errors=True
+        )  # left when a run was killed in its last moment
         return True
 
     def _begin(self) -> None:
@@ -140,8 +163,14 @@ class BlockFile:
         for entry in self._blocks.iterdir():
             if _is_stray(entry) or entry == self._run:
                 continue
-            if entry.suffix != ".safetensors" or not entry.stem.isdecimal() or int(entry.stem) >= count:
-                raise self._wrong(entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}")
+            if (
+                entry.suffix != ".safetensors"
+                or not entry.stem.isdecimal()
+                or int(entry.stem) >= count
+            ):
+                raise self._wrong(
+                    entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}"
+                )
             numbers.add(int(entry.stem))
         return numbers
 
@@ -153,7 +182,9 @@ class BlockFile:
         with _on_disk(self.path):
             write_atomically(self._block(block), save(parts, self._label(block, parts)))
 
-    def read(self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+    def read(
+        self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    ) -> dict[str, Tensor]:
         """A stored block.
 
         Args:
@@ -177,7 +208,11 @@ class BlockFile:
         if got != wanted:
             raise self._wrong(path, f"tensors {wanted}", str(got))
         correct = self._label(block, parts)
-        for key, what in (("run", "a block of this run"), ("block", "this block"), ("sha256", "unchanged contents")):
+        for key, what in (
+            ("run", "a block of this run"),
+            ("block", "this block"),
+            ("sha256", "unchanged contents"),
+        ):
             if label.get(key) != correct[key]:
                 raise self._wrong(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
         return parts
@@ -186,10 +221,12 @@ class BlockFile:
 
     @contextmanager
     def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`; zeros at first.
+        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`.
 
-        The space on the disk is taken before anything is written to the map: a disk that is full would kill the process
-        there, by SIGBUS.
+        Zeros at first.
+
+        The space on the disk is taken before anything is written to the map: a disk that is full
+        would kill the process there, by SIGBUS.
         """
         kind = torch.empty(0, dtype=dtype).numpy().dtype
         head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
@@ -246,7 +283,9 @@ class BlockFile:
 
     def _label(self, block: int, parts: Mapping[str, Tensor]) -> dict[str, str]:
         run = hashlib.sha256(_json(self.description)).hexdigest()
-        contents = hashlib.sha256("".join(f"{name} {digest(parts[name])} " for name in sorted(parts)).encode())
+        contents = hashlib.sha256(
+            "".join(f"{name} {digest(parts[name])} " for name in sorted(parts)).encode()
+        )
         return {"run": run, "block": str(block), "sha256": contents.hexdigest()}
 
     def _agreed(self, path: Path, what: str) -> dict[str, Any]:
@@ -277,7 +316,8 @@ class BlockFile:
             return False
         share = tolerance(getattr(torch, self.description["dtype"])).probe
         return all(
-            isinstance(y, float) and (math.isclose(x, y, rel_tol=share) or (math.isnan(x) and math.isnan(y)))
+            isinstance(y, float)
+            and (math.isclose(x, y, rel_tol=share) or (math.isnan(x) and math.isnan(y)))
             for x, y in zip(self.probe, found, strict=True)
         )
 
@@ -292,14 +332,20 @@ class BlockFile:
             raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
         actual = file_digest(self.path)
         if about.get("sha256") != actual:
-            raise self._wrong(self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual)
+            raise self._wrong(
+                self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual
+            )
 
     def _check_failures(self) -> None:
         failed, (n, q) = self._found.get("failed"), self.description["shape"]
         entries: list[Any] = failed if isinstance(failed, list) else [None]
         for entry in entries:
-            whole = isinstance(entry, list) and len(entry) == 3 and all(type(x) is int for x in entry)
-            if not whole or not (0 <= entry[0] < n and 0 <= entry[1] < q and entry[2] in self.statuses):
+            whole = (
+                isinstance(entry, list) and len(entry) == 3 and all(type(x) is int for x in entry)
+            )
+            if not whole or not (
+                0 <= entry[0] < n and 0 <= entry[1] < q and entry[2] in self.statuses
+            ):
                 expected = f"failed pairs as [row, column, status] of a {n} x {q} matrix"
                 raise self._wrong(self._beside, expected, repr(entry)[:80])
 
@@ -352,11 +398,15 @@ def _allocate(stream: IO[bytes], size: int) -> None:
 
 
 def _is_stray(entry: Path) -> bool:
-    """Whether a file in the folder of blocks is none of ours: hidden, or what a killed run was just writing."""
+    """Whether a file in the folder of blocks is none of ours: hidden, or what a killed run was just
+    writing.
+    """
     return entry.suffix == ".part" or entry.name.startswith(".") or entry.name in _STRAYS
 
 
-def _differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(
+    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
     # What a finished result adds to the description of its run stands at the top only.
     for key in {**expected, **found} if prefix else expected:
         value, other = expected.get(key), found.get(key)

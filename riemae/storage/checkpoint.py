@@ -1,16 +1,19 @@
-"""Checkpoints on disk: tensors in safetensors, the rest in JSON, no pickles; after a crash old or new, never half.
+"""Checkpoints on disk: tensors in safetensors, the rest in JSON, no pickles.
+
+After a crash old or new, never half.
 
 A checkpoint is a directory with two files::
 
     checkpoint.json                        format, version, metadata; name, size and SHA-256 of the tensor file
     tensors-<16 hex digits>.safetensors    named by its content
 
-:func:`save` writes the tensors under their new name first and replaces ``checkpoint.json`` last, in one step of the
-file system; only then the tensors of the previous checkpoint go. So a directory that was saved to before always holds
-a complete checkpoint. :func:`load` reads each file once, follows no link, and refuses whatever does not match.
+:func:`save` writes the tensors under their new name first and replaces ``checkpoint.json`` last, in
+one step of the file system; only then the tensors of the previous checkpoint go. So a directory
+that was saved to before always holds a complete checkpoint. :func:`load` reads each file once,
+follows no link, and refuses whatever does not match.
 
-Networks are described by name and plain values (:func:`describe`, :func:`build`): reading a checkpoint imports nothing
-and runs no code that the checkpoint names.
+Networks are described by name and plain values (:func:`describe`, :func:`build`): reading a
+checkpoint imports nothing and runs no code that the checkpoint names.
 """
 
 from __future__ import annotations
@@ -39,28 +42,34 @@ _TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _PART = re.compile(r"(checkpoint\.json|tensors-[0-9a-f]{16}\.safetensors)\.[0-9a-f]{8}\.part")
 
 
-def save(directory: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+def save(
+    directory: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> Path:
     """Write a checkpoint, in place of the one that may be there.
 
-    Killed at any moment, it leaves the previous checkpoint or the new one. One process may write to a directory at a
-    time; several may read.
+    Killed at any moment, it leaves the previous checkpoint or the new one. One process may write to
+    a directory at a time; several may read.
 
     Args:
         directory: Made when missing. Other files in it are left alone.
-        tensors: Dense tensors by name, on any device; those that share memory are stored separately.
-        metadata: Anything that JSON holds: strings, numbers (NaN and infinity too), booleans, None, lists, and
-            dictionaries with strings as keys. Tuples come back as lists.
+        tensors: Dense tensors by name, on any device; those that share memory are stored
+            separately.
+        metadata: Anything that JSON holds: strings, numbers (NaN and infinity too), booleans, None,
+            lists, and dictionaries with strings as keys. Tuples come back as lists.
 
     Returns:
         The directory.
 
     Raises:
-        DTypeError: When a tensor is sparse, quantised or none, a name no string, or the metadata hold something else.
+        DTypeError: When a tensor is sparse, quantised or none, a name no string, or the metadata
+            hold something else.
         CheckpointError: When the directory is a file, or is not a path.
     """
     folder = _folder("storage.save", directory)
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError("storage.save", "a directory", f"the file {folder}", "Choose another name.")
+        raise CheckpointError(
+            "storage.save", "a directory", f"the file {folder}", "Choose another name."
+        )
     check_plain(metadata, "metadata")
     content = _serialised(tensors)
     digest = hashlib.sha256(content).hexdigest()
@@ -93,16 +102,22 @@ def load(
         Tensors and metadata.
 
     Raises:
-        CheckpointError: When a file is missing, truncated, changed, of another kind (a pickle among them) or of a
-            version that this riemae does not know. It names the file. Also when the directory is not a path, or there
-            is no such device.
+        CheckpointError: When a file is missing, truncated, changed, of another kind (a pickle among
+            them) or of a version that this riemae does not know. It names the file. Also when the
+            directory is not a path, or there is no such device.
     """
     folder = _folder("storage.load", directory)
     device = present("storage.load", device)
     if not folder.is_dir():
         got = _kind(_read(folder)) if folder.exists() else "nothing"
-        hint = "Checkpoints are directories; pickles are never read." if folder.exists() else "Is the path right?"
-        raise CheckpointError("storage.load", f"the directory of a checkpoint at {folder}", got, hint)
+        hint = (
+            "Checkpoints are directories; pickles are never read."
+            if folder.exists()
+            else "Is the path right?"
+        )
+        raise CheckpointError(
+            "storage.load", f"the directory of a checkpoint at {folder}", got, hint
+        )
     body = _parsed(folder / _JSON)
     if not (folder / body["tensors"]["file"]).exists():  # a save may have come between
         body = _parsed(folder / _JSON)
@@ -122,7 +137,9 @@ def load(
     try:
         tensors = safetensors.torch.load(content)
     except Exception as reason:  # whatever a parser of foreign bytes may raise
-        raise CheckpointError("storage.load", f"{path} in the safetensors format", f"{reason}", "") from reason
+        raise CheckpointError(
+            "storage.load", f"{path} in the safetensors format", f"{reason}", ""
+        ) from reason
     return {key: tensor.to(device) for key, tensor in tensors.items()}, body["metadata"]
 
 
@@ -130,14 +147,17 @@ def present(where: str, device: torch.device | str) -> torch.device:
     """A device that tensors can go to.
 
     Raises:
-        CheckpointError: When there is none of that name, as with ``"cuda"`` on a machine without a GPU.
+        CheckpointError: When there is none of that name, as with ``"cuda"`` on a machine without a
+            GPU.
     """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as reason:
         got = f"{device!r}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
-        raise CheckpointError(where, "a device of this machine", got, "Try device='cpu'.") from reason
+        raise CheckpointError(
+            where, "a device of this machine", got, "Try device='cpu'."
+        ) from reason
     return found
 
 
@@ -148,7 +168,9 @@ def _folder(where: str, directory: Any) -> Path:
         CheckpointError: When it is not a path.
     """
     if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
-        raise CheckpointError(where, "the path of a directory", repr(directory), "Try 'model' or a pathlib.Path.")
+        raise CheckpointError(
+            where, "the path of a directory", repr(directory), "Try 'model' or a pathlib.Path."
+        )
     return Path(directory)
 
 
@@ -164,11 +186,16 @@ def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
             raise DTypeError(where, "tensors by name", f"{type(tensor).__name__} under {key!r}", "")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise DTypeError(
-                where, "dense tensors with values", f"{tensor.layout} on {tensor.device} under {key!r}", ""
+                where,
+                "dense tensors with values",
+                f"{tensor.layout} on {tensor.device} under {key!r}",
+                "",
             )
     try:
         # Each in memory of its own: the format knows no views.
-        return safetensors.torch.save({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()})
+        return safetensors.torch.save(
+            {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+        )
     except (KeyError, ValueError, RuntimeError) as reason:
         kinds = ", ".join(sorted({str(t.dtype) for t in tensors.values()}))
         raise DTypeError(where, "dtypes that safetensors knows", kinds, f"{reason}") from reason
@@ -183,7 +210,9 @@ def check_plain(value: Any, place: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if type(key) is not str:
-                raise DTypeError("io", f"strings as keys of {place}", repr(key), "JSON has no others.")
+                raise DTypeError(
+                    "io", f"strings as keys of {place}", repr(key), "JSON has no others."
+                )
             check_plain(inner, f"{place}[{key!r}]")
     elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
@@ -195,7 +224,9 @@ def check_plain(value: Any, place: str) -> None:
 
 def _checksum(body: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in body.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def _read(path: Path) -> bytes:
@@ -205,22 +236,34 @@ def _read(path: Path) -> bytes:
         CheckpointError: When there is none.
     """
     # A pipe would block, and a link may have been put there to have something else read.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     try:
         if path.is_symlink():
-            raise CheckpointError("storage.load", f"a file at {path}", "a symbolic link", "Links are not followed.")
+            raise CheckpointError(
+                "storage.load", f"a file at {path}", "a symbolic link", "Links are not followed."
+            )
         handle = os.open(path, flags)
         with os.fdopen(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise CheckpointError(
-                    "storage.load", f"a file at {path}", "something else", "Is it a pipe or a device?"
+                    "storage.load",
+                    f"a file at {path}",
+                    "something else",
+                    "Is it a pipe or a device?",
                 )
             return file.read()
     except FileNotFoundError as reason:
         hint = "Was a checkpoint ever saved here completely?"
         raise CheckpointError("storage.load", f"a file at {path}", "nothing", hint) from reason
     except OSError as reason:
-        raise CheckpointError("storage.load", f"a file at {path} that can be read", f"{reason}", "") from reason
+        raise CheckpointError(
+            "storage.load", f"a file at {path} that can be read", f"{reason}", ""
+        ) from reason
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -234,45 +277,62 @@ def _parsed(path: Path) -> dict[str, Any]:
         body = json.loads(content.decode())
     except (ValueError, RecursionError) as reason:
         hint = "The file was cut short or changed, or it belongs to something else."
-        raise CheckpointError("storage.load", f"{path} in JSON", f"{_kind(content)}: {reason}", hint) from reason
+        raise CheckpointError(
+            "storage.load", f"{path} in JSON", f"{_kind(content)}: {reason}", hint
+        ) from reason
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
         got = repr(body.get("format")) if isinstance(body, dict) else type(body).__name__
         raise CheckpointError(
-            "storage.load", f"{path} with the format {_FORMAT!r}", got, "It belongs to something else."
+            "storage.load",
+            f"{path} with the format {_FORMAT!r}",
+            got,
+            "It belongs to something else.",
         )
     if type(body.get("version")) is not int or body["version"] != VERSION:
         hint = "It was written by another version of riemae: update this one."
-        raise CheckpointError("storage.load", f"{path} of version {VERSION}", f"{body.get('version')!r}", hint)
+        raise CheckpointError(
+            "storage.load", f"{path} of version {VERSION}", f"{body.get('version')!r}", hint
+        )
     try:
         sound = body.get("checksum") == _checksum(body)
     except RecursionError:
         sound = False
     if not sound:
         hint = "The file was changed since it was written; take a copy that was not."
-        raise CheckpointError("storage.load", f"{path} with the checksum of its content", "another", hint)
+        raise CheckpointError(
+            "storage.load", f"{path} with the checksum of its content", "another", hint
+        )
     entry = body.get("tensors")
     if (
         not isinstance(entry, dict)
-        or {key: type(value) for key, value in entry.items()} != {"file": str, "bytes": int, "sha256": str}
+        or {key: type(value) for key, value in entry.items()}
+        != {"file": str, "bytes": int, "sha256": str}
         or not _TENSORS.fullmatch(entry["file"])
         or not isinstance(body.get("metadata"), dict)
     ):
         hint = "Only a file tensors-….safetensors in the same directory is read."
         raise CheckpointError(
-            "storage.load", f"{path} with metadata and the name of its tensor file", repr(entry), hint
+            "storage.load",
+            f"{path} with metadata and the name of its tensor file",
+            repr(entry),
+            hint,
         )
     return body
 
 
 def _kind(content: bytes) -> str:
     """What bytes look like, for an error."""
-    if content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05"):
+    if content[:4] == b"PK\x03\x04" or (
+        content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05"
+    ):
         return "a pickle"
     return "a file" if content else "an empty file"
 
 
 def _sweep(folder: Path, keep: str) -> None:
-    """Remove what earlier saves left: the tensors of the previous checkpoint, and parts of killed saves."""
+    """Remove what earlier saves left: the tensors of the previous checkpoint, and parts of killed
+    saves.
+    """
     for entry in list(folder.iterdir()):
         if entry.name != keep and (_TENSORS.fullmatch(entry.name) or _PART.fullmatch(entry.name)):
             with contextlib.suppress(FileNotFoundError):

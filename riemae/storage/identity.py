@@ -1,11 +1,13 @@
-"""What a function, a module or a metric is made of, as lines of text that another process reproduces.
+"""What a function, a module or a metric is made of, as lines of text that another process
+reproduces.
 
-Followed are modules (layers, their settings and tensors), functions (defaults, captured variables, globals that they
-name), ``functools.partial``, methods, containers and arrays; of other objects only what they hold of these. Code is not
-compared: it differs between versions of Python. What it computes is compared by values, in riemae.solvers.matrix.
+Followed are modules (layers, their settings and tensors), functions (defaults, captured variables,
+globals that they name), ``functools.partial``, methods, containers and arrays; of other objects
+only what they hold of these. Code is not compared: it differs between versions of Python. What it
+computes is compared by values, in riemae.solvers.matrix.
 
-Counters, caches and records change while a decoder runs. What differs between :func:`parts` before and after some calls
-is none of a map's parameters: :func:`fingerprint` leaves it out.
+Counters, caches and records change while a decoder runs. What differs between :func:`parts` before
+and after some calls is none of a map's parameters: :func:`fingerprint` leaves it out.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def fingerprint(before: Parts, after: Parts) -> str:
         before: :func:`parts` of something.
         after: The same, after it was called.
     """
-    moved = {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
+    moved = {
+        place for place in before.keys() | after.keys() if before.get(place) != after.get(place)
+    }
     inside = tuple(f"{place}/" for place in moved)
     total = hashlib.sha256()
     for place, value in before.items():
@@ -70,7 +74,10 @@ def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[
     elif isinstance(thing, (type, types.BuiltinFunctionType, types.ModuleType)):
         text = getattr(thing, "__qualname__", thing.__name__)
     elif isinstance(thing, functools.partial):
-        text, inside = "partial", {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+        text, inside = (
+            "partial",
+            {"func": thing.func, "args": thing.args, "keywords": thing.keywords},
+        )
     elif isinstance(thing, types.MethodType):
         text, inside = f"method {thing.__func__.__qualname__}", {"self": thing.__self__}
     elif isinstance(thing, types.FunctionType):
@@ -78,12 +85,17 @@ def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[
     elif isinstance(thing, nn.Module):
         text, inside = _of_module(thing, kind)
     elif isinstance(thing, Mapping):
-        text, inside = f"{kind} {len(thing)}", {repr(k): v for k, v in thing.items() if isinstance(k, _PLAIN)}
+        text, inside = (
+            f"{kind} {len(thing)}",
+            {repr(k): v for k, v in thing.items() if isinstance(k, _PLAIN)},
+        )
     elif isinstance(thing, (list, tuple)):
         text, inside = f"{kind} {len(thing)}", {str(i): value for i, value in enumerate(thing)}
     else:
         text = kind
-        inside = {k: v for k, v in getattr(thing, "__dict__", {}).items() if isinstance(v, _TELLING)}
+        inside = {
+            k: v for k, v in getattr(thing, "__dict__", {}).items() if isinstance(v, _TELLING)
+        }
     yield place, text
     for name, value in inside.items():
         yield from _walk(value, f"{place}/{name}", seen, depth + 1)
@@ -105,7 +117,10 @@ def _of_module(module: nn.Module, kind: str) -> tuple[str, dict[str, Any]]:
 
 
 def _of_function(function: types.FunctionType) -> dict[str, Any]:
-    inside: dict[str, Any] = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__}
+    inside: dict[str, Any] = {
+        "defaults": function.__defaults__,
+        "kwdefaults": function.__kwdefaults__,
+    }
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             inside[f"closure.{name}"] = cell.cell_contents
@@ -115,7 +130,9 @@ def _of_function(function: types.FunctionType) -> dict[str, Any]:
         value = function.__globals__.get(name)
         # Functions of other files are named by the code; what they hold is not this function's.
         near = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
-        if near or isinstance(value, (Tensor, nn.Module, np.ndarray, bool, int, float, str, list, tuple, dict)):
+        if near or isinstance(
+            value, (Tensor, nn.Module, np.ndarray, bool, int, float, str, list, tuple, dict)
+        ):
             inside[f"global.{name}"] = value
     return inside
 

@@ -1,8 +1,9 @@
 """One writer at a time: a lock file that names its owner, and that no dead process keeps.
 
-Where the system has POSIX record locks, the lock is one: the kernel drops it when its process ends in any way, and a
-forked worker does not inherit it. Elsewhere (Windows, some network file systems) the file itself is the lock, made
-with ``O_EXCL``; one whose process no longer runs on this machine is taken over.
+Where the system has POSIX record locks, the lock is one: the kernel drops it when its process ends
+in any way, and a forked worker does not inherit it. Elsewhere (Windows, some network file systems)
+the file itself is the lock, made with ``O_EXCL``; one whose process no longer runs on this machine
+is taken over.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ else:
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# Record locks belong to processes: threads of one exclude each other here. By whom each is held, for errors: a process
-# that reads its own lock file, and so closes it once more, loses the lock.
+# Record locks belong to processes: threads of one exclude each other here. By whom each is held,
+# for errors: a process that reads its own lock file, and so closes it once more, loses the lock.
 _HELD: dict[tuple[int, str], str] = {}
 _GUARD = threading.Lock()
 
@@ -180,5 +181,9 @@ def _owner(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes()[:1000])
     except (OSError, ValueError, RecursionError):
         return None
-    known = isinstance(found, dict) and type(found.get("pid")) is int and isinstance(found.get("host"), str)
+    known = (
+        isinstance(found, dict)
+        and type(found.get("pid")) is int
+        and isinstance(found.get("host"), str)
+    )
     return found if known else None

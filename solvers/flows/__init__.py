@@ -1,1 +1,3 @@
-"""Geodesics as initial value problems: exponential map, transport, Jacobi fields, conjugate points."""
+"""Geodesics as initial value problems: exponential map, transport, Jacobi fields, conjugate
+points.
+"""

@@ -12,9 +12,12 @@ from riemae.exceptions import NotConvergedError, OptionError
 from riemae.solvers.flows.jacobi import Moment, Variation, paired
 from riemae.solvers.space import Space
 
-# Samples along a geodesic before any is added, and the time, as a share of the whole, that weighs A against DA.
+# Samples along a geodesic before any is added, and the time, as a share of the whole, that weighs A
+# against DA.
 _SAMPLES, _UNIT = 16, 1 / 8
-_LEAP = math.pi / 2  # angles that turn by more between two samples might be mistaken for one another
+_LEAP = (
+    math.pi / 2
+)  # angles that turn by more between two samples might be mistaken for one another
 _HALVINGS = 8  # of the sampling
 _ITERATIONS, _EXACT = 40, 1e-10  # of the root finder
 _TOGETHER = 1e-6  # crossings this close, relative to the whole time, are one of higher multiplicity
@@ -26,7 +29,8 @@ class ConjugatePoints:
 
     Attributes:
         times: When they are passed, ``(*b, c)``, ascending; NaN beyond the last.
-        multiplicity: Dimension of the Jacobi fields that vanish there, ``(*b, c)`` int64; 0 beyond the last.
+        multiplicity: Dimension of the Jacobi fields that vanish there, ``(*b, c)`` int64; 0 beyond
+            the last.
         points: Where, ``(*b, c, m)``; NaN beyond the last.
     """
 
@@ -36,7 +40,9 @@ class ConjugatePoints:
 
     @property
     def index(self) -> Tensor:
-        """``(*b,)``, how many there are with multiplicity: the Morse index of a geodesic that ends beyond the last."""
+        """``(*b,)``, how many there are with multiplicity: the Morse index of a geodesic that ends
+        beyond the last.
+        """
         return self.multiplicity.sum(-1)
 
 
@@ -52,10 +58,11 @@ def conjugate_points(
 ) -> ConjugatePoints:
     """Conjugate points of ``z`` along the geodesic with velocity ``v``, for times in ``(0, t)``.
 
-    ``A(s)`` maps ``DJ/dt(0)`` to ``J(s)`` for the Jacobi fields that vanish at 0; it is singular at a conjugate point.
-    In an orthonormal frame ``(A, DA)`` spans a Lagrangian plane, so ``U = (DA + iA)(DA − iA)⁻¹`` is unitary, and its
-    eigenvalues pass through 1 at conjugate points only, always in the same sense. Following the angles of the
-    eigenvalues counts every point with its multiplicity, even where the determinant of ``A`` does not change sign.
+    ``A(s)`` maps ``DJ/dt(0)`` to ``J(s)`` for the Jacobi fields that vanish at 0; it is singular at
+    a conjugate point. In an orthonormal frame ``(A, DA)`` spans a Lagrangian plane, so
+    ``U = (DA + iA)(DA − iA)⁻¹`` is unitary, and its eigenvalues pass through 1 at conjugate points
+    only, always in the same sense. Following the angles of the eigenvalues counts every point with
+    its multiplicity, even where the determinant of ``A`` does not change sign.
 
     Args:
         space: As in :func:`jacobi`.
@@ -71,7 +78,8 @@ def conjugate_points(
         NotConvergedError: When ``throw`` and a geodesic cannot be followed to ``t``.
 
     References:
-        J. J. Duistermaat, On the Morse index in variational calculus, 1976 (the angles); do Carmo, chapter 11.
+        J. J. Duistermaat, On the Morse index in variational calculus, 1976 (the angles); do Carmo,
+        chapter 11.
     """
     if not (t > 0 and math.isfinite(t)):
         raise OptionError("conjugate_points", "a positive finite time", str(t), "")
@@ -115,13 +123,21 @@ class _Intervals:
     def select(self, index: Tensor) -> _Intervals:
         start = self.start.select(index)
         return _Intervals(
-            self.row[index], self.left[index], self.span[index], start, self.before[index], self.after[index]
+            self.row[index],
+            self.left[index],
+            self.span[index],
+            start,
+            self.before[index],
+            self.after[index],
         )
 
 
 @dataclass
 class _Crossings:
-    """Conjugate points, not in order: of which geodesic, when, where; those of multiplicity several times."""
+    """Conjugate points, not in order: of which geodesic, when, where.
+
+    Those of multiplicity several times.
+    """
 
     row: Tensor
     time: Tensor
@@ -131,7 +147,9 @@ class _Crossings:
 class _Track:
     """The angles of ``U`` along geodesics, sampled so densely that none is mistaken for another."""
 
-    def __init__(self, space: Space, z: Tensor, v: Tensor, t: float, rtol: float | None, max_steps: int) -> None:
+    def __init__(
+        self, space: Space, z: Tensor, v: Tensor, t: float, rtol: float | None, max_steps: int
+    ) -> None:
         self.space, self.t, self.rtol, self.max_steps = space, t, rtol, max_steps
         p, m = z.shape
         identity = torch.eye(m).to(z).expand(p, m, m) / t  # of unit size whatever the time
@@ -168,15 +186,25 @@ class _Track:
             middle = self._flow(long.start, half)
             between = self._angles(middle)
             found.append(
-                self._inside(_Intervals(long.row, long.left, half, long.start, long.before, between), halvings - 1)
+                self._inside(
+                    _Intervals(long.row, long.left, half, long.start, long.before, between),
+                    halvings - 1,
+                )
             )
             found.append(
-                self._inside(_Intervals(long.row, long.left + half, half, middle, between, long.after), halvings - 1)
+                self._inside(
+                    _Intervals(long.row, long.left + half, half, middle, between, long.after),
+                    halvings - 1,
+                )
             )
-        return _Crossings(*(torch.cat([getattr(x, name) for x in found]) for name in ("row", "time", "point")))
+        return _Crossings(
+            *(torch.cat([getattr(x, name) for x in found]) for name in ("row", "time", "point"))
+        )
 
     def _located(self, part: _Intervals, rank: Tensor) -> _Crossings:
-        """When and where the angles of these ranks pass 2π: the Illinois variant of regula falsi, all at once."""
+        """When and where the angles of these ranks pass 2π: the Illinois variant of regula falsi,
+        all at once.
+        """
 
         def excess(after: Tensor) -> Tensor:
             return _lifted(part.before, after)[0].gather(1, rank[:, None])[:, 0] - 2 * torch.pi
@@ -188,7 +216,9 @@ class _Track:
         for _ in range(_ITERATIONS):
             if not len(rank) or bool(((high - low) <= _EXACT * self.t).all()):
                 break
-            root = (low * above - high * below) / (above - below).clamp(min=torch.finfo(low.dtype).tiny)
+            root = (low * above - high * below) / (above - below).clamp(
+                min=torch.finfo(low.dtype).tiny
+            )
             moment = self._flow(part.start, root)
             point = moment.z
             value = excess(self._angles(moment))
@@ -204,7 +234,9 @@ class _Track:
 
     def _flow(self, start: Moment, duration: Tensor) -> Moment:
         fields, derivatives = start.fields, start.derivatives
-        flow = Variation(self.space, start.z, start.v, fields, derivatives, self.t, self.rtol, self.max_steps)
+        flow = Variation(
+            self.space, start.z, start.v, fields, derivatives, self.t, self.rtol, self.max_steps
+        )
         return flow.at(duration)
 
     def _angles(self, moment: Moment) -> Tensor:  # -> (p, m), ascending in [0, 2π)
@@ -216,18 +248,22 @@ class _Track:
             return out
         metric = self.space.metric(moment.z[sound])
         frame = torch.linalg.cholesky(metric).mT  # rows of an orthonormal coframe: |Lᵀ u|² = uᵀ G u
-        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[0]  # whatever the fields' growth
+        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[
+            0
+        ]  # whatever the fields' growth
         top, bottom = q.chunk(2, 1)
         u = torch.linalg.solve((bottom - 1j * top).mT, (bottom + 1j * top).mT).mT
         out[sound] = torch.linalg.eigvals(u).angle().remainder(2 * torch.pi).sort(-1).values
         return out
 
 
-def _lifted(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:  # (q, m), (q, m) -> (q, m), (q,)
+def _lifted(
+    before: Tensor, after: Tensor
+) -> tuple[Tensor, Tensor]:  # (q, m), (q, m) -> (q, m), (q,)
     """The second angles as continuations of the first, and by how much they have turned at most.
 
-    Sorted angles on a circle keep their order, so the second are a shift of the first; the one that moves them least
-    is right. An angle of 2π or more has passed a conjugate point.
+    Sorted angles on a circle keep their order, so the second are a shift of the first; the one that
+    moves them least is right. An angle of 2π or more has passed a conjugate point.
     """
     m = before.shape[1]
     turn = 2 * torch.pi
@@ -248,9 +284,14 @@ def _table(found: _Crossings, p: int, m: int, batch: torch.Size, t: float) -> Co
         else:
             row.append((time, 1, found.point[k]))
     width = max(map(len, rows), default=0)
-    times, points = found.time.new_full((p, width), torch.nan), found.point.new_full((p, width, m), torch.nan)
+    times, points = (
+        found.time.new_full((p, width), torch.nan),
+        found.point.new_full((p, width, m), torch.nan),
+    )
     count = torch.zeros(p, width, dtype=torch.int64, device=times.device)
     for i, row in enumerate(rows):
         for k, (time, multiplicity, point) in enumerate(row):
             times[i, k], count[i, k], points[i, k] = time, multiplicity, point
-    return ConjugatePoints(times.view(*batch, width), count.view(*batch, width), points.view(*batch, width, m))
+    return ConjugatePoints(
+        times.view(*batch, width), count.view(*batch, width), points.view(*batch, width, m)
+    )

@@ -1,4 +1,6 @@
-"""Initial-value problems: geodesics from a point and a velocity, and parallel transport along a curve."""
+"""Initial-value problems: geodesics from a point and a velocity, and parallel transport along a
+curve.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ from riemae.solvers.space import Space
 
 # Step control of Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, section II.4.
 _SAFETY, _SHRINK, _GROW, _ORDER = 0.9, 0.2, 8.0, 8
-# Relative change of the speed along a geodesic that counts as an error: this many times what rtol allows the velocity,
-# no less than rounding makes of it, and never more than a tenth. On regular spaces it stays below a hundredth of that.
+# Relative change of the speed along a geodesic that counts as an error: this many times what rtol
+# allows the velocity, no less than rounding makes of it, and never more than a tenth. On regular
+# spaces it stays below a hundredth of that.
 _DRIFT, _MOST_DRIFT = 1e3, 0.1
 _LEAST_DRIFT = {torch.float64: 1e-8, torch.float32: 1e-2}
-# Steps a sample may lose to it before it is given up: where the speed cannot be kept, smaller steps come to nothing.
+# Steps a sample may lose to it before it is given up: where the speed cannot be kept, smaller steps
+# come to nothing.
 _REFUSALS = 5
 _SHOTS = 12
 _MAX_PARTS = 64
@@ -44,30 +48,35 @@ def exp(
     max_steps: int = 2000,
     throw: bool = True,
 ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
-    """Exponential map: where the geodesic that starts at ``z`` with velocity ``v`` is at time ``t``.
+    """Exponential map: where the geodesic that starts at ``z`` with velocity ``v`` is at time
+    ``t``.
 
-    Dormand and Prince's method of order 8 with error control for every sample alone; differentiable in ``z`` and ``v``
-    (and in whatever the space depends on) through the accepted steps.
+    Dormand and Prince's method of order 8 with error control for every sample alone; differentiable
+    in ``z`` and ``v`` (and in whatever the space depends on) through the accepted steps.
 
-    The speed ``|v|_G``, which every geodesic keeps, is checked after every step: a step that loses it is repeated with
-    a smaller one, and a sample that cannot keep it fails. That happens where coordinates are singular (a horizon, a
-    pole), at which the equation's own error estimate sees nothing.
+    The speed ``|v|_G``, which every geodesic keeps, is checked after every step: a step that loses
+    it is repeated with a smaller one, and a sample that cannot keep it fails. That happens where
+    coordinates are singular (a horizon, a pole), at which the equation's own error estimate sees
+    nothing.
 
     Args:
         space: Anything with an ``acceleration``, a ``norm`` and a ``metric``.
         z: Start points.
         v: Start velocities; leading axes broadcast.
-        t: Time; negative runs backwards. Of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
-        rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless given.
+        t: Time; negative runs backwards. Of times ``(k,)`` that lead away from 0 all points come
+            back, ``(*b, k, m)``.
+        rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32 unless
+            given.
         max_steps: Steps a sample may take.
         throw: Raise when a sample fails; False returns NaN for it.
 
     Raises:
         ShapeError: When ``z`` and ``v`` do not pair up.
         DTypeError: When ``t`` is not a number or a tensor of them.
-        OptionError: When ``rtol`` is not positive, a time not finite, or the times are not in order.
-        NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a regular metric, or
-            loses its speed; its ``result`` holds the end points of all samples.
+        OptionError: When ``rtol`` is not positive, a time not finite, or the times are not in
+            order.
+        NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a
+            regular metric, or loses its speed; its ``result`` holds the end points of all samples.
     """
     times = _times(t)
     points = _flow("exp", space, z, v, times, rtol, max_steps, throw)[0]
@@ -84,16 +93,26 @@ def _times(t: Any) -> list[Any]:
     if isinstance(t, Tensor) and not t.is_complex() and not t.is_meta:
         if t.ndim > 1 or not t.numel():
             raise OptionError(
-                "exp", "one time, or times (k,)", f"a tensor of shape {tuple(t.shape)}", "Try t.flatten()."
+                "exp",
+                "one time, or times (k,)",
+                f"a tensor of shape {tuple(t.shape)}",
+                "Try t.flatten().",
             )
         times = list(t.unbind()) if t.ndim else [t]
         steps = t.detach().reshape(-1).diff(prepend=t.new_zeros(1))
         if len(times) > 1 and not bool((steps >= 0).all() or (steps <= 0).all()):
             hint = "Try t.sort().values; times before and after 0 take two calls."
-            raise OptionError("exp", "times that lead away from 0, one after the other", str(t.tolist())[:80], hint)
+            raise OptionError(
+                "exp",
+                "times that lead away from 0, one after the other",
+                str(t.tolist())[:80],
+                hint,
+            )
         return times
     if isinstance(t, bool) or not isinstance(t, Real):
-        raise DTypeError("exp", "t as a number, or a tensor of times (k,)", f"{type(t).__name__} {t!r}"[:80], "")
+        raise DTypeError(
+            "exp", "t as a number, or a tensor of times (k,)", f"{type(t).__name__} {t!r}"[:80], ""
+        )
     return [t]
 
 
@@ -108,7 +127,8 @@ def shoot(
     max_steps: int = 2000,
     throw: bool = True,
 ) -> Curve:
-    """The geodesic that starts at ``z`` with velocity ``v``, up to time ``t``, as a curve over [0, 1].
+    """The geodesic that starts at ``z`` with velocity ``v``, up to time ``t``, as a curve over [0,
+    1].
 
     Args:
         space: As in :func:`exp`.
@@ -123,7 +143,10 @@ def shoot(
     times = [t * (i + 1) / segments for i in range(segments)]
     points, velocities = _flow("shoot", space, z, v, times, rtol, max_steps, throw)
     z, v = torch.broadcast_tensors(z, v)
-    return Curve(torch.cat([z[..., None, :], points], -2), torch.cat([t * v[..., None, :], t * velocities], -2))
+    return Curve(
+        torch.cat([z[..., None, :], points], -2),
+        torch.cat([t * v[..., None, :], t * velocities], -2),
+    )
 
 
 def log(
@@ -137,21 +160,24 @@ def log(
     refine: bool = True,
     throw: bool = True,
 ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
-    """Logarithm: the velocity with which the geodesic from ``z0`` reaches ``z1`` at time 1. Not differentiable.
+    """Logarithm: the velocity with which the geodesic from ``z0`` reaches ``z1`` at time 1. Not
+    differentiable.
 
     Args:
         space: The space.
         z0: Start points.
         z1: End points; leading axes broadcast.
-        rtol: Accuracy of the path; with ``refine`` also how close ``exp(z0, v)`` comes to ``z1``, relative to ``|v|``.
+        rtol: Accuracy of the path; with ``refine`` also how close ``exp(z0, v)`` comes to ``z1``,
+            relative to ``|v|``.
         solver: As in :func:`~riemae.solvers.geodesic`.
         init: As in :func:`~riemae.solvers.geodesic`.
-        refine: Improve the path's velocity by shooting; without it the error is of second order in the path's segments.
+        refine: Improve the path's velocity by shooting; without it the error is of second order in
+            the path's segments.
         throw: Raise when a pair fails; False returns the path's velocity for it.
 
     Raises:
-        NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result`` holds the velocities,
-            or the path's result.
+        NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result``
+            holds the velocities, or the path's result.
     """
     refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
     rtol = expect_rtol("log", rtol)
@@ -180,10 +206,12 @@ def log(
 def transport(
     space: Space, curve: Curve | Tensor, v: Tensor, *, rtol: float | None = None, throw: bool = True
 ) -> Tensor:  # curve (*b), v (*b, m) -> (*b, m)
-    """Parallel transport of tangent vectors from the start to the end of curves; keeps inner products.
+    """Parallel transport of tangent vectors from the start to the end of curves.
 
-    ``v̇ = −Γ(ż, v)``, by an eighth-order method on every piece of the curve, with twice as many pieces until two
-    resolutions agree.
+    Keeps inner products.
+
+    ``v̇ = −Γ(ż, v)``, by an eighth-order method on every piece of the curve, with twice as many
+    pieces until two resolutions agree.
 
     Args:
         space: Anything with an ``acceleration``.
@@ -194,7 +222,8 @@ def transport(
 
     Raises:
         ShapeError: When ``v`` does not fit the curves.
-        NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the transported vectors.
+        NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
+            transported vectors.
     """
     refuse_vmap("transport")
     nodes = curve.nodes if isinstance(curve, Curve) else curve
@@ -210,7 +239,9 @@ def transport(
     parts = 2
     while True:
         now = _transported(space, curve, v, parts)
-        error = (now - previous).abs().amax(-1) / now.abs().amax(-1).clamp(min=torch.finfo(v.dtype).tiny)
+        error = (now - previous).abs().amax(-1) / now.abs().amax(-1).clamp(
+            min=torch.finfo(v.dtype).tiny
+        )
         missed = ~(error <= rtol)
         if not bool(missed.any()):
             return now
@@ -229,7 +260,14 @@ def transport(
 
 
 def _flow(
-    where: str, space: Space, z: Tensor, v: Tensor, times: list[float], rtol: float | None, max_steps: int, throw: bool
+    where: str,
+    space: Space,
+    z: Tensor,
+    v: Tensor,
+    times: list[float],
+    rtol: float | None,
+    max_steps: int,
+    throw: bool,
 ) -> tuple[Tensor, Tensor]:  # -> (*b, k, m), (*b, k, m)
     """Points and velocities at increasing (or decreasing) times.
 
@@ -240,7 +278,10 @@ def _flow(
     """
     if z.shape[-1:] != v.shape[-1:] or not z.ndim or z.dtype != v.dtype:
         raise ShapeError(
-            where, "z and v of one shape (*b, m) and dtype", f"{tuple(z.shape)} and {tuple(v.shape)}", "Pair them up."
+            where,
+            "z and v of one shape (*b, m) and dtype",
+            f"{tuple(z.shape)} and {tuple(v.shape)}",
+            "Pair them up.",
         )
     refuse_vmap(where)
     rtol = accuracy_of(where, rtol, z, 1e-9, 1e-5)
@@ -253,7 +294,9 @@ def _flow(
     reach = max((abs(t) for t in times), default=0.0)
     # Errors are judged against the travelled coordinates and the velocity, so units do not matter.
     speed = v.detach().reshape(-1, m).abs().amax(-1).clamp(min=torch.finfo(z.dtype).tiny)
-    scale = rtol * torch.cat([(speed * max(reach, 1e-30))[:, None].expand(p, m), speed[:, None].expand(p, m)], 1)
+    scale = rtol * torch.cat(
+        [(speed * max(reach, 1e-30))[:, None].expand(p, m), speed[:, None].expand(p, m)], 1
+    )
     stride = torch.full((p,), 0.1 * reach, dtype=z.dtype, device=z.device)
     steps = torch.zeros(p, dtype=torch.int64, device=z.device)
     failed = ~y.detach().isfinite().all(-1)
@@ -263,13 +306,19 @@ def _flow(
     for time in times:
         y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps, speeds)
         now = time
-        points.append(torch.where(failed[:, None].clone(), torch.nan, y))  # failed changes, backward needs what it was
+        points.append(
+            torch.where(failed[:, None].clone(), torch.nan, y)
+        )  # failed changes, backward needs what it was
     path = torch.stack(points, 1)
     ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
     if throw and bool(failed.any()):
         rows = failed.nonzero().flatten().tolist()
         lost = failed & (speeds.refused > 0)
-        reason = f"; at {int(lost.sum())} the speed |v|_G, which a geodesic keeps, is lost" if bool(lost.any()) else ""
+        reason = (
+            f"; at {int(lost.sum())} the speed |v|_G, which a geodesic keeps, is lost"
+            if bool(lost.any())
+            else ""
+        )
         raise NotConvergedError(
             where,
             f"{p} geodesics integrated to rtol={rtol:g}",
@@ -282,10 +331,11 @@ def _flow(
 
 
 class _ConservedSpeed:
-    """Which states keep the speed ``|v|_G`` of their geodesic: what an integrator's own error estimate cannot see.
+    """Which states keep the speed ``|v|_G`` of their geodesic: what an integrator's own error
+    estimate cannot see.
 
-    Where coordinates are singular (a horizon, a pole), the equation divides rounding by rounding: coordinates that
-    hardly move any more look accurate, and the speed tells that they are not.
+    Where coordinates are singular (a horizon, a pole), the equation divides rounding by rounding:
+    coordinates that hardly move any more look accurate, and the speed tells that they are not.
 
     Args:
         space: Anything with a ``metric`` and a ``norm``.
@@ -308,7 +358,11 @@ class _ConservedSpeed:
         z, v = y[rows].chunk(2, -1)
         speed = self._of(y[rows])
         with torch.no_grad():
-            steepest = sound(space.metric, torch.Size((z.shape[1], z.shape[1])), z).diagonal(dim1=-2, dim2=-1).sum(-1)
+            steepest = (
+                sound(space.metric, torch.Size((z.shape[1], z.shape[1])), z)
+                .diagonal(dim1=-2, dim2=-1)
+                .sum(-1)
+            )
         # What an error of rtol in every coordinate of the velocity makes of the speed.
         share = rtol * steepest.clamp(min=0).sqrt() * v.abs().amax(-1) / speed
         self.allowed[rows] = (_DRIFT * share).clamp(_LEAST_DRIFT[y.dtype], _MOST_DRIFT)
@@ -353,8 +407,9 @@ def advance(
         steps: ``(p,)``, steps spent; counted up in place.
         failed: ``(p,)`` bool; samples that failed are skipped, new failures marked in place.
         max_steps: Steps a sample may take.
-        sound: ``(states (k, d), rows (k,)) -> (k,)`` bool, whether a state is one that the solution can have. A step
-            that leads elsewhere is repeated with a smaller one, as if its error were too large.
+        sound: ``(states (k, d), rows (k,)) -> (k,)`` bool, whether a state is one that the solution
+            can have. A step that leads elsewhere is repeated with a smaller one, as if its error
+            were too large.
 
     Returns:
         The states at the end, and the step each sample would try next.
@@ -362,7 +417,9 @@ def advance(
     spans = torch.as_tensor(duration, dtype=y.dtype, device=y.device).expand(len(y))
     sign, total = spans.sign(), spans.abs()
     left = total.clone()
-    least = 1e-13 if y.dtype == torch.float64 else 1e-7  # of the time: shorter steps are lost in rounding
+    least = (
+        1e-13 if y.dtype == torch.float64 else 1e-7
+    )  # of the time: shorter steps are lost in rounding
     while True:
         rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
         if not len(rows):
@@ -377,7 +434,11 @@ def advance(
             error = error.index_put((small,), torch.where(kept, error[small], torch.inf))
         y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
         left[rows] = torch.where(good, left[rows] - h, left[rows])
-        factor = (_SAFETY * error.clamp(min=1e-12) ** (-1 / _ORDER)).nan_to_num(_SHRINK).clamp(_SHRINK, _GROW)
+        factor = (
+            (_SAFETY * error.clamp(min=1e-12) ** (-1 / _ORDER))
+            .nan_to_num(_SHRINK)
+            .clamp(_SHRINK, _GROW)
+        )
         grown = h * torch.where(good, factor, factor.clamp(max=1.0))
         # A step cut short by the end of the interval says nothing about how long the next may be.
         stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
@@ -385,8 +446,12 @@ def advance(
         failed[rows] |= (steps[rows] >= max_steps) | (h < least * total[rows])
 
 
-def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of Dormand and Prince's 8(5,3) method (coefficients from scipy) and its error relative to ``scale``."""
+def _dop853(
+    rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of Dormand and Prince's 8(5,3) method (coefficients from scipy) and its error
+    relative to ``scale``.
+    """
     step = h[:, None]
     stages = [rhs(y)]
     method = _method()
@@ -395,7 +460,10 @@ def _dop853(rhs: Callable[[Tensor], Tensor], y: Tensor, h: Tensor, scale: Tensor
     new = y + step * _combined(method.B, stages)
     # The error estimates weigh the slope at the new state by 0: it is left to the next step.
     with torch.no_grad():
-        fifth, third = ((_combined(weights, stages) / scale).square().mean(-1) for weights in (method.E5, method.E3))
+        fifth, third = (
+            (_combined(weights, stages) / scale).square().mean(-1)
+            for weights in (method.E5, method.E3)
+        )
         denominator = (fifth + 0.01 * third).clamp(min=torch.finfo(y.dtype).tiny)
         return new, h.abs() * fifth / denominator.sqrt()
 
@@ -417,7 +485,10 @@ def _combined(weights: Any, stages: list[Tensor]) -> Tensor:
 
 
 def _velocity(space: Space, y: Tensor) -> Tensor:
-    """``(z, ż) -> (ż, z̈)``; NaN where the metric is singular or there is no value: only that sample fails."""
+    """``(z, ż) -> (ż, z̈)``.
+
+    NaN where the metric is singular or there is no value: only that sample fails.
+    """
     z, w = y.chunk(2, -1)
     return torch.cat([w, sound_acceleration(space, z, w)], -1)
 
@@ -425,15 +496,20 @@ def _velocity(space: Space, y: Tensor) -> Tensor:
 def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> Tensor:
     """One pass of the eighth-order method with ``parts`` steps a piece.
 
-    The equation is linear: its matrices ``−Γ(ż, ·)`` at all stages are computed at once, the steps are m × m products.
+    The equation is linear: its matrices ``−Γ(ż, ·)`` at all stages are computed at once, the steps
+    are m × m products.
     """
     method, m = _method(), v.shape[-1]
     segments = curve.segments if isinstance(curve, Curve) else curve.shape[-2] - 1
     count = segments * parts
     nodes = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
-    z, velocity = _along(curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts)
-    turn = connection_matrix(space.acceleration, z, velocity).view(*v.shape[:-1], count, len(nodes), m, m)
+    z, velocity = _along(
+        curve, (steps // parts).expand(count, len(nodes)), (steps % parts + nodes) / parts
+    )
+    turn = connection_matrix(space.acceleration, z, velocity).view(
+        *v.shape[:-1], count, len(nodes), m, m
+    )
     w = v
     for i in range(count):
         stages: list[Tensor] = []
@@ -445,7 +521,10 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
 
 
 def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Points and velocities at shares of pieces, ``(k, s), (k, s) -> (*b, k s, m)``; at a corner, the piece decides."""
+    """Points and velocities at shares of pieces, ``(k, s), (k, s) -> (*b, k s, m)``.
+
+    At a corner, the piece decides.
+    """
     piece, share = piece.flatten(), share.flatten()
     if isinstance(curve, Curve):
         t = ((piece + share) / curve.segments).clamp(max=1.0)
@@ -457,12 +536,15 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
 def connection_matrix(
     acceleration: Callable[[Tensor, Tensor], Tensor], z: Tensor, u: Tensor
 ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
-    """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone: ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
+    """The matrix of ``v ↦ −Γ(u, v)`` from accelerations alone:
+    ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``.
 
     The basis vectors are scaled to the size of ``u``, which balances the difference.
     """
     m = z.shape[-1]
-    size = u.abs().amax(-1, keepdim=True)[..., None, :].clamp(min=torch.finfo(u.dtype).tiny)  # (*b, 1, 1)
+    size = (
+        u.abs().amax(-1, keepdim=True)[..., None, :].clamp(min=torch.finfo(u.dtype).tiny)
+    )  # (*b, 1, 1)
     basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
     points = z[..., None, :].expand(basis.shape).reshape(-1, m)
     ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
@@ -470,8 +552,12 @@ def connection_matrix(
     return ((there - back).view(basis.shape) / (4 * size)).mT
 
 
-def _shooting(space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor, rtol: float) -> Tensor:
-    """Improve ``v[rows]`` in place until ``exp(start, v)`` meets ``stop``; returns the rows that never did.
+def _shooting(
+    space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor, rtol: float
+) -> Tensor:
+    """Improve ``v[rows]`` in place until ``exp(start, v)`` meets ``stop``.
+
+    Returns the rows that never did.
 
     Newton's method with a Jacobian by differences, taken anew only when it stops helping.
     """
@@ -497,14 +583,18 @@ def _shooting(space: Space, start: Tensor, stop: Tensor, v: Tensor, rows: Tensor
             difference = tolerance(v.dtype).eps ** 0.4 * size[:, None]
             base = stop[rows] - miss
             for j, e in enumerate(torch.eye(v.shape[-1]).to(v)):
-                slope[rows, :, j] = (shot(start[rows], current[rows] + difference * e) - base) / difference
+                slope[rows, :, j] = (
+                    shot(start[rows], current[rows] + difference * e) - base
+                ) / difference
             fresh = True
         update, info = torch.linalg.solve_ex(slope[rows], miss[..., None])
         current[rows] = current[rows] + torch.where((info == 0)[:, None], update[..., 0], 0.0)
     return (best > rtol).logical_and(best.isfinite()).nonzero().flatten()
 
 
-def accuracy_of(where: str, rtol: float | None, like: Tensor, double: float, single: float) -> float:
+def accuracy_of(
+    where: str, rtol: float | None, like: Tensor, double: float, single: float
+) -> float:
     """``rtol`` as it was given, or the default of the dtype of ``like``.
 
     Raises:

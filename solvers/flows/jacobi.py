@@ -1,4 +1,6 @@
-"""Jacobi fields: how a geodesic moves when its start does. The derivative of the exponential map."""
+"""Jacobi fields: how a geodesic moves when its start does. The derivative of the exponential
+map.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from riemae.solvers.space import Space
 
 @dataclass(frozen=True)
 class JacobiField:
-    """A Jacobi field along geodesics, at the times asked for: ``(*b, m)`` at one time, ``(*b, k, m)`` at k of them.
+    """A Jacobi field along geodesics, at the times asked for: ``(*b, m)`` at one time,
+    ``(*b, k, m)`` at k of them.
 
     Attributes:
         points: Where the geodesic is.
@@ -47,9 +50,10 @@ def jacobi(
 ) -> JacobiField:
     """The Jacobi field along ``exp(z, t v)`` with given initial value and covariant derivative.
 
-    It solves ``D²J/dt² + R(J, ż) ż = 0`` and is what the geodesic does to first order when ``z`` moves along ``start``
-    and ``v`` turns by ``slope``: computed as the variational equation of the geodesic equation, by forward mode through
-    the space's ``acceleration``, beside the geodesic itself and under one error control.
+    It solves ``D²J/dt² + R(J, ż) ż = 0`` and is what the geodesic does to first order when ``z``
+    moves along ``start`` and ``v`` turns by ``slope``: computed as the variational equation of the
+    geodesic equation, by forward mode through the space's ``acceleration``, beside the geodesic
+    itself and under one error control.
 
     Args:
         space: Anything with an ``acceleration`` that forward mode can differentiate.
@@ -65,7 +69,8 @@ def jacobi(
     Raises:
         ShapeError: When the vectors do not pair up.
         OptionError: When times are not finite and in order.
-        NotConvergedError: When ``throw`` and a sample fails; its ``result`` holds the values of all samples.
+        NotConvergedError: When ``throw`` and a sample fails; its ``result`` holds the values of all
+            samples.
 
     References:
         M. P. do Carmo, Riemannian Geometry, chapter 5.
@@ -76,12 +81,27 @@ def jacobi(
     m, batch = z.shape[-1], z.shape[:-1]
     flat = [x.reshape(-1, m) for x in (z, v, start, slope)]
     times = _times("jacobi", t)
-    flow = Variation(space, flat[0], flat[1], flat[2][:, None], flat[3][:, None], max(map(abs, times)), rtol, max_steps)
+    flow = Variation(
+        space,
+        flat[0],
+        flat[1],
+        flat[2][:, None],
+        flat[3][:, None],
+        max(map(abs, times)),
+        rtol,
+        max_steps,
+    )
     found = [flow.at(time) for time in times]
-    fields = [torch.stack([getattr(x, name) for x in found], 1) for name in ("z", "v", "fields", "derivatives")]
+    fields = [
+        torch.stack([getattr(x, name) for x in found], 1)
+        for name in ("z", "v", "fields", "derivatives")
+    ]
     fields = [fields[0], fields[1], fields[2][:, :, 0], fields[3][:, :, 0]]
     single = not isinstance(t, Tensor) or not t.ndim
-    shaped = [x.view(*batch, len(times), m)[..., 0, :] if single else x.view(*batch, len(times), m) for x in fields]
+    shaped = [
+        x.view(*batch, len(times), m)[..., 0, :] if single else x.view(*batch, len(times), m)
+        for x in fields
+    ]
     result = JacobiField(*shaped)
     if throw and bool(flow.failed.any()):
         raise NotConvergedError(
@@ -110,7 +130,12 @@ class Moment:
     @classmethod
     def cat(cls, parts: list[Moment]) -> Moment:
         """One batch from several."""
-        return cls(*(torch.cat([getattr(x, name) for x in parts]) for name in ("z", "v", "fields", "derivatives")))
+        return cls(
+            *(
+                torch.cat([getattr(x, name) for x in parts])
+                for name in ("z", "v", "fields", "derivatives")
+            )
+        )
 
 
 class Variation:
@@ -122,7 +147,8 @@ class Variation:
         v: ``(p, m)``.
         fields: ``J(0)``, ``(p, c, m)``.
         derivatives: ``DJ/dt(0)``, ``(p, c, m)``.
-        reach: The time in which the whole journey is made, however short a part of it: errors are judged against it.
+        reach: The time in which the whole journey is made, however short a part of it: errors are
+            judged against it.
         rtol: Error allowed a unit of travelled coordinates, and of the fields' size.
         max_steps: Steps a sample may take.
     """
@@ -142,7 +168,9 @@ class Variation:
         self.rtol = accuracy_of("jacobi", rtol, z, 1e-9, 1e-5)
         self.count = fields.shape[1]
         # The coordinates' own derivative of J: dJ/dt = DJ/dt − Γ(ż, J).
-        rates = derivatives + torch.einsum("pij,pcj->pci", sound_connection_matrix(space, z, v), fields)
+        rates = derivatives + torch.einsum(
+            "pij,pcj->pci", sound_connection_matrix(space, z, v), fields
+        )
         self.y = torch.cat([z[:, None], v[:, None], fields, rates], 1).flatten(1)
         self.steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self.failed = ~self.y.isfinite().all(1)
@@ -150,14 +178,25 @@ class Variation:
         self.now: float | Tensor = 0.0
 
     def at(self, time: float | Tensor) -> Moment:
-        """Everything at ``time`` (one for all, or ``(p,)``), NaN for samples that failed on the way."""
-        spans = torch.as_tensor(time - self.now, dtype=self.y.dtype, device=self.y.device).expand(len(self.y))
+        """Everything at ``time`` (one for all, or ``(p,)``), NaN for samples that failed on the
+        way.
+        """
+        spans = torch.as_tensor(time - self.now, dtype=self.y.dtype, device=self.y.device).expand(
+            len(self.y)
+        )
         if bool(spans.any()):
             if self.stride is None:
                 self.stride = spans.abs().clamp(max=0.1 * self.reach)
             scale = self._scale()
             self.y, self.stride = advance(
-                self._rhs, self.y, spans, self.stride, scale, self.steps, self.failed, self.max_steps
+                self._rhs,
+                self.y,
+                spans,
+                self.stride,
+                scale,
+                self.steps,
+                self.failed,
+                self.max_steps,
             )
             self.now = time
         return self._moment()
@@ -171,14 +210,18 @@ class Variation:
         return Moment(z, v, fields, rates - turned)
 
     def _scale(self) -> Tensor:
-        """Errors are judged against the coordinates travelled in all, the speed, and the fields' own size."""
+        """Errors are judged against the coordinates travelled in all, the speed, and the fields'
+        own size.
+        """
         c = self.count
         parts = self.y.detach().unflatten(1, (2 + 2 * c, -1)).abs()
         tiny = torch.finfo(parts.dtype).tiny
         speed = parts[:, 1].amax(-1)
         units = [speed * self.reach, speed]
         if c:
-            size = torch.maximum(parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2)))
+            size = torch.maximum(
+                parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2))
+            )
             units += [*[size] * c, *[size / self.reach] * c]
         scale = torch.stack(units, 1)[:, :, None].expand(parts.shape).flatten(1)
         return self.rtol * scale.clamp(min=tiny)
@@ -187,15 +230,23 @@ class Variation:
         c = self.count
         parts = y.unflatten(1, (2 + 2 * c, -1))
         if not c:
-            return torch.cat([parts[:, 1], sound_acceleration(self.space, parts[:, 0], parts[:, 1])], 1)
+            return torch.cat(
+                [parts[:, 1], sound_acceleration(self.space, parts[:, 0], parts[:, 1])], 1
+            )
         z, v = (parts[:, i].repeat_interleave(c, 0) for i in (0, 1))
-        moved, turned = (x.flatten(0, 1).contiguous() for x in (parts[:, 2 : 2 + c], parts[:, 2 + c :]))
-        value, tangent, *_ = jvp(lambda a, b: sound_acceleration(self.space, a, b), (z, v), (moved, turned))
+        moved, turned = (
+            x.flatten(0, 1).contiguous() for x in (parts[:, 2 : 2 + c], parts[:, 2 + c :])
+        )
+        value, tangent, *_ = jvp(
+            lambda a, b: sound_acceleration(self.space, a, b), (z, v), (moved, turned)
+        )
         force, bend = value.unflatten(0, (len(y), c))[:, :1], tangent.unflatten(0, (len(y), c))
         return torch.cat([parts[:, 1:2], force, parts[:, 2 + c :], bend], 1).flatten(1)
 
 
-def sound_connection_matrix(space: Space, z: Tensor, u: Tensor) -> Tensor:  # (p, m), (p, m) -> (p, m, m)
+def sound_connection_matrix(
+    space: Space, z: Tensor, u: Tensor
+) -> Tensor:  # (p, m), (p, m) -> (p, m, m)
     """The matrix of ``w ↦ −Γ(u, w)``, NaN where there is none."""
     finite = z.isfinite().all(-1) & u.isfinite().all(-1)
     out = z.new_full((*z.shape, z.shape[-1]), torch.nan)
@@ -211,8 +262,13 @@ def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
         ShapeError: When they do not broadcast, or their dtypes differ.
     """
     shapes = ", ".join(str(tuple(x.shape)) for x in vectors)
-    problem = ShapeError(where, "points and vectors of one shape (*b, m) and dtype", shapes, "Pair them up.")
-    if any(not x.ndim or x.shape[-1] != vectors[0].shape[-1] or x.dtype != vectors[0].dtype for x in vectors):
+    problem = ShapeError(
+        where, "points and vectors of one shape (*b, m) and dtype", shapes, "Pair them up."
+    )
+    if any(
+        not x.ndim or x.shape[-1] != vectors[0].shape[-1] or x.dtype != vectors[0].dtype
+        for x in vectors
+    ):
         raise problem
     try:
         return tuple(torch.broadcast_tensors(*vectors))
@@ -222,7 +278,9 @@ def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
 
 def _times(where: str, t: float | Tensor) -> list[float]:
     times = [float(t)] if not isinstance(t, Tensor) else [float(x) for x in t.reshape(-1)]
-    ordered = all(a <= b for a, b in zip(times, times[1:], strict=False)) and (len(times) == 1 or times[0] >= 0)
+    ordered = all(a <= b for a, b in zip(times, times[1:], strict=False)) and (
+        len(times) == 1 or times[0] >= 0
+    )
     if not times or not all(map(math.isfinite, times)) or not ordered:
         raise OptionError(where, "a finite time, or increasing times from 0 on", str(times), "")
     return times

@@ -13,9 +13,11 @@ from riemae.solvers.solver import check_settings
 
 @dataclass(frozen=True)
 class Adam(Descent, Optimizer):
-    """Adam (Kingma and Ba, 2015) on the nodes of the discrete energy, every curve with a learning rate of its own.
+    """Adam (Kingma and Ba, 2015) on the nodes of the discrete energy, every curve with a learning
+    rate of its own.
 
-    The rate starts relative to the latent size of the curve and is halved after a burst that did not lower the energy.
+    The rate starts relative to the latent size of the curve and is halved after a burst that did
+    not lower the energy.
 
     Args:
         segments: Segments of the coarsest level.
@@ -46,7 +48,9 @@ class Adam(Descent, Optimizer):
 
     def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Both moments; iterations so far and the learning rate."""
-        return x.new_zeros(len(x), 2, *x.shape[1:]), torch.stack([0 * extent, self.learning_rate * extent], 1)
+        return x.new_zeros(len(x), 2, *x.shape[1:]), torch.stack(
+            [0 * extent, self.learning_rate * extent], 1
+        )
 
     def advance(
         self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
@@ -64,8 +68,13 @@ class Adam(Descent, Optimizer):
             mean = first * mean + (1 - first) * g
             square = second * square + (1 - second) * g.square()
             done = done + 1
-            unbiased = [moment / (1 - beta**done)[:, None, None] for moment, beta in ((mean, first), (square, second))]
-            tiny = torch.finfo(x.dtype).tiny ** 0.5  # the usual 1e-8 would tie the step to the units of the energy
+            unbiased = [
+                moment / (1 - beta**done)[:, None, None]
+                for moment, beta in ((mean, first), (square, second))
+            ]
+            tiny = (
+                torch.finfo(x.dtype).tiny ** 0.5
+            )  # the usual 1e-8 would tie the step to the units of the energy
             x = x - rate[:, None, None] * unbiased[0] / (unbiased[1].sqrt() + tiny)
         rate = torch.where(energy < start, rate, rate / 2)
         return x, torch.stack([mean, square], 1), torch.stack([done, rate], 1)

@@ -24,10 +24,11 @@ class _NoValue(Exception):
 
 @dataclass(frozen=True)
 class BVP:
-    """``scipy.integrate.solve_bvp`` on ``z̈ = −Γ(ż, ż)``: fourth-order collocation with its own mesh, pair by pair.
+    """``scipy.integrate.solve_bvp`` on ``z̈ = −Γ(ż, ż)``: fourth-order collocation with its own
+    mesh, pair by pair.
 
-    A reference more than a tool: it runs on the CPU in double precision, one pair after the other, and finds any
-    geodesic near its start curve, minimising or not. Steps count its iterations.
+    A reference more than a tool: it runs on the CPU in double precision, one pair after the other,
+    and finds any geodesic near its start curve, minimising or not. Steps count its iterations.
 
     Args:
         segments: Segments of the coarsest level, the initial mesh.
@@ -39,7 +40,8 @@ class BVP:
         OptionError: For a value out of range.
 
     References:
-        J. Kierzenka, L. F. Shampine, A BVP solver based on residual control and the MATLAB PSE, 2001.
+        J. Kierzenka, L. F. Shampine, A BVP solver based on residual control and the MATLAB PSE,
+        2001.
     """
 
     segments: int = 8
@@ -64,9 +66,13 @@ class BVP:
             steps[row] += iterations
         done = status == Status.CONVERGED
         unknown = torch.full_like(state.decrement, torch.nan)
-        return with_index(space, replace(state, nodes=nodes, status=status, decrement=unknown, steps=steps), done)
+        return with_index(
+            space, replace(state, nodes=nodes, status=status, decrement=unknown, steps=steps), done
+        )
 
-    def _solve(self, space: Space, nodes: Tensor, slopes: Tensor, tol: float) -> tuple[Tensor, Status, int]:
+    def _solve(
+        self, space: Space, nodes: Tensor, slopes: Tensor, tol: float
+    ) -> tuple[Tensor, Status, int]:
         from scipy.integrate import solve_bvp
 
         m = nodes.shape[-1]
@@ -86,7 +92,13 @@ class BVP:
         t = np.linspace(0, 1, len(nodes))
         guess = torch.cat([nodes, slopes], 1).T.double().cpu().numpy()
         try:
-            found = solve_bvp(equation, ends, t, guess, tol=max(tol, _TIGHTEST), max_nodes=self.max_nodes)
+            found = solve_bvp(
+                equation, ends, t, guess, tol=max(tol, _TIGHTEST), max_nodes=self.max_nodes
+            )
         except _NoValue:
             return nodes, Status.NON_FINITE, 1
-        return torch.as_tensor(found.sol(t)[:m].T).to(nodes), _STATUS[found.status], max(int(found.niter), 1)
+        return (
+            torch.as_tensor(found.sol(t)[:m].T).to(nodes),
+            _STATUS[found.status],
+            max(int(found.niter), 1),
+        )

@@ -1,4 +1,6 @@
-"""What first-order path solvers share: parameters of the nodes, an optimiser, and the common yardstick."""
+"""What first-order path solvers share: parameters of the nodes, an optimiser, and the common
+yardstick.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from riemae.solvers.solver import State, newton_decrement
 from riemae.solvers.space import Space, energy_and_gradient
 from riemae.solvers.state import RUNNING
 
-# Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients (q, k, m).
+# Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients
+# (q, k, m).
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -23,7 +26,8 @@ class DescentState(State):
     """Progress of an optimiser.
 
     Attributes:
-        parameters: ``(p, k, m)``, what moves: displacements of the interior nodes, or of the spline's knots.
+        parameters: ``(p, k, m)``, what moves: displacements of the interior nodes, or of the
+            spline's knots.
         base: ``(p, n − 1, m)``, interior nodes at zero displacement.
         memory: ``(p, s, k, m)``, the optimiser's vectors.
         scalars: ``(p, r)``, its numbers.
@@ -70,10 +74,16 @@ class Descent(ABC):
         """A state about new curves."""
         basis = self.basis(nodes)
         base = nodes[:, 1:-1]
-        x = torch.zeros_like(base) if basis is None else base.new_zeros(len(base), basis.shape[1], base.shape[2])
+        x = (
+            torch.zeros_like(base)
+            if basis is None
+            else base.new_zeros(len(base), basis.shape[1], base.shape[2])
+        )
         extent = (nodes - nodes[:, :1]).abs().amax((1, 2))
         memory, scalars = self.method.memory(x, extent)
-        return DescentState.start(nodes, parameters=x, base=base.clone(), memory=memory, scalars=scalars)
+        return DescentState.start(
+            nodes, parameters=x, base=base.clone(), memory=memory, scalars=scalars
+        )
 
     def step(self, space: Space, state: DescentState, tol: float) -> DescentState:
         """A burst of iterations of every curve, and the verdict on it."""
@@ -81,14 +91,20 @@ class Descent(ABC):
 
         def placed(x: Tensor, rows: Tensor) -> Tensor:
             shift = x if basis is None else torch.einsum("ij,pjm->pim", basis, x)
-            return torch.cat([state.nodes[rows, :1], state.base[rows] + shift, state.nodes[rows, -1:]], 1)
+            return torch.cat(
+                [state.nodes[rows, :1], state.base[rows] + shift, state.nodes[rows, -1:]], 1
+            )
 
         def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             energy, gradient = energy_and_gradient(space, placed(x, rows))
-            return energy, gradient if basis is None else torch.einsum("ij,pim->pjm", basis, gradient)
+            return energy, gradient if basis is None else torch.einsum(
+                "ij,pim->pjm", basis, gradient
+            )
 
         before = state.parameters
-        x, memory, scalars = self.method.advance(objective, before, state.memory, state.scalars, self.burst)
+        x, memory, scalars = self.method.advance(
+            objective, before, state.memory, state.scalars, self.burst
+        )
         everyone = torch.arange(len(x), device=x.device)
         # A step out of the domain leaves NaN behind: such a curve stays where it was, and ends.
         lost = ~x.isfinite().flatten(1).all(1)

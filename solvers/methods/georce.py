@@ -19,17 +19,19 @@ _ATTEMPTS, _SUFFICIENT = 30, 1e-4
 
 @dataclass(frozen=True)
 class GEORCE:
-    """Rygaard and Hauberg's algorithm, as published: left-node energy, closed-form controls, backtracking line search.
+    """Rygaard and Hauberg's algorithm, as published: left-node energy, closed-form controls,
+    backtracking line search.
 
-    It minimises ``Σ u_tᵀ G(x_t) u_t`` over controls ``u_t`` with ``x_{t+1} = x_t + u_t``. With ``ν_t`` the gradient of
-    ``u_tᵀ G(y) u_t`` in ``y`` at ``x_t``, Pontryagin's conditions ``2 G_t u_t + μ_t = 0`` and ``μ_{t−1} = μ_t + ν_t``
-    are solved for frozen ``G_t`` and ``ν_t``:
+    It minimises ``Σ u_tᵀ G(x_t) u_t`` over controls ``u_t`` with ``x_{t+1} = x_t + u_t``. With
+    ``ν_t`` the gradient of ``u_tᵀ G(y) u_t`` in ``y`` at ``x_t``, Pontryagin's conditions
+    ``2 G_t u_t + μ_t = 0`` and ``μ_{t−1} = μ_t + ν_t`` are solved for frozen ``G_t`` and ``ν_t``:
 
         ``μ_{T−1} = (Σ G_t⁻¹)⁻¹ (2(x_0 − x_T) − Σ_t G_t⁻¹ Σ_{j>t} ν_j)``,
         ``u_t = −½ G_t⁻¹ (μ_{T−1} + Σ_{j>t} ν_j)``.
 
-    The left-node energy is of first order: its curves are off by O(h) where those of the chord energy are off by O(h²).
-    The length reported is that of the spline, as for every solver, so it is right to the error estimated all the same.
+    The left-node energy is of first order: its curves are off by O(h) where those of the chord
+    energy are off by O(h²). The length reported is that of the spline, as for every solver, so it
+    is right to the error estimated all the same.
 
     Args:
         segments: Segments of the coarsest level.
@@ -40,7 +42,8 @@ class GEORCE:
         OptionError: For a value out of range.
 
     References:
-        F. M. Rygaard, S. Hauberg, GEORCE: A fast new control algorithm for computing geodesics, 2025, arXiv:2505.05961.
+        F. M. Rygaard, S. Hauberg, GEORCE: A fast new control algorithm for computing geodesics,
+        2025, arXiv:2505.05961.
     """
 
     segments: int = 8
@@ -66,7 +69,9 @@ class GEORCE:
         factor, info = torch.linalg.cholesky_ex(metric)
         pivots = factor.diagonal(dim1=-2, dim2=-1).square() / metric.diagonal(dim1=-2, dim2=-1)
         singular = ((info != 0) | ~(pivots > tolerance(x.dtype).rank).all(-1)).any(1)
-        inverse = torch.cholesky_inverse(torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor))
+        inverse = torch.cholesky_inverse(
+            torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor)
+        )
         new = _controls(inverse, slope_in_x, state.nodes[:, -1] - state.nodes[:, 0])
 
         # dE/dx_t along the step; the end points stand still.
@@ -79,11 +84,17 @@ class GEORCE:
         nodes, moved = _searched(space, state.nodes, shift, energy, slope)
 
         decrement = -slope / (4 * energy)
-        done = (decrement <= tol) | (slope.abs() <= 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy)
-        status = torch.where(done, int(Status.CONVERGED), torch.where(moved, RUNNING, int(Status.STALLED)))
+        done = (decrement <= tol) | (
+            slope.abs() <= 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
+        )
+        status = torch.where(
+            done, int(Status.CONVERGED), torch.where(moved, RUNNING, int(Status.STALLED))
+        )
         status = torch.where(singular, int(Status.SINGULAR), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        state = replace(state, nodes=nodes, status=status, decrement=decrement, steps=state.steps + 1)
+        state = replace(
+            state, nodes=nodes, status=status, decrement=decrement, steps=state.steps + 1
+        )
         return with_index(space, state, status == Status.CONVERGED)
 
 
@@ -95,7 +106,9 @@ def _controls(inverse: Tensor, slope_in_x: Tensor, gap: Tensor) -> Tensor:
     return -(inverse @ (last[:, None] + later)[..., None])[..., 0] / 2
 
 
-def _position_gradient(space: Space, x: Tensor, u: Tensor) -> Tensor:  # (p, T, m), (p, T, m) -> (p, T, m)
+def _position_gradient(
+    space: Space, x: Tensor, u: Tensor
+) -> Tensor:  # (p, T, m), (p, T, m) -> (p, T, m)
     """``∂/∂x (uᵀ G(x) u)``, at the first node too, where it is not needed."""
     with torch.enable_grad():
         y = x.flatten(0, 1).detach().requires_grad_()
@@ -109,7 +122,10 @@ def _position_gradient(space: Space, x: Tensor, u: Tensor) -> Tensor:  # (p, T, 
 def _searched(
     space: Space, nodes: Tensor, shift: Tensor, energy: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:  # -> nodes, (p,) bool
-    """The longest step 1, 1/2, 1/4, … that lowers the left-node energy; and whether there was one."""
+    """The longest step 1, 1/2, 1/4, … that lowers the left-node energy.
+
+    And whether there was one.
+    """
     nodes = nodes.clone()
     start = nodes.clone()
     stride = torch.ones_like(energy)
@@ -124,7 +140,9 @@ def _searched(
         finite = (x.isfinite() & u.isfinite()).flatten(1).all(1)
         x, u = (torch.where(finite[:, None, None], y, start[pending][:, :-1]) for y in (x, u))
         reached = space.norm(x.flatten(0, 1), u.flatten(0, 1)).square().view(u.shape[:2]).sum(1)
-        good = finite & (reached <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending])
+        good = finite & (
+            reached <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
+        )
         rows = pending[good]
         nodes[rows], moved[rows] = trial[good], True
         pending = pending[~good]

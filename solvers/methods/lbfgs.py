@@ -15,7 +15,8 @@ _ATTEMPTS, _SUFFICIENT = 20, 1e-4
 
 @dataclass(frozen=True)
 class LBFGS(Descent, Optimizer):
-    """L-BFGS (Liu and Nocedal, 1989) with a backtracking line search, every curve of the batch alone.
+    """L-BFGS (Liu and Nocedal, 1989) with a backtracking line search, every curve of the batch
+    alone.
 
     Args:
         segments: Segments of the coarsest level.
@@ -64,7 +65,9 @@ class LBFGS(Descent, Optimizer):
                     break
                 trial = x[pending] + stride[pending, None, None] * direction[pending]
                 e, grad = objective(trial, pending)
-                good = e <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]  # False for NaN
+                good = (
+                    e <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
+                )  # False for NaN
                 rows = pending[good]
                 moved[rows], reached[rows], turned[rows] = trial[good], e[good], grad[good]
                 pending = pending[~good]
@@ -79,7 +82,9 @@ class LBFGS(Descent, Optimizer):
         curvature = (steps * changes).sum((2, 3))
         useful = (
             curvature
-            > torch.finfo(g.dtype).eps * changes.square().sum((2, 3)).sqrt() * steps.square().sum((2, 3)).sqrt()
+            > torch.finfo(g.dtype).eps
+            * changes.square().sum((2, 3)).sqrt()
+            * steps.square().sum((2, 3)).sqrt()
         )
         rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
         q, alphas = g, []
@@ -91,7 +96,9 @@ class LBFGS(Descent, Optimizer):
         size = g.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(g.dtype).tiny)
         scale = extent / (100 * size)
         for k in reversed(range(self.history)):
-            newest = curvature[:, k] / changes[:, k].square().sum((1, 2)).clamp(min=torch.finfo(g.dtype).tiny)
+            newest = curvature[:, k] / changes[:, k].square().sum((1, 2)).clamp(
+                min=torch.finfo(g.dtype).tiny
+            )
             scale = torch.where(useful[:, k], newest, scale)
         r = scale[:, None, None] * q
         for k in reversed(range(self.history)):

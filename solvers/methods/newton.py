@@ -1,4 +1,6 @@
-"""Damped Newton on a discrete curve energy, with a Gauss-Newton model where the Hessian is not positive definite."""
+"""Damped Newton on a discrete curve energy, with a Gauss-Newton model where the Hessian is not
+positive definite.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,24 @@ N = TypeVar("N", Tensor, np.ndarray)
 _DAMPING_FLOOR, _DAMPING_START = 1e-3, 0.1
 _ATTEMPTS = 12  # damping grows fourfold an attempt: enough to shorten a step by 4¹²
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
-_NEAR = 1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
-_TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
+_NEAR = (
+    1e-3  # a start curve that the model cannot shorten by more than this share is nearly a geodesic
+)
+_TRUSTED_GAIN = (
+    1 / 1000
+)  # never believe that one step reduced the decrement by more than this without looking
 _LONGEST_RUN = 8  # steps with one matrix
-# A step that leaves more than this share of the decrement calls for a new matrix, but not the first two with the one at
-# hand: what they show of the Hessian goes into it.
+# A step that leaves more than this share of the decrement calls for a new matrix, but not the first
+# two with the one at hand: what they show of the Hessian goes into it.
 _SLOW, _LEARNING = 0.3, 2
 _STIFF = 0.45  # a matrix that leaves no more than _SLOW of a decrement shows at least this share of it as curvature
-_BELIEVED = 1e-4  # of the rounding error, within which one from a coarser level is believed without a step
+_BELIEVED = (
+    1e-4  # of the rounding error, within which one from a coarser level is believed without a step
+)
 _ROUGH = 2e-4  # relative decrement at which a curve that converges slowly leaves its first level
-# Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step on a sixth-order
-# residual: two levels' worth of accuracy for half a sweep. It must be small to be in its asymptotic regime.
+# Where the solver's tolerance is at most _SHARP, curves of at least _SHARP_SEGMENTS get a last step
+# on a sixth-order residual: two levels' worth of accuracy for half a sweep. It must be small to be
+# in its asymptotic regime.
 _SHARP, _SHARP_SEGMENTS, _SHARP_LIMIT = 2e-8, 32, 1e-4
 
 
@@ -42,14 +51,15 @@ _SHARP, _SHARP_SEGMENTS, _SHARP_LIMIT = 2e-8, 32, 1e-4
 class Newton:
     """Settings of the Newton path solver.
 
-    The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive definite the step is
-    Newton's; where it is not, its eigenvalues are made positive, so that the step descends. Derivatives cost most, so
-    that they are computed a few times a curve, on its first level: the steps that follow take the gradient alone, by
-    one reverse pass, with the matrix kept, and corrected for what the gradients show (BFGS), as long as they converge
-    fast; finer levels begin with that matrix, interpolated. A curve whose step does not lower its energy is damped
-    (Levenberg-Marquardt in the metric, so the chart does not matter) without a new expansion and without touching its
-    neighbours. Where the tolerance is sharp, a curve that has converged gets one more step on the residual of a
-    sixth-order discretisation.
+    The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive
+    definite the step is Newton's; where it is not, its eigenvalues are made positive, so that the
+    step descends. Derivatives cost most, so that they are computed a few times a curve, on its
+    first level: the steps that follow take the gradient alone, by one reverse pass, with the matrix
+    kept, and corrected for what the gradients show (BFGS), as long as they converge fast; finer
+    levels begin with that matrix, interpolated. A curve whose step does not lower its energy is
+    damped (Levenberg-Marquardt in the metric, so the chart does not matter) without a new expansion
+    and without touching its neighbours. Where the tolerance is sharp, a curve that has converged
+    gets one more step on the residual of a sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.
@@ -57,8 +67,9 @@ class Newton:
         max_steps: Steps a pair may take in total.
         gauss_newton_steps: Steps without second derivatives from a new start.
         second_order: False keeps to Gauss-Newton throughout; the Morse index then stays −1.
-        target: ``"minimum"`` minimises, and leaves saddles along a direction of negative curvature; ``"stationary"``
-            keeps to a start curve that is nearly a geodesic already, minimising or not, and minimises from any other.
+        target: ``"minimum"`` minimises, and leaves saddles along a direction of negative curvature;
+            ``"stationary"`` keeps to a start curve that is nearly a geodesic already, minimising or
+            not, and minimises from any other.
 
     Raises:
         OptionError: For a value out of range.
@@ -74,10 +85,15 @@ class Newton:
     def __post_init__(self) -> None:
         counts = (self.segments, self.max_segments, self.max_steps, self.gauss_newton_steps)
         if not all(isinstance(n, int) for n in counts) or self.gauss_newton_steps < 0:
-            raise OptionError("Newton", "whole numbers of segments and steps, none negative", repr(counts), "")
+            raise OptionError(
+                "Newton", "whole numbers of segments and steps, none negative", repr(counts), ""
+            )
         if not 2 <= self.segments <= self.max_segments:
             raise OptionError(
-                "Newton", "2 <= segments <= max_segments", f"{self.segments} and {self.max_segments}", "Try 8 and 512."
+                "Newton",
+                "2 <= segments <= max_segments",
+                f"{self.segments} and {self.max_segments}",
+                "Try 8 and 512.",
             )
         if self.max_steps < 1:
             raise OptionError("Newton", "max_steps of at least 1", str(self.max_steps), "")
@@ -88,19 +104,24 @@ class Newton:
         """A state about new curves."""
         return PathState.start(nodes)
 
-    @np.errstate(all="ignore")  # curves with NaN are marked, and nothing is decided by what they compute
+    @np.errstate(
+        all="ignore"
+    )  # curves with NaN are marked, and nothing is decided by what they compute
     def step(self, space: Space, state: PathState, tol: float) -> PathState:
         """One expansion of every curve of ``state``, and the steps that it is good for.
 
-        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
-        is more than 50 ``tol``. On its first level, one that converges slowly also ends when it is roughly there.
+        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with
+        PRECISION where that is more than 50 ``tol``. On its first level, one that converges slowly
+        also ends when it is roughly there.
         """
         nodes, book = state.nodes, state.book.copy()
         reused, fresh = book["known"] & ~book["stale"], self._wants_second_order(book)
         unseen = ~reused & ((book["steps"] == 0) | ~book["first"])
         expansion, finite = _sound(_expand(space, state, reused, fresh))
         model = QuadraticModel.of(expansion, reused, fresh, unseen)
-        energy, noise, predicted = map(on_host, (expansion.energy, expansion.noise, model.decrement))
+        energy, noise, predicted = map(
+            on_host, (expansion.energy, expansion.noise, model.decrement)
+        )
         book["status"][model.singular] = Status.SINGULAR
         book["status"][~finite] = Status.NON_FINITE
         book["index"], book["noise"], book["scalable"] = model.index, noise, expansion.scalable
@@ -118,7 +139,10 @@ class Newton:
             at_start = (book["steps"] == 0) & model.indefinite & (relative < _NEAR)
             keep = live & (at_start | (book["kept"] & model.indefinite))
         if keep.any():
-            nodes, live = self._towards_saddle(nodes, book, expansion, model, keep, tol), live & ~keep
+            nodes, live = (
+                self._towards_saddle(nodes, book, expansion, model, keep, tol),
+                live & ~keep,
+            )
 
         informed = (model.index >= 0) | (not self.second_order)
         quiet = live & informed & ((relative <= tol) | (predicted <= 2 * noise))
@@ -131,22 +155,29 @@ class Newton:
         book["steps"] += 1
         book["kept"] = keep
         sound = (informed | ~reused) & ~model.indefinite & undamped
-        # What a step leaves is known only once it has been taken: one is, above rounding, however short. What a matrix
-        # from a coarser level promises may be too little by far. On the first level, whose curve is not the answer, the
-        # Hessian itself is believed, and its last step taken blindly.
+        # What a step leaves is known only once it has been taken: one is, above rounding, however
+        # short. What a matrix from a coarser level promises may be too little by far. On the first
+        # level, whose curve is not the answer, the Hessian itself is believed, and its last step
+        # taken blindly.
         last = quiet & sound & fresh & book["first"]
         still = quiet & (~sound | (predicted <= np.where(reused, _BELIEVED, 2.0) * noise))
         running = live & sound & ~still & ~last
         if last.any():
             nodes = _moved(nodes, _masked(last, step))
-        nodes, refused = self._run(space, nodes, book, expansion, model, reused, informed, running, tol)
+        nodes, refused = self._run(
+            space, nodes, book, expansion, model, reused, informed, running, tol
+        )
         walking = live & ~quiet & (~sound | refused)
         if walking.any():
-            nodes, lowered = self._descend(space, nodes, book, expansion, model, step, predicted, walking, refused)
+            nodes, lowered = self._descend(
+                space, nodes, book, expansion, model, step, predicted, walking, refused
+            )
             book["stale"] |= walking
             book["status"][walking & ~lowered] = Status.STALLED
         quiet &= (book["status"] == RUNNING) & ~(reused & book["stale"])
-        book["status"] = np.where(quiet, _ended(book["decrement"], nodes.dtype, tol), book["status"])
+        book["status"] = np.where(
+            quiet, _ended(book["decrement"], nodes.dtype, tol), book["status"]
+        )
         if tol <= _SHARP and nodes.shape[1] > _SHARP_SEGMENTS:
             ended = live & sound & (book["status"] != RUNNING) & (book["status"] != Status.STALLED)
             nodes = _polished(space, nodes, expansion, model, ended)
@@ -156,8 +187,8 @@ class Newton:
     def _wants_second_order(self, book: np.ndarray) -> np.ndarray:
         if not self.second_order:
             return np.zeros_like(book["known"])
-        # Far from the geodesic they are not worth having; but a start curve that may be kept as it is must be judged by
-        # the full Hessian at once.
+        # Far from the geodesic they are not worth having; but a start curve that may be kept as it
+        # is must be judged by the full Hessian at once.
         wait = self.gauss_newton_steps * book["first"] if self.target == "minimum" else 0
         return np.where(book["known"], book["stale"], book["near"] | (book["steps"] >= wait))
 
@@ -173,13 +204,15 @@ class Newton:
         running: np.ndarray,
         tol: float,
     ) -> tuple[Tensor, np.ndarray]:
-        """Steps with one matrix, corrected by the gradients met on the way, as long as they converge fast.
+        """Steps with one matrix, corrected by the gradients met on the way, as long as they
+        converge fast.
 
-        The decrement left at the next nodes is measured: its gradient costs one reverse pass beside the energy that a
-        step is judged by anyway.
+        The decrement left at the next nodes is measured: its gradient costs one reverse pass beside
+        the energy that a step is judged by anyway.
 
         Returns:
-            The nodes, and which curves found no lower energy at their first step; the rest goes into the book.
+            The nodes, and which curves found no lower energy at their first step; the rest goes
+            into the book.
         """
         refused = np.zeros_like(running)
         rows = running.nonzero()[0]
@@ -187,8 +220,15 @@ class Newton:
             return nodes, refused
         out, secants = nodes, Secants(model, rows)
         at, step, slope = curves_at(rows, nodes, model.step, expansion.gradient)
-        energy, noise, promised = (on_host(x)[rows] for x in (expansion.energy, expansion.noise, model.decrement))
-        entry, reused, sure, stiff = book[rows], reused[rows], informed[rows], np.zeros(len(rows), dtype=bool)
+        energy, noise, promised = (
+            on_host(x)[rows] for x in (expansion.energy, expansion.noise, model.decrement)
+        )
+        entry, reused, sure, stiff = (
+            book[rows],
+            reused[rows],
+            informed[rows],
+            np.zeros(len(rows), dtype=bool),
+        )
         for taken in range(_LONGEST_RUN):
             trial = _moved(at, step)
             value, gradient = energy_and_gradient(space, trial)
@@ -198,18 +238,23 @@ class Newton:
             lower = energy - new >= 0.05 * promised - noise  # False for NaN
             stiff |= bend < _STIFF * promised
             relative, share = _relative(left, new), left / promised
-            # One more step with this matrix would leave about the same share again. A matrix from a coarser level has a
-            # say in whether the curve is done only if it foresees its steps: one that is too stiff promises too little.
+            # One more step with this matrix would leave about the same share again. A matrix from a
+            # coarser level has a say in whether the curve is done only if it foresees its steps:
+            # one that is too stiff promises too little.
             good, doubted = share <= _SLOW, reused & stiff
             met = (relative * share.clip(_TRUSTED_GAIN, 1.0) <= tol) & (good | ~reused)
             done = lower & (met | (left <= 2 * noise)) & ~doubted
             slow, fast = lower & ~done & ((~good & (taken >= _LEARNING)) | doubted), done & good
             remaining = np.where(fast, relative * np.maximum(share, _TRUSTED_GAIN), relative)
-            # The first level is not for its own sake: where it converges slowly, the finer one has less to fight with.
+            # The first level is not for its own sake: where it converges slowly, the finer one has
+            # less to fight with.
             rough = slow & entry["first"] & (relative <= _ROUGH)
-            # Without second derivatives there is no index: they are looked at before a curve may end.
+            # Without second derivatives there is no index: they are looked at before a curve may
+            # end.
             entry["status"][sure & rough] = Status.CONVERGED
-            entry["status"] = np.where(sure & done, _ended(remaining, nodes.dtype, tol), entry["status"])
+            entry["status"] = np.where(
+                sure & done, _ended(remaining, nodes.dtype, tol), entry["status"]
+            )
             entry["decrement"] = np.where(lower, remaining, entry["decrement"])
             entry["stale"], entry["near"] = slow | ~lower, done
             entry["steps"] += lower & (taken > 0)
@@ -244,7 +289,9 @@ class Newton:
         walking: np.ndarray,
         refused: np.ndarray,
     ) -> tuple[Tensor, np.ndarray]:
-        """Take the longest damped step that lowers the energy; of curves ``refused`` the undamped one does not.
+        """Take the longest damped step that lowers the energy.
+
+        Of curves ``refused`` the undamped one does not.
 
         Returns:
             Nodes, and which curves found a lower energy; the damping goes into the book.
@@ -265,7 +312,8 @@ class Newton:
                 promised = on_host(less)
             trial = _moved(curves_at(rows, start)[0], step)
             gain = energy[rows] - on_host(discrete_energy(space.squared_chords(trial)))
-            # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step worth taking.
+            # The quadratic model promises predicted/2; a tenth of it, up to rounding, is a step
+            # worth taking.
             enough = gain >= 0.05 * promised - noise[rows]  # False for NaN
             taken = enough.nonzero()[0]
             if len(taken):
@@ -281,14 +329,22 @@ class Newton:
         return nodes, lowered
 
     def _towards_saddle(
-        self, nodes: Tensor, book: np.ndarray, expansion: Expansion, model: QuadraticModel, keep: np.ndarray, tol: float
+        self,
+        nodes: Tensor,
+        book: np.ndarray,
+        expansion: Expansion,
+        model: QuadraticModel,
+        keep: np.ndarray,
+        tol: float,
     ) -> Tensor:
         """Undamped Newton for the curves near a saddle."""
         rows = keep.nonzero()[0]
         where = placed(rows, nodes)
         gradient = expansion.gradient[where]
         matrix = model.full.select(where).dense()
-        step, info = torch.linalg.solve_ex(matrix, -gradient.flatten(1)[..., None], check_errors=False)
+        step, info = torch.linalg.solve_ex(
+            matrix, -gradient.flatten(1)[..., None], check_errors=False
+        )
         step = torch.where((info == 0)[:, None, None], step[..., 0].view_as(gradient), 0.0)
         promised = torch.maximum((gradient * step).sum((-1, -2)).abs(), model.decrement[where])
         relative, failed = on_host(_relative(promised, expansion.energy[where])), on_host(info)
@@ -299,9 +355,15 @@ class Newton:
         return _put(nodes, rows, _moved(nodes[where], step))
 
     def _escape(
-        self, space: Space, nodes: Tensor, expansion: Expansion, model: QuadraticModel, at_saddle: np.ndarray
+        self,
+        space: Space,
+        nodes: Tensor,
+        expansion: Expansion,
+        model: QuadraticModel,
+        at_saddle: np.ndarray,
     ) -> tuple[Tensor, np.ndarray]:
-        """Leave saddles along the direction of most negative curvature, to the side where the energy falls further.
+        """Leave saddles along the direction of most negative curvature, to the side where the
+        energy falls further.
 
         Returns:
             Nodes, and which curves have left.
@@ -309,7 +371,9 @@ class Newton:
         where, left = placed(at_saddle.nonzero()[0], nodes), np.zeros_like(at_saddle)
         vectors = torch.linalg.eigh(model.full.select(where).dense()).eigenvectors
         direction = vectors[..., 0].view_as(expansion.gradient[where])
-        stiffness = (direction * expansion.gauss_newton.select(where).product(direction)).sum((-1, -2))
+        stiffness = (direction * expansion.gauss_newton.select(where).product(direction)).sum(
+            (-1, -2)
+        )
         size = (expansion.energy[where] / stiffness).sqrt()
         for attempt in range(1, _ATTEMPTS):
             stride = 0.5**attempt * size[:, None, None] * direction
@@ -319,7 +383,9 @@ class Newton:
             found = lower < expansion.energy[where] - expansion.noise[where]
             if bool(found.any()):
                 nodes = nodes.clone()
-                nodes[where[found]] = both[side, torch.arange(len(where), device=nodes.device)][found]
+                nodes[where[found]] = both[side, torch.arange(len(where), device=nodes.device)][
+                    found
+                ]
                 left[on_host(where[found])] = True
             where, size, direction = where[~found], size[~found], direction[~found]
             if not len(where):
@@ -327,8 +393,12 @@ class Newton:
         return nodes, left
 
 
-def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: QuadraticModel, ended: np.ndarray) -> Tensor:
-    """Correct the nodes of finished curves for the second order of the energy, where that is in reach."""
+def _polished(
+    space: Space, nodes: Tensor, expansion: Expansion, model: QuadraticModel, ended: np.ndarray
+) -> Tensor:
+    """Correct the nodes of finished curves for the second order of the energy, where that is in
+    reach.
+    """
     rows = ended.nonzero()[0]
     if not len(rows):
         return nodes
@@ -338,18 +408,25 @@ def _polished(space: Space, nodes: Tensor, expansion: Expansion, model: Quadrati
         return nodes
     step = model.newton(residual, rows)
     size = _relative(decrement_of(residual, step), energy)
-    return _put(nodes, rows, _moved(at, torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0)))
+    return _put(
+        nodes, rows, _moved(at, torch.where((size < _SHARP_LIMIT)[:, None, None], step, 0.0))
+    )
 
 
 def _expand(space: Space, state: PathState, reused: np.ndarray, fresh: np.ndarray) -> Expansion:
-    """Expand all curves: those of ``fresh`` with second derivatives, those of ``reused`` about the matrix they have."""
+    """Expand all curves: those of ``fresh`` with second derivatives, those of ``reused`` about the
+    matrix they have.
+    """
     looks = ((reused, _remembered), (fresh, _expanded), (~(reused | fresh), _gauss_newton))
     for rows, look in looks:
         if rows.all():
             return look(space, state)
     groups = [(placed(rows.nonzero()[0], state.nodes), look) for rows, look in looks]
     parts = [look(space, state.select(rows)) for rows, look in groups if len(rows)]
-    parts = [replace(e, correction=e.gauss_newton.scaled(0.0)) if e.correction is None else e for e in parts]
+    parts = [
+        replace(e, correction=e.gauss_newton.scaled(0.0)) if e.correction is None else e
+        for e in parts
+    ]
     return Expansion.cat(parts).select(torch.cat([rows for rows, _ in groups]).argsort())
 
 
@@ -374,7 +451,9 @@ def _remembered(space: Space, state: PathState) -> Expansion:
 
 
 def _sound(expansion: Expansion) -> tuple[Expansion, np.ndarray]:
-    """Mark curves with NaN or infinity, and put harmless numbers in their place so that the rest can go on."""
+    """Mark curves with NaN or infinity, and put harmless numbers in their place so that the rest
+    can go on.
+    """
     gn, correction = expansion.gauss_newton, expansion.correction or expansion.gauss_newton
     parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
     if evidently_finite(expansion.energy, *parts):

@@ -1,4 +1,6 @@
-"""Matrix-free Newton on a discrete curve energy: for latent spaces too large for m × m blocks along the path."""
+"""Matrix-free Newton on a discrete curve energy: for latent spaces too large for m × m blocks along
+the path.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _ATTEMPTS = 12  # a step is halved so often before its curve counts as stalled
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 _FAR = 0.03  # relative decrement above which second derivatives are not worth having
 _LEAST_FORCING = 1e-3
-_TRUSTED_GAIN = 1 / 1000  # never believe that one step reduced the decrement by more than this without looking
+_TRUSTED_GAIN = (
+    1 / 1000
+)  # never believe that one step reduced the decrement by more than this without looking
 
 
 @dataclass
@@ -29,7 +33,8 @@ class NewtonCGState(State):
 
     Attributes:
         radius: ``(p,)``, of the trust region, in the preconditioner's norm.
-        basis: ``(p, m, r)``, with the next two: the preconditioner of this level, see :class:`PathMetric`.
+        basis: ``(p, m, r)``, with the next two: the preconditioner of this level, see
+            :class:`PathMetric`.
         values: ``(p, r)``.
         rest: ``(p,)``.
     """
@@ -44,19 +49,21 @@ class NewtonCGState(State):
 class NewtonCG:
     """Settings of the matrix-free Newton path solver.
 
-    Each step minimises the quadratic model of the discrete energy by truncated conjugate gradients (Steihaug and
-    Toint): Gauss-Newton's model far from the geodesic, the Hessian's near it. A product with either costs a forward and
-    a reverse pass along the path; memory grows with ``m n``, never with ``m² n``. Conjugate gradients are
-    preconditioned by the path's Laplacian times a sketch of its mean metric, and stopped on meeting negative
-    curvature, on leaving the trust region, or as soon as the model is solved as well as the step deserves (Eisenstat
-    and Walker's forcing). A step that does not lower its energy is halved, and its trust region shrinks with it.
+    Each step minimises the quadratic model of the discrete energy by truncated conjugate gradients
+    (Steihaug and Toint): Gauss-Newton's model far from the geodesic, the Hessian's near it. A
+    product with either costs a forward and a reverse pass along the path; memory grows with
+    ``m n``, never with ``m² n``. Conjugate gradients are preconditioned by the path's Laplacian
+    times a sketch of its mean metric, and stopped on meeting negative curvature, on leaving the
+    trust region, or as soon as the model is solved as well as the step deserves (Eisenstat and
+    Walker's forcing). A step that does not lower its energy is halved, and its trust region shrinks
+    with it.
 
-    There is no factorisation, hence no Morse index: it is −1, or 1 ("at least one") where a curve that has converged
-    meets negative curvature and no step along it lowers the energy. A singular metric is noticed only where all of it
-    vanishes.
+    There is no factorisation, hence no Morse index: it is −1, or 1 ("at least one") where a curve
+    that has converged meets negative curvature and no step along it lowers the energy. A singular
+    metric is noticed only where all of it vanishes.
 
-    A space may offer ``products(nodes)``, as :class:`riemae.Manifold` does; else its ``squared_chords`` are
-    differentiated twice.
+    A space may offer ``products(nodes)``, as :class:`riemae.Manifold` does; else its
+    ``squared_chords`` are differentiated twice.
 
     Args:
         segments: Segments of the coarsest level.
@@ -70,9 +77,9 @@ class NewtonCG:
         OptionError: For a value out of range.
 
     References:
-        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal.
-        20, 1983. J. Nocedal, S. J. Wright, Numerical Optimization, chapter 7, 2006. J. Nocedal, Y. Yuan, Combining
-        trust region and line search techniques, 1998.
+        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization,
+        SIAM J. Numer. Anal. 20, 1983. J. Nocedal, S. J. Wright, Numerical Optimization, chapter 7,
+        2006. J. Nocedal, Y. Yuan, Combining trust region and line search techniques, 1998.
     """
 
     segments: int = 8
@@ -103,8 +110,8 @@ class NewtonCG:
     def step(self, space: Space, state: NewtonCGState, tol: float) -> NewtonCGState:
         """One step of every curve.
 
-        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with PRECISION where that
-        is more than 50 ``tol``.
+        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with
+        PRECISION where that is more than 50 ``tol``.
         """
         state = self._prepared(space, state)
         metric = PathMetric(state.basis, state.values, state.rest)
@@ -125,7 +132,8 @@ class NewtonCG:
         quiet = live & ~model.bounded & ((relative <= tol) | (predicted <= 2 * noise))
         nodes, stride, discrepancy = _searched(space, state.nodes, energy, noise, g, model, live)
         moved = stride > 0
-        # Negative curvature along which nothing falls: a geodesic that does not minimise, or rounding.
+        # Negative curvature along which nothing falls: a geodesic that does not minimise, or
+        # rounding.
         saddle = live & model.negative & ~moved & ((rough <= tol) | (model.gain <= noise))
         index = torch.where(saddle & model.negative, 1, state.index)
         relative = torch.where(saddle, rough, relative)
@@ -138,9 +146,13 @@ class NewtonCG:
         ended = quiet | saddle | (whole & second & (left <= tol))
         status = torch.where(ended, int(Status.CONVERGED), state.status)
         acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-        status = torch.where((quiet | saddle) & (relative > acceptable), int(Status.PRECISION), status)
+        status = torch.where(
+            (quiet | saddle) & (relative > acceptable), int(Status.PRECISION), status
+        )
         status = torch.where(live & ~ended & ~moved, int(Status.STALLED), status)
-        status = torch.where(singular, int(Status.SINGULAR), torch.where(finite, status, int(Status.NON_FINITE)))
+        status = torch.where(
+            singular, int(Status.SINGULAR), torch.where(finite, status, int(Status.NON_FINITE))
+        )
         return replace(
             state,
             nodes=nodes,
@@ -173,7 +185,9 @@ class NewtonCG:
         flat: Tensor,
         tol: float,
     ) -> Truncated:
-        """Truncated conjugate gradients: by Gauss-Newton for the curves in ``flat``, by the Hessian for the others."""
+        """Truncated conjugate gradients: by Gauss-Newton for the curves in ``flat``, by the Hessian
+        for the others.
+        """
         # |residual| / |gradient| of order |gradient|^½ makes convergence superlinear.
         forcing = rough.sqrt().clamp(_LEAST_FORCING, 0.5)
         enough = 0.1 * tol * 2 * local.energy
@@ -183,10 +197,16 @@ class NewtonCG:
             if not len(rows):
                 continue
 
-            def product(some: Tensor, rows: Tensor = rows, first_order: bool = first_order) -> Product:
+            def product(
+                some: Tensor, rows: Tensor = rows, first_order: bool = first_order
+            ) -> Product:
                 of = rows[some]
                 here = local if len(of) == len(nodes) else products(space, nodes[of])
-                return here.gauss_newton if first_order and here.gauss_newton is not None else here.hessian
+                return (
+                    here.gauss_newton
+                    if first_order and here.gauss_newton is not None
+                    else here.hessian
+                )
 
             parts.append(
                 truncated_cg(
@@ -204,12 +224,19 @@ class NewtonCG:
 
 
 def _searched(
-    space: Space, nodes: Tensor, energy: Tensor, noise: Tensor, g: Tensor, model: Truncated, live: Tensor
+    space: Space,
+    nodes: Tensor,
+    energy: Tensor,
+    noise: Tensor,
+    g: Tensor,
+    model: Truncated,
+    live: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The longest of 1, 1/2, 1/4, … of the step that lowers the energy as the model promises.
 
     Returns:
-        Nodes, the share of the step that was taken (0 for none), and by how much the model misjudged the energy.
+        Nodes, the share of the step that was taken (0 for none), and by how much the model
+        misjudged the energy.
     """
     start, nodes = nodes, nodes.clone()
     slope = (g * model.step).sum((1, 2))
@@ -232,7 +259,9 @@ def _searched(
 
 
 def _trusted(radius: Tensor, model: Truncated, stride: Tensor, discrepancy: Tensor) -> Tensor:
-    """The next trust region: as long as the step that could be taken, or twice that where the model was right."""
+    """The next trust region: as long as the step that could be taken, or twice that where the model
+    was right.
+    """
     right = (stride == 1) & (discrepancy <= model.gain / 4)
     grown = torch.where(model.bounded & right, 2 * radius, radius)
     return torch.where((stride > 0) & (stride < 1), stride * model.norm, grown)

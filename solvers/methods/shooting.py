@@ -1,4 +1,6 @@
-"""Multiple shooting: geodesics by Newton's method on the exponential map, its derivative from Jacobi fields."""
+"""Multiple shooting: geodesics by Newton's method on the exponential map, its derivative from
+Jacobi fields.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,14 @@ class ShootingState(State):
 class Shooting:
     """Settings of multiple shooting.
 
-    The curve is cut into ``shots`` pieces. From the start of each a geodesic is integrated over its share of the time,
-    with a full set of Jacobi fields; Newton's method closes the gaps in position and velocity between them and at the
-    end point. With one shot it is plain shooting, which only works close to the solution; more shots are stabler. The
-    nodes are points of the integrated geodesics, so they are exact at every resolution.
+    The curve is cut into ``shots`` pieces. From the start of each a geodesic is integrated over its
+    share of the time, with a full set of Jacobi fields; Newton's method closes the gaps in position
+    and velocity between them and at the end point. With one shot it is plain shooting, which only
+    works close to the solution; more shots are stabler. The nodes are points of the integrated
+    geodesics, so they are exact at every resolution.
 
-    It needs a smooth decoder and finds any geodesic near its start curve, minimising or not. Steps count Newton steps.
+    It needs a smooth decoder and finds any geodesic near its start curve, minimising or not. Steps
+    count Newton steps.
 
     Args:
         segments: Segments of the coarsest level; a multiple of ``shots``.
@@ -63,13 +67,18 @@ class Shooting:
         check_settings("Shooting", self, shots=self.shots)
         if self.segments % self.shots:
             raise OptionError(
-                "Shooting", "segments as a multiple of shots", f"{self.segments} and {self.shots}", "Try 8 and 8."
+                "Shooting",
+                "segments as a multiple of shots",
+                f"{self.segments} and {self.shots}",
+                "Try 8 and 8.",
             )
 
     def begin(self, nodes: Tensor) -> ShootingState:
         """A state about new curves."""
         stride = (nodes.shape[1] - 1) // self.shots
-        return ShootingState.start(nodes, velocities=Curve.from_nodes(nodes).slopes[:, :-1:stride].clone())
+        return ShootingState.start(
+            nodes, velocities=Curve.from_nodes(nodes).slopes[:, :-1:stride].clone()
+        )
 
     def step(self, space: Space, state: ShootingState, tol: float) -> ShootingState:
         """One Newton step of every curve."""
@@ -84,7 +93,9 @@ class Shooting:
         # Below what the integrator can tell there is nothing to gain.
         done = finite & (miss <= max(tol, 10 * rtol))
 
-        safe = torch.where(finite[:, None, None, None], fired.fields, torch.eye(2 * knots.shape[-1]).to(knots))
+        safe = torch.where(
+            finite[:, None, None, None], fired.fields, torch.eye(2 * knots.shape[-1]).to(knots)
+        )
         moved, turned = _newton(safe, gaps.nan_to_num(0.0))
         nodes, speeds, lower = knots.clone(), velocities.clone(), done.clone()
         pending = (finite & ~done).nonzero().flatten()
@@ -93,23 +104,41 @@ class Shooting:
             if not len(pending):
                 break
             a = share[pending, None, None]
-            trial, speed = knots[pending] + a * moved[pending], velocities[pending] + a * turned[pending]
-            reached = _miss(_gaps(self._fire(space, trial, speed, rtol, fields=False), trial, speed), size[pending])
+            trial, speed = (
+                knots[pending] + a * moved[pending],
+                velocities[pending] + a * turned[pending],
+            )
+            reached = _miss(
+                _gaps(self._fire(space, trial, speed, rtol, fields=False), trial, speed),
+                size[pending],
+            )
             good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
             rows = pending[good]
             nodes[rows], speeds[rows], lower[rows] = trial[good], speed[good], True
             pending = pending[~good]
             share[pending] /= 2
-        status = torch.where(done, int(Status.CONVERGED), torch.where(lower, RUNNING, int(Status.STALLED)))
+        status = torch.where(
+            done, int(Status.CONVERGED), torch.where(lower, RUNNING, int(Status.STALLED))
+        )
         status = torch.where(finite, status, int(Status.NON_FINITE))
         dense = self._dense(space, state.nodes, nodes, speeds, stride, done, rtol)
         state = replace(
-            state, nodes=dense, velocities=speeds, status=status, decrement=miss.square(), steps=state.steps + 1
+            state,
+            nodes=dense,
+            velocities=speeds,
+            status=status,
+            decrement=miss.square(),
+            steps=state.steps + 1,
         )
         return with_index(space, state, done)
 
-    def _fire(self, space: Space, knots: Tensor, velocities: Tensor, rtol: float, fields: bool) -> Moment:
-        """All shots of all curves, over their share of the time; with the derivative in their start and velocity."""
+    def _fire(
+        self, space: Space, knots: Tensor, velocities: Tensor, rtol: float, fields: bool
+    ) -> Moment:
+        """All shots of all curves, over their share of the time.
+
+        With the derivative in their start and velocity.
+        """
         p, k, m = velocities.shape
         z, v = knots[:, :-1].flatten(0, 1), velocities.flatten(0, 1)
         count = 2 * m if fields else 0
@@ -126,20 +155,34 @@ class Shooting:
                 "pij,pcj->pci", sound_connection_matrix(space, end.z, end.v), end.fields
             )
             end = replace(end, fields=torch.cat([end.fields, rates], -1).mT)
-        return Moment(*(x.unflatten(0, (p, k)) for x in (end.z, end.v, end.fields, end.derivatives)))
+        return Moment(
+            *(x.unflatten(0, (p, k)) for x in (end.z, end.v, end.fields, end.derivatives))
+        )
 
     def _dense(
-        self, space: Space, old: Tensor, knots: Tensor, velocities: Tensor, stride: int, done: Tensor, rtol: float
+        self,
+        space: Space,
+        old: Tensor,
+        knots: Tensor,
+        velocities: Tensor,
+        stride: int,
+        done: Tensor,
+        rtol: float,
     ) -> Tensor:
-        """The nodes: the knots, and for finished curves the points that their shots pass in between."""
+        """The nodes: the knots, and for finished curves the points that their shots pass in
+        between.
+        """
         nodes = old.clone()
         nodes[:, ::stride] = knots
         rows = done.nonzero().flatten()
         if stride == 1:
             return nodes
         p, k, m = velocities.shape
-        # Between the knots of an unfinished curve a spline will do: it only carries the velocities to the next level.
-        nodes[:] = Curve(knots, torch.cat([velocities, velocities[:, -1:]], 1)).resample(stride * k).nodes
+        # Between the knots of an unfinished curve a spline will do: it only carries the velocities
+        # to the next level.
+        nodes[:] = (
+            Curve(knots, torch.cat([velocities, velocities[:, -1:]], 1)).resample(stride * k).nodes
+        )
         nodes[:, ::stride] = knots
         if len(rows):
             z, v = knots[rows, :-1].flatten(0, 1), velocities[rows].flatten(0, 1)
@@ -151,7 +194,8 @@ class Shooting:
 
 
 def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Corrections of the knots ``(p, k + 1, m)`` and velocities ``(p, k, m)`` that close the gaps to first order.
+    """Corrections of the knots ``(p, k + 1, m)`` and velocities ``(p, k, m)`` that close the gaps
+    to first order.
 
     Args:
         slopes: ``(p, k, 2m, 2m)``, derivatives of where each shot ends in where it begins.
@@ -180,5 +224,8 @@ def _gaps(fired: Moment, knots: Tensor, velocities: Tensor) -> Tensor:  # -> (p,
 
 
 def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
-    """Largest gap relative to the speed; a velocity gap counts as the way it leads astray in unit time."""
+    """Largest gap relative to the speed.
+
+    A velocity gap counts as the way it leads astray in unit time.
+    """
     return gaps.abs().amax((1, 2)) / size.clamp(min=torch.finfo(size.dtype).tiny)

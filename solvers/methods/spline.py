@@ -1,4 +1,6 @@
-"""A cubic-spline parametrisation of the curve: few coefficients, optimised by a first-order method."""
+"""A cubic-spline parametrisation of the curve: few coefficients, optimised by a first-order
+method.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,24 @@ from riemae.solvers.solver import check_settings
 class CubicSpline(Descent):
     """The start curve plus a cubic spline with few knots, as StochMan parametrises its curves.
 
-    What moves are the values of a not-a-knot spline at its interior knots; the energy is that of the chords between
-    the (more) nodes on it. From level to level knots and nodes double together, so that the error estimate sees what
-    the spline cannot follow.
+    What moves are the values of a not-a-knot spline at its interior knots; the energy is that of
+    the chords between the (more) nodes on it. From level to level knots and nodes double together,
+    so that the error estimate sees what the spline cannot follow.
 
     Args:
         segments: Segments of the coarsest level; a multiple of ``segments_per_piece``.
         max_segments: Segments of the finest level allowed.
         max_steps: Iterations a pair may take in total.
         segments_per_piece: Segments of the energy between two knots of the spline.
-        optimizer: Its settings: :class:`Adam` or :class:`LBFGS`; their own segments and steps do not count.
+        optimizer: Its settings: :class:`Adam` or :class:`LBFGS`; their own segments and steps do
+            not count.
 
     Raises:
         OptionError: For a value out of range.
 
     References:
-        N. S. Detlefsen, A. Pouplin, C. W. Feldager, C. Geng, D. Kalatzis, H. Hauschultz, M. González-Duque, F. Warburg,
-        M. Miani, S. Hauberg, StochMan, 2021.
+        N. S. Detlefsen, A. Pouplin, C. W. Feldager, C. Geng, D. Kalatzis, H. Hauschultz, M.
+        González-Duque, F. Warburg, M. Miani, S. Hauberg, StochMan, 2021.
     """
 
     segments: int = 16
@@ -67,7 +70,9 @@ class CubicSpline(Descent):
         return self.optimizer.burst
 
     def basis(self, nodes: Tensor) -> Tensor:
-        """Values at the interior nodes of the splines that are 1 at one interior knot and 0 at the others."""
+        """Values at the interior nodes of the splines that are 1 at one interior knot and 0 at the
+        others.
+        """
         segments = nodes.shape[1] - 1
         return _basis(segments, max(segments // self.segments_per_piece, 2)).to(nodes)
 

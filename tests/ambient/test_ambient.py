@@ -1,4 +1,5 @@
-"""Ambient metrics: every way to give H(x) is its dense matrix, both roads agree, and what is no metric is refused."""
+"""Ambient metrics: every way to give H(x) is its dense matrix, both roads agree, and what is no
+metric is refused."""
 
 import pytest
 import torch
@@ -6,7 +7,16 @@ from spaces import rand
 from torch.testing import assert_close
 
 from riemae import Manifold
-from riemae.ambient import AmbientMetric, Constant, Custom, Diagonal, Euclidean, FeatureMap, LowRank, as_ambient
+from riemae.ambient import (
+    AmbientMetric,
+    Constant,
+    Custom,
+    Diagonal,
+    Euclidean,
+    FeatureMap,
+    LowRank,
+    as_ambient,
+)
 from riemae.exceptions import AmbientError, SingularMetricError
 
 D = 3
@@ -66,7 +76,9 @@ def constantly(matrix):
 
 def own(**methods):
     """A subclass of ``AmbientMetric`` that overrides just these methods."""
-    return type("Own", (AmbientMetric,), {k: lambda self, *args, f=f: f(*args) for k, f in methods.items()})()
+    return type(
+        "Own", (AmbientMetric,), {k: lambda self, *args, f=f: f(*args) for k, f in methods.items()}
+    )()
 
 
 FORMS = {  # name: (how to make it, its dense matrix)
@@ -102,7 +114,9 @@ EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize("k", [1, D, 5])  # with k == D a diagonal (k, D) and one matrix (D, D) look the same
+@pytest.mark.parametrize(
+    "k", [1, D, 5]
+)  # with k == D a diagonal (k, D) and one matrix (D, D) look the same
 @pytest.mark.parametrize("name", FORMS)
 class TestDenseMatrix:
     def case(self, name, k):
@@ -138,7 +152,9 @@ class TestDenseMatrix:
             with pytest.raises(AmbientError, match="a factor S with H = SᵀS"):
                 metric.factor_product(x, v)
             return
-        s = torch.stack([metric.factor_product(x, e.expand(k, D)) for e in torch.eye(D).double()], -1)
+        s = torch.stack(
+            [metric.factor_product(x, e.expand(k, D)) for e in torch.eye(D).double()], -1
+        )
         assert_close(s.mT @ s, h, **EXACT)
         assert_close(metric.factor_product(x, v), (s @ v[..., None])[..., 0], **EXACT)
 
@@ -171,7 +187,8 @@ class TestForms:
 
     @pytest.mark.parametrize("make", [FeatureMap, lambda f: own(features=f)])
     def test_feature_maps_see_the_shape_of_the_data(self, make):
-        # A convolution is linear: the columns of its matrix S are the images of the basis, and f(z) = Aᵀz has J = Aᵀ.
+        # A convolution is linear: the columns of its matrix S are the images of the basis, and f(z)
+        # = Aᵀz has J = Aᵀ.
         kernel, a = draw(0, 2, 1, 2, 2), draw(7, 2, 6)
         convolve = lambda x: torch.nn.functional.conv2d(x, kernel)  # noqa: E731
         s = convolve(torch.eye(6).double().view(6, 1, 2, 3)).flatten(1).T
@@ -206,7 +223,10 @@ QUANTITIES = {
 ROADS = {  # both metrics; sinh acts on each coordinate, so that its H is diag(cosh²)
     "diagonal, diagonal": (lambda: Diagonal(WEIGHTS), lambda: Custom(diagonal=constantly(WEIGHTS))),
     "constant, matrix": (lambda: Constant(MATRIX), lambda: Custom(lambda x: MATRIX)),
-    "constant, operator": (lambda: Constant(MATRIX), lambda: Custom(operator=lambda x, v: v @ MATRIX)),
+    "constant, operator": (
+        lambda: Constant(MATRIX),
+        lambda: Custom(operator=lambda x, v: v @ MATRIX),
+    ),
     "varying, matrix": (lambda: FeatureMap(phi), lambda: Custom(phi_matrix)),
     "varying, autodiff": (lambda: FeatureMap(phi), lambda: Custom(matrix=phi_autodiff)),
     "varying, operator": (lambda: FeatureMap(phi), lambda: Custom(operator=phi_operator)),
@@ -214,7 +234,10 @@ ROADS = {  # both metrics; sinh acts on each coordinate, so that its H is diag(c
     "varying, inner": (lambda: FeatureMap(phi), lambda: Custom(inner=phi_inner)),
     "varying, factor_product()": (lambda: FeatureMap(phi), lambda: own(factor_product=phi_product)),
     "varying, matrix()": (lambda: FeatureMap(phi), lambda: own(matrix=phi_matrix)),
-    "varying, diagonal()": (lambda: FeatureMap(torch.sinh), lambda: own(diagonal=lambda x: x.cosh() ** 2)),
+    "varying, diagonal()": (
+        lambda: FeatureMap(torch.sinh),
+        lambda: own(diagonal=lambda x: x.cosh() ** 2),
+    ),
 }
 
 
@@ -222,7 +245,12 @@ ROADS = {  # both metrics; sinh acts on each coordinate, so that its H is diag(c
 class TestTwoRoads:
     @pytest.mark.parametrize("quantity", QUANTITIES)
     def test_pointwise(self, road, quantity):
-        points = {"z": draw(10, 6, 2), "u": draw(11, 6, 2), "v": draw(12, 6, 2), "c": draw(13, 6, 4, 2)}
+        points = {
+            "z": draw(10, 6, 2),
+            "u": draw(11, 6, 2),
+            "v": draw(12, 6, 2),
+            "c": draw(13, 6, 4, 2),
+        }
         fast, slow = (
             getattr(Manifold(decoder, make()), quantity)(*(points[p] for p in QUANTITIES[quantity]))
             for make in ROADS[road]
@@ -239,8 +267,9 @@ class TestTwoRoads:
             d = M.distance(a, b, rtol=1e-8, init=results[-1].curve)
             gradients.append(torch.stack(torch.autograd.grad(d.sum(), (a, b))))
         fast, slow = results
-        # Both promise 1e-8 of one length, though their discrete energies differ. Node positions, and with them the
-        # end tangents, are of order h² where the length is of order h⁴: they agree to its square root.
+        # Both promise 1e-8 of one length, though their discrete energies differ. Node positions,
+        # and with them the end tangents, are of order h² where the length is of order h⁴: they
+        # agree to its square root.
         assert_close(slow.length, fast.length, rtol=2e-8, atol=0)
         assert_close(slow.index, fast.index)
         assert_close(slow.curve(0.5), fast.curve(0.5), rtol=0, atol=1e-4)
@@ -304,21 +333,39 @@ class TestConstructors:
         ("make", "message"),
         [
             (lambda: own(), "overrides one of features, factor_product, diagonal, matrix, product"),
-            (lambda: Custom(), "exactly one of function, matrix, diagonal, operator, factor, inner, got none"),
-            (lambda: Custom(matrix=phi_matrix, diagonal=squares), "exactly one of .*, got matrix, diagonal"),
+            (
+                lambda: Custom(),
+                "exactly one of function, matrix, diagonal, operator, factor, inner, got none",
+            ),
+            (
+                lambda: Custom(matrix=phi_matrix, diagonal=squares),
+                "exactly one of .*, got matrix, diagonal",
+            ),
             (lambda: Custom(3.0), "a function"),
             (lambda: Custom(matrix=MATRIX), "a function"),
             (lambda: Diagonal(torch.tensor([1.0, -2.0])), r"none negative, got .* minimum -2"),
             (lambda: Diagonal(torch.tensor([0.0, -1e-9])), r"none negative, got .* minimum -1e-09"),
             (lambda: Diagonal(torch.tensor([1.0, torch.inf])), "finite weights"),
             (lambda: Diagonal(torch.tensor([1.0, torch.nan])), "finite weights"),
-            (lambda: Diagonal(torch.ones(2, 2)), r"weights of shape \(D,\), none negative, got \(2, 2\)"),
-            (lambda: Diagonal(torch.ones(0)), r"weights of shape \(D,\), none negative, got \(0,\)"),
+            (
+                lambda: Diagonal(torch.ones(2, 2)),
+                r"weights of shape \(D,\), none negative, got \(2, 2\)",
+            ),
+            (
+                lambda: Diagonal(torch.ones(0)),
+                r"weights of shape \(D,\), none negative, got \(0,\)",
+            ),
             (lambda: Diagonal([1.0, 2.0]), "tensor"),
             (lambda: Diagonal(torch.tensor([1, 2])), "int64"),
-            (lambda: Constant(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "smallest eigenvalue -1.*multiple of the ident"),
+            (
+                lambda: Constant(torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
+                "smallest eigenvalue -1.*multiple of the ident",
+            ),
             (lambda: Constant(torch.ones(2, 2)), "positive definite"),
-            (lambda: Constant(torch.tensor([[2.0, 1.0], [0.0, 2.0]])), "symmetric matrix.*Symmetrise"),
+            (
+                lambda: Constant(torch.tensor([[2.0, 1.0], [0.0, 2.0]])),
+                "symmetric matrix.*Symmetrise",
+            ),
             (lambda: Constant(torch.full((2, 2), torch.nan)), "finite"),
             (lambda: Constant(torch.ones(2, 3)), r"shape \(D, D\), got \(2, 3\)"),
             (lambda: Constant([[1.0, 0.0], [0.0, 1.0]]), "tensor"),
@@ -356,11 +403,17 @@ SKEWED = torch.eye(D).double() + torch.ones(D, D).double().triu(1)
         (Custom(lambda x: (x - 2).log()), "a finite metric.*formula"),
         (Custom(matrix=lambda x: phi_matrix(x) / 0), "a finite metric"),
         (FeatureMap(lambda x: (x - 2).log()), "finite"),
-        (Custom(lambda x: x[:, :2]), r"H of shape \(2, 3, 3\), \(3, 3\) or \(2, 3\) .*got \(2, 2\)"),
+        (
+            Custom(lambda x: x[:, :2]),
+            r"H of shape \(2, 3, 3\), \(3, 3\) or \(2, 3\) .*got \(2, 2\)",
+        ),
         (Custom(lambda x: phi_matrix(x)[:, :2]), r"got \(2, 2, 3\).*flattened data \(k, D\)"),
         (Custom(matrix=lambda x: torch.eye(2).to(x)), r"got \(2, 2\)"),
         (Custom(diagonal=lambda x: x[:, :2]), r"got \(2, 2\)"),
-        (Custom(operator=lambda x, v: v[:, :2]), "dimension 3.*Check its shapes|H.x. v of shape .2, 3., got .2, 2."),
+        (
+            Custom(operator=lambda x, v: v[:, :2]),
+            "dimension 3.*Check its shapes|H.x. v of shape .2, 3., got .2, 2.",
+        ),
         (Custom(inner=lambda x, u, v: u[:, 0] * v[:, 1]), "a symmetric metric"),
         (Custom(inner=lambda x, u, v: -(u * v).sum(-1)), "a positive metric"),
         (Custom(inner=lambda x, u, v: u * v), "Check its shapes"),
@@ -371,15 +424,33 @@ SKEWED = torch.eye(D).double() + torch.ones(D, D).double().triu(1)
         (own(diagonal=lambda x: x[:, :2]), "dimension 3.*Check its shapes"),
         (own(features=lambda x: x.sum()), r"features with 2 rows, got \(\)"),
         (own(features=lambda x: (x, x)), "features with 2 rows, got tuple"),
-        (FeatureMap(lambda x: x[:1]), r"features with 2 rows, got \(1, 3\). Keep the batch axis first"),
+        (
+            FeatureMap(lambda x: x[:1]),
+            r"features with 2 rows, got \(1, 3\). Keep the batch axis first",
+        ),
         (FeatureMap(torch.nn.Linear(4, 2).double()), "(?i)shape"),
-        (Diagonal(torch.ones(4).double()), "data of dimension 4, got 3. Does the metric belong to this decoder"),
-        (Constant(torch.eye(2).double()), "data of dimension 2, got 3. Does the metric belong to this decoder"),
-        (Diagonal(torch.ones(3)), r"float32 on cpu, got torch.float64.*Move both at once with Manifold\.to"),
-        (Constant(torch.eye(3)), r"float32 on cpu, got torch.float64.*Move both at once with Manifold\.to"),
+        (
+            Diagonal(torch.ones(4).double()),
+            "data of dimension 4, got 3. Does the metric belong to this decoder",
+        ),
+        (
+            Constant(torch.eye(2).double()),
+            "data of dimension 2, got 3. Does the metric belong to this decoder",
+        ),
+        (
+            Diagonal(torch.ones(3)),
+            r"float32 on cpu, got torch.float64.*Move both at once with Manifold\.to",
+        ),
+        (
+            Constant(torch.eye(3)),
+            r"float32 on cpu, got torch.float64.*Move both at once with Manifold\.to",
+        ),
         (FeatureMap(torch.nn.Linear(3, 2)), "(?i)dtype"),
         (Custom(lambda x: torch.eye(3)), "(?i)float"),
-        (Custom(lambda x: squares(x).float()), "float64.*got torch.float32"),  # would lose half the digits silently
+        (
+            Custom(lambda x: squares(x).float()),
+            "float64.*got torch.float32",
+        ),  # would lose half the digits silently
     ],
 )
 class TestCheck:
@@ -392,14 +463,17 @@ class TestCheck:
             Manifold(lambda z: z, ambient=metric).metric(draw(0, 2, D))
 
 
-@pytest.mark.parametrize("make", [Custom, lambda f: Custom(diagonal=f), lambda f: own(diagonal=f), FeatureMap])
+@pytest.mark.parametrize(
+    "make", [Custom, lambda f: Custom(diagonal=f), lambda f: own(diagonal=f), FeatureMap]
+)
 def test_another_dtype_than_that_of_the_data_is_refused(make):
     with pytest.raises(AmbientError, match="float32.*got torch.float64"):
         make(lambda x: squares(x).double()).check(draw(0, 2, D).float())
 
 
 def test_a_semidefinite_metric_may_pull_back_to_a_definite_one():
-    # diag(1, 1, 0) does not see the third coordinate of the graph (z, z₀); the plane below it is flat.
+    # diag(1, 1, 0) does not see the third coordinate of the graph (z, z₀); the plane below it is
+    # flat.
     flat = torch.tensor([1.0, 1.0, 0.0]).double()
     M = Manifold(lambda z: torch.cat([z, z[:, :1]], 1), ambient=Custom(diagonal=constantly(flat)))
     z = draw(0, 4, 2)
@@ -425,7 +499,10 @@ class Halves(torch.nn.Module):
         (Constant(MATRIX), constantly(MATRIX)),
         (Custom(Halves()), lambda x: squares_matrix(x) / 2),
         (Custom(diagonal=Halves()), lambda x: squares_matrix(x) / 2),
-        (FeatureMap(Halves()), lambda x: (x**2).diag_embed()),  # the Jacobian of (1 + x²)/2 is diag(x)
+        (
+            FeatureMap(Halves()),
+            lambda x: (x**2).diag_embed(),
+        ),  # the Jacobian of (1 + x²)/2 is diag(x)
     ],
 )
 def test_constants_and_modules_move_with_the_manifold(metric, dense):

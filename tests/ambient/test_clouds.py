@@ -1,4 +1,5 @@
-"""The Info-Riemannian metric: the dense formula, what it ignores, and which motions it finds large."""
+"""The Info-Riemannian metric: the dense formula, what it ignores, and which motions it finds
+large."""
 
 import weakref
 
@@ -39,7 +40,10 @@ def evaluation_points(x, metric):  # (n, d) -> (q, d)
 
 
 def dense(x, metric):
-    """``H_(ia)(kb) = E_q w_i w_k (q − x_i)_a (q − x_k)_b/σ⁴``, entry by entry; σ² in place of σ⁴ at the cloud."""
+    """``H_(ia)(kb) = E_q w_i w_k (q − x_i)_a (q − x_k)_b/σ⁴``, entry by entry.
+
+    Σ² in place of σ⁴ at the cloud.
+    """
     q = evaluation_points(x, metric)
     gap = q[:, None] - x
     w = (-gap.square().sum(-1) / (2 * metric.bandwidth**2)).softmax(-1)
@@ -54,7 +58,9 @@ def by_scores(x, metric):
     def log_density(y, q):
         return torch.logsumexp(-(q - y).square().sum(-1) / (2 * metric.bandwidth**2), 0)
 
-    scores = torch.stack([torch.func.grad(log_density)(x, q).flatten() for q in evaluation_points(x, metric)])
+    scores = torch.stack(
+        [torch.func.grad(log_density)(x, q).flatten() for q in evaluation_points(x, metric)]
+    )
     return scores.T @ scores / len(scores)
 
 
@@ -70,16 +76,24 @@ class TestDenseFormula:
 
     def test_matrix(self, settings, d):
         x, metric = self.case(settings, d)
-        assert_close(metric.matrix(x.flatten(1)), torch.stack([dense(y, metric) for y in x]), **EXACT)
+        assert_close(
+            metric.matrix(x.flatten(1)), torch.stack([dense(y, metric) for y in x]), **EXACT
+        )
 
     def test_products(self, settings, d):
         x, metric = self.case(settings, d)
-        h, v, columns = torch.stack([dense(y, metric) for y in x]), draw(1, 2, 9 * d), draw(2, 2, 9 * d, 3)
+        h, v, columns = (
+            torch.stack([dense(y, metric) for y in x]),
+            draw(1, 2, 9 * d),
+            draw(2, 2, 9 * d, 3),
+        )
         flat = x.flatten(1)
         assert_close(metric.product(flat, v), (h @ v[..., None])[..., 0], **EXACT)
         assert_close(metric.apply_to(flat, columns), h @ columns, **EXACT)
         assert_close(metric.squared_norm(flat, v), torch.einsum("ki,kij,kj->k", v, h, v), **EXACT)
-        assert_close(metric.factor_product(flat, v).square().sum(-1), metric.squared_norm(flat, v), **EXACT)
+        assert_close(
+            metric.factor_product(flat, v).square().sum(-1), metric.squared_norm(flat, v), **EXACT
+        )
 
     def test_chunks_change_nothing(self, settings, d, monkeypatch):
         x, metric = self.case(settings, d)
@@ -92,7 +106,9 @@ class TestDenseFormula:
         metric.check(x)
         if "draws" not in settings:
             h = metric.matrix(x.flatten(1))
-            assert (torch.linalg.eigvalsh(h).amin(-1) < 1e-12 * torch.linalg.eigvalsh(h).amax(-1)).all() == (
+            assert (
+                torch.linalg.eigvalsh(h).amin(-1) < 1e-12 * torch.linalg.eigvalsh(h).amax(-1)
+            ).all() == (
                 settings.get("evaluate") == "cloud"  # rank at most n < n d
             )
 
@@ -104,7 +120,9 @@ def test_it_is_the_fisher_information_of_the_density():
 
 def test_few_evaluation_points_stand_for_the_expectation():
     x, g = draw(0, 8, 2), torch.Generator().manual_seed(1)
-    q = x[torch.randint(8, (400_000,), generator=g)] + 0.6 * torch.randn(400_000, 2, generator=g, dtype=x.dtype)
+    q = x[torch.randint(8, (400_000,), generator=g)] + 0.6 * torch.randn(
+        400_000, 2, generator=g, dtype=x.dtype
+    )
 
     def sampled(q):
         gap = q[:, None] - x
@@ -114,9 +132,13 @@ def test_few_evaluation_points_stand_for_the_expectation():
 
     true = sampled(q)
     error = lambda h: float((h - true).norm() / true.norm())  # noqa: E731 (one expression)
-    few, many = (bound(InfoRiemannian(0.6, draws=n), 8, 2).matrix(x.flatten()[None])[0] for n in (1, 256))
+    few, many = (
+        bound(InfoRiemannian(0.6, draws=n), 8, 2).matrix(x.flatten()[None])[0] for n in (1, 256)
+    )
     assert error(many) < 0.06
-    assert error(many) < error(few) < error(sampled(q[: 4 * 8])) / 2  # as many independent draws as draws=1 has
+    assert (
+        error(many) < error(few) < error(sampled(q[: 4 * 8])) / 2
+    )  # as many independent draws as draws=1 has
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
@@ -126,13 +148,19 @@ def test_the_noise_has_the_moments_of_a_gaussian(d, draws):
     assert noise.shape == (2 * d * draws, d)
     assert_close(noise.mean(0), torch.zeros(d).double(), **EXACT)
     assert_close(noise.T @ noise / len(noise), torch.eye(d).double(), **EXACT)
-    assert_close(torch.einsum("qi,qj,qk->ijk", noise, noise, noise), torch.zeros(d, d, d).double(), **EXACT)
+    assert_close(
+        torch.einsum("qi,qj,qk->ijk", noise, noise, noise), torch.zeros(d, d, d).double(), **EXACT
+    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
 class TestInvariance:
     def test_permutation(self, settings):
-        x, v, metric = draw(0, 1, 12, 3), draw(1, 1, 12, 3), bound(InfoRiemannian(0.5, **settings), 12, 3)
+        x, v, metric = (
+            draw(0, 1, 12, 3),
+            draw(1, 1, 12, 3),
+            bound(InfoRiemannian(0.5, **settings), 12, 3),
+        )
         order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
         product = metric.product(x.flatten(1), v.flatten(1)).view_as(x)
         moved = metric.product(x[:, order].flatten(1), v[:, order].flatten(1)).view_as(x)
@@ -142,10 +170,16 @@ class TestInvariance:
         x, v, metric = draw(0, 1, 36), draw(1, 1, 36), bound(InfoRiemannian(0.5, **settings), 12, 3)
         there = (x.view(1, 12, 3) + torch.tensor([100.0, -50.0, 7.0])).flatten(1)
         assert_close(metric.squared_norm(there, v), metric.squared_norm(x, v), rtol=1e-10, atol=0)
-        # A log-likelihood has no unit: a cloud and its bandwidth in other units have the same metric.
+        # A log-likelihood has no unit: a cloud and its bandwidth in other units have the same
+        # metric.
         other = bound(InfoRiemannian(0.5 * 1e3, **settings), 12, 3)
         power = 1e6 if settings.get("evaluate") == "cloud" else 1  # where the authors drop one 1/σ²
-        assert_close(other.squared_norm(1e3 * x, 1e3 * v), power * metric.squared_norm(x, v), rtol=1e-10, atol=0)
+        assert_close(
+            other.squared_norm(1e3 * x, 1e3 * v),
+            power * metric.squared_norm(x, v),
+            rtol=1e-10,
+            atol=0,
+        )
 
     def test_nothing_but_seed_and_settings_matters(self, settings):
         x, v = draw(0, 1, 36), draw(1, 1, 36)
@@ -159,7 +193,8 @@ class TestWhatItMeasures:
         metric = bound(InfoRiemannian.from_clouds(x, **settings), 256, 3)
         spin = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).double().expand_as(x), x)
         return float(
-            metric.squared_norm(x.flatten(1), x.flatten(1)) / metric.squared_norm(x.flatten(1), spin.flatten(1))
+            metric.squared_norm(x.flatten(1), x.flatten(1))
+            / metric.squared_norm(x.flatten(1), spin.flatten(1))
         )
 
     def test_scaling_a_sphere_weighs_more_than_turning_it(self):
@@ -169,12 +204,20 @@ class TestWhatItMeasures:
         assert 1 / 200 < self.ratio(factor=0.5, evaluate="cloud") < 1 / 50  # 1 : 100
 
     def test_a_point_that_turns_about_its_twin_is_invisible(self):
-        # Two coinciding points that part in opposite directions leave the density's mean, to first order all of it.
-        x, v = torch.zeros(1, 6).double(), torch.tensor([[1.0, 2.0, 3.0, -1.0, -2.0, -3.0]]).double()
+        # Two coinciding points that part in opposite directions leave the density's mean, to first
+        # order all of it.
+        x, v = (
+            torch.zeros(1, 6).double(),
+            torch.tensor([[1.0, 2.0, 3.0, -1.0, -2.0, -3.0]]).double(),
+        )
         metric = bound(InfoRiemannian(0.5), 2, 3)
         assert_close(metric.squared_norm(x, v), torch.zeros(1).double())
         # Together they are one Gaussian, whose mean has Fisher information I/σ².
-        assert_close(metric.squared_norm(x, torch.ones(1, 6).double()), torch.tensor([3 / 0.25]).double(), **EXACT)
+        assert_close(
+            metric.squared_norm(x, torch.ones(1, 6).double()),
+            torch.tensor([3 / 0.25]).double(),
+            **EXACT,
+        )
 
     def test_far_points_are_gaussians_of_their_own(self):
         # Then H = I/(n σ²): each mean has the information 1/σ² of a share 1/n of the mass.
@@ -187,7 +230,10 @@ class TestWhatItMeasures:
         x, v = 3 * sphere_cloud(100).flatten()[None], draw(1, 1, 300)
         true = bound(InfoRiemannian(0.3), 100, 3).product(x, v)
         errors = [
-            float((bound(InfoRiemannian(0.3, neighbors=p), 100, 3).product(x, v) - true).norm() / true.norm())
+            float(
+                (bound(InfoRiemannian(0.3, neighbors=p), 100, 3).product(x, v) - true).norm()
+                / true.norm()
+            )
             for p in (4, 8, 16, 32)
         ]
         assert errors[0] > errors[1] > errors[2] > errors[3]
@@ -198,7 +244,10 @@ BALL = sphere_cloud(30)
 
 
 def shape(z):  # (k, 2) -> (k, 30, 3): an ellipsoid with two half axes
-    return BALL.to(z) * torch.stack([z[:, 0].exp(), z[:, 1].exp(), torch.ones_like(z[:, 0])], -1)[:, None]
+    return (
+        BALL.to(z)
+        * torch.stack([z[:, 0].exp(), z[:, 1].exp(), torch.ones_like(z[:, 0])], -1)[:, None]
+    )
 
 
 class TestManifold:
@@ -206,7 +255,8 @@ class TestManifold:
 
     @pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
     def test_laws(self, settings):
-        # With a neighbourhood that no derivative changes, all laws hold; one that lies open may be crossed by a check.
+        # With a neighbourhood that no derivative changes, all laws hold; one that lies open may be
+        # crossed by a check.
         settings = settings | ({"neighbors": 29} if "neighbors" in settings else {})
         check_manifold(Manifold(shape, InfoRiemannian(0.8, **settings)), draw(0, 3, 2))
 
@@ -228,7 +278,9 @@ class TestManifold:
         other = Manifold(lambda y: shape(y.sinh() / 2), InfoRiemannian(0.8))
         z0, z1 = draw(0, 3, 2) / 2, draw(1, 3, 2) / 2
         d = self.M.distance(z0, z1, rtol=1e-6)
-        assert_close(other.distance((2 * z0).asinh(), (2 * z1).asinh(), rtol=1e-6), d, rtol=4e-6, atol=0)
+        assert_close(
+            other.distance((2 * z0).asinh(), (2 * z1).asinh(), rtol=1e-6), d, rtol=4e-6, atol=0
+        )
 
     def test_points_without_their_names(self):
         order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
@@ -244,7 +296,9 @@ class TestManifold:
         z = draw(0, 4, 2)
         assert len(getattr(fresh, call)(z[:0])) == 0
         fresh = Manifold(shape, InfoRiemannian(0.8))
-        assert_close(torch.func.vmap(getattr(fresh, call))(z), getattr(self.M, call)(z), rtol=1e-9, atol=1e-9)
+        assert_close(
+            torch.func.vmap(getattr(fresh, call))(z), getattr(self.M, call)(z), rtol=1e-9, atol=1e-9
+        )
 
 
 class _Largest(TorchDispatchMode):
@@ -280,11 +334,17 @@ def test_memory_stays_far_below_the_matrix(settings):
 
 class TestBandwidth:
     def test_rule(self):
-        # On a line with gaps 1, 1, 2, 5 the nearest neighbours are 1, 1, 1, 2, 5 away: the median is 1.
-        line = torch.tensor([0.0, 1, 2, 4, 9])[:, None] * torch.tensor([3.0, 4.0])  # steps of length 5
+        # On a line with gaps 1, 1, 2, 5 the nearest neighbours are 1, 1, 1, 2, 5 away: the median
+        # is 1.
+        line = torch.tensor([0.0, 1, 2, 4, 9])[:, None] * torch.tensor(
+            [3.0, 4.0]
+        )  # steps of length 5
         clouds = torch.stack([line, 3 * line]).double()
         assert_close(InfoRiemannian.from_clouds(clouds).bandwidth, 2 * (5 + 15) / 2)
-        assert_close(InfoRiemannian.from_clouds(clouds, factor=0.5, evaluate="cloud").bandwidth, 0.5 * (5 + 15) / 2)
+        assert_close(
+            InfoRiemannian.from_clouds(clouds, factor=0.5, evaluate="cloud").bandwidth,
+            0.5 * (5 + 15) / 2,
+        )
 
     @pytest.mark.parametrize(
         ("make", "error", "message"),
@@ -294,18 +354,46 @@ class TestBandwidth:
             (lambda: InfoRiemannian(1.0, evaluate="here"), OptionError, "'kde' or 'cloud'"),
             (lambda: InfoRiemannian(1.0, draws=0), OptionError, "draws of at least 1"),
             (lambda: InfoRiemannian(1.0, neighbors=0), OptionError, "neighbors of at least 1"),
-            (lambda: InfoRiemannian.from_clouds(torch.zeros(4, 3)), AmbientError, r"\(N, n, d\).*got \(4, 3\)"),
-            (lambda: InfoRiemannian.from_clouds(torch.zeros(2, 4, 3)), AmbientError, "repeated points.*torch.unique"),
+            (
+                lambda: InfoRiemannian.from_clouds(torch.zeros(4, 3)),
+                AmbientError,
+                r"\(N, n, d\).*got \(4, 3\)",
+            ),
+            (
+                lambda: InfoRiemannian.from_clouds(torch.zeros(2, 4, 3)),
+                AmbientError,
+                "repeated points.*torch.unique",
+            ),
             (
                 lambda: InfoRiemannian.from_clouds(draw(0, 3, 5, 2).repeat_interleave(2, 1)),
                 AmbientError,
                 r"from_clouds: .*repeated points.*InfoRiemannian\(bandwidth=0.1\)",
             ),
-            (lambda: InfoRiemannian.from_clouds(torch.full((2, 4, 3), torch.nan)), AmbientError, "finite clouds"),
-            (lambda: InfoRiemannian.from_clouds(draw(0, 2, 4, 3), factor=0.0), OptionError, "positive factor"),
-            (lambda: InfoRiemannian.from_clouds(draw(0, 2, 4, 3), factor=-1.0), OptionError, "positive factor"),
-            (lambda: InfoRiemannian(1.0).product(torch.zeros(1, 6), torch.zeros(1, 6)), AmbientError, "Call bind"),
-            (lambda: InfoRiemannian(1.0).check(torch.zeros(2, 6)), AmbientError, r"clouds \(n, d\)"),
+            (
+                lambda: InfoRiemannian.from_clouds(torch.full((2, 4, 3), torch.nan)),
+                AmbientError,
+                "finite clouds",
+            ),
+            (
+                lambda: InfoRiemannian.from_clouds(draw(0, 2, 4, 3), factor=0.0),
+                OptionError,
+                "positive factor",
+            ),
+            (
+                lambda: InfoRiemannian.from_clouds(draw(0, 2, 4, 3), factor=-1.0),
+                OptionError,
+                "positive factor",
+            ),
+            (
+                lambda: InfoRiemannian(1.0).product(torch.zeros(1, 6), torch.zeros(1, 6)),
+                AmbientError,
+                "Call bind",
+            ),
+            (
+                lambda: InfoRiemannian(1.0).check(torch.zeros(2, 6)),
+                AmbientError,
+                r"clouds \(n, d\)",
+            ),
         ],
     )
     def test_what_is_refused(self, make, error, message):
@@ -315,9 +403,16 @@ class TestBandwidth:
     def test_one_metric_for_two_decoders(self):
         metric = InfoRiemannian(1.0)
         Manifold(lambda z: z.view(-1, 1, 2), metric).metric(draw(0, 1, 2))
-        Manifold(lambda z: z.view(-1, 1, 2) + 1, metric).metric(draw(0, 1, 2))  # another decoder, the same shape
-        with pytest.raises(AmbientError, match=r"shape \(1, 2\), as before, got \(2, 1\).*one metric for each"):
+        Manifold(lambda z: z.view(-1, 1, 2) + 1, metric).metric(
+            draw(0, 1, 2)
+        )  # another decoder, the same shape
+        with pytest.raises(
+            AmbientError, match=r"shape \(1, 2\), as before, got \(2, 1\).*one metric for each"
+        ):
             Manifold(lambda z: z.view(-1, 2, 1), metric).metric(draw(0, 1, 2))
 
     def test_repr(self):
-        assert repr(InfoRiemannian(0.5, neighbors=7)) == "InfoRiemannian(bandwidth=0.5, evaluate='kde', neighbors=7)"
+        assert (
+            repr(InfoRiemannian(0.5, neighbors=7))
+            == "InfoRiemannian(bandwidth=0.5, evaluate='kde', neighbors=7)"
+        )

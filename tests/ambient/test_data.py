@@ -1,4 +1,5 @@
-"""Metrics from data and from classifiers: their formulas by hand, closed-form distances, and what is refused."""
+"""Metrics from data and from classifiers: their formulas by hand, closed-form distances, and what
+is refused."""
 
 import pytest
 import torch
@@ -35,21 +36,30 @@ class TestDensity:
         diagonal = Density(DATA, 0.5, floor=0.1, neighbors=neighbors)
         assert_close(diagonal.matrix(self.x), (1 / (s + 0.1)).diag_embed(), **EXACT)
         conformal = Density(DATA, 0.5, "conformal", floor=0.1, neighbors=neighbors)
-        assert_close(conformal.diagonal(self.x), (1 / (s.mean(-1, keepdim=True) + 0.1)).expand(6, 3), **EXACT)
+        assert_close(
+            conformal.diagonal(self.x), (1 / (s.mean(-1, keepdim=True) + 0.1)).expand(6, 3), **EXACT
+        )
         density = Density(DATA, 0.5, "density", floor=0.1, neighbors=neighbors)
         h = (h / local_variance(DATA, DATA, 0.5)[1].max())[:, None]
         assert_close(density.diagonal(self.x), (1 / (h + 0.1)).expand(6, 3), **EXACT)
 
     def test_neighbours_take_the_nearest(self):
         s = torch.stack(
-            [local_variance(x[None], DATA[(DATA - x).norm(dim=-1).argsort()[:7]], 0.5)[0][0] for x in self.x]
+            [
+                local_variance(x[None], DATA[(DATA - x).norm(dim=-1).argsort()[:7]], 0.5)[0][0]
+                for x in self.x
+            ]
         )
-        assert_close(Density(DATA, 0.5, floor=0.1, neighbors=7).diagonal(self.x), 1 / (s + 0.1), **EXACT)
+        assert_close(
+            Density(DATA, 0.5, floor=0.1, neighbors=7).diagonal(self.x), 1 / (s + 0.1), **EXACT
+        )
 
     @pytest.mark.parametrize("kind", ["diagonal", "conformal", "density"])
     def test_far_from_all_data_it_is_the_inverse_floor(self, kind):
         metric = Density(DATA, 0.5, kind, floor=0.25)
-        assert_close(metric.matrix(self.x + 100), 4 * torch.eye(3).double().expand(6, 3, 3), **EXACT)
+        assert_close(
+            metric.matrix(self.x + 100), 4 * torch.eye(3).double().expand(6, 3, 3), **EXACT
+        )
 
     def test_defaults(self):
         # On a line with step 1, the tenth neighbour of an inner datum is 5 away.
@@ -64,7 +74,8 @@ class TestDensity:
     @pytest.mark.parametrize("neighbors", [None, 20])
     def test_laws(self, kind, neighbors):
         M = Manifold(
-            lambda z: torch.cat([z, z[:, :1] * z[:, 1:]], 1) + 5, Density(DATA, 0.4, kind, neighbors=neighbors)
+            lambda z: torch.cat([z, z[:, :1] * z[:, 1:]], 1) + 5,
+            Density(DATA, 0.4, kind, neighbors=neighbors),
         )
         check_manifold(M, 0.5 * draw(2, 3, 2))
 
@@ -78,11 +89,18 @@ class TestDensity:
     def test_float32_far_from_the_origin(self):
         single = Density((DATA + 1000).float(), 0.5, floor=0.1).diagonal((self.x + 1000).float())
         # Coordinates near 1000 are themselves known to 6e-5 only, a part of 1e-4 of the bandwidth.
-        assert_close(single, Density(DATA, 0.5, floor=0.1).diagonal(self.x).float(), rtol=3e-3, atol=0)
+        assert_close(
+            single, Density(DATA, 0.5, floor=0.1).diagonal(self.x).float(), rtol=3e-3, atol=0
+        )
 
     def test_it_moves_with_the_manifold(self):
         M = Manifold(lambda z: z, Density(DATA, 0.5))
-        assert_close(M.to(dtype=torch.float32).metric(self.x.float()), M.metric(self.x).float(), rtol=1e-3, atol=1e-4)
+        assert_close(
+            M.to(dtype=torch.float32).metric(self.x.float()),
+            M.metric(self.x).float(),
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
     def test_geodesics_go_round_a_hole(self):
         angle = torch.linspace(0, 2 * torch.pi, 81)[:-1].double()
@@ -109,7 +127,11 @@ class TestDensity:
             (lambda: Density(DATA, -1.0), AmbientError, "a positive bandwidth, got -1.0"),
             (lambda: Density(DATA, floor=0.0), AmbientError, "a positive floor"),
             (lambda: Density(DATA, neighbors=0), AmbientError, "a positive neighbors"),
-            (lambda: Density(DATA).check(draw(0, 2, 4)), AmbientError, "data of dimension 3, got 4"),
+            (
+                lambda: Density(DATA).check(draw(0, 2, 4)),
+                AmbientError,
+                "data of dimension 3, got 4",
+            ),
             (lambda: Density(DATA).check(draw(0, 2, 3).float()), AmbientError, r"Manifold\.to"),
         ],
     )
@@ -118,16 +140,29 @@ class TestDensity:
             make()
 
     def test_repr(self):
-        assert repr(Density(DATA, 0.5, floor=0.1)) == "Density(40×3, bandwidth=0.5, kind='diagonal', floor=0.1)"
+        assert (
+            repr(Density(DATA, 0.5, floor=0.1))
+            == "Density(40×3, bandwidth=0.5, kind='diagonal', floor=0.1)"
+        )
 
 
 class TestMahalanobis:
     def test_it_is_the_inverse_covariance(self):
         gap = DATA - DATA.mean(0)
         covariance = gap.T @ gap / 39
-        assert_close(Constant.from_data(DATA).matrix(DATA[:1])[0], torch.linalg.inv(covariance), rtol=1e-9, atol=1e-9)
+        assert_close(
+            Constant.from_data(DATA).matrix(DATA[:1])[0],
+            torch.linalg.inv(covariance),
+            rtol=1e-9,
+            atol=1e-9,
+        )
         with_ridge = Constant.from_data(DATA, ridge=0.3).matrix(DATA[:1])[0]
-        assert_close(with_ridge, torch.linalg.inv(covariance + 0.3 * torch.eye(3).double()), rtol=1e-9, atol=1e-9)
+        assert_close(
+            with_ridge,
+            torch.linalg.inv(covariance + 0.3 * torch.eye(3).double()),
+            rtol=1e-9,
+            atol=1e-9,
+        )
 
     def test_distances_do_not_depend_on_the_units_of_the_data(self):
         mix = draw(4, 3, 3) + torch.eye(3)
@@ -139,9 +174,13 @@ class TestMahalanobis:
             atol=0,
         )
 
-    @pytest.mark.parametrize("data", [DATA[:3], DATA[:, :1].expand(40, 3), torch.cat([DATA, DATA.sum(1, True)], 1)])
+    @pytest.mark.parametrize(
+        "data", [DATA[:3], DATA[:, :1].expand(40, 3), torch.cat([DATA, DATA.sum(1, True)], 1)]
+    )
     def test_a_singular_covariance_is_refused(self, data):
-        with pytest.raises(AmbientError, match="vary in every direction.*Give a ridge, or use LowRank"):
+        with pytest.raises(
+            AmbientError, match="vary in every direction.*Give a ridge, or use LowRank"
+        ):
             Constant.from_data(data)
         Constant.from_data(data, ridge=1e-3)
 
@@ -159,7 +198,10 @@ class TestLowRank:
             (lambda: LowRank([[1.0]]), "tensor"),
             (lambda: LowRank(torch.ones(3, 1), torch.ones(2)), r"diagonal of shape \(3,\)"),
             (lambda: LowRank(torch.ones(3, 1), -1.0), "not negative"),
-            (lambda: LowRank(torch.ones(3, 1).double()).check(draw(0, 2, 4)), "data of dimension 3, got 4"),
+            (
+                lambda: LowRank(torch.ones(3, 1).double()).check(draw(0, 2, 4)),
+                "data of dimension 3, got 4",
+            ),
         ],
     )
     def test_what_is_refused(self, make, message):
@@ -167,7 +209,9 @@ class TestLowRank:
             make()
 
     def test_without_a_diagonal_only_some_directions_count(self):
-        M = Manifold(lambda z: torch.cat([z, z.square()], -1), LowRank(torch.eye(2, 1).double(), 0.0))
+        M = Manifold(
+            lambda z: torch.cat([z, z.square()], -1), LowRank(torch.eye(2, 1).double(), 0.0)
+        )
         z0, z1 = draw(0, 4, 1), draw(1, 4, 1)
         assert_close(M.distance(z0, z1), (z0 - z1).abs()[:, 0], rtol=1e-6, atol=0)
 
@@ -189,7 +233,9 @@ class TestClassifierFisher:
         x = draw(1, 5, 3)
         j = torch.func.vmap(torch.func.jacrev(lambda y: self.logits(y[None])[0]))(x)
         p = self.logits(x).softmax(-1)
-        fisher = j.mT @ (p.diag_embed() - p[:, :, None] * p[:, None]) @ j + ridge * torch.eye(3).double()
+        fisher = (
+            j.mT @ (p.diag_embed() - p[:, :, None] * p[:, None]) @ j + ridge * torch.eye(3).double()
+        )
         assert_close(ClassifierFisher(self.logits, ridge).matrix(x), fisher, **EXACT)
 
     def test_one_logit_is_a_binary_classifier(self):
@@ -197,10 +243,13 @@ class TestClassifierFisher:
         one = ClassifierFisher(lambda x: self.logits(x)[:, :1])
         two = ClassifierFisher(lambda x: torch.nn.functional.pad(self.logits(x)[:, :1], (1, 0)))
         assert_close(one.matrix(x), two.matrix(x), **EXACT)
-        assert_close(one.distance(x, draw(2, 5, 3)), two.distance(x, draw(2, 5, 3)), rtol=1e-9, atol=0)
+        assert_close(
+            one.distance(x, draw(2, 5, 3)), two.distance(x, draw(2, 5, 3)), rtol=1e-9, atol=0
+        )
 
     def test_distance_of_predictions(self):
-        # The identity decodes logits of three classes (one fixed): the whole simplex, d = 2 arccos Σ √(p q).
+        # The identity decodes logits of three classes (one fixed): the whole simplex, d = 2 arccos
+        # Σ √(p q).
         M = Manifold(lambda z: z, ClassifierFisher(lambda x: torch.nn.functional.pad(x, (0, 1))))
         z0, z1 = draw(0, 6, 2), draw(1, 6, 2)
         p, q = (torch.nn.functional.pad(z, (0, 1)).softmax(-1) for z in (z0, z1))
@@ -224,7 +273,9 @@ class TestClassifierFisher:
         torch.manual_seed(0)
         M = Manifold(lambda z: z, ClassifierFisher(torch.nn.Linear(3, 4).double(), ridge=0.1))
         x = draw(0, 3, 3)
-        assert_close(M.to(dtype=torch.float32).metric(x.float()), M.metric(x).float(), rtol=1e-4, atol=1e-5)
+        assert_close(
+            M.to(dtype=torch.float32).metric(x.float()), M.metric(x).float(), rtol=1e-4, atol=1e-5
+        )
 
     @pytest.mark.parametrize(
         ("make", "message"),

@@ -1,4 +1,5 @@
-"""Fisher-Rao: distances in closed form, both roads, heads, named families, and the edges of parameters' ranges."""
+"""Fisher-Rao: distances in closed form, both roads, heads, named families, and the edges of
+parameters' ranges."""
 
 import math
 import threading
@@ -20,7 +21,8 @@ from riemae.testing import check_manifold
 
 
 class TestTruths:
-    """Decoders whose image is the whole space of parameters: distances are those of the family itself."""
+    """Decoders whose image is the whole space of parameters: distances are those of the family
+    itself."""
 
     PAIRS = rand(torch.Generator().manual_seed(3), 2, 5, 2)
 
@@ -51,13 +53,18 @@ class TestTruths:
 
     def test_laplace_is_the_half_plane(self):
         point = lambda z: torch.stack([z[:, 0], z[:, 1].exp()], -1)  # noqa: E731
-        M = self.solve(lambda z: td.Laplace(z[:, :1], z[:, 1:].exp()), lambda a, b: half_plane(point(a), point(b)))
+        M = self.solve(
+            lambda z: td.Laplace(z[:, :1], z[:, 1:].exp()),
+            lambda a, b: half_plane(point(a), point(b)),
+        )
         assert_close(M.gaussian_curvature(Z), torch.full((4,), -1.0).double(), rtol=1e-9, atol=0.0)
 
     @pytest.mark.parametrize("family", [td.Categorical, td.OneHotCategorical])
     def test_categorical_is_a_sphere_of_radius_two(self, family):
         logits = lambda z: F.pad(z, (0, 1))  # noqa: E731
-        truth = lambda a, b: 2 * (logits(a).softmax(-1) * logits(b).softmax(-1)).sqrt().sum(-1).acos()  # noqa: E731
+        truth = lambda a, b: (
+            2 * (logits(a).softmax(-1) * logits(b).softmax(-1)).sqrt().sum(-1).acos()
+        )  # noqa: E731
         M = self.solve(lambda z: family(logits=logits(z)), truth)
         assert_close(M.gaussian_curvature(Z), torch.full((4,), 0.25).double(), rtol=1e-9, atol=0.0)
 
@@ -93,14 +100,20 @@ class TestTruths:
     def test_circles_know_the_short_way_round(self):
         M = Manifold(lambda z: td.VonMises(torch.atan2(z[:, 1:], z[:, :1]), 2.0))
         turn = lambda t: torch.tensor([[math.cos(t), math.sin(t)]], dtype=torch.float64)  # noqa: E731
-        radius = float(Manifold(lambda z: td.VonMises(z, 2.0)).metric(torch.zeros(1, 1).double()).sqrt())
+        radius = float(
+            Manifold(lambda z: td.VonMises(z, 2.0)).metric(torch.zeros(1, 1).double()).sqrt()
+        )
         assert_close(
-            M.ambient_distance(turn(3.0), turn(-3.0)), torch.tensor([(2 * math.pi - 6) * radius], dtype=torch.float64)
+            M.ambient_distance(turn(3.0), turn(-3.0)),
+            torch.tensor([(2 * math.pi - 6) * radius], dtype=torch.float64),
         )
 
 
 class TestRoads:
-    """A parameter that does not depend on z is taken as fixed; what autograd connects to z takes the other road."""
+    """A parameter that does not depend on z is taken as fixed.
+
+    What autograd connects to z takes the other road.
+    """
 
     FIXED = {
         "normal": lambda z, c: td.Normal(free(z), 0.3 + c),
@@ -109,7 +122,9 @@ class TestRoads:
         "gamma": lambda z, c: td.Gamma(2 + c, positive(z)),
         "negative binomial": lambda z, c: td.NegativeBinomial(2 + c, logits=free(z)),
         "von mises": lambda z, c: td.VonMises(free(z), 2 + c),
-        "multivariate": lambda z, c: td.MultivariateNormal(free(z), scale_tril=torch.eye(3).to(z) + c[..., None]),
+        "multivariate": lambda z, c: td.MultivariateNormal(
+            free(z), scale_tril=torch.eye(3).to(z) + c[..., None]
+        ),
     }
 
     @pytest.mark.parametrize("name", FIXED)
@@ -122,7 +137,9 @@ class TestRoads:
         assert not general.ambient.has_features
         assert_close(fast.scalar_curvature(Z), general.scalar_curvature(Z), rtol=1e-7, atol=1e-9)
         pair = (Z[0], Z[1])
-        assert_close(fast.distance(*pair, rtol=1e-6), general.distance(*pair, rtol=1e-6), rtol=2e-6, atol=0.0)
+        assert_close(
+            fast.distance(*pair, rtol=1e-6), general.distance(*pair, rtol=1e-6), rtol=2e-6, atol=0.0
+        )
 
     def test_a_learned_constant_has_a_gradient(self):
         scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -155,7 +172,9 @@ class TestHeads:
         assert M.ambient.has_features
 
     def test_distributions_come_back_as_they_were(self):
-        M = Manifold(lambda z: {"gate": self.BERNOULLI(z), "size": td.Independent(self.NORMAL(z), 1)})
+        M = Manifold(
+            lambda z: {"gate": self.BERNOULLI(z), "size": td.Independent(self.NORMAL(z), 1)}
+        )
         found = M.distribution(Z.expand(5, 4, 2))
         assert list(found) == ["gate", "size"]
         assert found["gate"].batch_shape == (5, 4, 3)
@@ -166,7 +185,9 @@ class TestHeads:
     def test_decode_returns_parameters_and_jacobian_their_derivative(self):
         M = Manifold(lambda z: td.Normal(free(z), positive(z)))
         assert_close(M.decode(Z), torch.cat([free(Z), positive(Z)], -1))
-        expected = torch.autograd.functional.jacobian(lambda z: torch.cat([free(z), positive(z)], -1)[0], Z[:1])
+        expected = torch.autograd.functional.jacobian(
+            lambda z: torch.cat([free(z), positive(z)], -1)[0], Z[:1]
+        )
         assert_close(M.jacobian(Z[0]), expected[:, 0])
         assert M.jacobian(Z).shape == (4, 6, 2)
 
@@ -180,10 +201,14 @@ class TestHeads:
 
     def test_heads_of_different_batches_are_refused(self):
         with pytest.raises(DecoderError, match="one row a point"):
-            Manifold(lambda z: (td.Normal(z, 1.0), td.Normal(torch.zeros(7, 2).to(z), 1.0))).metric(Z)
+            Manifold(lambda z: (td.Normal(z, 1.0), td.Normal(torch.zeros(7, 2).to(z), 1.0))).metric(
+                Z
+            )
 
     def test_structure_must_not_depend_on_the_point(self):
-        M = Manifold(lambda z: td.Normal(z, 1.0) if float(z.detach().sum()) < 50 else td.Laplace(z, 1.0))
+        M = Manifold(
+            lambda z: td.Normal(z, 1.0) if float(z.detach().sum()) < 50 else td.Laplace(z, 1.0)
+        )
         M.metric(Z)
         with pytest.raises(DecoderError, match="same structure"):
             M.decode(100 + Z)
@@ -200,9 +225,21 @@ class TestTensors:
         "normal, scale": (FisherRao("normal", scale=0.4), free, "normal, fixed scale"),
         "normal, mean": (FisherRao("normal", loc=torch.ones(3)), positive, "normal, fixed mean"),
         "binomial": (FisherRao("binomial", total_count=7), free, "binomial"),
-        "negative binomial": (FisherRao("negative_binomial", total_count=3.0), free, "negative binomial"),
-        "gamma": (FisherRao("gamma"), lambda z: torch.cat([positive(z), free(z).exp()], -1), "gamma"),
-        "dirichlet": (FisherRao("dirichlet"), lambda z: torch.stack([positive(z), free(z).exp()], -1), "dirichlet"),
+        "negative binomial": (
+            FisherRao("negative_binomial", total_count=3.0),
+            free,
+            "negative binomial",
+        ),
+        "gamma": (
+            FisherRao("gamma"),
+            lambda z: torch.cat([positive(z), free(z).exp()], -1),
+            "gamma",
+        ),
+        "dirichlet": (
+            FisherRao("dirichlet"),
+            lambda z: torch.stack([positive(z), free(z).exp()], -1),
+            "dirichlet",
+        ),
         "multinomial": (FisherRao("multinomial", total_count=5), classes, "multinomial"),
     }
 
@@ -228,7 +265,10 @@ class TestTensors:
             (lambda: FisherRao("binomial"), "the constant total_count"),
             (lambda: Manifold(free, FisherRao()).metric(Z), "returns torch distributions.*tensor"),
             (lambda: Manifold(free, FisherRao("normal")).metric(Z), "2 n numbers"),
-            (lambda: Manifold(CASES["poisson"].decoder, FisherRao("normal")).metric(Z), "normal, got poisson"),
+            (
+                lambda: Manifold(CASES["poisson"].decoder, FisherRao("normal")).metric(Z),
+                "normal, got poisson",
+            ),
             (lambda: FisherRao().product(Z, Z), "a family"),
             (lambda: FisherRao("gamma").features(Z), "a feature map"),
         ],
@@ -266,7 +306,10 @@ class TestDefault:
 
     def test_before_first_use_the_solver_may_ask(self):
         M = Manifold(CASES["poisson"].decoder)
-        assert_close(solvers.geodesic(M, Z[0], Z[1]).length, Manifold(CASES["poisson"].decoder).distance(Z[0], Z[1]))
+        assert_close(
+            solvers.geodesic(M, Z[0], Z[1]).length,
+            Manifold(CASES["poisson"].decoder).distance(Z[0], Z[1]),
+        )
 
     def test_inside_vmap_nobody_can_look(self):
         decoder = CASES["normal, fixed scale"].decoder
@@ -282,7 +325,9 @@ class TestDefault:
 
 class TestValidation:
     def test_torch_checks_parameters_at_first_use(self, monkeypatch):
-        monkeypatch.setattr(td.Distribution, "_validate_args", True)  # torch.compile, once used, switches it off
+        monkeypatch.setattr(
+            td.Distribution, "_validate_args", True
+        )  # torch.compile, once used, switches it off
         with pytest.raises(DecoderError, match="rate"):
             Manifold(lambda z: td.Poisson(z - 10)).metric(Z)
 
@@ -298,7 +343,9 @@ class TestValidation:
         name = "logits" if family is td.Bernoulli else "loc"
         rest = {} if family is td.Bernoulli else {"scale": 0.5}
         insisting = Manifold(lambda z: family(**{name: free(z)}, **rest, validate_args=True))
-        assert_close(insisting.metric(Z), Manifold(lambda z: family(**{name: free(z)}, **rest)).metric(Z))
+        assert_close(
+            insisting.metric(Z), Manifold(lambda z: family(**{name: free(z)}, **rest)).metric(Z)
+        )
 
     def test_is_switched_on_again_whatever_happens_in_other_threads(self):
         before = td.Distribution._validate_args
@@ -321,7 +368,9 @@ class TestValidation:
 
 class TestEdges:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("family", [td.Bernoulli, td.Geometric, lambda logits: td.Binomial(3, logits=logits)])
+    @pytest.mark.parametrize(
+        "family", [td.Bernoulli, td.Geometric, lambda logits: td.Binomial(3, logits=logits)]
+    )
     def test_certain_logits(self, family, dtype):
         z = torch.tensor([[-1e4], [-200.0], [0.0], [200.0], [1e4]], dtype=dtype)
         M = Manifold(lambda z: family(logits=z))
@@ -383,7 +432,11 @@ class TestEdges:
         lambda z: td.Gamma(F.pad(z, (0, 9_998)).exp(), F.pad(z, (0, 9_998)).exp()),
     ])  # fmt: skip
     def test_ten_thousand_dimensions(self, decoder):
-        small = Manifold(lambda z: decoder(z).__class__(**{n: v[:, :2] for n, v in parameters(decoder(z)).items()}))
+        small = Manifold(
+            lambda z: decoder(z).__class__(
+                **{n: v[:, :2] for n, v in parameters(decoder(z)).items()}
+            )
+        )
         z = Z[:2].float()
         M = Manifold(decoder)
         assert_close(M.metric(z), small.metric(z))  # the other variables do not move
@@ -391,6 +444,9 @@ class TestEdges:
 
     def test_float32_agrees_with_float64(self):
         for name, case in CASES.items():
-            wide, narrow = Manifold(case.decoder).metric(Z), Manifold(case.decoder).metric(Z.float())
+            wide, narrow = (
+                Manifold(case.decoder).metric(Z),
+                Manifold(case.decoder).metric(Z.float()),
+            )
             assert narrow.dtype == torch.float32
             assert_close(narrow.double(), wide, rtol=2e-4, atol=1e-5, msg=name)

@@ -1,7 +1,8 @@
-"""Every ambient metric in every kind of question: laws, geodesics, exponential map, gradients, curvature, distortion.
+"""Every ambient metric in every kind of question: laws, geodesics, exponential map, gradients,
+curvature, distortion.
 
-A new metric is one line in ``CASES``: a decoder with two latent coordinates, and the metric of its data.
-"""
+A new metric is one line in ``CASES``: a decoder with two latent coordinates, and the metric of its
+data."""
 
 import geoopt
 import pytest
@@ -52,8 +53,12 @@ def covariance(z):  # (k, 2) -> (k, 2, 2)
 def frame(z):  # (k, 2) -> (k, 3, 2): the first columns of a turn about z after one about x
     u, v = (z + 0.5 * z.flip(-1).square()).unbind(-1)
     zero, one = torch.zeros_like(u), torch.ones_like(u)
-    about_z = torch.stack([u.cos(), -u.sin(), zero, u.sin(), u.cos(), zero, zero, zero, one], -1).view(-1, 3, 3)
-    about_x = torch.stack([one, zero, zero, zero, v.cos(), -v.sin(), zero, v.sin(), v.cos()], -1).view(-1, 3, 3)
+    about_z = torch.stack(
+        [u.cos(), -u.sin(), zero, u.sin(), u.cos(), zero, zero, zero, one], -1
+    ).view(-1, 3, 3)
+    about_x = torch.stack(
+        [one, zero, zero, zero, v.cos(), -v.sin(), zero, v.sin(), v.cos()], -1
+    ).view(-1, 3, 3)
     return (about_z @ about_x)[:, :, :2]
 
 
@@ -92,8 +97,14 @@ CASES = {
     "Constant.from_data": (surface, lambda: ambient.Constant.from_data(DATA)),
     "LowRank": (surface, lambda: ambient.LowRank(U)),
     "FeatureMap": (image, lambda: ambient.FeatureMap(Filter())),
-    "ClassifierFisher": (surface, lambda: ambient.ClassifierFisher(lambda x: torch.cat([x, x[:, :1] ** 2], 1))),
-    "ClassifierFisher, binary": (surface, lambda: ambient.ClassifierFisher(lambda x: x.sum(1, True), ridge=0.5)),
+    "ClassifierFisher": (
+        surface,
+        lambda: ambient.ClassifierFisher(lambda x: torch.cat([x, x[:, :1] ** 2], 1)),
+    ),
+    "ClassifierFisher, binary": (
+        surface,
+        lambda: ambient.ClassifierFisher(lambda x: x.sum(1, True), ridge=0.5),
+    ),
     "Density": (surface, lambda: ambient.Density(DATA, 0.5)),
     "Density, conformal": (surface, lambda: ambient.Density(DATA, 0.5, "conformal", neighbors=60)),
     "Density, density": (surface, lambda: ambient.Density(DATA, 0.5, "density")),
@@ -104,16 +115,28 @@ CASES = {
     "Geoopt, hyperboloid": (hyperboloid, lambda: ambient.Geoopt(geoopt.Lorentz())),
     "Geoopt, SPD": (covariance, lambda: ambient.Geoopt(geoopt.SymmetricPositiveDefinite())),
     "Geoopt, Stiefel": (frame, lambda: ambient.Geoopt(geoopt.CanonicalStiefel())),
-    "Geoopt, product": (lambda z: torch.cat([sphere(z), ball(z)], 1), lambda: ambient.Geoopt(PRODUCT)),
+    "Geoopt, product": (
+        lambda z: torch.cat([sphere(z), ball(z)], 1),
+        lambda: ambient.Geoopt(PRODUCT),
+    ),
     "FisherRao, features": (counts, ambient.FisherRao),
     "FisherRao, inner product": (uncertain, ambient.FisherRao),
     "Expected": (uncertain, ambient.Expected),
-    "Averaged": (Ensemble([surface, lambda z: surface(1.2 * z)]), ambient.Euclidean),  # Manifold puts it around
+    "Averaged": (
+        Ensemble([surface, lambda z: surface(1.2 * z)]),
+        ambient.Euclidean,
+    ),  # Manifold puts it around
     "Custom, function": (surface, lambda: ambient.Custom(lambda x: 1 + x**2)),
     "Custom, matrix": (surface, lambda: ambient.Custom(matrix=varying)),
-    "Custom, operator": (surface, lambda: ambient.Custom(operator=lambda x, v: v + x * (x * v).sum(-1, True))),
+    "Custom, operator": (
+        surface,
+        lambda: ambient.Custom(operator=lambda x, v: v + x * (x * v).sum(-1, True)),
+    ),
     "Custom, factor": (surface, lambda: ambient.Custom(factor=lambda x, v: v * (1 + x**2).sqrt())),
-    "Custom, inner": (surface, lambda: ambient.Custom(inner=lambda x, u, v: ((1 + x**2) * u * v).sum(-1))),
+    "Custom, inner": (
+        surface,
+        lambda: ambient.Custom(inner=lambda x, u, v: ((1 + x**2) * u * v).sum(-1)),
+    ),
 }
 
 
@@ -153,7 +176,9 @@ def test_geodesics_agree_with_those_of_the_metric_alone(case):
 
 def test_the_exponential_map_goes_as_far_as_its_velocity(case):
     end = case.exp(Z0[:1], U0[:1], rtol=1e-7)
-    assert_close(case.distance(Z0[:1], end, rtol=1e-6), case.norm(Z0[:1], U0[:1]), rtol=1e-5, atol=0)
+    assert_close(
+        case.distance(Z0[:1], end, rtol=1e-6), case.norm(Z0[:1], U0[:1]), rtol=1e-5, atol=0
+    )
 
 
 def test_gradient_of_a_distance(case):
@@ -168,7 +193,8 @@ def test_gradient_of_a_distance(case):
 
 
 def test_curvature(case):
-    # Gauss' theorema egregium: the curvature of the metric tensor alone, by Brioschi's formula, from its derivatives.
+    # Gauss' theorema egregium: the curvature of the metric tensor alone, by Brioschi's formula,
+    # from its derivatives.
     K = case.gaussian_curvature(Z0)
     assert_close(K, brioschi(case, Z0), rtol=1e-6, atol=1e-6)
     assert_close(case.scalar_curvature(Z0), 2 * K, rtol=1e-8, atol=1e-8)
@@ -186,7 +212,9 @@ def brioschi(M, z):  # (k, 2) -> (k,)
 
     E, F, G = entries(z)
     (Eu, Fu, Gu), (Ev, Fv, Gv) = along(entries, 0)(z), along(entries, 1)(z)
-    Evv, Fuv, Guu = (along(along(entries, a), b)(z)[n] for n, (a, b) in enumerate([(1, 1), (0, 1), (0, 0)]))
+    Evv, Fuv, Guu = (
+        along(along(entries, a), b)(z)[n] for n, (a, b) in enumerate([(1, 1), (0, 1), (0, 0)])
+    )
     zero = torch.zeros_like(E)
     first = [-Evv / 2 + Fuv - Guu / 2, Eu / 2, Fu - Ev / 2, Fv - Gu / 2, E, F, Gv / 2, F, G]
     second = [zero, Ev / 2, Gu / 2, Ev / 2, E, F, Gu / 2, F, G]
@@ -198,4 +226,9 @@ def test_distortion(case):
     values = torch.linalg.eigvalsh(case.metric(Z0))
     assert_close(case.distortion(Z0), (1 - values).square().sum(-1).mean(), rtol=1e-9, atol=0)
     mean = values.mean()
-    assert_close(case.distortion(Z0, "scaled_isometry"), (1 - values / mean).square().sum(-1).mean(), rtol=1e-9, atol=0)
+    assert_close(
+        case.distortion(Z0, "scaled_isometry"),
+        (1 - values / mean).square().sum(-1).mean(),
+        rtol=1e-9,
+        atol=0,
+    )

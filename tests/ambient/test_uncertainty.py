@@ -60,7 +60,13 @@ class TestExpected:
                 return decoder(z).rsample((n,)).flatten(1)
 
         z = Z[:1]
-        j = torch.stack([torch.func.jvp(sample, (z,), (e[None],))[1] for e in torch.eye(2, dtype=torch.float64)], -1)
+        j = torch.stack(
+            [
+                torch.func.jvp(sample, (z,), (e[None],))[1]
+                for e in torch.eye(2, dtype=torch.float64)
+            ],
+            -1,
+        )
         g = j.mT @ j
         error = g.std(0) / len(g) ** 0.5
         metric = Manifold(decoder, Expected()).metric(z)[0]
@@ -86,7 +92,9 @@ class TestExpected:
         assert float(torch.lerp(a, b, 0.5).norm()) < 0.1
 
     def test_several_heads(self):
-        M = Manifold(lambda z: (td.Normal(mean(z), spread(z)), td.Laplace(mean(z), 1.0)), Expected())
+        M = Manifold(
+            lambda z: (td.Normal(mean(z), spread(z)), td.Laplace(mean(z), 1.0)), Expected()
+        )
         parts = [lambda z: td.Normal(mean(z), spread(z)), lambda z: td.Laplace(mean(z), 1.0)]
         assert_close(M.metric(Z), sum(Manifold(f, Expected()).metric(Z) for f in parts))
 
@@ -127,9 +135,14 @@ class TestEnsemble:
             truth = torch.stack(bounds).square().mean(0).sqrt()
             assert_close(M.ambient_distance(Z[:2], Z[2:]), truth)
 
-    @pytest.mark.parametrize("ambient", [None, FisherRao(), Expected()], ids=["default", "FisherRao", "Expected"])
+    @pytest.mark.parametrize(
+        "ambient", [None, FisherRao(), Expected()], ids=["default", "FisherRao", "Expected"]
+    )
     def test_of_distributions(self, ambient):
-        members = [lambda z: td.Normal(mean(z), spread(z)), lambda z: td.Normal(2 * mean(z), spread(-z))]
+        members = [
+            lambda z: td.Normal(mean(z), spread(z)),
+            lambda z: td.Normal(2 * mean(z), spread(-z)),
+        ]
         M = Manifold(Ensemble(members), ambient)
         parts = [Manifold(f, ambient) for f in members]
         assert_close(M.metric(Z), (parts[0].metric(Z) + parts[1].metric(Z)) / 2)
@@ -139,7 +152,9 @@ class TestEnsemble:
         assert_close(found[1].loc, 2 * mean(Z)[0])
 
     def test_of_flat_families_keeps_the_fast_road(self):
-        M = Manifold(Ensemble([lambda z: td.Normal(mean(z), 0.5), lambda z: td.Normal(mean(-z), 0.5)]))
+        M = Manifold(
+            Ensemble([lambda z: td.Normal(mean(z), 0.5), lambda z: td.Normal(mean(-z), 0.5)])
+        )
         M.metric(Z)
         assert M.ambient.has_features
         assert M.ambient.base.has_features
@@ -217,10 +232,13 @@ class TestPerMember:
         assert bool((z.grad != 0).all())
 
     def test_curvature(self):
-        # The spheres of radius 1 and 2: S = 2/r², Tr(G⁻¹C) = 4/r²; the paraboloid has K = 1/(1 + ρ²)².
+        # The spheres of radius 1 and 2: S = 2/r², Tr(G⁻¹C) = 4/r²; the paraboloid has K = 1/(1 +
+        # ρ²)².
         scalar = self.M.scalar_curvature(Z, per_member=True)
         rho = Z.square().sum(-1)
-        truth = torch.stack([torch.full_like(rho, 2.0), torch.full_like(rho, 0.5), 2 / (1 + rho) ** 2])
+        truth = torch.stack(
+            [torch.full_like(rho, 2.0), torch.full_like(rho, 0.5), 2 / (1 + rho) ** 2]
+        )
         assert_close(scalar, truth)
         assert_close(self.M.extrinsic_curvature(Z, per_member=True)[:2], 2 * truth[:2])
 
@@ -250,14 +268,20 @@ class TestDropout:
 
     def test_every_kind_of_dropout(self):
         channels = nn.Sequential(
-            nn.Linear(2, 24), nn.Unflatten(1, (6, 4)), nn.Dropout1d(0.5), nn.Flatten(), nn.AlphaDropout(0.3)
+            nn.Linear(2, 24),
+            nn.Unflatten(1, (6, 4)),
+            nn.Dropout1d(0.5),
+            nn.Flatten(),
+            nn.AlphaDropout(0.3),
         ).double()
         member = Ensemble.from_dropout(channels, Z[:1], members=1).members[0]
         kept = member[:3](Z) != 0
         assert bool((kept == kept[:1, :, :1]).all())  # whole channels
         assert 0 < float(kept.double().mean()) < 1
         # AlphaDropout sends dropped inputs to one constant: the slope is 0 there.
-        slopes = torch.autograd.functional.jacobian(member[4], member[:4](Z[:1]))[0, :, 0].diagonal()
+        slopes = torch.autograd.functional.jacobian(member[4], member[:4](Z[:1]))[
+            0, :, 0
+        ].diagonal()
         assert len(set(slopes.round(decimals=9).tolist())) == 2
 
     def test_seeded(self):
@@ -303,7 +327,9 @@ class TestStates:
 
     def test_vectors(self):
         decoder = network()
-        vectors = torch.stack([nn.utils.parameters_to_vector(network(seed).parameters()) for seed in (1, 2)])
+        vectors = torch.stack(
+            [nn.utils.parameters_to_vector(network(seed).parameters()) for seed in (1, 2)]
+        )
         for seed, x in zip((1, 2), Ensemble.from_states(decoder, vectors)(Z), strict=True):
             assert_close(x, network(seed)(Z))
 

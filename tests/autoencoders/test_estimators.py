@@ -1,4 +1,5 @@
-"""Estimators: scikit-learn's own checks, data of all kinds, likelihoods, weights without units, errors."""
+"""Estimators: scikit-learn's own checks, data of all kinds, likelihoods, weights without units,
+errors."""
 
 import copy
 import pickle
@@ -58,11 +59,14 @@ def curve(n=60, d=3, seed=0):
 
 
 class TestScikitLearn:
-    # No check is excluded: expected_failed_checks stays empty for every estimator. Some of its data are clusters.
+    # No check is excluded: expected_failed_checks stays empty for every estimator. Some of its data
+    # are clusters.
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.DisconnectedGraphWarning")
     @pytest.mark.parametrize("kind", ALL)
     def test_every_check_of_scikit_learn_passes(self, kind):
-        results = check_estimator(kind(hidden=(4,), epochs=1), on_skip=None, expected_failed_checks={})
+        results = check_estimator(
+            kind(hidden=(4,), epochs=1), on_skip=None, expected_failed_checks={}
+        )
         assert len(results) > 40
         # Skipped where an optional package is missing: array_api_strict.
         assert {r["status"] for r in results} <= {"passed", "skipped"}
@@ -71,8 +75,12 @@ class TestScikitLearn:
     def test_pipeline_and_grid_search(self):
         x = curve()
         pipe = make_pipeline(StandardScaler(), IRAE(**{**SMALL, "epochs": 20}, lr=1e-2))
-        search = GridSearchCV(pipe, {"irae__weight": [0.0, 0.1], "irae__latent_dim": [1, 2]}, cv=2).fit(x)
-        assert search.best_estimator_.transform(x).shape[1] == search.best_params_["irae__latent_dim"]
+        search = GridSearchCV(
+            pipe, {"irae__weight": [0.0, 0.1], "irae__latent_dim": [1, 2]}, cv=2
+        ).fit(x)
+        assert (
+            search.best_estimator_.transform(x).shape[1] == search.best_params_["irae__latent_dim"]
+        )
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
     def test_parameters_clone_repr_and_feature_names(self):
@@ -116,15 +124,21 @@ class TestData:
 
     def test_images_keep_their_shape_with_networks_of_ones_own(self):
         x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        encoder = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(36, 2))
-        decoder = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Unflatten(1, (1, 4, 4)), nn.Upsample((8, 8)))
+        encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(36, 2)
+        )
+        decoder = nn.Sequential(
+            nn.Linear(2, 16), nn.SiLU(), nn.Unflatten(1, (1, 4, 4)), nn.Upsample((8, 8))
+        )
         before = copy.deepcopy(encoder.state_dict())
         m = IRAE(**SMALL, encoder=encoder, decoder=decoder).fit(x)
         z = m.transform(x)
         assert m.inverse_transform(z).shape == x.shape
         assert m.manifold_.decode(z).shape == x.shape
         assert m.data_shape_ == (1, 8, 8)
-        assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())  # a copy was trained
+        assert all(
+            torch.equal(before[k], v) for k, v in encoder.state_dict().items()
+        )  # a copy was trained
         assert not torch.equal(m.encoder_[0].weight, encoder[0].weight)
         plain = AE(**SMALL).fit(x.numpy())
         assert plain.inverse_transform(plain.transform(x.numpy())).shape == (30, 1, 8, 8)
@@ -135,7 +149,11 @@ class TestData:
         # Rotated into more dimensions, scaled by 1,000 and moved: the same losses, the same codes.
         x = curve()
         q = np.linalg.qr(np.random.default_rng(1).normal(size=(7, 3)))[0]
-        settings = {**SMALL, "latent_dim": 1, "terms": {"relaxed_distortion": 0.1, "extrinsic_curvature": 1e-3}}
+        settings = {
+            **SMALL,
+            "latent_dim": 1,
+            "terms": {"relaxed_distortion": 0.1, "extrinsic_curvature": 1e-3},
+        }
         a = MCAE(**settings, weight=1e-3).fit(x)
         scaled = MCAE(**settings, weight=1e-3).fit(1000 * x + 50)
         assert np.allclose(a.transform(x), scaled.transform(1000 * x + 50), atol=1e-8)
@@ -144,7 +162,10 @@ class TestData:
         # The networks differ in D; their terms, at the same map, do not.
         from riemae.autoencoders import Objective
 
-        e, f = nn.Linear(3, 2).double(), nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3)).double()
+        e, f = (
+            nn.Linear(3, 2).double(),
+            nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3)).double(),
+        )
         lift = torch.as_tensor(q)
 
         class Lifted(nn.Module):
@@ -194,15 +215,23 @@ class TestKinds:
         x = np.stack([np.sin(1.5 * x[:, 0]), 0.3 * x[:, 1], np.cos(1.5 * x[:, 0])], 1)
         settings = {"hidden": (32, 32), "epochs": 80, "batch_size": 50, "lr": 5e-3}
         plain, iso = AE(**settings).fit(x), IRAE(**settings, weight=0.05).fit(x)
-        measure = lambda m: float(m.manifold_.distortion(torch.as_tensor(m.transform(x)), kind="scaled_isometry"))  # noqa: E731
+        measure = lambda m: float(
+            m.manifold_.distortion(torch.as_tensor(m.transform(x)), kind="scaled_isometry")
+        )  # noqa: E731
         assert measure(iso) < 0.2 * measure(plain)
 
     def test_mecae_and_irae_together(self):
         # The named example of composition: curvature does not see the chart, distortion does.
         m = MCAE(**SMALL, weight=1e-3, terms={"relaxed_distortion": 0.1}).fit(data())
-        assert {"reconstruction", "extrinsic_curvature", "relaxed_distortion", "loss"} == set(m.history_)
+        assert {"reconstruction", "extrinsic_curvature", "relaxed_distortion", "loss"} == set(
+            m.history_
+        )
         parts = {k: np.array(v) for k, v in m.history_.items()}
-        total = parts["reconstruction"] + 1e-3 * parts["extrinsic_curvature"] + 0.1 * parts["relaxed_distortion"]
+        total = (
+            parts["reconstruction"]
+            + 1e-3 * parts["extrinsic_curvature"]
+            + 0.1 * parts["relaxed_distortion"]
+        )
         assert np.allclose(total, parts["loss"])
 
     def test_a_loss_of_ones_own_is_a_term(self):
@@ -214,7 +243,9 @@ class TestKinds:
         rows = IRAE(**SMALL, terms={"extrinsic_curvature": 1e-3}).fit(data()).costs(data())
         assert set(rows) == {"plain", "relaxed_distortion", "extrinsic_curvature"}
         assert all(row["seconds"] > 0 for row in rows.values())
-        assert abs(sum(row["share"] for row in rows.values()) - 1) < 0.05  # in training mode, at the same weights
+        assert (
+            abs(sum(row["share"] for row in rows.values()) - 1) < 0.05
+        )  # in training mode, at the same weights
         nrae = NRAE(**SMALL).fit(data()).costs(data())
         assert set(nrae) == {"plain", "objective without terms"}
 
@@ -255,14 +286,20 @@ class TestKinds:
         # A spiral whose ends come close: the order along it is the code to start from.
         t = np.linspace(0.5, 1, 50)
         x = np.stack([t * np.cos(12 * t), t * np.sin(12 * t)], 1)
-        m = NRAE(hidden=(64, 64), latent_dim=1, init=t[:, None], epochs=1, lr=1e-6, neighbors=2).fit(x)
+        m = NRAE(
+            hidden=(64, 64), latent_dim=1, init=t[:, None], epochs=1, lr=1e-6, neighbors=2
+        ).fit(x)
         assert abs(stats.spearmanr(m.transform(x)[:, 0], t).statistic) > 0.999
         with pytest.raises(ShapeError, match="init"):
             NRAE(**SMALL, init=np.zeros((3, 2))).fit(data())
         with pytest.raises(OptionError, match="vary"):
             NRAE(**SMALL, init=np.zeros((40, 2))).fit(data())
         with pytest.raises(OptionError, match="embedding"):
-            NRAE(**SMALL, init="isomap", neighborhood=type("G", (), {"sample": lambda s, i, g=None: i})()).fit(data())
+            NRAE(
+                **SMALL,
+                init="isomap",
+                neighborhood=type("G", (), {"sample": lambda s, i, g=None: i})(),
+            ).fit(data())
 
     def test_the_best_of_several_starts_is_kept(self):
         x = curve()
@@ -310,7 +347,11 @@ class TestKinds:
         halves = partial(Neighborhood.nearest, k=3, kind="union")
         m = NRAE(**SMALL, neighborhood=halves, validation_fraction=0.25).fit(x)
         assert len(m.history_["val_neighborhood"]) == 2
-        for wrong, error in ((42, DTypeError), ("ring", DTypeError), (np.zeros((40, 40)), GraphError)):
+        for wrong, error in (
+            (42, DTypeError),
+            ("ring", DTypeError),
+            (np.zeros((40, 40)), GraphError),
+        ):
             with pytest.raises(error):
                 NRAE(**SMALL, neighborhood=wrong).fit(x)
 
@@ -329,9 +370,14 @@ class TestKinds:
             NRAE(**settings, init="umap").fit(x)
 
     def test_curvature_in_all_directions_is_exact(self):
-        m = MCAE(**{**SMALL, "epochs": 1, "batch_size": 40}, lr=1e-12, probes=None, ambient=np.ones(3)).fit(data())
+        m = MCAE(
+            **{**SMALL, "epochs": 1, "batch_size": 40}, lr=1e-12, probes=None, ambient=np.ones(3)
+        ).fit(data())
         z = torch.as_tensor(m.transform(data()))
-        exact = m.manifold_.extrinsic_curvature(z, ridge=1e-4).mean() * ((data() - data().mean(0)) ** 2).sum(1).mean()
+        exact = (
+            m.manifold_.extrinsic_curvature(z, ridge=1e-4).mean()
+            * ((data() - data().mean(0)) ** 2).sum(1).mean()
+        )
         assert abs(m.history_["extrinsic_curvature"][0] / exact.item() - 1) < 1e-6
 
     def test_relu_is_announced(self):
@@ -375,7 +421,9 @@ class TestLikelihoods:
         expected = -2 * torch.distributions.Bernoulli(logits=logits).log_prob(x).sum(1)
         assert torch.allclose(likelihoods.Bernoulli().deviance(logits, x), expected)
         assert torch.allclose(
-            likelihoods.Bernoulli().deviance(torch.logit(torch.tensor([[0.3]])), torch.tensor([[0.3]])),
+            likelihoods.Bernoulli().deviance(
+                torch.logit(torch.tensor([[0.3]])), torch.tensor([[0.3]])
+            ),
             torch.zeros(1),
             atol=1e-6,
         )
@@ -384,7 +432,9 @@ class TestLikelihoods:
         x, log_rate = torch.tensor([[0.0, 3.0, 7.0]]), torch.tensor([[0.1, 1.0, 2.5]])
         log_p = lambda mean: torch.as_tensor(stats.poisson.logpmf(x.numpy(), mean.numpy())).sum(1)  # noqa: E731
         expected = 2 * (log_p(x.clamp(min=1e-12)) - log_p(log_rate.exp()))
-        assert torch.allclose(likelihoods.Poisson().deviance(log_rate, x).double(), expected.double(), rtol=1e-5)
+        assert torch.allclose(
+            likelihoods.Poisson().deviance(log_rate, x).double(), expected.double(), rtol=1e-5
+        )
 
     def test_negative_binomial(self):
         x, log_mean, r = torch.tensor([[0.0, 3.0, 7.0]]), torch.tensor([[0.1, 1.0, 2.5]]), 2.5
@@ -393,7 +443,9 @@ class TestLikelihoods:
         expected = 2 * (log_p(x.clamp(min=1e-9)) - log_p(log_mean.exp()))
         family = likelihoods.NegativeBinomial(r)
         assert np.allclose(family.deviance(log_mean, x).numpy(), expected, rtol=1e-4)
-        assert torch.allclose(family.distribution(log_mean).base_dist.mean, log_mean.exp(), rtol=1e-5)
+        assert torch.allclose(
+            family.distribution(log_mean).base_dist.mean, log_mean.exp(), rtol=1e-5
+        )
 
     def test_dispersion_is_found_by_moments(self):
         draws = stats.nbinom.rvs(3.0, 3.0 / (3.0 + 20.0), size=(20_000, 2), random_state=0)
@@ -421,15 +473,26 @@ class TestLikelihoods:
         ("name", "make"),
         [
             ("bernoulli", lambda g: (torch.rand(40, 6, generator=g) < 0.4).double()),
-            ("poisson", lambda g: torch.poisson(torch.rand(40, 6, generator=g).double() * 9, generator=g)),
+            (
+                "poisson",
+                lambda g: torch.poisson(torch.rand(40, 6, generator=g).double() * 9, generator=g),
+            ),
             (
                 "negative_binomial",
-                lambda g: torch.poisson(torch.rand(40, 6, generator=g).double() ** 4 * 40, generator=g),
+                lambda g: torch.poisson(
+                    torch.rand(40, 6, generator=g).double() ** 4 * 40, generator=g
+                ),
             ),
-            ("categorical", lambda g: nn.functional.one_hot(torch.randint(4, (40, 3), generator=g), 4).double()),
+            (
+                "categorical",
+                lambda g: nn.functional.one_hot(torch.randint(4, (40, 3), generator=g), 4).double(),
+            ),
             (
                 "chamfer",
-                lambda g: torch.rand(40, 12, 3, generator=g).double() * torch.rand(40, 1, 3, generator=g).double(),
+                lambda g: (
+                    torch.rand(40, 12, 3, generator=g).double()
+                    * torch.rand(40, 1, 3, generator=g).double()
+                ),
             ),
         ],
     )
@@ -466,7 +529,9 @@ class TestLikelihoods:
     @pytest.mark.skipif(not hasattr(ambient, "FisherRao"), reason="needs ambient.FisherRao")
     def test_fisher_is_the_metric_of_the_likelihood(self):
         # Poisson: H = diag(1/λ) in rates, so G = Jᵀ diag(1/λ) J with J of the rates.
-        x = torch.poisson(torch.rand(40, 6, generator=torch.Generator().manual_seed(0)).double() * 9)
+        x = torch.poisson(
+            torch.rand(40, 6, generator=torch.Generator().manual_seed(0)).double() * 9
+        )
         m = IRAE(likelihood="poisson", ambient="fisher", **SMALL).fit(x)
         z = m.transform(x)
         rates = lambda z: m.decoder_(z[None])[0].exp()  # noqa: E731
@@ -515,7 +580,10 @@ class TestBadInput:
         with pytest.raises(OptionError, match="fisher"):
             AE(**SMALL, ambient="fischer").fit(data())
         # Another dtype is no mistake: constants follow the data.
-        assert IRAE(**SMALL, ambient=torch.ones(3)).fit(data()).manifold_.ambient.weights.dtype == torch.float64
+        assert (
+            IRAE(**SMALL, ambient=torch.ones(3)).fit(data()).manifold_.ambient.weights.dtype
+            == torch.float64
+        )
 
     def test_wrong_dtype(self):
         with pytest.raises(DTypeError):
@@ -540,7 +608,11 @@ class TestBadInput:
         for m in (IRAE, NRAE, MCAE):
             with pytest.raises(DecoderError, match="GroupNorm"):
                 m(**SMALL, decoder=decoder).fit(x)
-        assert AE(**SMALL, decoder=decoder).fit(x).manifold_.metric(torch.zeros(1, 2)).shape == (1, 2, 2)
+        assert AE(**SMALL, decoder=decoder).fit(x).manifold_.metric(torch.zeros(1, 2)).shape == (
+            1,
+            2,
+            2,
+        )
 
     @pytest.mark.parametrize(
         "settings",
@@ -584,7 +656,9 @@ class TestBadInput:
 def test_the_contractive_term_is_the_loss_of_the_same_name():
     m = ContractiveAE(**SMALL, weight=0.1).fit(data())
     exact = losses.contraction(m.encoder_, torch.as_tensor(data()))
-    assert abs(m.history_["contraction"][-1] / exact.item() - 1) < 0.5  # one probe, batches of 16, an epoch before
+    assert (
+        abs(m.history_["contraction"][-1] / exact.item() - 1) < 0.5
+    )  # one probe, batches of 16, an epoch before
 
 
 def test_networks_are_rebuilt_from_plain_arguments():
@@ -596,7 +670,8 @@ def test_networks_are_rebuilt_from_plain_arguments():
         again = type(module)(**module.arguments())
         again.load_state_dict(module.state_dict(), assign=True)
         assert all(
-            torch.equal(a, b) for a, b in zip(again.state_dict().values(), module.state_dict().values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(again.state_dict().values(), module.state_dict().values(), strict=True)
         )
     x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(cloud(x), cloud(x[:, [3, 1, 0, 5, 4, 2]]))  # a set has no order

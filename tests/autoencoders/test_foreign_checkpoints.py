@@ -1,4 +1,5 @@
-"""Checkpoints from elsewhere: what cannot be is refused, nothing large is made of something small."""
+"""Checkpoints from elsewhere: what cannot be is refused, nothing large is made of something
+small."""
 
 import hashlib
 import json
@@ -29,7 +30,9 @@ def sealed(folder, change):
     body = json.loads(path.read_text())
     change(body["metadata"])
     rest = {k: v for k, v in body.items() if k != "checksum"}
-    body["checksum"] = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    body["checksum"] = hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
     path.write_text(json.dumps(body))
 
 
@@ -59,7 +62,10 @@ def folder(saved, tmp_path):
 
 
 def linear(a, b):
-    return {"name": "torch.Linear", "arguments": {"in_features": a, "out_features": b, "bias": True}}
+    return {
+        "name": "torch.Linear",
+        "arguments": {"in_features": a, "out_features": b, "bias": True},
+    }
 
 
 def stack(*parts):
@@ -159,7 +165,9 @@ class TestWhereALaterFitWrites:
         assert getattr(riemae.load(folder), name) is None
 
     def test_what_was_set_in_training_stays_behind(self, tmp_path):
-        m = AE(**SMALL, directory=tmp_path / "run", logger="csv", trainer={"max_steps": 3}).fit(data())
+        m = AE(**SMALL, directory=tmp_path / "run", logger="csv", trainer={"max_steps": 3}).fit(
+            data()
+        )
         m.save(tmp_path / "saved")
         metadata = storage.load(tmp_path / "saved")[1]
         assert not {"directory", "logger", "trainer"} & set(metadata["settings"])
@@ -231,12 +239,18 @@ class TestMetadata:
     @pytest.mark.parametrize("part", ["encoder", "decoder"])
     def test_weights_that_are_no_numbers(self, folder, tmp_path, value, part):
         tensors, metadata = storage.load(folder)
-        name = next(name for name in tensors if name.startswith(f"objective.{part}") and name.endswith("weight"))
+        name = next(
+            name
+            for name in tensors
+            if name.startswith(f"objective.{part}") and name.endswith("weight")
+        )
         tensors[name].view(-1)[1] = value
         with pytest.raises(CheckpointError, match=f"NaN or infinity in {name}"):
             riemae.load(storage.save(tmp_path / "bad", tensors, metadata))
 
-    @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": "riemae checkpoint", "metadata": ' + "[" * 90_000])
+    @pytest.mark.parametrize(
+        "text", ["[" * 100_000, '{"format": "riemae checkpoint", "metadata": ' + "[" * 90_000]
+    )
     def test_json_without_an_end(self, folder, text):
         (folder / "checkpoint.json").write_text(text)
         with pytest.raises(CheckpointError):

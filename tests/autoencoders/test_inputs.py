@@ -1,4 +1,5 @@
-"""Data in all forms that fit and transform take: the same codes, or a refusal that says what to pass."""
+"""Data in all forms that fit and transform take: the same codes, or a refusal that says what to
+pass."""
 
 import os
 import signal
@@ -17,13 +18,22 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from riemae.autoencoders import AE, IRAE, NRAE, ContractiveAE
 from riemae.autoencoders import training as training_module
-from riemae.exceptions import DataError, DTypeError, NonFiniteError, OptionError, RiemaeError, ShapeError
+from riemae.exceptions import (
+    DataError,
+    DTypeError,
+    NonFiniteError,
+    OptionError,
+    RiemaeError,
+    ShapeError,
+)
 
 SMALL = {"hidden": (8,), "epochs": 2, "batch_size": 16}
 
 
 def data(n=40, d=3):
-    return np.random.default_rng(0).normal(size=(n, d)) * (np.random.default_rng(1).random((n, d)) < 0.6)
+    return np.random.default_rng(0).normal(size=(n, d)) * (
+        np.random.default_rng(1).random((n, d)) < 0.6
+    )
 
 
 class Items(Dataset):
@@ -89,7 +99,17 @@ class TestForms:
             scipy.sparse.coo_matrix,
             scipy.sparse.lil_array,
         ],
-        ids=["rows reversed", "columns reversed", "Fortran", "list", "table", "csr", "csc", "coo", "lil"],
+        ids=[
+            "rows reversed",
+            "columns reversed",
+            "Fortran",
+            "list",
+            "table",
+            "csr",
+            "csc",
+            "coo",
+            "lil",
+        ],
     )
     def test_arrays_of_all_kinds_give_the_same_codes(self, make):
         x = make(self.x)
@@ -119,7 +139,18 @@ class TestForms:
             lambda t: Items([[row.numpy(), 1] for row in t]),
             lambda t: Items([{"x": row, "y": 0} for row in t]),
         ],
-        ids=["coo", "csr", "flipped", "one", "labels", "sparse", "rows", "tuples", "arrays", "mappings"],
+        ids=[
+            "coo",
+            "csr",
+            "flipped",
+            "one",
+            "labels",
+            "sparse",
+            "rows",
+            "tuples",
+            "arrays",
+            "mappings",
+        ],
     )
     @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
     def test_tensors_and_datasets(self, make):
@@ -128,7 +159,9 @@ class TestForms:
         assert isinstance(m.transform(x), torch.Tensor)
         assert np.array_equal(m.transform(x).numpy(), self.plain.transform(self.x))
 
-    @pytest.mark.parametrize("make", [np.asarray, scipy.sparse.csr_matrix, scipy.sparse.csc_array, None])
+    @pytest.mark.parametrize(
+        "make", [np.asarray, scipy.sparse.csr_matrix, scipy.sparse.csc_array, None]
+    )
     def test_cells_are_read_from_X_at_once(self, anndata, make):
         cells = Cells(None, backed=self.x) if make is None else Cells(make(self.x))
         m = AE(**SMALL).fit(cells)
@@ -175,9 +208,16 @@ class TestForms:
     def test_codes_in_tables_and_other_forms(self):
         z = self.plain.transform(self.x)
         expected = self.plain.inverse_transform(z)
-        for codes in (pandas.DataFrame(z), z[::-1][::-1], z.tolist(), pandas.DataFrame(z, columns=["u", "v"])):
+        for codes in (
+            pandas.DataFrame(z),
+            z[::-1][::-1],
+            z.tolist(),
+            pandas.DataFrame(z, columns=["u", "v"]),
+        ):
             assert np.array_equal(self.plain.inverse_transform(codes), expected)
-        assert torch.equal(self.plain.inverse_transform(torch.as_tensor(z)), torch.as_tensor(expected))
+        assert torch.equal(
+            self.plain.inverse_transform(torch.as_tensor(z)), torch.as_tensor(expected)
+        )
         table = AE(**SMALL).set_output(transform="pandas").fit(self.x)
         codes = table.transform(self.x)
         assert isinstance(codes, pandas.DataFrame)
@@ -217,7 +257,16 @@ class TestOptions:
             kind(**SMALL, weight=weight).fit(data())
 
     @pytest.mark.parametrize(
-        ("fraction", "n"), [(0.995, 120), (0.99, 40), (0.999, 10), (-0.1, 40), (1.0, 40), (None, 40), (float("nan"), 9)]
+        ("fraction", "n"),
+        [
+            (0.995, 120),
+            (0.99, 40),
+            (0.999, 10),
+            (-0.1, 40),
+            (1.0, 40),
+            (None, 40),
+            (float("nan"), 9),
+        ],
     )
     def test_fractions_that_leave_nothing(self, fraction, n):
         with pytest.raises(OptionError, match="validation_fraction"):
@@ -255,7 +304,9 @@ class TestInterruptions:
     x = np.random.default_rng(0).normal(size=(40, 3))
 
     def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(self, tmp_path):
-        job = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        job = subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         assert job.stdout.readline() == "writing\n"
         job.kill()
         job.wait()
@@ -265,7 +316,9 @@ class TestInterruptions:
         settings = {"hidden": (8,), "epochs": 5, "batch_size": 16}
         resumed = AE(**settings, directory=tmp_path, checkpoint_every=1).fit(self.x)
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-        assert np.array_equal(resumed.transform(self.x), AE(**settings).fit(self.x).transform(self.x))
+        assert np.array_equal(
+            resumed.transform(self.x), AE(**settings).fit(self.x).transform(self.x)
+        )
 
     def test_checkpoints_are_written_where_they_belong(self, tmp_path, monkeypatch):
         replaced = []
@@ -285,7 +338,9 @@ class TestInterruptions:
 
         monkeypatch.setattr(torch if call == "save" else os, call, full)
         with pytest.raises(OSError, match="No space"):
-            training_module.AtomicCheckpoints().save_checkpoint({"epoch": 7}, tmp_path / "last.ckpt")
+            training_module.AtomicCheckpoints().save_checkpoint(
+                {"epoch": 7}, tmp_path / "last.ckpt"
+            )
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
         assert (tmp_path / "last.ckpt").read_bytes() == before
 
@@ -306,7 +361,8 @@ class TestInterruptions:
 
     @pytest.fixture
     def ctrl_c(self):
-        """As in a terminal: a job in the background of a script is started with this signal ignored."""
+        """As in a terminal: a job in the background of a script is started with this signal
+        ignored."""
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,7 @@
-"""Geometric losses against dense formulas, exact cases, invariances, unbiasedness; nothing here is our own output."""
+"""Geometric losses against dense formulas, exact cases, invariances, unbiasedness.
+
+Nothing here is our own output.
+"""
 
 import pytest
 import spaces
@@ -22,7 +25,9 @@ def draw(*shape, seed=0, low=-1.0, high=1.0):
 def network(m=2, d=5, seed=0, act=torch.nn.SiLU):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        f = torch.nn.Sequential(torch.nn.Linear(m, 9), act(), torch.nn.Linear(9, 9), act(), torch.nn.Linear(9, d))
+        f = torch.nn.Sequential(
+            torch.nn.Linear(m, 9), act(), torch.nn.Linear(9, 9), act(), torch.nn.Linear(9, d)
+        )
     return f.double()
 
 
@@ -61,7 +66,8 @@ class TestRelaxedDistortion:
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_gradients_are_those_of_autograd_functional(self, metric):
-        # pytorch#145356 reports gradients of this very loss that differ between torch.func and autograd.functional.
+        # pytorch#145356 reports gradients of this very loss that differ between torch.func and
+        # autograd.functional.
         f = network()
         z = draw(6, 2).requires_grad_()
         leaves = [z, *f.parameters()]
@@ -81,13 +87,17 @@ class TestRelaxedDistortion:
             else:
                 assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
-    @pytest.mark.parametrize("options", [{}, {"probes": 1}, {"probes": 3}, {"probes": None}, {"mixup": 0.2}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"probes": 1}, {"probes": 3}, {"probes": None}, {"mixup": 0.2}]
+    )
     def test_scaled_isometries_give_exactly_zero(self, options):
         # z ↦ 3 Q z + b with orthonormal columns Q has G = 9 I everywhere.
         q = torch.linalg.qr(draw(5, 2))[0]
         M = Manifold(lambda z: 3 * z @ q.T + 1)
         assert losses.relaxed_distortion(M, draw(8, 2), generator=gen(), **options).abs() < 1e-12
-        roll = Manifold(lambda z: torch.stack([2 * (z[:, 0]).sin(), 2 * z[:, 0].cos(), 2 * z[:, 1]], -1))
+        roll = Manifold(
+            lambda z: torch.stack([2 * (z[:, 0]).sin(), 2 * z[:, 0].cos(), 2 * z[:, 1]], -1)
+        )
         assert losses.relaxed_distortion(roll, draw(8, 2), generator=gen(), **options).abs() < 1e-12
 
     @settings(derandomize=True, deadline=None, max_examples=20)
@@ -95,7 +105,12 @@ class TestRelaxedDistortion:
     def test_with_signs_no_draw_is_negative(self, seed, m):
         # |Gv|² ≥ (vᵀGv)²/|v|² = (vᵀGv)²/m, and the mean square is no less than the squared mean.
         f = network(m, seed=seed % 7)
-        assert losses.relaxed_distortion(Manifold(f), draw(5, m, seed=seed), probes=1, generator=gen(seed)) > -1e-12
+        assert (
+            losses.relaxed_distortion(
+                Manifold(f), draw(5, m, seed=seed), probes=1, generator=gen(seed)
+            )
+            > -1e-12
+        )
 
     def test_scale_of_latent_and_data_space_do_not_matter(self):
         f, z = network(), draw(20, 2)
@@ -109,8 +124,9 @@ class TestRelaxedDistortion:
 
     @pytest.mark.parametrize("probe", ["signs", "gaussian"])
     def test_estimates_of_many_points_are_the_truth(self, probe):
-        # E (wᵀGv)² = E|Gv|² = Tr G² and E vᵀGv = Tr G: with very many points under one constant metric, both means are
-        # sharp and the quotient is the truth, by both estimators and with either kind of probe.
+        # E (wᵀGv)² = E|Gv|² = Tr G² and E vᵀGv = Tr G: with very many points under one constant
+        # metric, both means are sharp and the quotient is the truth, by both estimators and with
+        # either kind of probe.
         g = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
         half = torch.linalg.cholesky(g)
         M = Manifold(lambda z: z @ half)
@@ -124,17 +140,24 @@ class TestRelaxedDistortion:
     def test_the_default_is_exact_up_to_two_dimensions_and_a_probe_beyond(self):
         for m in (1, 2, 3):
             f, z = network(m), draw(6, m)
-            g = torch.stack([j.T @ j for j in (torch.autograd.functional.jacobian(f, p) for p in z)])
+            g = torch.stack(
+                [j.T @ j for j in (torch.autograd.functional.jacobian(f, p) for p in z)]
+            )
             exact = m * m * (g @ g).diagonal(dim1=1, dim2=2).sum(1).mean()
             exact = exact / g.diagonal(dim1=1, dim2=2).sum(1).mean() ** 2 - m
             value = losses.relaxed_distortion(Manifold(f), z, generator=gen())
             assert torch.allclose(value, exact, rtol=1e-10) == (m < 3)
             if m == 3:
-                assert torch.equal(value, losses.relaxed_distortion(Manifold(f), z, probes=1, generator=gen()))
+                assert torch.equal(
+                    value, losses.relaxed_distortion(Manifold(f), z, probes=1, generator=gen())
+                )
 
     def test_gaussian_probes_can_fall_below_the_minimum_where_signs_cannot(self):
         M = Manifold(lambda z: torch.cat([z, z * 0], -1))
-        values = [losses.relaxed_distortion(M, draw(4, 2), probe="gaussian", generator=gen(s)) for s in range(20)]
+        values = [
+            losses.relaxed_distortion(M, draw(4, 2), probe="gaussian", generator=gen(s))
+            for s in range(20)
+        ]
         assert min(values) < -0.1
 
     def test_mixup_draws_within_the_bounds_and_from_the_lines(self):
@@ -158,7 +181,9 @@ class TestConformalDistortion:
     def test_against_the_dense_formula(self):
         f, z = network(), draw(6, 2)
         g = dense_metric(f, "euclidean", z)
-        expected = (4 * (g @ g).diagonal(dim1=1, dim2=2).sum(1) / g.diagonal(dim1=1, dim2=2).sum(1) ** 2).mean() - 2
+        expected = (
+            4 * (g @ g).diagonal(dim1=1, dim2=2).sum(1) / g.diagonal(dim1=1, dim2=2).sum(1) ** 2
+        ).mean() - 2
         assert torch.allclose(losses.conformal_distortion(Manifold(f), z), expected, rtol=1e-10)
 
     def test_stereographic_projection_is_conformal_and_no_scaled_isometry(self):
@@ -176,7 +201,9 @@ class TestCurvature:
     @pytest.mark.parametrize("estimator", ["exact", "hutchinson", "paper"])
     def test_extrinsic_curvature_of_the_sphere_is_2m_over_r_squared(self, estimator):
         M = Manifold(lambda z: spaces.sphere(z, 2.0))
-        value = losses.extrinsic_curvature(M, draw(3000, 2), estimator=estimator, probes=2, generator=gen())
+        value = losses.extrinsic_curvature(
+            M, draw(3000, 2), estimator=estimator, probes=2, generator=gen()
+        )
         assert abs(value - 1.0) < (1e-10 if estimator == "exact" else 0.1)
 
     def test_dense_definition(self):
@@ -206,7 +233,8 @@ class TestCurvature:
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_hutchinson_is_the_squared_norm_along_random_normals(self, metric):
-        # 2 Tr(G⁻¹ B g⁻¹ B), B = n·∂²f, n = (I − J g⁻¹ Jᵀ) a, with the same signs a and all derivatives by autograd
+        # 2 Tr(G⁻¹ B g⁻¹ B), B = n·∂²f, n = (I − J g⁻¹ Jᵀ) a, with the same signs a and all
+        # derivatives by autograd
         f, z = network(3), draw(4, 3)
         a = losses.signs(z.new_empty(4, 1, 5), gen(2))[:, 0]
         values = []
@@ -263,7 +291,9 @@ class TestCurvature:
             lambda M, z: losses.intrinsic_curvature(M, z, kind="ricci"),
             lambda M, z: losses.intrinsic_curvature(M, z, kind="scalar"),
         ):
-            assert torch.allclose(loss(Manifold(f), h(z)), loss(Manifold(lambda z: f(h(z))), z), rtol=1e-8)
+            assert torch.allclose(
+                loss(Manifold(f), h(z)), loss(Manifold(lambda z: f(h(z))), z), rtol=1e-8
+            )
 
     @pytest.mark.parametrize(("kind", "truth"), [("riemann", 4.0), ("ricci", 2.0), ("scalar", 4.0)])
     def test_intrinsic_curvature_of_the_unit_sphere(self, kind, truth):
@@ -271,7 +301,9 @@ class TestCurvature:
         value = losses.intrinsic_curvature(Manifold(spaces.sphere), draw(9, 2), kind=kind)
         assert torch.allclose(value, torch.tensor(truth).double(), rtol=1e-9)
 
-    @pytest.mark.parametrize(("kind", "truth"), [("riemann", 12.0), ("ricci", 12.0), ("scalar", 36.0)])
+    @pytest.mark.parametrize(
+        ("kind", "truth"), [("riemann", 12.0), ("ricci", 12.0), ("scalar", 36.0)]
+    )
     def test_intrinsic_curvature_of_the_three_sphere(self, kind, truth):
         # ‖R‖² = 2 m (m − 1), ‖Ric‖² = m (m − 1)², S = m (m − 1)
         value = losses.intrinsic_curvature(Manifold(spaces.sphere), draw(4, 3), kind=kind)
@@ -281,14 +313,20 @@ class TestCurvature:
         M = Manifold(lambda z: spaces.cylinder(z, 2.0))
         z = draw(9, 2)
         assert losses.intrinsic_curvature(M, z).abs() < 1e-20
-        assert torch.allclose(losses.extrinsic_curvature(M, z, estimator="exact"), torch.tensor(0.5).double())
+        assert torch.allclose(
+            losses.extrinsic_curvature(M, z, estimator="exact"), torch.tensor(0.5).double()
+        )
 
     def test_units_are_inverse_lengths(self):
         f, z = network(), draw(6, 2)
         M, big = Manifold(f), Manifold(lambda z: 10 * f(z))
         one = losses.extrinsic_curvature(M, z, generator=gen())
-        assert torch.allclose(losses.extrinsic_curvature(big, z, generator=gen()) * 100, one, rtol=1e-9)
-        assert torch.allclose(losses.intrinsic_curvature(big, z) * 1e4, losses.intrinsic_curvature(M, z), rtol=1e-8)
+        assert torch.allclose(
+            losses.extrinsic_curvature(big, z, generator=gen()) * 100, one, rtol=1e-9
+        )
+        assert torch.allclose(
+            losses.intrinsic_curvature(big, z) * 1e4, losses.intrinsic_curvature(M, z), rtol=1e-8
+        )
 
     def test_gradients_reach_encoder_and_decoder(self):
         f, e = network(), network(5, 2, seed=1)
@@ -305,7 +343,9 @@ class TestCurvature:
             assert all(bool(g.isfinite().all()) and bool(g.any()) for g in grads)
 
     def test_ridge_bounds_what_a_singular_metric_would_end(self):
-        M = Manifold(lambda z: torch.stack([z.sum(-1), z.sum(-1).square(), z[:, 0] * 0], -1))  # rank 1
+        M = Manifold(
+            lambda z: torch.stack([z.sum(-1), z.sum(-1).square(), z[:, 0] * 0], -1)
+        )  # rank 1
         z = draw(5, 2)
         with pytest.raises(SingularMetricError):
             losses.extrinsic_curvature(M, z, generator=gen())
@@ -313,7 +353,10 @@ class TestCurvature:
 
     def test_ridge_changes_a_sound_metric_by_its_size(self):
         f, z = network(), draw(8, 2)
-        a, b = (losses.extrinsic_curvature(Manifold(f), z, estimator="exact", ridge=r) for r in (0.0, 1e-9))
+        a, b = (
+            losses.extrinsic_curvature(Manifold(f), z, estimator="exact", ridge=r)
+            for r in (0.0, 1e-9)
+        )
         assert torch.allclose(a, b, rtol=1e-6)
         assert a != b
         with pytest.raises(OptionError):
@@ -327,7 +370,9 @@ class TestCurvature:
 
     def test_relu_is_announced(self):
         with pytest.warns(SmoothnessWarning):
-            losses.extrinsic_curvature(Manifold(network(act=torch.nn.ReLU)), draw(4, 2), ridge=1e-4, generator=gen())
+            losses.extrinsic_curvature(
+                Manifold(network(act=torch.nn.ReLU)), draw(4, 2), ridge=1e-4, generator=gen()
+            )
 
 
 class TestNeighborhoodReconstruction:
@@ -343,7 +388,9 @@ class TestNeighborhoodReconstruction:
 
     def test_linear_is_exact_on_affine_decoders(self):
         z, other = self.z, self.z + self.dz
-        loss = losses.neighborhood_reconstruction(Manifold(self.affine), z, other, self.affine(other), order=1)
+        loss = losses.neighborhood_reconstruction(
+            Manifold(self.affine), z, other, self.affine(other), order=1
+        )
         assert loss < 1e-24
 
     def test_quadratic_is_exact_on_quadratic_decoders_and_linear_is_not(self):
@@ -362,7 +409,9 @@ class TestNeighborhoodReconstruction:
         x, other = draw(4, 5), draw(4, 5, seed=8)
         leaves = [*e.parameters(), *f.parameters()]
         M = Manifold(f, METRICS[metric])
-        loss = losses.neighborhood_reconstruction(M, e(x), e(other), other, order=order, x=x, weight=3.0)
+        loss = losses.neighborhood_reconstruction(
+            M, e(x), e(other), other, order=order, x=x, weight=3.0
+        )
         actual = torch.autograd.grad(loss, leaves)
         total = 0.0
         for a, b in zip(x, other, strict=True):
@@ -372,9 +421,15 @@ class TestNeighborhoodReconstruction:
             value = g(z)
             predicted = value + j
             if order == 2:
-                push = lambda y, g=g, d=dz: torch.autograd.functional.jvp(g, y, d, create_graph=True)[1]  # noqa: E731
-                predicted = predicted + torch.autograd.functional.jvp(push, z, dz, create_graph=True)[1] / 2
-            h = lambda p: {"euclidean": torch.eye(5).double(), "constant": SPD}.get(metric, torch.diag(1 + p**2))  # noqa: E731
+                push = lambda y, g=g, d=dz: torch.autograd.functional.jvp(
+                    g, y, d, create_graph=True
+                )[1]  # noqa: E731
+                predicted = (
+                    predicted + torch.autograd.functional.jvp(push, z, dz, create_graph=True)[1] / 2
+                )
+            h = lambda p: {"euclidean": torch.eye(5).double(), "constant": SPD}.get(
+                metric, torch.diag(1 + p**2)
+            )  # noqa: E731
             for weight, true, guess in ((1.0, a, value), (3.0, b, predicted)):
                 total = total + weight * (true - guess) @ h(true) @ (true - guess)
         expected = torch.autograd.grad(total / 4, leaves)
@@ -385,7 +440,9 @@ class TestNeighborhoodReconstruction:
     def test_the_centre_is_the_reconstruction(self):
         f = network()
         x = draw(9, 5)
-        loss = losses.neighborhood_reconstruction(Manifold(f), self.z, self.z, x, order=2, x=x, weight=2.0)
+        loss = losses.neighborhood_reconstruction(
+            Manifold(f), self.z, self.z, x, order=2, x=x, weight=2.0
+        )
         assert torch.allclose(loss, 3 * (f(self.z) - x).square().sum(1).mean())
 
     def test_a_distance_of_ones_own(self):
@@ -398,7 +455,9 @@ class TestNeighborhoodReconstruction:
         with pytest.raises(ShapeError):
             losses.neighborhood_reconstruction(Manifold(network()), self.z, self.z[:4], draw(9, 5))
         with pytest.raises(OptionError):
-            losses.neighborhood_reconstruction(Manifold(network()), self.z, self.z, draw(9, 5), order=3)
+            losses.neighborhood_reconstruction(
+                Manifold(network()), self.z, self.z, draw(9, 5), order=3
+            )
 
     def test_relu_makes_the_quadratic_form_linear_and_is_announced(self):
         M = Manifold(network(act=torch.nn.ReLU))

@@ -1,4 +1,7 @@
-"""Neighbourhood graphs against scikit-learn, scipy and networkx; embeddings against isometric truths."""
+"""Neighbourhood graphs against scikit-learn, scipy and networkx.
+
+Embeddings against isometric truths.
+"""
 
 import math
 import warnings
@@ -54,15 +57,21 @@ class TestNearest:
     def test_directed_is_what_scikit_learn_finds(self, k):
         x = draw(30, 3)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DisconnectedGraphWarning)  # with k = 1 there are several components
+            warnings.simplefilter(
+                "ignore", DisconnectedGraphWarning
+            )  # with k = 1 there are several components
             assert lists(Neighborhood.nearest(x, k)) == peers(x, k)
 
     def test_mutual_and_union_are_intersection_and_union_of_both_directions(self):
         x = draw(60, 2)
         one = peers(x, 12)
         back = [{j for j in range(60) if i in one[j]} for i in range(60)]
-        assert lists(Neighborhood.nearest(x, 12, kind="union")) == [a | b for a, b in zip(one, back, strict=True)]
-        assert lists(Neighborhood.nearest(x, 12, kind="mutual")) == [a & b for a, b in zip(one, back, strict=True)]
+        assert lists(Neighborhood.nearest(x, 12, kind="union")) == [
+            a | b for a, b in zip(one, back, strict=True)
+        ]
+        assert lists(Neighborhood.nearest(x, 12, kind="mutual")) == [
+            a & b for a, b in zip(one, back, strict=True)
+        ]
 
     def test_images_are_flattened(self):
         x = draw(20, 1, 4, 4)
@@ -104,14 +113,18 @@ class TestNearest:
         with pytest.raises(OptionError, match="'mutual'"):
             Neighborhood.nearest(draw(8, 2), 2, kind="both")
 
-    @pytest.mark.parametrize(("approximate", "name"), [(False, "sklearn.neighbors"), (True, "pynndescent")])
+    @pytest.mark.parametrize(
+        ("approximate", "name"), [(False, "sklearn.neighbors"), (True, "pynndescent")]
+    )
     def test_missing_packages_are_named(self, monkeypatch, approximate, name):
         monkeypatch.setitem(__import__("sys").modules, name, None)
         with pytest.raises(MissingExtraError, match=r"riemae\[neighbors\]"):
             Neighborhood.nearest(draw(8, 2), 2, approximate=approximate)
 
     def test_a_mutual_graph_that_leaves_samples_alone(self):
-        x = torch.tensor([[0.0], [1.0], [2.1], [9.0]])  # 1 and 0 name each other; nobody names 3, and 2 names 1
+        x = torch.tensor(
+            [[0.0], [1.0], [2.1], [9.0]]
+        )  # 1 and 0 name each other; nobody names 3, and 2 names 1
         with pytest.raises(GraphError, match=r"2 of 4 without \(first: \[2, 3\]\).*union"):
             Neighborhood.nearest(x, 1, kind="mutual")
 
@@ -161,7 +174,9 @@ class TestOwnGraphs:
         assert hood.lengths.tolist() == [2.5, 1, 1]
 
     def test_stored_zeros_are_edges_of_length_zero(self):
-        a = scipy.sparse.coo_array(([0.0, 0.0, 1.0, 1.0], ([0, 1, 1, 2], [1, 0, 2, 1])), shape=(3, 3))
+        a = scipy.sparse.coo_array(
+            ([0.0, 0.0, 1.0, 1.0], ([0, 1, 1, 2], [1, 0, 2, 1])), shape=(3, 3)
+        )
         hood = Neighborhood.from_adjacency(a)
         assert lists(hood) == [{1}, {0, 2}, {1}]
         assert int(hood.components.max()) == 0
@@ -178,14 +193,20 @@ class TestOwnGraphs:
 
     def test_directed_and_parallel_edges(self):
         graph = networkx.MultiDiGraph()
-        graph.add_weighted_edges_from([(0, 1, 5.0), (0, 1, 2.0), (1, 2, 1.0), (2, 0, 1.0), (2, 2, 1.0)])
+        graph.add_weighted_edges_from(
+            [(0, 1, 5.0), (0, 1, 2.0), (1, 2, 1.0), (2, 0, 1.0), (2, 2, 1.0)]
+        )
         hood = Neighborhood.from_networkx(graph)
         assert lists(hood) == [{1}, {2}, {0}]
         assert hood.lengths[0] == 2
 
-    @pytest.mark.parametrize("form", [list, np.asarray, torch.tensor], ids=["list", "numpy", "tensor"])
+    @pytest.mark.parametrize(
+        "form", [list, np.asarray, torch.tensor], ids=["list", "numpy", "tensor"]
+    )
     def test_index(self, form):
-        table = form([[0, 1], [0, 2], [1, 1]])  # as of a library that counts a point among its own neighbours
+        table = form(
+            [[0, 1], [0, 2], [1, 1]]
+        )  # as of a library that counts a point among its own neighbours
         assert lists(Neighborhood.from_index(table)) == [{1}, {0, 2}, {1}]
 
     def test_lists_of_different_lengths(self):
@@ -199,15 +220,39 @@ class TestOwnGraphs:
         [
             (lambda: Neighborhood.from_adjacency(np.ones((2, 3))), ShapeError, "square"),
             (lambda: Neighborhood.from_adjacency(np.ones(3)), ShapeError, r"\(n, n\)"),
-            (lambda: Neighborhood.from_adjacency(torch.ones(2, 2, 2).to_sparse()), ShapeError, "square"),
-            (lambda: Neighborhood.from_adjacency(np.array([[0, -1.0], [1, 0]])), GraphError, "at least 0"),
-            (lambda: Neighborhood.from_adjacency(np.array([[0, np.nan], [1, 0]])), GraphError, "finite"),
+            (
+                lambda: Neighborhood.from_adjacency(torch.ones(2, 2, 2).to_sparse()),
+                ShapeError,
+                "square",
+            ),
+            (
+                lambda: Neighborhood.from_adjacency(np.array([[0, -1.0], [1, 0]])),
+                GraphError,
+                "at least 0",
+            ),
+            (
+                lambda: Neighborhood.from_adjacency(np.array([[0, np.nan], [1, 0]])),
+                GraphError,
+                "finite",
+            ),
             (lambda: Neighborhood.from_adjacency(np.eye(3)), GraphError, "3 of 3 without"),
             (lambda: Neighborhood.from_adjacency(np.zeros((0, 0))), GraphError, "0 of 0 without"),
-            (lambda: Neighborhood.from_adjacency(np.ones((3, 3)), torch.zeros(2, 1)), ShapeError, r"\(3, \*shape\)"),
-            (lambda: Neighborhood.from_networkx(networkx.star_graph(0)), GraphError, "1 of 1 without"),
+            (
+                lambda: Neighborhood.from_adjacency(np.ones((3, 3)), torch.zeros(2, 1)),
+                ShapeError,
+                r"\(3, \*shape\)",
+            ),
+            (
+                lambda: Neighborhood.from_networkx(networkx.star_graph(0)),
+                GraphError,
+                "1 of 1 without",
+            ),
             (lambda: Neighborhood.from_index(torch.zeros(3, 1)), DTypeError, "integers"),
-            (lambda: Neighborhood.from_index(torch.zeros(3, dtype=torch.int64)), ShapeError, r"\(n, k\)"),
+            (
+                lambda: Neighborhood.from_index(torch.zeros(3, dtype=torch.int64)),
+                ShapeError,
+                r"\(n, k\)",
+            ),
             (lambda: Neighborhood.from_index([[1], [2], [3]]), GraphError, "got 3 in row 2"),
             (lambda: Neighborhood.from_index([[1], [-1]]), GraphError, "got -1 in row 1"),
             (lambda: Neighborhood.from_index([[1], []]), GraphError, "1 of 2 without"),
@@ -282,9 +327,12 @@ class TestEmbedding:
         assert datasets.rank_correlation(roll, roll.x) < 0.6
 
     def test_a_path_is_exact(self):
-        # Shortest paths of a chain are distances on a line: classical scaling returns the line itself.
+        # Shortest paths of a chain are distances on a line: classical scaling returns the line
+        # itself.
         t = draw(15, 1).sort(0).values
-        hood = Neighborhood.from_index([[j for j in (i - 1, i + 1) if 0 <= j < 15] for i in range(15)], t)
+        hood = Neighborhood.from_index(
+            [[j for j in (i - 1, i + 1) if 0 <= j < 15] for i in range(15)], t
+        )
         z = hood.embedding(1, dtype=torch.float64)
         line = (t - t.mean()) / t.std(unbiased=False)
         assert min((z - line).abs().max(), (z + line).abs().max()) < 1e-9
@@ -299,17 +347,20 @@ class TestEmbedding:
         assert not np.array_equal(all_of_them, some)
 
     def test_laplacian_of_a_ring_is_a_circle(self):
-        # Eigenvectors of a cycle are cos and sin of 2πi/n: two coordinates on a circle, whatever their phase.
+        # Eigenvectors of a cycle are cos and sin of 2πi/n: two coordinates on a circle, whatever
+        # their phase.
         z = Neighborhood.from_networkx(ring(40)).embedding(2, "laplacian", dtype=torch.float64)
         assert torch.allclose(z.square().sum(1), torch.tensor(2.0).double(), atol=1e-9)
         step = torch.atan2(z[:, 1], z[:, 0]).diff().remainder(2 * math.pi)
         assert torch.allclose(step, step[:1].expand(39), atol=1e-9)
 
     def test_laplacian_of_a_path(self):
-        # Random walk on a path of n nodes: the second eigenvector is cos(π i/(n − 1)); n above and below the switch
-        # from dense to sparse.
+        # Random walk on a path of n nodes: the second eigenvector is cos(π i/(n − 1)); n above and
+        # below the switch from dense to sparse.
         for n in (60, 700):
-            z = Neighborhood.from_networkx(networkx.path_graph(n)).embedding(1, "laplacian", dtype=torch.float64)[:, 0]
+            z = Neighborhood.from_networkx(networkx.path_graph(n)).embedding(
+                1, "laplacian", dtype=torch.float64
+            )[:, 0]
             true = torch.cos(math.pi * torch.arange(n).double() / (n - 1))
             true = true / true.std(unbiased=False)
             true = true - true.mean()
@@ -326,7 +377,9 @@ class TestEmbedding:
         assert torch.equal(z, Neighborhood.nearest(draw(100, 3), 8).embedding(2, method))
 
     def test_components_are_joined_by_their_nearest_samples(self):
-        t = torch.cat([torch.arange(10.0), torch.arange(14.0, 24.0), torch.arange(60.0, 64.0)])[:, None]
+        t = torch.cat([torch.arange(10.0), torch.arange(14.0, 24.0), torch.arange(60.0, 64.0)])[
+            :, None
+        ]
         with pytest.warns(DisconnectedGraphWarning, match="3 components"):
             hood = Neighborhood.nearest(t, 2)
         with pytest.warns(DisconnectedGraphWarning, match=r"joined by 2 edge\(s\)"):

@@ -1,4 +1,5 @@
-"""What a training step evaluates, and how often: terms share the decoder's pass with the reconstruction."""
+"""What a training step evaluates, and how often: terms share the decoder's pass with the
+reconstruction."""
 
 import pytest
 import spaces
@@ -45,7 +46,9 @@ class TestOnePass:
         assert passes(objective, self.x) == passes(Objective(self.e, self.f, self.x), self.x) == 1
 
     def test_nothing_but_the_cost_changes(self):
-        objective = Objective(self.e, self.f, self.x, terms={"extrinsic_curvature": 0.1, "conformal_distortion": 0.2})
+        objective = Objective(
+            self.e, self.f, self.x, terms={"extrinsic_curvature": 0.1, "conformal_distortion": 0.2}
+        )
         loss, parts = objective(self.x, generator=gen())
         assert list(parts)[0] == "reconstruction"
         M, z = Manifold(self.f), self.e(self.x)
@@ -59,25 +62,38 @@ class TestOnePass:
         assert torch.allclose(loss, expected, rtol=1e-12)
         parameters = [*self.e.parameters(), *self.f.parameters()]
         dense = fit + 0.1 * curvature + 0.2 * objective.term("conformal_distortion", z, gen())
-        for ours, theirs in zip(*(torch.autograd.grad(y, parameters) for y in (loss, dense)), strict=True):
+        for ours, theirs in zip(
+            *(torch.autograd.grad(y, parameters) for y in (loss, dense)), strict=True
+        ):
             assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-12)
 
     def test_the_reconstruction_is_from_the_corrupted_code(self):
         variation = Variation(corruption=0.5)
-        objective = Objective(self.e, self.f, self.x, terms={"extrinsic_curvature": 0.1}, variation=variation)
+        objective = Objective(
+            self.e, self.f, self.x, terms={"extrinsic_curvature": 0.1}, variation=variation
+        )
         seen = self.x + 0.5 * objective.spread * gaussian(self.x, gen(3))
         fit = (self.x - self.f(self.e(seen))).square().sum(1).mean() / objective.null
-        assert torch.allclose(objective(self.x, generator=gen(3))[1]["reconstruction"], fit, rtol=1e-12)
+        assert torch.allclose(
+            objective(self.x, generator=gen(3))[1]["reconstruction"], fit, rtol=1e-12
+        )
 
     def test_other_likelihoods_keep_their_parameters(self):
         # Terms see expected data, the likelihood logits: there is nothing to share.
         x = (self.x > 0).double()
         for ambient in (None, "fisher"):
             objective = Objective(
-                self.e, self.f, x, likelihood="bernoulli", ambient=ambient, terms={"extrinsic_curvature": 0.1}
+                self.e,
+                self.f,
+                x,
+                likelihood="bernoulli",
+                ambient=ambient,
+                terms={"extrinsic_curvature": 0.1},
             )
             parts = objective(x, generator=gen())[1]
-            assert torch.allclose(parts["reconstruction"], objective.unexplained(x).mean(), rtol=1e-12)
+            assert torch.allclose(
+                parts["reconstruction"], objective.unexplained(x).mean(), rtol=1e-12
+            )
 
     def test_a_loss_of_ones_own_can_decode_too(self):
         def size(M, z, decoded=False):

@@ -1,4 +1,5 @@
-"""Trained models on disk: the same bits after loading, everything asked for that is missing, nothing foreign read."""
+"""Trained models on disk: the same bits after loading, everything asked for that is missing,
+nothing foreign read."""
 
 import copy
 import hashlib
@@ -60,7 +61,9 @@ def rewrite(folder, change):
     body = json.loads(path.read_text())
     change(body["metadata"])
     rest = {k: v for k, v in body.items() if k != "checksum"}
-    body["checksum"] = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    body["checksum"] = hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
     path.write_text(json.dumps(body))
 
 
@@ -91,7 +94,9 @@ class TestRoundTrip:
         assert repr(again.report_) == repr(m.report_)
         assert repr(again) == repr(m)
 
-    @pytest.mark.parametrize("likelihood", [*likelihoods.LIKELIHOODS, likelihoods.NegativeBinomial(2.5)])
+    @pytest.mark.parametrize(
+        "likelihood", [*likelihoods.LIKELIHOODS, likelihoods.NegativeBinomial(2.5)]
+    )
     def test_every_likelihood(self, likelihood, tmp_path):
         x = counts()
         if likelihood == "bernoulli":
@@ -134,19 +139,28 @@ class TestRoundTrip:
 
     def test_networks_of_torch_and_what_a_new_fit_starts_from(self, tmp_path):
         x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        encoder = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(36, 2))
-        decoder = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Unflatten(1, (1, 4, 4)), nn.Upsample((8, 8)))
+        encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(36, 2)
+        )
+        decoder = nn.Sequential(
+            nn.Linear(2, 16), nn.SiLU(), nn.Unflatten(1, (1, 4, 4)), nn.Upsample((8, 8))
+        )
         m = IRAE(**SMALL, encoder=encoder, decoder=decoder).fit(x.numpy())
         again = riemae.load(m.save(tmp_path))
         assert same(m, again, x.numpy())
         assert torch.equal(again.encoder[0].weight, encoder[0].weight)  # untrained, as given
-        assert np.array_equal(*(clone(model).fit(x.numpy()).transform(x.numpy()) for model in (m, again)))
+        assert np.array_equal(
+            *(clone(model).fit(x.numpy()).transform(x.numpy()) for model in (m, again))
+        )
 
     def test_terms_names_of_features_and_restarts(self, tmp_path):
         import pandas
 
         x = pandas.DataFrame(data(), columns=["a", "b", "c"])
-        terms = {"relaxed_distortion": 0.1, "extrinsic_curvature": Term(1e-3, options={"probes": 2})}
+        terms = {
+            "relaxed_distortion": 0.1,
+            "extrinsic_curvature": Term(1e-3, options={"probes": 2}),
+        }
         m = NRAE(**SMALL, terms=terms, restarts=2).fit(x)
         again = riemae.load(m.save(tmp_path))
         assert again.feature_names_in_.tolist() == ["a", "b", "c"]
@@ -168,7 +182,9 @@ class TestRoundTrip:
 
     def test_how_a_run_was_started_and_watched_stays_behind(self, tmp_path):
         graph = Neighborhood.nearest(torch.as_tensor(data()), 3)
-        m = NRAE(**SMALL, neighborhood=graph, init=data()[:, :2], trainer={"callbacks": []}).fit(data())
+        m = NRAE(**SMALL, neighborhood=graph, init=data()[:, :2], trainer={"callbacks": []}).fit(
+            data()
+        )
         again = riemae.load(m.save(tmp_path))
         assert same(m, again, data())
         assert again.neighborhood is None
@@ -278,7 +294,9 @@ class TestRefusal:
             lambda m: m.pop("history"),
             lambda m: m.update(ambient={"name": "Popen"}),
             lambda m: m["networks"].update(encoder={"name": "torch.Linear", "arguments": {}}),
-            lambda m: m["networks"].update(encoder={"name": "os.system", "arguments": {"command": "true"}}),
+            lambda m: m["networks"].update(
+                encoder={"name": "os.system", "arguments": {"command": "true"}}
+            ),
             lambda m: m.update(dtype="load"),
             lambda m: m.update(likelihood={"name": "Unknown", "arguments": {}}),
         ],
@@ -332,12 +350,18 @@ class TestReport:
         assert m.partial_fit(x).report_ != before
 
     def test_a_part_of_many_samples_and_few_of_few(self):
-        assert AE(**{**SMALL, "epochs": 1, "batch_size": 512}).fit(data(2500)).report_.samples == 2000
+        assert (
+            AE(**{**SMALL, "epochs": 1, "batch_size": 512}).fit(data(2500)).report_.samples == 2000
+        )
         assert AE(**SMALL).fit(data(5)).report_.samples == 5
         with pytest.raises(OptionError, match="n_samples = 3"):
             AE(**SMALL).fit(data(3)).report_  # noqa: B018
 
     def test_distributions_are_compared_by_their_means(self):
-        r = IRAE(**{**SMALL, "epochs": 200}, lr=1e-2, likelihood="poisson", ambient="fisher").fit(counts()).report_
+        r = (
+            IRAE(**{**SMALL, "epochs": 200}, lr=1e-2, likelihood="poisson", ambient="fisher")
+            .fit(counts())
+            .report_
+        )
         assert r.data_dim == 3
         assert r.unexplained < 0.7

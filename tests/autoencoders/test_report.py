@@ -1,4 +1,5 @@
-"""Diagnostics of constructed autoencoders: their numbers are known, and where each sentence must or must not stand."""
+"""Diagnostics of constructed autoencoders: their numbers are known, and where each sentence must or
+must not stand."""
 
 import math
 import sys
@@ -36,7 +37,11 @@ def said(r, start):
     return [s for s in r.sentences if s.startswith(start)]
 
 
-FOLDS, DEAD, MISSES = "The encoder folds", "1 of 2 latent dimensions are dead", "The reconstruction misses"
+FOLDS, DEAD, MISSES = (
+    "The encoder folds",
+    "1 of 2 latent dimensions are dead",
+    "The reconstruction misses",
+)
 SMOOTHER, DISTORTED, TORN, KINKS = (
     "The manifold is smoother",
     "The latent space is distorted",
@@ -69,27 +74,41 @@ class TestNumbers:
         assert r.sentences == ()
 
     def test_scores_are_those_of_the_other_modules(self):
-        f = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5)).double().requires_grad_(False)
+        f = (
+            nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5))
+            .double()
+            .requires_grad_(False)
+        )
         z = rand(120, 2)
         M, x = Manifold(f), f(z) + 0.1 * randn(120, 5)
         r = report(M, None, x, z, k=7)
         assert r.mcn == pytest.approx(float(scores.condition_number(M, z).mean()), rel=1e-12)
         assert r.vor == pytest.approx(float(scores.vor(M, z)), rel=1e-12)
-        assert r.extrinsic_curvature == pytest.approx(float(M.extrinsic_curvature(z).mean()), rel=1e-12)
+        assert r.extrinsic_curvature == pytest.approx(
+            float(M.extrinsic_curvature(z).mean()), rel=1e-12
+        )
         assert r.trustworthiness == trustworthiness(x.numpy(), z.numpy(), n_neighbors=7)
         assert r.continuity == trustworthiness(z.numpy(), x.numpy(), n_neighbors=7)
         error = (x - f(z)).square().sum(1).mean()
         assert r.reconstruction == pytest.approx(float(error), rel=1e-12)
-        assert r.unexplained == pytest.approx(float(error / x.var(0, unbiased=False).sum()), rel=1e-12)
+        assert r.unexplained == pytest.approx(
+            float(error / x.var(0, unbiased=False).sum()), rel=1e-12
+        )
 
     def test_spread_is_the_decoded_variance_in_any_linear_coordinates(self):
-        # f(z) = diag(3, 1) A z with codes A⁻¹ w: shares 9 Var(w₁) and Var(w₂) along orthogonal axes.
+        # f(z) = diag(3, 1) A z with codes A⁻¹ w: shares 9 Var(w₁) and Var(w₂) along orthogonal
+        # axes.
         w = randn(500, 2)
-        w = (w - w.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov((w - w.mean(0)).T, correction=0))).mT
+        w = (w - w.mean(0)) @ torch.linalg.inv(
+            torch.linalg.cholesky(torch.cov((w - w.mean(0)).T, correction=0))
+        ).mT
         a = torch.tensor([[1.0, 2.0], [-0.5, 1.0]], dtype=F64)
         z = w @ torch.linalg.inv(a).T
         r = report(
-            Manifold(lambda z: (z @ a.T) * torch.tensor([3.0, 1.0], dtype=F64)), None, w * torch.tensor([3.0, 1]), z
+            Manifold(lambda z: (z @ a.T) * torch.tensor([3.0, 1.0], dtype=F64)),
+            None,
+            w * torch.tensor([3.0, 1]),
+            z,
         )
         assert r.spread == pytest.approx((0.9, 0.1), abs=1e-9)
 
@@ -97,7 +116,9 @@ class TestNumbers:
         # The sphere S⁴ of radius 2: 2m/r² = 2.
         z = rand(300, 4, low=-0.5, high=0.5)
         M = Manifold(lambda z: spaces.sphere(z, 2.0))
-        a, b, c = (report(M, None, spaces.sphere(z, 2.0), z, seed=s).extrinsic_curvature for s in (0, 0, 1))
+        a, b, c = (
+            report(M, None, spaces.sphere(z, 2.0), z, seed=s).extrinsic_curvature for s in (0, 0, 1)
+        )
         assert a == b != c
         assert a == pytest.approx(2, rel=0.1)
 
@@ -118,7 +139,8 @@ class TestNumbers:
 
 class TestFolds:
     def test_half_a_plane_on_the_other(self):
-        # (u, v) and (−u, v) share the code (|u|, v). Of random points the nearest code is on either side alike.
+        # (u, v) and (−u, v) share the code (|u|, v). Of random points the nearest code is on either
+        # side alike.
         x = plane(rand(600, 2))
         r = report(Manifold(plane), lambda x: torch.stack([x[:, 0].abs(), x[:, 1]], 1), x)
         assert 0.3 < r.folded < 0.6
@@ -155,8 +177,14 @@ class TestFolds:
 class TestSentences:
     def test_dead_dimensions(self):
         z = rand(200, 2)
-        for thin, dead in ((0.0, 1), (0.01, 1), (0.1, 0)):  # a share of thin²/(1 + thin²) of the variance
-            f = Manifold(lambda z, thin=thin: torch.stack([z[:, 0], thin * z[:, 1], 0 * z[:, 0]], 1))
+        for thin, dead in (
+            (0.0, 1),
+            (0.01, 1),
+            (0.1, 0),
+        ):  # a share of thin²/(1 + thin²) of the variance
+            f = Manifold(
+                lambda z, thin=thin: torch.stack([z[:, 0], thin * z[:, 1], 0 * z[:, 0]], 1)
+            )
             r = report(f, None, f.decode(z), z)
             assert r.dead == dead
             assert bool(said(r, DEAD)) == bool(dead)
@@ -173,7 +201,11 @@ class TestSentences:
     @pytest.mark.parametrize("layer", [nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Tanh])
     def test_kinks(self, layer):
         torch_state = torch.Generator().manual_seed(0)
-        f = nn.Sequential(nn.Linear(2, 32), layer(), nn.Linear(32, 3)).double().requires_grad_(False)
+        f = (
+            nn.Sequential(nn.Linear(2, 32), layer(), nn.Linear(32, 3))
+            .double()
+            .requires_grad_(False)
+        )
         for p in f.parameters():
             p.copy_(torch.randn(p.shape, generator=torch_state, dtype=F64))
         z = rand(100, 2)
@@ -226,7 +258,8 @@ class TestSentences:
         assert not said(report(Manifold(lambda z: 0.9 * plane(z)), first_two, x), MISSES)
 
     def test_torn_neighbourhoods(self):
-        # A line in 40 pieces, coded in another order: neighbours in latent space are right but at the seams.
+        # A line in 40 pieces, coded in another order: neighbours in latent space are right but at
+        # the seams.
         order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
         t = torch.linspace(0, 1, 800, dtype=F64)[:-1]
         piece, rest = (t * 40).floor().long(), t * 40 - (t * 40).floor()
@@ -241,7 +274,9 @@ class TestSentences:
         r = report(Manifold(decoder), None, x, z)
         assert r.continuity < 0.95
         assert said(r, TORN)
-        assert not said(report(Manifold(lambda z: torch.cat([z, 0 * z], 1)), None, x, t[:, None]), TORN)
+        assert not said(
+            report(Manifold(lambda z: torch.cat([z, 0 * z], 1)), None, x, t[:, None]), TORN
+        )
 
 
 class TestLikelihoods:
@@ -264,7 +299,12 @@ class TestLikelihoods:
         model = AE(epochs=2, likelihood=likelihood, ambient=ambient, seed=0).fit(x)
         found = model.report_
         assert found.data_dim == 8
-        error = (torch.as_tensor(model.inverse_transform(model.transform(x))) - x).square().sum(1).mean()
+        error = (
+            (torch.as_tensor(model.inverse_transform(model.transform(x))) - x)
+            .square()
+            .sum(1)
+            .mean()
+        )
         assert found.reconstruction == pytest.approx(float(error), rel=1e-4)
 
     def test_heads_are_joined(self):
@@ -313,11 +353,20 @@ class TestInterface:
             ({"k": 0}, OptionError, "k of at least 1"),
             ({"max_samples": 5}, OptionError, "max_samples=5"),
             ({"encoder": lambda x: x[:, None, :2]}, ShapeError, "codes"),
-            ({"manifold": Manifold(lambda z: z)}, ShapeError, r"decoder back to the data \(30, 3\)"),
+            (
+                {"manifold": Manifold(lambda z: z)},
+                ShapeError,
+                r"decoder back to the data \(30, 3\)",
+            ),
         ],
     )
     def test_refuses(self, options, error, text):
-        arguments = {"manifold": Manifold(plane), "encoder": first_two, "x": plane(rand(30, 2)), **options}
+        arguments = {
+            "manifold": Manifold(plane),
+            "encoder": first_two,
+            "x": plane(rand(30, 2)),
+            **options,
+        }
         with pytest.raises(error, match=text):
             report(**arguments)
 

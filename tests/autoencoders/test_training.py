@@ -1,4 +1,5 @@
-"""Training: lightning underneath, silent, resumable to the bit, on several processes, safe when it explodes."""
+"""Training: lightning underneath, silent, resumable to the bit, on several processes, safe when it
+explodes."""
 
 import os
 import signal
@@ -121,12 +122,17 @@ class TestSilence:
 
 class TestLightning:
     def module(self, x, **options):
-        encoder, decoder = nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3))
+        encoder, decoder = (
+            nn.Linear(3, 2),
+            nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3)),
+        )
         return GeometricModule(encoder, decoder, data=x, **options)
 
     def trainer(self, **options):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        return Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet, **options)
+        return Trainer(
+            max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet, **options
+        )
 
     def fit(self, trainer, *args):
         with warnings.catch_warnings():  # a trainer of one's own speaks for itself
@@ -137,7 +143,12 @@ class TestLightning:
     def test_a_trainer_and_a_loader_of_ones_own(self):
         x = torch.as_tensor(data(dtype=np.float32))
         module = self.module(x, terms={"relaxed_distortion": 0.1, "extrinsic_curvature": 1e-3})
-        self.fit(self.trainer(), module, DataLoader(TensorDataset(x), batch_size=20), DataLoader(x, batch_size=40))
+        self.fit(
+            self.trainer(),
+            module,
+            DataLoader(TensorDataset(x), batch_size=20),
+            DataLoader(x, batch_size=40),
+        )
         assert len(module.history["loss"]) == 3
         assert "val_relaxed_distortion" in module.history
         assert module(x).shape == x.shape
@@ -146,17 +157,27 @@ class TestLightning:
     def test_neighbours_come_in_mappings(self):
         x = torch.as_tensor(data(dtype=np.float32))
         module = self.module(x, variation=Variation(order=2))
-        self.fit(self.trainer(), module, DataLoader([{"x": x, "neighbor": x.roll(1, 0)}], batch_size=None))
+        self.fit(
+            self.trainer(),
+            module,
+            DataLoader([{"x": x, "neighbor": x.roll(1, 0)}], batch_size=None),
+        )
         assert "neighborhood" in module.history
         with pytest.raises(OptionError, match="neighbours"):
-            self.fit(self.trainer(), self.module(x, variation=Variation(order=1)), DataLoader(x, batch_size=40))
+            self.fit(
+                self.trainer(),
+                self.module(x, variation=Variation(order=1)),
+                DataLoader(x, batch_size=40),
+            )
         with pytest.raises(DTypeError, match="batches"):
             self.fit(self.trainer(), self.module(x), DataLoader(["text"]))
 
     def test_batch_norm_is_refused_before_training(self):
         x = torch.as_tensor(data(dtype=np.float32))
         decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.1), nn.Linear(8, 3))
-        module = GeometricModule(nn.Linear(3, 2), decoder, data=x, terms={"relaxed_distortion": 0.1})
+        module = GeometricModule(
+            nn.Linear(3, 2), decoder, data=x, terms={"relaxed_distortion": 0.1}
+        )
         with pytest.raises(DecoderError, match="Dropout"):
             self.fit(self.trainer(), module, DataLoader(x, batch_size=40))
 
@@ -166,8 +187,12 @@ class TestLightning:
         whole, mixed = kind(**SMALL).fit(x), kind(**SMALL, precision="bf16-mixed").fit(x)
         assert abs(mixed.history_["loss"][-1] / whole.history_["loss"][-1] - 1) < 0.05
         assert weights(mixed).dtype == torch.float32
-        if kind is MCAE:  # at the first step weights agree: the term itself has the accuracy of float32 codes in bf16
-            ratio = mixed.history_["extrinsic_curvature"][0] / whole.history_["extrinsic_curvature"][0]
+        if (
+            kind is MCAE
+        ):  # at the first step weights agree: the term itself has the accuracy of float32 codes in bf16
+            ratio = (
+                mixed.history_["extrinsic_curvature"][0] / whole.history_["extrinsic_curvature"][0]
+            )
             assert abs(ratio - 1) < 0.05
 
     def test_half_precision_throughout_is_refused(self):
@@ -175,7 +200,9 @@ class TestLightning:
             IRAE(**SMALL, precision="bf16-true").fit(data(dtype=np.float32))
 
     def test_early_stopping_counts_epochs_without_progress(self):
-        m = AE(**{**SMALL, "epochs": 60}, lr=1e-9, early_stopping=3, validation_fraction=0.25).fit(data())
+        m = AE(**{**SMALL, "epochs": 60}, lr=1e-9, early_stopping=3, validation_fraction=0.25).fit(
+            data()
+        )
         assert m.n_epochs_ < 60
         assert "val_loss" in m.history_
         m = AE(**{**SMALL, "epochs": 300}, lr=0.03, early_stopping=2).fit(data())
@@ -270,7 +297,8 @@ NRAE(**{MIXED}, epochs=100_000, directory=sys.argv[1], checkpoint_every=1).fit(x
 
 class TestResuming:
     def test_killed_and_resumed_is_uninterrupted_to_the_bit(self, tmp_path):
-        # One process trains towards 100,000 epochs and is killed somewhere; another goes on from what it left.
+        # One process trains towards 100,000 epochs and is killed somewhere; another goes on from
+        # what it left.
         job = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)])
         checkpoint = tmp_path / "last.ckpt"
         deadline = time.monotonic() + 120
@@ -328,7 +356,11 @@ class TestResuming:
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
         AE(**SMALL, directory=tmp_path, checkpoint_every=1).fit(data())
-        for m, x in ((AE(**SMALL, lr=0.1), data()), (AE(**SMALL), data(seed=1)), (IRAE(**SMALL), data())):
+        for m, x in (
+            (AE(**SMALL, lr=0.1), data()),
+            (AE(**SMALL), data(seed=1)),
+            (IRAE(**SMALL), data()),
+        ):
             with pytest.raises(TrainingError, match="other settings or other data"):
                 m.set_params(directory=tmp_path).fit(x)
         (tmp_path / "last.ckpt").write_bytes(b"torn")
@@ -452,7 +484,9 @@ def test_processes_of_one_run_share_its_directory(tmp_path, strategy):
     script.write_text(RANKS)
     runs = tmp_path / "runs"
     for _ in range(2):  # the second finds a finished run
-        job = subprocess.run([sys.executable, script, runs, strategy], capture_output=True, text=True, timeout=240)
+        job = subprocess.run(
+            [sys.executable, script, runs, strategy], capture_output=True, text=True, timeout=240
+        )
         assert job.returncode == 0, job.stderr
         assert "epochs 4" in job.stdout
     assert [path.name for path in runs.iterdir()] == ["last.ckpt"]
@@ -460,7 +494,8 @@ def test_processes_of_one_run_share_its_directory(tmp_path, strategy):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_reach_the_same_loss():
-    # Weight 0: the term is computed in each process, by its own probes and its own mean, and changes no weights.
+    # Weight 0: the term is computed in each process, by its own probes and its own mean, and
+    # changes no weights.
     x = data(64)
     settings = {**SMALL, "epochs": 20, "lr": 5e-3, "weight": 0.0}
     one = IRAE(**settings).fit(x)

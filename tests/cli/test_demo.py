@@ -1,4 +1,5 @@
-"""The demonstration and its command line, at a size of seconds: three epochs, two pairs, four by four distances."""
+"""The demonstration and its command line, at a size of seconds: three epochs, two pairs, four by
+four distances."""
 
 import dataclasses
 import importlib.metadata
@@ -23,7 +24,10 @@ FILES = ("latent.png", "strips.png", "distances.png", "distances.npz")
 
 
 def call(*arguments):
-    """Run ``riemae`` with stdout and stderr apart; click 8.1 has to be told, later versions always do it."""
+    """Run ``riemae`` with stdout and stderr apart.
+
+    Click 8.1 has to be told, later versions always do it.
+    """
     try:
         runner = CliRunner(mix_stderr=False)
     except TypeError:
@@ -65,7 +69,10 @@ def few(monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch, result):
-    """The command line around a result that is there already, not drawn; change it by ``computed(...)``."""
+    """The command line around a result that is there already, not drawn.
+
+    Change it by ``computed(...)``.
+    """
 
     def use(**changes):
         monkeypatch.setattr(demo, "run", lambda *_: dataclasses.replace(result, **changes))
@@ -162,7 +169,11 @@ class TestLibrary:
         demo.run(seed=0, epochs=1, pairs=1, subset=2, report=report)
         assert torch.equal(torch.get_rng_state(), before)
         assert capfd.readouterr() == ("", "")
-        assert last == {"training the autoencoder": (1, 1), "geodesics": (1, 1), "distance matrix": (1, 1)}
+        assert last == {
+            "training the autoencoder": (1, 1),
+            "geodesics": (1, 1),
+            "distance matrix": (1, 1),
+        }
 
     def test_another_seed_gives_other_numbers(self, few):
         one, other = (demo.run(seed, epochs=1, pairs=2, subset=2) for seed in (0, 1))
@@ -172,7 +183,8 @@ class TestLibrary:
         assert (other.geodesics.length != one.geodesics.length).all()
 
     def test_survives_a_graph_in_pieces(self, few, monkeypatch, tmp_path):
-        # Training may leave the codes in clusters that no neighbourhood joins: no path there, but a straight line.
+        # Training may leave the codes in clusters that no neighbourhood joins: no path there, but a
+        # straight line.
         build = Manifold.graph
         monkeypatch.setattr(Manifold, "graph", lambda self, points, **_: build(self, points, k=1))
         with pytest.warns(DisconnectedGraphWarning):
@@ -180,7 +192,9 @@ class TestLibrary:
         assert r.exit_code == 0, repr(r.exception)
         numbers = strictly(r.stdout)
         assert numbers["graph"] == [None, None]
-        assert all(0 < g <= s for g, s in zip(numbers["geodesic"], numbers["straight"], strict=True))
+        assert all(
+            0 < g <= s for g, s in zip(numbers["geodesic"], numbers["straight"], strict=True)
+        )
         with pytest.warns(DisconnectedGraphWarning):
             r = call("demo", "--quiet", "--out", tmp_path, *sized())
         assert r.exit_code == 0, repr(r.exception)
@@ -212,14 +226,18 @@ class TestLibrary:
         assert images.shape == (1797, 64)
         assert (images.min(), images.max()) == (0, 1)
         calls = []
-        losses = [demo.train(images[:256], n, 0, lambda *call: calls.append(call))[2] for n in (1, 12)]
+        losses = [
+            demo.train(images[:256], n, 0, lambda *call: calls.append(call))[2] for n in (1, 12)
+        ]
         assert losses[1] < 0.9 * losses[0]
         assert calls[0] == ("training the autoencoder", 1, 1)
         assert calls[-1] == ("training the autoencoder", 12, 12)
 
     def test_without_scikit_learn(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "sklearn", None)
-        with pytest.raises(MissingExtraError, match=r"expected scikit-learn.*pip install 'riemae\[demo\]'"):
+        with pytest.raises(
+            MissingExtraError, match=r"expected scikit-learn.*pip install 'riemae\[demo\]'"
+        ):
             demo.load_digits()
 
 
@@ -257,14 +275,18 @@ class TestCommand:
         assert "pip install 'riemae[demo]'" in line
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize(("option", "value"), [("--epochs", 0), ("--pairs", 0), ("--subset", 1), ("--seed", "x")])
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--epochs", 0), ("--pairs", 0), ("--subset", 1), ("--seed", "x")]
+    )
     def test_options_out_of_range(self, option, value):
         r = call("demo", option, value)
         assert r.exit_code == 2
         assert option in r.stderr
 
     def test_more_digits_than_there_are(self, few, tmp_path):
-        r = call("demo", "--quiet", "--out", tmp_path, *sized({"epochs": 1, "pairs": 1, "subset": 201}))
+        r = call(
+            "demo", "--quiet", "--out", tmp_path, *sized({"epochs": 1, "pairs": 1, "subset": 201})
+        )
         assert isinstance(r.exception, SystemExit), repr(r.exception)
         assert r.exit_code != 0
         assert "200" in r.stderr
@@ -282,7 +304,16 @@ class TestCommand:
             assert "demo" in call(flag).stdout
         text = call("demo", "--help").stdout
         assert all(
-            option in text for option in ("--out", "--seed", "--epochs", "--pairs", "--subset", "--json", "--quiet")
+            option in text
+            for option in (
+                "--out",
+                "--seed",
+                "--epochs",
+                "--pairs",
+                "--subset",
+                "--json",
+                "--quiet",
+            )
         )
 
     def test_version(self):

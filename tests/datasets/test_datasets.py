@@ -20,7 +20,10 @@ F64 = torch.float64
 CURVES = [datasets.noisy_sine, datasets.sparse_spiral]
 SURFACES = [datasets.cylinder, datasets.patch_with_hole, datasets.paraboloid, datasets.swiss_roll]
 PICTURE = np.pad(np.add.outer(np.arange(5.0), 2 * np.arange(5.0)) / 12, 3)
-IMAGES = [lambda **o: datasets.rotated_images(PICTURE, n=12, **o), lambda **o: datasets.shifted_images(PICTURE, **o)]
+IMAGES = [
+    lambda **o: datasets.rotated_images(PICTURE, n=12, **o),
+    lambda **o: datasets.shifted_images(PICTURE, **o),
+]
 SMALL = {"n": 40}
 
 
@@ -39,7 +42,12 @@ class TestEveryDataset:
             d = make(function, dtype=dtype)
             n, t, shape, m = len(d.x), len(d.test), d.x.shape[1:], d.z.shape[1]
             assert d.x.shape == d.clean.shape == (n, *shape)
-            assert (d.z.shape, d.test.shape, d.test_z.shape, d.bounds.shape) == ((n, m), (t, *shape), (t, m), (2, m))
+            assert (d.z.shape, d.test.shape, d.test_z.shape, d.bounds.shape) == (
+                (n, m),
+                (t, *shape),
+                (t, m),
+                (2, m),
+            )
             for part in (d.x, d.clean, d.z, d.test, d.test_z, d.bounds):
                 assert part.dtype == (dtype or torch.get_default_dtype())
                 assert part.isfinite().all()
@@ -56,7 +64,9 @@ class TestEveryDataset:
     def test_seeded_without_touching_torch(self, function):
         state = torch.get_rng_state()
         noise = {} if function is datasets.counts else {"noise": 0.1}
-        a, b, c = (make(function, seed=s, **noise) for s in (3, torch.Generator().manual_seed(3), 4))
+        a, b, c = (
+            make(function, seed=s, **noise) for s in (3, torch.Generator().manual_seed(3), 4)
+        )
         assert torch.equal(a.x, b.x)
         assert not torch.equal(a.x, c.x)
         assert torch.equal(torch.get_rng_state(), state)
@@ -72,7 +82,9 @@ class TestEveryDataset:
         with pytest.raises(OptionError, match="noise of at least 0"):
             make(function, noise=-1.0)
 
-    @pytest.mark.parametrize("function", [*CURVES, *SURFACES, datasets.superquadrics, datasets.counts])
+    @pytest.mark.parametrize(
+        "function", [*CURVES, *SURFACES, datasets.superquadrics, datasets.counts]
+    )
     def test_too_few(self, function):
         with pytest.raises(OptionError, match="at least"):
             function(n=0)
@@ -94,7 +106,9 @@ class TestCurves:
         i = np.arange(n)
         r, angle = 0.1 + 2.9 * i / (n - 1), 2 * math.pi * i / n
         d = datasets.sparse_spiral(dtype=F64)
-        assert np.allclose(d.clean.numpy(), np.stack([r * np.cos(angle), 0.6 * r * np.sin(angle)], 1), atol=1e-12)
+        assert np.allclose(
+            d.clean.numpy(), np.stack([r * np.cos(angle), 0.6 * r * np.sin(angle)], 1), atol=1e-12
+        )
 
     def test_length(self):
         # ∫ √(1 + cos² t) dt over a period.
@@ -104,12 +118,16 @@ class TestCurves:
         assert datasets.length_ratio(d, d.test) == 1
         assert datasets.length_ratio(d, d.test[:1].repeat(3, 1)) == 0
         # A straight line from end to end; the noise makes the way longer.
-        assert datasets.length_ratio(d, d.test[[0, -1]]) == pytest.approx(2 * math.pi / true, rel=1e-5)
+        assert datasets.length_ratio(d, d.test[[0, -1]]) == pytest.approx(
+            2 * math.pi / true, rel=1e-5
+        )
         assert datasets.length_ratio(d, d.x) > 1.2
 
 
 class TestSurfaces:
-    @pytest.mark.parametrize("function", [datasets.cylinder, datasets.patch_with_hole, datasets.swiss_roll])
+    @pytest.mark.parametrize(
+        "function", [datasets.cylinder, datasets.patch_with_hole, datasets.swiss_roll]
+    )
     def test_isometric_coordinates(self, function):
         d = make(function, dtype=F64)
         g = Manifold(d.surface).metric(d.test_z[:50])
@@ -117,7 +135,9 @@ class TestSurfaces:
 
     def test_curvatures(self):
         d = datasets.cylinder(radius=1.5, dtype=F64)
-        assert torch.allclose(Manifold(d.surface).extrinsic_curvature(d.z), torch.tensor(2 / 1.5**2, dtype=F64))
+        assert torch.allclose(
+            Manifold(d.surface).extrinsic_curvature(d.z), torch.tensor(2 / 1.5**2, dtype=F64)
+        )
         d = datasets.paraboloid(50, bend=1.3, dtype=F64)
         rho = d.z.square().sum(1)
         true = 1.3**2 / (1 + 1.3**2 * rho).square()
@@ -127,14 +147,20 @@ class TestSurfaces:
         d = datasets.patch_with_hole(3000, dtype=F64)
         u, v = d.z.T.numpy()
         a = 1.5
-        assert np.allclose(d.clean.numpy(), np.stack([np.sin(a * u) / a, v, (1 - np.cos(a * u)) / a], 1), atol=1e-12)
+        assert np.allclose(
+            d.clean.numpy(),
+            np.stack([np.sin(a * u) / a, v, (1 - np.cos(a * u)) / a], 1),
+            atol=1e-12,
+        )
         assert (d.z.abs().amax(1) >= 0.45).all()
         assert (d.test_z.abs().amax(1) >= 0.45).all()
         # Uniform on what is left: the strip v > 0.45 holds 0.55·2 of the area 4 − 0.9².
         share = float((d.z[:, 1] > 0.45).double().mean())
         assert share == pytest.approx(1.1 / (4 - 0.81), abs=4 * math.sqrt(0.25 / 3000))
 
-    @pytest.mark.parametrize("function", [datasets.cylinder, datasets.swiss_roll, datasets.paraboloid])
+    @pytest.mark.parametrize(
+        "function", [datasets.cylinder, datasets.swiss_roll, datasets.paraboloid]
+    )
     def test_uniform_coordinates(self, function):
         d = function(n=2000, dtype=F64)
         scaled = (d.z - d.bounds[0]) / (d.bounds[1] - d.bounds[0])
@@ -150,7 +176,10 @@ class TestSurfaces:
 
     def test_the_short_way_round_a_closed_cylinder(self):
         d = datasets.cylinder(radius=2.0, angle=2 * math.pi, dtype=F64)
-        a, b = torch.tensor([[0.1, 0.0]], dtype=F64), torch.tensor([[4 * math.pi - 0.2, 0.4]], dtype=F64)
+        a, b = (
+            torch.tensor([[0.1, 0.0]], dtype=F64),
+            torch.tensor([[4 * math.pi - 0.2, 0.4]], dtype=F64),
+        )
         assert float(d.distance(a, b)) == pytest.approx(0.5)
         half = datasets.cylinder(radius=2.0, dtype=F64)
         assert float(half.distance(a, b)) > 10
@@ -161,7 +190,10 @@ class TestScores:
         # | √(x² + y²) − r | for points beside it, √(… + (|h| − 1)²) beyond its ends.
         d = datasets.cylinder(radius=1.0, noise=0.15, dtype=F64)
         angle = torch.linspace(0.1, 3.0, 40, dtype=F64)
-        h, r = torch.linspace(-1.5, 1.5, 40, dtype=F64), 1 + 0.4 * torch.linspace(-5, 5, 40, dtype=F64).sin()
+        h, r = (
+            torch.linspace(-1.5, 1.5, 40, dtype=F64),
+            1 + 0.4 * torch.linspace(-5, 5, 40, dtype=F64).sin(),
+        )
         x = torch.stack([r * angle.cos(), r * angle.sin(), h], 1)
         true = torch.hypot(r - 1, (h.abs() - 1).clamp(min=0))
         assert torch.allclose(d.nearest_distance(x), true, atol=1e-7)
@@ -206,7 +238,9 @@ class TestScores:
         z = torch.randn(80, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
         i, j = np.triu_indices(80, 1)
         pairs = [np.linalg.norm(p[i] - p[j], axis=1) for p in (z.numpy(), d.z.numpy())]
-        assert datasets.rank_correlation(d, z) == pytest.approx(spearmanr(*pairs).statistic, abs=1e-12)
+        assert datasets.rank_correlation(d, z) == pytest.approx(
+            spearmanr(*pairs).statistic, abs=1e-12
+        )
 
     @pytest.mark.parametrize(
         ("call", "error", "text"),
@@ -216,13 +250,33 @@ class TestScores:
                 OptionError,
                 "true distance",
             ),
-            (lambda: datasets.rank_correlation(datasets.cylinder(9), torch.zeros(8, 2)), ShapeError, r"\(9, m\)"),
+            (
+                lambda: datasets.rank_correlation(datasets.cylinder(9), torch.zeros(8, 2)),
+                ShapeError,
+                r"\(9, m\)",
+            ),
             (lambda: datasets.in_order(torch.zeros(5, 2), torch.zeros(5)), ShapeError, "n numbers"),
             (lambda: datasets.in_order(torch.zeros(5), torch.zeros(4)), ShapeError, "n numbers"),
-            (lambda: datasets.length_ratio(datasets.cylinder(9), torch.zeros(4, 3)), ShapeError, "one coordinate"),
-            (lambda: datasets.length_ratio(datasets.noisy_sine(9), torch.zeros(4, 3)), ShapeError, r"\(k, 2\)"),
-            (lambda: datasets.cylinder(9).nearest_distance(torch.zeros(4, 2)), ShapeError, r"\(k, D\)"),
-            (lambda: IMAGES[0]().nearest_distance(torch.zeros(4, 121)), ShapeError, "curve or surface"),
+            (
+                lambda: datasets.length_ratio(datasets.cylinder(9), torch.zeros(4, 3)),
+                ShapeError,
+                "one coordinate",
+            ),
+            (
+                lambda: datasets.length_ratio(datasets.noisy_sine(9), torch.zeros(4, 3)),
+                ShapeError,
+                r"\(k, 2\)",
+            ),
+            (
+                lambda: datasets.cylinder(9).nearest_distance(torch.zeros(4, 2)),
+                ShapeError,
+                r"\(k, D\)",
+            ),
+            (
+                lambda: IMAGES[0]().nearest_distance(torch.zeros(4, 121)),
+                ShapeError,
+                "curve or surface",
+            ),
         ],
     )
     def test_refuse(self, call, error, text):
@@ -245,11 +299,16 @@ class TestImages:
             assert np.allclose(view[0], shift(PICTURE, (0, step)).clip(0, 1), atol=1e-9)
 
     def test_scale_keeps_the_middle(self):
-        # A wide bell, off the middle: at half the size its mass is a quarter, its centre half as far off.
+        # A wide bell, off the middle: at half the size its mass is a quarter, its centre half as
+        # far off.
         y, x = np.mgrid[:41, :41] - 20.0
         bell = np.exp(-((y - 4) ** 2 + (x + 6) ** 2) / (2 * 4.0**2))
         for step in (0, 3):
-            small = datasets.shifted_images(bell, shifts=(step, step + 1), scale=0.5, dtype=F64).clean[0, 0].numpy()
+            small = (
+                datasets.shifted_images(bell, shifts=(step, step + 1), scale=0.5, dtype=F64)
+                .clean[0, 0]
+                .numpy()
+            )
             assert small.sum() == pytest.approx(bell.sum() / 4, rel=1e-3)
             assert (small * y).sum() / small.sum() == pytest.approx(2, abs=1e-2)
             assert (small * x).sum() / small.sum() == pytest.approx(-3 + step, abs=1e-2)
@@ -304,12 +363,18 @@ class TestClouds:
         # The share of each slab of height against quadrature of the area element over it.
         x, (a, b, c) = self.cloud(kind)
         a, b, c = float(a), float(b), float(c)
-        u, w = np.meshgrid((np.arange(2000) + 0.5) / 2000, 2 * math.pi * (np.arange(400) + 0.5) / 400, indexing="ij")
+        u, w = np.meshgrid(
+            (np.arange(2000) + 0.5) / 2000,
+            2 * math.pi * (np.arange(400) + 0.5) / 400,
+            indexing="ij",
+        )
         if kind == "ellipsoid":  # z = c s, s uniform on the sphere: dA = abc |n/axes| dΩ
             s = 2 * u - 1
             ring = np.sqrt(1 - s**2)
             height = c * s
-            weight = np.sqrt((ring * np.cos(w) / a) ** 2 + (ring * np.sin(w) / b) ** 2 + (s / c) ** 2)
+            weight = np.sqrt(
+                (ring * np.cos(w) / a) ** 2 + (ring * np.sin(w) / b) ** 2 + (s / c) ** 2
+            )
             base = 0.0
         else:  # (u a cos w, u b sin w, c − 2 c u): |∂_u × ∂_w| by numpy's cross product
             height = c - 2 * c * u

@@ -1,4 +1,5 @@
-"""Activations in Taylor mode against torch's own derivatives, and differentiated once and twice more."""
+"""Activations in Taylor mode against torch's own derivatives, and differentiated once and twice
+more."""
 
 import pytest
 import spaces
@@ -18,7 +19,9 @@ BOTH = list(zip(PAIRS.i, PAIRS.j, strict=True))
 
 
 def draw(*shape, seed=0):
-    return spaces.rand(torch.Generator().manual_seed(seed), *shape, low=-2.0, high=2.0).requires_grad_()
+    return spaces.rand(
+        torch.Generator().manual_seed(seed), *shape, low=-2.0, high=2.0
+    ).requires_grad_()
 
 
 def slope_of(f):
@@ -59,7 +62,9 @@ class TestChainRule:
     def test_gradients_and_their_gradients(self, name, pairs, carried):
         carried = carried and pairs is not None
         x, first, second = self.arguments(carried)
-        inputs = (x, first, second[: len(pairs)].detach().requires_grad_()) if carried else (x, first)
+        inputs = (
+            (x, first, second[: len(pairs)].detach().requires_grad_()) if carried else (x, first)
+        )
 
         def call(x, first, second=None):
             return Activation.apply(name, OPS[name], pairs, x, first, second)
@@ -71,25 +76,38 @@ class TestChainRule:
         # Results that nobody uses send no gradient back.
         x, first, second = self.arguments()
         for which in range(3):
-            alone = lambda *inputs, which=which: Activation.apply(name, OPS[name], BOTH, *inputs)[which]  # noqa: E731
+            alone = lambda *inputs, which=which: Activation.apply(name, OPS[name], BOTH, *inputs)[
+                which
+            ]  # noqa: E731
             used = (x,) if which == 0 else (x, first) if which == 1 else (x, first, second)
             rest = tuple(t.detach() for t in (x, first, second))[len(used) :]
-            assert torch.autograd.gradcheck(lambda *inputs, rest=rest, alone=alone: alone(*inputs, *rest), used)
+            assert torch.autograd.gradcheck(
+                lambda *inputs, rest=rest, alone=alone: alone(*inputs, *rest), used
+            )
 
 
 class TestInTaylorMode:
     def test_it_is_used_where_gradients_are_wanted_and_changes_no_number(self, monkeypatch):
-        f = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+        f = nn.Sequential(
+            nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5)
+        ).double()
         z, v = draw(4, 2), draw(4, 2, seed=1)
         calls = []
         apply = Activation.apply
-        monkeypatch.setattr(Activation, "apply", lambda *args: calls.append(args[0]) or apply(*args))
+        monkeypatch.setattr(
+            Activation, "apply", lambda *args: calls.append(args[0]) or apply(*args)
+        )
 
         def results():
             d = Differential(f)
             x, j, second = d.second_jet(z)
             loss = second.square().sum() + j.sin().sum() + d.gram_product(z, v)[2].square().sum()
-            return x, j, second, *torch.autograd.grad(loss, [z, v, *f.parameters()], materialize_grads=True)
+            return (
+                x,
+                j,
+                second,
+                *torch.autograd.grad(loss, [z, v, *f.parameters()], materialize_grads=True),
+            )
 
         fused = results()
         assert {"silu", "tanh"} == set(calls)

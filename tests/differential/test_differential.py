@@ -1,4 +1,5 @@
-"""Derivatives of any decoder against torch.autograd.functional, closed forms and finite differences."""
+"""Derivatives of any decoder against torch.autograd.functional, closed forms and finite
+differences."""
 
 import functools
 
@@ -30,7 +31,9 @@ def one_thread():
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def deviation(a, b):
@@ -51,19 +54,32 @@ def mlp(activation=nn.Tanh, m=M, width=7):
 
 
 def normed(norm):
-    return nn.Sequential(nn.Linear(M, 6), nn.Unflatten(1, (2, 3)), norm, nn.Tanh(), nn.Flatten(), nn.Linear(6, 2))
+    return nn.Sequential(
+        nn.Linear(M, 6), nn.Unflatten(1, (2, 3)), norm, nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)
+    )
 
 
 def convolutional():
     norm = nn.BatchNorm2d(3)
     norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
     norm.running_var.copy_(torch.tensor([0.5, 1.5, 2.0]))
-    upsampled = [nn.Linear(M, 8), nn.Unflatten(1, (2, 2, 2)), nn.Upsample(scale_factor=2, mode="bilinear")]
-    return nn.Sequential(*upsampled, nn.Conv2d(2, 3, 3, padding=1), norm, nn.SiLU(), nn.Conv2d(3, 1, 1))
+    upsampled = [
+        nn.Linear(M, 8),
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+    ]
+    return nn.Sequential(
+        *upsampled, nn.Conv2d(2, 3, 3, padding=1), norm, nn.SiLU(), nn.Conv2d(3, 1, 1)
+    )
 
 
 def transposed():
-    first = [nn.Linear(M, 4), nn.Unflatten(1, (1, 2, 2)), nn.ConvTranspose2d(1, 2, 2, stride=2), nn.Tanh()]
+    first = [
+        nn.Linear(M, 4),
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.ConvTranspose2d(1, 2, 2, stride=2),
+        nn.Tanh(),
+    ]
     return nn.Sequential(*first, nn.ConvTranspose2d(2, 1, 1))
 
 
@@ -103,7 +119,10 @@ def polynomial(z):
 
 
 CATALOGUE = {
-    **{f"mlp {activation.__name__}": functools.partial(mlp, activation) for activation in ACTIVATIONS},
+    **{
+        f"mlp {activation.__name__}": functools.partial(mlp, activation)
+        for activation in ACTIVATIONS
+    },
     "convolutional": convolutional,
     "transposed convolution": transposed,
     "layer norm": lambda: normed(nn.LayerNorm(3)),
@@ -143,9 +162,16 @@ def build(name, dtype=torch.float64):
 
 def true_derivatives(f, z):
     """J ``(k, D, m)`` and all second derivatives ``(k, D, m, m)``, one point at a time."""
-    first = functools.partial(reference_jacobian, lambda p: f(p[None])[0].flatten(), create_graph=True)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
-        return torch.stack([first(p) for p in z]).detach(), torch.stack([reference_jacobian(first, p) for p in z])
+    first = functools.partial(
+        reference_jacobian, lambda p: f(p[None])[0].flatten(), create_graph=True
+    )
+    with (
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the fused kernel has no second derivative
+        return torch.stack([first(p) for p in z]).detach(), torch.stack(
+            [reference_jacobian(first, p) for p in z]
+        )
 
 
 @functools.cache
@@ -157,9 +183,21 @@ def truth(name, dtype=torch.float64):
 def check_first_order(d, f, z, j, tol=1e-12):
     v, a = draw(*z.shape, seed=1, dtype=z.dtype), draw(*j.shape[:2], seed=2, dtype=z.dtype)
     (x, jacobian), (y, jv), (w, ja) = d.value_and_jacobian(z), d.jvp(z, v), d.vjp(z, a)
-    results = {"value": d.value(z), "x": x, "y": y, "w": w, "jacobian": jacobian, "jvp": jv, "vjp": ja}
+    results = {
+        "value": d.value(z),
+        "x": x,
+        "y": y,
+        "w": w,
+        "jacobian": jacobian,
+        "jvp": jv,
+        "vjp": ja,
+    }
     expected = dict.fromkeys(results, f(z).reshape(len(z), -1))
-    expected |= {"jacobian": j, "jvp": torch.einsum("kdi,ki->kd", j, v), "vjp": torch.einsum("kdi,kd->ki", j, a)}
+    expected |= {
+        "jacobian": j,
+        "jvp": torch.einsum("kdi,ki->kd", j, v),
+        "vjp": torch.einsum("kdi,kd->ki", j, a),
+    }
     assert_equal(results, expected, tol)
     return results
 
@@ -167,9 +205,17 @@ def check_first_order(d, f, z, j, tol=1e-12):
 def check_second_order(d, f, z, j, h, tol=1e-12):
     u, v = (draw(*z.shape, seed=seed, dtype=z.dtype) for seed in (1, 2))
     a = draw(*h.shape[:2], seed=3, dtype=z.dtype)
-    results = {"uv": d.second_derivative(z, u, v), "a": d.contraction(z, a), "hessian": d.hessian(z)}
+    results = {
+        "uv": d.second_derivative(z, u, v),
+        "a": d.contraction(z, a),
+        "hessian": d.hessian(z),
+    }
     results |= dict(zip("xjh", d.second_jet(z), strict=True))
-    expected = {"uv": torch.einsum("kdij,ki,kj->kd", h, u, v), "a": torch.einsum("kdij,kd->kij", h, a), "hessian": h}
+    expected = {
+        "uv": torch.einsum("kdij,ki,kj->kd", h, u, v),
+        "a": torch.einsum("kdij,kd->kij", h, a),
+        "hessian": h,
+    }
     expected |= {"x": f(z).reshape(len(z), -1), "j": j, "h": h}
     assert_equal(results, expected, tol)
     return results
@@ -200,7 +246,8 @@ class TestCatalogue:
 
 
 def test_compiled_decoders_do_not_make_torch_compile_riemae():
-    # Its limit of recompilations holds for a function: a hook of riemae that every layer passes would soon reach it.
+    # Its limit of recompilations holds for a function: a hook of riemae that every layer passes
+    # would soon reach it.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for activation in ACTIVATIONS[:3]:
             for dtype in TOLERANCE:
@@ -209,17 +256,27 @@ def test_compiled_decoders_do_not_make_torch_compile_riemae():
 
 
 class TestDifferentiableAgain:
-    @pytest.mark.parametrize("name", ["mlp Tanh", "mlp SiLU", "attention", "layer norm", "polynomial"])
+    @pytest.mark.parametrize(
+        "name", ["mlp Tanh", "mlp SiLU", "attention", "layer norm", "polynomial"]
+    )
     def test_gradcheck(self, name):
         d = Differential(build(name)[0])
         z, u, v = (draw(2, M, seed=seed).requires_grad_() for seed in range(3))
         a = draw(2, d.value(z).shape[1], seed=3).requires_grad_()
-        inputs = {"jacobian": (z,), "jvp": (z, v), "vjp": (z, a), "second_derivative": (z, u, v), "contraction": (z, a)}
+        inputs = {
+            "jacobian": (z,),
+            "jvp": (z, v),
+            "vjp": (z, a),
+            "second_derivative": (z, u, v),
+            "contraction": (z, a),
+        }
         for call, arguments in inputs.items():
             assert torch.autograd.gradcheck(getattr(d, call), arguments), call
 
     @pytest.mark.parametrize("chunk_size", [None, 2])
-    @pytest.mark.parametrize("name", [name for name in CATALOGUE if " norm" in name or "mlp" in name] + ["transformer"])
+    @pytest.mark.parametrize(
+        "name", [name for name in CATALOGUE if " norm" in name or "mlp" in name] + ["transformer"]
+    )
     def test_parameter_gradients_of_an_isometry_loss_equal_autograd(self, name, chunk_size):
         net = build(name)[0]
         z, v = draw(5, M), draw(5, M, seed=1)
@@ -232,9 +289,14 @@ class TestDifferentiableAgain:
         jv = d.jvp(z, v)[1]
         ours = gradients(jv, d.vjp(z, jv)[1])
         with sdpa_kernel(SDPBackend.MATH):
-            j = [reference_jacobian(lambda p: net(p[None]).flatten(), p, create_graph=True) for p in z]
+            j = [
+                reference_jacobian(lambda p: net(p[None]).flatten(), p, create_graph=True)
+                for p in z
+            ]
         jv = [j @ v for j, v in zip(j, v, strict=True)]
-        theirs = gradients(torch.stack(jv), torch.stack([j.T @ w for j, w in zip(j, jv, strict=True)]))
+        theirs = gradients(
+            torch.stack(jv), torch.stack([j.T @ w for j, w in zip(j, jv, strict=True)])
+        )
         assert max(float(g.abs().max()) for g in theirs) > 1e-3
         assert_equal(dict(enumerate(ours)), dict(enumerate(theirs)), 1e-10)
 
@@ -300,21 +362,30 @@ class TestFallback:
         j, h = true_derivatives(f, z)
         for _ in range(2):
             d = Differential(f)
-            with torch.set_grad_enabled(grad), pytest.warns(FallbackWarning, match="reverse mode twice") as seen:
+            with (
+                torch.set_grad_enabled(grad),
+                pytest.warns(FallbackWarning, match="reverse mode twice") as seen,
+            ):
                 check_all(d, f, z, j, h)
             check_all(d, f, z, j, h)  # a second warning would be an error here
             assert len(seen) == 1
 
     def test_warning_points_at_the_caller(self):
-        # Python's own filter shows a warning once a line: from a line of riemae, only the first decoder's would show.
+        # Python's own filter shows a warning once a line: from a line of riemae, only the first
+        # decoder's would show.
         with pytest.warns(FallbackWarning) as seen:
             Differential(table).jacobian(draw(K, M))
         assert seen[0].filename == __file__
 
     def test_reverse_products_need_no_fallback(self):
         z, a = draw(K, M), draw(K, 4)
-        pulled = Differential(self.MAPS["function"]).vjp(z, a)[1]  # a warning would be an error here
-        assert deviation(pulled, (a * affine(z).cos()) @ (torch.arange(12).view(3, 4).double() / 5).T) <= 1e-12
+        pulled = Differential(self.MAPS["function"]).vjp(z, a)[
+            1
+        ]  # a warning would be an error here
+        assert (
+            deviation(pulled, (a * affine(z).cos()) @ (torch.arange(12).view(3, 4).double() / 5).T)
+            <= 1e-12
+        )
 
     @pytest.mark.parametrize("call", ["jacobian", "jvp", "vjp", "second_derivative", "contraction"])
     def test_what_torch_cannot_differentiate_is_refused_with_every_reason(self, call):
@@ -322,7 +393,9 @@ class TestFallback:
             return torch.eye(3).to(z)[torch.from_numpy(z.detach().numpy().argmax(-1))]
 
         arguments = [draw(K, M)] * {"jacobian": 1, "second_derivative": 3}.get(call, 2)
-        with pytest.raises(DifferentiationError, match=r"storage.*\(.*forward mode.*reverse mode twice"):
+        with pytest.raises(
+            DifferentiationError, match=r"storage.*\(.*forward mode.*reverse mode twice"
+        ):
             getattr(differential, call)(nearest, *arguments)
 
     def test_old_style_functions_are_followed_through_their_forward(self):
@@ -331,18 +404,27 @@ class TestFallback:
         d = Differential(OldSine.apply)
         check_first_order(d, OldSine.apply, z, j)
         assert deviation(d.hessian(z), h) <= 1e-12
-        with pytest.warns(FallbackWarning, match="setup_context"):  # there is no reverse pass through its inside
+        with pytest.warns(
+            FallbackWarning, match="setup_context"
+        ):  # there is no reverse pass through its inside
             form = d.contraction(z, z)
         assert deviation(form, torch.einsum("kdij,kd->kij", h, z)) <= 1e-12
 
     def test_switches_are_restored_when_nothing_works(self):
         def switches():
             cuda, fast = torch.backends.cuda, torch.backends.mha.get_fastpath_enabled()
-            return torch.backends.mkldnn.enabled, cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), fast
+            return (
+                torch.backends.mkldnn.enabled,
+                cuda.flash_sdp_enabled(),
+                cuda.math_sdp_enabled(),
+                fast,
+            )
 
         before = switches()
         with pytest.raises(DifferentiationError, match="numpy"):
-            differential.jacobian(lambda z: torch.from_numpy(z.numpy() ** 2), draw(K, M).requires_grad_())
+            differential.jacobian(
+                lambda z: torch.from_numpy(z.numpy() ** 2), draw(K, M).requires_grad_()
+            )
         assert switches() == before
 
 
@@ -361,7 +443,8 @@ def everything(f, z, u, v, a, chunk_size=None):
 class TestShapes:
     @pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3), (2, 0, 3)], ids=str)
     @pytest.mark.parametrize(
-        ("name", "shape"), [("mlp Tanh", (4,)), ("convolutional", (1, 4, 4)), ("one number a point", ())]
+        ("name", "shape"),
+        [("mlp Tanh", (4,)), ("convolutional", (1, 4, 4)), ("one number a point", ())],
     )
     def test_leading_axes_come_first_and_data_axes_stay(self, name, shape, batch):
         f = build(name)[0]
@@ -374,14 +457,26 @@ class TestShapes:
             flat, u, v = (x.reshape(-1, M) for x in (z, u, v))
             a = a.reshape(len(flat), -1)
             j, h = true_derivatives(f, flat)
-            expected = {"value": f(flat), "jacobian": j, "jvp": (j @ v[..., None]), "vjp": (a[:, None] @ j)}
+            expected = {
+                "value": f(flat),
+                "jacobian": j,
+                "jvp": (j @ v[..., None]),
+                "vjp": (a[:, None] @ j),
+            }
             expected |= {
                 "second": torch.einsum("kdij,ki,kj->kd", h, u, v),
                 "contraction": torch.einsum("kdij,kd->kij", h, a),
             }
-            assert_equal(out, {key: x.reshape(out[key].shape) for key, x in expected.items()}, 1e-12)
+            assert_equal(
+                out, {key: x.reshape(out[key].shape) for key, x in expected.items()}, 1e-12
+            )
 
-    @given(k=st.integers(0, 6), m=st.integers(1, 5), data=st.integers(1, 5), chunk_size=st.none() | st.integers(1, 7))
+    @given(
+        k=st.integers(0, 6),
+        m=st.integers(1, 5),
+        data=st.integers(1, 5),
+        chunk_size=st.none() | st.integers(1, 7),
+    )
     @settings(derandomize=True, deadline=None, max_examples=25)
     def test_linear_maps_of_any_size_have_their_matrix(self, k, m, data, chunk_size):
         matrix, z, a = draw(data, m), draw(k, m, seed=1), draw(k, data, seed=2)
@@ -398,7 +493,9 @@ class TestShapes:
         "tuple": (lambda z: (z, z), (0, 1, 2, 3)),
     }
 
-    @pytest.mark.parametrize(("name", "k"), [(name, k) for name, (_, ks) in WRONG.items() for k in ks])
+    @pytest.mark.parametrize(
+        ("name", "k"), [(name, k) for name, (_, ks) in WRONG.items() for k in ks]
+    )
     def test_outputs_of_the_wrong_batch_are_refused(self, name, k):
         with pytest.raises(ShapeError, match="batch"):
             differential.jacobian(self.WRONG[name][0], draw(k, 2))
@@ -415,13 +512,20 @@ class TestShapes:
 
     def test_one_direction_may_serve_all_points(self):
         z, v = draw(K, M), draw(M, seed=1)
-        assert torch.equal(differential.jvp(polynomial, z, v)[1], differential.jvp(polynomial, z, v.expand(K, M))[1])
+        assert torch.equal(
+            differential.jvp(polynomial, z, v)[1],
+            differential.jvp(polynomial, z, v.expand(K, M))[1],
+        )
 
     def test_meta_device(self):
         z, a = (torch.empty(5, n, dtype=torch.float64, device="meta") for n in (M, 4))
         out = everything(build("mlp Tanh")[0].to("meta"), z, z, z, a)
         assert all(x.is_meta for x in out.values())
-        assert [tuple(out[key].shape) for key in ("jacobian", "vjp", "contraction")] == [(5, 4, M), (5, M), (5, M, M)]
+        assert [tuple(out[key].shape) for key in ("jacobian", "vjp", "contraction")] == [
+            (5, 4, M),
+            (5, M),
+            (5, M, M),
+        ]
 
 
 class TestChunks:
@@ -436,7 +540,8 @@ class TestChunks:
         assert max(seen) == min(7, chunk_size)
 
     def test_default_is_where_the_processor_is_fastest(self):
-        # Measured: 256 to 1,024 points at width 256 with 8 tangents in float64. Never so few that overhead rules.
+        # Measured: 256 to 1,024 points at width 256 with 8 tangents in float64. Never so few that
+        # overhead rules.
         assert 256 <= Differential(mlp(width=256).double()).chunk(draw(K, M), 8) <= 1024
         assert Differential(lambda z: z.repeat(1, 10**6)).chunk(draw(K, M), 100) >= 16
 
@@ -458,14 +563,19 @@ class TestChunks:
     def test_parameters_are_no_width(self):
         # The product of the weights is the largest tensor, but it does not grow with the batch.
         left, right = draw(M, 500), draw(500, 500)
-        inside, outside = Differential(lambda z: z @ (left @ right)), Differential(lambda z: z @ left)
+        inside, outside = (
+            Differential(lambda z: z @ (left @ right)),
+            Differential(lambda z: z @ left),
+        )
         assert inside.chunk(draw(K, M), 4) == outside.chunk(draw(K, M), 4)
         # A map whose operations change with the batch is judged by its output.
         changing = Differential(lambda z: z @ left if len(z) < 2 else (z @ left).sin().asin())
         assert changing.chunk(draw(K, M), 4) == outside.chunk(draw(K, M), 4)
 
 
-@pytest.mark.parametrize("name", ["mlp Tanh", "mlp Mish", "convolutional", "transformer", "gru", "polynomial"])
+@pytest.mark.parametrize(
+    "name", ["mlp Tanh", "mlp Mish", "convolutional", "transformer", "gru", "polynomial"]
+)
 def test_taylor_remainders_fall_like_the_first_power_left_out(name):
     d = Differential(build(name)[0])
     z, v = draw(K, M), draw(K, M, seed=1)
@@ -476,8 +586,13 @@ def test_taylor_remainders_fall_like_the_first_power_left_out(name):
         remainders = []
         for h in (2.0**-7, 2.0**-9):
             gap = d.value(z + h * v) - x
-            linear, square = (a * gap).sum(-1) - h * (pulled * v).sum(-1), torch.einsum("kij,ki,kj->k", form, v, v)
+            linear, square = (
+                (a * gap).sum(-1) - h * (pulled * v).sum(-1),
+                torch.einsum("kij,ki,kj->k", form, v, v),
+            )
             rests = (gap - h * jv, gap - h * jv - h**2 / 2 * bend, linear - h**2 / 2 * square)
             remainders.append(torch.stack([rest.norm() for rest in rests]))
     slopes = (remainders[0] / remainders[1]).log2() / 2
-    assert torch.allclose(slopes, torch.tensor([2.0, 3.0, 3.0], dtype=slopes.dtype), atol=0.1), slopes
+    assert torch.allclose(slopes, torch.tensor([2.0, 3.0, 3.0], dtype=slopes.dtype), atol=0.1), (
+        slopes
+    )

@@ -86,7 +86,10 @@ MAPS = {
     "once_differentiable": (lambda z: Once.apply(z @ W), lambda z: (z @ W) ** 3),
     "numpy": (lambda z: ByNumpy.apply(z @ W), lambda z: (z @ W) ** 3),
     "numbers kept": (lambda z: Kept.apply(z @ W), lambda z: (z @ W) ** 3),
-    "two results": (lambda z: torch.cat(Pair.apply(z @ W), -1), lambda z: torch.cat([(z @ W) ** 2, (z @ W) ** 3], -1)),
+    "two results": (
+        lambda z: torch.cat(Pair.apply(z @ W), -1),
+        lambda z: torch.cat([(z @ W) ** 2, (z @ W) ** 3], -1),
+    ),
     "inside a network": (LAYER, LAYER.exact),
     "between others": (
         lambda z: torch.cat([z, Once.apply(z.sin()).exp()], -1),
@@ -96,7 +99,9 @@ MAPS = {
 
 
 def points(n=6, dtype=torch.float64):
-    return 1.5 + torch.rand(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    return 1.5 + torch.rand(
+        n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.fixture
@@ -117,7 +122,9 @@ class TestNumbers:
                 torch.testing.assert_close(f.jacobian(z), exact.jacobian(z))
                 torch.testing.assert_close(f.metric(z), exact.metric(z))
                 torch.testing.assert_close(f.metric_product(z, v), exact.metric_product(z, v))
-                torch.testing.assert_close(f.pullback(z, f.decode(z)), exact.pullback(z, exact.decode(z)))
+                torch.testing.assert_close(
+                    f.pullback(z, f.decode(z)), exact.pullback(z, exact.decode(z))
+                )
 
     def test_second_order(self, name):
         f, exact = map(Manifold, MAPS[name])
@@ -131,7 +138,11 @@ class TestNumbers:
                 ("second_fundamental_form", (z, v, v + 1)),
             ):
                 torch.testing.assert_close(
-                    getattr(f, method)(*given), getattr(exact, method)(*given), rtol=1e-7, atol=1e-7, msg=method
+                    getattr(f, method)(*given),
+                    getattr(exact, method)(*given),
+                    rtol=1e-7,
+                    atol=1e-7,
+                    msg=method,
                 )
 
     def test_geodesics(self, name):
@@ -141,7 +152,9 @@ class TestNumbers:
             found, expected = (M.geodesic(a, b, rtol=1e-5, solver=solver) for M in (f, exact))
             torch.testing.assert_close(found.length, expected.length, rtol=2e-5, atol=0)
         torch.testing.assert_close(f.exp(a, 0.1 * b), exact.exp(a, 0.1 * b), rtol=1e-7, atol=1e-7)
-        torch.testing.assert_close(f.distance(a, b).detach(), exact.distance(a, b).detach(), rtol=2e-4, atol=0)
+        torch.testing.assert_close(
+            f.distance(a, b).detach(), exact.distance(a, b).detach(), rtol=2e-4, atol=0
+        )
 
 
 def test_it_is_announced_once():
@@ -165,7 +178,9 @@ def test_gradients_of_results_are_refused():
 @pytest.mark.usefixtures("announced")
 def test_float32():
     # Differences of first derivatives: three digits.
-    f, exact = (Manifold(g) for g in (lambda z: Once.apply(z @ W.float()), lambda z: (z @ W.float()) ** 3))
+    f, exact = (
+        Manifold(g) for g in (lambda z: Once.apply(z @ W.float()), lambda z: (z @ W.float()) ** 3)
+    )
     z = points(dtype=torch.float32)
     torch.testing.assert_close(f.metric(z), exact.metric(z))
     with torch.no_grad():

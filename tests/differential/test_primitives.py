@@ -1,4 +1,5 @@
-"""Functions whose own derivatives are wrong or missing in torch, taken by primitives: against formulas and autograd."""
+"""Functions whose own derivatives are wrong or missing in torch, taken by primitives: against
+formulas and autograd."""
 
 import pytest
 import torch
@@ -41,7 +42,12 @@ def bag(z, **options):
 def flat_bag(z, last=False):
     indices, offsets = torch.tensor([1, 3]).repeat(len(z)), 2 * torch.arange(len(z) + last)
     return F.embedding_bag(
-        indices, BAG, offsets, per_sample_weights=z.tanh().flatten(), mode="sum", include_last_offset=last
+        indices,
+        BAG,
+        offsets,
+        per_sample_weights=z.tanh().flatten(),
+        mode="sum",
+        include_last_offset=last,
     )
 
 
@@ -61,10 +67,16 @@ with torch.no_grad():
 # What a decoder calls, and the same written out.
 CASES = {
     "cdist": (lambda z: torch.cdist(z, C), lambda z: apart(z, 2)),
-    "radial basis functions": (lambda z: (-(torch.cdist(z, C) ** 2)).exp(), lambda z: (-(apart(z, 2) ** 2)).exp()),
+    "radial basis functions": (
+        lambda z: (-(torch.cdist(z, C) ** 2)).exp(),
+        lambda z: (-(apart(z, 2) ** 2)).exp(),
+    ),
     "cdist, p = 1": (lambda z: torch.cdist(z, C, p=1), lambda z: apart(z, 1)),
     "cdist, p = 3": (lambda z: torch.cdist(z, C, p=3.0), lambda z: apart(z, 3)),
-    "cdist, p = inf": (lambda z: torch.cdist(z, C, p=float("inf")), lambda z: apart(z, float("inf"))),
+    "cdist, p = inf": (
+        lambda z: torch.cdist(z, C, p=float("inf")),
+        lambda z: apart(z, float("inf")),
+    ),
     "cdist of rows": (
         lambda z: torch.cdist(NET(z).view(-1, 4, 2), C),
         lambda z: (NET(z).view(-1, 4, 1, 2) - C).square().sum(-1).sqrt(),
@@ -74,11 +86,20 @@ CASES = {
         lambda z: F.hardsigmoid(NET(z), inplace=True).square(),
         lambda z: ((NET(z) + 3).clamp(0, 6) / 6).square(),
     ),
-    "layer hardsigmoid": (nn.Sequential(NET, nn.Hardsigmoid()), lambda z: (NET(z) + 3).clamp(0, 6) / 6),
+    "layer hardsigmoid": (
+        nn.Sequential(NET, nn.Hardsigmoid()),
+        lambda z: (NET(z) + 3).clamp(0, 6) / 6,
+    ),
     "embedding bag": (bag, lambda z: z.tanh() @ BAG[[1, 3]]),
-    "embedding bag with padding": (lambda z: bag(z, padding_idx=3), lambda z: z[:, :1].tanh() @ BAG[[1]]),
+    "embedding bag with padding": (
+        lambda z: bag(z, padding_idx=3),
+        lambda z: z[:, :1].tanh() @ BAG[[1]],
+    ),
     "embedding bag with offsets": (flat_bag, lambda z: z.tanh() @ BAG[[1, 3]]),
-    "embedding bag with all offsets": (lambda z: flat_bag(z, True), lambda z: z.tanh() @ BAG[[1, 3]]),
+    "embedding bag with all offsets": (
+        lambda z: flat_bag(z, True),
+        lambda z: z.tanh() @ BAG[[1, 3]],
+    ),
     "group norm": (
         lambda z: F.group_norm(NET(z).view(-1, 4, 2), 2),
         lambda z: group_formula(NET(z).view(-1, 4, 2), 2),
@@ -94,7 +115,9 @@ CASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::riemae.exceptions.SmoothnessWarning", "ignore:geodesic. the metric is singular")
+@pytest.mark.filterwarnings(
+    "ignore::riemae.exceptions.SmoothnessWarning", "ignore:geodesic. the metric is singular"
+)
 @pytest.mark.parametrize("name", CASES)
 class TestDerivatives:
     def test_first_and_second(self, name):
@@ -103,17 +126,24 @@ class TestDerivatives:
         flat = lambda p: exact(p[None])[0].flatten()  # noqa: E731 (one expression)
         j = torch.stack([jacobian(flat, p) for p in z])
         torch.testing.assert_close(M.jacobian(z), j, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(M.metric_product(z, v), (j.mT @ j @ v[..., None])[..., 0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            M.metric_product(z, v), (j.mT @ j @ v[..., None])[..., 0], rtol=1e-10, atol=1e-12
+        )
         bent = torch.stack(
             [
-                torch.stack([d @ hessian(lambda q, i=i: flat(q)[i], p) @ d for i in range(j.shape[1])])
+                torch.stack(
+                    [d @ hessian(lambda q, i=i: flat(q)[i], p) @ d for i in range(j.shape[1])]
+                )
                 for p, d in zip(z, v, strict=True)
             ]
         )
         torch.testing.assert_close(2 * M.taylor(z, v)[2], bent, rtol=1e-9, atol=1e-11)
 
     def test_geodesics(self, name):
-        found, expected = (Manifold(f).geodesic(points(2), points(2, 2), rtol=1e-3, throw=False) for f in CASES[name])
+        found, expected = (
+            Manifold(f).geodesic(points(2), points(2, 2), rtol=1e-3, throw=False)
+            for f in CASES[name]
+        )
         torch.testing.assert_close(found.length, expected.length, rtol=2e-3, atol=0)
 
     def test_values(self, name):
@@ -133,4 +163,6 @@ class TestEdges:
     def test_where_nothing_depends_on_the_point_torch_is_taken(self):
         table = nn.EmbeddingBag(6, 5, mode="mean").double()
         f = lambda z: torch.cat([z, table(torch.arange(2).expand(len(z), 2))], -1)  # noqa: E731 (one expression)
-        torch.testing.assert_close(Manifold(f).metric(points()), torch.eye(2, dtype=F64).expand(4, 2, 2))
+        torch.testing.assert_close(
+            Manifold(f).metric(points()), torch.eye(2, dtype=F64).expand(4, 2, 2)
+        )

@@ -39,26 +39,36 @@ def attention(z):
     return ((t @ t.mT / 2).softmax(-1) @ t).flatten(1)
 
 
-# Smooth maps (k, 4) -> (k, D), one for each kind of rule. Not among them: norm, std and linalg.solve, whose own
-# derivatives of third and second order are wrong in torch 2.13; such a map is refused when it is first looked at.
+# Smooth maps (k, 4) -> (k, D), one for each kind of rule. Not among them: norm, std and
+# linalg.solve, whose own derivatives of third and second order are wrong in torch 2.13; such a map
+# is refused when it is first looked at.
 SMOOTH = {
     **{
         name: getattr(F, name)
         for name in "silu gelu elu softplus mish selu celu logsigmoid softsign tanhshrink".split()
     },
     **{
-        name: getattr(torch, name) for name in ("tanh", "sigmoid", "sin", "cos", "exp", "square", "erf", "atan", "sinh")
+        name: getattr(torch, name)
+        for name in ("tanh", "sigmoid", "sin", "cos", "exp", "square", "erf", "atan", "sinh")
     },
-    "special functions of any number": lambda z: torch.special.expit(z) + torch.special.i1(z) * torch.special.ndtr(z),
-    "special functions of shares": lambda z: torch.special.ndtri(z.sigmoid()) + torch.special.logit(z.sigmoid()),
+    "special functions of any number": lambda z: (
+        torch.special.expit(z) + torch.special.i1(z) * torch.special.ndtr(z)
+    ),
+    "special functions of shares": lambda z: (
+        torch.special.ndtri(z.sigmoid()) + torch.special.logit(z.sigmoid())
+    ),
     "special functions of positive numbers": lambda z: (
         torch.special.entr(1 + z.square())
         + torch.special.gammaln(1 + z.square()) * torch.special.xlog1py(z.square(), 2.0)
     ),
     "gelu tanh": lambda z: F.gelu(z, approximate="tanh"),
     "softplus beta": lambda z: F.softplus(z, beta=2.0),
-    "powers": lambda z: z**3 + (z**2 + 1) ** 0.5 + 2**z + (z.square() + 1).rsqrt() + z.exp().reciprocal(),
-    "logarithms": lambda z: (z.square() + 1).log() + z.square().log1p() + torch.expm1(z) - z.exp().sqrt(),
+    "powers": lambda z: (
+        z**3 + (z**2 + 1) ** 0.5 + 2**z + (z.square() + 1).rsqrt() + z.exp().reciprocal()
+    ),
+    "logarithms": lambda z: (
+        (z.square() + 1).log() + z.square().log1p() + torch.expm1(z) - z.exp().sqrt()
+    ),
     "sums": lambda z: 1 + z - (3 - z) + torch.add(z, z.sin(), alpha=2) - z.neg(),
     "broadcast sum": lambda z: (z[:, None] + C).flatten(1).sin(),
     "broadcast product": lambda z: (z.unsqueeze(1) * C * z.sin()[:, None]).flatten(1),
@@ -68,7 +78,9 @@ SMOOTH = {
     "batched product": lambda z: (z[:, :, None] @ z.cos()[:, None] @ z[:, :, None])[..., 0],
     "einsum": lambda z: torch.einsum("ki,kj,ij->kj", z, z.sin(), C.T @ C),
     "quotients": lambda z: z / 2 + z / (1 + z.square()) + 1 / (2 + z.cos()) + C[0] / (1 + z.exp()),
-    "shapes": lambda z: z.sin().view(-1, 2, 2).mT.permute(0, 2, 1).flatten(1).movedim(0, 1).T.reshape(len(z), 4),
+    "shapes": lambda z: (
+        z.sin().view(-1, 2, 2).mT.permute(0, 2, 1).flatten(1).movedim(0, 1).T.reshape(len(z), 4)
+    ),
     "pieces": halves,
     "stack": lambda z: torch.stack([z.sin(), z.square(), torch.ones_like(z)], 1).flatten(1),
     "axes": lambda z: torch.cat(
@@ -86,39 +98,62 @@ SMOOTH = {
     "reductions": lambda z: torch.stack(
         [z.sin().sum(-1), z.square().mean(1), z.exp().sum(-1).sqrt(), z.logsumexp(-1)], -1
     ),
-    "cumulative": lambda z: z.sin().cumsum(-1) + z.roll(1, -1).square() + F.pad(z.exp().diff(dim=-1), (0, 1)),
+    "cumulative": lambda z: (
+        z.sin().cumsum(-1) + z.roll(1, -1).square() + F.pad(z.exp().diff(dim=-1), (0, 1))
+    ),
     "softmax": lambda z: z.softmax(-1) * z.log_softmax(-1),
     "attention": attention,
     "layer norm": lambda z: F.layer_norm(z, (4,), C[0], C[1]),
-    "instance norm": lambda z: F.instance_norm(z.sin().unflatten(1, (2, 2)), weight=C[0, :2], bias=C[1, :2]).flatten(1),
+    "instance norm": lambda z: F.instance_norm(
+        z.sin().unflatten(1, (2, 2)), weight=C[0, :2], bias=C[1, :2]
+    ).flatten(1),
     "instance norm, known statistics": lambda z: F.instance_norm(
         z.sin().unflatten(1, (2, 2)), C[0, :2], C[1, :2], use_input_stats=False
     ).flatten(1),
     "group norm": lambda z: F.group_norm(z, 2),
     "batch norm": lambda z: F.batch_norm(z.sin(), C[0], C[1]).square(),
-    "convolution": lambda z: F.conv2d(z.view(-1, 1, 2, 2).sin(), IMAGE, C[0, :2], padding=1).flatten(1).square(),
-    "transposed": lambda z: F.conv_transpose1d(z[:, None].sin(), C[:1, None, :2], bias=C[0, :1]).flatten(1).square(),
-    "upsampling": lambda z: F.interpolate(z.view(-1, 1, 2, 2).sin(), scale_factor=2, mode="bilinear").flatten(1).exp(),
-    "linear algebra": lambda z: torch.linalg.inv(torch.eye(4).to(z) * 5 + z[:, :, None] * z[:, None]).flatten(1),
+    "convolution": lambda z: (
+        F.conv2d(z.view(-1, 1, 2, 2).sin(), IMAGE, C[0, :2], padding=1).flatten(1).square()
+    ),
+    "transposed": lambda z: (
+        F.conv_transpose1d(z[:, None].sin(), C[:1, None, :2], bias=C[0, :1]).flatten(1).square()
+    ),
+    "upsampling": lambda z: (
+        F.interpolate(z.view(-1, 1, 2, 2).sin(), scale_factor=2, mode="bilinear").flatten(1).exp()
+    ),
+    "linear algebra": lambda z: torch.linalg.inv(
+        torch.eye(4).to(z) * 5 + z[:, :, None] * z[:, None]
+    ).flatten(1),
     "where": lambda z: torch.where(z > 0, z.sin(), z.square()),
-    "where, broadcast": lambda z: torch.where(C[0] > 0.5, z[:, :1].sin(), 2.0) + torch.where(z > 0, z[:, :1], z) * z,
+    "where, broadcast": lambda z: (
+        torch.where(C[0] > 0.5, z[:, :1].sin(), 2.0) + torch.where(z > 0, z[:, :1], z) * z
+    ),
     "where, method": lambda z: z.sin().where(z > 0, z.square()),
-    "where, constants": lambda z: torch.where(z < 0, C[0], z * z) + torch.where(z < 0, z.exp(), 0.0),
+    "where, constants": lambda z: (
+        torch.where(z < 0, C[0], z * z) + torch.where(z < 0, z.exp(), 0.0)
+    ),
     "broadcast together": lambda z: sum(torch.broadcast_tensors(z[:, :1].sin(), C[0], z.square())),
     "broadcast, written to": broadcast,
-    "piecewise linear": lambda z: F.relu(z.sin()) + z.square().clamp(max=1.0) + F.leaky_relu(z.cos(), inplace=True),
+    "piecewise linear": lambda z: (
+        F.relu(z.sin()) + z.square().clamp(max=1.0) + F.leaky_relu(z.cos(), inplace=True)
+    ),
     "in place": in_place,
-    "constants of its kind": lambda z: z.sin() + z.new_ones(4) + torch.zeros_like(z) + len(z) + z.size(-1) + z.shape[0],
+    "constants of its kind": lambda z: (
+        z.sin() + z.new_ones(4) + torch.zeros_like(z) + len(z) + z.size(-1) + z.shape[0]
+    ),
     "type": lambda z: z.to(torch.float64).double().sin().type_as(z),
 }
 
 
 def truth(f, z):
-    """Value, J ``(k, D, m)`` and second derivatives ``(k, D, m, m)``, one point and one output at a time."""
+    """Value, J ``(k, D, m)`` and second derivatives ``(k, D, m, m)``, one point and one output at a
+    time."""
     x = f(z)
     single = lambda p, d: f(p[None])[0, d]  # noqa: E731
     j = torch.stack([torch.autograd.functional.jacobian(lambda p: f(p[None])[0], p) for p in z])
-    second = [torch.stack([hessian(lambda p, d=d: single(p, d), p) for d in range(x.shape[1])]) for p in z]
+    second = [
+        torch.stack([hessian(lambda p, d=d: single(p, d), p) for d in range(x.shape[1])]) for p in z
+    ]
     return x, j, torch.stack(second)
 
 
@@ -171,7 +206,12 @@ class TestRules:
             second = MODE.forward(f, z, u, pairs, False)[2]
         close(
             second,
-            torch.stack([torch.einsum("kdab,ka,kb->kd", h, u[i], u[j]) for i, j in zip(pairs.i, pairs.j, strict=True)]),
+            torch.stack(
+                [
+                    torch.einsum("kdab,ka,kb->kd", h, u[i], u[j])
+                    for i, j in zip(pairs.i, pairs.j, strict=True)
+                ]
+            ),
         )
 
     @pytest.mark.parametrize("again", [False, True], ids=["no_grad", "grad"])
@@ -213,7 +253,9 @@ class TestRules:
 
 class TestRefusals:
     MAPS = {
-        "writing into a slice": lambda z: (y := z.clone(), y.__setitem__((slice(None), 0), 0.0), y)[-1],
+        "writing into a slice": lambda z: (y := z.clone(), y.__setitem__((slice(None), 0), 0.0), y)[
+            -1
+        ],
         "leaving the graph": lambda z: z.detach().sin(),
         "leaving torch": lambda z: torch.from_numpy(z.numpy()),
     }
@@ -227,14 +269,28 @@ class TestRefusals:
     def test_a_jet_has_no_storage_to_compute_on(self):
         z = draw(K, M)
         jet = Jet(z, basis(z), None, Tape(False, K))
-        with pytest.raises(NotImplementedError, match="Taylor"), torch._C.DisableTorchFunctionSubclass():
+        with (
+            pytest.raises(NotImplementedError, match="Taylor"),
+            torch._C.DisableTorchFunctionSubclass(),
+        ):
             jet.sin()
 
     def test_a_jet_looks_like_its_value(self):
         z = draw(K, M)
         jet = Jet(z, basis(z), None, Tape(False, K))
-        assert (jet.shape, jet.dtype, jet.device, jet.ndim, len(jet)) == (z.shape, z.dtype, z.device, 2, K)
-        assert (jet.size(1), jet.numel(), jet.is_floating_point(), jet.argmax().item()) == (M, K * M, True, z.argmax())
+        assert (jet.shape, jet.dtype, jet.device, jet.ndim, len(jet)) == (
+            z.shape,
+            z.dtype,
+            z.device,
+            2,
+            K,
+        )
+        assert (jet.size(1), jet.numel(), jet.is_floating_point(), jet.argmax().item()) == (
+            M,
+            K * M,
+            True,
+            z.argmax(),
+        )
 
 
 class TestPairs:
@@ -274,7 +330,9 @@ COMMON = {
 }
 
 
-@pytest.mark.parametrize(("module", "name"), [(module, name) for module in COMMON for name in COMMON[module].split()])
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in COMMON for name in COMMON[module].split()]
+)
 def test_common_functions_of_single_numbers_have_rules(module, name):
     Told.names.clear()
     getattr(module, name)(torch.rand(3).as_subclass(Told))

@@ -1,4 +1,5 @@
-"""What is trusted, and when: derivatives, rows, chance, units, and the functions of the user beside the decoder."""
+"""What is trusted, and when: derivatives, rows, chance, units, and the functions of the user beside
+the decoder."""
 
 import warnings
 
@@ -48,7 +49,9 @@ def first(f, z):
 
 
 def second(f, z):
-    return torch.stack([jacobian(lambda p: jacobian(lambda q: f(q[None])[0], p, create_graph=True), p) for p in z])
+    return torch.stack(
+        [jacobian(lambda p: jacobian(lambda q: f(q[None])[0], p, create_graph=True), p) for p in z]
+    )
 
 
 def close(a, b, rtol=1e-8):
@@ -59,7 +62,8 @@ def beside(*parts):
     return torch.cat(parts, -1)
 
 
-# What Taylor mode must not drop. Each map is the identity beside something that a first look at the origin may miss.
+# What Taylor mode must not drop. Each map is the identity beside something that a first look at the
+# origin may miss.
 
 
 def clamped_max(z):
@@ -192,7 +196,9 @@ LINEAR_ALGEBRA = {
     "logdet": lambda z, a: torch.logdet(a)[:, None],
     "solve": lambda z, a: torch.linalg.solve(a, z[..., None])[..., 0],
     "det of a product": lambda z, a: torch.linalg.det(a @ a)[:, None],
-    "solve_triangular": lambda z, a: torch.linalg.solve_triangular(a.triu(), z[..., None], upper=True)[..., 0],
+    "solve_triangular": lambda z, a: torch.linalg.solve_triangular(
+        a.triu(), z[..., None], upper=True
+    )[..., 0],
     "cholesky": lambda z, a: torch.linalg.cholesky(a).flatten(1),
     "norm": lambda z, a: a.norm(dim=(1, 2))[:, None],
 }
@@ -249,7 +255,8 @@ def test_a_branch_that_appears_later_is_refused_by_taylor_mode_and_still_right()
 
 
 def test_a_mode_that_turns_wrong_is_found_and_replaced():
-    # A map with a state: from some call on, a part of it is hidden from jets, but not from autograd.
+    # A map with a state: from some call on, a part of it is hidden from jets, but not from
+    # autograd.
     state = {"hidden": False}
 
     def f(z):
@@ -312,14 +319,23 @@ UNTRUE = {
     "no_grad": (without_gradients, r"torch\.no_grad\(\).*requires_grad_\(False\)"),
     "inference mode": (in_inference_mode, r"inference_mode"),
     "a factor under no_grad": (partly, r"no_grad"),
-    "detached half": (lambda z: beside(z[:, :1], z[:, 1:].detach().exp(), z.square()), r"detach\(\)"),
+    "detached half": (
+        lambda z: beside(z[:, :1], z[:, 1:].detach().exp(), z.square()),
+        r"detach\(\)",
+    ),
     "data": (lambda z: beside(z, z.data.sin() * z), r"\.data"),
-    "numbers": (lambda z: torch.stack([z[i] * float(z.detach()[i].norm()) for i in range(len(z))]), r"float\(\)"),
+    "numbers": (
+        lambda z: torch.stack([z[i] * float(z.detach()[i].norm()) for i in range(len(z))]),
+        r"float\(\)",
+    ),
     "a list": (lambda z: z * torch.tensor(z.detach().square().tolist(), dtype=z.dtype), r"tolist"),
     "reversal": (lambda z: net()(Reversal.apply(z)), r"backward of Reversal"),
     "another backward": (lambda z: net()(Twice.apply(z)), r"backward of Twice"),
     "straight through": (lambda z: net()(Rounded.apply(4 * z)), r"constant.*continuous latent"),
-    "finite scalars": (lambda z: net()(z + ((3 * z.tanh()).round() / 3 - z).detach()), r"constant.*continuous latent"),
+    "finite scalars": (
+        lambda z: net()(z + ((3 * z.tanh()).round() / 3 - z).detach()),
+        r"constant.*continuous latent",
+    ),
     "codebook": (codebook, r"argmin.*continuous latent"),
 }
 
@@ -340,9 +356,13 @@ SOUND = {
     "kinks at the origin": lambda z: beside(z, z.abs(), F.leaky_relu(z @ W)),
     "a step": lambda z: beside(z, (z[:, :1] > 0).to(z)),
     "constant in one direction": lambda z: beside(z[:, :1], z[:, :1].sin()),
-    "detached maximum": lambda z: beside(z, (z @ W - (z @ W).amax(-1, keepdim=True).detach()).softmax(-1)),
+    "detached maximum": lambda z: beside(
+        z, (z @ W - (z @ W).amax(-1, keepdim=True).detach()).softmax(-1)
+    ),
     "offset": lambda z: 1e4 + z @ W,
-    "many pieces": lambda z: (z @ W.repeat(1, 50) + torch.linspace(-3, 3, 300).to(z)).abs().view(len(z), 6, 50).sum(-1),
+    "many pieces": lambda z: (
+        (z @ W.repeat(1, 50) + torch.linspace(-3, 3, 300).to(z)).abs().view(len(z), 6, 50).sum(-1)
+    ),
 }
 
 
@@ -379,7 +399,9 @@ COUPLED = {
     "large batches": lambda z: net()(z) - (net()(z).mean(0) if len(z) > 11 else 0),
     "neighbour": lambda z: net()(z) + 0.1 * net()(z).roll(1, 0) * (len(z) > 2),
     "outliers": lambda z: net()(z) + F.relu(z.sum(-1).max() - 3),
-    "one region": lambda z: torch.where(z[:, 1:] > 1.5, net()(z) + z.mean(0, keepdim=True)[:, :1], net()(z)),
+    "one region": lambda z: torch.where(
+        z[:, 1:] > 1.5, net()(z) + z.mean(0, keepdim=True)[:, :1], net()(z)
+    ),
 }
 
 
@@ -462,7 +484,11 @@ def test_rounding_in_single_precision_is_named():
 )
 def test_statuses_do_not_depend_on_the_order_of_the_pairs(f, order):
     starts = torch.tensor([[1.0, 0.0], [1.5, 0.4], [-1.0, 0.0]], dtype=F64)[order]
-    status = Manifold(f).geodesic(starts, torch.tensor([2.0, 1.0], dtype=F64), rtol=1e-3, throw=False).status
+    status = (
+        Manifold(f)
+        .geodesic(starts, torch.tensor([2.0, 1.0], dtype=F64), rtol=1e-3, throw=False)
+        .status
+    )
     assert [bool(s) for s in status] == [i == 2 for i in order]
 
 
@@ -545,7 +571,9 @@ def test_a_metric_needs_to_be_positive_along_the_decoded_manifold_alone(form):
     # Positive on symmetric matrices: exp(diag(a, b, c)) pulls it back to the Euclidean metric.
     M = Manifold(lambda z: z.exp().diag_embed().flatten(1), ambient=ambient.Custom(**form))
     turned = torch.linalg.qr(torch.arange(9.0).view(3, 3).double().cos())[0]
-    N = Manifold(lambda z: (turned * z.exp()[:, None] @ turned.T).flatten(1), ambient=ambient.Custom(**form))
+    N = Manifold(
+        lambda z: (turned * z.exp()[:, None] @ turned.T).flatten(1), ambient=ambient.Custom(**form)
+    )
     for seed in range(40):
         z = torch.randn(2, 3, dtype=F64, generator=torch.Generator().manual_seed(seed))
         for manifold in (M, N):
@@ -569,14 +597,20 @@ def spd(z):
 
 
 BAD_TENSORS = {
-    "asymmetric": (lambda z: spd(z) + z[:, 0, None, None] * torch.ones(2, 2).to(z).triu(1), "symmetric"),
+    "asymmetric": (
+        lambda z: spd(z) + z[:, 0, None, None] * torch.ones(2, 2).to(z).triu(1),
+        "symmetric",
+    ),
     "negative": (lambda z: -spd(z) * z[:, :1, None].cosh(), "positive"),
     "indefinite": (lambda z: spd(z) - 3 * torch.ones(2, 2).to(z), "positive"),
     "coupled": (lambda z: spd(z) * (1 + z.square().mean()), "row alone"),
     "random": (lambda z: spd(z) * (1 + torch.rand(len(z), 1, 1, dtype=z.dtype)), "deterministic"),
     "no_grad": (torch.no_grad()(lambda z: spd(z) * (1 + z[:, :1, None] ** 2)), "no_grad"),
     "detached": (lambda z: spd(z) * (1 + z.detach()[:, :1, None] ** 2), "detach"),
-    "numpy": (lambda z: spd(z) * torch.from_numpy(1 + z.detach().numpy()[:, :1, None] ** 2), "numpy"),
+    "numpy": (
+        lambda z: spd(z) * torch.from_numpy(1 + z.detach().numpy()[:, :1, None] ** 2),
+        "numpy",
+    ),
     "reversed": (lambda z: spd(z) * (1 + Twice.apply(z)[:, :1, None] ** 2), "Twice"),
 }
 
@@ -674,7 +708,9 @@ def test_what_plain_autograd_differentiates_twice_is_differentiated(name, grad):
         close(d.gram_product(Z, Z)[2], torch.einsum("kdi,kdj,kj->ki", j, j, Z))
         close(d.hessian(Z), h)
         close(d.contraction(Z, a), torch.einsum("kdij,kd->kij", h, a))
-        close(d.second_derivative(Z, Z, Z.flip(-1)), torch.einsum("kdij,ki,kj->kd", h, Z, Z.flip(-1)))
+        close(
+            d.second_derivative(Z, Z, Z.flip(-1)), torch.einsum("kdij,ki,kj->kd", h, Z, Z.flip(-1))
+        )
 
 
 def points(n):
@@ -714,7 +750,9 @@ class TestNothingIsTrustedBecauseItWasRefusedOnce:
 
     def test_rows_that_only_a_large_batch_shows(self):
         smooth = net()
-        M = Manifold(lambda z: smooth(z) + torch.where(z.abs().amax(-1, keepdim=True) > 20, z.mean(), 0))
+        M = Manifold(
+            lambda z: smooth(z) + torch.where(z.abs().amax(-1, keepdim=True) > 20, z.mean(), 0)
+        )
         M.metric(points(4))
         self.refused(lambda: M.metric(30 * points(400)), DecoderError)
 

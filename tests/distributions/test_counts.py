@@ -1,11 +1,17 @@
-"""Counts: negative binomials and zero inflation against sums over counts, series, integrals, and their limits."""
+"""Counts: negative binomials and zero inflation against sums over counts, series, integrals, and
+their limits."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from count_distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
+from count_distributions import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from scipy.special import digamma
 from scipy.stats import nbinom
 from spaces import rand
@@ -14,7 +20,12 @@ from torch.testing import assert_close
 
 from riemae import Manifold
 from riemae.ambient import FisherRao
-from riemae.distributions.dispersion import _AT_ONCE, excess_information, log_odds_excess, ratio_by_quadrature
+from riemae.distributions.dispersion import (
+    _AT_ONCE,
+    excess_information,
+    log_odds_excess,
+    ratio_by_quadrature,
+)
 from riemae.exceptions import AmbientError, ApproximationWarning, NonFiniteError
 from riemae.testing import check_manifold
 
@@ -31,14 +42,18 @@ def excess(mu, theta, dtype=F64):
 
 
 def by_scores(mu, theta, top):
-    """``E (∂ log p/∂θ)²`` as a sum over counts: scipy's probabilities, and the score by digamma functions."""
+    """``E (∂ log p/∂θ)²`` as a sum over counts: scipy's probabilities, and the score by digamma
+    functions."""
     y = np.arange(top, dtype=float)
     score = digamma(y + theta) - digamma(theta) - np.log1p(mu / theta) + (mu - y) / (mu + theta)
     return float((nbinom.pmf(y, theta, theta / (mu + theta)) * score**2).sum())
 
 
 def by_series(mu, theta, terms=4000):
-    """``Σ pᵏ B(k, θ)/k``, k ≥ 2, by logarithms of gamma functions; for p that leave a short series."""
+    """``Σ pᵏ B(k, θ)/k``, k ≥ 2, by logarithms of gamma functions.
+
+    For p that leave a short series.
+    """
     k = np.arange(2, terms, dtype=float)
     lgamma = np.vectorize(math.lgamma)
     beta = lgamma(k) + math.lgamma(theta) - lgamma(k + theta)
@@ -54,12 +69,16 @@ def net(outputs, features, dtype=F64, seed=0):
 
 
 def by_sum(decoder, z, top=400):
-    """The metric at one point: ``Σ_y p(y) s sᵀ`` over counts, of every variable, with scores by autograd."""
+    """The metric at one point: ``Σ_y p(y) s sᵀ`` over counts, of every variable, with scores by
+    autograd."""
     y = torch.arange(top, dtype=F64).view(-1, 1, 1)
     with torch.no_grad():
         chance = decoder(z).log_prob(y).exp()
         assert_close(chance.sum(0), torch.ones_like(chance[0]), rtol=1e-7, atol=0.0)
-    columns = [torch.func.jvp(lambda z: decoder(z).log_prob(y), (z,), (e[None],))[1] for e in torch.eye(2, dtype=F64)]
+    columns = [
+        torch.func.jvp(lambda z: decoder(z).log_prob(y), (z,), (e[None],))[1]
+        for e in torch.eye(2, dtype=F64)
+    ]
     scores = torch.stack(columns, -1)  # (top, 1, D, 2)
     return torch.einsum("ykd,ykdi,ykdj->kij", chance, scores, scores)
 
@@ -89,12 +108,16 @@ def torch_negative_binomial(z, outputs=NET_2):
 
 def inflated_with_one_dispersion(z, outputs=NET_2):
     mu, gate = outputs(z)
-    return ZeroInflatedNegativeBinomial(mu=mu.exp(), theta=torch.full((4,), 2.0).to(z), zi_logits=gate)
+    return ZeroInflatedNegativeBinomial(
+        mu=mu.exp(), theta=torch.full((4,), 2.0).to(z), zi_logits=gate
+    )
 
 
 def inflated_with_one_mean(z, outputs=NET_2):
     theta, gate = outputs(z)
-    return ZeroInflatedNegativeBinomial(mu=torch.full((4,), 2.0).to(z), theta=theta.exp(), zi_logits=gate)
+    return ZeroInflatedNegativeBinomial(
+        mu=torch.full((4,), 2.0).to(z), theta=theta.exp(), zi_logits=gate
+    )
 
 
 def one_mean(z, outputs=NET_1):
@@ -117,14 +140,30 @@ Z = rand(torch.Generator().manual_seed(5), 6, 2)
 class TestDispersion:
     @pytest.mark.parametrize(
         ("mu", "theta", "top"),
-        [(0.3, 0.2, 400), (1.0, 1.0, 400), (5.0, 0.5, 4000), (20.0, 3.0, 4000), (100.0, 10.0, 8000), (2.0, 40.0, 400)],
+        [
+            (0.3, 0.2, 400),
+            (1.0, 1.0, 400),
+            (5.0, 0.5, 4000),
+            (20.0, 3.0, 4000),
+            (100.0, 10.0, 8000),
+            (2.0, 40.0, 400),
+        ],
     )
     def test_is_the_variance_of_the_score(self, mu, theta, top):
         assert float(excess(mu, theta)) == pytest.approx(by_scores(mu, theta, top), rel=1e-8)
 
     @pytest.mark.parametrize(
         ("mu", "theta"),
-        [(1e-6, 1e-4), (1e-6, 1.0), (1e-6, 1e6), (1e-3, 1e-3), (1.0, 1e6), (30.0, 1e3), (1e3, 1e3), (1e6, 1e6)],
+        [
+            (1e-6, 1e-4),
+            (1e-6, 1.0),
+            (1e-6, 1e6),
+            (1e-3, 1e-3),
+            (1.0, 1e6),
+            (30.0, 1e3),
+            (1e3, 1e3),
+            (1e6, 1e6),
+        ],
     )
     def test_is_the_series(self, mu, theta):
         assert float(excess(mu, theta)) == pytest.approx(by_series(mu, theta), rel=1e-8)
@@ -179,7 +218,9 @@ class TestDispersion:
         assert float(excess(mu, 1e10)) == pytest.approx(mu**2 / 2e40, rel=1e-4)
         theta = 1e-9
         p = mu / (mu + theta)
-        assert float(excess(mu, theta)) == pytest.approx((-math.log(theta / (mu + theta)) - p) / theta, rel=1e-6)
+        assert float(excess(mu, theta)) == pytest.approx(
+            (-math.log(theta / (mu + theta)) - p) / theta, rel=1e-6
+        )
 
     def test_beyond_the_table_is_no_number(self):
         found = excess_information(tensor(50.1, 49.9, math.nan, -60.0), tensor(0.0, 0.0, 0.0, 0.0))
@@ -197,7 +238,12 @@ class TestDispersion:
                 math.log(ratio_by_quadrature(np.array([[float(i)]]), np.array([[float(j)]]))[0, 0])
                 for i, j in zip(a, b, strict=True)
             ]
-            size = 2 * torch.nn.functional.logsigmoid(a) - b - torch.nn.functional.softplus(b) - math.log(2)
+            size = (
+                2 * torch.nn.functional.logsigmoid(a)
+                - b
+                - torch.nn.functional.softplus(b)
+                - math.log(2)
+            )
             return size + torch.tensor(log_ratio, dtype=F64)
 
         f = (
@@ -212,8 +258,13 @@ class TestDispersion:
         assert_close(torch.func.jvp(first, (t,), (one,))[1], second, rtol=1e-4, atol=1e-4)
 
     def test_gradcheck(self):
-        x, y = tensor(-3.0, 0.1, 4.0, 12.0).requires_grad_(), tensor(0.3, -2.0, 5.0, 1.0).requires_grad_()
-        assert torch.autograd.gradcheck(excess_information, (x, y), rtol=1e-5, check_forward_ad=True)
+        x, y = (
+            tensor(-3.0, 0.1, 4.0, 12.0).requires_grad_(),
+            tensor(0.3, -2.0, 5.0, 1.0).requires_grad_(),
+        )
+        assert torch.autograd.gradcheck(
+            excess_information, (x, y), rtol=1e-5, check_forward_ad=True
+        )
         assert torch.autograd.gradgradcheck(excess_information, (x, y), rtol=1e-4)
 
     @pytest.mark.parametrize("count", [7, _AT_ONCE + 1])
@@ -226,21 +277,35 @@ class TestDispersion:
             assert_close(reverse(x), forward(x), rtol=1e-10, atol=0.0)
             second = torch.func.jvp(forward, (x,), (ones,))[1]
             assert_close(torch.func.jvp(reverse, (x,), (ones,))[1], second, rtol=1e-9, atol=1e-14)
-            assert_close(torch.func.grad(lambda x, f=reverse: f(x).sum())(x), second, rtol=1e-9, atol=1e-14)
+            assert_close(
+                torch.func.grad(lambda x, f=reverse: f(x).sum())(x), second, rtol=1e-9, atol=1e-14
+            )
 
     def test_vmap_and_compositions(self):
         x, y = rand(torch.Generator().manual_seed(0), 2, 5, 3)
         assert_close(torch.func.vmap(excess_information)(x, y), excess_information(x, y))
-        assert_close(torch.func.vmap(excess_information, (1, None))(x, y[:, 0]).T, excess_information(x, y[:, :1]))
-        hessians = torch.func.vmap(torch.func.hessian(lambda x: excess_information(x, y[0]).sum()))(x)
-        assert_close(hessians[2], torch.func.hessian(lambda x: excess_information(x, y[0]).sum())(x[2]))
+        assert_close(
+            torch.func.vmap(excess_information, (1, None))(x, y[:, 0]).T,
+            excess_information(x, y[:, :1]),
+        )
+        hessians = torch.func.vmap(torch.func.hessian(lambda x: excess_information(x, y[0]).sum()))(
+            x
+        )
+        assert_close(
+            hessians[2], torch.func.hessian(lambda x: excess_information(x, y[0]).sum())(x[2])
+        )
 
     @pytest.mark.parametrize("seed", range(5))
     def test_float32(self, seed):
         x, y = 8 * rand(torch.Generator().manual_seed(seed), 2, 50) - 2
         found = excess_information(x.float(), y.float())
         assert found.dtype == torch.float32
-        assert_close(found.double(), excess_information(x.float().double(), y.float().double()), rtol=2e-7, atol=0.0)
+        assert_close(
+            found.double(),
+            excess_information(x.float().double(), y.float().double()),
+            rtol=2e-7,
+            atol=0.0,
+        )
 
     def test_a_graph_takes_a_bounded_memory(self):
         x, held = torch.zeros(50_000, dtype=F64, requires_grad=True), {}
@@ -252,7 +317,11 @@ class TestDispersion:
     def test_log_odds_excess(self):
         for odds in (-30.0, -5.0, -2.01, -1.99, 0.0, 5.0, 40.0):
             p = 1 / (1 + math.exp(-odds))
-            series = sum(p**k / k for k in range(2, 4000)) if odds < 2 else math.log1p(math.exp(odds)) - p
+            series = (
+                sum(p**k / k for k in range(2, 4000))
+                if odds < 2
+                else math.log1p(math.exp(odds)) - p
+            )
             assert float(log_odds_excess(tensor(odds))) == pytest.approx(series, rel=1e-12)
 
 
@@ -261,13 +330,22 @@ class TestMetric:
     def test_is_the_sum_over_counts(self, name):
         for i in range(2):
             z = 0.7 * Z[i : i + 1]
-            assert_close(Manifold(DECODERS[name]).metric(z), by_sum(DECODERS[name], z, 3000), rtol=1e-6, atol=1e-9)
+            assert_close(
+                Manifold(DECODERS[name]).metric(z),
+                by_sum(DECODERS[name], z, 3000),
+                rtol=1e-6,
+                atol=1e-9,
+            )
 
     def test_obeys_the_laws(self, name):
         check_manifold(Manifold(DECODERS[name]), Z[:2])
 
     def test_float32(self, name):
-        outputs = {3: net(3, 4, torch.float32), 2: net(2, 4, torch.float32), 1: net(1, 4, torch.float32)}
+        outputs = {
+            3: net(3, 4, torch.float32),
+            2: net(2, 4, torch.float32),
+            1: net(1, 4, torch.float32),
+        }
         count = len(DECODERS[name].__defaults__[0](Z[:1]))
         low = Manifold(lambda z: DECODERS[name](z, outputs[count])).metric(Z.float())
         assert low.dtype == torch.float32
@@ -283,7 +361,9 @@ class TestMetric:
         M = Manifold(DECODERS[name])
         result = M.geodesic(Z[0], Z[1])
         assert bool(result.converged)
-        straight = M.length(torch.stack([Z[0] + t * (Z[1] - Z[0]) for t in torch.linspace(0, 1, 65, dtype=F64)]))
+        straight = M.length(
+            torch.stack([Z[0] + t * (Z[1] - Z[0]) for t in torch.linspace(0, 1, 65, dtype=F64)])
+        )
         assert 0 < float(result.length) <= float(straight) * (1 + 1e-4)
 
     def test_rebuilt_distributions_have_the_same_density(self, name):
@@ -301,7 +381,9 @@ class TestRelations:
             return NegativeBinomial(mu=d.mean, theta=d.total_count)
 
         assert_close(counts.metric(Z), Manifold(by_mean).metric(Z), rtol=1e-9, atol=1e-12)
-        assert_close(counts.distance(Z[0], Z[1]), Manifold(by_mean).distance(Z[0], Z[1]), rtol=1e-4, atol=0.0)
+        assert_close(
+            counts.distance(Z[0], Z[1]), Manifold(by_mean).distance(Z[0], Z[1]), rtol=1e-4, atol=0.0
+        )
 
     def test_a_fixed_dispersion_is_flat(self):
         # φ = 2 √θ arsinh √(μ/θ)
@@ -317,13 +399,19 @@ class TestRelations:
 
         def inflated(z):
             d = negative_binomial(z)
-            return ZeroInflatedNegativeBinomial(mu=d.mu, theta=d.theta, zi_logits=torch.full_like(d.mu, gate))
+            return ZeroInflatedNegativeBinomial(
+                mu=d.mu, theta=d.theta, zi_logits=torch.full_like(d.mu, gate)
+            )
 
         assert_close(Manifold(inflated).metric(Z), plain, rtol=1e-9, atol=0.0)
         assert mu.shape == theta.shape
 
     def test_large_dispersion_is_poisson(self):
-        nb = Manifold(lambda z: ZeroInflatedNegativeBinomial(mu=z.exp(), theta=torch.tensor(1e8).to(z), zi_logits=-z))
+        nb = Manifold(
+            lambda z: ZeroInflatedNegativeBinomial(
+                mu=z.exp(), theta=torch.tensor(1e8).to(z), zi_logits=-z
+            )
+        )
         poisson = Manifold(lambda z: ZeroInflatedPoisson(z.exp(), gate_logits=-z))
         assert_close(nb.metric(Z), poisson.metric(Z), rtol=1e-6, atol=0.0)
 
@@ -349,7 +437,9 @@ class TestRelations:
 
         def tensors(z):
             *positive, last = outputs(z)
-            return torch.cat([*(v.exp() for v in positive), last.exp() if family.endswith("mean") else last], -1)
+            return torch.cat(
+                [*(v.exp() for v in positive), last.exp() if family.endswith("mean") else last], -1
+            )
 
         M = Manifold(tensors, ambient=FisherRao(family))
         assert_close(M.metric(Z), Manifold(decoder).metric(Z))
@@ -359,13 +449,16 @@ class TestRelations:
     def test_extremes_are_finite_and_positive(self, seed):
         generator = torch.Generator().manual_seed(seed)
         mu, theta = (
-            (lo + (hi - lo) * torch.rand(40, generator=generator, dtype=F64)) for lo, hi in ((-13, 13), (-9, 13))
+            (lo + (hi - lo) * torch.rand(40, generator=generator, dtype=F64))
+            for lo, hi in ((-13, 13), (-9, 13))
         )
         gate = 8 * torch.randn(40, generator=generator, dtype=F64)
 
         def decoder(z):
             a, b, c = z.split(1, -1)
-            return ZeroInflatedNegativeBinomial(mu=(mu + a).exp(), theta=(theta + b).exp(), zi_logits=gate + c)
+            return ZeroInflatedNegativeBinomial(
+                mu=(mu + a).exp(), theta=(theta + b).exp(), zi_logits=gate + c
+            )
 
         g = Manifold(decoder).metric(torch.zeros(1, 3, dtype=F64))
         assert bool(g.isfinite().all())
@@ -408,7 +501,12 @@ class TestScvi:
         data = anndata.AnnData(counts)
         scvi.model.SCVI.setup_anndata(data)
         model = scvi.model.SCVI(
-            data, n_latent=2, n_hidden=16, n_layers=1, gene_likelihood=request.param, dispersion="gene-cell"
+            data,
+            n_latent=2,
+            n_hidden=16,
+            n_layers=1,
+            gene_likelihood=request.param,
+            dispersion="gene-cell",
         )
         module = model.module.double().eval()
 

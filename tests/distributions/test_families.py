@@ -1,4 +1,5 @@
-"""Families: every Fisher information against the covariance of the score, the divergence, series and quadratures."""
+"""Families: every Fisher information against the covariance of the score, the divergence, series
+and quadratures."""
 
 import math
 from decimal import Decimal, getcontext
@@ -45,10 +46,14 @@ def scores(decoder, z, samples):
         torch.manual_seed(0)
         y = decoder(z).sample((samples,))
     log_prob = lambda z: decoder(z).log_prob(y).flatten(1).sum(1)  # noqa: E731
-    return torch.stack([torch.func.jvp(log_prob, (z,), (e[None],))[1] for e in torch.eye(2).double()], -1)
+    return torch.stack(
+        [torch.func.jvp(log_prob, (z,), (e[None],))[1] for e in torch.eye(2).double()], -1
+    )
 
 
-@pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's Wishart, of matrices that rounding unsettles
+@pytest.mark.filterwarnings(
+    "ignore:Singular sample detected"
+)  # torch's Wishart, of matrices that rounding unsettles
 @pytest.mark.parametrize("name", CASES)
 class TestFisherInformation:
     def test_is_the_covariance_of_the_score(self, name):
@@ -83,8 +88,19 @@ class TestDivergence:
 
 
 # One case a formula: variants by other parameters, and classes that share a formula, are left out.
-SAME = ("one-hot", "chi2", "inverse gamma", "log-normal", "logit-normal", "half-cauchy", "cauchy", "independent")
-EVERY = [name for name in CASES if "probs" not in name and name not in SAME and "covariance" not in name]
+SAME = (
+    "one-hot",
+    "chi2",
+    "inverse gamma",
+    "log-normal",
+    "logit-normal",
+    "half-cauchy",
+    "cauchy",
+    "independent",
+)
+EVERY = [
+    name for name in CASES if "probs" not in name and name not in SAME and "covariance" not in name
+]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -102,7 +118,9 @@ class TestEveryQuantity:
     def test_curvature_and_distortion(self, name):
         M = manifold(name)
         # S = 2K on a surface, by two roads: R_0110/det G and the trace of Ricci.
-        assert_close(M.scalar_curvature(Z[:1]), 2 * M.gaussian_curvature(Z[:1]), rtol=1e-8, atol=1e-10)
+        assert_close(
+            M.scalar_curvature(Z[:1]), 2 * M.gaussian_curvature(Z[:1]), rtol=1e-8, atol=1e-10
+        )
         assert bool((M.extrinsic_curvature(Z[:1]) > 0).all())
         g = M.metric(Z)
         assert_close(M.distortion(Z), (g - torch.eye(2).double()).square().sum((1, 2)).mean())
@@ -116,16 +134,21 @@ class TestSpecialFunctions:
             j = torch.arange(200_000).double()
             tail = torch.as_tensor(nbinom.sf(j.numpy(), r, 1 / (1 + math.exp(logits))))
             truth = (tail / (r + j) ** 2).sum()
-            found = dispersion_information(*(torch.tensor([x], dtype=torch.float64) for x in (r, logits)))[0]
+            found = dispersion_information(
+                *(torch.tensor([x], dtype=torch.float64) for x in (r, logits))
+            )[0]
             assert_close(found, truth, rtol=1e-9, atol=0.0)
 
     @pytest.mark.parametrize("kappa", [1e-3, 0.5, 20.0, 149.0, 151.0, 1e4, 1e6])
     def test_slope_of_the_mean_resultant_length(self, kappa):
-        # A' = Var(cos θ) = E u² − (E u)², u = 1 − cos θ = 2 sin² θ/2: no cancellation, by scipy's quadrature.
+        # A' = Var(cos θ) = E u² − (E u)², u = 1 − cos θ = 2 sin² θ/2: no cancellation, by scipy's
+        # quadrature.
 
         width = min(math.pi, 14 / kappa**0.5)
         u = lambda t: 2 * math.sin(t / 2) ** 2  # noqa: E731
-        moment = lambda n: quad(lambda t: u(t) ** n * math.exp(-kappa * u(t)), 0, width, epsabs=0, epsrel=1e-12)[0]  # noqa: E731
+        moment = lambda n: quad(
+            lambda t: u(t) ** n * math.exp(-kappa * u(t)), 0, width, epsabs=0, epsrel=1e-12
+        )[0]  # noqa: E731
         truth = moment(2) / moment(0) - (moment(1) / moment(0)) ** 2
         found = float(resultant_slope(torch.tensor(kappa, dtype=torch.float64)))
         assert found == pytest.approx(truth, rel=1e-9)
@@ -150,7 +173,8 @@ class TestSpecialFunctions:
 
 
 class Unknown(td.StudentT):
-    """Student's t as a class that nobody knows: with a density of its own, it counts as another family."""
+    """Student's t as a class that nobody knows: with a density of its own, it counts as another
+    family."""
 
     def log_prob(self, value):
         return super().log_prob(value)
@@ -162,40 +186,54 @@ def expected(log_density, point, low, high):
     steps = h * np.eye(len(point))
 
     def weighted(x):
-        score = np.array([log_density(x, *(point + s)) - log_density(x, *(point - s)) for s in steps]) / (2 * h)
+        score = np.array(
+            [log_density(x, *(point + s)) - log_density(x, *(point - s)) for s in steps]
+        ) / (2 * h)
         return math.exp(log_density(x, *point)) * np.outer(score, score)
 
-    return sum(quad_vec(weighted, a, b, epsabs=1e-11, limit=400)[0] for a, b in ((low, 1.0), (1.0, high)))
+    return sum(
+        quad_vec(weighted, a, b, epsabs=1e-11, limit=400)[0] for a, b in ((low, 1.0), (1.0, high))
+    )
 
 
 class TestTails:
     """Student's t, Fisher-Snedecor, Wishart and LKJ."""
 
     @pytest.mark.parametrize(
-        "point", [(0.7, 0.0, 1.0), (2.0, 1.0, 0.5), (5.0, -1.0, 2.0), (9.5, 0.3, 1.0), (30.0, 0.0, 3.0)]
+        "point",
+        [(0.7, 0.0, 1.0), (2.0, 1.0, 0.5), (5.0, -1.0, 2.0), (9.5, 0.3, 1.0), (30.0, 0.0, 3.0)],
     )
     def test_student_is_the_covariance_of_the_score(self, point):
         density = lambda x, *p: float(student.logpdf(x, p[0], p[1], p[2]))  # noqa: E731
         truth = torch.as_tensor(expected(density, point, -math.inf, math.inf))
         M = Manifold(lambda z: td.StudentT(*z.split(1, -1)))
-        assert_close(M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-4, atol=1e-7)
+        assert_close(
+            M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-4, atol=1e-7
+        )
 
-    @pytest.mark.parametrize("point", [(3.0, 5.0), (1.5, 4.0), (8.0, 2.5), (20.0, 20.0), (2.0, 60.0)])
+    @pytest.mark.parametrize(
+        "point", [(3.0, 5.0), (1.5, 4.0), (8.0, 2.5), (20.0, 20.0), (2.0, 60.0)]
+    )
     def test_fisher_snedecor_is_the_covariance_of_the_score(self, point):
         density = lambda x, *p: float(snedecor.logpdf(x, *p))  # noqa: E731
         truth = torch.as_tensor(expected(density, point, 0.0, math.inf))
         M = Manifold(lambda z: td.FisherSnedecor(*z.split(1, -1)))
-        assert_close(M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-3, atol=1e-8)
+        assert_close(
+            M.metric(torch.tensor([point], dtype=torch.float64))[0], truth, rtol=1e-3, atol=1e-8
+        )
 
     @pytest.mark.parametrize(("dim", "eta"), [(2, 1.5), (3, 2.0), (4, 2.5), (6, 7.0), (8, 1.7)])
     def test_lkj_is_the_variance_of_its_statistic(self, dim, eta):
-        # The density is ∝ Π L_ii^{2η}, L_ii² = 1 − y with y ~ Beta(i/2, η + (d − 1 − i)/2), rows i independent.
+        # The density is ∝ Π L_ii^{2η}, L_ii² = 1 − y with y ~ Beta(i/2, η + (d − 1 − i)/2), rows i
+        # independent.
         def variance(a, b):
             moment = lambda n: beta(a, b).expect(lambda y: math.log1p(-min(y, 1 - 1e-16)) ** n)  # noqa: E731
             return moment(2) - moment(1) ** 2
 
         truth = sum(variance(i / 2, eta + (dim - 1 - i) / 2) for i in range(1, dim))
-        found = Manifold(lambda z: td.LKJCholesky(dim, z[:, 0])).metric(torch.tensor([[eta]], dtype=torch.float64))
+        found = Manifold(lambda z: td.LKJCholesky(dim, z[:, 0])).metric(
+            torch.tensor([[eta]], dtype=torch.float64)
+        )
         assert float(found) == pytest.approx(truth, rel=1e-5)
 
     @pytest.mark.parametrize("df", [3.5, 6.0, 20.0])
@@ -217,7 +255,9 @@ class TestTails:
             1e6: 3.4999870000395e-24,
         }
         found = degrees_information(torch.tensor(list(truth), dtype=torch.float64))
-        assert_close(found, torch.tensor(list(truth.values()), dtype=torch.float64), rtol=1e-8, atol=0.0)
+        assert_close(
+            found, torch.tensor(list(truth.values()), dtype=torch.float64), rtol=1e-8, atol=0.0
+        )
 
     def test_trigamma_excess_is_continuous_and_right(self):
         # ψ'(x) − 1/x = 1/(2x²) + 1/(6x³) − …; at 1: π²/6 − 1
@@ -225,16 +265,25 @@ class TestTails:
         found = trigamma_excess(x)
         assert_close(found[0], torch.tensor(math.pi**2 / 6 - 1, dtype=torch.float64))
         assert_close(found[1], found[2], rtol=1e-6, atol=0.0)
-        assert_close(found[3], torch.tensor(0.5e-16 + 1e-24 / 6, dtype=torch.float64), rtol=1e-12, atol=0.0)
+        assert_close(
+            found[3], torch.tensor(0.5e-16 + 1e-24 / 6, dtype=torch.float64), rtol=1e-12, atol=0.0
+        )
 
     def test_student_with_fixed_degrees_is_a_hyperbolic_plane(self):
         # K = −1/b with b = 2ν/(ν + 3)
         M = Manifold(lambda z: td.StudentT(5.0, z[:, :1], z[:, 1:].exp()))
-        assert_close(M.gaussian_curvature(Z), torch.full((4,), -0.8, dtype=torch.float64), rtol=1e-8, atol=0.0)
+        assert_close(
+            M.gaussian_curvature(Z),
+            torch.full((4,), -0.8, dtype=torch.float64),
+            rtol=1e-8,
+            atol=0.0,
+        )
         r = M.geodesic(Z[0], Z[1], rtol=1e-6)
         assert_close(r.length, r.lower_bound, rtol=1e-5, atol=0.0)
 
-    @pytest.mark.parametrize("name", ["student", "fisher-snedecor", "wishart", "lkj", "student, fixed scale"])
+    @pytest.mark.parametrize(
+        "name", ["student", "fisher-snedecor", "wishart", "lkj", "student, fixed scale"]
+    )
     def test_float32_and_default_geodesics(self, name):
         M = Manifold(CASES[name].decoder)
         assert_close(M.metric(Z.float()).double(), M.metric(Z), rtol=1e-3, atol=1e-4)
@@ -257,14 +306,21 @@ class TestDraws:
     def test_chunks_of_points_change_nothing(self, monkeypatch):
         M = Manifold(lambda z: Unknown(5.0, 0.0, positive(z)))
         whole = M.metric(Z)
-        monkeypatch.setattr(information, "_NUMBERS_AT_ONCE", 3 * 4096)  # one point at a time, with all its draws
+        monkeypatch.setattr(
+            information, "_NUMBERS_AT_ONCE", 3 * 4096
+        )  # one point at a time, with all its draws
         assert_close(M.metric(Z), whole, rtol=1e-12, atol=0.0)
 
     def test_what_is_held_is_bounded(self, monkeypatch):
         monkeypatch.setattr(information, "_NUMBERS_AT_ONCE", 5000)
         sizes = []
         sample = td.StudentT.sample
-        monkeypatch.setattr(Unknown, "sample", lambda self, shape: sizes.append(shape[0]) or sample(self, shape), False)
+        monkeypatch.setattr(
+            Unknown,
+            "sample",
+            lambda self, shape: sizes.append(shape[0]) or sample(self, shape),
+            False,
+        )
         Manifold(lambda z: Unknown(5.0, 0.0, positive(z).repeat(1, 20))).metric(Z[:2])
         assert max(sizes) * 60 <= 5000
 
@@ -314,18 +370,26 @@ class TestOtherFamilies:
         # I = 1/β² [1, γ − 1; ·, π²/6 + (1 − γ)²] with Euler's γ
         M = Manifold(lambda z: td.Gumbel(z[:, :1], z[:, 1:].exp()))
         euler, beta = 0.5772156649015329, Z[:, 1].exp()
-        block = torch.tensor([[1.0, euler - 1], [euler - 1, math.pi**2 / 6 + (1 - euler) ** 2]], dtype=torch.float64)
+        block = torch.tensor(
+            [[1.0, euler - 1], [euler - 1, math.pi**2 / 6 + (1 - euler) ** 2]], dtype=torch.float64
+        )
         stretch = torch.stack([1 / beta, torch.ones_like(beta)], -1)  # dβ = β dz
-        assert_close(M.metric(Z), block * stretch[:, :, None] * stretch[:, None, :], rtol=1e-9, atol=1e-12)
+        assert_close(
+            M.metric(Z), block * stretch[:, :, None] * stretch[:, None, :], rtol=1e-9, atol=1e-12
+        )
         check_manifold(M, Z)
 
     def test_low_rank_normal_is_the_dense_one(self):
         diagonal = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
         low = Manifold(
-            lambda z: td.LowRankMultivariateNormal(free(z), positive(z)[..., None], diagonal.expand(len(z), 3))
+            lambda z: td.LowRankMultivariateNormal(
+                free(z), positive(z)[..., None], diagonal.expand(len(z), 3)
+            )
         )
         dense = lambda z: positive(z)[..., None] @ positive(z)[:, None] + diagonal.diag_embed()  # noqa: E731
-        assert_close(low.metric(Z), Manifold(lambda z: td.MultivariateNormal(free(z), dense(z))).metric(Z))
+        assert_close(
+            low.metric(Z), Manifold(lambda z: td.MultivariateNormal(free(z), dense(z))).metric(Z)
+        )
 
     def test_weibull(self):
         # Weibull(λ, k): I = [k²/λ², −(1 − γ)/λ; ·, (π²/6 + (1 − γ)²)/k²], by its quantiles
@@ -339,7 +403,9 @@ class TestOtherFamilies:
 
     def test_geodesics_from_quantiles(self):
         M = Manifold(lambda z: td.Weibull(z.exp(), 2.0))  # d = 2 |Δz|
-        assert_close(M.distance(Z[0], Z[1], rtol=1e-6), 2 * (Z[0] - Z[1]).norm(), rtol=1e-6, atol=0.0)
+        assert_close(
+            M.distance(Z[0], Z[1], rtol=1e-6), 2 * (Z[0] - Z[1]).norm(), rtol=1e-6, atol=0.0
+        )
 
     def test_quantiles_are_announced(self):
         with pytest.warns(FallbackWarning, match="Weibull.*quantiles"):
@@ -369,7 +435,10 @@ class TestOtherFamilies:
         known, p = NAMED["poisson"], {"rate": torch.tensor([[0.7], [5.0]], dtype=torch.float64)}
         other, v = road("poisson", td.Poisson, ("rate",)), {"rate": torch.ones(2, 1).double()}
         tolerances = {"rtol": 1e-10 if road is Divergence else 0.2, "atol": 0.0}
-        pairs = [torch.func.jvp(lambda q, f=f: f.product(q, v)["rate"], (p,), (v,)) for f in (other, known)]
+        pairs = [
+            torch.func.jvp(lambda q, f=f: f.product(q, v)["rate"], (p,), (v,))
+            for f in (other, known)
+        ]
         for found, truth in zip(*pairs, strict=True):
             assert_close(found, truth, **tolerances)
 
@@ -393,7 +462,9 @@ class TestOtherFamilies:
         "decoder",
         [
             lambda z: td.MixtureSameFamily(td.Categorical(logits=z), td.Normal(z, 1.0)),
-            lambda z: td.TransformedDistribution(td.Normal(0 * z, 1.0), [td.AffineTransform(z, 1.0)]),
+            lambda z: td.TransformedDistribution(
+                td.Normal(0 * z, 1.0), [td.AffineTransform(z, 1.0)]
+            ),
         ],
         ids=["mixture", "moving transform"],
     )

@@ -118,7 +118,9 @@ class TestRecognition:
 
     def test_it_comes_before_what_is_known(self, register):
         register("my poisson", td.Poisson, ["rate"], lambda p: 9 / p["rate"][..., None, None])
-        assert_close(Manifold(lambda z: td.Poisson(z.exp())).metric(Z), torch.diag_embed(9 * Z.exp()))
+        assert_close(
+            Manifold(lambda z: td.Poisson(z.exp())).metric(Z), torch.diag_embed(9 * Z.exp())
+        )
         ambient.unregister_family("my poisson")
         assert_close(Manifold(lambda z: td.Poisson(z.exp())).metric(Z), torch.diag_embed(Z.exp()))
 
@@ -153,7 +155,12 @@ class TestRecognition:
             "Manifold(lambda z: torch.distributions.Poisson(z.exp())).metric(torch.zeros(1, 1)); "
             f"print([m for m in {sorted({package for package, _ in ELSEWHERE})!r} if m in sys.modules])"
         )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True
+            ).stdout.strip()
+            == "[]"
+        )
 
 
 class TestChecks:
@@ -170,7 +177,17 @@ class TestChecks:
             (lambda p: -gaussian(p), "positive metric"),
             (lambda p: gaussian(p) * p["precision"].sum(), "."),
         ],
-        ids=["vector", "column", "row lost", "float", "dtype", "nan", "asymmetric", "negative", "coupled"],
+        ids=[
+            "vector",
+            "column",
+            "row lost",
+            "float",
+            "dtype",
+            "nan",
+            "asymmetric",
+            "negative",
+            "coupled",
+        ],
     )
     def test_a_wrong_information_is_refused(self, register, information, match):
         register("wrong", Gaussian, ["mean_", "precision"], information)
@@ -191,7 +208,13 @@ class TestChecks:
         ],
     )
     def test_wrong_arguments_are_refused(self, options, match):
-        given = {"name": "x", "of": Rayleigh, "parameters": ["scale"], "information": rayleigh, **options}
+        given = {
+            "name": "x",
+            "of": Rayleigh,
+            "parameters": ["scale"],
+            "information": rayleigh,
+            **options,
+        }
         with pytest.raises(OptionError, match=match):
             ambient.register_family(**given)
         assert "x" not in NAMED

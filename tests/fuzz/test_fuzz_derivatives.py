@@ -1,4 +1,6 @@
-"""Random maps, first asked at the origin: every derivative is that of plain autograd, or refused; none silently wrong.
+"""Random maps, first asked at the origin: every derivative is that of plain autograd, or refused.
+
+None silently wrong.
 
 ``RIEMAE_FUZZ=50`` runs fifty times as many maps as without: ``make fuzz``.
 """
@@ -92,8 +94,14 @@ def powers(y):
 
 # Smooth on all of space but for kinks of measure zero; (k, 4) -> (k, 4).
 OPS = {
-    **{name: getattr(torch, name) for name in ("sin", "tanh", "sigmoid", "erf", "atan", "abs", "relu", "asinh")},
-    **{name: getattr(F, name) for name in ("silu", "softplus", "gelu", "elu", "mish", "leaky_relu", "hardtanh")},
+    **{
+        name: getattr(torch, name)
+        for name in ("sin", "tanh", "sigmoid", "erf", "atan", "abs", "relu", "asinh")
+    },
+    **{
+        name: getattr(F, name)
+        for name in ("silu", "softplus", "gelu", "elu", "mish", "leaky_relu", "hardtanh")
+    },
     "square": lambda y: y.square() / 2,
     "exp": lambda y: (y / 2).exp(),
     "quotient": lambda y: y / (1 + y.square().sum(-1, keepdim=True)),
@@ -115,14 +123,21 @@ OPS = {
     "clamp": lambda y: y.clamp(-0.7, 0.7),
     "det": lambda y: y * torch.linalg.det(square(y))[:, None],
     "inv": lambda y: torch.linalg.inv(3 * torch.eye(2).to(y) + square(y.tanh())).flatten(1),
-    "solve": lambda y: torch.linalg.solve(3 * torch.eye(2).to(y) + square(y.tanh()), y.view(-1, 2, 2)).flatten(1),
-    "slogdet": lambda y: y + torch.linalg.slogdet(3 * torch.eye(2).to(y) + square(y.tanh()))[1][:, None],
+    "solve": lambda y: torch.linalg.solve(
+        3 * torch.eye(2).to(y) + square(y.tanh()), y.view(-1, 2, 2)
+    ).flatten(1),
+    "slogdet": lambda y: (
+        y + torch.linalg.slogdet(3 * torch.eye(2).to(y) + square(y.tanh()))[1][:, None]
+    ),
     "matrix exp": lambda y: torch.linalg.matrix_exp(y.view(-1, 2, 2) / 2).flatten(1),
     "spectrum": spectrum,
     "filtered": filtered,
     "angles": angles,
     "powers": powers,
-    **{name: inplace(name) for name in ("sin_", "tanh_", "abs_", "erf_", "relu_", "square_", "sigmoid_", "neg_")},
+    **{
+        name: inplace(name)
+        for name in ("sin_", "tanh_", "abs_", "erf_", "relu_", "square_", "sigmoid_", "neg_")
+    },
     "mul_": inplace("mul_", 1.5),
     "clamp_min_": inplace("clamp_min_", -0.2),
     "clamp_": inplace("clamp_", -0.6, 0.9),
@@ -173,7 +188,10 @@ def relative(a, b):
 
 
 def silently_wrong(seed):
-    """What is wrong for one random map, nothing when every result is right or refused; and whether one was refused."""
+    """What is wrong for one random map, nothing when every result is right or refused.
+
+    And whether one was refused.
+    """
     f, name = composed(seed)
     origin = torch.zeros(1, M, dtype=torch.float64)
     z = torch.randn(3, M, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -181,14 +199,24 @@ def silently_wrong(seed):
         j, h = truth(f, z)
     except RuntimeError:  # autograd itself has no answer: nothing to compare with
         return [], False
-    a = torch.randn(3, j.shape[1], generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    a = torch.randn(
+        3, j.shape[1], generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
+    )
     v = z.flip(-1).contiguous()
     calls = {
         "jacobian": (lambda d, z: d.jacobian(z), j, 1e-8),
         "vjp": (lambda d, z: d.vjp(z, a[: len(z)])[1], torch.einsum("kdi,kd->ki", j, a), 1e-8),
-        "gram": (lambda d, z: d.gram_product(z, v[: len(z)])[2], torch.einsum("kdi,kdj,kj->ki", j, j, v), 1e-8),
+        "gram": (
+            lambda d, z: d.gram_product(z, v[: len(z)])[2],
+            torch.einsum("kdi,kdj,kj->ki", j, j, v),
+            1e-8,
+        ),
         "hessian": (lambda d, z: d.hessian(z), h, 1e-6),
-        "contraction": (lambda d, z: d.contraction(z, a[: len(z)]), torch.einsum("kdij,kd->kij", h, a), 1e-6),
+        "contraction": (
+            lambda d, z: d.contraction(z, a[: len(z)]),
+            torch.einsum("kdij,kd->kij", h, a),
+            1e-6,
+        ),
     }
     wrong, refused = [], False
     with torch.set_grad_enabled(seed % 2 == 0):
@@ -200,7 +228,10 @@ def silently_wrong(seed):
             except (DifferentiationError, DecoderError):
                 refused = True
                 continue
-            if relative(result, expected) > limit and not float((result - expected).abs().max()) < 1e-10:
+            if (
+                relative(result, expected) > limit
+                and not float((result - expected).abs().max()) < 1e-10
+            ):
                 wrong.append(f"{name}: {what} off by {relative(result, expected):.2g}")
     return wrong, refused
 

@@ -1,8 +1,8 @@
-"""Random bijections of Rᵐ, whose distances are chords: CONVERGED within three times rtol, errors within ten times.
+"""Random bijections of Rᵐ, whose distances are chords: CONVERGED within three times rtol, errors
+within ten times.
 
-A short run in the tests; ``RIEMAE_FUZZ=20 pytest tests/fuzz`` draws twenty times as many maps. A failure names the seed
-and the layers of its map.
-"""
+A short run in the tests; ``RIEMAE_FUZZ=20 pytest tests/fuzz`` draws twenty times as many maps. A
+failure names the seed and the layers of its map."""
 
 import os
 import warnings
@@ -30,7 +30,8 @@ from riemae.solvers import Newton
 
 BATCHES, MAPS, PAIRS = 2, 4, 8
 FACTOR = int(os.environ.get("RIEMAE_FUZZ", "1"))
-# Enough for what is not hopeless, and a bound of the time for what is: another status than CONVERGED is honest.
+# Enough for what is not hopeless, and a bound of the time for what is: another status than
+# CONVERGED is honest.
 SOLVER = Newton(max_steps=40, max_segments=64)
 STRETCH = 1e3
 
@@ -119,7 +120,9 @@ def test_converged_is_accurate_and_errors_are_honest(seed):
             warnings.simplefilter("ignore")  # kinks make derivatives slower, which is announced
             r = Manifold(f).geodesic(z0, z1, rtol=rtol, solver=SOLVER, throw=False)
         d = (f(z0) - f(z1)).norm(dim=-1)
-        rounding = 1e-12 * d + 4 * torch.finfo(d.dtype).eps * (f(z0).norm(dim=-1) + f(z1).norm(dim=-1))
+        rounding = 1e-12 * d + 4 * torch.finfo(d.dtype).eps * (
+            f(z0).norm(dim=-1) + f(z1).norm(dim=-1)
+        )
         off = ((r.length - d).abs() - rounding).clamp(min=0)
         told = r.error.isfinite() & r.length.isfinite()
         claims += int(told.sum())
@@ -134,7 +137,9 @@ def test_converged_is_accurate_and_errors_are_honest(seed):
             ]
     assert not wrong, f"seed {seed}: CONVERGED beyond 3 rtol:\n" + "\n".join(wrong)
     # One in a hundred may be outside; of a batch's few pairs, one.
-    assert len(missed) <= max(1, 0.01 * claims), f"seed {seed}: outside 10 × error:\n" + "\n".join(missed)
+    assert len(missed) <= max(1, 0.01 * claims), f"seed {seed}: outside 10 × error:\n" + "\n".join(
+        missed
+    )
 
 
 def test_the_maps_are_drawn_from_their_seed():

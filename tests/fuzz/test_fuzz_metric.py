@@ -1,7 +1,8 @@
-"""Seeded cases of ill-conditioned Jacobians under random ambient metrics, and of random polylines on random decoders.
+"""Seeded cases of ill-conditioned Jacobians under random ambient metrics, and of random polylines
+on random decoders.
 
-A few seconds as it is; ``RIEMAE_FUZZ=50`` runs fifty times as many cases, each with a seed of its own.
-"""
+A few seconds as it is; ``RIEMAE_FUZZ=50`` runs fifty times as many cases, each with a seed of its
+own."""
 
 import os
 import warnings
@@ -15,7 +16,14 @@ from riemae.exceptions import PrecisionWarning
 F32, F64 = torch.float32, torch.float64
 TIMES = int(os.environ.get("RIEMAE_FUZZ", "1"))
 
-ACTIVATIONS = [torch.nn.SiLU, torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU, torch.nn.LeakyReLU, torch.nn.Hardtanh]
+ACTIVATIONS = [
+    torch.nn.SiLU,
+    torch.nn.Tanh,
+    torch.nn.ReLU,
+    torch.nn.ELU,
+    torch.nn.LeakyReLU,
+    torch.nn.Hardtanh,
+]
 
 
 def integer(generator, low, high):
@@ -70,7 +78,8 @@ def test_spectrum(seed):
         values, volume = M.eigenvalues(z).double(), M.log_volume(z).double()
         worst = scores.condition_number(M, z).double()
     eps = torch.finfo(dtype).eps
-    # What rounding of J, and of a matrix H and its factor, may change of each singular value: eps times the largest.
+    # What rounding of J, and of a matrix H and its factor, may change of each singular value: eps
+    # times the largest.
     allowed = 100 * eps * s[-1] / s
     assert ((values.sqrt() / s - 1).abs() <= allowed).all()
     assert ((volume - s.log().sum()).abs() <= allowed.sum() + 1e-6 * (dtype == F32)).all()
@@ -94,7 +103,11 @@ def test_dependent_directions(seed):
 
 def network(generator, m):
     activation = ACTIVATIONS[integer(generator, 0, len(ACTIVATIONS) - 1)]()
-    widths = [m, *(integer(generator, 8, 48) for _ in range(integer(generator, 1, 3))), integer(generator, 2, 40)]
+    widths = [
+        m,
+        *(integer(generator, 8, 48) for _ in range(integer(generator, 1, 3))),
+        integer(generator, 2, 40),
+    ]
     gain, layers = uniform(generator, 0.7, 3.0), []
     for a, b in zip(widths, widths[1:], strict=False):
         layer = torch.nn.Linear(a, b).double()
@@ -112,11 +125,15 @@ def test_polylines(seed):
     f, corners = network(generator, m), 2 * normal(generator, 3, count, m)
     rtol = 10 ** uniform(generator, -4.5, -2)
     t = torch.linspace(0, 1, 20_001, dtype=F64)[:, None]
-    pieces = [[f(a + t * (b - a)).diff(dim=0).norm(dim=-1) for a, b in zip(z, z[1:], strict=False)] for z in corners]
+    pieces = [
+        [f(a + t * (b - a)).diff(dim=0).norm(dim=-1) for a, b in zip(z, z[1:], strict=False)]
+        for z in corners
+    ]
     M = Manifold(f)
     found, error = M.length(corners, rtol=rtol, return_error=True)
     true = torch.stack([sum(steps.sum() for steps in curve) for curve in pieces])
-    # The chords cut corners by up to 1e-4; between the points of a panel a kinked map may do what nobody sees.
+    # The chords cut corners by up to 1e-4; between the points of a panel a kinked map may do what
+    # nobody sees.
     assert ((found - true).abs() <= 2 * error + 2e-4 * true).all()
     assert (error <= rtol * found).all()
     energy = M.energy(corners, rtol=rtol)

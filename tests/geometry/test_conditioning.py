@@ -1,4 +1,5 @@
-"""Eigenvalues, volumes and curvatures of ill-conditioned Jacobians: truths by construction, J = Q diag(s) R."""
+"""Eigenvalues, volumes and curvatures of ill-conditioned Jacobians: truths by construction, J = Q
+diag(s) R."""
 
 import math
 
@@ -13,7 +14,9 @@ F32, F64 = torch.float32, torch.float64
 
 
 def orthonormal(rows, columns, seed=0):
-    return torch.linalg.qr(spaces.rand(torch.Generator().manual_seed(seed), rows, columns).to(F64))[0]
+    return torch.linalg.qr(spaces.rand(torch.Generator().manual_seed(seed), rows, columns).to(F64))[
+        0
+    ]
 
 
 def stretched(condition, m=4, size=60, seed=0):
@@ -33,7 +36,14 @@ def relative(found, true):
 # With the accuracy that rounding of J itself allows: about eps · cond.
 @pytest.mark.parametrize(
     ("dtype", "condition", "accuracy"),
-    [(F32, 1e2, 1e-4), (F32, 1e4, 2e-3), (F32, 6e4, 2e-2), (F64, 1e4, 1e-11), (F64, 1e9, 1e-6), (F64, 1e12, 1e-3)],
+    [
+        (F32, 1e2, 1e-4),
+        (F32, 1e4, 2e-3),
+        (F32, 6e4, 2e-2),
+        (F64, 1e4, 1e-11),
+        (F64, 1e9, 1e-6),
+        (F64, 1e12, 1e-3),
+    ],
 )
 class TestLinearMaps:
     def check(self, M, s, dtype, accuracy, m=4):
@@ -41,8 +51,12 @@ class TestLinearMaps:
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
                 assert relative(M.eigenvalues(z), s.square()) < 2 * accuracy
-                assert (M.log_volume(z) - s.log().sum()).abs().max() < m * accuracy + 1e-5 * (dtype == F32)
-                assert relative(scores.condition_number(M, z), (s[-1] / s[0]).square()) < 2 * accuracy
+                assert (M.log_volume(z) - s.log().sum()).abs().max() < m * accuracy + 1e-5 * (
+                    dtype == F32
+                )
+                assert (
+                    relative(scores.condition_number(M, z), (s[-1] / s[0]).square()) < 2 * accuracy
+                )
                 assert M.eigenvalues(z).dtype == M.log_volume(z).dtype == dtype
 
     def test_plain(self, dtype, condition, accuracy):
@@ -57,13 +71,17 @@ class TestLinearMaps:
         # weights w and a decoder whose rows are divided by √w
         matrix, s = stretched(condition, seed=3)
         w = torch.logspace(-3, 3, 60, dtype=F64)
-        M = Manifold(linear((matrix / w.sqrt()[:, None]).to(dtype)), ambient=ambient.Diagonal(w.to(dtype)))
+        M = Manifold(
+            linear((matrix / w.sqrt()[:, None]).to(dtype)), ambient=ambient.Diagonal(w.to(dtype))
+        )
         self.check(M, s, dtype, accuracy)
 
     def test_diagonal_function(self, dtype, condition, accuracy):
         matrix, s = stretched(condition, seed=4)
         w = torch.logspace(-2, 2, 60, dtype=F64)
-        M = Manifold(linear((matrix / w.sqrt()[:, None]).to(dtype)), ambient=lambda x: w.to(x).expand_as(x))
+        M = Manifold(
+            linear((matrix / w.sqrt()[:, None]).to(dtype)), ambient=lambda x: w.to(x).expand_as(x)
+        )
         self.check(M, s, dtype, accuracy)
 
     def test_constant_ambient(self, dtype, condition, accuracy):
@@ -80,7 +98,10 @@ class TestLinearMaps:
         matrix, s = stretched(condition, size=8, seed=7)
         factor = torch.eye(8, dtype=F64) + 0.3 * orthonormal(8, 8, 8).tril(-1)
         h = (factor @ factor.T).to(dtype)
-        M = Manifold(linear(torch.linalg.solve(factor.T, matrix).to(dtype)), ambient=lambda x: h.expand(len(x), 8, 8))
+        M = Manifold(
+            linear(torch.linalg.solve(factor.T, matrix).to(dtype)),
+            ambient=lambda x: h.expand(len(x), 8, 8),
+        )
         self.check(M, s, dtype, 4 * accuracy)
 
     def test_feature_map(self, dtype, condition, accuracy):
@@ -120,7 +141,9 @@ class TestUnits:
         M = Manifold(linear(matrix))
         z = torch.zeros(1, 3, dtype=F64)
         scale = torch.tensor([1.0, 100.0, 1e4], dtype=F64)
-        found = scores.condition_number(M, z, lambda z: torch.diag(scale.square()).expand(len(z), 3, 3))
+        found = scores.condition_number(
+            M, z, lambda z: torch.diag(scale.square()).expand(len(z), 3, 3)
+        )
         truth = torch.linalg.svdvals(matrix / scale)
         assert relative(found, (truth[0] / truth[-1]).square()) < 1e-4
         assert float(scores.vor(M, z)) < 1e-9
@@ -129,7 +152,9 @@ class TestUnits:
         M, z = Manifold(spaces.sphere), spaces.rand(torch.Generator().manual_seed(0), 9, 2)
         g = M.metric(z)
         assert torch.allclose(M.eigenvalues(z), torch.linalg.eigvalsh(g), rtol=1e-12)
-        assert torch.allclose(M.log_volume(z), torch.linalg.slogdet(g).logabsdet / 2, rtol=1e-12, atol=1e-13)
+        assert torch.allclose(
+            M.log_volume(z), torch.linalg.slogdet(g).logabsdet / 2, rtol=1e-12, atol=1e-13
+        )
 
 
 class TestSingular:
@@ -139,18 +164,32 @@ class TestSingular:
         wide = spaces.rand(generator, 2, 3)
         return {
             "more coordinates than data": linear(wide),
-            "dependent directions": linear(torch.cat([tall, tall @ torch.tensor([[1.0], [2.3]], dtype=F64)], 1)),
+            "dependent directions": linear(
+                torch.cat([tall, tall @ torch.tensor([[1.0], [2.3]], dtype=F64)], 1)
+            ),
             "an unused unit": linear(torch.cat([tall, torch.zeros(300, 1, dtype=F64)], 1)),
             "twice the same": linear(tall[:, [0, 1, 1]]),
             "constant": lambda z: 0 * z[:, :1].expand(-1, 7),
         }
 
     @pytest.mark.parametrize(
-        "name", ["more coordinates than data", "dependent directions", "an unused unit", "twice the same", "constant"]
+        "name",
+        [
+            "more coordinates than data",
+            "dependent directions",
+            "an unused unit",
+            "twice the same",
+            "constant",
+        ],
     )
-    @pytest.mark.parametrize("metric", [None, lambda x: 1 + x**2, lambda x: torch.diag_embed(2 + x.sin())])
+    @pytest.mark.parametrize(
+        "metric", [None, lambda x: 1 + x**2, lambda x: torch.diag_embed(2 + x.sin())]
+    )
     def test_zero_infinite_and_minus_infinite(self, name, metric):
-        M, z = Manifold(self.maps()[name], ambient=metric), spaces.rand(torch.Generator().manual_seed(1), 2, 3)
+        M, z = (
+            Manifold(self.maps()[name], ambient=metric),
+            spaces.rand(torch.Generator().manual_seed(1), 2, 3),
+        )
         values = M.eigenvalues(z)
         assert (values[:, 0] == 0).all()
         assert (values >= 0).all()
@@ -185,7 +224,12 @@ class TestAnnounced:
     def test_a_condition_that_the_dtype_does_not_carry(self, dtype, condition):
         matrix, s = stretched(condition, m=2)
         M, z = Manifold(linear(matrix.to(dtype))), torch.zeros(1, 2, dtype=dtype)
-        for call in (M.log_volume, M.eigenvalues, M.volume_density, lambda z: scores.condition_number(M, z)):
+        for call in (
+            M.log_volume,
+            M.eigenvalues,
+            M.volume_density,
+            lambda z: scores.condition_number(M, z),
+        ):
             with pytest.warns(PrecisionWarning, match="does not carry") as caught:
                 call(z)
             assert ("float64" in str(caught[0].message).split("right")[-1]) == (dtype == F32)
@@ -198,9 +242,15 @@ class TestAnnounced:
 
 
 class TestDerivatives:
-    MAP = staticmethod(lambda z: torch.stack([z[:, 0].exp(), z[:, 0] * z[:, 1], z[:, 1].sin() + z[:, 0], z[:, 1]], 1))
+    MAP = staticmethod(
+        lambda z: torch.stack(
+            [z[:, 0].exp(), z[:, 0] * z[:, 1], z[:, 1].sin() + z[:, 0], z[:, 1]], 1
+        )
+    )
 
-    @pytest.mark.parametrize("metric", [None, lambda x: 1 + x**2, lambda x: torch.diag_embed(2 + x.sin())])
+    @pytest.mark.parametrize(
+        "metric", [None, lambda x: 1 + x**2, lambda x: torch.diag_embed(2 + x.sin())]
+    )
     def test_first_and_second(self, metric):
         M = Manifold(self.MAP, ambient=metric)
         z = torch.tensor([[0.3, -0.7], [1.0, 0.4]], dtype=F64, requires_grad=True)
@@ -247,8 +297,15 @@ class Cube(torch.autograd.Function):
 
 @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
 def test_by_reverse_mode():
-    M, z = Manifold(lambda z: Cube.apply(torch.cat([z, z[:, :1] + z[:, 1:]], 1))), torch.tensor([[1.0, 2.0]], dtype=F64)
-    truth = torch.linalg.svdvals(torch.tensor([[3.0, 0.0], [0.0, 12.0], [27.0, 27.0]], dtype=F64)).flip(0).square()
+    M, z = (
+        Manifold(lambda z: Cube.apply(torch.cat([z, z[:, :1] + z[:, 1:]], 1))),
+        torch.tensor([[1.0, 2.0]], dtype=F64),
+    )
+    truth = (
+        torch.linalg.svdvals(torch.tensor([[3.0, 0.0], [0.0, 12.0], [27.0, 27.0]], dtype=F64))
+        .flip(0)
+        .square()
+    )
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert torch.allclose(M.eigenvalues(z)[0], truth)
@@ -281,7 +338,9 @@ class TestCurvature:
             u, v = torch.linalg.inv(shear).T[:, None].expand(2, 2, 2)
             assert torch.allclose(M.sectional_curvature(z, u, v), ones, rtol=accuracy)
             normal = spaces.sphere(z @ shear.T)
-            assert torch.allclose(M.principal_curvatures(z, normal).abs(), ones[:, None], rtol=accuracy)
+            assert torch.allclose(
+                M.principal_curvatures(z, normal).abs(), ones[:, None], rtol=accuracy
+            )
 
     def test_float32(self):
         shear, _ = stretched(300, m=2, size=2)
@@ -293,6 +352,12 @@ class TestCurvature:
     def test_dependent_directions_are_refused(self):
         M = Manifold(lambda z: torch.cat([z[:, :1] + z[:, 1:], (z[:, :1] + z[:, 1:]) ** 2], 1))
         z = torch.tensor([[0.3, 0.4]], dtype=F64)
-        for call in (M.extrinsic_curvature, M.gaussian_curvature, M.ricci, M.mean_curvature, M.curvature_form):
+        for call in (
+            M.extrinsic_curvature,
+            M.gaussian_curvature,
+            M.ricci,
+            M.mean_curvature,
+            M.curvature_form,
+        ):
             with pytest.raises(SingularMetricError):
                 call(z)

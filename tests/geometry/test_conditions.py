@@ -25,7 +25,9 @@ N, M_DIM, C = 4, 2, 3
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def network(inputs=M_DIM + C, outputs=4, seed=0, dtype=torch.float64):
@@ -101,17 +103,28 @@ CALLS = {
     "distortion": lambda M, i, **c: M.distortion(Z[i], local=True, **c),
     "length": lambda M, i, **c: M.length(LINE[i], rtol=1e-8, **c),
     "energy": lambda M, i, **c: M.energy(solvers.Curve.through(LINE[i], 4), rtol=1e-8, **c),
-    "geodesic": lambda M, i, **c: M.geodesic(Z[i], Z1[i], **c).curve(torch.tensor([0.3, 0.6]).double()),
+    "geodesic": lambda M, i, **c: M.geodesic(Z[i], Z1[i], **c).curve(
+        torch.tensor([0.3, 0.6]).double()
+    ),
     "distance": lambda M, i, **c: M.distance(Z[i], Z1[i], **c),
     "exp": lambda M, i, **c: M.exp(Z[i], V[i] / 4, **c),
     "shoot": lambda M, i, **c: M.shoot(Z[i], V[i] / 4, segments=4, **c).nodes,
     "log": lambda M, i, **c: M.log(Z[i], Z1[i], **c),
-    "jacobi_field": lambda M, i, **c: M.jacobi_field(Z[i], V[i] / 16, slope=U[i], t=0.2, rtol=1e-4, **c).values,
+    "jacobi_field": lambda M, i, **c: (
+        M.jacobi_field(Z[i], V[i] / 16, slope=U[i], t=0.2, rtol=1e-4, **c).values
+    ),
     "conjugate_points": lambda M, i, **c: M.conjugate_points(Z[i], V[i] / 64, rtol=1e-4, **c).index,
     "transport": lambda M, i, **c: M.transport(LINE[i], V[i], **c),
 }
 # Integrators judge the error of each row by itself, but round their sums of rows alike.
-INTEGRATED = {"log": 1e-6, "exp": 1e-8, "shoot": 1e-8, "jacobi_field": 1e-4, "transport": 1e-8, "length": 1e-8}
+INTEGRATED = {
+    "log": 1e-6,
+    "exp": 1e-8,
+    "shoot": 1e-8,
+    "jacobi_field": 1e-4,
+    "transport": 1e-8,
+    "length": 1e-8,
+}
 
 
 # Of these only the last row is done alone.
@@ -141,14 +154,20 @@ class TestEveryMethodAgainstALoop:
         rows = 2 if name in ("jacobi_field", "conjugate_points") else N  # these take long
         against_a_loop(name, M, single.__getitem__, rows=rows, condition=COND[:rows])
 
-    @pytest.mark.parametrize("name", ["metric", "acceleration", "riemann", "length", "distance", "exp"])
+    @pytest.mark.parametrize(
+        "name", ["metric", "acceleration", "riemann", "length", "distance", "exp"]
+    )
     def test_one_condition_for_all(self, name, joined):
         M, single = joined
         against_a_loop(name, M, lambda i: single[0], condition=COND[:1])
 
     def test_all_methods_that_take_points_are_here(self):
-        own = {n for n, f in vars(Manifold).items() if not n.startswith("_") and inspect.isfunction(f)}
-        taking = {n for n in own if "condition" in inspect.signature(getattr(Manifold, n)).parameters}
+        own = {
+            n for n, f in vars(Manifold).items() if not n.startswith("_") and inspect.isfunction(f)
+        }
+        taking = {
+            n for n in own if "condition" in inspect.signature(getattr(Manifold, n)).parameters
+        }
         hooks = set(
             "squared_chords expand energy_and_gradient embedded products residual velocities ambient_distance "
             "ambient_features".split()
@@ -159,11 +178,21 @@ class TestEveryMethodAgainstALoop:
     def test_more_batch_axes(self, joined):
         M, _ = joined
         z, z1, c = (x.view(2, 2, -1) for x in (Z, Z1, COND))
-        torch.testing.assert_close(M.metric(z, condition=c).view(N, 2, 2), M.metric(Z, condition=COND))
-        torch.testing.assert_close(M.distance(z, z1, condition=c).view(N), M.distance(Z, Z1, condition=COND))
-        torch.testing.assert_close(M.log(z, z1, condition=c).view(N, 2), M.log(Z, Z1, condition=COND))
-        torch.testing.assert_close(M.metric(Z[0], condition=COND[0]), M.metric(Z, condition=COND)[0])
-        torch.testing.assert_close(M.distance(Z[0], Z1[0], condition=COND[0]), M.distance(Z, Z1, condition=COND)[0])
+        torch.testing.assert_close(
+            M.metric(z, condition=c).view(N, 2, 2), M.metric(Z, condition=COND)
+        )
+        torch.testing.assert_close(
+            M.distance(z, z1, condition=c).view(N), M.distance(Z, Z1, condition=COND)
+        )
+        torch.testing.assert_close(
+            M.log(z, z1, condition=c).view(N, 2), M.log(Z, Z1, condition=COND)
+        )
+        torch.testing.assert_close(
+            M.metric(Z[0], condition=COND[0]), M.metric(Z, condition=COND)[0]
+        )
+        torch.testing.assert_close(
+            M.distance(Z[0], Z1[0], condition=COND[0]), M.distance(Z, Z1, condition=COND)[0]
+        )
         # One axis of the conditions is shared: rows of z have a condition each.
         wide = M.metric(z, condition=c[:, :1])
         torch.testing.assert_close(wide, M.metric(z, condition=c[:, :1].expand(2, 2, -1)))
@@ -241,7 +270,10 @@ class TestForms:
         c = COND.float()
         got, expected = {
             "metric": (M.metric(args[0], condition=c), exact.metric(Z, condition=COND)),
-            "acceleration": (M.acceleration(*args, condition=c), exact.acceleration(Z, V, condition=COND)),
+            "acceleration": (
+                M.acceleration(*args, condition=c),
+                exact.acceleration(Z, V, condition=COND),
+            ),
             "riemann": (M.riemann(args[0], condition=c), exact.riemann(Z, condition=COND)),
             "length": (M.length(LINE.float(), condition=c), exact.length(LINE, condition=COND)),
             "distance": (
@@ -256,7 +288,9 @@ class TestForms:
     @pytest.mark.parametrize("name", ["metric", "acceleration", "distance"])
     def test_chunks(self, name, chunk_size, joined):
         decoder, single = joined[0].decoder, joined[1]
-        against_a_loop(name, Manifold(decoder, chunk_size=chunk_size), single.__getitem__, condition=COND)
+        against_a_loop(
+            name, Manifold(decoder, chunk_size=chunk_size), single.__getitem__, condition=COND
+        )
 
 
 AMBIENT = {
@@ -267,13 +301,17 @@ AMBIENT = {
 
 
 class TestWithEverythingElse:
-    @pytest.mark.parametrize("name", ["metric", "acceleration", "riemann", "extrinsic_curvature", "length", "distance"])
+    @pytest.mark.parametrize(
+        "name", ["metric", "acceleration", "riemann", "extrinsic_curvature", "length", "distance"]
+    )
     @pytest.mark.parametrize("kind", AMBIENT)
     def test_ambient_metrics(self, kind, name, joined):
         decoder, metric = joined[0].decoder, AMBIENT[kind]
         single = lambda i: Manifold(closed(decoder, COND[i : i + 1]), metric)  # noqa: E731 (one expression)
         # Differentiated twice by the generic road, these are slow: fewer rows.
-        against_a_loop(name, Manifold(decoder, metric), single, rows=2, condition=COND[:2], rtol=1e-8)
+        against_a_loop(
+            name, Manifold(decoder, metric), single, rows=2, condition=COND[:2], rtol=1e-8
+        )
 
     @pytest.mark.parametrize("name", ["metric", "distance"])
     def test_distributions(self, name):
@@ -283,7 +321,9 @@ class TestWithEverythingElse:
             spread = nn.functional.softplus(scale(torch.cat([z, c], 1))) + 0.3
             return {
                 "x": torch.distributions.Normal(mean(z, c), spread),
-                "n": torch.distributions.NegativeBinomial(total_count=2.0 + c[:, :1].exp(), logits=z[:, :1]),
+                "n": torch.distributions.NegativeBinomial(
+                    total_count=2.0 + c[:, :1].exp(), logits=z[:, :1]
+                ),
             }
 
         M = Manifold(decoder)
@@ -314,14 +354,20 @@ class TestWithEverythingElse:
         c = torch.tensor([[0.0], [1.0], [2.0]]).double()
         M = Manifold(decoder, latent=(2 * torch.pi, None))
         turn = torch.minimum((z1 - z0)[:, 0].abs(), 2 * torch.pi - (z1 - z0)[:, 0].abs())
-        truth = (((1 + c[:, 0]) * turn).square() + (z1 - z0)[:, 1].square()).sqrt()  # cylinders of radius 1 + c
+        truth = (
+            ((1 + c[:, 0]) * turn).square() + (z1 - z0)[:, 1].square()
+        ).sqrt()  # cylinders of radius 1 + c
         torch.testing.assert_close(M.distance(z0, z1, condition=c), truth, rtol=1e-6, atol=0)
-        single = [Manifold(closed(decoder, c[i : i + 1]), latent=(2 * torch.pi, None)) for i in range(3)]
+        single = [
+            Manifold(closed(decoder, c[i : i + 1]), latent=(2 * torch.pi, None)) for i in range(3)
+        ]
         log = torch.cat([m.log(z0[i : i + 1], z1[i : i + 1]) for i, m in enumerate(single)])
         torch.testing.assert_close(M.log(z0, z1, condition=c), log, rtol=1e-6, atol=1e-8)
 
     def test_a_period_that_only_one_condition_has_is_refused(self):
-        M = Manifold(lambda z, c: torch.cat([z.cos(), z.sin(), c * z], 1), latent=(2 * torch.pi, None))
+        M = Manifold(
+            lambda z, c: torch.cat([z.cos(), z.sin(), c * z], 1), latent=(2 * torch.pi, None)
+        )
         with pytest.raises(DecoderError, match="period"):
             M.distance(Z, Z1, condition=torch.ones(N, 1).double())
 
@@ -352,7 +398,9 @@ class TestManyPairs:
             torch.testing.assert_close(part.length, alone.length, rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(part.lower_bound, alone.lower_bound, rtol=1e-9, atol=1e-12)
             segments = alone.curve.segments
-            torch.testing.assert_close(part.curve.knots(segments), alone.curve.nodes, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(
+                part.curve.knots(segments), alone.curve.nodes, rtol=1e-6, atol=1e-9
+            )
             torch.testing.assert_close(part.residual, alone.residual, rtol=1e-3, atol=1e-6)
 
     def test_float32(self):
@@ -380,7 +428,9 @@ class TestManyPairs:
     def test_every_solver(self, solver, joined):
         M, single = joined
         near = Z + 0.1 * U
-        found = M.geodesic(Z[:2], near[:2], rtol=1e-2, solver=solver, condition=COND[:2], throw=False)
+        found = M.geodesic(
+            Z[:2], near[:2], rtol=1e-2, solver=solver, condition=COND[:2], throw=False
+        )
         alone = single[1].geodesic(Z[1], near[1], rtol=1e-2, solver=solver, throw=False)
         torch.testing.assert_close(found.length[1], alone.length, rtol=1e-6, atol=0)
 
@@ -394,7 +444,9 @@ class TestManyPairs:
             for i in range(2):
                 alone = single[i].geodesic(Z[i], Z1[i], **options)
                 torch.testing.assert_close(found.length[i], alone.length, rtol=1e-9, atol=0)
-                assert found.alternatives[:, i].converged.sum() == alone.alternatives.converged.sum()
+                assert (
+                    found.alternatives[:, i].converged.sum() == alone.alternatives.converged.sum()
+                )
 
     def test_start_curves(self, joined):
         M, single = joined
@@ -407,7 +459,10 @@ class TestManyPairs:
 
     def test_failures_stay_where_they_are(self):
         M = Manifold(lambda z, c: torch.cat([z, (z[:, :1] * c).sqrt()], 1))
-        z0, z1 = torch.tensor([[1.0, 0.0]]).double().expand(3, 2), torch.tensor([[2.0, 1.0]]).double()
+        z0, z1 = (
+            torch.tensor([[1.0, 0.0]]).double().expand(3, 2),
+            torch.tensor([[2.0, 1.0]]).double(),
+        )
         c = torch.tensor([[1.0], [-1.0], [2.0]]).double()
         found = M.geodesic(z0, z1, condition=c, throw=False)
         assert found.converged.tolist() == [True, False, True]
@@ -420,14 +475,18 @@ class TestManyPairs:
         points = draw(12, 2, seed=8)
         for method in ("geodesic", "graph", "chord"):
             ours = M.distance_matrix(points, method=method, k=4, condition=COND[:1])
-            torch.testing.assert_close(ours, single[0].distance_matrix(points, method=method, k=4), rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                ours, single[0].distance_matrix(points, method=method, k=4), rtol=1e-9, atol=0
+            )
         matrix = partial(M.distance_matrix, points, out=tmp_path / "d.npy", k=4, method="graph")
         matrix(condition=COND[:1])
         with pytest.raises(Exception, match="another|differ|identity|holds"):
             matrix(condition=COND[1:2])
 
     @pytest.mark.parametrize("start", ["spawn", "fork"])
-    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+    @pytest.mark.filterwarnings(
+        "ignore:This process:DeprecationWarning"
+    )  # Python 3.12 on fork beside threads
     def test_a_matrix_by_a_pool_of_processes_is_that_without(self, start, tmp_path):
         if start not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {start} on this system")
@@ -439,14 +498,25 @@ class TestManyPairs:
             for method in ("geodesic", "graph", "chord"):
                 for decoder, c in ((Joined(), COND[:1]), (structured, given)):
                     matrix = partial(
-                        Manifold(decoder).distance_matrix, points, method=method, k=4, block_size=4, condition=c
+                        Manifold(decoder).distance_matrix,
+                        points,
+                        method=method,
+                        k=4,
+                        block_size=4,
+                        condition=c,
                     )
                     assert torch.equal(matrix(executor=pool), matrix())
             out = tmp_path / "d.npy"
-            kept = Manifold(structured).distance_matrix(points, block_size=4, condition=given, executor=pool, out=out)
-            assert torch.equal(kept, Manifold(structured).distance_matrix(points, block_size=4, condition=given))
+            kept = Manifold(structured).distance_matrix(
+                points, block_size=4, condition=given, executor=pool, out=out
+            )
+            assert torch.equal(
+                kept, Manifold(structured).distance_matrix(points, block_size=4, condition=given)
+            )
             # The other half of a matrix: from these points to others.
-            rectangle = partial(Manifold(structured).distance_matrix, points[:5], points[5:], condition=given)
+            rectangle = partial(
+                Manifold(structured).distance_matrix, points[:5], points[5:], condition=given
+            )
             assert torch.equal(rectangle(executor=pool), rectangle())
 
 
@@ -454,7 +524,9 @@ class TestDerivatives:
     def test_of_distances_in_points_and_conditions(self, joined):
         M, single = joined
         z0, z1, c = (x.clone().requires_grad_() for x in (Z, Z1, COND))
-        first, last, slope = torch.autograd.grad(M.distance(z0, z1, rtol=1e-8, condition=c).sum(), (z0, z1, c))
+        first, last, slope = torch.autograd.grad(
+            M.distance(z0, z1, rtol=1e-8, condition=c).sum(), (z0, z1, c)
+        )
         h = 1e-5
         for i in range(N):
             alone = z0.detach()[i].clone().requires_grad_()
@@ -476,7 +548,9 @@ class TestDerivatives:
 
     def test_second_ones_raise(self, joined):
         z = Z.clone().requires_grad_()
-        (g,) = torch.autograd.grad(joined[0].distance(z, Z1, condition=COND).sum(), z, create_graph=True)
+        (g,) = torch.autograd.grad(
+            joined[0].distance(z, Z1, condition=COND).sum(), z, create_graph=True
+        )
         with pytest.raises(DifferentiationError, match="second"):
             torch.autograd.grad(g.sum(), z)
 
@@ -493,15 +567,22 @@ class TestDerivatives:
         for i in range(N):
             one = v[i].detach().clone().requires_grad_()
             torch.testing.assert_close(
-                torch.autograd.grad(joined[1][i].exp(Z[i], one).sum(), one)[0], g[i], rtol=1e-6, atol=1e-8
+                torch.autograd.grad(joined[1][i].exp(Z[i], one).sum(), one)[0],
+                g[i],
+                rtol=1e-6,
+                atol=1e-8,
             )
 
     def test_inside_transforms(self, joined):
         M = joined[0]
         g = torch.func.grad(lambda z: M.distance(z, Z1, condition=COND).sum())(Z)
         z = Z.clone().requires_grad_()
-        torch.testing.assert_close(g, torch.autograd.grad(M.distance(z, Z1, condition=COND).sum(), z)[0])
-        many = torch.func.vmap(lambda z: M.distance(z, Z1, condition=COND))(torch.stack([Z, Z + 0.1]))
+        torch.testing.assert_close(
+            g, torch.autograd.grad(M.distance(z, Z1, condition=COND).sum(), z)[0]
+        )
+        many = torch.func.vmap(lambda z: M.distance(z, Z1, condition=COND))(
+            torch.stack([Z, Z + 0.1])
+        )
         torch.testing.assert_close(many[1], M.distance(Z + 0.1, Z1, condition=COND))
         both = torch.func.vmap(lambda z, c: M.metric(z, condition=c))(Z, COND)
         torch.testing.assert_close(both, M.metric(Z, condition=COND))
@@ -513,7 +594,9 @@ class TestDerivatives:
             c = COND + 0
             d = joined[0].distance(Z, Z1, condition=c)
         torch.testing.assert_close(d, joined[0].distance(Z, Z1, condition=COND))
-        torch.testing.assert_close(joined[0].metric(Z, condition=c), joined[0].metric(Z, condition=COND))
+        torch.testing.assert_close(
+            joined[0].metric(Z, condition=c), joined[0].metric(Z, condition=COND)
+        )
 
 
 class TestWhatIsLearned:
@@ -562,17 +645,24 @@ class TestTheSpace:
         v = draw(N, 7, 3)
         products = space.products(nodes)
         torch.testing.assert_close(
-            products.hessian(v)[..., :2], expansion.hessian.product(v)[..., :2], rtol=1e-8, atol=1e-8
+            products.hessian(v)[..., :2],
+            expansion.hessian.product(v)[..., :2],
+            rtol=1e-8,
+            atol=1e-8,
         )
         g = space.metric(nodes[:, 0])
         torch.testing.assert_close(g[:, :2, :2], joined[0].metric(Z, condition=COND))
         assert (torch.linalg.eigvalsh(g) > 0).all()
-        torch.testing.assert_close(space.ambient_features(nodes[:, 0]), joined[0].decode(Z, condition=COND))
+        torch.testing.assert_close(
+            space.ambient_features(nodes[:, 0]), joined[0].decode(Z, condition=COND)
+        )
 
     def test_lengths_inside_vmap(self, joined):
         lines = torch.stack([LINE, LINE + 0.1])
         many = torch.func.vmap(lambda x: joined[0].length(x, condition=COND))(lines)
-        torch.testing.assert_close(many[0], joined[0].length(LINE, condition=COND), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            many[0], joined[0].length(LINE, condition=COND), rtol=1e-3, atol=0
+        )
 
     def test_scores(self, joined):
         M, single = joined
@@ -594,8 +684,16 @@ class TestErrors:
         ("call", "error", "match"),
         [
             (lambda M: M.metric(Z), DecoderError, r"takes a condition.*condition="),
-            (lambda M: Manifold(lambda z: z.exp()).metric(Z, condition=COND), DecoderError, r"Leave condition= out"),
-            (lambda M: M.metric(Z, condition=COND[:3]), ShapeError, r"\(4, \*shape\).*got \(3, 3\)"),
+            (
+                lambda M: Manifold(lambda z: z.exp()).metric(Z, condition=COND),
+                DecoderError,
+                r"Leave condition= out",
+            ),
+            (
+                lambda M: M.metric(Z, condition=COND[:3]),
+                ShapeError,
+                r"\(4, \*shape\).*got \(3, 3\)",
+            ),
             (lambda M: M.metric(Z, condition=COND[0]), ShapeError, r"condition\[None\]"),
             (lambda M: M.metric(Z, condition=torch.tensor(1.0)), ShapeError, r"got \(\)"),
             (lambda M: M.distance(Z, Z1, condition=COND[:2]), ShapeError, r"one for each"),
@@ -604,9 +702,17 @@ class TestErrors:
             (lambda M: M.metric(Z, condition=1.0), DTypeError, r"tuple, list or dict"),
             (lambda M: M.metric(Z, condition={"a": None}), DTypeError, r"tensors"),
             (lambda M: M.metric(Z, condition=()), DTypeError, r"at least one tensor"),
-            (lambda M: M.metric(Z, condition=COND[:, :1]), DecoderError, r"conditions of shape \(\d+, 1\)"),
+            (
+                lambda M: M.metric(Z, condition=COND[:, :1]),
+                DecoderError,
+                r"conditions of shape \(\d+, 1\)",
+            ),
             (lambda M: M.metric(Z, condition=COND * torch.nan), NonFiniteError, r"NaN"),
-            (lambda M: M.graph(Z, k=2, condition=COND), OptionError, r"one condition for all points"),
+            (
+                lambda M: M.graph(Z, k=2, condition=COND),
+                OptionError,
+                r"one condition for all points",
+            ),
             (lambda M: M.distance_matrix(Z, condition=COND), OptionError, r"same condition"),
             (lambda M: M.distance(Z, Z1[:3], condition=COND), ShapeError, r"Pair them up"),
         ],
@@ -626,7 +732,9 @@ class TestErrors:
         from riemae.differential.conditions import Condition
         from riemae.geometry.conditioned import Labels
 
-        c = Condition.of("here", torch.zeros(300_000, 1), torch.Size([300_000]), torch.device("cpu"))
+        c = Condition.of(
+            "here", torch.zeros(300_000, 1), torch.Size([300_000]), torch.device("cpu")
+        )
         with pytest.raises(OptionError, match="Split the batch"):
             Labels(c, torch.ones(1, 2))
         assert Labels(c, torch.ones(1, 2).double()).labels == 1

@@ -1,4 +1,5 @@
-"""Conditions in the contract, the pictures and the report: as a decoder that has them closed over."""
+"""Conditions in the contract, the pictures and the report: as a decoder that has them closed
+over."""
 
 import math
 import warnings
@@ -122,8 +123,12 @@ class TestPictures:
         image = plotting.magnification(
             Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[1:2], cmap="magma"
         )
-        expected = plotting.magnification(Manifold(closed(decoder, COND[1:2])), axes, LOW, HIGH, resolution=7)
-        other = plotting.magnification(Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[:1])
+        expected = plotting.magnification(
+            Manifold(closed(decoder, COND[1:2])), axes, LOW, HIGH, resolution=7
+        )
+        other = plotting.magnification(
+            Manifold(decoder), axes, LOW, HIGH, resolution=7, condition=COND[:1]
+        )
         assert image.get_array().shape == (7, 7)
         assert abs(image.get_array() - expected.get_array()).max() < 1e-9
         assert abs(image.get_array() - other.get_array()).max() > 1e-3
@@ -181,9 +186,12 @@ class TestReport:
 
     @pytest.mark.parametrize("most", [80, 40])
     def test_one_condition_for_each(self, most):
-        # A decoder of more latent dimensions would be another geometry: the rows know their conditions here.
+        # A decoder of more latent dimensions would be another geometry: the rows know their
+        # conditions here.
         x = self.data(self.CONDITIONS)
-        found = report(Manifold(decoder), None, x, self.CODES, condition=self.CONDITIONS, max_samples=most)
+        found = report(
+            Manifold(decoder), None, x, self.CODES, condition=self.CONDITIONS, max_samples=most
+        )
         codes, table = self.CODES, self.CONDITIONS
 
         def alone(z):
@@ -191,11 +199,15 @@ class TestReport:
 
         chosen = torch.arange(80)
         if most < 80:
-            chosen = torch.randperm(80, generator=torch.Generator().manual_seed(0))[:most].sort().values
+            chosen = (
+                torch.randperm(80, generator=torch.Generator().manual_seed(0))[:most].sort().values
+            )
         M, z = Manifold(decoder), codes[chosen]
         residual = x[chosen] - alone(z)
         assert found.samples == most
-        assert found.reconstruction == pytest.approx(float(residual.square().sum(1).mean()), rel=1e-9)
+        assert found.reconstruction == pytest.approx(
+            float(residual.square().sum(1).mean()), rel=1e-9
+        )
         singles = [Manifold(closed(decoder, c[None])) for c in table[chosen]]
         ratio = [m.eigenvalues(p[None])[0] for m, p in zip(singles, z, strict=True)]
         assert found.mcn == pytest.approx(float(sum(v[1] / v[0] for v in ratio)) / most, rel=1e-6)

@@ -52,7 +52,9 @@ class TestExtrinsic:
         # Tr(G⁻¹C) = 2m/r²; the mean curvature vector points to the centre with length 1/r.
         M = Manifold(lambda z: spaces.sphere(z, radius))
         z = draw(6, m)
-        assert torch.allclose(M.extrinsic_curvature(z), torch.tensor(2 * m / radius**2).double(), atol=1e-8)
+        assert torch.allclose(
+            M.extrinsic_curvature(z), torch.tensor(2 * m / radius**2).double(), atol=1e-8
+        )
         assert torch.allclose(M.mean_curvature(z), -M.decode(z) / radius**2, atol=1e-8)
         outward = M.principal_curvatures(z, M.decode(z))
         assert torch.allclose(outward, torch.tensor(-1 / radius).double().expand(6, m), atol=1e-8)
@@ -60,15 +62,22 @@ class TestExtrinsic:
     def test_cylinder_plane_and_affine(self):
         z = draw(5, 2)
         tube = Manifold(spaces.cylinder)  # radius 1.5
-        assert torch.allclose(tube.extrinsic_curvature(z), torch.tensor(2 / 1.5**2).double(), atol=1e-8)
+        assert torch.allclose(
+            tube.extrinsic_curvature(z), torch.tensor(2 / 1.5**2).double(), atol=1e-8
+        )
         x = tube.decode(z)
         inward = torch.stack([-x[:, 0], -x[:, 1], 0 * x[:, 2]], -1)
-        assert torch.allclose(tube.principal_curvatures(z, inward), torch.tensor([0, 1 / 1.5]).double(), atol=1e-8)
-        assert torch.allclose(Manifold(spaces.affine).extrinsic_curvature(z), torch.zeros(5).double(), atol=1e-12)
+        assert torch.allclose(
+            tube.principal_curvatures(z, inward), torch.tensor([0, 1 / 1.5]).double(), atol=1e-8
+        )
+        assert torch.allclose(
+            Manifold(spaces.affine).extrinsic_curvature(z), torch.zeros(5).double(), atol=1e-12
+        )
 
     @pytest.mark.parametrize(("m", "d"), [(1, 3), (2, 5), (3, 7)])
     def test_curvature_form_is_that_of_the_projection(self, m, d):
-        # C_ij = Tr(∂_i T̂ ∂_j T̂) with the D × D projection differentiated as it stands (equations 6, 9).
+        # C_ij = Tr(∂_i T̂ ∂_j T̂) with the D × D projection differentiated as it stands (equations
+        # 6, 9).
         f = network(m, d)
         z = draw(m, seed=1)
 
@@ -91,8 +100,13 @@ class TestExtrinsic:
         # Scaling H by 4 divides Tr(G⁻¹C) by 4, by either road.
         z = draw(3, 2)
         plain = Manifold(spaces.torus).extrinsic_curvature(z)
-        for H in (ambient.Diagonal(torch.full((3,), 4.0).double()), lambda x: 4 * torch.ones_like(x)):
-            assert torch.allclose(Manifold(spaces.torus, ambient=H).extrinsic_curvature(z), plain / 4, rtol=1e-10)
+        for H in (
+            ambient.Diagonal(torch.full((3,), 4.0).double()),
+            lambda x: 4 * torch.ones_like(x),
+        ):
+            assert torch.allclose(
+                Manifold(spaces.torus, ambient=H).extrinsic_curvature(z), plain / 4, rtol=1e-10
+            )
 
 
 class TestIntrinsic:
@@ -105,7 +119,9 @@ class TestIntrinsic:
         k = 1 / 4
         assert torch.allclose(M.sectional_curvature(z, u, v), torch.tensor(k).double(), atol=1e-8)
         assert torch.allclose(M.ricci(z), (m - 1) * k * g, atol=1e-8)
-        assert torch.allclose(M.scalar_curvature(z), torch.tensor(m * (m - 1) * k).double(), atol=1e-8)
+        assert torch.allclose(
+            M.scalar_curvature(z), torch.tensor(m * (m - 1) * k).double(), atol=1e-8
+        )
         # Constant curvature: R_ijkl = K (g_jk g_il − g_ik g_jl)
         expected = k * (torch.einsum("bjk,bil->bijkl", g, g) - torch.einsum("bik,bjl->bijkl", g, g))
         assert torch.allclose(M.riemann(z), expected, atol=1e-8)
@@ -115,7 +131,8 @@ class TestIntrinsic:
         z = draw(6, 2)
         u, v = z.unbind(-1)
         truths = {
-            # torus (2, 1): cos v/(2 + cos v); paraboloid: 1/(1 + ρ²)²; catenoid and helicoid: −1/cosh⁴ u
+            # torus (2, 1): cos v/(2 + cos v); paraboloid: 1/(1 + ρ²)²; catenoid and helicoid:
+            # −1/cosh⁴ u
             spaces.torus: v.cos() / (2 + v.cos()),
             spaces.paraboloid: (1 + z.square().sum(-1)) ** -2,
             catenoid: -(u.cosh() ** -4),
@@ -129,14 +146,17 @@ class TestIntrinsic:
             assert torch.allclose(M.scalar_curvature(z), 2 * k, atol=1e-8), surface.__name__
 
     def test_same_inside_different_outside(self):
-        # ds² = cosh² u (du² + dv²) for both; their normals turn equally fast, but in other directions, so
-        # compare the second fundamental forms: diag(−1, 1) against the antidiagonal.
+        # ds² = cosh² u (du² + dv²) for both; their normals turn equally fast, but in other
+        # directions, so compare the second fundamental forms: diag(−1, 1) against the antidiagonal.
         z = draw(4, 2)
         e = torch.eye(2).double()
         cat, hel = Manifold(catenoid), Manifold(helicoid)
         assert torch.allclose(cat.metric(z), hel.metric(z), atol=1e-12)
         assert torch.allclose(cat.riemann(z), hel.riemann(z), atol=1e-10)
-        size = [M.second_fundamental_form(z, e[0].expand_as(z), e[0].expand_as(z)).norm(dim=-1) for M in (cat, hel)]
+        size = [
+            M.second_fundamental_form(z, e[0].expand_as(z), e[0].expand_as(z)).norm(dim=-1)
+            for M in (cat, hel)
+        ]
         assert torch.allclose(size[0], torch.ones(4).double(), atol=1e-10)
         assert torch.allclose(size[1], torch.zeros(4).double(), atol=1e-10)
 
@@ -162,7 +182,9 @@ class TestIntrinsic:
         assert torch.allclose(r, -r.transpose(1, 2), atol=1e-12)
         assert torch.allclose(r, -r.transpose(3, 4), atol=1e-12)
         assert torch.allclose(r, r.permute(0, 3, 4, 1, 2), atol=1e-12)
-        assert torch.allclose(r + r.permute(0, 2, 3, 1, 4) + r.permute(0, 3, 1, 2, 4), 0 * r, atol=1e-12)  # Bianchi
+        assert torch.allclose(
+            r + r.permute(0, 2, 3, 1, 4) + r.permute(0, 3, 1, 2, 4), 0 * r, atol=1e-12
+        )  # Bianchi
 
     @pytest.mark.parametrize("m", [2, 4])
     def test_scalar_curvature_from_the_second_fundamental_form(self, m):
@@ -175,10 +197,13 @@ class TestIntrinsic:
     def test_one_dimension_is_flat(self):
         curve = Manifold(lambda z: torch.cat([z.cos(), z.sin()], -1))
         assert torch.equal(curve.scalar_curvature(draw(3, 1)), torch.zeros(3).double())
-        assert torch.allclose(curve.extrinsic_curvature(draw(3, 1)), torch.full((3,), 2.0).double(), atol=1e-10)
+        assert torch.allclose(
+            curve.extrinsic_curvature(draw(3, 1)), torch.full((3,), 2.0).double(), atol=1e-10
+        )
 
     def test_gauss_bonnet(self):
-        # ∫ K dA = 0 on the torus (trapezoid on a period converges exponentially) and 4π on the sphere (Gauss-Legendre).
+        # ∫ K dA = 0 on the torus (trapezoid on a period converges exponentially) and 4π on the
+        # sphere (Gauss-Legendre).
         t = torch.arange(48).double() * 2 * torch.pi / 48
         z = torch.cartesian_prod(t, t)
         M = Manifold(spaces.torus)
@@ -189,13 +214,18 @@ class TestIntrinsic:
         s, w = np.polynomial.legendre.leggauss(24)
         v = torch.as_tensor(s * np.pi / 2)
         polar = Manifold(
-            lambda z: torch.stack([z[:, 1].cos() * z[:, 0].cos(), z[:, 1].cos() * z[:, 0].sin(), z[:, 1].sin()], -1)
+            lambda z: torch.stack(
+                [z[:, 1].cos() * z[:, 0].cos(), z[:, 1].cos() * z[:, 0].sin(), z[:, 1].sin()], -1
+            )
         )
         z = torch.stack([torch.zeros_like(v), v], -1)
         total = (
             2
             * torch.pi
-            * ((polar.gaussian_curvature(z) * polar.volume_density(z)) * torch.as_tensor(w * np.pi / 2)).sum()
+            * (
+                (polar.gaussian_curvature(z) * polar.volume_density(z))
+                * torch.as_tensor(w * np.pi / 2)
+            ).sum()
         )
         assert abs(float(total) - 4 * torch.pi) < 1e-6
 
@@ -222,11 +252,14 @@ class TestEstimators:
         assert abs(float(e.mean - M.scalar_curvature(z))) <= 4 * float(e.standard_error)
 
     def test_whitened_is_never_negative_and_varies_less(self):
-        # A skewed chart of the sphere, as in TRAINING.md: the paper's estimator goes below zero, ours cannot.
+        # A skewed chart of the sphere, as in TRAINING.md: the paper's estimator goes below zero,
+        # ours cannot.
         skew = torch.tensor([[1.0, 0.9], [0.0, 0.3]]).double()
         M = Manifold(lambda z: spaces.sphere(z @ skew))
         z = draw(1, 2).expand(2000, 2)
-        ours, theirs = (M.extrinsic_curvature(z, e, generator=gen(1)) for e in ("hutchinson", "paper"))
+        ours, theirs = (
+            M.extrinsic_curvature(z, e, generator=gen(1)) for e in ("hutchinson", "paper")
+        )
         assert (ours >= 0).all()
         assert (theirs < 0).any()
         assert ours.std() < theirs.std()
@@ -241,7 +274,9 @@ class TestEstimators:
     def test_samples_average(self):
         M = Manifold(network(3, 6))
         z, g = draw(1, 3), gen(3)
-        one_by_one = Estimate.repeated(lambda: M.extrinsic_curvature(z, "hutchinson", generator=g), 3)
+        one_by_one = Estimate.repeated(
+            lambda: M.extrinsic_curvature(z, "hutchinson", generator=g), 3
+        )
         at_once = M.extrinsic_curvature(z, "hutchinson", samples=3, generator=gen(3))
         assert torch.allclose(one_by_one.mean, at_once, rtol=1e-12)
         assert one_by_one.standard_error.shape == (1,)
@@ -252,7 +287,8 @@ class TestEstimators:
         assert Estimate.of(torch.tensor([1.0])).standard_error.isnan()
 
     @pytest.mark.parametrize(
-        "call", [lambda M, z: M.extrinsic_curvature(z, "x"), lambda M, z: M.scalar_curvature(z, "paper")]
+        "call",
+        [lambda M, z: M.extrinsic_curvature(z, "x"), lambda M, z: M.scalar_curvature(z, "paper")],
     )
     def test_unknown(self, call):
         with pytest.raises(OptionError, match="an estimator among"):
@@ -271,7 +307,9 @@ class TestSmoothness:
     def relu(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+            return torch.nn.Sequential(
+                torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+            )
 
     def test_relu_module_warns_once(self):
         M = Manifold(self.relu())
@@ -307,7 +345,12 @@ class TestBadInput:
     def test_singular_metric_names_the_places(self):
         cusp = Manifold(lambda z: torch.stack([z[:, 0] ** 3, z[:, 1], z[:, 0] * z[:, 1] ** 2], -1))
         z = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).double()
-        for call in (cusp.extrinsic_curvature, cusp.curvature_form, cusp.riemann, cusp.scalar_curvature):
+        for call in (
+            cusp.extrinsic_curvature,
+            cusp.curvature_form,
+            cusp.riemann,
+            cusp.scalar_curvature,
+        ):
             with pytest.raises(SingularMetricError, match=r"1 of 2 points \(first: \[1\]\)"):
                 call(z)
 
@@ -333,15 +376,23 @@ class TestInvariance:
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(SEEDS)
     def test_under_changes_of_coordinates(self, seed):
-        # Propositions 2.1 and 2.2: z = h⁻¹(y) with h(z) = arsinh(Az); curvatures at corresponding points are equal.
+        # Propositions 2.1 and 2.2: z = h⁻¹(y) with h(z) = arsinh(Az); curvatures at corresponding
+        # points are equal.
         a = torch.eye(2).double() + 0.4 * draw(2, 2, seed=seed)
         back = torch.linalg.inv(a)
         f = network(2, 5, seed=seed)
         z = draw(3, 2, seed=seed + 1)
         y = (z @ a.T).asinh()
         M, other = Manifold(f), Manifold(lambda y: f(y.sinh() @ back.T))
-        for quantity in ("extrinsic_curvature", "scalar_curvature", "gaussian_curvature", "mean_curvature"):
-            assert torch.allclose(getattr(other, quantity)(y), getattr(M, quantity)(z), rtol=1e-7, atol=1e-9), quantity
+        for quantity in (
+            "extrinsic_curvature",
+            "scalar_curvature",
+            "gaussian_curvature",
+            "mean_curvature",
+        ):
+            assert torch.allclose(
+                getattr(other, quantity)(y), getattr(M, quantity)(z), rtol=1e-7, atol=1e-9
+            ), quantity
 
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(SEEDS)
@@ -355,8 +406,12 @@ class TestInvariance:
 
     def test_gradients(self):
         f = network(2, 4)
-        assert torch.autograd.gradcheck(lambda z: Manifold(f).extrinsic_curvature(z), draw(2, 2).requires_grad_())
-        assert torch.autograd.gradcheck(lambda z: Manifold(f).scalar_curvature(z), draw(2, 2).requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda z: Manifold(f).extrinsic_curvature(z), draw(2, 2).requires_grad_()
+        )
+        assert torch.autograd.gradcheck(
+            lambda z: Manifold(f).scalar_curvature(z), draw(2, 2).requires_grad_()
+        )
 
     def test_float32(self):
         M = Manifold(spaces.sphere)

@@ -1,4 +1,5 @@
-"""What a manifold accepts as a decoder, and how it refuses the rest: typed, before anything wrong is computed."""
+"""What a manifold accepts as a decoder, and how it refuses the rest: typed, before anything wrong
+is computed."""
 
 import copy
 import functools
@@ -11,11 +12,20 @@ from torch.autograd.functional import jacobian
 
 from riemae import Manifold
 from riemae.differential.derivatives import Differential
-from riemae.exceptions import DecoderError, DeviceError, DifferentiationError, DTypeError, NonFiniteError, ShapeError
+from riemae.exceptions import (
+    DecoderError,
+    DeviceError,
+    DifferentiationError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def seeded(make):
@@ -77,14 +87,20 @@ class TestTrainingMode:
         "alpha dropout": lambda: nn.AlphaDropout(0.5),
         "rrelu": nn.RReLU,
         "batch norm": lambda: nn.BatchNorm1d(3),
-        "nested batch norm": lambda: nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3))),
-        "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),  # iterates at each call
+        "nested batch norm": lambda: nn.Sequential(
+            nn.Linear(3, 3), nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3))
+        ),
+        "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(
+            nn.Linear(3, 3)
+        ),  # iterates at each call
     }
 
     FORMS = {"module": lambda f: f, "bound method": lambda f: f.forward, "script": torch.jit.script}
     CASES = [(layer, form) for layer in LAYERS for form in ("module", "bound method", "script")]
 
-    @pytest.mark.parametrize(("layer", "form"), [case for case in CASES if case != ("spectral norm", "script")])
+    @pytest.mark.parametrize(
+        ("layer", "form"), [case for case in CASES if case != ("spectral norm", "script")]
+    )
     def test_is_refused_and_no_statistics_change(self, layer, form):
         module = net(self.LAYERS[layer])
         before = copy.deepcopy(module.state_dict())
@@ -98,7 +114,9 @@ class TestTrainingMode:
         assert_accepted(net(self.LAYERS[layer]).eval(), draw(5, 2))
 
     @pytest.mark.parametrize(
-        "layer", [lambda: nn.Dropout(0.0), nn.Tanh, lambda: nn.LayerNorm(3)], ids=["p=0", "tanh", "layer norm"]
+        "layer",
+        [lambda: nn.Dropout(0.0), nn.Tanh, lambda: nn.LayerNorm(3)],
+        ids=["p=0", "tanh", "layer norm"],
     )
     def test_harmless_layers_may_stay_in_training_mode(self, layer):
         assert_accepted(net(layer).train(), draw(5, 2))
@@ -125,7 +143,12 @@ class TestCoupledAndRandom:
     @pytest.mark.parametrize("points", ["one", "two", "five", "equal"])
     @pytest.mark.parametrize("name", COUPLED)
     def test_batch_coupled_functions_are_refused(self, name, points):
-        z = {"one": draw(1, 2), "two": draw(2, 2), "five": draw(5, 2), "equal": draw(1, 2).expand(3, 2)}[points]
+        z = {
+            "one": draw(1, 2),
+            "two": draw(2, 2),
+            "five": draw(5, 2),
+            "equal": draw(1, 2).expand(3, 2),
+        }[points]
         assert_refused(self.COUPLED[name], z, match="row alone.*other rows")
 
     @pytest.mark.parametrize(
@@ -189,7 +212,10 @@ class TestOutputs:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.complex128])
     def test_another_dtype(self, dtype):
         assert_refused(
-            lambda z: z.to(dtype), draw(3, 2), DTypeError, match=f"keeps the dtype torch.float64, got {dtype}"
+            lambda z: z.to(dtype),
+            draw(3, 2),
+            DTypeError,
+            match=f"keeps the dtype torch.float64, got {dtype}",
         )
 
     @pytest.mark.parametrize("k", [1, 2, 5])
@@ -197,7 +223,9 @@ class TestOutputs:
         z = draw(k, 2).abs()
         z[0, 0] = -1.0
         assert_refused(torch.log, z, NonFiniteError, match=r"NaN or infinity at z = \[-1\.0, ")
-        assert_refused(lambda z: 1 / (z + 1), z, NonFiniteError, match=r"NaN or infinity at z = \[-1\.0, ")
+        assert_refused(
+            lambda z: 1 / (z + 1), z, NonFiniteError, match=r"NaN or infinity at z = \[-1\.0, "
+        )
 
     def test_a_point_beside_the_domain_is_judged_by_itself(self):
         # Of one point the probe makes two; the second may leave the decoder's domain.
@@ -211,7 +239,9 @@ class TestOutputs:
 class TestInputs:
     @pytest.mark.parametrize("decoder", [3, "decoder", None, nn.Linear, torch.zeros(2, 3)], ids=str)
     def test_what_cannot_be_called(self, decoder):
-        with pytest.raises(DTypeError, match="(?s)maps latent points.*nn.Module instance or a function"):
+        with pytest.raises(
+            DTypeError, match="(?s)maps latent points.*nn.Module instance or a function"
+        ):
             Manifold(decoder)
 
     def test_wrong_latent_dimension(self):
@@ -220,15 +250,29 @@ class TestInputs:
                 assert z.shape[-1] == 3, "three latent dimensions"
                 return z
 
-        for f, reason in ((net(m=3), "cannot be multiplied"), (Asserting(), "three latent dimensions")):
-            assert_refused(f, draw(5, 2), match=rf"(?s)shape \(2, 2\).*{reason}.*last axis of z the latent dimension")
+        for f, reason in (
+            (net(m=3), "cannot be multiplied"),
+            (Asserting(), "three latent dimensions"),
+        ):
+            assert_refused(
+                f,
+                draw(5, 2),
+                match=rf"(?s)shape \(2, 2\).*{reason}.*last axis of z the latent dimension",
+            )
         with pytest.raises(ShapeError, match=r"shape \(\*b, 3\), got \(5, 2\)"):
             Manifold(net(m=3), latent_dim=3).metric(draw(5, 2))
 
-    @pytest.mark.parametrize("form", [lambda f: f, lambda f: f.forward], ids=["module", "bound method"])
+    @pytest.mark.parametrize(
+        "form", [lambda f: f, lambda f: f.forward], ids=["module", "bound method"]
+    )
     def test_parameters_of_another_dtype_or_device(self, form):
         z = draw(5, 2)
-        assert_refused(form(net().float()), z, DTypeError, match=r"torch.float32, got torch.float64.*M\.to\(dtype")
+        assert_refused(
+            form(net().float()),
+            z,
+            DTypeError,
+            match=r"torch.float32, got torch.float64.*M\.to\(dtype",
+        )
         assert_refused(form(net().to("meta")), z, DeviceError, match=r"device meta, got cpu")
         assert_refused(form(net()), z.to("meta"), DeviceError, match=r"device cpu, got meta")
 
@@ -282,7 +326,8 @@ class TestInputs:
 
 
 class TestTorchScript:
-    """Nested derivatives through optimised TorchScript are wrong without a word (pytorch#73972, #84681)."""
+    """Nested derivatives through optimised TorchScript are wrong without a word (pytorch#73972,
+    #84681)."""
 
     FORMS = {"script": torch.jit.script, "freeze": lambda f: torch.jit.freeze(torch.jit.script(f))}
     # The optimiser goes by earlier calls.
@@ -294,7 +339,9 @@ class TestTorchScript:
 
     @staticmethod
     def eager():
-        class Net(nn.Module):  # a new class each time: torch shares compiled code, and what it learnt, between equals
+        class Net(
+            nn.Module
+        ):  # a new class each time: torch shares compiled code, and what it learnt, between equals
             def __init__(self):
                 super().__init__()
                 self.first, self.last = nn.Linear(2, 5), nn.Linear(5, 4)
@@ -307,7 +354,10 @@ class TestTorchScript:
     def prepared(self, form, prelude):
         eager, z = self.eager(), draw(3, 2)
         first = functools.partial(jacobian, lambda p: eager(p[None])[0], create_graph=True)
-        j, h = (torch.stack([f(p) for p in z]).detach() for f in (first, functools.partial(jacobian, first)))
+        j, h = (
+            torch.stack([f(p) for p in z]).detach()
+            for f in (first, functools.partial(jacobian, first))
+        )
         scripted = self.FORMS[form](eager)
         self.PRELUDES[prelude](scripted, z)
         return scripted, z, j, h
@@ -329,7 +379,9 @@ class TestTorchScript:
         assert_close(Manifold(scripted).metric(z), metric)
         # Γ = G⁻¹ Jᵀ ∂²f
         lowered = torch.einsum("kdl,kdij->klij", j, h).flatten(2)
-        assert_close(Manifold(scripted).christoffel(z).flatten(2), torch.linalg.solve(metric, lowered))
+        assert_close(
+            Manifold(scripted).christoffel(z).flatten(2), torch.linalg.solve(metric, lowered)
+        )
 
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
     def test_in_a_closure_it_is_right_or_refused(self):
@@ -387,7 +439,9 @@ class TestTo:
             M = Manifold(f)
             if used:
                 M.metric(z.float())
-            assert_close(M.to(dtype=torch.float64).metric(z), pulled_back(copy.deepcopy(eager).double(), z))
+            assert_close(
+                M.to(dtype=torch.float64).metric(z), pulled_back(copy.deepcopy(eager).double(), z)
+            )
 
 
 class TestRepr:

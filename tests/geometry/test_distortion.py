@@ -91,7 +91,16 @@ class TestHierarchy:
             (gall_peters, MapClass.EQUAL_AREA),
             (equirectangular, MapClass.NONE),
         ],
-        ids=["plane", "clifford", "scaled", "stereographic", "mercator", "lambert", "gall-peters", "equirectangular"],
+        ids=[
+            "plane",
+            "clifford",
+            "scaled",
+            "stereographic",
+            "mercator",
+            "lambert",
+            "gall-peters",
+            "equirectangular",
+        ],
     )
     def test_is_recognised(self, decoder, expected):
         assert scores.hierarchy(Manifold(decoder), draw(20, 2, low=-0.9, high=0.9)) is expected
@@ -103,22 +112,31 @@ class TestHierarchy:
         assert scores.hierarchy(nearly, z, tol=1e-12) is MapClass.NONE
 
     def test_one_dimension_is_conformal(self):
-        assert scores.hierarchy(Manifold(lambda z: torch.cat([z, z**2], -1)), draw(9, 1)) is MapClass.CONFORMAL
+        assert (
+            scores.hierarchy(Manifold(lambda z: torch.cat([z, z**2], -1)), draw(9, 1))
+            is MapClass.CONFORMAL
+        )
 
 
 class TestClosedForms:
     def test_equirectangular(self):
-        # G = diag(cos² lat, 1): isometry (1 − cos²)² = sin⁴, conformal 2 ((1 − c)/(1 + c))² with c = cos² lat.
+        # G = diag(cos² lat, 1): isometry (1 − cos²)² = sin⁴, conformal 2 ((1 − c)/(1 + c))² with c
+        # = cos² lat.
         z = draw(30, 2)
         M = Manifold(equirectangular)
         c = z[:, 1].cos().square()
         assert torch.allclose(M.distortion(z, local=True), z[:, 1].sin() ** 4, atol=1e-10)
-        assert torch.allclose(M.distortion(z, "conformal", local=True), 2 * ((1 - c) / (1 + c)).square(), atol=1e-10)
+        assert torch.allclose(
+            M.distortion(z, "conformal", local=True), 2 * ((1 - c) / (1 + c)).square(), atol=1e-10
+        )
         assert torch.allclose(scores.condition_number(M, z), 1 / c, rtol=1e-10)
 
     def test_scores(self):
-        # Two points with G = I and G = 4 I in m = 2: Ḡ = 2.5 I, VoR = mean of 2 log²(0.4) and 2 log²(1.6).
-        M = Manifold(lambda z: torch.cat([z.square() / 2 + z, z.square() / 2 + z], -1) / 2**0.5)  # G = diag((1 + z)²)
+        # Two points with G = I and G = 4 I in m = 2: Ḡ = 2.5 I, VoR = mean of 2 log²(0.4) and 2
+        # log²(1.6).
+        M = Manifold(
+            lambda z: torch.cat([z.square() / 2 + z, z.square() / 2 + z], -1) / 2**0.5
+        )  # G = diag((1 + z)²)
         z = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double()
         logs = torch.tensor([0.4, 1.6], dtype=torch.float64).log()
         assert torch.allclose(scores.vor(M, z), (2 * logs.square()).mean(), rtol=1e-10)
@@ -128,11 +146,15 @@ class TestClosedForms:
         z = draw(5, 2)
         M = Manifold(lambda z: z, ambient=ambient.Diagonal(torch.tensor([4.0, 4.0]).double()))
         assert torch.allclose(M.distortion(z), torch.tensor(18.0).double())  # 2 (1 − 4)²
-        assert torch.allclose(M.distortion(z, "scaled_isometry"), torch.tensor(0.0).double(), atol=1e-12)
+        assert torch.allclose(
+            M.distortion(z, "scaled_isometry"), torch.tensor(0.0).double(), atol=1e-12
+        )
 
 
 class TestHutchinson:
-    @pytest.mark.parametrize("H", [None, lambda x: 1 + x.square()], ids=["features", "inner product"])
+    @pytest.mark.parametrize(
+        "H", [None, lambda x: 1 + x.square()], ids=["features", "inner product"]
+    )
     def test_isometry_is_unbiased(self, H):
         M = Manifold(network(), ambient=H)
         z = draw(1, 3).expand(4000, 3)
@@ -145,7 +167,10 @@ class TestHutchinson:
         M = Manifold(network())
         z = draw(40, 3)
         exact = M.distortion(z, kind)
-        rough, fine = (M.distortion(z, kind, estimator="hutchinson", samples=s, generator=gen(2)) for s in (4, 1000))
+        rough, fine = (
+            M.distortion(z, kind, estimator="hutchinson", samples=s, generator=gen(2))
+            for s in (4, 1000)
+        )
         assert abs(float(fine - exact)) < 0.05 * float(exact)
         assert abs(float(fine - exact)) < abs(float(rough - exact))
 
@@ -155,7 +180,9 @@ class TestHutchinson:
         L = draw(3, 3, seed=3) + 2 * torch.eye(3).double()
         options = {"latent_metric": lambda z: (L @ L.T).expand(len(z), 3, 3)}
         values = M.distortion(z, local=True, estimator="hutchinson", generator=gen(4), **options)
-        assert abs(float(values.mean() - M.distortion(z[:1], **options))) <= 4 * float(values.std() / 4000**0.5)
+        assert abs(float(values.mean() - M.distortion(z[:1], **options))) <= 4 * float(
+            values.std() / 4000**0.5
+        )
 
     def test_area_has_no_estimate(self):
         with pytest.raises(OptionError, match="exact"):
@@ -170,7 +197,8 @@ class TestLatentMetric:
         assert scores.hierarchy(M, draw(6, 3), latent_metric=M.metric) is MapClass.ISOMETRY
 
     def test_geoopt(self):
-        # The Poincaré ball as latent space: the identity to the Euclidean plane has λ = (1 − |z|²)²/4.
+        # The Poincaré ball as latent space: the identity to the Euclidean plane has λ = (1 −
+        # |z|²)²/4.
         z = draw(5, 2, low=-0.6, high=0.6)
         lam = (1 - z.square().sum(1)) ** 2 / 4
         ball = geoopt.PoincareBall()
@@ -183,14 +211,17 @@ class TestLatentMetric:
         with pytest.raises(ShapeError, match="latent metric"):
             M.distortion(draw(4, 3), latent_metric=lambda z: torch.eye(3).double())
         with pytest.raises(SingularMetricError, match="positive definite latent metric"):
-            M.distortion(draw(4, 3), latent_metric=lambda z: -torch.eye(3).double().expand(len(z), 3, 3))
+            M.distortion(
+                draw(4, 3), latent_metric=lambda z: -torch.eye(3).double().expand(len(z), 3, 3)
+            )
 
 
 class TestInvariance:
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(st.integers(0, 2**16))
     def test_under_changes_of_latent_coordinates(self, seed):
-        # f → f∘h⁻¹ with h(z) = arsinh(Az); the Euclidean latent metric becomes DᵀD with D = ∂h⁻¹/∂y.
+        # f → f∘h⁻¹ with h(z) = arsinh(Az); the Euclidean latent metric becomes DᵀD with D =
+        # ∂h⁻¹/∂y.
         a = torch.eye(3).double() + 0.3 * draw(3, 3, seed=seed)
         back = torch.linalg.inv(a)
         f = network(seed)
@@ -203,7 +234,9 @@ class TestInvariance:
 
         M, other = Manifold(f), Manifold(lambda y: f(y.sinh() @ back.T))
         for kind in KINDS:
-            assert torch.allclose(other.distortion(y, kind, latent_metric=pushed), M.distortion(z, kind), rtol=1e-8)
+            assert torch.allclose(
+                other.distortion(y, kind, latent_metric=pushed), M.distortion(z, kind), rtol=1e-8
+            )
 
     @settings(max_examples=10, deadline=None, derandomize=True)
     @given(st.integers(0, 2**16), st.floats(0.01, 100.0))
@@ -224,7 +257,9 @@ class TestInterface:
 
     def test_gradients_reach_the_points(self):
         M = Manifold(network())
-        assert torch.autograd.gradcheck(lambda z: M.distortion(z, "scaled_isometry"), draw(3, 3).requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda z: M.distortion(z, "scaled_isometry"), draw(3, 3).requires_grad_()
+        )
 
     @pytest.mark.parametrize("options", [{"kind": "x"}, {"estimator": "x"}, {"samples": 0}])
     def test_unknown_options(self, options):

@@ -1,4 +1,7 @@
-"""Derivatives of distances: right once, refused twice, inside torch.func as outside; truths from closed forms."""
+"""Derivatives of distances: right once, refused twice, inside torch.func as outside.
+
+Truths from closed forms.
+"""
 
 import math
 
@@ -34,7 +37,10 @@ class TestFirst:
         assert close(grad(distance)(P), grad(arc)(P))
         assert close(grad(lambda x: distance(x) ** 2 / 2)(P), grad(lambda x: arc(x) ** 2 / 2)(P))
         both = grad(distance, argnums=(0, 1))(P, Q)
-        assert all(close(found, true) for found, true in zip(both, grad(arc, argnums=(0, 1))(P, Q), strict=True))
+        assert all(
+            close(found, true)
+            for found, true in zip(both, grad(arc, argnums=(0, 1))(P, Q), strict=True)
+        )
 
     def test_jvp_and_jacobians(self):
         value, slope = jvp(distance, (P,), (Q,))
@@ -57,7 +63,9 @@ class TestFirst:
         assert torch.allclose(vmap(distance)(POINTS), distance(POINTS), rtol=1e-10)
         table = vmap(vmap(distance, (None, 0)), (0, None))(POINTS, POINTS)
         assert torch.allclose(table, distance(POINTS[:, None], POINTS), rtol=1e-10)
-        assert torch.allclose(vmap(distance, in_dims=(1, None))(POINTS.T, Q), distance(POINTS), rtol=1e-10)
+        assert torch.allclose(
+            vmap(distance, in_dims=(1, None))(POINTS.T, Q), distance(POINTS), rtol=1e-10
+        )
 
     def test_vmap_of_grad_and_grad_of_vmap(self):
         true = vmap(grad(arc))(POINTS)
@@ -179,11 +187,15 @@ class TestOtherCalls:
             vmap(call)(POINTS)
 
     def test_exp_and_metric_are_right(self):
-        # exp of the sphere from the origin along e_x: tan(|v|), as G(0) = 4 I and the chart is tan(θ/2).
+        # exp of the sphere from the origin along e_x: tan(|v|), as G(0) = 4 I and the chart is
+        # tan(θ/2).
         origin, v = torch.zeros(2, dtype=F64), torch.tensor([0.3, 0.0], dtype=F64)
         true = pytest.approx(1 / math.cos(0.3) ** 2, rel=1e-6)
         assert float(jacrev(lambda w: SPHERE.exp(origin, w))(v)[0, 0]) == true
-        assert float(jvp(lambda w: SPHERE.exp(origin, w), (v,), (torch.eye(2, dtype=F64)[0],))[1][0]) == true
+        assert (
+            float(jvp(lambda w: SPHERE.exp(origin, w), (v,), (torch.eye(2, dtype=F64)[0],))[1][0])
+            == true
+        )
         with pytest.raises(DifferentiationError, match="jacrev"):
             jacfwd(lambda w: SPHERE.exp(origin, w))(v)
         g = lambda x: 4 / (1 + x.square().sum()) ** 2  # noqa: E731
@@ -198,7 +210,9 @@ class TestOtherCalls:
         assert float(slope[0]) == pytest.approx(1 / math.cos(0.3) ** 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("call", [SPHERE.metric, lambda x: SPHERE.distance(x, Q), lambda x: SPHERE.exp(x, Q)])
+@pytest.mark.parametrize(
+    "call", [SPHERE.metric, lambda x: SPHERE.distance(x, Q), lambda x: SPHERE.exp(x, Q)]
+)
 def test_torch_compile_is_refused(call):
     call(P)
     with pytest.raises(DifferentiationError, match="Compile the decoder"):

@@ -1,4 +1,5 @@
-"""Latent codes as a geoopt manifold: the interface by closed forms, and geoopt's optimisers on it."""
+"""Latent codes as a geoopt manifold: the interface by closed forms, and geoopt's optimisers on
+it."""
 
 import math
 
@@ -35,7 +36,9 @@ class TestInterface:
         assert_close(SPHERE.inner(self.z, self.u, self.v), expected)
         assert_close(SPHERE.inner(self.z, self.u, self.v, keepdim=True), expected[:, None])
         assert_close(SPHERE.norm(self.z, self.u), factor(self.z).sqrt() * self.u.norm(dim=-1))
-        assert_close(SPHERE.component_inner(self.z, self.u)[:, 0], factor(self.z) * self.u.square().sum(-1))
+        assert_close(
+            SPHERE.component_inner(self.z, self.u)[:, 0], factor(self.z) * self.u.square().sum(-1)
+        )
 
     def test_gradient(self):
         assert_close(SPHERE.egrad2rgrad(self.z, self.u), self.u / factor(self.z)[:, None])
@@ -54,11 +57,14 @@ class TestInterface:
         y, moved = SPHERE.expmap_transp(self.z, 0.5 * self.u, self.v)
         M, exact = SPHERE.riemannian, geoopt.SphereExact()
         x, target, w = sphere(self.z), sphere(y), M.pushforward(self.z, self.v)
-        # geoopt projects, which is no parallel transport; in closed form: w − (⟨y, w⟩/(1 + ⟨x, y⟩)) (x + y).
+        # geoopt projects, which is no parallel transport; in closed form: w − (⟨y, w⟩/(1 + ⟨x, y⟩))
+        # (x + y).
         along = (target * w).sum(-1, keepdim=True) / (1 + (x * target).sum(-1, keepdim=True))
         expected = w - along * (x + target)
         assert_close(M.pushforward(y, moved), expected, rtol=1e-6, atol=1e-6)
-        assert_close(target, exact.expmap(x, M.pushforward(self.z, 0.5 * self.u)), rtol=1e-7, atol=1e-7)
+        assert_close(
+            target, exact.expmap(x, M.pushforward(self.z, 0.5 * self.u)), rtol=1e-7, atol=1e-7
+        )
         assert_close(SPHERE.transp(self.z, y, self.v), moved, rtol=1e-4, atol=1e-4)
         assert_close(SPHERE.retr_transp(self.z, 0.5 * self.u, self.v), (y, moved))
 
@@ -125,14 +131,16 @@ LOOSE = LatentManifold(Manifold(sphere), retraction="exp", rtol=1e-4)
     ids=["SGD", "momentum", "Adam", "SGD, exp", "momentum, exp"],
 )
 def test_a_function_is_minimised(latent, make, steps):
-    # ⟨n, x⟩ on the sphere is smallest at −n; its Hessian there is the identity of the sphere, whatever the chart.
+    # ⟨n, x⟩ on the sphere is smallest at −n; its Hessian there is the identity of the sphere,
+    # whatever the chart.
     z = geoopt.ManifoldParameter(torch.tensor([[0.5, -0.2], [-1.0, 0.3]]).double(), manifold=latent)
     minimise(make([z]), lambda: (sphere(z) @ NORTH).sum(), steps)
     assert_close(sphere(z.detach()), -NORTH.expand(2, 3), rtol=0, atol=2e-3)
 
 
 def test_steps_do_not_depend_on_the_chart():
-    # One step of size ½ on the chart and on another one, y = sinh(z): the same points of the sphere.
+    # One step of size ½ on the chart and on another one, y = sinh(z): the same points of the
+    # sphere.
     start = torch.tensor([[0.5, -0.2]]).double()
     ends = []
     for chart, first in ((sphere, start), (lambda y: sphere(y.asinh()), start.sinh())):
@@ -146,7 +154,8 @@ def test_steps_do_not_depend_on_the_chart():
 
 def test_frechet_mean_on_the_sphere():
     points = draw(5, 6, 2) * 0.7 + 0.2
-    # The truth on the sphere itself: x ← exp_x(mean of log_x), which contracts, until it stands still.
+    # The truth on the sphere itself: x ← exp_x(mean of log_x), which contracts, until it stands
+    # still.
     x, on_sphere = sphere(points), geoopt.SphereExact()
     mean = on_sphere.projx(x.mean(0))
     for _ in range(60):

@@ -1,4 +1,5 @@
-"""What a decoder refers to is found, moved and copied: closures, globals, defaults, methods, computed weights."""
+"""What a decoder refers to is found, moved and copied: closures, globals, defaults, methods,
+computed weights."""
 
 import functools
 
@@ -142,7 +143,9 @@ def test_ambient_functions_come_along():
     torch.testing.assert_close(M.to(dtype=torch.float64).metric(z.double()).float(), M.metric(z))
     assert weights.dtype == torch.float32
     phi = Manifold(NET, ambient=ambient.FeatureMap(closure(network(4, 3))))
-    torch.testing.assert_close(phi.to(dtype=torch.float64).metric(z.double()).float(), phi.metric(z))
+    torch.testing.assert_close(
+        phi.to(dtype=torch.float64).metric(z.double()).float(), phi.metric(z)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -152,11 +155,15 @@ class TestComputedWeights:
     def decoder(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 8)), nn.Tanh(), nn.Linear(8, 4)).eval()
+            return nn.Sequential(
+                nn.utils.weight_norm(nn.Linear(2, 8)), nn.Tanh(), nn.Linear(8, 4)
+            ).eval()
 
     def test_to(self):
         M, z = Manifold(self.decoder()), points()
-        torch.testing.assert_close(M.to(dtype=torch.float64).metric(z.double()).float(), M.metric(z))
+        torch.testing.assert_close(
+            M.to(dtype=torch.float64).metric(z.double()).float(), M.metric(z)
+        )
 
     def test_ensemble(self):
         decoder, z = self.decoder(), points()
@@ -176,7 +183,9 @@ class TestComputedWeights:
 
 class TestSentences:
     def test_another_dtype(self):
-        with pytest.raises(DecoderError, match=r"another dtype than torch\.float64.*torch\.float32.*M\.to"):
+        with pytest.raises(
+            DecoderError, match=r"another dtype than torch\.float64.*torch\.float32.*M\.to"
+        ):
             Manifold(lambda z: NET(z)).metric(points(dtype=torch.float64))
 
     def test_weights_of_inference_mode(self):
@@ -213,7 +222,9 @@ class TestSentences:
 
     @pytest.mark.parametrize("output", [lambda x: {"sample": x}, lambda x: (x,), lambda x: [x]])
     def test_one_tensor_in_a_container_is_taken(self, output):
-        torch.testing.assert_close(Manifold(lambda z: output(NET(z))).metric(points()), Manifold(NET).metric(points()))
+        torch.testing.assert_close(
+            Manifold(lambda z: output(NET(z))).metric(points()), Manifold(NET).metric(points())
+        )
 
     @pytest.mark.parametrize(
         ("f", "text"),

@@ -36,7 +36,8 @@ def graphs_find_nearly_all():
     assert edges("approximate") == found
 
 
-# One test: what numba compiles at the first search, for most of a minute, lasts for all others of the process.
+# One test: what numba compiles at the first search, for most of a minute, lasts for all others of
+# the process.
 @pytest.mark.filterwarnings("ignore")  # numba's and pynndescent's own
 def test_nearly_all_neighbours_are_found():
     pytest.importorskip("pynndescent")

@@ -1,4 +1,5 @@
-"""Adam, L-BFGS, cubic spline, GEORCE, shooting, scipy's BVP solver: the same driver and truths, honest statuses."""
+"""Adam, L-BFGS, cubic spline, GEORCE, shooting, scipy's BVP solver: the same driver and truths,
+honest statuses."""
 
 import math
 
@@ -8,7 +9,18 @@ import torch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, OptionError
-from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, Curve, Newton, Shooting, Solver, Status
+from riemae.solvers import (
+    BVP,
+    GEORCE,
+    LBFGS,
+    Adam,
+    CubicSpline,
+    Curve,
+    Newton,
+    Shooting,
+    Solver,
+    Status,
+)
 from riemae.solvers.methods.georce import GEORCE as Georce
 from riemae.solvers.space import energy_and_gradient
 
@@ -21,7 +33,11 @@ FAST = {
 }
 SLOW = {"bvp": BVP(), "shooting": Shooting()}
 EVERY = {**FAST, **SLOW}
-EASY = [known for known in spaces.CATALOGUE if known.name in ("sphere", "torus", "swiss roll", "poincaré disc")]
+EASY = [
+    known
+    for known in spaces.CATALOGUE
+    if known.name in ("sphere", "torus", "swiss roll", "poincaré disc")
+]
 AMBIENT = next(known for known in spaces.CATALOGUE if known.name == "half plane, ambient")
 
 
@@ -59,7 +75,9 @@ class TestTruths:
         known = EASY[2]  # the swiss roll
         z0, z1, d = pairs(known, 2)
         r = solvers.geodesic(known.space(), z0, z1, rtol=1e-4, solver=solver)
-        assert ((r.length - d).abs() <= 1e-6 * d).all()  # exact nodes leave the spline's error alone
+        assert (
+            (r.length - d).abs() <= 1e-6 * d
+        ).all()  # exact nodes leave the spline's error alone
         assert r.is_local_minimum.all()
 
     @each({name: FAST[name] for name in ("adam", "lbfgs", "georce")})
@@ -71,11 +89,14 @@ class TestTruths:
 
     def test_error_estimates_hold_for_a_first_order_energy(self):
         z0, z1, d = pairs(EASY[0], 12)
-        r = Manifold(spaces.sphere).geodesic(z0, z1, rtol=1e-3, solver=GEORCE(max_segments=16), throw=False)
+        r = Manifold(spaces.sphere).geodesic(
+            z0, z1, rtol=1e-3, solver=GEORCE(max_segments=16), throw=False
+        )
         assert ((r.length - d).abs() <= 3 * r.error + 1e-12).all()
 
     def test_georce_solves_the_left_node_problem(self):
-        # At the end the gradient of Σ uᵀ G(x) u, by autograd, is zero beside what it was at the start.
+        # At the end the gradient of Σ uᵀ G(x) u, by autograd, is zero beside what it was at the
+        # start.
         half_plane = solvers.MetricSpace(spaces.half_plane_tensor)
         z0, z1 = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[1.0, 2.0]]).double()
 
@@ -111,7 +132,9 @@ class TestTruths:
         z0, z1, d = pairs(EASY[0], 2)
         for scale in (1e-5, 1e5):
             for solver in (Adam(), LBFGS(), GEORCE()):
-                r = Manifold(lambda z, c=scale: c * spaces.sphere(z)).geodesic(z0, z1, solver=solver)
+                r = Manifold(lambda z, c=scale: c * spaces.sphere(z)).geodesic(
+                    z0, z1, solver=solver
+                )
                 assert torch.allclose(r.length, scale * d, rtol=1e-4)
 
 
@@ -132,7 +155,9 @@ class TestStatus:
         from dataclasses import replace
 
         z0, z1, _ = pairs(EASY[2])
-        r = solvers.geodesic(EASY[2].space(), z0, z1, solver=replace(solver, max_steps=1), throw=False)
+        r = solvers.geodesic(
+            EASY[2].space(), z0, z1, solver=replace(solver, max_steps=1), throw=False
+        )
         assert (r.status == Status.MAX_STEPS).any()
         assert not r.converged[r.status == Status.MAX_STEPS].any()
         assert r.length.isfinite().all()
@@ -143,7 +168,9 @@ class TestStatus:
         space = EASY[3].space()
         alone = solvers.geodesic(space, z0, z1, solver=solver)
         bad = torch.tensor([[torch.nan, 0.0]]).double()
-        r = solvers.geodesic(space, torch.cat([z0, bad]), torch.cat([z1, z1]), solver=solver, throw=False)
+        r = solvers.geodesic(
+            space, torch.cat([z0, bad]), torch.cat([z1, z1]), solver=solver, throw=False
+        )
         assert r.status.tolist() == [Status.CONVERGED, Status.INVALID_POINT]
         assert torch.allclose(r.length[0], alone.length[0], rtol=1e-10)
 
@@ -158,18 +185,26 @@ class TestStatus:
     def test_singular_metric(self):
         flat = Manifold(lambda z: torch.stack([z.sum(-1), 2 * z.sum(-1), z.sum(-1) ** 2], -1))
         a, b = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
-        assert flat.geodesic(a, b, solver=GEORCE(), throw=False).status.tolist() == [Status.SINGULAR]
+        assert flat.geodesic(a, b, solver=GEORCE(), throw=False).status.tolist() == [
+            Status.SINGULAR
+        ]
         for solver in (BVP(), Shooting()):
-            assert flat.geodesic(a, b, solver=solver, throw=False).status.tolist() == [Status.NON_FINITE]
+            assert flat.geodesic(a, b, solver=solver, throw=False).status.tolist() == [
+                Status.NON_FINITE
+            ]
 
     def test_resolution(self):
         z0, z1, _ = pairs(EASY[0])
-        r = Manifold(spaces.sphere).geodesic(z0, z1, rtol=1e-7, solver=GEORCE(max_segments=16), throw=False)
+        r = Manifold(spaces.sphere).geodesic(
+            z0, z1, rtol=1e-7, solver=GEORCE(max_segments=16), throw=False
+        )
         assert (r.status == Status.RESOLUTION).any()
 
     def test_float32_says_when_it_can_no_more(self):
         z0, z1, _ = pairs(EASY[0])
-        r = Manifold(spaces.sphere).geodesic(z0.float(), z1.float(), rtol=1e-9, solver=LBFGS(), throw=False)
+        r = Manifold(spaces.sphere).geodesic(
+            z0.float(), z1.float(), rtol=1e-9, solver=LBFGS(), throw=False
+        )
         assert not r.converged.any()
 
 

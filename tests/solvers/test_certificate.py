@@ -1,4 +1,5 @@
-"""The certificate of a geodesic: residual of the geodesic equation, evenness of the speed, what a result prints."""
+"""The certificate of a geodesic: residual of the geodesic equation, evenness of the speed, what a
+result prints."""
 
 import math
 import pickle
@@ -32,13 +33,17 @@ def solved(n=5, seed=0, **options):
 class TestResidual:
     @pytest.mark.parametrize("lat", [0.0, 0.4, -1.1])
     def test_circles_of_latitude(self, lat):
-        # Geodesic curvature tan(lat), speed and length L = cos(lat) × angle: |∇_ż ż|/L = tan(lat) L = sin(lat) × angle
+        # Geodesic curvature tan(lat), speed and length L = cos(lat) × angle: |∇_ż ż|/L = tan(lat) L
+        # = sin(lat) × angle
         turn = solvers.geodesic_residual(Manifold(polar), latitude(lat))
-        assert torch.allclose(turn, torch.tensor(abs(math.sin(lat)) * 2, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+        assert torch.allclose(
+            turn, torch.tensor(abs(math.sin(lat)) * 2, dtype=torch.float64), rtol=1e-10, atol=1e-12
+        )
 
     def test_does_not_depend_on_units(self):
         small, large = (
-            solvers.geodesic_residual(Manifold(lambda z, c=c: c * polar(z)), latitude(0.4)) for c in (1e-3, 1e3)
+            solvers.geodesic_residual(Manifold(lambda z, c=c: c * polar(z)), latitude(0.4))
+            for c in (1e-3, 1e3)
         )
         assert torch.allclose(small, large, rtol=1e-9)
 
@@ -46,7 +51,9 @@ class TestResidual:
         # z = t² on a line: z̈ = 2 and length 1, whatever the curve's shape says.
         t = torch.linspace(0, 1, 9, dtype=torch.float64)
         curve = Curve.from_nodes((t * t)[:, None])
-        assert torch.allclose(solvers.geodesic_residual(Manifold(lambda z: z), curve), torch.tensor(2.0).double())
+        assert torch.allclose(
+            solvers.geodesic_residual(Manifold(lambda z: z), curve), torch.tensor(2.0).double()
+        )
 
     def test_falls_with_the_square_of_the_step(self):
         # A sharp tolerance, so that nothing but the resolution is left.
@@ -92,7 +99,8 @@ class TestResidual:
 
 class TestSpeed:
     def test_unevenness_of_a_known_speed(self):
-        # z = t² has speed 2t and mean 1; the last of three Gauss points of the last quarter is farthest from it.
+        # z = t² has speed 2t and mean 1; the last of three Gauss points of the last quarter is
+        # farthest from it.
         t = torch.linspace(0, 1, 5, dtype=torch.float64)
         curve = Curve.from_nodes((t * t)[None, :, None])
         last = 1 - (1 - math.sqrt(3 / 5)) / 8
@@ -133,7 +141,9 @@ class TestRepr:
         a, b = (M.geodesic(z0, z1, rtol=rtol) for rtol in (1e-4, 1e-8))
         first = torch.arange(5) % 2 == 0
         both = solvers.GeodesicResult.where(first, a, b)
-        assert torch.equal(both.speed_deviation, torch.where(first, a.speed_deviation, b.speed_deviation))
+        assert torch.equal(
+            both.speed_deviation, torch.where(first, a.speed_deviation, b.speed_deviation)
+        )
         assert both.residual.shape == (5,)
         assert a[1:3].speed_deviation.shape == (2,)
         assert a[0].residual.shape == ()

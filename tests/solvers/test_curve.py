@@ -1,4 +1,7 @@
-"""Curves against scipy's splines and against closed forms; lengths and energies against scipy's quadrature."""
+"""Curves against scipy's splines and against closed forms.
+
+Lengths and energies against scipy's quadrature.
+"""
 
 import itertools
 
@@ -27,7 +30,9 @@ def rand(*shape, seed=0, dtype=F64):
 
 def scipy_spline(nodes):
     """Not-a-knot along the axis before the last."""
-    return CubicSpline(np.linspace(0, 1, nodes.shape[-2]), nodes.numpy(), axis=nodes.ndim - 2, bc_type="not-a-knot")
+    return CubicSpline(
+        np.linspace(0, 1, nodes.shape[-2]), nodes.numpy(), axis=nodes.ndim - 2, bc_type="not-a-knot"
+    )
 
 
 def slope(errors):
@@ -60,9 +65,15 @@ class TestSpline:
         c0, c1, c2, c3 = coefficients
         t, knots = torch.linspace(0, 1, 41, dtype=F64), torch.linspace(0, 1, count, dtype=F64)
         curve = Curve.from_nodes((c0 + c1 * knots + c2 * knots**2 + c3 * knots**3)[:, None])
-        assert torch.allclose(curve(t)[:, 0], c0 + c1 * t + c2 * t**2 + c3 * t**3, rtol=1e-11, atol=1e-11)
-        assert torch.allclose(curve.velocity(t)[:, 0], c1 + 2 * c2 * t + 3 * c3 * t**2, rtol=1e-10, atol=1e-9)
-        assert torch.allclose(curve.acceleration(t)[:, 0], 2 * c2 + 6 * c3 * t, rtol=1e-9, atol=1e-7)
+        assert torch.allclose(
+            curve(t)[:, 0], c0 + c1 * t + c2 * t**2 + c3 * t**3, rtol=1e-11, atol=1e-11
+        )
+        assert torch.allclose(
+            curve.velocity(t)[:, 0], c1 + 2 * c2 * t + 3 * c3 * t**2, rtol=1e-10, atol=1e-9
+        )
+        assert torch.allclose(
+            curve.acceleration(t)[:, 0], 2 * c2 + 6 * c3 * t, rtol=1e-9, atol=1e-7
+        )
 
     @pytest.mark.parametrize(("order", "expected"), [(0, 4), (1, 3), (2, 2)])
     def test_order_of_convergence_up_to_the_ends(self, order, expected):
@@ -70,7 +81,9 @@ class TestSpline:
         truth = [(3 * t).sin(), 3 * (3 * t).cos(), -9 * (3 * t).sin()][order]
         errors = []
         for segments in (16, 32, 64, 128):
-            curve = Curve.from_nodes((3 * torch.linspace(0, 1, segments + 1, dtype=F64)).sin()[:, None])
+            curve = Curve.from_nodes(
+                (3 * torch.linspace(0, 1, segments + 1, dtype=F64)).sin()[:, None]
+            )
             values = (curve, curve.velocity, curve.acceleration)[order](t)[:, 0]
             errors.append((values - truth).abs().max())
         assert (slope(errors) > expected - 0.25).all()
@@ -80,11 +93,13 @@ class TestSpline:
         curve = Curve.from_nodes(rand(3, 9, 2))
         h = 1 / curve.segments
         starts = torch.linspace(0, 1 - h, 8, dtype=F64)
-        # The second derivative is linear on a piece: extrapolate it from two inner points to both of its ends.
+        # The second derivative is linear on a piece: extrapolate it from two inner points to both
+        # of its ends.
         a, b = curve.acceleration(starts + 0.25 * h), curve.acceleration(starts + 0.75 * h)
         at_stop, at_start = b + (b - a) / 2, a - (b - a) / 2
         assert torch.allclose(at_stop[:, :-1], at_start[:, 1:], rtol=1e-9, atol=1e-9)
-        # The third is continuous across the second and the last but one knot (not-a-knot), and nowhere else.
+        # The third is continuous across the second and the last but one knot (not-a-knot), and
+        # nowhere else.
         third = (b - a) / (h / 2)
         jumps = third.diff(dim=1).norm(dim=-1)
         assert jumps[:, [0, -1]].max() < 1e-8
@@ -95,10 +110,13 @@ class TestSpline:
         t = torch.linspace(0, 1, 50)
         values = Curve.from_nodes(nodes)(t)
         assert values.dtype == torch.float32
-        assert torch.allclose(values, Curve.from_nodes(nodes.double())(t.double()).float(), atol=1e-6)
+        assert torch.allclose(
+            values, Curve.from_nodes(nodes.double())(t.double()).float(), atol=1e-6
+        )
 
     def test_inference_mode_leaves_nothing_behind(self):
-        # The spline matrix of a resolution is kept; made in inference mode it must still serve autograd later.
+        # The spline matrix of a resolution is kept; made in inference mode it must still serve
+        # autograd later.
         with torch.inference_mode():
             Curve.from_nodes(rand(1, 47, 2))
         nodes = rand(1, 47, 2).requires_grad_()
@@ -152,7 +170,10 @@ class TestEvaluation:
         assert torch.equal(self.curve[..., 1](0.3), self.curve(0.3)[:, 1])
 
     def test_repr(self):
-        assert repr(self.curve) == "Curve((2, 3) curves of 4 segments in 4 dimensions, torch.float64, cpu)"
+        assert (
+            repr(self.curve)
+            == "Curve((2, 3) curves of 4 segments in 4 dimensions, torch.float64, cpu)"
+        )
 
     def test_comparing_curves_raises_nothing(self):
         # Tensors that are compared entry by entry have no truth value.
@@ -164,11 +185,16 @@ class TestEvaluation:
         t = torch.tensor([0.03, 0.43, 0.77], dtype=F64, requires_grad=True)
         nodes = rand(2, 6, 2).requires_grad_()
         for name in ("__call__", "velocity", "acceleration"):
-            assert torch.autograd.gradcheck(lambda x, t, name=name: getattr(Curve.from_nodes(x), name)(t), (nodes, t))
+            assert torch.autograd.gradcheck(
+                lambda x, t, name=name: getattr(Curve.from_nodes(x), name)(t), (nodes, t)
+            )
 
     def test_velocity_and_acceleration_are_derivatives_in_time(self):
         t = torch.tensor([0.03, 0.43, 0.77], dtype=F64)
-        for low, high in ((self.curve, self.curve.velocity), (self.curve.velocity, self.curve.acceleration)):
+        for low, high in (
+            (self.curve, self.curve.velocity),
+            (self.curve.velocity, self.curve.acceleration),
+        ):
             ahead, back = low(t + 1e-6), low(t - 1e-6)
             assert torch.allclose((ahead - back) / 2e-6, high(t), rtol=1e-7, atol=1e-6)
 
@@ -182,14 +208,21 @@ class TestMaking:
         assert torch.equal(curve(0.0), z0.expand(3, 5, 2))
         assert torch.equal(curve(1.0), z1.expand(3, 5, 2))
         t = rand(9)
-        assert torch.allclose(curve(t), z0[..., None, :] + t[:, None] * (z1 - z0)[..., None, :], rtol=1e-14)
-        assert torch.allclose(curve.velocity(t), (z1 - z0)[..., None, :].expand(3, 5, 9, 2), rtol=1e-13)
+        assert torch.allclose(
+            curve(t), z0[..., None, :] + t[:, None] * (z1 - z0)[..., None, :], rtol=1e-14
+        )
+        assert torch.allclose(
+            curve.velocity(t), (z1 - z0)[..., None, :].expand(3, 5, 9, 2), rtol=1e-13
+        )
         assert curve.acceleration(t).abs().max() < 1e-11
 
     @pytest.mark.parametrize(("segments", "factor"), [(1, 5), (4, 2), (6, 3), (8, 1)])
     def test_resampling_to_a_multiple_changes_no_point(self, segments, factor):
         nodes, t = rand(3, segments + 1, 2), torch.linspace(0, 1, 101, dtype=F64)
-        for curve in (Curve.from_nodes(nodes), Curve(nodes, rand(3, segments + 1, 2, seed=1))):  # the latter is only C¹
+        for curve in (
+            Curve.from_nodes(nodes),
+            Curve(nodes, rand(3, segments + 1, 2, seed=1)),
+        ):  # the latter is only C¹
             fine = curve.resample(factor * segments)
             assert fine.segments == factor * segments
             assert torch.allclose(fine(t), curve(t), atol=1e-13)
@@ -199,7 +232,9 @@ class TestMaking:
         curve = Curve.from_nodes(rand(3, 9, 2))
         for segments in (4, 5, 11):
             other = curve.resample(segments)
-            assert torch.allclose(other.nodes, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14)
+            assert torch.allclose(
+                other.nodes, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14
+            )
             assert torch.equal(other.slopes, Curve.from_nodes(other.nodes).slopes)
 
     def test_knots_lie_on_the_curve(self):
@@ -207,7 +242,9 @@ class TestMaking:
         curve = Curve(nodes, rand(3, 9, 2, seed=1))
         for segments in (1, 2, 4, 8, 16, 24, 5, 12):
             found = curve.knots(segments)
-            assert torch.allclose(found, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14)
+            assert torch.allclose(
+                found, curve(torch.linspace(0, 1, segments + 1, dtype=F64)), atol=1e-14
+            )
             assert torch.equal(found[:, [0, -1]], nodes[:, [0, -1]])
         assert torch.equal(curve.knots(4), nodes[:, ::2])
         assert torch.equal(curve.knots(16)[:, ::2], nodes)
@@ -228,14 +265,18 @@ class TestMaking:
         wanted = np.linspace(0, 1, 17)
         for b in range(4):
             for d in range(3):  # numpy.interp is the same thing, one number at a time
-                expected = np.interp(wanted * float(times[b, -1]), times[b].numpy(), corners[b, :, d].numpy())
+                expected = np.interp(
+                    wanted * float(times[b, -1]), times[b].numpy(), corners[b, :, d].numpy()
+                )
                 assert np.allclose(nodes[b, :, d].numpy(), expected, rtol=1e-12, atol=1e-12)
 
     def test_through_takes_times_in_any_unit_and_type(self):
         corners, counted = rand(7, 2), torch.arange(7, dtype=F64)
         expected = Curve.through(corners, 8, counted).nodes
         assert torch.allclose(Curve.through(corners, 8, 1e6 * counted).nodes, expected, rtol=1e-13)
-        assert torch.allclose(Curve.through(corners, 8, torch.arange(7)).nodes, expected, rtol=1e-13)
+        assert torch.allclose(
+            Curve.through(corners, 8, torch.arange(7)).nodes, expected, rtol=1e-13
+        )
         assert torch.allclose(Curve.through(corners, 8, counted.float()).nodes, expected, rtol=1e-6)
 
     def test_through_meets_both_ends_whatever_the_polyline(self):
@@ -255,7 +296,9 @@ class TestMaking:
 
     @pytest.mark.parametrize("shape", [(), (3,), (1, 2), (4, 1, 2), (0, 2)], ids=str)
     def test_two_nodes_at_least(self, shape):
-        with pytest.raises(ShapeError, match=r"Curve.from_nodes: expected a curve of shape .* both end points"):
+        with pytest.raises(
+            ShapeError, match=r"Curve.from_nodes: expected a curve of shape .* both end points"
+        ):
             Curve.from_nodes(torch.zeros(shape))
         with pytest.raises(ShapeError, match="Curve.through"):
             Curve.through(torch.zeros(shape), 4)
@@ -292,12 +335,16 @@ class TestSampledSpeeds:
         speed, weights = measured(Manifold(helix), curve)
         assert speed.shape == (1, len(weights))
         assert torch.allclose(weights.sum(), torch.tensor(1.0, dtype=F64))
-        assert torch.allclose((speed * weights).sum(-1), torch.tensor(24 * 1.09**0.5, dtype=F64), rtol=1e-5)
+        assert torch.allclose(
+            (speed * weights).sum(-1), torch.tensor(24 * 1.09**0.5, dtype=F64), rtol=1e-5
+        )
 
     def test_order_of_convergence(self):
         # One cubic, at more and more resolutions: no knot disturbs.
         nodes = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2))
-        space = Manifold(lambda z: torch.stack([z[:, 0].exp(), z[:, 1].sin(), z[:, 0] * z[:, 1]], 1))
+        space = Manifold(
+            lambda z: torch.stack([z[:, 0].exp(), z[:, 1].sin(), z[:, 0] * z[:, 1]], 1)
+        )
         true = solvers.length(space, nodes.resample(768))
         errors = []
         for segments in (6, 12, 24):
@@ -306,17 +353,25 @@ class TestSampledSpeeds:
         assert (slope(errors) > 6.5).all()  # tends to 8
 
     def test_speeds_are_those_of_tangents(self):
-        curve = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2)).resample(48)
+        curve = Curve.from_nodes(
+            torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2)
+        ).resample(48)
         space = Manifold(helix)
         sampled, weights = measured(space, curve)
         found = torch.stack([(sampled * weights).sum(-1), (sampled.square() * weights).sum(-1)])
         assert torch.allclose(
-            found, torch.stack([solvers.length(space, curve), solvers.energy(space, curve)]), rtol=1e-9
+            found,
+            torch.stack([solvers.length(space, curve), solvers.energy(space, curve)]),
+            rtol=1e-9,
         )
 
     @pytest.mark.parametrize(
         ("space", "dtype"),
-        [(HALF_PLANE, F64), (Manifold(helix), torch.float32), (Manifold(helix, chunk_size=32), F64)],
+        [
+            (HALF_PLANE, F64),
+            (Manifold(helix), torch.float32),
+            (Manifold(helix, chunk_size=32), F64),
+        ],
         ids=["no embedding", "float32", "a curve that fills the memory"],
     )
     def test_elsewhere_tangents_are_taken(self, space, dtype):
@@ -327,13 +382,17 @@ class TestSampledSpeeds:
 
 class TestLength:
     def test_straight_line_in_the_half_plane(self):
-        # Upwards from height a to b: ∫ dy/y = log(b/a), whatever the parametrisation. At constant latent speed the
-        # energy is ∫ ((b − a)/(a + t(b − a)))² dt = (b − a)(1/a − 1/b).
+        # Upwards from height a to b: ∫ dy/y = log(b/a), whatever the parametrisation. At constant
+        # latent speed the energy is ∫ ((b − a)/(a + t(b − a)))² dt = (b − a)(1/a − 1/b).
         a, b = torch.tensor(0.5, dtype=F64), torch.tensor(2.0, dtype=F64)
-        points = torch.stack([torch.zeros(65, dtype=F64), torch.linspace(0.5, 2, 65, dtype=F64)], -1)
+        points = torch.stack(
+            [torch.zeros(65, dtype=F64), torch.linspace(0.5, 2, 65, dtype=F64)], -1
+        )
         for curve in (Curve.line(points[0], points[-1], 64), points):
             assert torch.allclose(solvers.length(HALF_PLANE, curve), (b / a).log(), rtol=1e-9)
-            assert torch.allclose(solvers.energy(HALF_PLANE, curve), (b - a) * (1 / a - 1 / b), rtol=1e-8)
+            assert torch.allclose(
+                solvers.energy(HALF_PLANE, curve), (b - a) * (1 / a - 1 / b), rtol=1e-8
+            )
 
     def test_polyline(self):
         # 3, 4 and 12 long, in a third of the time each: length 19, energy 3 (9 + 16 + 144).
@@ -343,20 +402,26 @@ class TestLength:
 
     @pytest.mark.parametrize("batch", [(), (2,), (2, 2)], ids=str)
     def test_scipy_integrates_the_same(self, batch):
-        # The speed of a random curve is far from polynomial: many short pieces of one cubic show the rule's accuracy.
+        # The speed of a random curve is far from polynomial: many short pieces of one cubic show
+        # the rule's accuracy.
         nodes = rand(*batch, 5, 2) + torch.tensor([0.0, 1.0], dtype=F64)
         curve = Curve.from_nodes(nodes).resample(128)
         length, energy = solvers.length(HALF_PLANE, curve), solvers.energy(HALF_PLANE, curve)
         assert length.shape == energy.shape == batch
         knots = np.linspace(0, 1, 5)
-        for c, lengths in zip(nodes.reshape(-1, 5, 2), torch.stack([length, energy], -1).reshape(-1, 2), strict=True):
+        for c, lengths in zip(
+            nodes.reshape(-1, 5, 2), torch.stack([length, energy], -1).reshape(-1, 2), strict=True
+        ):
             peer = scipy_spline(c)
 
             def speed(t, power, peer=peer):
                 return (np.linalg.norm(peer(t, 1)) / peer(t)[1]) ** power
 
             for power, found in zip((1, 2), lengths.tolist(), strict=True):
-                pieces = [quad(speed, a, b, (power,), epsabs=1e-12)[0] for a, b in itertools.pairwise(knots)]
+                pieces = [
+                    quad(speed, a, b, (power,), epsabs=1e-12)[0]
+                    for a, b in itertools.pairwise(knots)
+                ]
                 assert abs(found - sum(pieces)) < 1e-9 * found
 
     def test_order_of_convergence(self):
@@ -373,11 +438,15 @@ class TestLength:
     def test_energy_is_at_least_the_squared_length(self, count, m, seed):
         nodes = rand(3, count, m, seed=seed)
         for curve in (nodes, Curve.from_nodes(nodes)):
-            assert (solvers.energy(FLAT, curve) >= solvers.length(FLAT, curve) ** 2 * (1 - 1e-12)).all()
+            assert (
+                solvers.energy(FLAT, curve) >= solvers.length(FLAT, curve) ** 2 * (1 - 1e-12)
+            ).all()
 
     def test_gradient(self):
         nodes = (rand(2, 5, 2) + 0.5).requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: solvers.length(HALF_PLANE, Curve.from_nodes(x)), nodes)
+        assert torch.autograd.gradcheck(
+            lambda x: solvers.length(HALF_PLANE, Curve.from_nodes(x)), nodes
+        )
         assert torch.autograd.gradcheck(lambda x: solvers.energy(HALF_PLANE, x), nodes)
 
     def test_a_curve_that_rests(self):
@@ -406,7 +475,8 @@ class TestLength:
 
 class TestEqualized:
     def uneven(self, segments):
-        """Up the half plane from 1/2 to 2, slowly at first: speed far from constant, length log 4."""
+        """Up the half plane from 1/2 to 2, slowly at first: speed far from constant, length log
+        4."""
         t = torch.linspace(0, 1, segments + 1, dtype=F64)
         return Curve.from_nodes(torch.stack([torch.zeros_like(t), 0.5 + 1.5 * t**2], -1))[None]
 
@@ -418,8 +488,12 @@ class TestEqualized:
             speed, _ = speeds(HALF_PLANE, even)
             spread.append((speed / np.log(4) - 1).abs().max())
             assert even.segments == segments
-            assert torch.allclose(even.nodes[:, [0, -1]], curve.nodes[:, [0, -1]], rtol=1e-14, atol=1e-14)
-            assert torch.allclose(solvers.length(HALF_PLANE, even), torch.tensor(np.log(4)), rtol=1e-3)
+            assert torch.allclose(
+                even.nodes[:, [0, -1]], curve.nodes[:, [0, -1]], rtol=1e-14, atol=1e-14
+            )
+            assert torch.allclose(
+                solvers.length(HALF_PLANE, even), torch.tensor(np.log(4)), rtol=1e-3
+            )
             assert even.nodes[..., 0].abs().max() == 0
         before = speeds(HALF_PLANE, self.uneven(64))[0]
         assert before.max() / before.min() > 10
@@ -430,8 +504,12 @@ class TestEqualized:
         both = Curve.from_nodes(torch.cat([self.uneven(16).nodes, 1 + rand(1, 17, 2)]))
         speed, weights = speeds(HALF_PLANE, both)
         alone = equalized(both[1:], speed[1:], weights, 24)
-        assert torch.allclose(equalized(both, speed, weights, 24)[1:].nodes, alone.nodes, rtol=1e-14)
+        assert torch.allclose(
+            equalized(both, speed, weights, 24)[1:].nodes, alone.nodes, rtol=1e-14
+        )
 
     def test_a_curve_that_rests_stays(self):
         rest = Curve.line(rand(2, 2), rand(2, 2), 4)
-        assert torch.equal(equalized(rest, *speeds(FLAT, rest), 8).nodes, rest.nodes[:, :1].expand(2, 9, 2))
+        assert torch.equal(
+            equalized(rest, *speeds(FLAT, rest), 8).nodes, rest.nodes[:, :1].expand(2, 9, 2)
+        )

@@ -1,4 +1,7 @@
-"""Distance matrices against closed forms, whatever computes them; files that survive a kill and refuse the foreign."""
+"""Distance matrices against closed forms, whatever computes them.
+
+Files that survive a kill and refuse the foreign.
+"""
 
 import importlib.util
 import json
@@ -125,7 +128,9 @@ class TestBlocks:
     def test_spaces_without_a_decoder(self):
         a = draw(9, 5) + torch.tensor([0.0, 1.5], dtype=F64)
         result = solvers.distance_matrix(HALF_PLANE, a, rtol=1e-8)
-        assert torch.allclose(result.distances, spaces.half_plane(a[:, None], a[None]), rtol=1e-8, atol=1e-12)
+        assert torch.allclose(
+            result.distances, spaces.half_plane(a[:, None], a[None]), rtol=1e-8, atol=1e-12
+        )
         assert repr(result) == "DistanceMatrix(5 x 5: all converged at rtol=1e-08)"
 
     @pytest.mark.parametrize("method", METHODS)
@@ -137,7 +142,12 @@ class TestBlocks:
     def test_progress_counts_to_the_end(self, method):
         calls = []
         d = SPHERE.distance_matrix(
-            draw(11, 9), draw(12, 5), method=method, k=3, block_size=10, progress=lambda *c: calls.append(c)
+            draw(11, 9),
+            draw(12, 5),
+            method=method,
+            k=3,
+            block_size=10,
+            progress=lambda *c: calls.append(c),
         )
         assert calls[-1] == (d.numel(), d.numel())
         assert [done for done, _ in calls] == sorted(done for done, _ in calls)
@@ -171,10 +181,14 @@ class TestExecutors:
         M = Manifold(network())
         alone = M.distance_matrix(self.z, method=method, k=4, block_size=4)
         with ThreadPoolExecutor(3) as pool:
-            assert torch.equal(M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool), alone)
+            assert torch.equal(
+                M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool), alone
+            )
 
     @pytest.mark.parametrize("start", ["spawn", "fork"])
-    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+    @pytest.mark.filterwarnings(
+        "ignore:This process:DeprecationWarning"
+    )  # Python 3.12 on fork beside threads
     def test_a_pool_of_processes_changes_no_bit(self, start):
         if start not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {start} on this system")
@@ -182,40 +196,59 @@ class TestExecutors:
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(start)) as pool:
             for method in METHODS:
                 alone = M.distance_matrix(self.z, method=method, k=4, block_size=4)
-                assert torch.equal(M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool), alone)
+                assert torch.equal(
+                    M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool),
+                    alone,
+                )
             if start == "spawn" and importlib.util.find_spec("cloudpickle"):  # lambdas travel, too
                 shift = torch.tensor([0.3, -0.1], dtype=F64)
                 M = Manifold(lambda z: spaces.sphere(z + shift))
-                assert torch.equal(M.distance_matrix(self.z[:4], executor=pool), M.distance_matrix(self.z[:4]))
+                assert torch.equal(
+                    M.distance_matrix(self.z[:4], executor=pool), M.distance_matrix(self.z[:4])
+                )
 
-    @pytest.mark.filterwarnings("ignore")  # what a cluster warns of as it starts and stops is none of ours
+    @pytest.mark.filterwarnings(
+        "ignore"
+    )  # what a cluster warns of as it starts and stops is none of ours
     def test_a_dask_cluster_changes_no_bit(self, tmp_path):
         distributed = pytest.importorskip("distributed")
         M = Manifold(network())
         cluster = distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+            n_workers=2,
+            threads_per_worker=2,
+            processes=True,
+            dashboard_address=None,
+            local_directory=str(tmp_path),
         )
         with cluster, distributed.Client(cluster) as client:
             pool = client.get_executor()
             for method in METHODS:
                 alone = M.distance_matrix(self.z, method=method, k=4, block_size=4)
                 out = tmp_path / f"{method}.npy"
-                d = M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool, out=out)
+                d = M.distance_matrix(
+                    self.z, method=method, k=4, block_size=4, executor=pool, out=out
+                )
                 assert torch.equal(d, alone)
 
     def test_lambdas_without_it_are_refused_with_a_remedy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cloudpickle", None)
-        with pytest.raises(TransferError, match=r"sent to other processes, got .*lambda.*top level.*riemae\[dask\]"):
+        with pytest.raises(
+            TransferError, match=r"sent to other processes, got .*lambda.*top level.*riemae\[dask\]"
+        ):
             Manifold(lambda z: z).distance_matrix(self.z, executor=Eager())
         # Functions with a name, and networks, need no more than Python's own pickle.
         for decoder in (spaces.sphere, network()):
             M = Manifold(decoder)
-            assert torch.equal(M.distance_matrix(self.z[:3], executor=Eager()), M.distance_matrix(self.z[:3]))
+            assert torch.equal(
+                M.distance_matrix(self.z[:3], executor=Eager()), M.distance_matrix(self.z[:3])
+            )
 
     def test_what_no_pickle_can_carry_is_refused(self):
         lock = threading.Lock()
         with pytest.raises(TransferError, match="ThreadPoolExecutor"):
-            Manifold(lambda z: (lock, spaces.sphere(z))[1]).distance_matrix(self.z, executor=Eager())
+            Manifold(lambda z: (lock, spaces.sphere(z))[1]).distance_matrix(
+                self.z, executor=Eager()
+            )
 
     def test_errors_of_a_worker_arrive_and_the_rest_is_cancelled(self):
         class Breaks(Manifold):
@@ -229,7 +262,9 @@ class TestExecutors:
         assert torch.get_num_threads() == 1
 
     @pytest.mark.parametrize(
-        "metric", [None, ambient.Diagonal(torch.arange(1, 6, dtype=F64))], ids=["euclid", "diagonal"]
+        "metric",
+        [None, ambient.Diagonal(torch.arange(1, 6, dtype=F64))],
+        ids=["euclid", "diagonal"],
     )
     def test_manifolds_are_pickled(self, metric):
         M = Manifold(network(), ambient=metric, chunk_size=32)
@@ -251,14 +286,17 @@ class TestFailures:
 
     def test_the_error_carries_all_distances_and_what_failed(self):
         M, z = diverging()
-        with pytest.raises(NotConvergedError, match=r"3 .*first pairs: \(0, 3\), \(1, 3\), \(2, 3\)") as caught:
+        with pytest.raises(
+            NotConvergedError, match=r"3 .*first pairs: \(0, 3\), \(1, 3\), \(2, 3\)"
+        ) as caught:
             M.distance_matrix(z, solver=self.solver)
         result = caught.value.result
         assert result.failed.tolist() == [[0, 3], [1, 3], [2, 3]]
         assert (result.status != Status.CONVERGED).all()
         assert result.distances.shape == (4, 4)
         true = torch.hypot(
-            spaces.roll_arc(z[:, 0, None]) - spaces.roll_arc(z[None, :, 0]), z[:, None, 1] - z[None, :, 1]
+            spaces.roll_arc(z[:, 0, None]) - spaces.roll_arc(z[None, :, 0]),
+            z[:, None, 1] - z[None, :, 1],
         )
         assert torch.allclose(result.distances[:3, :3], true[:3, :3], rtol=1e-4)
 
@@ -339,7 +377,9 @@ class TestFile:
     def test_killed_before_the_first_line(self, tmp_path):
         (tmp_path / "d.npy.blocks").mkdir()
         (tmp_path / "d.npy.blocks" / "run.json.part").write_bytes(b"{")
-        assert torch.equal(self.run(tmp_path / "d.npy"), self.M.distance_matrix(self.z, block_size=4))
+        assert torch.equal(
+            self.run(tmp_path / "d.npy"), self.M.distance_matrix(self.z, block_size=4)
+        )
 
     def test_killed_between_description_and_result(self, tmp_path):
         out = tmp_path / "d.npy"
@@ -364,7 +404,8 @@ def interpreter(*arguments):
     here = str(Path(__file__).parent)
     paths = os.pathsep.join([here, *(p for p in sys.path if p)])
     return subprocess.Popen(
-        [sys.executable, "-c", VICTIM, *map(str, arguments)], env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, "-c", VICTIM, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
     )
 
 
@@ -386,10 +427,14 @@ class TestKill:
         assert not broken.exists()
 
         rest = Eager()
-        d = Manifold(network()).distance_matrix(z, out=broken, block_size=16, rtol=1e-6, executor=rest)
+        d = Manifold(network()).distance_matrix(
+            z, out=broken, block_size=16, rtol=1e-6, executor=rest
+        )
         assert set(rest.blocks) == set(range(18)) - {int(p.stem) for p in finished}
         assert broken.read_bytes() == whole.read_bytes()
-        assert (tmp_path / "broken.npy.json").read_bytes() == (tmp_path / "whole.npy.json").read_bytes()
+        assert (tmp_path / "broken.npy.json").read_bytes() == (
+            tmp_path / "whole.npy.json"
+        ).read_bytes()
         assert np.array_equal(d.numpy(), np.load(whole))
 
 
@@ -410,7 +455,9 @@ class TestForeignFiles:
     def refused(self, out, match, M=None, z=None, **options):
         before = sorted((p, p.read_bytes()) for p in out.parent.rglob("*") if p.is_file())
         with pytest.raises(FileError, match=match) as caught:
-            (M or self.M).distance_matrix(self.z if z is None else z, out=out, **{"block_size": 4, **options})
+            (M or self.M).distance_matrix(
+                self.z if z is None else z, out=out, **{"block_size": 4, **options}
+            )
         assert str(out) in str(caught.value)
         assert "Give another out=" in caught.value.hint
         assert sorted((p, p.read_bytes()) for p in out.parent.rglob("*") if p.is_file()) == before
@@ -418,7 +465,12 @@ class TestForeignFiles:
     def test_other_points(self, out):
         self.refused(out, r"another one: points\.a: expected", z=self.z + 1e-12)
         self.refused(out, "shape: expected", z=self.z[:5])
-        self.refused(out, "dtype: expected float32, got float64", z=self.z.float(), M=Manifold(network(torch.float32)))
+        self.refused(
+            out,
+            "dtype: expected float32, got float64",
+            z=self.z.float(),
+            M=Manifold(network(torch.float32)),
+        )
 
     def test_other_settings(self, out):
         self.refused(out, r"settings\.rtol: expected 1e-06, got 0\.0001", rtol=1e-6)
@@ -435,7 +487,11 @@ class TestForeignFiles:
         self.refused(out, r"space\.decoder", M=Manifold(other))
 
     def test_another_ambient_metric(self, out):
-        self.refused(out, r"space\.ambient", M=Manifold(network(), ambient=ambient.Diagonal(torch.ones(5, dtype=F64))))
+        self.refused(
+            out,
+            r"space\.ambient",
+            M=Manifold(network(), ambient=ambient.Diagonal(torch.ones(5, dtype=F64))),
+        )
 
     def test_another_function_of_the_same_name(self, tmp_path):
         def sphere(radius):
@@ -500,7 +556,9 @@ class TestDamagedFiles(TestForeignFiles):
             self.refused(out, match)
         # A block of another run, by the same name.
         with pytest.raises(KeyboardInterrupt):
-            self.M.distance_matrix(self.z + 0.1, out=tmp_path / "e.npy", block_size=4, executor=Eager(only=3))
+            self.M.distance_matrix(
+                self.z + 0.1, out=tmp_path / "e.npy", block_size=4, executor=Eager(only=3)
+            )
         block.write_bytes((tmp_path / "e.npy.blocks" / block.name).read_bytes())
         self.refused(out, "a block of this run")
         block.write_bytes(whole)
@@ -530,7 +588,10 @@ class TestMistakes:
         ],
     )
     def test_options(self, error, match, options):
-        for call in (SPHERE.distance_matrix, lambda a, **o: solvers.distance_matrix(HALF_PLANE, a, **o)):
+        for call in (
+            SPHERE.distance_matrix,
+            lambda a, **o: solvers.distance_matrix(HALF_PLANE, a, **o),
+        ):
             with pytest.raises(error, match=match):
                 call(self.a + 1.0, **options)
 

@@ -69,7 +69,9 @@ def with_default(net):
 
 
 def module(value=0.5):
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 4)).double()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 4)
+    ).double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.linspace(-1, value, p.numel(), dtype=F64).view(p.shape))
@@ -106,7 +108,12 @@ class TestIdentity:
         def decode(z):
             return torch.cat([z[:, :1] * 0, z[:, 1:] * 0, z], -1)
 
-        self.refused(out, Manifold(decode, latent=(5.0, 5.0)), Manifold(decode, latent=latent), r"space\.latent")
+        self.refused(
+            out,
+            Manifold(decode, latent=(5.0, 5.0)),
+            Manifold(decode, latent=latent),
+            r"space\.latent",
+        )
 
     def test_the_version(self, out, monkeypatch):
         first = Manifold(torus)
@@ -126,7 +133,15 @@ class TestIdentity:
             (module(0.5), module(0.5000001)),
             (with_default(module(0.5)), with_default(module(0.6))),
         ],
-        ids=["captured number", "captured tensor", "partial", "object", "method", "module", "default"],
+        ids=[
+            "captured number",
+            "captured tensor",
+            "partial",
+            "object",
+            "method",
+            "module",
+            "default",
+        ],
     )
     def test_other_numbers_in_a_decoder(self, out, one, two):
         self.refused(out, Manifold(one), Manifold(two), r"space\.decoder")
@@ -209,7 +224,9 @@ class TestIdentity:
         M.christoffel(self.z)
         M.metric(draw(3, 300))
         for again in (M, make()):
-            assert torch.equal(again.distance_matrix(self.z, out=out, throw=False, rtol=1e-2), first)
+            assert torch.equal(
+                again.distance_matrix(self.z, out=out, throw=False, rtol=1e-2), first
+            )
 
     def test_a_metric_written_by_hand(self, out):
         def space(c):
@@ -224,7 +241,9 @@ class TestIdentity:
         def decoder(c):
             return lambda z: torch.cat([z, c * (0.9 - z[:, :1]).log()], -1)
 
-        z = torch.cat([self.z, torch.tensor([[2.0, 0.0]], dtype=F64)])  # the logarithm of a negative number
+        z = torch.cat(
+            [self.z, torch.tensor([[2.0, 0.0]], dtype=F64)]
+        )  # the logarithm of a negative number
         M = Manifold(decoder(1.0))
         M.distance_matrix(self.z, rtol=1e-2)
         kept = solvers.distance_matrix(M, z, out=out, rtol=1e-2, throw=False)
@@ -264,7 +283,9 @@ class TestParts:
         grown, kept = [torch.zeros(1)], [torch.ones(1)]
         before = parts((grown, kept))
         grown.append(torch.zeros(1))
-        assert fingerprint(before, parts((grown, kept))) == fingerprint(parts(([], kept)), parts(([1], kept)))
+        assert fingerprint(before, parts((grown, kept))) == fingerprint(
+            parts(([], kept)), parts(([1], kept))
+        )
 
 
 FULL = """
@@ -296,9 +317,13 @@ class TestFullDisk:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert [p.name for p in out.parent.iterdir()] == ["d.npy.blocks"]
-        blocks = {p: p.stat().st_mtime_ns for p in out.with_name("d.npy.blocks").glob("*.safetensors")}
+        blocks = {
+            p: p.stat().st_mtime_ns for p in out.with_name("d.npy.blocks").glob("*.safetensors")
+        }
         assert len(blocks) == 60
-        assert torch.equal(M.distance_matrix(z, out=out, method="chord"), M.distance_matrix(z, method="chord"))
+        assert torch.equal(
+            M.distance_matrix(z, out=out, method="chord"), M.distance_matrix(z, method="chord")
+        )
         assert sorted(p.name for p in out.parent.iterdir()) == ["d.npy", "d.npy.json"]
 
     @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs of Linux")
@@ -309,7 +334,18 @@ class TestFullDisk:
         shell = f'mount -t tmpfs -o size=320k none {tmp_path} && exec "$@"'
         paths = os.pathsep.join([str(Path(__file__).parent), *(p for p in sys.path if p)])
         done = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", shell, "sh", sys.executable, "-c", FULL, str(tmp_path / "d.npy")],
+            [
+                "unshare",
+                "-rm",
+                "sh",
+                "-c",
+                shell,
+                "sh",
+                sys.executable,
+                "-c",
+                FULL,
+                str(tmp_path / "d.npy"),
+            ],
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
             text=True,
@@ -340,18 +376,24 @@ class TestFullDisk:
                 patch.setattr(checkpoint, "_file_digest", full)
             else:
                 replace = os.replace
-                patch.setattr(os, "replace", lambda a, b: full() if str(b).endswith(".npy") else replace(a, b))
+                patch.setattr(
+                    os, "replace", lambda a, b: full() if str(b).endswith(".npy") else replace(a, b)
+                )
             with pytest.raises(FileError, match="No space left") as caught:
                 M.distance_matrix(z, out=out, block_size=4)
             assert "repeat the same call" in caught.value.hint
         assert not out.exists()
         assert not out.with_name("d.npy.lock").exists()
-        assert torch.equal(M.distance_matrix(z, out=out, block_size=4), M.distance_matrix(z, block_size=4))
+        assert torch.equal(
+            M.distance_matrix(z, out=out, block_size=4), M.distance_matrix(z, block_size=4)
+        )
 
     def test_without_fallocate_zeros_are_written(self, out, monkeypatch):
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
         M, z = Manifold(torus), draw(4, 8)
-        assert torch.equal(M.distance_matrix(z, out=out, block_size=4), M.distance_matrix(z, block_size=4))
+        assert torch.equal(
+            M.distance_matrix(z, out=out, block_size=4), M.distance_matrix(z, block_size=4)
+        )
 
 
 def _length(handle):
@@ -372,7 +414,9 @@ time.sleep(60)
 @pytest.fixture
 def holder(tmp_path):
     path = tmp_path / "d.npy.lock"
-    job = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
     assert job.stdout.readline() == "held\n"
     yield job
     job.kill()
@@ -386,7 +430,9 @@ class TestTwoWriters:
 
     @pytest.mark.skipif(locks.posix is None, reason="no record locks on this system")
     def test_the_second_hears_who_the_first_is_and_the_first_loses_nothing(self, out, holder):
-        with pytest.raises(FileError, match=f"written by process {holder.pid} on .*, since") as caught:
+        with pytest.raises(
+            FileError, match=f"written by process {holder.pid} on .*, since"
+        ) as caught:
             self.M.distance_matrix(self.z, out=out)
         assert "Wait for it" in caught.value.hint
         assert sorted(p.name for p in out.parent.iterdir()) == ["d.npy.lock"]
@@ -403,7 +449,9 @@ class TestTwoWriters:
             started.set()
             go_on.wait(20)
 
-        first = threading.Thread(target=lambda: self.M.distance_matrix(self.z, out=out, block_size=4, progress=wait))
+        first = threading.Thread(
+            target=lambda: self.M.distance_matrix(self.z, out=out, block_size=4, progress=wait)
+        )
         first.start()
         assert started.wait(20)
         try:
@@ -414,7 +462,9 @@ class TestTwoWriters:
         first.join()
         assert len(errors) == 1
         assert f"process {os.getpid()}" in errors[0]
-        assert torch.equal(self.M.distance_matrix(self.z, out=out, block_size=4), self.M.distance_matrix(self.z))
+        assert torch.equal(
+            self.M.distance_matrix(self.z, out=out, block_size=4), self.M.distance_matrix(self.z)
+        )
 
     def test_a_complete_file_is_read_while_somebody_holds_the_lock(self, out, tmp_path):
         first = self.M.distance_matrix(self.z, out=out)
@@ -441,7 +491,8 @@ class TestTwoWriters:
 
     @pytest.mark.skipif(locks.posix is None, reason="locks of the kernel")
     def test_a_refusal_in_the_same_process_does_not_give_the_lock_away(self, tmp_path):
-        # The kernel drops the lock when its process closes the file, even one that it has only read.
+        # The kernel drops the lock when its process closes the file, even one that it has only
+        # read.
         one, two = (Lock(tmp_path / "x.lock", "test", "a thing") for _ in range(2))
         one.acquire()
         with pytest.raises(FileError):
@@ -450,7 +501,9 @@ class TestTwoWriters:
             "import sys; from pathlib import Path; from riemae.solvers.lock import Lock;"
             "Lock(Path(sys.argv[1]), 'test', 'a thing').acquire()"
         )
-        job = subprocess.run([sys.executable, "-c", other, one.path], capture_output=True, text=True)
+        job = subprocess.run(
+            [sys.executable, "-c", other, one.path], capture_output=True, text=True
+        )
         one.release()
         assert f"process {os.getpid()}" in job.stderr
 
@@ -465,7 +518,9 @@ class TestTwoWriters:
         ],
         ids=["dead", "alive", "other machine", "no signature", "no signature yet"],
     )
-    def test_without_the_kernel_dead_owners_are_recognised(self, tmp_path, monkeypatch, content, free):
+    def test_without_the_kernel_dead_owners_are_recognised(
+        self, tmp_path, monkeypatch, content, free
+    ):
         monkeypatch.setattr(locks, "posix", None)
         monkeypatch.setattr(locks.socket, "gethostname", lambda: "here")
         path = tmp_path / "x.lock"
@@ -495,7 +550,19 @@ class TestMalformed:
 
     @pytest.mark.parametrize(
         "failed",
-        [[["x"]], [[99, 99, 3]], [[0, 0]], [[0, -1, 3]], [[0, 1, 77]], [[0.0, 1, 3]], [[True, 1, 3]], {}, "x", None, 3],
+        [
+            [["x"]],
+            [[99, 99, 3]],
+            [[0, 0]],
+            [[0, -1, 3]],
+            [[0, 1, 77]],
+            [[0.0, 1, 3]],
+            [[True, 1, 3]],
+            {},
+            "x",
+            None,
+            3,
+        ],
     )
     def test_failures_that_cannot_be(self, out, failed):
         self.M.distance_matrix(self.z, out=out)
@@ -511,7 +578,9 @@ class TestMalformed:
         with pytest.raises(FileError, match="d.npy.json to hold"):
             self.M.distance_matrix(self.z, out=out)
 
-    @pytest.mark.parametrize("name", [".DS_Store", "._x", "Thumbs.db", "desktop.ini", ".nfs0001", "x.part"])
+    @pytest.mark.parametrize(
+        "name", [".DS_Store", "._x", "Thumbs.db", "desktop.ini", ".nfs0001", "x.part"]
+    )
     def test_strays_stop_nobody(self, out, name):
         blocks = out.with_name("d.npy.blocks")
         blocks.mkdir()
@@ -524,5 +593,7 @@ class TestMalformed:
             with pytest.raises(KeyboardInterrupt):
                 self.M.distance_matrix(self.z, out=out, block_size=4, progress=stop)
             (blocks / name).write_bytes(b"stray")
-        assert torch.equal(self.M.distance_matrix(self.z, out=out, block_size=4), self.M.distance_matrix(self.z))
+        assert torch.equal(
+            self.M.distance_matrix(self.z, out=out, block_size=4), self.M.distance_matrix(self.z)
+        )
         assert sorted(p.name for p in out.parent.iterdir()) == ["d.npy", "d.npy.json"]

@@ -1,10 +1,10 @@
 """The promise of status and error bar, on every space whose distances are known.
 
-CONVERGED is within rtol in 99 of 100 cases and never beyond three times rtol; ``error`` covers the truth in 90 of 100
-cases on flat-onto spaces, which are the hardest, and in 95 on the others; ten times the error in 99. Shares are those
-of all spaces together, at one tolerance: each tolerance takes every third space in turn. ``RIEMAE_FUZZ``
-multiplies the pairs, and takes every space. ``benchmarks/error_bars.py`` measures the same for all solvers.
-"""
+CONVERGED is within rtol in 99 of 100 cases and never beyond three times rtol; ``error`` covers the
+truth in 90 of 100 cases on flat-onto spaces, which are the hardest, and in 95 on the others; ten
+times the error in 99. Shares are those of all spaces together, at one tolerance: each tolerance
+takes every third space in turn. ``RIEMAE_FUZZ`` multiplies the pairs, and takes every space.
+``benchmarks/error_bars.py`` measures the same for all solvers."""
 
 import os
 import warnings
@@ -57,7 +57,13 @@ def solved(group, number, dtype=torch.float64):
         space = space.to(dtype=dtype) if isinstance(space, Manifold) else space
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # kinks make derivatives slower, which is announced
-            yield known.name, solvers.geodesic(space, z0, z1, rtol=TOLERANCES[number], solver=SOLVER, throw=False), d
+            yield (
+                known.name,
+                solvers.geodesic(
+                    space, z0, z1, rtol=TOLERANCES[number], solver=SOLVER, throw=False
+                ),
+                d,
+            )
 
 
 def check(group, rtol, results, slack):
@@ -71,13 +77,18 @@ def check(group, rtol, results, slack):
         claims += int(told.sum())
         covered += int((told & (off <= r.error)).sum())
         tenfold += int((told & (off <= 10 * r.error)).sum())
-        far += [f"{name}: {x / rtol:.1f} rtol" for x in (off / d)[r.converged & ~(off <= 3 * rtol * d)].tolist()]
+        far += [
+            f"{name}: {x / rtol:.1f} rtol"
+            for x in (off / d)[r.converged & ~(off <= 3 * rtol * d)].tolist()
+        ]
         loose += [name] * int((told & ~(off <= 10 * r.error)).sum())
     assert claims > 30
     assert not far, f"{len(far)} of {converged} CONVERGED beyond 3 rtol: {far}"
     assert beyond <= max(1, 0.01 * converged), f"{beyond} of {converged} CONVERGED beyond rtol"
     assert covered >= COVERED[group] * claims, f"error covers {covered} of {claims}"
-    assert claims - tenfold <= max(1, 0.01 * claims), f"ten times error covers {tenfold} of {claims}; not on {loose}"
+    assert claims - tenfold <= max(1, 0.01 * claims), (
+        f"ten times error covers {tenfold} of {claims}; not on {loose}"
+    )
 
 
 @pytest.mark.parametrize("number", range(len(TOLERANCES)), ids=[f"{rtol:g}" for rtol in TOLERANCES])
@@ -96,11 +107,16 @@ def test_in_float32(group):
 @pytest.mark.parametrize("m", [2, 3])
 @pytest.mark.parametrize("rtol", [1e-2, 1e-3])
 def test_what_a_spline_with_few_knots_cannot_follow_is_in_its_error(k, m, rtol):
-    # Its knots double with its nodes, and two levels may agree on a curve that neither can bend as it should.
+    # Its knots double with its nodes, and two levels may agree on a curve that neither can bend as
+    # it should.
     space = Manifold(lambda z: z + k * (2 * z).sin())
-    z0, z1 = 3 * torch.randn(2, 6, m, generator=torch.Generator().manual_seed(m), dtype=torch.float64)
+    z0, z1 = 3 * torch.randn(
+        2, 6, m, generator=torch.Generator().manual_seed(m), dtype=torch.float64
+    )
     d = (space.decode(z1) - space.decode(z0)).norm(dim=-1)
-    r = solvers.geodesic(space, z0, z1, rtol=rtol, solver=solvers.CubicSpline(max_steps=600), throw=False)
+    r = solvers.geodesic(
+        space, z0, z1, rtol=rtol, solver=solvers.CubicSpline(max_steps=600), throw=False
+    )
     off = (r.length - d).abs() - 1e-12 * d
     assert (off <= 1.01 * rtol * d)[r.converged].all()
     assert (off <= r.error)[r.converged].all()

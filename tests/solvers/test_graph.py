@@ -1,4 +1,7 @@
-"""Neighbourhood graphs against networkx, scipy and scikit-learn; their paths against true geodesics."""
+"""Neighbourhood graphs against networkx, scipy and scikit-learn.
+
+Their paths against true geodesics.
+"""
 
 import importlib
 import sys
@@ -26,7 +29,9 @@ from riemae.exceptions import (
 from riemae.solvers.curve import _QUADRATURE_POINTS
 
 F64 = torch.float64
-graph_module = importlib.import_module("riemae.solvers.graph")  # riemae.solvers.graph is the function
+graph_module = importlib.import_module(
+    "riemae.solvers.graph"
+)  # riemae.solvers.graph is the function
 SPHERE = Manifold(spaces.sphere)
 HALF_PLANE = solvers.MetricSpace(spaces.half_plane_tensor)
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
@@ -52,10 +57,16 @@ class TestEdges:
     def test_scikit_learn_finds_the_same_neighbours(self, k):
         z = points(80)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DisconnectedGraphWarning)  # with k = 1 there are many components
+            warnings.simplefilter(
+                "ignore", DisconnectedGraphWarning
+            )  # with k = 1 there are many components
             found = edges(SPHERE.graph(z, k=k))
-        _, neighbours = NearestNeighbors(n_neighbors=k).fit(z.numpy()).kneighbors()  # a point is not its own neighbour
-        assert found == {tuple(sorted((i, int(j)))) for i, row in enumerate(neighbours) for j in row}
+        _, neighbours = (
+            NearestNeighbors(n_neighbors=k).fit(z.numpy()).kneighbors()
+        )  # a point is not its own neighbour
+        assert found == {
+            tuple(sorted((i, int(j)))) for i, row in enumerate(neighbours) for j in row
+        }
 
     def test_neighbours_by_other_coordinates(self):
         z, coordinates = points(40), points(40, seed=1)
@@ -70,7 +81,9 @@ class TestEdges:
     def test_neighbours_among_the_data(self, weights):
         # The data as the ambient metric sees them: √weights times the decoded points.
         z = points(60, low=-2.0, high=2.0)
-        space = Manifold(spaces.sphere, ambient=None if weights is None else ambient.Diagonal(weights))
+        space = Manifold(
+            spaces.sphere, ambient=None if weights is None else ambient.Diagonal(weights)
+        )
         data = spaces.sphere(z) * (1.0 if weights is None else weights.sqrt())
         _, neighbours = NearestNeighbors(n_neighbors=5).fit(data.numpy()).kneighbors()
         expected = {tuple(sorted((i, int(j)))) for i, row in enumerate(neighbours) for j in row}
@@ -80,26 +93,33 @@ class TestEdges:
         assert torch.equal(found.points, z)
 
     def test_lengths_of_straight_latent_lines(self):
-        # In the half plane |q − p| ∫ dt/(p_y + t (q_y − p_y)) = |q − p| log(q_y/p_y)/(q_y − p_y). A Gauss rule of s
-        # points misses a share of about π/2 ρ²ˢ of it, with ρ = (√q_y − √p_y)/(√q_y + √p_y).
+        # In the half plane |q − p| ∫ dt/(p_y + t (q_y − p_y)) = |q − p| log(q_y/p_y)/(q_y − p_y). A
+        # Gauss rule of s points misses a share of about π/2 ρ²ˢ of it, with ρ = (√q_y − √p_y)/(√q_y
+        # + √p_y).
         z = points(30, low=0.5, high=2.0)
         graph = solvers.graph(HALF_PLANE, z, k=5)
         i, j = (torch.as_tensor(c).long() for c in graph.adjacency.nonzero())
         step, roots = z[j] - z[i], z[:, 1].sqrt()
         expected = step.norm(dim=1) * (z[j, 1] / z[i, 1]).log() / step[:, 1]
-        share = 2 * ((roots[i] - roots[j]) / (roots[i] + roots[j])) ** (2 * _QUADRATURE_POINTS) + 1e-12
+        share = (
+            2 * ((roots[i] - roots[j]) / (roots[i] + roots[j])) ** (2 * _QUADRATURE_POINTS) + 1e-12
+        )
         assert ((torch.as_tensor(graph.adjacency.data) / expected - 1).abs() <= share).all()
         assert (graph.adjacency != graph.adjacency.T).nnz == 0
 
     def test_long_edges_are_not_cut_short(self):
-        # Straight up from height 1/100 to 1 the line is the geodesic, log 100 long: no shorter path exists.
+        # Straight up from height 1/100 to 1 the line is the geodesic, log 100 long: no shorter path
+        # exists.
         z = torch.tensor([[0.0, 0.01], [0.0, 1.0]], dtype=F64)
         length = float(solvers.graph(HALF_PLANE, z, k=1).distances([0])[0, 1])
         assert length == pytest.approx(np.log(100), rel=1e-3)
 
     @staticmethod
     def kinked(wide=0.0):
-        """A piecewise linear map, with a narrow fold of some width where z₀ is a half; counts the points it gets."""
+        """A piecewise linear map, with a narrow fold of some width where z₀ is a half.
+
+        Counts the points it gets.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             layers = [torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)]
@@ -162,18 +182,26 @@ class TestEdges:
         degree = np.diff(graph.adjacency.indptr)
         assert degree.min() >= 3  # edges of length zero are edges
         assert graph.to_networkx().number_of_edges() == graph.adjacency.nnz // 2
-        assert np.diff(SPHERE.graph(z[:5], k=2).adjacency.indptr).min() >= 2  # nothing but duplicates
+        assert (
+            np.diff(SPHERE.graph(z[:5], k=2).adjacency.indptr).min() >= 2
+        )  # nothing but duplicates
 
 
 class TestDistances:
     @pytest.mark.parametrize("space", [SPHERE, FLAT], ids=["sphere", "flat"])
     def test_networkx_and_scipy_agree(self, space):
-        graph = space.graph(points(60), k=6) if space is SPHERE else solvers.graph(space, points(60), k=6)
+        graph = (
+            space.graph(points(60), k=6)
+            if space is SPHERE
+            else solvers.graph(space, points(60), k=6)
+        )
         d = graph.distances()
         peer = dict(networkx.all_pairs_dijkstra_path_length(graph.to_networkx()))
         expected = torch.tensor([[peer[i][j] for j in range(60)] for i in range(60)], dtype=F64)
         assert torch.allclose(d, expected, rtol=1e-12)
-        assert np.allclose(d.numpy(), csgraph.floyd_warshall(graph.adjacency, directed=False), rtol=1e-12)
+        assert np.allclose(
+            d.numpy(), csgraph.floyd_warshall(graph.adjacency, directed=False), rtol=1e-12
+        )
         assert torch.allclose(d, d.T, rtol=1e-14)
 
     def test_sources(self):
@@ -183,7 +211,11 @@ class TestDistances:
             assert torch.equal(graph.distances(sources), d[[3, 0, 3]])
         assert torch.equal(graph.distances(range(20)), d)
         assert torch.equal(graph.distances(torch.tensor(7)), d[7:8])
-        assert graph.distances([]).shape == graph.distances(torch.empty(0, dtype=torch.int64)).shape == (0, 20)
+        assert (
+            graph.distances([]).shape
+            == graph.distances(torch.empty(0, dtype=torch.int64)).shape
+            == (0, 20)
+        )
 
     @pytest.mark.parametrize("sources", [[20], [-1], [0, 99]], ids=str)
     def test_sources_out_of_range(self, sources):
@@ -194,7 +226,9 @@ class TestDistances:
             graph.path(0, sources[-1])
 
     @pytest.mark.parametrize(
-        "sources", [[True] + [False] * 19, torch.arange(20) == 3, [1.7]], ids=["list", "mask", "float"]
+        "sources",
+        [[True] + [False] * 19, torch.arange(20) == 3, [1.7]],
+        ids=["list", "mask", "float"],
     )
     def test_sources_are_whole_numbers(self, sources):
         # A mask read as numbers would answer for points 0 and 1; 1.7 for point 1.
@@ -213,11 +247,15 @@ class TestDistances:
         pairs, excess = points(10, seed=5), []
         true = spaces.great_circle(pairs[:5], pairs[5:])
         for n in (100, 400, 1600, 6400):
-            d = SPHERE.graph(torch.cat([pairs, points(n)]), k=12).distances(range(5))[range(5), range(5, 10)]
+            d = SPHERE.graph(torch.cat([pairs, points(n)]), k=12).distances(range(5))[
+                range(5), range(5, 10)
+            ]
             assert (d >= true * (1 - 1e-9)).all()
             excess.append(float((d / true - 1).mean()))
         # Denser points alone do not straighten the zigzag of k neighbours: its k must grow along.
-        finest = SPHERE.graph(torch.cat([pairs, points(6400)]), k=100).distances(range(5))[range(5), range(5, 10)]
+        finest = SPHERE.graph(torch.cat([pairs, points(6400)]), k=100).distances(range(5))[
+            range(5), range(5, 10)
+        ]
         assert (finest >= true * (1 - 1e-9)).all()
         assert excess[-1] < excess[0]
         assert float((finest / true - 1).mean()) < 0.01 < excess[0]
@@ -258,7 +296,9 @@ class TestPaths:
         assert torch.equal(curve.nodes[:, -1], graph.points[j])
         for p in range(3):
             nodes = graph.path(int(i[p]), int(j[p]))
-            when = graph.distances([int(i[p])])[0, nodes]  # a corner is passed when so much of the path is walked
+            when = graph.distances([int(i[p])])[
+                0, nodes
+            ]  # a corner is passed when so much of the path is walked
             for d in range(2):
                 wanted = np.linspace(0, float(when[-1]), 25)
                 expected = np.interp(wanted, when.numpy(), graph.points[nodes, d].numpy())
@@ -295,14 +335,16 @@ class TestAlternatives:
         assert near.dtype == torch.int64
 
     def test_both_sides_of_a_hole(self):
-        # An annulus, from its west to its east: the ways through north and south are equally long up to the grid.
+        # An annulus, from its west to its east: the ways through north and south are equally long
+        # up to the grid.
         z = points(1500, low=-2.0, high=2.0)
         z = torch.cat([torch.tensor([[-1.5, 0.0], [1.5, 0.0]], dtype=F64), z])
         z = z[(z.norm(dim=1) > 1) & (z.norm(dim=1) < 2)]
         first, second = solvers.graph(FLAT, z, k=8).paths(0, 1, k=2)
         sides = [z[path, 1].sign().sum() for path in (first, second)]
         assert sides[0] * sides[1] < 0
-        # Around the hole of radius 1 from distance 1.5: two tangents of √(1.5² − 1) and the arc π − 2 arccos(1/1.5)
+        # Around the hole of radius 1 from distance 1.5: two tangents of √(1.5² − 1) and the arc π −
+        # 2 arccos(1/1.5)
         shortest = 2 * np.sqrt(1.25) + np.pi - 2 * np.arccos(1 / 1.5)
         for path in (first, second):
             assert shortest <= float(z[path].diff(dim=0).norm(dim=1).sum()) <= 1.15 * shortest
@@ -319,7 +361,9 @@ class TestAlternatives:
         for path, weight in zip(found, weights, strict=True):
             assert networkx.is_simple_path(peer, path)
             assert (path[0], path[-1]) == (0, 1)
-            shared = sum(peer[a][b]["weight"] for a, b in zip(path, path[1:], strict=False) if {a, b} <= seen)
+            shared = sum(
+                peer[a][b]["weight"] for a, b in zip(path, path[1:], strict=False) if {a, b} <= seen
+            )
             assert shared <= overlap * weight * (1 + 1e-12) or not seen
             seen |= set(path).union(*(peer[node] for node in path))
         assert len(found) > 1 or overlap == 0.0
@@ -342,7 +386,9 @@ class TestAlternatives:
         with pytest.raises(GraphError, match="points 0 and 9 in one component"):
             graph.paths(0, 9, overlap=overlap)
 
-    @pytest.mark.parametrize("options", [{"k": 0}, {"k": 1.5}, {"overlap": -0.1}, {"overlap": 1.1}], ids=str)
+    @pytest.mark.parametrize(
+        "options", [{"k": 0}, {"k": 1.5}, {"overlap": -0.1}, {"overlap": 1.1}], ids=str
+    )
     def test_options(self, options):
         with pytest.raises(OptionError, match="k of at least 1 and overlap from 0 to 1"):
             SPHERE.graph(points(20), k=4).paths(0, 1, **options)
@@ -354,7 +400,8 @@ class TestSearch:
         coordinates = spaces.rand(torch.Generator().manual_seed(9), 300, d)
         z = points(300)
         found = [
-            edges(solvers.graph(FLAT, z, k=6, coordinates=coordinates, search=s)) for s in ("tree", "brute", "auto")
+            edges(solvers.graph(FLAT, z, k=6, coordinates=coordinates, search=s))
+            for s in ("tree", "brute", "auto")
         ]
         assert found[0] == found[1] == found[2]
 
@@ -374,7 +421,9 @@ class TestSearch:
             SPHERE.graph(points(20), k=3, search=search)
 
     def test_an_unknown_search(self):
-        with pytest.raises(OptionError, match="search 'auto', 'tree', 'brute' or 'approximate', got 'hash'"):
+        with pytest.raises(
+            OptionError, match="search 'auto', 'tree', 'brute' or 'approximate', got 'hash'"
+        ):
             SPHERE.graph(points(20), k=3, search="hash")
 
     def test_edges_are_measured_some_at_a_time(self, monkeypatch):
@@ -403,7 +452,9 @@ class TestComponents:
         d = graph.distances()
         assert d[:6, 6:].isinf().all()
         assert d[:6, :6].isfinite().all()
-        with pytest.raises(GraphError, match=r"points 0 and 9 in one component, got components 0 and 1\. Raise k"):
+        with pytest.raises(
+            GraphError, match=r"points 0 and 9 in one component, got components 0 and 1\. Raise k"
+        ):
             graph.path(0, 9)
         with pytest.raises(GraphError, match="in one component"):
             graph.curves([0, 0], [1, 9])
@@ -411,23 +462,29 @@ class TestComponents:
         assert repr(graph) == f"Graph(10 points, {graph.adjacency.nnz // 2} edges, 2 component(s))"
 
     def test_many_components_are_counted_not_listed(self):
-        z = (10.0 * torch.arange(8, dtype=F64)[:, None] + torch.tensor([0.0, 0.1], dtype=F64)).reshape(-1, 1)
+        z = (
+            10.0 * torch.arange(8, dtype=F64)[:, None] + torch.tensor([0.0, 0.1], dtype=F64)
+        ).reshape(-1, 1)
         with pytest.warns(
-            DisconnectedGraphWarning, match=r"8 components .*component 4: 2 points with point 8, and 3 more"
+            DisconnectedGraphWarning,
+            match=r"8 components .*component 4: 2 points with point 8, and 3 more",
         ):
             assert solvers.graph(FLAT, z, k=1).components.max() == 7
 
     def test_the_warning_points_at_the_caller(self):
         z = two_clusters()
-        for make in (lambda: solvers.graph(FLAT, z, k=3), lambda: Manifold(lambda z: z).graph(z, k=3)):
+        for make in (
+            lambda: solvers.graph(FLAT, z, k=3),
+            lambda: Manifold(lambda z: z).graph(z, k=3),
+        ):
             with pytest.warns(DisconnectedGraphWarning) as caught:
                 make()
             assert caught[0].filename == __file__
 
     @pytest.mark.parametrize("function", [torch.sqrt, torch.log])
     def test_edges_out_of_the_domain_join_nothing(self, function):
-        # No value between −1 and 1, where every line from left to right passes; but the logarithm has a finite
-        # derivative there, log |z|'s: a length must not come from it alone.
+        # No value between −1 and 1, where every line from left to right passes; but the logarithm
+        # has a finite derivative there, log |z|'s: a length must not come from it alone.
         split = Manifold(lambda z: torch.cat([z, function(z.square() - 1)], -1))
         z = torch.tensor([[-2.0], [-1.5], [1.5], [2.0]], dtype=F64)
         with pytest.warns(DisconnectedGraphWarning, match="2 components"):
@@ -479,7 +536,9 @@ class TestSmallAndWrong:
     def test_the_largest_k_joins_all_to_all(self):
         assert len(edges(SPHERE.graph(points(8), k=7))) == 28
 
-    @pytest.mark.parametrize("make", [SPHERE.graph, lambda z: solvers.graph(FLAT, z)], ids=["manifold", "space"])
+    @pytest.mark.parametrize(
+        "make", [SPHERE.graph, lambda z: solvers.graph(FLAT, z)], ids=["manifold", "space"]
+    )
     def test_points_that_are_not_finite(self, make):
         z = points(20)
         z[3, 0], z[7, 1] = torch.nan, torch.inf
@@ -497,7 +556,9 @@ class TestSmallAndWrong:
         with pytest.raises(ShapeError, match=r"points of shape \(n, m\)"):
             solvers.graph(FLAT, torch.zeros(shape))
         with pytest.raises(ShapeError, match=r"coordinates of shape \(20, d\)"):
-            solvers.graph(FLAT, points(20), coordinates=torch.zeros(shape) if shape != (20,) else points(19))
+            solvers.graph(
+                FLAT, points(20), coordinates=torch.zeros(shape) if shape != (20,) else points(19)
+            )
 
     def test_whole_numbers_are_no_points(self):
         # Integers would be truncated on every way: all lengths 0.
@@ -513,7 +574,9 @@ class TestSmallAndWrong:
     def test_chord_without_an_ambient_distance(self):
         for make in (
             lambda w: solvers.graph(HALF_PLANE, points(20, low=0.5, high=2.0), k=3, weight=w),
-            lambda w: spaces.half_plane_as_ambient().graph(points(20, low=0.5, high=2.0), k=3, weight=w),
+            lambda w: spaces.half_plane_as_ambient().graph(
+                points(20, low=0.5, high=2.0), k=3, weight=w
+            ),
         ):
             assert make("length").adjacency.nnz >= 60
             with pytest.raises(GraphError, match="ambient distance .*weight='length'"):

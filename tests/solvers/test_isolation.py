@@ -17,7 +17,8 @@ F32, F64 = torch.float32, torch.float64
 
 # Checked with the kernels of torch for x86 (MKL, oneDNN); others promise nothing of the kind.
 pytestmark = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkl.is_available(), reason="needs MKL on x86"
+    platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkl.is_available(),
+    reason="needs MKL on x86",
 )
 
 
@@ -42,13 +43,17 @@ def solve(space, z0, z1, rtol, solver=None):
 def assert_same_bits(alone, batch, i):
     """The result ``alone`` of one pair is entry ``i`` of ``batch``, bit for bit."""
     for field in ("length", "error", "status", "index", "lower_bound"):
-        assert torch.equal(getattr(alone, field).nan_to_num(-1.0), getattr(batch, field)[i : i + 1].nan_to_num(-1.0)), (
-            field
-        )
+        assert torch.equal(
+            getattr(alone, field).nan_to_num(-1.0),
+            getattr(batch, field)[i : i + 1].nan_to_num(-1.0),
+        ), field
     for name, value in alone.stats.items():
         assert torch.equal(value, batch.stats[name][i : i + 1]), name
-    # Subdividing a curve to the finest grid of its batch changes no point of it, and rounds the same way.
-    assert torch.equal(alone.curve.resample(batch.curve.segments).nodes, batch.curve.nodes[i : i + 1])
+    # Subdividing a curve to the finest grid of its batch changes no point of it, and rounds the
+    # same way.
+    assert torch.equal(
+        alone.curve.resample(batch.curve.segments).nodes, batch.curve.nodes[i : i + 1]
+    )
 
 
 class TestAlone:
@@ -84,7 +89,9 @@ class TestAlone:
 
     def test_networks_behind_a_metric_that_mixes_the_data(self):
         root = draw(3, 8, 8)
-        M = Manifold(mlp(2, 32, 8), ambient=ambient.Constant(root @ root.T + torch.eye(8, dtype=F64)))
+        M = Manifold(
+            mlp(2, 32, 8), ambient=ambient.Constant(root @ root.T + torch.eye(8, dtype=F64))
+        )
         z = draw(4, 2, 5, 2)
         batch = solve(M, *z, 1e-6)
         for i in range(5):
@@ -111,7 +118,10 @@ class TestBadNeighbours:
     def test_a_nan_a_singular_region_and_a_missing_path(self, dtype, net):
         M = Manifold(broken_in_places(mlp(2, 32, 7, dtype) if net == "mlp" else net))
         good = torch.cat([draw(5, 2, 6, 1, low=2.5, high=4.0), draw(6, 2, 6, 1)], -1)
-        z0, z1 = (torch.cat([g[:2], b, g[2:]]).to(dtype) for g, b in zip(good, (self.bad0, self.bad1), strict=True))
+        z0, z1 = (
+            torch.cat([g[:2], b, g[2:]]).to(dtype)
+            for g, b in zip(good, (self.bad0, self.bad1), strict=True)
+        )
         newton = solvers.Newton()  # the default would take another one for the singular pair
         rtol = 1e-6 if dtype == F64 else 1e-3
         batch = solve(M, z0, z1, rtol, newton)
@@ -146,7 +156,11 @@ class TestChunks:
         monkeypatch.setattr(path, "_FEWEST_PAIRS", 3)
         monkeypatch.setattr(path, "_BYTES", 1)
         parts = solvers.geodesic(
-            Manifold(spaces.sphere), z0.view(4, 5, 2), z1.view(4, 5, 2), rtol=1e-6, progress=lambda *c: calls.append(c)
+            Manifold(spaces.sphere),
+            z0.view(4, 5, 2),
+            z1.view(4, 5, 2),
+            rtol=1e-6,
+            progress=lambda *c: calls.append(c),
         )
         assert parts.length.shape == (4, 5)
         for i in range(20):
@@ -163,7 +177,9 @@ class TestChunks:
         monkeypatch.setattr(path, "_FEWEST_PAIRS", 2)
         monkeypatch.setattr(path, "_BYTES", 1)
         r = solvers.geodesic(Manifold(spaces.cylinder), z0, z1, init=init, rtol=1e-8)
-        assert torch.allclose(r.length, torch.hypot(1.5 * turns, torch.ones(7, dtype=F64)), rtol=1e-8)
+        assert torch.allclose(
+            r.length, torch.hypot(1.5 * turns, torch.ones(7, dtype=F64)), rtol=1e-8
+        )
 
     def test_lengths_of_many_vectors_hold_the_outputs_of_one_chunk(self):
         sizes = []
@@ -195,9 +211,12 @@ class TestChunks:
             assert_same_bits(parts[i : i + 1], whole, i)
 
     def test_saddles_beside_curves_that_are_none(self):
-        # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the others minimise.
+        # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the
+        # others minimise.
         u = torch.linspace(0, 1.1 * torch.pi, 33, dtype=F64)
-        size = 1 + torch.tensor([0.003, 0.02, 0.3, 0.6, -0.4], dtype=F64)[:, None] * torch.sin(u / 1.1)
+        size = 1 + torch.tensor([0.003, 0.02, 0.3, 0.6, -0.4], dtype=F64)[:, None] * torch.sin(
+            u / 1.1
+        )
         init = torch.stack([u.cos(), u.sin()], -1) * size[..., None]
         M = Manifold(spaces.sphere)
         options = {"rtol": 1e-6, "throw": False}
@@ -205,7 +224,9 @@ class TestChunks:
         assert 1 in batch.index
         assert 0 in batch.index
         for i in range(5):
-            alone = solvers.geodesic(M, init[i : i + 1, 0], init[i : i + 1, -1], init=init[i : i + 1], **options)
+            alone = solvers.geodesic(
+                M, init[i : i + 1, 0], init[i : i + 1, -1], init=init[i : i + 1], **options
+            )
             assert_same_bits(alone, batch, i)
 
     def test_memory_grows_with_the_chunk_not_with_the_batch(self, monkeypatch):
@@ -229,14 +250,17 @@ class TestPieces:
 
     @pytest.mark.parametrize("dtype", [F64, F32])
     @pytest.mark.parametrize(
-        "f", [torch.sigmoid, F.silu, F.softplus, F.gelu, torch.tanh, torch.exp], ids=lambda f: f.__name__
+        "f",
+        [torch.sigmoid, F.silu, F.softplus, F.gelu, torch.tanh, torch.exp],
+        ids=lambda f: f.__name__,
     )
     def test_functions(self, f, dtype):
         x = draw(10, 61, 5).to(dtype)
         for rows in (5, 9, 33):
             for first in (0, 1, 28):
                 assert torch.equal(
-                    batch_invariant(f)(x[first : first + rows].clone()), batch_invariant(f)(x)[first : first + rows]
+                    batch_invariant(f)(x[first : first + rows].clone()),
+                    batch_invariant(f)(x)[first : first + rows],
                 )
 
     def test_rows_are_filled_up_to_a_multiple_of_16(self):
@@ -274,14 +298,27 @@ class TestPieces:
     @pytest.mark.parametrize("dtype", [F64, F32])
     def test_convolutions(self, dtype):
         torch.manual_seed(0)
-        layers = [torch.nn.Linear(2, 32), torch.nn.Unflatten(1, (8, 2, 2)), torch.nn.ConvTranspose2d(8, 4, 4, 2, 1)]
-        net = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Conv2d(4, 1, 3, padding=1)).to(dtype).eval()
-        map_, z = Differential(net.requires_grad_(False)).batch_invariant(), draw(15, 60, 2).to(dtype)
+        layers = [
+            torch.nn.Linear(2, 32),
+            torch.nn.Unflatten(1, (8, 2, 2)),
+            torch.nn.ConvTranspose2d(8, 4, 4, 2, 1),
+        ]
+        net = (
+            torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Conv2d(4, 1, 3, padding=1))
+            .to(dtype)
+            .eval()
+        )
+        map_, z = (
+            Differential(net.requires_grad_(False)).batch_invariant(),
+            draw(15, 60, 2).to(dtype),
+        )
         looks = (map_.value, map_.jacobian, lambda z: map_.slope(z, lambda x: x)[1])
         for look in looks:
             whole = look(z)
             for first, count in ((0, 1), (5, 7), (20, 33)):
-                assert torch.equal(look(z[first : first + count].clone()), whole[first : first + count])
+                assert torch.equal(
+                    look(z[first : first + count].clone()), whole[first : first + count]
+                )
 
     def test_outputs_of_a_wrong_shape_are_shown_as_they_are(self):
         assert batch_invariant(lambda z: z[:-1])(draw(12, 7, 2)).shape == (6, 2)
@@ -299,7 +336,9 @@ class TestPieces:
             wide = aligned(matrix, -1)
             y = apply_matrix(wide, x)
             assert torch.allclose(y, matrix @ x, rtol=1e-12 if dtype == F64 else 1e-4, atol=1e-6)
-            assert all(torch.equal(apply_matrix(wide, x[i : i + 1]), y[i : i + 1]) for i in range(11))
+            assert all(
+                torch.equal(apply_matrix(wide, x[i : i + 1]), y[i : i + 1]) for i in range(11)
+            )
         assert apply_matrix(wide, x[0]).shape == (31, 3)
         assert apply_matrix(wide, x[:0]).shape == (0, 31, 3)
 
@@ -315,7 +354,9 @@ class TestPieces:
     @pytest.mark.parametrize(("n", "m"), [(7, 2), (31, 3), (31, 8), (15, 14)])
     def test_systems(self, n, m, dtype):
         root = draw(17, 6, n, m, m)
-        systems = BlockTridiagonal(root @ root.mT + 3 * m * torch.eye(m, dtype=F64), draw(18, 6, n - 1, m, m))
+        systems = BlockTridiagonal(
+            root @ root.mT + 3 * m * torch.eye(m, dtype=F64), draw(18, 6, n - 1, m, m)
+        )
         systems = BlockTridiagonal(systems.diagonal.to(dtype), systems.upper.to(dtype))
         b = draw(19, 6, n, m).to(dtype)
         factor = systems.cholesky()

@@ -31,7 +31,9 @@ class TestExp:
         z, v = draw(6, 2, low=-0.5, high=0.5), draw(6, 2, seed=1, low=-0.4, high=0.4)
         speed = M.norm(z, v)[:, None]
         for t in (0.3, 1.0, -0.7):
-            expected = M.decode(z) * (speed * t).cos() + M.pushforward(z, v) / speed * (speed * t).sin()
+            expected = (
+                M.decode(z) * (speed * t).cos() + M.pushforward(z, v) / speed * (speed * t).sin()
+            )
             assert torch.allclose(M.decode(M.exp(z, v, t)), expected, atol=1e-8)
 
     def test_half_plane_verticals(self):
@@ -135,7 +137,10 @@ class TestLog:
         known = spaces.CATALOGUE[5]
         z0, z1, _ = known.pairs(torch.Generator().manual_seed(5), 4)
         space = known.space()
-        miss = [(space.exp(z0, space.log(z0, z1, refine=refine)) - z1).norm(dim=-1).max() for refine in (False, True)]
+        miss = [
+            (space.exp(z0, space.log(z0, z1, refine=refine)) - z1).norm(dim=-1).max()
+            for refine in (False, True)
+        ]
         assert miss[1] < 1e-5 * miss[0].clamp(min=1e-3)
 
     def test_equal_points(self):
@@ -152,7 +157,8 @@ class TestLog:
 
 class TestTransport:
     def test_holonomy_of_a_circle_of_latitude(self):
-        # Around the circle of latitude φ on the unit sphere a vector turns by 2π sin φ against the frame (east, north).
+        # Around the circle of latitude φ on the unit sphere a vector turns by 2π sin φ against the
+        # frame (east, north).
         lat = 0.7
         u = torch.linspace(0, 2 * torch.pi, 33).double()
         circle = Curve.from_nodes(torch.stack([u, torch.full_like(u, lat)], -1))
@@ -160,7 +166,9 @@ class TestTransport:
         end = Manifold(polar).transport(circle, v)
         frame = torch.stack([end[0] * math.cos(lat), end[1]])
         turn = 2 * math.pi * math.sin(lat)
-        assert torch.allclose(frame, torch.tensor([math.cos(turn), -math.sin(turn)]).double(), atol=1e-7)
+        assert torch.allclose(
+            frame, torch.tensor([math.cos(turn), -math.sin(turn)]).double(), atol=1e-7
+        )
 
     @pytest.mark.parametrize("known", spaces.CATALOGUE, ids=spaces.NAMES)
     def test_keeps_inner_products(self, known):
@@ -172,7 +180,9 @@ class TestTransport:
 
         def products(z, a, b):
             g = space.metric(z)
-            return torch.stack([torch.einsum("bij,bi,bj->b", g, x, y) for x, y in ((a, a), (a, b), (b, b))])
+            return torch.stack(
+                [torch.einsum("bij,bi,bj->b", g, x, y) for x, y in ((a, a), (a, b), (b, b))]
+            )
 
         assert torch.allclose(products(z1, *moved), products(z0, u, v), rtol=1e-6, atol=1e-8)
 
@@ -188,11 +198,15 @@ class TestTransport:
         u, v = draw(2, 2, seed=1), draw(2, 2, seed=2)
         there = M.transport(nodes, u)
         assert torch.allclose(M.transport(nodes.flip(1), there), u, atol=1e-7)
-        assert torch.allclose(M.transport(nodes, 2 * u - v), 2 * there - M.transport(nodes, v), atol=1e-7)
+        assert torch.allclose(
+            M.transport(nodes, 2 * u - v), 2 * there - M.transport(nodes, v), atol=1e-7
+        )
 
     def test_zero_stays_zero(self):
         M = Manifold(spaces.sphere)
-        assert torch.equal(M.transport(draw(2, 4, 2), torch.zeros(2, 2).double()), torch.zeros(2, 2).double())
+        assert torch.equal(
+            M.transport(draw(2, 4, 2), torch.zeros(2, 2).double()), torch.zeros(2, 2).double()
+        )
 
     def test_wrong_shape(self):
         with pytest.raises(ShapeError, match="One a curve"):
@@ -200,14 +214,17 @@ class TestTransport:
 
     def test_failure_is_reported(self):
         # A jump of the metric that no resolution resolves to rounding.
-        steep = solvers.MetricSpace(lambda z: torch.eye(2).to(z) * (1.5 + (300 * z[:, 0]).tanh())[:, None, None])
+        steep = solvers.MetricSpace(
+            lambda z: torch.eye(2).to(z) * (1.5 + (300 * z[:, 0]).tanh())[:, None, None]
+        )
         line = Curve.line(torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.03, 0.1]).double())
         with pytest.raises(NotConvergedError, match="more segments"):
             solvers.transport(steep, line, torch.tensor([0.3, 1.0]).double(), rtol=1e-12)
 
 
 def test_scipy_agrees_on_transport():
-    # v̇ᵏ = −Γᵏ_ij żⁱ vʲ on the half plane along a straight line, by DOP853 with the textbook symbols.
+    # v̇ᵏ = −Γᵏ_ij żⁱ vʲ on the half plane along a straight line, by DOP853 with the textbook
+    # symbols.
     z0, z1 = torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 2.0]).double()
 
     def rhs(t, w):
@@ -221,7 +238,9 @@ def test_scipy_agrees_on_transport():
 
 
 def diagonal(*entries):
-    return solvers.MetricSpace(lambda z: torch.diag_embed(torch.stack([entry(z) for entry in entries], -1)))
+    return solvers.MetricSpace(
+        lambda z: torch.diag_embed(torch.stack([entry(z) for entry in entries], -1))
+    )
 
 
 def ones(z):
@@ -235,7 +254,9 @@ class TestSingularCoordinates:
     POLAR = diagonal(ones, lambda z: z[:, 0] ** 2)
     HYPERBOLIC = diagonal(ones, lambda z: z[:, 0].sinh() ** 2)
     SPHERICAL = diagonal(ones, lambda z: z[:, 0].sin() ** 2)
-    SQUARED = diagonal(lambda z: 1 / z[:, 0], ones)  # of z = x²/4, a half plane whose edge is no edge
+    SQUARED = diagonal(
+        lambda z: 1 / z[:, 0], ones
+    )  # of z = x²/4, a half plane whose edge is no edge
 
     @pytest.mark.parametrize(
         ("space", "z", "v", "t", "dtype"),
@@ -266,18 +287,24 @@ class TestSingularCoordinates:
     def test_through_a_pole(self, space, dtype):
         z, v = torch.tensor([1.0, 0.3], dtype=dtype), torch.tensor([-1.0, 0.0], dtype=dtype)
         end = solvers.exp(space, z, v, 2.0)
-        assert torch.allclose(end, torch.tensor([-1.0, 0.3], dtype=dtype), atol=1e-8 if dtype == F64 else 1e-4)
+        assert torch.allclose(
+            end, torch.tensor([-1.0, 0.3], dtype=dtype), atol=1e-8 if dtype == F64 else 1e-4
+        )
 
     def test_close_by_a_pole(self):
         # In the plane from (1, 0) with velocity (−1, b): at time 2 the point (−1, 2b).
         b = 0.02
-        end = solvers.exp(self.POLAR, torch.tensor([1.0, 0.0], dtype=F64), torch.tensor([-1.0, b], dtype=F64), 2.0)
+        end = solvers.exp(
+            self.POLAR, torch.tensor([1.0, 0.0], dtype=F64), torch.tensor([-1.0, b], dtype=F64), 2.0
+        )
         truth = torch.tensor([(1 + 4 * b * b) ** 0.5, math.atan2(2 * b, -1)], dtype=F64)
         assert torch.allclose(end, truth, atol=1e-7)
 
     def test_towards_the_edge_of_the_half_plane(self):
         half_plane = solvers.MetricSpace(spaces.half_plane_tensor)
-        end = solvers.exp(half_plane, torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, -20.0], dtype=F64))
+        end = solvers.exp(
+            half_plane, torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, -20.0], dtype=F64)
+        )
         assert torch.allclose(end, torch.tensor([0.0, math.exp(-20)], dtype=F64), atol=2e-8)
 
     def test_log_meets_what_it_shoots_at(self):
@@ -286,7 +313,10 @@ class TestSingularCoordinates:
         assert torch.allclose(solvers.exp(self.SCHWARZSCHILD, z0, v), z1, atol=1e-5)
 
     def test_an_ill_conditioned_metric_is_no_singular_one(self):
-        # diag(1, 1e-12) sheared and bent: an error allowed in coordinates is a large one of a small speed.
-        space = diagonal(lambda z: 1e6 * (1 + 0.1 * z[:, 1].sin()), lambda z: 1e-6 * (1 + 0.1 * z[:, 0].sin()))
+        # diag(1, 1e-12) sheared and bent: an error allowed in coordinates is a large one of a small
+        # speed.
+        space = diagonal(
+            lambda z: 1e6 * (1 + 0.1 * z[:, 1].sin()), lambda z: 1e-6 * (1 + 0.1 * z[:, 0].sin())
+        )
         z, v = torch.tensor([[0.2, 0.1]], dtype=F64), torch.tensor([[1e-6, 1.0]], dtype=F64)
         assert solvers.exp(space, z, v).isfinite().all()

@@ -1,4 +1,5 @@
-"""Jacobi fields and conjugate points against constant curvature, the exponential map, and the Morse index."""
+"""Jacobi fields and conjugate points against constant curvature, the exponential map, and the Morse
+index."""
 
 import math
 
@@ -12,7 +13,9 @@ from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 
 def sphere_tensor(z, radius=1.0):
     """The round metric in stereographic coordinates, ``4 r²/(1 + |z|²)²``."""
-    return torch.eye(z.shape[-1]).to(z) * (2 * radius / (1 + z.square().sum(-1)))[:, None, None] ** 2
+    return (
+        torch.eye(z.shape[-1]).to(z) * (2 * radius / (1 + z.square().sum(-1)))[:, None, None] ** 2
+    )
 
 
 def torus_tensor(z):
@@ -20,7 +23,8 @@ def torus_tensor(z):
     return torch.diag_embed(torch.stack([(2 + z[:, 1].cos()) ** 2, torch.ones_like(z[:, 1])], -1))
 
 
-# Written as metric tensors: forward mode through a decoder's acceleration takes three times as long on spaces so small.
+# Written as metric tensors: forward mode through a decoder's acceleration takes three times as long
+# on spaces so small.
 S2, TORUS = solvers.MetricSpace(sphere_tensor), solvers.MetricSpace(torus_tensor)
 DISC = solvers.MetricSpace(spaces.poincare_tensor)
 PLANE = Manifold(spaces.affine)
@@ -52,7 +56,8 @@ class TestJacobi:
         ids=["sphere", "plane", "disc"],
     )
     def test_constant_curvature(self, space, size, slope):
-        # J'' + K J = 0 with J(0) = 0, |J'(0)| = 1: sin t, t, sinh t for K = 1, 0, −1; J stays orthogonal to ż.
+        # J'' + K J = 0 with J(0) = 0, |J'(0)| = 1: sin t, t, sinh t for K = 1, 0, −1; J stays
+        # orthogonal to ż.
         z, t = real([0.1, -0.2]), torch.linspace(0.5, 2.0, 3, dtype=torch.float64)
         v, w = frame(space, z, real([0.3, 0.5]), real([1.0, 0.0]))
         field = solvers.jacobi(space, z, v, slope=w, t=t)
@@ -68,7 +73,10 @@ class TestJacobi:
         v, w = frame(S2, z, real([0.3, 0.5]), real([1.0, 0.0]))
         field = solvers.jacobi(S2, z, v, start=w, t=1.2)
         assert field.values.shape == (1, 2)
-        assert torch.allclose(inner(S2, field.points, field.values, field.values).sqrt(), real([abs(math.cos(1.2))])[0])
+        assert torch.allclose(
+            inner(S2, field.points, field.values, field.values).sqrt(),
+            real([abs(math.cos(1.2))])[0],
+        )
 
     def test_tangential_fields(self):
         # J = (a + b t) ż for J(0) = a ż, J'(0) = b ż, on any space.
@@ -80,7 +88,8 @@ class TestJacobi:
     def test_is_the_derivative_of_exp(self):
         M = Manifold(spaces.torus)
         z, v, a, b = real([0.3, 0.5]), real([0.4, 0.9]), real([0.2, -0.7]), real([0.5, 0.1])
-        # DJ/dt(0) = dv + Γ(v, a) when the start point moves along a and the coordinates of v along dv.
+        # DJ/dt(0) = dv + Γ(v, a) when the start point moves along a and the coordinates of v along
+        # dv.
         turn = torch.einsum("bkij,bi,bj->bk", M.christoffel(z), v, a)
         field = M.jacobi_field(z, v, start=a, slope=b + turn, t=0.6)
         h = 1e-3
@@ -100,7 +109,9 @@ class TestJacobi:
         z, v = real([0.1, 0.0], [0.1, 0.0]), real([0.1, 0.3], [math.inf, 0.0])
         field = solvers.jacobi(DISC, z, v, slope=v, throw=False)
         assert field.values[1].isnan().all()
-        assert torch.allclose(field.values[0], solvers.jacobi(DISC, z[:1], v[:1], slope=v[:1]).values[0])
+        assert torch.allclose(
+            field.values[0], solvers.jacobi(DISC, z[:1], v[:1], slope=v[:1]).values[0]
+        )
         with pytest.raises(NotConvergedError, match=r"1 that failed \(first: \[1\]\)"):
             solvers.jacobi(DISC, z, v, slope=v)
 
@@ -136,8 +147,9 @@ class TestConjugatePoints:
             assert found.index.tolist() == [0]
 
     def test_torus_and_a_batch(self):
-        # Outer equator: K = 1/(r (R + r)) = 1/3 at speed R + r = 3, so that conjugate points come every π/√3; on the
-        # inner one K = −1/(r (R − r)) = −1 and there are none. Neither looks at the other.
+        # Outer equator: K = 1/(r (R + r)) = 1/3 at speed R + r = 3, so that conjugate points come
+        # every π/√3; on the inner one K = −1/(r (R − r)) = −1 and there are none. Neither looks at
+        # the other.
         z, v = real([0.0, 0.0], [0.0, math.pi]), real([1.0, 0.0], [1.0, 0.0])
         found = solvers.conjugate_points(TORUS, z, v, 4.0)
         step = math.pi / math.sqrt(3)
@@ -147,7 +159,8 @@ class TestConjugatePoints:
         assert torch.allclose(found.points[0, :, 0], found.times[0], atol=1e-7)
 
     def test_agrees_with_the_morse_index(self):
-        # The number of conjugate points is the number of negative eigenvalues of the discrete Hessian.
+        # The number of conjugate points is the number of negative eigenvalues of the discrete
+        # Hessian.
         z, v = real([0.0, 0.2], [0.0, 0.2]), real([1.2, 0.12], [2.6, 0.26])
         path = solvers.shoot(TORUS, z, v, segments=64, rtol=1e-8)
         r = solvers.geodesic(TORUS, z, path.nodes[:, -1], init=path, rtol=1e-6)
@@ -158,12 +171,16 @@ class TestConjugatePoints:
     def test_failures(self):
         # The metric of this surface, (1 + 1/(4x)) dx² + dy², ends at x = 0, a finite way off.
         edge = solvers.MetricSpace(
-            lambda z: torch.diag_embed(torch.stack([1 + 1 / (4 * z[:, 0]), torch.ones_like(z[:, 1])], -1))
+            lambda z: torch.diag_embed(
+                torch.stack([1 + 1 / (4 * z[:, 0]), torch.ones_like(z[:, 1])], -1)
+            )
         )
         z, v = real([1.0, 0.0]), real([-1.0, 0.0])
         with pytest.raises(NotConvergedError, match="1 that failed"):
             solvers.conjugate_points(edge, z, v, 10.0, rtol=1e-4, max_steps=30)
-        assert solvers.conjugate_points(edge, z, v, 10.0, rtol=1e-4, max_steps=30, throw=False).times.shape == (1, 0)
+        assert solvers.conjugate_points(
+            edge, z, v, 10.0, rtol=1e-4, max_steps=30, throw=False
+        ).times.shape == (1, 0)
         for t in (0.0, -1.0, math.inf, math.nan):
             with pytest.raises(OptionError, match="positive finite time"):
                 solvers.conjugate_points(edge, z, v, t)

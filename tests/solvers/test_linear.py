@@ -1,4 +1,5 @@
-"""Block-tridiagonal systems against dense matrices: products, both Cholesky roads, negative eigenvalues."""
+"""Block-tridiagonal systems against dense matrices: products, both Cholesky roads, negative
+eigenvalues."""
 
 import pytest
 import torch
@@ -13,17 +14,24 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def indefinite(p, n, m, seed=0, dtype=torch.float64):
     diagonal = randn(p, n, m, m, seed=seed, dtype=dtype)
-    return BlockTridiagonal(diagonal + diagonal.mT, randn(p, n - 1, m, m, seed=seed + 1, dtype=dtype))
+    return BlockTridiagonal(
+        diagonal + diagonal.mT, randn(p, n - 1, m, m, seed=seed + 1, dtype=dtype)
+    )
 
 
 def definite(p, n, m, seed=0, dtype=torch.float64):
     """``LLᵀ + I/10`` for a block-bidiagonal ``L``: block tridiagonal by construction."""
-    low, beside = randn(p, n, m, m, seed=seed, dtype=dtype), randn(p, n - 1, m, m, seed=seed + 1, dtype=dtype)
+    low, beside = (
+        randn(p, n, m, m, seed=seed, dtype=dtype),
+        randn(p, n - 1, m, m, seed=seed + 1, dtype=dtype),
+    )
     diagonal = low @ low.mT + 0.1 * torch.eye(m, dtype=dtype)
     diagonal[:, 1:] += beside @ beside.mT
     return BlockTridiagonal(diagonal, low[:, :-1] @ beside.mT)
@@ -77,7 +85,9 @@ class TestAlgebra:
 
     def test_sums_and_multiples(self, shape, dtype):
         a, b = indefinite(*shape, dtype=dtype), definite(*shape, seed=3, dtype=dtype)
-        assert torch.allclose((a + b.scaled(-2.0)).dense(), a.dense() - 2 * b.dense(), atol=TOLERANCE[dtype])
+        assert torch.allclose(
+            (a + b.scaled(-2.0)).dense(), a.dense() - 2 * b.dense(), atol=TOLERANCE[dtype]
+        )
 
     def test_cholesky_solves(self, shape, dtype, road):
         matrix, b = definite(*shape, dtype=dtype), randn(*shape, seed=9, dtype=dtype)
@@ -88,7 +98,9 @@ class TestAlgebra:
         assert x.dtype == dtype
         # The residual, not the solution: these systems are ill-conditioned at will.
         scale = by_loop(matrix).abs().amax() * x.abs().amax()
-        assert ((by_loop(matrix) @ x.flatten(1)[..., None]).view(shape) - b).abs().amax() <= TOLERANCE[dtype] * scale
+        assert (
+            (by_loop(matrix) @ x.flatten(1)[..., None]).view(shape) - b
+        ).abs().amax() <= TOLERANCE[dtype] * scale
         assert torch.equal(b, kept)
 
 
@@ -137,7 +149,9 @@ class TestCholesky:
         assert definite(1, longest + 1, 2).cholesky() == "block"
 
     # A matrix can fail in its first block, in a later one, or only together with its neighbours.
-    @pytest.mark.parametrize("spoil", ["first block", "last block", "coupling", "nan", "semidefinite"])
+    @pytest.mark.parametrize(
+        "spoil", ["first block", "last block", "coupling", "nan", "semidefinite"]
+    )
     def test_a_bad_matrix_is_marked_and_its_neighbours_never_notice(self, road, spoil):
         good, b = definite(4, 6, 2), randn(4, 6, 2, seed=3)
         diagonal, upper = good.diagonal.clone(), good.upper.clone()
@@ -179,31 +193,46 @@ class TestNegativeEigenvalues:
 
     @settings(max_examples=25, deadline=None, derandomize=True)
     @given(
-        st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**20), st.sampled_from([1e-8, 1.0, 1e8]), st.booleans()
+        st.integers(1, 8),
+        st.integers(1, 4),
+        st.integers(0, 2**20),
+        st.sampled_from([1e-8, 1.0, 1e8]),
+        st.booleans(),
     )
     def test_any_size_and_any_scale(self, n, m, seed, scale, shifted):
         matrix = indefinite(8, n, m, seed=seed)
         if shifted:
-            matrix = matrix.add_block_diagonal(2.0 * torch.eye(m, dtype=torch.float64).expand(8, n, m, m))
+            matrix = matrix.add_block_diagonal(
+                2.0 * torch.eye(m, dtype=torch.float64).expand(8, n, m, m)
+            )
         matrix = BlockTridiagonal(scale * matrix.diagonal, scale * matrix.upper)
         assert torch.equal(matrix.negative_eigenvalues(), counted(by_loop(matrix), floor=0.0))
 
     def test_negative_definite(self):
         matrix = definite(3, 5, 2)
-        assert BlockTridiagonal(-matrix.diagonal, matrix.upper).negative_eigenvalues().tolist() == [10] * 3
+        assert (
+            BlockTridiagonal(-matrix.diagonal, matrix.upper).negative_eigenvalues().tolist()
+            == [10] * 3
+        )
 
     @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
     def test_zero_eigenvalues_are_not_negative(self, dtype):
-        # The path Laplacian with free ends, eigenvalues 2 − 2 cos(kπ/n), k = 0 … n − 1: semidefinite with one zero.
+        # The path Laplacian with free ends, eigenvalues 2 − 2 cos(kπ/n), k = 0 … n − 1:
+        # semidefinite with one zero.
         n = 7
         diagonal = torch.tensor([1.0, *[2.0] * (n - 2), 1.0], dtype=dtype)[None, :, None, None]
         upper = -torch.ones(1, n - 1, 1, 1, dtype=dtype)
         assert BlockTridiagonal(diagonal, upper).negative_eigenvalues().tolist() == [0]
         # Shifted down to between its k-th and (k+1)-th eigenvalue it has k + 1 negative ones.
-        values = [2 - 2 * torch.cos(torch.tensor(k * torch.pi / n, dtype=torch.float64)).item() for k in range(n)]
+        values = [
+            2 - 2 * torch.cos(torch.tensor(k * torch.pi / n, dtype=torch.float64)).item()
+            for k in range(n)
+        ]
         for k in range(n - 1):
             shift = (values[k] + values[k + 1]) / 2
-            assert BlockTridiagonal(diagonal - shift, upper).negative_eigenvalues().tolist() == [k + 1]
+            assert BlockTridiagonal(diagonal - shift, upper).negative_eigenvalues().tolist() == [
+                k + 1
+            ]
 
     def test_zero_matrix(self):
         zero = BlockTridiagonal(torch.zeros(2, 4, 3, 3), torch.zeros(2, 3, 3, 3))
@@ -213,15 +242,17 @@ class TestNegativeEigenvalues:
     @pytest.mark.parametrize("m", [1, 2])
     @pytest.mark.parametrize("scale", [1.0, 1e6])
     def test_zero_diagonal(self, n, m, scale):
-        # Zeros on, the identity beside the diagonal: eigenvalues 2 cos(kπ/(n + 1)), each m times, ⌊n/2⌋ m negative.
+        # Zeros on, the identity beside the diagonal: eigenvalues 2 cos(kπ/(n + 1)), each m times,
+        # ⌊n/2⌋ m negative.
         identity = torch.eye(m, dtype=torch.float64).expand(1, n - 1, m, m)
         chain = BlockTridiagonal(torch.zeros(1, n, m, m, dtype=torch.float64), scale * identity)
         assert chain.negative_eigenvalues().tolist() == [n // 2 * m]
 
     @pytest.mark.parametrize("pivot", [0.0, 1e-14, -1e-14, 1e-12, -1e-12, 1e-10])
     def test_a_nearly_singular_pivot_hides_no_other_eigenvalue(self, pivot):
-        # The first block is singular in one direction only, as at a conjugate point: dividing by it must not drown
-        # the rest of the matrix in rounding. Judged where eigvalsh sees every eigenvalue clearly.
+        # The first block is singular in one direction only, as at a conjugate point: dividing by it
+        # must not drown the rest of the matrix in rounding. Judged where eigvalsh sees every
+        # eigenvalue clearly.
         matrix = indefinite(4096, 5, 3)
         turn = torch.linalg.qr(randn(4096, 3, 3, seed=50))[0]
         first = (turn * torch.tensor([pivot, 1.0, -2.0], dtype=torch.float64)) @ turn.mT
@@ -243,7 +274,9 @@ class TestNegativeEigenvalues:
         small, huge = indefinite(3, 4, 2, seed=0), indefinite(3, 4, 2, seed=10)
         huge = BlockTridiagonal(1e12 * huge.diagonal, 1e12 * huge.upper)
         together = BlockTridiagonal.cat([small, huge]).negative_eigenvalues()
-        assert torch.equal(together, torch.cat([small.negative_eigenvalues(), huge.negative_eigenvalues()]))
+        assert torch.equal(
+            together, torch.cat([small.negative_eigenvalues(), huge.negative_eigenvalues()])
+        )
         assert torch.equal(together[:3], counted(by_loop(small)))
 
     def test_empty_batch(self):

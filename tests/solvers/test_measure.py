@@ -1,4 +1,5 @@
-"""Error estimates, near pairs, singular metrics, and results that are never longer than what was known before."""
+"""Error estimates, near pairs, singular metrics, and results that are never longer than what was
+known before."""
 
 import math
 import warnings
@@ -17,7 +18,10 @@ ROWS = np.arange(1)
 
 
 def sine(z):
-    """Onto the plane, so that distances are those of the images; its speed varies by a factor of 19."""
+    """Onto the plane, so that distances are those of the images.
+
+    Its speed varies by a factor of 19.
+    """
     return z + 0.45 * (2 * z).sin()
 
 
@@ -68,7 +72,9 @@ class TestEvidence:
 
     def test_an_uneven_speed_holds_the_verdict_back(self):
         # What the root energies leave open, h² parts of 0.2, is decided by the speed.
-        even, uneven = (self.told([1.002, 1.002], [0.75, 0.94], wobble)[1] for wobble in (1e-9, 0.005))
+        even, uneven = (
+            self.told([1.002, 1.002], [0.75, 0.94], wobble)[1] for wobble in (1e-9, 0.005)
+        )
         assert even < 1e-6
         assert uneven >= 0.005
 
@@ -86,8 +92,8 @@ class TestFlatOnto:
 
     @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
     def test_a_plane_rolled_up_has_no_tight_lower_bound(self, rtol):
-        # x → (cos x, sin x, …) is isometric: the distance is still that of the images in the plane, but their chord in
-        # space is far shorter, and says nothing about the error.
+        # x → (cos x, sin x, …) is isometric: the distance is still that of the images in the plane,
+        # but their chord in space is far shorter, and says nothing about the error.
         def rolled(z):
             x = sine(z)
             return torch.stack([x[:, 0].cos(), x[:, 0].sin(), x[:, 1]], 1)
@@ -114,7 +120,10 @@ class TestFlatOnto:
 
     def test_velocities_where_there_are_none(self):
         assert Manifold(lambda z: z.sum(-1, keepdim=True)).velocities(rand(2, 9, 2)) is None
-        assert Manifold(lambda z: z, ambient=lambda x: 1 + x.square()).velocities(rand(2, 9, 2)) is None
+        assert (
+            Manifold(lambda z: z, ambient=lambda x: 1 + x.square()).velocities(rand(2, 9, 2))
+            is None
+        )
 
 
 class TestNearPairs:
@@ -143,7 +152,9 @@ class TestNearPairs:
         b = a + gap * torch.tensor([1.0, 0.5])
         gap = b - a  # as it is after rounding
         if space == "tensor":
-            half_plane = solvers.MetricSpace(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2)
+            half_plane = solvers.MetricSpace(
+                lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2
+            )
             r, truth = solvers.geodesic(half_plane, a, b, rtol=1e-6), gap.norm(dim=-1) / a[:, 1]
         else:
             M = Manifold(network(2, 16, 5))
@@ -160,8 +171,8 @@ class TestNearPairs:
     @pytest.mark.parametrize("width", [1.0, 0.3, 0.03, 0.01])
     @pytest.mark.parametrize("slope", [0.2, 0.97, 1.03, 4.0])
     def test_kinks_on_the_way(self, width, slope):
-        # Onto the line, one to one, with a piece of another slope: the distance is that of the images. Far from the
-        # origin they are so near in float32 that their straight line is kept.
+        # Onto the line, one to one, with a piece of another slope: the distance is that of the
+        # images. Far from the origin they are so near in float32 that their straight line is kept.
         def bent(z):
             return 30 + z + (slope - 1) * (z.relu() - (z - width).relu())
 
@@ -244,7 +255,9 @@ class TestConstantRank:
         assert bool((r.error.isnan() | (r.error >= r.length - r.lower_bound)).all())
 
     def test_no_metric_at_all_stays_singular(self):
-        r = Manifold(lambda z: 0 * z.repeat(1, 2)).geodesic(rand(3, 2), rand(3, 2, seed=1), throw=False)
+        r = Manifold(lambda z: 0 * z.repeat(1, 2)).geodesic(
+            rand(3, 2), rand(3, 2, seed=1), throw=False
+        )
         assert bool((r.status == Status.SINGULAR).all())
 
 
@@ -261,7 +274,9 @@ class TestNeverLonger:
             again = M.geodesic(a, b, rtol=1e-3, init=good.curve, solver=solver, throw=False)
             assert bool((again.length <= good.length * (1 + 1e-12)).all())
 
-    @pytest.mark.parametrize("solver", [Newton(max_steps=1), NewtonCG(max_steps=1), solvers.LBFGS(max_steps=2)])
+    @pytest.mark.parametrize(
+        "solver", [Newton(max_steps=1), NewtonCG(max_steps=1), solvers.LBFGS(max_steps=2)]
+    )
     def test_than_the_straight_line(self, solver):
         net = network(2, 32, 32, 8, activation=nn.Tanh)
         M = Manifold(lambda z: net(3 * z))
@@ -294,7 +309,10 @@ class TestRounding:
         p, q = (sphere(x, 0.0) for x in (a, b))
         truth = 2 * torch.atan2((p - q).norm(dim=-1), (p + q).norm(dim=-1))
         p, q = (
-            (torch.cat([2 * z, z.square().sum(-1, keepdim=True) - 1], -1) / (1 + z.square().sum(-1, keepdim=True)))
+            (
+                torch.cat([2 * z, z.square().sum(-1, keepdim=True) - 1], -1)
+                / (1 + z.square().sum(-1, keepdim=True))
+            )
             for z in (a, b)
         )
         truth = 2 * torch.atan2((p - q).norm(dim=-1), (p + q).norm(dim=-1))

@@ -1,4 +1,5 @@
-"""Matrix-free Newton: closed forms in many dimensions, agreement with Newton and dense matrices, no m × m array."""
+"""Matrix-free Newton: closed forms in many dimensions, agreement with Newton and dense matrices, no
+m × m array."""
 
 import math
 from dataclasses import replace
@@ -69,7 +70,10 @@ class TestProducts:
         space = known.space()
         expansion, ours = space.expand(nodes), products(space, nodes)
         v = draws(2, *nodes[:, 1:-1].shape)
-        close = {"rtol": 1e-10, "atol": 1e-10 * float(expansion.gauss_newton.diagonal.detach().abs().max())}
+        close = {
+            "rtol": 1e-10,
+            "atol": 1e-10 * float(expansion.gauss_newton.diagonal.detach().abs().max()),
+        }
         assert torch.allclose(ours.energy, expansion.energy, rtol=1e-12)
         assert torch.allclose(ours.gradient, expansion.gradient, **close)
         assert torch.allclose(ours.hessian(v), expansion.hessian.product(v), **close)
@@ -116,7 +120,9 @@ class TestConjugateGradients:
         exact = -torch.linalg.solve(matrix, local.gradient.flatten(1))
         assert torch.allclose(out.step.flatten(1), exact, rtol=1e-8, atol=1e-10)
         assert torch.allclose(out.gain, -(local.gradient.flatten(1) * exact).sum(1) / 2, rtol=1e-10)
-        assert torch.allclose(out.bend, (exact * (matrix @ exact[..., None])[..., 0]).sum(1), rtol=1e-8)
+        assert torch.allclose(
+            out.bend, (exact * (matrix @ exact[..., None])[..., 0]).sum(1), rtol=1e-8
+        )
         assert not out.bounded.any()
         assert not out.negative.any()
 
@@ -125,7 +131,8 @@ class TestConjugateGradients:
         whole = self.run(problem, far)
         out = self.run(problem, whole.norm / 3)
         assert out.bounded.all()
-        # The norm by its definition: ⟨s, M s⟩ with M s from the dense inverse of the preconditioner.
+        # The norm by its definition: ⟨s, M s⟩ with M s from the dense inverse of the
+        # preconditioner.
         eye = torch.eye(out.step[0].numel()).double().view(-1, *out.step.shape[1:])
         for i in range(3):
             inverse = metric.select(torch.full((len(eye),), i)).solve(eye).flatten(1)
@@ -137,7 +144,9 @@ class TestConjugateGradients:
 
     def test_negative_curvature_is_followed_to_the_boundary(self, problem):
         *_, matrix, _, far = problem
-        shifted = matrix - 1.5 * torch.linalg.eigvalsh(matrix)[:, -1, None, None] * torch.eye(matrix.shape[-1])
+        shifted = matrix - 1.5 * torch.linalg.eigvalsh(matrix)[:, -1, None, None] * torch.eye(
+            matrix.shape[-1]
+        )
         out = self.run(problem, torch.ones(3).double(), matrix=shifted)
         assert out.negative.all()
         assert out.bounded.all()
@@ -148,7 +157,9 @@ class TestConjugateGradients:
         # GN = 2n T ⊗ G: with a complete sketch the preconditioner is its inverse.
         M, nodes = Manifold(lambda z: z @ draws(5, 5, 9).to(z)), draws(0, 2, 9, 5)
         local, metric = products(M, nodes), PathMetric.sketched(M, nodes, 5)
-        assert torch.allclose(metric.solve(local.hessian(local.gradient)), local.gradient, rtol=1e-6, atol=1e-6)
+        assert torch.allclose(
+            metric.solve(local.hessian(local.gradient)), local.gradient, rtol=1e-6, atol=1e-6
+        )
 
     def test_a_pair_is_solved_as_if_it_were_alone(self, problem):
         M, nodes, local, matrix, metric, far = problem
@@ -175,7 +186,9 @@ class TestTruths:
     @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
     def test_sphere_in_64_dimensions(self, dtype, rtol):
         z0, z1 = self.pairs(64, 0.8)
-        r = Manifold(spaces.sphere).geodesic(z0.to(dtype), z1.to(dtype), rtol=rtol, solver=NewtonCG())
+        r = Manifold(spaces.sphere).geodesic(
+            z0.to(dtype), z1.to(dtype), rtol=rtol, solver=NewtonCG()
+        )
         assert r.length.dtype == dtype
         assert torch.allclose(r.length.double(), spaces.great_circle(z0, z1), rtol=rtol)
         assert (r.index == -1).all()
@@ -183,11 +196,14 @@ class TestTruths:
     @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
     def test_hyperbolic_ball_in_32_dimensions_by_its_metric_alone(self, dtype, rtol):
         z0, z1 = self.pairs(32, 0.7)
-        r = solvers.geodesic(MetricSpace(ball_tensor), z0.to(dtype), z1.to(dtype), rtol=rtol, solver=NewtonCG())
+        r = solvers.geodesic(
+            MetricSpace(ball_tensor), z0.to(dtype), z1.to(dtype), rtol=rtol, solver=NewtonCG()
+        )
         assert torch.allclose(r.length.double(), spaces.poincare(z0, z1), rtol=rtol)
 
     def test_hyperbolic_space_as_an_ambient_metric(self):
-        # H = 1/x₁² on data that the identity decodes: the half space, where d = arcosh(1 + |Δ|²/(2 x₁ y₁)).
+        # H = 1/x₁² on data that the identity decodes: the half space, where d = arcosh(1 + |Δ|²/(2
+        # x₁ y₁)).
         M = Manifold(lambda z: z, ambient=lambda x: (1 / x[:, 1:2] ** 2).expand_as(x))
         z0, z1 = draws(0, 2, 3, 12) / 3
         z0[:, 1], z1[:, 1] = 1.0, 2.0
@@ -220,13 +236,17 @@ class TestTruths:
         assert ((r.length - d).abs() <= 1e-5 * d).all()
         assert ((r.length - d).abs() <= 3 * r.error + 1e-12).all()
 
-    @pytest.mark.parametrize("given", [None, ambient.FeatureMap(torch.tanh), lambda x: 1 + x.square()])
+    @pytest.mark.parametrize(
+        "given", [None, ambient.FeatureMap(torch.tanh), lambda x: 1 + x.square()]
+    )
     def test_newton_finds_the_same(self, given):
         M = Manifold(mlp(16), ambient=given)
         z0, z1 = 1.5 * draws(3, 2, 3, 16)
         ours, theirs = (M.geodesic(z0, z1, rtol=1e-6, solver=s) for s in (NewtonCG(), Newton()))
         assert torch.allclose(ours.length, theirs.length, rtol=2e-6)
-        assert (ours.curve.nodes[:, ::4] - theirs.curve.resample(ours.curve.segments).nodes[:, ::4]).abs().max() < 1e-2
+        assert (
+            ours.curve.nodes[:, ::4] - theirs.curve.resample(ours.curve.segments).nodes[:, ::4]
+        ).abs().max() < 1e-2
 
     def test_gauss_newton_alone_gets_there(self):
         z0, z1 = self.pairs(16, 0.6)
@@ -270,7 +290,9 @@ class TestStatus:
 
     def test_out_of_resolution(self):
         z0, z1 = 3 * draws(0, 2, 2, 16)
-        r = Manifold(mlp(16)).geodesic(z0, z1, rtol=1e-10, solver=NewtonCG(max_segments=8), throw=False)
+        r = Manifold(mlp(16)).geodesic(
+            z0, z1, rtol=1e-10, solver=NewtonCG(max_segments=8), throw=False
+        )
         assert (r.status == Status.RESOLUTION).all()
 
     def test_float32_says_when_it_cannot(self):
@@ -322,7 +344,8 @@ class TestMemory:
 
 class TestSettings:
     @pytest.mark.parametrize(
-        "options", [{"segments": 1}, {"max_steps": 0}, {"max_products": 0}, {"sketch": 0}, {"sketch": 2.5}]
+        "options",
+        [{"segments": 1}, {"max_steps": 0}, {"max_products": 0}, {"sketch": 0}, {"sketch": 2.5}],
     )
     def test_out_of_range(self, options):
         with pytest.raises(OptionError, match="NewtonCG"):

@@ -55,7 +55,9 @@ class TestCatalogue:
 
     def test_symmetry(self, known):
         z0, z1, _ = known.pairs(generator(1), 6)
-        there, back = (solvers.geodesic(known.space(), *ends, rtol=1e-7) for ends in ((z0, z1), (z1, z0)))
+        there, back = (
+            solvers.geodesic(known.space(), *ends, rtol=1e-7) for ends in ((z0, z1), (z1, z0))
+        )
         assert torch.allclose(there.length, back.length, rtol=2e-7)
 
 
@@ -67,7 +69,8 @@ def test_error_estimates_are_within_a_factor_of_ten(rtol):
         claimed.append(r.error / d)
         real.append((r.length - d).abs() / d)
     claimed, real = torch.cat(claimed), torch.cat(real)
-    # Both are limited by rounding, and the truths of the torus and the paraboloid by their integrator.
+    # Both are limited by rounding, and the truths of the torus and the paraboloid by their
+    # integrator.
     floor = 1e-12
     ratio = claimed.clamp(min=floor) / real.clamp(min=floor)
     assert ((ratio >= 0.1) & (ratio <= 10)).double().mean() >= 0.95
@@ -116,7 +119,9 @@ def test_curve_solves_the_geodesic_equation():
         r = space.geodesic(z0, z1, rtol=1e-7, solver=solver, throw=False)
         z, v = r.curve(t), r.curve.velocity(t)
         residuals.append((r.curve.acceleration(t) - space.acceleration(z, v)).abs().max())
-    assert residuals[0] / residuals[2] > 8  # second order: a quarter at each doubling, two doublings
+    assert (
+        residuals[0] / residuals[2] > 8
+    )  # second order: a quarter at each doubling, two doublings
 
 
 class TestSecants:
@@ -205,7 +210,8 @@ class TestSecants:
 
 
 class TestKeptMatrix:
-    """Finer levels begin with the coarse level's matrix, interpolated, and steps with it take the gradient alone."""
+    """Finer levels begin with the coarse level's matrix, interpolated, and steps with it take the
+    gradient alone."""
 
     @pytest.mark.parametrize("nodes", [2, 3, 7])
     def test_blocks_are_exact_where_the_jacobian_is_linear_along_the_curve(self, nodes):
@@ -228,7 +234,9 @@ class TestKeptMatrix:
         assert torch.allclose(crossings, (-2 * 4 * g).expand(1, 2, 2, 2))
 
     def test_second_derivatives_scale_with_the_step(self):
-        t = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None].expand(1, n - 1, 2, 2)  # noqa: E731
+        t = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None].expand(
+            1, n - 1, 2, 2
+        )  # noqa: E731
         for n in (3, 8):
             assert torch.allclose(state._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
 
@@ -253,7 +261,8 @@ class TestKeptMatrix:
         assert 40 <= sloped[16] <= 160
 
     def test_a_matrix_that_no_longer_serves_is_computed_anew(self, monkeypatch):
-        # Blocks that are three times too small: every step overshoots until the true ones are looked up.
+        # Blocks that are three times too small: every step overshoots until the true ones are
+        # looked up.
         true = state._halved
         monkeypatch.setattr(state, "_halved", lambda *blocks: tuple(x / 3 for x in true(*blocks)))
         r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
@@ -272,7 +281,9 @@ class TestKeptMatrix:
     def test_blocks_that_are_no_metric_prove_nothing(self, monkeypatch):
         def spoiled(tangents, crossings):
             n = tangents.shape[1]
-            return -tangents[:, :1].expand(-1, 2 * n + 1, -1, -1), 0 * tangents[:, :1].expand(-1, 2 * n, -1, -1)
+            return -tangents[:, :1].expand(-1, 2 * n + 1, -1, -1), 0 * tangents[:, :1].expand(
+                -1, 2 * n, -1, -1
+            )
 
         monkeypatch.setattr(state, "_halved", spoiled)
         r, d = solve(spaces.CATALOGUE[0], rtol=1e-6)
@@ -281,7 +292,9 @@ class TestKeptMatrix:
 
     def test_steps_are_counted_over_all_levels(self):
         for limit in (3, 4, 5, 6):
-            r, _ = solve(spaces.CATALOGUE[0], rtol=1e-10, throw=False, solver=Newton(max_steps=limit))
+            r, _ = solve(
+                spaces.CATALOGUE[0], rtol=1e-10, throw=False, solver=Newton(max_steps=limit)
+            )
             assert r.stats["steps"].max() <= limit
             assert ((r.status == Status.MAX_STEPS) | r.converged).all()
 
@@ -335,7 +348,9 @@ class TestBatches:
     def test_progress(self):
         calls = []
         z0, z1, _ = spaces.CATALOGUE[0].pairs(generator(), 3)
-        Manifold(spaces.sphere).geodesic(z0, z1, progress=lambda done, total: calls.append((done, total)))
+        Manifold(spaces.sphere).geodesic(
+            z0, z1, progress=lambda done, total: calls.append((done, total))
+        )
         assert calls[-1] == (3, 3)
 
 
@@ -348,7 +363,8 @@ class TestStatus:
         assert not r.converged.any()
         with pytest.raises(NotConvergedError, match="directions without length.*NewtonCG"):
             flat.geodesic(a, b, solver=Newton())
-        # By default another solver takes over. With s = z₁ + z₂ it is the curve (s, 2s, s²): ∫√(5 + 4s²) ds to s = 2.
+        # By default another solver takes over. With s = z₁ + z₂ it is the curve (s, 2s, s²): ∫√(5 +
+        # 4s²) ds to s = 2.
         with pytest.warns(FallbackWarning, match="singular along 1 of 1 pairs"):
             r = flat.geodesic(a, b)
         arc = 21**0.5 + 1.25 * math.asinh(4 / 5**0.5)
@@ -377,7 +393,9 @@ class TestStatus:
         r, _ = solve(known, rtol=1e-10, throw=False, solver=Newton(max_segments=16))
         assert (r.status == Status.RESOLUTION).any()
         assert (r.length.isfinite()).all()
-        assert (2 * r.error[~r.converged] > 1e-10 * r.length[~r.converged]).all()  # a safety factor of 2
+        assert (
+            2 * r.error[~r.converged] > 1e-10 * r.length[~r.converged]
+        ).all()  # a safety factor of 2
 
     def test_finest_level_stays_within_the_limit(self):
         known = spaces.CATALOGUE[5]
@@ -421,7 +439,8 @@ class TestStartCurves:
 
     @pytest.mark.parametrize(("share", "index"), [(0.9, 0), (1.1, 1), (1.9, 1), (2.1, 2)])
     def test_morse_index_counts_conjugate_points(self, share, index):
-        # On the unit sphere every multiple of π along a geodesic is a conjugate point of multiplicity 1 (n = 2).
+        # On the unit sphere every multiple of π along a geodesic is a conjugate point of
+        # multiplicity 1 (n = 2).
         arc = self.arc(share * torch.pi)
         r = Manifold(self.polar).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6)
         assert int(r.index) == index
@@ -430,7 +449,8 @@ class TestStartCurves:
 
     @pytest.mark.parametrize("n", [2, 3, 4])
     def test_beyond_the_antipode_of_a_sphere_of_any_dimension(self, n):
-        # All n − 1 normal directions turn back at the antipode at once. The unit circle is a great circle.
+        # All n − 1 normal directions turn back at the antipode at once. The unit circle is a great
+        # circle.
         u = self.arc(1.2 * torch.pi)[:, 0]
         circle = torch.nn.functional.pad(torch.stack([u.cos(), u.sin()], -1), (0, n - 2))
         r = Manifold(spaces.sphere).geodesic(circle[0], circle[-1], init=circle, rtol=1e-6)
@@ -444,7 +464,9 @@ class TestStartCurves:
         u = torch.linspace(0, 2 * torch.pi, 65).double()
         circle = torch.stack([u.cos(), u.sin()], -1)
         circle[-1] = circle[0]
-        r = Manifold(spaces.sphere).geodesic(circle[0], circle[nodes - 1], init=circle[:nodes], rtol=1e-6)
+        r = Manifold(spaces.sphere).geodesic(
+            circle[0], circle[nodes - 1], init=circle[:nodes], rtol=1e-6
+        )
         assert torch.allclose(r.length, u[nodes - 1], rtol=1e-6)
         assert int(r.index) == 1
 
@@ -469,27 +491,34 @@ class TestStartCurves:
             Manifold(spaces.sphere).geodesic(z0, z1, init=init)
 
     def test_minimum_leaves_a_saddle(self):
-        # The equator is the unit circle of the stereographic chart: 1.1π of it is a saddle, and the way back across
-        # the south pole leads to 0.9π.
+        # The equator is the unit circle of the stereographic chart: 1.1π of it is a saddle, and the
+        # way back across the south pole leads to 0.9π.
         u = self.arc(1.1 * torch.pi)[:, 0]
         arc = torch.stack([u.cos(), u.sin()], -1)
         kept = Manifold(spaces.sphere).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6)
-        left = Manifold(spaces.sphere).geodesic(arc[0], arc[-1], init=arc, rtol=1e-6, solver=Newton(target="minimum"))
+        left = Manifold(spaces.sphere).geodesic(
+            arc[0], arc[-1], init=arc, rtol=1e-6, solver=Newton(target="minimum")
+        )
         assert torch.allclose(kept.length, torch.tensor(1.1 * torch.pi).double(), rtol=1e-6)
         assert torch.allclose(left.length, torch.tensor(0.9 * torch.pi).double(), rtol=1e-6)
         assert (int(kept.index), int(left.index)) == (1, 0)
 
     def test_minimum_leaves_a_symmetric_saddle(self):
-        # Straight over the top of a hill no force acts sideways, yet around it the way is shorter. The length of the
-        # way over the top is that of the graph of y = h exp(−4x²), by scipy's quadrature.
+        # Straight over the top of a hill no force acts sideways, yet around it the way is shorter.
+        # The length of the way over the top is that of the graph of y = h exp(−4x²), by scipy's
+        # quadrature.
         from scipy.integrate import quad
 
-        hill = Manifold(lambda z: torch.cat([z, 1.5 * (-4 * z.square().sum(-1, keepdim=True)).exp()], -1))
+        hill = Manifold(
+            lambda z: torch.cat([z, 1.5 * (-4 * z.square().sum(-1, keepdim=True)).exp()], -1)
+        )
         z0, z1 = torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.0, 0.0]).double()
         over, _ = quad(lambda x: (1 + (12 * x * math.exp(-4 * x * x)) ** 2) ** 0.5, -1, 1)
         line = torch.stack([z0, z1])
         kept = hill.geodesic(z0, z1, rtol=1e-6, init=line)
-        assert torch.allclose(hill.length(Curve.line(z0, z1, 64)), torch.tensor(over).double(), rtol=1e-6)
+        assert torch.allclose(
+            hill.length(Curve.line(z0, z1, 64)), torch.tensor(over).double(), rtol=1e-6
+        )
         around = hill.geodesic(z0, z1, rtol=1e-6)
         assert bool(around.is_local_minimum)
         assert float(around.length) < 0.95 * over
@@ -499,7 +528,9 @@ class TestStartCurves:
     def test_start_curve_chooses_the_way_round(self):
         z0, z1 = torch.tensor([0.0, 0.0]).double(), torch.tensor([2 * torch.pi - 1, 0.0]).double()
         tube = Manifold(spaces.cylinder)
-        assert torch.allclose(tube.geodesic(z0, z1).length, torch.tensor(1.5 * (2 * torch.pi - 1)).double())
+        assert torch.allclose(
+            tube.geodesic(z0, z1).length, torch.tensor(1.5 * (2 * torch.pi - 1)).double()
+        )
 
     def test_one_curve_for_all_pairs(self):
         z0, z1, d = spaces.CATALOGUE[0].pairs(generator(), 4)
@@ -528,12 +559,16 @@ class TestOptions:
 
     def test_no_tensor(self):
         with pytest.raises(DTypeError, match="torch tensor"):
-            solvers.geodesic(solvers.MetricSpace(spaces.poincare_tensor), [0.0, 0.0], torch.zeros(2))
+            solvers.geodesic(
+                solvers.MetricSpace(spaces.poincare_tensor), [0.0, 0.0], torch.zeros(2)
+            )
 
     @pytest.mark.parametrize("shapes", [((3, 2), (4, 2)), ((3, 2), (3, 3)), ((), (2,))])
     def test_shapes_that_do_not_pair_up(self, shapes):
         with pytest.raises(ShapeError, match="Pair them up"):
-            solvers.geodesic(solvers.MetricSpace(spaces.poincare_tensor), *(torch.zeros(s) for s in shapes))
+            solvers.geodesic(
+                solvers.MetricSpace(spaces.poincare_tensor), *(torch.zeros(s) for s in shapes)
+            )
 
     @pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan")])
     def test_rtol(self, rtol):
@@ -541,7 +576,8 @@ class TestOptions:
             Manifold(spaces.sphere).geodesic(torch.zeros(1, 2), torch.ones(1, 2), rtol=rtol)
 
     @pytest.mark.parametrize(
-        "options", [{"segments": 1}, {"segments": 32, "max_segments": 16}, {"max_steps": 0}, {"target": "x"}]
+        "options",
+        [{"segments": 1}, {"segments": 32, "max_segments": 16}, {"max_steps": 0}, {"target": "x"}],
     )
     def test_newton_settings(self, options):
         with pytest.raises(OptionError, match="Newton"):

@@ -1,4 +1,5 @@
-"""Lengths and energies to a given accuracy: lines on steep and kinked maps against many chords, and closed forms."""
+"""Lengths and energies to a given accuracy: lines on steep and kinked maps against many chords, and
+closed forms."""
 
 import math
 
@@ -24,15 +25,20 @@ def network(activation, gain=1.0, m=2, size=30, width=32, seed=0, dtype=F64):
     layers.append(torch.nn.Linear(width, size))
     with torch.no_grad():
         for layer in layers[::2]:
-            layer.weight.copy_(gain * torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
+            layer.weight.copy_(
+                gain * torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5
+            )
             layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
     return torch.nn.Sequential(*layers).to(dtype).requires_grad_(False)
 
 
 def chords(f, a, b, count=20_000):
-    """Lengths and energies of straight lines from chords of the image: their error falls with the square of count."""
+    """Lengths and energies of straight lines from chords of the image: their error falls with the
+    square of count."""
     t = torch.linspace(0, 1, count + 1, dtype=F64)[:, None]
-    steps = torch.stack([f(x + (y - x) * t).diff(dim=0).norm(dim=-1) for x, y in zip(a, b, strict=True)])
+    steps = torch.stack(
+        [f(x + (y - x) * t).diff(dim=0).norm(dim=-1) for x, y in zip(a, b, strict=True)]
+    )
     return steps.sum(-1), count * steps.square().sum(-1)
 
 
@@ -65,8 +71,8 @@ class TestStraightLines:
         M, line = Manifold(MAPS[name]), torch.stack([a, b], 1)
         for truth, call in ((length, M.length), (energy, M.energy)):
             found, error = call(line, rtol=rtol, return_error=True)
-            # The chords themselves cut corners: at kinks, and on the cliff, by up to 2e-4 of the energy. Of a map with
-            # hundreds of kinks, two may lie between the points of a panel.
+            # The chords themselves cut corners: at kinks, and on the cliff, by up to 2e-4 of the
+            # energy. Of a map with hundreds of kinks, two may lie between the points of a panel.
             assert ((found - truth).abs() <= error + 3e-4 * truth).all()
             assert (error <= rtol * found).all()
 
@@ -75,8 +81,12 @@ class TestStraightLines:
         a, b = ends(name)
         for segments in (1, 3, 16):
             line = Curve.line(a, b, segments)
-            assert torch.allclose(Manifold(MAPS[name]).length(line), chords(MAPS[name], a, b)[0], rtol=1.5e-4)
-        assert torch.allclose(Manifold(MAPS[name]).length(line.nodes), chords(MAPS[name], a, b)[0], rtol=1.5e-4)
+            assert torch.allclose(
+                Manifold(MAPS[name]).length(line), chords(MAPS[name], a, b)[0], rtol=1.5e-4
+            )
+        assert torch.allclose(
+            Manifold(MAPS[name]).length(line.nodes), chords(MAPS[name], a, b)[0], rtol=1.5e-4
+        )
 
     @pytest.mark.parametrize("name", ["silu", "relu", "steep tanh"])
     def test_float32(self, name):
@@ -94,7 +104,8 @@ class TestStraightLines:
         assert (M.length(torch.stack([a, b], 1)) >= distance * (1 - 3e-4)).all()
 
     @pytest.mark.parametrize(
-        "metric", [ambient.Diagonal(torch.linspace(1, 2, 30, dtype=F64)), lambda x: 1 + x.square() / 10]
+        "metric",
+        [ambient.Diagonal(torch.linspace(1, 2, 30, dtype=F64)), lambda x: 1 + x.square() / 10],
     )
     def test_under_another_ambient_metric(self, metric):
         a, b = ends("relu")
@@ -118,7 +129,8 @@ class TestStraightLines:
 
 class TestClosedForms:
     def test_a_line_across_the_sphere(self):
-        # Stereographic: a straight line through the origin is a great circle, of length 2 (arctan b + arctan a).
+        # Stereographic: a straight line through the origin is a great circle, of length 2 (arctan b
+        # + arctan a).
         M = Manifold(spaces.sphere)
         line = torch.tensor([[-30.0, 0.0], [20.0, 0.0]], dtype=F64)
         truth = 2 * (math.atan(30) + math.atan(20))
@@ -129,14 +141,18 @@ class TestClosedForms:
         assert abs(float(M.length(line.float())) / truth - 1) < 1e-4
 
     def test_energy_of_a_line_up_the_half_plane(self):
-        # z(t) = a + t (b − a): ∫ ((b − a)/z)² dt = (b − a)²/(ab); length log b/a. Three points were 96 % off.
+        # z(t) = a + t (b − a): ∫ ((b − a)/z)² dt = (b − a)²/(ab); length log b/a. Three points were
+        # 96 % off.
         space, a, b = solvers.MetricSpace(spaces.half_plane_tensor), 1e-3, 1.0
         line = torch.tensor([[0.3, a], [0.3, b]], dtype=F64)
-        assert abs(float(solvers.energy(space, line, rtol=1e-8)) / ((b - a) ** 2 / (a * b)) - 1) < 1e-8
+        assert (
+            abs(float(solvers.energy(space, line, rtol=1e-8)) / ((b - a) ** 2 / (a * b)) - 1) < 1e-8
+        )
         assert abs(float(solvers.length(space, line, rtol=1e-8)) / math.log(b / a) - 1) < 1e-8
 
     def test_polygon_in_polar_coordinates(self):
-        # r from 1 to 2 at fixed angle, then an arc of radius 2 over 3 radians, each in half of the time.
+        # r from 1 to 2 at fixed angle, then an arc of radius 2 over 3 radians, each in half of the
+        # time.
         space = solvers.MetricSpace(
             lambda z: torch.diag_embed(torch.stack([torch.ones_like(z[:, 0]), z[:, 0] ** 2], -1))
         )
@@ -145,7 +161,8 @@ class TestClosedForms:
         assert float(solvers.energy(space, corners)) == pytest.approx(2 * (1 + 36), rel=1e-10)
 
     def test_the_distance_function_of_a_corner(self):
-        # (x, |x|) from −1 to 2: √2 · 3, and its energy 9 · 2; the kink lies at a third, where no panel ever ends.
+        # (x, |x|) from −1 to 2: √2 · 3, and its energy 9 · 2; the kink lies at a third, where no
+        # panel ever ends.
         M = Manifold(lambda z: torch.cat([z, z.abs()], 1))
         line = torch.tensor([[-1.0], [2.0]], dtype=F64)
         assert float(M.length(line)) == pytest.approx(3 * 2**0.5, rel=1e-12)
@@ -162,7 +179,9 @@ class TestClosedForms:
         # log y1/y0 of a vertical line: derivatives −1/y0, 1/y1; also through torch.func.
         line = torch.tensor([[0.0, 0.01], [0.0, 2.0]], dtype=F64)
         slope = torch.func.grad(lambda x: solvers.length(space, x, rtol=1e-8))(line)
-        assert torch.allclose(slope, torch.tensor([[0.0, -100.0], [0.0, 0.5]], dtype=F64), rtol=1e-5, atol=1e-9)
+        assert torch.allclose(
+            slope, torch.tensor([[0.0, -100.0], [0.0, 0.5]], dtype=F64), rtol=1e-5, atol=1e-9
+        )
         both = torch.func.vmap(lambda x: solvers.length(space, x))(torch.stack([line, line + 0.01]))
         assert torch.allclose(both, torch.tensor([200.0, 2.01 / 0.02], dtype=F64).log(), rtol=1e-4)
 
@@ -181,7 +200,9 @@ class TestClosedForms:
         assert length.tolist() == error.tolist() == [0, 0]
         assert torch.autograd.grad(length.sum(), still)[0].abs().max() == 0
         assert M.length(still[:0]).shape == (0,)
-        assert solvers.length(solvers.MetricSpace(spaces.half_plane_tensor), torch.full((1, 2, 2), torch.nan)).isnan()
+        assert solvers.length(
+            solvers.MetricSpace(spaces.half_plane_tensor), torch.full((1, 2, 2), torch.nan)
+        ).isnan()
 
 
 class TestFailures:

@@ -13,7 +13,8 @@ from riemae.solvers.search import perturbed, routes, start_curves
 
 
 def hill(z):
-    """A hill in a plane: two equal ways around it, one over the top that is longer and no minimum."""
+    """A hill in a plane: two equal ways around it, one over the top that is longer and no
+    minimum."""
     return torch.cat([z, 1.5 * (-4 * z.square().sum(-1, keepdim=True)).exp()], -1)
 
 
@@ -37,7 +38,10 @@ class TestDistinct:
         lengths = r.alternatives.length
         # By reflection in y, the way below from (±1, 0.05) is the way above from (±1, −0.05).
         below = Manifold(hill).geodesic(
-            LEFT, RIGHT, init=torch.stack([LEFT, torch.tensor([0.0, -0.7]).double(), RIGHT]), rtol=1e-6
+            LEFT,
+            RIGHT,
+            init=torch.stack([LEFT, torch.tensor([0.0, -0.7]).double(), RIGHT]),
+            rtol=1e-6,
         )
         assert lengths.shape == (2,)
         assert r.length == lengths[0]
@@ -54,7 +58,10 @@ class TestDistinct:
         assert torch.allclose(r.length, d, rtol=1e-6)
 
     def test_places_without_a_geodesic_are_absent(self):
-        z0, z1 = torch.stack([LEFT, LEFT + 5]), torch.stack([RIGHT, RIGHT + 5])  # the second pair is far from the hill
+        z0, z1 = (
+            torch.stack([LEFT, LEFT + 5]),
+            torch.stack([RIGHT, RIGHT + 5]),
+        )  # the second pair is far from the hill
         r = Manifold(hill).geodesic(z0, z1, n_starts=7)
         second = r.alternatives[1]
         assert second.status.tolist() == [Status.CONVERGED, Status.ABSENT]
@@ -118,7 +125,10 @@ class TestBatches:
     def test_progress(self):
         calls = []
         Manifold(hill).geodesic(
-            LEFT[None], RIGHT[None], n_starts=3, progress=lambda done, total: calls.append((done, total))
+            LEFT[None],
+            RIGHT[None],
+            n_starts=3,
+            progress=lambda done, total: calls.append((done, total)),
         )
         assert calls[-1] == (1, 1)
         assert calls == sorted(calls)
@@ -129,7 +139,8 @@ class TestBatches:
         d = M.distance(z, RIGHT, n_starts=5, rtol=1e-6)
         assert torch.allclose(d, M.geodesic(LEFT, RIGHT, n_starts=5, rtol=1e-6).length)
         (slope,) = torch.autograd.grad(d, z)
-        # Moving away from the other point, the distance grows by the length moved against the initial direction.
+        # Moving away from the other point, the distance grows by the length moved against the
+        # initial direction.
         v = M.geodesic(LEFT, RIGHT, n_starts=5, rtol=1e-6).curve.velocity(0.0)
         assert torch.allclose(slope, -M.metric_product(LEFT, v) / M.norm(LEFT, v), rtol=1e-3)
 
@@ -138,7 +149,9 @@ class TestStartCurves:
     def test_a_graph_leads_around_a_hole(self):
         M = Manifold(lambda z: z)
         graph = M.graph(ring(), k=2)
-        first = Curve.line(torch.tensor([[-1.1, 0.0]]).double(), torch.tensor([[1.1, 0.0]]).double(), 32)
+        first = Curve.line(
+            torch.tensor([[-1.1, 0.0]]).double(), torch.tensor([[1.1, 0.0]]).double(), 32
+        )
         ways = routes(graph, first, 2)
         assert ways.shape == (2, 1, 33, 2)
         # On the ring half-way is its top or its bottom, and the detour takes the other side.
@@ -150,11 +163,16 @@ class TestStartCurves:
     def test_where_no_path_leads_the_first_curve_stays(self):
         with pytest.warns(UserWarning, match="components"):
             graph = Manifold(lambda z: z).graph(torch.cat([ring(), ring() + 100]), k=2)
-        first = Curve.line(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[101.0, 0.0]]).double(), 32)
+        first = Curve.line(
+            torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[101.0, 0.0]]).double(), 32
+        )
         assert torch.equal(routes(graph, first, 2), first.nodes.expand(2, 1, 33, 2))
 
     def test_perturbations_come_in_opposite_pairs_across_the_gap(self):
-        z0, z1 = torch.zeros(3, 3).double(), torch.tensor([[1.0, 0.0, 0.0], [0.0, -2.0, 0.0], [1.0, 1.0, 1.0]]).double()
+        z0, z1 = (
+            torch.zeros(3, 3).double(),
+            torch.tensor([[1.0, 0.0, 0.0], [0.0, -2.0, 0.0], [1.0, 1.0, 1.0]]).double(),
+        )
         first = Curve.line(z0, z1, 32)
         swing = perturbed(first, 4, 0) - first.nodes
         assert torch.allclose(swing[0], -swing[1], atol=1e-14)
@@ -189,5 +207,7 @@ class TestStartCurves:
             assert torch.equal(nodes[0], first.nodes)
 
     def test_search_with_settings(self):
-        r = Manifold(hill).geodesic(LEFT, RIGHT, n_starts=4, solver=Newton(segments=8, max_segments=24), throw=False)
+        r = Manifold(hill).geodesic(
+            LEFT, RIGHT, n_starts=4, solver=Newton(segments=8, max_segments=24), throw=False
+        )
         assert int(r.stats["segments"]) <= 24

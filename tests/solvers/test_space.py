@@ -1,4 +1,7 @@
-"""Spaces by their metric tensor against closed forms and geoopt; derivatives of energies against torch.autograd."""
+"""Spaces by their metric tensor against closed forms and geoopt.
+
+Derivatives of energies against torch.autograd.
+"""
 
 from dataclasses import dataclass
 
@@ -33,12 +36,15 @@ def mlp(m, d, seed=0):
 def skewed(z):
     """A metric that is neither diagonal nor conformal."""
     s = z.square().sum(-1)[..., None, None]
-    return (1 + s) * torch.eye(z.shape[-1]).to(z) + torch.einsum("...i,...j->...ij", z.sin(), z.sin())
+    return (1 + s) * torch.eye(z.shape[-1]).to(z) + torch.einsum(
+        "...i,...j->...ij", z.sin(), z.sin()
+    )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A space, and its discrete energy as plain torch for one curve: steps ``(n, D)`` and weights ``(n, D, D)``."""
+    """A space, and its discrete energy as plain torch for one curve: steps ``(n, D)`` and weights
+    ``(n, D, D)``."""
 
     space: object
     m: int
@@ -70,7 +76,8 @@ def decoded(decoder, weight=identity, m=2, **options):
 CASES = {
     "poincaré disc": latent(DISC, spaces.poincare_tensor),
     "half plane": latent(
-        MetricSpace(lambda z: spaces.half_plane_tensor(z + 2)), lambda z: spaces.half_plane_tensor(z + 2)
+        MetricSpace(lambda z: spaces.half_plane_tensor(z + 2)),
+        lambda z: spaces.half_plane_tensor(z + 2),
     ),
     "skewed metric in 3-D": latent(MetricSpace(skewed), skewed, 3),
     "sphere": decoded(spaces.sphere),
@@ -78,16 +85,25 @@ CASES = {
     "mlp in 3-D": decoded(mlp(3, 6), m=3),
     "mlp, one point a chunk": decoded(mlp(2, 5), chunk_size=1),
     "mlp, features": Case(
-        Manifold(mlp(2, 5), ambient=ambient.FeatureMap(torch.exp)), 2, lambda z: mlp(2, 5)(z).exp(), identity
+        Manifold(mlp(2, 5), ambient=ambient.FeatureMap(torch.exp)),
+        2,
+        lambda z: mlp(2, 5)(z).exp(),
+        identity,
     ),
     "mlp, custom matrix": decoded(mlp(2, 4), skewed, ambient=ambient.Custom(matrix=skewed)),
     "mlp, custom operator": decoded(
-        mlp(2, 4), skewed, ambient=ambient.Custom(operator=lambda x, v: (skewed(x) @ v[..., None])[..., 0])
+        mlp(2, 4),
+        skewed,
+        ambient=ambient.Custom(operator=lambda x, v: (skewed(x) @ v[..., None])[..., 0]),
     ),
     "sphere, custom diagonal": decoded(
-        spaces.sphere, lambda x: torch.diag_embed(1 + x**2), ambient=ambient.Custom(diagonal=lambda x: 1 + x**2)
+        spaces.sphere,
+        lambda x: torch.diag_embed(1 + x**2),
+        ambient=ambient.Custom(diagonal=lambda x: 1 + x**2),
     ),
-    "custom, one point a chunk": decoded(mlp(2, 4), skewed, ambient=ambient.Custom(matrix=skewed), chunk_size=1),
+    "custom, one point a chunk": decoded(
+        mlp(2, 4), skewed, ambient=ambient.Custom(matrix=skewed), chunk_size=1
+    ),
 }
 
 
@@ -115,14 +131,21 @@ class TestExpansion:
             assert torch.allclose(chords[p], case.squared_chords(curve), rtol=1e-12)
 
             def energy(interior, curve=curve):
-                return segments * case.squared_chords(torch.cat([curve[:1], interior, curve[-1:]])).sum()
+                return (
+                    segments
+                    * case.squared_chords(torch.cat([curve[:1], interior, curve[-1:]])).sum()
+                )
 
             interior, size = curve[1:-1], (segments - 1) * case.m
             second = hessian(energy, interior).reshape(size, size)
             first = jacobian(energy, interior)
             assert torch.allclose(found.energy[p], energy(interior), rtol=1e-12)
-            assert torch.allclose(found.gradient[p], first, rtol=1e-9, atol=1e-10 * float(first.abs().max()))
-            assert torch.allclose(found.hessian.dense()[p], second, rtol=1e-9, atol=1e-10 * float(second.abs().max()))
+            assert torch.allclose(
+                found.gradient[p], first, rtol=1e-9, atol=1e-10 * float(first.abs().max())
+            )
+            assert torch.allclose(
+                found.hessian.dense()[p], second, rtol=1e-9, atol=1e-10 * float(second.abs().max())
+            )
 
     def test_the_gradient_alone_is_the_same(self, name, segments):
         case = CASES[name]
@@ -140,9 +163,14 @@ class TestExpansion:
         found = case.space.expand(nodes, second_order=False)
         assert found.hessian is None
         full = case.space.expand(nodes)
-        for one, other in ((found.gauss_newton.dense(), full.gauss_newton.dense()), (found.gradient, full.gradient)):
+        for one, other in (
+            (found.gauss_newton.dense(), full.gauss_newton.dense()),
+            (found.gradient, full.gradient),
+        ):
             assert torch.allclose(one, other, rtol=1e-12, atol=1e-12 * float(other.abs().max()))
-        assert torch.linalg.eigvalsh(found.gauss_newton.dense()).min() > 0  # these metrics are definite
+        assert (
+            torch.linalg.eigvalsh(found.gauss_newton.dense()).min() > 0
+        )  # these metrics are definite
         for p, curve in enumerate(nodes):
 
             def steps(interior, curve=curve):
@@ -160,14 +188,18 @@ class TestGaussNewton:
         [
             Manifold(spaces.affine),
             Manifold(spaces.affine, ambient=torch.tensor([1.0, 4.0, 9.0, 0.5]).double()),
-            Manifold(spaces.affine, ambient=ambient.Custom(matrix=lambda x: 2 * torch.eye(4).to(x))),
+            Manifold(
+                spaces.affine, ambient=ambient.Custom(matrix=lambda x: 2 * torch.eye(4).to(x))
+            ),
             MetricSpace(lambda z: (spaces.AFFINE.T @ spaces.AFFINE).to(z).expand(len(z), 2, 2)),
         ],
         ids=["affine", "diagonal", "custom", "metric"],
     )
     def test_is_all_there_is_in_a_flat_space(self, space):
         found = space.expand(draws(3, 6, 2))
-        assert torch.allclose(found.hessian.dense(), found.gauss_newton.dense(), rtol=1e-10, atol=1e-10)
+        assert torch.allclose(
+            found.hessian.dense(), found.gauss_newton.dense(), rtol=1e-10, atol=1e-10
+        )
 
     def test_semidefinite_where_the_metric_is(self):
         # Both latent directions decode alike: rank 1 of 2 at every node.
@@ -189,7 +221,9 @@ class TestResidual:
         for n in (32, 64, 128):
             t = torch.linspace(0, 1, n + 1, dtype=F64)
             inner, ones = t[1:-1], torch.ones(n - 1, dtype=F64)
-            velocity = lambda t, ones=ones: torch.func.jvp(lambda t: decoder(z(t)), (t,), (ones,))[1]  # noqa: E731
+            velocity = lambda t, ones=ones: torch.func.jvp(lambda t: decoder(z(t)), (t,), (ones,))[
+                1
+            ]  # noqa: E731
             second = torch.func.jvp(velocity, (inner,), (ones,))[1]
             j = torch.stack([jacobian(lambda p: decoder(p[None])[0], p) for p in z(inner)])
             expected = -2 / n * torch.einsum("ndi,nd->ni", j, second)
@@ -199,7 +233,8 @@ class TestResidual:
 
     @pytest.mark.parametrize("n", [2, 3, 4, 6, 9])
     def test_exact_for_polynomials(self, n):
-        # Stencils of n + 1 nodes, seven at most: exact for z = t^d up to d = min(n, 6), where z″ = d (d − 1) t^(d − 2).
+        # Stencils of n + 1 nodes, seven at most: exact for z = t^d up to d = min(n, 6), where z″ =
+        # d (d − 1) t^(d − 2).
         t = torch.linspace(0, 1, n + 1, dtype=F64)
         for d in range(2, min(n, 6) + 1):
             found = Manifold(lambda z: 3 * z).residual((t**d)[None, :, None])[0, :, 0]
@@ -243,8 +278,12 @@ class TestExpansionBatches:
         nodes = draws(4, 6, case.m, size=0.6)
         together, alone = case.space.expand(nodes), case.space.expand(nodes[2:3])
         for field in ("energy", "gradient", "noise"):
-            assert torch.allclose(getattr(together, field)[2:3], getattr(alone, field), rtol=1e-11, atol=1e-12)
-        assert torch.allclose(together.hessian.dense()[2:3], alone.hessian.dense(), rtol=1e-10, atol=1e-10)
+            assert torch.allclose(
+                getattr(together, field)[2:3], getattr(alone, field), rtol=1e-11, atol=1e-12
+            )
+        assert torch.allclose(
+            together.hessian.dense()[2:3], alone.hessian.dense(), rtol=1e-10, atol=1e-10
+        )
 
     def test_nan_stays_in_its_own_curve(self):
         nodes = draws(3, 5, 2, size=0.6)
@@ -252,7 +291,11 @@ class TestExpansionBatches:
         for space in (DISC, Manifold(spaces.sphere), CASES["mlp, custom matrix"].space):
             found = space.expand(nodes)
             assert found.energy.isfinite().tolist() == [True, False, True]
-            assert found.hessian.dense().isfinite().flatten(1).all(1).tolist() == [True, False, True]
+            assert found.hessian.dense().isfinite().flatten(1).all(1).tolist() == [
+                True,
+                False,
+                True,
+            ]
 
     @pytest.mark.parametrize("second_order", [True, False])
     def test_cat(self, second_order):
@@ -273,17 +316,26 @@ class TestMetricSpace:
         r = solvers.geodesic(DISC, z[:10], z[10:], rtol=1e-8)
         assert torch.allclose(r.length, BALL.dist(z[:10], z[10:]), rtol=1e-8)
         for t in (0.25, 0.5):  # the place on a curve is accurate to second order only, h² = 1/64²
-            assert torch.allclose(r.curve(t), BALL.geodesic(torch.tensor(t, dtype=F64), z[:10], z[10:]), atol=1e-3)
+            assert torch.allclose(
+                r.curve(t), BALL.geodesic(torch.tensor(t, dtype=F64), z[:10], z[10:]), atol=1e-3
+            )
 
     @pytest.mark.parametrize("batch", [(), (6,), (2, 3)], ids=str)
     def test_accelerations_in_closed_form(self, batch):
-        # A conformal metric e^{2φ} I has z̈ = |v|² ∇φ − 2 (∇φ·v) v. Disc: ∇φ = 2z/(1 − |z|²); half plane: (0, −1/y).
+        # A conformal metric e^{2φ} I has z̈ = |v|² ∇φ − 2 (∇φ·v) v. Disc: ∇φ = 2z/(1 − |z|²); half
+        # plane: (0, −1/y).
         z, v = draws(*batch, 2, size=0.65), draws(*batch, 2, seed=1)
         for space, points, slope in (
             (DISC, z, 2 * z / (1 - z.square().sum(-1, keepdim=True))),
-            (HALF_PLANE, z + 2, torch.stack([torch.zeros_like(z[..., 0]), -1 / (z[..., 1] + 2)], -1)),
+            (
+                HALF_PLANE,
+                z + 2,
+                torch.stack([torch.zeros_like(z[..., 0]), -1 / (z[..., 1] + 2)], -1),
+            ),
         ):
-            expected = v.square().sum(-1, keepdim=True) * slope - 2 * (slope * v).sum(-1, keepdim=True) * v
+            expected = (
+                v.square().sum(-1, keepdim=True) * slope - 2 * (slope * v).sum(-1, keepdim=True) * v
+            )
             assert torch.allclose(space.acceleration(points, v), expected, rtol=1e-11, atol=1e-12)
             assert space.metric(points).shape == (*batch, 2, 2)
             assert space.norm(points, v).shape == batch
@@ -296,7 +348,8 @@ class TestMetricSpace:
         assert flat.acceleration(draws(4, 2), draws(4, 2, seed=1)).abs().max() == 0
 
     def test_entries_written_one_by_one(self):
-        # How most people would write it: zeros, then the entries. ds² = dr² + r² dθ², where r̈ = r θ̇², θ̈ = −2 ṙ θ̇/r.
+        # How most people would write it: zeros, then the entries. ds² = dr² + r² dθ², where r̈ = r
+        # θ̇², θ̈ = −2 ṙ θ̇/r.
         def polar(z):
             g = torch.zeros(len(z), 2, 2, dtype=z.dtype)
             g[:, 0, 0] = 1
@@ -307,7 +360,9 @@ class TestMetricSpace:
         expected = torch.stack([z[:, 0] * v[:, 1] ** 2, -2 * v[:, 0] * v[:, 1] / z[:, 0]], -1)
         space = MetricSpace(polar)
         r = solvers.geodesic(space, z[:1], z[1:2], rtol=1e-8)
-        x = torch.stack([z[:, 0] * z[:, 1].cos(), z[:, 0] * z[:, 1].sin()], -1)  # it is the flat plane
+        x = torch.stack(
+            [z[:, 0] * z[:, 1].cos(), z[:, 0] * z[:, 1].sin()], -1
+        )  # it is the flat plane
         assert torch.allclose(r.length, (x[0] - x[1]).norm(), rtol=1e-7)
         assert torch.allclose(space.acceleration(z, v), expected, rtol=1e-12)
 
@@ -333,7 +388,8 @@ class TestWrong:
             lambda: solvers.geodesic(space, z[:1], z[1:2]),
         ):
             with pytest.raises(
-                ShapeError, match=r"MetricSpace.metric: expected a metric tensor of shape \(\d+, 2, 2\)"
+                ShapeError,
+                match=r"MetricSpace.metric: expected a metric tensor of shape \(\d+, 2, 2\)",
             ):
                 call()
 
@@ -349,9 +405,13 @@ class TestWrong:
 
     @pytest.mark.parametrize("entry", [0.0, -1.0])
     def test_places_where_the_metric_is_not_positive_definite(self, entry):
-        space = MetricSpace(lambda z: torch.diag_embed(torch.stack([torch.ones_like(z[:, 0]), z[:, 0]], -1)))
+        space = MetricSpace(
+            lambda z: torch.diag_embed(torch.stack([torch.ones_like(z[:, 0]), z[:, 0]], -1))
+        )
         z = torch.tensor([[1.0, 0], [entry, 0], [2, 0], [entry, 1]], dtype=F64)
-        with pytest.raises(SingularMetricError, match=r"at 2 of 4 points \(first: \[1, 3\]\)") as caught:
+        with pytest.raises(
+            SingularMetricError, match=r"at 2 of 4 points \(first: \[1, 3\]\)"
+        ) as caught:
             space.acceleration(z, torch.ones_like(z))
         assert "MetricSpace.acceleration" in str(caught.value)
         assert space.acceleration(z[[0, 2]], torch.ones(2, 2, dtype=F64)).isfinite().all()

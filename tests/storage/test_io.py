@@ -1,4 +1,7 @@
-"""Checkpoints: exact round trips; refusal of what was cut, changed or is something else; crashes survived."""
+"""Checkpoints: exact round trips.
+
+Refusal of what was cut, changed or is something else; crashes survived.
+"""
 
 import hashlib
 import json
@@ -33,7 +36,13 @@ def example():
     return {"weight": torch.randn(3, 4, generator=g, dtype=torch.float64), "count": torch.arange(5)}
 
 
-METADATA = {"latent_dim": 2, "hidden": [16, 16], "history": {"loss": [1.5, 0.25]}, "ambient": None, "name": "Ünïcode"}
+METADATA = {
+    "latent_dim": 2,
+    "hidden": [16, 16],
+    "history": {"loss": [1.5, 0.25]},
+    "ambient": None,
+    "name": "Ünïcode",
+}
 
 
 def tensor_file(folder):
@@ -42,7 +51,9 @@ def tensor_file(folder):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a
+    )
 
 
 def parsed(content):
@@ -59,7 +70,9 @@ def rewrite(folder, change, checksum=True):
     change(body)
     if checksum:
         rest = {k: v for k, v in body.items() if k != "checksum"}
-        body["checksum"] = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        body["checksum"] = hashlib.sha256(
+            json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
     path.write_text(json.dumps(body))
 
 
@@ -70,10 +83,22 @@ class TestRoundTrip:
         tensors, metadata = storage.load(str(folder))
         assert same(tensors, example())
         assert metadata == METADATA
-        assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.json", tensor_file(folder).name]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "checkpoint.json",
+            tensor_file(folder).name,
+        ]
 
     @pytest.mark.parametrize(
-        "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+        "dtype",
+        [
+            torch.float64,
+            torch.float32,
+            torch.float16,
+            torch.bfloat16,
+            torch.int64,
+            torch.uint8,
+            torch.bool,
+        ],
     )
     def test_dtypes(self, tmp_path, dtype):
         x = (torch.arange(7) - 3).abs().to(dtype)
@@ -106,8 +131,15 @@ class TestRoundTrip:
         st.dictionaries(
             st.text(max_size=5),
             st.recursive(
-                st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+                st.none()
+                | st.booleans()
+                | st.integers()
+                | st.floats(allow_nan=False)
+                | st.text(max_size=5),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+                ),
                 max_leaves=8,
             ),
             max_size=4,
@@ -119,7 +151,9 @@ class TestRoundTrip:
 
     def test_what_json_says_otherwise(self, tmp_path):
         _, metadata = storage.load(
-            storage.save(tmp_path, {}, {"loss": [math.nan, -math.inf], "hidden": (1, 2), "x": np.float64(2)})
+            storage.save(
+                tmp_path, {}, {"loss": [math.nan, -math.inf], "hidden": (1, 2), "x": np.float64(2)}
+            )
         )
         assert math.isnan(metadata["loss"][0])
         assert metadata["loss"][1] == -math.inf
@@ -150,10 +184,15 @@ class TestRoundTrip:
         assert body["version"] == storage.VERSION == 1
         assert body["riemae"] == riemae.__version__
         assert body["tensors"]["sha256"] == hashlib.sha256(content).hexdigest()
-        assert tensor_file(tmp_path).name == f"tensors-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        assert (
+            tensor_file(tmp_path).name
+            == f"tensors-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        )
         from safetensors.torch import load_file
 
-        assert same(load_file(tensor_file(tmp_path)), example())  # any reader of safetensors can read it
+        assert same(
+            load_file(tensor_file(tmp_path)), example()
+        )  # any reader of safetensors can read it
 
 
 class TestRefusedAtSaving:
@@ -225,7 +264,9 @@ class TestRefusedAtLoading:
             storage.load(folder)
         assert not (tmp_path / "exploded").exists()
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "other"}', "[" * 100_000, "\xff\xfe"])
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "null", '{"format": "other"}', "[" * 100_000, "\xff\xfe"]
+    )
     def test_foreign_json(self, tmp_path, text):
         (tmp_path / "checkpoint.json").write_text(text, encoding="latin-1")
         with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
@@ -330,7 +371,8 @@ class TestDamage:
         assert same(storage.load(tmp_path)[0], example())
 
     def test_truncation_of_a_header_that_claims_to_be_whole(self, tmp_path):
-        # Size and checksum rewritten to fit: what is left is for the parser of safetensors to refuse.
+        # Size and checksum rewritten to fit: what is left is for the parser of safetensors to
+        # refuse.
         storage.save(tmp_path, example(), {})
         path = tensor_file(tmp_path)
         content = path.read_bytes()
@@ -371,7 +413,8 @@ class TestDamage:
             storage.load(folder)
 
 
-# A child saves checkpoint 2 over checkpoint 1 and kills itself at its n-th call of the operating system, for every n.
+# A child saves checkpoint 2 over checkpoint 1 and kills itself at its n-th call of the operating
+# system, for every n.
 _EVERY_STEP = """
 import os, signal, sys, tempfile
 from pathlib import Path
@@ -437,7 +480,9 @@ while True:
 @posix
 class TestKilled:
     def test_at_every_step(self, tmp_path):
-        run = subprocess.run([sys.executable, "-c", _EVERY_STEP], capture_output=True, text=True, cwd=tmp_path)
+        run = subprocess.run(
+            [sys.executable, "-c", _EVERY_STEP], capture_output=True, text=True, cwd=tmp_path
+        )
         assert (run.returncode, run.stderr) == (0, "")
         seen = json.loads(run.stdout)
         assert seen == sorted(seen)  # first always the old one, from some step on the new one
@@ -446,7 +491,10 @@ class TestKilled:
 
     def test_at_any_time(self, tmp_path):
         process = subprocess.Popen(
-            [sys.executable, "-c", _FOREVER, str(tmp_path / "c")], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+            [sys.executable, "-c", _FOREVER, str(tmp_path / "c")],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
         )
         try:
             done = [process.stdout.readline() for _ in range(3)]
@@ -478,14 +526,38 @@ class TestArchitecture:
         ("module", "shape"),
         [
             (nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2, bias=False)), (4, 3)),
-            (nn.Sequential(nn.Linear(3, 4), nn.ELU(0.5), nn.LayerNorm(4), nn.LeakyReLU(0.3), nn.GELU("tanh")), (2, 3)),
             (
-                nn.Sequential(nn.Linear(3, 4), nn.Softplus(2, 10), nn.Dropout(0.3), nn.BatchNorm1d(4, momentum=0.2)),
+                nn.Sequential(
+                    nn.Linear(3, 4),
+                    nn.ELU(0.5),
+                    nn.LayerNorm(4),
+                    nn.LeakyReLU(0.3),
+                    nn.GELU("tanh"),
+                ),
                 (2, 3),
             ),
-            (nn.Sequential(nn.LayerNorm(3, bias=False), nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.Identity()), (2, 3)),
             (
-                nn.Sequential(nn.Conv2d(1, 4, 3, 2, padding="valid"), nn.SiLU(), nn.Flatten(), nn.Linear(36, 2)),
+                nn.Sequential(
+                    nn.Linear(3, 4),
+                    nn.Softplus(2, 10),
+                    nn.Dropout(0.3),
+                    nn.BatchNorm1d(4, momentum=0.2),
+                ),
+                (2, 3),
+            ),
+            (
+                nn.Sequential(
+                    nn.LayerNorm(3, bias=False), nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.Identity()
+                ),
+                (2, 3),
+            ),
+            (
+                nn.Sequential(
+                    nn.Conv2d(1, 4, 3, 2, padding="valid"),
+                    nn.SiLU(),
+                    nn.Flatten(),
+                    nn.Linear(36, 2),
+                ),
                 (2, 1, 8, 8),
             ),
             (
@@ -498,10 +570,18 @@ class TestArchitecture:
                 (2, 2),
             ),
             (
-                nn.Sequential(nn.Sequential(nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular")), nn.Flatten(1)),
+                nn.Sequential(
+                    nn.Sequential(nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular")),
+                    nn.Flatten(1),
+                ),
                 (2, 1, 5),
             ),
-            (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.BatchNorm2d(2)), (2, 1, 8, 8)),
+            (
+                nn.Sequential(
+                    nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.BatchNorm2d(2)
+                ),
+                (2, 1, 8, 8),
+            ),
         ],
     )
     def test_layers_come_back_from_text(self, tmp_path, module, shape):
@@ -520,7 +600,10 @@ class TestArchitecture:
         module = nn.Sequential()
         module.add_module("hidden", nn.Linear(2, 3))
         module.add_module("out", nn.Tanh())
-        assert list(storage.build(storage.describe(module)).state_dict()) == ["hidden.weight", "hidden.bias"]
+        assert list(storage.build(storage.describe(module)).state_dict()) == [
+            "hidden.weight",
+            "hidden.bias",
+        ]
 
     def test_building_leaves_the_random_numbers_alone(self):
         description = storage.describe(nn.Linear(3, 3))
@@ -582,8 +665,14 @@ class TestArchitecture:
             ({"name": ["torch.Linear"], "arguments": {}}, "known module"),
             ({"name": "torch.Linear"}, "known module"),
             ({"name": "torch.Sequential", "modules": None}, "known module"),
-            ({"name": "torch.Linear", "arguments": {"size": 3}}, "arguments that torch.Linear takes"),
-            ({"name": "torch.Sequential", "modules": {"0": {"name": "x", "arguments": {}}}}, "'name': 'x'"),
+            (
+                {"name": "torch.Linear", "arguments": {"size": 3}},
+                "arguments that torch.Linear takes",
+            ),
+            (
+                {"name": "torch.Sequential", "modules": {"0": {"name": "x", "arguments": {}}}},
+                "'name': 'x'",
+            ),
         ],
     )
     def test_descriptions_that_name_nothing(self, description, text):
