@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from riemae.exceptions import DTypeError
 from riemae.numerics.threads import TURN
 
 
@@ -52,3 +54,24 @@ def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device).to(
         like.device
     )
+
+
+def as_generator(
+    where: str, generator: torch.Generator | int | None, device: torch.device | str = "cpu"
+) -> torch.Generator | None:
+    """The source of randomness that an argument ``generator=`` stands for.
+
+    Args:
+        where: Who asks.
+        generator: Itself; an integer is the seed of a new one; None is torch's own of the moment.
+        device: Of a new one.
+
+    Raises:
+        DTypeError: For anything else.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if isinstance(generator, Integral) and not isinstance(generator, bool):
+        return torch.Generator(device).manual_seed(int(generator))
+    hint = "Try generator=0, or torch.Generator().manual_seed(0)."
+    raise DTypeError(where, "a torch.Generator, a seed or None", repr(generator)[:80], hint)
