@@ -31,11 +31,12 @@ from riemae.exceptions import (
     ShapeError,
 )
 from riemae.geometry import curvature, distortion, smoothness
+from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
-from riemae.geometry.latent import LatentSpace, as_latent, latent_geodesic
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics import reach
 from riemae.numerics.checks import expect_dense, expect_values
 from riemae.numerics.precision import in_full_precision
@@ -46,12 +47,10 @@ from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, Jacobi
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.curve import length as fixed_length
-from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import demand_convergence, paired_points, start_curve
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.products import Products
 from riemae.solvers.space import Space
 from riemae.storage.digests import digest
 
@@ -142,23 +141,27 @@ class Manifold:
                     "Manifold", f"{name} of at least 1, as an integer", repr(number), ""
                 )
         metric = None if ambient is None else as_ambient(ambient)
-        self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
         self.latent = as_latent(latent)
+        if self.latent is None:
+            self._pullback = PullbackMetric(Decoder(decoder), metric, chunk_size)
+        else:
+            self._pullback = LatentMetric(Decoder(decoder), metric, chunk_size, self.latent)
+        self._checks = Checks(self._pullback, latent_dim)
 
     @property
     def decoder(self) -> Callable[..., Tensor]:
         """The decoder as it was given."""
-        return self._core.decoder.function
+        return self._pullback.decoder.function
 
     @property
     def ambient(self) -> AmbientMetric:
         """The ambient metric; from the first use on, with what it has read from the decoder."""
-        return self._core.ambient
+        return self._pullback.ambient
 
     @property
     def latent_dim(self) -> int | None:
         """m, or None before the first use of a manifold that was not told."""
-        return self._core.latent_dim
+        return self._checks.latent_dim
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -169,12 +172,12 @@ class Manifold:
         Modules and tensors that a function refers to come along: those in its closure, its
         defaults, among its globals, and of the object whose method it is.
         """
-        decoder, ambient = reach.moved((self.decoder, self._core.given), device, dtype)
+        decoder, ambient = reach.moved((self.decoder, self._pullback.given), device, dtype)
         return Manifold(
             decoder,
             ambient,
-            self._core.latent_dim,
-            self._core.chunk_size,
+            self._checks.latent_dim,
+            self._pullback.chunk_size,
             copy.deepcopy(self.latent),
         )
 
@@ -183,18 +186,18 @@ class Manifold:
         # first use.
         arguments = (
             self.decoder,
-            self._core.given,
-            self._core.latent_dim,
-            self._core.chunk_size,
+            self._pullback.given,
+            self._checks.latent_dim,
+            self._pullback.chunk_size,
             self.latent,
         )
         return type(self), arguments
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
-        shape = self._core.decoder.output_shape
+        shape = self._pullback.decoder.output_shape
         data = "?" if shape is None else "×".join(map(str, shape))
-        return f"Manifold({name}: R^{self._core.latent_dim or '?'} -> R^{data}, ambient={self._core.ambient})"
+        return f"Manifold({name}: R^{self._checks.latent_dim or '?'} -> R^{data}, ambient={self._pullback.ambient})"
 
     @property
     def members(self) -> tuple[Manifold, ...]:
@@ -211,7 +214,7 @@ class Manifold:
                 getattr(self.decoder, "__qualname__", type(self.decoder).__name__),
                 "Try Manifold(riemae.Ensemble([decoder1, decoder2])).",
             )
-        given, m, chunk = self._core.given, self._core.latent_dim, self._core.chunk_size
+        given, m, chunk = self._pullback.given, self._checks.latent_dim, self._pullback.chunk_size
         return tuple(Manifold(member, given, m, chunk) for member in self.decoder.members)
 
     # The map and its tangents.
@@ -226,7 +229,7 @@ class Manifold:
         probabilities stay probabilities, as the decoder built them. Members of an ensemble have an
         axis of their own, before the data's.
         """
-        core, flat = self._core.placed("decode", z, condition)
+        core, flat = self._checks.placed("decode", z, condition)
         x = core.immersion.value(flat)
         return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
 
@@ -239,7 +242,7 @@ class Manifold:
         Raises:
             DecoderError: When the decoder returns tensors.
         """
-        core, flat = self._core.placed("distribution", z, condition)
+        core, flat = self._checks.placed("distribution", z, condition)
         layout = core.decoder.layout
         member = layout.member if isinstance(layout, EnsembleLayout) else layout
         if member is None:
@@ -260,7 +263,7 @@ class Manifold:
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
-        core, flat = self._core.placed("jacobian", z, condition)
+        core, flat = self._checks.placed("jacobian", z, condition)
         j = core.immersion.jacobian(flat)
         return core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
 
@@ -268,7 +271,7 @@ class Manifold:
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
         """Data-space velocity ``J v`` of a latent velocity."""
-        core, flat, w, batch = self._core.placed_tangents("pushforward", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("pushforward", condition, z, v)
         pushed = core.finite("pushforward", core.immersion.jvp(flat, w)[1], flat)
         return pushed.view(*batch, pushed.shape[-1])
 
@@ -281,7 +284,7 @@ class Manifold:
             DTypeError: When ``w`` is no tensor, or of another dtype than ``z``.
             ShapeError: When ``w`` does not hold one covector a point.
         """
-        core, flat = self._core.placed("pullback", z, condition)
+        core, flat = self._checks.placed("pullback", z, condition)
         shape = core.decoder.output_shape
         size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
@@ -319,7 +322,7 @@ class Manifold:
         """
         if order not in (1, 2):
             raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
-        core, flat, w, batch = self._core.placed_tangents("taylor", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("taylor", condition, z, v)
         if order == 2:
             smoothness.warn_if_flat(core, flat)
         terms = core.taylor(flat, w, order)
@@ -329,14 +332,14 @@ class Manifold:
 
     def metric(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Pull-back metric ``G = Jᵀ H(f(z)) J`` (equation 3)."""
-        core, flat = self._core.placed("metric", z, condition)
+        core, flat = self._checks.placed("metric", z, condition)
         return core.finite("metric", core.metric(flat), flat).view(*z.shape, z.shape[-1])
 
     def metric_product(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
-        core, flat, v, batch = self._core.placed_tangents("metric_product", condition, z, v)
+        core, flat, v, batch = self._checks.tangents("metric_product", condition, z, v)
         out = core.metric_product(flat, v)
         return core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
 
@@ -344,7 +347,7 @@ class Manifold:
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
-        core, flat, u, v, batch = self._core.placed_tangents("inner", condition, z, u, v)
+        core, flat, u, v, batch = self._checks.tangents("inner", condition, z, u, v)
         return core.finite("inner", core.inner(flat, u, v), flat).view(batch)
 
     def norm(
@@ -354,7 +357,7 @@ class Manifold:
 
         Its gradient at v = 0 is 0.
         """
-        core, flat, v, batch = self._core.placed_tangents("norm", condition, z, v)
+        core, flat, v, batch = self._checks.tangents("norm", condition, z, v)
         return core.norm(flat, v).view(batch)
 
     def eigenvalues(
@@ -370,7 +373,7 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        core, flat = self._core.placed("eigenvalues", z, condition)
+        core, flat = self._checks.placed("eigenvalues", z, condition)
         return core.singular_values("eigenvalues", flat).square().view(z.shape)
 
     def metric_factor(
@@ -382,7 +385,7 @@ class Manifold:
         From a QR decomposition of the Jacobian, whose condition is not squared: see
         :mod:`riemae.geometry.factors`.
         """
-        core, flat = self._core.placed("metric_factor", z, condition)
+        core, flat = self._checks.placed("metric_factor", z, condition)
         return core.triangle("metric_factor", flat).to(z.dtype).view(*z.shape, z.shape[-1])
 
     def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
@@ -394,7 +397,7 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        core, flat = self._core.placed("log_volume", z, condition)
+        core, flat = self._checks.placed("log_volume", z, condition)
         return core.log_volume("log_volume", flat).view(z.shape[:-1])
 
     def volume_density(
@@ -417,9 +420,9 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        core, flat = self._core.placed("christoffel", z, condition)
+        core, flat = self._checks.placed("christoffel", z, condition)
         m = z.shape[-1]
-        return core.christoffel("Manifold.christoffel", flat).view(*z.shape[:-1], m, m, m)
+        return core.christoffel(flat).view(*z.shape[:-1], m, m, m)
 
     def acceleration(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
@@ -431,8 +434,8 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        core, flat, v, batch = self._core.placed_tangents("acceleration", condition, z, v)
-        return core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
+        core, flat, v, batch = self._checks.tangents("acceleration", condition, z, v)
+        return core.acceleration(flat, v).view(*batch, flat.shape[-1])
 
     # Curvature: riemae.geometry.curvature has the formulas.
 
@@ -448,7 +451,7 @@ class Manifold:
         Warns:
             SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
         """
-        core, flat, u, v, batch = self._core.placed_tangents(
+        core, flat, u, v, batch = self._checks.tangents(
             "second_fundamental_form", condition, z, u, v
         )
         bend = curvature.second_fundamental_form(core, flat, u, v)
@@ -460,7 +463,7 @@ class Manifold:
         """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D
         matrix.
         """
-        core, flat = self._core.placed("curvature_form", z, condition)
+        core, flat = self._checks.placed("curvature_form", z, condition)
         return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
 
     @overload
@@ -537,7 +540,7 @@ class Manifold:
             return torch.stack(
                 [M.extrinsic_curvature(z, *options, condition=condition) for M in self.members]
             )
-        core, flat = self._core.placed("extrinsic_curvature", z, condition)
+        core, flat = self._checks.placed("extrinsic_curvature", z, condition)
         out, x = curvature.extrinsic_curvature(
             core, flat, estimator, samples, generator, ridge, decoded
         )
@@ -554,7 +557,7 @@ class Manifold:
 
         Length 1/r on a sphere.
         """
-        core, flat = self._core.placed("mean_curvature", z, condition)
+        core, flat = self._checks.placed("mean_curvature", z, condition)
         vector = curvature.mean_curvature(core, flat)
         return vector.view(*z.shape[:-1], vector.shape[-1])
 
@@ -573,7 +576,7 @@ class Manifold:
             ShapeError: When ``normal`` does not hold one direction a point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
-        core, flat = self._core.placed("principal_curvatures", z, condition)
+        core, flat = self._checks.placed("principal_curvatures", z, condition)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
             raise DTypeError(
@@ -641,14 +644,14 @@ class Manifold:
         Raises:
             OptionError: For a negative ridge, or one without a feature map.
         """
-        core, flat = self._core.placed("riemann", z, condition)
+        core, flat = self._checks.placed("riemann", z, condition)
         metric, tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)
         tensor = tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
         return (tensor, metric.view(*z.shape, z.shape[-1])) if with_metric else tensor
 
     def ricci(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
-        core, flat = self._core.placed("ricci", z, condition)
+        core, flat = self._checks.placed("ricci", z, condition)
         return curvature.ricci(core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
@@ -682,7 +685,7 @@ class Manifold:
             return torch.stack(
                 [M.scalar_curvature(z, *options, condition=condition) for M in self.members]
             )
-        core, flat = self._core.placed("scalar_curvature", z, condition)
+        core, flat = self._checks.placed("scalar_curvature", z, condition)
         return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(
             z.shape[:-1]
         )
@@ -697,9 +700,7 @@ class Manifold:
         Raises:
             OptionError: Where u and v are linearly dependent, with the places.
         """
-        core, flat, u, v, batch = self._core.placed_tangents(
-            "sectional_curvature", condition, z, u, v
-        )
+        core, flat, u, v, batch = self._checks.tangents("sectional_curvature", condition, z, u, v)
         return curvature.sectional_curvature(core, flat, u, v).view(batch)
 
     def gaussian_curvature(
@@ -710,7 +711,7 @@ class Manifold:
         Raises:
             ShapeError: Unless m = 2.
         """
-        core, flat = self._core.placed("gaussian_curvature", z, condition)
+        core, flat = self._checks.placed("gaussian_curvature", z, condition)
         return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
 
     def kinks(self, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
@@ -718,7 +719,7 @@ class Manifold:
 
         None when it is smooth.
         """
-        core, flat = self._core.placed("kinks", z, condition)
+        core, flat = self._checks.placed("kinks", z, condition)
         return smoothness.kinks(core, flat)
 
     # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of
@@ -762,7 +763,7 @@ class Manifold:
             ShapeError: When the latent metric has another shape.
             SingularMetricError: Where the latent metric is not positive definite.
         """
-        core, flat = self._core.placed("distortion", z, condition)
+        core, flat = self._checks.placed("distortion", z, condition)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
         out = distortion.distortion(
@@ -870,20 +871,24 @@ class Manifold:
         space, curve = self._on_curves("energy", curve, condition)
         return curve_energy_integral(space, curve, rtol, return_error, throw)
 
-    def _space(self, core: Pullback, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
+    def _space(self, core: PullbackMetric, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
         """What solvers work on for pairs, and how their points tell their conditions."""
         given = core.condition
         labels = Labels(given, points)
-        return (self if given is None else Conditioned(self._core, given, labels)), labels
+        space = self._pullback if given is None else Conditioned(self._pullback, given, labels)
+        return space, labels
 
     def _on_curves(
         self, where: str, curve: Curve | Tensor, condition: Conditions
     ) -> tuple[Space, Curve | Tensor]:  # (*b)
         """What curves are measured in, and the curves with their conditions."""
         nodes = curve.nodes if isinstance(curve, Curve) else curve
-        if condition is None or not isinstance(nodes, Tensor) or nodes.ndim < 2:
-            return self, curve
-        core, first = self._core.placed(where, nodes[..., 0, :], condition)
+        if not isinstance(nodes, Tensor) or nodes.ndim < 2:
+            return self._pullback, curve  # solvers say what is wrong with it
+        if condition is None:
+            self._checks.points(where, nodes)
+            return self._pullback, curve
+        core, first = self._checks.placed(where, nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
         return space, labels.lift_curve(curve)
 
@@ -935,12 +940,12 @@ class Manifold:
             "Manifold.geodesic",
             "It is not differentiable: use distance, or batch axes in place of vmap.",
         )
-        core = self._core
+        core = self._pullback
         if condition is not None:
             z0, z1 = paired_points(z0, z1)
-            core, _ = core.placed("geodesic", z0, condition, finite=False)
+            core, _ = self._checks.placed("geodesic", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            flat = self._core.points(
+            flat = self._checks.points(
                 f"geodesic ({name})", z, finite=False, condition=core.condition
             )
         rtol = self._accuracy(core, flat) if rtol is None else rtol
@@ -962,12 +967,14 @@ class Manifold:
         options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
-    def _solver(self, core: Pullback, z0: Tensor, z1: Tensor) -> Callable[..., GeodesicResult]:
+    def _solver(
+        self, core: PullbackMetric, z0: Tensor, z1: Tensor
+    ) -> Callable[..., GeodesicResult]:
         """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of
         pairs.
         """
         if core.condition is None:
-            return partial(solve_geodesic, self)
+            return partial(solve_geodesic, self._pullback)
         m, batch = z0.shape[-1], z0.shape[:-1]
         flat = [z.reshape(-1, m) for z in (z0, z1)]
         space, labels = self._space(core, torch.cat(flat))
@@ -994,7 +1001,9 @@ class Manifold:
 
         return solve
 
-    def _decoded(self, core: Pullback, z: Tensor, rows: Tensor) -> Tensor:  # (k, m), (k,) -> (k, D)
+    def _decoded(
+        self, core: PullbackMetric, z: Tensor, rows: Tensor
+    ) -> Tensor:  # (k, m), (k,) -> (k, D)
         """Data of points of some pairs."""
         c = core.condition
         return self.decode(z, condition=None if c is None else c.select(rows))
@@ -1075,7 +1084,7 @@ class Manifold:
         return result.length.masked_scatter(usable, value)
 
     @staticmethod
-    def _accuracy(core: Pullback, flat: Tensor) -> float:  # (k, m)
+    def _accuracy(core: PullbackMetric, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
         if concrete(flat) is None:
             return tolerance(flat.dtype).geodesic
@@ -1102,7 +1111,7 @@ class Manifold:
             return usable, attached.sum((-1, -2))
         curve, space = Curve.from_nodes(attached), result.space
         if not isinstance(space, Conditioned):
-            return usable, fixed_length(self, curve)
+            return usable, fixed_length(self._pullback, curve)
         return usable, fixed_length(
             space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()})
         )
@@ -1118,7 +1127,7 @@ class Manifold:
         given = Condition.of("Manifold.distance", condition, z.shape[:-1], z.device)
         if given is not None:
             given = given.select(slice(1)) if len(given) else given.blank()
-        out = self._core.at(given).squared_chords(plain)
+        out = self._pullback.at(given).squared_chords(plain)
         tangent = (
             torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
         )
@@ -1177,7 +1186,7 @@ class Manifold:
         refuse_vmap("Manifold.exp")
         for name, x in (("z", z), ("v", v)):
             expect_dense("Manifold.exp", name, x)
-        core, flat, w, batch = self._core.placed_tangents("exp", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("exp", condition, z, v)
         space, labels = self._space(core, flat)
         points = labels.narrow(
             solvers.exp(space, labels.lift(flat), labels.wide(w), t, rtol=rtol, throw=throw)
@@ -1199,7 +1208,7 @@ class Manifold:
         :func:`riemae.solvers.shoot`.
         """
         refuse_vmap("Manifold.shoot")
-        core, flat, w, batch = self._core.placed_tangents("shoot", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("shoot", condition, z, v)
         space, labels = self._space(core, flat)
         start, velocity = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
         return labels.narrow_curve(
@@ -1238,19 +1247,21 @@ class Manifold:
             "Manifold.log",
             "It is not differentiable: use exp or distance, or batch axes in place of vmap.",
         )
-        core = self._core
+        core = self._pullback
         if condition is not None:
             z0, z1 = paired_points(z0, z1)
-            core, _ = core.placed("log", z0, condition, finite=False)
+            core, _ = self._checks.placed("log", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            self._core.points(f"log ({name})", z, finite=False, condition=core.condition)
+            self._checks.points(f"log ({name})", z, finite=False, condition=core.condition)
         if self.latent is not None and init is None:
             init = self.geodesic(
                 z0, z1, rtol=max(rtol, 1e-6), throw=throw, condition=core.condition
             ).curve
             z1 = init(1.0)
         if core.condition is None:
-            return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+            return solvers.log(
+                self._pullback, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw
+            )
         flat = [z.reshape(-1, z.shape[-1]) for z in (z0, z1)]
         space, labels = self._space(core, torch.cat(flat))
         if init is not None:
@@ -1292,7 +1303,7 @@ class Manifold:
         """
         refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
-        core, flat, *vectors, batch = self._core.placed_tangents(
+        core, flat, *vectors, batch = self._checks.tangents(
             "jacobi_field", condition, z, v, start, slope
         )
         space, labels = self._space(core, flat)
@@ -1334,7 +1345,7 @@ class Manifold:
             "Manifold.conjugate_points",
             "It is not differentiable; batch axes take the place of vmap.",
         )
-        core, flat, w, batch = self._core.placed_tangents("conjugate_points", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("conjugate_points", condition, z, v)
         space, labels = self._space(core, flat)
         z, v = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
         found = solvers.conjugate_points(space, z, v, t, rtol=rtol, throw=throw)
@@ -1365,17 +1376,15 @@ class Manifold:
         """
         refuse_vmap("Manifold.transport")
         nodes = curve.nodes if isinstance(curve, Curve) else curve
-        if (
-            condition is None
-            or not isinstance(nodes, Tensor)
-            or v.shape != (*nodes.shape[:-2], nodes.shape[-1])
-        ):
-            return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
-        core, first = self._core.placed("transport", nodes[..., 0, :], condition)
+        paired = isinstance(nodes, Tensor) and isinstance(v, Tensor) and nodes.ndim > 1
+        if condition is None or not paired or v.shape != nodes[..., 0, :].shape:
+            if paired:
+                self._checks.points("transport", nodes)
+            return solvers.transport(self._pullback, curve, v, rtol=rtol, throw=throw)
+        core, first = self._checks.placed("transport", nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
-        moved = solvers.transport(
-            space, labels.lift_curve(curve), labels.wide(v), rtol=rtol, throw=throw
-        )
+        lifted = labels.lift_curve(curve)
+        moved = solvers.transport(space, lifted, labels.wide(v), rtol=rtol, throw=throw)
         return labels.narrow(moved)
 
     def graph(
@@ -1421,7 +1430,7 @@ class Manifold:
         if neighbors not in ("latent", "data"):
             raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
         expect_values("Manifold.graph", "points", points)
-        core, flat = self._core.placed("graph", points, condition)
+        core, flat = self._checks.placed("graph", points, condition)
         space = self._under_one("graph", core, flat)
         coordinates = None
         if neighbors == "data":
@@ -1438,14 +1447,14 @@ class Manifold:
             progress=progress,
         )
 
-    def _under_one(self, where: str, core: Pullback, flat: Tensor) -> Space:  # (n, m)
+    def _under_one(self, where: str, core: PullbackMetric, flat: Tensor) -> Space:  # (n, m)
         """What distances between any two points are measured in.
 
         Raises:
             OptionError: When the points have different conditions.
         """
         if core.condition is None:
-            return self
+            return self._pullback
         core.condition.single(f"Manifold.{where}")
         return self._space(core, flat)[0]
 
@@ -1514,18 +1523,18 @@ class Manifold:
         )
         for name, points in (("a", a), ("b", a if b is None else b)):
             expect_values("Manifold.distance_matrix", name, points)
-        core, flat = self._core.placed("distance_matrix", a, condition)
+        core, flat = self._checks.placed("distance_matrix", a, condition)
         space = self._under_one("distance_matrix", core, flat)
         one = None if core.condition is None else core.condition.single("Manifold.distance_matrix")
         for name, points in (("a", a), ("b", a if b is None else b)):
-            flat = self._core.points(f"distance_matrix ({name})", points, condition=one)
+            flat = self._checks.points(f"distance_matrix ({name})", points, condition=one)
         if rtol is None and method == "geodesic":
             rtol = self._accuracy(core, flat)
-        if method == "chord" and self._core.embedding is None:
+        if method == "chord" and self._pullback.embedding is None:
             raise AmbientError(
                 "Manifold.distance_matrix",
                 "an ambient metric with a distance for method='chord'",
-                str(self._core.ambient),
+                str(self._pullback.ambient),
                 "Use method='geodesic' or 'graph'.",
             )
         identity = None if out is None else self._identity()
@@ -1550,7 +1559,7 @@ class Manifold:
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""
-        ambient = type(self.ambient).__qualname__, self._core.given
+        ambient = type(self.ambient).__qualname__, self._pullback.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
         return {
             "riemae": version.__version__,
@@ -1559,67 +1568,13 @@ class Manifold:
             "latent": (latent,),
         }
 
-    # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their
-    # status, so nothing here raises for NaN.
+    # For riemae.solvers.
 
-    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
-        """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
+    def as_space(self, *points: Tensor) -> Space:
+        """The space that solvers work on, after a look at the points (*b, m) they begin with.
 
-        Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
+        Functions of :mod:`riemae.solvers` call it, so that they take a manifold as well as a space.
         """
-        return self._core.squared_chords(nodes)
-
-    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior
-        nodes.
-        """
-        return self._core.expand(nodes, second_order)
-
-    def energy_and_gradient(
-        self, nodes: Tensor
-    ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-        """The same energy and its gradient alone, by one reverse pass: what steps with a kept
-        matrix need.
-        """
-        return self._core.energy_and_gradient(nodes)
-
-    def embedded(
-        self, points: Tensor, then: Callable[[Tensor], Tensor]
-    ) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves.
-
-        None without any, or with too many at once.
-        """
-        return self._core.embedded(points, then)
-
-    def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
-        """The same energy with products of its Hessian in place of the matrix: what
-        ``solvers.NewtonCG`` asks for.
-        """
-        return self._core.products(nodes)
-
-    def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the chord energy with second differences of sixth order, or None without
-        a feature map.
-        """
-        return self._core.residual(nodes)
-
-    def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The velocities with which a geodesic passes its nodes, or None without a feature map."""
-        return self._core.velocities(nodes)
-
-    def ambient_distance(
-        self, z0: Tensor, z1: Tensor
-    ) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
-        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's.
-
-        None when unknown.
-        """
-        return self._core.ambient_distance(z0, z1)
-
-    def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
-        """``φ(f(z))``, whose Euclidean distances are the ambient ones.
-
-        None without a feature map.
-        """
-        return None if self._core.embedding is None else self._core.embedding.value(z)
+        for z in points:
+            self._checks.points("as_space", z, finite=False)
+        return self._pullback

@@ -20,11 +20,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import Differential, everywhere
 from riemae.differential.taylor import Pairs
 from riemae.exceptions import OptionError, ShapeError
 from riemae.geometry.factors import check_triangle
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.smoothness import warn_if_flat
 from riemae.numerics.metric import safe_sqrt, solve_metric
 from riemae.numerics.random import gaussian, signs
@@ -167,12 +168,12 @@ class Bending(NamedTuple):
         return r, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
 
 
-# Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry
+# Each function takes a PullbackMetric and flat points (k, m); Manifold's methods of the same names carry
 # the documentation.
 
 
 def second_fundamental_form(
-    core: Pullback, flat: Tensor, u: Tensor, v: Tensor
+    core: PullbackMetric, flat: Tensor, u: Tensor, v: Tensor
 ) -> Tensor:  # -> (k, D)
     """``II(u, v) = (I − T̂) ∂²f(u, v)``."""
     warn_if_flat(core, flat)
@@ -184,7 +185,7 @@ def second_fundamental_form(
     return _without_tangents(q, second.mT)[:, 0]
 
 
-def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
+def curvature_form(core: PullbackMetric, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``."""
     warn_if_flat(core, flat)
     r, gram, _ = Bending.grams(core.immersion, flat, whiten=True)
@@ -193,7 +194,7 @@ def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
 
 
 def extrinsic_curvature(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     estimator: Estimator,
     samples: int,
@@ -243,7 +244,7 @@ def extrinsic_curvature(
     return total / samples, x
 
 
-def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
+def mean_curvature(core: PullbackMetric, flat: Tensor) -> Tensor:  # -> (k, D)
     """``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)``."""
     where = "Manifold.mean_curvature"
     warn_if_flat(core, flat)
@@ -259,7 +260,7 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
 
 
 def principal_curvatures(
-    core: Pullback, flat: Tensor, normal: Tensor
+    core: PullbackMetric, flat: Tensor, normal: Tensor
 ) -> Tensor:  # (k, m), (k, D) -> (k, m)
     """Eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
 
@@ -291,7 +292,7 @@ def principal_curvatures(
 
 
 def riemann(
-    core: Pullback, where: str, flat: Tensor, ridge: float = 0.0
+    core: PullbackMetric, where: str, flat: Tensor, ridge: float = 0.0
 ) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m, m)
     """Metric and Riemann tensor, all indices down.
 
@@ -314,7 +315,7 @@ def riemann(
     return _riemann_of_connection(core, where, flat)
 
 
-def _orthonormal_riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _orthonormal_riemann(core: PullbackMetric, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
     """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the orthonormal bases
     ``R⁻¹``.
     """
@@ -334,14 +335,14 @@ def _gauss(gram: Tensor) -> Tensor:
     return gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
 
 
-def ricci(core: Pullback, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
+def ricci(core: PullbackMetric, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
     r, tensor = _orthonormal_riemann(core, where, flat)
     return r.mT @ torch.einsum("bijki->bjk", tensor) @ r
 
 
 def scalar_curvature(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     estimator: Estimator,
     samples: int,
@@ -377,7 +378,9 @@ def scalar_curvature(
     return total / samples
 
 
-def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k,)
+def sectional_curvature(
+    core: PullbackMetric, flat: Tensor, u: Tensor, v: Tensor
+) -> Tensor:  # -> (k,)
     """``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``.
 
     Raises:
@@ -401,7 +404,7 @@ def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> T
     return numerator / area
 
 
-def gaussian_curvature(core: Pullback, flat: Tensor) -> Tensor:  # (k, 2) -> (k,)
+def gaussian_curvature(core: PullbackMetric, flat: Tensor) -> Tensor:  # (k, 2) -> (k,)
     """``R_0110 / det G``.
 
     Raises:
@@ -492,12 +495,15 @@ def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D
     return torch.baddbmm(rows, rows @ q, q.mT, alpha=-1)
 
 
-def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _riemann_of_connection(core: PullbackMetric, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
     """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any
     ambient metric.
     """
     g = core.metric(flat)
-    connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
+
+    def connected(z: Tensor, condition: Condition | None = None) -> Tensor:
+        return core.at(condition).christoffel(z, where.removeprefix("Manifold."))
+
     connection = core.connection.called(connected).conditioned(core.condition)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
@@ -539,7 +545,7 @@ def _whitened(r: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m,
 
 
 def _along_normals(
-    core: Pullback,
+    core: PullbackMetric,
     z: Tensor,
     samples: int,
     generator: torch.Generator | None,

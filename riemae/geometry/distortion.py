@@ -28,7 +28,7 @@ from torch import Tensor
 
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.random import gaussian
 from riemae.numerics.values import concrete
 
@@ -56,7 +56,7 @@ def relative_metric(
 
 
 def distortion(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     kind: Kind,
     local: bool,
@@ -123,7 +123,7 @@ def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -
 
 
 def _probed(
-    core: Pullback,
+    core: PullbackMetric,
     where: str,
     flat: Tensor,
     samples: int,
@@ -143,7 +143,9 @@ def _probed(
     return sums[0] / samples, sums[1] / samples, sums[2] / samples
 
 
-def _relative_product(core: Pullback, flat: Tensor, v: Tensor, factor: Tensor | None) -> Tensor:
+def _relative_product(
+    core: PullbackMetric, flat: Tensor, v: Tensor, factor: Tensor | None
+) -> Tensor:
     if factor is None:
         return core.metric_product(flat, v)
     back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)[..., 0]
