@@ -1,6 +1,4 @@
-"""The manifold that a decoder parametrises, with the metric that it pulls back from the data
-space.
-"""
+"""The manifold that a decoder parametrises, with the metric of the data space pulled back."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from os import PathLike
 from types import FunctionType
 from typing import Any, Literal, overload
@@ -38,8 +35,9 @@ from riemae.geometry.envelope import Ruler, once_differentiable, transformed_dis
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics import reach
-from riemae.numerics.checks import expect_dense, expect_values
+from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
 from riemae.numerics.precision import in_full_precision
+from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import refuse_transforms, refuse_vmap, transforms
 from riemae.numerics.values import concrete
@@ -68,8 +66,7 @@ def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
 
 @_in_full_precision
 class Manifold:
-    """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric
-    ``G = Jᵀ H(f(z)) J``.
+    """A decoder ``f`` and an ambient metric ``H`` as a Riemannian manifold, ``G = Jᵀ H(f(z)) J``.
 
     Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as
     ``(*b, D)``. Every method keeps dtype and device, changes no input, and is differentiable by
@@ -84,8 +81,10 @@ class Manifold:
             ``(k, D, D)``, ``(D, D)`` or diagonal ``(k, D)``, or a constant tensor. Unless given, it
             is Euclidean for tensors and :class:`~riemae.ambient.FisherRao` for distributions, whose
             parameters have no units in common.
-        latent_dim: m; taken from the first points unless given.
-        chunk_size: Points handled at once; chosen to fit the processor's cache unless given.
+        latent_dim: m; by default taken from the first points.
+        chunk_size: Points whose derivatives are held at once, at most; by default chosen to fit
+            the processor's cache. Matrix products are padded to a multiple of 8 to 32 rows, so that
+            no row notices its neighbours: the decoder may be called with up to that many rows.
         latent: What the latent space itself is, if no plain R^m: a tuple with the period of each
             coordinate, None for those that have none, or a geoopt manifold whose points are
             coordinates (``PoincareBall``, ``SphereProjection``). Geodesics then start from latent
@@ -109,17 +108,20 @@ class Manifold:
 
     All methods that take points raise:
 
-    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from the first points),
-      and for conditions whose first axes are not those of the points,
-    - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z`` and decoder differ,
-    - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the decoder,
-    - :class:`~riemae.exceptions.DecoderError` for a decoder that is no map, found by a probe at first use, and for a
-      condition that is missing, or given to a decoder that takes none.
+    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from
+      the first points), and for conditions whose first axes are not those of the points,
+    - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z``
+      and decoder differ,
+    - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the
+      decoder,
+    - :class:`~riemae.exceptions.DecoderError` for a decoder that is not a map, found by a probe at
+      first use, and for a condition that is missing, or given to a decoder that takes none.
 
     Example:
         >>> import torch
         >>> from riemae import Manifold
-        >>> paraboloid = Manifold(lambda z: torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1))
+        >>> bowl = lambda z: torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
+        >>> paraboloid = Manifold(bowl)
         >>> paraboloid.metric(torch.tensor([1., 2.]))
         tensor([[2., 2.],
                 [2., 5.]])
@@ -134,12 +136,8 @@ class Manifold:
         latent: LatentSpace | None = None,
     ) -> None:
         for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
-            if number is not None and (
-                isinstance(number, bool) or not isinstance(number, Integral) or number < 1
-            ):
-                raise OptionError(
-                    "Manifold", f"{name} of at least 1, as an integer", repr(number), ""
-                )
+            if number is not None:
+                expect_range("Manifold", name, number, 1, integer=True)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)
         if self.latent is None:
@@ -166,8 +164,7 @@ class Manifold:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Manifold:
-        """A copy of the manifold elsewhere: decoder and ambient metric are copied, the original
-        stays.
+        """A copy of the manifold elsewhere, with copies of decoder and ambient metric.
 
         Modules and tensors that a function refers to come along: those in its closure, its
         defaults, among its globals, and of the object whose method it is.
@@ -197,15 +194,15 @@ class Manifold:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
         shape = self._pullback.decoder.output_shape
         data = "?" if shape is None else "×".join(map(str, shape))
-        return f"Manifold({name}: R^{self._checks.latent_dim or '?'} -> R^{data}, ambient={self._pullback.ambient})"
+        m = self._checks.latent_dim or "?"
+        return f"Manifold({name}: R^{m} -> R^{data}, ambient={self._pullback.ambient})"
 
     @property
     def members(self) -> tuple[Manifold, ...]:
-        """The manifolds of an ensemble's single members, each under the ambient metric that was
-        given.
+        """The manifolds of an ensemble's members, each under the ambient metric that was given.
 
         Raises:
-            DecoderError: When the decoder is no ensemble.
+            DecoderError: When the decoder is not an ensemble.
         """
         if not isinstance(self.decoder, Ensemble):
             raise DecoderError(
@@ -234,8 +231,9 @@ class Manifold:
         return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
 
     def distribution(self, z: Tensor, *, condition: Conditions = None) -> Any:  # (*b, m)
-        """The distributions at points, in the structure in which the decoder returns them, with
-        batch axes ``(*b)``.
+        """The distributions at points, in the structure in which the decoder returns them.
+
+        Their batch axes are ``(*b)``.
 
         For an ensemble, a tuple with those of each member.
 
@@ -250,7 +248,7 @@ class Manifold:
                 "Manifold.distribution",
                 "a decoder that returns torch distributions",
                 "one that returns tensors",
-                "",
+                "Use decode(z), or let the decoder return a torch.distributions.Distribution.",
             )
         x = core.finite("distribution", core.immersion.value(flat), flat)
         if isinstance(layout, EnsembleLayout):
@@ -281,8 +279,8 @@ class Manifold:
         """Latent covector ``Jᵀ w`` of a data-space covector.
 
         Raises:
-            DTypeError: When ``w`` is no tensor, or of another dtype than ``z``.
-            ShapeError: When ``w`` does not hold one covector a point.
+            DTypeError: When ``w`` is not a tensor, or of another dtype than ``z``.
+            ShapeError: When ``w`` does not hold one covector per point.
         """
         core, flat = self._checks.placed("pullback", z, condition)
         shape = core.decoder.output_shape
@@ -300,7 +298,7 @@ class Manifold:
                 "Manifold.pullback",
                 f"w of shape {(*z.shape[:-1], size)}",
                 str(tuple(w.shape)),
-                "It needs one covector of the data space a point.",
+                "It needs one covector of the data space per point.",
             )
         pulled = core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
         return core.finite("pullback", pulled, flat).view(z.shape)
@@ -308,8 +306,7 @@ class Manifold:
     def taylor(
         self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2, *, condition: Conditions = None
     ) -> tuple[Tensor, ...]:  # (*b, m), (*b, m) -> (*b, D) each
-        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2,
-        ``½ ∂²f(v, v)``.
+        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and ``½ ∂²f(v, v)``.
 
         Their sum is the local approximation of the decoder at ``z + v`` (equation 18). One pass:
         the value comes with its derivatives, and nothing is materialised. Data axes are flattened.
@@ -321,7 +318,7 @@ class Manifold:
             SmoothnessWarning: For order 2, when the decoder is piecewise linear.
         """
         if order not in (1, 2):
-            raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
+            raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "Try order=2.")
         core, flat, w, batch = self._checks.tangents("taylor", condition, z, v)
         if order == 2:
             smoothness.warn_if_flat(core, flat)
@@ -379,8 +376,7 @@ class Manifold:
     def metric_factor(
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Upper triangular ``R`` with ``RᵀR = G(z)``: lengths of ``R v`` are those of the tangent
-        vectors ``v``.
+        """Upper triangular ``R`` with ``RᵀR = G(z)``: ``|R v|`` is the length of the tangent ``v``.
 
         From a QR decomposition of the Jacobian, whose condition is not squared: see
         :mod:`riemae.geometry.factors`.
@@ -442,8 +438,7 @@ class Manifold:
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b, D)
-        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in
-        Euclidean data space.
+        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` in Euclidean data space.
 
         Raises:
             SingularMetricError: Where the Jacobian has dependent columns.
@@ -460,8 +455,9 @@ class Manifold:
     def curvature_form(
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D
-        matrix.
+        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9).
+
+        No D × D matrix is formed.
         """
         core, flat = self._checks.placed("curvature_form", z, condition)
         return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
@@ -472,7 +468,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = ...,
         samples: int = ...,
-        generator: torch.Generator | None = ...,
+        generator: torch.Generator | int | None = ...,
         ridge: float = ...,
         per_member: bool = ...,
         *,
@@ -486,7 +482,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = ...,
         samples: int = ...,
-        generator: torch.Generator | None = ...,
+        generator: torch.Generator | int | None = ...,
         ridge: float = ...,
         per_member: bool = ...,
         *,
@@ -499,7 +495,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         ridge: float = 0.0,
         per_member: bool = False,
         *,
@@ -518,7 +514,7 @@ class Manifold:
                 ``"paper"``: that of the paper's section 3.2, unbiased but of larger variance and
                 sometimes negative.
             samples: Draws averaged by a stochastic estimator.
-            generator: Source of its randomness.
+            generator: Source of its randomness, or a seed.
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so
                 that a nearly singular Jacobian gives a large value instead of an error. It lowers
                 the result by about ridge × condition.
@@ -536,11 +532,13 @@ class Manifold:
             hint = "Decode each of M.members."
             raise OptionError("Manifold.extrinsic_curvature", "per_member or decoded", "both", hint)
         if per_member:
+            generator = as_generator("Manifold.extrinsic_curvature", generator, z.device)
             options = (estimator, samples, generator, ridge)
             return torch.stack(
                 [M.extrinsic_curvature(z, *options, condition=condition) for M in self.members]
             )
         core, flat = self._checks.placed("extrinsic_curvature", z, condition)
+        generator = as_generator("Manifold.extrinsic_curvature", generator, z.device)
         out, x = curvature.extrinsic_curvature(
             core, flat, estimator, samples, generator, ridge, decoded
         )
@@ -572,8 +570,8 @@ class Manifold:
             condition: As in :class:`Manifold`.
 
         Raises:
-            DTypeError: When ``normal`` is no tensor, or of another dtype than ``z``.
-            ShapeError: When ``normal`` does not hold one direction a point.
+            DTypeError: When ``normal`` is not a tensor, or of another dtype than ``z``.
+            ShapeError: When ``normal`` does not hold one direction per point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
         core, flat = self._checks.placed("principal_curvatures", z, condition)
@@ -595,7 +593,7 @@ class Manifold:
                 "Manifold.principal_curvatures",
                 f"normal of shape {(*z.shape[:-1], size)}",
                 str(tuple(normal.shape)),
-                "",
+                "It needs one direction of the data space per point.",
             )
         return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(
             z.shape
@@ -629,8 +627,7 @@ class Manifold:
         with_metric: bool = False,
         condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b, m, m, m, m)
-        """Riemann tensor with all indices down,
-        ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+        """Riemann tensor with all indices down, ``[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
         By the Gauss equation where the ambient metric has a feature map; by differentiating the
         connection elsewhere, which includes the curvature of the ambient space itself.
@@ -659,7 +656,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         per_member: bool = False,
         *,
         condition: Conditions = None,
@@ -672,7 +669,7 @@ class Manifold:
                 whitened random signs u and w, unbiased, three second derivatives a sample; needs a
                 feature map.
             samples: Draws averaged by the stochastic estimator.
-            generator: Source of its randomness.
+            generator: Source of its randomness, or a seed.
             per_member: One value for each member of an ensemble, along a new first axis.
             condition: As in :class:`Manifold`.
 
@@ -686,6 +683,7 @@ class Manifold:
                 [M.scalar_curvature(z, *options, condition=condition) for M in self.members]
             )
         core, flat = self._checks.placed("scalar_curvature", z, condition)
+        generator = as_generator("Manifold.scalar_curvature", generator, z.device)
         return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(
             z.shape[:-1]
         )
@@ -732,7 +730,7 @@ class Manifold:
         local: bool = False,
         estimator: Literal["exact", "hutchinson"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         latent_metric: Any = None,
         *,
         condition: Conditions = None,
@@ -747,15 +745,15 @@ class Manifold:
             kind: ``"isometry"``: ``Σ (1 − λ_i)²``; ``"scaled_isometry"``: the same after the best
                 common scale; ``"conformal"``: after the best scale at each point; ``"area"``:
                 variance of the log volume.
-            local: One value a point instead of their mean.
+            local: One value per point instead of their mean.
             estimator: ``"exact"``, or ``"hutchinson"`` by products ``Gv`` alone: unbiased for
                 isometries; ratios of unbiased traces for the scaled kinds, whose bias falls like
                 1/(samples × points), for ``"conformal"`` like 1/samples. Single estimates can be
                 negative.
             samples: Pairs of Gaussian probes averaged by the stochastic estimator.
-            generator: Source of their randomness.
-            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of
-                ``latent``, or Euclidean, unless given.
+            generator: Source of their randomness, or a seed.
+            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; by default
+                that of ``latent``, or the Euclidean one.
             condition: As in :class:`Manifold`.
 
         Raises:
@@ -764,6 +762,7 @@ class Manifold:
             SingularMetricError: Where the latent metric is not positive definite.
         """
         core, flat = self._checks.placed("distortion", z, condition)
+        generator = as_generator("Manifold.distortion", generator, z.device)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
         out = distortion.distortion(
@@ -916,10 +915,10 @@ class Manifold:
                 and 1e-2 where the decoder has kinks (ReLU, max-pooling), at which no curve
                 converges fast.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
-            init: Start curves; the straight line unless given, or geodesics of ``latent``. With
+            init: Start curves; by default the straight line, or geodesics of ``latent``. With
                 periods the best of several ways round is returned, and its curve ends at ``z1``
                 plus whole periods.
-            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned,
+            n_starts: Start curves per pair, for a global search: the shortest geodesic is returned,
                 with all others found as its ``alternatives``. 1 without a graph, 4 with one, unless
                 given. Then ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
@@ -930,7 +929,7 @@ class Manifold:
             condition: As in :class:`Manifold`, one for each pair.
 
         Returns:
-            One entry a pair; not differentiable, see :meth:`distance`.
+            One entry per pair; not differentiable, see :meth:`distance`.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is
@@ -970,9 +969,7 @@ class Manifold:
     def _solver(
         self, core: PullbackMetric, z0: Tensor, z1: Tensor
     ) -> Callable[..., GeodesicResult]:
-        """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of
-        pairs.
-        """
+        """What solves geodesics between points ``(*b, m)``, each pair under its condition."""
         if core.condition is None:
             return partial(solve_geodesic, self._pullback)
         m, batch = z0.shape[-1], z0.shape[:-1]
@@ -1023,8 +1020,9 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
-        """Geodesic distance, differentiable once in the end points, in the decoder's parameters and
-        in conditions.
+        """Geodesic distance, differentiable once.
+
+        In the end points, in the decoder's parameters and in conditions.
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that
         of the length of the frozen optimal curve (envelope theorem): one more pass through the
@@ -1095,8 +1093,9 @@ class Manifold:
     def _frozen_length(
         self, z0: Tensor, z1: Tensor, result: GeodesicResult
     ) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
-        """Which geodesics have a length, and the lengths of their curves, of which only the ends
-        can move.
+        """Which geodesics have a length, and the lengths of their curves.
+
+        Only the ends of these curves can move.
         """
         start, stop = torch.broadcast_tensors(z0, z1)
         usable = (
@@ -1117,8 +1116,9 @@ class Manifold:
         )
 
     def _refuse_transformed_parameters(self, z: Tensor, condition: Conditions) -> None:
-        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they
-        are not followed.
+        """Notice a decoder or ambient metric of tensors that ``torch.func`` transforms.
+
+        They are not followed.
 
         Raises:
             DifferentiationError: When what they return for plain points is not plain.
@@ -1204,8 +1204,9 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Curve:
-        """The geodesic from ``z`` with velocity ``v`` up to time ``t``:
-        :func:`riemae.solvers.shoot`.
+        """The geodesic from ``z`` with velocity ``v`` up to time ``t``, as a curve.
+
+        :func:`riemae.solvers.shoot` on this manifold.
         """
         refuse_vmap("Manifold.shoot")
         core, flat, w, batch = self._checks.tangents("shoot", condition, z, v)
@@ -1226,8 +1227,7 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
-        """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the
-        inverse of :meth:`exp`.
+        """The logarithm, inverse of :meth:`exp`: the velocity at ``z0`` that leads to ``z1``.
 
         :func:`riemae.solvers.log` on this manifold; not differentiable.
 
@@ -1290,8 +1290,8 @@ class Manifold:
         Args:
             z: Start points ``(*b, m)``.
             v: Velocities ``(*b, m)``.
-            start: Initial values ``(*b, m)``; 0 unless given.
-            slope: Initial covariant derivatives ``(*b, m)``; 0 unless given.
+            start: Initial values ``(*b, m)``; by default 0.
+            slope: Initial covariant derivatives ``(*b, m)``; by default 0.
             t: One time, or increasing times ``(k,)``.
             rtol: As in :meth:`exp`.
             throw: As in :meth:`exp`.
@@ -1360,14 +1360,15 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b, m)
-        """Parallel transport of ``v`` from the start to the end of curves:
-        :func:`riemae.solvers.transport`.
+        """Parallel transport of ``v`` from the start to the end of curves.
+
+        :func:`riemae.solvers.transport` on this manifold.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight
                 latent lines.
             v: Tangent vectors at the start.
-            rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
+            rtol: Relative accuracy; by default 1e-8 in float64, 1e-4 in float32.
             throw: Raise when the accuracy is missed.
             condition: As in :class:`Manifold`, one for each curve.
 
@@ -1399,12 +1400,13 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Graph:
-        """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not
-        differentiable.
+        """Neighbourhood graph on latent points; not differentiable.
+
+        :func:`riemae.solvers.graph` on this manifold.
 
         Args:
             points: ``(n, m)``.
-            k: Neighbours a point.
+            k: Neighbours per point.
             weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the
                 ambient space.
             neighbors: Where neighbours are looked for: among the latent points, or among what they
@@ -1427,8 +1429,7 @@ class Manifold:
         refuse_transforms(
             "Manifold.graph", "It is not differentiable, and takes all points at once."
         )
-        if neighbors not in ("latent", "data"):
-            raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
+        expect_choice("Manifold.graph", "neighbors", neighbors, ("latent", "data"))
         expect_values("Manifold.graph", "points", points)
         core, flat = self._checks.placed("graph", points, condition)
         space = self._under_one("graph", core, flat)
@@ -1482,7 +1483,7 @@ class Manifold:
 
         Args:
             a: ``(n, m)``.
-            b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
+            b: ``(q, m)``; by default ``a`` itself, and then every pair is solved once.
             method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the
                 ``k``-nearest-neighbour graph of all points, not shorter but for the accuracy of its
                 edges; ``"chord"``: straight through the ambient space, never longer.

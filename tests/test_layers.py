@@ -35,8 +35,8 @@ LAYERS = {
         distributions.special""",
     "ambient metrics": """ambient ambient.base ambient.clouds ambient.custom ambient.density ambient.features
         ambient.fisher ambient.geoopt ambient.uncertain""",
-    "geometry": """geometry geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
-        geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
+    "geometry": """geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
+        geometry.envelope geometry.factors geometry.latent geometry.paths geometry.pullback geometry.smoothness""",
     "manifold": "ensembles manifold",
     "clients": """scores plotting testing interop interop.geoopt
         autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators autoencoders.inputs

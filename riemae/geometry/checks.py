@@ -1,4 +1,4 @@
-"""Points and tangent vectors as they arrive: checked once per call, flattened, and the decoder probed.
+"""Points and tangent vectors as they arrive: checked once per call, and flattened.
 
 A call of :class:`~riemae.Manifold` checks what it was given here. What happens below works on flat
 batches ``(k, m)`` that were checked.
@@ -31,6 +31,8 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete, evidently_finite
 
 Checked = tuple[PullbackMetric, Tensor]
+
+_TANGENT = "A tangent vector has the shape of its point, (*b, m)."
 
 
 class Checks:
@@ -122,18 +124,18 @@ class Checks:
             NonFiniteError: When a tangent is NaN or infinite.
         """
         where_full = f"Manifold.{where}"
-        for name, x in zip(("z", *"vvvv"), (z, *vectors), strict=False):
+        for name, x in (("z", z), *(("tangents", v) for v in vectors)):
             expect_tensor(where_full, name, x)
         if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
             if condition is None:
                 self.points(where, z)  # which may say more of z
             wanted = f"tangent vectors with the last axis of z {tuple(z.shape)}"
-            raise _unlike(where_full, wanted, vectors)
+            raise ShapeError(where_full, wanted, _shapes(vectors), _TANGENT)
         try:
             z, *vectors = torch.broadcast_tensors(z, *vectors)
         except RuntimeError:
             wanted = f"tangent vectors that broadcast with z of shape {tuple(z.shape)}"
-            raise _unlike(where_full, wanted, vectors) from None
+            raise ShapeError(where_full, wanted, _shapes(vectors), _TANGENT) from None
         given = Condition.of(where_full, condition, z.shape[:-1], z.device)
         flat = self.points(where, z, condition=given)
         for v in vectors:
@@ -195,9 +197,8 @@ def _refuse_non_finite(where: str, ok: Tensor | None) -> None:  # (k,)
     )
 
 
-def _unlike(where: str, wanted: str, vectors: Any) -> ShapeError:
-    got = ", ".join(str(tuple(v.shape)) for v in vectors)
-    return ShapeError(where, wanted, got, "A tangent vector has the shape of its point, (*b, m).")
+def _shapes(vectors: Any) -> str:
+    return ", ".join(str(tuple(v.shape)) for v in vectors)
 
 
 def _check_tangent(where: str, v: Tensor, z: Tensor) -> None:
@@ -300,7 +301,11 @@ def _check_values(
 
 
 def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> None:
-    """Whether the metric at a point depends on chance, or on the other points of a batch."""
+    """Look whether the metric at a point depends on chance, or on the other points of a batch.
+
+    Raises:
+        AmbientError: When it does.
+    """
     where = type(ambient).__name__
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Decoder and ambient metric together: a map into data space, and how lengths are measured there."""
+"""Decoder and ambient metric together: a map, and how lengths are measured where it leads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Findings:
 
 
 class Composition:
-    """A decoder ``f`` and an ambient metric ``H``, with their derivatives, on flat batches ``(k, m)``.
+    """A decoder ``f`` and an ambient metric ``H``, with derivatives, on flat batches ``(k, m)``.
 
     Args:
         decoder: The map ``f``.
@@ -114,7 +114,9 @@ class Composition:
         return self.decoder(first, first_of(self.condition)).shape[1:]
 
     def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
-        """Tell the ambient metric, once, what the decoder returns: tensors, distributions, an ensemble's members.
+        """Tell the ambient metric, once, what the decoder returns.
+
+        That is tensors, distributions, or the members of an ensemble.
 
         Args:
             flat: Points.

@@ -1,5 +1,6 @@
-"""Manifolds under several conditions at once, as one space: what solvers work on when every pair
-has its own condition.
+"""Manifolds under several conditions at once, as one space.
+
+Solvers work on it when every pair has its own condition.
 
 Solvers choose, drop and double the curves that they work on, so that the place of a curve in a
 batch does not tell its condition. Points therefore carry the number of their condition as one more

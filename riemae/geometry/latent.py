@@ -1,4 +1,4 @@
-"""Latent spaces that are not a plain R^m: periodic coordinates, and geoopt manifolds in coordinates.
+"""Latent spaces that are not a plain R^m: periodic coordinates, and geoopt manifolds.
 
 ``Manifold(decoder, latent=(2 * torch.pi, None))`` is an angle and a number;
 ``latent=geoopt.PoincareBall()`` is a ball. The decoder's geometry is the pull-back metric as ever.
@@ -65,7 +65,7 @@ class Periodic:
         return torch.where(periodic, wrapped, z)
 
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """End points for the search: the short way in all coordinates, the long way in one or two."""
+        """End points to search: the short way in all coordinates, the long way in one or two."""
         period = self._tensor(z0)
         periodic = period > 0
         gap = torch.where(periodic, self.wrap(z1 - z0), z1 - z0)
@@ -209,7 +209,7 @@ def latent_geodesic(
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """Geodesics from every candidate of the latent space; for each pair the shortest that converged.
+    """Geodesics from every candidate of the latent space; per pair the shortest that converged.
 
     Args:
         latent: The latent space.

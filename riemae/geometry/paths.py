@@ -1,4 +1,4 @@
-"""The energy of discrete curves under a pull-back metric, with the derivatives that solvers ask for.
+"""The energy of discrete curves under a pull-back metric, with what solvers derive from it.
 
 With a feature map φ of the ambient metric, a curve's images ``x_i = φ(f(z_i))`` lie in a Euclidean
 space, and the energy is ``n Σ |x_{i+1} − x_i|²``. Without one, the segments are measured by the
@@ -129,7 +129,7 @@ class PathMetric(Composition):
         return lowered.view(interior.shape)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The velocities with which a geodesic passes its nodes: ``ż`` with ``Jż`` closest to ``ẋ``.
+        """The velocities of a geodesic at its nodes: ``ż`` with ``Jż`` closest to ``ẋ``.
 
         The image x of a geodesic bends in directions normal to the manifold only, however unevenly
         its coordinates move: its velocity is taken from finite differences.

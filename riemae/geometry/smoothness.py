@@ -1,5 +1,7 @@
-"""Kinks of a decoder: layers, functions, or second derivatives that vanish where second differences
-do not.
+"""Kinks of a decoder.
+
+They show in layers, in functions, or in second derivatives that vanish where second differences do
+not.
 """
 
 from __future__ import annotations
