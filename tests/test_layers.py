@@ -22,7 +22,10 @@ LAYERS = {
         storage.identity storage.lock
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
     "derivatives": """differential differential.activations differential.conditions differential.derivatives
-        differential.functional differential.modes differential.primitives differential.taylor""",
+        differential.functional differential.jets differential.modes differential.primitives differential.rules
+        differential.rules.elementwise differential.rules.generic differential.rules.inplace
+        differential.rules.products differential.rules.queries differential.rules.structural
+        differential.rules.sums differential.spellings differential.tape""",
     "solvers": """solvers solvers.certificate solvers.curve solvers.energy solvers.graph solvers.krylov solvers.linear
         solvers.matrix solvers.measure solvers.model solvers.nearest solvers.path solvers.products solvers.progress
         solvers.quadrature solvers.result solvers.search solvers.solver solvers.space solvers.state

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from riemae.differential.conditions import Condition
 from riemae.differential.modes import MODES, NESTED, BatchedMap, Mode, Nested, Taylor, basis
 from riemae.differential.primitives import untraced, with_primitives
-from riemae.differential.taylor import Pairs
+from riemae.differential.tape import Pairs
 from riemae.exceptions import (
     ApproximationWarning,
     DifferentiationError,

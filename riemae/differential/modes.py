@@ -22,8 +22,10 @@ from torch.func import vjp as reverse_vjp
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import riemae.differential.rules  # noqa: F401 (registers the rules)
 from riemae.differential.primitives import with_primitives
-from riemae.differential.taylor import Jet, Pairs, Tape, bending
+from riemae.differential.jets import Jet
+from riemae.differential.tape import Pairs, Tape, bending
 from riemae.exceptions import DifferentiationError
 from riemae.numerics.threads import TURN, Shared, jvp
 from riemae.numerics.transforms import refuse_compiling

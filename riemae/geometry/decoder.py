@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import INFERENCE, unoptimised
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
 from riemae.distributions.layout import (
     AnyLayout,
     EnsembleLayout,

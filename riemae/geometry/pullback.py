@@ -17,7 +17,7 @@ from riemae.ambient.uncertain import bound
 from riemae.differential.conditions import Condition, Conditions
 from riemae.differential.derivatives import Differential, everywhere
 from riemae.differential.modes import PORTABLE
-from riemae.differential.taylor import Pairs
+from riemae.differential.tape import Pairs
 from riemae.distributions.layout import EnsembleLayout
 from riemae.exceptions import (
     AmbientError,
