@@ -39,6 +39,8 @@ from riemae.geometry.factors import (
 from riemae.numerics import probe
 from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.checks import expect_dense
+from riemae.numerics.contradiction import contradiction, explained
+from riemae.numerics.dependence import dependence
 from riemae.numerics.metric import safe_sqrt, solve_metric
 from riemae.numerics.probe import FEW, LARGE_BATCH, ROWS
 from riemae.numerics.threads import TURN, jvp
@@ -354,7 +356,7 @@ class Pullback:
         packed = torch.cat([x, columns[..., 0]], -1)
         try:
             with torch.no_grad():
-                found = probe.dependence(lowered, packed[sound], FEW)
+                found = dependence(lowered, packed[sound], FEW)
         except probe.FAILURES as reason:
             raise AmbientError(
                 where,
@@ -366,9 +368,9 @@ class Pullback:
             raise AmbientError(where, *found.message("metric"))
         steps = columns[:FEW, :, 0]
         path = lambda t: torch.cat([decoded(points[:FEW] + t[:, None] * v[:FEW]), steps], -1)  # noqa: E731
-        contradicted = probe.contradiction(lowered, path, len(steps), points)
+        contradicted = contradiction(lowered, path, len(steps), points)
         if contradicted is not None:
-            got, remedy = probe.explained(contradicted, lowered)
+            got, remedy = explained(contradicted, lowered)
             raise AmbientError(
                 where, "a function whose derivative torch.autograd knows", got, remedy
             )

@@ -5,8 +5,8 @@ import torch
 from torch.autograd.functional import hessian
 from torch.nn import functional as F
 
-from riemae.differential.modes import MODES, Nested, Taylor, basis
 from riemae.differential.jets import RULES, Jet
+from riemae.differential.modes import MODES, Nested, Taylor, basis
 from riemae.differential.tape import Pairs, Tape
 
 K, M = 3, 4
