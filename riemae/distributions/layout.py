@@ -18,7 +18,7 @@ import torch.distributions as td
 from torch import Tensor
 from torch.distributions import constraints
 
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
 from riemae.distributions.family import Family, Params, odds_form
 from riemae.distributions.numerical import Divergence, Quantiles, Score, unvalidated
 from riemae.distributions.registry import family_of

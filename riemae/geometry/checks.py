@@ -25,6 +25,8 @@ from riemae.geometry.composition import Composition, first_of
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics import probe
 from riemae.numerics.checks import expect_dense, expect_tensor
+from riemae.numerics.contradiction import contradiction, explained
+from riemae.numerics.dependence import dependence
 from riemae.numerics.probe import FEW, LARGE_BATCH, ROWS
 from riemae.numerics.threads import TURN
 from riemae.numerics.tolerances import tolerance
@@ -256,9 +258,9 @@ def check_ambient(
         moved = decoded(points[:FEW] + t[:, None] * v[:FEW])
         return torch.cat([moved, columns[:FEW]], -1)
 
-    contradicted = probe.contradiction(lowered, path, len(columns[:FEW]), points)
+    contradicted = contradiction(lowered, path, len(columns[:FEW]), points)
     if contradicted is not None:
-        got, remedy = probe.explained(contradicted, lowered)
+        got, remedy = explained(contradicted, lowered)
         expected = "a function whose derivative torch.autograd knows"
         raise AmbientError(type(ambient).__name__, expected, got, remedy)
 
@@ -309,7 +311,7 @@ def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> No
     where = type(ambient).__name__
     try:
         with torch.no_grad():
-            found = probe.dependence(lowered, packed, FEW)
+            found = dependence(lowered, packed, FEW)
     except probe.FAILURES as reason:
         got = f"{type(reason).__name__}: {reason}"
         hint = "Keep the batch axis."

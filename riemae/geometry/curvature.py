@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import Differential, everywhere
-from riemae.differential.taylor import Pairs
+from riemae.differential.tape import Pairs
 from riemae.exceptions import OptionError, ShapeError
 from riemae.geometry.factors import check_triangle
 from riemae.geometry.pullback import PullbackMetric

@@ -14,8 +14,9 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
 from riemae.differential.conditions import Condition
-from riemae.differential.derivatives import INFERENCE, unoptimised
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
+from riemae.differential.rowwise import unoptimised
+from riemae.differential.trust import INFERENCE
 from riemae.distributions.layout import (
     AnyLayout,
     EnsembleLayout,
@@ -29,7 +30,7 @@ from riemae.distributions.layout import (
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.numerics import probe, reach
-from riemae.numerics.probe import Dependence
+from riemae.numerics.dependence import Dependence, dependence, dependence_around
 from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
 
@@ -232,7 +233,7 @@ class Decoder:
                     str(x.dtype),
                     "Convert z, or the decoder's constants.",
                 )
-            self._refuse_dependence(where, probe.dependence(attempt, points))
+            self._refuse_dependence(where, dependence(attempt, points))
             bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
             if bad and finite:
                 raise NonFiniteError(
@@ -277,7 +278,7 @@ class Decoder:
         points = apart.join(z.detach())
         with torch.no_grad(), restored(z.device), unvalidated():
             try:
-                found = probe.dependence_around(
+                found = dependence_around(
                     lambda y: self._evaluated(*apart.split(y)), points, size, rows
                 )
             except DecoderError:

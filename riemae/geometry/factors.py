@@ -92,9 +92,9 @@ def triangle(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m, m)
     scale = _lengths(f.detach())[:, None]
     columns = f / scale
     # Without gradient Q is not needed; with it, torch wants it.
-    again = differentiated_later(f)
-    r = torch.linalg.qr(columns, mode="reduced" if again else "r")[1]
-    if again and r.shape[1] == r.shape[2]:
+    differentiated = differentiated_later(f)
+    r = torch.linalg.qr(columns, mode="reduced" if differentiated else "r")[1]
+    if differentiated and r.shape[1] == r.shape[2]:
         bad = concrete((r.detach().diagonal(dim1=-2, dim2=-1).abs() <= _DEPENDENT).any(-1))
         if bad is not None and bool(bad.any()):
             # What is singular has no derivative, and must not spoil that of the others.

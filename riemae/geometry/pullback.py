@@ -11,7 +11,7 @@ from torch import Tensor
 from riemae.ambient import AmbientMetric
 from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import Differential, everywhere
-from riemae.differential.taylor import Pairs
+from riemae.differential.tape import Pairs
 from riemae.exceptions import SingularMetricError
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.factors import (
