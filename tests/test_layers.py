@@ -33,7 +33,7 @@ LAYERS = {
     "distributions": """distributions distributions.closed_form distributions.counts distributions.dispersion
         distributions.family distributions.layout distributions.numerical distributions.registry
         distributions.special""",
-    "ambient metrics": """ambient ambient.base ambient.clouds ambient.custom ambient.density ambient.features
+    "ambient metrics": """ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density ambient.features
         ambient.fisher ambient.geoopt ambient.uncertain""",
     "geometry": """geometry geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
         geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",

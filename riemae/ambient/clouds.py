@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric, ShapedMetric
+from riemae.ambient.base import FactorMetric, ShapedMetric
 from riemae.exceptions import AmbientError, OptionError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Evaluate = Literal["kde", "cloud"]
 _WEIGHTS = 2**20
 
 
-class InfoRiemannian(ShapedMetric):
+class InfoRiemannian(ShapedMetric, FactorMetric):
     """The Fisher information of the density that a point cloud stands for (Lee et al., 2022a).
 
     A cloud ``X`` of n points in R^d, ``(n, d)``, is seen as the density
@@ -160,11 +160,11 @@ class InfoRiemannian(ShapedMetric):
             )
         return cls(bandwidth, evaluate, draws, neighbors, seed)
 
-    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
-        """Itself, told the shape of one datum.
+    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> ShapedMetric:
+        """A copy that knows the shape ``(n, d)`` of one cloud.
 
         Raises:
-            AmbientError: When it is no cloud, or another than before.
+            AmbientError: When the shape is not that of a cloud.
         """
         if len(shape) != 2:
             raise AmbientError(

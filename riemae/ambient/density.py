@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import DiagonalMetric
 from riemae.ambient.features import check_floating, fitting
 from riemae.exceptions import AmbientError, OptionError
 
@@ -18,7 +18,7 @@ _ROWS = 512
 _NEIGHBOR = 10
 
 
-class Density(AmbientMetric):
+class Density(DiagonalMetric):
     """Inverse local variance of data: geodesics keep to where the data are.
 
     With weights ``w_n(x) = exp(−|x_n − x|²/2σ²)`` and ``s_d(x) = Σ_n w_n(x) (x_nd − x_d)²``:

@@ -84,7 +84,7 @@ class _Odds(Family):
 class Bernoulli(_Odds):
     """``φ = 2 √n arcsin √p``; n = 1 unless there is a ``total_count``."""
 
-    counts = frozenset({"total_count"})
+    support_parameters = frozenset({"total_count"})
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
@@ -109,9 +109,9 @@ class NegativeBinomial(_Odds):
     :mod:`riemae.distributions.dispersion`.
     """
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "total_count" not in free
 
@@ -124,7 +124,7 @@ class NegativeBinomial(_Odds):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry a parameter."""
-        if self.flat(frozenset(v)):
+        if self.has_feature_map(frozenset(v)):
             return super().product(p, v)
         form = "probs" if "probs" in p else "logits"
         r, q = p["total_count"], p[form]
@@ -145,7 +145,7 @@ class ContinuousBernoulli(_Odds):
     A curve, but one without a closed arc length.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -173,7 +173,7 @@ class Categorical(_Odds):
     great circle.
     """
 
-    counts = frozenset({"total_count"})
+    support_parameters = frozenset({"total_count"})
     event = 1
 
     def features(self, p: Params, free: Free) -> Tensor:
@@ -228,7 +228,7 @@ class LocationScale(Family):
         """A and b."""
         return self.a, self.b
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return len(free) < 2
 
@@ -247,7 +247,7 @@ class LocationScale(Family):
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
-        if self.flat(free):
+        if self.has_feature_map(free):
             return super().squared_distance(p, q, free)
         a, b = self.weights(p)
         shift, stretch = q["loc"] - p["loc"], q["scale"] - p["scale"]
@@ -266,7 +266,7 @@ class StudentT(LocationScale):
     the t distribution, JASA 84, 1989.
     """
 
-    delicate = True
+    needs_float64 = True
 
     def __init__(self, name: str, distribution: Callable[..., Any]) -> None:
         Family.__init__(self, name, distribution, ("df", "loc", "scale"))
@@ -276,9 +276,9 @@ class StudentT(LocationScale):
         df = p["df"]
         return (df + 1) / (df + 3), 2 * df / (df + 3)
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
-        return "df" not in free and super().flat(free)
+        return "df" not in free and super().has_feature_map(free)
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry a parameter."""
@@ -308,9 +308,9 @@ class FisherSnedecor(Family):
     for constants.
     """
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -334,9 +334,9 @@ class FisherSnedecor(Family):
 class Gamma(Family):
     """``[ψ'(a), −1/b; −1/b, a/b²]``; ``φ = √a log b`` where the shape a is fixed."""
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "concentration" not in free
 
@@ -356,9 +356,9 @@ class Gamma(Family):
 class Beta(Family):
     """``diag ψ'(α_i) − ψ'(α₁ + α₀)``."""
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -372,9 +372,9 @@ class Dirichlet(Family):
     """``diag ψ'(α_i) − ψ'(Σα)``."""
 
     event = 1
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -388,9 +388,9 @@ class Dirichlet(Family):
 class VonMises(Family):
     """``diag(κA, A')`` with ``A = I₁(κ)/I₀(κ)``; circles of radius √(κA) where κ is fixed."""
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "concentration" not in free
 
@@ -410,7 +410,7 @@ class VonMises(Family):
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
-        if not self.flat(free):
+        if not self.has_feature_map(free):
             return None
         turn = torch.remainder(q["loc"] - p["loc"] + math.pi, 2 * math.pi) - math.pi
         return (
@@ -426,7 +426,7 @@ class MultivariateNormal(Family):
 
     event = 1
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "scale_tril" not in free
 
@@ -452,9 +452,9 @@ class Wishart(Family):
     """``½ ν tr (V⁻¹dV)² + tr (V⁻¹dV) dν + ¼ Σ_{i<d} ψ'((ν − i)/2) dν²`` with ``V = LLᵀ``."""
 
     event = 2
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -480,9 +480,9 @@ class LKJCholesky(Family):
     η.
     """
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 

@@ -63,9 +63,9 @@ class NegativeBinomialMean(Family):
     ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``.
     """
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "theta" not in free
 
@@ -107,7 +107,7 @@ class ZeroInflated(Family):
     has g at zero.
     """
 
-    delicate = True
+    needs_float64 = True
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class ZeroInflated(Family):
         super().__init__(name, distribution, (*base.names, gate))
         self.base, self.gate = base, gate
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 

@@ -65,7 +65,9 @@ class Head:
     @property
     def free(self) -> frozenset[str]:
         """Parameters that vary."""
-        return frozenset(self.names) - (self.family.counts if self.fixed is None else self.fixed)
+        return frozenset(self.names) - (
+            self.family.support_parameters if self.fixed is None else self.fixed
+        )
 
     @property
     def size(self) -> int:

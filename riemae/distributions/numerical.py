@@ -50,7 +50,7 @@ class Divergence(Family):
     arguments agree.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -75,7 +75,7 @@ class Quantiles(Family):
     singularities at the ends.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
@@ -113,7 +113,7 @@ class Score(Family):
     number of points and variables. A graph through it cannot be had in chunks.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 

@@ -66,7 +66,9 @@ class Registered(Family):
         support: Free = frozenset(),
     ) -> None:
         super().__init__(name, build, names)
-        self.information, self.reader, self.counts = information, reader, support
+        self.information = information
+        self.reader = reader
+        self.support_parameters = support
 
     def read(self, distribution: Any) -> dict[str, Any]:
         """Parameters of a distribution of this family, by name.
@@ -93,7 +95,7 @@ class Registered(Family):
             )
         return {name: found[name] for name in self.names}
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 

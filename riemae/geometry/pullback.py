@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient import AmbientMetric, Euclidean, FisherRao
+from riemae.ambient import AmbientMetric, Euclidean, FeatureMetric, FisherRao
 from riemae.ambient.uncertain import bound
 from riemae.differential.conditions import Condition, Conditions
 from riemae.differential.derivatives import Differential, everywhere
@@ -350,7 +350,7 @@ class Pullback:
                 else (ambient.apply_to(y, u[..., None])[..., 0])
             )
 
-        where = type(ambient).__name__
+        where = ambient.title
         packed = torch.cat([x, columns[..., 0]], -1)
         try:
             with torch.no_grad():
@@ -517,7 +517,7 @@ class Pullback:
             places = bad.nonzero().flatten().tolist()
             low = float(torch.linalg.eigvalsh(g.detach()[bad][0])[0])
             raise SingularMetricError(
-                type(self.ambient).__name__,
+                self.ambient.title,
                 "a metric that is positive along the decoded manifold",
                 f"a negative squared length ({low:.3g}) at {len(places)} of {len(g)} points (first: {places[:5]})",
                 "A metric is S S ᵀ: build it from a factor.",
@@ -635,24 +635,12 @@ class Pullback:
             size = (
                 tangent.square().sum(-1)
                 if self.embedding is not None
-                else self._squared_norm(x, tangent)
+                else self.ambient.squared_length(x, tangent)
             )
             # A derivative may exist where the map has no value (log): no length comes from it.
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
         return safe_sqrt(road.jets(flat, v[:, None], then=squared))
-
-    def _squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
-        """``vᵀ H v``; NaN where that is negative beyond rounding: no length comes from it."""
-        given = self.ambient.given_by()
-        if given != "product" and given != "diagonal" and given != "matrix":
-            squared = self.ambient.squared_norm(x, v)
-            return torch.where(squared < 0, torch.nan, squared) if given == "inner" else squared
-        terms = v * self.ambient.product(x, v)
-        squared = terms.sum(-1)
-        return torch.where(
-            squared < -1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1), torch.nan, squared
-        )
 
     def embedded(
         self, points: Tensor, then: Callable[[Tensor], Tensor]
@@ -814,7 +802,7 @@ class Pullback:
         None when unknown.
         """
         self.bind(z0.reshape(-1, z0.shape[-1]))
-        if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
+        if self.embedding is not None and type(self.ambient).distance is FeatureMetric.distance:
             ends = torch.stack([z0, z1], -2).flatten(0, -2)
             first, last = (
                 self.batch_invariant.value(ends).unflatten(0, (-1, 2)).unbind(1)
