@@ -12,6 +12,7 @@ from riemae.numerics.tolerances import tolerance
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (k, D), (k, D, c) -> (k, D, c)
 
+_NOT_POSITIVE = ("a positive metric", "vᵀHv < 0", "A metric is S Sᵀ: build it from a factor S.")
 _FORMULA = "Check its formula at the decoder's outputs."
 _SHAPES = "Check its shapes; the batch axis comes first."
 
@@ -95,7 +96,7 @@ def check_diagonal(where: str, form: Tensor, dimension: int) -> None:
     """
     floor = tolerance(form.dtype).probe * form_size(form, dimension)[:, None]
     if bool((form.diagonal(dim1=-2, dim2=-1) < -floor).any()):
-        raise negative(where)
+        raise AmbientError(where, *_NOT_POSITIVE)
 
 
 def check_positive(where: str, apply_to: Apply, x: Tensor, tangents: Tensor, noise: float) -> None:
@@ -128,16 +129,9 @@ def check_positive(where: str, apply_to: Apply, x: Tensor, tangents: Tensor, noi
     allowed = applied.norm(dim=(1, 2)) * tolerance(x.dtype).probe + 64 * doubt.amax((-1, -2))
     smallest = torch.linalg.eigvalsh((form + form.mT)[known] / 2)[:, 0]
     if bool((smallest < -allowed[known]).any()):
-        raise negative(where)
+        raise AmbientError(where, *_NOT_POSITIVE)
 
 
 def form_size(form: Tensor, dimension: int) -> Tensor:  # (k, c, c) -> (k,)
     """How large a form is, to compare its errors with."""
     return form.abs().amax((-1, -2)) * dimension**0.5
-
-
-def negative(where: str) -> AmbientError:
-    """The error of a metric with a negative squared length."""
-    return AmbientError(
-        where, "a positive metric", "vᵀHv < 0", "A metric is S S ᵀ: build it from a factor."
-    )

@@ -22,16 +22,16 @@ _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
 
 
 class FisherRao(AmbientMetric):
-    """Fisher information of the distributions that a decoder returns, ``H = E[s sᵀ]`` with the
-    score ``s = ∂ log p``.
+    """Fisher information of the distributions that a decoder returns.
 
-    A decoder that returns ``torch.distributions`` objects needs no arguments: families are read
-    from what it returns, ``Independent`` and several heads (a tuple or dict of distributions)
-    included. All variables are taken as independent, as torch has them, and parameters that do not
-    depend on z, such as a constant scale, as known. Other families than those of
-    :mod:`riemae.distributions.closed_form` work too: by their divergence or quantiles where torch
-    has them, announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the
-    score elsewhere, announced by an :class:`~riemae.exceptions.ApproximationWarning`.
+    ``H = E[s sᵀ]`` with the score ``s = ∂ log p``. A decoder that returns ``torch.distributions``
+    objects needs no arguments: families are read from what it returns, ``Independent`` and several
+    heads (a tuple or dict of distributions) included. All variables are taken as independent, as
+    torch has them, and parameters that do not depend on z, such as a constant scale, as known.
+    Other families than those of :mod:`riemae.distributions.closed_form` work too: by their
+    divergence or quantiles where torch has them, announced by a
+    :class:`~riemae.exceptions.FallbackWarning`; elsewhere from fixed draws of the score, announced
+    by an :class:`~riemae.exceptions.ApproximationWarning`.
 
     A decoder that returns a tensor needs the family. Its output holds torch's parameters of that
     name, in the order of the table in :mod:`riemae.distributions.closed_form`, logits rather than
@@ -44,15 +44,17 @@ class FisherRao(AmbientMetric):
             with its output.
 
     Raises:
-        AmbientError: For an unknown family, or constants that are none of its parameters.
+        AmbientError: For an unknown family, or constants that are not its parameters.
 
     Example:
         >>> import torch
         >>> from riemae import Manifold, ambient
         >>> decoder = lambda z: torch.distributions.Poisson(torch.cat([z.exp(), z.cosh()], -1))
-        >>> Manifold(decoder, ambient=ambient.FisherRao()).metric(torch.zeros(1, 1))  # λ'²/λ, for λ = e^z and cosh z
+        >>> M = Manifold(decoder, ambient=ambient.FisherRao())
+        >>> M.metric(torch.zeros(1, 1))  # λ'²/λ, for λ = e^z and cosh z
         tensor([[[1.]]])
-        >>> M = Manifold(lambda z: torch.cat([z, 0 * z], -1), ambient=ambient.FisherRao("normal", scale=0.5))
+        >>> H = ambient.FisherRao("normal", scale=0.5)
+        >>> M = Manifold(lambda z: torch.cat([z, 0 * z], -1), ambient=H)
         >>> M.metric(torch.zeros(1, 1))  # μ'²/σ²
         tensor([[[4.]]])
     """

@@ -81,8 +81,8 @@ class Geoopt(ShapedMetric, InnerMetric):
 
         Where geoopt has none, the chord in feature space, if there is one.
 
-        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere: what it
-        says of a point and itself is taken off, so that the result never exceeds the true distance.
+        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere. The
+        distance of a point to itself is subtracted, so that the result is a lower bound.
         """
         try:
             between, *floors = (
@@ -94,8 +94,7 @@ class Geoopt(ShapedMetric, InnerMetric):
         return (between - torch.maximum(*floors)).clamp(min=0).sqrt()
 
     def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape)
-        """As in :meth:`AmbientMetric.check`, on tangent vectors, after a look whether ``x`` lies on
-        the manifold.
+        """As in :meth:`AmbientMetric.check`, on tangent vectors, if ``x`` lies on the manifold.
 
         Raises:
             AmbientError: When it does not.
@@ -113,19 +112,16 @@ class Geoopt(ShapedMetric, InnerMetric):
                 "Geoopt",
                 f"points of {self.manifold}",
                 f"data of shape {tuple(x.shape[1:])}: {reason}",
-                "End the decoder with a map onto the manifold, such as manifold.projx or manifold.expmap0.",
+                "End the decoder with a map onto the manifold, such as manifold.projx or "
+                "manifold.expmap0.",
             )
         super().check(x, tangents)
 
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
         points = self.shaped(x)
-        return torch.stack(
-            [
-                self.manifold.proju(points, self.shaped(v)).flatten(1)
-                for v in super()._probes(x).unbind(-1)
-            ],
-            -1,
-        )
+        vectors = super()._probes(x).unbind(-1)
+        tangents = [self.manifold.proju(points, self.shaped(v)).flatten(1) for v in vectors]
+        return torch.stack(tangents, -1)
 
     @property
     def title(self) -> str:
@@ -188,8 +184,9 @@ def metric_tensor(manifold: Any, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
 
 
 def embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
-    """The isometric map into a Euclidean space that a manifold of flat surroundings has, else
-    None.
+    """The isometric map of a manifold into a Euclidean space; None where there is none.
+
+    It exists where the inner product is that of the surrounding space.
     """
     import geoopt
 

@@ -50,7 +50,8 @@ class Expected(FeatureMetric):
                 "Expected",
                 f"a decoder that returns distributions among {', '.join(_NOISE)}",
                 got,
-                "For an ensemble of decoders use riemae.Ensemble; for other families ambient.FisherRao().",
+                "For an ensemble of decoders use riemae.Ensemble; "
+                "for other families ambient.FisherRao().",
             )
         bound = Expected()
         assert isinstance(layout, Layout)

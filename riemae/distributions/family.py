@@ -91,3 +91,16 @@ def odds_form(distribution: Any) -> str:
     logits = vars(owner).get("logits")
     built_from_logits = logits is not None and getattr(owner, "_param", logits) is logits
     return "logits" if built_from_logits else "probs"
+
+
+class OddsFamily(Family):
+    """Families that torch builds from ``logits`` or from ``probs``; the decoder's choice is kept.
+
+    With logits, probabilities 0 and 1 are only reached at infinity, and nothing is lost near them.
+    """
+
+    def read(self, distribution: Any) -> dict[str, Any]:
+        """Parameters of a distribution of this family, by name."""
+        form = odds_form(distribution)
+        names = [form if name == "logits" else name for name in self.names]
+        return {name: getattr(distribution, name) for name in names}

@@ -350,7 +350,11 @@ class TestBandwidth:
         [
             (lambda: InfoRiemannian(0.0), AmbientError, "positive bandwidth.*from_clouds"),
             (lambda: InfoRiemannian(float("nan")), AmbientError, "positive bandwidth"),
-            (lambda: InfoRiemannian(1.0, evaluate="here"), OptionError, "'kde' or 'cloud'"),
+            (
+                lambda: InfoRiemannian(1.0, evaluate="here"),
+                OptionError,
+                "evaluate among 'kde', 'cloud'",
+            ),
             (lambda: InfoRiemannian(1.0, draws=0), OptionError, "draws of at least 1"),
             (lambda: InfoRiemannian(1.0, neighbors=0), OptionError, "neighbors of at least 1"),
             (

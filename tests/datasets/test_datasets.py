@@ -401,7 +401,7 @@ class TestClouds:
         assert (b.x - a.x).std() == pytest.approx(0.1, rel=0.05)
 
     def test_unknown_kind(self):
-        with pytest.raises(OptionError, match="box, cone, ellipsoid"):
+        with pytest.raises(OptionError, match="'box', 'cone', 'ellipsoid'"):
             datasets.superquadrics(kind="torus")
 
 
