@@ -53,12 +53,12 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shown: dict[str, AE] = {}
-    first = datasets.noisy_sine(seed=0, dtype=torch.float32)
+    first = datasets.noisy_sine(generator=0, dtype=torch.float32)
     errors: dict[str, list[float]] = {name: [] for name in MODELS}
     lengths: dict[str, list[float]] = {name: [] for name in MODELS}
     print(f"{'seed':>4} {'model':8} {'clean error':>12} {'× AE':>6} {'length / true length':>21}")
     for seed in range(options.seeds):
-        data = datasets.noisy_sine(seed=seed, dtype=torch.float32)
+        data = datasets.noisy_sine(generator=seed, dtype=torch.float32)
         for name, model in MODELS.items():
             fitted = clone(model).set_params(seed=seed).fit(data.x)
             reconstruct = lambda x, m=fitted: m.inverse_transform(m.transform(x))  # noqa: E731

@@ -58,14 +58,14 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shown: dict[str, AE] = {}
-    first = datasets.sparse_spiral(seed=0, dtype=torch.float32)
+    first = datasets.sparse_spiral(generator=0, dtype=torch.float32)
     print(
         f"{'model':16} {'right order':>12} {'clean error':>12} {'length / true length':>21}   (means)"
     )
     for name, model in (MODELS | (FULL if options.full else {})).items():
         right, errors, lengths = 0, 0.0, 0.0
         for seed in range(options.seeds):
-            data = datasets.sparse_spiral(seed=seed, dtype=torch.float32)
+            data = datasets.sparse_spiral(generator=seed, dtype=torch.float32)
             fitted = clone(model).set_params(seed=seed).fit(data.x)
             right += datasets.in_order(fitted.transform(data.x), data.z)
             errors += datasets.clean_error(

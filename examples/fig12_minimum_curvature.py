@@ -63,13 +63,13 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shown: dict[str, AE] = {}
-    first = datasets.cylinder(seed=0, dtype=torch.float32)
+    first = datasets.cylinder(generator=0, dtype=torch.float32)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
     print(
         f"{'seed':>4} {'model':12} {'clean error':>12} {'× AE':>6} {'training error':>15} {'curvature':>10} {'MCN':>8}"
     )
     for seed in range(options.seeds):
-        data = datasets.cylinder(seed=seed, dtype=torch.float32)
+        data = datasets.cylinder(generator=seed, dtype=torch.float32)
         for name, model in MODELS.items():
             fitted = clone(model).set_params(seed=seed).fit(data.x)
             rows[name].append(measured(fitted, data))

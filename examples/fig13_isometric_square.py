@@ -61,7 +61,7 @@ def main() -> None:
         f"{'seed':>4} {'model':6} {'MCN':>7} {'VoR':>8} {'Spearman':>9} {'unexplained':>12} {'× AE':>6}"
     )
     for seed in range(options.seeds):
-        data = datasets.patch_with_hole(seed=seed, dtype=torch.float32)
+        data = datasets.patch_with_hole(generator=seed, dtype=torch.float32)
         plain = 0.0
         for name, settings in MODELS.items():
             model = type(settings)(**settings.get_params()).set_params(seed=seed).fit(data.x)
@@ -78,7 +78,7 @@ def main() -> None:
     print(
         f"\nA paraboloid, which has no isometric chart\n{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}"
     )
-    data = datasets.paraboloid(n=500, seed=0, dtype=torch.float32)
+    data = datasets.paraboloid(n=500, generator=0, dtype=torch.float32)
     for weight in WEIGHTS:
         s = measured(IRAE(**{**SETTINGS, "epochs": 100}, weight=weight).fit(data.x), data)
         print(f"{weight:6g} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['unexplained']:12.2e}", flush=True)

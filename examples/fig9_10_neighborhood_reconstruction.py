@@ -60,11 +60,11 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shown: dict[str, AE] = {}
-    first = datasets.noisy_sine(n=30, noise=0.2, seed=0, dtype=torch.float32)
+    first = datasets.noisy_sine(n=30, noise=0.2, generator=0, dtype=torch.float32)
     print("Mean squared error of the neighbours' reconstruction; clean error of reconstruction")
     print(f"{'seed':>4} {'model':8} {'linear':>9} {'quadratic':>10} {'clean error':>12}")
     for seed in range(options.seeds):
-        data = datasets.noisy_sine(n=30, noise=0.2, seed=seed, dtype=torch.float32)
+        data = datasets.noisy_sine(n=30, noise=0.2, generator=seed, dtype=torch.float32)
         graph = Neighborhood.nearest(data.x, NEIGHBORS)
         for name, model in MODELS.items():
             fitted = clone(model).set_params(seed=seed).fit(data.x)

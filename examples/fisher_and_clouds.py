@@ -68,7 +68,7 @@ def rates(M: Manifold, data: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
 def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
     """Train on counts and print the first table."""
     shown: dict[str, AE] = {}
-    first = datasets.counts(n=300, seed=0, dtype=torch.float64)
+    first = datasets.counts(n=300, generator=0, dtype=torch.float64)
     print(
         "Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of latent distances with"
     )
@@ -77,7 +77,7 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
         f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} {'Euclidean':>10} {'Fisher':>7} {'score':>6}"
     )
     for seed in range(seeds):
-        data = datasets.counts(n=300, seed=seed, dtype=torch.float64)
+        data = datasets.counts(n=300, generator=seed, dtype=torch.float64)
         true_fisher = Manifold(lambda z, d=data: torch.distributions.Poisson(d.surface(z)))
         truths = [rates(M, data) for M in (Manifold(data.surface), true_fisher)]
         for name, model in COUNTS.items():
@@ -105,7 +105,7 @@ def clouds(seeds: int) -> None:
     )
     print(f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'Spearman':>9} {'unexplained':>12}")
     for seed in range(seeds):
-        data = datasets.superquadrics(CLOUDS, POINTS, seed=seed, dtype=torch.float32)
+        data = datasets.superquadrics(CLOUDS, POINTS, generator=seed, dtype=torch.float32)
         metric = ambient.InfoRiemannian.from_clouds(data.x)
         models = {
             "AE": AE(**CHAMFER),

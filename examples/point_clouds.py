@@ -120,9 +120,9 @@ def motions(metrics: dict[str, ambient.AmbientMetric]) -> None:
         f"{'squared speed of':22} {'scaling':>8} {'squashing':>10} {'turning':>8}   of a sphere, scaling = 1"
     )
     for name, metric in metrics.items():
-        metric.bind(sphere.shape[1:])
+        bound = metric.bind(None, sphere.shape[1:])
         costs = [
-            float(metric.squared_norm(sphere.flatten(1), v.flatten(1)))
+            float(bound.squared_norm(sphere.flatten(1), v.flatten(1)))
             for v in (sphere, squash, spin)
         ]
         scaled = [cost / costs[0] for cost in costs]

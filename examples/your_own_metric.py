@@ -9,10 +9,8 @@ from riemae import Manifold, ambient
 from riemae.testing import check_manifold
 
 
-class Repelling(ambient.AmbientMetric):
-    """A metric that makes the neighbourhood of a point expensive:
-    ``H(x) = (1 + 20 exp(−|x − c|²)) I``.
-    """
+class Repelling(ambient.DiagonalMetric):
+    """The neighbourhood of a point c is expensive: ``H(x) = (1 + 20 exp(−|x − c|²)) I``."""
 
     centre: torch.Tensor
 

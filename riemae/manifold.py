@@ -1560,7 +1560,7 @@ class Manifold:
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""
-        ambient = type(self.ambient).__qualname__, self._pullback.given
+        ambient = self.ambient.title, self._pullback.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
         return {
             "riemae": version.__version__,

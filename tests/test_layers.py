@@ -37,10 +37,11 @@ LAYERS = {
         solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg solvers.methods.shooting
         solvers.methods.spline
         solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.jacobi""",
-    "distributions": """distributions distributions.closed_form distributions.counts distributions.dispersion
-        distributions.family distributions.layout distributions.numerical distributions.registry
-        distributions.special""",
-    "ambient metrics": """ambient ambient.base ambient.clouds ambient.custom ambient.density ambient.features
+    "distributions": """distributions distributions.closed_form distributions.continuous
+        distributions.counts distributions.discrete distributions.dispersion distributions.fallback
+        distributions.family distributions.layout distributions.multivariate
+        distributions.numerical distributions.registry distributions.special""",
+    "ambient metrics": """ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density ambient.features
         ambient.fisher ambient.geoopt ambient.uncertain""",
     "geometry": """geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
         geometry.envelope geometry.factors geometry.latent geometry.paths geometry.pullback geometry.smoothness""",

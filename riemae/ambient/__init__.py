@@ -1,6 +1,15 @@
 """Ambient metrics H(x): how distances are measured in the data space."""
 
-from riemae.ambient.base import AmbientMetric, ShapedMetric
+from riemae.ambient.base import (
+    AmbientMetric,
+    DiagonalMetric,
+    FactorMetric,
+    FeatureMetric,
+    InnerMetric,
+    MatrixMetric,
+    ProductMetric,
+    ShapedMetric,
+)
 from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
 from riemae.ambient.density import Density
@@ -25,13 +34,19 @@ __all__ = [
     "Custom",
     "Density",
     "Diagonal",
+    "DiagonalMetric",
     "Euclidean",
     "Expected",
+    "FactorMetric",
     "FeatureMap",
+    "FeatureMetric",
     "FisherRao",
     "Geoopt",
     "InfoRiemannian",
+    "InnerMetric",
     "LowRank",
+    "MatrixMetric",
+    "ProductMetric",
     "ShapedMetric",
     "as_ambient",
     "register_family",

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric, ShapedMetric
+from riemae.ambient.base import FactorMetric, ShapedMetric
 from riemae.exceptions import AmbientError, OptionError
+from riemae.numerics.checks import expect_choice, expect_range
 
 if TYPE_CHECKING:
     from riemae.distributions.layout import AnyLayout
@@ -23,7 +24,7 @@ Evaluate = Literal["kde", "cloud"]
 _WEIGHTS = 2**20
 
 
-class InfoRiemannian(ShapedMetric):
+class InfoRiemannian(ShapedMetric, FactorMetric):
     """The Fisher information of the density that a point cloud stands for (Lee et al., 2022a).
 
     A cloud ``X`` of n points in R^d, ``(n, d)``, is seen as the density
@@ -34,7 +35,7 @@ class InfoRiemannian(ShapedMetric):
     ``H`` itself is never formed.
 
     ``H`` has rank at most n_q and ignores velocities that leave the density alone, such as two
-    points that turn about their middle: it is semi-definite on clouds. Its pull-back is definite
+    points that turn about their centre: it is semi-definite on clouds. Its pull-back is definite
     where the decoder really moves the density; a latent direction that only relabels or slides
     points along the shape has almost no length.
 
@@ -48,11 +49,11 @@ class InfoRiemannian(ShapedMetric):
         evaluate: ``"kde"``: q is drawn from the density. ``"cloud"``: q are the points themselves
             and one 1/σ² is dropped, as the authors do; there the score vanishes at isolated points,
             and turning a sphere can weigh 100 times more than scaling it.
-        draws: For ``"kde"``, each adds 2d evaluation points a cloud point: ± d orthogonal
+        draws: For ``"kde"``, each adds 2d evaluation points per cloud point: ± d orthogonal
             directions, with lengths that give ε mean 0 and covariance I exactly.
-        neighbors: Only the so many nearest points to x_i have weight at evaluation points around
-            x_i: n_q · neighbors numbers instead of n_q · n, for bandwidths that are small beside
-            the cloud. All unless given.
+        neighbors: How many points, those nearest to x_i, have weight at evaluation points around
+            x_i; by default all. This takes n_q · neighbors numbers instead of n_q · n, for
+            bandwidths that are small compared to the cloud.
         seed: Seed of the directions.
 
     Raises:
@@ -64,7 +65,8 @@ class InfoRiemannian(ShapedMetric):
         >>> from riemae import Manifold, ambient
         >>> ring = torch.linspace(0, 6, 20).double()
         >>> circle = torch.stack([ring.cos(), ring.sin()], -1)
-        >>> M = Manifold(lambda z: z[:, :1, None] * circle, ambient=ambient.InfoRiemannian(bandwidth=0.5))
+        >>> H = ambient.InfoRiemannian(bandwidth=0.5)
+        >>> M = Manifold(lambda z: z[:, :1, None] * circle, ambient=H)
         >>> M.metric(torch.tensor([[1.]]).double()).shape
         torch.Size([1, 1, 1])
     """
@@ -85,13 +87,15 @@ class InfoRiemannian(ShapedMetric):
                 str(bandwidth),
                 "Try InfoRiemannian.from_clouds(clouds).",
             )
-        if evaluate not in get_args(Evaluate):
-            raise OptionError("InfoRiemannian", "evaluate 'kde' or 'cloud'", repr(evaluate), "")
+        expect_choice("InfoRiemannian", "evaluate", evaluate, get_args(Evaluate))
         for name, value in (("draws", draws), ("neighbors", neighbors)):
-            if value is not None and value < 1:
-                raise OptionError("InfoRiemannian", f"{name} of at least 1", str(value), "")
-        self.bandwidth, self.evaluate, self.draws = float(bandwidth), evaluate, draws
-        self.neighbors, self.seed = neighbors, seed
+            if value is not None:
+                expect_range("InfoRiemannian", name, value, 1)
+        self.bandwidth = float(bandwidth)
+        self.evaluate = evaluate
+        self.draws = draws
+        self.neighbors = neighbors
+        self.seed = seed
 
     @classmethod
     def from_clouds(
@@ -103,8 +107,9 @@ class InfoRiemannian(ShapedMetric):
         neighbors: int | None = None,
         seed: int = 0,
     ) -> InfoRiemannian:
-        """With ``σ = factor`` × the mean over clouds of the median distance to the nearest
-        neighbour.
+        """With a bandwidth from the data.
+
+        It is ``factor`` times the mean over clouds of the median distance to the nearest neighbour.
 
         Args:
             clouds: ``(N, n, d)``.
@@ -126,9 +131,9 @@ class InfoRiemannian(ShapedMetric):
             or not len(clouds)
         ):
             got = str(tuple(clouds.shape)) if isinstance(clouds, Tensor) else type(clouds).__name__
-            raise AmbientError(
-                "InfoRiemannian", "clouds of shape (N, n, d) with n of at least 2", got, ""
-            )
+            expected = "clouds of shape (N, n, d) with n of at least 2"
+            hint = "Put clouds on the first axis, points on the second."
+            raise AmbientError("InfoRiemannian", expected, got, hint)
         if not 0 < factor < float("inf"):
             raise OptionError(
                 "InfoRiemannian.from_clouds", "a positive factor", str(factor), "Try 2.0."
@@ -154,17 +159,18 @@ class InfoRiemannian(ShapedMetric):
             raise AmbientError(
                 "InfoRiemannian.from_clouds",
                 "clouds most of whose points differ from all others",
-                "repeated points: the median distance to the nearest other point is 0 in every cloud",
-                "Remove repeated points (torch.unique(cloud, dim=0)), or give a bandwidth in units of the data: "
-                "InfoRiemannian(bandwidth=0.1).",
+                "repeated points: the median distance to the nearest other point is 0 in every "
+                "cloud",
+                "Remove repeated points (torch.unique(cloud, dim=0)), or give a bandwidth in units "
+                "of the data: InfoRiemannian(bandwidth=0.1).",
             )
         return cls(bandwidth, evaluate, draws, neighbors, seed)
 
-    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:
-        """Itself, told the shape of one datum.
+    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> ShapedMetric:
+        """A copy that knows the shape ``(n, d)`` of one cloud.
 
         Raises:
-            AmbientError: When it is no cloud, or another than before.
+            AmbientError: When the shape is not that of a cloud.
         """
         if len(shape) != 2:
             raise AmbientError(
@@ -232,11 +238,14 @@ class InfoRiemannian(ShapedMetric):
 
 @dataclass(frozen=True)
 class _Part:
-    """Evaluation points in groups, each group with its own points around it, or all with the whole
-    cloud.
+    """Evaluation points in groups, and the points of the cloud that have weight there.
+
+    With few neighbours each group has points of its own; otherwise there is one group, with the
+    whole cloud.
 
     Attributes:
-        q: ``(k, g, r, d)``: one group with dense weights, one group a cloud point with sparse ones.
+        q: ``(k, g, r, d)``: one group with dense weights, one group per cloud point with sparse
+            ones.
         x: ``(k, g, p, d)``, the points that have weight.
         weights: ``(k, g, r, p)``.
         index: ``(k, g, p)``, which points of the cloud these are; None for all.
@@ -299,11 +308,10 @@ def _take(x: Tensor, index: Tensor) -> Tensor:  # (k, n, d), (k, g, p) -> (k, g,
 
 @lru_cache(maxsize=16)
 def _noise(d: int, draws: int, seed: int) -> np.ndarray:  # -> (2 d draws, d)
-    """Directions ± a random orthogonal basis, with lengths from strata of equal probability of the
-    χ distribution.
+    """Directions ± a random orthogonal basis, with lengths that follow the χ distribution.
 
-    Mean, covariance and third moments are those of N(0, I): on each stratum |ε|² is its conditional
-    mean.
+    The lengths come from strata of equal probability; on each stratum |ε|² is its conditional mean.
+    Mean, covariance and third moments are those of N(0, I).
     """
     from scipy.special import gammainc, gammaincinv
 

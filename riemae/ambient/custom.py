@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
-from riemae.ambient.base import AmbientMetric, each_column
+from riemae.ambient.base import AmbientMetric, ProductMetric, each_column
 from riemae.ambient.features import Constant, Diagonal, Euclidean
 from riemae.exceptions import AmbientError
 from riemae.numerics.values import own
@@ -16,14 +17,15 @@ from riemae.numerics.values import own
 MetricFunction = Callable[[Tensor], Tensor]
 Operator = Callable[[Tensor, Tensor], Tensor]
 InnerProduct = Callable[[Tensor, Tensor, Tensor], Tensor]
+Call = Callable[..., Tensor]
 
 
-class Custom(AmbientMetric):
+class Custom(ProductMetric):
     """``H(x)`` by a function of your own, in whatever form it is cheapest.
 
     Args:
         function: ``x (k, D)`` to matrices ``(k, D, D)``, one matrix ``(D, D)``, or diagonals
-            ``(k, D)``, told apart by what it returns for one point.
+            ``(k, D)``, told apart by their shapes.
         matrix: The same, always matrices: ``(k, D, D)`` or ``(D, D)``.
         diagonal: The same, always diagonals ``(k, D)``.
         operator: ``(x, v) -> H(x) v``, all ``(k, D)``; for large D.
@@ -31,7 +33,7 @@ class Custom(AmbientMetric):
         inner: ``(x, u, v) -> uᵀ H(x) v`` of shape ``(k,)``, linear in u and in v.
 
     Raises:
-        AmbientError: Unless exactly one is given.
+        AmbientError: When none or several are given, or something that is not a function.
 
     Example:
         >>> import torch
@@ -53,7 +55,7 @@ class Custom(AmbientMetric):
         inner: InnerProduct | None = None,
     ) -> None:
         super().__init__()
-        forms: dict[str, Callable[..., Tensor] | None] = {
+        functions: dict[str, Callable[..., Tensor] | None] = {
             "function": function,
             "matrix": matrix,
             "diagonal": diagonal,
@@ -61,18 +63,20 @@ class Custom(AmbientMetric):
             "factor": factor,
             "inner": inner,
         }
-        given = {name: f for name, f in forms.items() if f is not None}
+        given = {keyword: f for keyword, f in functions.items() if f is not None}
         if len(given) != 1:
             raise AmbientError(
-                "Custom", f"exactly one of {', '.join(forms)}", ", ".join(given) or "none", ""
+                "Custom",
+                f"exactly one of {', '.join(functions)}",
+                ", ".join(given) or "none",
+                "Give one function, as in Custom(diagonal=lambda x: 1 + x**2).",
             )
         ((self.form, self.function),) = given.items()
         if not callable(self.function):
-            got = type(self.function).__name__
             raise AmbientError(
                 "Custom",
                 f"{self.form} as a function",
-                got,
+                type(self.function).__name__,
                 "Constants go into Constant or Diagonal.",
             )
 
@@ -81,78 +85,209 @@ class Custom(AmbientMetric):
         """Always: it is the user's function."""
         return True
 
-    def _call(self, *given: Tensor) -> Tensor:
-        return self.function(*map(own, given))
-
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
         return self.apply_to(x, v[..., None])[..., 0]
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
-        """``H(x)`` times several vectors; the function is evaluated once.
+        """``H(x)`` times several vectors.
 
         Raises:
             AmbientError: When the function returns a shape that is no metric.
         """
-        if self.form in ("operator", "factor", "inner"):
-            return each_column(self._product, x, columns)
-        h = self._call(x)
-        if not isinstance(h, Tensor) or h.dtype != x.dtype:
-            got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
-            raise AmbientError(
-                "Custom", f"H as a tensor of dtype {x.dtype}", got, "Keep the dtype of the data."
-            )
-        if self._resolved(x) == "diagonal" and h.shape == x.shape:
-            return h[..., None] * columns
-        if h.shape[-2:] != (x.shape[-1], x.shape[-1]) or h.ndim > 3:
-            k, d = x.shape
-            raise AmbientError(
-                "Custom",
-                f"H of shape ({k}, {d}, {d}), ({d}, {d}) or ({k}, {d}) for x of shape ({k}, {d})",
-                str(tuple(h.shape)),
-                "The function gets flattened data (k, D).",
-            )
-        return h @ columns
+        return FORMS[self.form].apply_to(self._call, x, columns)
 
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
-        return self._call(x) if self._resolved(x) == "diagonal" else super().diagonal(x)
+        found = FORMS[self.form].diagonal(self._call, x)
+        return super().diagonal(x) if found is None else found
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
         """``S(x) v``, where it was given."""
-        return self._call(x, v) if self.form == "factor" else super().factor_product(x, v)
+        found = FORMS[self.form].factor_product(self._call, x, v)
+        return super().factor_product(x, v) if found is None else found
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""
-        if self.form == "factor":
-            return self._call(x, v).square().sum(-1)
-        return self._call(x, v, v) if self.form == "inner" else super().squared_norm(x, v)
+        found = FORMS[self.form].squared_norm(self._call, x, v)
+        return super().squared_norm(x, v) if found is None else found
 
-    def _product(self, x: Tensor, v: Tensor) -> Tensor:
-        if self.form == "operator":
-            return self._call(x, v)
-        zero = torch.zeros_like(v)
-        if self.form == "factor":
-            return vjp(lambda w: self._call(x, w), zero)[1](self._call(x, v))[0]
-        return vjp(lambda w: self._call(x, w, v), zero)[1](torch.ones_like(x[:, 0]))[0]
-
-    def _resolved(self, x: Tensor) -> str:
-        """The form of the function.
-
-        A bare one shows it on one point, where ``(1, D)`` and ``(D, D)`` differ.
-        """
-        if self.form == "function":
-            sample = x[:1].detach() if len(x) else x.new_zeros(1, x.shape[-1])
-            self.form = "diagonal" if self._call(sample).shape == (1, x.shape[-1]) else "matrix"
-        return self.form
-
-    def given_by(self) -> str | None:
-        """See :class:`AmbientMetric`."""
-        return "product"
+    def _call(self, *given: Tensor) -> Tensor:
+        return self.function(*map(own, given))
 
     def extra_repr(self) -> str:
         """The form of the function."""
-        return f"{self.form}={getattr(self.function, '__name__', type(self.function).__name__)}"
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"{self.form}={name}"
+
+
+class Form:
+    """How ``H`` is read from what a function returns; without state.
+
+    Methods that return None leave the answer to what follows from :meth:`apply_to`.
+    """
+
+    @classmethod
+    def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
+        """``H(x)`` times columns: ``(k, D), (k, D, c) -> (k, D, c)``."""
+        raise NotImplementedError
+
+    @classmethod
+    def diagonal(cls, call: Call, x: Tensor) -> Tensor | None:
+        """The diagonal of ``H``, where the function returns it."""
+        return None
+
+    @classmethod
+    def factor_product(cls, call: Call, x: Tensor, v: Tensor) -> Tensor | None:
+        """``S(x) v``, where the function returns it."""
+        return None
+
+    @classmethod
+    def squared_norm(cls, call: Call, x: Tensor, v: Tensor) -> Tensor | None:
+        """``vᵀ H(x) v``, where the function gives it without ``H``."""
+        return None
+
+
+class Matrices(Form):
+    """``x (k, D)`` to ``(k, D, D)``, or one ``(D, D)``; evaluated once for all columns."""
+
+    @classmethod
+    def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
+        """``H(x)`` times columns."""
+        h = _checked_dtype(call(x), x)
+        return h[..., None] * columns if cls.is_diagonal(call, x, h) else _matrices(h, x) @ columns
+
+    @classmethod
+    def is_diagonal(cls, call: Call, x: Tensor, h: Tensor) -> bool:
+        """Whether ``h``, the values at ``x``, are diagonals."""
+        return False
+
+
+class Diagonals(Matrices):
+    """``x (k, D)`` to ``(k, D)``."""
+
+    @classmethod
+    def is_diagonal(cls, call: Call, x: Tensor, h: Tensor) -> bool:
+        """Whether ``h``, the values at ``x``, are diagonals."""
+        return h.shape == x.shape
+
+    @classmethod
+    def diagonal(cls, call: Call, x: Tensor) -> Tensor | None:
+        """The diagonal of ``H``."""
+        return call(x)
+
+
+class Bare(Matrices):
+    """Any of the forms of one argument, told apart by shape."""
+
+    @classmethod
+    def is_diagonal(cls, call: Call, x: Tensor, h: Tensor) -> bool:
+        """Whether ``h``, the values at ``x``, are diagonals."""
+        if h.shape != x.shape:
+            return False
+        if len(x) != x.shape[-1]:
+            return True
+        # As many points as dimensions: (k, D) and (D, D) look the same; at one point they differ.
+        return call(x[:1].detach()).shape == (1, x.shape[-1])
+
+    @classmethod
+    def diagonal(cls, call: Call, x: Tensor) -> Tensor | None:
+        """The diagonal of ``H``, where the function returns it."""
+        h = call(x)
+        return h if isinstance(h, Tensor) and cls.is_diagonal(call, x, h) else None
+
+
+class OperatorForm(Form):
+    """``(x, v) -> H(x) v``."""
+
+    @classmethod
+    def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
+        """``H(x)`` times columns, by repeating the points."""
+        return each_column(call, x, columns)
+
+
+class FactorForm(Form):
+    """``(x, v) -> S(x) v`` with ``H = SᵀS``."""
+
+    @classmethod
+    def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
+        """``Sᵀ S`` times columns, by repeating the points."""
+
+        def product(x: Tensor, v: Tensor) -> Tensor:
+            pull = vjp(lambda w: call(x, w), torch.zeros_like(v))[1]
+            return pull(call(x, v))[0]
+
+        return each_column(product, x, columns)
+
+    @classmethod
+    def factor_product(cls, call: Call, x: Tensor, v: Tensor) -> Tensor | None:
+        """``S(x) v``."""
+        return call(x, v)
+
+    @classmethod
+    def squared_norm(cls, call: Call, x: Tensor, v: Tensor) -> Tensor | None:
+        """``|S(x) v|²``."""
+        return call(x, v).square().sum(-1)
+
+
+class InnerForm(Form):
+    """``(x, u, v) -> uᵀ H(x) v``."""
+
+    @classmethod
+    def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
+        """``H(x)`` times columns: gradients in u, by repeating the points."""
+
+        def product(x: Tensor, v: Tensor) -> Tensor:
+            pull = vjp(lambda u: call(x, u, v), torch.zeros_like(v))[1]
+            return pull(torch.ones_like(x[:, 0]))[0]
+
+        return each_column(product, x, columns)
+
+    @classmethod
+    def squared_norm(cls, call: Call, x: Tensor, v: Tensor) -> Tensor | None:
+        """``vᵀ H(x) v``."""
+        return call(x, v, v)
+
+
+# By the argument of Custom that takes such a function.
+FORMS: dict[str, type[Form]] = {
+    "function": Bare,
+    "matrix": Matrices,
+    "diagonal": Diagonals,
+    "operator": OperatorForm,
+    "factor": FactorForm,
+    "inner": InnerForm,
+}
+
+
+def _checked_dtype(h: Any, x: Tensor) -> Tensor:
+    """What a function returned, if it is a tensor of the data's dtype.
+
+    Raises:
+        AmbientError: When it is not.
+    """
+    if isinstance(h, Tensor) and h.dtype == x.dtype:
+        return h
+    got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
+    hint = "Keep the dtype of the data."
+    raise AmbientError("Custom", f"H as a tensor of dtype {x.dtype}", got, hint)
+
+
+def _matrices(h: Tensor, x: Tensor) -> Tensor:
+    """``h``, if it is one matrix per point or one for all.
+
+    Raises:
+        AmbientError: When it has another shape.
+    """
+    k, d = x.shape
+    if h.shape[-2:] == (d, d) and h.ndim <= 3:
+        return h
+    raise AmbientError(
+        "Custom",
+        f"H of shape ({k}, {d}, {d}), ({d}, {d}) or ({k}, {d}) for x of shape ({k}, {d})",
+        str(tuple(h.shape)),
+        "The function gets flattened data (k, D).",
+    )
 
 
 def as_ambient(metric: object) -> AmbientMetric:

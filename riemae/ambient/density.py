@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import DiagonalMetric
 from riemae.ambient.features import check_floating, fitting
-from riemae.exceptions import AmbientError, OptionError
+from riemae.exceptions import AmbientError
+from riemae.numerics.checks import expect_choice
 
 Kind = Literal["diagonal", "conformal", "density"]
 
@@ -18,34 +19,36 @@ _ROWS = 512
 _NEIGHBOR = 10
 
 
-class Density(AmbientMetric):
+class Density(DiagonalMetric):
     """Inverse local variance of data: geodesics keep to where the data are.
 
     With weights ``w_n(x) = exp(−|x_n − x|²/2σ²)`` and ``s_d(x) = Σ_n w_n(x) (x_nd − x_d)²``:
 
-    =============== ======================================================= ===========================================
-    kind            metric                                                  from
-    =============== ======================================================= ===========================================
-    ``diagonal``    ``H = diag(1/(s_d(x) + ρ))``                            Arvanitidis et al. (2016)
-    ``conformal``   ``H = I/(s̄(x) + ρ)`` with the mean ``s̄`` over d         the same, blind to directions
-    ``density``     ``H = I/(h(x) + ρ)``, ``h(x) = Σ w_n(x)/max_data Σ w``  Arvanitidis et al. (2020): h near 1 on data
-    =============== ======================================================= ===========================================
+    =============== ===================================== =======================================
+    kind            metric                                from
+    =============== ===================================== =======================================
+    ``diagonal``    ``H = diag(1/(s_d(x) + ρ))``          Arvanitidis et al. (2016)
+    ``conformal``   ``H = I/(s̄(x) + ρ)``, ``s̄`` the mean  the same without regard to directions
+                    over d
+    ``density``     ``H = I/(h(x) + ρ)``,                 Arvanitidis et al. (2020); h is near 1
+                    ``h(x) = Σ w_n(x)/max_data Σ w``      on data
+    =============== ===================================== =======================================
 
     Far from all data every kind is ``I/ρ``.
 
     Args:
         data: ``(N, *shape)``, as the decoder returns them.
-        bandwidth: σ; the median distance of a datum to its tenth neighbour unless given.
+        bandwidth: σ; by default the median distance of a datum to its tenth neighbour.
         kind: One of the table.
-        floor: ρ, positive: in squared units of the data, without unit for ``"density"``. A
-            hundredth of the mean of what it is added to over the data unless given.
-        neighbors: Sums run over the so many data nearest to ``x`` instead of all: cheaper
-            derivatives for many data. Where the set changes the metric jumps by the weight of the
-            datum that leaves, so take enough that it is several σ away. All unless given.
+        floor: ρ, positive: in squared units of the data, without unit for ``"density"``. By
+            default a hundredth of the mean, over the data, of what it is added to.
+        neighbors: How many data, those nearest to ``x``, the sums run over; by default all. Fewer
+            make derivatives cheaper. Where the set changes, the metric jumps by the weight of the
+            datum that leaves, so take enough that it is several σ away.
 
     Raises:
-        AmbientError: For data that are no such tensor, coincide or hold NaN, or numbers that are
-            not positive.
+        AmbientError: For data that are not such a tensor, coincide or hold NaN, or for numbers
+            that are not positive.
         OptionError: For an unknown kind.
 
     Example:
@@ -73,18 +76,17 @@ class Density(AmbientMetric):
         super().__init__()
         check_floating("Density", data)
         if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()):
-            raise AmbientError(
-                "Density", "finite data (N, *shape), N of at least 2", str(tuple(data.shape)), ""
-            )
-        if kind not in get_args(Kind):
-            raise OptionError(
-                "Density", f"a kind among {', '.join(get_args(Kind))}", repr(kind), ""
-            )
+            expected = "finite data (N, *shape), N of at least 2"
+            hint = "Put samples on the first axis, and remove those with NaN."
+            raise AmbientError("Density", expected, str(tuple(data.shape)), hint)
+        expect_choice("Density", "kind", kind, get_args(Kind))
         for name, value in (("bandwidth", bandwidth), ("floor", floor), ("neighbors", neighbors)):
             if value is not None and not 0 < value < float("inf"):
-                raise AmbientError("Density", f"a positive {name}", str(value), "")
+                hint = f"Leave {name} out for the default."
+                raise AmbientError("Density", f"a positive {name}", str(value), hint)
         flat = data.detach().flatten(1)
-        self.kind, self.neighbors = kind, neighbors
+        self.kind = kind
+        self.neighbors = neighbors
         # Differences are all that matters; about their mean, rounding is smallest.
         self.register_buffer("centre", flat.mean(0))
         self.register_buffer("data", flat - flat.mean(0))
@@ -93,7 +95,8 @@ class Density(AmbientMetric):
             raise AmbientError(
                 "Density", "data that differ", "neighbours at distance 0", "Give a bandwidth."
             )
-        self._largest, self.floor = 1.0, 0.0
+        self._largest = 1.0
+        self.floor = 0.0
         local = torch.cat([self._local(rows) for rows in self.data.split(_ROWS)])
         if kind == "density":
             self._largest = float(local.max())
@@ -120,11 +123,9 @@ class Density(AmbientMetric):
                 return weights.sum(-1, keepdim=True)
             # Σ w (x_n − x)² by three sums: no k × N × D array. Rounding may push what vanishes
             # below 0.
-            first, second, total = (
-                weights @ self.data,
-                weights @ self.data.square(),
-                weights.sum(-1, keepdim=True),
-            )
+            first = weights @ self.data
+            second = weights @ self.data.square()
+            total = weights.sum(-1, keepdim=True)
             variance = (second - 2 * x * first + x.square() * total).clamp(min=0)
         else:
             near = self.data[squared.detach().topk(self.neighbors, largest=False).indices]

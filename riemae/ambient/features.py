@@ -1,6 +1,4 @@
-"""Metrics that come from a feature map: identity, diagonal, constant, and any network's
-features.
-"""
+"""Metrics that come from a feature map: identity, diagonal, constant, a network's features."""
 
 from __future__ import annotations
 
@@ -9,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import FeatureMetric
 from riemae.exceptions import AmbientError
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import own
 
 
-class Euclidean(AmbientMetric):
+class Euclidean(FeatureMetric):
     """The identity, ``H = I``."""
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D)
@@ -23,7 +21,7 @@ class Euclidean(AmbientMetric):
         return x.flatten(1)
 
 
-class Diagonal(AmbientMetric):
+class Diagonal(FeatureMetric):
     """A constant diagonal metric, ``H = diag(weights)``.
 
     Args:
@@ -39,11 +37,8 @@ class Diagonal(AmbientMetric):
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         check_floating("Diagonal", weights)
-        if (
-            weights.ndim != 1
-            or not len(weights)
-            or not bool((weights >= 0).all() & weights.isfinite().all())
-        ):
+        fits = weights.ndim == 1 and len(weights) > 0
+        if not fits or not bool((weights >= 0).all() & weights.isfinite().all()):
             least = f" with minimum {weights.min():.3g}" if weights.numel() else ""
             raise AmbientError(
                 "Diagonal",
@@ -58,7 +53,7 @@ class Diagonal(AmbientMetric):
         return x.flatten(1) * fitting("Diagonal", self.weights.sqrt(), x)
 
 
-class Constant(AmbientMetric):
+class Constant(FeatureMetric):
     """A constant metric, ``H = L Lᵀ`` at every point: Mahalanobis with an inverse covariance.
 
     Args:
@@ -74,9 +69,13 @@ class Constant(AmbientMetric):
         super().__init__()
         check_floating("Constant", matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise AmbientError("Constant", "a matrix of shape (D, D)", str(tuple(matrix.shape)), "")
+            hint = "Give the square matrix H of the flattened data."
+            raise AmbientError(
+                "Constant", "a matrix of shape (D, D)", str(tuple(matrix.shape)), hint
+            )
         if not bool(matrix.isfinite().all()):
-            raise AmbientError("Constant", "a finite matrix", "NaN or infinity", "")
+            hint = "Look at what it is computed from; data with NaN have a covariance of NaN."
+            raise AmbientError("Constant", "a finite matrix", "NaN or infinity", hint)
         if not torch.allclose(matrix, matrix.mT, rtol=1e-5, atol=1e-6 * float(matrix.abs().max())):
             raise AmbientError(
                 "Constant",
@@ -108,15 +107,18 @@ class Constant(AmbientMetric):
         """
         check_floating("Constant.from_data", data)
         if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()) or ridge < 0:
-            got = f"{tuple(data.shape)} and ridge={ridge}"
             raise AmbientError(
-                "Constant.from_data", "finite data (N, *shape), N of at least 2, ridge ≥ 0", got, ""
+                "Constant.from_data",
+                "finite data (N, *shape), N of at least 2, ridge ≥ 0",
+                f"{tuple(data.shape)} and ridge={ridge}",
+                "Put samples on the first axis, and remove those with NaN.",
             )
         flat = data.detach().flatten(1)
         covariance = torch.atleast_2d(torch.cov(flat.T)) + ridge * torch.eye(flat.shape[1]).to(flat)
         factor, info = torch.linalg.cholesky_ex(covariance)
         pivots = factor.diagonal().square() / covariance.diagonal()
-        few = not ridge and len(flat) <= flat.shape[1]  # singular, whatever rounding makes of it
+        # With too few data the covariance is singular, whatever rounding makes of it.
+        few = not ridge and len(flat) <= flat.shape[1]
         if few or int(info) or not bool((pivots > tolerance(flat.dtype).rank).all()):
             raise AmbientError(
                 "Constant.from_data",
@@ -131,9 +133,10 @@ class Constant(AmbientMetric):
         return x.flatten(1) @ fitting("Constant", self.cholesky, x)
 
 
-class LowRank(AmbientMetric):
-    """Diagonal plus low rank, ``H = diag(d) + U Uᵀ``: some directions of the data space count more
-    than others.
+class LowRank(FeatureMetric):
+    """Diagonal plus low rank, ``H = diag(d) + U Uᵀ``.
+
+    Some directions of the data space, the columns of U, count more than others.
 
     Args:
         factor: U, ``(D, r)``.
@@ -152,7 +155,10 @@ class LowRank(AmbientMetric):
         check_floating("LowRank", factor)
         if factor.ndim != 2 or not bool(factor.isfinite().all()):
             raise AmbientError(
-                "LowRank", "a finite factor of shape (D, r)", str(tuple(factor.shape)), ""
+                "LowRank",
+                "a finite factor of shape (D, r)",
+                str(tuple(factor.shape)),
+                "Give one direction per column; a single one is factor[:, None].",
             )
         weights = torch.as_tensor(diagonal, dtype=factor.dtype, device=factor.device).detach()
         if weights.shape not in ((), factor.shape[:1]) or not bool(
@@ -162,7 +168,7 @@ class LowRank(AmbientMetric):
                 "LowRank",
                 f"a diagonal of shape ({len(factor)},), or one number, not negative",
                 f"{tuple(weights.shape)} with minimum {weights.min():.3g}",
-                "",
+                "Give one weight per coordinate; 0 leaves only the directions of the factor.",
             )
         self.register_buffer("factor", factor.detach().clone())
         self.register_buffer("diagonal_root", weights.sqrt().expand(len(factor)).clone())
@@ -173,7 +179,7 @@ class LowRank(AmbientMetric):
         return torch.cat([flat * fitting("LowRank", self.diagonal_root, x), flat @ self.factor], -1)
 
 
-class FeatureMap(AmbientMetric):
+class FeatureMap(FeatureMetric):
     """``H = JφᵀJφ`` for any map φ: distances are those of its feature space (perceptual metrics).
 
     Args:
@@ -195,15 +201,15 @@ class FeatureMap(AmbientMetric):
         return self.network(own(x))
 
 
-class ClassifierFisher(AmbientMetric):
-    """The Fisher metric of a classifier's prediction: moving a datum costs what it changes the
-    predicted class.
+class ClassifierFisher(FeatureMetric):
+    """The Fisher metric of a classifier: lengths are changes of the predicted class.
 
     ``H = J_lᵀ (diag p − p pᵀ) J_l`` with logits ``l(x)`` and ``p = softmax(l)``, by the features
-    ``2 √p``: points of a sphere of radius 2, on which distances are those of the categorical
-    distributions (MATH.md section 5). One logit is a binary classifier. ``H`` has rank below the
-    number of classes: directions that change no prediction have no length, and a decoder that moves
-    along them has a singular metric unless ``ridge`` gives them some.
+    ``2 √p``. These are points of a sphere of radius 2, on which great-circle distances are the
+    Fisher-Rao distances ``2 arccos Σ √(p q)`` of the categorical distributions. One logit is a
+    binary classifier. ``H`` has rank below the number of classes: directions that change no
+    prediction have no length, and a decoder that moves along them has a singular metric, unless
+    ``ridge`` gives them some length.
 
     Args:
         classifier: Data ``(k, *shape)`` to logits ``(k, c)``; a module (in eval mode) or a
@@ -220,8 +226,10 @@ class ClassifierFisher(AmbientMetric):
     ) -> None:
         super().__init__()
         if not 0 <= ridge < float("inf"):
-            raise AmbientError("ClassifierFisher", "ridge ≥ 0", str(ridge), "")
-        self.classifier, self.ridge = classifier, float(ridge)
+            hint = "Try ridge=0.01, or 0 for the Fisher metric alone."
+            raise AmbientError("ClassifierFisher", "ridge ≥ 0", str(ridge), hint)
+        self.classifier = classifier
+        self.ridge = float(ridge)
 
     @property
     def foreign(self) -> bool:
@@ -231,16 +239,12 @@ class ClassifierFisher(AmbientMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, c) or (k, c + D)
         """``2 √p``, and ``√ε x``; for one logit ``2 arctan e^(l/2)``."""
         prediction = self._prediction(x)
-        return (
-            torch.cat([prediction, self.ridge**0.5 * x.flatten(1)], -1)
-            if self.ridge
-            else prediction
-        )
+        if not self.ridge:
+            return prediction
+        return torch.cat([prediction, self.ridge**0.5 * x.flatten(1)], -1)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor:  # (k, *shape), (k, *shape) -> (k,)
-        """The distance of the predictions along the sphere, and of the data with ``ridge``: a lower
-        bound.
-        """
+        """The distance of the predictions along the sphere, with that of the data times √ridge."""
         p, q = self._prediction(x0), self._prediction(x1)
         gap = (p - q).norm(dim=-1)
         if p.shape[1] > 1:
@@ -252,7 +256,10 @@ class ClassifierFisher(AmbientMetric):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
             raise AmbientError(
-                "ClassifierFisher", f"logits of shape ({len(x)}, c)", got, "Return no labels."
+                "ClassifierFisher",
+                f"logits of shape ({len(x)}, c)",
+                got,
+                "Return logits, not labels.",
             )
         if logits.shape[1] == 1:
             # Gudermann: 2 arctan e^(l/2) = π/2 + 2 arctan tanh(l/4), which does not overflow.
@@ -261,10 +268,10 @@ class ClassifierFisher(AmbientMetric):
 
 
 def check_floating(where: str, constant: object) -> None:
-    """Refuse what is no floating-point tensor.
+    """Refuse what is not a floating-point tensor.
 
     Raises:
-        AmbientError: When it is none.
+        AmbientError: When it is not.
     """
     if not isinstance(constant, Tensor) or not constant.is_floating_point():
         got = str(constant.dtype) if isinstance(constant, Tensor) else type(constant).__name__

@@ -1,16 +1,15 @@
-"""The Fisher-Rao metric: distances between what a decoder says about the data, not between its
-numbers.
-"""
+"""The Fisher-Rao metric: distances between the distributions that a decoder returns."""
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric, as_kind
 from riemae.distributions.closed_form import NAMED
 from riemae.distributions.family import Family, Params
 from riemae.distributions.layout import AnyLayout, Head, Layout
@@ -23,16 +22,16 @@ _MATRICES = {"multivariate_normal", "wishart", "lkj_cholesky"}
 
 
 class FisherRao(AmbientMetric):
-    """Fisher information of the distributions that a decoder returns, ``H = E[s sᵀ]`` with the
-    score ``s = ∂ log p``.
+    """Fisher information of the distributions that a decoder returns.
 
-    A decoder that returns ``torch.distributions`` objects needs no arguments: families are read
-    from what it returns, ``Independent`` and several heads (a tuple or dict of distributions)
-    included. All variables are taken as independent, as torch has them, and parameters that do not
-    depend on z, such as a constant scale, as known. Other families than those of
-    :mod:`riemae.distributions.closed_form` work too: by their divergence or quantiles where torch
-    has them, announced by a :class:`~riemae.exceptions.FallbackWarning`; from fixed draws of the
-    score elsewhere, announced by an :class:`~riemae.exceptions.ApproximationWarning`.
+    ``H = E[s sᵀ]`` with the score ``s = ∂ log p``. A decoder that returns ``torch.distributions``
+    objects needs no arguments: families are read from what it returns, ``Independent`` and several
+    heads (a tuple or dict of distributions) included. All variables are taken as independent, as
+    torch has them, and parameters that do not depend on z, such as a constant scale, as known.
+    Other families than those of :mod:`riemae.distributions.closed_form` work too: by their
+    divergence or quantiles where torch has them, announced by a
+    :class:`~riemae.exceptions.FallbackWarning`; elsewhere from fixed draws of the score, announced
+    by an :class:`~riemae.exceptions.ApproximationWarning`.
 
     A decoder that returns a tensor needs the family. Its output holds torch's parameters of that
     name, in the order of the table in :mod:`riemae.distributions.closed_form`, logits rather than
@@ -45,60 +44,65 @@ class FisherRao(AmbientMetric):
             with its output.
 
     Raises:
-        AmbientError: For an unknown family, or constants that are none of its parameters.
+        AmbientError: For an unknown family, or constants that are not its parameters.
 
     Example:
         >>> import torch
         >>> from riemae import Manifold, ambient
         >>> decoder = lambda z: torch.distributions.Poisson(torch.cat([z.exp(), z.cosh()], -1))
-        >>> Manifold(decoder, ambient=ambient.FisherRao()).metric(torch.zeros(1, 1))  # λ'²/λ, for λ = e^z and cosh z
+        >>> M = Manifold(decoder, ambient=ambient.FisherRao())
+        >>> M.metric(torch.zeros(1, 1))  # λ'²/λ, for λ = e^z and cosh z
         tensor([[[1.]]])
-        >>> M = Manifold(lambda z: torch.cat([z, 0 * z], -1), ambient=ambient.FisherRao("normal", scale=0.5))
+        >>> H = ambient.FisherRao("normal", scale=0.5)
+        >>> M = Manifold(lambda z: torch.cat([z, 0 * z], -1), ambient=H)
         >>> M.metric(torch.zeros(1, 1))  # μ'²/σ²
         tensor([[[4.]]])
     """
 
-    _road = "product"
+    def __new__(cls, family: str | None = None, *args: Any, **constants: Any) -> FisherRao:
+        """With features where the named family has a feature map, by products elsewhere."""
+        if cls is not FisherRao:
+            return super().__new__(cls)
+        known = None if family is None else _named(family, frozenset(constants))
+        unknown = [] if known is None else [(known, known.unknown(constants))]
+        return super().__new__(_kind(unknown))
 
     def __init__(self, family: str | None = None, **constants: float | Tensor) -> None:
         super().__init__()
-        self.family = _named(family, frozenset(constants)) if family is not None else None
+        self.family = None if family is None else _named(family, frozenset(constants))
         if self.family is None and constants:
-            got = ", ".join(constants)
             raise AmbientError(
                 "FisherRao",
                 "a family together with constants",
-                got,
+                ", ".join(constants),
                 'Try FisherRao("normal", scale=1).',
             )
         self._constants = tuple(constants)
         for name, value in constants.items():
-            tensor = (
-                value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            )
+            if isinstance(value, Tensor):
+                tensor = value
+            else:
+                tensor = torch.tensor(value, dtype=torch.float64)
             self.register_buffer(f"constant_{name}", tensor.detach().clone())
         self.layout: Layout | None = None
         self._shape: torch.Size | None = None
-        if self.family is not None and self.family.flat(self._unknown):
-            self._road = "features"
 
-    def given_by(self) -> str:
-        """See :class:`AmbientMetric`."""
-        return self._road
+    @property
+    def title(self) -> str:
+        """What the metric is called in messages."""
+        return "FisherRao"
+
+    def _get_name(self) -> str:
+        return self.title
 
     @property
     def foreign(self) -> bool:
-        """Whether a user's function is at work in it, which has to earn trust."""
-        families = (
-            [self.family] if self.layout is None else [head.family for head in self.layout.heads]
-        )
+        """Whether a family that a user has registered is among those of the decoder."""
+        if self.layout is None:
+            families = [self.family]
+        else:
+            families = [head.family for head in self.layout.heads]
         return super().foreign or any(isinstance(family, Registered) for family in families)
-
-    @property
-    def _unknown(self) -> frozenset[str]:
-        return frozenset(self.family.names if self.family is not None else ()) - set(
-            self._constants
-        )
 
     def bind(self, layout: AnyLayout | None, shape: torch.Size) -> FisherRao:
         """This metric for a decoder that returns these distributions.
@@ -111,58 +115,33 @@ class FisherRao(AmbientMetric):
             FallbackWarning: When a family is known by its divergence only.
             ApproximationWarning: When it is known by its density only.
         """
-        bound = copy.copy(self)
-        bound._shape = shape
         if layout is None:
             if self.family is None:
                 raise AmbientError(
                     "FisherRao",
                     "a decoder that returns torch distributions",
                     "one that returns a tensor",
-                    'Return e.g. torch.distributions.Poisson(rate), or name the family: FisherRao("poisson").',
+                    "Return e.g. torch.distributions.Poisson(rate), or name the family: "
+                    'FisherRao("poisson").',
                 )
+            bound = as_kind(self, type(self))
+            bound._shape = shape
             return bound
         assert isinstance(layout, Layout)
-        if self.family is not None and any(
-            head.family.name != self.family.name for head in layout.heads
-        ):
-            got = ", ".join(head.family.name for head in layout.heads)
+        found = [head.family.name for head in layout.heads]
+        if self.family is not None and any(name != self.family.name for name in found):
             raise AmbientError(
-                "FisherRao", f"the family {self.family}", got, "Leave it out: it is read."
+                "FisherRao",
+                f"the family {self.family}",
+                ", ".join(found),
+                "Leave the family out: FisherRao() reads it from the distributions.",
             )
         for head in layout.heads:
             _check(head)
+        bound = as_kind(self, _kind((head.family, head.free) for head in layout.heads))
+        bound._shape = shape
         bound.layout = layout
-        bound._road = (
-            "features" if all(head.family.flat(head.free) for head in layout.heads) else "product"
-        )
         return bound
-
-    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, q)
-        """Arc-length coordinates of all heads.
-
-        Raises:
-            AmbientError: When a family has none.
-        """
-        if self._road != "features":
-            return super().features(x)
-        return torch.cat(
-            [head.family.features(p, head.free).flatten(1) for head, p in self._heads(x)], -1
-        )
-
-    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
-        """``H(x) v``, head by head."""
-        if self._road == "features":
-            return super().product(x, v)
-        heads = self._heads(x)
-        parts = v.flatten(1).split([head.size for head, _ in heads], -1)
-        out = []
-        for (head, p), part in zip(heads, parts, strict=True):
-            direction = {
-                name: value for name, value in head.split(part).items() if name in head.free
-            }
-            out.append(head.join(_precisely(head.family, p, direction)))
-        return torch.cat(out, -1)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
         """Fisher-Rao distance in the space of all parameters, in closed form.
@@ -178,33 +157,31 @@ class FisherRao(AmbientMetric):
         return torch.stack([part for part in parts if part is not None]).sum(0).sqrt()
 
     def _heads(self, x: Tensor) -> list[tuple[Head, Params]]:
-        """Heads with their parameters at ``x``, constants included.
+        """Heads with their parameters at ``x``, constants included."""
+        if self.layout is None:
+            return [self._named_head(x)]
+        split = self.layout.split(x.flatten(1))
+        pairs = zip(self.layout.heads, split, strict=True)
+        return [(head, head.complete(p)) for head, p in pairs]
+
+    def _named_head(self, x: Tensor) -> tuple[Head, Params]:
+        """The named family with its parameters at ``x``, constants included.
 
         Raises:
-            AmbientError: When there is nothing to read the families from, or ``x`` does not hold
-                their parameters.
+            AmbientError: When no family is named, or ``x`` does not hold its parameters.
         """
-        if self.layout is not None:
-            split = self.layout.split(x.flatten(1))
-            return [
-                (head, head.complete(p)) for head, p in zip(self.layout.heads, split, strict=True)
-            ]
         if self.family is None:
             raise AmbientError(
                 "FisherRao", "a family", "none", 'Name it, as in FisherRao("poisson").'
             )
-        shape = (
-            self._shape
-            if self._shape is not None and self._shape.numel() == x[0].numel()
-            else x.shape[1:]
-        )
-        names = tuple(name for name in self.family.names if name in self._unknown)
+        known = self._shape is not None and self._shape.numel() == x[0].numel()
+        shape = self._shape if known and self._shape is not None else x.shape[1:]
+        names = self.family.unknown(self._constants)
         if len(names) > 1:
             if shape.numel() % len(names):
-                expected = f"data of {len(names)} n numbers, n for each of {', '.join(names)}"
                 raise AmbientError(
                     "FisherRao",
-                    expected,
+                    f"data of {len(names)} n numbers, n for each of {', '.join(names)}",
                     f"{shape.numel()}",
                     "Fix some: FisherRao(family, scale=1).",
                 )
@@ -215,7 +192,7 @@ class FisherRao(AmbientMetric):
         for name in self._constants:
             value = getattr(self, f"constant_{name}").to(x)
             p[name] = value.expand(p[names[0]].shape[:axes])
-        return [(head, p)]
+        return head, p
 
     def extra_repr(self) -> str:
         """The families."""
@@ -225,26 +202,61 @@ class FisherRao(AmbientMetric):
         return ", ".join([*(() if self.family is None else (self.family.name,)), *fixed])
 
 
+class _FisherRaoFeatures(FisherRao, FeatureMetric):
+    """All families have a feature map for the parameters that vary."""
+
+    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, q)
+        """Arc-length coordinates of all heads."""
+        heads = self._heads(x)
+        parts = [head.family.features(p, head.free).flatten(1) for head, p in heads]
+        return torch.cat(parts, -1)
+
+
+class _FisherRaoProducts(FisherRao, ProductMetric):
+    """Some family has no feature map, or none is known yet."""
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+        """``H(x) v``, head by head."""
+        heads = self._heads(x)
+        parts = v.flatten(1).split([head.size for head, _ in heads], -1)
+        products = []
+        for (head, p), part in zip(heads, parts, strict=True):
+            vectors = head.split(part)
+            direction = {name: value for name, value in vectors.items() if name in head.free}
+            products.append(head.join(_precise_product(head.family, p, direction)))
+        return torch.cat(products, -1)
+
+
+def _kind(families: Iterable[tuple[Family, Iterable[str]]]) -> type[FisherRao]:
+    """The class of metric for families with the parameters that vary in each."""
+    maps = [family.has_feature_map(frozenset(free)) for family, free in families]
+    return _FisherRaoFeatures if maps and all(maps) else _FisherRaoProducts
+
+
 def _named(name: str, constants: frozenset[str]) -> Family:
     family = NAMED.get(name) if isinstance(name, str) else None
     if family is None or family.name in _MATRICES:
         known = ", ".join(sorted(set(NAMED) - _MATRICES))
         raise AmbientError(
-            "FisherRao", f"a family among {known}", repr(name), "Or return torch distributions."
+            "FisherRao",
+            f"a family among {known}",
+            repr(name),
+            "Name one of them, or return torch distributions from the decoder.",
         )
-    wrong = constants - set(family.names)
-    if wrong or not set(family.names) - constants:
+    names = frozenset(family.names)
+    wrong = constants - names
+    if wrong or not names - constants:
         raise AmbientError(
             "FisherRao",
             f"constants among {', '.join(family.names)}",
             ", ".join(sorted(wrong or constants)),
-            "",
+            "Fix parameters of the family by their names, and leave at least one to the decoder.",
         )
-    missing = family.counts & set(family.names) - constants
+    missing = family.support_parameters & names - constants
     if missing:
-        count = ", ".join(sorted(missing))
+        listed = ", ".join(sorted(missing))
         raise AmbientError(
-            "FisherRao", f"the constant {count}", "none", f'Try FisherRao("{name}", {count}=10).'
+            "FisherRao", f"the constant {listed}", "none", f'Try FisherRao("{name}", {listed}=10).'
         )
     return family
 
@@ -255,41 +267,47 @@ def _check(head: Head) -> None:
     Raises:
         AmbientError: For what has no Fisher information.
     """
-    moving = head.family.counts & head.free
+    family = head.family
+    moving = family.support_parameters & head.free
     if moving or head.moving_support:
         raise AmbientError(
             "FisherRao",
-            f"a {head.family.name} distribution whose support is the same everywhere",
+            f"a {family.name} distribution whose support is the same everywhere",
             f"{', '.join(sorted(moving)) or 'bounds'} that depend on z",
             "Fisher information does not exist there: keep it constant.",
         )
-    if isinstance(head.family, (Divergence, Quantiles)):
-        way = (
-            "the Hessian of its divergence"
-            if isinstance(head.family, Divergence)
-            else "an integral over quantiles"
-        )
+    if isinstance(family, Divergence):
+        _warn_of_fallback(family.name, "the Hessian of its divergence")
+    elif isinstance(family, Quantiles):
+        _warn_of_fallback(family.name, "an integral over quantiles")
+    elif isinstance(family, Score):
         warnings.warn(
-            f"{head.family.name} has no closed form here: its Fisher information is taken from {way}, "
-            "which is slower but exact.",
-            FallbackWarning,
-            stacklevel=stack_level(),
-        )
-    if isinstance(head.family, Score):
-        warnings.warn(
-            f"{head.family.name} has neither a closed form here nor divergence or quantiles in torch: its Fisher "
-            "information is estimated from fixed draws of the score, to some per cent. Path solvers may stall.",
+            f"{family.name} has neither a closed form here nor divergence or quantiles in torch: "
+            "its Fisher information is estimated from fixed draws of the score, to some per cent. "
+            "Path solvers may stall.",
             ApproximationWarning,
             stacklevel=stack_level(),
         )
 
 
-def _precisely(family: Family, p: Params, v: Params) -> Params:
-    """``H(p) v``; in float64 where it cancels and the device can."""
-    like = next(iter(p.values()))
-    if not v or not family.delicate or like.dtype == torch.float64 or like.device.type == "mps":
-        return family.product(p, v) if v else {}
-    wide = family.product(
-        {n: q.double() for n, q in p.items()}, {n: q.double() for n, q in v.items()}
+def _warn_of_fallback(name: str, source: str) -> None:
+    warnings.warn(
+        f"{name} has no closed form here: its Fisher information is taken from {source}, "
+        "which is slower but exact.",
+        FallbackWarning,
+        stacklevel=stack_level(),
     )
-    return {name: value.to(like) for name, value in wide.items()}
+
+
+def _precise_product(family: Family, p: Params, v: Params) -> Params:
+    """``H(p) v``; in float64 where it cancels and the device can."""
+    if not v:
+        return {}
+    like = next(iter(p.values()))
+    wide_enough = like.dtype == torch.float64 or like.device.type == "mps"
+    if wide_enough or not family.needs_float64:
+        return family.product(p, v)
+    wide_p = {name: value.double() for name, value in p.items()}
+    wide_v = {name: value.double() for name, value in v.items()}
+    found = family.product(wide_p, wide_v)
+    return {name: value.to(like) for name, value in found.items()}

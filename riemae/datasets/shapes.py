@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from riemae.datasets.base import Dataset, Seed, as_dtype, seeded_generator
+from riemae.datasets.base import Dataset, Source, as_dtype
 from riemae.exceptions import OptionError
-
-# Point clouds and counts.
+from riemae.numerics.checks import expect_choice
+from riemae.numerics.random import as_generator
 
 
 def superquadrics(
@@ -20,11 +20,10 @@ def superquadrics(
     points: int = 256,
     kind: Literal["box", "cone", "ellipsoid"] = "ellipsoid",
     noise: float = 0.0,
-    seed: Seed = 0,
+    generator: Source = 0,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """Point clouds ``(n, points, 3)``, uniform on the surfaces of boxes, cones or ellipsoids of
-    random size.
+    """Point clouds ``(n, points, 3)``, uniform on boxes, cones or ellipsoids of random size.
 
     Coordinates are the three half-axes (of a cone: two of its elliptic base, and half its height),
     uniform in [0.5, 1.5]. Every cloud has its own random points; ``surface`` puts one fixed set of
@@ -34,13 +33,12 @@ def superquadrics(
     Raises:
         OptionError: For an unknown kind, or fewer than one cloud or point.
     """
-    if kind not in _SHAPES:
-        raise OptionError("superquadrics", f"a kind among {', '.join(_SHAPES)}", repr(kind), "")
+    expect_choice("superquadrics", "kind", kind, _SHAPES)
     if n < 1 or points < 1:
-        raise OptionError(
-            "superquadrics", "at least one cloud of one point", f"n={n}, points={points}", ""
-        )
-    generator = seeded_generator(seed)
+        got = f"n={n}, points={points}"
+        hint = "Try superquadrics(n=100, points=256)."
+        raise OptionError("superquadrics", "at least one cloud of one point", got, hint)
+    generator = as_generator("superquadrics", generator)
     bounds = torch.tensor([[0.5] * 3, [1.5] * 3], dtype=torch.float64)
     z, test_z = (0.5 + torch.rand(k, 3, generator=generator, dtype=torch.float64) for k in (n, n))
     fixed = int(torch.randint(2**62, (), generator=generator))
@@ -55,55 +53,51 @@ def superquadrics(
     return as_dtype(dtype, x, surface(z), z, surface(test_z), test_z, surface, bounds)
 
 
-_SHAPES = ("box", "cone", "ellipsoid")
-
-
 def _on_surface(
-    kind: str, axes: Tensor, n: int, generator: torch.Generator
+    kind: str, axes: Tensor, n: int, generator: torch.Generator | None
 ) -> Tensor:  # (3,) -> (n, 3)
     """Points uniform by area on one shape with half-axes ``axes``, all in float64."""
-    shape = {"box": _on_box, "cone": _on_cone, "ellipsoid": _on_ellipsoid}[kind]
-    return shape(axes, n, generator)
+    return _SHAPES[kind](axes, n, generator)
 
 
-def _uniform(n: int, *size: int, generator: torch.Generator) -> Tensor:
+def _uniform(n: int, *size: int, generator: torch.Generator | None) -> Tensor:
     return torch.rand(n, *size, generator=generator, dtype=torch.float64)
 
 
-def _on_box(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _on_box(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     x = (2 * _uniform(n, 3, generator=generator) - 1) * axes
-    face = torch.multinomial(
-        axes.prod() / axes, n, replacement=True, generator=generator
-    )  # area across axis i
+    areas = axes.prod() / axes  # of the faces across each axis
+    face = torch.multinomial(areas, n, replacement=True, generator=generator)
     side = torch.where(_uniform(n, generator=generator) < 0.5, -1.0, 1.0).double()
     return torch.where(torch.arange(3) == face[:, None], side[:, None] * axes, x)
 
 
-def _on_ellipsoid(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Sphere points stretched by the axes, kept in proportion to the area element
-    ``a b c |u/axes|``.
+def _on_ellipsoid(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """Points of the sphere stretched by the axes, kept in proportion to the area element.
+
+    The area element is ``a b c |u/axes|``.
     """
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        u = torch.nn.functional.normalize(
-            torch.randn(count, 3, generator=generator, dtype=torch.float64), dim=1
-        )
+        u = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+        u = torch.nn.functional.normalize(u, dim=1)
         return u * axes, (u / axes).norm(dim=1) * axes.min()  # at most 1
 
     return _accepted(draw, n, generator)
 
 
-def _on_cone(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """An elliptic cone with its base at z = −c and its apex at z = c: side and base in proportion
-    to their areas.
+def _on_cone(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """An elliptic cone with its base at z = −c and its apex at z = c.
+
+    Side and base get points in proportion to their areas.
     """
     a, b, c = axes.tolist()
 
     def slant(angle: Tensor) -> Tensor:
         # |∂_r × ∂_θ|/r of (r a cos θ, r b sin θ, c − 2 c r): the area element of the side.
-        return (
-            (2 * c * b * angle.cos()) ** 2 + (2 * c * a * angle.sin()) ** 2 + (a * b) ** 2
-        ).sqrt()
+        across = (2 * c * b * angle.cos()) ** 2
+        along = (2 * c * a * angle.sin()) ** 2
+        return (across + along + (a * b) ** 2).sqrt()
 
     top = float(slant(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)).max())
 
@@ -120,11 +114,14 @@ def _on_cone(axes: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _accepted(
-    draw: Callable[[int], tuple[Tensor, Tensor]], n: int, generator: torch.Generator
+    draw: Callable[[int], tuple[Tensor, Tensor]], n: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Rejection sampling: points of ``draw``, kept with the probability that it names."""
+    """Rejection sampling: points of ``draw``, kept with the probability that it returns."""
     kept: list[Tensor] = []
     while sum(map(len, kept)) < n:
         x, probability = draw(2 * n)
         kept.append(x[_uniform(2 * n, generator=generator) < probability])
     return torch.cat(kept)[:n]
+
+
+_SHAPES = {"box": _on_box, "cone": _on_cone, "ellipsoid": _on_ellipsoid}

@@ -1,3 +1,1 @@
-"""Probability distributions that a decoder returns: parameters, Fisher information, features that
-are flat.
-"""
+"""Probability distributions that a decoder returns: parameters and Fisher information."""

@@ -1,13 +1,13 @@
-"""Families of counts: the negative binomial by mean and dispersion, and zero inflation of any of
-them.
+"""Families of counts: negative binomials by mean and dispersion, and zero inflation.
 
-==================================== ========================== ===============================================
-family                               parameters                 block of H
-==================================== ========================== ===============================================
-negative_binomial_mean               mu, theta                  ``diag(θ/(μ (μ + θ)), I_θ)``; φ where θ is fixed
-zero_inflated_negative_binomial      mu, theta, zi_logits       :class:`ZeroInflated`
-zero_inflated_poisson                rate, zi_logits            :class:`ZeroInflated`
-==================================== ========================== ===============================================
+================================ ===================== ============================================
+family                           parameters            block of H
+================================ ===================== ============================================
+negative_binomial_mean           mu, theta             ``diag(θ/(μ (μ + θ)), I_θ)``; φ where θ is
+                                                       fixed
+zero_inflated_negative_binomial  mu, theta, zi_logits  :class:`ZeroInflated`
+zero_inflated_poisson            rate, zi_logits       :class:`ZeroInflated`
+================================ ===================== ============================================
 
 ``I_θ`` is in :mod:`riemae.distributions.dispersion`.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from riemae.distributions.closed_form import NegativeBinomial, Poisson
+from riemae.distributions.discrete import NegativeBinomial, Poisson
 from riemae.distributions.dispersion import excess_information, log_odds_excess
 from riemae.distributions.family import Family, Free, Params
 from riemae.distributions.special import root
@@ -33,7 +33,7 @@ class CountFamily(Protocol):
     names: tuple[str, ...]
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
+        """``H(p) v``, one entry per parameter."""
 
     def zero(self, p: Params) -> tuple[Tensor, Params]:
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
@@ -63,9 +63,9 @@ class NegativeBinomialMean(Family):
     ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``.
     """
 
-    delicate = True
+    needs_float64 = True
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "theta" not in free
 
@@ -75,7 +75,7 @@ class NegativeBinomialMean(Family):
         return 2 * root(theta) * root(mu / theta).asinh()
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
+        """``H(p) v``, one entry per parameter."""
         mu, theta = p["mu"], p["theta"]
         out = {}
         if "mu" in v:
@@ -89,10 +89,8 @@ class NegativeBinomialMean(Family):
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
         mu, theta = p["mu"], p["theta"]
         ratio = mu / theta
-        return -theta * ratio.log1p(), {
-            "mu": -1 / (1 + ratio),
-            "theta": -log_odds_excess(ratio.log()),
-        }
+        slope = {"mu": -1 / (1 + ratio), "theta": -log_odds_excess(ratio.log())}
+        return -theta * ratio.log1p(), slope
 
 
 class ZeroInflated(Family):
@@ -107,7 +105,7 @@ class ZeroInflated(Family):
     has g at zero.
     """
 
-    delicate = True
+    needs_float64 = True
 
     def __init__(
         self,
@@ -117,20 +115,23 @@ class ZeroInflated(Family):
         gate: str = "zi_logits",
     ) -> None:
         super().__init__(name, distribution, (*base.names, gate))
-        self.base, self.gate = base, gate
+        self.base = base
+        self.gate = gate
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
+        """``H(p) v``, one entry per parameter."""
         inner = {name: dv for name, dv in v.items() if name != self.gate}
-        log_pi, log_rest = F.logsigmoid(p[self.gate]), F.logsigmoid(-p[self.gate])
+        # All chances by their logarithms: products of them may underflow.
+        log_pi = F.logsigmoid(p[self.gate])
+        log_rest = F.logsigmoid(-p[self.gate])
         log_q, slope = self.base.zero(p)
         log_zero = torch.logaddexp(log_pi, log_rest + log_q)
         weight = (log_pi + log_rest + log_q - log_zero).exp()
-        along = torch.zeros_like(log_zero)
+        along = torch.zeros_like(log_zero)  # g · v
         for name, dv in inner.items():
             along = along + slope[name] * dv
         shift = v[self.gate] - along if self.gate in v else -along
@@ -148,21 +149,18 @@ def by_mean(distribution: Callable[..., Any]) -> Family:
 
 
 def inflated_by_mean(distribution: Callable[..., Any]) -> Family:
-    """The zero-inflated negative binomial of a class that is built from ``mu``, ``theta`` and
-    ``zi_logits``.
-    """
+    """The zero-inflated negative binomial of a class built from ``mu, theta, zi_logits``."""
     base = NegativeBinomialMean("negative_binomial_mean", distribution, ("mu", "theta"))
     return ZeroInflated("zero_inflated_negative_binomial", distribution, base)
 
 
 def inflated_by_count(distribution: Callable[..., Any]) -> Family:
-    """The same of a class that is built from ``total_count``, ``logits`` and ``gate_logits``."""
+    """The same of a class built from ``total_count, logits, gate_logits``."""
     base = ZeroNegativeBinomial("negative_binomial", distribution, ("total_count", "logits"))
     return ZeroInflated("zero_inflated_negative_binomial_count", distribution, base, "gate_logits")
 
 
 def inflated_poisson(distribution: Callable[..., Any], gate: str = "gate_logits") -> Family:
     """The zero-inflated Poisson of a class that is built from ``rate`` and a gate."""
-    return ZeroInflated(
-        "zero_inflated_poisson", distribution, ZeroPoisson("poisson", distribution, ("rate",)), gate
-    )
+    base = ZeroPoisson("poisson", distribution, ("rate",))
+    return ZeroInflated("zero_inflated_poisson", distribution, base, gate)

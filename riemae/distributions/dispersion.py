@@ -1,5 +1,4 @@
-"""What counts tell about their dispersion: the part of a negative binomial's information that has
-no closed form.
+"""Fisher information of a negative binomial's dispersion, which has no closed form.
 
 Let Y be negative binomial with mean μ and dispersion θ (variance ``μ + μ²/θ``), ``p = μ/(μ + θ)``.
 In the parameters (μ, θ) its Fisher information is diagonal, ``I_μ = θ/(μ (μ + θ))`` and
@@ -7,9 +6,9 @@ In the parameters (μ, θ) its Fisher information is diagonal, ``I_μ = θ/(μ (
     ``I_θ = Σ_{j≥0} P(Y > j)/(θ + j)² − p/θ = Σ_{k≥2} pᵏ B(k, θ)/k``,
 
 where B is the beta function. The first series is ``ψ'(θ) − E ψ'(θ + Y)`` less what the mean's
-information holds: for large θ the two agree in all digits of a float. The second is the square norm
-of the score in Meixner's orthogonal polynomials; its first term (k = 1) is ``p/θ``, so that nothing
-cancels any more. Its sum, with s = σ(τ),
+information holds: for large θ the two agree in all digits of a float. The second is the squared
+norm of the score in Meixner's orthogonal polynomials; its first term (k = 1) is ``p/θ``, so that
+nothing cancels any more. Its sum, with s = σ(τ),
 
     ``I_θ = ∫ (1 − s)^{θ−1} [−log(1 − ps) − ps]/s ds = ∫ (1 − s)^{θ+1} s² [p² λ(ps) + p²/(θ (1 −
     ps))] dτ``
@@ -37,10 +36,13 @@ from torch.nn import functional as F
 # The spline: degree, step in both logarithms, and the ranges of log μ/θ and log θ that it covers.
 # Beyond the ends log ρ is constant to 1e-8 and better, but for the upper end of log μ/θ: there the
 # result is NaN.
-_DEGREE, _STEP = 7, 0.2
-_ODDS, _THETA = (-24.0, 50.0), (-24.0, 20.0)
+_DEGREE = 7
+_STEP = 0.2
+_ODDS = (-24.0, 50.0)
+_THETA = (-24.0, 20.0)
 # Nodes of the trapezoidal rule in τ = logit s.
-_NODE_STEP, _REACH = 0.4, 14.0
+_NODE_STEP = 0.4
+_REACH = 14.0
 # Variables handled at once: each takes (degree + 1)² numbers, which a graph keeps.
 _AT_ONCE = 2**14
 
@@ -84,9 +86,7 @@ def log_odds_excess(log_odds: Tensor) -> Tensor:
 
 
 def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
-    """``log ρ`` by the spline. Plain operations: torch differentiates them in any mode and as often
-    as it likes.
-    """
+    """``log ρ`` by the spline, in plain operations that torch differentiates to any order."""
     windows, width = _windows(str(x.device), x.dtype)
     first, across = _local(x, _ODDS)
     second, along = _local(y, _THETA)
@@ -133,8 +133,9 @@ def _pieces() -> np.ndarray:  # -> (degree + 1 powers, degree + 1 splines)
 
 @lru_cache(maxsize=8)
 def _windows(device: str, dtype: torch.dtype) -> tuple[Tensor, int]:
-    """Coefficients, as all runs of ``degree + 1`` along log θ: ``(rows · width, degree + 1)``, and
-    the width.
+    """All runs of ``degree + 1`` coefficients along log θ, and how many there are per row.
+
+    The runs are ``(rows · width, degree + 1)``.
     """
     table = _coefficients()
     runs = np.lib.stride_tricks.sliding_window_view(table, _DEGREE + 1, axis=1)
@@ -176,13 +177,17 @@ def ratio_by_quadrature(
     tau = np.arange(low, top + 2.5 * _REACH, _NODE_STEP)
     theta = np.exp(log_theta)
     log_complement = -np.logaddexp(0, tau)  # log(1 − s)
-    s, complement = np.exp(-np.logaddexp(0, -tau)), np.exp(log_complement)
+    s = np.exp(-np.logaddexp(0, -tau))
+    complement = np.exp(log_complement)
     weights = np.exp((theta.T + 1) * log_complement) * s**2 * _NODE_STEP  # (b, nodes)
-    p, q = np.exp(-np.logaddexp(0, -log_odds)), np.exp(-np.logaddexp(0, log_odds))
-    x, rest = p * s, q + p * complement  # (a, nodes): ps and 1 − ps
+    p = np.exp(-np.logaddexp(0, -log_odds))
+    q = np.exp(-np.logaddexp(0, log_odds))  # 1 − p
+    x = p * s  # (a, nodes)
+    rest = q + p * complement  # 1 − ps
     series = np.zeros_like(x)
     for k in range(24, 1, -1):
         series = series * x + 1 / k
     with np.errstate(divide="ignore", invalid="ignore"):
         curvature = np.where(x < 0.1, series, (-np.log(rest) - x) / x**2)
-    return 2 * (theta + 1) * (theta * (curvature @ weights.T) + (1 / rest) @ weights.T)
+    integral = theta * (curvature @ weights.T) + (1 / rest) @ weights.T
+    return 2 * (theta + 1) * integral

@@ -1,10 +1,8 @@
-"""What a family of probability distributions is for the geometry: names, feature map, Fisher
-information.
-"""
+"""A family of distributions as the geometry sees it: names, feature map, Fisher information."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -27,18 +25,21 @@ class Family:
         name: What ``FisherRao`` calls it.
         distribution: The class in ``torch.distributions`` that is built from ``names``.
         names: Parameters in the order in which a decoder's output holds them.
-        counts: Parameters without a Fisher information: the support depends on them.
+        support_parameters: Parameters that the support depends on, such as a number of trials; they
+            have no Fisher information.
         event: Axes that one variable takes in its parameters, beyond the batch.
-        delicate: Whether :meth:`product` cancels, so that float32 is not enough for it.
+        needs_float64: Whether float32 is not enough for :meth:`product`, because it cancels.
     """
 
     names: tuple[str, ...]
-    counts: Free = frozenset()
+    support_parameters: Free = frozenset()
     event: int = 0
-    delicate: bool = False
+    needs_float64: bool = False
 
     def __init__(self, name: str, distribution: Callable[..., Any], names: tuple[str, ...]) -> None:
-        self.name, self.distribution, self.names = name, distribution, names
+        self.name = name
+        self.distribution = distribution
+        self.names = names
 
     def __repr__(self) -> str:
         return self.name
@@ -47,16 +48,21 @@ class Family:
         """Parameters of a distribution of this family, by name."""
         return {name: getattr(distribution, name) for name in self.names}
 
-    def flat(self, free: Free) -> bool:
+    def unknown(self, constants: Iterable[str]) -> tuple[str, ...]:
+        """The parameters that are not among the constants, in order."""
+        fixed = frozenset(constants)
+        return tuple(name for name in self.names if name not in fixed)
+
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return True
 
     def features(self, p: Params, free: Free) -> Tensor:  # -> (k, ...)
-        """φ, when :meth:`flat`."""
+        """The feature map φ, where :meth:`has_feature_map` says that there is one."""
         raise NotImplementedError
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter: of the feature map, unless a subclass knows better."""
+        """``H(p) v``, one entry per parameter; by default from the feature map."""
         free = frozenset(v)
 
         def features(q: Params) -> Tensor:
@@ -69,9 +75,9 @@ class Family:
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # -> (k,)
         """Squared Fisher-Rao distance, the sum over all variables.
 
-        None if unknown. The chord where φ is flat.
+        None if unknown. By default the chord of the feature map.
         """
-        if not self.flat(free):
+        if not self.has_feature_map(free):
             return None
         return (self.features(q, free) - self.features(p, free)).flatten(1).square().sum(-1)
 
@@ -85,3 +91,16 @@ def odds_form(distribution: Any) -> str:
     logits = vars(owner).get("logits")
     built_from_logits = logits is not None and getattr(owner, "_param", logits) is logits
     return "logits" if built_from_logits else "probs"
+
+
+class OddsFamily(Family):
+    """Families that torch builds from ``logits`` or from ``probs``; the decoder's choice is kept.
+
+    With logits, probabilities 0 and 1 are only reached at infinity, and nothing is lost near them.
+    """
+
+    def read(self, distribution: Any) -> dict[str, Any]:
+        """Parameters of a distribution of this family, by name."""
+        form = odds_form(distribution)
+        names = [form if name == "logits" else name for name in self.names]
+        return {name: getattr(distribution, name) for name in names}

@@ -1,15 +1,12 @@
-"""What a decoder may return beside a tensor: distributions, several heads of them, and members of
-an ensemble.
+"""What a decoder may return besides a tensor: distributions, heads of them, ensemble members.
 
-The geometry works on one tensor ``x`` a point. Here distributions are read into such a tensor, and
-built from it again.
+The geometry works on one tensor ``x`` per point. Here distributions are read into such a tensor,
+and built from it again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +16,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from riemae.differential.jets import Jet
-from riemae.distributions.family import Family, Params, odds_form
-from riemae.distributions.numerical import Divergence, Quantiles, Score, unvalidated
+from riemae.distributions.fallback import arguments_of, family_by_torch
+from riemae.distributions.family import Family, Params
+from riemae.distributions.numerical import Divergence, Quantiles, Score
 from riemae.distributions.registry import family_of
 from riemae.exceptions import DecoderError
-from riemae.numerics.random import seeded
 from riemae.numerics.values import concrete
 
 
@@ -49,7 +46,7 @@ class Head:
             point.
         transforms: Fixed invertible maps after the family; they change no Fisher information.
         reinterpreted: Batch axes that ``Independent`` made part of the event.
-        fixed: Parameters that do not depend on the latent point; None before anybody looked.
+        fixed: Parameters that do not depend on the latent point; None before this is known.
         moving_support: Whether the set of possible data depends on the latent point.
     """
 
@@ -65,7 +62,9 @@ class Head:
     @property
     def free(self) -> frozenset[str]:
         """Parameters that vary."""
-        return frozenset(self.names) - (self.family.counts if self.fixed is None else self.fixed)
+        return frozenset(self.names) - (
+            self.family.support_parameters if self.fixed is None else self.fixed
+        )
 
     @property
     def size(self) -> int:
@@ -126,8 +125,9 @@ class Layout:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of ``x`` at one point: a single parameter keeps its own, several are flattened and
-        joined.
+        """Shape of ``x`` at one point.
+
+        A single parameter keeps its own shape; several are flattened and joined.
         """
         if len(self.heads) == 1 and len(self.heads[0].names) == 1 and self.heads[0].shapes[0]:
             return self.heads[0].shapes[0]
@@ -178,7 +178,7 @@ def read(output: Any) -> tuple[Tensor, AnyLayout | None]:
     if len({len(x) for _, x in pairs}) > 1:
         raise DecoderError(
             "Manifold",
-            "heads with one row a point",
+            "heads with one row per point",
             f"{' and '.join(str(len(x)) for _, x in pairs)} rows",
             "The first axis of every distribution's parameters must be the batch.",
         )
@@ -232,15 +232,11 @@ def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
 def _inside(constraint: Any, value: Tensor) -> Tensor | None:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    if (
-        constraint is constraints.simplex
-    ):  # torch's own check of the sum is too strict for many classes in float32
+    if constraint is constraints.simplex:
+        # Torch's own check of the sum is too strict for many classes in float32.
         return value >= 0
-    if (
-        constraints.is_dependent(constraint)
-        or constraint is constraints.real
-        or constraint is constraints.real_vector
-    ):
+    anything = constraint is constraints.real or constraint is constraints.real_vector
+    if anything or constraints.is_dependent(constraint):
         return None
     return constraint.check(value)
 
@@ -255,7 +251,8 @@ def _outputs(output: Any) -> tuple[tuple[Any, ...] | None, list[td.Distribution]
     elif isinstance(output, (tuple, list)):
         found = list(output)
     if not found or not all(isinstance(d, td.Distribution) for d in found):
-        of = f" of {', '.join(sorted({type(d).__name__ for d in found}))}" if found else ""
+        kinds = ", ".join(sorted({type(d).__name__ for d in found}))
+        of = f" of {kinds}" if found else ""
         raise DecoderError(
             "Manifold",
             "a decoder that returns one tensor (k, *shape), or torch distributions",
@@ -267,7 +264,8 @@ def _outputs(output: Any) -> tuple[tuple[Any, ...] | None, list[td.Distribution]
 
 def _read_members(members: Members) -> tuple[Tensor, EnsembleLayout]:
     pairs = [read(member) for member in members]
-    layouts, shapes = [layout for _, layout in pairs], sorted({tuple(x.shape) for x, _ in pairs})
+    layouts = [layout for _, layout in pairs]
+    shapes = sorted({tuple(x.shape) for x, _ in pairs})
     if len(shapes) != 1 or any(layout != layouts[0] for layout in layouts):
         raise DecoderError(
             "Manifold",
@@ -277,7 +275,10 @@ def _read_members(members: Members) -> tuple[Tensor, EnsembleLayout]:
         )
     if isinstance(layouts[0], EnsembleLayout):
         raise DecoderError(
-            "Manifold", "an ensemble of decoders", "an ensemble of ensembles", "Join their members."
+            "Manifold",
+            "an ensemble of decoders",
+            "an ensemble of ensembles",
+            "Join their members in one.",
         )
     return torch.stack([x for x, _ in pairs], 1), EnsembleLayout(layouts[0], len(pairs))
 
@@ -288,14 +289,8 @@ def _read_head(distribution: td.Distribution) -> tuple[Head, Tensor]:
         reinterpreted += distribution.reinterpreted_batch_ndims
         distribution = distribution.base_dist
     family, p, constants, transforms = _read(distribution)
-    head = Head(
-        family,
-        tuple(p),
-        tuple(v.shape[1:] for v in p.values()),
-        constants,
-        transforms,
-        reinterpreted,
-    )
+    shapes = tuple(value.shape[1:] for value in p.values())
+    head = Head(family, tuple(p), shapes, constants, transforms, reinterpreted)
     return head, head.join(p)
 
 
@@ -305,7 +300,7 @@ def _read(
     """Family, parameters, constants and fixed transforms of a distribution.
 
     Raises:
-        DecoderError: When it has no parameters of its own, or none with a row a point.
+        DecoderError: When it has no parameters of its own, or not one row per point.
     """
     while isinstance(distribution, td.Independent):
         distribution = distribution.base_dist
@@ -320,17 +315,19 @@ def _read(
         while isinstance(distribution, td.Independent):
             distribution = distribution.base_dist
         family = family_of(distribution)
-    found = family.read(distribution) if family is not None else _arguments(distribution)
+    found = family.read(distribution) if family is not None else arguments_of(distribution)
     p = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
     constants = {name: value for name, value in found.items() if name not in p}
     if not p or len({len(value) for value in p.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in p.items())
         raise DecoderError(
             "Manifold",
-            "distributions with one row of parameters a point",
-            f"{type(distribution).__name__} with {', '.join(f'{n} {tuple(v.shape)}' for n, v in p.items()) or 'none'}",
-            "Build them from tensors (k, ...) that depend on z; mixtures have no parameters of their own.",
+            "distributions with one row of parameters per point",
+            f"{type(distribution).__name__} with {shapes or 'none'}",
+            "Build them from tensors (k, ...) that depend on z; "
+            "mixtures have no parameters of their own.",
         )
-    return family or _generic(distribution, p, constants), p, constants, transforms
+    return family or family_by_torch(distribution, p, constants), p, constants, transforms
 
 
 def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
@@ -343,84 +340,3 @@ def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
     return all(
         t.bijective and not any(isinstance(v, Tensor) for v in vars(t).values()) for t in parts
     )
-
-
-def _arguments(distribution: td.Distribution) -> dict[str, Any]:
-    """What a distribution of an unknown class was built from, by the names of its constructor."""
-    form = odds_form(distribution)  # before anything asks for the other
-    names = [
-        name
-        for name in inspect.signature(type(distribution).__init__).parameters
-        if hasattr(distribution, name)
-    ]
-    if {"probs", "logits"} <= set(names):
-        names.remove("probs" if form == "logits" else "logits")
-    if "scale_tril" in names:
-        names = [name for name in names if name not in ("covariance_matrix", "precision_matrix")]
-    found = {name: getattr(distribution, name) for name in names}
-    return {name: value for name, value in found.items() if isinstance(value, (Tensor, float, int))}
-
-
-_GENERIC: dict[tuple[Callable[..., Any], tuple[str, ...]], Family] = {}
-
-
-def _generic(distribution: td.Distribution, p: Params, constants: dict[str, Any]) -> Family:
-    """The Fisher information of a class that :mod:`riemae.distributions.closed_form` does not know,
-    by what torch knows of it.
-
-    Raises:
-        DecoderError: When it cannot be built from its parameters.
-    """
-    kind: Callable[..., Any] = type(distribution)
-    key = (kind, tuple(p))
-    if key not in _GENERIC:
-        # Transforms that differ tell a divergence between transformed distributions from one of
-        # their parameters.
-        nearby = {name: value.detach() * 1.001 for name, value in p.items()}
-        with unvalidated(), torch.no_grad():
-            try:
-                other = kind(**nearby, **constants)
-            except TypeError as reason:
-                raise DecoderError(
-                    "Manifold",
-                    f"a distribution that can be built from {', '.join((*p, *constants)) or 'its arguments'}",
-                    f"{type(distribution).__name__}: {reason}",
-                    "Its constructor's arguments must be its attributes, or teach its Fisher information: "
-                    "ambient.register_family.",
-                ) from reason
-            road = _road(distribution, other, next(iter(p.values())).device)
-        _GENERIC[key] = road(type(distribution).__name__, kind, tuple(p))
-    return _GENERIC[key]
-
-
-def _road(
-    distribution: td.Distribution, nearby: td.Distribution, device: torch.device
-) -> type[Family]:
-    """What torch knows of a distribution: its divergence, its quantiles, or its density alone.
-
-    Raises:
-        DecoderError: When it does not know its density either, or cannot draw from it.
-    """
-    # Torch promises more than it keeps: some divergences need a graph, some quantiles are of
-    # another shape.
-    with contextlib.suppress(
-        NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError
-    ):
-        td.kl_divergence(distribution, nearby)
-        return Divergence
-    with contextlib.suppress(
-        NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError
-    ):
-        nearby.icdf(torch.tensor(0.5))
-        return Quantiles
-    try:
-        with seeded(device, 0):
-            nearby.log_prob(nearby.sample())
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as reason:
-        raise DecoderError(
-            "Manifold",
-            "distributions whose density and draws torch knows",
-            f"{type(distribution).__name__}: {type(reason).__name__}: {reason}",
-            "Teach its Fisher information: ambient.register_family.",
-        ) from reason
-    return Score

@@ -18,13 +18,15 @@ from riemae.numerics.random import seeded
 from riemae.numerics.threads import Shared, jvp
 from riemae.numerics.transforms import transforms
 
-# Draws a point, and where they start: the same for every point, so that the metric varies smoothly.
-_DRAWS, _SEED = 4096, 0
+# Draws per point, and their seed: the same for every point, so that the metric varies smoothly.
+_DRAWS = 4096
+_SEED = 0
 # Numbers that are drawn at once, for some points and some of their draws.
 _NUMBERS_AT_ONCE = 2**21
-# Beyond so many bytes of what the draws of one call are made into, no memory will do: a graph keeps
-# about so many arrays of their size. Without a graph, it is the time: so many numbers take minutes.
-_GRAPH_BYTES, _ARRAYS = 4 * 2**30, 8
+# A graph through one call keeps about this many arrays of the size of its draws, and may take this
+# many bytes. Without a graph the limit is the time: drawing this many numbers takes minutes.
+_ARRAYS = 8
+_GRAPH_BYTES = 4 * 2**30
 _NUMBERS = 2**34
 # Nodes of a quadrature over quantiles.
 _NODES = 96
@@ -46,16 +48,17 @@ unvalidated = Shared(_without_validation)
 
 
 class Divergence(Family):
-    """Any family whose Kullback-Leibler divergence torch knows: ``H`` is its Hessian where both
-    arguments agree.
+    """Any family whose Kullback-Leibler divergence torch knows.
+
+    ``H`` is the Hessian of the divergence where both arguments agree.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
+        """``H(p) v``, one entry per parameter."""
         point = {name: p[name] for name in v}
 
         def divergence(q: Params) -> Tensor:
@@ -68,28 +71,27 @@ class Divergence(Family):
 
 
 class Quantiles(Family):
-    """Any family of single continuous variables whose quantiles torch knows: ``H = ∫ s sᵀ du`` over
-    the quantile u.
+    """Any family of single continuous variables whose quantiles torch knows.
 
-    By the double-exponential rule, ``u = ½ + ½ tanh(π/2 sinh t)``, which does not mind
-    singularities at the ends.
+    ``H = ∫ s sᵀ du`` over the quantile u, by the double-exponential rule
+    ``u = ½ + ½ tanh(π/2 sinh t)``, which singularities at the ends do not harm.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
+        """``H(p) v``, one entry per parameter."""
         point = {name: p[name] for name in v}
         like = next(iter(point.values()))
-        # As far as 1 − u is still a number of this precision.
+        # t as far as 1 − u is still a number of this precision.
         reach = math.asinh(-math.log(8 * torch.finfo(like.dtype).eps) / math.pi)
         t = torch.linspace(-reach, reach, _NODES, dtype=like.dtype, device=like.device)
         u = torch.sigmoid(math.pi * t.sinh())
-        weight = (
-            u * torch.sigmoid(-math.pi * t.sinh()) * math.pi * t.cosh() * (2 * reach / (_NODES - 1))
-        )
+        rest = torch.sigmoid(-math.pi * t.sinh())  # 1 − u
+        step = 2 * reach / (_NODES - 1)
+        weight = u * rest * math.pi * t.cosh() * step
         column = (-1, *(1,) * like.ndim)
         with unvalidated():
             y = self.distribution(**p).icdf(u.view(column))
@@ -113,13 +115,13 @@ class Score(Family):
     number of points and variables. A graph through it cannot be had in chunks.
     """
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter."""
-        tensors = [value for value in p.values() if isinstance(value, Tensor) and value.ndim]
+        """``H(p) v``, one entry per parameter."""
+        tensors = [value for value in p.values() if _is_batch(value)]
         rows = max(len(value) for value in tensors)
         width = max(value[0].numel() for value in tensors) if rows else 0
         self._refuse_hopeless(rows, width, tensors)
@@ -128,15 +130,13 @@ class Score(Family):
         parts = []
         for start in range(0, max(1, rows), at_once):
             few = slice(start, start + at_once)
-            q = {
-                name: value[few] if isinstance(value, Tensor) and value.ndim else value
-                for name, value in p.items()
-            }
-            parts.append(self._mean(q, {name: dv[few] for name, dv in v.items()}, draws))
+            some_p = {name: value[few] if _is_batch(value) else value for name, value in p.items()}
+            some_v = {name: dv[few] for name, dv in v.items()}
+            parts.append(self._mean(some_p, some_v, draws))
         return {name: torch.cat([part[name] for part in parts]) for name in v}
 
     def _mean(self, p: Params, v: Params, draws: int) -> Params:
-        """``H(p) v`` of a few points, over all draws, so many at a time."""
+        """``H(p) v`` of a few points, over all draws, ``draws`` at a time."""
         point = {name: p[name] for name in v}
         total: Params = {}
         for start in range(0, _DRAWS, draws):
@@ -156,7 +156,7 @@ class Score(Family):
         return total
 
     def _refuse_hopeless(self, rows: int, width: int, values: list[Tensor]) -> None:
-        """Refuse what no memory and no patience would do, before anything is drawn.
+        """Refuse what takes too much memory or time, before anything is drawn.
 
         Raises:
             AmbientError: With what it would take.
@@ -172,10 +172,16 @@ class Score(Family):
         raise AmbientError(
             "FisherRao",
             f"a Fisher information of {self.name} that can be estimated",
-            f"{rows} points of {width} numbers, which would need {need}{numbers:.3g} random numbers",
-            "Give its Fisher information in closed form (ambient.register_family), ask for fewer points at a time "
-            "(Manifold(..., chunk_size=16)), or use another ambient metric.",
+            f"{rows} points of {width} numbers, which would need {need}{numbers:.3g} "
+            "random numbers",
+            "Give its Fisher information in closed form (ambient.register_family), ask for fewer "
+            "points at a time (Manifold(..., chunk_size=16)), or use another ambient metric.",
         )
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether a parameter has a row for each point, rather than being one number for all."""
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _constant(value: Any) -> Any:
@@ -183,8 +189,9 @@ def _constant(value: Any) -> Any:
 
 
 class _Draw(torch.autograd.Function):
-    """Draws ``(draws, k, ...)`` as constants. A function of its own because ``vmap`` forbids random
-    numbers.
+    """Draws ``(draws, k, ...)`` as constants.
+
+    An autograd function, because ``vmap`` forbids random numbers elsewhere.
     """
 
     @staticmethod
@@ -195,16 +202,14 @@ class _Draw(torch.autograd.Function):
         seed: int,
         *values: Any,
     ) -> Tensor:
-        batched = [isinstance(value, Tensor) and value.ndim > 0 for value in values]
-        several = [value for value, many in zip(values, batched, strict=True) if many]
+        several = [value for value in values if _is_batch(value)]
         draws = []
         for i in range(max(map(len, several))):
-            row = (
-                value[i : i + 1] if many else value
-                for value, many in zip(values, batched, strict=True)
-            )
+            # Each point by itself, from the same seed: its draws depend on that point alone.
+            row = (value[i : i + 1] if _is_batch(value) else value for value in values)
+            parameters = dict(zip(names, row, strict=True))
             with unvalidated(), seeded(several[0].device, seed):
-                draws.append(distribution(**dict(zip(names, row, strict=True))).sample((count,)))
+                draws.append(distribution(**parameters).sample((count,)))
         return torch.cat(draws, 1)
 
     @staticmethod

@@ -1,5 +1,4 @@
-"""Which family a distribution is of: torch's own classes, classes of other packages by name, and
-what users register.
+"""Which family a distribution is of: torch's, other packages', and what users register.
 
 A class of another package is recognised by the package's name and its own, in :data:`ELSEWHERE`, so
 that nothing is imported for it.
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from riemae.distributions import counts
-from riemae.distributions.closed_form import KNOWN, NAMED, Poisson
+from riemae.distributions.closed_form import KNOWN, NAMED
+from riemae.distributions.discrete import Poisson
 from riemae.distributions.family import Family, Free, Params
 from riemae.exceptions import AmbientError, OptionError
 
@@ -39,7 +39,7 @@ _TENSORS = (
 )
 NAMED.update({family.name: family for family in _TENSORS})
 
-_FOUND: dict[type, Family] = {}  # of ELSEWHERE, one instance a class
+_FOUND: dict[type, Family] = {}  # of ELSEWHERE, one instance per class
 _CLASSES: dict[type, Registered] = {}
 _PREDICATES: list[tuple[Callable[[Any], bool], Registered]] = []
 
@@ -52,8 +52,8 @@ class Registered(Family):
         build: Makes the distribution from parameters by name.
         names: Parameters, in the order of the rows of the information.
         information: Parameters by name, each of shape ``(*b,)``, to ``(*b, n, n)``.
-        reader: Parameters of a distribution, by name; its attributes unless given.
-        support: Parameters that move the set of possible data.
+        reader: Parameters of a distribution, by name; by default its attributes.
+        support: Parameters that the set of possible data depends on.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class Registered(Family):
         support: Free = frozenset(),
     ) -> None:
         super().__init__(name, build, names)
-        self.information, self.reader, self.counts = information, reader, support
+        self.information = information
+        self.reader = reader
+        self.support_parameters = support
 
     def read(self, distribution: Any) -> dict[str, Any]:
         """Parameters of a distribution of this family, by name.
@@ -81,7 +83,10 @@ class Registered(Family):
                 else dict(self.reader(distribution))
             )
         except AttributeError as reason:
-            hint = "Give register_family(read=...) a function from the distribution to its parameters by name."
+            hint = (
+                "Give register_family(read=...) a function from the distribution to its "
+                "parameters by name."
+            )
             raise AmbientError(
                 self.name, f"the attributes {', '.join(self.names)}", str(reason), hint
             ) from reason
@@ -93,15 +98,15 @@ class Registered(Family):
             )
         return {name: found[name] for name in self.names}
 
-    def flat(self, free: Free) -> bool:
+    def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
     def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry a parameter.
+        """``H(p) v``, one entry per parameter.
 
         Raises:
-            AmbientError: When the information is no tensor ``(*b, n, n)`` of the parameters' dtype.
+            AmbientError: When the information is not a tensor ``(*b, n, n)``, or of another dtype.
         """
         values = torch.broadcast_tensors(*(p[name] for name in self.names))
         shape, n = values[0].shape, len(self.names)
@@ -109,7 +114,8 @@ class Registered(Family):
         if not isinstance(found, Tensor) or found.shape != (*shape, n, n):
             raise AmbientError(
                 self.name,
-                f"a Fisher information of shape {(*shape, n, n)}, for parameters of shape {tuple(shape)}",
+                f"a Fisher information of shape {(*shape, n, n)}, "
+                f"for parameters of shape {tuple(shape)}",
                 str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
                 "Stack its entries along two new last axes, in the order of parameters=.",
             )
@@ -140,7 +146,7 @@ def register_family(
     """Teach :class:`~riemae.ambient.FisherRao` a family of distributions, for this process.
 
     Subclasses of a class count as it unless they change ``log_prob``. Families that are registered
-    come before those that riemae knows, and the newest predicate comes first of all.
+    come before those that riemae knows; the newest predicate comes first of all.
 
     Args:
         name: What it is called, also in ``FisherRao(name)`` for decoders that return tensors.
@@ -150,9 +156,9 @@ def register_family(
         information: The Fisher information of one variable: parameters by name, tensors of one
             shape ``(*b,)``, to ``(*b, n, n)``, differentiable, row by row. Variables are taken as
             independent.
-        read: Parameters of a distribution, by name; its attributes of these names unless given.
-        build: The distribution from parameters by name, for ``Manifold.distribution``; the class
-            unless given.
+        read: Parameters of a distribution, by name; by default its attributes of these names.
+        build: The distribution from parameters by name, for ``Manifold.distribution``; by
+            default the class.
         support: Parameters on which the set of possible data depends. They have no Fisher
             information, and must not depend on the latent point.
 
@@ -168,7 +174,8 @@ def register_family(
         ...     def __init__(self, scale, validate_args=None):
         ...         self.scale = scale
         ...         super().__init__(scale.shape, validate_args=validate_args)
-        >>> ambient.register_family("rayleigh", Rayleigh, ["scale"], lambda p: 4 / p["scale"][..., None, None] ** 2)
+        >>> information = lambda p: 4 / p["scale"][..., None, None] ** 2
+        >>> ambient.register_family("rayleigh", Rayleigh, ["scale"], information)
         >>> Manifold(lambda z: Rayleigh(z.exp())).metric(torch.zeros(1, 1))  # (dσ/dz)² 4/σ²
         tensor([[[4.]]])
         >>> ambient.unregister_family("rayleigh")
@@ -186,10 +193,14 @@ def register_family(
             'Try ["loc", "scale"].',
         )
     if not set(support) < set(names) and support:
-        raise OptionError(where, f"support of some of {', '.join(names)}", repr(tuple(support)), "")
+        hint = "Name the parameters that the support depends on, but not all."
+        raise OptionError(
+            where, f"support of some of {', '.join(names)}", repr(tuple(support)), hint
+        )
     for option, value in (("of", of), ("information", information)):
         if not callable(value):
-            raise OptionError(where, f"{option}, a class or a function", repr(value), "")
+            hint = "See the example of register_family."
+            raise OptionError(where, f"{option}, a class or a function", repr(value), hint)
     if isinstance(of, type):
         kind: Callable[..., Any] = of
         if of in _CLASSES:
@@ -216,7 +227,10 @@ def unregister_family(name: str) -> None:
             ", ".join(sorted(n for n, family in NAMED.items() if isinstance(family, Registered)))
             or "none"
         )
-        raise OptionError("unregister_family", f"a registered family among {known}", repr(name), "")
+        hint = "Only families that register_family has added can be forgotten."
+        raise OptionError(
+            "unregister_family", f"a registered family among {known}", repr(name), hint
+        )
     family = NAMED.pop(name)
     for kind in [kind for kind, other in _CLASSES.items() if other is family]:
         del _CLASSES[kind]

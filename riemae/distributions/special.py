@@ -11,8 +11,6 @@ from torch import Tensor
 
 from riemae.distributions.dispersion import excess_information
 
-# Special functions that keep their digits.
-
 
 def root(x: Tensor) -> Tensor:
     """Square root with derivative 0 at 0, where the parameter has reached the edge of its range.
@@ -20,18 +18,17 @@ def root(x: Tensor) -> Tensor:
     NaN below.
     """
     inside = x > 0
-    return torch.where(
-        inside, torch.where(inside, x, 1.0).sqrt(), torch.where(x == 0, x * 0, torch.nan)
-    )
+    outside = torch.where(x == 0, x * 0, torch.nan)
+    return torch.where(inside, torch.where(inside, x, 1.0).sqrt(), outside)
 
 
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
     right = a > 0
     decay = torch.where(right, -2 * a, 0.0).exp()
-    return torch.where(
-        right, a + (1 + (1 + decay).sqrt()).log(), torch.where(right, 0.0, a).exp().asinh()
-    )
+    far = a + (1 + (1 + decay).sqrt()).log()
+    near = torch.where(right, 0.0, a).exp().asinh()
+    return torch.where(right, far, near)
 
 
 def atanh_root(p: Tensor) -> Tensor:
@@ -57,8 +54,9 @@ def resultant_slope(kappa: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _slope_series() -> tuple[float, ...]:
-    """``A' = Σ c_n κ^{−n−1}``, ``c_n = −n a_n``, where ``A = Σ a_n κ^{−n}`` solves
-    ``A' = 1 − A/κ − A²``.
+    """``c_n`` in ``A' = Σ c_n κ^{−n−1}``, ``c_n = −n a_n``.
+
+    ``A = Σ a_n κ^{−n}`` solves ``A' = 1 − A/κ − A²``.
     """
     a = [1.0]
     for n in range(1, 11):
@@ -67,32 +65,31 @@ def _slope_series() -> tuple[float, ...]:
 
 
 def tilted_variance(logits: Tensor) -> Tensor:
-    """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``, by its power
-    series near 0.
+    """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``.
+
+    By its power series near 0.
     """
     near = logits.abs() < 1
     small, far = torch.where(near, logits, 0.0).square(), torch.where(near, 1.0, logits).abs()
     series = torch.zeros_like(logits)
     for coefficient in reversed(_tilted_series()):
         series = series * small + coefficient
-    return torch.where(
-        near, series, far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square()
-    )
+    direct = far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square()
+    return torch.where(near, series, direct)
 
 
 @lru_cache(maxsize=1)
 def _tilted_series() -> tuple[float, ...]:
-    """``Σ B_2n (2n − 1)/(2n)! l^{2n−2}``: from ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``,
-    differentiated.
+    """Coefficients of ``Σ B_2n (2n − 1)/(2n)! l^{2n−2}``.
+
+    The derivative of ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``.
     """
     numbers = bernoulli(20)
     return tuple(float(numbers[2 * n]) * (2 * n - 1) / math.factorial(2 * n) for n in range(1, 11))
 
 
 def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
-    """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial: what (l, r) have for r when l is
-    fixed.
-    """
+    """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial, in the parameters (l, r)."""
     return logits.sigmoid() / r + excess_information(logits, r.log())
 
 
@@ -104,9 +101,8 @@ def trigamma_excess(x: Tensor) -> Tensor:
     series = torch.zeros_like(far)
     for coefficient in reversed(_bernoulli_series()):
         series = (series + coefficient) * inverse
-    return torch.where(
-        large, inverse / 2 + series / far, torch.polygamma(1, near) - near.reciprocal()
-    )
+    direct = torch.polygamma(1, near) - near.reciprocal()
+    return torch.where(large, inverse / 2 + series / far, direct)
 
 
 @lru_cache(maxsize=1)

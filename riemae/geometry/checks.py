@@ -262,7 +262,7 @@ def check_ambient(
     if contradicted is not None:
         got, remedy = explained(contradicted, lowered)
         expected = "a function whose derivative torch.autograd knows"
-        raise AmbientError(type(ambient).__name__, expected, got, remedy)
+        raise AmbientError(ambient.title, expected, got, remedy)
 
 
 class _Lowered:
@@ -308,7 +308,7 @@ def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> No
     Raises:
         AmbientError: When it does.
     """
-    where = type(ambient).__name__
+    where = ambient.title
     try:
         with torch.no_grad():
             found = dependence(lowered, packed, FEW)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from riemae.ambient import AmbientMetric
+from riemae.ambient import AmbientMetric, DiagonalMetric, FactorMetric
 from riemae.exceptions import PrecisionWarning, SingularMetricError, stack_level
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
@@ -45,10 +45,9 @@ def ambient_factor(
     Raises:
         SingularMetricError: Where the metric is negative along a tangent direction.
     """
-    given = ambient.given_by()
-    if given == "factor_product":
+    if isinstance(ambient, FactorMetric):
         return torch.stack([ambient.factor_product(x, v) for v in j.unbind(-1)], -1)
-    if given == "diagonal":
+    if isinstance(ambient, DiagonalMetric):
         weights = ambient.diagonal(x)
         negative = concrete(weights < 0)
         if negative is None or not bool(negative.any()):
@@ -66,7 +65,7 @@ def ambient_factor(
     lost = concrete((values < -floor).any(-1))
     if lost is not None and bool(lost.any()):
         raise SingularMetricError(
-            type(ambient).__name__,
+            ambient.title,
             "a metric that is positive along the decoded manifold",
             f"a negative squared length, vᵀHv < 0, at {int(lost.sum())} of {len(lost)} points",
             "A metric is S Sᵀ: build it from a factor.",

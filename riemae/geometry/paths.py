@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from riemae.ambient import AmbientMetric
+from riemae.ambient import FeatureMetric
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
 from riemae.numerics.batch_invariance import aligned
@@ -157,7 +157,7 @@ class PathMetric(Composition):
         batch = z0.shape[:-1]
         first, last = (z.reshape(-1, z.shape[-1]) for z in (z0, z1))
         self.bind(first)
-        if self.embedding is not None and type(self.ambient).distance is AmbientMetric.distance:
+        if self.embedding is not None and type(self.ambient).distance is FeatureMetric.distance:
             ends = torch.stack([first, last], 1).flatten(0, 1)
             start, stop = self.batch_invariant.value(ends).unflatten(0, (-1, 2)).unbind(1)
             return (stop - start).norm(dim=-1).view(batch)

@@ -118,7 +118,7 @@ class PullbackMetric(PathMetric):
             if self.embedding is not None:
                 size = tangent.square().sum(-1)
             else:
-                size = self._squared_norm(x, tangent)
+                size = self.ambient.squared_length(x, tangent)
             # A derivative may exist where the map has no value (log): no length comes from it.
             return torch.where(x.isfinite().all(-1), size, torch.nan)
 
@@ -199,17 +199,6 @@ class PullbackMetric(PathMetric):
 
         self.connection = Differential(symbols, self.chunk_size, what=None)
 
-    def _squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
-        """``vᵀ H v``; NaN where that is negative beyond rounding: no length comes from it."""
-        given = self.ambient.given_by()
-        if given != "product" and given != "diagonal" and given != "matrix":
-            squared = self.ambient.squared_norm(x, v)
-            return torch.where(squared < 0, torch.nan, squared) if given == "inner" else squared
-        terms = v * self.ambient.product(x, v)
-        squared = terms.sum(-1)
-        rounding = 1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1)
-        return torch.where(squared < -rounding, torch.nan, squared)
-
     def _positive(self, g: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
         """``g``, of an ambient metric by a user's function.
 
@@ -231,7 +220,7 @@ class PullbackMetric(PathMetric):
         places = bad.nonzero().flatten().tolist()
         low = float(torch.linalg.eigvalsh(known[bad][0])[0])
         raise SingularMetricError(
-            type(self.ambient).__name__,
+            self.ambient.title,
             "a metric that is positive along the decoded manifold",
             f"a negative squared length ({low:.3g}) at {len(places)} of {len(g)} points "
             f"(first: {places[:5]})",

@@ -1,6 +1,4 @@
-"""Files: checkpoints of tensors and plain values, networks described by names, and large results
-block by block.
-"""
+"""Files: checkpoints, networks described by names, and large results block by block."""
 
 from riemae.storage.architectures import build, describe, outline, register
 from riemae.storage.checkpoint import VERSION, load, present, save

@@ -12,8 +12,6 @@ from riemae.exceptions import CheckpointError, DTypeError, OptionError
 from riemae.numerics.random import restored
 from riemae.storage.checkpoint import check_plain
 
-# Networks by name and plain values.
-
 Class = TypeVar("Class", bound=type[nn.Module])
 
 # Layers of torch and the attributes that are their arguments. A subclass or a parametrised layer is
@@ -61,8 +59,7 @@ _SEQUENTIAL = "torch.Sequential"
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Class decorator: modules of this class can be described, and built again from their
-    description.
+    """Class decorator: modules of this class can be described, and built again.
 
     The class has a method ``arguments()`` that returns plain values with
     ``type(module)(**module.arguments())`` of the same structure; the parameters' values travel as
@@ -77,7 +74,7 @@ def register(name: str) -> Callable[[Class], Class]:
 
     Example:
         >>> import torch
-        >>> from riemae import io
+        >>> from riemae import storage
         >>> @storage.register("example.Double")
         ... class Double(torch.nn.Linear):
         ...     def __init__(self, size):
@@ -95,11 +92,12 @@ def register(name: str) -> Callable[[Class], Class]:
                 "storage.register",
                 "a name that is free",
                 f"{name!r}, which is {known or 'Sequential'}",
-                "",
+                'Choose one with your own prefix, such as "mypackage.Decoder".',
             )
         if not callable(getattr(cls, "arguments", None)):
+            hint = "Let arguments() return what its constructor takes, as a dictionary."
             raise DTypeError(
-                "storage.register", "a class with a method arguments()", cls.__name__, ""
+                "storage.register", "a class with a method arguments()", cls.__name__, hint
             )
         _BY_NAME[name] = cls
         return cls
@@ -156,8 +154,9 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None =
         with restored():
             return _built(description)
     except RecursionError as reason:
+        hint = "The description contains itself, or was changed; describe the module again."
         raise CheckpointError(
-            "storage.build", "a description of a module", "one without an end", ""
+            "storage.build", "a description of a module", "one without an end", hint
         ) from reason
 
 
@@ -204,12 +203,11 @@ def _check_tensors(description: Mapping[str, Any], tensors: Mapping[str, Tensor]
     found = {name: tuple(x.shape) for name, x in tensors.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
-            shapes = [
-                f"of shape {shapes[name]}" if name in shapes else "missing"
-                for shapes in (wanted, found)
-            ]
-            got = f"{name!r} {shapes[1]} where the description has it {shapes[0]}"
-            raise CheckpointError("storage.build", "a description that fits the tensors", got, "")
+            there = f"of shape {found[name]}" if name in found else "missing"
+            described = f"of shape {wanted[name]}" if name in wanted else "missing"
+            got = f"{name!r} {there} where the description has it {described}"
+            hint = "Description and tensors must come from the same module."
+            raise CheckpointError("storage.build", "a description that fits the tensors", got, hint)
 
 
 def _built(description: Mapping[str, Any]) -> nn.Module:
@@ -228,11 +226,9 @@ def _built(description: Mapping[str, Any]) -> nn.Module:
             where, "the name and arguments of a known module", repr(description)[:200], hint
         )
     try:
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in arguments.items()
-            }
-        )
+        # Tuples became lists in JSON.
+        tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+        return cls(**tuples)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as reason:
-        raise CheckpointError(where, f"arguments that {name} takes", f"{reason}", "") from reason
+        hint = "The checkpoint was made with another version of this class, or changed."
+        raise CheckpointError(where, f"arguments that {name} takes", f"{reason}", hint) from reason

@@ -9,11 +9,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step: readers, and whoever comes after a crash, see the
-    old or the new file.
+    """Put ``content`` at ``path`` in one step.
 
-    A link at ``path`` is replaced, not followed. After return the content is on disk, as far as the
-    system tells.
+    Readers, also after a crash, see the old or the new file. A link at ``path`` is replaced, not
+    followed. After return the content is on disk, as far as the system tells.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

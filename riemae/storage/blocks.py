@@ -1,9 +1,10 @@
-"""A large result on disk, written block by block, so that a killed run loses no finished block.
+"""A large result on disk, written block by block: a killed run loses no finished block.
 
-While a run lasts, ``PATH.blocks/`` holds one safetensors file a block and ``run.json``, which says
-whose they are. A complete result is ``PATH`` in numpy's format with its description in
-``PATH.json``. Every file appears by being renamed when it is whole and on the disk; nothing is ever
-pickled. Who writes holds ``PATH.lock``. A disk that is full raises; what is finished stays.
+While a run lasts, ``PATH.blocks/`` holds one safetensors file per block and ``run.json``, which
+says which run they belong to. A complete result is ``PATH`` in numpy's format with its description
+in ``PATH.json``. Every file is written under another name and renamed when it is whole and on the
+disk; nothing is ever pickled. The process that writes holds ``PATH.lock``. A full disk raises an
+error; what is finished stays.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class BlockFile:
         path: Of the result.
         description: What the result is of: plain JSON; ``shape`` and ``dtype`` are the array's.
         probe: Numbers that the same space reproduces up to rounding.
-        statuses: What may stand beside a pair that failed.
+        statuses: Codes that a pair that failed may have.
         complete: Whether ``path`` holds the result.
     """
 
@@ -84,14 +85,14 @@ class BlockFile:
                 "distance_matrix",
                 f"an existing folder for out={str(path)!r}",
                 folder,
-                "Make it first.",
+                "Make the folder first.",
             )
         if file.path.is_dir():
             raise FileError(
                 "distance_matrix",
                 "out as the path of a file",
                 f"the folder {path}",
-                "Add a file's name.",
+                "Add the name of a file.",
             )
         if file._find():
             return file
@@ -133,9 +134,8 @@ class BlockFile:
         self._check_array()
         self._check_failures()
         self.complete = True
-        shutil.rmtree(
-            self._blocks, ignore_errors=True
-        )  # left when a run was killed in its last moment
+        # Blocks are left when a run was killed in its last moment.
+        shutil.rmtree(self._blocks, ignore_errors=True)
         return True
 
     def _begin(self) -> None:
@@ -175,7 +175,7 @@ class BlockFile:
         return numbers
 
     def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store a block."""
+        """Store a block, in one file."""
         from safetensors.torch import save
 
         parts = {name: x.contiguous() for name, x in tensors.items()}
@@ -304,7 +304,8 @@ class BlockFile:
         differences = list(_differences(self.description, found))
         if not self._same_probe(found.get("probe")):
             differences.append(
-                "probe: the metric has other values at these points (another decoder or ambient metric?)"
+                "probe: the metric has other values at these points "
+                "(another decoder or ambient metric?)"
             )
         if differences:
             named = differences if len(differences) <= 5 else [*differences[:4], differences[-1]]
@@ -327,7 +328,8 @@ class BlockFile:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as reason:
             raise self._wrong(self.path, "a whole .npy file", str(reason)) from reason
-        wanted, got = (tuple(about["shape"]), about["dtype"]), (array.shape, array.dtype.name)
+        wanted = (tuple(about["shape"]), about["dtype"])
+        got = (array.shape, array.dtype.name)
         if got != wanted:
             raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
         actual = file_digest(self.path)
@@ -337,7 +339,8 @@ class BlockFile:
             )
 
     def _check_failures(self) -> None:
-        failed, (n, q) = self._found.get("failed"), self.description["shape"]
+        failed = self._found.get("failed")
+        n, q = self.description["shape"]
         entries: list[Any] = failed if isinstance(failed, list) else [None]
         for entry in entries:
             whole = (
@@ -398,9 +401,7 @@ def _allocate(stream: IO[bytes], size: int) -> None:
 
 
 def _is_stray(entry: Path) -> bool:
-    """Whether a file in the folder of blocks is none of ours: hidden, or what a killed run was just
-    writing.
-    """
+    """Whether a file in the folder of blocks is not a block: hidden, or half written."""
     return entry.suffix == ".part" or entry.name.startswith(".") or entry.name in _STRAYS
 
 

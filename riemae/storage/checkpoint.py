@@ -1,10 +1,10 @@
 """Checkpoints on disk: tensors in safetensors, the rest in JSON, no pickles.
 
-After a crash old or new, never half.
+After a crash there is the old checkpoint or the new one, never half of one. It is a directory with
+two files::
 
-A checkpoint is a directory with two files::
-
-    checkpoint.json                        format, version, metadata; name, size and SHA-256 of the tensor file
+    checkpoint.json                        format, version, metadata; about the tensor file: its
+                                           name, size and SHA-256
     tensors-<16 hex digits>.safetensors    named by its content
 
 :func:`save` writes the tensors under their new name first and replaces ``checkpoint.json`` last, in
@@ -37,6 +37,8 @@ from riemae.storage.atomic import write_atomically
 
 VERSION = 1
 _FORMAT = "riemae checkpoint"
+_COPY = "The file is damaged; take another copy of the checkpoint."
+_PERMISSION = "Check the permissions of the file and of its folder."
 _JSON = "checkpoint.json"
 _TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _PART = re.compile(r"(checkpoint\.json|tensors-[0-9a-f]{16}\.safetensors)\.[0-9a-f]{8}\.part")
@@ -61,8 +63,8 @@ def save(
         The directory.
 
     Raises:
-        DTypeError: When a tensor is sparse, quantised or none, a name no string, or the metadata
-            hold something else.
+        DTypeError: When a tensor is sparse, quantised or not a tensor, a name is not a string, or
+            the metadata hold something else.
         CheckpointError: When the directory is a file, or is not a path.
     """
     folder = _folder("storage.save", directory)
@@ -138,7 +140,7 @@ def load(
         tensors = safetensors.torch.load(content)
     except Exception as reason:  # whatever a parser of foreign bytes may raise
         raise CheckpointError(
-            "storage.load", f"{path} in the safetensors format", f"{reason}", ""
+            "storage.load", f"{path} in the safetensors format", f"{reason}", _COPY
         ) from reason
     return {key: tensor.to(device) for key, tensor in tensors.items()}, body["metadata"]
 
@@ -183,13 +185,15 @@ def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
     where = "storage.save"
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise DTypeError(where, "tensors by name", f"{type(tensor).__name__} under {key!r}", "")
+            got = f"{type(tensor).__name__} under {key!r}"
+            hint = "Plain values go into metadata=."
+            raise DTypeError(where, "tensors by name", got, hint)
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise DTypeError(
                 where,
                 "dense tensors with values",
                 f"{tensor.layout} on {tensor.device} under {key!r}",
-                "",
+                "Try tensor.to_dense() or tensor.dequantize(), and move it off the meta device.",
             )
     try:
         # Each in memory of its own: the format knows no views.
@@ -211,7 +215,7 @@ def check_plain(value: Any, place: str) -> None:
         for key, inner in value.items():
             if type(key) is not str:
                 raise DTypeError(
-                    "io", f"strings as keys of {place}", repr(key), "JSON has no others."
+                    "storage.save", f"strings as keys of {place}", repr(key), "JSON has no others."
                 )
             check_plain(inner, f"{place}[{key!r}]")
     elif isinstance(value, (list, tuple)):
@@ -219,7 +223,7 @@ def check_plain(value: Any, place: str) -> None:
             check_plain(inner, f"{place}[{i}]")
     elif value is not None and type(value) not in (str, int, bool) and not isinstance(value, float):
         hint = "Tensors go into tensors=; convert the rest with float(), str() or tolist()."
-        raise DTypeError("io", f"a plain value at {place}", type(value).__name__, hint)
+        raise DTypeError("storage.save", f"a plain value at {place}", type(value).__name__, hint)
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -230,7 +234,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Content of a regular file that is no link.
+    """Content of a regular file that is not a link.
 
     Raises:
         CheckpointError: When there is none.
@@ -262,7 +266,7 @@ def _read(path: Path) -> bytes:
         raise CheckpointError("storage.load", f"a file at {path}", "nothing", hint) from reason
     except OSError as reason:
         raise CheckpointError(
-            "storage.load", f"a file at {path} that can be read", f"{reason}", ""
+            "storage.load", f"a file at {path} that can be read", f"{reason}", _PERMISSION
         ) from reason
 
 
@@ -330,9 +334,7 @@ def _kind(content: bytes) -> str:
 
 
 def _sweep(folder: Path, keep: str) -> None:
-    """Remove what earlier saves left: the tensors of the previous checkpoint, and parts of killed
-    saves.
-    """
+    """Remove the tensors of the previous checkpoint, and parts of saves that were killed."""
     for entry in list(folder.iterdir()):
         if entry.name != keep and (_TENSORS.fullmatch(entry.name) or _PART.fullmatch(entry.name)):
             with contextlib.suppress(FileNotFoundError):

@@ -1,5 +1,4 @@
-"""What a function, a module or a metric is made of, as lines of text that another process
-reproduces.
+"""What a function, a module or a metric is made of, as text that another process reproduces.
 
 Followed are modules (layers, their settings and tensors), functions (defaults, captured variables,
 globals that they name), ``functools.partial``, methods, containers and arrays; of other objects
@@ -7,7 +6,7 @@ only what they hold of these. Code is not compared: it differs between versions 
 computes is compared by values, in riemae.solvers.matrix.
 
 Counters, caches and records change while a decoder runs. What differs between :func:`parts` before
-and after some calls is none of a map's parameters: :func:`fingerprint` leaves it out.
+and after some calls is not a parameter of the map: :func:`fingerprint` leaves it out.
 """
 
 from __future__ import annotations
@@ -65,40 +64,37 @@ def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[
         yield place, f"as {seen.get(id(thing), '…')}"
         return
     seen[id(thing)] = place
-    kind = type(thing).__qualname__  # a module's name depends on how it was started
-    inside: Mapping[str, Any] = {}
-    if isinstance(thing, Tensor):
-        text = f"tensor {_tensor(thing)}"
-    elif isinstance(thing, (np.ndarray, np.generic)):
-        text = f"array {_array(np.asarray(thing))}"
-    elif isinstance(thing, (type, types.BuiltinFunctionType, types.ModuleType)):
-        text = getattr(thing, "__qualname__", thing.__name__)
-    elif isinstance(thing, functools.partial):
-        text, inside = (
-            "partial",
-            {"func": thing.func, "args": thing.args, "keywords": thing.keywords},
-        )
-    elif isinstance(thing, types.MethodType):
-        text, inside = f"method {thing.__func__.__qualname__}", {"self": thing.__self__}
-    elif isinstance(thing, types.FunctionType):
-        text, inside = f"function {thing.__qualname__}", _of_function(thing)
-    elif isinstance(thing, nn.Module):
-        text, inside = _of_module(thing, kind)
-    elif isinstance(thing, Mapping):
-        text, inside = (
-            f"{kind} {len(thing)}",
-            {repr(k): v for k, v in thing.items() if isinstance(k, _PLAIN)},
-        )
-    elif isinstance(thing, (list, tuple)):
-        text, inside = f"{kind} {len(thing)}", {str(i): value for i, value in enumerate(thing)}
-    else:
-        text = kind
-        inside = {
-            k: v for k, v in getattr(thing, "__dict__", {}).items() if isinstance(v, _TELLING)
-        }
+    text, inside = _described(thing)
     yield place, text
     for name, value in inside.items():
         yield from _walk(value, f"{place}/{name}", seen, depth + 1)
+
+
+def _described(thing: Any) -> tuple[str, Mapping[str, Any]]:
+    """What is to be said of a thing itself, and what it holds by name."""
+    kind = type(thing).__qualname__  # a module's name depends on how it was started
+    if isinstance(thing, Tensor):
+        return f"tensor {_tensor(thing)}", {}
+    if isinstance(thing, (np.ndarray, np.generic)):
+        return f"array {_array(np.asarray(thing))}", {}
+    if isinstance(thing, (type, types.BuiltinFunctionType, types.ModuleType)):
+        return getattr(thing, "__qualname__", thing.__name__), {}
+    if isinstance(thing, functools.partial):
+        held = {"func": thing.func, "args": thing.args, "keywords": thing.keywords}
+        return "partial", held
+    if isinstance(thing, types.MethodType):
+        return f"method {thing.__func__.__qualname__}", {"self": thing.__self__}
+    if isinstance(thing, types.FunctionType):
+        return f"function {thing.__qualname__}", _of_function(thing)
+    if isinstance(thing, nn.Module):
+        return _of_module(thing, kind)
+    if isinstance(thing, Mapping):
+        named = {repr(key): value for key, value in thing.items() if isinstance(key, _PLAIN)}
+        return f"{kind} {len(thing)}", named
+    if isinstance(thing, (list, tuple)):
+        return f"{kind} {len(thing)}", {str(i): value for i, value in enumerate(thing)}
+    attributes = getattr(thing, "__dict__", {}).items()
+    return kind, {name: value for name, value in attributes if isinstance(value, _TELLING)}
 
 
 def _of_module(module: nn.Module, kind: str) -> tuple[str, dict[str, Any]]:

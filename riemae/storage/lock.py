@@ -46,7 +46,9 @@ class Lock:
     """
 
     def __init__(self, path: Path, where: str, what: str) -> None:
-        self.path, self.where, self.what = path, where, what
+        self.path = path
+        self.where = where
+        self.what = what
         self._key = (os.getpid(), str(path.absolute()))
         self._handle: int | None = None
         self._held = False
@@ -84,7 +86,7 @@ class Lock:
         _HELD.pop(self._key, None)
 
     def _locked_by_kernel(self, system: Any) -> bool:
-        """Whether the kernel has granted the lock; False where it knows none.
+        """Whether the kernel has granted the lock; False where it has no such locks.
 
         Raises:
             FileError: When another process holds it.
@@ -150,7 +152,8 @@ class Lock:
             self.where,
             f"{self.what} that nobody else is writing",
             f"one that is being written by {holder}",
-            f"Wait for it, or choose another name. If nobody writes it any more, remove {self.path}.",
+            "Wait for it, or choose another name. "
+            f"If nobody writes it any more, remove {self.path}.",
         )
 
 

@@ -12,9 +12,15 @@ from riemae.ambient import (
     Constant,
     Custom,
     Diagonal,
+    DiagonalMetric,
     Euclidean,
+    FactorMetric,
     FeatureMap,
+    FeatureMetric,
+    InnerMetric,
     LowRank,
+    MatrixMetric,
+    ProductMetric,
     as_ambient,
 )
 from riemae.exceptions import AmbientError, SingularMetricError
@@ -74,11 +80,20 @@ def constantly(matrix):
     return lambda x: matrix.to(x).expand(len(x), *matrix.shape)
 
 
-def own(**methods):
-    """A subclass of ``AmbientMetric`` that overrides just these methods."""
-    return type(
-        "Own", (AmbientMetric,), {k: lambda self, *args, f=f: f(*args) for k, f in methods.items()}
-    )()
+BASES = {
+    "features": FeatureMetric,
+    "factor_product": FactorMetric,
+    "diagonal": DiagonalMetric,
+    "matrix": MatrixMetric,
+    "product": ProductMetric,
+    "inner": InnerMetric,
+}
+
+
+def own(base=None, **methods):
+    """A metric that has just one method, and the base that goes with it."""
+    ((name, function),) = methods.items()
+    return type("Own", (base or BASES[name],), {name: lambda self, *args: function(*args)})()
 
 
 FORMS = {  # name: (how to make it, its dense matrix)
@@ -180,10 +195,23 @@ class TestForms:
         assert_close(metric.product(x, x), x @ MATRIX, **EXACT)
         assert_close(metric.diagonal(x), MATRIX.diagonal().expand(5, D), **EXACT)
 
-    def test_an_empty_batch_does_not_decide_the_form_of_a_bare_function(self):
-        metric, x, none = Custom(squares), draw(0, 5, D), torch.empty(0, D).double()
-        assert metric.product(none, none).shape == (0, D)
-        assert_close(metric.matrix(x), squares_matrix(x), **EXACT)
+    @pytest.mark.parametrize(
+        ("function", "dense"),
+        [
+            (squares, squares_matrix),
+            (phi_matrix, phi_matrix),
+            (lambda x: MATRIX, constantly(MATRIX)),
+        ],
+    )
+    def test_no_call_decides_the_form_of_a_bare_function_for_later_ones(self, function, dense):
+        metric, before = Custom(function), dict(vars(Custom(function)))
+        for k in (0, 5, D, 1, D):
+            x = draw(k, k, D)
+            assert metric.product(x, x).shape == (k, D)
+            if k:
+                assert_close(metric.matrix(x), dense(x), **EXACT)
+        assert vars(metric).keys() == before.keys()
+        assert metric.form is before["form"]
 
     @pytest.mark.parametrize("make", [FeatureMap, lambda f: own(features=f)])
     def test_feature_maps_see_the_shape_of_the_data(self, make):
@@ -332,7 +360,20 @@ class TestConstructors:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: own(), "overrides one of features, factor_product, diagonal, matrix, product"),
+            (lambda: AmbientMetric(), "a subclass of one of FeatureMetric, FactorMetric, Diag"),
+            (
+                lambda: own(AmbientMetric, diagonal=squares),
+                "AmbientMetric alone.*overrides diagonal: take DiagonalMetric as its base",
+            ),
+            (
+                lambda: own(AmbientMetric, inner=phi_inner),
+                "overrides inner: take InnerMetric as its base",
+            ),
+            (lambda: DiagonalMetric(), "a metric that overrides diagonal, got one without it"),
+            (
+                lambda: own(FeatureMetric, product=phi_operator),
+                "overrides features, got one that overrides product.*or take another base",
+            ),
             (
                 lambda: Custom(),
                 "exactly one of function, matrix, diagonal, operator, factor, inner, got none",

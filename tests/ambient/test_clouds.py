@@ -28,8 +28,7 @@ def sphere_cloud(n, seed=0):
 
 
 def bound(metric, *shape):
-    metric.bind(None, torch.Size(shape))
-    return metric
+    return metric.bind(None, torch.Size(shape))
 
 
 def evaluation_points(x, metric):  # (n, d) -> (q, d)
@@ -351,7 +350,11 @@ class TestBandwidth:
         [
             (lambda: InfoRiemannian(0.0), AmbientError, "positive bandwidth.*from_clouds"),
             (lambda: InfoRiemannian(float("nan")), AmbientError, "positive bandwidth"),
-            (lambda: InfoRiemannian(1.0, evaluate="here"), OptionError, "'kde' or 'cloud'"),
+            (
+                lambda: InfoRiemannian(1.0, evaluate="here"),
+                OptionError,
+                "evaluate among 'kde', 'cloud'",
+            ),
             (lambda: InfoRiemannian(1.0, draws=0), OptionError, "draws of at least 1"),
             (lambda: InfoRiemannian(1.0, neighbors=0), OptionError, "neighbors of at least 1"),
             (
@@ -387,7 +390,7 @@ class TestBandwidth:
             (
                 lambda: InfoRiemannian(1.0).product(torch.zeros(1, 6), torch.zeros(1, 6)),
                 AmbientError,
-                "Call bind",
+                r"to know the shape.*bind\(None, shape\)",
             ),
             (
                 lambda: InfoRiemannian(1.0).check(torch.zeros(2, 6)),
@@ -400,16 +403,18 @@ class TestBandwidth:
         with pytest.raises(error, match=message):
             make()
 
-    def test_one_metric_for_two_decoders(self):
-        metric = InfoRiemannian(1.0)
-        Manifold(lambda z: z.view(-1, 1, 2), metric).metric(draw(0, 1, 2))
-        Manifold(lambda z: z.view(-1, 1, 2) + 1, metric).metric(
-            draw(0, 1, 2)
-        )  # another decoder, the same shape
-        with pytest.raises(
-            AmbientError, match=r"shape \(1, 2\), as before, got \(2, 1\).*one metric for each"
-        ):
-            Manifold(lambda z: z.view(-1, 2, 1), metric).metric(draw(0, 1, 2))
+    def test_one_metric_for_decoders_of_several_shapes(self):
+        metric, z = InfoRiemannian(1.0), draw(0, 1, 2)
+        for shape in ((1, 2), (2, 1)):
+            M = Manifold(lambda z, shape=shape: z.view(-1, *shape), metric)
+            M.metric(z)
+            assert M.ambient.data_shape == shape
+        assert metric.data_shape is None
+
+    def test_data_of_another_shape_than_it_is_bound_to(self):
+        with pytest.raises(AmbientError, match=r"data of shape \(4, 3\), got \(6,\).*bind"):
+            x = torch.zeros(1, 6)
+            bound(InfoRiemannian(1.0), 4, 3).product(x, x)
 
     def test_repr(self):
         assert (

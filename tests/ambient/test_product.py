@@ -4,6 +4,8 @@ curvature, distortion.
 A new metric is one line in ``CASES``: a decoder with two latent coordinates, and the metric of its
 data."""
 
+import copy
+
 import geoopt
 import pytest
 import torch
@@ -150,10 +152,40 @@ Z0, Z1, U0 = 0.4 * draw(2, 3, 2) + 0.2, 0.4 * draw(3, 3, 2) - 0.1, 0.3 * draw(4,
 
 
 def test_every_metric_is_here():
-    names = set(ambient.__all__) - {"AmbientMetric", "Averaged", "ShapedMetric"}
-    things = (getattr(ambient, name) for name in names)
-    classes = {thing for thing in things if isinstance(thing, type)}
-    assert {type(make()) for _, make in CASES.values()} == classes
+    things = (getattr(ambient, name) for name in ambient.__all__)
+    bases = {thing for thing in things if getattr(thing, "__module__", "") == "riemae.ambient.base"}
+    classes = {getattr(ambient, name) for name in ambient.__all__ if name != "Averaged"} - bases
+    made = [make() for _, make in CASES.values()]
+    for metric in {thing for thing in classes if isinstance(thing, type)}:
+        assert any(isinstance(one, metric) for one in made), metric
+
+
+def test_every_metric_has_one_way_to_be_given():
+    ways = (
+        ambient.FeatureMetric,
+        ambient.FactorMetric,
+        ambient.DiagonalMetric,
+        ambient.MatrixMetric,
+        ambient.ProductMetric,
+        ambient.InnerMetric,
+    )
+    for decoder, make in CASES.values():
+        M = Manifold(decoder, make())
+        for metric in (M.ambient, M.to(dtype=torch.float64).ambient):
+            assert metric.has_features == isinstance(metric, ambient.FeatureMetric)
+            assert isinstance(metric, ways)
+        M.metric(Z0)
+        assert M.ambient.has_features == isinstance(M.ambient, ambient.FeatureMetric)
+        assert type(copy.deepcopy(M.ambient)) is type(M.ambient)
+
+
+def test_no_call_changes_a_metric(case):
+    # Settings, tensors and class: what the manifold's own metric is, and what a new one is.
+    decoder, metric = case.decoder, case.ambient
+    before = {name: repr(value) for name, value in vars(metric).items()}
+    again = Manifold(decoder, metric if not isinstance(metric, ambient.Averaged) else metric.base)
+    again.geodesic(Z0, Z1, rtol=1e-2, throw=False)
+    assert {name: repr(value) for name, value in vars(metric).items()} == before
 
 
 def test_laws(case):

@@ -314,14 +314,14 @@ class TestSample:
 
 class TestEmbedding:
     def test_isomap_is_scikit_learns(self):
-        x = datasets.swiss_roll(300, seed=1, dtype=torch.float64).x
+        x = datasets.swiss_roll(300, generator=1, dtype=torch.float64).x
         found = Neighborhood.nearest(x, 8).embedding(2, dtype=torch.float64)
         peer = torch.as_tensor(Isomap(n_neighbors=8, n_components=2).fit_transform(x.numpy()))
         peer = peer / peer.std(0, unbiased=False).max()
         assert torch.allclose(found.abs(), peer.abs(), atol=1e-6)
 
     def test_isomap_unrolls(self):
-        roll = datasets.swiss_roll(800, seed=0)
+        roll = datasets.swiss_roll(800, generator=0)
         z = Neighborhood.nearest(roll.x, 10).embedding(2)
         assert datasets.rank_correlation(roll, z) > 0.99
         assert datasets.rank_correlation(roll, roll.x) < 0.6
@@ -338,7 +338,7 @@ class TestEmbedding:
         assert min((z - line).abs().max(), (z + line).abs().max()) < 1e-9
 
     def test_landmarks_change_little(self):
-        roll = datasets.swiss_roll(600, seed=0, dtype=torch.float64)
+        roll = datasets.swiss_roll(600, generator=0, dtype=torch.float64)
         hood = Neighborhood.nearest(roll.x, 10)
         matrix = hood._matrix()
         graph = matrix.maximum(matrix.T).tocsr()

@@ -65,7 +65,7 @@ class TestEveryDataset:
         state = torch.get_rng_state()
         noise = {} if function is datasets.counts else {"noise": 0.1}
         a, b, c = (
-            make(function, seed=s, **noise) for s in (3, torch.Generator().manual_seed(3), 4)
+            make(function, generator=s, **noise) for s in (3, torch.Generator().manual_seed(3), 4)
         )
         assert torch.equal(a.x, b.x)
         assert not torch.equal(a.x, c.x)
@@ -337,7 +337,7 @@ class TestImages:
 class TestClouds:
     @staticmethod
     def cloud(kind, n=40_000):
-        d = datasets.superquadrics(1, n, kind, seed=1, dtype=F64)
+        d = datasets.superquadrics(1, n, kind, generator=1, dtype=F64)
         return d.x[0], d.z[0]
 
     def test_points_lie_on_the_shapes(self):
@@ -401,7 +401,7 @@ class TestClouds:
         assert (b.x - a.x).std() == pytest.approx(0.1, rel=0.05)
 
     def test_unknown_kind(self):
-        with pytest.raises(OptionError, match="box, cone, ellipsoid"):
+        with pytest.raises(OptionError, match="'box', 'cone', 'ellipsoid'"):
             datasets.superquadrics(kind="torus")
 
 
