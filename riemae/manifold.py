@@ -49,7 +49,8 @@ from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
-from riemae.solvers.path import demand_convergence, paired_points, start_curve
+from riemae.solvers.pairs import paired_points, start_curve
+from riemae.solvers.path import demand_convergence
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.products import Products
 from riemae.solvers.space import Space
@@ -959,7 +960,7 @@ class Manifold:
                 z1,
                 **options,
             )
-        options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
+        options |= {"n_starts": n_starts, "graph": graph, "generator": seed}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(self, core: Pullback, z0: Tensor, z1: Tensor) -> Callable[..., GeodesicResult]:

@@ -86,6 +86,22 @@ def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
     return squared_chords.shape[1] * squared_chords.sum(-1)
 
 
+def differentiated(
+    squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        nodes = (
+            nodes.clone() if nodes.is_inference() else nodes
+        )  # what is made in inference mode has no derivative
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        energy = discrete_energy(
+            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
+        )
+        (gradient,) = torch.autograd.grad(energy.sum(), interior)
+    return energy.detach(), gradient
+
+
 def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
     """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior
     nodes.

@@ -26,10 +26,11 @@ from riemae.exceptions import (
 from riemae.numerics.checks import expect_rtol, expect_values
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.curve import Curve, length
+from riemae.solvers.hooks import embedding_of
 from riemae.solvers.nearest import Search, nearest
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.quadrature import length as measured
-from riemae.solvers.space import Space, embedding_of
+from riemae.solvers.space import Space
 
 if TYPE_CHECKING:
     import networkx

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from os import PathLike
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from riemae.numerics.checks import expect_rtol, expect_values
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.graph import graph as build_graph
+from riemae.solvers.hooks import features_of, solver_of
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
@@ -349,8 +350,7 @@ class _Work:
         with torch.no_grad():
             if self.method == "geodesic":
                 i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
-                # A space may know better where to start, such as one with periodic coordinates.
-                solve = getattr(self.space, "geodesic", None) or partial(geodesic, self.space)
+                solve = solver_of(self.space, geodesic)
                 r = solve(
                     self.a[i],
                     self.b[j],
@@ -482,10 +482,10 @@ def _work(task: _Task, layout: _Layout, progress: Progress) -> _Work:
         )
         return _Work(built, a[:0], a[:0], method, rtol, solver, layout)
     if method == "chord":
-        features = getattr(space, "ambient_features", None)
-        decoded = None if features is None else features(a)
+        decoded = features_of(space, a)
         if decoded is not None:
-            right = decoded if b is None else features(b)  # type: ignore[misc]
+            right = decoded if b is None else features_of(space, b)
+            assert right is not None
             return _Work(None, decoded, right, method, rtol, solver, layout)
         if space.ambient_distance(a[:1], other[:1]) is None:
             raise GraphError(

@@ -32,7 +32,8 @@ from riemae.solvers.curve import (
     speeds_of_chords,
 )
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.space import Space, embedding_of
+from riemae.solvers.hooks import embedding_of
+from riemae.solvers.space import Space
 from riemae.solvers.state import on_host
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae.numerics.metric import safe_sqrt
 from riemae.solvers.energy import discrete_energy, rounding
-from riemae.solvers.space import Space
 
 Product = Callable[[Tensor], Tensor]
 
@@ -41,22 +39,6 @@ class Products:
     noise: Tensor
     hessian: Product
     gauss_newton: Product | None = None
-
-
-def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
-    """The space's own ``products(nodes)`` where it has that method.
-
-    Its chords, differentiated twice, elsewhere.
-    """
-    own: Any = getattr(space, "products", None)
-    if own is not None:
-        return own(nodes)
-    with torch.enable_grad():
-        interior = nodes[:, 1:-1].detach().requires_grad_()
-        chords = space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-    start = nodes[:, :-1]
-    size = space.norm(start.flatten(0, 1), start.flatten(0, 1)).view(start.shape[:2])
-    return from_graph(interior, chords, size)
 
 
 def from_graph(

@@ -10,7 +10,7 @@ what they add up to is differentiable.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
 from riemae.solvers.curve import Curve, check_nodes, hermite
+from riemae.solvers.hooks import embedding_of
 from riemae.solvers.space import Space
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
@@ -326,7 +327,7 @@ def _measured(
 ) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
     """Integrals over panels and their errors, with chords as a second witness."""
     values, errors = _integrated(space, track, panels, power)
-    embedded: Any = getattr(space, "embedded", None)
+    embedded = embedding_of(space)
     if embedded is None:
         return values, errors
     ends = track.at(panels, torch.tensor([0.0, 1.0]).to(track.nodes))[0]

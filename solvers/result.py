@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from riemae.exceptions import OptionError
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
+from riemae.solvers.hooks import restored
 from riemae.solvers.space import Space
 
 
@@ -118,8 +118,7 @@ class GeodesicResult:
                 "one that was pickled before the residual was asked for",
                 "Ask for .residual before pickling, or call solvers.geodesic_residual(space, result.curve).",
             )
-        restored: Any = getattr(self.space, "restored", None)
-        curve = self.curve if restored is None else restored(self.curve, self.stats)
+        curve = restored(self.space, self.curve, self.stats)
         with torch.no_grad():
             return geodesic_residual(self.space, curve, self.stats["segments"])
 

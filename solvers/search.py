@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.numerics.random import as_generator
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
+from riemae.solvers.hooks import labels_of
 from riemae.solvers.result import GeodesicResult, Status
-from riemae.solvers.space import Space, labels_of
+from riemae.solvers.space import Space
 
 # On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3
 # were lost for good.
@@ -48,7 +50,7 @@ def search(
     first: Curve,
     count: int,
     graph: Graph | None,
-    seed: int | torch.Generator,
+    generator: torch.Generator | int | None,
     rtol: float,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
@@ -64,11 +66,11 @@ def search(
         first: The first start curve of each pair, ``(p,)``.
         count: Start curves a pair.
         graph: Where further ones come from: the shortest path and detours from it.
-        seed: Decides the perturbations, which fill the number up.
+        generator: Source of the perturbations, which fill the number up; None is torch's own.
         rtol: Accuracy of the lengths.
         progress: Called with (pairs done, pairs in all).
     """
-    nodes = start_curves(first, count, graph, seed, labels_of(space))
+    nodes = start_curves(first, count, graph, generator, labels_of(space))
     count, p = nodes.shape[:2]
     scouts = solve(
         Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0)
@@ -88,7 +90,11 @@ def search(
 
 
 def start_curves(
-    first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator, labels: int = 0
+    first: Curve,
+    count: int,
+    graph: Graph | None,
+    generator: torch.Generator | int | None,
+    labels: int = 0,
 ) -> Tensor:
     """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then
     perturbations.
@@ -97,7 +103,7 @@ def start_curves(
     """
     if labels:
         moving = Curve(first.nodes[..., :-labels], first.slopes[..., :-labels])
-        found = start_curves(moving, count, graph, seed)
+        found = start_curves(moving, count, graph, generator)
         return torch.cat(
             [found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1
         )
@@ -106,7 +112,7 @@ def start_curves(
         nodes.append(routes(graph, first, count // 2))
     missing = count - sum(len(x) for x in nodes)
     if missing:
-        nodes.append(perturbed(first, missing, seed))
+        nodes.append(perturbed(first, missing, generator))
     return torch.cat(nodes)
 
 
@@ -142,7 +148,7 @@ def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (
 
 
 def perturbed(
-    first: Curve, count: int, seed: int | torch.Generator
+    first: Curve, count: int, generator: torch.Generator | int | None
 ) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
     """Nodes of curves that swing out to the side by low sine modes, in opposite pairs.
 
@@ -150,7 +156,7 @@ def perturbed(
     pair depends on the others.
     """
     m = first.nodes.shape[-1]
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    generator = as_generator("perturbed", generator)
     draws = torch.randn((count + 1) // 2, _MODES, m, generator=generator, dtype=torch.float64)
     mode = torch.arange(1, _MODES + 1)
     across = slice(1, None) if m > 1 else slice(None)  # on a line there is nothing but the line

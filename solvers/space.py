@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, own
 from riemae.solvers.energy import (
     Expansion,
-    discrete_energy,
     expand_by_autodiff,
     gauss_newton_blocks,
     rounding,
@@ -257,53 +256,6 @@ class MetricSpace:
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
         """None: there is no ambient space."""
         return None
-
-
-def energy_and_gradient(
-    space: Space, nodes: Tensor
-) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient in the interior nodes: by the space's own method of this
-    name, if any.
-    """
-    own: Any = getattr(space, "energy_and_gradient", None)
-    return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
-
-
-def labels_of(space: Space) -> int:
-    """How many coordinates, the last ones, are labels: the space's own ``labels``, if any."""
-    return int(getattr(space, "labels", 0))
-
-
-def embedding_of(
-    space: Space,
-) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
-    """The space's own ``embedded``, if any."""
-    found: Any = getattr(space, "embedded", None)
-    return cast("Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None", found)
-
-
-def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-    """The velocities with which a geodesic passes its nodes: by the space's own ``velocities``, if
-    any.
-    """
-    own: Any = getattr(space, "velocities", None)
-    return None if own is None else cast("Tensor | None", own(nodes))
-
-
-def differentiated(
-    squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
-) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        nodes = (
-            nodes.clone() if nodes.is_inference() else nodes
-        )  # what is made in inference mode has no derivative
-        interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(
-            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-        )
-        (gradient,) = torch.autograd.grad(energy.sum(), interior)
-    return energy.detach(), gradient
 
 
 def _quadratic(g: Tensor, v: Tensor) -> Tensor:

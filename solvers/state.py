@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-RUNNING = -1  # beside the codes of Status
+RUNNING = -1  # in addition to the codes of Status
+
+N = TypeVar("N", Tensor, np.ndarray)
 
 # What a curve's steps are decided by, on the host, where decisions are made: they are many and
 # small, and would take longer to launch on a device, or through torch's dispatcher, than to carry
@@ -150,6 +153,37 @@ def curves_at(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     where = placed(rows, tensors[0])
     return tuple(x[where] for x in tensors)
+
+
+def put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
+    """``whole`` with other curves at increasing ``rows``; what was given is not written to."""
+    if len(rows) == len(whole):
+        return part
+    whole = whole.clone()
+    whole[placed(rows, whole)] = part
+    return whole
+
+
+def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m)
+    """Nodes after a step of the interior ones."""
+    nodes = nodes.clone()
+    nodes[:, 1:-1] += step
+    return nodes
+
+
+def masked(rows: np.ndarray, step: Tensor) -> Tensor:
+    """Steps of the curves that take one, and 0 for the others."""
+    return step if rows.all() else torch.where(flags(rows, step), step, 0.0)
+
+
+def flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
+    """An array with one entry per curve, to be combined with nodes or steps."""
+    return placed(x, like)[:, None, None]
+
+
+def relative_length(predicted: N, energy: N) -> N:
+    """Relative reduction of the length: the energy falls by predicted/2, and length² = energy."""
+    return predicted / (4 * energy)
 
 
 def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:

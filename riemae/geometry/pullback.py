@@ -49,6 +49,7 @@ from riemae.solvers.energy import (
     Expansion,
     bending,
     chord_force,
+    differentiated,
     discrete_energy,
     expand_by_autodiff,
     expand_chord,
@@ -57,7 +58,6 @@ from riemae.solvers.energy import (
     rounding,
 )
 from riemae.solvers.products import Products, from_graph, pulled
-from riemae.solvers.space import differentiated
 
 # Fewer points than the quadrature of the shortest curve; padded to 16, they would feel the
 # difference.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemae.numerics.checks import expect_range
 from riemae.solvers.methods.descent import Descent, Objective, Optimizer
 from riemae.solvers.solver import check_settings
 
@@ -39,7 +40,8 @@ class Adam(Descent, Optimizer):
     burst: int = 50
 
     def __post_init__(self) -> None:
-        check_settings("Adam", self, learning_rate=self.learning_rate, burst=self.burst)
+        check_settings("Adam", self, "burst")
+        expect_range("Adam", "learning_rate", self.learning_rate, 0, above=True)
 
     @property
     def method(self) -> Optimizer:

@@ -50,7 +50,7 @@ class BVP:
     max_nodes: int = 2000
 
     def __post_init__(self) -> None:
-        check_settings("BVP", self, max_nodes=self.max_nodes)
+        check_settings("BVP", self, "max_nodes")
 
     def begin(self, nodes: Tensor) -> State:
         """A state about new curves."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from riemae.solvers.hooks import energy_and_gradient
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, newton_decrement
-from riemae.solvers.space import Space, energy_and_gradient
+from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
 
 # Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients

@@ -36,7 +36,7 @@ class LBFGS(Descent, Optimizer):
     burst: int = 10
 
     def __post_init__(self) -> None:
-        check_settings("LBFGS", self, history=self.history, burst=self.burst)
+        check_settings("LBFGS", self, "history", "burst")
 
     @property
     def method(self) -> Optimizer:

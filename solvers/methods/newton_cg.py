@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from riemae.exceptions import OptionError
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
+from riemae.solvers.hooks import products
 from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
-from riemae.solvers.products import Product, Products, products
+from riemae.solvers.products import Product, Products
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
@@ -90,10 +90,7 @@ class NewtonCG:
     second_order: bool = True
 
     def __post_init__(self) -> None:
-        check_settings("NewtonCG", self, max_products=self.max_products, sketch=self.sketch)
-        if not all(isinstance(n, int) for n in (self.max_products, self.sketch)):
-            got = f"{self.max_products!r} and {self.sketch!r}"
-            raise OptionError("NewtonCG", "whole numbers max_products and sketch", got, "")
+        check_settings("NewtonCG", self, "max_products", "sketch")
 
     def begin(self, nodes: Tensor) -> NewtonCGState:
         """A state about new curves."""

@@ -64,7 +64,7 @@ class Shooting:
     shots: int = 8
 
     def __post_init__(self) -> None:
-        check_settings("Shooting", self, shots=self.shots)
+        check_settings("Shooting", self, "shots")
         if self.segments % self.shots:
             raise OptionError(
                 "Shooting",

@@ -49,9 +49,9 @@ class CubicSpline(Descent):
     optimizer: Adam | LBFGS = field(default_factory=Adam)
 
     def __post_init__(self) -> None:
-        check_settings("CubicSpline", self)
-        pieces = self.segments / self.segments_per_piece if self.segments_per_piece >= 1 else 0
-        if pieces < 2 or pieces != int(pieces):
+        check_settings("CubicSpline", self, "segments_per_piece")
+        pieces, rest = divmod(self.segments, self.segments_per_piece)
+        if pieces < 2 or rest:
             raise OptionError(
                 "CubicSpline",
                 "segments as a multiple, at least twice, of segments_per_piece",

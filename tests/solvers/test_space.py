@@ -15,7 +15,7 @@ from riemae import Manifold, ambient, solvers
 from riemae.exceptions import DTypeError, RiemaeError, ShapeError, SingularMetricError
 from riemae.solvers import MetricSpace, Space
 from riemae.solvers.energy import Expansion
-from riemae.solvers.space import energy_and_gradient
+from riemae.solvers.hooks import energy_and_gradient
 
 F64 = torch.float64
 DISC, HALF_PLANE = MetricSpace(spaces.poincare_tensor), MetricSpace(spaces.half_plane_tensor)
