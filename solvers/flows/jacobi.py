@@ -14,7 +14,8 @@ from torch import Tensor
 from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.numerics.threads import jvp
 from riemae.solvers.certificate import sound_acceleration
-from riemae.solvers.flows.exponential import accuracy_of, advance, connection_matrix
+from riemae.solvers.flows.integrator import accuracy_of, advance
+from riemae.solvers.flows.parallel import connection_matrix
 from riemae.solvers.space import Space
 
 

@@ -34,7 +34,7 @@ from riemae.exceptions import (
     ShapeError,
     TransferError,
 )
-from riemae.solvers import Newton, Status, matrix
+from riemae.solvers import Newton, Status, matrix_work
 
 F64 = torch.float64
 SPHERE = Manifold(spaces.sphere)
@@ -338,7 +338,7 @@ class TestFile:
 
     def test_a_complete_file_is_read_not_computed(self, tmp_path, monkeypatch):
         first, calls = self.run(tmp_path / "d.npy"), []
-        monkeypatch.setattr(matrix, "geodesic", None)
+        monkeypatch.setattr(matrix_work, "geodesic", None)
         again = self.run(tmp_path / "d.npy", progress=lambda *count: calls.append(count))
         assert torch.equal(again, first)
         assert calls == [(21, 21)]
