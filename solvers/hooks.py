@@ -78,8 +78,9 @@ class HasEmbedded(Protocol):
     """A space inside a Euclidean one."""
 
     def embedded(self, points: Tensor, then: Then) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` of the images ``(p, c, D)`` of points, or None where curves have other lengths
-        there.
+        """``then`` of the images ``(p, c, D)`` of points.
+
+        None where curves have other lengths there.
         """
         ...
 

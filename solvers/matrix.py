@@ -43,8 +43,8 @@ class DistanceMatrix:
     Attributes:
         distances: ``(n, q)``; NaN where a failed geodesic has no length. Mapped from the file where
             there is one.
-        failed: Rows and columns of the distances that miss ``rtol``, ``(f, 2)`` int64; one entry per
-            solved pair.
+        failed: Rows and columns of the distances that miss ``rtol``, ``(f, 2)`` int64; one entry
+            per solved pair.
         status: Their :class:`~riemae.solvers.Status` codes, ``(f,)`` int64.
         rtol: The relative accuracy that was asked for.
     """
@@ -106,8 +106,8 @@ def distance_matrix(
             computed on one thread, here too. Geodesics take turns within a process, because torch's
             forward mode is not safe in threads: only processes make them faster. Other processes
             get the space by ``cloudpickle`` where it is installed, else by ``pickle``.
-        out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` next to it.
-            Until it is complete, finished blocks lie in the folder ``out.blocks``, and the same
+        out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` next to
+            it. Until it is complete, finished blocks lie in the folder ``out.blocks``, and the same
             call takes them from there. One process writes it at a time: ``out.lock`` names it.
         identity: What the file must agree on when it is found again, by name: strings as they are,
             anything else by the tensors, modules, settings and captured variables that it is made

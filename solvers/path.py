@@ -149,8 +149,9 @@ def geodesic(
 
 
 def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
-    """Settings for ``m`` latent dimensions: Newton with its certificate, matrix-free where its
-    blocks cost too much.
+    """Settings for ``m`` latent dimensions.
+
+    Newton with its certificate; matrix-free where its blocks cost too much.
     """
     return Newton(target=target) if m < MATRIX_FREE_FROM else NewtonCG()
 

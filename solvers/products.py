@@ -1,9 +1,9 @@
-"""Products of the discrete energy's Hessian with vectors, through one retained graph: no matrix is
-ever written.
+"""Products of the discrete energy's Hessian with vectors, without a matrix.
 
-``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse pass through the graph of the
-gradient (Pearlmutter, *Fast exact multiplication by the Hessian*, 1994): for ``n`` nodes as much
-work as a forward and a reverse product at each, and the primal is not computed again.
+They go through one retained graph. ``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse
+pass through the graph of the gradient (Pearlmutter, *Fast exact multiplication by the Hessian*,
+1994): for ``n`` nodes as much work as a forward and a reverse product at each, and the primal is
+not computed again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Products:
-    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes, to second order, without
-    a matrix.
+    """A discrete energy to second order, without a matrix.
+
+    It is that of ``p`` curves with ``n − 1`` interior nodes.
 
     Attributes:
         energy: ``(p,)``.
@@ -31,7 +32,7 @@ class Products:
         noise: ``(p,)``, the rounding error to expect in ``energy``.
         hessian: ``(p, n − 1, m) -> (p, n − 1, m)``.
         gauss_newton: The same with the positive semi-definite part of the Hessian; None where
-            nobody knows it.
+            it is unknown.
     """
 
     energy: Tensor
@@ -61,7 +62,10 @@ def from_graph(
             )
 
     noise = rounding(size.detach(), safe_sqrt(chords.detach()))
-    hessian = lambda v: pulled(gradient, interior, v)  # noqa: E731 (one expression)
+
+    def hessian(v: Tensor) -> Tensor:
+        return pulled(gradient, interior, v)
+
     return Products(energy.detach(), gradient.detach(), noise, hessian, gauss_newton)
 
 

@@ -26,8 +26,8 @@ class Solver(Protocol):
 
     The driver doubles the number of segments, estimates errors, and gives the verdict. A solver
     moves the nodes at one resolution, and begins anew at the next from where the coarser curve
-    ended. Two things are optional: :class:`HasRefinementRatio` of the solver, and :class:`Refinable`
-    of its state.
+    ended. Two things are optional: :class:`HasRefinementRatio` of the solver, and
+    :class:`Refinable` of its state.
 
     Attributes:
         segments: Segments of the coarsest level.
@@ -159,8 +159,7 @@ def check_settings(name: str, solver: Solver, *counts: str) -> None:
 
 
 def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
-    """The state with the decrement, the index and the status that the Hessian of the chord energy
-    gives its curves.
+    """The state with the decrement, the index and the status that the Hessian gives its curves.
 
     The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with
     Gauss-Newton in place of ``H`` where that is not positive definite.
@@ -180,11 +179,7 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     kept: Tensor | None = None
     if basis is not None:
         kept = _decrement(gradient, flat) / (4 * expansion.energy)
-        wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
-        gradient, full, flat = (
-            torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1),
-            *(wide.T @ x @ wide for x in (full, flat)),
-        )
+        gradient, full, flat = _in_range(basis, gradient, full, flat)
     g = gradient.flatten(1)[..., None]
     finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
     full, flat, g = (torch.where(finite[:, None, None], x, 0.0) for x in (full, flat, g))
@@ -200,21 +195,31 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     if len(rest):
         index[rest] = hessian.select(rest).negative_eigenvalues()
 
-    running = state.status == RUNNING
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
     coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-    status = torch.where(
-        quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING
-    )
+    status = torch.full_like(state.status, RUNNING)
+    status = torch.where(quiet, int(Status.CONVERGED), status)
+    status = torch.where(quiet & coarse, int(Status.PRECISION), status)
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
     left = relative if kept is None else torch.fmax(relative, kept)
+    left = torch.where(finite, left, torch.nan)
+    running = state.status == RUNNING
     return replace(
         state,
         status=torch.where(running, status, state.status),
-        decrement=torch.where(running, torch.where(finite, left, torch.nan), state.decrement),
+        decrement=torch.where(running, left, state.decrement),
         index=torch.where(running, index, state.index),
     )
+
+
+def _in_range(
+    basis: Tensor, gradient: Tensor, full: Tensor, flat: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and both matrices in the coordinates of a basis ``(n − 1, k)`` of the nodes."""
+    wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
+    gradient = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1)
+    return gradient, wide.T @ full @ wide, wide.T @ flat @ wide
 
 
 def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)

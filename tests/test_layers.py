@@ -23,7 +23,7 @@ LAYERS = {
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
     "derivatives": """differential differential.activations differential.conditions differential.derivatives
         differential.functional differential.modes differential.primitives differential.taylor""",
-    "solvers": """solvers solvers.certificate solvers.chunk solvers.curve solvers.energy solvers.graph solvers.hooks solvers.krylov solvers.linear
+    "solvers": """solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy solvers.graph solvers.hooks solvers.krylov solvers.linear
         solvers.matrix solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path solvers.products solvers.progress
         solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.search solvers.shortest
         solvers.solver solvers.space solvers.state solvers.verdict

@@ -38,8 +38,7 @@ def exp(
     max_steps: int = 2000,
     throw: bool = True,
 ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m) or (*b, k, m)
-    """Exponential map: where the geodesic that starts at ``z`` with velocity ``v`` is at time
-    ``t``.
+    """Exponential map: where the geodesic from ``z`` with velocity ``v`` is at time ``t``.
 
     Dormand and Prince's method of order 8 with error control for every sample alone; differentiable
     in ``z`` and ``v`` (and in whatever the space depends on) through the accepted steps.
@@ -189,7 +188,7 @@ def _flow(
     ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
     if throw and bool(failed.any()):
         result = ends[0] if len(times) > 1 else ends[0][..., 0, :]
-        raise _failure(where, rtol, failed, speeds.refused, result)
+        _raise_failure(where, rtol, failed, speeds.refused, result)
     return ends
 
 
@@ -203,13 +202,18 @@ def _scale(v: Tensor, reach: float, rtol: float) -> Tensor:  # (p, m) -> (p, 2 m
     return rtol * torch.cat([way[:, None].expand(v.shape), speed[:, None].expand(v.shape)], 1)
 
 
-def _failure(
+def _raise_failure(
     where: str, rtol: float, failed: Tensor, refused: Tensor, result: Tensor
-) -> NotConvergedError:
+) -> None:
+    """Say which samples failed.
+
+    Raises:
+        NotConvergedError: Always; it carries the result.
+    """
     rows = failed.nonzero().flatten().tolist()
     lost = int((failed & (refused > 0)).sum())
     reason = f"; at {lost} the speed |v|_G, which a geodesic keeps, is lost" if lost else ""
-    return NotConvergedError(
+    raise NotConvergedError(
         where,
         f"{len(failed)} geodesics integrated to rtol={rtol:g}",
         f"{len(rows)} that failed (first: {rows[:5]}){reason}",

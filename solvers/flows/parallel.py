@@ -116,7 +116,8 @@ def connection_matrix(
 ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
     """The matrix of ``v ↦ −Γ(u, v)``, from accelerations alone.
 
-    ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``. The basis vectors are scaled to the size of ``u``, which balances the difference.
+    ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``. The basis vectors are scaled to the
+    size of ``u``, which balances the difference.
     """
     m = z.shape[-1]
     size = u.abs().amax(-1, keepdim=True)[..., None, :]  # (*b, 1, 1)

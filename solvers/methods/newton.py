@@ -5,26 +5,26 @@ Where the Hessian is not positive definite, a Gauss-Newton model takes its place
 A step looks at every curve once (an expansion of its energy and a quadratic model), and each curve
 is then in one phase:
 
-=========  =============================================  =========================================
-phase      when                                           what happens, and what follows
-=========  =============================================  =========================================
-FAILED     the metric is singular, or a number is not     nothing: its status says so, and the
-           finite                                         driver takes it out of the batch
-SADDLE     ``target="stationary"`` keeps it near the      undamped Newton towards the saddle; it
-           saddle where it started                        ends when the decrement is small
-LEAVING    it has converged to a saddle, and              it moves along the direction of negative
-           ``target="minimum"``                           curvature and goes on; STILL where no such
-                                                          move lowers the energy
-STILL      what is left is too little to be worth a step  it ends
-LAST       it has converged on its first level, by the    one step that nobody looks at, and it ends
-           Hessian itself
-RUN        the matrix is sound and undamped               steps with this matrix as long as they
-                                                          converge fast (see ``newton_run``). It ends
-                                                          when it has converged; DESCENT where the
-                                                          first step finds no lower energy
-DESCENT    the matrix is not sound, or damped             the longest damped step that lowers the
-                                                          energy; STALLED where there is none
-=========  =============================================  =========================================
+=========  ===========================================  ============================================
+phase      when                                         what happens, and what follows
+=========  ===========================================  ============================================
+FAILED     the metric is singular, or a number is not   nothing: its status says so, and the driver
+           finite                                       takes it out of the batch
+SADDLE     ``target="stationary"`` keeps it near the    undamped Newton towards the saddle; it ends
+           saddle where it started                      when the decrement is small
+LEAVING    it has converged to a saddle, and            it moves along the direction of negative
+           ``target="minimum"``                         curvature and goes on; STILL where no such
+                                                        move lowers the energy
+STILL      what is left is too little for a step        it ends
+LAST       it has converged on its first level, by      one step that nobody looks at, and it ends
+           the Hessian itself
+RUN        the matrix is sound and undamped             steps with this matrix as long as they
+                                                        converge fast (see ``newton_run``). It ends
+                                                        when it has converged; DESCENT where the
+                                                        first step finds no lower energy
+DESCENT    the matrix is not sound, or damped           the longest damped step that lowers the
+                                                        energy; STALLED where there is none
+=========  ===========================================  ============================================
 
 *Quiet* is a curve whose decrement is within the tolerance or within rounding of 0: it ends in this
 step unless it is LEAVING. On fine levels with a sharp tolerance, a curve that ends is polished: it
