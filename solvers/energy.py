@@ -1,9 +1,9 @@
 """Discrete curve energies and their derivatives in the interior nodes.
 
 For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is
-``n Σ |x_{i+1} − x_i|²``. With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is ``2n J_iᵀ a_i``, its
-Hessian blocks are ``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on the diagonal, ``−2n J_iᵀ J_{i+1}`` next to
-it; without ``a·∂²`` it is Gauss-Newton.
+``n Σ |x_{i+1} − x_i|²``. With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is
+``2n J_iᵀ a_i``. Its Hessian blocks are ``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on the diagonal, and
+``−2n J_iᵀ J_{i+1}`` next to it; without ``a·∂²`` it is Gauss-Newton.
 """
 
 from __future__ import annotations

@@ -23,15 +23,19 @@ LAYERS = {
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
     "derivatives": """differential differential.activations differential.conditions differential.derivatives
         differential.functional differential.modes differential.primitives differential.taylor""",
-    "solvers": """solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy solvers.graph solvers.hooks solvers.krylov solvers.linear
-        solvers.matrix solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path solvers.products solvers.progress
-        solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.search solvers.shortest
-        solvers.solver solvers.space solvers.state solvers.verdict
-        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
-        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg solvers.methods.newton_expansion
-        solvers.methods.newton_limits solvers.methods.newton_run solvers.methods.shooting solvers.methods.spline
-        solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
-        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel""",
+    "solvers": """solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
+        solvers.graph solvers.hooks solvers.krylov solvers.linear solvers.matrix
+        solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure
+        solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
+        solvers.products solvers.progress solvers.quadrature solvers.queue solvers.result
+        solvers.safeguard solvers.search solvers.shortest solvers.solver solvers.space
+        solvers.state solvers.verdict solvers.methods solvers.methods.adam solvers.methods.bvp
+        solvers.methods.descent solvers.methods.georce solvers.methods.lbfgs
+        solvers.methods.newton solvers.methods.newton_cg solvers.methods.newton_expansion
+        solvers.methods.newton_limits solvers.methods.newton_run solvers.methods.shooting
+        solvers.methods.spline solvers.flows solvers.flows.conjugate solvers.flows.exponential
+        solvers.flows.integrator solvers.flows.jacobi solvers.flows.logarithm
+        solvers.flows.parallel""",
     "distributions": """distributions distributions.closed_form distributions.counts distributions.dispersion
         distributions.family distributions.layout distributions.numerical distributions.registry
         distributions.special""",

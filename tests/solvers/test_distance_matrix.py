@@ -396,7 +396,8 @@ from test_distance_matrix import draw, network
 from riemae import Manifold
 torch.set_num_threads(1)
 M, out = Manifold(network()), sys.argv[1]
-M.distance_matrix(draw(40, 24), out=out, block_size=16, rtol=1e-6, progress=lambda done, n: time.sleep(0.05))
+slowly = lambda done, n: time.sleep(0.05)
+M.distance_matrix(draw(40, 24), out=out, block_size=16, rtol=1e-6, progress=slowly)
 """
 
 

@@ -221,9 +221,10 @@ class TestResidual:
         for n in (32, 64, 128):
             t = torch.linspace(0, 1, n + 1, dtype=F64)
             inner, ones = t[1:-1], torch.ones(n - 1, dtype=F64)
-            velocity = lambda t, ones=ones: torch.func.jvp(lambda t: decoder(z(t)), (t,), (ones,))[
-                1
-            ]  # noqa: E731
+
+            def velocity(t, ones=ones):
+                return torch.func.jvp(lambda t: decoder(z(t)), (t,), (ones,))[1]
+
             second = torch.func.jvp(velocity, (inner,), (ones,))[1]
             j = torch.stack([jacobian(lambda p: decoder(p[None])[0], p) for p in z(inner)])
             expected = -2 / n * torch.einsum("ndi,nd->ni", j, second)
