@@ -47,7 +47,8 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
-from riemae.solvers.path import demand_convergence, paired_points, start_curve
+from riemae.solvers.pairs import paired_points, start_curve
+from riemae.solvers.path import demand_convergence
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.space import Space
 from riemae.storage.digests import digest
@@ -963,7 +964,7 @@ class Manifold:
                 z1,
                 **options,
             )
-        options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
+        options |= {"n_starts": n_starts, "graph": graph, "generator": seed}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(

@@ -7,8 +7,10 @@ from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import Expansion
 from riemae.solvers.flows.conjugate import ConjugatePoints, conjugate_points
-from riemae.solvers.flows.exponential import exp, log, shoot, transport
+from riemae.solvers.flows.exponential import exp, shoot
 from riemae.solvers.flows.jacobi import JacobiField, jacobi
+from riemae.solvers.flows.logarithm import log
+from riemae.solvers.flows.parallel import transport
 from riemae.solvers.graph import Graph, graph
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.methods.adam import Adam

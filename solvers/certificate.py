@@ -1,4 +1,4 @@
-"""What certifies a geodesic beside its length: how well the curve solves the geodesic equation."""
+"""What certifies a geodesic besides its length: how well the curve solves the geodesic equation."""
 
 from __future__ import annotations
 
@@ -15,56 +15,58 @@ from riemae.solvers.space import Space
 def geodesic_residual(
     space: Space, curve: Curve, pieces: Tensor | None = None
 ) -> Tensor:  # -> (*b,)
-    """Residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / L``, the rate at which the curve
-    still turns.
+    """Residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / L``.
 
-    ``z̈ + Γ(ż, ż)`` is the covariant acceleration ``∇_ż ż`` of the spline, measured by the metric
-    at the middle of every piece; over unit time and divided by the length it has no unit and does
-    not depend on the chart: radians that the curve turns beside a geodesic, and relative change of
-    its speed. An exact geodesic has 0. A spline's second derivative is of second order only: expect
-    a quarter at twice the segments, while the length gains by 16 or more.
+    It is the rate at which the curve still turns. ``z̈ + Γ(ż, ż)`` is the covariant acceleration
+    ``∇_ż ż`` of the spline, measured by the metric at the middle of every piece; over unit time and
+    divided by the length it has no unit and does not depend on the chart: radians that the curve
+    turns away from a geodesic, and relative change of its speed. An exact geodesic has 0. A
+    spline's second derivative is of second order only: expect a quarter at twice the segments,
+    while the length gains by 16 or more.
 
     Args:
         space: Anything with an ``acceleration`` and a ``norm``.
         curve: A batch ``(*b,)`` of curves.
-        pieces: ``(*b,)`` int64, over how many pieces each curve is averaged; its own segments
-            unless given.
+        pieces: ``(*b,)`` int64, over how many pieces each curve is averaged; by default over its
+            own segments.
 
     Returns:
-        One number a curve; 0 where it never leaves its point, NaN where the metric is singular on
+        One number per curve; 0 where it never leaves its point, NaN where the metric is singular on
         it.
     """
     batch = curve.batch_shape
-    m = curve.nodes.shape[-1]
-    flat = Curve(
-        curve.nodes.reshape(-1, curve.segments + 1, m),
-        curve.slopes.reshape(-1, curve.segments + 1, m),
-    )
-    wanted = (
-        torch.full(batch, curve.segments, device=curve.nodes.device) if pieces is None else pieces
-    )
-    wanted = wanted.reshape(-1).clamp(min=1)
+    shape = (-1, curve.segments + 1, curve.nodes.shape[-1])
+    flat = Curve(curve.nodes.reshape(shape), curve.slopes.reshape(shape))
+    if pieces is None:
+        pieces = torch.full(batch, curve.segments, device=curve.nodes.device)
+    wanted = pieces.reshape(-1).clamp(min=1)
     out = flat.nodes.new_full(wanted.shape, torch.nan)
     finite = flat.nodes.isfinite().flatten(1).all(1) & flat.slopes.isfinite().flatten(1).all(1)
     for count in wanted[finite].unique().tolist():
         rows = (finite & (wanted == count)).nonzero().flatten()
         part = flat[rows]
-        t = (torch.arange(count).to(part.nodes) + 0.5) / count
-        z, v, a = (x.flatten(0, 1) for x in (part(t), part.velocity(t), part.acceleration(t)))
-        turn_vector = a - sound_acceleration(space, z, v)
-        known = turn_vector.isfinite().all(-1)
-        deviation = space.norm(z, torch.where(known[:, None], turn_vector, 0.0))
-        deviation = torch.where(known, deviation, torch.nan).view(len(rows), count)
-        speed = space.norm(z, v).view(len(rows), count)
-        length = speed.mean(-1)
-        turn = deviation.square().mean(-1).sqrt() / length
-        out[rows] = torch.where((part.nodes == part.nodes[:, :1]).flatten(1).all(1), 0.0, turn)
+        at_rest = (part.nodes == part.nodes[:, :1]).flatten(1).all(1)
+        out[rows] = torch.where(at_rest, 0.0, _turning(space, part, count))
     return out.view(batch)
 
 
+def _turning(space: Space, curve: Curve, count: int) -> Tensor:  # -> (p,)
+    """``rms |z̈ + Γ(ż, ż)| / L`` at the middles of ``count`` pieces."""
+    t = (torch.arange(count).to(curve.nodes) + 0.5) / count
+    z = curve(t).flatten(0, 1)
+    v = curve.velocity(t).flatten(0, 1)
+    turn = curve.acceleration(t).flatten(0, 1) - sound_acceleration(space, z, v)
+    known = turn.isfinite().all(-1)
+    deviation = space.norm(z, torch.where(known[:, None], turn, 0.0))
+    deviation = torch.where(known, deviation, torch.nan).view(-1, count)
+    length = space.norm(z, v).view(-1, count).mean(-1)
+    return deviation.square().mean(-1).sqrt() / length
+
+
 def sound_acceleration(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
-    """The space's acceleration, NaN where the metric is singular or there is no value: only that
-    point fails.
+    """The space's acceleration, NaN where the metric is singular or there is no value.
+
+    Only that point fails.
     """
     return sound(space.acceleration, z.shape[1:], z, v)
 
@@ -89,8 +91,9 @@ def sound(
 
 
 def unevenness(speed: Tensor, weights: Tensor) -> Tensor:  # (p, q), (q,) -> (p,)
-    """Largest relative deviation of the speed from its mean: a geodesic has constant speed, hence
-    0.
+    """Largest relative deviation of the speed from its mean.
+
+    It is 0 for a geodesic, which has constant speed.
     """
     mean = (speed * weights).sum(-1, keepdim=True)
     return torch.where(mean[:, 0] > 0, (speed / mean - 1).abs().amax(-1), mean[:, 0] * 0)

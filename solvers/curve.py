@@ -11,16 +11,18 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.batch_invariance import apply_matrix
+from riemae.numerics.checks import expect_range
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.space import Space
 
-# Three Gauss-Legendre points a segment integrate the speed to O(h⁶), exactly for the spline's own
+# Three Gauss-Legendre points per segment integrate the speed to O(h⁶), exactly for the spline's own
 # quartic wiggles.
 _QUADRATURE_POINTS = 3
-# Where points are embedded, five Gauss-Lobatto points a segment, the last of them the next
+# Where points are embedded, five Gauss-Lobatto points per segment, the last of them the next
 # segment's first, give its image up to O(h⁸), and four Gauss-Legendre points integrate the speed of
 # that.
-_SAMPLES, _SAMPLED_POINTS = 5, 4
+_SAMPLES = 5
+_SAMPLED_POINTS = 4
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value: identity compares
@@ -65,8 +67,8 @@ class Curve:
         Args:
             points: Corners ``(*b, k, m)``, k of at least 2.
             segments: Pieces of the curve.
-            times: When each corner is passed, ``(*b, k)``, increasing in any unit; latent arc
-                length unless given.
+            times: When each corner is passed, ``(*b, k)``, increasing in any unit; by default
+                latent arc length.
 
         Raises:
             ShapeError: With fewer than two corners.
@@ -80,20 +82,20 @@ class Curve:
                 "Curve.through",
                 f"times of shape {tuple(points.shape[:-1])}",
                 str(tuple(times.shape)),
-                "Give one time a corner.",
+                "Give one time per corner.",
             )
         times = times.to(points)
         tiny = torch.finfo(points.dtype).tiny
         times = (times / times[..., -1:].clamp(min=tiny)).contiguous()
         wanted = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)
         wanted = wanted.expand(*points.shape[:-2], -1).contiguous()
+        # The corners before and after every wanted time, and how far it is between them.
         right = torch.searchsorted(times, wanted).clamp(1, points.shape[-2] - 1)
-        start, stop = times.gather(-1, right - 1), times.gather(-1, right)
+        start = times.gather(-1, right - 1)
+        stop = times.gather(-1, right)
         share = ((wanted - start) / (stop - start).clamp(min=tiny)).clamp(0, 1)[..., None]
-        before, after = (
-            points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))
-            for i in (right - 1, right)
-        )
+        before = _corners(points, right - 1)
+        after = _corners(points, right)
         return cls.from_nodes((1 - share) * before + share * after)
 
     @property
@@ -126,8 +128,9 @@ class Curve:
         return self._evaluate(t, 2)
 
     def resample(self, segments: int) -> Curve:
-        """The same curve on ``segments`` pieces: exact when they divide the present ones, else
-        interpolated.
+        """The same curve on ``segments`` pieces.
+
+        It is exact where they divide the present ones, and interpolated elsewhere.
         """
         _check_segments("Curve.resample", segments)
         if segments == self.segments:
@@ -156,12 +159,8 @@ class Curve:
         """Curves of the batch, indexed along its leading axes."""
         index = index if isinstance(index, tuple) else (index,)
         rest = () if any(i is Ellipsis for i in index) else (Ellipsis,)
-        full = (
-            *index,
-            *rest,
-            slice(None),
-            slice(None),
-        )  # knots and coordinates are no axes of the batch
+        # Knots and coordinates are not axes of the batch.
+        full = (*index, *rest, slice(None), slice(None))
         return Curve(self.nodes[full], self.slopes[full])
 
     def __repr__(self) -> str:
@@ -199,8 +198,12 @@ class Curve:
         return z if t.ndim else z[..., 0, :]
 
 
+def _corners(points: Tensor, i: Tensor) -> Tensor:  # (*b, k, m), (*b, n) -> (*b, n, m)
+    return points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))
+
+
 def length(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-    """Riemannian length ``∫ |ż| dt`` (the paper's equation 4) by Gauss-Legendre quadrature.
+    """Riemannian length ``∫ |ż| dt`` by Gauss-Legendre quadrature.
 
     Args:
         space: Anything with a ``norm``.
@@ -211,15 +214,16 @@ def length(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
 
 
 def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> (*b, q), (q,)
-    """Speeds ``|ż|`` at the quadrature points of a curve, and the weights of these points (they sum
-    to 1).
+    """Speeds ``|ż|`` at the quadrature points of a curve, and the weights of these points.
+
+    The weights sum to 1.
     """
     z, v, weights = _quadrature(curve)
     return _norm(space, z, v), weights
 
 
 def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
-    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5); at least the squared length.
+    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1]; at least the squared length.
 
     Args:
         space: Anything with a ``norm``.
@@ -260,7 +264,8 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nodes = curve
         check_nodes("length", nodes)
     else:
-        raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
+        hint = "Try a curve of M.geodesic(...).curve, or points as a tensor."
+        raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, hint)
     n = nodes.shape[-2] - 1
     u = tuple(((_gauss_legendre(_QUADRATURE_POINTS)[0] + 1) / 2).tolist())
     w = quadrature_weights(n, _QUADRATURE_POINTS, nodes)
@@ -268,14 +273,10 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, v = _pieces(curve, u, 0), _pieces(curve, u, 1)
     else:
         left, right = nodes[..., :-1, None, :], nodes[..., 1:, None, :]
-        z = (
-            left + torch.tensor(u, dtype=torch.float64)[:, None].to(nodes) * (right - left)
-        ).flatten(-3, -2)
-        v = (
-            (n * (right - left))
-            .expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1])
-            .flatten(-3, -2)
-        )
+        step = right - left
+        shares = torch.tensor(u, dtype=torch.float64)[:, None].to(nodes)
+        z = (left + shares * step).flatten(-3, -2)
+        v = (n * step).expand(*nodes.shape[:-2], n, len(u), nodes.shape[-1]).flatten(-3, -2)
     return z, v, w
 
 
@@ -308,8 +309,9 @@ def _subdivided(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # ->
 
 
 def _pieces(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b, n k, m)
-    """Points of every piece at the k times ``u`` in [0, 1] of its own, or their derivatives in
-    t.
+    """Points of every piece, or their derivatives in t.
+
+    They are taken at the k times ``u`` in [0, 1] of each piece.
     """
     basis = torch.as_tensor(_piece_basis(u, order, curve.segments)).to(curve.nodes)
     (left, right), (slope_left, slope_right) = (
@@ -354,8 +356,9 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
 
 @lru_cache(maxsize=1)
 def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
-    """Gauss-Lobatto times in [0, 1], and the matrix from the chords between them to velocities at
-    Gauss points.
+    """Gauss-Lobatto times in [0, 1], and a matrix.
+
+    It maps the chords between them to velocities at Gauss points.
     """
     inner = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1).deriv().roots()
     t = (np.concatenate([[-1.0], np.sort(inner.real), [1.0]]) + 1) / 2
@@ -394,14 +397,12 @@ _gauss_legendre = lru_cache(np.polynomial.legendre.leggauss)
 
 @lru_cache(maxsize=64)
 def _slope_matrix(count: int) -> np.ndarray:
-    """Maps node values to the slopes of their not-a-knot spline, ``(count, count + r)``, for
-    :func:`apply_matrix`.
+    """Maps node values to the slopes of their not-a-knot spline, for :func:`apply_matrix`.
 
-    An array, as a tensor would keep its mode.
+    An array ``(count, count + r)``: a tensor would keep its mode.
     """
-    from scipy.interpolate import (
-        CubicSpline,
-    )  # a third of a second to import: not before it is needed
+    # A third of a second to import: not before it is needed.
+    from scipy.interpolate import CubicSpline
 
     spline = CubicSpline(np.linspace(0, 1, count), np.eye(count), bc_type="not-a-knot")
     return np.pad(spline(np.linspace(0, 1, count), 1), ((0, 0), (0, -count % 16)))
@@ -424,5 +425,4 @@ def check_nodes(where: str, nodes: Tensor) -> None:
 
 
 def _check_segments(where: str, segments: int) -> None:
-    if segments < 1:
-        raise OptionError(where, "segments of at least 1", str(segments), "")
+    expect_range(where, "segments", segments, 1, integer=True)

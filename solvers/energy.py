@@ -2,8 +2,8 @@
 
 For a feature map φ with ``H = JφᵀJφ`` and ``x_i = φ(f(z_i))`` the chord energy is
 ``n Σ |x_{i+1} − x_i|²``. With ``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` its gradient block is
-``2n J_iᵀ a_i``, its Hessian blocks are ``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on, ``−2n J_iᵀ J_{i+1}``
-beside the diagonal; without ``a·∂²`` it is Gauss-Newton.
+``2n J_iᵀ a_i``. Its Hessian blocks are ``2n (2 J_iᵀJ_i + a_i·∂²φ∘f(z_i))`` on the diagonal, and
+``−2n J_iᵀ J_{i+1}`` next to it; without ``a·∂²`` it is Gauss-Newton.
 """
 
 from __future__ import annotations
@@ -86,9 +86,25 @@ def discrete_energy(squared_chords: Tensor) -> Tensor:  # (p, n) -> (p,)
     return squared_chords.shape[1] * squared_chords.sum(-1)
 
 
+def differentiated(
+    squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # What is made in inference mode has no derivative.
+        nodes = nodes.clone() if nodes.is_inference() else nodes
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        energy = discrete_energy(
+            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
+        )
+        (gradient,) = torch.autograd.grad(energy.sum(), interior)
+    return energy.detach(), gradient
+
+
 def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
-    """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)``, the chords' change of direction at the interior
-    nodes.
+    """``a_i = (x_i − x_{i−1}) − (x_{i+1} − x_i)`` at the interior nodes.
+
+    It is the change of the chords' direction.
     """
     return step[:, :-1] - step[:, 1:]
 
@@ -117,36 +133,36 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
 
 
 def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
-    """``−2 x″ h² n`` at the interior nodes, to sixth order: what a geodesic has normal to the
-    manifold only.
+    """``−2 x″ h² n`` at the interior nodes, to sixth order.
 
-    ``Jᵀ bending(x)`` is the gradient of the chord energy but for its second-order error.
+    For a geodesic it is normal to the manifold. ``Jᵀ bending(x)`` is the gradient of the chord
+    energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    return (
-        -2 * n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x), x)
-    )
+    second = torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x)
+    return -2 * n * torch.einsum("ij,pjd->pid", second, x)
 
 
 def image_velocity(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n + 1, D)
     """``dx/dt`` at all nodes, to fourth order, exact where they lie evenly on a straight line."""
     n = x.shape[1] - 1
-    return n * torch.einsum("ij,pjd->pid", torch.as_tensor(_differences(n, 1, 5)).to(x), x)
+    first = torch.as_tensor(_differences(n, 1, 5)).to(x)
+    return n * torch.einsum("ij,pjd->pid", first, x)
 
 
 @lru_cache(maxsize=64)
 def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n + 1)
-    """Derivatives (times h to the order) at the nodes of an even grid, from stencils of up to
-    ``width`` points.
+    """Derivatives (times h to the order) at the nodes of an even grid.
+
+    The stencils have up to ``width`` points.
     """
     width = min(width, n + 1)
     rows = np.zeros((n + 1, n + 1))
     for i in range(n + 1):
         first = min(max(i - width // 2, 0), n + 1 - width)
         powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
-        rows[i, first : first + width] = np.linalg.solve(
-            powers, math.factorial(order) * (np.arange(width) == order)
-        )
+        wanted = math.factorial(order) * (np.arange(width) == order)
+        rows[i, first : first + width] = np.linalg.solve(powers, wanted)
     return rows
 
 
@@ -170,7 +186,7 @@ def expand_by_autodiff(
     second_order: bool,
     pushforward: Pushforward | None = None,
 ) -> Expansion:
-    """Derivatives of any energy whose terms couple neighbouring nodes only.
+    """Derivatives of any energy whose terms couple only neighbouring nodes.
 
     The Hessian is block tridiagonal, so ``3 m`` directional derivatives of the gradient give all of
     it: every third node moves at once.
@@ -181,22 +197,24 @@ def expand_by_autodiff(
         gauss_newton: The positive semi-definite part of the Hessian.
         noise: ``(p,)``, rounding error of the energy.
         second_order: Whether the full Hessian is wanted.
-        pushforward: How to take directional derivatives; forward mode unless given.
+        pushforward: How to take directional derivatives; by default by forward mode.
     """
     push = pushforward or (lambda f, z, v: jvp(f, (z,), (v,))[1])
-    energy = lambda z: discrete_energy(squared_chords(z))  # noqa: E731 (one expression)
+
+    def energy(z: Tensor) -> Tensor:
+        return discrete_energy(squared_chords(z))
+
+    def total(interior: Tensor) -> Tensor:
+        return energy(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)).sum()
 
     def gradient(interior: Tensor) -> Tensor:
-        return grad(lambda z: energy(torch.cat([nodes[:, :1], z, nodes[:, -1:]], 1)).sum())(
-            interior
-        )
+        return grad(total)(interior)
 
     interior = nodes[:, 1:-1]
     correction = None
     if second_order:
-        correction = _hessian(
-            lambda v: push(gradient, interior, v), interior
-        ) + gauss_newton.scaled(-1.0)
+        hessian = _hessian(lambda v: push(gradient, interior, v), interior)
+        correction = hessian + gauss_newton.scaled(-1.0)
     return Expansion(energy(nodes), gradient(interior), gauss_newton, correction, noise)
 
 
@@ -208,9 +226,8 @@ def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTrid
     for colour in range(colours):
         probes[colour, :, colour::3] = torch.eye(m).to(interior)[:, None]
     # [colour, direction, p, node, component]
-    columns = vmap(product)(probes.flatten(0, 1)[:, None].expand(-1, p, n, m)).view(
-        colours, m, p, n, m
-    )
+    every = probes.flatten(0, 1)[:, None].expand(-1, p, n, m)
+    columns = vmap(product)(every).view(colours, m, p, n, m)
     diagonal = columns[node % 3, :, :, node].permute(2, 0, 3, 1)
     upper = columns[node[1:] % 3, :, :, node[:-1]].permute(2, 0, 3, 1)
     return BlockTridiagonal((diagonal + diagonal.mT) / 2, upper)

@@ -1,5 +1,6 @@
-"""Shortest paths on a neighbourhood graph: a cheap, global, approximate answer, and a start for the
-path solver.
+"""Shortest paths on a neighbourhood graph.
+
+They are a cheap, global, approximate answer, and a start for the path solver.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ from riemae.exceptions import (
     GraphError,
     NonFiniteError,
     OptionError,
-    ShapeError,
     stack_level,
 )
-from riemae.numerics.checks import expect_rtol, expect_values
-from riemae.numerics.tolerances import tolerance
-from riemae.solvers.curve import Curve, length
+from riemae.numerics.checks import expect_choice, expect_rtol, expect_shape, expect_values
+from riemae.solvers.curve import Curve
+from riemae.solvers.edges import chord_lengths, line_lengths
 from riemae.solvers.nearest import Search, nearest
 from riemae.solvers.progress import Progress, reported
-from riemae.solvers.quadrature import length as measured
-from riemae.solvers.space import Space, embedding_of
+from riemae.solvers.space import Space
 
 if TYPE_CHECKING:
     import networkx
@@ -40,20 +39,14 @@ Weight = Literal["length", "chord"]
 # A path through neighbours is longer than the geodesic by several per cent: more digits of its
 # edges would say nothing.
 GRAPH_RTOL = 1e-2
-# Down to this accuracy, two lengths of an edge that agree to a share of it are believed.
-_CURSORY, _AGREEMENT = 1e-3, 0.01
-# Pieces measured at once: what a decoder returns for all would not fit. A line in panels has as
-# many points as so many.
-_EDGES, _PANELS = 4096, 38
-# Corners of the finest polygon, and how many rtol a length by a few speeds may differ from its.
-_CORNERS, _COARSELY = 17, 10.0
 _REPORTED = 256  # edges between two reports of progress
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An undirected neighbourhood graph on latent points, its edges weighted by their length in the
-    space.
+    """An undirected neighbourhood graph on latent points.
+
+    Its edges are weighted by their length in the space.
 
     Attributes:
         points: ``(n, m)``.
@@ -66,20 +59,18 @@ class Graph:
     components: Tensor
 
     def distances(self, sources: Tensor | Sequence[int] | None = None) -> Tensor:  # -> (s, n)
-        """Shortest-path lengths from ``sources`` (all points unless given) to every point.
+        """Shortest-path lengths from ``sources`` to every point.
 
-        Inf between components.
+        By default from all points. Infinite between components.
 
         Raises:
-            GraphError: For a source that is no point of the graph.
+            GraphError: For a source that is not a point of the graph.
         """
         from scipy.sparse import csgraph
 
-        rows = (
-            None
-            if sources is None
-            else [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
-        )
+        rows = None
+        if sources is not None:
+            rows = [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
         d = csgraph.dijkstra(self.adjacency, indices=rows)
@@ -91,7 +82,7 @@ class Graph:
         ``graph.points[graph.path(i, j)]`` are nodes for ``Manifold.geodesic(..., init=)``.
 
         Raises:
-            GraphError: When no path joins them, or one is no point of the graph.
+            GraphError: When no path joins them, or one is not a point of the graph.
         """
         i, j = self._checked(i), self._checked(j)
         return self._walk(self._tree(i)[1], i, j)[::-1]
@@ -117,17 +108,14 @@ class Graph:
             ``init=``.
 
         Raises:
-            GraphError: When no path joins them, or one is no point of the graph.
+            GraphError: When no path joins them, or one is not a point of the graph.
             OptionError: When ``k`` is less than 1, or ``overlap`` not between 0 and 1.
         """
         i, j = self._checked(i), self._checked(j)
         if not isinstance(k, int) or k < 1 or not 0 <= overlap <= 1:
-            raise OptionError(
-                "Graph.paths",
-                "k of at least 1 and overlap from 0 to 1",
-                f"k={k!r}, overlap={overlap!r}",
-                "",
-            )
+            got = f"k={k!r}, overlap={overlap!r}"
+            wanted = "k of at least 1 and overlap from 0 to 1"
+            raise OptionError("Graph.paths", wanted, got, "Try k=3, overlap=0.5.")
         if overlap == 1 and i != j:
             import networkx
 
@@ -137,9 +125,8 @@ class Graph:
         (away, to_i), (back, to_j) = self._tree(i), self._tree(j)
         found = [self._walk(to_i, i, j)[::-1]]
         total = away + back
-        barred = ~np.isfinite(total) | (
-            to_i == to_j
-        )  # via a dead end, one would walk the same edge twice
+        # Via a dead end, one would walk the same edge twice.
+        barred = ~np.isfinite(total) | (to_i == to_j)
         near = np.zeros(len(self.points), dtype=bool)
         while len(found) < k:
             near[found[-1]] = True
@@ -158,13 +145,13 @@ class Graph:
     def curves(
         self, i: Tensor | Sequence[int], j: Tensor | Sequence[int], segments: int = 32
     ) -> Curve:
-        """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves of nearly constant
-        speed.
+        """Shortest paths from points ``i`` to points ``j`` ``(p,)`` as curves.
 
-        Made for ``Manifold.geodesic(z[i], z[j], init=graph.curves(i, j))``.
+        Their speed is nearly constant. Made for
+        ``Manifold.geodesic(z[i], z[j], init=graph.curves(i, j))``.
 
         Raises:
-            GraphError: When no path joins a pair, or a number is no point of the graph.
+            GraphError: When no path joins a pair, or a number is not a point of the graph.
         """
         curves = []
         for a, b in zip(torch.as_tensor(i).tolist(), torch.as_tensor(j).tolist(), strict=True):
@@ -186,7 +173,8 @@ class Graph:
 
     def __repr__(self) -> str:
         parts = int(self.components.max()) + 1 if len(self.points) else 0
-        return f"Graph({len(self.points)} points, {self.adjacency.nnz // 2} edges, {parts} component(s))"
+        edges = self.adjacency.nnz // 2
+        return f"Graph({len(self.points)} points, {edges} edges, {parts} component(s))"
 
     def _tree(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances from ``i``, and the point before each on its shortest path.
@@ -246,8 +234,9 @@ def graph(
     rtol: float = GRAPH_RTOL,
     progress: Progress | bool | None = None,
 ) -> Graph:
-    """Join every point to its ``k`` nearest neighbours. Memory grows with n k, whatever the
-    decoder.
+    """Join every point to its ``k`` nearest neighbours.
+
+    Memory grows with n k, whatever the decoder.
 
     Args:
         space: Gives the edges their lengths.
@@ -255,8 +244,8 @@ def graph(
         k: Neighbours per point; the graph is the union of both directions.
         weight: ``"length"``: Riemannian length of the straight latent line; ``"chord"``: distance
             in the ambient space.
-        coordinates: Where neighbours are looked for, ``(n, d)``; the latent points themselves
-            unless given.
+        coordinates: Where neighbours are looked for, ``(n, d)``; by default the latent points
+            themselves.
         search: How: ``"tree"`` (scipy), ``"brute"`` (scikit-learn, for many dimensions), both
             exact; ``"approximate"`` (pynndescent) misses a few; ``"auto"`` is exact.
         rtol: Relative accuracy of the edges' lengths. 1e-2 is far below what a path through
@@ -279,65 +268,60 @@ def graph(
     Warns:
         DisconnectedGraphWarning: When the graph has several components; their sizes are named.
     """
-    from scipy.sparse import csgraph, csr_array
+    from scipy.sparse import csgraph
 
     expect_values("graph", "points", points)
     rtol = expect_rtol("graph", rtol)
     check_weight("graph", weight)
-    if points.ndim != 2:
-        raise ShapeError(
-            "graph", "points of shape (n, m)", str(tuple(points.shape)), "Flatten the batch axes."
-        )
+    expect_shape("graph", "points", points, ("n", "m"), "Flatten the batch axes.")
     coordinates = points if coordinates is None else coordinates
     n = len(points)
-    if coordinates.ndim != 2 or len(coordinates) != n:
-        raise ShapeError(
-            "graph",
-            f"coordinates of shape ({n}, d)",
-            str(tuple(coordinates.shape)),
-            "One row a point.",
-        )
-    bad = (~(points.isfinite().all(1) & coordinates.isfinite().all(1))).nonzero().flatten().tolist()
-    if bad:
-        raise NonFiniteError(
-            "graph", "finite points", f"NaN or infinity at rows {bad[:5]}", "Remove these rows."
-        )
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < max(n, 2):
-        raise OptionError(
-            "graph",
-            f"1 <= k < {n}, the number of points"
-            if n > 1
-            else f"k=1 for {n} point(s), which have no neighbours",
-            f"k={k}",
-            "Lower k: a point has no more neighbours than there are other points.",
-        )
-    pairs = (
-        nearest(coordinates.detach().cpu().numpy(), k, search)
-        if n > 1
-        else np.empty((0, 2), dtype=np.int64)
-    )
+    _check_points(points, coordinates, k)
+    pairs = np.empty((0, 2), dtype=np.int64)
+    if n > 1:
+        pairs = nearest(coordinates.detach().cpu().numpy(), k, search)
     ends = torch.as_tensor(pairs, device=points.device)
     lengths: list[Tensor] = []
     with torch.no_grad(), reported("graph", progress, "edges") as report:
         for part in ends.split(_REPORTED):
             start, stop = points.detach()[part.T]
-            lengths.append(
-                _chords(space, start, stop)
-                if weight == "chord"
-                else _straight(space, start, stop, rtol)
-            )
+            if weight == "chord":
+                lengths.append(chord_lengths(space, start, stop))
+            else:
+                lengths.append(line_lengths(space, start, stop, rtol))
             if report is not None:
                 report(sum(map(len, lengths)), len(ends))
     values = torch.cat(lengths).double().cpu().numpy() if lengths else np.empty(0)
     # A line that leaves the domain of the decoder joins nothing.
-    pairs, values = pairs[np.isfinite(values)], values[np.isfinite(values)]
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    adjacency = csr_array(
-        (np.concatenate([values, values]), (both[:, 0], both[:, 1])), shape=(n, n)
-    )
+    finite = np.isfinite(values)
+    adjacency = _symmetric(pairs[finite], values[finite], n)
     _, labels = csgraph.connected_components(adjacency, directed=False)
     _warn_if_disconnected(labels)
     return Graph(points.detach(), adjacency, torch.as_tensor(labels, dtype=torch.int64))
+
+
+def _check_points(points: Tensor, coordinates: Tensor, k: int) -> None:
+    n = len(points)
+    expect_shape("graph", "coordinates", coordinates, (n, "d"), "Give one row per point.")
+    finite = points.isfinite().all(1) & coordinates.isfinite().all(1)
+    bad = (~finite).nonzero().flatten().tolist()
+    if bad:
+        got = f"NaN or infinity at rows {bad[:5]}"
+        raise NonFiniteError("graph", "finite points", got, "Remove these rows.")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < max(n, 2):
+        wanted = f"1 <= k < {n}, the number of points"
+        alone = f"k=1 for {n} point(s), which have no neighbours"
+        hint = "Lower k: a point has no more neighbours than there are other points."
+        raise OptionError("graph", wanted if n > 1 else alone, f"k={k}", hint)
+
+
+def _symmetric(pairs: np.ndarray, values: np.ndarray, n: int) -> csr_array:
+    """The adjacency matrix of undirected edges."""
+    from scipy.sparse import csr_array
+
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    entries = np.concatenate([values, values])
+    return csr_array((entries, (both[:, 0], both[:, 1])), shape=(n, n))
 
 
 def check_weight(where: str, weight: object) -> None:
@@ -346,101 +330,18 @@ def check_weight(where: str, weight: object) -> None:
     Raises:
         OptionError: For an unknown way.
     """
-    if not isinstance(weight, str) or weight not in ("length", "chord"):
-        raise OptionError(where, "weight 'length' or 'chord'", repr(weight), "Try weight='length'.")
+    expect_choice(where, "weight", weight, ("length", "chord"))
 
 
 def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """How much of the way from the root of a tree to each point runs from near point to near
-    point.
-    """
+    """How much of the way from the root of a tree to each point runs between near points."""
     root = before < 0
     above = np.where(root, np.arange(len(before)), before)
     way = np.where(near & near[above] & ~root, distance - distance[above], 0.0)
     while not root[above].all():  # each turn doubles how many edges are summed
-        way, above = way + way[above], above[above]
+        way = way + way[above]
+        above = above[above]
     return way
-
-
-def _straight(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
-    """Lengths of straight lines: by few points where one and two pieces agree, else by panels of
-    known error.
-    """
-    rows = torch.arange(len(start), device=start.device)
-    lengths = torch.full_like(start[:, 0], torch.nan)
-    if rtol > _CURSORY:
-        lengths = torch.cat(
-            [length(space, torch.stack([*part], 1)) for part in _split(_EDGES, start, stop)]
-        )
-        finer = torch.cat(
-            [length(space, Curve.line(*part, 2)) for part in _split(_EDGES // 2, start, stop)]
-        )
-        # Where a map has kinks two lengths may agree by accident, though hardly to so many digits.
-        # False for NaN.
-        rows = ((finer - lengths).abs() > _AGREEMENT * rtol * finer).nonzero().flatten()
-        lengths = finer
-        if len(rows):
-            parts = _split(max(1, _EDGES // _CORNERS), start[rows], stop[rows])
-            polygons = torch.cat([_polygons(space, *part, rtol) for part in parts])
-            # Speeds at a few points have their say, too, though kinks make them uneven.
-            good = (polygons - finer[rows]).abs() <= _COARSELY * rtol * finer[rows]
-            lengths[rows[good]], rows = polygons[good], rows[~good]
-    if len(rows):
-        parts = _split(_EDGES // _PANELS, start[rows], stop[rows])
-        lengths[rows] = torch.cat(
-            [measured(space, torch.stack([*part], 1), rtol, throw=False) for part in parts]
-        )
-    return lengths
-
-
-def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
-    """Lengths of straight lines by polygons of 4, 8 and 16 chords of their images.
-
-    NaN where these do not agree.
-
-    Polygons need no derivative, and kinks do not disturb them: a corner that a chord cuts costs a
-    share of that chord, so that twice as many chords miss half as much or less, and a quarter on
-    smooth pieces.
-    """
-    embedded = embedding_of(space)
-    times = torch.linspace(0, 1, _CORNERS).to(start)[:, None]
-    lines = torch.lerp(start[:, None], stop[:, None], times)
-    found = None if embedded is None else embedded(lines, _chord_sums)
-    if found is None:
-        return torch.full_like(start[:, 0], torch.nan)
-    coarse, middle, fine, noise = found.unbind(1)
-    gain = torch.maximum(fine - middle, (middle - coarse) / 2)
-    good = gain + noise <= rtol * fine
-    # What is still missing is between a third of the last gain, on smooth pieces, and all of it: a
-    # third of rtol is left of it.
-    return torch.where(good, fine + 2 / 3 * (fine - middle), torch.nan)
-
-
-def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
-    """Lengths of the polygons through every fourth, every second and every image, and what rounding
-    adds at most.
-    """
-    sums = [
-        torch.linalg.vector_norm(x[:, ::stride].diff(dim=1), dim=-1).sum(-1) for stride in (4, 2, 1)
-    ]
-    size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
-    return torch.stack([*sums, (_CORNERS - 1) * 4 * tolerance(x.dtype).eps * size], 1)
-
-
-def _split(size: int, start: Tensor, stop: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(start.split(max(1, size)), stop.split(max(1, size)), strict=True)
-
-
-def _chords(space: Space, start: Tensor, stop: Tensor) -> Tensor:
-    chords = space.ambient_distance(start, stop)
-    if chords is None:
-        raise GraphError(
-            "graph",
-            "a space with an ambient distance for weight='chord'",
-            type(space).__name__,
-            "Use weight='length'.",
-        )
-    return chords
 
 
 def _warn_if_disconnected(labels: np.ndarray) -> None:
@@ -452,8 +353,8 @@ def _warn_if_disconnected(labels: np.ndarray) -> None:
         )
         more = "" if len(sizes) <= 5 else f", and {len(sizes) - 5} more"
         warnings.warn(
-            f"The graph falls into {len(sizes)} components ({named}{more}); distances between them are infinite. "
-            "Raise k, or add points.",
+            f"The graph falls into {len(sizes)} components ({named}{more}); distances between "
+            "them are infinite. Raise k, or add points.",
             DisconnectedGraphWarning,
             stacklevel=stack_level(),
         )

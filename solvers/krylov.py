@@ -1,5 +1,6 @@
-"""Truncated conjugate gradients on many curves at once, in a metric of the path that is cheap to
-invert.
+"""Truncated conjugate gradients on many curves at once.
+
+They work in a metric of the path that is cheap to invert.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from torch import Tensor
 from riemae.solvers.products import Product
 from riemae.solvers.space import Space
 
-_SAMPLES = 4  # nodes a curve at which the metric is sketched
-_LEAST = (
-    0.5  # curves that are done are carried along until fewer than this share of the batch is left
-)
+_SAMPLES = 4  # nodes per curve at which the metric is sketched
+# Curves that are done are carried along until fewer than this share of the batch is left.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
 class PathMetric:
-    """``2n T ⊗ Ĝ``: T the second differences along ``n − 1`` interior nodes, Ĝ a sketch of the
-    curve's mean metric.
+    """``2n T ⊗ Ĝ``, a metric of the path.
 
-    Where the metric is constant, and the sketch complete, this is the Hessian itself.
+    T are the second differences along ``n − 1`` interior nodes, Ĝ is a sketch of the curve's mean
+    metric. Where the metric is constant, and the sketch complete, this is the Hessian itself.
 
     Attributes:
         basis: ``(p, m, r)``, orthonormal columns.
@@ -38,39 +38,37 @@ class PathMetric:
 
     @classmethod
     def sketched(cls, space: Space, nodes: Tensor, rank: int) -> PathMetric:  # (p, n + 1, m)
-        """Nyström's approximation of the mean of G over a few nodes from ``rank`` products with
-        fixed probes.
+        """Nyström's approximation of the mean of G over a few nodes.
 
+        It takes ``rank`` products with fixed probes.
         ``Ĝ = Y (ΩᵀY)⁻¹ Yᵀ`` with ``Y = Ḡ Ω``, and its smallest eigenvalue in all other directions.
 
         References:
             Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
             Anal. Appl., 2023.
         """
-        p, count, m = nodes.shape
+        _, count, m = nodes.shape
         rank = min(rank, m)
+        eps = torch.finfo(nodes.dtype).eps
         probes = _probes(m, rank).to(nodes)
         where = torch.linspace(0, count - 1, min(_SAMPLES, count) + 2)[1:-1].round().long()
-        points = nodes[:, where]
-        product = _mean_metric(space, points, probes)
+        product = _mean_metric(space, nodes[:, where], probes)
         core = probes.T @ product
         core = (core + core.mT) / 2
         # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
-        shift = torch.finfo(nodes.dtype).eps * core.diagonal(dim1=-2, dim2=-1).sum(-1) * m
-        eye = torch.eye(rank).to(nodes)
-        root, info = torch.linalg.cholesky_ex(core + shift[:, None, None] * eye)
-        sound = (info == 0) & root.isfinite().all((1, 2)) & (shift > 0)
-        root = torch.where(sound[:, None, None], root, eye)
-        half = torch.where(sound[:, None, None], product + shift[:, None, None] * probes, 0.0)
+        shift = eps * core.diagonal(dim1=-2, dim2=-1).sum(-1) * m
+        root, sound = _sound_root(core, shift)
+        shifted = product + shift[:, None, None] * probes
+        half = torch.where(sound[:, None, None], shifted, 0.0)
         half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
         squares, turn = torch.linalg.eigh(half.mT @ half)
         values = squares.clamp(min=0)
         top = values[:, -1:]
-        values = torch.maximum(values, 1e2 * torch.finfo(nodes.dtype).eps * top)
+        values = torch.maximum(values, 1e2 * eps * top)
         basis = half @ turn / squares.clamp(min=torch.finfo(nodes.dtype).tiny).sqrt()[:, None]
         # Directions within rounding of zero are not orthogonal to the others: leave them to the
         # rest.
-        clear = squares > 1e3 * torch.finfo(nodes.dtype).eps * top
+        clear = squares > 1e3 * eps * top
         basis = torch.where(clear[:, None], basis, 0.0)
         rest = torch.where(clear, values, torch.inf).amin(-1)
         return cls(basis, torch.where(clear, values, 1.0), torch.where(sound, rest, torch.nan))
@@ -88,15 +86,26 @@ class PathMetric:
         return u / self.rest[:, None, None] + (parts * weights[:, None]) @ self.basis.mT
 
 
+def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of ``core + shift``, and where it is sound.
+
+    The identity elsewhere.
+    """
+    eye = torch.eye(core.shape[-1]).to(core)
+    root, info = torch.linalg.cholesky_ex(core + shift[:, None, None] * eye)
+    sound = (info == 0) & root.isfinite().all((1, 2)) & (shift > 0)
+    return torch.where(sound[:, None, None], root, eye), sound
+
+
 def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
-    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends: the tridiagonal system by two
-    running sums.
+    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends.
+
+    The tridiagonal system is solved by two running sums.
     """
     n = f.shape[1] + 1
     fall = f.cumsum(1)
-    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(
-        1
-    )  # Σ_{j<i} (i − j) f_j, i = 1 … n
+    # Σ_{j<i} (i − j) f_j, i = 1 … n
+    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(1)
     ramp = torch.arange(1, n, device=f.device, dtype=f.dtype)[:, None] / n
     return ramp * bent[:, -1:] - bent[:, :-1]
 
@@ -116,8 +125,9 @@ def _mean_metric(
 
 
 def _probes(m: int, rank: int) -> Tensor:
-    """Orthonormal columns, always the same: a curve's bits must not depend on its neighbours, nor
-    on the clock.
+    """Orthonormal columns, always the same.
+
+    A curve's bits must not depend on its neighbours, nor on the clock.
     """
     gaussian = torch.randn(m, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q
@@ -125,7 +135,7 @@ def _probes(m: int, rank: int) -> Tensor:
 
 @dataclass
 class Truncated:
-    """Where conjugate gradients were stopped, one entry a curve.
+    """Where conjugate gradients were stopped, one entry per curve.
 
     Attributes:
         step: ``(p, n − 1, m)``.
@@ -160,6 +170,23 @@ class Truncated:
 
 @dataclass
 class _Progress:
+    """Conjugate gradients under way, one entry per curve; ``q`` of them.
+
+    Attributes:
+        rows: ``(q,)``, which curves.
+        step: ``(q, n − 1, m)``.
+        residual: ``(q, n − 1, m)``, the gradient of the model there.
+        direction: ``(q, n − 1, m)``, where to go next.
+        rz: ``(q,)``, ⟨residual, M⁻¹ residual⟩.
+        gain: ``(q,)``, by how much the model has fallen.
+        bend: ``(q,)``, ``stepᵀ H step``.
+        ss: ``(q,)``, ⟨step, step⟩ in the path's metric.
+        sd: ``(q,)``, ⟨step, direction⟩.
+        dd: ``(q,)``, ⟨direction, direction⟩.
+        softest: ``(q,)``, the least curvature met, relative to the metric.
+        gains: ``(q, k + 1)``, after each product.
+    """
+
     rows: Tensor
     step: Tensor
     residual: Tensor
@@ -167,14 +194,65 @@ class _Progress:
     rz: Tensor
     gain: Tensor
     bend: Tensor
-    ss: Tensor  # ⟨step, step⟩ in the path's metric, and so on
+    ss: Tensor
     sd: Tensor
     dd: Tensor
     softest: Tensor
-    gains: Tensor  # (q, k + 1), after each product
+    gains: Tensor
+
+    @classmethod
+    def begin(cls, gradient: Tensor, z: Tensor) -> _Progress:
+        """At steps of 0, with ``z = M⁻¹ gradient``."""
+        zero = gradient.new_zeros(len(gradient))
+        rz = _dot(gradient, z)
+        return cls(
+            rows=torch.arange(len(gradient), device=gradient.device),
+            step=torch.zeros_like(gradient),
+            residual=gradient,
+            direction=-z,
+            rz=rz,
+            gain=zero,
+            bend=zero,
+            ss=zero,
+            sd=zero,
+            dd=rz,
+            softest=torch.full_like(zero, torch.inf),
+            gains=zero[:, None],
+        )
 
     def select(self, keep: Tensor) -> _Progress:
         return _Progress(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+    def advance(self, stride: Tensor, turned: Tensor, negative: Tensor) -> None:
+        """Go along the direction, of which ``turned`` is the product with the Hessian."""
+        curvature = _dot(self.direction, turned)
+        across = _dot(self.step, turned)
+        self.bend = self.bend + 2 * stride * across + stride.square() * curvature
+        self.step = self.step + stride[:, None, None] * self.direction
+        self.gain = self.gain + stride * self.rz - stride.square() * curvature / 2
+        self.ss = self.ss + 2 * stride * self.sd + stride.square() * self.dd
+        soft = torch.where(negative, torch.inf, curvature / self.dd)
+        self.softest = torch.minimum(self.softest, soft)
+        self.residual = self.residual + stride[:, None, None] * turned
+        self.gains = torch.cat([self.gains, self.gain[:, None]], 1)
+
+    def remainder(self, rz: Tensor, k: int) -> Tensor:
+        """What is left to gain after k products.
+
+        At most ``½ rᵀM⁻¹r`` over the least eigenvalue of ``M⁻¹H``, of which ``softest`` is an upper
+        bound, but a poor one where the metric nearly vanishes: as much may come as the last half
+        has brought.
+        """
+        late = self.gain - self.gains[:, k // 2]
+        return torch.maximum(rz / (2 * self.softest), late)
+
+    def turn(self, stride: Tensor, rz: Tensor, z: Tensor) -> None:
+        """The next direction, conjugate to those before."""
+        beta = rz / self.rz
+        self.sd = beta * (self.sd + stride * self.dd)
+        self.dd = rz + beta.square() * self.dd
+        self.rz = rz
+        self.direction = beta[:, None, None] * self.direction - z
 
 
 def truncated_cg(
@@ -186,13 +264,12 @@ def truncated_cg(
     enough: Tensor,
     most: int,
 ) -> Truncated:
-    """Approximate minimisers of ``gᵀs + ½ sᵀHs`` in ``|s| ≤ radius`` by preconditioned conjugate
-    gradients.
+    """Approximate minimisers of ``gᵀs + ½ sᵀHs`` in ``|s| ≤ radius``.
 
-    A curve stops at the boundary, on meeting negative curvature (from where it goes on to the
-    boundary), or once the gradient of the model has fallen by ``forcing``, or once what is left to
-    gain is below ``enough``. The norm is that of the preconditioner, in which the iterates grow
-    steadily, so that the boundary is crossed once.
+    By preconditioned conjugate gradients. A curve stops at the boundary, on meeting negative
+    curvature (from where it goes on to the boundary), or once the gradient of the model has fallen
+    by ``forcing``, or once what is left to gain is below ``enough``. The norm is that of the
+    preconditioner, in which the iterates grow steadily, so that the boundary is crossed once.
 
     Args:
         product: ``rows -> H·`` for the curves at ``rows`` ``(q,)``; called again when few are left.
@@ -201,28 +278,20 @@ def truncated_cg(
         radius: ``(p,)``.
         forcing: ``(p,)``, relative size of the residual that ends a curve.
         enough: ``(p,)``.
-        most: Products a curve.
+        most: Products per curve.
 
     References:
         T. Steihaug, The conjugate gradient method and trust regions in large scale optimization,
         SIAM J. Numer. Anal., 1983; Ph. L. Toint, 1981. J. Nocedal, S. J. Wright, Numerical
         Optimization, chapter 7, algorithm 7.2.
     """
-    p = len(gradient)
-    zero = gradient.new_zeros(p)
-    no = torch.zeros(p, dtype=torch.bool, device=gradient.device)
-    count = torch.zeros(p, dtype=torch.int64, device=gradient.device)
-    gain, bend, remainder, norm = (zero.clone() for _ in range(4))
-    out = Truncated(torch.zeros_like(gradient), gain, bend, remainder, norm, no, no.clone(), count)
+    out = _nothing(gradient)
     z = metric.solve(gradient)
-    rz = _dot(gradient, z)
-    rows = torch.arange(p, device=gradient.device)
-    infinite = torch.full_like(zero, torch.inf)
-    run = _Progress(
-        rows, out.step, gradient, -z, rz, zero, zero, zero, zero, rz, infinite, zero[:, None]
-    )
-    limit, alive = forcing.square() * rz, rz > 0
-    apply, local = product(rows), metric
+    run = _Progress.begin(gradient, z)
+    limit = forcing.square() * run.rz
+    alive = run.rz > 0
+    local = metric
+    apply = product(run.rows)
     for k in range(1, most + 1):
         if not bool(alive.any()):
             break
@@ -230,40 +299,51 @@ def truncated_cg(
             run, local = run.select(alive), local.select(alive)
             apply, alive = product(run.rows), alive[alive]
         turned = apply(run.direction)
-        curvature = _dot(run.direction, turned)
-        stride = run.rz / curvature
-        crossing = run.ss + 2 * stride * run.sd + stride.square() * run.dd
-        edge = radius[run.rows].square()
-        negative = ~(curvature > 0)
-        bounded = negative | (crossing >= edge)
-        room = run.sd.square() + run.dd * (edge - run.ss).clamp(min=0)
-        stride = torch.where(bounded, (room.sqrt() - run.sd) / run.dd, stride)
-        run.bend = run.bend + 2 * stride * _dot(run.step, turned) + stride.square() * curvature
-        run.step = run.step + stride[:, None, None] * run.direction
-        run.gain = run.gain + stride * run.rz - stride.square() * curvature / 2
-        run.ss = run.ss + 2 * stride * run.sd + stride.square() * run.dd
-        run.softest = torch.minimum(
-            run.softest, torch.where(negative, torch.inf, curvature / run.dd)
-        )
-        run.residual = run.residual + stride[:, None, None] * turned
+        stride, negative, bounded = _stride(run, turned, radius)
+        run.advance(stride, turned, negative)
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        # What is left is at most ½ rᵀM⁻¹r over the least eigenvalue of M⁻¹H, of which `softest` is
-        # an upper bound, but a poor one where the metric nearly vanishes: as much may come as the
-        # last half has brought.
-        run.gains = torch.cat([run.gains, run.gain[:, None]], 1)
-        late = run.gain - run.gains[:, k // 2]
-        remainder = torch.where(bounded, torch.inf, torch.maximum(new / (2 * run.softest), late))
+        remainder = torch.where(bounded, torch.inf, run.remainder(new, k))
         done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
         written = alive & (done | (k == most))
         _write(out, run, written, remainder, negative, bounded, k)
         alive = alive & ~done
-        beta = new / run.rz
-        run.sd = beta * (run.sd + stride * run.dd)
-        run.dd = new + beta.square() * run.dd
-        run.rz = new
-        run.direction = beta[:, None, None] * run.direction - z
+        run.turn(stride, new, z)
     return out
+
+
+def _stride(run: _Progress, turned: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far to go along the direction.
+
+    To the minimum along it; to the boundary where that lies beyond, or where there is none.
+
+    Returns:
+        The stride ``(q,)``, whether the curvature is negative, and whether the boundary is met.
+    """
+    curvature = _dot(run.direction, turned)
+    stride = run.rz / curvature
+    crossing = run.ss + 2 * stride * run.sd + stride.square() * run.dd
+    edge = radius[run.rows].square()
+    negative = ~(curvature > 0)
+    bounded = negative | (crossing >= edge)
+    room = run.sd.square() + run.dd * (edge - run.ss).clamp(min=0)
+    return torch.where(bounded, (room.sqrt() - run.sd) / run.dd, stride), negative, bounded
+
+
+def _nothing(gradient: Tensor) -> Truncated:
+    """Steps of 0."""
+    p = len(gradient)
+    device = gradient.device
+    return Truncated(
+        step=torch.zeros_like(gradient),
+        gain=gradient.new_zeros(p),
+        bend=gradient.new_zeros(p),
+        remainder=gradient.new_zeros(p),
+        norm=gradient.new_zeros(p),
+        negative=torch.zeros(p, dtype=torch.bool, device=device),
+        bounded=torch.zeros(p, dtype=torch.bool, device=device),
+        iterations=torch.zeros(p, dtype=torch.int64, device=device),
+    )
 
 
 def _write(
@@ -275,10 +355,16 @@ def _write(
     bounded: Tensor,
     count: int,
 ) -> None:
+    """Enter the curves at ``at``, which stop here."""
     rows = run.rows[at]
-    out.step[rows], out.gain[rows], out.bend[rows] = run.step[at], run.gain[at], run.bend[at]
-    out.remainder[rows], out.norm[rows] = remainder[at], run.ss[at].clamp(min=0).sqrt()
-    out.negative[rows], out.bounded[rows], out.iterations[rows] = negative[at], bounded[at], count
+    out.step[rows] = run.step[at]
+    out.gain[rows] = run.gain[at]
+    out.bend[rows] = run.bend[at]
+    out.remainder[rows] = remainder[at]
+    out.norm[rows] = run.ss[at].clamp(min=0).sqrt()
+    out.negative[rows] = negative[at]
+    out.bounded[rows] = bounded[at]
+    out.iterations[rows] = count
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:  # (p, n, m), (p, n, m) -> (p,)

@@ -1,4 +1,4 @@
-"""Symmetric block-tridiagonal systems, one a curve: the Hessians of discrete curve energies."""
+"""Symmetric block-tridiagonal systems, one per curve: the Hessians of discrete curve energies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # One dense batched Cholesky beats a loop over n blocks of m as long as its work, (n m)³, is at most
-# so many times n. Measured on two cores, 15 blocks of 8: for 1,000 curves 119 ms by the dense road
+# so many times n. Measured on two cores, 15 blocks of 8: for 1,000 curves 119 ms by the dense way
 # and 15 ms by blocks, for one curve 0.1 and 0.2 ms; a solve with the factor takes 37 and 1.7 ms,
 # 0.02 and 0.1 ms. With 7 blocks both take 0.3 ms for 32.
 _DENSE_WORK = 30_000
@@ -32,7 +32,7 @@ class Factorization:
 
 @dataclass(frozen=True)
 class BlockTridiagonal:
-    """A batch of symmetric block-tridiagonal matrices with ``n`` blocks of size ``m`` a side.
+    """A batch of symmetric block-tridiagonal matrices with ``n`` by ``n`` blocks of size ``m``.
 
     Attributes:
         diagonal: ``(p, n, m, m)`` symmetric blocks.
@@ -116,22 +116,22 @@ class BlockTridiagonal:
         return Factorization(solve, info == 0)
 
     def _block_cholesky(self) -> Factorization:
-        """Eliminates from both ends at once, as one batch, towards the block in the middle: half as
-        many steps.
+        """Eliminates from both ends at once, as one batch, towards the block in the middle.
 
-        The middle is solved twice, once for either end: batches of one system alone would go to
-        other kernels, with other last bits, than several.
+        That takes half as many steps. The middle is solved twice, once for either end: batches of
+        one system alone would go to other kernels, with other last bits, than several.
         """
-        p, wanted, m, _ = self.diagonal.shape
-        identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
-        half = wanted // 2
+        p, count, m, _ = self.diagonal.shape
+        half = count // 2
         if not half:
             return self._dense_cholesky()
+        identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
         diagonal, upper = self.diagonal, self.upper
-        even = wanted % 2 == 0
-        if even:  # as many blocks on either side: the identity, coupled to nothing, comes last
+        if count % 2 == 0:
+            # As many blocks on either side: the identity, coupled to nothing, comes last.
             last = identity.expand(p, 1, m, m)
-            diagonal, upper = torch.cat([diagonal, last], 1), torch.cat([upper, 0 * last], 1)
+            diagonal = torch.cat([diagonal, last], 1)
+            upper = torch.cat([upper, 0 * last], 1)
         # Both ends, each read inwards.
         middle = diagonal[:, half]
         diagonal = torch.cat([diagonal[:, :half], diagonal[:, half + 1 :].flip(1)])
@@ -147,45 +147,16 @@ class BlockTridiagonal:
             failures.append(info)
         met = links[-1].mT @ links[-1]
         root, failure = torch.linalg.cholesky_ex((middle - met[:p] - met[p:]).repeat(2, 1, 1))
-        # All that does not wait for the block before it, for all blocks at once: what remains in
-        # the loops below is one product a block.
-        factors.append(root)
-        inverse, centre = torch.linalg.solve_triangular(
-            torch.stack(factors), identity, upper=False
-        ).split([half, 1])
-        link, centre = torch.stack(links), centre[0]
-        down, up = (inverse[1:] @ link[:-1].mT).unbind(), (inverse.mT @ link).unbind()
-        inwards = centre @ link[-1].mT
-
-        def solve(b: Tensor) -> Tensor:  # (p, wanted, m)
-            if even:
-                b = torch.nn.functional.pad(b, (0, 0, 0, 1))
-            x = list(
-                (
-                    inverse
-                    @ torch.cat([b[:, :half], b[:, half + 1 :].flip(1)]).transpose(0, 1)[..., None]
-                ).unbind()
-            )
-            for i in range(1, half):
-                x[i] = torch.baddbmm(x[i], down[i - 1], x[i - 1], alpha=-1)
-            met = inwards @ x[-1]
-            share = centre @ b[:, half, :, None].repeat(2, 1, 1)
-            after = middle = centre.mT @ (share - met - torch.cat([met[p:], met[:p]]))
-            x = list((inverse.mT @ torch.stack(x)).unbind())
-            for i in reversed(range(half)):
-                after = x[i] = torch.baddbmm(x[i], up[i], after, alpha=-1)
-            ends = torch.stack(x, 1)[..., 0]
-            return torch.cat([ends[:p], middle[:p].mT, ends[p:].flip(1)], 1)[:, :wanted]
-
         failed = torch.stack([*failures, failure]).sum(0)
+        solve = _TwoEnded.of([*factors, root], torch.stack(links), identity, count)
         return Factorization(solve, failed[:p] + failed[p:] == 0)
 
     def negative_eigenvalues(self) -> Tensor:
-        """How many eigenvalues are negative, ``(p,)`` int64: the Morse index when this is an energy
-        Hessian.
+        """How many eigenvalues are negative, ``(p,)`` int64.
 
-        By Sylvester's law of inertia it is the number of negative pivots of the block LDL^T
-        factorisation, counted block by block; eigenvalues within rounding of zero do not count.
+        For the Hessian of an energy that is the Morse index. By Sylvester's law of inertia it is
+        the number of negative pivots of the block LDL^T factorisation, counted block by block;
+        eigenvalues within rounding of zero do not count.
         """
         n = self.diagonal.shape[1]
         count = torch.zeros(len(self.diagonal), dtype=torch.int64, device=self.diagonal.device)
@@ -211,6 +182,67 @@ class BlockTridiagonal:
             values = torch.linalg.eigvalsh(self.select(doubtful).dense())
             count[doubtful] = (values < -floor[doubtful, None]).sum(-1)
         return count
+
+
+@dataclass(frozen=True)
+class _TwoEnded:
+    """Solves a block-tridiagonal system that has been eliminated from both ends.
+
+    Blocks of both ends stand in one batch ``(2 p, m, m)``, read inwards. All that does not wait for
+    the block before it has been computed for all blocks at once: what remains in the loops is one
+    product per block.
+
+    Attributes:
+        count: Blocks of the system.
+        inverse: Inverse factors of the outer blocks.
+        centre: Inverse factor of the middle block.
+        down: From each outer block to the next, on the way inwards.
+        up: From each outer block to the one before, on the way back.
+        inwards: From the last outer block to the middle.
+    """
+
+    count: int
+    inverse: Tensor
+    centre: Tensor
+    down: tuple[Tensor, ...]
+    up: tuple[Tensor, ...]
+    inwards: Tensor
+
+    @classmethod
+    def of(cls, factors: list[Tensor], link: Tensor, identity: Tensor, count: int) -> _TwoEnded:
+        """From the factors of the outer blocks and of the middle, and the blocks that link them."""
+        half = len(factors) - 1
+        inverses = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)
+        inverse, centre = inverses.split([half, 1])
+        return cls(
+            count=count,
+            inverse=inverse,
+            centre=centre[0],
+            down=(inverse[1:] @ link[:-1].mT).unbind(),
+            up=(inverse.mT @ link).unbind(),
+            inwards=centre[0] @ link[-1].mT,
+        )
+
+    def __call__(self, b: Tensor) -> Tensor:  # (p, count, m)
+        """Solutions for right-hand sides."""
+        p, half = len(b), len(self.up)
+        if self.count % 2 == 0:
+            b = torch.nn.functional.pad(b, (0, 0, 0, 1))
+        ends = torch.cat([b[:, :half], b[:, half + 1 :].flip(1)])
+        x = list((self.inverse @ ends.transpose(0, 1)[..., None]).unbind())
+        for i in range(1, half):
+            x[i] = torch.baddbmm(x[i], self.down[i - 1], x[i - 1], alpha=-1)
+        met = self.inwards @ x[-1]
+        share = self.centre @ b[:, half, :, None].repeat(2, 1, 1)
+        middle = self.centre.mT @ (share - met - torch.cat([met[p:], met[:p]]))
+        x = list((self.inverse.mT @ torch.stack(x)).unbind())
+        after = middle
+        for i in reversed(range(half)):
+            x[i] = torch.baddbmm(x[i], self.up[i], after, alpha=-1)
+            after = x[i]
+        outer = torch.stack(x, 1)[..., 0]
+        whole = torch.cat([outer[:p], middle[:p].mT, outer[p:].flip(1)], 1)
+        return whole[:, : self.count]
 
 
 def _times(a: Tensor, x: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
-"""What is known of a curve's length at one resolution, and what several resolutions together say of
-its error.
+"""Lengths of curves at one resolution, and what several resolutions say of their errors.
 
 Every level gives three independent numbers for a pair:
 
 - the *length* of the smooth curve through the nodes, an upper bound of the distance;
-- the *root energy* ``√(n Σ chord²)`` of the nodes alone, which does not see what lies between them. Minimised, it
-  approaches the distance from below as ``d (1 − c h² + …)``, so two levels give an extrapolation
-  without ``h²``;
-- the *wobble*, the mean squared deviation of the speed from its mean. A geodesic has none. Where the curve between two
-  right nodes strays by a velocity ``e``, its length is too long by the share ``½ ⟨e⊥²⟩``, and its
-  speed deviates by ``e∥``.
+- the *root energy* ``√(n Σ chord²)`` of the nodes alone, which does not see what lies between them.
+  Minimised, it approaches the distance from below as ``d (1 − c h² + …)``, so two levels give an
+  extrapolation without ``h²``;
+- the *wobble*, the mean squared deviation of the speed from its mean. A geodesic has none. Where
+  the curve between two right nodes strays by a velocity ``e``, its length is too long by the share
+  ``½ ⟨e⊥²⟩``, and its speed deviates by ``e∥``.
 
 Differences of lengths alone deceive where two levels agree by accident. The three together do not.
 """
@@ -32,13 +31,16 @@ from riemae.solvers.curve import (
     speeds_of_chords,
 )
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.space import Space, embedding_of
+from riemae.solvers.hooks import embedding_of
+from riemae.solvers.space import Space
 from riemae.solvers.state import on_host
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is
 # believed only once three levels have shown it, and then by half.
 RATIO = 16.0
-_RATIO_MIN, _RATIO_MAX, _BELIEVED = 1.5, 80.0, 2.0
+_RATIO_MIN = 1.5
+_RATIO_MAX = 80.0
+_BELIEVED = 2.0
 # What the h⁴ part may make of the extrapolated root energy, as a share of the h² part: it was at
 # most 0.07 on the first two levels of the benchmark's decoder. With three levels the change of the
 # extrapolation says it.
@@ -47,7 +49,9 @@ _EXTRAPOLATION = 0.1
 # many times with two levels, and with three, whose ratio may be that of a coarser resolution.
 # Chosen for bars that cover the error in 95 % of cases and are within a factor of ten of it, on the
 # closed forms of the tests and on decoders of digits.
-_MARGIN, _WIDER, _WIDER_WITH_THREE = 1.1, 1.3, 3.0
+_MARGIN = 1.1
+_WIDER = 1.3
+_WIDER_WITH_THREE = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ class Measure:
 
     @classmethod
     def of(cls, space: Space, curve: Curve) -> Measure:
-        """Measure curves ``(p,)``: from points where the space embeds them in float64, else by
-        tangents.
+        """Measure curves ``(p,)``.
+
+        From points where the space embeds them in float64, elsewhere by tangents.
         """
         eps, floor = tolerance(curve.nodes.dtype).eps, tolerance(curve.nodes.dtype).length
         n, embedded = curve.segments, embedding_of(space)
@@ -123,16 +128,12 @@ class Measure:
 
     def put(self, rows: np.ndarray, where: Tensor, other: Measure) -> Measure:
         """These curves with others at ``rows``."""
-        nodes, slopes, speed = (
-            self.curve.nodes.clone(),
-            self.curve.slopes.clone(),
-            self.speed.clone(),
-        )
-        nodes[where], slopes[where], speed[where] = (
-            other.curve.nodes,
-            other.curve.slopes,
-            other.speed,
-        )
+        nodes = self.curve.nodes.clone()
+        slopes = self.curve.slopes.clone()
+        speed = self.speed.clone()
+        nodes[where] = other.curve.nodes
+        slopes[where] = other.curve.slopes
+        speed[where] = other.speed
         columns = []
         for mine, theirs in (
             (self.length, other.length),
@@ -148,9 +149,7 @@ class Measure:
 
 
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
-    """Speeds, then the root energy of the nodes, the length of the polygon through all points, and
-    their size.
-    """
+    """Speeds, the root energy of the nodes, the length of the polygon through all points, sizes."""
     chords = x.diff(dim=1)
     speed, inscribed = speeds_of_chords(chords), torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
@@ -165,8 +164,9 @@ def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)
 
 
 class Evidence:
-    """Lengths and root energies of ``p`` pairs on their last three levels, and the error estimate
-    that they support.
+    """Lengths and root energies of ``p`` pairs on their last three levels.
+
+    And the error estimate that they support.
 
     Attributes:
         lengths: ``(3, p)``, the oldest first; NaN before there is one.
@@ -215,7 +215,7 @@ class Evidence:
         Args:
             rows: The pairs.
             wobble: Theirs at the last level.
-            ratio: By which the solver's error falls, unless three levels show another.
+            ratio: By which the solver's error falls per level, until three levels show another.
         """
         oldest, previous, now = self.lengths[:, rows]
         shown = np.abs((oldest - previous) / (previous - now))

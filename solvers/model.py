@@ -1,6 +1,4 @@
-"""The quadratic model of a discrete curve energy that a Newton step minimises, and what a run of
-steps teaches it.
-"""
+"""The quadratic model that a Newton step minimises, and what a run of steps teaches it."""
 
 from __future__ import annotations
 
@@ -26,21 +24,36 @@ class QuadraticModel:
     The Hessian where it is positive definite; its absolute value where it is known to be indefinite
     (eigenvalues relative to Gauss-Newton, taken positive: the step runs down along negative
     curvature, too); Gauss-Newton elsewhere.
+
+    Attributes:
+        full: The Hessian as far as it is known.
+        matrix: M, the matrix of the model.
+        factor: Its factorisation.
+        gauss_newton: The positive semi-definite part of the Hessian.
+        correction: What is missing to the Hessian; 0 where it is unknown.
+        gradient: g, ``(p, n − 1, m)``.
+        step: ``(p, n − 1, m)``, undamped.
+        decrement: ``(p,)``, ``gᵀ M⁻¹ g``.
+        singular: ``(p,)`` bool: the metric is singular along the curve.
+        indefinite: ``(p,)`` bool: the Hessian is known to have negative eigenvalues.
+        index: ``(p,)``, how many; −1 where unknown.
+        place: ``(p,)``, where an indefinite curve stands in ``absolute``; −1 for the others.
+        absolute: ``(q, (n − 1) m, (n − 1) m)``, Hessians with positive eigenvalues.
     """
 
-    full: BlockTridiagonal  # the Hessian as far as it is known
+    full: BlockTridiagonal
     matrix: BlockTridiagonal
     factor: Factorization
     gauss_newton: BlockTridiagonal
     correction: BlockTridiagonal
     gradient: Tensor
-    step: Tensor  # undamped
-    decrement: Tensor  # gᵀ M⁻¹ g, M the matrix
+    step: Tensor
+    decrement: Tensor
     singular: np.ndarray
     indefinite: np.ndarray
     index: np.ndarray
-    place: np.ndarray  # (p,), where an indefinite curve stands in `absolute`; −1 for the others
-    absolute: Tensor  # (q, (n − 1) m, (n − 1) m)
+    place: np.ndarray
+    absolute: Tensor
 
     @classmethod
     def of(
@@ -76,11 +89,8 @@ class QuadraticModel:
         indefinite = index > 0
         # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton
         # descends, too.
-        bent = (
-            indefinite.nonzero()[0]
-            if gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
-            else np.arange(0)
-        )
+        few = gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
+        bent = indefinite.nonzero()[0] if few else np.arange(0)
         place = np.full_like(index, -1)
         place[bent] = np.arange(len(bent))
         absolute = g.new_empty(0, 0, 0)
@@ -98,8 +108,8 @@ class QuadraticModel:
             gradient=g,
             step=step,
             decrement=decrement_of(g, step),
-            singular=singular
-            | ~(ok | reused),  # what was interpolated proves nothing about the metric
+            # What was interpolated proves nothing about the metric.
+            singular=singular | ~(ok | reused),
             indefinite=indefinite,
             index=index,
             place=place,
@@ -119,15 +129,12 @@ class QuadraticModel:
         return self.factor.solve(wide)[where]
 
     def solve(self, damping: np.ndarray, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise, for all curves or
-        for ``rows``.
+        """Damped steps and the decrements ``gᵀ(M + μ D)⁻¹g`` that they promise.
+
+        For all curves, or for ``rows``.
         """
-        matrix, blocks, g, place = (
-            self.matrix,
-            self.gauss_newton.diagonal,
-            self.gradient,
-            self.place,
-        )
+        matrix, blocks = self.matrix, self.gauss_newton.diagonal
+        g, place = self.gradient, self.place
         if rows is not None and len(rows) < len(g):
             where, place = placed(rows, g), place[rows]
             matrix, blocks, g = matrix.select(where), blocks[where], g[where]
@@ -138,23 +145,19 @@ class QuadraticModel:
         if len(bent):
             where = placed(bent, g)
             nothing = torch.zeros_like(matrix.upper[where])
-            dense = (
-                self.absolute[placed(place[bent], g)]
-                + BlockTridiagonal(shift[where], nothing).dense()
-            )
-            root = torch.linalg.cholesky_ex(dense).L
-            step[where] = torch.cholesky_solve(-g[where].flatten(1)[..., None], root)[
-                ..., 0
-            ].view_as(g[where])
+            damped = BlockTridiagonal(shift[where], nothing).dense()
+            root = torch.linalg.cholesky_ex(self.absolute[placed(place[bent], g)] + damped).L
+            right = -g[where].flatten(1)[..., None]
+            step[where] = torch.cholesky_solve(right, root)[..., 0].view_as(g[where])
         return step, decrement_of(g, step)
 
 
 class Secants:
-    """What the gradients along a run show of the Hessian: BFGS updates of the matrix that the run
-    began with.
+    """What the gradients along a run show of the Hessian.
 
-    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. Where a gradient contradicts a
-    positive definite Hessian, the curve goes without that update.
+    They are BFGS updates of the matrix that the run began with: Nocedal and Wright, Numerical
+    Optimization, 2006, algorithm 7.4. Where a gradient contradicts a positive definite Hessian, the
+    curve goes without that update.
 
     Args:
         model: Has the matrix.
@@ -162,10 +165,10 @@ class Secants:
     """
 
     def __init__(self, model: QuadraticModel, rows: np.ndarray) -> None:
-        self.model, self.rows = model, rows
-        self.pairs: list[
-            tuple[Tensor, Tensor, Tensor]
-        ] = []  # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
+        self.model = model
+        self.rows = rows
+        # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Tensor, change: Tensor) -> Tensor:  # (q, n - 1, m), (q, n - 1, m) -> (q,)
         """Take in that the gradients have changed by ``change`` along ``step``.
@@ -203,8 +206,9 @@ class Secants:
 def _absolute(
     hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal
 ) -> Tensor:  # -> (q, n m, n m)
-    """``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``: the Hessian with positive
-    eigenvalues.
+    """The Hessian with positive eigenvalues.
+
+    ``L V |Λ| Vᵀ Lᵀ`` with ``M = L Lᵀ`` and ``L⁻¹ H L⁻ᵀ = V Λ Vᵀ``.
     """
     root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
     half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
@@ -217,9 +221,8 @@ def _absolute(
 def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
     scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(
-        0.0
-    )  # a zero direction leaves a zero pivot
+    # A direction without length leaves a pivot of 0.
+    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)
     factor, info = torch.linalg.cholesky_ex(unit)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
     return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)

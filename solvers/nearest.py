@@ -1,5 +1,6 @@
-"""Nearest neighbours among many points: trees in few dimensions, scikit-learn in many, or
-approximately.
+"""Nearest neighbours among many points.
+
+By trees in few dimensions, by scikit-learn in many, or approximately.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from riemae.exceptions import MissingExtraError, OptionError
+from riemae.exceptions import MissingExtraError
+from riemae.numerics.checks import expect_choice
 
 Search = Literal["auto", "tree", "brute", "approximate"]
 
@@ -20,12 +22,13 @@ _TREE_DIMENSIONS = 16
 def nearest(
     coordinates: np.ndarray, k: int, search: Search = "auto", where: str = "graph"
 ) -> np.ndarray:
-    """Undirected edges ``(e, 2)`` from each of ``(n, d)`` points to its ``k`` nearest, smaller
-    index first, each once.
+    """Undirected edges ``(e, 2)`` from each of ``(n, d)`` points to its ``k`` nearest.
+
+    Each is listed once, its smaller index first.
 
     Args:
         coordinates: The points, n of at least 2.
-        k: Neighbours a point, itself not counted.
+        k: Neighbours per point, itself not counted.
         search: ``"tree"``: scipy's k-d tree; ``"brute"``: scikit-learn, all distances in blocks;
             ``"approximate"``: pynndescent, which misses a few neighbours; ``"auto"``: exact,
             whichever is faster of those installed.
@@ -35,16 +38,11 @@ def nearest(
         OptionError: For an unknown search.
         MissingExtraError: When its library is not installed.
     """
-    if search not in ("auto", "tree", "brute", "approximate"):
-        raise OptionError(
-            where, "search 'auto', 'tree', 'brute' or 'approximate'", repr(search), ""
-        )
+    expect_choice(where, "search", search, ("auto", "tree", "brute", "approximate"))
     if search == "auto":
-        many = (
-            coordinates.shape[1] > _TREE_DIMENSIONS
-            and importlib.util.find_spec("sklearn") is not None
-        )
-        search = "brute" if many else "tree"
+        many = coordinates.shape[1] > _TREE_DIMENSIONS
+        installed = importlib.util.find_spec("sklearn") is not None
+        search = "brute" if many and installed else "tree"
     find = {"tree": _tree, "brute": _brute, "approximate": _approximate}[search]
     found = find(coordinates, k + 1)
     n = len(coordinates)

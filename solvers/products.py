@@ -1,31 +1,30 @@
-"""Products of the discrete energy's Hessian with vectors, through one retained graph: no matrix is
-ever written.
+"""Products of the discrete energy's Hessian with vectors, without a matrix.
 
-``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse pass through the graph of the
-gradient (Pearlmutter, *Fast exact multiplication by the Hessian*, 1994): for ``n`` nodes as much
-work as a forward and a reverse product at each, and the primal is not computed again.
+They go through one retained graph. ``(∂²E) v`` is the derivative of ``⟨∂E, v⟩``, one more reverse
+pass through the graph of the gradient (Pearlmutter, *Fast exact multiplication by the Hessian*,
+1994): for ``n`` nodes as much work as a forward and a reverse product at each, and the primal is
+not computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae.numerics.metric import safe_sqrt
 from riemae.solvers.energy import discrete_energy, rounding
-from riemae.solvers.space import Space
 
 Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Products:
-    """A discrete energy about ``p`` curves with ``n − 1`` interior nodes, to second order, without
-    a matrix.
+    """A discrete energy to second order, without a matrix.
+
+    It is that of ``p`` curves with ``n − 1`` interior nodes.
 
     Attributes:
         energy: ``(p,)``.
@@ -33,7 +32,7 @@ class Products:
         noise: ``(p,)``, the rounding error to expect in ``energy``.
         hessian: ``(p, n − 1, m) -> (p, n − 1, m)``.
         gauss_newton: The same with the positive semi-definite part of the Hessian; None where
-            nobody knows it.
+            it is unknown.
     """
 
     energy: Tensor
@@ -41,22 +40,6 @@ class Products:
     noise: Tensor
     hessian: Product
     gauss_newton: Product | None = None
-
-
-def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
-    """The space's own ``products(nodes)`` where it has that method.
-
-    Its chords, differentiated twice, elsewhere.
-    """
-    own: Any = getattr(space, "products", None)
-    if own is not None:
-        return own(nodes)
-    with torch.enable_grad():
-        interior = nodes[:, 1:-1].detach().requires_grad_()
-        chords = space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-    start = nodes[:, :-1]
-    size = space.norm(start.flatten(0, 1), start.flatten(0, 1)).view(start.shape[:2])
-    return from_graph(interior, chords, size)
 
 
 def from_graph(
@@ -79,7 +62,10 @@ def from_graph(
             )
 
     noise = rounding(size.detach(), safe_sqrt(chords.detach()))
-    hessian = lambda v: pulled(gradient, interior, v)  # noqa: E731 (one expression)
+
+    def hessian(v: Tensor) -> Tensor:
+        return pulled(gradient, interior, v)
+
     return Products(energy.detach(), gradient.detach(), noise, hessian, gauss_newton)
 
 

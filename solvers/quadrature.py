@@ -1,7 +1,7 @@
-"""Length and energy of curves to a given accuracy: pieces of a curve are halved until their
-integrals are known.
+"""Length and energy of curves to a given accuracy.
 
-The speed is integrated by Kronrod's seven points a panel, whose difference from Gauss' three among
+Pieces of a curve are halved until their integrals are known. The speed is integrated by Kronrod's
+seven points per panel, whose difference from Gauss' three among
 them tells, with plenty to spare, what is missing. Where the space embeds curves in a Euclidean one,
 the straight line between a panel's ends is a second witness: no curve is shorter, so a step of the
 map that falls between the seven points is seen all the same. Panels are chosen without gradient;
@@ -10,7 +10,7 @@ what they add up to is differentiable.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
 from riemae.solvers.curve import Curve, check_nodes, hermite
+from riemae.solvers.hooks import embedding_of
 from riemae.solvers.space import Space
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
@@ -38,11 +39,12 @@ _GAUSS = np.array([0, 5 / 9, 0, 8 / 9, 0, 5 / 9, 0]) / 2
 # row. On smooth pieces all are far more than the error of the better rule.
 _COEFFICIENTS = np.linalg.inv(np.polynomial.legendre.legvander(2 * _TIMES - 1, 6))
 _TESTS = np.stack([2 * (_GAUSS - _WEIGHTS), _COEFFICIENTS[5] / 8, _COEFFICIENTS[6] / 4])
-# Panels a curve begins with, if it has fewer segments: a few points may all lie where nothing
+# Panels that a curve begins with, if it has fewer segments: a few points may all lie where nothing
 # happens.
 _FEWEST_PANELS = 16
-# Panels a curve may have (some 100,000 points), and how often one may be halved.
-_MOST_PANELS, _SHORTEST_PANEL = 16384, 2.0**-40
+# Panels that a curve may have (some 100,000 points), and how often one may be halved.
+_MOST_PANELS = 16384
+_SHORTEST_PANEL = 2.0**-40
 # Panels of a curve that cannot be looked at: inside torch.func.vmap and on the meta device.
 _BLIND_PANELS = 32
 
@@ -85,8 +87,7 @@ def length(
     return_error: bool = False,
     throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
-    """Riemannian length ``∫ |ż| dt`` (the paper's equation 4), refined until its error is below
-    ``rtol``.
+    """Riemannian length ``∫ |ż| dt`` , refined until its error is below ``rtol``.
 
     Args:
         space: Anything with a ``norm``; an ``embedded``, if it has one, makes the error estimate
@@ -143,9 +144,9 @@ def energy(
     return_error: bool = False,
     throw: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:  # -> (*b,) or (*b,), (*b,)
-    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1] (equation 5), refined as :func:`length` is.
+    """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1], refined as :func:`length` is.
 
-    At least its square.
+    It is at least the squared length.
 
     Args:
         space: As in :func:`length`.
@@ -163,8 +164,9 @@ def energy(
 
 
 class _Panels(NamedTuple):
-    """Pieces of curves, one a row: of ``curve``, in its ``segment``, from ``start`` on and
-    ``width`` long there.
+    """Pieces of curves, one per row.
+
+    Of ``curve``, in its ``segment``, from ``start`` on and ``width`` long there.
     """
 
     curve: Tensor
@@ -174,7 +176,7 @@ class _Panels(NamedTuple):
 
     @classmethod
     def evenly(cls, curves: int, segments: int, fewest: int, like: Tensor) -> _Panels:
-        """Every segment in equally many panels, at least ``fewest`` a curve."""
+        """Every segment in equally many panels, at least ``fewest`` per curve."""
         parts = -(-fewest // segments)
         index = torch.arange(curves * segments * parts, device=like.device)
         start = (index % parts).to(like) / parts
@@ -200,8 +202,9 @@ class _Panels(NamedTuple):
 
 
 class _Track(NamedTuple):
-    """Curves ``(p, n + 1, m)`` of which panels are cut: splines, or without slopes straight from
-    node to node.
+    """Curves ``(p, n + 1, m)`` of which panels are cut.
+
+    Splines; without slopes, straight lines from node to node.
     """
 
     nodes: Tensor
@@ -225,9 +228,8 @@ class _Track(NamedTuple):
         a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
         z = a * left + b * first + c * right + d * last
         _, b, c, d = (x[..., None] for x in hermite(u, 1, n))
-        return z, b * first + c * (
-            right - left
-        ) + d * last  # so written that it has no speed at all where it rests
+        # So written that it has no speed at all where it rests.
+        return z, b * first + c * (right - left) + d * last
 
 
 def _integral(
@@ -245,15 +247,15 @@ def _integral(
     elif isinstance(curve, Tensor):
         nodes, slopes = curve, None
     else:
-        raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, "")
+        hint = "Try a curve of M.geodesic(...).curve, or points as a tensor."
+        raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, hint)
     check_nodes(where, nodes)
     rtol = expect_rtol(where, rtol)
     batch = nodes.shape[:-2]
     flat = [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in (nodes, slopes)]
     track = _Track(flat[0], flat[1])  # type: ignore[arg-type]
-    if not len(
-        track.nodes
-    ):  # still what a space says of points that it cannot measure, and its graph
+    if not len(track.nodes):
+        # The space still says what it says of points that it cannot measure, and has its graph.
         empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
         return empty.view(batch), empty.detach().view(batch)
     if concrete(track.nodes) is None:
@@ -272,18 +274,18 @@ def _integral(
         raise NotConvergedError(
             where,
             f"curves measured to rtol={rtol:g}",
-            f"{len(rows)} of {len(missed)} that miss it, the worst by an error of {worst:.1e} (first: {rows[:5]})",
-            "The map jumps, bends very sharply, or its dtype cannot carry it: loosen rtol, use a smooth decoder or "
-            "float64, or take the values and errors as they are with throw=False, return_error=True.",
+            f"{len(rows)} of {len(missed)} that miss it, the worst by an error of {worst:.1e} "
+            f"(first: {rows[:5]})",
+            "The map jumps, bends very sharply, or its dtype cannot carry it: loosen rtol, use a "
+            "smooth decoder or float64, or take the values and errors as they are with "
+            "throw=False, return_error=True.",
             value.view(batch),
         )
     return value.view(batch), error.view(batch)
 
 
 def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Panels, Tensor, Tensor]:
-    """Panels whose errors add up to less than ``rtol`` of every curve's integral, if that is
-    possible.
-    """
+    """Panels whose errors add up to less than ``rtol`` of every curve's integral, if possible."""
     p = len(track.nodes)
     eps = tolerance(track.nodes.dtype).eps
     panels = _Panels.evenly(p, track.segments, _FEWEST_PANELS, track.nodes)
@@ -295,9 +297,8 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
         count = torch.bincount(panels.curve, minlength=p)
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
-        bad = (
-            unmet[panels.curve] & (errors > share[panels.curve]) & (panels.width > _SHORTEST_PANEL)
-        )
+        long = panels.width > _SHORTEST_PANEL
+        bad = unmet[panels.curve] & (errors > share[panels.curve]) & long
         bad &= errors > 16 * eps * values  # less is rounding, and halves have as much of it
         crowded = count + torch.bincount(panels.curve[bad], minlength=p) > _MOST_PANELS
         bad &= ~crowded[panels.curve]
@@ -306,10 +307,8 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
         finer = panels.where(bad).halved()
         finer_values, finer_errors = _measured(space, track, finer, power)
         panels = panels.where(~bad).joined(finer)
-        values, errors = (
-            torch.cat([values[~bad], finer_values]),
-            torch.cat([errors[~bad], finer_errors]),
-        )
+        values = torch.cat([values[~bad], finer_values])
+        errors = torch.cat([errors[~bad], finer_errors])
 
 
 def _summed(
@@ -326,7 +325,7 @@ def _measured(
 ) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
     """Integrals over panels and their errors, with chords as a second witness."""
     values, errors = _integrated(space, track, panels, power)
-    embedded: Any = getattr(space, "embedded", None)
+    embedded = embedding_of(space)
     if embedded is None:
         return values, errors
     ends = track.at(panels, torch.tensor([0.0, 1.0]).to(track.nodes))[0]
@@ -358,9 +357,7 @@ def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
 
 
 def _differentiated(space: Space, track: _Track) -> bool:
-    """Whether somebody may differentiate the result: in the curve, or in what the space is made
-    of.
-    """
+    """Whether the result may be differentiated: in the curve, or in what the space is made of."""
     if (
         transformed()
         or track.nodes.requires_grad

@@ -1,4 +1,4 @@
-"""What a geodesic solver returns: one entry a pair, and a status with its remedy."""
+"""What a geodesic solver returns: one entry per pair, and a status with its remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from riemae.exceptions import OptionError
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
+from riemae.solvers.hooks import restored
 from riemae.solvers.space import Space
 
 
@@ -34,16 +34,29 @@ class Status(IntEnum):
 HINTS = {
     Status.CONVERGED: "",
     Status.MAX_STEPS: "raise max_steps, loosen rtol, or start from a graph path (init=)",
-    Status.RESOLUTION: "raise max_segments, or loosen rtol: the curve is not resolved yet; a decoder with kinks (ReLU, "
-    "max-pooling) reaches rtol=1e-2",
-    Status.PRECISION: "rtol is below what the dtype can deliver: loosen it (rtol=1e-3, with ReLU 1e-2), or use "
-    "M.to(dtype=torch.float64)",
-    Status.STALLED: "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?",
-    Status.SINGULAR: "the metric is singular along the curve: directions without length, such as unused latent units; "
-    "try solver=solvers.NewtonCG(), which moves along them as little as it can",
-    Status.NON_FINITE: "decoder, metric or start curve are NaN or infinite somewhere: start elsewhere (init=)",
+    Status.RESOLUTION: (
+        "raise max_segments, or loosen rtol: the curve is not resolved yet; a decoder with kinks "
+        "(ReLU, max-pooling) reaches rtol=1e-2"
+    ),
+    Status.PRECISION: (
+        "rtol is below what the dtype can deliver: loosen it (rtol=1e-3, with ReLU 1e-2), or use "
+        "M.to(dtype=torch.float64)"
+    ),
+    Status.STALLED: (
+        "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?"
+    ),
+    Status.SINGULAR: (
+        "the metric is singular along the curve: directions without length, such as unused latent "
+        "units; try solver=solvers.NewtonCG(), which moves along them as little as it can"
+    ),
+    Status.NON_FINITE: (
+        "decoder, metric or start curve are NaN or infinite somewhere: start elsewhere (init=)"
+    ),
     Status.INVALID_POINT: "an end point is NaN or infinite: remove it",
-    Status.ABSENT: "a search found fewer distinct geodesics for this pair than for others: raise n_starts for more",
+    Status.ABSENT: (
+        "a search found fewer distinct geodesics for this pair than for others: raise n_starts for "
+        "more"
+    ),
 }
 
 
@@ -101,11 +114,11 @@ class GeodesicResult:
 
     @cached_property
     def residual(self) -> Tensor:
-        """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``, 0 on an
-        exact geodesic.
+        """``(*b,)``, residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / length``.
 
-        Computed at first use, by one acceleration a segment (about as much as one step of the
-        solver); :func:`~riemae.solvers.geodesic_residual` has the definition.
+        It is 0 on an exact geodesic. Computed at first use, by one acceleration per segment (about
+        as much as one step of the solver); :func:`~riemae.solvers.geodesic_residual` has the
+        definition.
 
         Raises:
             OptionError: When the result came out of a pickle without it: the space does not travel
@@ -116,10 +129,10 @@ class GeodesicResult:
                 "GeodesicResult.residual",
                 "a result that knows its space",
                 "one that was pickled before the residual was asked for",
-                "Ask for .residual before pickling, or call solvers.geodesic_residual(space, result.curve).",
+                "Ask for .residual before pickling, or call solvers.geodesic_residual(space, "
+                "result.curve).",
             )
-        restored: Any = getattr(self.space, "restored", None)
-        curve = self.curve if restored is None else restored(self.curve, self.stats)
+        curve = restored(self.space, self.curve, self.stats)
         with torch.no_grad():
             return geodesic_residual(self.space, curve, self.stats["segments"])
 
@@ -148,8 +161,9 @@ class GeodesicResult:
 
     @classmethod
     def cat(cls, parts: list[GeodesicResult], batch: torch.Size) -> GeodesicResult:
-        """One result of shape ``batch`` from flat ones, their curves on the finest grid among
-        them.
+        """One result of shape ``batch`` from flat ones.
+
+        Their curves are taken on the finest grid among them.
         """
         segments = max(part.curve.segments for part in parts)
         curves = [
@@ -219,9 +233,8 @@ class GeodesicResult:
         if len(measured):
             parts.append(f"length {measured.min():.4g} to {measured.max():.4g}")
         if bool(good.any()):
-            error = (
-                (self.error / self.length).flatten()[good].nan_to_num(0.0).max()
-            )  # 0/0 on a point
+            relative = (self.error / self.length).flatten()[good]
+            error = relative.nan_to_num(0.0).max()  # 0/0 on a point
             parts.append(f"relative error at most {error:.1e}")
             parts.append(f"speed even to {self.speed_deviation.flatten()[good].max():.1e}")
             if "residual" in self.__dict__:  # not computed for the sake of printing it

@@ -1,6 +1,4 @@
-"""Global search: several start curves a pair, one solve each, and all distinct geodesics that come
-of them.
-"""
+"""Global search: several start curves per pair, and all distinct geodesics that come of them."""
 
 from __future__ import annotations
 
@@ -12,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.numerics.random import as_generator
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
+from riemae.solvers.hooks import labels_of
 from riemae.solvers.result import GeodesicResult, Status
-from riemae.solvers.space import Space, labels_of
+from riemae.solvers.space import Space
 
 # On fewer segments a start curve slides off the geodesic that it was made for: of 200 hard pairs 3
 # were lost for good.
@@ -24,12 +24,16 @@ SCOUT_SEGMENTS = 32
 # for.
 _SCOUT_RTOL = 1e-2
 # Two curves are one when they are this close, relative to their length, and so are their lengths.
-_SAME_CURVE, _SAME_LENGTH, _COMPARED = 2e-2, 3e-2, 17
+_SAME_CURVE = 2e-2
+_SAME_LENGTH = 3e-2
+# Points at which two curves are compared.
+_COMPARED = 17
 # Edges that touch a route already taken count this much longer when the next one is looked for.
 _DETOUR = 1.6
 # Perturbations: sine modes up to this one, of this size relative to the latent distance of the end
 # points.
-_MODES, _AMPLITUDE = 3, 0.35
+_MODES = 3
+_AMPLITUDE = 0.35
 
 
 class Solve(Protocol):
@@ -48,27 +52,27 @@ def search(
     first: Curve,
     count: int,
     graph: Graph | None,
-    seed: int | torch.Generator,
+    generator: torch.Generator | int | None,
     rtol: float,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """The shortest geodesic of each pair that ``count`` start curves lead to, the others kept as
-    alternatives.
+    """The shortest geodesic of each pair that ``count`` start curves lead to.
 
-    Every start curve is solved coarsely; of curves that end as one, one goes on. Of each pair the
-    result depends on its own end points, the graph and the seed alone, not on its batch.
+    The others are kept as alternatives. Every start curve is solved coarsely; of curves that end as
+    one, one goes on. Of each pair the result depends on its own end points, the graph and the
+    generator alone, not on its batch.
 
     Args:
         solve: The path solver.
         space: Measures how far two curves are apart.
         first: The first start curve of each pair, ``(p,)``.
-        count: Start curves a pair.
+        count: Start curves per pair.
         graph: Where further ones come from: the shortest path and detours from it.
-        seed: Decides the perturbations, which fill the number up.
+        generator: Source of the perturbations, which fill the number up; None is torch's own.
         rtol: Accuracy of the lengths.
         progress: Called with (pairs done, pairs in all).
     """
-    nodes = start_curves(first, count, graph, seed, labels_of(space))
+    nodes = start_curves(first, count, graph, generator, labels_of(space))
     count, p = nodes.shape[:2]
     scouts = solve(
         Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0)
@@ -88,16 +92,20 @@ def search(
 
 
 def start_curves(
-    first: Curve, count: int, graph: Graph | None, seed: int | torch.Generator, labels: int = 0
+    first: Curve,
+    count: int,
+    graph: Graph | None,
+    generator: torch.Generator | int | None,
+    labels: int = 0,
 ) -> Tensor:
-    """Nodes ``(count, p, n + 1, m)``: the first curves, then routes through the graph, then
-    perturbations.
+    """Nodes ``(count, p, n + 1, m)`` of start curves.
 
-    The last coordinates stay as they are where they are ``labels``.
+    The first curves, then routes through the graph, then perturbations. The last coordinates stay
+    as they are where they are ``labels``.
     """
     if labels:
         moving = Curve(first.nodes[..., :-labels], first.slopes[..., :-labels])
-        found = start_curves(moving, count, graph, seed)
+        found = start_curves(moving, count, graph, generator)
         return torch.cat(
             [found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1
         )
@@ -106,19 +114,18 @@ def start_curves(
         nodes.append(routes(graph, first, count // 2))
     missing = count - sum(len(x) for x in nodes)
     if missing:
-        nodes.append(perturbed(first, missing, seed))
+        nodes.append(perturbed(first, missing, generator))
     return torch.cat(nodes)
 
 
 def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
-    """Different ways through a graph from the start to the end of curves, as nodes at nearly
-    constant speed.
+    """Different ways through a graph, as nodes at nearly constant speed.
 
-    The shortest path comes first. After each, the edges that touch its inner points are made
-    longer, and the next shortest path is a detour: the k shortest paths proper differ in one or two
-    points each and all lead to one geodesic (the penalty method; Akgün, Erkut, Batta, On finding
-    dissimilar paths, 2000). End points enter the graph at the point next to them. Where no path
-    leads, ``first`` takes its place.
+    They lead from the start to the end of curves. The shortest path comes first. After each, the
+    edges that touch its inner points are made longer, and the next shortest path is a detour: the k
+    shortest paths proper differ in one or two points each and all lead to one geodesic (the penalty
+    method; Akgün, Erkut, Batta, On finding dissimilar paths, 2000). End points enter the graph at
+    the nearest point. Where no path leads, ``first`` takes its place.
     """
     from scipy.spatial import cKDTree
 
@@ -130,19 +137,18 @@ def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (
     nearest = np.zeros(ends.shape[:2], dtype=np.int64)
     nearest[finite] = cKDTree(graph.points.cpu().double().numpy()).query(ends[finite])[1]
     for row in np.flatnonzero(finite):
-        for k, corners in enumerate(
-            _detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)
-        ):
-            way = torch.cat(
-                [first.nodes[row, :1], graph.points[corners].to(first.nodes), first.nodes[row, -1:]]
-            )
+        begin, end = first.nodes[row, :1], first.nodes[row, -1:]
+        detours = _detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)
+        for k, corners in enumerate(detours):
+            way = torch.cat([begin, graph.points[corners].to(first.nodes), end])
             out[k, row] = Curve.through(way, first.segments).nodes
-            out[k, row, 0], out[k, row, -1] = first.nodes[row, 0], first.nodes[row, -1]
+            out[k, row, :1] = begin
+            out[k, row, -1:] = end
     return out
 
 
 def perturbed(
-    first: Curve, count: int, seed: int | torch.Generator
+    first: Curve, count: int, generator: torch.Generator | int | None
 ) -> Tensor:  # (p) curves -> (count, p, n + 1, m)
     """Nodes of curves that swing out to the side by low sine modes, in opposite pairs.
 
@@ -150,27 +156,37 @@ def perturbed(
     pair depends on the others.
     """
     m = first.nodes.shape[-1]
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    swing = _swings(count, m, as_generator("perturbed", generator)).to(first.nodes)
+    mode = torch.arange(1, _MODES + 1).to(first.nodes)
+    waves = (torch.pi * mode * first.times[:, None]).sin()  # (n + 1, modes)
+    waves[[0, -1]] = 0.0  # sin(kπ) is not quite 0
+    sideways = torch.einsum("tk,skm->stm", waves, swing)[:, None]  # (s, 1, n + 1, m)
+    gap = first.nodes[:, -1] - first.nodes[:, 0]
+    size = gap.norm(dim=-1, keepdim=True)
+    return first.nodes + _AMPLITUDE * size[:, None] * _reflected(sideways, gap, size)
+
+
+def _swings(count: int, m: int, generator: torch.Generator | None) -> Tensor:  # -> (s, modes, m)
+    """Amplitudes of the sine modes, of unit size, across the first axis and in opposite pairs."""
     draws = torch.randn((count + 1) // 2, _MODES, m, generator=generator, dtype=torch.float64)
     mode = torch.arange(1, _MODES + 1)
     across = slice(1, None) if m > 1 else slice(None)  # on a line there is nothing but the line
     weights = torch.zeros_like(draws)
     weights[..., across] = draws[..., across] / mode[:, None] ** 1.5
     weights = weights / weights.square().sum((1, 2), keepdim=True).sqrt()
-    swing = torch.stack([weights, -weights], 1).flatten(0, 1)[:count].to(first.nodes)
-    waves = (torch.pi * mode.to(first.nodes) * first.times[:, None]).sin()  # (n + 1, modes)
-    waves[[0, -1]] = 0.0  # sin(kπ) is not quite
-    gap = first.nodes[:, -1] - first.nodes[:, 0]
-    size = gap.norm(dim=-1, keepdim=True)
-    # The reflection that maps the first axis onto the gap maps the others across it.
-    mirror = torch.nn.functional.normalize(
-        gap / size.clamp(min=torch.finfo(gap.dtype).tiny), dim=-1
-    )
-    mirror = mirror - torch.eye(m).to(gap)[0]
+    return torch.stack([weights, -weights], 1).flatten(0, 1)[:count]
+
+
+def _reflected(x: Tensor, gap: Tensor, size: Tensor) -> Tensor:
+    """Vectors after the reflection that maps the first axis onto the gap.
+
+    It maps the other axes across the gap. ``(s, 1, n + 1, m), (p, m), (p, 1) -> (s, p, n + 1, m)``.
+    """
+    along = gap / size.clamp(min=torch.finfo(gap.dtype).tiny)
+    mirror = torch.nn.functional.normalize(along, dim=-1)
+    mirror = mirror - torch.eye(gap.shape[-1]).to(gap)[0]
     mirror = torch.nn.functional.normalize(mirror, dim=-1)
-    sideways = torch.einsum("tk,skm->stm", waves, swing)[:, None]  # (s, 1, n + 1, m)
-    turned = sideways - 2 * (sideways @ mirror[:, :, None]) * mirror[:, None]
-    return first.nodes + _AMPLITUDE * size[:, None] * turned
+    return x - 2 * (x @ mirror[:, :, None]) * mirror[:, None]
 
 
 def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]:
@@ -201,9 +217,7 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
 def _distinct(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> Tensor:  # -> (s, p)
     """Which of the results ``(q,)`` are different geodesics of their pair, the shortest first.
 
-    −1 where none is left.
-
-    Failures count only where a pair has nothing else.
+    −1 where none is left. Failures count only where a pair has nothing else.
     """
     lengths = torch.where(found.converged, found.length, torch.inf).nan_to_num(
         torch.inf, posinf=torch.inf
@@ -249,19 +263,19 @@ def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s
     """The results at the places of ``table``, ABSENT where it has none."""
     full = found[table.clamp(min=0)]
     gone = table < 0
-    blank = lambda x: x.masked_fill(gone, torch.nan if x.is_floating_point() else 0)  # noqa: E731 (one expression)
+    nodes, slopes = full.curve.nodes, full.curve.slopes
+    nowhere = gone[..., None, None]
+
+    def blank(x: Tensor) -> Tensor:
+        return x.masked_fill(gone, torch.nan if x.is_floating_point() else 0)
+
     return replace(
         full,
         length=blank(full.length),
         error=blank(full.error),
         status=full.status.masked_fill(gone, int(Status.ABSENT)),
         index=full.index.masked_fill(gone, -1),
-        curve=Curve(
-            *(
-                x.masked_fill(gone[..., None, None], torch.nan)
-                for x in (full.curve.nodes, full.curve.slopes)
-            )
-        ),
+        curve=Curve(nodes.masked_fill(nowhere, torch.nan), slopes.masked_fill(nowhere, torch.nan)),
         lower_bound=blank(full.lower_bound),
         speed_deviation=blank(full.speed_deviation),
         stats={name: blank(x) for name, x in full.stats.items()},

@@ -8,8 +8,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, OptionError
+from riemae.exceptions import DTypeError
+from riemae.numerics.checks import expect_range
 from riemae.numerics.tolerances import tolerance
+from riemae.solvers.measure import RATIO
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
@@ -22,16 +24,15 @@ S = TypeVar("S", bound="State")
 class Solver(Protocol):
     """Settings of a path solver: a frozen dataclass. Progress lives in a state of one resolution.
 
-    The driver doubles the number of segments, estimates errors, and gives the verdict; a solver
+    The driver doubles the number of segments, estimates errors, and gives the verdict. A solver
     moves the nodes at one resolution, and begins anew at the next from where the coarser curve
-    ended. Optional: ``refinement_ratio``, the factor by which the error of the spline's length
-    falls when the segments double (30 unless there is one); and ``refined(nodes, moved)`` of its
-    state, which takes to the next resolution what the coarser one has taught.
+    ended. Two things are optional: :class:`HasRefinementRatio` of the solver, and
+    :class:`Refinable` of its state.
 
     Attributes:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
-        max_steps: Steps a pair may take in total.
+        max_steps: Steps that a pair may take in total.
     """
 
     @property
@@ -46,7 +47,7 @@ class Solver(Protocol):
 
     @property
     def max_steps(self) -> int:
-        """Steps a pair may take in total."""
+        """Steps that a pair may take in total."""
         ...
 
     def begin(self, nodes: Tensor) -> Any:  # (p, n + 1, m)
@@ -62,9 +63,38 @@ class Solver(Protocol):
         ...
 
 
+@runtime_checkable
+class HasRefinementRatio(Protocol):
+    """A solver whose errors fall by another factor than usual when the segments double."""
+
+    @property
+    def refinement_ratio(self) -> float:
+        """The factor by which the error of the spline's length falls."""
+        ...
+
+
+@runtime_checkable
+class Refinable(Protocol):
+    """A state that takes to the next resolution what the coarser one has taught."""
+
+    def refined(self, nodes: Tensor, moved: Tensor) -> Any:  # (p, 2 n + 1, m), (p,) bool
+        """The state about finer nodes; those of curves ``moved`` were placed anew."""
+        ...
+
+
+def refinement_ratio(solver: Solver) -> float:
+    """The factor by which the error of the spline's length falls per level; 16 by default."""
+    return solver.refinement_ratio if isinstance(solver, HasRefinementRatio) else RATIO
+
+
+def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:
+    """The state about finer nodes; by default a new one."""
+    return state.refined(nodes, moved) if isinstance(state, Refinable) else solver.begin(nodes)
+
+
 @dataclass
 class State:
-    """Progress on ``p`` curves; every field is a tensor with one entry a curve.
+    """Progress on ``p`` curves; every field is a tensor with one entry per curve.
 
     Attributes:
         nodes: ``(p, n + 1, m)``.
@@ -104,28 +134,32 @@ class State:
             getattr(self, f.name)[index] = getattr(other, f.name)
 
 
-def check_settings(name: str, solver: Solver, **positive: float) -> None:
+def check_settings(name: str, solver: Solver, *counts: str) -> None:
     """Check what all solvers have in common.
 
+    Args:
+        name: Of the solver, for errors.
+        solver: Its settings.
+        counts: Names of further settings that count something: whole numbers of at least 1.
+
     Raises:
-        OptionError: For segments or steps out of range, or a number in ``positive`` that is not.
+        OptionError: For a number out of range; True and False are not numbers.
     """
-    counts = (solver.segments, solver.max_segments, solver.max_steps)
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in counts):
-        raise OptionError(name, "whole numbers of segments and steps", repr(counts), "")
-    if not 2 <= solver.segments <= solver.max_segments:
-        got = f"{solver.segments} and {solver.max_segments}"
-        raise OptionError(name, "2 <= segments <= max_segments", got, "Try 8 and 512.")
-    if solver.max_steps < 1:
-        raise OptionError(name, "max_steps of at least 1", str(solver.max_steps), "")
-    for option, value in positive.items():
-        if not value > 0:
-            raise OptionError(name, f"{option} > 0", str(value), "")
+    expect_range(name, "segments", solver.segments, 2, integer=True, hint="Try segments=8.")
+    expect_range(
+        name,
+        "max_segments",
+        solver.max_segments,
+        solver.segments,
+        integer=True,
+        hint="It is the number of segments of the finest level: try max_segments=512.",
+    )
+    for count in ("max_steps", *counts):
+        expect_range(name, count, getattr(solver, count), 1, integer=True)
 
 
 def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = None) -> S:
-    """The state with the decrement, the index and the status that the Hessian of the chord energy
-    gives its curves.
+    """The state with the decrement, the index and the status that the Hessian gives its curves.
 
     The common yardstick of all solvers that minimise the chord energy: ``gᵀH⁻¹g``, with
     Gauss-Newton in place of ``H`` where that is not positive definite.
@@ -145,11 +179,7 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     kept: Tensor | None = None
     if basis is not None:
         kept = _decrement(gradient, flat) / (4 * expansion.energy)
-        wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
-        gradient, full, flat = (
-            torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1),
-            *(wide.T @ x @ wide for x in (full, flat)),
-        )
+        gradient, full, flat = _in_range(basis, gradient, full, flat)
     g = gradient.flatten(1)[..., None]
     finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
     full, flat, g = (torch.where(finite[:, None, None], x, 0.0) for x in (full, flat, g))
@@ -165,21 +195,31 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     if len(rest):
         index[rest] = hessian.select(rest).negative_eigenvalues()
 
-    running = state.status == RUNNING
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
     coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-    status = torch.where(
-        quiet, torch.where(coarse, int(Status.PRECISION), int(Status.CONVERGED)), RUNNING
-    )
+    status = torch.full_like(state.status, RUNNING)
+    status = torch.where(quiet, int(Status.CONVERGED), status)
+    status = torch.where(quiet & coarse, int(Status.PRECISION), status)
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
     left = relative if kept is None else torch.fmax(relative, kept)
+    left = torch.where(finite, left, torch.nan)
+    running = state.status == RUNNING
     return replace(
         state,
         status=torch.where(running, status, state.status),
-        decrement=torch.where(running, torch.where(finite, left, torch.nan), state.decrement),
+        decrement=torch.where(running, left, state.decrement),
         index=torch.where(running, index, state.index),
     )
+
+
+def _in_range(
+    basis: Tensor, gradient: Tensor, full: Tensor, flat: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and both matrices in the coordinates of a basis ``(n − 1, k)`` of the nodes."""
+    wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
+    gradient = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1)
+    return gradient, wide.T @ full @ wide, wide.T @ flat @ wide
 
 
 def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, own
 from riemae.solvers.energy import (
     Expansion,
-    discrete_energy,
     expand_by_autodiff,
     gauss_newton_blocks,
     rounding,
@@ -30,20 +29,13 @@ from riemae.solvers.energy import (
 
 @runtime_checkable
 class Space(Protocol):
-    """A Riemannian space in one chart. :class:`riemae.Manifold` is one; so is :class:`MetricSpace`.
+    """A Riemannian space in one chart: what every solver may ask of it.
 
-    Batches have one leading axis: ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes.
-    ``squared_chords`` must be differentiable by reverse mode. Optional:
-    ``energy_and_gradient(nodes)``, where there is a faster road than that;
-    ``embedded(points, then)``, which returns ``then`` ``(p, c, D) -> (p, …)`` of the images of
-    points ``(p, c, m)`` in a Euclidean space where curves have the lengths that they have here, or
-    None; ``velocities(nodes)``, ``(p, n + 1, m)``, with which a geodesic passes its nodes, or None:
-    where coordinates move unevenly they make a better curve than a spline through the nodes alone;
-    and ``products(nodes)``, which returns :class:`~riemae.solvers.Products`, for the matrix-free
-    solver: without it ``squared_chords`` must be differentiable twice. A family of spaces may be
-    given as one: its ``labels`` is how many coordinates, the last ones, only say which member of
-    the family a point is of. All points of a pair have the same labels, along which nothing moves,
-    and ``restored(curve, stats)`` gives the curves of a result their labels back.
+    :class:`riemae.Manifold` is one; so is :class:`MetricSpace`. Batches have one leading axis:
+    ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
+    differentiable by reverse mode; for the matrix-free solver twice, unless the space has
+    ``products``. What a space may offer besides is in ``riemae.solvers.hooks``: there every
+    optional hook has a protocol of its own, and a default.
     """
 
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -59,8 +51,9 @@ class Space(Protocol):
         ...
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
-        """Squared length of each segment, second-order accurate: ``n`` times their sum is the
-        discrete energy.
+        """Squared length of each segment, second-order accurate.
+
+        ``n`` times their sum is the discrete energy.
         """
         ...
 
@@ -69,8 +62,9 @@ class Space(Protocol):
         ...
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the discrete energy in a discretisation of higher order, or None when
-        there is none.
+        """The gradient of the discrete energy in a discretisation of higher order.
+
+        None where there is none.
         """
         ...
 
@@ -109,7 +103,7 @@ class MetricSpace:
 
         Raises:
             ShapeError: When ``tensor`` does not return ``(k, m, m)``.
-            DTypeError: When it returns no tensor, or one of another dtype than the points.
+            DTypeError: When it does not return a tensor, or one of another dtype than the points.
             MetricError: When the first look finds no metric.
         """
         flat = z.reshape(-1, z.shape[-1])
@@ -122,22 +116,20 @@ class MetricSpace:
             self._look(key, flat)
 
     def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        where = "MetricSpace.metric"
         z, m = flat, flat.shape[-1]
         g = batch_invariant(self.tensor)(own(flat))
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
-            raise DTypeError(
-                "MetricSpace.metric",
-                f"a metric tensor of dtype {z.dtype}",
-                str(g.dtype) if isinstance(g, Tensor) else type(g).__name__,
-                "Make its constants like the points: torch.eye(m).to(z).",
-            )
+            got = str(g.dtype) if isinstance(g, Tensor) else type(g).__name__
+            hint = "Make its constants like the points: torch.eye(m).to(z)."
+            raise DTypeError(where, f"a metric tensor of dtype {z.dtype}", got, hint)
         if g.shape != (len(flat), m, m):
-            raise ShapeError(
-                "MetricSpace.metric",
-                f"a metric tensor of shape ({len(flat)}, {m}, {m}) for points of shape {tuple(flat.shape)}",
-                str(tuple(g.shape)),
-                "The function gets a batch of points (k, m) and returns one m x m matrix for each.",
+            shape, points = (len(flat), m, m), tuple(flat.shape)
+            wanted = f"a metric tensor of shape {shape} for points of shape {points}"
+            hint = (
+                "The function gets a batch of points (k, m) and returns one m x m matrix for each."
             )
+            raise ShapeError(where, wanted, str(tuple(g.shape)), hint)
         return g
 
     def _look(self, key: tuple[Any, ...], flat: Tensor) -> None:
@@ -148,7 +140,6 @@ class MetricSpace:
         """
         if not len(flat) or flat.is_meta or transformed() or concrete(flat) is None:
             return
-        where = "MetricSpace"
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone()
             g = self._tensor(flat)
@@ -156,57 +147,60 @@ class MetricSpace:
             if not bool(known.any()):
                 return  # nothing to learn here: the next points may tell more
             flat, g = flat[known], g[known]
-            around = probe.generic(lambda z: self._tensor(z).flatten(1), flat, probe.FEW)
+            around = probe.generic(self._entries, flat, probe.FEW)
             near = self._tensor(around)
             here = torch.cat([g, near[near.isfinite().flatten(1).all(-1)]])
-            size = here.abs().amax((-1, -2))
-            if bool(
-                ((here - here.mT).abs().amax((-1, -2)) > tolerance(flat.dtype).probe * size).any()
-            ):
-                raise MetricError(
-                    where, "a symmetric metric tensor", "an asymmetric one", "Try (G + Gᵀ)/2."
-                )
-            low = torch.linalg.eigvalsh(g)[:, 0]
-            if bool((low < -tolerance(flat.dtype).probe * g.abs().amax((-1, -2))).all()):
-                raise MetricError(
-                    where,
-                    "a positive definite metric tensor",
-                    f"a negative eigenvalue, {float(low[0]):.3g}, at {flat[0].tolist()}",
-                    "Is its sign right, and are the points inside its domain?",
-                )
-            rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
-            try:
-                found = dependence(lambda z: self.tensor(own(z)), rows)
-            except probe.FAILURES as reason:
-                got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
-                raise MetricError(
-                    where, "a function of any number of points", got, "Keep the batch axis."
-                ) from reason
-        if found is not None:
-            chance = found.kind == "chance"
-            raise MetricError(
-                where,
-                "a deterministic metric tensor"
-                if chance
-                else "a metric tensor that treats every row alone",
-                f"two different ones at one point (by {found.size:.1g})"
-                if chance
-                else f"one that depends on the other rows of the batch, or on their number or order ({found.size:.1g})",
-                "It must be a function of the point alone.",
-            )
-        v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
-        contradicted = contradiction(
-            lambda z: self._tensor(z).flatten(1),
-            lambda t: around + t[:, None] * v,
-            len(around),
-            around,
-        )
-        if contradicted is not None:
-            got, remedy = explained(contradicted, lambda z: self._tensor(z).flatten(1))
-            raise MetricError(
-                where, "a metric tensor whose derivative torch.autograd knows", got, remedy
-            )
+            _expect_symmetric(here)
+            _expect_positive(flat, g)
+            self._expect_rows_alone(flat, around)
+        self._expect_derivative(flat, around)
         self._looked_at.add(key)
+
+    def _entries(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m²)
+        return self._tensor(z).flatten(1)
+
+    def _expect_rows_alone(self, flat: Tensor, around: Tensor) -> None:
+        """A function of each point alone.
+
+        Raises:
+            MetricError: When it depends on chance, on the other rows or on their number.
+        """
+        rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
+        try:
+            found = dependence(lambda z: self.tensor(own(z)), rows)
+        except probe.FAILURES as reason:
+            got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
+            wanted = "a function of any number of points"
+            raise MetricError("MetricSpace", wanted, got, "Keep the batch axis.") from reason
+        if found is None:
+            return
+        if found.kind == "chance":
+            wanted = "a deterministic metric tensor"
+            got = f"two different ones at one point (by {found.size:.1g})"
+        else:
+            wanted = "a metric tensor that treats every row alone"
+            got = (
+                "one that depends on the other rows of the batch, or on their number or order "
+                f"({found.size:.1g})"
+            )
+        raise MetricError("MetricSpace", wanted, got, "It must be a function of the point alone.")
+
+    def _expect_derivative(self, flat: Tensor, around: Tensor) -> None:
+        """A derivative that torch.autograd knows.
+
+        Raises:
+            MetricError: When differences contradict it.
+        """
+        v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
+
+        def line(t: Tensor) -> Tensor:
+            return around + t[:, None] * v
+
+        contradicted = contradiction(self._entries, line, len(around), around)
+        if contradicted is not None:
+            got, remedy = explained(contradicted, self._entries)
+            wanted = "a metric tensor whose derivative torch.autograd knows"
+            raise MetricError("MetricSpace", wanted, got, remedy)
 
     def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m), (*b, m) -> (*b,)
         """``sqrt(vᵀ G(z) v)``; NaN where that is the root of a negative number."""
@@ -241,9 +235,8 @@ class MetricSpace:
         """Energy, gradient and Hessian by automatic differentiation of :meth:`squared_chords`."""
         g = self.metric(nodes)
         middle = (g[:, :-1] + g[:, 1:]) / 2
-        size, speed = (
-            _quadratic(middle, v).clamp(min=0).sqrt() for v in (nodes[:, :-1], nodes.diff(dim=1))
-        )
+        size = _quadratic(middle, nodes[:, :-1]).clamp(min=0).sqrt()
+        speed = _quadratic(middle, nodes.diff(dim=1)).clamp(min=0).sqrt()
         return expand_by_autodiff(
             self.squared_chords,
             nodes,
@@ -261,51 +254,21 @@ class MetricSpace:
         return None
 
 
-def energy_and_gradient(
-    space: Space, nodes: Tensor
-) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient in the interior nodes: by the space's own method of this
-    name, if any.
-    """
-    own: Any = getattr(space, "energy_and_gradient", None)
-    return differentiated(space.squared_chords, nodes) if own is None else own(nodes)
+def _expect_symmetric(g: Tensor) -> None:
+    size = g.abs().amax((-1, -2))
+    deviation = (g - g.mT).abs().amax((-1, -2))
+    if bool((deviation > tolerance(g.dtype).probe * size).any()):
+        wanted, got = "a symmetric metric tensor", "an asymmetric one"
+        raise MetricError("MetricSpace", wanted, got, "Try (G + Gᵀ)/2.")
 
 
-def labels_of(space: Space) -> int:
-    """How many coordinates, the last ones, are labels: the space's own ``labels``, if any."""
-    return int(getattr(space, "labels", 0))
-
-
-def embedding_of(
-    space: Space,
-) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None:
-    """The space's own ``embedded``, if any."""
-    found: Any = getattr(space, "embedded", None)
-    return cast("Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor | None] | None", found)
-
-
-def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-    """The velocities with which a geodesic passes its nodes: by the space's own ``velocities``, if
-    any.
-    """
-    own: Any = getattr(space, "velocities", None)
-    return None if own is None else cast("Tensor | None", own(nodes))
-
-
-def differentiated(
-    squared_chords: Callable[[Tensor], Tensor], nodes: Tensor
-) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-    """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        nodes = (
-            nodes.clone() if nodes.is_inference() else nodes
-        )  # what is made in inference mode has no derivative
-        interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(
-            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-        )
-        (gradient,) = torch.autograd.grad(energy.sum(), interior)
-    return energy.detach(), gradient
+def _expect_positive(points: Tensor, g: Tensor) -> None:
+    low = torch.linalg.eigvalsh(g)[:, 0]
+    if bool((low < -tolerance(g.dtype).probe * g.abs().amax((-1, -2))).all()):
+        wanted = "a positive definite metric tensor"
+        got = f"a negative eigenvalue, {float(low[0]):.3g}, at {points[0].tolist()}"
+        hint = "Is its sign right, and are the points inside its domain?"
+        raise MetricError("MetricSpace", wanted, got, hint)
 
 
 def _quadratic(g: Tensor, v: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-RUNNING = -1  # beside the codes of Status
+RUNNING = -1  # in addition to the codes of Status
+
+N = TypeVar("N", Tensor, np.ndarray)
 
 # What a curve's steps are decided by, on the host, where decisions are made: they are many and
 # small, and would take longer to launch on a device, or through torch's dispatcher, than to carry
@@ -18,10 +21,8 @@ ENTRY = np.dtype(
         ("status", np.int64),  # RUNNING, CONVERGED for this resolution, or a failure
         ("index", np.int64),  # Morse index of the last Hessian; −1 before it is known
         ("steps", np.int64),  # taken at this resolution and at coarser ones
-        (
-            "decrement",
-            np.float64,
-        ),  # the relative reduction of the length that the local model still promises
+        # The relative reduction of the length that the local model still promises.
+        ("decrement", np.float64),
         ("damping", np.float64),  # in units of the Gauss-Newton block diagonal
         ("noise", np.float64),  # rounding error of the energy
         ("kept", bool),  # converging to a saddle on purpose
@@ -43,9 +44,9 @@ class PathState:
         book: ``(p,)`` entries of ``ENTRY``.
         nodes: ``(p, n + 1, m)``.
         tangents: ``(p, n − 1, m, m)``, diagonal blocks of the Gauss-Newton matrix as last computed.
-        crossings: ``(p, n − 2, m, m)``, its blocks beside the diagonal.
+        crossings: ``(p, n − 2, m, m)``, its blocks next to the diagonal.
         diagonal: ``(p, n − 1, m, m)``, second-derivative part of the Hessian as last computed.
-        upper: ``(p, n − 2, m, m)``, the same beside the diagonal.
+        upper: ``(p, n − 2, m, m)``, the same next to the diagonal.
     """
 
     book: np.ndarray
@@ -60,10 +61,12 @@ class PathState:
         """A state about discrete curves ``(p, n + 1, m)`` of which nothing is known."""
         p, count, m = nodes.shape
         book = np.zeros(p, dtype=ENTRY)
-        book["status"], book["index"], book["decrement"], book["first"] = RUNNING, -1, np.inf, True
-        blocks = [
-            nodes.new_zeros(p, rows, m, m) for rows in (count - 2, count - 3, count - 2, count - 3)
-        ]
+        book["status"] = RUNNING
+        book["index"] = -1
+        book["decrement"] = np.inf
+        book["first"] = True
+        inner = count - 2
+        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (inner, inner - 1, inner, inner - 1)]
         return cls(book, nodes.clone(), *blocks)
 
     @property
@@ -106,10 +109,11 @@ class PathState:
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
             new["noise"] = 2 * old["noise"]
-        new["kept"], new["scalable"], new["first"] = old["kept"], old["scalable"], False
-        new["known"] = (
-            old["known"] & old["scalable"] & ~old["stale"] & ~on_host(moved) & ~old["kept"]
-        )
+        new["kept"] = old["kept"]
+        new["scalable"] = old["scalable"]
+        new["first"] = False
+        usable = old["scalable"] & ~old["stale"] & ~old["kept"]
+        new["known"] = old["known"] & usable & ~on_host(moved)
         return fine
 
     @classmethod
@@ -152,6 +156,37 @@ def curves_at(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x[where] for x in tensors)
 
 
+def put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
+    """``whole`` with other curves at increasing ``rows``; what was given is not written to."""
+    if len(rows) == len(whole):
+        return part
+    whole = whole.clone()
+    whole[placed(rows, whole)] = part
+    return whole
+
+
+def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m)
+    """Nodes after a step of the interior ones."""
+    nodes = nodes.clone()
+    nodes[:, 1:-1] += step
+    return nodes
+
+
+def masked(rows: np.ndarray, step: Tensor) -> Tensor:
+    """Steps of the curves that take one, and 0 for the others."""
+    return step if rows.all() else torch.where(flags(rows, step), step, 0.0)
+
+
+def flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
+    """An array with one entry per curve, to be combined with nodes or steps."""
+    return placed(x, like)[:, None, None]
+
+
+def relative_length(predicted: N, energy: N) -> N:
+    """Relative reduction of the length: the energy falls by predicted/2, and length² = energy."""
+    return predicted / (4 * energy)
+
+
 def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     """The Gauss-Newton blocks ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}`` on twice as many segments.
 
@@ -159,24 +194,27 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     behind the last of them, as between the two next): positive semi-definite again, and close
     enough for a matrix that only decides how fast a curve converges.
     """
-    g, k = tangents / 2, -crossings  # both in units of 2n
-    p, count, m, _ = g.shape
-    fine, upper = g.new_empty(p, 2 * count + 1, m, m), g.new_empty(p, 2 * count, m, m)
+    block = tangents / 2  # in units of 2n, as all that follows
+    link = -crossings
+    p, count, m, _ = block.shape
+    fine = block.new_empty(p, 2 * count + 1, m, m)
+    upper = block.new_empty(p, 2 * count, m, m)
     if count == 1:
-        return (4 * g).expand_as(fine).clone(), (-2 * g).expand_as(upper).clone()
+        return (4 * block).expand_as(fine).clone(), (-2 * block).expand_as(upper).clone()
     # One node more at either end, where J is extrapolated.
-    last = torch.stack([g[:, 0], g[:, -1]], 1)
-    link = torch.stack([k[:, 0], k[:, -1]], 1)
-    before = torch.stack([g[:, 1], g[:, -2]], 1)
-    beyond = 4 * last - 2 * (link + link.mT) + before
-    link = 2 * last - link.mT
-    g, k = (
-        torch.cat([beyond[:, :1], g, beyond[:, 1:]], 1),
-        torch.cat([link[:, :1], k, link[:, 1:]], 1),
-    )
-    inner = g[:, 1:-1]
-    fine[:, 1::2], fine[:, 0::2] = 4 * inner, g[:, :-1] + g[:, 1:] + (k + k.mT)
-    upper[:, 0::2], upper[:, 1::2] = -(k[:, :-1] + inner), -(inner + k[:, 1:])
+    last = torch.stack([block[:, 0], block[:, -1]], 1)
+    outer = torch.stack([link[:, 0], link[:, -1]], 1)
+    before = torch.stack([block[:, 1], block[:, -2]], 1)
+    beyond = 4 * last - 2 * (outer + outer.mT) + before
+    outer = 2 * last - outer.mT
+    block = torch.cat([beyond[:, :1], block, beyond[:, 1:]], 1)
+    link = torch.cat([outer[:, :1], link, outer[:, 1:]], 1)
+    inner = block[:, 1:-1]
+    # The old nodes, and between each two of them a new one.
+    fine[:, 1::2] = 4 * inner
+    fine[:, 0::2] = block[:, :-1] + block[:, 1:] + (link + link.mT)
+    upper[:, 0::2] = -(link[:, :-1] + inner)
+    upper[:, 1::2] = -(inner + link[:, 1:])
     return fine, upper
 
 

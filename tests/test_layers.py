@@ -16,41 +16,63 @@ ROOT = Path(riemae.__file__).parent
 # other.
 LAYERS = {
     "words": "exceptions version",
-    "numerics": """numerics numerics.batch_invariance numerics.checks numerics.contradiction
-        numerics.dependence numerics.metric numerics.precision numerics.probe
-        numerics.random numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values""",
-    "files and data": """storage storage.architectures storage.atomic storage.blocks storage.checkpoint storage.digests
-        storage.identity storage.lock
-        datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
-    "derivatives": """differential differential.activations differential.chunks differential.comparison differential.conditions
-        differential.derivatives differential.functional differential.jets differential.modes
-        differential.modes.base differential.modes.differences differential.modes.nested
-        differential.modes.order differential.modes.plain differential.modes.taylor
-        differential.primitives differential.rowwise differential.rules
+    "numerics": """
+        numerics numerics.batch_invariance numerics.checks numerics.contradiction
+        numerics.dependence numerics.metric numerics.precision numerics.probe numerics.random
+        numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
+    """,
+    "files and data": """
+        datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
+        storage storage.architectures storage.atomic storage.blocks storage.checkpoint
+        storage.digests storage.identity storage.lock
+    """,
+    "derivatives": """
+        differential differential.activations differential.chunks differential.comparison
+        differential.conditions differential.derivatives differential.functional differential.jets
+        differential.modes differential.modes.base differential.modes.differences
+        differential.modes.nested differential.modes.order differential.modes.plain
+        differential.modes.taylor differential.primitives differential.rowwise differential.rules
         differential.rules.elementwise differential.rules.generic differential.rules.inplace
         differential.rules.products differential.rules.queries differential.rules.structural
-        differential.rules.sums differential.spellings differential.tape differential.trust""",
-    "solvers": """solvers solvers.certificate solvers.curve solvers.energy solvers.graph solvers.krylov solvers.linear
-        solvers.matrix solvers.measure solvers.model solvers.nearest solvers.path solvers.products solvers.progress
-        solvers.quadrature solvers.result solvers.search solvers.solver solvers.space solvers.state
-        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
-        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg solvers.methods.shooting
-        solvers.methods.spline
-        solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.jacobi""",
-    "distributions": """distributions distributions.closed_form distributions.continuous
-        distributions.counts distributions.discrete distributions.dispersion distributions.fallback
+        differential.rules.sums differential.spellings differential.tape differential.trust
+    """,
+    "solvers": """
+        solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
+        solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
+        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
+        solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
+        solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
+        solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
+        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
+        solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
+        solvers.methods.shooting solvers.methods.spline solvers.model solvers.near solvers.nearest
+        solvers.outcome solvers.pairs solvers.path solvers.products solvers.progress
+        solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.search
+        solvers.shortest solvers.solver solvers.space solvers.state solvers.verdict
+    """,
+    "distributions": """
+        distributions distributions.closed_form distributions.continuous distributions.counts
+        distributions.discrete distributions.dispersion distributions.fallback
         distributions.family distributions.layout distributions.multivariate
-        distributions.numerical distributions.registry distributions.special""",
-    "ambient metrics": """ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density ambient.features
-        ambient.fisher ambient.geoopt ambient.uncertain""",
-    "geometry": """geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
-        geometry.envelope geometry.factors geometry.latent geometry.paths geometry.pullback geometry.smoothness""",
+        distributions.numerical distributions.registry distributions.special
+    """,
+    "ambient metrics": """
+        ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density
+        ambient.features ambient.fisher ambient.geoopt ambient.uncertain
+    """,
+    "geometry": """
+        geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature
+        geometry.decoder geometry.distortion geometry.envelope geometry.factors geometry.latent
+        geometry.paths geometry.pullback geometry.smoothness
+    """,
     "manifold": "ensembles manifold",
-    "clients": """scores plotting testing interop interop.geoopt
-        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators autoencoders.inputs
-        autoencoders.likelihoods autoencoders.losses autoencoders.module autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.report autoencoders.saved autoencoders.training""",
-    "people": "loading cli cli.main cli.demo",
+    "clients": """
+        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators
+        autoencoders.inputs autoencoders.likelihoods autoencoders.losses autoencoders.module
+        autoencoders.neighborhood autoencoders.networks autoencoders.objective autoencoders.report
+        autoencoders.saved autoencoders.training interop interop.geoopt plotting scores testing
+    """,
+    "people": "cli cli.demo cli.main loading",
     "package": "",
 }
 # What solvers may know: neither networks nor manifolds.

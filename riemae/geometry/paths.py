@@ -21,6 +21,7 @@ from riemae.solvers.energy import (
     Expansion,
     bending,
     chord_force,
+    differentiated,
     discrete_energy,
     expand_by_autodiff,
     expand_chord,
@@ -29,7 +30,6 @@ from riemae.solvers.energy import (
     rounding,
 )
 from riemae.solvers.products import Products, from_graph, pulled
-from riemae.solvers.space import differentiated
 
 
 class PathMetric(Composition):

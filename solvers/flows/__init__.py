@@ -1,3 +1,1 @@
-"""Geodesics as initial value problems: exponential map, transport, Jacobi fields, conjugate
-points.
-"""
+"""Initial value problems: exponential map, transport, Jacobi fields, conjugate points."""

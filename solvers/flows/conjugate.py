@@ -12,14 +12,16 @@ from riemae.exceptions import NotConvergedError, OptionError
 from riemae.solvers.flows.jacobi import Moment, Variation, paired
 from riemae.solvers.space import Space
 
-# Samples along a geodesic before any is added, and the time, as a share of the whole, that weighs A
-# against DA.
-_SAMPLES, _UNIT = 16, 1 / 8
-_LEAP = (
-    math.pi / 2
-)  # angles that turn by more between two samples might be mistaken for one another
+# Samples along a geodesic before any is added.
+_SAMPLES = 16
+# The time, as a share of the whole, that weighs A against DA.
+_UNIT = 1 / 8
+# Angles that turn by more between two samples might be mistaken for one another.
+_LEAP = math.pi / 2
 _HALVINGS = 8  # of the sampling
-_ITERATIONS, _EXACT = 40, 1e-10  # of the root finder
+# Of the root finder.
+_ITERATIONS = 40
+_EXACT = 1e-10
 _TOGETHER = 1e-6  # crossings this close, relative to the whole time, are one of higher multiplicity
 
 
@@ -40,8 +42,9 @@ class ConjugatePoints:
 
     @property
     def index(self) -> Tensor:
-        """``(*b,)``, how many there are with multiplicity: the Morse index of a geodesic that ends
-        beyond the last.
+        """``(*b,)``, how many there are, counted with multiplicity.
+
+        It is the Morse index of a geodesic that ends beyond the last.
         """
         return self.multiplicity.sum(-1)
 
@@ -82,7 +85,7 @@ def conjugate_points(
         chapter 11.
     """
     if not (t > 0 and math.isfinite(t)):
-        raise OptionError("conjugate_points", "a positive finite time", str(t), "")
+        raise OptionError("conjugate_points", "a positive finite time", str(t), "Try t=1.0.")
     z, v = paired("conjugate_points", z, v)
     m, batch = z.shape[-1], z.shape[:-1]
     flat_z, flat_v = z.detach().reshape(-1, m), v.detach().reshape(-1, m)
@@ -90,11 +93,13 @@ def conjugate_points(
         track = _Track(space, flat_z, flat_v, t, rtol, max_steps)
         crossings = track.crossings()
     if throw and bool(track.failed.any()):
+        first = track.failed.nonzero().flatten().tolist()[:5]
         raise NotConvergedError(
             "conjugate_points",
             f"{len(flat_z)} geodesics followed to t={t:g}",
-            f"{int(track.failed.sum())} that failed (first: {track.failed.nonzero().flatten().tolist()[:5]})",
-            "They leave the domain of the metric or meet a singular point; shorten t, or loosen rtol.",
+            f"{int(track.failed.sum())} that failed (first: {first})",
+            "They leave the domain of the metric or meet a singular point; shorten t, or loosen "
+            "rtol.",
             track.failed,
         )
     return _table(crossings, len(flat_z), m, batch, t)
@@ -185,25 +190,17 @@ class _Track:
             half = long.span / 2
             middle = self._flow(long.start, half)
             between = self._angles(middle)
-            found.append(
-                self._inside(
-                    _Intervals(long.row, long.left, half, long.start, long.before, between),
-                    halvings - 1,
-                )
-            )
-            found.append(
-                self._inside(
-                    _Intervals(long.row, long.left + half, half, middle, between, long.after),
-                    halvings - 1,
-                )
-            )
+            first = _Intervals(long.row, long.left, half, long.start, long.before, between)
+            second = _Intervals(long.row, long.left + half, half, middle, between, long.after)
+            found += [self._inside(part, halvings - 1) for part in (first, second)]
         return _Crossings(
             *(torch.cat([getattr(x, name) for x in found]) for name in ("row", "time", "point"))
         )
 
     def _located(self, part: _Intervals, rank: Tensor) -> _Crossings:
-        """When and where the angles of these ranks pass 2π: the Illinois variant of regula falsi,
-        all at once.
+        """When and where the angles of these ranks pass 2π.
+
+        By the Illinois variant of regula falsi, all at once.
         """
 
         def excess(after: Tensor) -> Tensor:
@@ -248,9 +245,8 @@ class _Track:
             return out
         metric = self.space.metric(moment.z[sound])
         frame = torch.linalg.cholesky(metric).mT  # rows of an orthonormal coframe: |Lᵀ u|² = uᵀ G u
-        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[
-            0
-        ]  # whatever the fields' growth
+        # Orthonormal columns, however much the fields have grown.
+        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[0]
         top, bottom = q.chunk(2, 1)
         u = torch.linalg.solve((bottom - 1j * top).mT, (bottom + 1j * top).mT).mT
         out[sound] = torch.linalg.eigvals(u).angle().remainder(2 * torch.pi).sort(-1).values

@@ -1,5 +1,6 @@
-"""Jacobi fields: how a geodesic moves when its start does. The derivative of the exponential
-map.
+"""Jacobi fields: how a geodesic moves when its start does.
+
+They are the derivative of the exponential map.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from torch import Tensor
 from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.numerics.threads import jvp
 from riemae.solvers.certificate import sound_acceleration
-from riemae.solvers.flows.exponential import accuracy_of, advance, connection_matrix
+from riemae.solvers.flows.integrator import accuracy_of, advance
+from riemae.solvers.flows.parallel import connection_matrix
 from riemae.solvers.space import Space
 
 
 @dataclass(frozen=True)
 class JacobiField:
-    """A Jacobi field along geodesics, at the times asked for: ``(*b, m)`` at one time,
-    ``(*b, k, m)`` at k of them.
+    """A Jacobi field along geodesics, at the times asked for.
+
+    Its parts are ``(*b, m)`` at one time, and ``(*b, k, m)`` at k times.
 
     Attributes:
         points: Where the geodesic is.
@@ -52,15 +55,15 @@ def jacobi(
 
     It solves ``D²J/dt² + R(J, ż) ż = 0`` and is what the geodesic does to first order when ``z``
     moves along ``start`` and ``v`` turns by ``slope``: computed as the variational equation of the
-    geodesic equation, by forward mode through the space's ``acceleration``, beside the geodesic
-    itself and under one error control.
+    geodesic equation, by forward mode through the space's ``acceleration``, together with the
+    geodesic itself and under one error control.
 
     Args:
         space: Anything with an ``acceleration`` that forward mode can differentiate.
         z: Start points ``(*b, m)``.
         v: Velocities ``(*b, m)``.
-        start: ``J(0)``, ``(*b, m)``; 0 unless given.
-        slope: ``DJ/dt(0)``, ``(*b, m)``; 0 unless given.
+        start: ``J(0)``, ``(*b, m)``; by default 0.
+        slope: ``DJ/dt(0)``, ``(*b, m)``; by default 0.
         t: One time, or increasing times ``(k,)``.
         rtol: As in :func:`~riemae.solvers.exp`.
         max_steps: As in :func:`~riemae.solvers.exp`.
@@ -76,7 +79,8 @@ def jacobi(
         M. P. do Carmo, Riemannian Geometry, chapter 5.
     """
     zero = torch.zeros_like(z)
-    start, slope = zero if start is None else start, zero if slope is None else slope
+    start = zero if start is None else start
+    slope = zero if slope is None else slope
     z, v, start, slope = paired("jacobi", z, v, start, slope)
     m, batch = z.shape[-1], z.shape[:-1]
     flat = [x.reshape(-1, m) for x in (z, v, start, slope)]
@@ -92,23 +96,26 @@ def jacobi(
         max_steps,
     )
     found = [flow.at(time) for time in times]
-    fields = [
-        torch.stack([getattr(x, name) for x in found], 1)
-        for name in ("z", "v", "fields", "derivatives")
-    ]
-    fields = [fields[0], fields[1], fields[2][:, :, 0], fields[3][:, :, 0]]
     single = not isinstance(t, Tensor) or not t.ndim
-    shaped = [
-        x.view(*batch, len(times), m)[..., 0, :] if single else x.view(*batch, len(times), m)
-        for x in fields
-    ]
-    result = JacobiField(*shaped)
+
+    def shaped(parts: list[Tensor]) -> Tensor:  # of (p, m) each
+        whole = torch.stack(parts, 1).view(*batch, len(times), m)
+        return whole[..., 0, :] if single else whole
+
+    result = JacobiField(
+        points=shaped([moment.z for moment in found]),
+        velocities=shaped([moment.v for moment in found]),
+        values=shaped([moment.fields[:, 0] for moment in found]),
+        derivatives=shaped([moment.derivatives[:, 0] for moment in found]),
+    )
     if throw and bool(flow.failed.any()):
+        first = flow.failed.nonzero().flatten().tolist()[:5]
         raise NotConvergedError(
             "jacobi",
             f"{len(flow.failed)} geodesics integrated with their fields",
-            f"{int(flow.failed.sum())} that failed (first: {flow.failed.nonzero().flatten().tolist()[:5]})",
-            "They leave the domain of the metric or meet a singular point; raise max_steps, loosen rtol, shorten t.",
+            f"{int(flow.failed.sum())} that failed (first: {first})",
+            "They leave the domain of the metric or meet a singular point; raise max_steps, loosen "
+            "rtol, shorten t.",
             result.values,
         )
     return result
@@ -131,10 +138,10 @@ class Moment:
     def cat(cls, parts: list[Moment]) -> Moment:
         """One batch from several."""
         return cls(
-            *(
-                torch.cat([getattr(x, name) for x in parts])
-                for name in ("z", "v", "fields", "derivatives")
-            )
+            z=torch.cat([part.z for part in parts]),
+            v=torch.cat([part.v for part in parts]),
+            fields=torch.cat([part.fields for part in parts]),
+            derivatives=torch.cat([part.derivatives for part in parts]),
         )
 
 
@@ -149,8 +156,8 @@ class Variation:
         derivatives: ``DJ/dt(0)``, ``(p, c, m)``.
         reach: The time in which the whole journey is made, however short a part of it: errors are
             judged against it.
-        rtol: Error allowed a unit of travelled coordinates, and of the fields' size.
-        max_steps: Steps a sample may take.
+        rtol: Error allowed per unit of travelled coordinates, and of the fields' size.
+        max_steps: Steps that a sample may take.
     """
 
     def __init__(
@@ -178,8 +185,9 @@ class Variation:
         self.now: float | Tensor = 0.0
 
     def at(self, time: float | Tensor) -> Moment:
-        """Everything at ``time`` (one for all, or ``(p,)``), NaN for samples that failed on the
-        way.
+        """Everything at ``time`` (one for all, or ``(p,)``).
+
+        NaN for samples that failed on the way.
         """
         spans = torch.as_tensor(time - self.now, dtype=self.y.dtype, device=self.y.device).expand(
             len(self.y)
@@ -210,8 +218,9 @@ class Variation:
         return Moment(z, v, fields, rates - turned)
 
     def _scale(self) -> Tensor:
-        """Errors are judged against the coordinates travelled in all, the speed, and the fields'
-        own size.
+        """The errors allowed.
+
+        They are judged against the coordinates travelled in all, the speed, and the fields' size.
         """
         c = self.count
         parts = self.y.detach().unflatten(1, (2 + 2 * c, -1)).abs()
@@ -227,21 +236,22 @@ class Variation:
         return self.rtol * scale.clamp(min=tiny)
 
     def _rhs(self, y: Tensor) -> Tensor:
+        """Derivatives of points, velocities, fields, and the fields' own coordinate derivatives."""
         c = self.count
         parts = y.unflatten(1, (2 + 2 * c, -1))
+        point, velocity = parts[:, 0], parts[:, 1]
         if not c:
-            return torch.cat(
-                [parts[:, 1], sound_acceleration(self.space, parts[:, 0], parts[:, 1])], 1
-            )
-        z, v = (parts[:, i].repeat_interleave(c, 0) for i in (0, 1))
-        moved, turned = (
-            x.flatten(0, 1).contiguous() for x in (parts[:, 2 : 2 + c], parts[:, 2 + c :])
-        )
-        value, tangent, *_ = jvp(
-            lambda a, b: sound_acceleration(self.space, a, b), (z, v), (moved, turned)
-        )
-        force, bend = value.unflatten(0, (len(y), c))[:, :1], tangent.unflatten(0, (len(y), c))
-        return torch.cat([parts[:, 1:2], force, parts[:, 2 + c :], bend], 1).flatten(1)
+            force = sound_acceleration(self.space, point, velocity)
+            return torch.cat([velocity, force], 1)
+        # One directional derivative of the acceleration per field, all in one batch.
+        z = point.repeat_interleave(c, 0)
+        v = velocity.repeat_interleave(c, 0)
+        fields, rates = parts[:, 2 : 2 + c], parts[:, 2 + c :]
+        tangents = fields.flatten(0, 1).contiguous(), rates.flatten(0, 1).contiguous()
+        value, tangent, *_ = jvp(partial(sound_acceleration, self.space), (z, v), tangents)
+        force = value.unflatten(0, (len(y), c))[:, :1]
+        bend = tangent.unflatten(0, (len(y), c))
+        return torch.cat([parts[:, 1:2], force, rates, bend], 1).flatten(1)
 
 
 def sound_connection_matrix(
@@ -278,9 +288,9 @@ def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
 
 def _times(where: str, t: float | Tensor) -> list[float]:
     times = [float(t)] if not isinstance(t, Tensor) else [float(x) for x in t.reshape(-1)]
-    ordered = all(a <= b for a, b in zip(times, times[1:], strict=False)) and (
-        len(times) == 1 or times[0] >= 0
-    )
+    ascending = all(a <= b for a, b in zip(times, times[1:], strict=False))
+    ordered = ascending and (len(times) == 1 or times[0] >= 0)
     if not times or not all(map(math.isfinite, times)) or not ordered:
-        raise OptionError(where, "a finite time, or increasing times from 0 on", str(times), "")
+        hint = "Try t.sort().values; times before and after 0 take two calls."
+        raise OptionError(where, "a finite time, or increasing times from 0 on", str(times), hint)
     return times

@@ -1,4 +1,4 @@
-"""Adam on the chord energy: what people reach for first, here for comparison."""
+"""Adam on the chord energy: a common first choice, here for comparison."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemae.numerics.checks import expect_range
 from riemae.solvers.methods.descent import Descent, Objective, Optimizer
 from riemae.solvers.solver import check_settings
 
 
 @dataclass(frozen=True)
 class Adam(Descent, Optimizer):
-    """Adam (Kingma and Ba, 2015) on the nodes of the discrete energy, every curve with a learning
-    rate of its own.
+    """Adam (Kingma and Ba, 2015) on the nodes of the discrete energy.
 
-    The rate starts relative to the latent size of the curve and is halved after a burst that did
-    not lower the energy.
+    Every curve has a learning rate of its own. It starts relative to the latent size of the curve
+    and is halved after a burst that did not lower the energy.
 
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
-        max_steps: Iterations a pair may take in total.
+        max_steps: Iterations that a pair may take in total.
         learning_rate: Relative to the latent extent of the start curve.
         betas: Decay of the two moments.
         burst: Iterations between two looks at the Hessian.
@@ -39,7 +39,8 @@ class Adam(Descent, Optimizer):
     burst: int = 50
 
     def __post_init__(self) -> None:
-        check_settings("Adam", self, learning_rate=self.learning_rate, burst=self.burst)
+        check_settings("Adam", self, "burst")
+        expect_range("Adam", "learning_rate", self.learning_rate, 0, above=True)
 
     @property
     def method(self) -> Optimizer:
@@ -48,9 +49,8 @@ class Adam(Descent, Optimizer):
 
     def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Both moments; iterations so far and the learning rate."""
-        return x.new_zeros(len(x), 2, *x.shape[1:]), torch.stack(
-            [0 * extent, self.learning_rate * extent], 1
-        )
+        moments = x.new_zeros(len(x), 2, *x.shape[1:])
+        return moments, torch.stack([0 * extent, self.learning_rate * extent], 1)
 
     def advance(
         self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
@@ -68,13 +68,10 @@ class Adam(Descent, Optimizer):
             mean = first * mean + (1 - first) * g
             square = second * square + (1 - second) * g.square()
             done = done + 1
-            unbiased = [
-                moment / (1 - beta**done)[:, None, None]
-                for moment, beta in ((mean, first), (square, second))
-            ]
-            tiny = (
-                torch.finfo(x.dtype).tiny ** 0.5
-            )  # the usual 1e-8 would tie the step to the units of the energy
-            x = x - rate[:, None, None] * unbiased[0] / (unbiased[1].sqrt() + tiny)
+            direction = mean / (1 - first**done)[:, None, None]
+            size = square / (1 - second**done)[:, None, None]
+            # The usual 1e-8 would tie the step to the units of the energy.
+            tiny = torch.finfo(x.dtype).tiny ** 0.5
+            x = x - rate[:, None, None] * direction / (size.sqrt() + tiny)
         rate = torch.where(energy < start, rate, rate / 2)
         return x, torch.stack([mean, square], 1), torch.stack([done, rate], 1)

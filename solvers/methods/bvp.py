@@ -24,16 +24,16 @@ class _NoValue(Exception):
 
 @dataclass(frozen=True)
 class BVP:
-    """``scipy.integrate.solve_bvp`` on ``z̈ = −Γ(ż, ż)``: fourth-order collocation with its own
-    mesh, pair by pair.
+    """``scipy.integrate.solve_bvp`` on ``z̈ = −Γ(ż, ż)``, pair by pair.
 
-    A reference more than a tool: it runs on the CPU in double precision, one pair after the other,
-    and finds any geodesic near its start curve, minimising or not. Steps count its iterations.
+    That is fourth-order collocation with its own mesh. A reference more than a tool: it runs on the
+    CPU in double precision, one pair after the other, and finds any geodesic near its start curve,
+    minimising or not. Steps count its iterations.
 
     Args:
         segments: Segments of the coarsest level, the initial mesh.
         max_segments: Segments of the finest level allowed.
-        max_steps: Iterations a pair may take in total.
+        max_steps: Iterations that a pair may take in total.
         max_nodes: Mesh points that scipy may use.
 
     Raises:
@@ -50,7 +50,7 @@ class BVP:
     max_nodes: int = 2000
 
     def __post_init__(self) -> None:
-        check_settings("BVP", self, max_nodes=self.max_nodes)
+        check_settings("BVP", self, "max_nodes")
 
     def begin(self, nodes: Tensor) -> State:
         """A state about new curves."""
@@ -66,9 +66,8 @@ class BVP:
             steps[row] += iterations
         done = status == Status.CONVERGED
         unknown = torch.full_like(state.decrement, torch.nan)
-        return with_index(
-            space, replace(state, nodes=nodes, status=status, decrement=unknown, steps=steps), done
-        )
+        state = replace(state, nodes=nodes, status=status, decrement=unknown, steps=steps)
+        return with_index(space, state, done)
 
     def _solve(
         self, space: Space, nodes: Tensor, slopes: Tensor, tol: float
@@ -97,8 +96,5 @@ class BVP:
             )
         except _NoValue:
             return nodes, Status.NON_FINITE, 1
-        return (
-            torch.as_tensor(found.sol(t)[:m].T).to(nodes),
-            _STATUS[found.status],
-            max(int(found.niter), 1),
-        )
+        solution = torch.as_tensor(found.sol(t)[:m].T).to(nodes)
+        return solution, _STATUS[found.status], max(int(found.niter), 1)

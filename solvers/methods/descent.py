@@ -1,6 +1,4 @@
-"""What first-order path solvers share: parameters of the nodes, an optimiser, and the common
-yardstick.
-"""
+"""What first-order path solvers share: parameters, an optimiser, and the common yardstick."""
 
 from __future__ import annotations
 
@@ -11,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from riemae.solvers.hooks import energy_and_gradient
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, newton_decrement
-from riemae.solvers.space import Space, energy_and_gradient
+from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
 
 # Parameters (q, k, m) of the curves at some rows of the batch -> their energies (q,) and gradients
@@ -74,11 +73,9 @@ class Descent(ABC):
         """A state about new curves."""
         basis = self.basis(nodes)
         base = nodes[:, 1:-1]
-        x = (
-            torch.zeros_like(base)
-            if basis is None
-            else base.new_zeros(len(base), basis.shape[1], base.shape[2])
-        )
+        x = torch.zeros_like(base)
+        if basis is not None:
+            x = base.new_zeros(len(base), basis.shape[1], base.shape[2])
         extent = (nodes - nodes[:, :1]).abs().amax((1, 2))
         memory, scalars = self.method.memory(x, extent)
         return DescentState.start(
@@ -91,20 +88,18 @@ class Descent(ABC):
 
         def placed(x: Tensor, rows: Tensor) -> Tensor:
             shift = x if basis is None else torch.einsum("ij,pjm->pim", basis, x)
-            return torch.cat(
-                [state.nodes[rows, :1], state.base[rows] + shift, state.nodes[rows, -1:]], 1
-            )
+            first, last = state.nodes[rows, :1], state.nodes[rows, -1:]
+            return torch.cat([first, state.base[rows] + shift, last], 1)
 
         def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             energy, gradient = energy_and_gradient(space, placed(x, rows))
-            return energy, gradient if basis is None else torch.einsum(
-                "ij,pim->pjm", basis, gradient
-            )
+            if basis is not None:
+                gradient = torch.einsum("ij,pim->pjm", basis, gradient)
+            return energy, gradient
 
         before = state.parameters
-        x, memory, scalars = self.method.advance(
-            objective, before, state.memory, state.scalars, self.burst
-        )
+        advance = self.method.advance
+        x, memory, scalars = advance(objective, before, state.memory, state.scalars, self.burst)
         everyone = torch.arange(len(x), device=x.device)
         # A step out of the domain leaves NaN behind: such a curve stays where it was, and ends.
         lost = ~x.isfinite().flatten(1).all(1)

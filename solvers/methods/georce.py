@@ -14,17 +14,19 @@ from riemae.solvers.solver import State, check_settings, with_index
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
 
-_ATTEMPTS, _SUFFICIENT = 30, 1e-4
+# Of the line search: halvings, and the share of the promised decrease that is enough.
+_ATTEMPTS = 30
+_SUFFICIENT = 1e-4
 
 
 @dataclass(frozen=True)
 class GEORCE:
-    """Rygaard and Hauberg's algorithm, as published: left-node energy, closed-form controls,
-    backtracking line search.
+    """Rygaard and Hauberg's algorithm, as published.
 
-    It minimises ``Σ u_tᵀ G(x_t) u_t`` over controls ``u_t`` with ``x_{t+1} = x_t + u_t``. With
-    ``ν_t`` the gradient of ``u_tᵀ G(y) u_t`` in ``y`` at ``x_t``, Pontryagin's conditions
-    ``2 G_t u_t + μ_t = 0`` and ``μ_{t−1} = μ_t + ν_t`` are solved for frozen ``G_t`` and ``ν_t``:
+    Left-node energy, closed-form controls, backtracking line search. It minimises ``Σ u_tᵀ G(x_t)
+    u_t`` over controls ``u_t`` with ``x_{t+1} = x_t + u_t``. With ``ν_t`` the gradient of ``u_tᵀ
+    G(y) u_t`` in ``y`` at ``x_t``, Pontryagin's conditions ``2 G_t u_t + μ_t = 0`` and ``μ_{t−1} =
+    μ_t + ν_t`` are solved for frozen ``G_t`` and ``ν_t``:
 
         ``μ_{T−1} = (Σ G_t⁻¹)⁻¹ (2(x_0 − x_T) − Σ_t G_t⁻¹ Σ_{j>t} ν_j)``,
         ``u_t = −½ G_t⁻¹ (μ_{T−1} + Σ_{j>t} ν_j)``.
@@ -36,7 +38,7 @@ class GEORCE:
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
-        max_steps: Iterations a pair may take in total.
+        max_steps: Iterations that a pair may take in total.
 
     Raises:
         OptionError: For a value out of range.
@@ -63,15 +65,8 @@ class GEORCE:
     def step(self, space: Space, state: State, tol: float) -> State:
         """One iteration of every curve."""
         x, u = state.nodes[:, :-1], state.nodes.diff(dim=1)
-        m = x.shape[-1]
-        metric = sound(space.metric, torch.Size([m, m]), x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        metric, inverse, singular = _metric(space, x)
         slope_in_x = _position_gradient(space, x, u)
-        factor, info = torch.linalg.cholesky_ex(metric)
-        pivots = factor.diagonal(dim1=-2, dim2=-1).square() / metric.diagonal(dim1=-2, dim2=-1)
-        singular = ((info != 0) | ~(pivots > tolerance(x.dtype).rank).all(-1)).any(1)
-        inverse = torch.cholesky_inverse(
-            torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor)
-        )
         new = _controls(inverse, slope_in_x, state.nodes[:, -1] - state.nodes[:, 0])
 
         # dE/dx_t along the step; the end points stand still.
@@ -84,18 +79,27 @@ class GEORCE:
         nodes, moved = _searched(space, state.nodes, shift, energy, slope)
 
         decrement = -slope / (4 * energy)
-        done = (decrement <= tol) | (
-            slope.abs() <= 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
-        )
-        status = torch.where(
-            done, int(Status.CONVERGED), torch.where(moved, RUNNING, int(Status.STALLED))
-        )
+        rounding = 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
+        done = (decrement <= tol) | (slope.abs() <= rounding)
+        status = torch.where(moved, RUNNING, int(Status.STALLED))
+        status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(singular, int(Status.SINGULAR), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        state = replace(
-            state, nodes=nodes, status=status, decrement=decrement, steps=state.steps + 1
-        )
+        steps = state.steps + 1
+        state = replace(state, nodes=nodes, status=status, decrement=decrement, steps=steps)
         return with_index(space, state, status == Status.CONVERGED)
+
+
+def _metric(space: Space, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Metric and its inverse at the nodes ``(p, T, m)``, and where it is singular ``(p,)``."""
+    m = x.shape[-1]
+    metric = sound(space.metric, torch.Size([m, m]), x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    factor, info = torch.linalg.cholesky_ex(metric)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / metric.diagonal(dim1=-2, dim2=-1)
+    regular = (pivots > tolerance(x.dtype).rank).all(-1)
+    singular = ((info != 0) | ~regular).any(1)
+    safe = torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor)
+    return metric, torch.cholesky_inverse(safe), singular
 
 
 def _controls(inverse: Tensor, slope_in_x: Tensor, gap: Tensor) -> Tensor:
@@ -122,10 +126,7 @@ def _position_gradient(
 def _searched(
     space: Space, nodes: Tensor, shift: Tensor, energy: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:  # -> nodes, (p,) bool
-    """The longest step 1, 1/2, 1/4, … that lowers the left-node energy.
-
-    And whether there was one.
-    """
+    """The longest step 1, 1/2, 1/4, … that lowers the left-node energy, if there is one."""
     nodes = nodes.clone()
     start = nodes.clone()
     stride = torch.ones_like(energy)
@@ -140,11 +141,11 @@ def _searched(
         finite = (x.isfinite() & u.isfinite()).flatten(1).all(1)
         x, u = (torch.where(finite[:, None, None], y, start[pending][:, :-1]) for y in (x, u))
         reached = space.norm(x.flatten(0, 1), u.flatten(0, 1)).square().view(u.shape[:2]).sum(1)
-        good = finite & (
-            reached <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
-        )
+        limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
+        good = finite & (reached <= limit)
         rows = pending[good]
-        nodes[rows], moved[rows] = trial[good], True
+        nodes[rows] = trial[good]
+        moved[rows] = True
         pending = pending[~good]
         stride[pending] /= 2
     return nodes, moved

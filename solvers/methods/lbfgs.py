@@ -10,18 +10,19 @@ from torch import Tensor
 from riemae.solvers.methods.descent import Descent, Objective, Optimizer
 from riemae.solvers.solver import check_settings
 
-_ATTEMPTS, _SUFFICIENT = 20, 1e-4
+# Of the line search: halvings, and the share of the promised decrease that is enough.
+_ATTEMPTS = 20
+_SUFFICIENT = 1e-4
 
 
 @dataclass(frozen=True)
 class LBFGS(Descent, Optimizer):
-    """L-BFGS (Liu and Nocedal, 1989) with a backtracking line search, every curve of the batch
-    alone.
+    """L-BFGS (Liu and Nocedal, 1989) with a backtracking line search, every curve alone.
 
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
-        max_steps: Iterations a pair may take in total.
+        max_steps: Iterations that a pair may take in total.
         history: Pairs of steps and gradient changes that are remembered.
         burst: Iterations between two looks at the Hessian.
 
@@ -36,7 +37,7 @@ class LBFGS(Descent, Optimizer):
     burst: int = 10
 
     def __post_init__(self) -> None:
-        check_settings("LBFGS", self, history=self.history, burst=self.burst)
+        check_settings("LBFGS", self, "history", "burst")
 
     @property
     def method(self) -> Optimizer:
@@ -56,36 +57,19 @@ class LBFGS(Descent, Optimizer):
         energy, g = objective(x, everyone)
         for _ in range(count):
             direction = self._direction(g, steps, changes, scalars[:, 0])
-            slope = (g * direction).sum((1, 2))
-            moved, reached, turned = x.clone(), energy.clone(), g.clone()
-            stride = torch.ones_like(energy)
-            pending = (slope < 0).nonzero().flatten()
-            for _ in range(_ATTEMPTS):
-                if not len(pending):
-                    break
-                trial = x[pending] + stride[pending, None, None] * direction[pending]
-                e, grad = objective(trial, pending)
-                good = (
-                    e <= energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
-                )  # False for NaN
-                rows = pending[good]
-                moved[rows], reached[rows], turned[rows] = trial[good], e[good], grad[good]
-                pending = pending[~good]
-                stride[pending] /= 2
-            s, y = (moved - x)[:, None], (turned - g)[:, None]
-            steps, changes = torch.cat([s, steps[:, :-1]], 1), torch.cat([y, changes[:, :-1]], 1)
+            moved, reached, turned = _searched(objective, x, energy, g, direction)
+            step, change = (moved - x)[:, None], (turned - g)[:, None]
+            steps = torch.cat([step, steps[:, :-1]], 1)
+            changes = torch.cat([change, changes[:, :-1]], 1)
             x, energy, g = moved, reached, turned
         return x, torch.cat([steps, changes], 1), scalars
 
     def _direction(self, g: Tensor, steps: Tensor, changes: Tensor, extent: Tensor) -> Tensor:
         """Two-loop recursion; pairs without positive curvature do not count."""
         curvature = (steps * changes).sum((2, 3))
-        useful = (
-            curvature
-            > torch.finfo(g.dtype).eps
-            * changes.square().sum((2, 3)).sqrt()
-            * steps.square().sum((2, 3)).sqrt()
-        )
+        eps, tiny = torch.finfo(g.dtype).eps, torch.finfo(g.dtype).tiny
+        turns, ways = (part.square().sum((2, 3)).sqrt() for part in (changes, steps))
+        useful = curvature > eps * turns * ways
         rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
         q, alphas = g, []
         for k in range(self.history):
@@ -93,15 +77,41 @@ class LBFGS(Descent, Optimizer):
             q = q - alpha[:, None, None] * changes[:, k]
             alphas.append(alpha)
         # Without a memory the first step is a hundredth of the curve's size.
-        size = g.square().sum((1, 2)).sqrt().clamp(min=torch.finfo(g.dtype).tiny)
+        size = g.square().sum((1, 2)).sqrt().clamp(min=tiny)
         scale = extent / (100 * size)
         for k in reversed(range(self.history)):
-            newest = curvature[:, k] / changes[:, k].square().sum((1, 2)).clamp(
-                min=torch.finfo(g.dtype).tiny
-            )
-            scale = torch.where(useful[:, k], newest, scale)
+            square = changes[:, k].square().sum((1, 2)).clamp(min=tiny)
+            scale = torch.where(useful[:, k], curvature[:, k] / square, scale)
         r = scale[:, None, None] * q
         for k in reversed(range(self.history)):
             beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
             r = r + (alphas[k] - beta)[:, None, None] * steps[:, k]
         return -r
+
+
+def _searched(
+    objective: Objective, x: Tensor, energy: Tensor, g: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The longest of 1, 1/2, 1/4, … of the step that lowers the energy.
+
+    Returns:
+        Parameters, energies and gradients there; those of the start where there is none.
+    """
+    slope = (g * direction).sum((1, 2))
+    moved, reached, turned = x.clone(), energy.clone(), g.clone()
+    stride = torch.ones_like(energy)
+    pending = (slope < 0).nonzero().flatten()
+    for _ in range(_ATTEMPTS):
+        if not len(pending):
+            break
+        trial = x[pending] + stride[pending, None, None] * direction[pending]
+        there, gradient = objective(trial, pending)
+        limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
+        good = there <= limit  # False for NaN
+        rows = pending[good]
+        moved[rows] = trial[good]
+        reached[rows] = there[good]
+        turned[rows] = gradient[good]
+        pending = pending[~good]
+        stride[pending] /= 2
+    return moved, reached, turned

@@ -1,5 +1,6 @@
-"""Matrix-free Newton on a discrete curve energy: for latent spaces too large for m × m blocks along
-the path.
+"""Matrix-free Newton on a discrete curve energy.
+
+For latent spaces too large for m × m blocks along the path.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from riemae.exceptions import OptionError
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
+from riemae.solvers.hooks import products
 from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
-from riemae.solvers.products import Product, Products, products
+from riemae.solvers.products import Product, Products
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
@@ -22,9 +23,8 @@ _ATTEMPTS = 12  # a step is halved so often before its curve counts as stalled
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 _FAR = 0.03  # relative decrement above which second derivatives are not worth having
 _LEAST_FORCING = 1e-3
-_TRUSTED_GAIN = (
-    1 / 1000
-)  # never believe that one step reduced the decrement by more than this without looking
+# Never believe that one step reduced the decrement by more than this without looking.
+_TRUSTED_GAIN = 1 / 1000
 
 
 @dataclass
@@ -68,9 +68,9 @@ class NewtonCG:
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
-        max_steps: Steps a pair may take in total.
-        max_products: Products with the Hessian a step.
-        sketch: Products with the metric that the preconditioner is made from, once a level.
+        max_steps: Steps that a pair may take in total.
+        max_products: Products with the Hessian per step.
+        sketch: Products with the metric that the preconditioner is made from, once per level.
         second_order: False keeps to Gauss-Newton throughout, where the space has it.
 
     Raises:
@@ -90,10 +90,7 @@ class NewtonCG:
     second_order: bool = True
 
     def __post_init__(self) -> None:
-        check_settings("NewtonCG", self, max_products=self.max_products, sketch=self.sketch)
-        if not all(isinstance(n, int) for n in (self.max_products, self.sketch)):
-            got = f"{self.max_products!r} and {self.sketch!r}"
-            raise OptionError("NewtonCG", "whole numbers max_products and sketch", got, "")
+        check_settings("NewtonCG", self, "max_products", "sketch")
 
     def begin(self, nodes: Tensor) -> NewtonCGState:
         """A state about new curves."""
@@ -144,20 +141,19 @@ class NewtonCG:
         whole = live & (stride == 1) & ~model.bounded
         second = ~flat | (not self.second_order)
         ended = quiet | saddle | (whole & second & (left <= tol))
-        status = torch.where(ended, int(Status.CONVERGED), state.status)
         acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-        status = torch.where(
-            (quiet | saddle) & (relative > acceptable), int(Status.PRECISION), status
-        )
+        coarse = (quiet | saddle) & (relative > acceptable)
+        status = torch.where(ended, int(Status.CONVERGED), state.status)
+        status = torch.where(coarse, int(Status.PRECISION), status)
         status = torch.where(live & ~ended & ~moved, int(Status.STALLED), status)
-        status = torch.where(
-            singular, int(Status.SINGULAR), torch.where(finite, status, int(Status.NON_FINITE))
-        )
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        status = torch.where(singular, int(Status.SINGULAR), status)
+        decrement = torch.where(whole & ~quiet, left, relative)
         return replace(
             state,
             nodes=nodes,
             status=status,
-            decrement=torch.where(live, torch.where(whole & ~quiet, left, relative), torch.nan),
+            decrement=torch.where(live, decrement, torch.nan),
             index=index,
             steps=state.steps + 1,
             radius=_trusted(radius, model, stride, discrepancy),
@@ -169,8 +165,12 @@ class NewtonCG:
         if not len(rows):
             return state
         new = PathMetric.sketched(space, state.nodes[rows], self.sketch)
-        basis, values, rest = state.basis.clone(), state.values.clone(), state.rest.clone()
-        basis[rows], values[rows], rest[rows] = new.basis, new.values, new.rest
+        basis = state.basis.clone()
+        values = state.values.clone()
+        rest = state.rest.clone()
+        basis[rows] = new.basis
+        values[rows] = new.values
+        rest[rows] = new.rest
         return replace(state, basis=basis, values=values, rest=rest)
 
     def _model(
@@ -185,8 +185,9 @@ class NewtonCG:
         flat: Tensor,
         tol: float,
     ) -> Truncated:
-        """Truncated conjugate gradients: by Gauss-Newton for the curves in ``flat``, by the Hessian
-        for the others.
+        """Truncated conjugate gradients.
+
+        By Gauss-Newton for the curves in ``flat``, by the Hessian for the others.
         """
         # |residual| / |gradient| of order |gradient|^½ makes convergence superlinear.
         forcing = rough.sqrt().clamp(_LEAST_FORCING, 0.5)
@@ -202,23 +203,20 @@ class NewtonCG:
             ) -> Product:
                 of = rows[some]
                 here = local if len(of) == len(nodes) else products(space, nodes[of])
-                return (
-                    here.gauss_newton
-                    if first_order and here.gauss_newton is not None
-                    else here.hessian
-                )
+                if first_order and here.gauss_newton is not None:
+                    return here.gauss_newton
+                return here.hessian
 
-            parts.append(
-                truncated_cg(
-                    product,
-                    metric.select(rows),
-                    gradient[rows],
-                    radius[rows],
-                    forcing[rows],
-                    enough[rows],
-                    self.max_products,
-                )
+            part = truncated_cg(
+                product,
+                metric.select(rows),
+                gradient[rows],
+                radius[rows],
+                forcing[rows],
+                enough[rows],
+                self.max_products,
             )
+            parts.append(part)
             order.append(rows)
         return Truncated.cat(parts).select(torch.cat(order).argsort())
 
@@ -252,15 +250,17 @@ def _searched(
         promised = -t * slope[pending] - t * t * model.bend[pending] / 2
         good = gain >= 0.1 * promised - noise[pending]  # False for NaN
         rows = pending[good]
-        nodes[rows], taken[rows] = trial[good], t
+        nodes[rows] = trial[good]
+        taken[rows] = t
         discrepancy[rows] = (gain - promised).abs()[good]
         pending = pending[~good]
     return nodes, taken, discrepancy
 
 
 def _trusted(radius: Tensor, model: Truncated, stride: Tensor, discrepancy: Tensor) -> Tensor:
-    """The next trust region: as long as the step that could be taken, or twice that where the model
-    was right.
+    """The next trust region.
+
+    As long as the step that could be taken, or twice that where the model was right.
     """
     right = (stride == 1) & (discrepancy <= model.gain / 4)
     grown = torch.where(model.bounded & right, 2 * radius, radius)

@@ -1,5 +1,6 @@
-"""Multiple shooting: geodesics by Newton's method on the exponential map, its derivative from
-Jacobi fields.
+"""Multiple shooting: geodesics by Newton's method on the exponential map.
+
+Its derivative comes from Jacobi fields.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Shooting:
     Args:
         segments: Segments of the coarsest level; a multiple of ``shots``.
         max_segments: Segments of the finest level allowed.
-        max_steps: Newton steps a pair may take in total.
+        max_steps: Newton steps that a pair may take in total.
         shots: Pieces of the curve.
 
     Raises:
@@ -64,7 +65,7 @@ class Shooting:
     shots: int = 8
 
     def __post_init__(self) -> None:
-        check_settings("Shooting", self, shots=self.shots)
+        check_settings("Shooting", self, "shots")
         if self.segments % self.shots:
             raise OptionError(
                 "Shooting",
@@ -87,50 +88,67 @@ class Shooting:
         rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
         fired = self._fire(space, knots, velocities, rtol, fields=True)
         gaps = _gaps(fired, knots, velocities)
-        size = velocities.norm(dim=-1).amax(1)
-        miss = _miss(gaps, size)
+        miss = _miss(gaps, velocities.norm(dim=-1).amax(1))
         finite = miss.isfinite()
         # Below what the integrator can tell there is nothing to gain.
         done = finite & (miss <= max(tol, 10 * rtol))
 
-        safe = torch.where(
-            finite[:, None, None, None], fired.fields, torch.eye(2 * knots.shape[-1]).to(knots)
-        )
-        moved, turned = _newton(safe, gaps.nan_to_num(0.0))
-        nodes, speeds, lower = knots.clone(), velocities.clone(), done.clone()
+        identity = torch.eye(2 * knots.shape[-1]).to(knots)
+        safe = torch.where(finite[:, None, None, None], fired.fields, identity)
+        correction = _newton(safe, gaps.nan_to_num(0.0))
         pending = (finite & ~done).nonzero().flatten()
-        share = torch.ones_like(miss)
-        for _ in range(_ATTEMPTS):
-            if not len(pending):
-                break
-            a = share[pending, None, None]
-            trial, speed = (
-                knots[pending] + a * moved[pending],
-                velocities[pending] + a * turned[pending],
-            )
-            reached = _miss(
-                _gaps(self._fire(space, trial, speed, rtol, fields=False), trial, speed),
-                size[pending],
-            )
-            good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
-            rows = pending[good]
-            nodes[rows], speeds[rows], lower[rows] = trial[good], speed[good], True
-            pending = pending[~good]
-            share[pending] /= 2
-        status = torch.where(
-            done, int(Status.CONVERGED), torch.where(lower, RUNNING, int(Status.STALLED))
+        nodes, speeds, lower = self._searched(
+            space, knots, velocities, correction, miss, pending, rtol
         )
+        status = torch.where(lower | done, RUNNING, int(Status.STALLED))
+        status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        dense = self._dense(space, state.nodes, nodes, speeds, stride, done, rtol)
         state = replace(
             state,
-            nodes=dense,
+            nodes=self._dense(space, state.nodes, nodes, speeds, stride, done, rtol),
             velocities=speeds,
             status=status,
             decrement=miss.square(),
             steps=state.steps + 1,
         )
         return with_index(space, state, done)
+
+    def _searched(
+        self,
+        space: Space,
+        knots: Tensor,
+        velocities: Tensor,
+        correction: tuple[Tensor, Tensor],
+        miss: Tensor,
+        pending: Tensor,
+        rtol: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The longest of 1, 1/2, 1/4, … of the correction that closes the gaps as promised.
+
+        Returns:
+            Knots, velocities, and which of the curves ``pending`` have such a correction.
+        """
+        moved, turned = correction
+        size = velocities.norm(dim=-1).amax(1)
+        nodes, speeds = knots.clone(), velocities.clone()
+        lower = torch.zeros_like(miss, dtype=torch.bool)
+        share = torch.ones_like(miss)
+        for _ in range(_ATTEMPTS):
+            if not len(pending):
+                break
+            part = share[pending, None, None]
+            trial = knots[pending] + part * moved[pending]
+            speed = velocities[pending] + part * turned[pending]
+            fired = self._fire(space, trial, speed, rtol, fields=False)
+            reached = _miss(_gaps(fired, trial, speed), size[pending])
+            good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
+            rows = pending[good]
+            nodes[rows] = trial[good]
+            speeds[rows] = speed[good]
+            lower[rows] = True
+            pending = pending[~good]
+            share[pending] /= 2
+        return nodes, speeds, lower
 
     def _fire(
         self, space: Space, knots: Tensor, velocities: Tensor, rtol: float, fields: bool
@@ -145,19 +163,18 @@ class Shooting:
         start, slope = z.new_zeros(len(z), count, m), z.new_zeros(len(z), count, m)
         if fields:
             identity = torch.eye(m).to(z)
-            start[:, :m], slope[:, m:] = identity, identity
+            start[:, :m] = identity
+            slope[:, m:] = identity
             # The coordinate derivative of the start velocity stands still while the start moves.
             slope[:, :m] = -sound_connection_matrix(space, z, v).mT
         flow = Variation(space, z, v, start, slope, 1.0, rtol, 2000)
         end = flow.at(1.0 / k)
         if fields:  # back from covariant to coordinate derivatives
-            rates = end.derivatives + torch.einsum(
-                "pij,pcj->pci", sound_connection_matrix(space, end.z, end.v), end.fields
-            )
+            connection = sound_connection_matrix(space, end.z, end.v)
+            rates = end.derivatives + torch.einsum("pij,pcj->pci", connection, end.fields)
             end = replace(end, fields=torch.cat([end.fields, rates], -1).mT)
-        return Moment(
-            *(x.unflatten(0, (p, k)) for x in (end.z, end.v, end.fields, end.derivatives))
-        )
+        parts = (end.z, end.v, end.fields, end.derivatives)
+        return Moment(*(part.unflatten(0, (p, k)) for part in parts))
 
     def _dense(
         self,
@@ -169,8 +186,9 @@ class Shooting:
         done: Tensor,
         rtol: float,
     ) -> Tensor:
-        """The nodes: the knots, and for finished curves the points that their shots pass in
-        between.
+        """The nodes: the knots, and points between them.
+
+        For finished curves these are points that their shots pass.
         """
         nodes = old.clone()
         nodes[:, ::stride] = knots
@@ -180,9 +198,8 @@ class Shooting:
         p, k, m = velocities.shape
         # Between the knots of an unfinished curve a spline will do: it only carries the velocities
         # to the next level.
-        nodes[:] = (
-            Curve(knots, torch.cat([velocities, velocities[:, -1:]], 1)).resample(stride * k).nodes
-        )
+        slopes = torch.cat([velocities, velocities[:, -1:]], 1)
+        nodes[:] = Curve(knots, slopes).resample(stride * k).nodes
         nodes[:, ::stride] = knots
         if len(rows):
             z, v = knots[rows, :-1].flatten(0, 1), velocities[rows].flatten(0, 1)
@@ -194,8 +211,9 @@ class Shooting:
 
 
 def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Corrections of the knots ``(p, k + 1, m)`` and velocities ``(p, k, m)`` that close the gaps
-    to first order.
+    """Corrections that close the gaps to first order.
+
+    Of the knots ``(p, k + 1, m)`` and of the velocities ``(p, k, m)``.
 
     Args:
         slopes: ``(p, k, 2m, 2m)``, derivatives of where each shot ends in where it begins.
@@ -206,7 +224,8 @@ def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
     # Row i: what shot i leaves behind, minus what shot i + 1 begins with.
     matrix = gaps.new_zeros(p, k, both, k + 1, both)
     for i in range(k):
-        matrix[:, i, :, i], matrix[:, i, :, i + 1] = slopes[:, i], -torch.eye(both).to(gaps)
+        matrix[:, i, :, i] = slopes[:, i]
+        matrix[:, i, :, i + 1] = -torch.eye(both).to(gaps)
     # The first and the last point stand still, and no shot has the velocity at the end.
     unknowns, equations = slice(m, both * k), slice(0, both * k - m)
     square = matrix.flatten(3).flatten(1, 2)[:, equations, unknowns]

@@ -1,6 +1,4 @@
-"""A cubic-spline parametrisation of the curve: few coefficients, optimised by a first-order
-method.
-"""
+"""A cubic-spline parametrisation of the curve: few coefficients, a first-order method."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ class CubicSpline(Descent):
     Args:
         segments: Segments of the coarsest level; a multiple of ``segments_per_piece``.
         max_segments: Segments of the finest level allowed.
-        max_steps: Iterations a pair may take in total.
+        max_steps: Iterations that a pair may take in total.
         segments_per_piece: Segments of the energy between two knots of the spline.
         optimizer: Its settings: :class:`Adam` or :class:`LBFGS`; their own segments and steps do
             not count.
@@ -49,9 +47,9 @@ class CubicSpline(Descent):
     optimizer: Adam | LBFGS = field(default_factory=Adam)
 
     def __post_init__(self) -> None:
-        check_settings("CubicSpline", self)
-        pieces = self.segments / self.segments_per_piece if self.segments_per_piece >= 1 else 0
-        if pieces < 2 or pieces != int(pieces):
+        check_settings("CubicSpline", self, "segments_per_piece")
+        pieces, rest = divmod(self.segments, self.segments_per_piece)
+        if pieces < 2 or rest:
             raise OptionError(
                 "CubicSpline",
                 "segments as a multiple, at least twice, of segments_per_piece",
@@ -70,8 +68,9 @@ class CubicSpline(Descent):
         return self.optimizer.burst
 
     def basis(self, nodes: Tensor) -> Tensor:
-        """Values at the interior nodes of the splines that are 1 at one interior knot and 0 at the
-        others.
+        """Values at the interior nodes of the splines that are 1 at one interior knot.
+
+        And 0 at the others.
         """
         segments = nodes.shape[1] - 1
         return _basis(segments, max(segments // self.segments_per_piece, 2)).to(nodes)

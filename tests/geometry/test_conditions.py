@@ -169,7 +169,14 @@ class TestEveryMethodAgainstALoop:
             n for n in own if "condition" in inspect.signature(getattr(Manifold, n)).parameters
         }
         assert own - taking == {"to", "as_space"}
-        assert taking == {*CALLS, "distribution", "graph", "distance_matrix", "kinks", "metric_factor"}
+        assert taking == {
+            *CALLS,
+            "distribution",
+            "graph",
+            "distance_matrix",
+            "kinks",
+            "metric_factor",
+        }
 
     def test_more_batch_axes(self, joined):
         M, _ = joined

@@ -21,8 +21,8 @@ from riemae.solvers import (
     Solver,
     Status,
 )
+from riemae.solvers.hooks import energy_and_gradient
 from riemae.solvers.methods.georce import GEORCE as Georce
-from riemae.solvers.space import energy_and_gradient
 
 FAST = {
     "adam": Adam(),

@@ -34,7 +34,7 @@ from riemae.exceptions import (
     ShapeError,
     TransferError,
 )
-from riemae.solvers import Newton, Status, matrix
+from riemae.solvers import Newton, Status, matrix_work
 
 F64 = torch.float64
 SPHERE = Manifold(spaces.sphere)
@@ -338,7 +338,7 @@ class TestFile:
 
     def test_a_complete_file_is_read_not_computed(self, tmp_path, monkeypatch):
         first, calls = self.run(tmp_path / "d.npy"), []
-        monkeypatch.setattr(matrix, "geodesic", None)
+        monkeypatch.setattr(matrix_work, "geodesic", None)
         again = self.run(tmp_path / "d.npy", progress=lambda *count: calls.append(count))
         assert torch.equal(again, first)
         assert calls == [(21, 21)]
@@ -396,7 +396,8 @@ from test_distance_matrix import draw, network
 from riemae import Manifold
 torch.set_num_threads(1)
 M, out = Manifold(network()), sys.argv[1]
-M.distance_matrix(draw(40, 24), out=out, block_size=16, rtol=1e-6, progress=lambda done, n: time.sleep(0.05))
+slowly = lambda done, n: time.sleep(0.05)
+M.distance_matrix(draw(40, 24), out=out, block_size=16, rtol=1e-6, progress=slowly)
 """
 
 

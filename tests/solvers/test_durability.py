@@ -163,7 +163,8 @@ class TestIdentity:
     def test_a_decoder_that_differs_between_the_points_only(self, out):
         # The same code by name, nothing captured: what lies between the points tells.
         def decoder(height):
-            text = f"lambda z: torch.cat([z, {height} * torch.exp(-(z / 0.3).square().sum(-1, keepdim=True))], -1)"
+            bump = "torch.exp(-(z / 0.3).square().sum(-1, keepdim=True))"
+            text = f"lambda z: torch.cat([z, {height} * {bump}], -1)"
             return eval(text, {"torch": torch})
 
         z = torch.tensor([[-2.0, -2.0], [2.0, 2.0], [-2.0, 2.0], [2.0, -2.0]], dtype=F64)
@@ -405,7 +406,8 @@ HOLDER = """
 import fcntl, json, os, socket, sys, time
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": "today"}).encode())
+about = {"pid": os.getpid(), "host": socket.gethostname(), "since": "today"}
+os.write(handle, json.dumps(about).encode())
 print("held", flush=True)
 time.sleep(60)
 """

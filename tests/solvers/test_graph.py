@@ -3,7 +3,6 @@
 Their paths against true geodesics.
 """
 
-import importlib
 import sys
 import warnings
 
@@ -29,9 +28,6 @@ from riemae.exceptions import (
 from riemae.solvers.curve import _QUADRATURE_POINTS
 
 F64 = torch.float64
-graph_module = importlib.import_module(
-    "riemae.solvers.graph"
-)  # riemae.solvers.graph is the function
 SPHERE = Manifold(spaces.sphere)
 HALF_PLANE = solvers.MetricSpace(spaces.half_plane_tensor)
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))
@@ -429,7 +425,7 @@ class TestSearch:
     def test_edges_are_measured_some_at_a_time(self, monkeypatch):
         z, sizes = points(200, low=0.05, high=2.0), []
         whole = solvers.graph(HALF_PLANE, z, k=5)
-        monkeypatch.setattr(graph_module, "_EDGES", 64)
+        monkeypatch.setattr("riemae.solvers.edges._EDGES", 64)
         tensor = lambda z: (sizes.append(len(z)), spaces.half_plane_tensor(z))[1]  # noqa: E731 (one expression)
         parts = solvers.graph(solvers.MetricSpace(tensor), z, k=5)
         assert np.allclose(parts.adjacency.data, whole.adjacency.data, rtol=1e-13)

@@ -234,9 +234,10 @@ class TestKeptMatrix:
         assert torch.allclose(crossings, (-2 * 4 * g).expand(1, 2, 2, 2))
 
     def test_second_derivatives_scale_with_the_step(self):
-        t = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None].expand(
-            1, n - 1, 2, 2
-        )  # noqa: E731
+        def t(n):
+            inner = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1, None, None]
+            return inner.expand(1, n - 1, 2, 2)
+
         for n in (3, 8):
             assert torch.allclose(state._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
 

@@ -1,0 +1,240 @@
+"""Pairs that are solved together, from level to level of resolution.
+
+A pair is in one of three states:
+
+=======  =====================================================  ====================================
+state    when                                                   what follows
+=======  =====================================================  ====================================
+WAITING  its start curve cannot be seen at this resolution      LEVEL, once it can
+         (:class:`~riemae.solvers.queue.Queue`)
+LEVEL    the solver works on it at this resolution              the verdict: OVER, or LEVEL with
+                                                                twice as many segments
+OVER     it has a verdict, or was settled before anything was   its shortest curve is kept
+         solved
+=======  =====================================================  ====================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from riemae.solvers.certificate import unevenness
+from riemae.solvers.curve import Curve
+from riemae.solvers.measure import Evidence, Measure
+from riemae.solvers.near import keep_near
+from riemae.solvers.outcome import started
+from riemae.solvers.progress import Progress
+from riemae.solvers.queue import Queue, even
+from riemae.solvers.result import GeodesicResult
+from riemae.solvers.shortest import Best, recovered, straightened
+from riemae.solvers.solver import Solver, refined, refinement_ratio
+from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING, on_host, placed
+from riemae.solvers.verdict import Claims, Level, reported_error, verdict
+
+# The solver's own error must be small compared to the discretisation error that is being estimated;
+# rounding may stop it at 50 times as much.
+_SOLVER_SHARE = 3e-3
+_ACCEPTABLE = 50
+# A curve this much shorter than the distance of its end points has run away to where rounding
+# rules.
+_RUNAWAY = 1e-3
+
+
+@np.errstate(all="ignore")  # what comes of NaN is NaN, and has a status
+def solve_chunk(
+    space: Space,
+    solver: Solver,
+    start: Curve,
+    rtol: float,
+    progress: Progress | None,
+    at_once: Callable[[Tensor], int],
+) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
+    """Solve some pairs.
+
+    Args:
+        space: The space.
+        solver: The solver.
+        start: Start curves ``(p,)``.
+        rtol: Relative accuracy of the lengths.
+        progress: Called with (pairs done, pairs in all) after every level.
+        at_once: How many curves with such nodes ``(p, n + 1, m)`` one step may work on.
+
+    Returns:
+        The result, and the lengths of the start curves' polygons, NaN where nobody looked.
+    """
+    chunk = _Chunk(space, solver, start, rtol, at_once)
+    while chunk.unfinished():
+        chunk.level(progress)
+        chunk.admit()
+    return chunk.result(), chunk.begun
+
+
+class _Chunk:
+    """Pairs that are solved together; arrays ``(p,)`` for all of them, ``(q,)`` for those in LEVEL.
+
+    Attributes:
+        outcome: What is known of all pairs.
+        bound: ``(p,)``, lower bounds of the lengths; None where the space knows none.
+        least: ``(p,)``, the same on the host, NaN where unknown.
+        queue: The pairs in WAITING.
+        begun: ``(p,)``, lengths of the start curves' polygons.
+        evidence: Lengths of the last levels.
+        best: The shortest curves.
+        segments: Of the present level.
+        rows: ``(q,)``, the pairs in LEVEL.
+        state: The solver's progress on them.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        solver: Solver,
+        start: Curve,
+        rtol: float,
+        at_once: Callable[[Tensor], int],
+    ) -> None:
+        self.space = space
+        self.solver = solver
+        self.rtol = rtol
+        self.at_once = at_once
+        self.z0, self.z1 = start.nodes[:, 0], start.nodes[:, -1]
+        self.outcome = started(start)
+        self._keep_settled()
+        p = len(self.z0)
+        self.bound = space.ambient_distance(self.z0, self.z1) if p else None
+        self.least = np.full(p, np.nan)
+        if self.bound is not None:
+            self.least = on_host(self.bound).astype(np.float64)
+        self.queue = Queue(space, start, self.outcome.running(), solver)
+        self.begun = np.full(p, np.nan)
+        self.begun[self.queue.rows] = self.queue.lengths
+        tolerated = _ACCEPTABLE * _SOLVER_SHARE * rtol
+        keep_near(space, solver, self.queue, self.outcome, self.least, rtol, tolerated)
+        self.evidence = Evidence(p)
+        self.best = Best(space, p)
+        self.segments = solver.segments
+        self.rows, nodes = self.queue.admit(self.segments)
+        self.state: Any = solver.begin(nodes)
+
+    def _keep_settled(self) -> None:
+        """Straight lines for the pairs that are OVER before anything is solved."""
+        settled = (self.outcome.status != RUNNING).nonzero()[0]
+        if len(settled):
+            those = placed(settled, self.z0)
+            line = Curve.line(self.z0[those], self.z1[those], self.solver.segments)
+            self.outcome.keep(settled, line)
+
+    def unfinished(self) -> bool:
+        """Whether a pair is in LEVEL or WAITING."""
+        return bool(len(self.rows) or len(self.queue.rows))
+
+    def level(self, progress: Progress | None) -> None:
+        """Solve the pairs in LEVEL at this resolution; those that go on get the next one."""
+        if not len(self.rows):
+            return
+        share = _SOLVER_SHARE * self.rtol
+        self.state = solve_level(self.space, self.solver, self.state, share, self.at_once)
+        measure = Measure.of(self.space, Curve.from_nodes(self.state.nodes))
+        self.evidence.add(self.rows, measure.length, measure.root_energy)
+        measure = straightened(self.space, measure, self.evidence, self.rows, self.rtol)
+        running = self._judged(measure)
+        self._conclude(measure, (~running).nonzero()[0])
+        on = running.nonzero()[0]
+        if progress is not None:
+            progress(len(self.z0) - len(on) - len(self.queue.rows), len(self.z0))
+        self._refine(measure, on)
+
+    def _judged(self, measure: Measure) -> np.ndarray:
+        """Enter what the level says of its pairs; which of them go on."""
+        rows, out = self.rows, self.outcome
+        status, left, steps = map(
+            on_host, (self.state.status, self.state.decrement, self.state.steps)
+        )
+        level = Level(
+            rows=rows,
+            measure=measure,
+            length=self.best.take(rows, measure),
+            status=status,
+            left=left,
+            spent=steps >= self.solver.max_steps,
+            least=self.least[rows],
+            last=2 * self.segments > self.solver.max_segments,
+        )
+        claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
+        statuses = verdict(level, claims.worst, self.rtol)
+        out.length[rows] = level.length
+        out.error[rows] = reported_error(claims, level, statuses, self.rtol)
+        out.steps[rows] = steps
+        out.status[rows] = statuses
+        return statuses == RUNNING
+
+    def _conclude(self, measure: Measure, over: np.ndarray) -> None:
+        """LEVEL → OVER."""
+        if not len(over):
+            return
+        rows, out = self.rows[over], self.outcome
+        those = placed(over, self.z0)
+        out.index[rows] = on_host(self.state.index[those])
+        out.decrement[rows] = on_host(self.state.decrement)[over]
+        out.speed_deviation[rows] = on_host(unevenness(measure.speed[those], measure.weights))
+        for pairs, curve in self.best.curves(rows):
+            out.keep(pairs, curve)
+
+    def _refine(self, measure: Measure, on: np.ndarray) -> None:
+        """LEVEL → LEVEL with twice as many segments."""
+        steps = on_host(self.state.steps)
+        if len(on) < len(self.rows):
+            those = placed(on, self.z0)
+            self.rows = self.rows[on]
+            self.state = self.state.select(those)
+            measure = measure.select(on, those)
+            steps = steps[on]
+        if not len(on):
+            return
+        measure, lost = recovered(self.space, measure, self.best, self.rows, self.rtol)
+        finer = even(measure.curve, measure.speed, measure.weights, 2 * self.segments, lost)
+        self.state = refined(self.solver, self.state, *finer)
+        self.state.steps = placed(steps, self.z0)
+
+    def admit(self) -> None:
+        """WAITING → LEVEL, at the next resolution."""
+        self.segments *= 2
+        if not len(self.queue.rows):
+            return
+        joined, nodes = self.queue.admit(self.segments)
+        new: Any = self.solver.begin(nodes)
+        self.state = type(new).cat([self.state, new]) if len(self.rows) else new
+        self.rows = np.concatenate([self.rows, joined])
+
+    def result(self) -> GeodesicResult:
+        """The result of all pairs."""
+        out = self.outcome
+        # A curve that ran away has no length to speak of.
+        out.length[(out.status > 0) & (out.length < (1 - _RUNAWAY) * self.least)] = np.nan
+        return out.result(self.space, self.z0, self.solver.segments, self.bound, self.rtol)
+
+
+def solve_level(
+    space: Space, solver: Solver, state: Any, tol: float, at_once: Callable[[Tensor], int]
+) -> Any:
+    """Iterate at one resolution until every curve has ended or spent its steps.
+
+    Those that have leave the batch.
+    """
+    size = at_once(state.nodes)
+    while True:
+        running = (on_host(state.status) == RUNNING) & (on_host(state.steps) < solver.max_steps)
+        active = running.nonzero()[0]
+        if not len(active):
+            return state
+        if len(active) == len(running) <= size:
+            state = solver.step(space, state, tol)
+            continue
+        for first in range(0, len(active), size):
+            rows = placed(active[first : first + size], state.nodes)
+            state.update(rows, solver.step(space, state.select(rows), tol))

@@ -1,0 +1,143 @@
+"""The logarithm: the velocity of the geodesic between two points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import NotConvergedError
+from riemae.numerics.checks import expect_rtol
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import refuse_transforms
+from riemae.solvers.curve import Curve
+from riemae.solvers.flows.exponential import exp
+from riemae.solvers.path import geodesic
+from riemae.solvers.solver import Solver
+from riemae.solvers.space import Space
+
+# Shots per pair, at most.
+_SHOTS = 12
+
+
+def log(
+    space: Space,
+    z0: Tensor,
+    z1: Tensor,
+    *,
+    rtol: float = 1e-6,
+    solver: Solver | None = None,
+    init: Curve | Tensor | None = None,
+    refine: bool = True,
+    throw: bool = True,
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
+    """Logarithm: the velocity with which the geodesic from ``z0`` reaches ``z1`` at time 1.
+
+    It is not differentiable.
+
+    Args:
+        space: The space.
+        z0: Start points.
+        z1: End points; leading axes broadcast.
+        rtol: Accuracy of the path; with ``refine`` also how close ``exp(z0, v)`` comes to ``z1``,
+            relative to ``|v|``.
+        solver: As in :func:`~riemae.solvers.geodesic`.
+        init: As in :func:`~riemae.solvers.geodesic`.
+        refine: Improve the path's velocity by shooting; without it the error is of second order in
+            the path's segments.
+        throw: Raise when a pair fails; False returns the path's velocity for it.
+
+    Raises:
+        NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result``
+            holds the velocities, or the path's result.
+    """
+    refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
+    rtol = expect_rtol("log", rtol)
+    result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)
+    velocity = result.curve.velocity(0.0)
+    if not refine or not velocity.numel():
+        return velocity
+    m = velocity.shape[-1]
+    start, stop = (x.detach().reshape(-1, m) for x in torch.broadcast_tensors(z0, z1))
+    flat = velocity.reshape(-1, m).clone()
+    rows = (flat.isfinite().all(-1) & (flat != 0).any(-1)).nonzero().flatten()
+    with torch.no_grad():
+        missed = _Shots(space, start, stop, flat, rtol).improved(rows)
+    velocity = flat.view(velocity.shape)
+    if throw and len(missed):
+        raise NotConvergedError(
+            "log",
+            f"shooting to within rtol={rtol:g}",
+            f"{len(missed)} of {len(flat)} pairs that miss it (first: {missed[:5].tolist()})",
+            "Loosen rtol, or take the path's velocity with refine=False: the end points may be "
+            "conjugate.",
+            velocity,
+        )
+    return velocity
+
+
+class _Shots:
+    """Newton's method on ``exp(start, v) = stop``, every pair of a batch alone.
+
+    The Jacobian is one of differences, computed anew only when it stops helping.
+
+    Args:
+        space: The space.
+        start: ``(p, m)``.
+        stop: ``(p, m)``.
+        v: ``(p, m)``, improved in place.
+        rtol: How close to ``stop`` a shot must come, relative to ``|v|``.
+
+    Attributes:
+        current: ``(p, m)``, the velocities of the next shots.
+        best: ``(p,)``, by how much the best shots miss.
+        slope: ``(p, m, m)``, the Jacobians.
+    """
+
+    def __init__(self, space: Space, start: Tensor, stop: Tensor, v: Tensor, rtol: float) -> None:
+        self.space = space
+        self.start = start
+        self.stop = stop
+        self.v = v
+        self.rtol = rtol
+        self.accuracy = max(rtol / 10, 1e-10 if v.dtype == torch.float64 else 1e-5)
+        p, m = v.shape
+        self.current = v.clone()
+        self.best = torch.full_like(v[:, 0], torch.inf)
+        self.slope = torch.zeros(p, m, m, dtype=v.dtype, device=v.device)
+
+    def improved(self, rows: Tensor) -> Tensor:
+        """Improve the velocities at ``rows``; returns the pairs that never met ``stop``."""
+        fresh = False
+        for attempt in range(_SHOTS):
+            miss = self.stop[rows] - self._shot(rows, self.current[rows])
+            size = self.current[rows].norm(dim=-1)
+            gap = (miss.norm(dim=-1) / size).nan_to_num(torch.inf)
+            helped = gap < self.best[rows] / 4
+            self._remember(rows, gap)
+            keep = gap > self.rtol
+            if not bool(keep.any()) or attempt == _SHOTS - 1:
+                break
+            rows, miss, size, helped = rows[keep], miss[keep], size[keep], helped[keep]
+            if not fresh or not bool(helped.all()):
+                self._differentiate(rows, self.stop[rows] - miss, size)
+                fresh = True
+            update, info = torch.linalg.solve_ex(self.slope[rows], miss[..., None])
+            update = torch.where((info == 0)[:, None], update[..., 0], 0.0)
+            self.current[rows] = self.current[rows] + update
+        return (self.best > self.rtol).logical_and(self.best.isfinite()).nonzero().flatten()
+
+    def _shot(self, rows: Tensor, velocity: Tensor) -> Tensor:
+        return exp(self.space, self.start[rows], velocity, rtol=self.accuracy, throw=False)
+
+    def _remember(self, rows: Tensor, gap: Tensor) -> None:
+        """Keep the velocities that miss by less than any before."""
+        better = rows[gap < self.best[rows]]
+        self.v[better] = self.current[better]
+        self.best[rows] = torch.minimum(gap, self.best[rows])
+
+    def _differentiate(self, rows: Tensor, base: Tensor, size: Tensor) -> None:
+        """Jacobians of ``v ↦ exp(start, v)`` by differences from ``base``."""
+        difference = tolerance(self.v.dtype).eps ** 0.4 * size[:, None]
+        for j, e in enumerate(torch.eye(self.v.shape[-1]).to(self.v)):
+            moved = self._shot(rows, self.current[rows] + difference * e)
+            self.slope[rows, :, j] = (moved - base) / difference

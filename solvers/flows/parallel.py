@@ -1,0 +1,129 @@
+"""Parallel transport along curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import NotConvergedError, ShapeError
+from riemae.numerics.transforms import refuse_vmap
+from riemae.solvers.curve import Curve
+from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
+from riemae.solvers.space import Space
+
+# Steps per piece of a curve, at most.
+_MAX_PARTS = 64
+
+
+def transport(
+    space: Space, curve: Curve | Tensor, v: Tensor, *, rtol: float | None = None, throw: bool = True
+) -> Tensor:  # curve (*b), v (*b, m) -> (*b, m)
+    """Parallel transport of tangent vectors from the start to the end of curves.
+
+    It keeps inner products. ``v̇ = −Γ(ż, v)`` is solved by an eighth-order method on every piece of
+    the curve, with twice as many pieces until two resolutions agree.
+
+    Args:
+        space: Anything with an ``acceleration``.
+        curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
+        v: Tangent vectors at the start.
+        rtol: Relative accuracy; by default 1e-8 in float64, 1e-4 in float32.
+        throw: Raise when the resolutions never agree; False returns the finest.
+
+    Raises:
+        ShapeError: When ``v`` does not fit the curves.
+        NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
+            transported vectors.
+    """
+    refuse_vmap("transport")
+    nodes = curve.nodes if isinstance(curve, Curve) else curve
+    wanted = (*nodes.shape[:-2], nodes.shape[-1])
+    if v.shape != wanted or v.dtype != nodes.dtype:
+        raise ShapeError(
+            "transport",
+            f"vectors of shape {wanted} and dtype {nodes.dtype}",
+            f"{tuple(v.shape)} and {v.dtype}",
+            "Give one vector per curve.",
+        )
+    rtol = accuracy_of("transport", rtol, v, 1e-8, 1e-4)
+    previous = _transported(space, curve, v, 1)
+    parts = 2
+    while True:
+        now = _transported(space, curve, v, parts)
+        size = now.abs().amax(-1).clamp(min=torch.finfo(v.dtype).tiny)
+        error = (now - previous).abs().amax(-1) / size
+        missed = ~(error <= rtol)
+        if not bool(missed.any()):
+            return now
+        if parts >= _MAX_PARTS:
+            break
+        previous = now
+        parts = 2 * parts
+    if throw:
+        raise NotConvergedError(
+            "transport",
+            f"two resolutions that agree to rtol={rtol:g}",
+            f"{int(missed.sum())} of {missed.numel()} vectors that do not",
+            "Loosen rtol, or give the curve more segments where the metric varies fast.",
+            now,
+        )
+    return now
+
+
+def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> Tensor:
+    """One pass of the eighth-order method with ``parts`` steps per piece.
+
+    The equation is linear: its matrices ``−Γ(ż, ·)`` at all stages are computed at once, the steps
+    are m × m products.
+    """
+    method = method_of_order_8()
+    m = v.shape[-1]
+    segments = curve.segments if isinstance(curve, Curve) else curve.shape[-2] - 1
+    count = segments * parts
+    times = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
+    steps = torch.arange(count, device=v.device)[:, None]
+    piece = (steps // parts).expand(count, len(times))
+    z, velocity = _along(curve, piece, (steps % parts + times) / parts)
+    turn = connection_matrix(space.acceleration, z, velocity)
+    turn = turn.view(*v.shape[:-1], count, len(times), m, m)
+    w = v
+    for i in range(count):
+        stages: list[Tensor] = []
+        for j, row in enumerate(method.A):
+            inner = w + combined(row, stages) / count if stages else w
+            stages.append((turn[..., i, j, :, :] @ inner[..., None])[..., 0])
+        w = w + combined(method.B, stages) / count
+    return w
+
+
+def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Points and velocities at shares of pieces, ``(k, s), (k, s) -> (*b, k s, m)``.
+
+    At a corner, the piece decides.
+    """
+    piece, share = piece.flatten(), share.flatten()
+    if isinstance(curve, Curve):
+        t = ((piece + share) / curve.segments).clamp(max=1.0)
+        return curve(t), curve.velocity(t)
+    step = curve[..., piece + 1, :] - curve[..., piece, :]
+    return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
+
+
+def connection_matrix(
+    acceleration: Callable[[Tensor, Tensor], Tensor], z: Tensor, u: Tensor
+) -> Tensor:  # (*b, m), (*b, m) -> (*b, m, m)
+    """The matrix of ``v ↦ −Γ(u, v)``, from accelerations alone.
+
+    ``−Γ(u, v) = ¼ [a(u + v) − a(u − v)]``. The basis vectors are scaled to the
+    size of ``u``, which balances the difference.
+    """
+    m = z.shape[-1]
+    size = u.abs().amax(-1, keepdim=True)[..., None, :]  # (*b, 1, 1)
+    size = size.clamp(min=torch.finfo(u.dtype).tiny)
+    basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
+    points = z[..., None, :].expand(basis.shape).reshape(-1, m)
+    ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
+    there, back = acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    return ((there - back).view(basis.shape) / (4 * size)).mT

@@ -1,0 +1,185 @@
+"""What a space may offer beyond the :class:`~riemae.solvers.space.Space` protocol.
+
+Every hook is optional. Each is a small protocol below, next to the function that solvers call: it
+uses the hook where the space has it, and does something sensible where it has not. No solver asks a
+space for anything in any other way.
+
+=======================  ===========================================  ==============================
+hook                     what it gives                                without it
+=======================  ===========================================  ==============================
+``energy_and_gradient``  the discrete energy and its gradient, by a   reverse mode through
+                         faster way than the chords                   ``squared_chords``
+``products``             the energy's Hessian as products with        ``squared_chords`` are
+                         vectors, for the matrix-free solver          differentiated twice
+``embedded``             images of points in a Euclidean space where  lengths come from ``norm``
+                         curves have the lengths that they have here  alone; error estimates have
+                                                                      one witness less
+``velocities``           the velocities with which a geodesic passes  curves are splines through
+                         its nodes                                    their nodes
+``labels``               how many coordinates, the last ones, only    0: all coordinates move
+                         say which member of a family of spaces a
+                         point is of
+``restored``             the curves of a result with the labels that  curves are taken as they are
+                         solvers do not see
+``ambient_features``     points of the ambient space whose Euclidean  ``ambient_distance``, row by
+                         distance is the ambient distance             row
+``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
+                         better where to start
+=======================  ===========================================  ==============================
+
+A hook may also answer None where it has nothing to say for these arguments (``embedded``,
+``velocities``, ``ambient_features``): that counts as not having it. The required methods
+``residual`` and ``ambient_distance`` may do the same.
+
+All points of a pair have the same labels, along which nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve
+from riemae.solvers.energy import differentiated
+from riemae.solvers.products import Products, from_graph
+from riemae.solvers.space import Space
+
+# A function of the images (p, c, D) of points, -> (p, …).
+Then = Callable[[Tensor], Tensor]
+Embedding = Callable[[Tensor, Then], "Tensor | None"]
+
+
+@runtime_checkable
+class HasEnergyAndGradient(Protocol):
+    """A space with a faster gradient than reverse mode through its chords."""
+
+    def energy_and_gradient(
+        self, nodes: Tensor
+    ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+        """The discrete energy and its gradient in the interior nodes."""
+        ...
+
+
+@runtime_checkable
+class HasProducts(Protocol):
+    """A space that multiplies by the Hessian of the discrete energy without writing it down."""
+
+    def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
+        """The energy to second order about curves."""
+        ...
+
+
+@runtime_checkable
+class HasEmbedded(Protocol):
+    """A space inside a Euclidean one."""
+
+    def embedded(self, points: Tensor, then: Then) -> Tensor | None:  # (p, c, m) -> (p, …)
+        """``then`` of the images ``(p, c, D)`` of points.
+
+        None where curves have other lengths there.
+        """
+        ...
+
+
+@runtime_checkable
+class HasVelocities(Protocol):
+    """A space that knows how a geodesic passes given nodes."""
+
+    def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+        """``dz/dt`` at the nodes, or None.
+
+        Where coordinates move unevenly they make a better curve than a spline through the nodes.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """A family of spaces, given as one."""
+
+    @property
+    def labels(self) -> int:
+        """How many coordinates, the last ones, only name the member of the family."""
+        ...
+
+
+@runtime_checkable
+class HasRestored(Protocol):
+    """A space whose results lack the labels of their points."""
+
+    def restored(self, curve: Curve, stats: dict[str, Tensor]) -> Curve:
+        """The curves of a result with their labels; ``stats`` are the result's."""
+        ...
+
+
+@runtime_checkable
+class HasAmbientFeatures(Protocol):
+    """A space whose ambient distance is a Euclidean one."""
+
+    def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
+        """Points whose Euclidean distance is the ambient distance, or None."""
+        ...
+
+
+@runtime_checkable
+class HasGeodesic(Protocol):
+    """A space with its own path solver, such as one with periodic coordinates."""
+
+    def geodesic(self, z0: Tensor, z1: Tensor, **options: Any) -> Any:
+        """As :func:`riemae.solvers.geodesic`, without the space."""
+        ...
+
+
+def energy_and_gradient(
+    space: Space, nodes: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
+    """The discrete energy and its gradient in the interior nodes; by default by reverse mode."""
+    if isinstance(space, HasEnergyAndGradient):
+        return space.energy_and_gradient(nodes)
+    return differentiated(space.squared_chords, nodes)
+
+
+def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
+    """The energy to second order; by default the chords are differentiated twice."""
+    if isinstance(space, HasProducts):
+        return space.products(nodes)
+    with torch.enable_grad():
+        interior = nodes[:, 1:-1].detach().requires_grad_()
+        chords = space.squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
+    start = nodes[:, :-1]
+    size = space.norm(start.flatten(0, 1), start.flatten(0, 1)).view(start.shape[:2])
+    return from_graph(interior, chords, size)
+
+
+def embedding_of(space: Space) -> Embedding | None:
+    """The space's ``embedded``; by default None."""
+    return space.embedded if isinstance(space, HasEmbedded) else None
+
+
+def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+    """The velocities with which a geodesic passes its nodes; by default None."""
+    return space.velocities(nodes) if isinstance(space, HasVelocities) else None
+
+
+def labels_of(space: Space) -> int:
+    """How many coordinates, the last ones, are labels; by default 0."""
+    return int(space.labels) if isinstance(space, HasLabels) else 0
+
+
+def restored(space: Space, curve: Curve, stats: dict[str, Tensor]) -> Curve:
+    """The curves of a result as the space takes them; by default as they are."""
+    return space.restored(curve, stats) if isinstance(space, HasRestored) else curve
+
+
+def features_of(space: Space, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
+    """Points whose Euclidean distance is the ambient distance; by default None."""
+    return space.ambient_features(z) if isinstance(space, HasAmbientFeatures) else None
+
+
+def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:
+    """The space's ``geodesic``; by default ``default`` with the space as first argument."""
+    return space.geodesic if isinstance(space, HasGeodesic) else partial(default, space)

@@ -1,0 +1,91 @@
+"""Whether a file of distances is of the same space, points and settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import NonFiniteError
+from riemae.solvers.matrix_layout import Layout
+from riemae.solvers.matrix_work import Task, one_thread
+from riemae.solvers.space import Space
+from riemae.storage.digests import digest
+from riemae.storage.identity import fingerprint, parts
+
+# Points, and pairs of them, whose lengths tell whether a file is of the same space.
+_PROBES = 2048
+_FEWEST_PROBES = 64
+_PROBED_AT_ONCE = 128
+# Reciprocals of the golden and of the plastic ratio.
+_GOLDEN = 0.6180339887498949
+_PLASTIC = 0.7548776662466927
+
+
+def recognised(
+    task: Task, identity: Mapping[str, object] | None, layout: Layout
+) -> tuple[dict[str, Any], list[float]]:
+    """The description of a run, and its probe.
+
+    Together they say whether a file is of the same run.
+    """
+    things = {"contents": task.space} if identity is None else identity
+    with torch.no_grad(), one_thread():
+        _speeds(task.space, task.a[:2])  # what is made at the first call is there now
+        before = {
+            name: parts(thing) for name, thing in things.items() if not isinstance(thing, str)
+        }
+        probe = _probe(task.space, task.a, task.a if task.b is None else task.b)
+        after = {name: parts(things[name]) for name in before}
+    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
+    known |= {name: fingerprint(before[name], after[name]) for name in before}
+    description = {
+        "format": "riemae distance matrix",
+        "version": 2,
+        "shape": list(layout.shape),
+        "dtype": str(task.a.dtype).removeprefix("torch."),
+        "points": {"a": digest(task.a), "b": "a" if task.b is None else digest(task.b)},
+        "settings": {"method": task.method, "block_size": layout.size, **task.settings},
+        "space": {"class": type(task.space).__name__, **known},
+    }
+    return description, probe
+
+
+def _probe(space: Space, a: Tensor, b: Tensor) -> list[float]:
+    """Lengths of two tangents at the points, and of two chords along lines between them.
+
+    The lines join pairs that are spread over all of them, and are cut where no other is: a space
+    that differs between the points shows, too.
+    """
+    points = a if a is b else torch.cat([a, b])
+    some = torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()
+    norms = _speeds(space, points[some])
+    # Multiples of two irrational numbers, taken modulo 1, are spread evenly.
+    number = torch.arange(min(max(len(a), len(b), _FEWEST_PROBES), _PROBES), dtype=torch.float64)
+    i = number.long() % len(a)
+    j = ((number + 1) * _GOLDEN % 1 * len(b)).long()
+    start, stop = a[i.to(a.device)], b[j.to(a.device)]
+    t = ((number + 1) * _PLASTIC % 1).to(a)[:, None]
+    nodes = torch.stack([start, start + t * (stop - start), stop], 1)
+    chords = [space.squared_chords(part).sqrt().flatten() for part in nodes.split(_PROBED_AT_ONCE)]
+    return [float(x) for x in torch.cat([*norms, *chords])]
+
+
+def _speeds(space: Space, points: Tensor) -> list[Tensor]:
+    """Lengths of two tangents at every point; NaN where there is none."""
+    ramp = torch.arange(points.shape[1], dtype=points.dtype, device=points.device)
+    tangents = torch.ones_like(ramp), (1 + ramp).cos()
+    return [_norms(space, part, v) for part in points.split(_PROBED_AT_ONCE) for v in tangents]
+
+
+def _norms(space: Space, points: Tensor, v: Tensor) -> Tensor:
+    try:
+        return space.norm(points, v.expand_as(points))
+    except NonFiniteError:  # one bad point must not hide the others
+        if len(points) == 1:
+            return points.new_full((1,), math.nan)
+        half = len(points) // 2
+        return torch.cat([_norms(space, points[:half], v), _norms(space, points[half:], v)])

@@ -1,0 +1,238 @@
+"""Blocks of a matrix of distances: what computes them, here or on an executor."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import GraphError, TransferError
+from riemae.solvers.graph import Weight
+from riemae.solvers.graph import graph as build_graph
+from riemae.solvers.hooks import features_of, solver_of
+from riemae.solvers.matrix_layout import Layout
+from riemae.solvers.path import geodesic
+from riemae.solvers.progress import Progress
+from riemae.solvers.solver import Solver
+from riemae.solvers.space import Space
+
+Method = Literal["geodesic", "graph", "chord"]
+
+# Blocks that an executor holds at once: more than the workers of most clusters, fewer than would
+# fill a memory.
+_IN_FLIGHT = 256
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for, checked."""
+
+    space: Space
+    a: Tensor
+    b: Tensor | None
+    method: Method
+    rtol: float
+    solver: Solver | None
+    k: int
+    weight: Weight
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the numbers, besides space and points."""
+        if self.method == "geodesic":
+            return {"rtol": self.rtol, "solver": None if self.solver is None else repr(self.solver)}
+        return (
+            {"k": self.k, "weight": self.weight, "rtol": self.rtol}
+            if self.method == "graph"
+            else {}
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that computes a block, wherever it is sent."""
+
+    space: Any  # a Space; for graph distances the Graph, for chords None or a Space
+    a: Tensor  # points; for chords of a space with features, these
+    b: Tensor
+    method: Method
+    rtol: float
+    solver: Solver | None
+    layout: Layout
+
+    def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+        """The values of a block, and a status for each geodesic of it (none for other methods)."""
+        with torch.no_grad():
+            if self.method == "geodesic":
+                return self._geodesics(block, progress)
+            first, last, column = self.layout.band(block)
+            values = self._paths if self.method == "graph" else self._chords
+            return values(first, last, column).cpu(), torch.empty(0, dtype=torch.int8)
+
+    def _geodesics(self, block: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
+        solve = solver_of(self.space, geodesic)
+        result = solve(
+            self.a[i],
+            self.b[j],
+            rtol=self.rtol,
+            solver=self.solver,
+            throw=False,
+            progress=progress,
+        )
+        return result.length.cpu(), result.status.to("cpu", torch.int8)
+
+    def _paths(self, first: int, last: int, column: int) -> Tensor:
+        # The columns are the graph's last points.
+        offset = len(self.space.points) - self.layout.shape[1]
+        distances: Tensor = self.space.distances(range(first, last))
+        return distances[:, offset + column :]
+
+    def _chords(self, first: int, last: int, column: int) -> Tensor:
+        targets = self.b[column:]
+        if self.space is None:
+            # Differences, not scalar products: near points must not lose their digits.
+            exact = "donot_use_mm_for_euclid_dist"
+            return torch.cdist(self.a[first:last], targets, compute_mode=exact)
+        distance = self.space.ambient_distance
+        return torch.stack([distance(z.expand_as(targets), targets) for z in self.a[first:last]])
+
+
+def work_of(task: Task, layout: Layout, progress: Progress) -> Work:
+    """What the workers need, with everything done that is done once for all blocks.
+
+    Raises:
+        GraphError: For chords in a space that knows no ambient distance.
+    """
+    space, a, b = task.space, task.a, task.b
+    other = a if b is None else b
+    common = (task.method, task.rtol, task.solver, layout)
+    if task.method == "graph":
+        joint = a if b is None else torch.cat([a, b])
+        built = build_graph(
+            space, joint, k=task.k, weight=task.weight, rtol=task.rtol, progress=progress
+        )
+        return Work(built, a[:0], a[:0], *common)
+    if task.method == "chord":
+        decoded = features_of(space, a)
+        if decoded is not None:
+            right = decoded if b is None else features_of(space, b)
+            assert right is not None
+            return Work(None, decoded, right, *common)
+        if space.ambient_distance(a[:1], other[:1]) is None:
+            raise GraphError(
+                "distance_matrix",
+                "a space with an ambient distance for method='chord'",
+                type(space).__name__,
+                "Use method='geodesic' or 'graph'.",
+            )
+    return Work(space, a, other, *common)
+
+
+def results(
+    work: Work, blocks: list[int], executor: Executor | None, progress: Progress | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Blocks with their values and statuses, as they finish."""
+    if executor is None:
+        for block in blocks:
+            with one_thread():
+                values, status = work(block, progress)
+            yield block, values, status
+        return
+    # Threads share the work; everything else gets one string of bytes, unpacked once a process.
+    call: Callable[[Any, int], Any] = (
+        _in_thread if isinstance(executor, ThreadPoolExecutor) else _in_process
+    )
+    sent = work if isinstance(executor, ThreadPoolExecutor) else _packed(work)
+    queue, pending = iter(blocks), dict[Future[Any], int]()
+    threads = torch.get_num_threads()
+    try:
+        while True:
+            for block in islice(queue, _IN_FLIGHT - len(pending)):
+                pending[executor.submit(call, sent, block)] = block
+            if not pending:
+                return
+            finished = wait(pending, return_when=FIRST_COMPLETED).done
+            # Errors last: a block that is finished is kept.
+            for future in sorted(finished, key=lambda f: (f.exception() is not None, pending[f])):
+                values, status = future.result()
+                yield pending.pop(future), torch.as_tensor(values), torch.as_tensor(status)
+    finally:
+        for future in pending:
+            future.cancel()
+        torch.set_num_threads(threads)  # what new threads of this process start with
+
+
+# torch's forward mode keeps its levels in one place for all threads of a process: two derivatives
+# at once break both.
+_TURN = threading.Lock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread per block.
+
+    Rounding depends on how many threads share the work, and there are as many workers as
+    processors.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_thread(work: Work, block: int) -> tuple[Tensor, Tensor]:
+    with _TURN if work.method == "geodesic" else nullcontext(), one_thread():
+        return work(block)
+
+
+def _in_process(packed: bytes, block: int) -> tuple[Any, Any]:
+    """A block as numpy arrays.
+
+    Tensors would travel through shared memory, of which containers have little.
+    """
+    values, status = _in_thread(_unpacked(packed), block)
+    return values.numpy(), status.numpy()
+
+
+@lru_cache(maxsize=2)
+def _unpacked(packed: bytes) -> Work:
+    work: Work = pickle.loads(packed)
+    return work
+
+
+def _packed(work: Work) -> bytes:
+    """The work as bytes, by cloudpickle where it is installed.
+
+    It also takes lambdas and what a notebook defines.
+
+    Raises:
+        TransferError: When some part of it cannot be sent.
+    """
+    try:
+        from cloudpickle import dumps
+    except ImportError:
+        from pickle import dumps
+    try:
+        packed: bytes = dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as reason:
+        by = dumps.__module__.split(".")[0].strip("_")
+        raise TransferError(
+            "distance_matrix",
+            "a space that can be sent to other processes",
+            f"{reason} ({by})",
+            "Make the decoder an nn.Module or a function at the top level of a module, install "
+            "cloudpickle (pip install riemae[dask]), or use a ThreadPoolExecutor.",
+        ) from reason
+    return packed

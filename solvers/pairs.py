@@ -1,0 +1,121 @@
+"""What a call for geodesics begins with: pairs of points, their start curves, and a graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import DeviceError, DTypeError, GraphError, ShapeError
+from riemae.numerics.checks import expect_dense, expect_values
+from riemae.solvers.curve import Curve
+from riemae.solvers.graph import Graph
+
+# Start curves are looked at on this many segments.
+_SEGMENTS = 32
+
+
+def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of one shape.
+
+    Raises:
+        DTypeError: When they are not tensors of one dtype that solvers work with.
+        DeviceError: When their devices differ.
+        ShapeError: When they do not broadcast.
+    """
+    for name, z in (("z0", z0), ("z1", z1)):
+        expect_dense("geodesic", name, z)
+    if z0.device != z1.device:
+        raise DeviceError(
+            "geodesic",
+            "z0 and z1 on one device",
+            f"{z0.device} and {z1.device}",
+            "Move one of them.",
+        )
+    for name, z in (("z0", z0), ("z1", z1)):
+        expect_values("geodesic", name, z)
+    if z0.dtype != z1.dtype:
+        raise DTypeError(
+            "geodesic",
+            "z0 and z1 of one dtype",
+            f"{z0.dtype} and {z1.dtype}",
+            "Convert one of them.",
+        )
+    problem = ShapeError(
+        "geodesic",
+        "z0 and z1 of one shape (*b, m)",
+        f"{tuple(z0.shape)} and {tuple(z1.shape)}",
+        "Pair them up.",
+    )
+    if not z0.ndim or not z1.ndim or z0.shape[-1] != z1.shape[-1]:
+        raise problem
+    try:
+        z0, z1 = torch.broadcast_tensors(z0, z1)
+    except RuntimeError:
+        raise problem from None
+    return z0, z1
+
+
+def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)
+    """The start curves of pairs ``(*b, m)``, with their end points.
+
+    By default straight lines.
+
+    Raises:
+        DTypeError: When ``init`` is neither a curve nor a tensor, or of another dtype.
+        ShapeError: When it does not fit the pairs.
+    """
+    m = z0.shape[-1]
+    if init is None:
+        return Curve.line(z0.reshape(-1, m), z1.reshape(-1, m), _SEGMENTS)
+    if not isinstance(init, (Curve, Tensor)):
+        raise DTypeError(
+            "geodesic",
+            "init as a Curve or a tensor (*b, k, m)",
+            type(init).__name__,
+            "Try init=graph.curves(i, j), or nodes (*b, k, m).",
+        )
+    if isinstance(init, Tensor):
+        init = Curve.through(init, _SEGMENTS)
+    if init.nodes.dtype != z0.dtype:
+        raise DTypeError(
+            "geodesic", f"init of dtype {z0.dtype}", str(init.nodes.dtype), "Convert one of them."
+        )
+    segments = max(init.segments, _SEGMENTS)
+    try:
+        nodes = init.resample(segments).nodes.detach()
+        nodes = nodes.expand(*z0.shape[:-1], segments + 1, m).clone()
+    except RuntimeError:
+        raise ShapeError(
+            "geodesic",
+            f"init curves for {tuple(z0.shape[:-1])} pairs in {m} dimensions",
+            f"{tuple(init.nodes.shape)}",
+            "Give one curve for all pairs, or one for each.",
+        ) from None
+    nodes[..., 0, :] = z0
+    nodes[..., -1, :] = z1
+    return Curve.from_nodes(nodes.view(-1, segments + 1, m))
+
+
+def expect_graph(graph: Graph | None, z: Tensor) -> None:
+    """None, or a graph on points like these.
+
+    Raises:
+        DTypeError: When it is not a graph of this package.
+        GraphError: When its points have another dimension, dtype or device.
+    """
+    if graph is None:
+        return
+    if not isinstance(graph, Graph):
+        raise DTypeError(
+            "geodesic",
+            "a graph made by M.graph(points)",
+            type(graph).__name__,
+            "Try M.graph(points).",
+        )
+    own = graph.points
+    if own.shape[-1] != z.shape[-1] or own.dtype != z.dtype or own.device != z.device:
+        got = f"{own.shape[-1]} of {own.dtype} on {own.device}"
+        expected = f"a graph on points with {z.shape[-1]} coordinates of {z.dtype} on {z.device}"
+        raise GraphError(
+            "geodesic", expected, got, "Is it a graph of another manifold? Try M.graph(points)."
+        )

@@ -1,0 +1,139 @@
+"""No result is longer than the curve that it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.numerics.tolerances import tolerance
+from riemae.solvers.certificate import unevenness
+from riemae.solvers.curve import Curve
+from riemae.solvers.measure import Measure
+from riemae.solvers.result import GeodesicResult, Status
+from riemae.solvers.space import Space
+from riemae.solvers.state import on_host, placed
+
+# Solves start curves ``(q,)`` at their own resolution.
+Again = Callable[[Curve], GeodesicResult]
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """Results that are longer than their start curves.
+
+    Attributes:
+        rows: ``(q,)``, which pairs.
+        start: ``(q,)``, their start curves.
+        own: The measure of these.
+        found: ``(q,)``, what came of them.
+    """
+
+    rows: Tensor
+    start: Curve
+    own: Measure
+    found: GeodesicResult
+
+
+def not_longer(
+    space: Space,
+    start: Curve,
+    lengths: np.ndarray,
+    result: GeodesicResult,
+    rtol: float,
+    again: Again | None,
+) -> GeodesicResult:
+    """The results, none longer than the curve that it started from.
+
+    On the way down from few segments a curve may slide out of a shallow valley. Then a descent from
+    the start curve at its own resolution, or in the end that curve itself, takes its place.
+
+    Args:
+        space: The space.
+        start: The start curves ``(p,)``.
+        lengths: Lengths of their polygons, which are shorter than the curves; NaN where nobody
+            looked.
+        result: What came of them.
+        rtol: The accuracy.
+        again: Solves start curves at their own resolution; None where that has been done.
+    """
+    slack = 16 * tolerance(start.nodes.dtype).length
+    longer = _longer(space, start, lengths, result, slack)
+    if longer is None:
+        return result
+    own = longer.own
+    found = longer.found
+    far = (on_host(found.length) > (1 + rtol) * own.length).nonzero()[0]
+    if len(far) and again is not None:
+        those = placed(far, longer.rows)
+        anew = again(longer.start[those])
+        better = (anew.length < found.length[those]).nonzero().flatten()
+        found = exchanged(found, those[better], anew[better])
+    found = _capped(replace(longer, found=found), slack, rtol)
+    return exchanged(result, longer.rows, found)
+
+
+def _longer(
+    space: Space, start: Curve, lengths: np.ndarray, result: GeodesicResult, slack: float
+) -> _Longer | None:
+    """Which results are longer than their start: first by polygons, then by the curves."""
+    # A geodesic that does not minimise may be longer than a curve near it. False for NaN.
+    saddle = on_host(result.converged & (result.index > 0))
+    suspects = ((on_host(result.length) > (1 + slack) * lengths) & ~saddle).nonzero()[0]
+    if not len(suspects):
+        return None
+    rows = placed(suspects, start.nodes)
+    part, found = start[rows], result[rows]
+    own = Measure.of(space, part)
+    worse = on_host(found.length) > (1 + slack) * own.length
+    if not worse.any():
+        return None
+    keep = worse.nonzero()[0]
+    where = placed(keep, rows)
+    return _Longer(rows[where], part[where], own.select(keep, where), found[where])
+
+
+def _capped(longer: _Longer, slack: float, rtol: float) -> GeodesicResult:
+    """The start curves themselves, in place of results that are still longer.
+
+    Such a result has failed as a minimum, by at least the difference.
+    """
+    own, found, rows = longer.own, longer.found, longer.rows
+    excess = on_host(found.length) - own.length
+    failed = excess > slack * own.length
+    if not failed.any():
+        return found
+    allowed = rtol * own.length
+    error = np.maximum(on_host(found.error), excess)
+    converged = on_host(found.converged) & (excess <= allowed)
+    # What holds the longer one's length to rtol holds the shorter one's, too: its error is less by
+    # the excess.
+    error = np.where(converged, np.minimum(error, allowed), error)
+    status = np.where(converged, int(Status.CONVERGED), int(Status.STALLED))
+
+    def number(x: np.ndarray) -> Tensor:
+        return placed(x, rows).to(longer.start.nodes.dtype)
+
+    kept = replace(
+        found,
+        length=number(own.length),
+        error=number(error),
+        status=placed(status, rows),
+        curve=longer.start,
+        speed_deviation=unevenness(own.speed, own.weights),
+    )
+    return GeodesicResult.where(placed(failed, rows), kept, found)
+
+
+def exchanged(result: GeodesicResult, rows: Tensor, other: GeodesicResult) -> GeodesicResult:
+    """The result with other pairs at ``rows``."""
+    if not len(rows):
+        return result
+    place = torch.zeros_like(result.status)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    there = torch.zeros_like(result.converged)
+    there[rows] = True
+    return GeodesicResult.where(there, other[place], result)

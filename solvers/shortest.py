@@ -1,0 +1,120 @@
+"""Which curve of a pair counts: the shortest of all levels, with the better of two velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from riemae.solvers.curve import Curve
+from riemae.solvers.hooks import velocities_of
+from riemae.solvers.measure import Evidence, Measure
+from riemae.solvers.space import Space
+from riemae.solvers.state import placed
+
+# On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities
+# at once.
+_WOBBLE = 1e-2
+
+
+class Best:
+    """The shortest curve of each pair so far.
+
+    Where tangents nearly vanish, a finer level may end with a longer curve than a coarser one.
+    """
+
+    def __init__(self, space: Space, p: int) -> None:
+        self.space = space
+        self.length = np.full(p, np.inf)
+        self.shelf: list[Curve] = []
+        self.level, self.place = np.zeros((2, p), dtype=np.int64)
+
+    def take(self, rows: np.ndarray, measure: Measure) -> np.ndarray:
+        """Take in a level's curves of the pairs at ``rows``.
+
+        Returns:
+            The shortest lengths so far, NaN where there is none.
+        """
+        doubted = (measure.length > self.length[rows]).nonzero()[0]
+        if len(doubted):
+            # What a coarse level has seen of a curve may be too little: look again, as closely as
+            # now.
+            curve = self.curve(rows[doubted]).resample(measure.curve.segments)
+            self.length[rows[doubted]] = Measure.of(self.space, curve).length
+        better = (~(self.length[rows] <= measure.length)).nonzero()[0]
+        self.length[rows[better]] = measure.length[better]
+        self.place[rows[better]] = better
+        self.level[rows[better]] = len(self.shelf)
+        self.shelf.append(measure.curve)
+        return self.length[rows]
+
+    def curves(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Curve]]:
+        """The shortest curves of the pairs at ``rows``, in groups of pairs."""
+        for level in np.unique(self.level[rows]):
+            pairs = rows[self.level[rows] == level]
+            curve = self.shelf[level]
+            whole = len(pairs) == len(curve.nodes) and (np.diff(self.place[pairs]) > 0).all()
+            yield pairs, curve if whole else curve[placed(self.place[pairs], curve.nodes)]
+
+    def curve(self, rows: np.ndarray) -> Curve:
+        """The shortest curves of the pairs at ``rows``, on the finest grid among them."""
+        groups = list(self.curves(rows))
+        segments = max(curve.segments for _, curve in groups)
+        fine = [curve.resample(segments) for _, curve in groups]
+        order = np.concatenate([pairs for pairs, _ in groups])
+        found = np.argsort(order)[np.searchsorted(np.sort(order), rows)]
+        where = placed(found, fine[0].nodes)
+        nodes = torch.cat([curve.nodes for curve in fine])[where]
+        slopes = torch.cat([curve.slopes for curve in fine])[where]
+        return Curve(nodes, slopes)
+
+
+def recovered(
+    space: Space, measure: Measure, best: Best, rows: np.ndarray, rtol: float
+) -> tuple[Measure, np.ndarray]:
+    """Go on with the shortest curves where this level's are longer.
+
+    A start of uneven speed has more energy than its length says, enough to slide into a longer
+    geodesic.
+
+    Returns:
+        The curves, and which ``(q,)`` have been exchanged.
+    """
+    lost = measure.length > (1 + rtol) * best.length[rows]
+    those = lost.nonzero()[0]
+    if len(those):
+        shorter = best.curve(rows[those]).resample(measure.curve.segments)
+        measure = measure.put(those, placed(those, measure.speed), Measure.of(space, shorter))
+    return measure, lost
+
+
+def straightened(
+    space: Space, measure: Measure, evidence: Evidence, rows: np.ndarray, rtol: float
+) -> Measure:
+    """The curves, with the geodesic's own velocities where these make them shorter.
+
+    A spline overshoots where the coordinates move unevenly, even if its nodes are right: its length
+    then exceeds by far what the nodes say. The velocities cost one Jacobian per node, so they are
+    computed only there.
+    """
+    first = np.isnan(evidence.lengths[1, rows])
+    over = evidence.unexplained(rows) > rtol / 2 * measure.length
+    wanted = np.where(first, measure.wobble > _WOBBLE, over).nonzero()[0]
+    if not len(wanted):
+        return measure
+    where = placed(wanted, measure.speed)
+    nodes = measure.curve.nodes[where]
+    slopes = velocities_of(space, nodes)
+    if slopes is None:
+        return measure
+    sound = slopes.isfinite().flatten(1).all(1)[:, None, None]
+    slopes = torch.where(sound, slopes, measure.curve.slopes[where])
+    other = Measure.of(space, Curve(nodes, slopes))
+    shorter = (other.length < measure.length[wanted]).nonzero()[0]
+    if not len(shorter):
+        return measure
+    wanted = wanted[shorter]
+    other = other.select(shorter, placed(shorter, nodes))
+    evidence.replace(rows[wanted], other.length)
+    return measure.put(wanted, placed(wanted, nodes), other)

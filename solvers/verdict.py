@@ -1,0 +1,104 @@
+"""What a level says of its pairs: the error of their lengths, and whether they are done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from riemae.solvers.measure import Evidence, Measure
+from riemae.solvers.result import Status
+from riemae.solvers.state import RUNNING
+
+
+@dataclass(frozen=True)
+class Level:
+    """Pairs after the solver has ended at one resolution, ``q`` of them.
+
+    Attributes:
+        rows: ``(q,)``, which pairs.
+        measure: This level's curves.
+        length: ``(q,)``, the shortest lengths so far.
+        status: ``(q,)``, how the solver left them.
+        left: ``(q,)``, the relative length that it has left over, if it knows.
+        spent: ``(q,)`` bool: no steps are left.
+        least: ``(q,)``, lower bounds of all curves' lengths, NaN where unknown.
+        last: Whether no finer level is allowed.
+    """
+
+    rows: np.ndarray
+    measure: Measure
+    length: np.ndarray
+    status: np.ndarray
+    left: np.ndarray
+    spent: np.ndarray
+    least: np.ndarray
+    last: bool
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is claimed of the error of the shortest lengths, absolute; NaN where unknown.
+
+    Attributes:
+        error: ``(q,)``, what is reported.
+        worst: ``(q,)``, what it may be: lengths are accepted by this.
+        beyond: ``(q,)``, distance from the lower bound.
+    """
+
+    error: np.ndarray
+    worst: np.ndarray
+    beyond: np.ndarray
+
+    @classmethod
+    def of(cls, evidence: Evidence, level: Level, ratio: float) -> Claims:
+        """The claims after a level.
+
+        Args:
+            evidence: Of all pairs.
+            level: The level.
+            ratio: By which the solver's error falls from level to level.
+        """
+        length, grain = level.length, level.measure.grain
+        ended = (level.status == Status.CONVERGED) | (level.status == Status.PRECISION)
+        rest = np.where(ended & (level.left > 0), level.left * length, 0.0)
+        # A length below the bound has been measured too coarsely, by as much at least.
+        short = level.least - length
+        floor = np.fmax(np.maximum(level.measure.length - length, grain), short - grain)
+        beyond = np.where(short > grain, np.inf, np.maximum(-short, 0.0))
+        # Where the solver did not finish, only the bound says anything.
+        floor = np.where(ended, floor, np.nan)
+        flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
+        claims = []
+        for claim in evidence.error(level.rows, level.measure.wobble, ratio):
+            found = np.maximum(claim + rest, floor)
+            # NaN stays where it was.
+            found = np.where(beyond < found, np.maximum(beyond, grain), found)
+            claims.append(np.where(flat, grain, found))
+        error, worst = claims
+        # The bound is rounded as well, which is reported but decides nothing.
+        bounded = np.maximum(beyond, error) + level.measure.blur
+        return cls(np.where(flat | (beyond <= error), bounded, error), worst, beyond)
+
+
+def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
+    """The statuses of pairs after a level; RUNNING where a finer one is needed."""
+    met = level.status == Status.CONVERGED
+    solved = met | (level.status == Status.PRECISION)
+    accurate = worst <= rtol * level.length  # False while the error is NaN
+    at_floor = worst <= 2 * level.measure.grain
+
+    found = np.where(solved, int(Status.RESOLUTION) if level.last else RUNNING, level.status)
+    found[solved & (accurate | at_floor)] = Status.PRECISION
+    found[met & accurate] = Status.CONVERGED
+    exhausted = (level.status == RUNNING) | ((found == RUNNING) & level.spent)
+    found[exhausted] = Status.MAX_STEPS
+    return found
+
+
+def reported_error(claims: Claims, level: Level, statuses: np.ndarray, rtol: float) -> np.ndarray:
+    """The errors that go with these statuses: never NaN where a lower bound is known."""
+    met = statuses == Status.CONVERGED
+    within = np.minimum(claims.error, rtol * level.length)
+    error = np.where(met, within, np.fmax(claims.error, claims.worst))
+    return np.where(np.isnan(error), np.maximum(claims.beyond, level.measure.grain), error)
