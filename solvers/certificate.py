@@ -9,11 +9,11 @@ from torch import Tensor
 
 from riemae.exceptions import NonFiniteError, SingularMetricError
 from riemae.solvers.curve import Curve
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 
 def geodesic_residual(
-    space: Space, curve: Curve, pieces: Tensor | None = None
+    space: Space | HasSpace, curve: Curve, pieces: Tensor | None = None
 ) -> Tensor:  # -> (*b,)
     """Residual of the geodesic equation: ``rms |z̈ + Γ(ż, ż)| / L``.
 
@@ -34,6 +34,7 @@ def geodesic_residual(
         One number per curve; 0 where it never leaves its point, NaN where the metric is singular on
         it.
     """
+    space = space_of(space, curve.nodes)
     batch = curve.batch_shape
     shape = (-1, curve.segments + 1, curve.nodes.shape[-1])
     flat = Curve(curve.nodes.reshape(shape), curve.slopes.reshape(shape))

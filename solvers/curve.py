@@ -13,7 +13,7 @@ from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.batch_invariance import apply_matrix
 from riemae.numerics.checks import expect_range
 from riemae.numerics.tolerances import tolerance
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Three Gauss-Legendre points per segment integrate the speed to O(h⁶), exactly for the spline's own
 # quartic wiggles.
@@ -202,13 +202,14 @@ def _corners(points: Tensor, i: Tensor) -> Tensor:  # (*b, k, m), (*b, n) -> (*b
     return points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))
 
 
-def length(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
+def length(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Riemannian length ``∫ |ż| dt`` by Gauss-Legendre quadrature.
 
     Args:
         space: Anything with a ``norm``.
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
     """
+    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
     speed, weights = speeds(space, curve)
     return (speed * weights).sum(-1)
 
@@ -222,7 +223,7 @@ def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> 
     return _norm(space, z, v), weights
 
 
-def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
+def energy(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1]; at least the squared length.
 
     Args:
@@ -230,6 +231,7 @@ def energy(space: Space, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal
             times.
     """
+    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
     speed, weights = speeds(space, curve)
     return (speed.square() * weights).sum(-1)
 

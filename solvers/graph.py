@@ -28,7 +28,7 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.edges import chord_lengths, line_lengths
 from riemae.solvers.nearest import Search, nearest
 from riemae.solvers.progress import Progress, reported
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 if TYPE_CHECKING:
     import networkx
@@ -225,7 +225,7 @@ class Graph:
 
 
 def graph(
-    space: Space,
+    space: Space | HasSpace,
     points: Tensor,
     k: int = 10,
     weight: Weight = "length",
@@ -268,6 +268,7 @@ def graph(
     Warns:
         DisconnectedGraphWarning: When the graph has several components; their sizes are named.
     """
+    space = space_of(space, points)
     from scipy.sparse import csgraph
 
     expect_values("graph", "points", points)

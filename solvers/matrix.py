@@ -32,7 +32,7 @@ from riemae.solvers.matrix_work import Method, Task, results, work_of
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 from riemae.storage.blocks import BlockFile
 
 
@@ -69,7 +69,7 @@ class DistanceMatrix:
 
 
 def distance_matrix(
-    space: Space,
+    space: Space | HasSpace,
     a: Tensor,
     b: Tensor | None = None,
     *,
@@ -132,6 +132,7 @@ def distance_matrix(
         FileError: When ``out`` is not a path, holds something else, is damaged, is being written by
             another process, or cannot be written (finished blocks stay, and the same call goes on).
     """
+    space = space_of(space, a, b)
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
     usual = GRAPH_RTOL if method == "graph" else tolerance(a.dtype).geodesic

@@ -27,7 +27,7 @@ from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.safeguard import exchanged, not_longer
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver, expect_solver
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 _STARTS_WITH_GRAPH = 4
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
@@ -57,7 +57,7 @@ MATRIX_FREE_FROM = 96
 
 
 def geodesic(
-    space: Space,
+    space: Space | HasSpace,
     z0: Tensor,
     z1: Tensor,
     *,
@@ -118,6 +118,7 @@ def geodesic(
     Warns:
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
+    space = space_of(space, z0, z1)
     z0, z1 = paired_points(z0, z1)
     m = z0.shape[-1] - labels_of(space)
     rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)

@@ -23,7 +23,7 @@ from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
 from riemae.solvers.curve import Curve, check_nodes, hermite
 from riemae.solvers.hooks import embedding_of
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
 _KNOTS = np.array([0.434243749346802558, 0.774596669241483377, 0.960491268708020283])
@@ -51,7 +51,7 @@ _BLIND_PANELS = 32
 
 @overload
 def length(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: Literal[False] = False,
@@ -61,7 +61,7 @@ def length(
 
 @overload
 def length(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     *,
@@ -72,7 +72,7 @@ def length(
 
 @overload
 def length(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: bool = False,
@@ -81,7 +81,7 @@ def length(
 
 
 def length(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: bool = False,
@@ -102,13 +102,14 @@ def length(
         NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one
             that jumps does; its ``result`` holds all lengths.
     """
+    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
     value, error = _integral("length", space, curve, 1, rtol, throw)
     return (value, error) if return_error else value
 
 
 @overload
 def energy(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: Literal[False] = False,
@@ -118,7 +119,7 @@ def energy(
 
 @overload
 def energy(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     *,
@@ -129,7 +130,7 @@ def energy(
 
 @overload
 def energy(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: bool = False,
@@ -138,7 +139,7 @@ def energy(
 
 
 def energy(
-    space: Space,
+    space: Space | HasSpace,
     curve: Curve | Tensor,
     rtol: float = 1e-4,
     return_error: bool = False,
@@ -159,6 +160,7 @@ def energy(
     Raises:
         NotConvergedError: As in :func:`length`.
     """
+    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
     value, error = _integral("energy", space, curve, 2, rtol, throw)
     return (value, error) if return_error else value
 

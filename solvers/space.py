@@ -73,6 +73,27 @@ class Space(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSpace(Protocol):
+    """What has a space that solvers can work on, such as :class:`riemae.Manifold`."""
+
+    def as_space(self, *points: Tensor) -> Space:
+        """The space, after a look at points ``(*b, m)`` that the call begins with."""
+        ...
+
+
+def space_of(space: Space | HasSpace, *points: Any) -> Space:
+    """The space that a call works on: every function for users begins with this.
+
+    Args:
+        space: A space, or what has one.
+        points: Points that the call is about, checked by what has the space; None is left out.
+    """
+    if isinstance(space, HasSpace):
+        return space.as_space(*(z for z in points if z is not None))
+    return space
+
+
 @dataclass(frozen=True)
 class MetricSpace:
     """A space whose metric tensor is written by hand; no decoder, no ambient space.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, OptionError
 from riemae.solvers.flows.jacobi import Moment, Variation, paired
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Samples along a geodesic before any is added.
 _SAMPLES = 16
@@ -50,7 +50,7 @@ class ConjugatePoints:
 
 
 def conjugate_points(
-    space: Space,
+    space: Space | HasSpace,
     z: Tensor,
     v: Tensor,
     t: float = 1.0,
@@ -84,6 +84,7 @@ def conjugate_points(
         J. J. Duistermaat, On the Morse index in variational calculus, 1976 (the angles); do Carmo,
         chapter 11.
     """
+    space = space_of(space, z)
     if not (t > 0 and math.isfinite(t)):
         raise OptionError("conjugate_points", "a positive finite time", str(t), "Try t=1.0.")
     z, v = paired("conjugate_points", z, v)

@@ -15,7 +15,7 @@ from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.certificate import sound, sound_acceleration
 from riemae.solvers.curve import Curve
 from riemae.solvers.flows.integrator import accuracy_of, advance
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Relative change of the speed along a geodesic that counts as an error: this many times what rtol
 # allows the velocity, no less than rounding makes of it, and never more than a tenth. On regular
@@ -29,7 +29,7 @@ _REFUSALS = 5
 
 
 def exp(
-    space: Space,
+    space: Space | HasSpace,
     z: Tensor,
     v: Tensor,
     t: float | Tensor = 1.0,
@@ -67,6 +67,7 @@ def exp(
         NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a
             regular metric, or loses its speed; its ``result`` holds the end points of all samples.
     """
+    space = space_of(space, z)
     times = _times(t)
     points = _flow("exp", space, z, v, times, rtol, max_steps, throw)[0]
     return points if isinstance(t, Tensor) and t.ndim else points[..., 0, :]
@@ -106,7 +107,7 @@ def _times(t: Any) -> list[Any]:
 
 
 def shoot(
-    space: Space,
+    space: Space | HasSpace,
     z: Tensor,
     v: Tensor,
     t: float = 1.0,
@@ -128,6 +129,7 @@ def shoot(
         max_steps: As in :func:`exp`.
         throw: As in :func:`exp`.
     """
+    space = space_of(space, z)
     times = [t * (i + 1) / segments for i in range(segments)]
     points, velocities = _flow("shoot", space, z, v, times, rtol, max_steps, throw)
     z, v = torch.broadcast_tensors(z, v)

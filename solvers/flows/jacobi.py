@@ -17,7 +17,7 @@ from riemae.numerics.threads import jvp
 from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.flows.integrator import accuracy_of, advance
 from riemae.solvers.flows.parallel import connection_matrix
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class JacobiField:
 
 
 def jacobi(
-    space: Space,
+    space: Space | HasSpace,
     z: Tensor,
     v: Tensor,
     start: Tensor | None = None,
@@ -78,6 +78,7 @@ def jacobi(
     References:
         M. P. do Carmo, Riemannian Geometry, chapter 5.
     """
+    space = space_of(space, z)
     zero = torch.zeros_like(z)
     start = zero if start is None else start
     slope = zero if slope is None else slope

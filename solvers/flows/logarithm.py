@@ -13,14 +13,14 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.flows.exponential import exp
 from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Shots per pair, at most.
 _SHOTS = 12
 
 
 def log(
-    space: Space,
+    space: Space | HasSpace,
     z0: Tensor,
     z1: Tensor,
     *,
@@ -50,6 +50,7 @@ def log(
         NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result``
             holds the velocities, or the path's result.
     """
+    space = space_of(space, z0, z1)
     refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
     rtol = expect_rtol("log", rtol)
     result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)

@@ -11,14 +11,19 @@ from riemae.exceptions import NotConvergedError, ShapeError
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.curve import Curve
 from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
-from riemae.solvers.space import Space
+from riemae.solvers.space import HasSpace, Space, space_of
 
 # Steps per piece of a curve, at most.
 _MAX_PARTS = 64
 
 
 def transport(
-    space: Space, curve: Curve | Tensor, v: Tensor, *, rtol: float | None = None, throw: bool = True
+    space: Space | HasSpace,
+    curve: Curve | Tensor,
+    v: Tensor,
+    *,
+    rtol: float | None = None,
+    throw: bool = True,
 ) -> Tensor:  # curve (*b), v (*b, m) -> (*b, m)
     """Parallel transport of tangent vectors from the start to the end of curves.
 
@@ -37,6 +42,7 @@ def transport(
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
             transported vectors.
     """
+    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
     refuse_vmap("transport")
     nodes = curve.nodes if isinstance(curve, Curve) else curve
     wanted = (*nodes.shape[:-2], nodes.shape[-1])
