@@ -901,7 +901,7 @@ class Manifold:
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,
-        seed: int | torch.Generator = 0,
+        generator: torch.Generator | int | None = 0,
         throw: bool = True,
         progress: Callable[[int, int], object] | None = None,
         *,
@@ -923,7 +923,7 @@ class Manifold:
                 with all others found as its ``alternatives``. 1 without a graph, 4 with one, unless
                 given. Then ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
-            seed: Decides the start curves that are perturbations.
+            generator: Source, or a seed, of the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status
                 codes.
             progress: Called with (pairs done, pairs in all).
@@ -964,7 +964,7 @@ class Manifold:
                 z1,
                 **options,
             )
-        options |= {"n_starts": n_starts, "graph": graph, "generator": seed}
+        options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(
@@ -1015,7 +1015,7 @@ class Manifold:
         init: Curve | Tensor | None = None,
         n_starts: int | None = None,
         graph: Graph | None = None,
-        seed: int | torch.Generator = 0,
+        generator: torch.Generator | int | None = 0,
         throw: bool = True,
         per_member: bool = False,
         *,
@@ -1039,7 +1039,7 @@ class Manifold:
             init: As in :meth:`geodesic`.
             n_starts: As in :meth:`geodesic`.
             graph: As in :meth:`geodesic`.
-            seed: As in :meth:`geodesic`.
+            generator: As in :meth:`geodesic`.
             throw: As in :meth:`geodesic`; with False, distances that miss ``rtol`` come back all
                 the same.
             per_member: One distance for each member of an ensemble, along a new first axis: their
@@ -1056,7 +1056,7 @@ class Manifold:
             "init": init,
             "n_starts": n_starts,
             "graph": graph,
-            "seed": seed,
+            "generator": generator,
             "throw": throw,
             "condition": condition,
         }

@@ -117,9 +117,9 @@ class TestBatches:
 
     def test_seeds(self):
         M = Manifold(hill)
-        one, same = (M.geodesic(LEFT, RIGHT, n_starts=4, seed=3) for _ in range(2))
+        one, same = (M.geodesic(LEFT, RIGHT, n_starts=4, generator=3) for _ in range(2))
         assert torch.equal(one.curve.nodes, same.curve.nodes)
-        drawn = M.geodesic(LEFT, RIGHT, n_starts=4, seed=torch.Generator().manual_seed(3))
+        drawn = M.geodesic(LEFT, RIGHT, n_starts=4, generator=torch.Generator().manual_seed(3))
         assert torch.equal(one.curve.nodes, drawn.curve.nodes)
 
     def test_progress(self):
