@@ -1,4 +1,4 @@
-"""The table of rules: every function in it reaches its rule, and no common one is left to chance."""
+"""The table of rules: each function in it reaches its rule, and no common function lacks one."""
 
 import inspect
 import warnings
@@ -140,8 +140,9 @@ COMMON = {
         atan2 maximum minimum hypot lerp addcmul addcdiv addmm baddbmm logaddexp cdist layer_norm
         group_norm instance_norm where masked_fill nan_to_num""",
     Tensor: """
-        tanh sigmoid sin cos exp log sqrt square abs neg pow clamp relu add sub mul div matmul bmm mm
-        __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__
+        tanh sigmoid sin cos exp log sqrt square abs neg pow clamp relu add sub mul div matmul bmm
+        mm __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__
+        __rpow__
         __matmul__ __neg__ __pos__ __abs__ __getitem__ __iadd__ __isub__ __imul__ __itruediv__
         add_ sub_ mul_ div_ relu_ tanh_ clamp_ view reshape flatten unflatten squeeze unsqueeze
         permute transpose t expand expand_as view_as reshape_as type_as to double float repeat chunk
