@@ -253,7 +253,8 @@ class _Allowed:
     """How far values of the map may be apart: by rounding in the dtype of the points."""
 
     def __init__(self, dtype: torch.dtype, x: Tensor) -> None:
-        largest = float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
+        finite = x.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+        largest = float(finite.max()) if x.numel() else 0.0
         self.rtol = tolerance(dtype).check
         self.atol = 1e3 * tolerance(dtype).eps * largest
 
