@@ -167,6 +167,7 @@ class Comparison:
         if self.mode.approximate and self.kind in SECOND_ORDER:
             return False
         nested = isinstance(self.mode, Nested)
+        create_graph = self.create_graph  # before gradient mode is switched on below
         compared: list[_Comparison] = []
         try:
             with NESTED[-1].active(second_order=True):
@@ -174,7 +175,7 @@ class Comparison:
                 if not x.requires_grad and not nested:
                     raise RuntimeError("the map is constant, or leaves torch")  # nested modes know
                 for number in numbers:
-                    compared += self._compared(x, point, v, number)
+                    compared += self._compared(x, point, v, number, create_graph)
         except RuntimeError:
             if not nested:
                 raise
@@ -187,12 +188,14 @@ class Comparison:
                 raise RuntimeError("it contradicts torch.autograd")
         return True
 
-    def _compared(self, x: Tensor, point: Tensor, v: Tensor, number: Number) -> list[_Comparison]:
+    def _compared(
+        self, x: Tensor, point: Tensor, v: Tensor, number: Number, create_graph: bool
+    ) -> list[_Comparison]:
         """One number and, where the caller may differentiate it, its derivative in the point."""
         w = number.covector
         products = slope((w * x).sum(), point) * v
         expected = products.sum(-1)  # ⟨w, Jv⟩
-        bend = self._slope_of(expected, point)
+        bend = self._slope_of(expected, point, create_graph)
         along = torch.zeros_like(point) if bend is None else bend * v
         # Rounding is relative to what was added up; to all of it where a row's own derivatives
         # vanish.
@@ -206,16 +209,20 @@ class Comparison:
         if self.kind in SECOND_ORDER:
             return [_Comparison(number.value, along.sum(-1), bent, floor)]
         compared = [_Comparison(number.value, expected, size, floor)]
-        if self.create_graph and bend is not None and not self.mode.approximate:
+        if create_graph and bend is not None and not self.mode.approximate:
             ours = slope(number.value.sum(), point)
             theirs = number.power * bend
             compared.append(_Comparison(ours, theirs, theirs.detach().abs(), floor))
         return compared
 
-    def _slope_of(self, expected: Tensor, point: Tensor) -> Tensor | None:
-        """The derivative of ``⟨w, Jv⟩`` in the point; None where it is not needed or unknown."""
+    def _slope_of(self, expected: Tensor, point: Tensor, create_graph: bool) -> Tensor | None:
+        """The derivative of ``⟨w, Jv⟩`` in the point; None where it is not needed or unknown.
+
+        Raises:
+            RuntimeError: When it is needed, and autograd does not know it.
+        """
         second_order = self.kind in SECOND_ORDER
-        if not self.create_graph and not second_order:
+        if not create_graph and not second_order:
             return None
         try:
             return slope(expected.sum(), point)
@@ -246,7 +253,8 @@ class _Allowed:
     """How far values of the map may be apart: by rounding in the dtype of the points."""
 
     def __init__(self, dtype: torch.dtype, x: Tensor) -> None:
-        largest = float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
+        finite = x.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+        largest = float(finite.max()) if x.numel() else 0.0
         self.rtol = tolerance(dtype).check
         self.atol = 1e3 * tolerance(dtype).eps * largest
 

@@ -1,9 +1,8 @@
-"""Conditions of a decoder: library size, class, batch: what ``decoder(z, c)`` gets besides the
-points, row by row.
+"""Conditions of a decoder: what ``decoder(z, c)`` gets besides the points, row by row.
 
-At a fixed condition the decoder is a map of ``z`` alone, with a geometry of its own. Several
-points, or pairs of points, may each have another condition; they are then computed in one batch all
-the same.
+Examples are library size, class, and batch. At a fixed condition the decoder is a map of ``z``
+alone, with a geometry of its own. Points, or pairs of points, with different conditions are
+computed in one batch.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Condition:
         table: The different conditions, a tensor ``(c, *shape)``, or a tuple, list or dict of them.
         rows: ``(k,)`` int64, which of them each row has.
         count: c.
-        kind: What the decoder gets, but for the values: structure, shapes and dtypes.
+        kind: What the decoder gets, except for the values: structure, shapes and dtypes.
     """
 
     table: Any
@@ -87,9 +86,7 @@ class Condition:
         return replace(self, rows=index)
 
     def spread(self, count: int) -> Condition:
-        """The conditions of ``count`` rows, of which as many belong together, one after the other,
-        as there must be.
-        """
+        """The conditions of ``count`` rows: each condition is repeated for consecutive rows."""
         k = len(self.rows)
         if k == count:
             return self
@@ -98,13 +95,11 @@ class Condition:
         return replace(self, rows=self.rows.repeat_interleave(times))
 
     def padded_rows(self, multiple: int) -> Condition:
-        """The last row repeated, up to a multiple of so many rows."""
+        """The last row repeated, up to a multiple of this number of rows."""
         return replace(self, rows=padded_rows(self.rows, multiple))
 
     def blank(self) -> Condition:
-        """A condition of zeros for a single row: what shapes are found out with where there is no
-        row.
-        """
+        """A condition of zeros for a single row, to find out shapes where there is no row."""
         table = _mapped(lambda x: x.new_zeros(1, *x.shape[1:]), self.table)
         return replace(self, table=table, rows=self.rows.new_zeros(1), count=1)
 
@@ -113,9 +108,7 @@ class Condition:
         return replace(self, table=_mapped(lambda x: x.detach(), self.table))
 
     def values(self) -> Any:
-        """What the decoder gets: the structure that was given, with one row ``(k, *shape)`` for
-        each.
-        """
+        """What the decoder gets: the given structure, with tensors ``(k, *shape)``."""
         return _mapped(self._gathered, self.table)
 
     def _gathered(self, x: Tensor) -> Tensor:
@@ -137,10 +130,12 @@ class Condition:
         if self.count != 1:
             raise OptionError(
                 where,
-                "one condition for all points: a distance lies between two points under the same condition",
+                "one condition for all points: a distance lies between two points under the same "
+                "condition",
                 f"{self.count} conditions",
-                "Give it leading axes of length 1, such as condition[:1], and call once for each condition; or give "
-                "pairs of points, each with its condition, to Manifold.distance.",
+                "Give it leading axes of length 1, such as condition[:1], and call once per "
+                "condition; or give pairs of points, each with its condition, to "
+                "Manifold.distance.",
             )
         return self.chosen(
             torch.zeros_like(self.rows[:1]) if len(self.rows) else self.rows.new_zeros(1)
@@ -149,8 +144,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Untransformed:
-    """Conditions that were given inside ``torch.func``, for use outside of it, where points have
-    more axes in front.
+    """Conditions that were given inside ``torch.func``, for use outside of it.
+
+    There, the points have more axes in front.
 
     Attributes:
         given: As they were given.
@@ -162,7 +158,7 @@ class Untransformed:
 
     @classmethod
     def of(cls, where: str, condition: Conditions, axes: int) -> Untransformed:
-        """The conditions, if they are no part of what is transformed.
+        """The conditions, if they are not transformed.
 
         Raises:
             DifferentiationError: When they are.
@@ -181,16 +177,17 @@ class Untransformed:
 
 
 def _checked(where: str, x: Tensor, batch: torch.Size, device: torch.device) -> Tensor:
-    axes, shape = len(batch), tuple(x.shape)
+    axes = len(batch)
     if x.ndim < axes or any(a not in (1, b) for a, b in zip(x.shape, batch, strict=False)):
+        hint = "Its first axes are the batch axes, as many as the points have."
+        if axes:
+            hint += f" One condition for all: condition[{', '.join(['None'] * axes)}]."
         raise ShapeError(
             where,
-            f"a condition of shape {_written(batch)}, one for each, or {_written((1,) * axes)}, one for all",
-            str(shape),
-            "Its first axes are the batch axes, as many as the points have. One condition for all: condition"
-            f"[{', '.join(['None'] * axes)}]."
-            if axes
-            else "",
+            f"a condition of shape {_written(batch)}, one for each, or "
+            f"{_written((1,) * axes)}, one for all",
+            str(tuple(x.shape)),
+            hint,
         )
     if x.device != device:
         raise DeviceError(

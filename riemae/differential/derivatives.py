@@ -258,7 +258,11 @@ class Differential:
     def _run(
         self, kind: str, passes: int, formula: Callable[..., Any], z: Tensor, *others: Tensor
     ) -> Any:
-        """A formula ``(mode, map, create_graph, *rows) -> results``, chunk by chunk."""
+        """A formula ``(mode, map, create_graph, *rows) -> results``, chunk by chunk.
+
+        Raises:
+            RuntimeError: What the map raises.
+        """
         given = (z, *others)
         if torch.is_inference_mode_enabled() or any(x.is_inference() for x in given):
             # Nothing made in inference mode can be differentiated: work on normal copies outside of

@@ -1,6 +1,4 @@
-"""Derivatives of any function of rows, as functions: Jacobian, products with it, second
-derivatives.
-"""
+"""Derivatives of any function of rows: Jacobian, products with it, second derivatives."""
 
 from __future__ import annotations
 
@@ -9,10 +7,7 @@ from torch import Tensor
 
 from riemae.differential.derivatives import Differential
 from riemae.differential.modes import BatchedMap
-from riemae.exceptions import (
-    DifferentiationError,
-    ShapeError,
-)
+from riemae.exceptions import DifferentiationError, ShapeError
 from riemae.numerics.dependence import dependence_around
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.probe import FAILURES
@@ -26,7 +21,7 @@ def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
     """Jacobian of ``f: (k, m) -> (k, *shape)`` at ``z`` ``(*b, m)``, as ``(*b, *shape, m)``.
 
     Raises:
-        ShapeError: When ``f`` does not return one output a point.
+        ShapeError: When ``f`` does not return one output per point.
         DifferentiationError: When torch cannot differentiate ``f``.
 
     Example:
@@ -54,9 +49,7 @@ def jvp(
 def vjp(
     f: BatchedMap, z: Tensor, w: Tensor, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` of shape
-    ``(*b, *shape)``.
-    """
+    """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` ``(*b, *shape)``."""
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
     x, pulled = d.vjp(flat, _covector("vjp", w, z, shape, flat))
     return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
@@ -92,10 +85,11 @@ def _prepared(
     with torch.no_grad():
         sample = f(flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1]))
     if not isinstance(sample, Tensor) or not sample.ndim or len(sample) != 1:
+        found = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ShapeError(
             where,
             "a map (k, m) -> (k, *shape)",
-            f"output {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__} for one point",
+            f"output {found} for one point",
             "The first axis of the output must be the batch.",
         )
     if len(flat) and not flat.is_meta and not transformed() and concrete(flat) is not None:
@@ -106,21 +100,19 @@ def _prepared(
 def _refuse_dependence(
     where: str, f: BatchedMap, flat: Tensor, size: int, chunk_size: int | None
 ) -> None:
-    """Refuse a map whose rows notice each other.
+    """Refuse a map whose rows depend on each other.
 
     Raises:
         DifferentiationError: When they do, or when it is random.
     """
-    if chunk_size == 1:  # rows that never meet do not notice each other
+    if chunk_size == 1:  # rows never meet
         return
     limit = None if chunk_size is None else min(chunk_size, len(flat))
     try:
         with torch.no_grad(), restored(flat.device):
             found = dependence_around(f, flat.detach(), size, limit)
-    except (
-        FAILURES
-    ):  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
-        return
+    except FAILURES:
+        return  # the map will fail again, with its own words, in what follows
     if found is not None:
         raise DifferentiationError(where, *found.message("map"))
 

@@ -117,7 +117,7 @@ class Jet(Tensor):
         if func in SUBSTITUTES:  # of primitives, which have rules
             return _substituted(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            chosen = RULES.get(func) or _unregistered(func)
+            chosen = rule_of(func)
             if not kwargs:
                 return chosen(func, args, kwargs)
             if kwargs.get("out") is not None:
@@ -159,7 +159,7 @@ class Jet(Tensor):
         return torch.addcmul(second[rows], left, self.first[js])
 
     def mapped(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
-        """The jets of ``y = op(x)`` for a linear op, applied to one derivative at a time by vmap."""
+        """The jets of ``y = op(x)`` for a linear op, which vmap applies to all derivatives."""
         return self.stacked(y, vmap(op))
 
     def stacked(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
@@ -198,6 +198,11 @@ def has_jets(x: Any) -> bool:
 
 
 # Which rule takes a function.
+
+
+def rule_of(func: Any) -> Rule:
+    """The rule of any function."""
+    return RULES.get(func) or _unregistered(func)
 
 
 def _unregistered(func: Any) -> Rule:

@@ -178,7 +178,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.embedding_bag``, for weights of samples that depend on the points."""
+    """As ``torch.nn.functional.embedding_bag``, where sample weights depend on the points."""
     rest = (
         max_norm,
         norm_type,

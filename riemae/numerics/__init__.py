@@ -1,3 +1,1 @@
-"""What every layer rests on: tolerances by dtype, small matrices, rows that do not touch, random
-numbers, checks.
-"""
+"""What every layer rests on: tolerances, small matrices, independent rows, randomness, checks."""

@@ -1,4 +1,4 @@
-"""Maps whose rows do not notice each other: the same bits for a point alone and in any batch.
+"""Maps with independent rows: the same bits for a point alone and in any batch.
 
 Matrix kernels choose their instructions by the number of rows: with MKL and oneDNN on x86 all
 multiples of 8 get the same. Vectorised functions treat the last few numbers of an array apart,
@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 
 _ROWS = 16
-_FEWEST, _PAIR_OF_VECTORS = 8, 128  # rows, bytes
+_FEWEST = 8
+_PAIR_OF_VECTORS = 128  # bytes
 
 
 def row_multiple(widths: Iterable[int], size: int) -> int:
-    """Of how many rows there must be a multiple, 8, 16 or 32, for tensors of these widths and bytes
-    a number.
+    """The number whose multiple the number of rows must be: 8, 16 or 32.
+
+    Args:
+        widths: Numbers per row in each tensor.
+        size: Bytes per number.
     """
     rows = _FEWEST
     while rows < 2 * _ROWS and any(rows * width * size % _PAIR_OF_VECTORS for width in widths):
@@ -44,15 +48,16 @@ def batch_invariant(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         if len(wide) == len(z):
             return f(z)
         out = f(wide)
-        # What is not one row a point is shown to the caller as it is.
+        # What is not one row per point is shown to the caller as it is.
         return out[: len(z)] if isinstance(out, Tensor) and out.shape[:1] == (len(wide),) else f(z)
 
     return padded
 
 
 def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
-    """``x`` with zeros appended along ``axis`` (negative), so that it is a multiple of 16 numbers
-    of ``size`` long.
+    """``x`` with zeros appended along ``axis`` (negative), up to a multiple of 16 numbers.
+
+    With ``size`` numbers per entry of this axis, a multiple of 16 of them.
     """
     spare = next(extra for extra in range(_ROWS) if (x.shape[axis] + extra) * size % _ROWS == 0)
     return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (0, spare)) if spare else x

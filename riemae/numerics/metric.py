@@ -1,6 +1,4 @@
-"""Small matrices and square roots that keep their derivatives: what every layer does with a metric
-tensor.
-"""
+"""Metric tensors as small matrices, and square roots that keep their derivatives."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from riemae.numerics.values import concrete
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0, so that vanishing lengths do not poison gradients with
-    NaN.
-    """
+    """Square root with derivative 0 at 0: vanishing lengths bring no NaN into gradients."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)
 
@@ -56,15 +52,16 @@ def check_metric(
             raise SingularMetricError(
                 where,
                 "a positive definite metric",
-                f"one with a negative eigenvalue ({float(low):.3g}) at {len(places)} of {len(bad)} points "
-                f"(first: {places[:5]})",
-                "It is no metric there: look at its sign and its domain.",
+                f"one with a negative eigenvalue ({float(low):.3g}) at {len(places)} of "
+                f"{len(bad)} points (first: {places[:5]})",
+                "It is not a metric there: look at its sign and its domain.",
             )
         raise SingularMetricError(
             where,
             "a positive definite metric",
             f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
-            "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
+            "Tangent directions are dependent there: look at the eigenvalues of the metric, or "
+            "lower the dimension.",
         )
     return factor, scale
 

@@ -15,8 +15,9 @@ _AUTOCAST = ("cpu", "cuda")
 
 
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """``method`` with autocast switched off: half precision cannot carry derivatives, and results
-    keep their dtype.
+    """``method`` with autocast switched off.
+
+    Half precision cannot carry derivatives, and results keep their dtype.
     """
 
     @functools.wraps(method)

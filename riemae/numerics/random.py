@@ -15,10 +15,9 @@ from riemae.numerics.threads import TURN
 
 @contextmanager
 def restored(device: torch.device | None = None) -> Iterator[None]:
-    """Torch's default generators, of the processor and ``device``, go on outside as if nothing had
-    been drawn inside.
+    """Restore torch's default generators, of the processor and ``device``, afterwards.
 
-    One thread at a time: they are the same for all.
+    One thread at a time, because all threads share them.
     """
     cuda = device is not None and device.type == "cuda"
     with TURN, torch.random.fork_rng(devices=[device] if cuda else []):
@@ -27,8 +26,7 @@ def restored(device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's default generator of one device starts at ``seed`` inside, and goes on as before
-    outside.
+    """Seed torch's default generator of one device inside, and restore it afterwards.
 
     For code that takes no ``torch.Generator``: dropout layers and ``torch.distributions``.
     """

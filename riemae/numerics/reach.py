@@ -1,8 +1,8 @@
-"""What a decoder is made of, and copies of it: modules and tensors in closures, defaults, globals
-and bound methods.
+"""Modules and tensors that a decoder refers to, and copies of the decoder with them.
 
-``Manifold(lambda z: net(z)[0])`` holds a network that no ``nn.Module`` shows. Here it is found, so
-that it can be moved to another device or dtype together with the function around it.
+They may be in closures, defaults, globals and bound methods: ``Manifold(lambda z: net(z)[0])``
+holds a network without being an ``nn.Module``. The network is found here, so that it can be moved
+to another device or dtype together with the function around it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def modules(function: Any) -> list[nn.Module]:
 def moved(
     function: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Any:
-    """A copy of a decoder, with its modules and tensors elsewhere; the original stays.
+    """A copy of a decoder, with its modules and tensors elsewhere; the original is unchanged.
 
     Functions are made anew around the copies; what does not lead to a module or a tensor is shared.
     """
@@ -44,10 +44,9 @@ def copied(module: Any) -> Any:
 
 
 def computed(module: Any) -> dict[int, Any]:
-    """A memo for ``deepcopy`` with copies of weights that are computed, as
-    ``torch.nn.utils.weight_norm``'s are.
+    """A memo for ``deepcopy`` with copies of computed weights (``torch.nn.utils.weight_norm``).
 
-    Such tensors are no leaves of autograd's graph, which refuses to copy them. The copies have
+    Such tensors are not leaves of autograd's graph, which refuses to copy them. The copies have
     their values, and are computed anew at the next forward pass.
     """
     memo: dict[int, Any] = {}
@@ -81,7 +80,7 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _held(value: Any) -> dict[str, Any]:
-    """Modules, tensors and functions among the attributes of an object that is no module itself."""
+    """Modules and tensors among the attributes of an object that is not a module itself."""
     attributes = getattr(value, "__dict__", None)
     if not isinstance(attributes, dict) or isinstance(value, (type, types.ModuleType)):
         return {}
@@ -118,10 +117,10 @@ class _Mover:
     """Copies values once each: two functions that share a network share its copy."""
 
     def __init__(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        self.device, self.dtype = device, dtype
-        self.done: dict[
-            int, tuple[Any, Any]
-        ] = {}  # the original is kept alive, so that its id stays its own
+        self.device = device
+        self.dtype = dtype
+        # (original, copy) by the id of the original, which is kept alive: no other gets its id.
+        self.done: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any, depth: int) -> Any:
         if id(value) in self.done:
@@ -137,14 +136,11 @@ class _Mover:
         if isinstance(value, nn.Module):
             return self._module(copied(value), depth - 1)
         if isinstance(value, Tensor):
-            converted = value.to(
-                device=self.device, dtype=self.dtype if value.is_floating_point() else None
-            )
-            return (
-                value
-                if converted is value
-                else converted.detach().requires_grad_(value.requires_grad)
-            )
+            dtype = self.dtype if value.is_floating_point() else None
+            converted = value.to(device=self.device, dtype=dtype)
+            if converted is value:
+                return value
+            return converted.detach().requires_grad_(value.requires_grad)
         if isinstance(value, types.FunctionType):
             return self._function(value, depth - 1)
         if isinstance(value, types.MethodType):
@@ -170,11 +166,11 @@ class _Mover:
 
     def _module(self, module: nn.Module, depth: int) -> nn.Module:
         module.to(device=self.device, dtype=self.dtype)
-        for part in module.modules():  # constants that are no buffers, and functions of its own
-            if type(part).__module__.startswith(
-                "torch."
-            ):  # compiled code, scripts, weights that are computed
+        for part in module.modules():
+            # Those of torch: compiled code, scripts, computed weights.
+            if type(part).__module__.startswith("torch."):
                 continue
+            # Constants that are not buffers, and functions of its own.
             for name, value in vars(part).items():
                 if isinstance(value, (Tensor, types.FunctionType, functools.partial)):
                     vars(part)[name] = self(value, depth)
@@ -190,7 +186,8 @@ class _Mover:
             function.__code__, names, function.__name__, function.__defaults__, cells
         )
         self.done[id(function)] = function, twin
-        keywords, defaults = dict(function.__kwdefaults__ or {}), list(function.__defaults__ or ())
+        keywords = dict(function.__kwdefaults__ or {})
+        defaults = list(function.__defaults__ or ())
         for where, name, value in _referred(function):
             new = self(value, depth)
             if where == "closure":
@@ -204,7 +201,8 @@ class _Mover:
         twin.__kwdefaults__ = keywords or None
         twin.__defaults__ = tuple(defaults) or None
         twin.__dict__.update(function.__dict__)
-        twin.__qualname__, twin.__module__ = function.__qualname__, function.__module__
+        twin.__qualname__ = function.__qualname__
+        twin.__module__ = function.__module__
         return twin
 
 

@@ -2,7 +2,7 @@
 
 Those are the levels of forward mode, backend flags, the default generator, and filters of warnings.
 Two threads in forward mode at once break each other's levels, or read each other's tangents. A flag
-that two threads save, set and restore in turn can stay set for good.
+that two threads save, set and restore in turn may never be restored.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ def jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ..
 
 
 def in_forward_mode() -> bool:
-    """Whether a caller has opened a level of forward mode, other than those of this module in any
-    thread.
+    """Whether a caller has opened a level of forward mode.
+
+    Levels of this module, in any thread, do not count.
     """
-    # One level a thread: torch.func nests without opening another.
+    # One level per thread: torch.func nests without opening another.
     return torch.autograd.forward_ad._current_level >= (1 if _levels else 0)
 
 
 class Shared:
-    """A context that all threads share: entered by the first, left by the last, so that what it
-    restores is right.
+    """A context that all threads share: the first enters it, the last leaves it.
+
+    So it restores what held before any of them.
 
     Args:
         contexts: Each makes a context manager; entered in this order.

@@ -21,8 +21,8 @@ class Tolerance:
         pivot: A Jacobian, its columns scaled to length 1, with a pivot of its QR decomposition
             below this counts as singular where something is divided by it.
         probe: Relative difference up to which two evaluations of one decoder count as equal.
-        check: Relative difference up to which two roads to one quantity count as equal.
-        geodesic: What geodesics are solved to unless asked for.
+        check: Relative difference up to which two ways to one quantity count as equal.
+        geodesic: Accuracy to which geodesics are solved by default.
     """
 
     eps: float

@@ -1,6 +1,4 @@
-"""What ``torch.func`` and ``torch.compile`` do around a call: some calls cannot work inside them,
-and say so.
-"""
+"""Whether a call runs inside ``torch.func`` or ``torch.compile``, where some calls cannot work."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from riemae.numerics.threads import in_forward_mode
 
 
 def transforms() -> list[str]:
-    """The ``torch.func`` transforms at work, the outermost first: ``"Grad"``, ``"Jvp"``,
-    ``"Vmap"``.
-    """
+    """The active ``torch.func`` transforms, outermost first: ``"Grad"``, ``"Jvp"``, ``"Vmap"``."""
     refuse_compiling()
     stack = torch._C._functorch.get_interpreter_stack()
     return [] if stack is None else [interpreter.key().name for interpreter in stack]
@@ -36,15 +32,15 @@ def refuse_compiling() -> None:
             "torch.compile",
             "a decoder to compile",
             "a call that differentiates it",
-            "Compile the decoder, Manifold(torch.compile(decoder)), or put torch.compiler.disable around the call.",
+            "Compile the decoder, Manifold(torch.compile(decoder)), or put torch.compiler.disable "
+            "around the call.",
         )
 
 
 def refuse_transforms(
     where: str, hint: str, kinds: tuple[str, ...] = ("Grad", "Jvp", "Vmap")
 ) -> None:
-    """Refuse transforms in which values cannot be looked at, or would silently lose their
-    derivatives.
+    """Refuse transforms in which values are hidden, or would silently lose their derivatives.
 
     Raises:
         DifferentiationError: Inside one of ``kinds``.
@@ -58,5 +54,8 @@ def refuse_transforms(
 
 def refuse_vmap(where: str) -> None:
     """Refuse ``torch.func.vmap``, for what decides on values and batches by itself."""
-    hint = "It takes leading batch axes as it is: call it on (*b, m) in place of vmap, and jacrev in place of jacfwd."
+    hint = (
+        "It takes leading batch axes as it is: call it on (*b, m) in place of vmap, and jacrev in "
+        "place of jacfwd."
+    )
     refuse_transforms(where, hint, ("Vmap",))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def concrete(x: Tensor) -> Tensor | None:
-    """``x`` when its values can be looked at.
+    """``x`` if its values can be looked at.
 
     None on the meta device and inside ``torch.func.vmap``.
     """
@@ -17,27 +17,24 @@ def concrete(x: Tensor) -> Tensor | None:
         return None
     try:
         bool(x.any())
-    except (
-        RuntimeError
-    ):  # vmap forbids data-dependent control flow: a batch inside it cannot be inspected
+    except RuntimeError:  # vmap forbids control flow that depends on values
         return None
     return x
 
 
 def own(x: Tensor) -> Tensor:
-    """A copy for a function of the user, which may write into what it gets.
+    """A copy for a function of the user, which may write into its arguments.
 
-    Tensors of other kinds as they are.
+    Tensors of other classes are returned as they are.
     """
     return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
 
 
 def evidently_finite(*tensors: Tensor) -> bool:
-    """Whether the sum is finite, which NaN and infinity would survive.
+    """Whether the sum is finite: NaN and infinity would show in it.
 
-    A fifth of the cost of looking at every number.
-
-    False says nothing: a sum may overflow, and some tensors cannot be looked at.
+    It costs a fifth of looking at every number. False means nothing: a sum may overflow, and some
+    tensors cannot be looked at.
     """
     sums = [x.detach().sum() for x in tensors]
     total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]

@@ -76,9 +76,10 @@ class TestChainRule:
         # Results that nobody uses send no gradient back.
         x, first, second = self.arguments()
         for which in range(3):
-            alone = lambda *inputs, which=which: Activation.apply(
-                KNOWN[name], OPS[name], BOTH, *inputs
-            )[which]  # noqa: E731
+
+            def alone(*inputs, which=which):
+                return Activation.apply(KNOWN[name], OPS[name], BOTH, *inputs)[which]
+
             used = (x,) if which == 0 else (x, first) if which == 1 else (x, first, second)
             rest = tuple(t.detach() for t in (x, first, second))[len(used) :]
             assert torch.autograd.gradcheck(

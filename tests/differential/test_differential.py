@@ -12,7 +12,7 @@ from torch.autograd.functional import jacobian as reference_jacobian
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from riemae.differential import derivatives as differential
+from riemae import differential
 from riemae.differential.derivatives import Differential
 from riemae.exceptions import DifferentiationError, FallbackWarning, ShapeError
 

@@ -10,8 +10,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
-from riemae import Manifold, ambient, solvers
-from riemae.differential import derivatives as differential
+from riemae import Manifold, ambient, differential, solvers
 from riemae.differential.derivatives import Differential
 from riemae.differential.jets import Jet
 from riemae.exceptions import (

@@ -17,8 +17,8 @@ from riemae.differential.tape import Pairs
 class Plain(Reverse):
     """Reverse mode twice by ``torch.autograd`` alone: for what ``torch.func`` does not take.
 
-    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, and maps that
-    differentiate inside.
+    Those are ``autograd.Function`` without ``setup_context``, custom operators, hooks, and maps
+    that differentiate inside.
     """
 
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

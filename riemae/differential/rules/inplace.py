@@ -1,6 +1,7 @@
 """Functions that write in place: ``x.op_()`` is ``x = x.op()``, unless other jets share the memory.
 
 A function that cannot be carried this way is refused, since its result would be silently wrong.
+So is every function whose name ends in ``_`` and that is not in the table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ WRITING = """
     log_ log1p_ sin_ cos_ square_ sqrt_ rsqrt_ reciprocal_ erf_ erfc_ atan_ sinh_ cosh_ asinh_"""
 TURNING = "unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_"
 REFUSED = """
-    detach data_ptr numpy __array__ as_strided set_ resize_ requires_grad_ __setitem__ __imod__
-    __ifloordiv__ __imatmul__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__"""
+    detach data_ptr numpy __array__ as_strided __setitem__ __imod__ __ifloordiv__ __imatmul__
+    __iand__ __ior__ __ixor__ __ilshift__ __irshift__"""
 
 
 def _in_place(plain: Any) -> Rule:

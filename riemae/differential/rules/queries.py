@@ -9,12 +9,12 @@ from riemae.differential.spellings import spellings
 
 QUERIES = """
     size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous
-    element_size get_device type is_same_size is_signed is_inference is_nonzero is_tensor is_storage
-    storage_offset result_type can_cast
+    element_size get_device type is_same_size is_signed is_inference is_nonzero
+    storage_offset result_type
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
     new_zeros new_ones new_empty new_full new_tensor
     item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal
-    __len__ __repr__ __format__ __str__ __bool__ __contains__ __hash__"""
+    __len__ __repr__ __format__ __bool__ __contains__"""
 
 
 @rule(*spellings(QUERIES))
