@@ -1,5 +1,6 @@
-"""Every error and warning of riemae. An error says where, what was expected, what came, and what to
-try.
+"""Every error and warning of riemae.
+
+An error says where it arose, what was expected, what came, and what to try.
 """
 
 from __future__ import annotations
@@ -80,15 +81,14 @@ class SingularMetricError(RiemaeError, ArithmeticError):
 
 
 class MetricError(RiemaeError, ValueError):
-    """A function that is no metric tensor: asymmetric, negative, random, coupled across rows, or
-    with another slope.
+    """A function that is not a metric tensor.
+
+    It is asymmetric, negative, random, coupled across rows, or has another slope than it says.
     """
 
 
 class DifferentiationError(RiemaeError, RuntimeError):
-    """Torch cannot differentiate the map, in any mode, or the call, as often or in the way that was
-    asked for.
-    """
+    """Torch cannot differentiate the map or the call, as often or in the way that was asked for."""
 
 
 class GraphError(RiemaeError, ValueError):
@@ -130,8 +130,9 @@ class NotConvergedError(RiemaeError, RuntimeError):
 
 
 class DecoderError(RiemaeError, ValueError):
-    """The decoder cannot serve as a map: random, coupled across the batch, in training mode, or of
-    the wrong shape.
+    """The decoder cannot serve as a map.
+
+    It is random, coupled across the batch, in training mode, or of the wrong shape.
     """
 
 
@@ -158,8 +159,9 @@ class ContractError(RiemaeError, AssertionError):
 
 
 class CheckpointError(RiemaeError, ValueError):
-    """A checkpoint cannot be read: missing, cut short, changed, of an unknown version, or something
-    else altogether.
+    """A checkpoint cannot be read.
+
+    It is missing, cut short, changed, of an unknown version, or something else altogether.
     """
 
 
@@ -180,9 +182,7 @@ class PrecisionWarning(UserWarning):
 
 
 class SmoothnessWarning(UserWarning):
-    """The decoder is piecewise linear: its second derivatives, and all that is built on them, say
-    little.
-    """
+    """The decoder is piecewise linear: second derivatives, and what rests on them, say little."""
 
 
 class DivergenceWarning(UserWarning):

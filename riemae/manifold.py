@@ -1,6 +1,4 @@
-"""The manifold that a decoder parametrises, with the metric that it pulls back from the data
-space.
-"""
+"""The manifold that a decoder parametrises, with the metric of the data space pulled back."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from os import PathLike
 from types import FunctionType
 from typing import Any, Literal, overload
@@ -31,14 +28,16 @@ from riemae.exceptions import (
     ShapeError,
 )
 from riemae.geometry import curvature, distortion, smoothness
+from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
-from riemae.geometry.latent import LatentSpace, as_latent, latent_geodesic
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics import reach
-from riemae.numerics.checks import expect_dense, expect_values
+from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
 from riemae.numerics.precision import in_full_precision
+from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import refuse_transforms, refuse_vmap, transforms
 from riemae.numerics.values import concrete
@@ -46,12 +45,10 @@ from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, Jacobi
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.curve import length as fixed_length
-from riemae.solvers.energy import Expansion
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.path import demand_convergence, paired_points, start_curve
 from riemae.solvers.path import geodesic as solve_geodesic
-from riemae.solvers.products import Products
 from riemae.solvers.space import Space
 from riemae.storage.digests import digest
 
@@ -69,8 +66,7 @@ def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
 
 @_in_full_precision
 class Manifold:
-    """A decoder ``f`` and an ambient metric ``H``, seen as a Riemannian manifold with metric
-    ``G = Jᵀ H(f(z)) J``.
+    """A decoder ``f`` and an ambient metric ``H`` as a Riemannian manifold, ``G = Jᵀ H(f(z)) J``.
 
     Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as
     ``(*b, D)``. Every method keeps dtype and device, changes no input, and is differentiable by
@@ -85,8 +81,10 @@ class Manifold:
             ``(k, D, D)``, ``(D, D)`` or diagonal ``(k, D)``, or a constant tensor. Unless given, it
             is Euclidean for tensors and :class:`~riemae.ambient.FisherRao` for distributions, whose
             parameters have no units in common.
-        latent_dim: m; taken from the first points unless given.
-        chunk_size: Points handled at once; chosen to fit the processor's cache unless given.
+        latent_dim: m; by default taken from the first points.
+        chunk_size: Points whose derivatives are held at once, at most; by default chosen to fit
+            the processor's cache. Matrix products are padded to a multiple of 8 to 32 rows, so that
+            no row notices its neighbours: the decoder may be called with up to that many rows.
         latent: What the latent space itself is, if no plain R^m: a tuple with the period of each
             coordinate, None for those that have none, or a geoopt manifold whose points are
             coordinates (``PoincareBall``, ``SphereProjection``). Geodesics then start from latent
@@ -110,17 +108,20 @@ class Manifold:
 
     All methods that take points raise:
 
-    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from the first points),
-      and for conditions whose first axes are not those of the points,
-    - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z`` and decoder differ,
-    - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the decoder,
-    - :class:`~riemae.exceptions.DecoderError` for a decoder that is no map, found by a probe at first use, and for a
-      condition that is missing, or given to a decoder that takes none.
+    - :class:`~riemae.exceptions.ShapeError` for a wrong last axis, once m is known (given, or from
+      the first points), and for conditions whose first axes are not those of the points,
+    - :class:`~riemae.exceptions.DTypeError`, :class:`~riemae.exceptions.DeviceError` where ``z``
+      and decoder differ,
+    - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the
+      decoder,
+    - :class:`~riemae.exceptions.DecoderError` for a decoder that is not a map, found by a probe at
+      first use, and for a condition that is missing, or given to a decoder that takes none.
 
     Example:
         >>> import torch
         >>> from riemae import Manifold
-        >>> paraboloid = Manifold(lambda z: torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1))
+        >>> bowl = lambda z: torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
+        >>> paraboloid = Manifold(bowl)
         >>> paraboloid.metric(torch.tensor([1., 2.]))
         tensor([[2., 2.],
                 [2., 5.]])
@@ -135,46 +136,45 @@ class Manifold:
         latent: LatentSpace | None = None,
     ) -> None:
         for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
-            if number is not None and (
-                isinstance(number, bool) or not isinstance(number, Integral) or number < 1
-            ):
-                raise OptionError(
-                    "Manifold", f"{name} of at least 1, as an integer", repr(number), ""
-                )
+            if number is not None:
+                expect_range("Manifold", name, number, 1, integer=True)
         metric = None if ambient is None else as_ambient(ambient)
-        self._core = Pullback(Decoder(decoder), metric, latent_dim, chunk_size)
         self.latent = as_latent(latent)
+        if self.latent is None:
+            self._pullback = PullbackMetric(Decoder(decoder), metric, chunk_size)
+        else:
+            self._pullback = LatentMetric(Decoder(decoder), metric, chunk_size, self.latent)
+        self._checks = Checks(self._pullback, latent_dim)
 
     @property
     def decoder(self) -> Callable[..., Tensor]:
         """The decoder as it was given."""
-        return self._core.decoder.function
+        return self._pullback.decoder.function
 
     @property
     def ambient(self) -> AmbientMetric:
         """The ambient metric; from the first use on, with what it has read from the decoder."""
-        return self._core.ambient
+        return self._pullback.ambient
 
     @property
     def latent_dim(self) -> int | None:
         """m, or None before the first use of a manifold that was not told."""
-        return self._core.latent_dim
+        return self._checks.latent_dim
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Manifold:
-        """A copy of the manifold elsewhere: decoder and ambient metric are copied, the original
-        stays.
+        """A copy of the manifold elsewhere, with copies of decoder and ambient metric.
 
         Modules and tensors that a function refers to come along: those in its closure, its
         defaults, among its globals, and of the object whose method it is.
         """
-        decoder, ambient = reach.moved((self.decoder, self._core.given), device, dtype)
+        decoder, ambient = reach.moved((self.decoder, self._pullback.given), device, dtype)
         return Manifold(
             decoder,
             ambient,
-            self._core.latent_dim,
-            self._core.chunk_size,
+            self._checks.latent_dim,
+            self._pullback.chunk_size,
             copy.deepcopy(self.latent),
         )
 
@@ -183,26 +183,26 @@ class Manifold:
         # first use.
         arguments = (
             self.decoder,
-            self._core.given,
-            self._core.latent_dim,
-            self._core.chunk_size,
+            self._pullback.given,
+            self._checks.latent_dim,
+            self._pullback.chunk_size,
             self.latent,
         )
         return type(self), arguments
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
-        shape = self._core.decoder.output_shape
+        shape = self._pullback.decoder.output_shape
         data = "?" if shape is None else "×".join(map(str, shape))
-        return f"Manifold({name}: R^{self._core.latent_dim or '?'} -> R^{data}, ambient={self._core.ambient})"
+        m = self._checks.latent_dim or "?"
+        return f"Manifold({name}: R^{m} -> R^{data}, ambient={self._pullback.ambient})"
 
     @property
     def members(self) -> tuple[Manifold, ...]:
-        """The manifolds of an ensemble's single members, each under the ambient metric that was
-        given.
+        """The manifolds of an ensemble's members, each under the ambient metric that was given.
 
         Raises:
-            DecoderError: When the decoder is no ensemble.
+            DecoderError: When the decoder is not an ensemble.
         """
         if not isinstance(self.decoder, Ensemble):
             raise DecoderError(
@@ -211,7 +211,7 @@ class Manifold:
                 getattr(self.decoder, "__qualname__", type(self.decoder).__name__),
                 "Try Manifold(riemae.Ensemble([decoder1, decoder2])).",
             )
-        given, m, chunk = self._core.given, self._core.latent_dim, self._core.chunk_size
+        given, m, chunk = self._pullback.given, self._checks.latent_dim, self._pullback.chunk_size
         return tuple(Manifold(member, given, m, chunk) for member in self.decoder.members)
 
     # The map and its tangents.
@@ -226,20 +226,21 @@ class Manifold:
         probabilities stay probabilities, as the decoder built them. Members of an ensemble have an
         axis of their own, before the data's.
         """
-        core, flat = self._core.placed("decode", z, condition)
+        core, flat = self._checks.placed("decode", z, condition)
         x = core.immersion.value(flat)
         return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
 
     def distribution(self, z: Tensor, *, condition: Conditions = None) -> Any:  # (*b, m)
-        """The distributions at points, in the structure in which the decoder returns them, with
-        batch axes ``(*b)``.
+        """The distributions at points, in the structure in which the decoder returns them.
+
+        Their batch axes are ``(*b)``.
 
         For an ensemble, a tuple with those of each member.
 
         Raises:
             DecoderError: When the decoder returns tensors.
         """
-        core, flat = self._core.placed("distribution", z, condition)
+        core, flat = self._checks.placed("distribution", z, condition)
         layout = core.decoder.layout
         member = layout.member if isinstance(layout, EnsembleLayout) else layout
         if member is None:
@@ -247,7 +248,7 @@ class Manifold:
                 "Manifold.distribution",
                 "a decoder that returns torch distributions",
                 "one that returns tensors",
-                "",
+                "Use decode(z), or let the decoder return a torch.distributions.Distribution.",
             )
         x = core.finite("distribution", core.immersion.value(flat), flat)
         if isinstance(layout, EnsembleLayout):
@@ -260,7 +261,7 @@ class Manifold:
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, D, m)
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
-        core, flat = self._core.placed("jacobian", z, condition)
+        core, flat = self._checks.placed("jacobian", z, condition)
         j = core.immersion.jacobian(flat)
         return core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
 
@@ -268,7 +269,7 @@ class Manifold:
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, D)
         """Data-space velocity ``J v`` of a latent velocity."""
-        core, flat, w, batch = self._core.placed_tangents("pushforward", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("pushforward", condition, z, v)
         pushed = core.finite("pushforward", core.immersion.jvp(flat, w)[1], flat)
         return pushed.view(*batch, pushed.shape[-1])
 
@@ -278,10 +279,10 @@ class Manifold:
         """Latent covector ``Jᵀ w`` of a data-space covector.
 
         Raises:
-            DTypeError: When ``w`` is no tensor, or of another dtype than ``z``.
-            ShapeError: When ``w`` does not hold one covector a point.
+            DTypeError: When ``w`` is not a tensor, or of another dtype than ``z``.
+            ShapeError: When ``w`` does not hold one covector per point.
         """
-        core, flat = self._core.placed("pullback", z, condition)
+        core, flat = self._checks.placed("pullback", z, condition)
         shape = core.decoder.output_shape
         size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
@@ -297,7 +298,7 @@ class Manifold:
                 "Manifold.pullback",
                 f"w of shape {(*z.shape[:-1], size)}",
                 str(tuple(w.shape)),
-                "It needs one covector of the data space a point.",
+                "It needs one covector of the data space per point.",
             )
         pulled = core.immersion.vjp(flat, w.reshape(len(flat), size))[1]
         return core.finite("pullback", pulled, flat).view(z.shape)
@@ -305,8 +306,7 @@ class Manifold:
     def taylor(
         self, z: Tensor, v: Tensor, order: Literal[1, 2] = 2, *, condition: Conditions = None
     ) -> tuple[Tensor, ...]:  # (*b, m), (*b, m) -> (*b, D) each
-        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and, for order 2,
-        ``½ ∂²f(v, v)``.
+        """Taylor coefficients of ``t ↦ f(z + t v)``: ``f(z)``, ``J v`` and ``½ ∂²f(v, v)``.
 
         Their sum is the local approximation of the decoder at ``z + v`` (equation 18). One pass:
         the value comes with its derivatives, and nothing is materialised. Data axes are flattened.
@@ -318,8 +318,8 @@ class Manifold:
             SmoothnessWarning: For order 2, when the decoder is piecewise linear.
         """
         if order not in (1, 2):
-            raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "")
-        core, flat, w, batch = self._core.placed_tangents("taylor", condition, z, v)
+            raise OptionError("Manifold.taylor", "order 1 or 2", repr(order), "Try order=2.")
+        core, flat, w, batch = self._checks.tangents("taylor", condition, z, v)
         if order == 2:
             smoothness.warn_if_flat(core, flat)
         terms = core.taylor(flat, w, order)
@@ -329,14 +329,14 @@ class Manifold:
 
     def metric(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Pull-back metric ``G = Jᵀ H(f(z)) J`` (equation 3)."""
-        core, flat = self._core.placed("metric", z, condition)
+        core, flat = self._checks.placed("metric", z, condition)
         return core.finite("metric", core.metric(flat), flat).view(*z.shape, z.shape[-1])
 
     def metric_product(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
         """``G(z) v`` by one forward and one reverse product, without ``G``."""
-        core, flat, v, batch = self._core.placed_tangents("metric_product", condition, z, v)
+        core, flat, v, batch = self._checks.tangents("metric_product", condition, z, v)
         out = core.metric_product(flat, v)
         return core.finite("metric_product", out, flat).view(*batch, flat.shape[-1])
 
@@ -344,7 +344,7 @@ class Manifold:
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b,)
         """Inner product ``uᵀ G(z) v``."""
-        core, flat, u, v, batch = self._core.placed_tangents("inner", condition, z, u, v)
+        core, flat, u, v, batch = self._checks.tangents("inner", condition, z, u, v)
         return core.finite("inner", core.inner(flat, u, v), flat).view(batch)
 
     def norm(
@@ -354,7 +354,7 @@ class Manifold:
 
         Its gradient at v = 0 is 0.
         """
-        core, flat, v, batch = self._core.placed_tangents("norm", condition, z, v)
+        core, flat, v, batch = self._checks.tangents("norm", condition, z, v)
         return core.norm(flat, v).view(batch)
 
     def eigenvalues(
@@ -370,19 +370,18 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        core, flat = self._core.placed("eigenvalues", z, condition)
+        core, flat = self._checks.placed("eigenvalues", z, condition)
         return core.singular_values("eigenvalues", flat).square().view(z.shape)
 
     def metric_factor(
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Upper triangular ``R`` with ``RᵀR = G(z)``: lengths of ``R v`` are those of the tangent
-        vectors ``v``.
+        """Upper triangular ``R`` with ``RᵀR = G(z)``: ``|R v|`` is the length of the tangent ``v``.
 
         From a QR decomposition of the Jacobian, whose condition is not squared: see
         :mod:`riemae.geometry.factors`.
         """
-        core, flat = self._core.placed("metric_factor", z, condition)
+        core, flat = self._checks.placed("metric_factor", z, condition)
         return core.triangle("metric_factor", flat).to(z.dtype).view(*z.shape, z.shape[-1])
 
     def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
@@ -394,7 +393,7 @@ class Manifold:
         Warns:
             PrecisionWarning: Where the condition is more than the dtype carries.
         """
-        core, flat = self._core.placed("log_volume", z, condition)
+        core, flat = self._checks.placed("log_volume", z, condition)
         return core.log_volume("log_volume", flat).view(z.shape[:-1])
 
     def volume_density(
@@ -417,9 +416,9 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        core, flat = self._core.placed("christoffel", z, condition)
+        core, flat = self._checks.placed("christoffel", z, condition)
         m = z.shape[-1]
-        return core.christoffel("Manifold.christoffel", flat).view(*z.shape[:-1], m, m, m)
+        return core.christoffel(flat).view(*z.shape[:-1], m, m, m)
 
     def acceleration(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
@@ -431,16 +430,15 @@ class Manifold:
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
-        core, flat, v, batch = self._core.placed_tangents("acceleration", condition, z, v)
-        return core.acceleration("Manifold.acceleration", flat, v).view(*batch, flat.shape[-1])
+        core, flat, v, batch = self._checks.tangents("acceleration", condition, z, v)
+        return core.acceleration(flat, v).view(*batch, flat.shape[-1])
 
     # Curvature: riemae.geometry.curvature has the formulas.
 
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b, D)
-        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` of the decoded manifold in
-        Euclidean data space.
+        """Second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)`` in Euclidean data space.
 
         Raises:
             SingularMetricError: Where the Jacobian has dependent columns.
@@ -448,7 +446,7 @@ class Manifold:
         Warns:
             SmoothnessWarning: When the decoder is piecewise linear; so for all curvatures.
         """
-        core, flat, u, v, batch = self._core.placed_tangents(
+        core, flat, u, v, batch = self._checks.tangents(
             "second_fundamental_form", condition, z, u, v
         )
         bend = curvature.second_fundamental_form(core, flat, u, v)
@@ -457,10 +455,11 @@ class Manifold:
     def curvature_form(
         self, z: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) -> (*b, m, m)
-        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9), without any D × D
-        matrix.
+        """Extrinsic curvature form ``C_ij = Tr(∂_i T̂ ∂_j T̂)`` (equation 9).
+
+        No D × D matrix is formed.
         """
-        core, flat = self._core.placed("curvature_form", z, condition)
+        core, flat = self._checks.placed("curvature_form", z, condition)
         return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
 
     @overload
@@ -469,7 +468,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = ...,
         samples: int = ...,
-        generator: torch.Generator | None = ...,
+        generator: torch.Generator | int | None = ...,
         ridge: float = ...,
         per_member: bool = ...,
         *,
@@ -483,7 +482,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = ...,
         samples: int = ...,
-        generator: torch.Generator | None = ...,
+        generator: torch.Generator | int | None = ...,
         ridge: float = ...,
         per_member: bool = ...,
         *,
@@ -496,7 +495,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson", "paper"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         ridge: float = 0.0,
         per_member: bool = False,
         *,
@@ -515,7 +514,7 @@ class Manifold:
                 ``"paper"``: that of the paper's section 3.2, unbiased but of larger variance and
                 sometimes negative.
             samples: Draws averaged by a stochastic estimator.
-            generator: Source of its randomness.
+            generator: Source of its randomness, or a seed.
             ridge: Added to the metrics that are inverted, in units of their mean eigenvalue, so
                 that a nearly singular Jacobian gives a large value instead of an error. It lowers
                 the result by about ridge × condition.
@@ -533,11 +532,13 @@ class Manifold:
             hint = "Decode each of M.members."
             raise OptionError("Manifold.extrinsic_curvature", "per_member or decoded", "both", hint)
         if per_member:
+            generator = as_generator("Manifold.extrinsic_curvature", generator, z.device)
             options = (estimator, samples, generator, ridge)
             return torch.stack(
                 [M.extrinsic_curvature(z, *options, condition=condition) for M in self.members]
             )
-        core, flat = self._core.placed("extrinsic_curvature", z, condition)
+        core, flat = self._checks.placed("extrinsic_curvature", z, condition)
+        generator = as_generator("Manifold.extrinsic_curvature", generator, z.device)
         out, x = curvature.extrinsic_curvature(
             core, flat, estimator, samples, generator, ridge, decoded
         )
@@ -554,7 +555,7 @@ class Manifold:
 
         Length 1/r on a sphere.
         """
-        core, flat = self._core.placed("mean_curvature", z, condition)
+        core, flat = self._checks.placed("mean_curvature", z, condition)
         vector = curvature.mean_curvature(core, flat)
         return vector.view(*z.shape[:-1], vector.shape[-1])
 
@@ -569,11 +570,11 @@ class Manifold:
             condition: As in :class:`Manifold`.
 
         Raises:
-            DTypeError: When ``normal`` is no tensor, or of another dtype than ``z``.
-            ShapeError: When ``normal`` does not hold one direction a point.
+            DTypeError: When ``normal`` is not a tensor, or of another dtype than ``z``.
+            ShapeError: When ``normal`` does not hold one direction per point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
-        core, flat = self._core.placed("principal_curvatures", z, condition)
+        core, flat = self._checks.placed("principal_curvatures", z, condition)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
             raise DTypeError(
@@ -592,7 +593,7 @@ class Manifold:
                 "Manifold.principal_curvatures",
                 f"normal of shape {(*z.shape[:-1], size)}",
                 str(tuple(normal.shape)),
-                "",
+                "It needs one direction of the data space per point.",
             )
         return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(
             z.shape
@@ -626,8 +627,7 @@ class Manifold:
         with_metric: bool = False,
         condition: Conditions = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # (*b, m) -> (*b, m, m, m, m)
-        """Riemann tensor with all indices down,
-        ``riemann[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+        """Riemann tensor with all indices down, ``[..., i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 
         By the Gauss equation where the ambient metric has a feature map; by differentiating the
         connection elsewhere, which includes the curvature of the ambient space itself.
@@ -641,14 +641,14 @@ class Manifold:
         Raises:
             OptionError: For a negative ridge, or one without a feature map.
         """
-        core, flat = self._core.placed("riemann", z, condition)
+        core, flat = self._checks.placed("riemann", z, condition)
         metric, tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)
         tensor = tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
         return (tensor, metric.view(*z.shape, z.shape[-1])) if with_metric else tensor
 
     def ricci(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
-        core, flat = self._core.placed("ricci", z, condition)
+        core, flat = self._checks.placed("ricci", z, condition)
         return curvature.ricci(core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
@@ -656,7 +656,7 @@ class Manifold:
         z: Tensor,
         estimator: Literal["exact", "hutchinson"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         per_member: bool = False,
         *,
         condition: Conditions = None,
@@ -669,7 +669,7 @@ class Manifold:
                 whitened random signs u and w, unbiased, three second derivatives a sample; needs a
                 feature map.
             samples: Draws averaged by the stochastic estimator.
-            generator: Source of its randomness.
+            generator: Source of its randomness, or a seed.
             per_member: One value for each member of an ensemble, along a new first axis.
             condition: As in :class:`Manifold`.
 
@@ -682,7 +682,8 @@ class Manifold:
             return torch.stack(
                 [M.scalar_curvature(z, *options, condition=condition) for M in self.members]
             )
-        core, flat = self._core.placed("scalar_curvature", z, condition)
+        core, flat = self._checks.placed("scalar_curvature", z, condition)
+        generator = as_generator("Manifold.scalar_curvature", generator, z.device)
         return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(
             z.shape[:-1]
         )
@@ -697,9 +698,7 @@ class Manifold:
         Raises:
             OptionError: Where u and v are linearly dependent, with the places.
         """
-        core, flat, u, v, batch = self._core.placed_tangents(
-            "sectional_curvature", condition, z, u, v
-        )
+        core, flat, u, v, batch = self._checks.tangents("sectional_curvature", condition, z, u, v)
         return curvature.sectional_curvature(core, flat, u, v).view(batch)
 
     def gaussian_curvature(
@@ -710,7 +709,7 @@ class Manifold:
         Raises:
             ShapeError: Unless m = 2.
         """
-        core, flat = self._core.placed("gaussian_curvature", z, condition)
+        core, flat = self._checks.placed("gaussian_curvature", z, condition)
         return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
 
     def kinks(self, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
@@ -718,7 +717,7 @@ class Manifold:
 
         None when it is smooth.
         """
-        core, flat = self._core.placed("kinks", z, condition)
+        core, flat = self._checks.placed("kinks", z, condition)
         return smoothness.kinks(core, flat)
 
     # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of
@@ -731,7 +730,7 @@ class Manifold:
         local: bool = False,
         estimator: Literal["exact", "hutchinson"] = "exact",
         samples: int = 1,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | int | None = None,
         latent_metric: Any = None,
         *,
         condition: Conditions = None,
@@ -746,15 +745,15 @@ class Manifold:
             kind: ``"isometry"``: ``Σ (1 − λ_i)²``; ``"scaled_isometry"``: the same after the best
                 common scale; ``"conformal"``: after the best scale at each point; ``"area"``:
                 variance of the log volume.
-            local: One value a point instead of their mean.
+            local: One value per point instead of their mean.
             estimator: ``"exact"``, or ``"hutchinson"`` by products ``Gv`` alone: unbiased for
                 isometries; ratios of unbiased traces for the scaled kinds, whose bias falls like
                 1/(samples × points), for ``"conformal"`` like 1/samples. Single estimates can be
                 negative.
             samples: Pairs of Gaussian probes averaged by the stochastic estimator.
-            generator: Source of their randomness.
-            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; that of
-                ``latent``, or Euclidean, unless given.
+            generator: Source of their randomness, or a seed.
+            latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; by default
+                that of ``latent``, or the Euclidean one.
             condition: As in :class:`Manifold`.
 
         Raises:
@@ -762,7 +761,8 @@ class Manifold:
             ShapeError: When the latent metric has another shape.
             SingularMetricError: Where the latent metric is not positive definite.
         """
-        core, flat = self._core.placed("distortion", z, condition)
+        core, flat = self._checks.placed("distortion", z, condition)
+        generator = as_generator("Manifold.distortion", generator, z.device)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
         out = distortion.distortion(
@@ -870,20 +870,24 @@ class Manifold:
         space, curve = self._on_curves("energy", curve, condition)
         return curve_energy_integral(space, curve, rtol, return_error, throw)
 
-    def _space(self, core: Pullback, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
+    def _space(self, core: PullbackMetric, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
         """What solvers work on for pairs, and how their points tell their conditions."""
         given = core.condition
         labels = Labels(given, points)
-        return (self if given is None else Conditioned(self._core, given, labels)), labels
+        space = self._pullback if given is None else Conditioned(self._pullback, given, labels)
+        return space, labels
 
     def _on_curves(
         self, where: str, curve: Curve | Tensor, condition: Conditions
     ) -> tuple[Space, Curve | Tensor]:  # (*b)
         """What curves are measured in, and the curves with their conditions."""
         nodes = curve.nodes if isinstance(curve, Curve) else curve
-        if condition is None or not isinstance(nodes, Tensor) or nodes.ndim < 2:
-            return self, curve
-        core, first = self._core.placed(where, nodes[..., 0, :], condition)
+        if not isinstance(nodes, Tensor) or nodes.ndim < 2:
+            return self._pullback, curve  # solvers say what is wrong with it
+        if condition is None:
+            self._checks.points(where, nodes)
+            return self._pullback, curve
+        core, first = self._checks.placed(where, nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
         return space, labels.lift_curve(curve)
 
@@ -911,10 +915,10 @@ class Manifold:
                 and 1e-2 where the decoder has kinks (ReLU, max-pooling), at which no curve
                 converges fast.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
-            init: Start curves; the straight line unless given, or geodesics of ``latent``. With
+            init: Start curves; by default the straight line, or geodesics of ``latent``. With
                 periods the best of several ways round is returned, and its curve ends at ``z1``
                 plus whole periods.
-            n_starts: Start curves a pair, for a global search: the shortest geodesic is returned,
+            n_starts: Start curves per pair, for a global search: the shortest geodesic is returned,
                 with all others found as its ``alternatives``. 1 without a graph, 4 with one, unless
                 given. Then ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
@@ -925,7 +929,7 @@ class Manifold:
             condition: As in :class:`Manifold`, one for each pair.
 
         Returns:
-            One entry a pair; not differentiable, see :meth:`distance`.
+            One entry per pair; not differentiable, see :meth:`distance`.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol`` or has an end point that is
@@ -935,12 +939,12 @@ class Manifold:
             "Manifold.geodesic",
             "It is not differentiable: use distance, or batch axes in place of vmap.",
         )
-        core = self._core
+        core = self._pullback
         if condition is not None:
             z0, z1 = paired_points(z0, z1)
-            core, _ = core.placed("geodesic", z0, condition, finite=False)
+            core, _ = self._checks.placed("geodesic", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            flat = self._core.points(
+            flat = self._checks.points(
                 f"geodesic ({name})", z, finite=False, condition=core.condition
             )
         rtol = self._accuracy(core, flat) if rtol is None else rtol
@@ -962,12 +966,12 @@ class Manifold:
         options |= {"n_starts": n_starts, "graph": graph, "seed": seed}
         return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
-    def _solver(self, core: Pullback, z0: Tensor, z1: Tensor) -> Callable[..., GeodesicResult]:
-        """:func:`riemae.solvers.geodesic` between points ``(*b, m)`` under the conditions of
-        pairs.
-        """
+    def _solver(
+        self, core: PullbackMetric, z0: Tensor, z1: Tensor
+    ) -> Callable[..., GeodesicResult]:
+        """What solves geodesics between points ``(*b, m)``, each pair under its condition."""
         if core.condition is None:
-            return partial(solve_geodesic, self)
+            return partial(solve_geodesic, self._pullback)
         m, batch = z0.shape[-1], z0.shape[:-1]
         flat = [z.reshape(-1, m) for z in (z0, z1)]
         space, labels = self._space(core, torch.cat(flat))
@@ -994,7 +998,9 @@ class Manifold:
 
         return solve
 
-    def _decoded(self, core: Pullback, z: Tensor, rows: Tensor) -> Tensor:  # (k, m), (k,) -> (k, D)
+    def _decoded(
+        self, core: PullbackMetric, z: Tensor, rows: Tensor
+    ) -> Tensor:  # (k, m), (k,) -> (k, D)
         """Data of points of some pairs."""
         c = core.condition
         return self.decode(z, condition=None if c is None else c.select(rows))
@@ -1014,8 +1020,9 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
-        """Geodesic distance, differentiable once in the end points, in the decoder's parameters and
-        in conditions.
+        """Geodesic distance, differentiable once.
+
+        In the end points, in the decoder's parameters and in conditions.
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that
         of the length of the frozen optimal curve (envelope theorem): one more pass through the
@@ -1075,7 +1082,7 @@ class Manifold:
         return result.length.masked_scatter(usable, value)
 
     @staticmethod
-    def _accuracy(core: Pullback, flat: Tensor) -> float:  # (k, m)
+    def _accuracy(core: PullbackMetric, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
         if concrete(flat) is None:
             return tolerance(flat.dtype).geodesic
@@ -1086,8 +1093,9 @@ class Manifold:
     def _frozen_length(
         self, z0: Tensor, z1: Tensor, result: GeodesicResult
     ) -> tuple[Tensor, Tensor]:  # -> (*b,), (k,)
-        """Which geodesics have a length, and the lengths of their curves, of which only the ends
-        can move.
+        """Which geodesics have a length, and the lengths of their curves.
+
+        Only the ends of these curves can move.
         """
         start, stop = torch.broadcast_tensors(z0, z1)
         usable = (
@@ -1102,14 +1110,15 @@ class Manifold:
             return usable, attached.sum((-1, -2))
         curve, space = Curve.from_nodes(attached), result.space
         if not isinstance(space, Conditioned):
-            return usable, fixed_length(self, curve)
+            return usable, fixed_length(self._pullback, curve)
         return usable, fixed_length(
             space, space.restored(curve, {n: x[usable] for n, x in result.stats.items()})
         )
 
     def _refuse_transformed_parameters(self, z: Tensor, condition: Conditions) -> None:
-        """Notice a decoder, or ambient metric, made of tensors that ``torch.func`` transforms: they
-        are not followed.
+        """Notice a decoder or ambient metric of tensors that ``torch.func`` transforms.
+
+        They are not followed.
 
         Raises:
             DifferentiationError: When what they return for plain points is not plain.
@@ -1118,7 +1127,7 @@ class Manifold:
         given = Condition.of("Manifold.distance", condition, z.shape[:-1], z.device)
         if given is not None:
             given = given.select(slice(1)) if len(given) else given.blank()
-        out = self._core.at(given).squared_chords(plain)
+        out = self._pullback.at(given).squared_chords(plain)
         tangent = (
             torch.autograd.forward_ad.unpack_dual(out).tangent if "Jvp" in transforms() else None
         )
@@ -1177,7 +1186,7 @@ class Manifold:
         refuse_vmap("Manifold.exp")
         for name, x in (("z", z), ("v", v)):
             expect_dense("Manifold.exp", name, x)
-        core, flat, w, batch = self._core.placed_tangents("exp", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("exp", condition, z, v)
         space, labels = self._space(core, flat)
         points = labels.narrow(
             solvers.exp(space, labels.lift(flat), labels.wide(w), t, rtol=rtol, throw=throw)
@@ -1195,11 +1204,12 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Curve:
-        """The geodesic from ``z`` with velocity ``v`` up to time ``t``:
-        :func:`riemae.solvers.shoot`.
+        """The geodesic from ``z`` with velocity ``v`` up to time ``t``, as a curve.
+
+        :func:`riemae.solvers.shoot` on this manifold.
         """
         refuse_vmap("Manifold.shoot")
-        core, flat, w, batch = self._core.placed_tangents("shoot", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("shoot", condition, z, v)
         space, labels = self._space(core, flat)
         start, velocity = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
         return labels.narrow_curve(
@@ -1217,8 +1227,7 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b, m)
-        """Logarithm: the velocity at ``z0`` of the geodesic that reaches ``z1`` at time 1, the
-        inverse of :meth:`exp`.
+        """The logarithm, inverse of :meth:`exp`: the velocity at ``z0`` that leads to ``z1``.
 
         :func:`riemae.solvers.log` on this manifold; not differentiable.
 
@@ -1238,19 +1247,21 @@ class Manifold:
             "Manifold.log",
             "It is not differentiable: use exp or distance, or batch axes in place of vmap.",
         )
-        core = self._core
+        core = self._pullback
         if condition is not None:
             z0, z1 = paired_points(z0, z1)
-            core, _ = core.placed("log", z0, condition, finite=False)
+            core, _ = self._checks.placed("log", z0, condition, finite=False)
         for name, z in (("z0", z0), ("z1", z1)):
-            self._core.points(f"log ({name})", z, finite=False, condition=core.condition)
+            self._checks.points(f"log ({name})", z, finite=False, condition=core.condition)
         if self.latent is not None and init is None:
             init = self.geodesic(
                 z0, z1, rtol=max(rtol, 1e-6), throw=throw, condition=core.condition
             ).curve
             z1 = init(1.0)
         if core.condition is None:
-            return solvers.log(self, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw)
+            return solvers.log(
+                self._pullback, z0, z1, rtol=rtol, init=init, refine=refine, throw=throw
+            )
         flat = [z.reshape(-1, z.shape[-1]) for z in (z0, z1)]
         space, labels = self._space(core, torch.cat(flat))
         if init is not None:
@@ -1279,8 +1290,8 @@ class Manifold:
         Args:
             z: Start points ``(*b, m)``.
             v: Velocities ``(*b, m)``.
-            start: Initial values ``(*b, m)``; 0 unless given.
-            slope: Initial covariant derivatives ``(*b, m)``; 0 unless given.
+            start: Initial values ``(*b, m)``; by default 0.
+            slope: Initial covariant derivatives ``(*b, m)``; by default 0.
             t: One time, or increasing times ``(k,)``.
             rtol: As in :meth:`exp`.
             throw: As in :meth:`exp`.
@@ -1292,7 +1303,7 @@ class Manifold:
         """
         refuse_vmap("Manifold.jacobi_field")
         start, slope = (torch.zeros_like(z) if x is None else x for x in (start, slope))
-        core, flat, *vectors, batch = self._core.placed_tangents(
+        core, flat, *vectors, batch = self._checks.tangents(
             "jacobi_field", condition, z, v, start, slope
         )
         space, labels = self._space(core, flat)
@@ -1334,7 +1345,7 @@ class Manifold:
             "Manifold.conjugate_points",
             "It is not differentiable; batch axes take the place of vmap.",
         )
-        core, flat, w, batch = self._core.placed_tangents("conjugate_points", condition, z, v)
+        core, flat, w, batch = self._checks.tangents("conjugate_points", condition, z, v)
         space, labels = self._space(core, flat)
         z, v = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
         found = solvers.conjugate_points(space, z, v, t, rtol=rtol, throw=throw)
@@ -1349,14 +1360,15 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> (*b, m)
-        """Parallel transport of ``v`` from the start to the end of curves:
-        :func:`riemae.solvers.transport`.
+        """Parallel transport of ``v`` from the start to the end of curves.
+
+        :func:`riemae.solvers.transport` on this manifold.
 
         Args:
             curve: A :class:`~riemae.solvers.Curve`, or points ``(*b, n, m)`` joined by straight
                 latent lines.
             v: Tangent vectors at the start.
-            rtol: Relative accuracy; 1e-8 in float64, 1e-4 in float32 unless given.
+            rtol: Relative accuracy; by default 1e-8 in float64, 1e-4 in float32.
             throw: Raise when the accuracy is missed.
             condition: As in :class:`Manifold`, one for each curve.
 
@@ -1365,17 +1377,15 @@ class Manifold:
         """
         refuse_vmap("Manifold.transport")
         nodes = curve.nodes if isinstance(curve, Curve) else curve
-        if (
-            condition is None
-            or not isinstance(nodes, Tensor)
-            or v.shape != (*nodes.shape[:-2], nodes.shape[-1])
-        ):
-            return solvers.transport(self, curve, v, rtol=rtol, throw=throw)
-        core, first = self._core.placed("transport", nodes[..., 0, :], condition)
+        paired = isinstance(nodes, Tensor) and isinstance(v, Tensor) and nodes.ndim > 1
+        if condition is None or not paired or v.shape != nodes[..., 0, :].shape:
+            if paired:
+                self._checks.points("transport", nodes)
+            return solvers.transport(self._pullback, curve, v, rtol=rtol, throw=throw)
+        core, first = self._checks.placed("transport", nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
-        moved = solvers.transport(
-            space, labels.lift_curve(curve), labels.wide(v), rtol=rtol, throw=throw
-        )
+        lifted = labels.lift_curve(curve)
+        moved = solvers.transport(space, lifted, labels.wide(v), rtol=rtol, throw=throw)
         return labels.narrow(moved)
 
     def graph(
@@ -1390,12 +1400,13 @@ class Manifold:
         *,
         condition: Conditions = None,
     ) -> Graph:
-        """Neighbourhood graph on latent points: :func:`riemae.solvers.graph` on this manifold. Not
-        differentiable.
+        """Neighbourhood graph on latent points; not differentiable.
+
+        :func:`riemae.solvers.graph` on this manifold.
 
         Args:
             points: ``(n, m)``.
-            k: Neighbours a point.
+            k: Neighbours per point.
             weight: Edge lengths: ``"length"`` of the straight latent line, or ``"chord"`` in the
                 ambient space.
             neighbors: Where neighbours are looked for: among the latent points, or among what they
@@ -1418,10 +1429,9 @@ class Manifold:
         refuse_transforms(
             "Manifold.graph", "It is not differentiable, and takes all points at once."
         )
-        if neighbors not in ("latent", "data"):
-            raise OptionError("Manifold.graph", "neighbors 'latent' or 'data'", repr(neighbors), "")
+        expect_choice("Manifold.graph", "neighbors", neighbors, ("latent", "data"))
         expect_values("Manifold.graph", "points", points)
-        core, flat = self._core.placed("graph", points, condition)
+        core, flat = self._checks.placed("graph", points, condition)
         space = self._under_one("graph", core, flat)
         coordinates = None
         if neighbors == "data":
@@ -1438,14 +1448,14 @@ class Manifold:
             progress=progress,
         )
 
-    def _under_one(self, where: str, core: Pullback, flat: Tensor) -> Space:  # (n, m)
+    def _under_one(self, where: str, core: PullbackMetric, flat: Tensor) -> Space:  # (n, m)
         """What distances between any two points are measured in.
 
         Raises:
             OptionError: When the points have different conditions.
         """
         if core.condition is None:
-            return self
+            return self._pullback
         core.condition.single(f"Manifold.{where}")
         return self._space(core, flat)[0]
 
@@ -1473,7 +1483,7 @@ class Manifold:
 
         Args:
             a: ``(n, m)``.
-            b: ``(q, m)``; ``a`` itself unless given, and then every pair is solved once.
+            b: ``(q, m)``; by default ``a`` itself, and then every pair is solved once.
             method: ``"geodesic"``: solved to ``rtol``; ``"graph"``: shortest paths on the
                 ``k``-nearest-neighbour graph of all points, not shorter but for the accuracy of its
                 edges; ``"chord"``: straight through the ambient space, never longer.
@@ -1514,18 +1524,18 @@ class Manifold:
         )
         for name, points in (("a", a), ("b", a if b is None else b)):
             expect_values("Manifold.distance_matrix", name, points)
-        core, flat = self._core.placed("distance_matrix", a, condition)
+        core, flat = self._checks.placed("distance_matrix", a, condition)
         space = self._under_one("distance_matrix", core, flat)
         one = None if core.condition is None else core.condition.single("Manifold.distance_matrix")
         for name, points in (("a", a), ("b", a if b is None else b)):
-            flat = self._core.points(f"distance_matrix ({name})", points, condition=one)
+            flat = self._checks.points(f"distance_matrix ({name})", points, condition=one)
         if rtol is None and method == "geodesic":
             rtol = self._accuracy(core, flat)
-        if method == "chord" and self._core.embedding is None:
+        if method == "chord" and self._pullback.embedding is None:
             raise AmbientError(
                 "Manifold.distance_matrix",
                 "an ambient metric with a distance for method='chord'",
-                str(self._core.ambient),
+                str(self._pullback.ambient),
                 "Use method='geodesic' or 'graph'.",
             )
         identity = None if out is None else self._identity()
@@ -1550,7 +1560,7 @@ class Manifold:
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""
-        ambient = self.ambient.title, self._core.given
+        ambient = self.ambient.title, self._pullback.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
         return {
             "riemae": version.__version__,
@@ -1559,67 +1569,13 @@ class Manifold:
             "latent": (latent,),
         }
 
-    # The Space protocol: what riemae.solvers calls. Failures of single pairs are reported by their
-    # status, so nothing here raises for NaN.
+    # For riemae.solvers.
 
-    def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
-        """Squared segments of discrete curves, ``|φ(f(z_{i+1})) − φ(f(z_i))|²``.
+    def as_space(self, *points: Tensor) -> Space:
+        """The space that solvers work on, after a look at the points (*b, m) they begin with.
 
-        Without a feature map ``Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx``.
+        Functions of :mod:`riemae.solvers` call it, so that they take a manifold as well as a space.
         """
-        return self._core.squared_chords(nodes)
-
-    def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """The energy ``n Σ squared_chords`` of discrete curves with its derivatives in the interior
-        nodes.
-        """
-        return self._core.expand(nodes, second_order)
-
-    def energy_and_gradient(
-        self, nodes: Tensor
-    ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
-        """The same energy and its gradient alone, by one reverse pass: what steps with a kept
-        matrix need.
-        """
-        return self._core.energy_and_gradient(nodes)
-
-    def embedded(
-        self, points: Tensor, then: Callable[[Tensor], Tensor]
-    ) -> Tensor | None:  # (p, c, m) -> (p, …)
-        """``then`` ``(p, c, D) -> (p, …)`` of the features along curves.
-
-        None without any, or with too many at once.
-        """
-        return self._core.embedded(points, then)
-
-    def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
-        """The same energy with products of its Hessian in place of the matrix: what
-        ``solvers.NewtonCG`` asks for.
-        """
-        return self._core.products(nodes)
-
-    def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
-        """The gradient of the chord energy with second differences of sixth order, or None without
-        a feature map.
-        """
-        return self._core.residual(nodes)
-
-    def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The velocities with which a geodesic passes its nodes, or None without a feature map."""
-        return self._core.velocities(nodes)
-
-    def ambient_distance(
-        self, z0: Tensor, z1: Tensor
-    ) -> Tensor | None:  # (*b, m), (*b, m) -> (*b,)
-        """Distance of the decoded points in the ambient space, a lower bound of the geodesic's.
-
-        None when unknown.
-        """
-        return self._core.ambient_distance(z0, z1)
-
-    def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
-        """``φ(f(z))``, whose Euclidean distances are the ambient ones.
-
-        None without a feature map.
-        """
-        return None if self._core.embedding is None else self._core.embedding.value(z)
+        for z in points:
+            self._checks.points("as_space", z, finite=False)
+        return self._pullback

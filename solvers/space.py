@@ -12,6 +12,8 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, MetricError, ShapeError
 from riemae.numerics import probe
 from riemae.numerics.batch_invariance import batch_invariant
+from riemae.numerics.contradiction import contradiction, explained
+from riemae.numerics.dependence import dependence
 from riemae.numerics.metric import root, solve_metric
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
@@ -174,7 +176,7 @@ class MetricSpace:
                 )
             rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
             try:
-                found = probe.dependence(lambda z: self.tensor(own(z)), rows)
+                found = dependence(lambda z: self.tensor(own(z)), rows)
             except probe.FAILURES as reason:
                 got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
                 raise MetricError(
@@ -193,14 +195,14 @@ class MetricSpace:
                 "It must be a function of the point alone.",
             )
         v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
-        contradicted = probe.contradiction(
+        contradicted = contradiction(
             lambda z: self._tensor(z).flatten(1),
             lambda t: around + t[:, None] * v,
             len(around),
             around,
         )
         if contradicted is not None:
-            got, remedy = probe.explained(contradicted, lambda z: self._tensor(z).flatten(1))
+            got, remedy = explained(contradicted, lambda z: self._tensor(z).flatten(1))
             raise MetricError(
                 where, "a metric tensor whose derivative torch.autograd knows", got, remedy
             )

@@ -16,13 +16,20 @@ ROOT = Path(riemae.__file__).parent
 # other.
 LAYERS = {
     "words": "exceptions version",
-    "numerics": """numerics numerics.batch_invariance numerics.checks numerics.metric numerics.precision numerics.probe
+    "numerics": """numerics numerics.batch_invariance numerics.checks numerics.contradiction
+        numerics.dependence numerics.metric numerics.precision numerics.probe
         numerics.random numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values""",
     "files and data": """storage storage.architectures storage.atomic storage.blocks storage.checkpoint storage.digests
         storage.identity storage.lock
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables""",
-    "derivatives": """differential differential.activations differential.conditions differential.derivatives
-        differential.functional differential.modes differential.primitives differential.taylor""",
+    "derivatives": """differential differential.activations differential.chunks differential.comparison differential.conditions
+        differential.derivatives differential.functional differential.jets differential.modes
+        differential.modes.base differential.modes.differences differential.modes.nested
+        differential.modes.order differential.modes.plain differential.modes.taylor
+        differential.primitives differential.rowwise differential.rules
+        differential.rules.elementwise differential.rules.generic differential.rules.inplace
+        differential.rules.products differential.rules.queries differential.rules.structural
+        differential.rules.sums differential.spellings differential.tape differential.trust""",
     "solvers": """solvers solvers.certificate solvers.curve solvers.energy solvers.graph solvers.krylov solvers.linear
         solvers.matrix solvers.measure solvers.model solvers.nearest solvers.path solvers.products solvers.progress
         solvers.quadrature solvers.result solvers.search solvers.solver solvers.space solvers.state
@@ -36,8 +43,8 @@ LAYERS = {
         distributions.numerical distributions.registry distributions.special""",
     "ambient metrics": """ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density ambient.features
         ambient.fisher ambient.geoopt ambient.uncertain""",
-    "geometry": """geometry geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
-        geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
+    "geometry": """geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
+        geometry.envelope geometry.factors geometry.latent geometry.paths geometry.pullback geometry.smoothness""",
     "manifold": "ensembles manifold",
     "clients": """scores plotting testing interop interop.geoopt
         autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators autoencoders.inputs

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from riemae import Manifold, ambient, solvers
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
 from riemae.exceptions import FallbackWarning, SmoothnessWarning
 
 F64 = torch.float64

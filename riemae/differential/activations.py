@@ -1,14 +1,14 @@
-"""Common activations in Taylor mode, each as one operation that keeps only what it cannot compute
-again.
+"""Common activations in Taylor mode, each as one operation of torch.autograd.
 
-Written as single torch functions, the chain rule ``op′(x) x_i`` and
-``op′(x) x_ij + op″(x) x_i x_j`` would keep every factor until the gradient has passed: twice the
-memory of a training step, and a dozen kernels more.
+It keeps only what it cannot compute again. Written as single torch functions, the chain rule
+``op′(x) x_i`` and ``op′(x) x_ij + op″(x) x_i x_j`` would keep every factor until the backward pass:
+a training step would need twice the memory, and a dozen kernels more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,8 +47,9 @@ def sigmoid(y: Tensor, order: int) -> Derivatives:
 
 
 class _SiluSlope(torch.autograd.Function):
-    """``g σ′(x)``, keeping g and x: torch's own kernel has no derivative, and its formula keeps
-    every factor.
+    """``g σ′(x)``, keeping g and x alone.
+
+    torch's own kernel has no derivative, and its formula keeps every factor.
     """
 
     @staticmethod
@@ -64,53 +65,72 @@ class _SiluSlope(torch.autograd.Function):
         return grads[0] * slope, grads[0] * g * bend
 
 
-# Derivatives up to an order, from the input or from the output; the backward of first order;
-# whether both take the output.
-KNOWN: dict[
-    str, tuple[Callable[[Tensor, int], Derivatives], Callable[[Tensor, Tensor], Tensor], bool]
-] = {
-    "silu": (silu, _SiluSlope.apply, False),
-    "tanh": (tanh, torch.ops.aten.tanh_backward, True),
-    "sigmoid": (sigmoid, torch.ops.aten.sigmoid_backward, True),
-}
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An activation whose derivatives are known in closed form.
+
+    Attributes:
+        derivatives: First, second and third derivative up to an order, from the input, or from the
+            output.
+        of_output: Whether derivatives, and the backward pass, take the output.
+        backward: ``(g, input or output) -> g op′``, which can be differentiated again.
+        tangent: ``(x_i, input, output) -> op′ x_i`` in one pass, by torch's kernel for the backward
+            pass. It pays off for one tangent; several tangents share ``op′``.
+    """
+
+    derivatives: Callable[[Tensor, int], Derivatives]
+    of_output: bool
+    backward: Callable[[Tensor, Tensor], Tensor]
+    tangent: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-# ``op′ x_i`` from tangent, input and output in one pass, by torch's kernels for the backward: worth
-# it for one tangent, while several share the slope.
-FUSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "silu": lambda first, x, y: torch.ops.aten.silu_backward(first, x),
-    "tanh": lambda first, x, y: torch.ops.aten.tanh_backward(first, y),
-    "sigmoid": lambda first, x, y: torch.ops.aten.sigmoid_backward(first, y),
+def _silu_tangent(first: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.silu_backward(first, x)
+
+
+def _tanh_tangent(first: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(first, y)
+
+
+def _sigmoid_tangent(first: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(first, y)
+
+
+KNOWN = {
+    "silu": Known(silu, False, _SiluSlope.apply, _silu_tangent),
+    "tanh": Known(tanh, True, torch.ops.aten.tanh_backward, _tanh_tangent),
+    "sigmoid": Known(sigmoid, True, torch.ops.aten.sigmoid_backward, _sigmoid_tangent),
 }
 
 
 class Activation(torch.autograd.Function):
     """``y = op(x)``, ``op′ x_i`` and, for pairs, ``op′ x_ij + op″ x_i x_j``.
 
-    The backward consists of differentiable operations on what was kept: it can be differentiated
-    again.
+    The backward pass consists of differentiable operations on what was kept, so it can be
+    differentiated again.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        name: str,
+        known: Known,
         op: Callable[[Tensor], Tensor],
         pairs: list[tuple[int, int]] | None,
         x: Tensor,
         first: Tensor,
         second: Tensor | None,
     ) -> tuple[Tensor, ...]:  # (*s,), (k, *s), (p, *s) -> (*s,), (k, *s)[, (p, *s)]
-        """Value, tangents and, unless ``pairs`` is None, second derivatives.
+        """Value, tangents and, if there are pairs, second derivatives.
 
-        ``second`` is None where they vanish.
+        ``second`` is None where the second derivatives of the input vanish.
         """
-        derivatives, _, of_output = KNOWN[name]
         y = op(x)
-        ctx.name, ctx.pairs = name, pairs
-        ctx.save_for_backward(y if of_output else x, first, second)
+        base = y if known.of_output else x
+        ctx.known = known
+        ctx.pairs = pairs
+        ctx.save_for_backward(base, first, second)
         ctx.set_materialize_grads(False)
-        slope, bend, _ = derivatives(y if of_output else x, 1 if pairs is None else 2)
+        slope, bend, _ = known.derivatives(base, 1 if pairs is None else 2)
         if bend is None:
             return y, slope * first
         assert pairs is not None
@@ -128,28 +148,30 @@ class Activation(torch.autograd.Function):
         """Gradients of input, tangents and second derivatives."""
         by_value, by_first, by_second = (*grads, None)[:3]
         base, first, second = ctx.saved_tensors
-        derivatives, native, _ = KNOWN[ctx.name]
-        x = None if by_value is None else native(by_value, base)
+        known: Known = ctx.known
+        by_input = None if by_value is None else known.backward(by_value, base)
         if by_first is None and by_second is None:
-            return None, None, None, x, None, None
-        slope, bend, third = derivatives(base, 2 if by_second is None else 3)
+            return None, None, None, by_input, None, None
+        slope, bend, third = known.derivatives(base, 2 if by_second is None else 3)
         assert bend is not None
-        tangent = other = None
-        along_bend = None if by_first is None else (by_first * first).sum(0)
+        tangent = None
+        other = None
+        along_bend = None
         if by_first is not None:
+            along_bend = (by_first * first).sum(0)
             tangent = slope * by_first
         if by_second is not None:
             assert third is not None
             mixed = _mixed(by_second, first, ctx.pairs)
             bent = bend * mixed
             tangent = bent if tangent is None else tangent + bent
-            x = _plus(x, third * ((mixed * first).sum(0) / 2))
+            by_input = _plus(by_input, third * ((mixed * first).sum(0) / 2))
             if second is not None:
                 other = slope * by_second
                 along_bend = _plus(along_bend, (by_second * second).sum(0))
         if along_bend is not None:
-            x = _plus(x, bend * along_bend)
-        return None, None, None, x, tangent, other
+            by_input = _plus(by_input, bend * along_bend)
+        return None, None, None, by_input, tangent, other
 
 
 def _mixed(by_second: Tensor, first: Tensor, pairs: list[tuple[int, int]]) -> Tensor:  # -> (k, *s)
@@ -167,8 +189,9 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether the operation may be used: on plain tensors, outside the transforms and forward mode
-    of a caller.
+    """Whether :class:`Activation` may be used for these tensors.
+
+    They must be plain tensors, outside of a caller's transforms and forward mode.
     """
     if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False

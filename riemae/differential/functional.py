@@ -13,8 +13,9 @@ from riemae.exceptions import (
     DifferentiationError,
     ShapeError,
 )
-from riemae.numerics import probe
+from riemae.numerics.dependence import dependence_around
 from riemae.numerics.precision import in_full_precision
+from riemae.numerics.probe import FAILURES
 from riemae.numerics.random import restored
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
@@ -115,9 +116,9 @@ def _refuse_dependence(
     limit = None if chunk_size is None else min(chunk_size, len(flat))
     try:
         with torch.no_grad(), restored(flat.device):
-            found = probe.dependence_around(f, flat.detach(), size, limit)
+            found = dependence_around(f, flat.detach(), size, limit)
     except (
-        probe.FAILURES
+        FAILURES
     ):  # of fewer rows than were given: what is wrong shows, in its own words, in what follows
         return
     if found is not None:

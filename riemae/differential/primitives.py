@@ -1,10 +1,11 @@
-"""Functions of torch whose own derivatives are wrong or missing, from primitives, which can be
-differentiated again.
+"""Functions of torch whose own derivatives are wrong or missing, as compositions of primitives.
 
-- Layer and instance norm: torch's rules for their first derivatives take the statistics for constants when
-  differentiated again, so that nested forward mode, and gradients of Jacobians, come out wrong
-  (pytorch#196700, #198017).
-- Group norm: its forward mode asks for contiguous memory.
+Those can be differentiated again.
+
+- Layer and instance norm: torch's rules for their first derivatives take the statistics for
+  constants when they are differentiated again, so nested forward mode, and gradients of Jacobians,
+  come out wrong (pytorch#196700, #198017).
+- Group norm: its forward mode needs contiguous memory.
 - ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
 """
 
@@ -21,17 +22,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from riemae.differential.spellings import spellings
+
 
 def with_primitives() -> TorchFunctionMode:
-    """A context in which these functions consist of primitives. Every torch function in it takes
-    longer.
+    """A context in which these functions consist of primitives.
+
+    Every call of a torch function takes longer in it.
     """
     return untraced(_Primitives)()
 
 
 def untraced(mode: Any) -> Any:
-    """The mode as ``torch.compile`` must see it: not at all. Dynamo is slow to import, so only
-    where it is in use.
+    """The mode, hidden from ``torch.compile``.
+
+    Dynamo is slow to import, so this happens only where it is in use.
     """
     return _hidden_from_dynamo(mode) if "torch._dynamo" in sys.modules else mode
 
@@ -55,14 +60,12 @@ class _Primitives(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _FUNCTIONS:
-            return substitute(func, args, kwargs or {})
+        if func in SUBSTITUTES:
+            return SUBSTITUTES[func](func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def substitute(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What ``func`` returns, by primitives; ``func`` must be named in ``BY_NAME``."""
-    return BY_NAME[func.__name__](func, *args, **kwargs)
+# Each gets the function itself, then its arguments.
 
 
 def layer_norm(
@@ -94,7 +97,7 @@ def instance_norm(
 ) -> Tensor:
     """As ``torch.nn.functional.instance_norm``.
 
-    ``func`` where the statistics are not the input's.
+    Where the statistics are not those of the input, ``func`` itself has the right derivatives.
     """
     if not use_input_stats or running_mean is not None:
         return func(
@@ -142,7 +145,7 @@ def cdist(
     p: float = 2.0,
     compute_mode: str | None = None,
 ) -> Tensor:  # (*b, r, d), (*b, s, d) -> (*b, r, s)
-    """As ``torch.cdist``: the derivative at distance 0 is 0."""
+    """As ``torch.cdist``, with derivative 0 at distance 0."""
     apart = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs()
     if p == 1:
         return apart.sum(-1)
@@ -175,9 +178,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.embedding_bag``, where the weights of the samples depend on the
-    points.
-    """
+    """As ``torch.nn.functional.embedding_bag``, for weights of samples that depend on the points."""
     rest = (
         max_norm,
         norm_type,
@@ -203,14 +204,12 @@ def embedding_bag(
     return torch.zeros_like(rows[:1]).expand(len(starts), -1).index_add(0, bags, rows)
 
 
-BY_NAME: dict[str, Callable[..., Any]] = {
-    "layer_norm": layer_norm,
-    "instance_norm": instance_norm,
-    "group_norm": group_norm,
-    "cdist": cdist,
-    "hardsigmoid": hardsigmoid,
-    "embedding_bag": embedding_bag,
+# By function object. torch.embedding_bag takes its arguments in another order than F.embedding_bag.
+SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(spellings("layer_norm"), layer_norm),
+    **dict.fromkeys(spellings("instance_norm"), instance_norm),
+    **dict.fromkeys(spellings("group_norm"), group_norm),
+    **dict.fromkeys(spellings("cdist"), cdist),
+    **dict.fromkeys(spellings("hardsigmoid"), hardsigmoid),
+    F.embedding_bag: embedding_bag,
 }
-_FUNCTIONS = frozenset(
-    getattr(owner, name) for owner in (F, torch) for name in BY_NAME if hasattr(owner, name)
-)

@@ -15,7 +15,7 @@ import torch.distributions as td
 from torch import Tensor
 from torch.distributions import constraints
 
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
 from riemae.distributions.fallback import arguments_of, family_by_torch
 from riemae.distributions.family import Family, Params
 from riemae.distributions.numerical import Divergence, Quantiles, Score

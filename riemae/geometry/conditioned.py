@@ -1,5 +1,6 @@
-"""Manifolds under several conditions at once, as one space: what solvers work on when every pair
-has its own condition.
+"""Manifolds under several conditions at once, as one space.
+
+Solvers work on it when every pair has its own condition.
 
 Solvers choose, drop and double the curves that they work on, so that the place of a curve in a
 batch does not tell its condition. Points therefore carry the number of their condition as one more
@@ -20,8 +21,7 @@ from torch.nn import functional as F
 
 from riemae.differential.conditions import Condition
 from riemae.exceptions import OptionError
-from riemae.geometry.decoder import Decoder
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete
 from riemae.solvers import Curve, GeodesicResult
@@ -146,7 +146,7 @@ class Conditioned:
         labels: How many coordinates, the last ones, do so.
     """
 
-    def __init__(self, core: Pullback, condition: Condition, names: Labels) -> None:
+    def __init__(self, core: PullbackMetric, condition: Condition, names: Labels) -> None:
         self.core, self.condition, self.names = core, condition, names
         self.labels = names.labels
         self.wide, self.narrow = names.wide, names.narrow
@@ -164,75 +164,58 @@ class Conditioned:
             return self.condition.single("Manifold")
         return self.condition.chosen(self.names.rows_of(z))
 
-    def _apart(self, z: Tensor) -> tuple[Pullback, Tensor]:  # (k, m + labels) -> (k, m)
+    def _apart(self, z: Tensor) -> tuple[PullbackMetric, Tensor]:  # (k, m + labels) -> (k, m)
         return self._bound(self._conditions(z), self.narrow(z)), self.narrow(z)
 
-    def _bound(self, condition: Condition, points: Tensor) -> Pullback:  # (k, m)
-        if len(points):
-            self.core.bind(
-                points, condition.spread(len(points))
-            )  # once; another process has seen no point yet
+    def _bound(self, condition: Condition, points: Tensor) -> PullbackMetric:  # (k, m)
+        if len(points):  # once: another process has seen no point yet
+            self.core.bind(points, condition.spread(len(points)))
         return self.core.at(condition)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        c = self.core
-        return _rebuilt, (
-            c.decoder.function,
-            c.given,
-            c.latent_dim,
-            c.chunk_size,
-            self.condition.detached(),
-            self.names,
-        )
+        return Conditioned, (self.core, self.condition.detached(), self.names)
 
-    # Points, checked as those of a manifold are.
+    # Points (k, m + labels).
 
-    def metric(self, z: Tensor) -> Tensor:  # (*b, m + labels) -> (*b, m + labels, m + labels)
+    def metric(self, z: Tensor) -> Tensor:  # (k, m + labels) -> (k, m + labels, m + labels)
         """The metric tensor; the number has one of its own, of the same size."""
-        flat = z.reshape(-1, z.shape[-1])
-        core, points = self.core.placed("metric", self.narrow(flat), self._conditions(flat))
-        g = core.finite("metric", core.metric(points), points)
-        if self.labels:
-            mean = g.diagonal(dim1=-2, dim2=-1).mean(-1)
-            g = F.pad(g, (0, 1, 0, 1)) + F.pad(mean[:, None, None], (points.shape[-1], 0) * 2)
-        return g.view(*z.shape, z.shape[-1])
+        core, points = self._apart(z)
+        g = core.metric(points)
+        if not self.labels:
+            return g
+        mean = g.diagonal(dim1=-2, dim2=-1).mean(-1)
+        corner = F.pad(mean[:, None, None], (points.shape[-1], 0) * 2)
+        return F.pad(g, (0, 1, 0, 1)) + corner
 
-    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b,)
+    def norm(self, z: Tensor, v: Tensor) -> Tensor:  # (k, m + labels), (k, m + labels) -> (k,)
         """Lengths of tangent vectors, as far as they do not move the number."""
-        flat, w = (x.reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(z, v))
-        core, points, w, _ = self.core.placed_tangents(
-            "norm", self._conditions(flat), self.narrow(flat), self.narrow(w)
-        )
-        return core.norm(points, w).view(z.shape[:-1])
+        core, points = self._apart(z)
+        return core.norm(points, self.narrow(v))
 
     def acceleration(
         self, z: Tensor, v: Tensor
-    ) -> Tensor:  # (*b, m + labels), (*b, m + labels) -> (*b, m + labels)
+    ) -> Tensor:  # (k, m + labels), (k, m + labels) -> (k, m + labels)
         """The geodesic equation's right-hand side."""
-        flat, w = (x.reshape(-1, x.shape[-1]) for x in torch.broadcast_tensors(z, v))
-        condition = self._conditions(flat)
-        core, points, w, _ = self.core.placed_tangents(
-            "acceleration", condition, self.narrow(flat), self.narrow(w)
-        )
-        return self.wide(core.acceleration("Manifold.acceleration", points, w)).view(z.shape)
+        core, points = self._apart(z)
+        return self.wide(core.acceleration(points, self.narrow(v)))
 
     # Curves (p, n + 1, m + labels), each at the number of its first point.
 
-    def _along(self, nodes: Tensor) -> tuple[Pullback, Tensor]:
+    def _along(self, nodes: Tensor) -> tuple[PullbackMetric, Tensor]:
         return self._apart(nodes[:, 0])[0], self.narrow(nodes)
 
     def squared_chords(self, nodes: Tensor) -> Tensor:
-        """As :meth:`riemae.Manifold.squared_chords`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.squared_chords`."""
         core, nodes = self._along(nodes)
         return core.squared_chords(nodes)
 
     def embedded(self, points: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """As :meth:`riemae.Manifold.embedded`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.embedded`."""
         core, points = self._along(points)
         return core.embedded(points, then)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """As :meth:`riemae.Manifold.expand`.
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.expand`.
 
         To move all numbers of a curve costs what moving its points does.
         """
@@ -255,13 +238,13 @@ class Conditioned:
         )
 
     def energy_and_gradient(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`riemae.Manifold.energy_and_gradient`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.energy_and_gradient`."""
         core, narrow = self._along(nodes)
         energy, gradient = core.energy_and_gradient(narrow)
         return energy, self.wide(gradient)
 
     def products(self, nodes: Tensor) -> Products:
-        """As :meth:`riemae.Manifold.products`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.products`."""
         core, narrow = self._along(nodes)
         found = core.products(narrow)
         if not self.labels:
@@ -279,19 +262,19 @@ class Conditioned:
         )
 
     def residual(self, nodes: Tensor) -> Tensor | None:
-        """As :meth:`riemae.Manifold.residual`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.residual`."""
         core, narrow = self._along(nodes)
         found = core.residual(narrow)
         return None if found is None else self.wide(found)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:
-        """As :meth:`riemae.Manifold.velocities`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.velocities`."""
         core, narrow = self._along(nodes)
         found = core.velocities(narrow)
         return None if found is None else self.wide(found)
 
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
-        """As :meth:`riemae.Manifold.ambient_distance`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.ambient_distance`."""
         batch = z0.shape[:-1]
         first, last = (x.reshape(-1, x.shape[-1]) for x in (z0, z1))
         core, start = self._apart(first)
@@ -299,22 +282,9 @@ class Conditioned:
         return None if found is None else found.view(batch)
 
     def ambient_features(self, z: Tensor) -> Tensor | None:
-        """As :meth:`riemae.Manifold.ambient_features`."""
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.ambient_features`."""
         core, points = self._apart(z)
-        return None if core.embedding is None else core.embedding.value(points)
-
-
-def _rebuilt(
-    function: Any,
-    ambient: Any,
-    latent_dim: int | None,
-    chunk_size: int | None,
-    condition: Condition,
-    names: Labels,
-) -> Conditioned:
-    return Conditioned(
-        Pullback(Decoder(function), ambient, latent_dim, chunk_size), condition, names
-    )
+        return core.ambient_features(points)
 
 
 def _padded(matrix: BlockTridiagonal, n: int, size: Tensor) -> BlockTridiagonal:

@@ -1,16 +1,15 @@
-"""Curvature of the decoded manifold: how it bends in the data space, and how it is curved in
-itself.
+"""Curvature of the decoded manifold: its bending in the data space, and its own curvature.
 
 Everything rests on first and second derivatives of the decoder at single points; no D × D matrix is
 formed.
 
-- **Extrinsic** (the paper's section 2.2): with the Euclidean second fundamental form ``II(u, v) = (I − T̂) ∂²f(u, v)``,
-  ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is
+- **Extrinsic** (the paper's section 2.2): with the Euclidean second fundamental form
+  ``II(u, v) = (I − T̂) ∂²f(u, v)``, ``T̂ = J g⁻¹ Jᵀ``, ``g = JᵀJ``, the curvature form (9) is
   ``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``, and the local extrinsic curvature (10) is
   ``Tr(G⁻¹ C)``, where ``G`` is the pull-back of the ambient metric.
-- **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where the ambient
-  metric has a feature map φ; by differentiating the connection elsewhere. Signs: the unit sphere
-  has sectional curvature +1; ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
+- **Intrinsic**: by the Gauss equation ``R_ijkl = ⟨II_jk, II_il⟩ − ⟨II_ik, II_jl⟩`` of ``φ∘f`` where
+  the ambient metric has a feature map φ; by differentiating the connection elsewhere. Signs: the
+  unit sphere has sectional curvature +1; ``riemann[i, j, k, l] = ⟨R(e_i, e_j) e_k, e_l⟩``.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import Differential, everywhere
-from riemae.differential.taylor import Pairs
+from riemae.differential.tape import Pairs
 from riemae.exceptions import OptionError, ShapeError
 from riemae.geometry.factors import check_triangle
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.smoothness import warn_if_flat
+from riemae.numerics.checks import expect_choice, expect_range
 from riemae.numerics.metric import safe_sqrt, solve_metric
 from riemae.numerics.random import gaussian, signs
 from riemae.numerics.tolerances import tolerance
@@ -44,8 +45,9 @@ _HARMLESS_PIVOT = 0.03
 
 
 class Bending(NamedTuple):
-    """First and second derivatives of an immersion at ``k`` points: metric, and how the normal part
-    bends.
+    """First and second derivatives of an immersion at ``k`` points.
+
+    They give the metric, and how the normal part bends.
 
     Attributes:
         triangle: ``(k, m, m)``, upper triangular R of ``J = Q R``, ``RᵀR = JᵀJ``: no Gram matrix,
@@ -66,9 +68,7 @@ class Bending(NamedTuple):
         return cls(r, _without_tangents(q, second.mT), Pairs.all(j.shape[-1]))
 
     def whitened(self) -> Bending:
-        """The same in the orthonormal basis ``R⁻¹``: inner products of it need no inverse
-        metric.
-        """
+        """The same in the orthonormal basis ``R⁻¹``, where inner products need no inverse."""
         k, p, d = self.normal.shape
         m = self.triangle.shape[-1]
         inverse = inverted(self.triangle).mT
@@ -89,8 +89,9 @@ class Bending(NamedTuple):
         decoded: bool = False,
         whiten: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Triangles ``(k, m, m)``, with the ridge, inner products of ``II`` of all pairs
-        ``(k, p, p)``, and values.
+        """Triangles ``(k, m, m)``, inner products of ``II`` of all pairs ``(k, p, p)``, and values.
+
+        The triangles contain the ridge.
 
         Evaluated and reduced chunk by chunk, so that memory does not grow with D, unless the values
         ``(k, D)`` are wanted too; ``(k, 0)`` else.
@@ -106,8 +107,7 @@ class Bending(NamedTuple):
     def _inner_products(
         cls, j: Tensor, second: Tensor, ridge: float, whiten: bool
     ) -> tuple[Tensor, Tensor]:
-        """Triangles and inner products: through the Gram matrix of J at points where that is
-        harmless.
+        """Triangles and inner products, through the Gram matrix of J where that is harmless.
 
         Each point is judged by itself, so that its bits do not depend on the others.
         """
@@ -140,8 +140,9 @@ class Bending(NamedTuple):
     def _through_gram(
         j: Tensor, factor: Tensor, second: Tensor, whiten: bool
     ) -> tuple[Tensor, Tensor]:
-        """The same from ``RᵀR = JᵀJ``: one product with D numbers a pair, and the basis is changed
-        after it.
+        """The same from ``RᵀR = JᵀJ``, with the basis changed afterwards.
+
+        It takes one product with D numbers per pair.
         """
         rows = second.mT
         coefficients = torch.cholesky_solve(j.mT @ second, factor, upper=True)
@@ -167,12 +168,12 @@ class Bending(NamedTuple):
         return r, pairs.full(pairs.full(packed).movedim(1, -1)).movedim((-2, -1), (1, 2)), x
 
 
-# Each function takes a Pullback and flat points (k, m); Manifold's methods of the same names carry
-# the documentation.
+# Each function takes a PullbackMetric and flat points (k, m); Manifold's methods of the same names
+# carry the documentation.
 
 
 def second_fundamental_form(
-    core: Pullback, flat: Tensor, u: Tensor, v: Tensor
+    core: PullbackMetric, flat: Tensor, u: Tensor, v: Tensor
 ) -> Tensor:  # -> (k, D)
     """``II(u, v) = (I − T̂) ∂²f(u, v)``."""
     warn_if_flat(core, flat)
@@ -184,7 +185,7 @@ def second_fundamental_form(
     return _without_tangents(q, second.mT)[:, 0]
 
 
-def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
+def curvature_form(core: PullbackMetric, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """``C_ij = 2 Σ_kl (g⁻¹)_kl ⟨II(e_i, e_k), II(e_j, e_l)⟩``."""
     warn_if_flat(core, flat)
     r, gram, _ = Bending.grams(core.immersion, flat, whiten=True)
@@ -193,7 +194,7 @@ def curvature_form(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, m, m)
 
 
 def extrinsic_curvature(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     estimator: Estimator,
     samples: int,
@@ -243,7 +244,7 @@ def extrinsic_curvature(
     return total / samples, x
 
 
-def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
+def mean_curvature(core: PullbackMetric, flat: Tensor) -> Tensor:  # -> (k, D)
     """``(1/m) Σ (g⁻¹)_ij II(e_i, e_j)``."""
     where = "Manifold.mean_curvature"
     warn_if_flat(core, flat)
@@ -259,7 +260,7 @@ def mean_curvature(core: Pullback, flat: Tensor) -> Tensor:  # -> (k, D)
 
 
 def principal_curvatures(
-    core: Pullback, flat: Tensor, normal: Tensor
+    core: PullbackMetric, flat: Tensor, normal: Tensor
 ) -> Tensor:  # (k, m), (k, D) -> (k, m)
     """Eigenvalues of ``g⁻¹ ⟨II, n⟩``, ascending.
 
@@ -291,7 +292,7 @@ def principal_curvatures(
 
 
 def riemann(
-    core: Pullback, where: str, flat: Tensor, ridge: float = 0.0
+    core: PullbackMetric, where: str, flat: Tensor, ridge: float = 0.0
 ) -> tuple[Tensor, Tensor]:  # -> (k, m, m), (k, m, m, m, m)
     """Metric and Riemann tensor, all indices down.
 
@@ -314,9 +315,10 @@ def riemann(
     return _riemann_of_connection(core, where, flat)
 
 
-def _orthonormal_riemann(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the orthonormal bases
-    ``R⁻¹``.
+def _orthonormal_riemann(core: PullbackMetric, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the bases ``R⁻¹``.
+
+    These bases are orthonormal.
     """
     if core.embedding is not None:
         warn_if_flat(core, flat)
@@ -334,14 +336,14 @@ def _gauss(gram: Tensor) -> Tensor:
     return gram.permute(0, 3, 1, 2, 4) - gram.permute(0, 1, 3, 2, 4)
 
 
-def ricci(core: Pullback, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
+def ricci(core: PullbackMetric, where: str, flat: Tensor) -> Tensor:  # -> (k, m, m)
     """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``."""
     r, tensor = _orthonormal_riemann(core, where, flat)
     return r.mT @ torch.einsum("bijki->bjk", tensor) @ r
 
 
 def scalar_curvature(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     estimator: Estimator,
     samples: int,
@@ -377,7 +379,9 @@ def scalar_curvature(
     return total / samples
 
 
-def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # -> (k,)
+def sectional_curvature(
+    core: PullbackMetric, flat: Tensor, u: Tensor, v: Tensor
+) -> Tensor:  # -> (k,)
     """``R(u, v, v, u) / (|u|²|v|² − ⟨u, v⟩²)``.
 
     Raises:
@@ -401,7 +405,7 @@ def sectional_curvature(core: Pullback, flat: Tensor, u: Tensor, v: Tensor) -> T
     return numerator / area
 
 
-def gaussian_curvature(core: Pullback, flat: Tensor) -> Tensor:  # (k, 2) -> (k,)
+def gaussian_curvature(core: PullbackMetric, flat: Tensor) -> Tensor:  # (k, 2) -> (k,)
     """``R_0110 / det G``.
 
     Raises:
@@ -468,8 +472,7 @@ def orthonormal(
 
 
 def _of_pairs(w: Tensor) -> Tensor:  # (k, m, m) -> (k, p, p)
-    """What a change of basis, ``e'_j = Σ_i w_ij e_i``, does to the pairs i <= j of a symmetric
-    form.
+    """What a change of basis ``e'_j = Σ_i w_ij e_i`` does to the pairs i <= j of a symmetric form.
 
     The form's numbers in the new basis are those in the old one times this matrix.
     """
@@ -486,18 +489,23 @@ def inverted(r: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
 
 
 def _without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D) -> (k, c, D)
-    """``(I − QQᵀ)`` times rows: small products in a batch are ten times faster with D last, on
-    processors.
+    """``(I − QQᵀ)`` times rows.
+
+    On processors, batches of small products are ten times faster with D last.
     """
     return torch.baddbmm(rows, rows @ q, q.mT, alpha=-1)
 
 
-def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered: for any
-    ambient metric.
+def _riemann_of_connection(core: PullbackMetric, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """``R^l_ijk = ∂_i Γ^l_jk − ∂_j Γ^l_ik + Γ^l_is Γ^s_jk − Γ^l_js Γ^s_ik``, lowered.
+
+    It holds for any ambient metric.
     """
     g = core.metric(flat)
-    connected = lambda z, c=None: core.at(c).christoffel(where, z)  # noqa: E731 (one expression)
+
+    def connected(z: Tensor, condition: Condition | None = None) -> Tensor:
+        return core.at(condition).christoffel(z, where.removeprefix("Manifold."))
+
     connection = core.connection.called(connected).conditioned(core.condition)
     gamma, d = connection.value_and_jacobian(flat)
     gamma = gamma.view(*g.shape, g.shape[-1])  # [b, l, j, k]
@@ -507,10 +515,8 @@ def _riemann_of_connection(core: Pullback, where: str, flat: Tensor) -> tuple[Te
 
 
 def _check_estimator(where: str, estimator: str, known: tuple[str, ...], samples: int) -> None:
-    if estimator not in known:
-        raise OptionError(where, f"an estimator among {', '.join(known)}", repr(estimator), "")
-    if samples < 1:
-        raise OptionError(where, "samples of at least 1", str(samples), "")
+    expect_choice(where, "estimator", estimator, known)
+    expect_range(where, "samples", samples, 1, integer=True)
 
 
 def ridged(metric: Tensor, ridge: float) -> Tensor:  # (k, m, m) -> (k, m, m)
@@ -539,15 +545,16 @@ def _whitened(r: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m,
 
 
 def _along_normals(
-    core: Pullback,
+    core: PullbackMetric,
     z: Tensor,
     samples: int,
     generator: torch.Generator | None,
     ridge: float,
     decoded: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # -> (k, m, m), (k, s, m, m), (k, D)
-    """Euclidean metric, ``B = n·∂²f`` with the normal parts n of random signs in the data space,
-    and values.
+    """Euclidean metric, ``B = n·∂²f``, and values.
+
+    n are the normal parts of random signs in the data space.
 
     ``E[B_ik B_jl] = ⟨II_ik, II_jl⟩``, so that ``2 Tr(G⁻¹ B g⁻¹ B)`` is unbiased and never negative.
     It costs one forward pass and one reverse pass a sample, whatever m. With r independent bent
@@ -566,8 +573,9 @@ def _along_normals(
 def _traced(
     packed: Tensor, outer: Tensor, inverse: Tensor, pairs: Pairs
 ) -> Tensor:  # (k, p, p) -> (k,)
-    """``2 G^ij g^kl ⟨II_ik, II_jl⟩`` from the pairs (i <= k) and (j <= l) alone: no m⁴ numbers a
-    point.
+    """``2 G^ij g^kl ⟨II_ik, II_jl⟩`` from the pairs i <= k and j <= l alone.
+
+    No m⁴ numbers per point are formed.
     """
     i, k = (torch.tensor(x, device=packed.device) for x in (pairs.i, pairs.j))
     times = torch.where(i == k, 1.0, 2.0).to(packed)
@@ -584,8 +592,9 @@ def _traced(
 def _projected(
     j: Tensor, metric: Tensor, rows: Tensor
 ) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
-    """``(I − T̂)`` times rows: products of small batches of matrices are ten times faster with D
-    last, on processors.
+    """``(I − T̂)`` times rows.
+
+    On processors, batches of small products are ten times faster with D last.
 
     What is singular is not noticed here.
     """
@@ -611,8 +620,9 @@ def _one_of_the_paper(
     metric: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as section 3.2 has it: unbiased, but it can
-    be negative.
+    """``vᵀ G⁻¹ (∂T̂w)ᵀ (∂T̂w) v`` with v, w ~ N(0, I), as in section 3.2 of the paper.
+
+    It is unbiased, but can be negative.
 
     The derivative of the projection needs none of a matrix inverse:
     ``(∂_d T̂) w = II(d, a) + J g⁻¹ (n·∂²f) d`` with ``a = g⁻¹ Jᵀ w`` and ``n = (I − T̂) w``.

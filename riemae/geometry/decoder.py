@@ -1,6 +1,4 @@
-"""The decoder as a map: validated once, so that the geometry never computes on something that is no
-map.
-"""
+"""The decoder as a map: what is not a map is refused once, before geometry is computed."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
 from riemae.differential.conditions import Condition
-from riemae.differential.derivatives import INFERENCE, unoptimised
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
+from riemae.differential.rowwise import unoptimised
+from riemae.differential.trust import INFERENCE
 from riemae.distributions.layout import (
     AnyLayout,
     EnsembleLayout,
@@ -31,7 +30,7 @@ from riemae.distributions.layout import (
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.numerics import probe, reach
-from riemae.numerics.probe import Dependence
+from riemae.numerics.dependence import Dependence, dependence, dependence_around
 from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
 
@@ -53,8 +52,9 @@ _RANDOM_NAMES = {
 
 
 class Decoder:
-    """Wraps a module or a function ``(k, m) -> (k, *shape)`` and refuses what cannot be
-    differentiated pointwise.
+    """A module or a function ``(k, m) -> (k, *shape)`` that acts on every row by itself.
+
+    What cannot be differentiated point by point is refused.
 
     Args:
         function: An ``nn.Module``, a bound method of one, or any function; of points, or of points
@@ -111,9 +111,10 @@ class Decoder:
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
         if x.layout != torch.strided or (x.ndim > 1 and not x.numel() and len(z)):
+            hint = "Let it return x.to_dense(), of at least one number per point."
             got = f"{x.layout}" if x.layout != torch.strided else f"shape {tuple(x.shape)}"
             raise DecoderError(
-                "Manifold", "a decoder that returns dense tensors with numbers in them", got, ""
+                "Manifold", "a decoder that returns dense tensors with numbers in them", got, hint
             )
         if layout is not None:
             x = _without(x, invalid_rows(output))
@@ -133,19 +134,19 @@ class Decoder:
                 f"shape {tuple(x.shape)}",
                 "The first axis of the output must be the batch, unchanged.",
             )
-        x = x if x.ndim > 1 else x[:, None]  # one number a point is a data space of dimension 1
+        x = x if x.ndim > 1 else x[:, None]  # one number per point is a data space of dimension 1
         if self.output_shape is not None and x.shape[1:] != self.output_shape:
             raise DecoderError(
                 "Manifold",
-                f"a decoder that returns outputs of shape {tuple(self.output_shape)} at every call, as at first",
+                f"a decoder that returns outputs of shape {tuple(self.output_shape)} at every "
+                "call, as at first",
                 str(tuple(x.shape[1:])),
                 "Make a new Manifold for a decoder that has changed.",
             )
         return x
 
     def check_placement(self, where: str, z: Tensor) -> None:
-        """Refuse points on another device or of another dtype than the decoder's floating-point
-        parameters.
+        """Refuse points on another device, or of another dtype, than the decoder's parameters.
 
         Raises:
             DTypeError: For another dtype.
@@ -180,8 +181,7 @@ class Decoder:
         rows: int | None = None,
         condition: Condition | None = None,
     ) -> Tensor | None:  # (k, m) -> (at most 2, *shape)
-        """Run the decoder on some points, and refuse it unless it is a deterministic map, row by
-        row.
+        """Run the decoder on some points; refuse it unless it is a deterministic map, row by row.
 
         The first two points come first, then more of them together with points around: see
         :mod:`riemae.numerics.probe`.
@@ -233,7 +233,7 @@ class Decoder:
                     str(x.dtype),
                     "Convert z, or the decoder's constants.",
                 )
-            self._refuse_dependence(where, probe.dependence(attempt, points))
+            self._refuse_dependence(where, dependence(attempt, points))
             bad = [i for i in range(real) if not bool(x[i].isfinite().all())]
             if bad and finite:
                 raise NonFiniteError(
@@ -257,8 +257,9 @@ class Decoder:
         rows: int | None = None,
         condition: Condition | None = None,
     ) -> None:  # (k, m)
-        """Refuse a decoder whose rows notice each other among many points, the given ones and
-        others around.
+        """Refuse a decoder whose rows notice each other among many points.
+
+        Looked at are the given points and others around them.
 
         Points move to other rows' conditions, too: neither the points nor the conditions of others
         may matter.
@@ -277,7 +278,7 @@ class Decoder:
         points = apart.join(z.detach())
         with torch.no_grad(), restored(z.device), unvalidated():
             try:
-                found = probe.dependence_around(
+                found = dependence_around(
                     lambda y: self._evaluated(*apart.split(y)), points, size, rows
                 )
             except DecoderError:
@@ -308,8 +309,8 @@ class Decoder:
             _refuse_missing_condition(where, condition, reason)
             raise DecoderError(
                 where,
-                f"a decoder that accepts points of shape {tuple(points.shape)} and dtype {points.dtype}"
-                + _with_conditions(condition),
+                f"a decoder that accepts points of shape {tuple(points.shape)} and dtype "
+                f"{points.dtype}" + _with_conditions(condition),
                 f"{type(reason).__name__}: {reason}",
                 self._advice(points, reason)
                 + (
@@ -334,27 +335,31 @@ class Decoder:
                 else ""
             )
             return (
-                f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's dtype, or convert "
-                "all that it uses, its constants included; M.to(dtype=...) reaches modules and tensors in closures, "
+                f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's "
+                "dtype, or convert "
+                "all that it uses, its constants included; M.to(dtype=...) reaches modules and "
+                "tensors in closures, "
                 "defaults, globals and bound methods."
             )
         if any(x.is_inference() for x in held):
             return INFERENCE
         if isinstance(reason, (AttributeError, LookupError)):
             return (
-                "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the call: "
-                "Manifold(lambda z: model.decode(z)[0])."
+                "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the "
+                "call: Manifold(lambda z: model.decode(z)[0])."
             )
         hint = (
             "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
         )
         if "must match" in str(reason):
-            hint += " What has a row for each point, such as its class, belongs into condition=, for a decoder f(z, c)."
+            hint += (
+                " What has a row for each point, such as its class, belongs into condition=, for a "
+                "decoder f(z, c)."
+            )
         return hint
 
     def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
-        """Find out what distributions hold, and which of their parameters do not depend on the
-        point.
+        """Find out what distributions hold, and which of their parameters do not vary.
 
         A parameter without a path to z in autograd's graph is fixed. Inside a function transform
         nobody can look: everything is taken to vary, which is always right, if slower.
@@ -390,8 +395,7 @@ class Decoder:
         return sum(bool(getattr(layer, "training", False)) for layer in layers)
 
     def refuse_training_mode(self, where: str) -> bool:
-        """Before anything runs: a forward pass in training mode would already change batch-norm's
-        statistics.
+        """Refuse training mode before anything runs, which would change batch norm's statistics.
 
         Returns:
             Whether layers have gone into training mode, or out of it, since the probe.
@@ -438,8 +442,9 @@ def _single(output: Any) -> Any:
 
 
 class _Labelled:
-    """Points with the number of their row as one more coordinate, so that what moves points moves
-    conditions along.
+    """Points with the number of their row as one more coordinate.
+
+    What moves points then moves their conditions along.
     """
 
     def __init__(self, condition: Condition | None) -> None:
@@ -491,7 +496,7 @@ def _with_conditions(condition: Condition | None) -> str:
 
 
 def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
-    """``x``, NaN in rows whose parameters are none of their family: no number comes from them."""
+    """``x``, NaN in rows whose parameters lie outside of their family."""
     if invalid is None:
         return x
     mask = invalid.view(-1, *(1,) * (x.ndim - 1))

@@ -1,18 +1,18 @@
-"""Distortion: how far a decoder is from preserving distances, angles or volumes of its latent
-space.
+"""Distortion: how far a decoder is from preserving distances, angles or volumes.
 
 With ``λ_i(z)`` the eigenvalues of the pull-back metric ``G`` relative to the latent metric (the
 paper's 14-16):
 
-====================== ==================================================================== ==========================
-kind                   local measure                                                        zero exactly for
-====================== ==================================================================== ==========================
-``isometry``           ``Σ (1 − λ_i)²``                                                     isometries
-``scaled_isometry``    ``Σ (1 − λ_i/λ̄)²``, ``λ̄ = E Tr G/m``                                  scaled isometries
-``conformal``          ``Σ (1 − λ_i/λ̄(z))²``, ``λ̄(z) = Tr G(z)/m``                           conformal maps
-``area``               ``(½ Σ log λ_i − E ½ Σ log λ_i)²``                                   maps that preserve volume up
-                                                                                            to one factor
-====================== ==================================================================== ==========================
+=================== ================================== ============================
+kind                local measure                      zero exactly for
+=================== ================================== ============================
+``isometry``        ``Σ (1 − λ_i)²``                   isometries
+``scaled_isometry`` ``Σ (1 − λ_i/λ̄)²``                  scaled isometries
+``conformal``       ``Σ (1 − λ_i/λ̄(z))²``               conformal maps
+``area``            ``(½ Σ log λ_i − E ½ Σ log λ_i)²`` maps of constant volume ratio
+=================== ================================== ============================
+
+with ``λ̄(z) = Tr G(z)/m`` and ``λ̄ = E λ̄(z)``.
 
 The global measure is the mean over the points. All are invariant under changes of latent
 coordinates that carry the latent metric along.
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
+from riemae.numerics.checks import expect_choice, expect_range
 from riemae.numerics.random import gaussian
 from riemae.numerics.values import concrete
 
@@ -40,8 +41,9 @@ LatentMetric = Any
 def relative_metric(
     where: str, metric: Tensor, flat: Tensor, latent_metric: LatentMetric | None
 ) -> Tensor:  # (k, m, m), (k, m) -> (k, m, m)
-    """``L⁻¹ G L⁻ᵀ`` with the latent metric ``L Lᵀ``: a symmetric matrix with the eigenvalues of
-    ``G`` relative to it.
+    """``L⁻¹ G L⁻ᵀ`` with the latent metric ``L Lᵀ``.
+
+    A symmetric matrix, whose eigenvalues are those of ``G`` relative to the latent metric.
 
     Raises:
         ShapeError: When the latent metric has another shape.
@@ -56,7 +58,7 @@ def relative_metric(
 
 
 def distortion(
-    core: Pullback,
+    core: PullbackMetric,
     flat: Tensor,
     kind: Kind,
     local: bool,
@@ -72,10 +74,9 @@ def distortion(
             Hutchinson.
     """
     where = "Manifold.distortion"
-    if kind not in get_args(Kind):
-        raise OptionError(where, f"a kind among {', '.join(get_args(Kind))}", repr(kind), "")
-    if samples < 1:
-        raise OptionError(where, "samples of at least 1", str(samples), "")
+    expect_choice(where, "kind", kind, get_args(Kind))
+    expect_range(where, "samples", samples, 1, integer=True)
+    expect_choice(where, "estimator", estimator, ("exact", "hutchinson"))
     m = flat.shape[-1]
     if estimator == "exact":
         if kind == "area":
@@ -96,23 +97,22 @@ def distortion(
             values = (
                 (torch.eye(m).to(relative) - relative / c[..., None, None]).square().sum((-1, -2))
             )
-    elif estimator == "hutchinson":
+    else:
         if kind == "area":
             raise OptionError(
                 where,
                 "estimator='exact' for kind='area'",
                 "'hutchinson'",
-                "A determinant is no trace.",
+                "Probes estimate traces, and a volume is a determinant.",
             )
         values = _estimate(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
-    else:
-        raise OptionError(where, "estimator 'exact' or 'hutchinson'", repr(estimator), "")
     return values if local else values.mean()
 
 
 def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
-    """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind, from two independent estimates
-    of ``Tr G``.
+    """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind.
+
+    From two independent estimates of ``Tr G``.
     """
     if kind == "isometry":
         return m - (trace + other) + square
@@ -123,7 +123,7 @@ def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -
 
 
 def _probed(
-    core: Pullback,
+    core: PullbackMetric,
     where: str,
     flat: Tensor,
     samples: int,
@@ -143,7 +143,9 @@ def _probed(
     return sums[0] / samples, sums[1] / samples, sums[2] / samples
 
 
-def _relative_product(core: Pullback, flat: Tensor, v: Tensor, factor: Tensor | None) -> Tensor:
+def _relative_product(
+    core: PullbackMetric, flat: Tensor, v: Tensor, factor: Tensor | None
+) -> Tensor:
     if factor is None:
         return core.metric_product(flat, v)
     back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)[..., 0]
@@ -166,7 +168,7 @@ def latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tens
             where,
             f"a latent metric ({k}, {m}, {m})",
             str(tuple(tensor.shape)),
-            "One matrix a point.",
+            "Return one matrix per point.",
         )
     factor, info = torch.linalg.cholesky_ex(tensor)
     bad = concrete(info != 0)
@@ -176,7 +178,7 @@ def latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tens
             where,
             "a positive definite latent metric",
             f"none at {len(places)} points (first: {places[:5]})",
-            "",
+            "Build it from a factor: L Lᵀ plus a small multiple of the identity.",
         )
     return factor
 

@@ -36,15 +36,14 @@ class Ruler(NamedTuple):
 
 
 def once_differentiable(length: Tensor) -> Tensor:
-    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated, in
-    whatever.
-    """
+    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated."""
     return _Once.apply(length)
 
 
 def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
-    """Distances inside ``torch.func`` transforms, solved on plain tensors outside of them: grad,
-    jvp, vmap, jacrev.
+    """Distances inside ``torch.func`` transforms: grad, jvp, vmap, jacrev.
+
+    They are solved on plain tensors, outside of the transforms.
 
     Raises:
         DifferentiationError: When two transforms differentiate, one inside the other.
@@ -59,15 +58,15 @@ _SECOND_DERIVATIVE = (
     "Manifold.distance",
     "at most one derivative",
     "a second one",
-    "The first comes from the frozen geodesic, which says nothing of the second. Take differences of gradients, "
-    "(∇d(z + h) − ∇d(z − h))/2h with a small rtol, or of Manifold.log: −G(z) log(z, y) is the derivative of d²/2.",
+    "The first comes from the frozen geodesic, which says nothing of the second. Take differences "
+    "of gradients, "
+    "(∇d(z + h) − ∇d(z − h))/2h with a small rtol, or of Manifold.log: −G(z) log(z, y) is the "
+    "derivative of d²/2.",
 )
 
 
 class _Once(Function):
-    """The identity. Its gradient passes through a gate that depends on all that the length depends
-    on.
-    """
+    """The identity, whose gradient passes a gate that depends on all that the length depends on."""
 
     @staticmethod
     def forward(ctx: Any, length: Tensor) -> Tensor:
@@ -92,8 +91,9 @@ class _Gate(Function):
 
 
 class _Distance(Function):
-    """Lengths and their gradients, which are results as well: whoever differentiates them is
-    told.
+    """Lengths and their gradients, which are results as well.
+
+    Differentiating them raises.
     """
 
     @staticmethod

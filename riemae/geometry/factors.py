@@ -1,5 +1,6 @@
-"""Factors ``F`` of the metric, ``G = FᵀF``, and what is read from them without squaring the
-condition.
+"""Factors ``F`` of the metric ``G = FᵀF``, and what is read from them.
+
+None of it squares the condition number, as forming ``G`` does.
 
 ``G`` itself has the squared condition of the Jacobian: from cond(J) = 1/√eps on (3,000 in float32,
 7e7 in float64) its smallest eigenvalues are rounding. The singular values of ``F`` are right as
@@ -35,8 +36,9 @@ _HARMLESS = 1e4
 def ambient_factor(
     ambient: AmbientMetric, x: Tensor, j: Tensor
 ) -> Tensor:  # (k, D), (k, D, m) -> (k, q, m)
-    """``F`` with ``FᵀF = Jᵀ H(x) J``: ``S J`` where the metric has a factor S, else ``L R`` with
-    ``J = Q R``.
+    """``F`` with ``FᵀF = Jᵀ H(x) J``.
+
+    ``S J`` where the metric has a factor S, else ``L R`` with ``J = Q R``.
 
     ``L Lᵀ = Qᵀ H Q`` has the condition of the ambient metric alone, whatever J's is.
 
@@ -89,9 +91,9 @@ def triangle(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m, m)
     scale = _lengths(f.detach())[:, None]
     columns = f / scale
     # Without gradient Q is not needed; with it, torch wants it.
-    again = differentiated_later(f)
-    r = torch.linalg.qr(columns, mode="reduced" if again else "r")[1]
-    if again and r.shape[1] == r.shape[2]:
+    differentiated = differentiated_later(f)
+    r = torch.linalg.qr(columns, mode="reduced" if differentiated else "r")[1]
+    if differentiated and r.shape[1] == r.shape[2]:
         bad = concrete((r.detach().diagonal(dim1=-2, dim2=-1).abs() <= _DEPENDENT).any(-1))
         if bad is not None and bool(bad.any()):
             # What is singular has no derivative, and must not spoil that of the others.
@@ -183,7 +185,8 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
             where,
             "a positive definite metric",
             f"a singular one at {len(places)} of {len(bad)} points (first: {places[:5]})",
-            "Tangent directions are dependent there: look at the eigenvalues of the metric, or lower the dimension.",
+            "Tangent directions are dependent there: look at the eigenvalues of the metric, or "
+            "lower the dimension.",
         )
 
 
@@ -210,10 +213,12 @@ def _warn_of_precision(where: str, scaled: Tensor, regular: Tensor, dtype: torch
     condition = inverse.flatten(1).norm(dim=1)
     lost = concrete(condition * tolerance(dtype).eps > _IMPRECISE)
     if lost is not None and bool(lost.any()):
-        digits = f"cond(J) is {float(condition[lost].max()):.0e} at {int(lost.sum())} of {len(lost)} points"
+        worst = f"cond(J) is {float(condition[lost].max()):.0e}"
+        digits = f"{worst} at {int(lost.sum())} of {len(lost)} points"
         better = "" if dtype == torch.float64 else " Use M.to(dtype=torch.float64)."
         warnings.warn(
-            f"{where}: {digits}, which {str(dtype).removeprefix('torch.')} does not carry: fewer than two digits of "
+            f"{where}: {digits}, which {str(dtype).removeprefix('torch.')} does not carry: fewer "
+            "than two digits of "
             f"the smallest eigenvalue are right.{better}",
             PrecisionWarning,
             stacklevel=stack_level(),

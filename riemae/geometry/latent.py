@@ -1,4 +1,4 @@
-"""Latent spaces that are no plain R^m: periodic coordinates, and geoopt manifolds in coordinates.
+"""Latent spaces that are not a plain R^m: periodic coordinates, and geoopt manifolds.
 
 ``Manifold(decoder, latent=(2 * torch.pi, None))`` is an angle and a number;
 ``latent=geoopt.PoincareBall()`` is a ball. The decoder's geometry is the pull-back metric as ever.
@@ -9,17 +9,21 @@ and what distortion is relative to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from riemae.ambient import AmbientMetric
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import DecoderError, OptionError, ShapeError
+from riemae.geometry.decoder import Decoder
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers import GeodesicResult, Solver
-from riemae.solvers.path import default_solver, demand_convergence
+from riemae.solvers.path import default_solver, demand_convergence, geodesic
 
 # Periods, a geoopt manifold, or one of the classes below.
 LatentSpace = Any
@@ -44,8 +48,9 @@ class Periodic:
     def __init__(self, periods: tuple[float | None, ...]) -> None:
         known = [p for p in periods if p is not None]
         if not known or not all(0 < p < float("inf") for p in known):
+            hint = "Try latent=(2 * torch.pi, None): an angle and a number."
             raise OptionError(
-                "Manifold", "positive periods, None for coordinates without", str(periods), ""
+                "Manifold", "positive periods, None for coordinates without", str(periods), hint
             )
         self.periods = tuple(periods)
 
@@ -55,29 +60,27 @@ class Periodic:
     def wrap(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """The same points with each periodic coordinate in [−period/2, period/2)."""
         period = self._tensor(z)
-        return torch.where(
-            period > 0, (z + period / 2) % torch.where(period > 0, period, 1.0) - period / 2, z
-        )
+        periodic = period > 0
+        wrapped = (z + period / 2) % torch.where(periodic, period, 1.0) - period / 2
+        return torch.where(periodic, wrapped, z)
 
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """End points for the search: the short way in every coordinate, then the long way in one or
-        two of them.
-        """
+        """End points to search: the short way in all coordinates, the long way in one or two."""
         period = self._tensor(z0)
-        gap = torch.where(period > 0, self.wrap(z1 - z0), z1 - z0)
-        short, turn = z0 + gap, -gap.sign() * period
+        periodic = period > 0
+        gap = torch.where(periodic, self.wrap(z1 - z0), z1 - z0)
+        short = z0 + gap
+        turn = -gap.sign() * period
         places = [i for i, p in enumerate(self.periods) if p is not None]
         # z1 plus whole periods, exactly: z0 + gap would round.
-        turns = torch.where(
-            period > 0, ((short - z1) / torch.where(period > 0, period, 1.0)).round(), 0.0
-        )
+        turns = ((short - z1) / torch.where(periodic, period, 1.0)).round()
+        turns = torch.where(periodic, turns, 0.0)
         for count in range(min(2, len(places)) + 1):
             for flipped in combinations(places, count):
                 mask = torch.zeros_like(period)
                 mask[list(flipped)] = 1.0
                 stop = z1 + turns * period + mask * turn
-                # A point and itself some turns on: what rounding leaves between them is no
-                # distance.
+                # Of a point and itself some turns on, rounding must not leave a distance.
                 rounding = 8 * tolerance(z0.dtype).eps * (z0.abs() + z1.abs())
                 yield torch.where((stop - z0).abs() <= rounding, z0, stop), None
 
@@ -111,14 +114,16 @@ class Periodic:
     def _tensor(self, z: Tensor) -> Tensor:
         if z.shape[-1] != len(self.periods):
             raise ShapeError(
-                "Manifold", f"points with {len(self.periods)} coordinates", str(tuple(z.shape)), ""
+                "Manifold",
+                f"points with {len(self.periods)} coordinates",
+                str(tuple(z.shape)),
+                "Give latent= one period, or None, per coordinate.",
             )
         return torch.tensor([p or 0.0 for p in self.periods], dtype=z.dtype, device=z.device)
 
 
 class Chart:
-    """A geoopt manifold whose points are coordinates of a chart: Stereographic spaces, Euclidean
-    ones, their products.
+    """A geoopt manifold whose points are coordinates: stereographic, Euclidean, their products.
 
     Args:
         manifold: The manifold.
@@ -152,17 +157,15 @@ class Chart:
         yield z1, self.manifold.expmap(start, t * self.manifold.logmap(z0, z1)[..., None, :]).to(z0)
 
     def check(self, decode: Decode, z: Tensor) -> None:  # (*b, m)
-        """Refuse points that are none of the manifold.
+        """Refuse points that do not lie on the manifold.
 
         Raises:
             OptionError: With geoopt's reason.
         """
         finite = z.detach()[z.isfinite().all(-1)]
-        ok, reason = (
-            self.manifold.check_point_on_manifold(finite, explain=True)
-            if len(finite)
-            else (True, None)
-        )
+        if not len(finite):
+            return
+        ok, reason = self.manifold.check_point_on_manifold(finite, explain=True)
         if not ok:
             raise OptionError(
                 "Manifold.geodesic",
@@ -182,7 +185,8 @@ def as_latent(latent: LatentSpace | None) -> Periodic | Chart | None:
         return latent
     if isinstance(latent, (tuple, list)):
         if not all(p is None or isinstance(p, (int, float)) for p in latent):
-            raise OptionError("Manifold", "latent periods as numbers or None", repr(latent), "")
+            hint = "Try latent=(2 * torch.pi, None)."
+            raise OptionError("Manifold", "latent periods as numbers or None", repr(latent), hint)
         return Periodic(tuple(latent))
     if hasattr(latent, "expmap") and hasattr(latent, "logmap"):
         return Chart(latent)
@@ -205,8 +209,7 @@ def latent_geodesic(
     throw: bool,
     progress: Callable[[int, int], object] | None,
 ) -> GeodesicResult:
-    """Geodesics from every candidate of the latent space, and of each pair the shortest that
-    converged.
+    """Geodesics from every candidate of the latent space; per pair the shortest that converged.
 
     Args:
         latent: The latent space.
@@ -218,6 +221,9 @@ def latent_geodesic(
         solver: Settings.
         throw: Raise when a pair fails.
         progress: Called with (pairs done, pairs in all).
+
+    Raises:
+        NotConvergedError: When ``throw`` and a pair fails.
     """
     try:
         z0, z1 = torch.broadcast_tensors(z0, z1)
@@ -235,10 +241,58 @@ def latent_geodesic(
             if best is None:
                 best = found
                 continue
-            shorter = (found.converged == best.converged) & (found.length < best.length)
-            best = GeodesicResult.where(shorter | (found.converged & ~best.converged), found, best)
+            alike = found.converged == best.converged
+            better = (alike & (found.length < best.length)) | (found.converged & ~best.converged)
+            best = GeodesicResult.where(better, found, best)
     assert best is not None
     return demand_convergence(best) if throw else best
+
+
+class LatentMetric(PullbackMetric):
+    """A pull-back metric on a latent space that knows where geodesics may start.
+
+    Args:
+        decoder: As in :class:`~riemae.geometry.pullback.PullbackMetric`.
+        ambient: As there.
+        chunk_size: As there.
+        latent: The latent space.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        ambient: AmbientMetric | None,
+        chunk_size: int | None,
+        latent: Periodic | Chart,
+    ) -> None:
+        super().__init__(decoder, ambient, chunk_size)
+        self.latent = latent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.decoder.function, self.given, self.chunk_size, self.latent)
+        return _rebuilt, arguments
+
+    def geodesic(
+        self,
+        z0: Tensor,
+        z1: Tensor,
+        *,
+        rtol: float,
+        solver: Solver | None,
+        throw: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> GeodesicResult:
+        """Geodesics from every candidate of the latent space: see :func:`latent_geodesic`."""
+
+        def decoded(z: Tensor, rows: Tensor) -> Tensor:
+            return self.immersion.value(z)
+
+        solve = partial(geodesic, self)
+        return latent_geodesic(self.latent, solve, decoded, z0, z1, rtol, solver, throw, progress)
+
+
+def _rebuilt(function: Any, *arguments: Any) -> LatentMetric:
+    return LatentMetric(Decoder(function), *arguments)
 
 
 def _in_coordinates(manifold: Any) -> bool:

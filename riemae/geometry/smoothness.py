@@ -1,5 +1,7 @@
-"""Kinks of a decoder: layers, functions, or second derivatives that vanish where second differences
-do not.
+"""Kinks of a decoder.
+
+They show in layers, in functions, or in second derivatives that vanish where second differences do
+not.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from riemae.differential.derivatives import Differential
 from riemae.differential.primitives import untraced
 from riemae.exceptions import SmoothnessWarning, stack_level
-from riemae.geometry.pullback import Pullback
+from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.random import restored
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete
@@ -39,32 +41,33 @@ _PIECEWISE_LINEAR = (
 )
 
 
-def warn_if_flat(core: Pullback, flat: Tensor) -> None:
-    """Warn, once a manifold, that a piecewise linear decoder has no curvature to speak of.
+def warn_if_flat(core: PullbackMetric, flat: Tensor) -> None:
+    """Warn, once per manifold, that a piecewise linear decoder has no curvature to speak of.
 
     Warns:
         SmoothnessWarning: When a layer is piecewise linear, or second derivatives vanish where
             differences do not.
     """
-    if core.smoothness_known or concrete(flat) is None or not len(flat):
+    if core.findings.warned or concrete(flat) is None or not len(flat):
         return
-    core.smoothness_known = True
+    core.findings.warned = True
     found = kinks(core, flat)
     if found is not None:
         warnings.warn(
-            f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in kinks that derivatives "
-            "do not see, and what is reported here means little. Use SiLU, ELU, GELU, Softplus or tanh.",
+            f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in "
+            "kinks that derivatives do not see, and what is reported here means little. Use SiLU, "
+            "ELU, GELU, Softplus or tanh.",
             SmoothnessWarning,
             stacklevel=stack_level(),
         )
 
 
 _PIECEWISE_LINEAR_NAMES = frozenset(kind.__name__ for kind in _PIECEWISE_LINEAR)
-# Functions with kinks that a network is built of; clamps and moduli are often mere guards, away
-# from where they act.
+# Functions with kinks that networks are built of. Clamps and moduli are left out: they are often
+# guards, which do not act where points lie.
 _KINKED = frozenset(
-    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ hardtanh hardtanh_ hardsigmoid hardswish threshold "
-    "threshold_ hardshrink softshrink max_pool1d max_pool2d max_pool3d".split()
+    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu rrelu_ hardtanh hardtanh_ hardsigmoid "
+    "hardswish threshold threshold_ hardshrink softshrink max_pool1d max_pool2d max_pool3d".split()
 )
 
 
@@ -80,23 +83,25 @@ class _Seen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def kinks_by_name(core: Pullback, flat: Tensor) -> str | None:  # (k, m)
+def kinks_by_name(core: PullbackMetric, flat: Tensor) -> str | None:  # (k, m)
     """A layer or function with kinks that the decoder consists of, in words.
 
-    Looked for once a manifold.
+    They are looked for once per manifold.
     """
-    if not core.kinks:
+    findings = core.findings
+    if not findings.looked:
         if concrete(flat) is None or not len(flat):
             return None
-        core.kinks.append(_named(core, flat))
-    return core.kinks[0]
+        findings.kinks = _named(core, flat)
+        findings.looked = True
+    return findings.kinks
 
 
-def _named(core: Pullback, flat: Tensor) -> str | None:
-    for layer in core.decoder.module.modules() if core.decoder.module is not None else ():
-        name = getattr(
-            layer, "original_name", type(layer).__name__
-        )  # torch.jit.script hides the class
+def _named(core: PullbackMetric, flat: Tensor) -> str | None:
+    module = core.decoder.module
+    for layer in () if module is None else module.modules():
+        # torch.jit.script hides the class.
+        name = getattr(layer, "original_name", type(layer).__name__)
         if isinstance(layer, _PIECEWISE_LINEAR) or name in _PIECEWISE_LINEAR_NAMES:
             return f"a layer {name}"
     with torch.no_grad(), restored(flat.device), untraced(_Seen)() as seen:
@@ -104,7 +109,7 @@ def _named(core: Pullback, flat: Tensor) -> str | None:
     return None if seen.found is None else f"a function {seen.found}"
 
 
-def kinks(core: Pullback, flat: Tensor) -> str | None:
+def kinks(core: PullbackMetric, flat: Tensor) -> str | None:
     """What makes the decoder piecewise linear, in words; None when it is smooth."""
     named = kinks_by_name(core, flat)
     if named is not None:
@@ -115,17 +120,14 @@ def kinks(core: Pullback, flat: Tensor) -> str | None:
 
 
 def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
+    """Whether second derivatives vanish at a point where second differences do not."""
     with torch.no_grad():
         x, j, second = immersion.second_jet(z)
         reach = 1 + z.abs().amax()
         gap = torch.zeros_like(z[:, 0])
         for e in torch.eye(z.shape[-1]).to(z):
-            gap = torch.maximum(
-                gap,
-                (immersion.value(z + reach * e) + immersion.value(z - reach * e) - 2 * x).norm(
-                    dim=-1
-                ),
-            )
+            ends = immersion.value(z + reach * e) + immersion.value(z - reach * e)
+            gap = torch.maximum(gap, (ends - 2 * x).norm(dim=-1))
         size = x.norm(dim=-1) + j.flatten(1).norm(dim=-1) * reach
         eps = tolerance(z.dtype).eps
         vanish = second.flatten(1).norm(dim=-1) * reach**2 <= 10 * eps * size

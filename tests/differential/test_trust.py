@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from riemae import Manifold, ambient, solvers
 from riemae.differential import derivatives as differential
 from riemae.differential.derivatives import Differential
-from riemae.differential.taylor import Jet
+from riemae.differential.jets import Jet
 from riemae.exceptions import (
     AmbientError,
     DecoderError,

@@ -168,12 +168,8 @@ class TestEveryMethodAgainstALoop:
         taking = {
             n for n in own if "condition" in inspect.signature(getattr(Manifold, n)).parameters
         }
-        hooks = set(
-            "squared_chords expand energy_and_gradient embedded products residual velocities ambient_distance "
-            "ambient_features".split()
-        )
-        assert own - taking == {"to", *hooks}
-        assert taking == {*CALLS, "distribution", "graph", "distance_matrix"}
+        assert own - taking == {"to", "as_space"}
+        assert taking == {*CALLS, "distribution", "graph", "distance_matrix", "kinks", "metric_factor"}
 
     def test_more_batch_axes(self, joined):
         M, _ = joined

@@ -1,0 +1,295 @@
+"""Taylor mode: first and second derivatives of a map in one pass through it, along with its value.
+
+A :class:`Jet` stands for a tensor that depends on the points: it carries the value, tangents
+``∂x(u_i)``, and second derivatives ``∂²x(u_i, u_j)`` for chosen pairs. Every torch function that is
+called with a jet propagates all of them by the chain rule, so ``k`` tangents and ``p`` pairs cost
+about ``1 + k + p`` evaluations, where nested forward mode computes the tangents repeatedly
+(Griewank and Walther, Evaluating Derivatives, 2008, chapter 13).
+
+How a function propagates them is its rule. :data:`RULES` holds the rules by function object;
+:mod:`riemae.differential.rules` fills it, and the generic rule there takes every other function.
+Taylor mode refuses what it cannot carry with a ``NotImplementedError``, and never drops it
+silently: complex results, unknown functions that write in place, and writes into memory that other
+jets share.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from riemae.differential.primitives import SUBSTITUTES
+from riemae.differential.tape import ElementwiseBend, Tape
+
+# (function, arguments, keywords) -> jets
+Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+# Rules by function object, and under ANY_OTHER the one for functions that are not in the table.
+RULES: dict[Any, Rule] = {}
+ANY_OTHER = "any other function"
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """A decorator that enters a rule into :data:`RULES` for these functions, given as objects."""
+
+    def register(chosen: Rule) -> Rule:
+        RULES.update(dict.fromkeys(functions, chosen))
+        return chosen
+
+    return register
+
+
+def name_of(function: Any) -> str:
+    """What a function is called in errors."""
+    return getattr(function, "__name__", "")
+
+
+class Jet(Tensor):
+    """A tensor that depends on the points, with its derivatives.
+
+    Attributes:
+        value: ``(*s,)``.
+        first: Tangents ``(k, *s)``.
+        second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are
+            not carried.
+        tape: What the pass carries.
+        sharing: All jets that share this memory, including this one; None where there are no
+            others.
+    """
+
+    value: Tensor
+    first: Tensor
+    second: Tensor | None
+    tape: Tape
+    sharing: list[weakref.ref[Jet]] | None = None
+
+    @staticmethod
+    def __new__(
+        cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape
+    ) -> Jet:
+        """A wrapper of the value's shape, dtype and device, without storage of its own."""
+        return Tensor._make_wrapper_subclass(
+            cls, value.shape, dtype=value.dtype, device=value.device
+        )
+
+    def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
+        if value.dtype.is_complex:  # the rules are those of real numbers
+            raise NotImplementedError("Taylor mode does not support complex numbers")
+        self.value = value
+        self.first = first
+        self.second = second
+        self.tape = tape
+
+    # The most frequent queries, without the cost of ``__torch_function__``. (For mypy, both are
+    # fields of a tensor.)
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The shape of the value."""
+        return self.value.shape
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        """The number of axes of the value."""
+        return self.value.ndim
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Refuse what did not come through ``__torch_function__``: scripts and compiled code.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"{func} does not support Taylor mode")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Apply a torch function to value and derivatives."""
+        kwargs = dict(kwargs or {})
+        if func in SUBSTITUTES:  # of primitives, which have rules
+            return _substituted(func, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            chosen = RULES.get(func) or _unregistered(func)
+            if not kwargs:
+                return chosen(func, args, kwargs)
+            if kwargs.get("out") is not None:
+                raise NotImplementedError(f"{name_of(func)}(out=) does not support Taylor mode")
+            inplace = kwargs.pop("inplace", False)
+            out = chosen(func, args, kwargs)
+            return written(func, args[0], out) if inplace else out
+
+    def chain(self, y: Tensor, slope: Tensor, bend: Tensor | None) -> Jet:
+        """The jet of ``y = op(x)``, elementwise, from the derivatives of op at the value."""
+        tape = self.tape
+        with tape.tangents():
+            first = slope * self.first
+            second = None if self.second is None else slope * self.second
+            if bend is not None and tape.recorded is not None:
+                tape.recorded.append((y, ElementwiseBend(bend, self.first, tape.batch)))
+            elif bend is not None and tape.carries_second:
+                second = self._bent(bend * self.first, second)
+        return Jet(y, first, second, tape)
+
+    def _bent(self, left: Tensor, second: Tensor | None) -> Tensor:
+        """``second + left_i · first_j`` for all pairs, without copies of either."""
+        assert self.tape.pairs is not None
+        runs = self.tape.pairs.runs
+        if self.tape.create_graph:
+            return torch.cat([self._bent_run(left[i], second, js, rows) for i, js, rows in runs])
+        out = left.new_empty(len(self.tape.pairs), *left.shape[1:]) if second is None else second
+        for i, js, rows in runs:
+            if second is None:
+                torch.mul(left[i], self.first[js], out=out[rows])
+            else:
+                out[rows].addcmul_(left[i], self.first[js])
+        return out
+
+    def _bent_run(self, left: Tensor, second: Tensor | None, js: slice, rows: slice) -> Tensor:
+        """The same for one i and consecutive j, without writing in place."""
+        if second is None:
+            return left * self.first[js]
+        return torch.addcmul(second[rows], left, self.first[js])
+
+    def mapped(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
+        """The jets of ``y = op(x)`` for a linear op, applied to one derivative at a time by vmap."""
+        return self.stacked(y, vmap(op))
+
+    def stacked(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
+        """The jets of ``y``, linear in this one, where ``op`` takes all derivatives at once.
+
+        That gives the numbers of vmap, which costs several times as much as a small operation.
+        """
+        with self.tape.tangents():
+            first = op(self.first)
+            second = None if self.second is None else op(self.second)
+        return _jets(y, first, second, self.tape)
+
+
+def _jets(y: Any, first: Any, second: Any, tape: Tape) -> Any:
+    """Jets from values and derivatives, each a tensor or a sequence of tensors."""
+    if isinstance(y, Tensor):
+        return Jet(y, first, second, tape)
+    seconds = [None] * len(y) if second is None else second
+    return tuple(Jet(*parts, tape) for parts in zip(y, first, seconds, strict=True))
+
+
+def plain(x: Any) -> Any:
+    """Values in place of jets, in arguments of any nesting."""
+    if isinstance(x, Jet):
+        return x.value
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(plain, x)) if has_jets(x) else x
+    return {name: plain(value) for name, value in x.items()} if isinstance(x, dict) else x
+
+
+def has_jets(x: Any) -> bool:
+    """Whether there are jets in arguments of any nesting."""
+    if isinstance(x, (list, tuple)):
+        return any(map(has_jets, x))
+    return isinstance(x, Jet) or (isinstance(x, dict) and any(map(has_jets, x.values())))
+
+
+# Which rule takes a function.
+
+
+def _unregistered(func: Any) -> Rule:
+    """The rule of a function that is not in the table."""
+    name = name_of(func)
+    if name == "__get__":
+        return _attribute
+    if name in ("__set__", "__delete__") or (name[-1:] == "_" and name[-2:] != "__"):
+        return refused
+    return RULES[ANY_OTHER]
+
+
+def _attribute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Attributes that are not tensors: those of the value."""
+    out = func(args[0].value)
+    if isinstance(out, Tensor):
+        raise NotImplementedError(f"Tensor.{name_of(func.__self__)} does not support Taylor mode")
+    return out
+
+
+def refused(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The rule of functions that Taylor mode cannot carry.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(f"{name_of(func)} does not support Taylor mode")
+
+
+def _substituted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A function that is replaced by primitives, which meet the jets one after the other."""
+
+    def itself(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return RULES[ANY_OTHER](func, args, kwargs)
+
+    inplace = kwargs.pop("inplace", False)
+    out = SUBSTITUTES[func](itself, *args, **kwargs)
+    return written(func, args[0], out) if inplace else out
+
+
+# Memory that jets share.
+
+
+def viewed(sources: Iterable[Jet], out: Any) -> Any:
+    """``out``, after noting which of these jets share memory with their source.
+
+    So no write into that memory goes unnoticed.
+    """
+    for jet in out if isinstance(out, (tuple, list)) else (out,):
+        if isinstance(jet, Jet):
+            for source in sources:
+                if jet is not source and (jet.value is source.value or jet.value._is_view()):
+                    _share(jet, source)
+    return out
+
+
+def _share(jet: Jet, source: Jet) -> None:
+    if source.sharing is None:
+        source.sharing = [weakref.ref(source)]
+    if jet.sharing is None:
+        jet.sharing = source.sharing
+        jet.sharing.append(weakref.ref(jet))
+    elif jet.sharing is not source.sharing:
+        # There are several arguments, and which of them the result shares memory with is unknown.
+        jet.sharing.extend(source.sharing)
+        source.sharing = jet.sharing
+
+
+def written(func: Any, target: Any, out: Any) -> Jet:
+    """``target``, once ``out`` has been written into its memory.
+
+    Raises:
+        NotImplementedError: When another jet shares that memory, or ``out`` does not fit into it.
+    """
+    name = name_of(func)
+    if not isinstance(target, Jet):
+        raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
+    if out is target:
+        return target
+    if any(other() is not None and other() is not target for other in target.sharing or ()):
+        raise NotImplementedError(f"{name} writes in place into memory that other tensors share")
+    fits = isinstance(out, Jet) and out.shape == target.shape
+    if not fits or out.value.dtype != target.value.dtype:
+        raise NotImplementedError(f"{name} in place changes the shape or the dtype")
+    taken_over(target, out)
+    target.sharing = None
+    return target
+
+
+def taken_over(target: Jet, out: Jet) -> None:
+    """Give ``target`` the value and the derivatives of ``out``."""
+    target.value = out.value
+    target.first = out.first
+    target.second = out.second

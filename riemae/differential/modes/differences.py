@@ -1,0 +1,144 @@
+"""Reverse mode once, and central differences of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.differential.modes.base import BatchedMap, Covectors, basis, with_graph
+from riemae.differential.modes.nested import Nested
+from riemae.differential.tape import Pairs
+from riemae.exceptions import DifferentiationError
+
+
+@dataclass(frozen=True)
+class Differences(Nested):
+    """``J`` row by row in reverse mode, and central differences of it.
+
+    For maps with a single backward pass: ``once_differentiable`` functions, backward passes by
+    numpy, adjoint equations. The results cannot be differentiated again; an attempt raises an error
+    that says so.
+    """
+
+    announced: bool = True
+    approximate: bool = True
+
+    def forward(
+        self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, create_graph: bool
+    ) -> tuple[Tensor, ...]:
+        """As in :class:`~riemae.differential.modes.base.Mode`."""
+        x, j = self._rows(f, z)
+        first = torch.einsum("bdm,cbm->cbd", j, directions)
+        if pairs is None:
+            return _closed(create_graph, x, first)
+        smallest = torch.finfo(z.dtype).tiny
+        parts: list[Tensor] = []
+        for i, columns, _ in pairs.runs:
+            u = directions[i]
+            h = _step(z) / u.abs().amax(-1, keepdim=True).clamp(min=smallest)
+            ahead = self._rows(f, z + h * u)[1]
+            behind = self._rows(f, z - h * u)[1]
+            change = (ahead - behind) / (2 * h[..., None])
+            parts.append(torch.einsum("bdm,cbm->cbd", change, directions[columns]))
+        return _closed(create_graph, x, first, torch.cat(parts))
+
+    def reverse(
+        self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As in :class:`~riemae.differential.modes.base.Mode`."""
+        x, pulled = self._pull(f, z, covector)
+        out: tuple[Tensor, Tensor] = _closed(create_graph, x, pulled)  # type: ignore[assignment]
+        return out
+
+    def expansion(
+        self, f: BatchedMap, z: Tensor, covectors: Covectors, create_graph: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`~riemae.differential.modes.base.Mode`.
+
+        It takes 2 m more reverse passes per covector.
+        """
+        x, j = self._rows(f, z)
+        first = j.movedim(-1, 0)
+        rows = covectors(x, first).detach().unbind()
+        form = torch.stack([self._form(f, z, a) for a in rows])
+        out: tuple[Tensor, Tensor, Tensor] = _closed(  # type: ignore[assignment]
+            create_graph, x, first, (form + form.mT) / 2
+        )
+        return out
+
+    def _form(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
+        """``a·∂²f``, not symmetric to the last digits."""
+
+        def pulled(z: Tensor) -> Tensor:
+            return self._pull(f, z, lambda x: a)[1]
+
+        h = _step(z)
+        rows = [(pulled(z + h * e) - pulled(z - h * e)) / (2 * h) for e in basis(z)]
+        return torch.stack(rows, -2)
+
+    @staticmethod
+    def _pull(
+        f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """``f`` and ``Jᵀw``, without graph."""
+        with torch.enable_grad():
+            start = z.detach().requires_grad_()
+            x = with_graph(f, start)
+            w = covector(x.detach()).detach()
+            return x.detach(), torch.autograd.grad(x, start, w, materialize_grads=True)[0]
+
+    @staticmethod
+    def _rows(f: BatchedMap, z: Tensor) -> tuple[Tensor, Tensor]:  # -> (b, D), (b, D, m)
+        """``f`` and ``J``, without graph."""
+        rows = []
+        with torch.enable_grad():
+            start = z.detach().requires_grad_()
+            x = with_graph(f, start)
+            for column in x.unbind(1):
+                (row,) = torch.autograd.grad(
+                    column.sum(), start, retain_graph=True, materialize_grads=True
+                )
+                rows.append(row)
+        return x.detach(), torch.stack(rows, 1) if rows else z.new_zeros(len(z), 0, z.shape[1])
+
+
+def _step(z: Tensor) -> Tensor:  # (b, m) -> (b, 1)
+    """Steps of central differences for which truncation and rounding errors are alike small."""
+    return torch.finfo(z.dtype).eps ** (1 / 3) * (1 + z.detach().abs().amax(-1, keepdim=True))
+
+
+class _End(torch.autograd.Function):
+    """Results that cannot be differentiated any further."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The parts as they are."""
+        return tuple(x.clone() for x in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            DifferentiationError: Always.
+        """
+        raise DifferentiationError(
+            "differential",
+            "results that are not differentiated again",
+            "a derivative of them, where the decoder's own derivative has none",
+            "Work under torch.no_grad(), or give the decoder a backward pass that can be "
+            "differentiated.",
+        )
+
+
+def _closed(create_graph: bool, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Results that raise an error when they are differentiated again."""
+    if not create_graph:
+        return parts
+    start = torch.zeros((), requires_grad=True)
+    out: tuple[Tensor, ...] = _End.apply(start, *(x.detach() for x in parts))
+    return out

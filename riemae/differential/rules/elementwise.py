@@ -1,0 +1,168 @@
+"""Functions of single numbers, by their first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.differential import activations
+from riemae.differential.activations import Activation, Known
+from riemae.differential.jets import Jet, has_jets, rule
+from riemae.differential.rules.generic import generic
+from riemae.differential.spellings import spellings
+from riemae.differential.tape import Tape
+from riemae.numerics.threads import jvp
+
+# (input, output, order) -> ``op′`` and ``op″``, as far as the order asks for them.
+Derivatives = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """The rule of functions of single numbers, with any constants that they take.
+
+    Attributes:
+        derivatives: Their closed form, without constants; None for forward mode.
+        bends: Whether the second derivative may differ from 0.
+        known: What makes the function one operation that can be differentiated again.
+    """
+
+    derivatives: Derivatives | None = None
+    bends: bool = True
+    known: Known | None = None
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The jet of the result."""
+        jet, *rest = args
+        if not isinstance(jet, Jet) or has_jets((rest, kwargs)):
+            return generic(func, args, kwargs)
+        alone = not rest and not kwargs
+        if alone and self.known is not None and _as_one_operation(jet):
+            return _one_operation(self.known, func, jet)
+        y = func(jet.value, *rest, **kwargs)
+        if y.shape != jet.shape:  # constants that broadcast
+            return generic(func, args, kwargs)
+        tape = jet.tape
+        with tape.tangents():
+            x = tape.frozen(jet.value)
+            out = tape.frozen(y)
+            if not alone or self.derivatives is None:
+                op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
+                slope, bend = _by_forward_mode(op, x, tape, self.bends)
+            elif self.known is not None and _one_plain_tangent(jet):
+                return Jet(y, self.known.tangent(jet.first, x, out), None, tape)
+            else:
+                slope, bend = self.derivatives(x, out, 1 if tape.pairs is None else 2)
+        return jet.chain(y, slope, bend)
+
+
+def _as_one_operation(jet: Jet) -> bool:
+    """Whether the result is differentiated again, by torch.autograd alone."""
+    tape = jet.tape
+    return (
+        tape.create_graph
+        and tape.recorded is None
+        and activations.usable(jet.value, jet.first, jet.second)
+    )
+
+
+def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
+    pairs = jet.tape.pairs
+    listed = None if pairs is None else list(zip(pairs.i, pairs.j, strict=True))
+    parts = Activation.apply(known, func, listed, jet.value, jet.first, jet.second)
+    return Jet(parts[0], parts[1], None if pairs is None else parts[2], jet.tape)
+
+
+def _one_plain_tangent(jet: Jet) -> bool:
+    """Whether torch's kernel for the backward pass gives all that is wanted."""
+    return jet.tape.pairs is None and not jet.tape.create_graph and len(jet.first) == 1
+
+
+def _by_forward_mode(
+    f: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, bends: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``f′`` and ``f″``."""
+    ones = torch.ones_like(x)
+
+    def slope(x: Tensor) -> Tensor:
+        return jvp(f, (x,), (ones,))[1]
+
+    if tape.pairs is None or not bends:
+        return slope(x), None
+    # Without gradient mode some kernels (SiLU, Mish) record a backward that has no derivative of
+    # its own.
+    with torch.enable_grad():
+        first, second = jvp(slope, (x,), (ones,))
+    return tape.frozen(first), tape.frozen(second)
+
+
+# Closed forms.
+
+
+def _silu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    return activations.silu(x, order)[:2]
+
+
+def _tanh(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    return activations.tanh(y, order)[:2]
+
+
+def _sigmoid(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    return activations.sigmoid(y, order)[:2]
+
+
+def _sin(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    return x.cos(), -y
+
+
+def _cos(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    return -x.sin(), -y
+
+
+def _exp(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    return y, y
+
+
+def _square(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    return 2 * x, torch.full_like(x, 2.0)
+
+
+def _relu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, None]:
+    return (x > 0).to(x), None
+
+
+# The table.
+
+SMOOTH = Elementwise()
+PIECEWISE_LINEAR = Elementwise(bends=False)
+CLOSED = {
+    "silu": Elementwise(_silu, known=activations.KNOWN["silu"]),
+    "tanh": Elementwise(_tanh, known=activations.KNOWN["tanh"]),
+    "sigmoid": Elementwise(_sigmoid, known=activations.KNOWN["sigmoid"]),
+    "sin": Elementwise(_sin),
+    "cos": Elementwise(_cos),
+    "exp": Elementwise(_exp),
+    "square": Elementwise(_square),
+    "relu": Elementwise(_relu, bends=False),
+}
+SMOOTH_NAMES = """
+    pow __pow__ __rpow__ float_power sqrt rsqrt reciprocal log log2 log10 log1p exp2 expm1
+    tan asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh
+    erf erfc erfinv logit lgamma digamma gelu softplus elu selu celu mish log_sigmoid logsigmoid
+    softsign tanhshrink hardswish xlogy sinc i0 deg2rad rad2deg"""
+PIECEWISE_LINEAR_NAMES = """
+    relu6 leaky_relu hardtanh threshold abs absolute __abs__ clamp clamp_min clamp_max clip floor
+    ceil round trunc sign hardshrink softshrink prelu"""
+SPECIAL_NAMES = """
+    digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr logit
+    ndtr ndtri psi sinc xlog1py xlogy"""
+
+rule(*spellings(SMOOTH_NAMES))(SMOOTH)
+rule(*spellings(SPECIAL_NAMES, owners=(torch.special,)))(SMOOTH)
+rule(*spellings(PIECEWISE_LINEAR_NAMES))(PIECEWISE_LINEAR)
+for _name, _rule in CLOSED.items():
+    rule(*spellings(_name))(_rule)

@@ -1,0 +1,23 @@
+"""Functions whose results have no derivatives: they are asked of the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from riemae.differential.jets import plain, rule
+from riemae.differential.spellings import spellings
+
+QUERIES = """
+    size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous
+    element_size get_device type is_same_size is_signed is_inference is_nonzero is_tensor is_storage
+    storage_offset result_type can_cast
+    zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor
+    item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal
+    __len__ __repr__ __format__ __str__ __bool__ __contains__ __hash__"""
+
+
+@rule(*spellings(QUERIES))
+def query(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function says of the values."""
+    return func(*plain(args), **plain(kwargs))

@@ -1,0 +1,138 @@
+"""Linear functions of one tensor: shapes, selections, sums along axes.
+
+Derivatives have one axis more, in front. vmap adds it to any linear function, at a cost; where it
+is easily accounted for, the function itself takes all derivatives at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from riemae.differential.jets import Jet, Rule, has_jets, plain, rule, viewed
+from riemae.differential.rules.generic import generic
+from riemae.differential.spellings import spellings
+
+Args = tuple[Any, ...]
+Options = dict[str, Any]
+# (function, jet, value of the result, other arguments, keywords) -> what the function does to
+# derivatives, whose axis is in front; None where vmap must.
+Lift = Callable[[Any, Jet, Any, list[Any], Options], Callable[[Tensor], Any] | None]
+
+
+def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> Any:
+    """A function that is linear in its first argument and takes no other jets."""
+    jet, *rest = args
+    if not isinstance(jet, Jet) or has_jets(rest) or (kwargs and has_jets(kwargs)):
+        return generic(func, args, kwargs)
+
+    def op(x: Tensor) -> Any:
+        return func(x, *rest, **kwargs)
+
+    y = op(jet.value)
+    lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
+    return viewed((jet,), jet.mapped(y, op) if lifted is None else jet.stacked(y, lifted))
+
+
+def _linear_like(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> Any:
+    """The same, where other arguments are tensors whose shape, dtype or device alone matters."""
+    jet, *rest = args
+    others = plain(rest)
+    options = plain(kwargs)
+    if not isinstance(jet, Jet):  # a constant takes the shape, dtype or device of a jet
+        return func(jet, *others, **options)
+    return linear(func, (jet, *others), options, lift)
+
+
+# Lifts.
+
+
+def _in_order(
+    func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
+) -> Callable[[Tensor], Any] | None:
+    """Functions that leave all numbers in their order."""
+    if y.dtype != jet.value.dtype:
+        return None
+    return lambda x: x.reshape(len(x), *y.shape)
+
+
+def _each_number(
+    func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
+) -> Callable[[Tensor], Any]:
+    """Functions of single numbers."""
+    return lambda x: func(x, *rest, **kwargs)
+
+
+def _indexed(
+    func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
+) -> Callable[[Tensor], Any] | None:
+    """Indices that consist of numbers and slices alone."""
+    index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
+    basic = (part is None or part is Ellipsis or type(part) in (int, slice) for part in index)
+    if not all(basic):
+        return None
+    return lambda x: func(x, (slice(None), *index))
+
+
+def _along_axis(place: int) -> Lift:
+    """Functions along one axis, which is their argument at this place after the first."""
+
+    def lift(
+        func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
+    ) -> Callable[[Tensor], Any] | None:
+        positional = len(rest) > place
+        axis = rest[place] if positional else kwargs.get("dim")
+        if type(axis) is not int or not jet.ndim:
+            return None
+        axis -= jet.ndim if axis >= 0 else 0  # counted from the end, no axis in front matters
+        if positional:
+            others = [*rest[:place], axis, *rest[place + 1 :]]
+            return lambda x: func(x, *others, **kwargs)
+        options = {**kwargs, "dim": axis}
+        return lambda x: func(x, *rest, **options)
+
+    return lift
+
+
+def _with_lift(lift: Lift) -> Rule:
+    return lambda func, args, kwargs: linear(func, args, kwargs, lift)
+
+
+# The table.
+
+LINEAR = """
+    permute transpose t movedim moveaxis swapaxes swapdims adjoint expand broadcast_to repeat tile
+    repeat_interleave nansum index_select gather take take_along_dim roll flip fliplr flipud rot90
+    diff diagonal diag diag_embed tril triu unfold fold tensor_split hsplit vsplit dsplit trace
+    interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle"""
+rule(*spellings(LINEAR))(linear)
+rule(*spellings("reshape view flatten unflatten unsqueeze squeeze"))(_with_lift(_in_order))
+rule(*spellings("neg negative __neg__ clone contiguous positive __pos__ double float"))(
+    _with_lift(_each_number)
+)
+rule(*spellings("__getitem__"))(_with_lift(_indexed))
+rule(*spellings("sum mean cumsum unbind select narrow"))(_with_lift(_along_axis(0)))
+rule(*spellings("split chunk"))(_with_lift(_along_axis(1)))
+rule(*spellings("to type_as expand_as"))(_linear_like)
+
+
+@rule(*spellings("view_as reshape_as"))
+def _reshaped_like(func: Any, args: Args, kwargs: Options) -> Any:
+    return _linear_like(func, args, kwargs, _in_order)
+
+
+# Attributes: the getter of ``Tensor.T`` is called with the tensor alone.
+
+
+@rule(*(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")))
+def _transposed(func: Any, args: Args, kwargs: Options) -> Any:
+    jet: Jet = args[0]
+    return viewed([jet], jet.mapped(func(jet.value), func))
+
+
+@rule(Tensor.real.__get__)  # type: ignore[attr-defined]
+def _real(func: Any, args: Args, kwargs: Options) -> Any:
+    return args[0]

@@ -1,0 +1,32 @@
+"""All objects that stand for one function: ``torch.x``, ``torch.Tensor.x``, ``F.x`` and others.
+
+A table that is keyed by function objects is filled by names, at import: a function that this
+version of torch does not have is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+OWNERS = (torch, Tensor, F, torch.special, torch._C._nn, torch.ops.aten)
+
+
+def spellings(*names: str, owners: tuple[Any, ...] = OWNERS) -> list[Any]:
+    """The functions of these names, as objects, in the modules of torch and in ``Tensor``.
+
+    Args:
+        names: Names of functions, several in one string at will. Names such as ``__add__`` are
+            looked for in ``Tensor`` only.
+        owners: Where to look.
+    """
+    found: list[Any] = []
+    for name in " ".join(names).split():
+        for owner in (Tensor,) if name.startswith("__") else owners:
+            function = getattr(owner, name, None)
+            if callable(function) and function not in found:
+                found.append(function)
+    return found

@@ -1,0 +1,375 @@
+"""Which mode is trusted for a map.
+
+A mode is compared with plain autograd before it is used
+(:mod:`riemae.differential.comparison`), at several generic points
+(:func:`riemae.numerics.probe.generic`); and once more at the first large batch, and at a few of the
+points of every eighth, sixty-fourth … call of a kind. Plain autograd itself is compared with
+differences of the map (:mod:`riemae.numerics.contradiction`).
+
+A trusted mode of a map, per kind of derivative, dtype and device:
+
+=============  =====================================================================
+chosen         the first of :data:`riemae.differential.modes.MODES` that agrees
+looked again   after 8, 64, … calls, and at the first batch of 64 points or more
+refused        it disagreed, or failed: the next one is chosen, and this one not again
+=============  =====================================================================
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from riemae.differential.chunks import Chunks
+from riemae.differential.comparison import IN_GRADIENT_MODE, POINTS, TRIES, Comparison, slopes
+from riemae.differential.modes import MODES, NESTED, Mode, Nested
+from riemae.differential.primitives import untraced
+from riemae.differential.rowwise import Rowwise
+from riemae.exceptions import (
+    ApproximationWarning,
+    DifferentiationError,
+    FallbackWarning,
+    RiemaeError,
+    stack_level,
+)
+from riemae.numerics import probe
+from riemae.numerics.contradiction import Contradiction, contradiction, explained
+from riemae.numerics.random import restored
+from riemae.numerics.threads import TURN
+from riemae.numerics.transforms import transformed
+from riemae.numerics.values import concrete
+
+# A trusted mode is looked at again after this number of calls, then after its square, its cube, …
+_CALLS = 8
+
+INFERENCE = (
+    "Nothing can be differentiated through them. Make the module outside of it, and load their "
+    "values: module.load_state_dict(other.state_dict())."
+)
+
+
+@dataclass
+class _Trusted:
+    """A mode that has been compared with autograd.
+
+    Attributes:
+        mode: Which.
+        due: The call at which it is compared again; 0 for never.
+        large: Whether a large batch has been seen, or cannot be looked at.
+        calls: How often it has been asked for.
+    """
+
+    mode: Mode
+    due: int
+    large: bool
+    calls: int = 1
+
+
+@dataclass
+class Trust:
+    """What has been found out about a map, for all of its copies.
+
+    Attributes:
+        chunks: How its rows are split.
+        what: What the map is called in errors; None for a map that is built on derivatives which
+            have been compared.
+        modes: By kind of derivative and by what else matters to it (:meth:`key`).
+        refused: Modes that were trusted once.
+        asked: Where autograd has been compared with the map itself.
+        cut: Whether autograd's second derivative lacks a part, by dtype and device.
+        announced: Whether a warning has been given.
+    """
+
+    chunks: Chunks
+    what: str | None
+    modes: dict[tuple[Any, ...], _Trusted] = field(default_factory=dict)
+    refused: dict[tuple[Any, ...], set[Mode]] = field(default_factory=dict)
+    asked: set[tuple[Any, ...]] = field(default_factory=set)
+    cut: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    announced: bool = False
+
+    def key(self, kind: str, f: Rowwise, z: Tensor) -> tuple[Any, ...]:
+        """What a choice of mode depends on.
+
+        Kernels differ by dtype, and without gradient mode. Inside a caller's ``torch.func`` nothing
+        can be compared, and ``torch.autograd`` cannot be used.
+        """
+        return (kind, *_place(f, z), torch.is_grad_enabled(), transformed())
+
+    def mode(self, kind: str, f: Rowwise, z: Tensor) -> Mode:
+        """The first mode that can differentiate the map, tried on a few points and remembered.
+
+        Raises:
+            DifferentiationError: When none can, or when what autograd says is not the derivative of
+                the map.
+            RiemaeError: What the map itself raises about its input.
+        """
+        key = self.key(kind, f, z)
+        trusted = self.modes.get(key)
+        if trusted is not None:
+            trusted.calls += 1
+            unseen = len(z) >= probe.LARGE_BATCH and not trusted.large
+            if trusted.calls == trusted.due or unseen:
+                with TURN:
+                    self._look_again(key, trusted, f.at(trusted.calls), z)
+                trusted = self.modes.get(key)
+        if trusted is not None:
+            return trusted.mode
+        with TURN:  # another thread that switches kernels off would make modes seem to work
+            trusted = self.modes.get(key)
+            return self._chosen(key, f.at(0), z) if trusted is None else trusted.mode
+
+    def distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
+        """Never use a mode again where it was trusted."""
+        self.refused.setdefault(key, set()).add(mode)
+        self.modes.pop(key, None)
+
+    def _comparison(self, kind: str, mode: Mode, comparable: bool = True) -> Comparison:
+        return Comparison(kind, mode, comparable, derived=self.what is None)
+
+    # The choice.
+
+    def _chosen(self, key: tuple[Any, ...], f: Rowwise, z: Tensor) -> Mode:
+        kind = key[0]
+        inside = key[-1]
+        comparable = not z.is_meta and not inside and concrete(z) is not None
+        start = z.detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
+        sample = start[:1]
+        if comparable:
+            rows = self.chunks.rows(f, start, 1)
+            sample = torch.cat([probe.generic(f.flat, start, POINTS - 1, rows), sample])
+            self._ask(f, start, sample)
+        reasons: list[str] = []
+        for mode in NESTED if inside or kind == "pushforward" else MODES:
+            if mode in self.refused.get(key, ()) or (mode.approximate and not _once(reasons)):
+                continue
+            if mode.announced and not mode.approximate and comparable:
+                if self._is_cut(f, start, sample):
+                    reasons.append(f"{mode.name}: its derivative cannot be differentiated again")
+                    continue
+            try:
+                known = self._tried(self._comparison(kind, mode, comparable), f, sample)
+            except _Failed as failure:
+                reasons.append(f"{mode.name}: {failure}")
+                continue
+            if known:  # where the map has no value, nothing has been learned
+                large = not comparable or len(z) >= probe.LARGE_BATCH
+                self.modes[key] = _Trusted(mode, due=_CALLS if comparable else 0, large=large)
+            if mode.announced:
+                self._announce(reasons, mode.approximate)
+            return mode
+        raise self._no_mode(kind, f, sample, reasons)
+
+    def _tried(self, comparison: Comparison, f: Rowwise, sample: Tensor) -> bool:
+        """Whether anything has been learned.
+
+        Raises:
+            _Failed: When the mode cannot differentiate the map.
+            RiemaeError: What the map itself raises about its input.
+        """
+        mode = comparison.mode
+        try:
+            with mode.active(comparison.kind in IN_GRADIENT_MODE):
+                return comparison.check(f, sample, self.chunks.rows(f, sample, 1))
+        except RiemaeError:
+            raise
+        except Exception as reason:
+            expected = (RuntimeError, AssertionError, ValueError)
+            if isinstance(mode, Nested) and not isinstance(reason, expected):
+                raise
+            # An assertion may say nothing.
+            lines = str(reason).strip().splitlines() or [type(reason).__name__]
+            raise _Failed(lines[0]) from reason
+
+    def _no_mode(
+        self, kind: str, f: Rowwise, sample: Tensor, reasons: list[str]
+    ) -> DifferentiationError:
+        """The error when no mode can differentiate the map."""
+        if any("nference tensor" in reason for reason in reasons):
+            got = "weights or constants made under torch.inference_mode()"
+            remedy = INFERENCE
+        elif (rounded := _rounded(f, sample)) is not None:
+            got = f"numbers of {rounded} inside of it"
+            remedy = (
+                f"Rounding has no derivative: convert all of it to {sample.dtype}, or z to the "
+                "dtype that it computes in."
+            )
+        else:
+            got = _distinct(reasons)
+            remedy = "Is every operation of the decoder a differentiable torch operation?"
+        wanted = f"a map that torch can differentiate ({kind})"
+        return DifferentiationError("differential", wanted, got, remedy)
+
+    def _announce(self, reasons: list[str], approximate: bool) -> None:
+        """Warn, once, of a mode that is slow or approximate."""
+        if self.announced:
+            return
+        self.announced = True
+        reason = next(reason for reason in reasons if reason.startswith("forward mode"))
+        if approximate:
+            warnings.warn(
+                f"Second derivatives do not exist for this map ({reason}): where they are needed, "
+                "they are differences of first ones, right to some nine digits in float64 and "
+                "three in float32. Results cannot be differentiated.",
+                ApproximationWarning,
+                stacklevel=stack_level(),
+            )
+            return
+        warnings.warn(
+            f"Forward-mode derivatives do not exist for this map ({reason}); using reverse mode "
+            "twice, which is slower but exact.",
+            FallbackWarning,
+            stacklevel=stack_level(),
+        )
+
+    # Looking again.
+
+    def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, f: Rowwise, z: Tensor) -> None:
+        """Compare a trusted mode with autograd at points of this call.
+
+        Branches, regions, and states may have changed.
+
+        Raises:
+            RiemaeError: What the map itself raises about its input, or what is wrong with its
+                derivative.
+        """
+        if trusted.calls == trusted.due:
+            trusted.due *= _CALLS
+        if concrete(z) is None:
+            return
+        if not trusted.large and len(z) >= probe.LARGE_BATCH:
+            rows = self.chunks.rows(f, z, 1)
+            sample = probe.generic(f.flat, z.detach(), POINTS, rows)
+            self.asked.discard(_place(f, z))
+            self._ask(f, z.detach(), sample)
+            trusted.large = True
+        else:  # near the points, since they themselves may lie on a kink
+            base, noise = probe.moved(z.detach(), POINTS, 1e-3)
+            sample = base + noise
+        kind = key[0]
+        comparison = self._comparison(kind, trusted.mode)
+        try:
+            with trusted.mode.active(kind in IN_GRADIENT_MODE):
+                comparison.check(f, sample, self.chunks.rows(f, sample, 1), TRIES[:1])
+        except RiemaeError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, TypeError) as reason:
+            self.distrust(key, trusted.mode)
+            warnings.warn(
+                f"{trusted.mode.name} fails for this map at some of these points "
+                f"({str(reason).splitlines()[0]}): another one is used from now on. Earlier "
+                f"results ({kind}) may be wrong there: compute them again.",
+                FallbackWarning,
+                stacklevel=stack_level(),
+            )
+
+    # Autograd itself.
+
+    def _ask(self, f: Rowwise, z: Tensor, points: Tensor) -> None:
+        """Compare what autograd reports with differences of the map, once per dtype and device.
+
+        Raises:
+            DifferentiationError: When it is not the derivative of the map.
+        """
+        place = _place(f, z)
+        if self.what is None or place in self.asked:
+            return
+        # Of generic points: a given one may lie on a kink.
+        found = self._contradiction(f, f.flat, z, points[: POINTS - 1])
+        if found is None:
+            self.asked.add(place)
+            return
+        with torch.inference_mode(False):
+            got, remedy = explained(found, f.flat)
+        wanted = f"{self.what} whose derivative torch.autograd knows"
+        raise DifferentiationError("differential", wanted, got, remedy)
+
+    def _is_cut(self, f: Rowwise, z: Tensor, points: Tensor) -> bool:
+        """Whether autograd's second derivative lacks a part, silently.
+
+        So it does where ``once_differentiable`` functions stand next to others. Reverse mode twice
+        would lack that part of the first derivative.
+        """
+        place = _place(f, z)
+        if place not in self.cut:
+            found = self._contradiction(f, partial(slopes, f), z, points[: POINTS - 1])
+            self.cut[place] = found is not None
+        return self.cut[place]
+
+    def _contradiction(
+        self, f: Rowwise, g: Callable[[Tensor], Tensor], z: Tensor, points: Tensor
+    ) -> Contradiction | None:
+        """Where autograd's derivative of ``g`` is not that of its values, along straight lines."""
+        with torch.inference_mode(False):
+            v = probe.normal(points, *points.shape, source=probe.generator()) * probe.spread(z)
+
+            def path(t: Tensor) -> Tensor:
+                return points + t[:, None] * v
+
+            rows = self.chunks.rows(f, z, 1)
+            plain = partial(NESTED[-1].active, second_order=True)
+            return contradiction(g, path, len(points), points, rows, plain)
+
+
+class _Failed(Exception):
+    """Why a mode cannot differentiate a map."""
+
+
+def _place(f: Rowwise, z: Tensor) -> tuple[Any, ...]:
+    return (z.device.type, z.dtype, f.kind)
+
+
+def _once(reasons: list[str]) -> bool:
+    """Whether what is missing is a derivative of the derivative."""
+    last = reasons[-1] if reasons else ""
+    return "differentiated again" in last or "differentiate twice" in last
+
+
+def _distinct(reasons: list[str]) -> str:
+    """Each reason once, followed by the modes that it stopped."""
+    found: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, _, text = reason.partition(": ")
+        found.setdefault(text, []).append(name)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
+
+
+def _rounded(f: Rowwise, sample: Tensor) -> torch.dtype | None:
+    """A dtype inside the map that carries fewer digits than the points."""
+    try:
+        with torch.no_grad(), restored(sample.device), untraced(_Dtypes)() as seen:
+            f.flat(sample.detach())
+    except Exception:  # this only looks for the cause of another error
+        return None
+    eps = torch.finfo(sample.dtype).eps
+    coarse = [d for d in seen.found if torch.finfo(d).eps > eps]
+    return max(coarse, key=lambda d: torch.finfo(d).eps, default=None)
+
+
+class _Dtypes(TorchFunctionMode):
+    """Collects the floating-point dtypes to which numbers are converted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point():
+            given = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+            if any(torch.finfo(x.dtype).eps < torch.finfo(out.dtype).eps for x in given):
+                self.found.add(out.dtype)
+        return out

@@ -1,0 +1,335 @@
+"""Points and tangent vectors as they arrive: checked once per call, and flattened.
+
+A call of :class:`~riemae.Manifold` checks what it was given here. What happens below works on flat
+batches ``(k, m)`` that were checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.ambient import AmbientMetric
+from riemae.differential.conditions import Condition, Conditions
+from riemae.exceptions import (
+    AmbientError,
+    DeviceError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+)
+from riemae.geometry.composition import Composition, first_of
+from riemae.geometry.pullback import PullbackMetric
+from riemae.numerics import probe
+from riemae.numerics.checks import expect_dense, expect_tensor
+from riemae.numerics.contradiction import contradiction, explained
+from riemae.numerics.dependence import dependence
+from riemae.numerics.probe import FEW, LARGE_BATCH, ROWS
+from riemae.numerics.threads import TURN
+from riemae.numerics.tolerances import tolerance
+from riemae.numerics.values import concrete, evidently_finite
+
+Checked = tuple[PullbackMetric, Tensor]
+
+_TANGENT = "A tangent vector has the shape of its point, (*b, m)."
+
+
+class Checks:
+    """What the arguments of a manifold's methods have to pass.
+
+    Args:
+        metric: The pull-back metric that they are meant for.
+        latent_dim: m, or None to take it from the first points.
+
+    Attributes:
+        latent_dim: m, once it is known.
+    """
+
+    def __init__(self, metric: PullbackMetric, latent_dim: int | None) -> None:
+        self.metric = metric
+        self.latent_dim = latent_dim
+        self._probed: set[tuple[Any, ...]] = (
+            set()
+        )  # kinds of points that the decoder was probed with
+        self._large: set[tuple[Any, ...]] = set()  # kinds of which a large batch has been looked at
+        # The decoder had no value at any point of a call that reports such points by their status.
+        self._all_failed = False
+
+    def points(
+        self, where: str, z: Tensor, finite: bool = True, condition: Condition | None = None
+    ) -> Tensor:  # (*b, m) -> (k, m)
+        """Points, with flattened leading axes; at first use the decoder is probed with them.
+
+        Args:
+            where: The method that is called.
+            z: Points.
+            finite: Whether to refuse NaN and infinity.
+            condition: One for each point, or for each of equally many neighbours.
+
+        Raises:
+            DTypeError: For anything but a tensor, or another dtype than the decoder's.
+            ShapeError: For a wrong last axis.
+            NonFiniteError: For NaN or infinity, unless ``finite`` is False.
+        """
+        where = f"Manifold.{where}"
+        decoder = self.metric.decoder
+        expect_dense(where, "z", z)
+        tolerance(z.dtype)
+        self._check_width(where, z)
+        changed = decoder.refuse_training_mode(where)
+        decoder.check_placement(where, z)
+        flat = z.reshape(-1, z.shape[-1])
+        if condition is not None and len(flat):
+            condition = condition.spread(len(flat))
+        kind = (z.dtype, z.device, None if condition is None else condition.kind)
+        if changed:  # what was trusted was another function
+            self._probed.clear()
+            self._large.clear()
+        known = kind in self._probed
+        ok = concrete(flat.isfinite().all(-1)) if finite or not known else None
+        if finite:
+            _refuse_non_finite(where, ok)
+        if not known:
+            with TURN:  # one thread finds out what the decoder is, the others what it found
+                self._probe(where, flat, ok, finite, condition, kind)
+                self.latent_dim = z.shape[-1]
+        if len(flat) >= LARGE_BATCH and kind not in self._large:
+            if known and concrete(flat) is not None:
+                self._probe_rows(where, flat, condition)
+            self._large.add(kind)
+        return flat
+
+    def placed(
+        self, where: str, z: Tensor, condition: Conditions, finite: bool = True
+    ) -> Checked:  # (*b, m) -> (k, m)
+        """The metric under the conditions of points, and the points, flattened."""
+        if condition is None or not isinstance(z, Tensor) or not z.ndim:
+            return self.metric, self.points(where, z, finite)
+        given = Condition.of(f"Manifold.{where}", condition, z.shape[:-1], z.device)
+        flat = self.points(where, z, finite, given)
+        return self.metric.at(given), flat
+
+    def tangents(
+        self, where: str, condition: Conditions, z: Tensor, *vectors: Tensor
+    ) -> tuple[Any, ...]:
+        """The metric under the conditions of points, points and tangents, and the batch shape.
+
+        Points and tangents are flattened after broadcasting.
+
+        Raises:
+            ShapeError: When they do not broadcast.
+            DTypeError: When one of them is not a tensor, or their dtypes differ.
+            DeviceError: When their devices differ.
+            NonFiniteError: When a tangent is NaN or infinite.
+        """
+        where_full = f"Manifold.{where}"
+        for name, x in (("z", z), *(("tangents", v) for v in vectors)):
+            expect_tensor(where_full, name, x)
+        if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
+            if condition is None:
+                self.points(where, z)  # which may say more of z
+            wanted = f"tangent vectors with the last axis of z {tuple(z.shape)}"
+            raise ShapeError(where_full, wanted, _shapes(vectors), _TANGENT)
+        try:
+            z, *vectors = torch.broadcast_tensors(z, *vectors)
+        except RuntimeError:
+            wanted = f"tangent vectors that broadcast with z of shape {tuple(z.shape)}"
+            raise ShapeError(where_full, wanted, _shapes(vectors), _TANGENT) from None
+        given = Condition.of(where_full, condition, z.shape[:-1], z.device)
+        flat = self.points(where, z, condition=given)
+        for v in vectors:
+            _check_tangent(where_full, v, z)
+        moved = (v.reshape(flat.shape) for v in vectors)
+        return (self.metric.at(given), flat, *moved, z.shape[:-1])
+
+    def _check_width(self, where: str, z: Tensor) -> None:
+        m = self.latent_dim
+        if z.ndim and z.shape[-1] and (m is None or z.shape[-1] == m):
+            return
+        transposed = z.ndim == 2 and z.shape[0] == m
+        hint = "Batch axes come first; try z.T." if transposed else "Batch axes come first."
+        raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
+
+    def _probe(
+        self,
+        where: str,
+        flat: Tensor,
+        ok: Tensor | None,
+        finite: bool,
+        condition: Condition | None,
+        kind: tuple[Any, ...],
+    ) -> None:
+        """Look at decoder and ambient metric at the finite points among the first ones."""
+        sound, those = flat, condition
+        if ok is not None:
+            sound, those = flat[ok], condition and condition.select(ok)
+        metric = self.metric
+        required = finite and not self._all_failed
+        x = metric.decoder.probe(where, sound, required, metric.chunk_size, those)
+        self._all_failed = not finite and x is not None and not len(x)
+        metric.bind(sound, those)
+        if x is not None and len(x):
+            check_ambient(metric, sound, those)
+            self._probed.add(kind)
+
+    def _probe_rows(self, where: str, flat: Tensor, condition: Condition | None) -> None:
+        """Whether rows of the first large batch touch each other."""
+        if not evidently_finite(flat):
+            ok = flat.isfinite().all(-1)
+            flat, condition = flat[ok], condition and condition.select(ok)
+        if len(flat):
+            decoder = self.metric.decoder
+            assert decoder.output_shape is not None
+            size = decoder.output_shape.numel()
+            decoder.probe_rows(where, flat, size, self.metric.chunk_size, condition)
+
+
+def _refuse_non_finite(where: str, ok: Tensor | None) -> None:  # (k,)
+    if ok is None or bool(ok.all()):
+        return
+    rows = (~ok).nonzero().flatten().tolist()
+    raise NonFiniteError(
+        where,
+        "finite points",
+        f"NaN or infinity at {len(rows)} of {len(ok)} points (first: {rows[:5]})",
+        "Remove these rows, or look at what produced them.",
+    )
+
+
+def _shapes(vectors: Any) -> str:
+    return ", ".join(str(tuple(v.shape)) for v in vectors)
+
+
+def _check_tangent(where: str, v: Tensor, z: Tensor) -> None:
+    if v.device != z.device:
+        hint = "Move one of them."
+        raise DeviceError(where, f"tangents on {z.device}", str(v.device), hint)
+    ok = concrete(v.isfinite().all(-1))
+    if ok is not None and not bool(ok.all()):
+        hint = "Look at what produced them."
+        raise NonFiniteError(where, "finite tangents", "NaN or infinity", hint)
+    if v.dtype != z.dtype:
+        hint = "Convert one of them."
+        raise DTypeError(where, f"tangents of dtype {z.dtype}", str(v.dtype), hint)
+
+
+# The ambient metric, where the decoder leads.
+
+
+def check_ambient(
+    composition: Composition, flat: Tensor, condition: Condition | None = None
+) -> None:  # (k, m)
+    """Look at the ambient metric at decoded points, along the directions in which they move.
+
+    All points are decoded under the first one's condition.
+
+    Raises:
+        AmbientError: When it is not a metric: random, coupled across the batch, not positive, or
+            when torch.autograd does not know its derivative.
+    """
+    ambient = composition.ambient
+    one = first_of(condition)
+
+    def decoded(z: Tensor) -> Tensor:  # (k, m) -> (k, D)
+        return composition.decoder(z, one and one.spread(len(z))).flatten(1)
+
+    chunk = composition.chunk_size
+    with torch.inference_mode(False), torch.no_grad():
+        flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
+        size = _check_values(composition, decoded, flat, chunk)
+        if not ambient.foreign:
+            return
+        source = probe.generator()
+        limit = max(chunk or ROWS * FEW, FEW)
+        points = probe.generic(decoded, flat, min(ROWS if size <= 64 else FEW, limit), chunk)
+        v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
+        x = decoded(points)
+        columns = probe.normal(x, *x.shape, source=source)
+    sound = x.isfinite().all(-1)
+    if not bool(sound.any()):
+        return
+    lowered = _Lowered(composition)
+    _check_rows(ambient, lowered, torch.cat([x, columns], -1)[sound])
+
+    def path(t: Tensor) -> Tensor:
+        moved = decoded(points[:FEW] + t[:, None] * v[:FEW])
+        return torch.cat([moved, columns[:FEW]], -1)
+
+    contradicted = contradiction(lowered, path, len(columns[:FEW]), points)
+    if contradicted is not None:
+        got, remedy = explained(contradicted, lowered)
+        expected = "a function whose derivative torch.autograd knows"
+        raise AmbientError(ambient.title, expected, got, remedy)
+
+
+class _Lowered:
+    """``H(x) u`` of rows ``(x, u)``, or the features of x where there are some."""
+
+    def __init__(self, composition: Composition) -> None:
+        self.composition = composition
+
+    def __call__(self, packed: Tensor) -> Tensor:  # (k, 2D) -> (k, …)
+        ambient = self.composition.ambient
+        x, u = packed.split(packed.shape[1] // 2, -1)
+        if ambient.has_features:
+            return ambient.features(self.composition.shaped(x)).flatten(1)
+        return ambient.apply_to(x, u[..., None])[..., 0]
+
+
+def _check_values(
+    composition: Composition,
+    decoded: Callable[[Tensor], Tensor],
+    flat: Tensor,
+    chunk: int | None,
+) -> int:
+    """Look at shapes, symmetry and sign of the metric's values; the size of one output."""
+    ambient = composition.ambient
+    given, x = _with_values(decoded, flat[:2])
+    if not ambient.foreign or ambient.has_features:
+        ambient.check(composition.shaped(x))
+        return x.shape[1]
+    ambient.check(composition.shaped(x), tangents=_directions(decoded, given))
+    # Some functions get a row for every direction.
+    limit = max(chunk or ROWS * FEW, FEW)
+    rows = min(ROWS, limit // min(flat.shape[-1], FEW), len(flat))
+    picked = torch.linspace(0, len(flat) - 1, rows).long().to(flat.device)
+    given, x = _with_values(decoded, flat[picked])
+    rounding = tolerance(x.dtype).eps ** (2 / 3)
+    ambient.check_positive(x, _directions(decoded, given), rounding)
+    return x.shape[1]
+
+
+def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> None:
+    """Look whether the metric at a point depends on chance, or on the other points of a batch.
+
+    Raises:
+        AmbientError: When it does.
+    """
+    where = ambient.title
+    try:
+        with torch.no_grad():
+            found = dependence(lowered, packed, FEW)
+    except probe.FAILURES as reason:
+        got = f"{type(reason).__name__}: {reason}"
+        hint = "Keep the batch axis."
+        raise AmbientError(where, "a metric of any number of points", got, hint) from reason
+    if found is not None:
+        raise AmbientError(where, *found.message("metric"))
+
+
+def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
+    """How decoded points move along the first few coordinates, by differences of the decoder."""
+    axes = torch.eye(z.shape[-1]).to(z)[:FEW]
+    step = tolerance(z.dtype).eps ** (1 / 3) * (1 + z.abs().amax())
+    sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
+    return torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0) / (2 * step)
+
+
+def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """The points at which ``f`` is finite, and its values there."""
+    x = f(z)
+    ok = x.isfinite().all(-1)
+    return z[ok], x[ok]

@@ -1,0 +1,192 @@
+"""Decoder and ambient metric together: a map, and how lengths are measured where it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from riemae.ambient import AmbientMetric, Euclidean, FisherRao
+from riemae.ambient.uncertain import bound
+from riemae.differential.conditions import Condition
+from riemae.differential.derivatives import Differential
+from riemae.distributions.layout import EnsembleLayout
+from riemae.exceptions import NonFiniteError
+from riemae.geometry.decoder import Decoder
+from riemae.numerics.values import concrete, evidently_finite
+
+Composed = TypeVar("Composed", bound="Composition")
+
+
+@dataclass
+class Findings:
+    """What has been found out about a decoder's smoothness, shared by the copies under conditions.
+
+    Attributes:
+        warned: Whether a warning of kinks has been given, or was not needed.
+        looked: Whether layers and functions have been looked at.
+        kinks: The layer or function with kinks that was found, in words.
+    """
+
+    warned: bool = False
+    looked: bool = False
+    kinks: str | None = None
+
+
+class Composition:
+    """A decoder ``f`` and an ambient metric ``H``, with derivatives, on flat batches ``(k, m)``.
+
+    Args:
+        decoder: The map ``f``.
+        ambient: The metric ``H``; None is Euclidean for tensors, Fisher-Rao for distributions.
+        chunk_size: Points handled at once, or None to choose by bytes.
+
+    Attributes:
+        given: The metric as it was given.
+        ambient: The metric, once it knows what the decoder returns: see :meth:`bind`.
+        immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
+        embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ, else None.
+            The immersion itself under the Euclidean metric.
+        batch_invariant: The embedding, or else the immersion, with the same bits for a point in any
+            batch: curves are solved with it. For a few points by themselves the others are cheaper.
+        condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
+        findings: Whether the decoder has kinks, once that was asked.
+    """
+
+    def __init__(
+        self, decoder: Decoder, ambient: AmbientMetric | None, chunk_size: int | None
+    ) -> None:
+        self.decoder = decoder
+        self.chunk_size = chunk_size
+        self.immersion = Differential(decoder, chunk_size, "a decoder")
+        self.given = ambient
+        self.condition: Condition | None = None
+        self.findings = Findings()
+        self._bound = False
+        self._shape: torch.Size | None = None  # of one output
+        self._set_ambient(Euclidean() if ambient is None else ambient)
+
+    @property
+    def first_order(self) -> Differential:
+        """The map whose images have the lengths of curves, as far as there is one."""
+        return self.embedding or self.immersion
+
+    def at(self: Composed, condition: Condition | None) -> Composed:
+        """The same under conditions, one for each of the points or curves that its methods get."""
+        if condition is None:
+            return self
+        twin = object.__new__(type(self))  # `copy` would forget what is known, as pickling does
+        twin.__dict__.update(self.__dict__)
+        twin.condition = condition
+        twin.immersion = self.immersion.conditioned(condition)
+        if self.embedding is self.immersion:
+            twin.embedding = twin.immersion
+        elif self.embedding is not None:
+            twin.embedding = self.embedding.conditioned(condition)
+        twin.batch_invariant = self.batch_invariant.conditioned(condition)
+        return twin
+
+    def select(self: Composed, rows: Any) -> Composed:
+        """The same under the conditions of some of the points or curves."""
+        return self if self.condition is None else self.at(self.condition.select(rows))
+
+    def parts(
+        self: Composed, curves: Tensor, size: int
+    ) -> Iterator[tuple[Composed, Tensor]]:  # (p, …)
+        """``size`` curves at a time, each part under its own conditions."""
+        if len(curves) <= size:
+            yield self, curves
+            return
+        for first in range(0, len(curves), size):
+            rows = slice(first, first + size)
+            yield self.select(rows), curves[rows]
+
+    def output_shape(self, flat: Tensor) -> torch.Size:  # (k, m)
+        """The shape of one output of the decoder."""
+        shape = self.decoder.output_shape
+        if shape is not None:
+            return shape
+        # Values could not be looked at: meta device or vmap.
+        first = flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])
+        return self.decoder(first, first_of(self.condition)).shape[1:]
+
+    def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
+        """Tell the ambient metric, once, what the decoder returns.
+
+        That is tensors, distributions, or the members of an ensemble.
+
+        Args:
+            flat: Points.
+            condition: One for each.
+
+        Raises:
+            AmbientError: When the metric cannot measure that.
+        """
+        if self._bound:
+            return
+        self.decoder.inspect(flat, condition)
+        layout = self.decoder.layout
+        self._shape = self.at(condition).output_shape(flat)
+        given = self.given
+        if given is None:
+            member = layout.member if isinstance(layout, EnsembleLayout) else layout
+            given = Euclidean() if member is None else FisherRao()
+        ambient = bound(given, layout, self._shape)
+        unchanged = isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)
+        if ambient is not self.ambient and not unchanged:
+            self._set_ambient(ambient)
+        self._bound = True
+
+    @property
+    def data_shape(self) -> torch.Size:
+        """The shape of one output, once the metric is bound."""
+        assert self._shape is not None
+        return self._shape
+
+    def shaped(self, x: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
+        """Data in the decoder's shape."""
+        return x.view(len(x), *self.data_shape)
+
+    def finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:
+        """``out``, one row per point.
+
+        Raises:
+            NonFiniteError: When it holds NaN or infinity, with the places.
+        """
+        if evidently_finite(out) or not len(out):
+            return out
+        ok = concrete(out.isfinite().reshape(len(out), -1).all(1))
+        if ok is None or bool(ok.all()):
+            return out
+        first = int((~ok).nonzero()[0])
+        raise NonFiniteError(
+            f"Manifold.{where}",
+            "finite values",
+            f"NaN or infinity at {int((~ok).sum())} of {len(ok)} points "
+            f"(first: z = {flat[first].tolist()})",
+            "Is the point inside the decoder's domain, and is the decoder smooth there?",
+        )
+
+    def _set_ambient(self, ambient: AmbientMetric) -> None:
+        self.ambient = ambient
+        self.embedding: Differential | None = None
+        if isinstance(ambient, Euclidean):
+            self.embedding = self.immersion
+        elif ambient.has_features:
+
+            def features(*z: Any) -> Tensor:
+                return ambient.features(self.decoder(*z)).flatten(1)
+
+            what = "features of the decoded points"
+            self.embedding = Differential(features, self.chunk_size, what)
+        self.batch_invariant = self.first_order.batch_invariant()
+
+
+def first_of(condition: Condition | None) -> Condition | None:
+    """The first point's condition, or a blank one where there are no points."""
+    if condition is None:
+        return None
+    return condition.select(slice(1)) if len(condition) else condition.blank()
