@@ -202,7 +202,7 @@ class TestHeads:
             Manifold(free).distribution(Z)
 
     def test_heads_of_different_batches_are_refused(self):
-        with pytest.raises(DecoderError, match="one row a point"):
+        with pytest.raises(DecoderError, match="one row per point"):
             Manifold(lambda z: (td.Normal(z, 1.0), td.Normal(torch.zeros(7, 2).to(z), 1.0))).metric(
                 Z
             )

@@ -473,7 +473,7 @@ class TestOtherFamilies:
         ids=["mixture", "moving transform"],
     )
     def test_without_parameters_of_its_own(self, decoder):
-        with pytest.raises(DecoderError, match="one row of parameters a point"):
+        with pytest.raises(DecoderError, match="one row of parameters per point"):
             Manifold(decoder).metric(Z)
 
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.ApproximationWarning")
