@@ -223,7 +223,7 @@ class AmbientMetric(nn.Module):
         Raises:
             AmbientError: Always.
         """
-        hint = "It is no layer: call product(x, v) or matrix(x)."
+        hint = "It is not a layer: call product(x, v) or matrix(x)."
         raise AmbientError(self.title, "product(x, v) or matrix(x)", "a call", hint)
 
 

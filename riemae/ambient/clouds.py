@@ -145,15 +145,8 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
             )
         medians = []
         for cloud in clouds.detach():
-            nearest = torch.cat(
-                [
-                    torch.cdist(part, cloud, compute_mode="donot_use_mm_for_euclid_dist")
-                    .topk(2, largest=False)
-                    .values[:, 1]
-                    for part in cloud.split(max(1, _WEIGHTS // len(cloud)))
-                ]
-            )  # the nearest of all is the point itself
-            medians.append(nearest.median())
+            parts = cloud.split(max(1, _WEIGHTS // len(cloud)))
+            medians.append(torch.cat([_to_nearest(part, cloud) for part in parts]).median())
         bandwidth = factor * float(torch.stack(medians).mean())
         if not bandwidth > 0:
             raise AmbientError(
@@ -219,21 +212,24 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
         noise = x.new_zeros(1, d)
         if self.evaluate == "kde":
             noise = self.bandwidth * torch.as_tensor(_noise(d, self.draws, self.seed)).to(x)
-        r, near = len(noise), min(self.neighbors or n, n)
+        r = len(noise)
+        near = min(self.neighbors or n, n)
         power = 2 if self.evaluate == "kde" else 1
         scale = self.bandwidth**-power * (n * r) ** -0.5
         # Only differences matter; without the mean, rounding does not grow with the distance from
         # the origin.
         x = x - x.mean(1, keepdim=True)
-        for centres in torch.arange(n, device=x.device).split(
-            max(1, _WEIGHTS // max(1, k * max(r * near, n)))
-        ):
-            around, index = x[:, None], None
+        at_once = max(1, _WEIGHTS // max(1, k * max(r * near, n)))
+        for centres in torch.arange(n, device=x.device).split(at_once):
             origin = x[:, centres]
             if near < n:
                 index = _nearest(origin, x, near)
                 around = _take(x, index)  # (k, c, near, d)
-            yield _Part.at((origin[:, :, None] + noise), around, index, self.bandwidth, scale, n)
+            else:
+                index = None
+                around = x[:, None]
+            points = origin[:, :, None] + noise
+            yield _Part.at(points, around, index, self.bandwidth, scale, n)
 
 
 @dataclass(frozen=True)
@@ -271,27 +267,35 @@ class _Part:
 
     def scores(self, v: Tensor) -> Tensor:  # (k, n, d, c) -> (k, q, c)
         """``Σ_i w_i ⟨q − x_i, V_i⟩``, scaled."""
-        v = (
-            v[:, None]
-            if self.index is None
-            else _take(v.flatten(2), self.index).unflatten(-1, v.shape[2:])
-        )
+        if self.index is None:
+            v = v[:, None]
+        else:
+            v = _take(v.flatten(2), self.index).unflatten(-1, v.shape[2:])
         mean = (self.weights @ v.flatten(3)).unflatten(-1, v.shape[3:])
-        along = (self.q[..., None] * mean).sum(3) - self.weights @ (self.x[..., None] * v).sum(3)
-        return self.scale * along.flatten(1, 2)
+        from_q = (self.q[..., None] * mean).sum(3)  # Σ_i w_i ⟨q, V_i⟩
+        from_x = self.weights @ (self.x[..., None] * v).sum(3)  # Σ_i w_i ⟨x_i, V_i⟩
+        return self.scale * (from_q - from_x).flatten(1, 2)
 
     def pulled(self, s: Tensor) -> Tensor:  # (k, q, c) -> (k, n, d, c)
         """The transpose of :meth:`scores`."""
         s = s.unflatten(1, self.q.shape[1:3])
-        moved = (self.weights.mT @ (self.q[..., None] * s[:, :, :, None]).flatten(3)).unflatten(
-            -1, (-1, s.shape[-1])
-        )
-        out = self.scale * (moved - self.x[..., None] * (self.weights.mT @ s)[:, :, :, None])
+        columns = s.shape[-1]
+        scored = (self.q[..., None] * s[:, :, :, None]).flatten(3)
+        from_q = (self.weights.mT @ scored).unflatten(-1, (-1, columns))
+        from_x = self.x[..., None] * (self.weights.mT @ s)[:, :, :, None]
+        out = self.scale * (from_q - from_x)
         if self.index is None:
             return out[:, 0]
         flat = out.flatten(1, 2)
         target = self.index.flatten(1)[:, :, None, None].expand_as(flat)
         return flat.new_zeros(len(flat), self.count, *flat.shape[2:]).scatter_add(1, target, flat)
+
+
+def _to_nearest(x: Tensor, cloud: Tensor) -> Tensor:  # (k, d), (n, d) -> (k,)
+    """Distance of points of a cloud to the nearest other one."""
+    distances = torch.cdist(x, cloud, compute_mode="donot_use_mm_for_euclid_dist")
+    # The nearest of all is the point itself.
+    return distances.topk(2, largest=False).values[:, 1]
 
 
 def _nearest(

@@ -93,7 +93,7 @@ class Custom(ProductMetric):
         """``H(x)`` times several vectors.
 
         Raises:
-            AmbientError: When the function returns a shape that is no metric.
+            AmbientError: When the function returns a shape that does not fit.
         """
         return FORMS[self.form].apply_to(self._call, x, columns)
 

@@ -21,7 +21,7 @@ class Geoopt(ShapedMetric, InnerMetric):
     The decoder returns points of the manifold in geoopt's own coordinates: unit vectors for
     ``Sphere``, points of the ball for ``PoincareBall``, of the hyperboloid for ``Lorentz``,
     matrices for ``SymmetricPositiveDefinite`` and ``Stiefel``, concatenated parts for
-    ``ProductManifold``. Extra axes before the manifold's own are a product of so many copies. Where
+    ``ProductManifold``. Extra axes before the manifold's own stand for a product of copies. Where
     the inner product is that of the surrounding space (``Sphere``, ``Euclidean``,
     ``EuclideanStiefel``, their products and multiples) the data are their own features, which is
     faster.

@@ -208,7 +208,7 @@ def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
 
     None where all are inside.
 
-    Only values are looked at, and not inside ``vmap``, where nobody can.
+    Only values are looked at; inside ``vmap`` there are none.
     """
     bad: Tensor | None = None
     for distribution in distributions(output):

@@ -240,7 +240,7 @@ def unregister_family(name: str) -> None:
 def family_of(distribution: Distribution) -> Family | None:
     """The family of a distribution, unless a subclass has changed its density.
 
-    None if nobody knows it.
+    None if it is not known.
     """
     for accepts, registered in _PREDICATES:
         if accepts(distribution):

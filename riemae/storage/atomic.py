@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
+from typing import IO
+
+from riemae.storage.digests import PIECE
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,3 +44,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def allocate(stream: IO[bytes], size: int) -> None:
+    """Append ``size`` zeros that really have room on the disk.
+
+    Raises:
+        OSError: When there is none.
+    """
+    stream.flush()
+    start = stream.tell()
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), start, size)
+        except OSError as reason:
+            if reason.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        else:
+            return
+    zeros = bytes(min(size, PIECE))
+    while (left := start + size - stream.tell()) > 0:
+        stream.write(zeros[:left])
+    stream.flush()
+    os.fsync(stream.fileno())

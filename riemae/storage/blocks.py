@@ -9,7 +9,6 @@ error; what is finished stays.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from torch import Tensor
 
 from riemae.exceptions import FileError
 from riemae.numerics.tolerances import tolerance
-from riemae.storage.atomic import sync_folder, write_atomically
-from riemae.storage.digests import PIECE, digest, file_digest
+from riemae.storage.atomic import allocate, sync_folder, write_atomically
+from riemae.storage.digests import digest, file_digest
 from riemae.storage.lock import Lock
 
 # What file managers and network file systems leave in folders.
@@ -233,7 +232,7 @@ class BlockFile:
         with _on_disk(self.path, drop=self._part):
             with self._part.open("w+b") as stream:
                 np.lib.format.write_array_header_1_0(stream, head)
-                _allocate(stream, math.prod(shape) * kind.itemsize)
+                allocate(stream, math.prod(shape) * kind.itemsize)
             array = np.load(self._part, mmap_mode="r+", allow_pickle=False)
         yield torch.from_numpy(array)
         with _on_disk(self.path):
@@ -375,29 +374,6 @@ def _on_disk(path: Path, drop: Path | None = None) -> Iterator[None]:
             str(reason),
             "Finished blocks are kept: make room, or mend what is wrong, and repeat the same call.",
         ) from reason
-
-
-def _allocate(stream: IO[bytes], size: int) -> None:
-    """Append ``size`` zeros that really have room on the disk.
-
-    Raises:
-        OSError: When there is none.
-    """
-    stream.flush()
-    start = stream.tell()
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(stream.fileno(), start, size)
-        except OSError as reason:
-            if reason.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-        else:
-            return
-    zeros = bytes(min(size, PIECE))
-    while (left := start + size - stream.tell()) > 0:
-        stream.write(zeros[:left])
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _is_stray(entry: Path) -> bool:

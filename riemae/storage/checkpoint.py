@@ -196,7 +196,7 @@ def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
                 "Try tensor.to_dense() or tensor.dequantize(), and move it off the meta device.",
             )
     try:
-        # Each in memory of its own: the format knows no views.
+        # Each in memory of its own: the format has no views.
         return safetensors.torch.save(
             {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
         )
@@ -274,7 +274,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     """The JSON of a checkpoint, checked from the outside in.
 
     Raises:
-        CheckpointError: When it is no such JSON, of another version, or changed.
+        CheckpointError: When it is not such JSON, of another version, or changed.
     """
     content = _read(path)
     try:

@@ -57,7 +57,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            FileError: When somebody else holds it: with process, machine and time.
+            FileError: When another process or thread holds it: with process, machine and time.
         """
         with _GUARD:
             # What a parent process holds is not this one's, even if it was forked from it.
@@ -138,7 +138,7 @@ class Lock:
         raise self._taken()
 
     def _young(self) -> bool:
-        """Whether a file without a signature may be that of somebody who is just writing it."""
+        """Whether a file without a signature may belong to a process that is just writing it."""
         try:
             return time.time() - self.path.stat().st_mtime < 10
         except OSError:
@@ -165,7 +165,7 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to somebody else
+    except OSError:  # it belongs to another user
         return True
     return True
 

@@ -411,7 +411,7 @@ class TestConstructors:
             (lambda: Constant(torch.ones(2, 3)), r"shape \(D, D\), got \(2, 3\)"),
             (lambda: Constant([[1.0, 0.0], [0.0, 1.0]]), "tensor"),
             (lambda: Constant(torch.eye(2, dtype=torch.int64)), "int64"),
-            (lambda: Euclidean()(torch.zeros(1, D)), "a call. It is no layer"),
+            (lambda: Euclidean()(torch.zeros(1, D)), "a call. It is not a layer"),
         ],
     )
     def test_what_cannot_be_a_metric(self, make, message):

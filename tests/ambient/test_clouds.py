@@ -412,9 +412,9 @@ class TestBandwidth:
         assert metric.data_shape is None
 
     def test_data_of_another_shape_than_it_is_bound_to(self):
+        metric, x = bound(InfoRiemannian(1.0), 4, 3), torch.zeros(1, 6)
         with pytest.raises(AmbientError, match=r"data of shape \(4, 3\), got \(6,\).*bind"):
-            x = torch.zeros(1, 6)
-            bound(InfoRiemannian(1.0), 4, 3).product(x, x)
+            metric.product(x, x)
 
     def test_repr(self):
         assert (

@@ -123,7 +123,11 @@ class TestDensity:
             (lambda: Density(DATA[:1]), AmbientError, "N of at least 2"),
             (lambda: Density(DATA / 0), AmbientError, "finite data"),
             (lambda: Density(torch.ones(5, 2)), AmbientError, "data that differ.*Give a bandwidth"),
-            (lambda: Density(DATA, kind="round"), OptionError, "diagonal, conformal, density"),
+            (
+                lambda: Density(DATA, kind="round"),
+                OptionError,
+                "'diagonal', 'conformal', 'density'",
+            ),
             (lambda: Density(DATA, -1.0), AmbientError, "a positive bandwidth, got -1.0"),
             (lambda: Density(DATA, floor=0.0), AmbientError, "a positive floor"),
             (lambda: Density(DATA, neighbors=0), AmbientError, "a positive neighbors"),

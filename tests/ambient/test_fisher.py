@@ -61,10 +61,12 @@ class TestTruths:
 
     @pytest.mark.parametrize("family", [td.Categorical, td.OneHotCategorical])
     def test_categorical_is_a_sphere_of_radius_two(self, family):
-        logits = lambda z: F.pad(z, (0, 1))  # noqa: E731
-        truth = lambda a, b: (
-            2 * (logits(a).softmax(-1) * logits(b).softmax(-1)).sqrt().sum(-1).acos()
-        )  # noqa: E731
+        def logits(z):
+            return F.pad(z, (0, 1))
+
+        def truth(a, b):
+            return 2 * (logits(a).softmax(-1) * logits(b).softmax(-1)).sqrt().sum(-1).acos()
+
         M = self.solve(lambda z: family(logits=logits(z)), truth)
         assert_close(M.gaussian_curvature(Z), torch.full((4,), 0.25).double(), rtol=1e-9, atol=0.0)
 
@@ -200,7 +202,7 @@ class TestHeads:
             Manifold(free).distribution(Z)
 
     def test_heads_of_different_batches_are_refused(self):
-        with pytest.raises(DecoderError, match="one row a point"):
+        with pytest.raises(DecoderError, match="one row per point"):
             Manifold(lambda z: (td.Normal(z, 1.0), td.Normal(torch.zeros(7, 2).to(z), 1.0))).metric(
                 Z
             )
@@ -402,7 +404,7 @@ class TestEdges:
         lambda z: td.Bernoulli(probs=torch.cat([z, 1000 * (z - 2), 1000 * (z + 3)], -1).sigmoid()),
         lambda z: td.OneHotCategorical(probs=torch.cat([z, -z, 0 * z - 2000], -1).softmax(-1)),
         lambda z: td.Poisson(torch.cat([z.exp(), (1000 * (z - 2)).exp()], -1)),
-        lambda z: td.NegativeBinomial(2.0, probs=torch.cat([z.sigmoid(), (1000 * (z - 2)).sigmoid()], -1)),
+        lambda z: td.NegativeBinomial(2.0, probs=torch.cat([z, 1000 * (z - 2)], -1).sigmoid()),
     ])  # fmt: skip
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_probabilities_and_rates_of_exactly_zero(self, decoder, dtype):

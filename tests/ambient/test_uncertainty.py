@@ -204,13 +204,30 @@ class TestEnsemble:
             (lambda: Ensemble([]), OptionError, "at least one member"),
             (lambda: Ensemble([3]), DTypeError, "modules or functions"),
             (lambda: Ensemble([nn.Linear]), DTypeError, "modules or functions"),
-            (lambda: Manifold(Ensemble([sphere, lambda z: z])).metric(Z), DecoderError, "same structure.*shapes"),
-            (lambda: Manifold(Ensemble([lambda z: td.Normal(z, 1.0), lambda z: td.Laplace(z, 1.0)])).metric(Z),
-             DecoderError, "same structure.*different distributions"),
-            (lambda: Manifold(Ensemble([Ensemble([sphere])])).metric(Z), DecoderError, "ensemble of ensembles"),
-            (lambda: Manifold(sphere, Averaged(Euclidean(), 2)).metric(Z), AmbientError, "a single decoder"),
+            (
+                lambda: Manifold(Ensemble([sphere, lambda z: z])).metric(Z),
+                DecoderError,
+                "same structure.*shapes",
+            ),
+            (
+                lambda: Manifold(
+                    Ensemble([lambda z: td.Normal(z, 1.0), lambda z: td.Laplace(z, 1.0)])
+                ).metric(Z),
+                DecoderError,
+                "same structure.*different distributions",
+            ),
+            (
+                lambda: Manifold(Ensemble([Ensemble([sphere])])).metric(Z),
+                DecoderError,
+                "ensemble of ensembles",
+            ),
+            (
+                lambda: Manifold(sphere, Averaged(Euclidean(), 2)).metric(Z),
+                AmbientError,
+                "a single decoder",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, make, error, match):
         with pytest.raises(error, match=match):
             make()

@@ -145,10 +145,14 @@ class TestSpecialFunctions:
         # quadrature.
 
         width = min(math.pi, 14 / kappa**0.5)
-        u = lambda t: 2 * math.sin(t / 2) ** 2  # noqa: E731
-        moment = lambda n: quad(
-            lambda t: u(t) ** n * math.exp(-kappa * u(t)), 0, width, epsabs=0, epsrel=1e-12
-        )[0]  # noqa: E731
+
+        def moment(n):
+            def integrand(t):
+                u = 2 * math.sin(t / 2) ** 2
+                return u**n * math.exp(-kappa * u)
+
+            return quad(integrand, 0, width, epsabs=0, epsrel=1e-12)[0]
+
         truth = moment(2) / moment(0) - (moment(1) / moment(0)) ** 2
         found = float(resultant_slope(torch.tensor(kappa, dtype=torch.float64)))
         assert found == pytest.approx(truth, rel=1e-9)
@@ -469,7 +473,7 @@ class TestOtherFamilies:
         ids=["mixture", "moving transform"],
     )
     def test_without_parameters_of_its_own(self, decoder):
-        with pytest.raises(DecoderError, match="one row of parameters a point"):
+        with pytest.raises(DecoderError, match="one row of parameters per point"):
             Manifold(decoder).metric(Z)
 
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.ApproximationWarning")

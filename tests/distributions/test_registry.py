@@ -150,10 +150,11 @@ class TestRecognition:
         import subprocess
         import sys
 
+        packages = sorted({package for package, _ in ELSEWHERE})
         code = (
             "import sys, torch, riemae; from riemae import Manifold; "
             "Manifold(lambda z: torch.distributions.Poisson(z.exp())).metric(torch.zeros(1, 1)); "
-            f"print([m for m in {sorted({package for package, _ in ELSEWHERE})!r} if m in sys.modules])"
+            f"print([m for m in {packages!r} if m in sys.modules])"
         )
         assert (
             subprocess.run(
