@@ -65,7 +65,7 @@ def solve_chunk(
         at_once: How many curves with such nodes ``(p, n + 1, m)`` one step may work on.
 
     Returns:
-        The result, and the lengths of the start curves' polygons, NaN where nobody looked.
+        The result, and the lengths of the start curves' polygons, NaN where unknown.
     """
     chunk = _Chunk(space, solver, start, rtol, at_once)
     while chunk.unfinished():

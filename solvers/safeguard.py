@@ -54,8 +54,8 @@ def not_longer(
     Args:
         space: The space.
         start: The start curves ``(p,)``.
-        lengths: Lengths of their polygons, which are shorter than the curves; NaN where nobody
-            looked.
+        lengths: Lengths of their polygons, which are shorter than the curves; NaN where
+            unknown.
         result: What came of them.
         rtol: The accuracy.
         again: Solves start curves at their own resolution; None where that has been done.

@@ -100,7 +100,7 @@ class State:
         nodes: ``(p, n + 1, m)``.
         status: ``(p,)``; RUNNING, CONVERGED for this resolution, or a failure.
         decrement: ``(p,)``, relative length still to gain at this resolution; infinite before the
-            first step, NaN where nobody knows.
+            first step, NaN where unknown.
         index: ``(p,)``, Morse index; −1 before it is known.
         steps: ``(p,)``, steps taken at this resolution and at coarser ones: the driver hands them
             on.

@@ -139,7 +139,7 @@ class TestGraphs:
             lambda: SPHERE.graph(Z, k=2, weight=weight),
             lambda: SPHERE.distance_matrix(Z, weight=weight),
         ):
-            with pytest.raises(OptionError, match="weight 'length' or 'chord'"):
+            with pytest.raises(OptionError, match="weight among 'length', 'chord'"):
                 call()
 
     def relu(self):

@@ -16,7 +16,7 @@ LEAVING    it has converged to a saddle, and            it moves along the direc
            ``target="minimum"``                         curvature and goes on; STILL where no such
                                                         move lowers the energy
 STILL      what is left is too little for a step        it ends
-LAST       it has converged on its first level, by      one step that nobody looks at, and it ends
+LAST       it has converged on its first level, by      one step that is not judged, and it ends
            the Hessian itself
 RUN        the matrix is sound and undamped             steps with this matrix as long as they
                                                         converge fast (see ``newton_run``). It ends
@@ -318,7 +318,7 @@ class _Sweep:
         book["kept"] = self.phase == Phase.SADDLE
 
     def last(self) -> None:
-        """LAST: one step that nobody looks at."""
+        """LAST: one step that is not judged."""
         last = self.phase == Phase.LAST
         if last.any():
             self.nodes = moved(self.nodes, masked(last, self.step))

@@ -418,7 +418,7 @@ class TestSearch:
 
     def test_an_unknown_search(self):
         with pytest.raises(
-            OptionError, match="search 'auto', 'tree', 'brute' or 'approximate', got 'hash'"
+            OptionError, match="search among 'auto', 'tree', 'brute', 'approximate', got 'hash'"
         ):
             SPHERE.graph(points(20), k=3, search="hash")
 
@@ -562,7 +562,7 @@ class TestSmallAndWrong:
             solvers.graph(FLAT, torch.tensor([[0, 0], [3, 4], [6, 8]]), k=1)
 
     def test_unknown_options(self):
-        with pytest.raises(OptionError, match="weight 'length' or 'chord', got 'energy'"):
+        with pytest.raises(OptionError, match="weight among 'length', 'chord', got 'energy'"):
             SPHERE.graph(points(20), k=3, weight="energy")
         with pytest.raises(OptionError, match="neighbors 'latent' or 'data', got 'both'"):
             SPHERE.graph(points(20), k=3, neighbors="both")
