@@ -39,7 +39,8 @@ LAYERS = {
         geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
     "manifold": "ensembles manifold",
     "clients": """scores plotting testing interop interop.geoopt
-        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators autoencoders.inputs
+        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators
+        autoencoders.fitting autoencoders.inputs autoencoders.settings autoencoders.variants
         autoencoders.likelihoods autoencoders.losses autoencoders.module autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.report autoencoders.saved autoencoders.training""",
     "people": "loading cli cli.main cli.demo",
