@@ -39,8 +39,10 @@ LAYERS = {
         geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
     "manifold": "ensembles manifold",
     "clients": """scores plotting testing interop interop.geoopt
-        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators
-        autoencoders.fitting autoencoders.inputs autoencoders.settings autoencoders.variants
+        autoencoders autoencoders.batches autoencoders.edges autoencoders.embedding
+        autoencoders.estimators autoencoders.fitting autoencoders.inputs autoencoders.metadata
+        autoencoders.plain autoencoders.settings autoencoders.terms
+        autoencoders.timing autoencoders.units autoencoders.variants
         autoencoders.likelihoods autoencoders.losses autoencoders.module autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.report autoencoders.saved autoencoders.training""",
     "people": "loading cli cli.main cli.demo",

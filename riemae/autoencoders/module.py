@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.likelihoods import Likelihood
-from riemae.autoencoders.objective import Objective, Term, Variation
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import Term, Variation
 from riemae.exceptions import (
     DTypeError,
     NonFiniteError,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from riemae.autoencoders.batches import Neighbors
 from riemae.autoencoders.likelihoods import Likelihood
-from riemae.autoencoders.objective import Objective, Term, Variation
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import Term, Variation
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_range
 

@@ -14,7 +14,8 @@ from riemae.autoencoders.batches import Neighbors, derived_seed
 from riemae.autoencoders.estimators import AE
 from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import fit_codes
-from riemae.autoencoders.objective import RIDGE, Objective, Term, Variation
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import RIDGE, Term, Variation
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_shape
 
