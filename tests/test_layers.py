@@ -38,7 +38,8 @@ LAYERS = {
     "geometry": """geometry geometry.conditioned geometry.curvature geometry.decoder geometry.distortion
         geometry.envelope geometry.factors geometry.latent geometry.pullback geometry.smoothness""",
     "manifold": "ensembles manifold",
-    "clients": """scores plotting testing interop interop.geoopt
+    "clients": """scores plotting interop interop.geoopt
+        testing testing.ambient testing.laws testing.manifold testing.solver testing.space
         autoencoders autoencoders.batches autoencoders.edges autoencoders.embedding
         autoencoders.estimators autoencoders.fitting autoencoders.inputs autoencoders.metadata
         autoencoders.plain autoencoders.settings autoencoders.terms
