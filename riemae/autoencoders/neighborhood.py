@@ -299,7 +299,7 @@ class Neighborhood:
 
     @staticmethod
     def kernel(centre: Tensor, neighbor: Tensor, weight: float) -> Tensor:  # (b,), (b,) -> (b,)
-        """NRAE's kernel (equation 19): 1 where the neighbour is the centre, ``weight`` elsewhere."""
+        """NRAE's kernel (equation 19): 1 where both are one sample, ``weight`` elsewhere."""
         return torch.where(centre == neighbor, 1.0, weight)
 
     def embedding(

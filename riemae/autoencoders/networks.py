@@ -79,8 +79,9 @@ class Colour(nn.Module):
 
 @storage.register("riemae.PointCloudEncoder")
 class PointCloudEncoder(nn.Module):
-    """Code of a set of points, whatever their order: one network for every point, then mean and
-    maximum over points.
+    """Code of a set of points, whatever their order.
+
+    One network acts on every point; then come mean and maximum over points.
 
     Args:
         dim: Dimension of the points.

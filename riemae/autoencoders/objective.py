@@ -231,7 +231,7 @@ class Objective(nn.Module):
         return rows
 
     def check_training(self, where: str) -> None:
-        """Refuse layers under which the decoder is not a map that geometric terms can differentiate.
+        """Refuse layers with which geometric terms cannot differentiate the decoder.
 
         Args:
             where: Who asks.
@@ -248,8 +248,8 @@ class Objective(nn.Module):
                 where,
                 "a decoder that treats every row alone and is deterministic while it is trained",
                 reason.got,
-                "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, and no "
-                "dropout.",
+                "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, "
+                "and no dropout.",
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:

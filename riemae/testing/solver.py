@@ -12,7 +12,7 @@ from torch import Tensor
 
 from riemae import solvers
 from riemae.exceptions import DTypeError
-from riemae.numerics.checks import expect_rtol
+from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.state import RUNNING
 from riemae.testing.laws import relative, run, share, source, verdict
@@ -29,7 +29,6 @@ _HINTS = {
     "alone": "A finished or other pair must not change a pair's steps: decide row by row.",
 }
 _UNDERESTIMATED = 10  # how much larger than its estimate an error may be
-_PAIRS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +40,12 @@ class _Known:
     low: tuple[float, float]
     high: tuple[float, float]
 
-    def pairs(self, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def pairs(
+        self, generator: torch.Generator, count: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Pairs of points inside the chart."""
         low, high = torch.tensor(self.low).double(), torch.tensor(self.high).double()
-        drawn = torch.rand(2, _PAIRS, 2, generator=generator, dtype=torch.float64)
+        drawn = torch.rand(2, count, 2, generator=generator, dtype=torch.float64)
         z0, z1 = (low + (high - low) * drawn).to(dtype)
         return z0, z1
 
@@ -90,6 +91,7 @@ def check_solver(
     rtol: float = 1e-4,
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | int | None = 0,
+    pairs: int = 6,
     same_bits: bool = True,
 ) -> dict[str, float]:
     """Check on spaces with closed forms that a path solver keeps the promises of its protocol.
@@ -116,6 +118,7 @@ def check_solver(
         rtol: Relative accuracy that it is asked for.
         dtype: Of the points.
         generator: Randomness of the pairs; an integer is a seed.
+        pairs: How many in each space; at least 2.
         same_bits: Whether it promises the same bits for a pair alone and in a batch.
 
     Returns:
@@ -136,7 +139,10 @@ def check_solver(
         hint = "Give an instance with the methods and settings of solvers.Solver."
         raise DTypeError(where, "the settings of a path solver", repr(solver)[:80], hint)
     rtol = expect_rtol(where, rtol)
-    laws = _Laws(solver, rtol, dtype, source(where, generator), same_bits)
+    expect_range(where, "pairs", pairs, 2, integer=True, hint="Try pairs=6.")
+    vectors = source(where, generator)
+    drawn = [(known, *known.pairs(vectors, pairs, dtype)) for known in _SPACES]
+    laws = _Laws(solver, rtol, drawn, same_bits)
     report = run(laws.checks())
     rounding = 64 * tolerance(dtype).length
     tol = dict.fromkeys(report, 0.0)
@@ -151,21 +157,18 @@ class _Laws:
         self,
         solver: Any,
         rtol: float,
-        dtype: torch.dtype,
-        generator: torch.Generator,
+        pairs: list[tuple[_Known, Tensor, Tensor]],
         same_bits: bool,
     ) -> None:
         self.solver = solver
         self.rtol = rtol
-        self.dtype = dtype
         self.same_bits = same_bits
         self.settings = repr(solver)
-        self.cases = []
-        for known in _SPACES:
-            z0, z1 = known.pairs(generator, dtype)
-            result = self.solved(known, z0, z1)
-            # The truth of the points as they are after rounding.
-            self.cases.append((known, z0, z1, known.distance(z0.double(), z1.double()), result))
+        # The truth is that of the points after rounding.
+        self.cases = [
+            (known, z0, z1, known.distance(z0.double(), z1.double()), self.solved(known, z0, z1))
+            for known, z0, z1 in pairs
+        ]
 
     def solved(self, known: _Known, z0: Tensor, z1: Tensor, **options: Any) -> Any:
         """Geodesics in a known space."""
@@ -204,7 +207,7 @@ class _Laws:
         for *_, truth, result in self.cases:
             gap = (result.length.double() - truth).abs()
             # Below this nothing can be claimed of a length of this dtype.
-            floor = 64 * tolerance(self.dtype).length * truth
+            floor = 64 * tolerance(result.length.dtype).length * truth
             claimed = _UNDERESTIMATED * result.error.double() + floor
             gaps.append(share(torch.where(result.converged, gap, 0.0), claimed))
         return max(gaps)
