@@ -83,7 +83,8 @@ def draw(
         M = Manifold(identity, ambient=ambient.Density(data, bandwidth=0.15, kind=kind))
         # The decadic log of the geometric mean of the two stretch factors.
         cost = M.log_volume(grid).view(150, 150).T / 2 / torch.log(torch.tensor(10.0))
-        shade = panel.pcolormesh(axis, axis, cost, cmap="Greys", shading="gouraud", rasterized=True)
+        shown = (axis.numpy(), axis.numpy(), cost.numpy())
+        shade = panel.pcolormesh(*shown, cmap="Greys", shading="gouraud", rasterized=True)
         panel.scatter(*data.T, s=4, color="tab:blue", alpha=0.6, linewidths=0, label="data")
         for i in range(len(z0)):
             straight, bent = curves["Euclidean"][i], curves[kind][i]

@@ -369,7 +369,8 @@ def _sentences(r: Report) -> list[str]:
         out.append(
             f"The encoder folds the data: for {r.folded:.0%} of the samples the nearest one "
             "in latent space is far in the data. No term on the decoder can unfold it. Start the "
-            "encoder from a graph embedding (Neighborhood.embedding), try other seeds, or raise latent_dim."
+            "encoder from a graph embedding (Neighborhood.embedding), try other seeds, or raise "
+            "latent_dim."
         )
     if r.dead:
         out.append(
@@ -388,13 +389,14 @@ def _sentences(r: Report) -> list[str]:
         # nobody minds.
         out.append(
             "The manifold is smoother than the data: residuals of neighbours point the same way "
-            f"(correlation {r.residual_correlation:.2f}). Lower the weight of the regulariser, or train longer."
+            f"(correlation {r.residual_correlation:.2f}). Lower the weight of the regulariser, or "
+            "train longer."
         )
     if r.mcn > _DISTORTED and not r.dead:
         out.append(
             "The latent space is distorted: one direction is stretched "
-            f"{math.sqrt(r.mcn):.1f} times as much as another. Add relaxed_distortion (IRAE) or raise its weight; it combines "
-            "with the other terms."
+            f"{math.sqrt(r.mcn):.1f} times as much as another. Add relaxed_distortion (IRAE) "
+            "or raise its weight; it combines with the other terms."
         )
     if r.continuity < _TORN:
         out.append(

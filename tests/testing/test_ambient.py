@@ -1,5 +1,7 @@
 """check_ambient: it passes for every metric that ships, and names every law that is broken."""
 
+import random
+
 import geoopt
 import pytest
 import torch
@@ -110,7 +112,17 @@ def spoil(out, x, *rest):
 
 class Noisy(Sound):
     def product(self, x, v):
-        return v * (1 + 1e-3 * torch.rand((), dtype=v.dtype))
+        return v * (1 + 1e-3 * random.random())
+
+
+class WrongDiagonal(Sound):
+    """Overrides a second method, which does not agree with the first."""
+
+    def diagonal(self, x):
+        return (1 + x.square()).sqrt()
+
+    def matrix(self, x):
+        return torch.diag_embed(1 + x.square())
 
 
 class Blocked(Sound):
@@ -132,7 +144,7 @@ BROKEN = [
     ("inner", lambda: broken(inner=lambda out, *_: 1.001 * out)),
     ("inner", lambda: broken(squared_norm=lambda out, *_: 2 * out)),
     ("matrix", lambda: broken(matrix=lambda out, x: out.flip(-1))),
-    ("diagonal", lambda: broken(diagonal=lambda out, x: out.sqrt())),
+    ("diagonal", WrongDiagonal),
     ("columns", lambda: broken(apply_to=lambda out, *_: out.flip(-1))),
     ("factor", lambda: broken(Embedded, factor_product=lambda out, *_: 2 * out)),
     ("features", lambda: broken(Embedded, product=lambda out, *_: 2 * out)),
@@ -162,7 +174,8 @@ def test_a_sound_law_is_not_blamed():
 
 
 def test_a_metric_that_is_not_positive_along_given_tangents():
-    flat = ambient.Custom(matrix=torch.diag(torch.tensor([1.0, 1.0, 0.0]).double()))
+    constant = torch.diag(torch.tensor([1.0, 1.0, 0.0]).double())
+    flat = ambient.Custom(matrix=lambda x: constant.expand(len(x), 3, 3))
     check_ambient(flat, X)
     assert broken_laws(flat, tangents=torch.eye(3).double().expand(4, 3, 3)) == {"positive"}
 

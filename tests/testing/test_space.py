@@ -126,7 +126,6 @@ def bent(out, nodes, second_order=True):
 
 BROKEN = [
     ("metric", lambda: broken(metric=lambda g, z: g + torch.tensor([[0.0, 0.1], [-0.1, 0.0]]))),
-    ("metric", lambda: broken(metric=lambda g, z: -g)),
     ("norm", lambda: broken(norm=lambda out, z, v: 1.001 * out)),
     ("chords", lambda: broken(squared_chords=lambda out, nodes: -out)),
     ("reversal", lambda: broken(squared_chords=left_nodes)),
