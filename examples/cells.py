@@ -1,24 +1,25 @@
-"""Real cells: 700 blood cells with the counts of 765 genes, and how well distances tell their types
-apart.
+"""Real cells: how well do distances in a latent space tell the types of cells apart?
 
-A negative-binomial autoencoder with two latent dimensions is fitted to the counts that scanpy
-ships. Neighbours are then looked for by four distances: straight in the latent space, by the
-Euclidean metric on expected counts, by Fisher-Rao (both along the k-nearest-neighbour graph of the
-latent codes), and between the counts themselves. A distance is good when a cell's nearest
-neighbours are of its own type.
+The data are 700 blood cells with the counts of 765 genes. A negative-binomial autoencoder with two
+latent dimensions is fitted to the counts that scanpy ships. Neighbours are then looked for by four
+distances: straight in the latent space, by the Euclidean metric on expected counts, by Fisher-Rao
+(both along the k-nearest-neighbour graph of the latent codes), and between the counts themselves. A
+distance is good when a cell's nearest neighbours are of its own type.
 
-    pip install .[train,cells]
+    pip install '.[train,cells]'
     python examples/cells.py             # writes out/cells.png
 """
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
+import _run
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from riemae import Manifold
@@ -32,7 +33,9 @@ def shipped() -> Path:
     """The file inside scanpy, which need not be imported for it."""
     spec = find_spec("scanpy")
     if spec is None or spec.origin is None:
-        raise SystemExit("scanpy ships the cells: pip install .[cells], or give --file PATH.h5ad")
+        raise SystemExit(
+            "scanpy ships the cells: pip install 'riemae[cells]', or give --file PATH.h5ad"
+        )
     return Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
 
 
@@ -69,25 +72,24 @@ def purity(distances: Tensor, labels: np.ndarray) -> float:  # (n, n)
 
 def main() -> None:
     """Fit, compare, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _run.parser(__doc__)
     parser.add_argument("--file", type=Path, help="the .h5ad file, instead of the one in scanpy")
-    parser.add_argument("--out", type=Path, default=Path("out/cells.png"))
     parser.add_argument("--epochs", type=int, default=150)
-    arguments = parser.parse_args()
+    options = _run.started(parser.parse_args())
+    epochs = 2 if options.quick else options.epochs
 
-    torch.set_num_threads(1)
-    counts, labels, names = cells(arguments.file or shipped())
+    counts, labels, names = cells(options.file or shipped())
+    if options.quick:
+        counts, labels = counts[:150], labels[:150]
     counts = counts[:, (counts > 0).sum(0) >= 20]  # genes that some cells have
-    options = {
+    settings = {
         "latent_dim": 2,
         "hidden": (64, 64),
         "likelihood": "negative_binomial",
         "lr": 3e-3,
         "seed": 0,
     }
-    model = AE(epochs=arguments.epochs, batch_size=100, ambient="fisher", **options).fit(counts)
+    model = AE(epochs=epochs, batch_size=100, ambient="fisher", **settings).fit(counts)
     codes = model.transform(counts).double()
     fisher = model.manifold_.to(dtype=torch.float64)
     euclidean = Manifold(lambda z: fisher.distribution(z).mean)
@@ -100,40 +102,35 @@ def main() -> None:
         "Fisher-Rao": fisher.distance_matrix(codes, method="graph", k=NEIGHBOURS),
         "between the log counts themselves": torch.cdist(counts.log1p(), counts.log1p()),
     }
-    print(
-        f"{len(counts)} cells, {counts.shape[1]} genes, {len(names)} types; {int(counts.sum()):,} counts"
-    )
+    size = f"{len(counts)} cells, {counts.shape[1]} genes, {len(names)} types"
+    print(f"{size}; {int(counts.sum()):,} counts")
     print(f"{'distance':38} {f'of {NEIGHBOURS} neighbours, of the same type':>38}")
     for name, matrix in distances.items():
         print(f"{name:38} {purity(matrix, labels):38.1%}")
     picture(
-        arguments.out,
+        options,
         {"Euclidean on expected counts": euclidean, "Fisher-Rao": fisher},
         codes,
         labels,
         names,
     )
-    print(f"Figure: {arguments.out}")
 
 
 def picture(
-    out: Path, manifolds: dict[str, Manifold], z: Tensor, labels: np.ndarray, names: list[str]
+    options: Namespace,
+    manifolds: dict[str, Manifold],
+    z: Tensor,
+    labels: np.ndarray,
+    names: list[str],
 ) -> None:
-    """The cells by type on the magnification factor of both metrics, with geodesics between the
-    types' middles.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """The cells by type on the magnification factor, with geodesics between the types' middles."""
     figure, axes = plt.subplots(1, 2, figsize=(13.5, 5), layout="constrained")
     middle = torch.stack(
         [z[torch.as_tensor(labels == kind)].median(0).values for kind in np.unique(labels)]
     )
     low, high = z.quantile(0.005, dim=0) - 0.2, z.quantile(0.995, dim=0) + 0.2
     for panel, (name, manifold) in zip(axes, manifolds.items(), strict=True):
-        magnification(manifold, panel, low, high, resolution=80, alpha=0.5)
+        magnification(manifold, panel, low, high, resolution=20 if options.quick else 80, alpha=0.5)
         for kind in np.unique(labels):
             panel.scatter(
                 *z[torch.as_tensor(labels == kind)].T,
@@ -160,10 +157,10 @@ def picture(
         loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2, fontsize=9
     )
     figure.suptitle(
-        "Blood cells; background: log volume density (dark is large); black: geodesics between types"
+        "Blood cells; background: log volume density (dark is large); "
+        "black: geodesics between types"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    _run.save(figure, options, "cells.png", dpi=120)
 
 
 if __name__ == "__main__":

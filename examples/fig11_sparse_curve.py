@@ -13,22 +13,19 @@ The figure goes to out/fig11_sparse_curve.png.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
-from sklearn.base import clone
-from torch import Tensor
+from matplotlib import pyplot as plt
 
 from riemae import datasets
 from riemae.autoencoders import AE, NRAE, Neighborhood
 
 NETWORK = {"latent_dim": 1, "hidden": (128, 128, 128), "batch_size": 30}
 SETTINGS = {**NETWORK, "epochs": 1000, "lr": 1e-3, "schedule": "cosine", "clip": 1.0}
-LINEAR, QUADRATIC = (
-    {"order": 1, "neighbors": 2, "weight": 2.0},
-    {"order": 2, "neighbors": 3, "weight": 100.0},
-)
+LINEAR = {"order": 1, "neighbors": 2, "weight": 2.0}
+QUADRATIC = {"order": 2, "neighbors": 3, "weight": 100.0}
 MODELS = {
     "AE": AE(**SETTINGS),
     "AE, Isomap": NRAE(
@@ -40,57 +37,42 @@ MODELS = {
 FULL = {"NRAE-L": NRAE(**SETTINGS, **LINEAR), "NRAE-Q": NRAE(**SETTINGS, **QUADRATIC)}
 
 
-def curve(model: AE, data: datasets.Dataset, count: int = 1000) -> Tensor:  # -> (count, 2)
-    """The decoded curve between the outermost codes."""
-    z = model.transform(data.x)
-    return model.inverse_transform(torch.linspace(float(z.min()), float(z.max()), count)[:, None])
-
-
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser = _run.parser(__doc__, seeds=2)
     parser.add_argument("--full", action="store_true", help="NRAE without initialisation, too")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.started(parser.parse_args())
 
     shown: dict[str, AE] = {}
     first = datasets.sparse_spiral(generator=0, dtype=torch.float32)
     print(
-        f"{'model':16} {'right order':>12} {'clean error':>12} {'length / true length':>21}   (means)"
+        f"{'model':16} {'right order':>12} {'clean error':>12} "
+        f"{'length / true length':>21}   (means)"
     )
-    for name, model in (MODELS | (FULL if options.full else {})).items():
+    models = _run.models_for(options, MODELS | (FULL if options.full else {}))
+    for name, model in models.items():
         right, errors, lengths = 0, 0.0, 0.0
         for seed in range(options.seeds):
             data = datasets.sparse_spiral(generator=seed, dtype=torch.float32)
-            fitted = clone(model).set_params(seed=seed).fit(data.x)
+            ((_, fitted),) = _run.trained({name: model}, data.x, seed)
             right += datasets.in_order(fitted.transform(data.x), data.z)
-            errors += datasets.clean_error(
-                data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
-            )
-            lengths += datasets.length_ratio(data, curve(fitted, data))
+            errors += datasets.clean_error(data, _run.reconstruction(fitted))
+            lengths += datasets.length_ratio(data, _run.decoded_curve(fitted, data))
             if not seed:
                 shown[name] = fitted
         n = options.seeds
         print(f"{name:16} {right:6} of {n:2} {errors / n:12.2e} {lengths / n:21.3f}", flush=True)
     graph = Neighborhood.nearest(first.x, 2)
-    print(draw(shown, first, graph, options.out))
+    draw(shown, first, graph, options)
 
 
-def draw(shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, out: Path) -> Path:
+def draw(
+    shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, options: Namespace
+) -> None:
     """The samples in the order of their codes, and the learned curve, of each model.
 
     Thin lines are the graph.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
         len(shown) // 2,
         2,
@@ -103,15 +85,13 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, out:
         for i in range(len(data.x)):
             for j in graph.of(i).tolist():
                 axis.plot(*data.x[[i, j]].T, color="0.8", lw=3, zorder=0)
-        axis.plot(*curve(model, data).T, color="tab:red", lw=1.3)
+        axis.plot(*_run.decoded_curve(model, data).T, color="tab:red", lw=1.3)
         z = model.transform(data.x)[:, 0]
         axis.scatter(*data.x.T, c=z.argsort().argsort(), cmap="viridis", s=22, zorder=3)
         order = "right" if datasets.in_order(z, data.z) else "wrong"
         axis.set(title=f"{name}: {order} order", aspect="equal", xlim=(-2.2, 3.4), ylim=(-2.2, 1.6))
     figure.suptitle("Colour: rank of the code; red: decoded curve; grey: two nearest neighbours")
-    path = out / "fig11_sparse_curve.png"
-    figure.savefig(path, dpi=130)
-    return path
+    _run.save(figure, options, "fig11_sparse_curve.png", dpi=130)
 
 
 if __name__ == "__main__":

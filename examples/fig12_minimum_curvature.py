@@ -1,10 +1,9 @@
-"""Sixty noisy points of a cylinder: plain autoencoder, minimum curvature, and with isometry (figure
-12 of Lee 2023).
+"""Sixty noisy points of a cylinder, with minimum curvature (figure 12 of Lee 2023).
 
 A network that can follow the noise does, and its surface is wrinkled. The extrinsic curvature of
 the decoder, ``Tr(G⁻¹C)``, is 2 on a cylinder of radius 1; penalised, it brings the surface close to
 the true one. It does not see the latent coordinates, which may be stretched (MCN): with the
-isometric term beside it they are not, and the surface is better still.
+isometric term in addition they are not, and the surface is better still.
 
     python examples/fig12_minimum_curvature.py              # one seed
     python examples/fig12_minimum_curvature.py --seeds 4    # writes out/fig12_minimum_curvature.png
@@ -12,11 +11,11 @@ isometric term beside it they are not, and the surface is better still.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
-from sklearn.base import clone
+from matplotlib import pyplot as plt
 
 from riemae import datasets, scores
 from riemae.autoencoders import AE, MCAE
@@ -43,9 +42,7 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     z = model.transform(data.x)
     with torch.no_grad():
         return {
-            "clean error": datasets.clean_error(
-                data, lambda x: model.inverse_transform(model.transform(x))
-            ),
+            "clean error": datasets.clean_error(data, _run.reconstruction(model)),
             "training error": float((model.inverse_transform(z) - data.x).square().sum(1).mean()),
             "curvature": float(model.manifold_.extrinsic_curvature(z).mean()),
             "MCN": float(scores.condition_number(model.manifold_, z).mean()),
@@ -54,24 +51,19 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.options(__doc__, seeds=1)
 
+    models = _run.models_for(options, MODELS)
     shown: dict[str, AE] = {}
     first = datasets.cylinder(generator=0, dtype=torch.float32)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
     print(
-        f"{'seed':>4} {'model':12} {'clean error':>12} {'× AE':>6} {'training error':>15} {'curvature':>10} {'MCN':>8}"
+        f"{'seed':>4} {'model':12} {'clean error':>12} {'× AE':>6} {'training error':>15} "
+        f"{'curvature':>10} {'MCN':>8}"
     )
     for seed in range(options.seeds):
         data = datasets.cylinder(generator=seed, dtype=torch.float32)
-        for name, model in MODELS.items():
-            fitted = clone(model).set_params(seed=seed).fit(data.x)
+        for name, fitted in _run.trained(models, data.x, seed):
             rows[name].append(measured(fitted, data))
             print(line(str(seed), name, rows[name][-1], rows["AE"][-1]), flush=True)
             if not seed:
@@ -83,25 +75,20 @@ def main() -> None:
     for name in MODELS:
         print(line("mean", name, mean[name], mean["AE"]))
     print("The true curvature is 2.")
-    print(draw(shown, first, options.out))
+    draw(shown, first, options)
 
 
 def line(seed: str, name: str, s: dict[str, float], plain: dict[str, float]) -> str:
     """A row of the table."""
+    ratio = s["clean error"] / plain["clean error"]
     return (
-        f"{seed:>4} {name:12} {s['clean error']:12.4f} {s['clean error'] / plain['clean error']:6.2f} "
+        f"{seed:>4} {name:12} {s['clean error']:12.4f} {ratio:6.2f} "
         f"{s['training error']:15.4f} {s['curvature']:10.3g} {s['MCN']:8.3g}"
     )
 
 
-def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
+def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
     """What the models make of the true surface, with the samples."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
         1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained"
     )
@@ -130,9 +117,7 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
         axis.scatter(*data.x.T, s=8, color="black", depthshade=False)
         axis.set(title=name, xlim=(-1.3, 1.3), ylim=(-0.6, 1.6), zlim=(-1.3, 1.3))
         axis.view_init(30, -70)
-    path = out / "fig12_minimum_curvature.png"
-    figure.savefig(path, dpi=130)
-    return path
+    _run.save(figure, options, "fig12_minimum_curvature.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""An isometric chart: a bent square with a hole, by a plain autoencoder and by IRAE (figure 13 of
-Lee 2023).
+"""An isometric chart of a bent square with a hole, by IRAE (figure 13 of Lee 2023).
 
 The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that
 keep all lengths. An autoencoder may use any others. Isometric regularisation finds them: the mean
@@ -13,10 +12,11 @@ the second table shows what each further bit of isometry costs in reconstruction
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 
 from riemae import datasets, plotting, scores
 from riemae.autoencoders import AE, IRAE
@@ -48,51 +48,40 @@ def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.options(__doc__, seeds=1)
 
+    models = _run.models_for(options, MODELS)
     shown: list[tuple[str, AE, datasets.Dataset]] = []
     print(
-        f"{'seed':>4} {'model':6} {'MCN':>7} {'VoR':>8} {'Spearman':>9} {'unexplained':>12} {'× AE':>6}"
+        f"{'seed':>4} {'model':6} {'MCN':>7} {'VoR':>8} {'Spearman':>9} "
+        f"{'unexplained':>12} {'× AE':>6}"
     )
     for seed in range(options.seeds):
         data = datasets.patch_with_hole(generator=seed, dtype=torch.float32)
         plain = 0.0
-        for name, settings in MODELS.items():
-            model = type(settings)(**settings.get_params()).set_params(seed=seed).fit(data.x)
+        for name, model in _run.trained(models, data.x, seed):
             s = measured(model, data)
             plain = plain or s["unexplained"]
             print(
-                f"{seed:4} {name:6} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['Spearman']:9.5f} {s['unexplained']:12.2e} "
-                f"{s['unexplained'] / plain:6.2f}",
+                f"{seed:4} {name:6} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['Spearman']:9.5f} "
+                f"{s['unexplained']:12.2e} {s['unexplained'] / plain:6.2f}",
                 flush=True,
             )
             if not seed:
                 shown.append((name, model, data))
 
-    print(
-        f"\nA paraboloid, which has no isometric chart\n{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}"
-    )
+    print("\nA paraboloid, which has no isometric chart")
+    print(f"{'weight':>6} {'MCN':>7} {'VoR':>8} {'unexplained':>12}")
     data = datasets.paraboloid(n=500, generator=0, dtype=torch.float32)
-    for weight in WEIGHTS:
-        s = measured(IRAE(**{**SETTINGS, "epochs": 100}, weight=weight).fit(data.x), data)
-        print(f"{weight:6g} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['unexplained']:12.2e}", flush=True)
-    print(draw(shown, options.out))
+    kinds = {f"{w:g}": IRAE(**{**SETTINGS, "epochs": 100}, weight=w) for w in WEIGHTS}
+    for weight, model in _run.trained(_run.models_for(options, kinds), data.x, seed=0):
+        s = measured(model, data)
+        print(f"{weight:>6} {s['MCN']:7.3f} {s['VoR']:8.4f} {s['unexplained']:12.2e}", flush=True)
+    draw(shown, options)
 
 
-def draw(shown: list[tuple[str, AE, datasets.Dataset]], out: Path) -> Path:
+def draw(shown: list[tuple[str, AE, datasets.Dataset]], options: Namespace) -> None:
     """The data, and the codes of each model with the unit circles of its metric."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
     figure = plt.figure(figsize=(13, 4.2), layout="constrained")
     data = shown[0][2]
     colours = plotting.plane_colours(data.z)
@@ -108,9 +97,7 @@ def draw(shown: list[tuple[str, AE, datasets.Dataset]], out: Path) -> Path:
         axes.set_aspect("equal")
         axes.set(title=f"codes of the {name}", xlabel="$z_1$", ylabel="$z_2$")
     figure.suptitle("Ellipses are circles of one radius in the data space")
-    path = out / "fig13_isometric_square.png"
-    figure.savefig(path, dpi=130)
-    return path
+    _run.save(figure, options, "fig13_isometric_square.png", dpi=130)
 
 
 if __name__ == "__main__":

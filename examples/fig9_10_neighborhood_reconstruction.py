@@ -1,21 +1,22 @@
-"""What NRAE asks for: the decoder's local expansion at a sample, beside the sample's neighbours
-(figures 9 and 10).
+"""What NRAE asks for: expansions of the decoder that reach the neighbours (figures 9 and 10).
 
 At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain
 autoencoder's lines miss the neighbours, because its curve turns between samples as it likes. Both
 expansions of a trained model are measured at the neighbours: NRAE-L makes the first small, NRAE-Q
 the second.
 
-    python examples/fig9_10_neighborhood_reconstruction.py    # writes out/fig9_10_neighborhood_reconstruction.png
+    python examples/fig9_10_neighborhood_reconstruction.py
+
+The figure goes to out/fig9_10_neighborhood_reconstruction.png.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
-from sklearn.base import clone
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from riemae import datasets
@@ -38,9 +39,7 @@ CENTRES = (4, 11, 18, 25)
 
 
 def errors(model: AE, x: Tensor, graph: Neighborhood) -> list[float]:
-    """Mean squared distance of the neighbours to what the expansions of order 1 and 2 make of
-    them.
-    """
+    """Mean squared distance of the neighbours to the expansions of order 1 and 2."""
     M, z = model.manifold_, model.transform(x)
     centre = torch.arange(len(x)).repeat_interleave(graph.degree)
     away = z[graph.neighbors] - z[centre]
@@ -51,14 +50,9 @@ def errors(model: AE, x: Tensor, graph: Neighborhood) -> list[float]:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.options(__doc__, seeds=1)
 
+    models = _run.models_for(options, MODELS)
     shown: dict[str, AE] = {}
     first = datasets.noisy_sine(n=30, noise=0.2, generator=0, dtype=torch.float32)
     print("Mean squared error of the neighbours' reconstruction; clean error of reconstruction")
@@ -66,37 +60,24 @@ def main() -> None:
     for seed in range(options.seeds):
         data = datasets.noisy_sine(n=30, noise=0.2, generator=seed, dtype=torch.float32)
         graph = Neighborhood.nearest(data.x, NEIGHBORS)
-        for name, model in MODELS.items():
-            fitted = clone(model).set_params(seed=seed).fit(data.x)
+        for name, fitted in _run.trained(models, data.x, seed):
             linear, quadratic = errors(fitted, data.x, graph)
-            clean = datasets.clean_error(
-                data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
-            )
+            clean = datasets.clean_error(data, _run.reconstruction(fitted))
             print(f"{seed:4} {name:8} {linear:9.4f} {quadratic:10.4f} {clean:12.4f}", flush=True)
             if not seed:
                 shown[name] = fitted
-    print(draw(shown, first, options.out))
+    draw(shown, first, options)
 
 
-def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
-    """Rows: linear and quadratic expansions at some samples, up to the codes of their
-    neighbours.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
+def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
+    """Rows: linear and quadratic expansions at some samples, up to their neighbours' codes."""
     graph = Neighborhood.nearest(data.x, NEIGHBORS)
     figure, axes = plt.subplots(
         2, 3, figsize=(13, 6), sharex=True, sharey=True, layout="constrained"
     )
     for column, (name, model) in enumerate(shown.items()):
         z = model.transform(data.x)
-        line = model.inverse_transform(
-            torch.linspace(float(z.min()), float(z.max()), 1000)[:, None]
-        )
+        line = _run.decoded_curve(model, data)
         for row, order in enumerate((1, 2)):
             axis = axes[row, column]
             axis.plot(*data.x.T, ".", color="0.6", ms=5)
@@ -120,11 +101,10 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
                     axis.plot([a[0], b[0]], [a[1], b[1]], color=colour, lw=0.8, ls=":")
             axis.set(title=f"{name}, {'linear' if order == 1 else 'quadratic'}", ylim=(-2.2, 2.2))
     figure.suptitle(
-        "Local expansions of the decoder (thick), neighbours (dots), and where they are expected (dotted)"
+        "Local expansions of the decoder (thick), neighbours (dots), and where they are expected "
+        "(dotted)"
     )
-    path = out / "fig9_10_neighborhood_reconstruction.png"
-    figure.savefig(path, dpi=130)
-    return path
+    _run.save(figure, options, "fig9_10_neighborhood_reconstruction.png", dpi=130)
 
 
 if __name__ == "__main__":

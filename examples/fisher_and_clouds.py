@@ -1,5 +1,4 @@
-"""IRAE and MCAE where the data space is not flat: counts under Fisher-Rao, point clouds under
-Info-Riemannian.
+"""IRAE and MCAE where the data space is not flat: counts, and point clouds.
 
 Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood:
 one count more means little where there are many. Autoencoders with a Poisson likelihood are trained
@@ -18,12 +17,12 @@ as differences of the logarithms of the half-axes.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
-from sklearn.base import clone
 from torch import Tensor
 
 from riemae import Manifold, ambient, datasets, plotting, scores
@@ -46,7 +45,8 @@ COUNTS = {
         **POISSON, weight=1e-3, ambient="fisher", terms={"relaxed_distortion": 0.03}
     ),
 }
-PAIRS, CLOUDS, POINTS = 150, 120, 48
+CELLS, PAIRS = 300, 150
+CLOUDS, POINTS = 120, 48
 CHAMFER = {
     "latent_dim": 3,
     "hidden": (64, 64),
@@ -58,30 +58,30 @@ CHAMFER = {
 CHAMFER |= {"schedule": "cosine", "clip": 1.0}
 
 
-def rates(M: Manifold, data: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
+def rates(M: Manifold, data: datasets.Dataset, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of cells, with their true geodesic distances under M's metric."""
-    i, j = torch.randint(len(data.z), (2, PAIRS), generator=torch.Generator().manual_seed(0))
+    i, j = torch.randint(len(data.z), (2, pairs), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return i, j, M.distance(data.z[i], data.z[j], rtol=1e-3)
 
 
-def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
+def counts(options: Namespace) -> tuple[dict[str, AE], datasets.Dataset]:
     """Train on counts and print the first table."""
     shown: dict[str, AE] = {}
-    first = datasets.counts(n=300, generator=0, dtype=torch.float64)
+    models = _run.models_for(options, COUNTS)
+    n, pairs = (60, 10) if options.quick else (CELLS, PAIRS)
+    first = datasets.counts(n=n, generator=0, dtype=torch.float64)
+    print("Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of")
+    print("latent distances with true geodesic distances of the rates, by both metrics")
     print(
-        "Counts: distortion of the Fisher-Rao metric, its curvature, and rank correlation of latent distances with"
+        f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} "
+        f"{'Euclidean':>10} {'Fisher':>7} {'score':>6}"
     )
-    print("true geodesic distances of the rates, by both metrics")
-    print(
-        f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'curvature':>10} {'Euclidean':>10} {'Fisher':>7} {'score':>6}"
-    )
-    for seed in range(seeds):
-        data = datasets.counts(n=300, generator=seed, dtype=torch.float64)
+    for seed in range(options.seeds):
+        data = datasets.counts(n=n, generator=seed, dtype=torch.float64)
         true_fisher = Manifold(lambda z, d=data: torch.distributions.Poisson(d.surface(z)))
-        truths = [rates(M, data) for M in (Manifold(data.surface), true_fisher)]
-        for name, model in COUNTS.items():
-            fitted = clone(model).set_params(seed=seed).fit(data.x)
+        truths = [rates(M, data, pairs) for M in (Manifold(data.surface), true_fisher)]
+        for name, fitted in _run.trained(models, data.x, seed):
             z = fitted.transform(data.x)
             M = Manifold(lambda c, f=fitted: torch.distributions.Poisson(f.decoder_(c).exp()))
             with torch.no_grad():
@@ -89,8 +89,8 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
                 curvature = float(M.extrinsic_curvature(z).mean())
             ranks = [float(spearmanr((z[i] - z[j]).norm(dim=1), d).statistic) for i, j, d in truths]
             print(
-                f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {curvature:10.3g} {ranks[0]:10.3f} {ranks[1]:7.3f} "
-                f"{fitted.score(data.x):6.3f}",
+                f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {curvature:10.3g} "
+                f"{ranks[0]:10.3f} {ranks[1]:7.3f} {fitted.score(data.x):6.3f}",
                 flush=True,
             )
             if not seed:
@@ -98,56 +98,46 @@ def counts(seeds: int) -> tuple[dict[str, AE], datasets.Dataset]:
     return shown, first
 
 
-def clouds(seeds: int) -> None:
+def clouds(options: Namespace) -> None:
     """Train on clouds and print the second table."""
-    print(
-        "\nPoint clouds: distortion of the Info-Riemannian metric, rank correlation with distances of the shapes"
-    )
+    n, points = (30, 12) if options.quick else (CLOUDS, POINTS)
+    print("\nPoint clouds: distortion of the Info-Riemannian metric, rank correlation with")
+    print("distances of the shapes")
     print(f"{'seed':>4} {'model':24} {'MCN':>6} {'VoR':>7} {'Spearman':>9} {'unexplained':>12}")
-    for seed in range(seeds):
-        data = datasets.superquadrics(CLOUDS, POINTS, generator=seed, dtype=torch.float32)
+    for seed in range(options.seeds):
+        data = datasets.superquadrics(n, points, generator=seed, dtype=torch.float32)
         metric = ambient.InfoRiemannian.from_clouds(data.x)
         models = {
             "AE": AE(**CHAMFER),
             "IRAE, Info-Riemannian": IRAE(**CHAMFER, weight=0.02, ambient=metric),
             "MCAE, Info-Riemannian": MCAE(**CHAMFER, weight=1e-4, ambient=metric),
         }
-        i, j = torch.triu_indices(CLOUDS, CLOUDS, 1)
+        i, j = torch.triu_indices(n, n, 1)
         truth = (data.z[i].log() - data.z[j].log()).norm(dim=1)
-        for name, model in models.items():
-            fitted = model.set_params(seed=seed).fit(data.x)
-            z, M = fitted.transform(data.x), Manifold(fitted.decoder_, ambient=metric)
+        models = _run.models_for(options, models)
+        for name, fitted in _run.trained(models, data.x, seed):
+            z = fitted.transform(data.x)
+            M = Manifold(fitted.decoder_, ambient=metric)
             with torch.no_grad():
                 mcn, vor = float(scores.condition_number(M, z).mean()), float(scores.vor(M, z))
             rank = float(spearmanr((z[i] - z[j]).norm(dim=1), truth).statistic)
             print(
-                f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {rank:9.3f} {1 - fitted.score(data.x):12.4f}",
+                f"{seed:4} {name:24} {mcn:6.2f} {vor:7.3f} {rank:9.3f} "
+                f"{1 - fitted.score(data.x):12.4f}",
                 flush=True,
             )
 
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    shown, data = counts(options.seeds)
-    clouds(options.seeds)
-    print(draw(shown, data, options.out))
+    options = _run.options(__doc__, seeds=1)
+    shown, data = counts(options)
+    clouds(options)
+    draw(shown, data, options)
 
 
-def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
+def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
     """Codes of the cells, and circles of the Fisher-Rao metric."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, len(shown), figsize=(18, 3.9), layout="constrained")
     for axis, (name, model) in zip(axes, shown.items(), strict=True):
         z = model.transform(data.x)
@@ -156,11 +146,10 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, out: Path) -> Path:
         plotting.indicatrices(M, axis, plotting.spread_points(z, 40))
         axis.set(title=name, aspect="equal")
     figure.suptitle(
-        "Counts: codes, coloured by the true coordinates; ellipses are circles of the Fisher-Rao metric"
+        "Counts: codes, coloured by the true coordinates; "
+        "ellipses are circles of the Fisher-Rao metric"
     )
-    path = out / "fisher_and_clouds.png"
-    figure.savefig(path, dpi=120)
-    return path
+    _run.save(figure, options, "fisher_and_clouds.png", dpi=120)
 
 
 if __name__ == "__main__":

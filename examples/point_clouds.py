@@ -1,5 +1,4 @@
-"""From a box to a cone: interpolating point clouds under the Euclidean and the Info-Riemannian
-metric.
+"""From a box to a cone: interpolating point clouds under two metrics.
 
 As in Lee et al. (2022a): an autoencoder is trained on clouds of boxes, cones and ellipsoids
 (tapered superquadrics) of random sizes, and two codes are joined by a straight latent line and by
@@ -15,10 +14,11 @@ it, from frame to frame: by the Chamfer distance of points, and by the maximum m
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from argparse import Namespace
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from riemae import Manifold, ambient, solvers
@@ -41,8 +41,9 @@ def directions(count: int) -> Tensor:
 def superquadric(
     half_axes: Tensor, e1: float, e2: float, taper: float
 ) -> Tensor:  # (N, 3) -> (N, n, 3)
-    """Points of ``(|x/a|^(2/e2) + |y/b|^(2/e2))^(e2/e1) + |z/c|^(2/e1) = 1``, narrowed towards the
-    top by ``taper``.
+    """Points of ``(|x/a|^(2/e2) + |y/b|^(2/e2))^(e2/e1) + |z/c|^(2/e1) = 1``.
+
+    They are narrowed towards the top by ``taper``.
     """
     d = directions(POINTS).expand(len(half_axes), -1, -1)
     x, y, z = (d / half_axes[:, None]).abs().unbind(-1)
@@ -53,9 +54,7 @@ def superquadric(
 
 
 def shapes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` clouds of each kind with random half axes, ``(N, n, 3)``, and the index of the
-    kind.
-    """
+    """``count`` clouds of each kind, with random half axes, and the index of the kind."""
     clouds = []
     for e1, e2, taper in KINDS.values():
         half_axes = 0.6 + 0.6 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
@@ -77,7 +76,7 @@ class Clouds(nn.Module):
 
 
 def train(clouds: Tensor, steps: int, seed: int) -> tuple[Tensor, Clouds, float]:
-    """Codes of the clouds, the decoder, and the mean squared error a coordinate."""
+    """Codes of the clouds, the decoder, and the mean squared error per coordinate."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = nn.Sequential(nn.Linear(3 * POINTS, 64), nn.SiLU(), nn.Linear(64, 2)).double()
@@ -101,9 +100,7 @@ def chamfer(a: Tensor, b: Tensor) -> Tensor:  # (k, n, 3) x 2 -> (k,)
 
 
 def discrepancy(a: Tensor, b: Tensor, width: float) -> Tensor:  # (k, n, 3) x 2 -> (k,)
-    """Maximum mean discrepancy: the L² distance of two clouds smoothed by Gaussians, up to a
-    factor.
-    """
+    """Maximum mean discrepancy: the L² distance of smoothed clouds, up to a factor."""
 
     def overlap(x: Tensor, y: Tensor) -> Tensor:
         return (-torch.cdist(x, y).square() / (4 * width**2)).exp().mean((-1, -2))
@@ -117,7 +114,8 @@ def motions(metrics: dict[str, ambient.AmbientMetric]) -> None:
     spin = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).to(sphere).expand_as(sphere), sphere)
     squash = sphere * torch.tensor([1.0, 1.0, -2.0]).to(sphere) / 2**0.5
     print(
-        f"{'squared speed of':22} {'scaling':>8} {'squashing':>10} {'turning':>8}   of a sphere, scaling = 1"
+        f"{'squared speed of':22} {'scaling':>8} {'squashing':>10} {'turning':>8}   "
+        "of a sphere, scaling = 1"
     )
     for name, metric in metrics.items():
         bound = metric.bind(None, sphere.shape[1:])
@@ -131,18 +129,15 @@ def motions(metrics: dict[str, ambient.AmbientMetric]) -> None:
 
 def main() -> None:
     """Train, join, print, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser = _run.parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = _run.started(parser.parse_args())
 
-    clouds, kind = shapes(60, torch.Generator().manual_seed(options.seed))
-    codes, decoder, error = train(clouds, options.steps, options.seed)
-    print(f"reconstruction error {error**0.5:.3f} a coordinate")
+    count, steps, rtol = (8, 200, 0.1) if options.quick else (60, options.steps, 1e-2)
+    clouds, kind = shapes(count, torch.Generator().manual_seed(options.seed))
+    codes, decoder, error = train(clouds, steps, options.seed)
+    print(f"reconstruction error {error**0.5:.3f} per coordinate")
     info = ambient.InfoRiemannian.from_clouds(clouds)
     metrics = {"Euclidean": ambient.Euclidean(), "Info-Riemannian": info}
     motions(
@@ -166,7 +161,7 @@ def main() -> None:
 
     curves = {"straight line": solvers.Curve.line(z0, z1, 32)}
     for name, M in manifolds.items():
-        curves[name] = M.geodesic(z0, z1, rtol=1e-2).curve
+        curves[name] = M.geodesic(z0, z1, rtol=rtol, throw=not options.quick).curve
     print(f"\n{'':18} {'':16} {'Euclidean':>10} {'Info':>8} {'unevenness by':>15}")
     print(f"{'from':18} {'curve':16} {'length':>10} {'length':>8} {'Chamfer':>9} {'MMD':>5}")
     t = torch.linspace(0, 1, 25, dtype=torch.float64)
@@ -182,11 +177,10 @@ def main() -> None:
             uneven = [float(step.std() / step.mean()) for step in steps]
             label = " to ".join(pair) if name == "straight line" else ""
             print(
-                f"{label:18} {name:16} {lengths[0]:10.3f} {lengths[1]:8.3f} {uneven[0]:9.3f} {uneven[1]:5.3f}"
+                f"{label:18} {name:16} {lengths[0]:10.3f} {lengths[1]:8.3f} "
+                f"{uneven[0]:9.3f} {uneven[1]:5.3f}"
             )
-    path = options.out / "point_clouds.png"
-    draw(decoder, codes, kind, curves, manifolds["Info-Riemannian"], path)
-    print(path)
+    draw(decoder, codes, kind, curves, options)
 
 
 def draw(
@@ -194,14 +188,9 @@ def draw(
     codes: Tensor,
     kind: Tensor,
     curves: dict[str, solvers.Curve],
-    M: Manifold,
-    path: Path,
+    options: Namespace,
 ) -> None:
-    """Left the latent space with the curves of both pairs, right the frames of the first pair, a
-    row a curve.
-    """
-    import matplotlib.pyplot as plt
-
+    """Left the latent space with all curves, right the frames of the first pair, row by row."""
     colours = {"straight line": "tab:green", "Euclidean": "tab:blue", "Info-Riemannian": "tab:red"}
     figure = plt.figure(figsize=(13, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 2.3])
@@ -234,8 +223,7 @@ def draw(
             axis.set_axis_off()
         row[0].set_title(name, fontsize=9, loc="left", color=colours[name])
     right.suptitle(" to ".join(PAIRS[0]))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _run.save(figure, options, "point_clouds.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Maps of the earth as decoders: which properties does each projection keep, and where do straight
-flights go?
+"""Maps of the earth as decoders: what does each projection keep, and where do flights go?
 
 A map is a chart: its decoder takes a point of the plane to the unit sphere. The table compares the
 distortion measures of the paper (equations 14 to 16) with the textbook scale factors of each
@@ -13,13 +12,14 @@ computed as geodesics.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _run
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from riemae import Manifold, scores
@@ -37,9 +37,7 @@ def from_angles(lon: Tensor, lat: Tensor) -> Tensor:
 
 
 def from_pole(z: Tensor, sine_over_radius: Tensor, cosine: Tensor) -> Tensor:
-    """The point at an angle c from the north pole, in the direction of ``z``, by sin c / |z| and
-    cos c.
-    """
+    """The point at an angle c from the north pole, by sin c / |z| and cos c."""
     return torch.cat([z * sine_over_radius, cosine], -1)
 
 
@@ -146,21 +144,20 @@ def place(city: str) -> tuple[Tensor, Tensor]:
 
 
 def sample(n: int = 600) -> tuple[Tensor, Tensor]:
-    """Longitudes and latitudes spread evenly over the sphere between 55° south and 75° north
-    (Fibonacci's lattice).
-    """
+    """Longitudes and latitudes spread evenly between 55° south and 75° north (Fibonacci)."""
     i = torch.arange(n, dtype=torch.float64)
     low, high = torch.deg2rad(torch.tensor([-55.0, 75.0], dtype=torch.float64)).sin()
     lat = (low + (high - low) * (i + 0.5) / n).asin()
     return (i * torch.pi * (3 - 5**0.5)) % (2 * torch.pi) - torch.pi, lat
 
 
-def table() -> float:
+def table(count: int) -> float:
     """Print measured and textbook distortion; returns their largest relative difference."""
-    lon, lat = sample()
+    lon, lat = sample(count)
     worst = 0.0
     print(
-        f"{'projection':29} {'isometry':>10} {'scaled':>10} {'conformal':>10} {'area':>10}  class (textbook differs by)"
+        f"{'projection':29} {'isometry':>10} {'scaled':>10} {'conformal':>10} {'area':>10}  "
+        "class (textbook differs by)"
     )
     for name, projection in PROJECTIONS.items():
         M = Manifold(projection.decode)
@@ -195,7 +192,7 @@ def table() -> float:
     return worst
 
 
-def flights() -> float:
+def flights(rtol: float) -> float:
     """Print flight lengths on every map.
 
     Returns the largest relative difference to the great circle.
@@ -210,20 +207,15 @@ def flights() -> float:
         for name, projection in PROJECTIONS.items():
             M = Manifold(projection.decode)
             z0, z1 = (projection.draw(lon, lat) for lon, lat in ends)
-            r = M.geodesic(z0, z1, rtol=1e-8)
+            r = M.geodesic(z0, z1, rtol=rtol)
             line = EARTH_KM * M.length(torch.stack([z0, z1]))
             worst = max(worst, abs(float(EARTH_KM * r.length / true) - 1))
             print(f"    {name:29} {EARTH_KM * r.length:10.1f} km {line:10.1f} km")
     return worst
 
 
-def draw(path: Path) -> None:
+def draw(options: Namespace) -> None:
     """The figure: land where available, graticule, Tissot's ellipses, great circles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, grid = plt.subplots(2, 3, figsize=(15, 9.6), layout="constrained")
     for axes, (name, projection) in zip(grid.flat, PROJECTIONS.items(), strict=True):
         M = Manifold(projection.decode)
@@ -251,9 +243,7 @@ def draw(path: Path) -> None:
         "Tissot's ellipses are circles of 6° on the earth; red: great circles, found as geodesics",
         fontsize=13,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    _run.save(figure, options, "world_maps.png", dpi=110)
 
 
 def _land(axes: Axes, projection: Projection) -> None:
@@ -321,13 +311,12 @@ def _ellipses(axes: Axes, projection: Projection, M: Manifold) -> None:
 
 def main() -> None:
     """Print the tables and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/world_maps.png"))
-    out = parser.parse_args().out
-    print(f"\nLargest difference to the textbook: {table():.1e}")
-    print(f"\nLargest relative difference to the great circle: {flights():.1e}")
-    draw(out)
-    print(f"Written: {out}")
+    options = _run.options(__doc__)
+    count = 60 if options.quick else 600
+    rtol = 1e-5 if options.quick else 1e-8
+    print(f"\nLargest difference to the textbook: {table(count):.1e}")
+    print(f"\nLargest relative difference to the great circle: {flights(rtol):.1e}")
+    draw(options)
 
 
 if __name__ == "__main__":

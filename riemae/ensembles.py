@@ -1,5 +1,6 @@
-"""Several decoders for one data set: ensembles, dropout masks and posterior samples, as one
-uncertain decoder.
+"""Several decoders of the same data as one uncertain decoder.
+
+Ensembles, dropout masks and posterior samples.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class Ensemble(nn.Module):
     def from_dropout(
         cls, decoder: nn.Module, example: Tensor, members: int = 10, seed: int = 0
     ) -> Ensemble:
-        """Monte Carlo dropout with frozen masks: each member is the decoder with one mask for all
-        points.
+        """Monte Carlo dropout with frozen masks.
+
+        Each member is the decoder with one mask for all points.
 
         Members share the decoder's parameters. ``functional.dropout`` inside a ``forward``, and
         attention's own, are not found.
@@ -140,8 +142,7 @@ class Ensemble(nn.Module):
     def from_states(
         cls, decoder: nn.Module, states: Iterable[Mapping[str, Tensor] | Tensor]
     ) -> Ensemble:
-        """Samples of a posterior over weights, such as a Laplace approximation's, or checkpoints
-        along a training run.
+        """Members from several sets of weights: posterior samples, or checkpoints of a training.
 
         Args:
             decoder: The module that they belong to; it is left as it is.
@@ -183,9 +184,7 @@ class Ensemble(nn.Module):
 
 
 class _FrozenDropout(nn.Module):
-    """A dropout layer with one draw of its mask: ``x * scale + shift``, whatever kind of dropout it
-    is.
-    """
+    """A dropout layer of any kind with one draw of its mask: ``x * scale + shift``."""
 
     scale: Tensor
     shift: Tensor

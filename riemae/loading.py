@@ -42,6 +42,6 @@ def load(directory: str | os.PathLike[str], device: torch.device | str = "cpu", 
         >>> bool((again.transform(x) == model.transform(x)).all())
         True
     """
-    from riemae.autoencoders import estimators, saved
+    from riemae.autoencoders import saved, variants
 
-    return saved.read(directory, device, given, estimators.KINDS)
+    return saved.read(directory, device, given, variants.KINDS)

@@ -1,6 +1,4 @@
-"""Pictures of a two-dimensional latent space. Needs matplotlib, imported where a picture is
-made.
-"""
+"""Pictures of a two-dimensional latent space; matplotlib is imported where one is made."""
 
 from __future__ import annotations
 
@@ -134,8 +132,9 @@ def indicatrices(
     condition: Conditions = None,
     **options: Any,
 ) -> float:
-    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points: round and equal
-    for an isometry.
+    """Draw circles of the metric, ``vᵀ G(z) v = radius²``, around latent points.
+
+    They are round and equal for an isometry.
 
     Args:
         manifold: With a two-dimensional latent space.
@@ -190,8 +189,9 @@ def indicatrices(
 
 
 def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
-    """So many of the points, far from each other: one next to the mean, then always the farthest
-    from all so far.
+    """Some of the points, far from each other.
+
+    First the one next to the mean, then always the farthest from all so far.
     """
     chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
     distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
@@ -202,9 +202,7 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 
 
 def plane_colours(z: Tensor) -> Any:  # (n, 2) -> (n, 3)
-    """A colour for each point of a plane, by its place: to follow points from one picture to the
-    next.
-    """
+    """A colour for each point of a plane by its place, to find it again in other pictures."""
     low, high = z.amin(0), z.amax(0)
     a, b = ((z - low) / (high - low).clamp(min=1e-12)).unbind(-1)
     return torch.stack([0.15 + 0.8 * a, 0.3 + 0.2 * (1 - a) * b, 0.15 + 0.8 * b], -1).cpu().numpy()

@@ -1,5 +1,4 @@
-"""Scores of a latent space, and the class of maps that a decoder belongs to: what is said of a
-whole set of points.
+"""Scores of a latent space on a set of points, and the class of maps that a decoder belongs to.
 
 Local measures are methods of :class:`~riemae.Manifold`; these put them together.
 """
@@ -99,8 +98,9 @@ def condition_number(
 
 
 def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (n, m) -> ()
-    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``: 0 when the metric is the same
-    everywhere.
+    """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``.
+
+    It is 0 when the metric is the same everywhere.
 
     Raises:
         SingularMetricError: When the mean metric is singular.

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = {
     page: re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
     for page in DOCS.glob("*.md")
 }
+README = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
 BLOCKS = [
     (page.stem, i, blocks)
     for page, blocks in sorted(PAGES.items())
@@ -26,6 +28,15 @@ def test_block_runs_after_the_first(page, number, blocks, capsys):
         names = {"__name__": "__main__"}
         for block in blocks[:1] + blocks[number + 1 : number + 2]:
             exec(compile(block, f"docs/{page}.md", "exec"), names)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_readme_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes figures and reports
+    with torch.random.fork_rng():
+        names = {"__name__": "__main__"}
+        for block in README:
+            exec(compile(block, "README.md", "exec"), names)
     assert "nan" not in capsys.readouterr().out
 
 

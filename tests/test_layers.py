@@ -67,10 +67,14 @@ LAYERS = {
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.batches autoencoders.embedding autoencoders.estimators
-        autoencoders.inputs autoencoders.likelihoods autoencoders.losses autoencoders.module
-        autoencoders.neighborhood autoencoders.networks autoencoders.objective autoencoders.report
-        autoencoders.saved autoencoders.training interop interop.geoopt plotting scores testing
+        autoencoders autoencoders.batches autoencoders.edges autoencoders.embedding
+        autoencoders.estimators autoencoders.fitting autoencoders.inputs autoencoders.likelihoods
+        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.neighborhood
+        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.report
+        autoencoders.saved autoencoders.settings autoencoders.terms autoencoders.timing
+        autoencoders.training autoencoders.units autoencoders.variants interop interop.geoopt
+        plotting scores testing testing.ambient testing.laws testing.manifold testing.solver
+        testing.space
     """,
     "people": "cli cli.demo cli.main loading",
     "package": "",

@@ -1,8 +1,7 @@
-"""Autoencoders whose latent space has a good geometry: losses for anybody's loop, estimators, a
-lightning module.
+"""Autoencoders whose latent space has a good geometry.
 
-Names are imported when they are used: the losses need torch alone, the estimators scikit-learn,
-training lightning.
+Losses for any training loop, estimators, and a lightning module. Names are imported when they are
+used: the losses need torch alone, the estimators scikit-learn, training lightning.
 """
 
 from importlib import import_module
@@ -10,18 +9,18 @@ from typing import Any
 
 _HOME = {
     "AE": "estimators",
-    "ContractiveAE": "estimators",
-    "DenoisingAE": "estimators",
+    "ContractiveAE": "variants",
+    "DenoisingAE": "variants",
     "GeometricModule": "module",
-    "IRAE": "estimators",
-    "IRVAE": "estimators",
-    "MCAE": "estimators",
-    "NRAE": "estimators",
+    "IRAE": "variants",
+    "IRVAE": "variants",
+    "MCAE": "variants",
+    "NRAE": "variants",
     "Neighborhood": "neighborhood",
     "Objective": "objective",
-    "Term": "objective",
-    "VAE": "estimators",
-    "Variation": "objective",
+    "Term": "terms",
+    "VAE": "variants",
+    "Variation": "terms",
     "likelihoods": "",
     "losses": "",
     "networks": "",

@@ -1,6 +1,4 @@
-"""Minibatches of data that fit into memory, cut the same way whenever and wherever a run is
-resumed.
-"""
+"""Minibatches of data that fit into memory, the same ones when a run is resumed anywhere."""
 
 from __future__ import annotations
 
@@ -100,10 +98,10 @@ class Fixed:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of 32 bits, all that torch's generator takes in, from several numbers, such that
-    nearby ones differ.
+    """A seed of 32 bits, as many as torch's generator uses, from several numbers.
 
-    By the finaliser of splitmix64 (Steele et al. 2014), number after number.
+    Numbers that are close to each other give unrelated seeds, by the finaliser of splitmix64
+    (Steele et al. 2014), applied to one number after the other.
     """
     state = 0
     for n in numbers:

@@ -1,6 +1,4 @@
-"""Coordinates from a neighbourhood graph: Isomap and Laplacian eigenmaps of a sparse matrix of edge
-lengths.
-"""
+"""Coordinates from a sparse matrix of edge lengths: Isomap and Laplacian eigenmaps."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array:
-    """The graph in one piece: every component is tied to its nearest sample outside, the smallest
-    first.
+    """The graph in one piece: every component is tied to its nearest sample outside.
+
+    The smallest component comes first.
 
     Args:
         where: The call that asks, for the error.
@@ -38,7 +37,10 @@ def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array
     if parts == 1:
         return lengths
     if data is None:
-        hint = "Pass the data, x=, so that the components can be joined by their nearest samples, or add edges."
+        hint = (
+            "Pass the data, x=, so that the components can be joined by their nearest samples, "
+            "or add edges."
+        )
         raise GraphError(where, "a connected graph", f"{parts} components", hint)
     i, j, added = [], [], []
     for _ in range(parts - 1):
@@ -50,8 +52,8 @@ def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array
         added.append(float(near[a]))
         labels[inside] = labels[j[-1]]
     warnings.warn(
-        f"The graph has {parts} components; for the embedding they were joined by {parts - 1} edge(s) between their "
-        "nearest samples.",
+        f"The graph has {parts} components; for the embedding they were joined by "
+        f"{parts - 1} edge(s) between their nearest samples.",
         DisconnectedGraphWarning,
         stacklevel=stack_level(),
     )
@@ -60,8 +62,7 @@ def joined(where: str, lengths: csr_array, data: np.ndarray | None) -> csr_array
 
 
 def isomap(lengths: csr_array, m: int, landmarks: int) -> np.ndarray:  # -> (n, m)
-    """Multidimensional scaling of shortest-path lengths, by landmarks where there are more samples
-    than that.
+    """Multidimensional scaling of shortest-path lengths, by landmarks for many samples.
 
     Classical scaling of the landmarks, and the others by distance-based triangulation:
     ``x = −½ L# (δ − mean δ)`` (de Silva & Tenenbaum 2003). With all samples as landmarks it is
@@ -86,9 +87,7 @@ def isomap(lengths: csr_array, m: int, landmarks: int) -> np.ndarray:  # -> (n, 
 
 
 def laplacian(lengths: csr_array, m: int) -> np.ndarray:  # -> (n, m)
-    """Eigenvectors of the random-walk Laplacian after the constant one, every edge with weight
-    1.
-    """
+    """Eigenvectors of the random-walk Laplacian after the constant one; all edges weigh 1."""
     from scipy.linalg import eigh
     from scipy.sparse import csgraph, csr_array, diags_array
     from scipy.sparse.linalg import eigsh
@@ -121,9 +120,7 @@ def _of_smallest(labels: np.ndarray) -> int:
 
 
 def _spread(lengths: csr_array, count: int) -> np.ndarray:
-    """Landmarks: every so-manieth sample, in an order that starts at one end of the graph and walks
-    away from it.
-    """
+    """Landmarks: evenly spaced samples, in an order that starts at one end of the graph."""
     from scipy.sparse import csgraph
 
     far = int(csgraph.dijkstra(lengths, directed=False, indices=0).argmax())

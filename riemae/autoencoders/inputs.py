@@ -1,32 +1,148 @@
-"""What ``fit`` and ``transform`` accept, as a dense array or tensor.
+"""What ``fit`` and ``transform`` accept, as a dense tensor.
 
-========================  ==========================================================================================
+========================  ==========================================================================
 arrays, lists, tables     whatever numpy reads at once, such as a pandas DataFrame
 torch tensors             dense; sparse ones are made dense
 scipy's sparse matrices   made dense: every sample is trained on with all its features
-AnnData                   ``adata.X``, dense or sparse, one row per cell; layers and ``obsm`` are never looked at
+AnnData                   ``adata.X``, dense or sparse, one row per cell; not layers or ``obsm``
 torch ``Dataset``         of tensors, of tuples that begin with one, or of ``{"x": …}``; stacked
-========================  ==========================================================================================
+torch ``DataLoader``      of batches in one of these forms; read batch by batch
+========================  ==========================================================================
 
-Anything else is refused: numpy would walk through an unknown object element by element, for
+Anything else is refused: numpy would read an unknown object element by element, which takes
 minutes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from riemae.exceptions import DataError, DTypeError
+from riemae.exceptions import DataError, DTypeError, NonFiniteError, ShapeError
 
 _HINT = "Pass an array, a tensor, a DataFrame, a Dataset or a DataLoader."
 _ARRAYS = ("__array__", "__array_interface__", "__array_struct__")
+_REFERENCE = 10_000  # samples of a DataLoader that set the units
+
+
+def all_samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
+    """All data as one tensor; of a DataLoader, a sample that sets the units.
+
+    Args:
+        model: An estimator; it remembers the shape of the data.
+        X: The data.
+        reset: Whether the shape is new; otherwise the data must have the one remembered.
+
+    Raises:
+        DataError: For a DataLoader without batches.
+    """
+    if not isinstance(X, DataLoader):
+        return samples(model, X, reset)
+    from riemae.autoencoders.module import unpacked
+
+    parts: list[Tensor] = []
+    for batch in X:
+        parts.append(unpacked(batch)[0])
+        if sum(map(len, parts)) >= _REFERENCE:
+            break
+    if not parts:
+        hint = "Is its Dataset empty, or drop_last set with fewer samples than one batch?"
+        raise DataError(type(model).__name__, "a DataLoader with batches", "an empty one", hint)
+    return samples(model, torch.cat(parts), reset)
+
+
+def chunks(model: Any, X: Any, size: int, like: Tensor) -> Iterator[Tensor]:
+    """The data in parts, in the dtype and on the device of a tensor.
+
+    Args:
+        model: A fitted estimator.
+        X: The data, of the shape that it was fitted to.
+        size: Samples per part; a DataLoader's batches stay as they are.
+        like: Gives dtype and device.
+    """
+    if not isinstance(X, DataLoader):
+        for part in samples(model, X, reset=False).split(size):
+            yield part.to(like)
+        return
+    from riemae.autoencoders.module import unpacked
+
+    for batch in X:
+        yield samples(model, unpacked(batch)[0], reset=False).to(like)
+
+
+def like_input(X: Any, out: Tensor) -> Any:
+    """Results in the form of the input.
+
+    A tensor for tensors, Datasets and DataLoaders; an array for everything else.
+    """
+    if isinstance(X, (DataLoader, Dataset)):
+        return out.cpu()
+    return out.to(X.device) if isinstance(X, Tensor) else out.cpu().numpy()
+
+
+def samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
+    """Finite data as a dense tensor.
+
+    Args:
+        model: An estimator; it remembers the shape of the data.
+        X: The data; not a DataLoader.
+        reset: Whether the shape is new; otherwise the data must have the one remembered.
+
+    Raises:
+        DTypeError: For data that cannot be read, or of a dtype that is not real.
+        NonFiniteError: For NaN or infinity.
+        ShapeError: For data without samples, or of another shape than before.
+    """
+    where = type(model).__name__
+    X = dense(where, X)
+    x = _checked(model, X, reset) if isinstance(X, Tensor) else _converted(model, X, reset)
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        got = f"NaN or infinity (inf) at {len(bad)} of {len(x)} rows (first: {bad[:5]})"
+        raise NonFiniteError(where, "finite data", got, "Remove or impute them.")
+    shape = tuple(x.shape[1:])
+    if reset:
+        model.data_shape_ = shape
+    elif shape != model.data_shape_:
+        expected = f"data (n, {', '.join(map(str, model.data_shape_))})"
+        hint = "Give samples of the shape that the model was fitted to."
+        raise ShapeError(where, expected, str(tuple(x.shape)), hint)
+    return x
+
+
+def _checked(model: Any, X: Tensor, reset: bool) -> Tensor:
+    where = type(model).__name__
+    if X.ndim < 2 or not len(X):
+        hint = "Give one row per sample: X.reshape(-1, 1) for a single feature."
+        raise ShapeError(where, "data (n, *shape)", str(tuple(X.shape)), hint)
+    if X.is_complex() or X.dtype in (torch.float16, torch.bfloat16):
+        hint = "Convert with .float()."
+        raise DTypeError(where, "real data, float32 or float64", str(X.dtype), hint)
+    if reset:
+        model.n_features_in_ = X.shape[1]
+        if hasattr(model, "feature_names_in_"):
+            del model.feature_names_in_
+    return X.detach() if X.is_floating_point() else X.to(torch.get_default_dtype())
+
+
+def _converted(model: Any, X: Any, reset: bool) -> Tensor:
+    """What numpy can read, by scikit-learn's own checks, which keep the names of the features."""
+    from sklearn.utils.validation import validate_data
+
+    kinds = [np.float64, np.float32]
+    array = validate_data(
+        model, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False
+    )
+    # A copy where the memory is not writable, or in another order: torch knows no negative strides,
+    # and the same data are to give the same bits.
+    plain = array.flags.writeable and array.flags.c_contiguous
+    return torch.as_tensor(array if plain else array.copy(order="C"))
 
 
 def dense(where: str, X: Any) -> Any:
@@ -34,7 +150,7 @@ def dense(where: str, X: Any) -> Any:
 
     Raises:
         DataError: For an AnnData without ``X``, or a Dataset without samples.
-        DTypeError: For what is none of these.
+        DTypeError: For anything else.
     """
     if isinstance(X, Tensor):
         return _strided(where, X)
@@ -88,7 +204,7 @@ def _stacked(where: str, dataset: Dataset[Any]) -> Tensor:
             where, "a Dataset with a length", _name(dataset), "Wrap it in a DataLoader."
         )
     if not len(dataset):
-        raise DataError(where, "a Dataset with samples", "an empty one", "")
+        raise DataError(where, "a Dataset with samples", "an empty one", "Add samples to it.")
     if isinstance(dataset, TensorDataset):
         return _strided(where, dataset.tensors[0])
     try:

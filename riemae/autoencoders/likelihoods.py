@@ -255,8 +255,9 @@ class Categorical(Likelihood):
 
 @dataclass(frozen=True)
 class Chamfer(Likelihood):
-    """Point clouds ``(n, points, d)``, as sets: mean squared distance to the nearest point, both
-    ways, summed.
+    """Point clouds ``(n, points, d)``, as sets.
+
+    The deviance is the mean squared distance to the nearest point, summed over both ways.
     """
 
     linear = True
@@ -278,11 +279,8 @@ class Chamfer(Likelihood):
         with torch.no_grad():
             square = torch.cdist(x, parameter)
             there, back = square.argmin(2), square.argmin(1)
-        near = lambda cloud, index: cloud.gather(
-            1, index[..., None].expand(-1, -1, cloud.shape[-1])
-        )  # noqa: E731
-        forth = (x - near(parameter, there)).square().sum(-1).mean(1)
-        return forth + (parameter - near(x, back)).square().sum(-1).mean(1)
+        forth = (x - _picked(parameter, there)).square().sum(-1).mean(1)
+        return forth + (parameter - _picked(x, back)).square().sum(-1).mean(1)
 
     def mean(self, parameter: Tensor) -> Tensor:
         """θ itself."""
@@ -329,3 +327,8 @@ def _check_range(where: str, x: Tensor, low: float, high: float) -> None:
             f"values from {float(x.min()):.4g} to {float(x.max()):.4g}",
             "Rescale the data, or use likelihood='squared_error'.",
         )
+
+
+def _picked(cloud: Tensor, index: Tensor) -> Tensor:  # (k, n, d), (k, q) -> (k, q, d)
+    """The points of each cloud at ``index``."""
+    return cloud.gather(1, index[..., None].expand(-1, -1, cloud.shape[-1]))

@@ -4,16 +4,18 @@ Each returns one number, the mean over the points, and is differentiable in the 
 and in the points, so also in the encoder that made them. Only products with derivatives are formed,
 never a D × D matrix; any ambient metric serves.
 
-=========================== ======================================== ================ ================================
-loss                        what it is                               units            0 exactly for
-=========================== ======================================== ================ ================================
-relaxed_distortion          ``m² E Tr G²/(E Tr G)² − m`` (16, 21)    none             scaled isometries
-conformal_distortion        ``E[m² Tr G²/(Tr G)²] − m``              none             conformal maps
-extrinsic_curvature         ``E Tr(G⁻¹ C)`` (10, 20)                 1/length²        affine images
-intrinsic_curvature         ``E ‖R‖²``, ``E S²`` or ``E ‖Ric‖²``     1/length⁴        flat manifolds
-neighborhood_reconstruction ``E ‖x' − f̃(z'; z)‖²`` (18, 19)          length²          neighbours in the tangent space
-contraction                 ``E ‖∂g/∂x‖² Var x/Var z``               none             (at least 1 for linear encoders)
-=========================== ======================================== ================ ================================
+=========================== ===================================== ========= =======================
+loss                        what it is                            units     0 exactly for
+=========================== ===================================== ========= =======================
+relaxed_distortion          ``m² E Tr G²/(E Tr G)² − m`` (16, 21) none      scaled isometries
+conformal_distortion        ``E[m² Tr G²/(Tr G)²] − m``           none      conformal maps
+extrinsic_curvature         ``E Tr(G⁻¹ C)`` (10, 20)              1/length² affine images
+intrinsic_curvature         ``E ‖R‖²``, ``E S²`` or ``E ‖Ric‖²``  1/length⁴ flat manifolds
+neighborhood_reconstruction ``E ‖x' − f̃(z'; z)‖²`` (18, 19)       length²   neighbours in the
+                                                                            tangent space
+contraction                 ``E ‖∂g/∂x‖² Var x/Var z``            none      nothing: at least 1 for
+                                                                            linear encoders
+=========================== ===================================== ========= =======================
 
 Lengths are those of the ambient metric. None of them is ever negative (``conformal_distortion``
 when exact).
@@ -50,13 +52,12 @@ def relaxed_distortion(
     mixup: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (k, m) -> ()
-    """How far the decoder is from a scaled isometry: ``m² E Tr G² / (E Tr G)² − m`` (equation 16;
-    IRAE, 21).
+    """How far the decoder is from a scaled isometry: ``m² E Tr G² / (E Tr G)² − m``.
 
-    With one probe v: one forward and one reverse product, ``m² E‖Gv‖² / (E vᵀGv)² − m``. Numerator
-    and denominator are unbiased; their quotient is biased like 1/(points × probes). With random
-    signs it is never negative, and 0 in every draw for a scaled isometry; with the Gaussian probes
-    of the paper it scatters below 0.
+    Equation 16, and 21 for IRAE. With one probe v: one forward and one reverse product, ``m² E‖Gv‖²
+    / (E vᵀGv)² − m``. Numerator and denominator are unbiased; their quotient is biased like
+    1/(points × probes). With random signs it is never negative, and 0 in every draw for a scaled
+    isometry; with the Gaussian probes of the paper it scatters below 0.
 
     Args:
         M: The manifold.
@@ -108,8 +109,9 @@ def conformal_distortion(
     mixup: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (k, m) -> ()
-    """How far the decoder is from preserving angles: ``E[m² Tr G²/(Tr G)²] − m``, whatever the
-    scale at each point.
+    """How far the decoder is from preserving angles: ``E[m² Tr G²/(Tr G)²] − m``.
+
+    The scale at each point does not matter.
 
     Args:
         M: The manifold.
@@ -170,8 +172,9 @@ def extrinsic_curvature(
     generator: torch.Generator | None = None,
     decoded: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # (k, m) -> (), or with (k, *shape)
-    """How fast tangent spaces turn, ``E Tr(G⁻¹ C)`` (equation 10; MECAE, 20); 2m/r² on a sphere of
-    radius r.
+    """How fast tangent spaces turn, ``E Tr(G⁻¹ C)`` (equation 10; MECAE, 20).
+
+    It is 2m/r² on a sphere of radius r.
 
     Args:
         M: The manifold.
@@ -264,8 +267,7 @@ def neighborhood_reconstruction(
     weight: float = 1.0,
     distance: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:  # (k, m), (k, m), (k, *shape) -> ()
-    """Neighbours, as the decoder's local expansion at ``z`` predicts them: ``E ‖x' − f̃(z'; z)‖²``
-    (NRAE, 19).
+    """How well local expansions predict neighbours: ``E ‖x' − f̃(z'; z)‖²`` (NRAE, 19).
 
     The expansion at ``z`` itself is the decoder's value: with ``x``, the reconstruction of the
     centre is added for free, the whole loss of the paper with its kernel 1 at the centre and
@@ -306,8 +308,7 @@ def neighborhood_errors(
     x: Tensor | None = None,
     distance: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:  # -> (k,) or None, (k,)
-    """The two parts of :func:`neighborhood_reconstruction`, one number a point: centres and
-    neighbours.
+    """Errors of centres and of neighbours in :func:`neighborhood_reconstruction`, per point.
 
     Raises:
         ShapeError: When centres, neighbours and codes do not belong together.
@@ -379,8 +380,9 @@ def contraction(
 def latent_mixup(
     z: Tensor, eta: float, generator: torch.Generator | None = None
 ) -> Tensor:  # (k, m) -> (k, m)
-    """Points on and a little beyond the lines between pairs of codes: ``α z_i + (1 − α) z_π(i)``,
-    ``α ~ U(−η, 1 + η)``.
+    """Points on and a little beyond the lines between pairs of codes.
+
+    ``α z_i + (1 − α) z_π(i)`` with ``α ~ U(−η, 1 + η)``.
 
     Raises:
         OptionError: For a negative η.

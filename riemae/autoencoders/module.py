@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.likelihoods import Likelihood
-from riemae.autoencoders.objective import Objective, Term, Variation
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import Term, Variation
 from riemae.exceptions import (
     DTypeError,
     NonFiniteError,
@@ -69,7 +70,10 @@ class GeometricModule(LightningModule):
         >>> from riemae.autoencoders import GeometricModule
         >>> x = torch.randn(64, 3)
         >>> module = GeometricModule(
-        ...     torch.nn.Linear(3, 2), torch.nn.Linear(2, 3), data=x, terms={"relaxed_distortion": 0.1}
+        ...     torch.nn.Linear(3, 2),
+        ...     torch.nn.Linear(2, 3),
+        ...     data=x,
+        ...     terms={"relaxed_distortion": 0.1},
         ... )
         >>> sorted(module.objective.terms)
         ['relaxed_distortion']
@@ -206,7 +210,8 @@ class GeometricModule(LightningModule):
                 "GeometricModule",
                 "precision '32-true', '64-true', 'bf16-mixed' or '16-mixed' with geometric terms",
                 repr(precision),
-                "Derivatives of the decoder in half precision are noise; in mixed precision they are taken in float32.",
+                "Derivatives of the decoder in half precision are noise; in mixed precision they "
+                "are taken in float32.",
             )
 
     def training_step(self, batch: Any, index: int) -> Tensor:
@@ -308,9 +313,7 @@ class GeometricModule(LightningModule):
         return _EXPLODED * max(1.0, start)
 
     def _explosion(self, got: str) -> TrainingError:
-        """Put the best weights back, those that the epoch of the lowest mean loss started from, and
-        say so.
-        """
+        """Put back the weights that the epoch of the lowest mean loss started from, and say so."""
         epoch = len(self.history.get("loss", []))
         self._parts.clear()
         kept = "There are no earlier weights worth keeping."
@@ -318,7 +321,8 @@ class GeometricModule(LightningModule):
             "GeometricModule",
             "a finite loss",
             f"{got} in epoch {epoch + 1}",
-            f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the terms. ",
+            f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the "
+            "terms.",
         )
         if self._good:
             torch._foreach_copy_(self._weights, self._kept)

@@ -1,4 +1,4 @@
-"""Networks that the estimators build when they are given none."""
+"""Networks that the estimators build by default, and what any network must fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae import storage
-from riemae.exceptions import OptionError
+from riemae.exceptions import DTypeError, OptionError, ShapeError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -79,8 +79,9 @@ class Colour(nn.Module):
 
 @storage.register("riemae.PointCloudEncoder")
 class PointCloudEncoder(nn.Module):
-    """Code of a set of points, whatever their order: one network for every point, then mean and
-    maximum over points.
+    """Code of a set of points, whatever their order.
+
+    One network acts on every point; then come mean and maximum over points.
 
     Args:
         dim: Dimension of the points.
@@ -195,3 +196,65 @@ def fit_codes(
         schedule.step()
     optimizer.zero_grad()
     return left
+
+
+@torch.no_grad()
+def latent_dim_of(
+    encoder: nn.Module, decoder: nn.Module, data: Tensor, variational: bool, expected: int | None
+) -> int:
+    """The number of codes that encoder and decoder agree on, from a pass of two samples.
+
+    Args:
+        encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)`` for a variational autoencoder.
+        decoder: ``(k, m) -> (k, *shape)``.
+        data: Samples ``(n, *shape)``.
+        variational: Whether the encoder returns means and log variances.
+        expected: The number asked for, or None.
+
+    Raises:
+        DTypeError: When a network is of another dtype than the data.
+        ShapeError: When a network does not fit the data, or the other network.
+    """
+    where = "autoencoder"
+    training = [(part, part.training) for part in (encoder, decoder)]
+    try:
+        for part, _ in training:
+            part.eval()
+        code = _attempted("encoder", encoder, data[:2])
+        got = f"output {tuple(code.shape)}"
+        if code.ndim != 2 or len(code) != len(data[:2]):
+            hint = "It returns one row of codes per sample: add nn.Flatten() at its end."
+            raise ShapeError(where, "an encoder (k, *shape) -> (k, m)", got, hint)
+        m = code.shape[1]
+        if variational and m % 2:
+            hint = "A variational encoder returns means and log variances side by side."
+            raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", got, hint)
+        if variational:
+            m //= 2
+        if expected not in (None, m):
+            hint = "Set latent_dim to what the encoder returns."
+            raise ShapeError(
+                where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint
+            )
+        x = _attempted("decoder", decoder, code[:, :m])
+    finally:
+        for part, mode in training:
+            part.train(mode)
+    if x.shape != data[:2].shape:
+        got = f"output {tuple(x.shape)} for data {tuple(data[:2].shape)}"
+        expectation = "a decoder that returns the shape of the data"
+        raise ShapeError(where, expectation, got, "Reshape its last layer.")
+    return m
+
+
+def _attempted(name: str, network: nn.Module, x: Tensor) -> Tensor:
+    own = next((p for p in network.parameters() if p.is_floating_point()), x)
+    if own.dtype != x.dtype:
+        expected, hint = f"an {name} of the data's dtype {x.dtype}", f"Try {name}.to({x.dtype})."
+        raise DTypeError("autoencoder", expected, str(own.dtype), hint)
+    try:
+        return network(x)
+    except RuntimeError as reason:
+        expected = f"a {name} for inputs of shape {tuple(x.shape)}"
+        hint = "Does its first layer have as many inputs?"
+        raise ShapeError("autoencoder", expected, str(reason).splitlines()[0], hint) from reason

@@ -1,6 +1,4 @@
-"""What a trained autoencoder's geometry is like, in numbers, and in sentences where something needs
-doing.
-"""
+"""What the geometry of a trained autoencoder is like, in numbers and in advice."""
 
 from __future__ import annotations
 
@@ -230,9 +228,7 @@ def _report(
 
 
 def _expected(M: Manifold, z: Tensor, given: Condition | None) -> Tensor:  # (n, m) -> (n, D)
-    """The data that codes stand for: what is decoded, or its mean where the decoder returns
-    distributions.
-    """
+    """The data that codes stand for: decoded values, or the means of decoded distributions."""
     try:
         found = M.distribution(z, condition=given)
     except DecoderError:  # it returns tensors; whatever else is wrong shows again
@@ -365,40 +361,47 @@ def _sentences(r: Report) -> list[str]:
     out = []
     if r.kinks is not None:
         out.append(
-            f"The decoder has {r.kinks}: it is piecewise linear, so curvature terms (MCAE) and second-order "
-            "neighbourhoods (NRAE, order 2) have no gradient to act by. Use SiLU, GELU, Softplus or tanh."
+            f"The decoder has {r.kinks}: it is piecewise linear, so curvature terms (MCAE) and "
+            "second-order neighbourhoods (NRAE, order 2) have no gradient to act by. Use SiLU, "
+            "GELU, Softplus or tanh."
         )
     if r.folded > _FOLDED:  # a fold that matters covers more than stray pairs do
         out.append(
-            f"The encoder folds the data: for {r.folded:.0%} of the samples the nearest one in latent space is far in "
-            "the data. No term on the decoder can unfold it. Start the encoder from a graph embedding "
-            "(Neighborhood.embedding), try other seeds, or raise latent_dim."
+            f"The encoder folds the data: for {r.folded:.0%} of the samples the nearest one "
+            "in latent space is far in the data. No term on the decoder can unfold it. Start the "
+            "encoder from a graph embedding (Neighborhood.embedding), try other seeds, or raise "
+            "latent_dim."
         )
     if r.dead:
         out.append(
-            f"{r.dead} of {r.latent_dim} latent dimensions are dead: they hardly move the decoder's output, and the "
-            "metric is nearly singular. Lower latent_dim, or the weight of a prior or regulariser that shuts them off."
+            f"{r.dead} of {r.latent_dim} latent dimensions are dead: they hardly move the "
+            "decoder's output, and the metric is nearly singular. Lower latent_dim, or the weight "
+            "of a prior or regulariser that shuts them off."
         )
     if r.unexplained > _MISSED:
         out.append(
-            f"The reconstruction misses {r.unexplained:.0%} of the data's variance: the geometry is that of another "
-            "surface. Train longer, with a larger network or learning rate, or scale the data to unit variance."
+            f"The reconstruction misses {r.unexplained:.0%} of the data's variance: the "
+            "geometry is that of another surface. Train longer, with a larger network or learning "
+            "rate, or scale the data to unit variance."
         )
     elif r.unexplained > _SMOOTHED and r.residual_correlation > _CORRELATED:
         # Residuals of noise do not correlate; those of a network that fits to a thousandth may, and
         # nobody minds.
         out.append(
-            f"The manifold is smoother than the data: residuals of neighbours point the same way (correlation "
-            f"{r.residual_correlation:.2f}). Lower the weight of the regulariser, or train longer."
+            "The manifold is smoother than the data: residuals of neighbours point the same way "
+            f"(correlation {r.residual_correlation:.2f}). Lower the weight of the regulariser, or "
+            "train longer."
         )
     if r.mcn > _DISTORTED and not r.dead:
         out.append(
-            f"The latent space is distorted: one direction is stretched {math.sqrt(r.mcn):.1f} times as much as "
-            "another. Add relaxed_distortion (IRAE) or raise its weight; it combines with the other terms."
+            "The latent space is distorted: one direction is stretched "
+            f"{math.sqrt(r.mcn):.1f} times as much as another. Add relaxed_distortion (IRAE) "
+            "or raise its weight; it combines with the other terms."
         )
     if r.continuity < _TORN:
         out.append(
-            f"Neighbours in the data are torn apart in latent space (continuity {r.continuity:.2f}). A closed surface "
-            "must be cut somewhere unless latent_dim is raised; of an open one try another start or NRAE."
+            f"Neighbours in the data are torn apart in latent space (continuity "
+            f"{r.continuity:.2f}). A closed surface must be cut somewhere unless latent_dim is "
+            "raised; of an open one try another start or NRAE."
         )
     return out

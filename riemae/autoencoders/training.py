@@ -79,11 +79,11 @@ class Run:
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the right to write into the directory of a run: two fits at once would undo each other's
-    checkpoints.
+    """Hold the right to write into the directory of a run.
 
-    Of several processes that lightning starts for one run, the one of rank 0 holds it. It is not
-    needed where nothing is written, and addresses (``s3://…``) know no locks.
+    Two fits at once would undo each other's checkpoints. Of several processes that lightning starts
+    for one run, the one of rank 0 holds it. It is not needed where nothing is written, and
+    addresses (``s3://…``) know no locks.
 
     Raises:
         FileError: When another fit has it, or the directory cannot be made.
@@ -330,8 +330,9 @@ def _machine() -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a ``KeyboardInterrupt`` here, too: lightning would exit, and ignore the key from
-    then on.
+    """Ctrl-C is a ``KeyboardInterrupt`` here as well.
+
+    Lightning would exit, and ignore the key from then on.
 
     Raises:
         KeyboardInterrupt: When the user interrupts.
@@ -393,9 +394,7 @@ class EpochProgress(ProgressBar):
             self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Advance it. The module's own hook comes later: the parts are those of the epoch
-        before.
-        """
+        """Advance it, with the parts of the epoch before: the module's own hook comes later."""
         if self._bar is not None:
             parts = "  ".join(
                 f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items()
@@ -424,9 +423,7 @@ class EpochProgress(ProgressBar):
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep lightning's remarks to itself: what hardware there is, advertisements, advice on workers
-    and loggers.
-    """
+    """Keep lightning from logging hardware, advertisements, and advice on workers and loggers."""
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")
     ]

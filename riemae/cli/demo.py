@@ -1,6 +1,4 @@
-"""The demonstration: geodesics between real handwritten digits in the latent space of a small
-autoencoder.
-"""
+"""The demonstration: geodesics between handwritten digits in a small autoencoder's latent space."""
 
 from __future__ import annotations
 
@@ -63,8 +61,9 @@ class Demo:
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 digits of 8 × 8 pixels that scikit-learn ships: images ``(n, 64)`` in [0, 1] and
-    classes ``(n,)``.
+    """The 1,797 digits of 8 × 8 pixels that scikit-learn ships.
+
+    Images ``(n, 64)`` in [0, 1], and classes ``(n,)``.
 
     Raises:
         MissingExtraError: When scikit-learn is not installed.
@@ -186,9 +185,7 @@ def write(demo: Demo, folder: Path) -> list[Path]:
 
 
 def rows(demo: Demo) -> Iterator[tuple[str, str, str, str, str, str, str]]:
-    """The table, a row a pair: digits, straight-line, graph and geodesic length, error, segments,
-    status.
-    """
+    """The table: digits, three lengths, error, segments and status of each pair."""
     r = demo.geodesics
     for p, (i, j) in enumerate(demo.pairs.tolist()):
         yield (

@@ -1,6 +1,4 @@
-"""A latent space under its pull-back metric as a geoopt manifold, so that geoopt's optimisers move
-latent codes.
-"""
+"""A latent space under its pull-back metric as a geoopt manifold, for geoopt's optimisers."""
 
 from __future__ import annotations
 
@@ -141,16 +139,15 @@ class LatentManifold(geoopt.Manifold):
     def transp_follow_expmap(
         self, x: Tensor, u: Tensor, v: Tensor
     ) -> Tensor:  # (*b, m) x 3 -> (*b, m)
-        """Parallel transport of ``v`` along the geodesic from ``x`` with velocity ``u``, up to time
-        1.
-        """
+        """Parallel transport of ``v`` along the geodesic with velocity ``u`` to t = 1."""
         return self.expmap_transp(x, u, v)[1]
 
     def transp_follow_retr(
         self, x: Tensor, u: Tensor, v: Tensor
     ) -> Tensor:  # (*b, m) x 3 -> (*b, m)
-        """Transport of ``v`` along a step ``u``: parallel, or ``v − Γ(u, v)`` with the second-order
-        retraction.
+        """Transport of ``v`` along a step ``u``.
+
+        Parallel, or ``v − Γ(u, v)`` with the second-order retraction.
         """
         if self.retraction == "exp":
             return self.transp_follow_expmap(x, u, v)

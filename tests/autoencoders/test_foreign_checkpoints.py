@@ -61,6 +61,11 @@ def folder(saved, tmp_path):
     return tmp_path
 
 
+def layer(name, **arguments):
+    """The description of a layer."""
+    return {"name": name, "arguments": arguments}
+
+
 def linear(a, b):
     return {
         "name": "torch.Linear",
@@ -88,18 +93,25 @@ class TestMemory:
             lambda m: m["networks"].update(encoder=linear(12_000, 12_000)),
             lambda m: m["networks"].update(decoder=stack(*[linear(12_000, 12_000)] * 3)),
             lambda m: m["networks"].update(decoder=linear(10**9, 10**9)),
-            lambda m: m["networks"].update(encoder={"name": "riemae.Whiten", "arguments": {"shape": [HUGE, 50]}}),
+            lambda m: m["networks"].update(encoder=layer("riemae.Whiten", shape=[HUGE, 50])),
             lambda m: m["networks"].update(encoder=NORM),
             lambda m: m["own"].update(encoder=linear(12_000, 12_000)),
             lambda m: m.update(latent_dim=10**8),
             lambda m: m.update(data_shape=[10**8]),
             lambda m: m.update(data_shape=[1, 1, 1, 10**12]),
-            inflate({"name": "torch.Unflatten", "arguments": {"dim": 1, "unflattened_size": [3, 1, 1]}},
-                    {"name": "torch.Upsample", "arguments": {"size": [9000, 9000], "scale_factor": None,
-                                                             "mode": "nearest", "align_corners": None}}),
+            inflate(
+                layer("torch.Unflatten", dim=1, unflattened_size=[3, 1, 1]),
+                layer(
+                    "torch.Upsample",
+                    size=[9000, 9000],
+                    scale_factor=None,
+                    mode="nearest",
+                    align_corners=None,
+                ),
+            ),
         ],
-        ids=["encoder", "stack", "beyond", "buffer", "norm", "own", "latent", "data", "shape", "upsample"],
-    )  # fmt: skip
+        ids="encoder stack beyond buffer norm own latent data shape upsample".split(),
+    )
     def test_a_small_file_takes_little(self, folder, change):
         sealed(folder, change)
         held = sum(x.numel() for x in storage.load(folder)[0].values())

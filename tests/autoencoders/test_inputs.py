@@ -247,7 +247,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("clip", [float("nan"), -1, -1.0, 0, float("inf"), "a", True])
     def test_clips_that_are_none(self, clip):
-        with pytest.raises(OptionError, match="clip as a positive norm"):
+        with pytest.raises(OptionError, match="clip > 0"):
             AE(**SMALL, clip=clip).fit(data())
 
     @pytest.mark.parametrize("weight", [None, "a", float("nan"), float("inf"), [1.0]])

@@ -421,15 +421,17 @@ class TestNeighborhoodReconstruction:
             value = g(z)
             predicted = value + j
             if order == 2:
-                push = lambda y, g=g, d=dz: torch.autograd.functional.jvp(
-                    g, y, d, create_graph=True
-                )[1]  # noqa: E731
-                predicted = (
-                    predicted + torch.autograd.functional.jvp(push, z, dz, create_graph=True)[1] / 2
-                )
-            h = lambda p: {"euclidean": torch.eye(5).double(), "constant": SPD}.get(
-                metric, torch.diag(1 + p**2)
-            )  # noqa: E731
+
+                def push(y, g=g, d=dz):
+                    return torch.autograd.functional.jvp(g, y, d, create_graph=True)[1]
+
+                bend = torch.autograd.functional.jvp(push, z, dz, create_graph=True)[1]
+                predicted = predicted + bend / 2
+
+            def h(p):
+                constant = {"euclidean": torch.eye(5).double(), "constant": SPD}
+                return constant.get(metric, torch.diag(1 + p**2))
+
             for weight, true, guess in ((1.0, a, value), (3.0, b, predicted)):
                 total = total + weight * (true - guess) @ h(true) @ (true - guess)
         expected = torch.autograd.grad(total / 4, leaves)
@@ -533,6 +535,7 @@ def test_the_losses_need_neither_scikit_learn_nor_lightning():
 
     code = (
         "import sys, riemae\nfrom riemae.autoencoders import losses\n"
-        "assert not {'sklearn', 'lightning', 'pytorch_lightning', 'networkx', 'matplotlib'} & set(sys.modules)"
+        "heavy = {'sklearn', 'lightning', 'pytorch_lightning', 'networkx', 'matplotlib'}; "
+        "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

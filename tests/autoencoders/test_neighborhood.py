@@ -78,7 +78,7 @@ class TestNearest:
         assert lists(Neighborhood.nearest(x, 5)) == peers(x.flatten(1), 5)
 
     def test_lengths_are_distances(self, monkeypatch):
-        monkeypatch.setattr("riemae.autoencoders.neighborhood._CHUNK", 32)  # a few edges at a time
+        monkeypatch.setattr("riemae.autoencoders.edges._CHUNK", 32)  # a few edges at a time
         x = draw(40, 3, dtype=torch.float32)
         hood = Neighborhood.nearest(x, 5)
         centre = torch.repeat_interleave(torch.arange(40), hood.degree)

@@ -334,7 +334,10 @@ class TestRefusal:
 
 
 def test_load_is_light_until_it_is_used():
-    code = "import sys, riemae; riemae.load; assert not {'sklearn', 'lightning', 'safetensors'} & set(sys.modules)"
+    code = (
+        "import sys, riemae; riemae.load; "
+        "assert not {'sklearn', 'lightning', 'safetensors'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -116,7 +116,10 @@ class TestSilence:
         assert logging.getLogger("lightning.pytorch").level == level
 
     def test_import_of_riemae_stays_light(self):
-        code = "import sys, riemae; assert not {'lightning', 'sklearn', 'riemae.autoencoders'} & set(sys.modules)"
+        code = (
+            "import sys, riemae; "
+            "assert not {'lightning', 'sklearn', 'riemae.autoencoders'} & set(sys.modules)"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -187,9 +190,9 @@ class TestLightning:
         whole, mixed = kind(**SMALL).fit(x), kind(**SMALL, precision="bf16-mixed").fit(x)
         assert abs(mixed.history_["loss"][-1] / whole.history_["loss"][-1] - 1) < 0.05
         assert weights(mixed).dtype == torch.float32
-        if (
-            kind is MCAE
-        ):  # at the first step weights agree: the term itself has the accuracy of float32 codes in bf16
+        # At the first step weights agree: the term itself has the accuracy of float32 codes in
+        # bf16.
+        if kind is MCAE:
             ratio = (
                 mixed.history_["extrinsic_curvature"][0] / whole.history_["extrinsic_curvature"][0]
             )

@@ -33,8 +33,8 @@ LAWS = {
     "inputs",
 }
 
-# Which road leads to second derivatives does not matter here.
-SLOWER_ROAD = pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
+# Which way leads to second derivatives does not matter here.
+SLOWER_WAY = pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
 
 
 def draw(seed, *shape):
@@ -99,7 +99,7 @@ class TestSoundManifolds:
             for deviation in report.values()
         )
 
-    @SLOWER_ROAD
+    @SLOWER_WAY
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
     @pytest.mark.parametrize("name", NETWORKS)
     def test_networks(self, name, dtype):
@@ -114,8 +114,8 @@ class TestSoundManifolds:
 
     def test_one_point_and_another_seed(self):
         M, z = Manifold(spaces.sphere), draw(3, 1, 4)
-        assert check_manifold(M, z, seed=1) == check_manifold(M, z, seed=1)
-        assert check_manifold(M, z, seed=1) != check_manifold(M, z, seed=2)
+        assert check_manifold(M, z, generator=1) == check_manifold(M, z, generator=1)
+        assert check_manifold(M, z, generator=1) != check_manifold(M, z, generator=2)
 
     def test_it_changes_neither_points_nor_gradients(self):
         decoder, z = NETWORKS["tanh"], draw(4, 3, 2).requires_grad_()
@@ -246,7 +246,8 @@ class TestBrokenMethods:
 
     @pytest.mark.parametrize(
         "name",
-        "decode jacobian pushforward pullback metric metric_product inner norm christoffel acceleration".split(),
+        "decode jacobian pushforward pullback metric metric_product inner norm".split()
+        + ["christoffel", "acceleration"],
     )
     def test_a_change_of_dtype(self, name):
         assert "dtype" in broken_laws(broken(**{name: lambda x, *args: x.float()}), self.z)
@@ -321,7 +322,7 @@ def test_a_constant_metric_passes(decoder):
     check_manifold(Manifold(decoder), draw(0, 4, 2))
 
 
-@SLOWER_ROAD
+@SLOWER_WAY
 class TestHandWrittenDerivatives:
     z = draw(8, 4, 2)
 
@@ -365,7 +366,7 @@ class TestBrokenDecoders:
         with pytest.raises(DecoderError, match="other rows"):
             check_manifold(Manifold(coupled), draw(9, 4, 2))
 
-    @SLOWER_ROAD
+    @SLOWER_WAY
     def test_float32_sees_gross_errors(self):
         half = Manifold(by_hand(lambda z, v: 4 * z * v, lambda z, w: 4 * z * w))
         with pytest.raises(DifferentiationError, match="the backward of Square"):

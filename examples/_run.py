@@ -1,0 +1,93 @@
+"""What the examples share: arguments, training over seeds, and figures in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from riemae.autoencoders import AE
+    from riemae.datasets import Dataset
+
+matplotlib.use("Agg")  # figures go to files: no screen is needed
+QUICK = {"epochs": 2, "hidden": (16, 16)}  # settings of a model that is trained for a glance
+
+
+def parser(description: str, seeds: int | None = None) -> argparse.ArgumentParser:
+    """Arguments of an example, to which it may add its own.
+
+    Args:
+        description: The docstring of the example.
+        seeds: By default so many seeds; None for an example without ``--seeds``.
+    """
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--out", type=Path, default=Path("out"), help="folder of the figure")
+    found.add_argument(
+        "--quick", action="store_true", help="seconds instead of minutes: numbers mean nothing"
+    )
+    if seeds is not None:
+        found.add_argument("--seeds", type=int, default=seeds, help="how many")
+    return found
+
+
+def options(description: str, seeds: int | None = None) -> argparse.Namespace:
+    """What the command line says; see :func:`parser`."""
+    return started(parser(description, seeds).parse_args())
+
+
+def started(given: argparse.Namespace) -> argparse.Namespace:
+    """The same arguments, on one thread: for small tensors a second one would only wait."""
+    torch.set_num_threads(1)
+    if given.quick and "seeds" in given:
+        given.seeds = 1
+    return given
+
+
+def models_for(given: argparse.Namespace, models: Mapping[str, AE]) -> dict[str, AE]:
+    """Copies of models; with ``--quick``, small ones of two epochs."""
+    from sklearn.base import clone
+
+    settings = QUICK if given.quick else {}
+    return {name: clone(model).set_params(**settings) for name, model in models.items()}
+
+
+def trained(models: Mapping[str, AE], x: Tensor, seed: int) -> Iterator[tuple[str, AE]]:
+    """Every model by name, trained on ``x`` from this seed."""
+    from sklearn.base import clone
+
+    for name, model in models.items():
+        yield name, clone(model).set_params(seed=seed).fit(x)
+
+
+def reconstruction(model: AE) -> Callable[[Tensor], Tensor]:
+    """Data to what a model makes of them."""
+
+    def reconstruct(x: Tensor) -> Tensor:
+        return model.inverse_transform(model.transform(x))
+
+    return reconstruct
+
+
+def decoded_curve(model: AE, data: Dataset, count: int = 1000) -> Tensor:  # -> (count, D)
+    """What a model with one latent dimension decodes between its outermost codes."""
+    z = model.transform(data.x)
+    codes = torch.linspace(float(z.min()), float(z.max()), count)[:, None]
+    return model.inverse_transform(codes)
+
+
+def save(figure: Figure, given: argparse.Namespace, name: str, dpi: int = 130) -> None:
+    """Write a figure into the folder of the command line, and say where."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / name
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    print(f"Figure: {path}")

@@ -1,0 +1,151 @@
+"""What ``fit`` needs: networks and loss, batches, and the run that lightning carries out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemae.autoencoders.batches import Batches, Fixed, derived_seed
+from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
+from riemae.autoencoders.networks import build_decoder, build_encoder
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.settings import Settings, device_of, fingerprint, widths_of
+from riemae.autoencoders.training import Run
+from riemae.exceptions import DataError, OptionError
+from riemae.numerics.random import restored
+from riemae.numerics.reach import copied
+
+_LOOKED_AT = 2000  # samples that a report is about
+
+
+def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
+    """Untrained networks with their loss, in the units of the data.
+
+    Args:
+        settings: Of the autoencoder.
+        data: What it is trained on, or a sample of it.
+
+    Raises:
+        DataError: For fewer than 2 samples.
+        OptionError: When the latent space has more dimensions than the data.
+    """
+    where = type(settings).__name__
+    size = math.prod(data.shape[1:])
+    if len(data) < 2:
+        hint = "One sample has no shape to learn."
+        raise DataError(where, "at least 2 samples", f"n_samples = {len(data)}", hint)
+    if settings.latent_dim > size:
+        raise OptionError(
+            where,
+            "latent_dim of at most the number of features",
+            f"latent_dim = {settings.latent_dim} with n_features = {size}",
+            "A decoder cannot be an immersion into a smaller space.",
+        )
+    likelihood = as_likelihood(settings.likelihood).fitted(data)
+    encoder, decoder = _networks(settings, likelihood, data)
+    terms = {**settings.own_terms(), **(settings.terms or {})}
+    objective = Objective(
+        encoder,
+        decoder,
+        data,
+        likelihood,
+        settings.ambient,
+        terms,
+        settings.variation(),
+        settings.latent_dim,
+    )
+    return objective.to(data.device)
+
+
+def _networks(
+    settings: Settings, likelihood: Likelihood, data: Tensor
+) -> tuple[nn.Module, nn.Module]:
+    """Copies of the caller's networks, or new ones; the seed decides their weights."""
+    variational = settings.variation().beta is not None
+    outputs = settings.latent_dim * (2 if variational else 1)
+    center = data.mean(0)
+    spread = data.flatten(1).var(0, correction=0).mean().sqrt()
+    sets = isinstance(likelihood, Chamfer)
+    if sets:
+        center = likelihood.null(data)
+    with restored():
+        torch.manual_seed(derived_seed(settings.seed, 3))
+        encoder, decoder = copied(settings.encoder), copied(settings.decoder)
+        if encoder is None:
+            widths = widths_of(settings)
+            encoder = build_encoder(center, spread, outputs, widths, settings.activation, sets=sets)
+            encoder = encoder.to(data)
+        if decoder is None:
+            scale = spread if likelihood.linear else torch.ones_like(spread)
+            null = likelihood.null(data)
+            widths = widths_of(settings)[::-1]
+            decoder = build_decoder(null, scale, settings.latent_dim, widths, settings.activation)
+            decoder = decoder.to(data)
+    return encoder, decoder
+
+
+def split(settings: Settings, data: Tensor) -> tuple[Batches, Fixed | None]:
+    """Batches to train on, and those of the samples that are kept out, if any."""
+    seed = derived_seed(settings.seed, 4)
+    held = round(settings.validation_fraction * len(data))
+    if not held:
+        return Batches(data, settings.batch_size, seed, settings.neighbors_of(data)), None
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator).to(data.device)
+    rest, kept = data[order[held:]], data[order[:held]]
+    # Neighbours of unseen samples among themselves: the same kind of graph.
+    validation = Fixed(list(Batches(kept, held, seed, settings.neighbors_of(kept))))
+    return Batches(rest, settings.batch_size, seed, settings.neighbors_of(rest)), validation
+
+
+def run_of(
+    settings: Settings,
+    parameters: Mapping[str, Any],
+    epochs: int,
+    data: Tensor | None,
+    fresh: bool,
+) -> Run:
+    """What lightning is to do.
+
+    Args:
+        settings: Of the autoencoder.
+        parameters: All constructor arguments by name.
+        epochs: Passes over the data.
+        data: What it is trained on; None when it comes from a loader.
+        fresh: Whether it starts from new weights, and so has checkpoints.
+    """
+    device = device_of(settings)
+    # Lightning's own "32-true" leaves the networks' dtype alone: they already have the data's.
+    full = (None, "32-true", "64-true")
+    precision = settings.precision if settings.precision not in full else "32-true"
+    identity = ""
+    if settings.directory is not None:
+        identity = fingerprint(settings, parameters.items(), data)
+    return Run(
+        epochs=epochs,
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=precision,
+        clip=settings.clip,
+        patience=settings.early_stopping,
+        progress=settings.progress,
+        logger=settings.logger,
+        directory=settings.directory,
+        checkpoints=fresh,
+        checkpoint_every=settings.checkpoint_every,
+        fingerprint=identity,
+        trainer=settings.trainer or {},
+    )
+
+
+def sample_of(data: Tensor, seed: int) -> Tensor:
+    """What a report looks at: a copy of at most 2,000 rows, for the data belong to the caller."""
+    if len(data) <= _LOOKED_AT:
+        return data.clone()
+    generator = torch.Generator().manual_seed(derived_seed(seed, 6))
+    order = torch.randperm(len(data), generator=generator)
+    return data[order[:_LOOKED_AT].to(data.device)]

@@ -1,0 +1,225 @@
+"""The settings of an autoencoder: what they mean, which values are allowed, where they lead."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from riemae.autoencoders.batches import Neighbors
+from riemae.autoencoders.likelihoods import Likelihood
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import Term, Variation
+from riemae.exceptions import OptionError
+from riemae.numerics.checks import expect_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# What may change between an interrupted run and the one that goes on with it.
+_FREE = (
+    "epochs",
+    "progress",
+    "logger",
+    "directory",
+    "checkpoint_every",
+    "trainer",
+    "device",
+    "warm_start",
+)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class Settings:
+    """What every autoencoder of this package can be told, and the hooks for its variants.
+
+    Args:
+        latent_dim: m, the dimension of the latent space.
+        hidden: Widths of the encoder's layers, or one width of one layer; the decoder has them in
+            reverse.
+        activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no
+            curvature).
+        likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``,
+            ``"categorical"``, ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
+        ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
+            :class:`~riemae.Manifold`, or ``"fisher"``, the likelihood's Fisher-Rao metric.
+        terms: Geometric losses by name, such as
+            ``{"extrinsic_curvature": 1e-3, "relaxed_distortion": 0.1}``, with weights or
+            :class:`~riemae.autoencoders.Term`, in addition to those that the class brings.
+        encoder: A module of your own, ``(k, *shape) -> (k, latent_dim)``; a copy is trained.
+        decoder: Likewise, ``(k, latent_dim) -> (k, *shape)``, the likelihood's parameters: logits
+            for Bernoulli and categorical, log means for Poisson and negative binomial.
+        epochs: Passes over the data.
+        batch_size: Samples per step, over all processes.
+        lr: Learning rate of Adam.
+        weight_decay: Decoupled weight decay.
+        schedule: Learning rate ``"constant"`` or ``"cosine"`` down to 0.
+        clip: Largest norm of the gradient, or None for no limit.
+        early_stopping: Training stops after this many epochs without a lower loss (of the
+            validation data, if there are any); None for all epochs.
+        validation_fraction: Share of the samples that is kept out of training.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
+        precision: Lightning's ``"bf16-mixed"`` or ``"16-mixed"``, or None for the data's own;
+            geometric terms are computed in float32 in any case.
+        progress: Show a bar with the parts of the loss.
+        logger: ``"csv"``, ``"tensorboard"`` (both write to ``directory``), or a lightning logger.
+        directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings
+            and data there goes on from it, to the same weights as without the interruption. Warm
+            starts and ``partial_fit`` start from weights that no checkpoint knows; they neither
+            read nor write checkpoints. A second fit into it at the same time raises a ``FileError``
+            at once.
+        checkpoint_every: Epochs between checkpoints.
+        trainer: Further arguments of lightning's ``Trainer``, such as
+            ``{"devices": 2, "strategy": "ddp"}``.
+        warm_start: Whether ``fit`` goes on from the weights of the last one.
+        seed: Decides everything random.
+    """
+
+    latent_dim: int = 2
+    hidden: int | tuple[int, ...] = (128, 128)
+    activation: str = "silu"
+    likelihood: str | Likelihood = "squared_error"
+    ambient: Any = None
+    terms: Mapping[str, float | Term] | None = None
+    encoder: nn.Module | None = None
+    decoder: nn.Module | None = None
+    epochs: int = 200
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float | None = None
+    early_stopping: int | None = None
+    validation_fraction: float = 0.0
+    device: str = "cpu"
+    precision: str | None = None
+    progress: bool = False
+    logger: Any = None
+    directory: Any = None
+    checkpoint_every: int = 50
+    trainer: Mapping[str, Any] | None = None
+    warm_start: bool = False
+    seed: int = 0
+
+    # What a variant changes.
+
+    def variation(self) -> Variation:
+        """How this kind of autoencoder changes data, codes or reconstruction in training."""
+        return Variation()
+
+    def own_terms(self) -> dict[str, float | Term]:
+        """Terms that this kind of autoencoder adds to the reconstruction, by name."""
+        return {}
+
+    def neighbors_of(self, x: Tensor) -> Neighbors | None:
+        """The graph that training draws neighbours of the samples ``x`` from; None for no graph."""
+        return None
+
+    def initialise(self, objective: Objective, data: Tensor) -> None:
+        """Change the random weights that a training starts from; by default they stay."""
+
+
+def check_settings(settings: Settings, epochs: int) -> None:
+    """Refuse values that no training can use.
+
+    Args:
+        settings: To be checked.
+        epochs: Passes over the data of the training that is to begin.
+
+    Raises:
+        OptionError: For the first setting out of range.
+    """
+    where = type(settings).__name__
+    for name in ("latent_dim", "batch_size", "checkpoint_every"):
+        expect_range(where, name, getattr(settings, name), 1, integer=True)
+    expect_range(where, "epochs", epochs, 1, integer=True)
+    share = settings.validation_fraction
+    if not _is_number(share) or not 0 <= share < 1:
+        hint = "Try 0.1, or 0 to train on all samples."
+        raise OptionError(where, "validation_fraction in [0, 1)", repr(share), hint)
+    if settings.clip is not None:
+        expect_range(where, "clip", settings.clip, 0, above=True, hint="Use None for no limit.")
+    weight = getattr(settings, "weight", 0.0)
+    expect_range(where, "weight", weight, hint="Use 0 to leave the term out.")
+    if settings.early_stopping is not None:
+        hint = "Use None to train for all epochs."
+        expect_range(where, "early_stopping", settings.early_stopping, 1, hint=hint)
+    expect_range(where, "seed", settings.seed, integer=True, hint="Try seed=0.")
+
+
+def check_split(settings: Settings, count: int) -> None:
+    """Refuse a split that leaves too little to train on.
+
+    Args:
+        settings: With the share of samples that is kept out of training.
+        count: Samples in all.
+
+    Raises:
+        OptionError: When fewer than 2 samples are left.
+    """
+    held = round(settings.validation_fraction * count)
+    if held and count - held < 2:
+        share = settings.validation_fraction
+        raise OptionError(
+            type(settings).__name__,
+            "a validation_fraction that leaves 2 samples to train on",
+            f"{share} of n_samples = {count}, which leaves {count - held}",
+            "Lower it, or add samples.",
+        )
+
+
+def widths_of(settings: Settings) -> tuple[int, ...]:
+    """Widths of the encoder's layers.
+
+    Raises:
+        OptionError: When ``hidden`` is neither a width nor a sequence of them.
+    """
+    hidden = settings.hidden
+    if isinstance(hidden, (int, np.integer)) and not isinstance(hidden, bool):
+        return (int(hidden),)
+    if isinstance(hidden, (tuple, list)):
+        return tuple(hidden)
+    hint = "Try hidden=(128, 128)."
+    raise OptionError("hidden", "a width, or a tuple of widths", repr(hidden), hint)
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where the networks are trained."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def fingerprint(
+    settings: Settings, parameters: Iterable[tuple[str, Any]], data: Tensor | None
+) -> str:
+    """What tells one training from another: a checkpoint of another one is refused.
+
+    Args:
+        settings: Of the training.
+        parameters: Names and values of all constructor arguments.
+        data: What it is trained on; None when it comes from a loader.
+    """
+    # The length of a run is free, except where the learning rate depends on it.
+    cosine = settings.schedule == "cosine"
+    decisive = {
+        name: value
+        for name, value in parameters
+        if name not in _FREE or (name == "epochs" and cosine)
+    }
+    described = repr((type(settings).__name__, sorted(decisive.items())))
+    digest = hashlib.sha256(described.encode())
+    if data is not None:
+        digest.update(np.ascontiguousarray(data.cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,321 @@
+"""The geometric variants of the autoencoder, each with what it changes in the plain one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.autoencoders.batches import Neighbors, derived_seed
+from riemae.autoencoders.estimators import AE
+from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
+from riemae.autoencoders.networks import fit_codes
+from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.terms import RIDGE, Term, Variation
+from riemae.exceptions import OptionError
+from riemae.numerics.checks import expect_choice, expect_range, expect_shape
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class VAE(AE):
+    """A variational autoencoder; ``transform`` gives the means of the codes.
+
+    Args:
+        beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
+        noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
+            data's.
+
+    All others as in :class:`AE`. An encoder of your own returns means and log variances side by
+    side, ``(k, 2m)``.
+    """
+
+    beta: float = 1.0
+    noise: float = 0.1
+
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
+        return Variation(beta=self.beta, noise=self.noise)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class DenoisingAE(AE):
+    """Reconstructs data from a version with noise (Vincent et al. 2008).
+
+    Args:
+        corruption: Standard deviation of the Gaussian noise, in units of the data's.
+
+    All others as in :class:`AE`.
+    """
+
+    corruption: float = 0.1
+
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
+        return Variation(corruption=self.corruption)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class ContractiveAE(AE):
+    """Penalises the sensitivity of the codes to the data (Rifai et al. 2011).
+
+    Args:
+        weight: Of :func:`~riemae.autoencoders.losses.contraction`, which is 1 at best for a linear
+            encoder.
+
+    All others as in :class:`AE`.
+    """
+
+    weight: float = 1e-2
+
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
+        return Variation(contraction=self.weight)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class NRAE(AE):
+    """Neighbourhood reconstructing autoencoder (Lee et al. 2021).
+
+    The decoder's local expansion at each sample is to reconstruct the sample's neighbours. Every
+    step takes the samples of its batch and one random neighbour of each; the graph is built
+    once.
+
+    Args:
+        order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
+        neighbors: k of the directed graph of nearest neighbours.
+        weight: λ, of the neighbours relative to the reconstruction.
+        neighborhood: A graph of your own: a
+            :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency matrix, a networkx
+            graph, a table of neighbours ``(n, k)``, anything with
+            ``sample(index, generator) -> index of a neighbour``, or a function of the data that
+            makes one of these, such as
+            ``functools.partial(Neighborhood.nearest, k=10, kind="mutual")``.
+        init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or
+            ``"isomap"`` or ``"laplacian"``: the graph's embedding of that name. Training alone
+            rarely undoes a fold.
+        restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
+
+    All others as in :class:`AE`. A DataLoader has to bring the neighbours:
+    ``{"x": …, "neighbor": …}``.
+
+    Attributes:
+        neighborhood_: The graph that it was trained on.
+        restart_losses_: Final loss of every restart.
+    """
+
+    order: Literal[1, 2] = 2
+    neighbors: int = 5
+    weight: float = 1.0
+    neighborhood: Any = None
+    init: Any = None
+    restarts: int = 1
+
+    def fit(self, X: Any, y: Any = None) -> NRAE:
+        """Train, as often as ``restarts`` says.
+
+        Args:
+            X: As in :meth:`AE.fit`.
+            y: Ignored.
+
+        Raises:
+            OptionError: For fewer than one restart.
+        """
+        expect_range("NRAE", "restarts", self.restarts, 1, integer=True, hint="Try restarts=1.")
+        if self.restarts == 1:
+            super().fit(X, y)
+            self.restart_losses_ = [_final_loss(self)]
+            return self
+        from riemae.autoencoders.fitting import run_of
+        from riemae.autoencoders.training import claimed
+
+        with claimed(run_of(self, self.get_params(deep=False), self.epochs, None, fresh=True)):
+            return self._restarted(X)
+
+    def _restarted(self, X: Any) -> NRAE:
+        from sklearn.base import clone
+
+        best: NRAE | None = None
+        losses = []
+        for i in range(self.restarts):
+            folder = None if self.directory is None else Path(self.directory) / f"restart-{i}"
+            seed = self.seed if i == 0 else derived_seed(self.seed, 5, i)
+            candidate = clone(self).set_params(restarts=1, seed=seed, directory=folder).fit(X)
+            losses.append(_final_loss(candidate))
+            if best is None or losses[-1] < _final_loss(best):
+                best = candidate
+        assert best is not None
+        # Everything learned, and none of the settings.
+        settings = self.get_params(deep=False)
+        learned = {name: value for name, value in vars(best).items() if name not in settings}
+        self.__dict__.update(learned)
+        self.restart_losses_ = losses
+        return self
+
+    def variation(self) -> Variation:
+        """See :meth:`AE.variation`."""
+        return Variation(order=self.order, neighbor_weight=self.weight)
+
+    def _train(
+        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+    ) -> AE:
+        self._graph_of: Tensor | None = None
+        try:
+            return super()._train(X, epochs, fresh, optimizer_state)
+        finally:
+            del self._graph_of
+
+    def neighbors_of(self, x: Tensor) -> Neighbors:
+        """The neighbourhood graph of the samples, made once per fit."""
+        # The graph that the encoder starts from is the one to train on.
+        if self._graph_of is not x:
+            self.neighborhood_ = self._graph(x)
+            self._graph_of = x
+        return self.neighborhood_
+
+    def _graph(self, x: Tensor) -> Any:
+        if self.neighborhood is None:
+            n, k = len(x), self.neighbors
+            if not 1 <= k < n:
+                got = f"neighbors = {k} with n_samples = {n}"
+                expected = "fewer neighbors than samples, and at least 1"
+                raise OptionError("NRAE", expected, got, "Lower neighbors, or add samples.")
+            return Neighborhood.nearest(x.cpu(), k)
+        graph = as_neighborhood(self.neighborhood, x)
+        if hasattr(graph, "__len__") and len(graph) != len(x):
+            expected, got = f"a neighborhood of {len(x)} samples", f"one of {len(graph)}"
+            hint = (
+                "With validation_fraction, leave neighborhood out, or give a function of the data."
+            )
+            raise OptionError("NRAE", expected, got, hint)
+        return graph
+
+    def initialise(self, objective: Objective, data: Tensor) -> None:
+        """Fit the encoder to the codes of ``init``, if any.
+
+        Args:
+            objective: Holds the encoder.
+            data: The samples ``(n, *shape)``.
+
+        Raises:
+            OptionError: For a neighborhood without an embedding, or codes that do not vary.
+            ShapeError: For codes of another shape.
+        """
+        if self.init is None:
+            return
+        codes = self._embedding(data) if isinstance(self.init, str) else torch.as_tensor(self.init)
+        shape = (len(data), self.latent_dim)
+        expect_shape("NRAE", "init", codes, shape, "Give one code per sample.")
+        varied = codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))
+        if not bool(varied.all()):
+            expected, hint = "finite codes that vary in every dimension", "What does init hold?"
+            raise OptionError("NRAE", expected, "others", hint)
+        fit_codes(objective.encoder, data, codes.to(data))
+
+    def _embedding(self, data: Tensor) -> Tensor:
+        graph: Any = self.neighbors_of(data)
+        if not hasattr(graph, "embedding"):
+            hint = "Give a riemae.autoencoders.neighborhood.Neighborhood, or the codes themselves."
+            expected = "a neighborhood with an embedding"
+            raise OptionError("NRAE", expected, type(graph).__name__, hint)
+        found: Tensor = graph.embedding(self.latent_dim, self.init, dtype=data.dtype)
+        return found
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class MCAE(AE):
+    """Minimum curvature autoencoder (Lee & Park 2023).
+
+    The curvature does not depend on the latent coordinates, which may become anything:
+    ``terms={"relaxed_distortion": 0.1}`` makes it an IRAE as well.
+
+    Args:
+        kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the
+            Riemann tensor, for two latent dimensions or more.
+        weight: Of the curvature, in units of the data's extent: 2m for a sphere S^m of data.
+        probes: Random directions per point and step for the extrinsic curvature; None computes it
+            exactly, at m (m + 1)/2 second derivatives per point.
+
+    All others as in :class:`AE`.
+    """
+
+    kind: Literal["extrinsic", "intrinsic"] = "extrinsic"
+    weight: float = 1e-3
+    probes: int | None = 1
+
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`.
+
+        Raises:
+            OptionError: For an unknown kind of curvature.
+        """
+        expect_choice("MCAE", "kind", self.kind, ("extrinsic", "intrinsic"))
+        if self.kind == "intrinsic":
+            hint = "A curve has no curvature of its own: use kind='extrinsic'."
+            expect_range("MCAE", "latent_dim", self.latent_dim, 2, integer=True, hint=hint)
+            return {"intrinsic_curvature": self.weight}
+        how = {"estimator": "exact"} if self.probes is None else {"probes": self.probes}
+        return {"extrinsic_curvature": Term(self.weight, options={**how, "ridge": RIDGE})}
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class IRAE(AE):
+    """Isometrically regularised autoencoder (Lee et al. 2022).
+
+    Latent distances become those of the data, up to one common factor.
+
+    Args:
+        weight: Of the relaxed distortion.
+        mixup: η: distortion is also measured between the codes, and beyond them by this share.
+        probes: Random directions per point and step.
+
+    All others as in :class:`AE`.
+    """
+
+    weight: float = 0.1
+    mixup: float | None = 0.2
+    probes: int = 1
+
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`."""
+        return _distortion(self.weight, self.mixup, self.probes)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class IRVAE(VAE):
+    """The variational form of :class:`IRAE`: the same term at the sampled codes.
+
+    Args:
+        weight: Of the relaxed distortion.
+        mixup: As in :class:`IRAE`.
+        probes: As in :class:`IRAE`.
+
+    All others as in :class:`VAE`.
+    """
+
+    weight: float = 0.1
+    mixup: float | None = 0.2
+    probes: int = 1
+
+    def own_terms(self) -> dict[str, float | Term]:
+        """See :meth:`AE.own_terms`."""
+        return _distortion(self.weight, self.mixup, self.probes)
+
+
+# What riemae.load brings back by the name in a checkpoint.
+KINDS: dict[str, type[AE]] = {
+    kind.__name__: kind for kind in (AE, VAE, DenoisingAE, ContractiveAE, NRAE, MCAE, IRAE, IRVAE)
+}
+
+
+def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, float | Term]:
+    return {"relaxed_distortion": Term(weight, options={"mixup": mixup, "probes": probes})}
+
+
+def _final_loss(model: NRAE) -> float:
+    """Mean loss of the last twentieth of the epochs: one epoch's depends on drawn neighbours."""
+    losses = model.history_["loss"]
+    return float(np.mean(losses[-max(1, len(losses) // 20) :]))
