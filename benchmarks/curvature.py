@@ -50,7 +50,8 @@ def speed(lines: list[str]) -> None:
     lines += [
         f"## Exact curvature at {POINTS:,} points, float64, MLP m → 256 → 256 → D, SiLU",
         "",
-        "| m | D | pass | extrinsic | in passes | allowed | Riemann | scalar | geomstats Riemann | ratio |",
+        "| m | D | pass | extrinsic | in passes | allowed | Riemann | scalar | geomstats Riemann | "
+        "ratio |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in (2, 4, 8):
@@ -75,7 +76,8 @@ def speed(lines: list[str]) -> None:
             peer = geomstats_riemann(f, m, d)
             lines.append(
                 f"| {m} | {d} | {1e3 * one:.1f} ms | {1e3 * extrinsic:.1f} ms | {ratio:.1f} | "
-                f"{1.5 * (m + m * (m + 1) / 2 + 2):.1f} | {1e3 * riemann:.1f} ms | {1e3 * scalar:.1f} ms | "
+                f"{1.5 * (m + m * (m + 1) / 2 + 2):.1f} | {1e3 * riemann:.1f} ms | "
+                f"{1e3 * scalar:.1f} ms | "
                 + (
                     f"{peer:.1f} s | {peer / riemann:,.0f} × |"
                     if peer is not None
@@ -152,7 +154,8 @@ def variance(lines: list[str]) -> None:
     lines += [
         "## Stochastic estimators: one draw, 4,000 times",
         "",
-        "| m | quantity | exact | estimator | mean ± standard error | standard deviation | below 0 |",
+        "| m | quantity | exact | estimator | mean ± standard error | standard deviation | below 0 "
+        "|",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for m in (2, 8, 32):
@@ -168,7 +171,8 @@ def variance(lines: list[str]) -> None:
                 draws = call(many, estimator, generator=torch.Generator().manual_seed(1))
                 e = Estimate.of(draws)
                 lines.append(
-                    f"| {m} | {name} | {exact:.4g} | {estimator} | {e.mean:.4g} ± {e.standard_error:.1g} | "
+                    f"| {m} | {name} | {exact:.4g} | {estimator} | {e.mean:.4g} ± "
+                    f"{e.standard_error:.1g} | "
                     f"{draws.std():.3g} | {100 * float((draws < 0).double().mean()):.1f} % |"
                 )
                 print(lines[-1], flush=True)
@@ -184,8 +188,10 @@ def memory(lines: list[str]) -> None:
         "from riemae import Manifold\n"
         "nn = torch.nn\n"
         "f = nn.Sequential(nn.Linear(2, 64 * 8 * 8), nn.Unflatten(1, (64, 8, 8)), nn.SiLU(),\n"
-        "    nn.Upsample(scale_factor=8, mode='bilinear'), nn.Conv2d(64, 16, 3, padding=1), nn.SiLU(),\n"
-        "    nn.Upsample(scale_factor=4, mode='bilinear'), nn.Conv2d(16, 3, 3, padding=1)).requires_grad_(False)\n"
+        "    nn.Upsample(scale_factor=8, mode='bilinear'), nn.Conv2d(64, 16, 3, padding=1), "
+        "nn.SiLU(),\n"
+        "    nn.Upsample(scale_factor=4, mode='bilinear'), nn.Conv2d(16, 3, 3, "
+        "padding=1)).requires_grad_(False)\n"
         "M = Manifold(f)\n"
         "c = M.extrinsic_curvature(torch.randn(16, 2))\n"
         "assert c.isfinite().all() and M.decode(torch.randn(1, 2)).numel() == 196608\n"
@@ -193,7 +199,8 @@ def memory(lines: list[str]) -> None:
         "print(int(peak.split()[1]) / 2**20)\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = f"Images of 3 × 256 × 256 (D = 196,608), m = 2, 16 points, float32: peak {float(out.stdout):.2f} GiB"
+    images = "Images of 3 × 256 × 256 (D = 196,608), m = 2, 16 points, float32"
+    found = f"{images}: peak {float(out.stdout):.2f} GiB"
     lines += ["## Memory", "", found, ""]
     print(found)
 

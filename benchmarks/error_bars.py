@@ -1,10 +1,10 @@
 """How honest are status and error bar? Lengths beside the truth, for all spaces, solvers,
 tolerances and dtypes.
 
-    python -m benchmarks.error_bars                          # everything; what is measured already is kept
-    python -m benchmarks.error_bars --solver default         # the main table: some 20 minutes on one core
-    python -m benchmarks.error_bars --only "sine .45 m=2"    # spaces whose names hold this, measured anew
-    python -m benchmarks.error_bars --quick                  # tests the machinery
+    python -m benchmarks.error_bars                        # all; what is measured already is kept
+    python -m benchmarks.error_bars --solver default       # the main table: 20 minutes on one core
+    python -m benchmarks.error_bars --only "sine .45 m=2"  # spaces of such names, measured anew
+    python -m benchmarks.error_bars --quick                # tests the machinery
 
 After each space the rows go to ``benchmarks/results/error_bars.json`` and the tables to
 ``docs/error_bars.md``, between its markers; a run that was ended goes on where it was. ``--anew``
@@ -262,7 +262,9 @@ def share(part: int, whole: int) -> str:
     if not whole:
         return ""
     percent = 100 * part / whole
-    return f"{100 if part == whole else min(percent, 99.9):.{1 if 99 <= percent and part < whole else 0}f} %"
+    if part == whole:
+        return "100 %"
+    return f"{min(percent, 99.9):.{1 if percent >= 99 else 0}f} %"
 
 
 def _by(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -337,9 +339,12 @@ def _spaces(rows: list[Row]) -> list[str]:
 def tables(rows: list[Row]) -> list[str]:
     """All that stands between the markers."""
     lines = [
-        f"Measured with torch {torch.__version__.split('+')[0]}. A cell of the tables takes no more pairs after some "
-        "seconds of processor time, so that hard spaces count fewer of them. *Beyond*: CONVERGED, and further from the "
-        f"truth than rtol allows. A share of {SLACK[torch.float64]:g} of the length is left to rounding everywhere, in "
+        f"Measured with torch {torch.__version__.split('+')[0]}. A cell of the tables takes no "
+        "more pairs after some "
+        "seconds of processor time, so that hard spaces count fewer of them. *Beyond*: CONVERGED, "
+        "and further from the "
+        f"truth than rtol allows. A share of {SLACK[torch.float64]:g} of the length is left to "
+        "rounding everywhere, in "
         f"float32 of {SLACK[torch.float32]:g}.",
         "",
     ]
@@ -352,7 +357,8 @@ def tables(rows: list[Row]) -> list[str]:
         if mine:
             lines += [f"## The default solver in float64, space by space: {group}", ""]
             lines += [
-                "CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` covers.",
+                "CONVERGED beyond rtol of all CONVERGED, and the share of these that `error` "
+                "covers.",
                 "",
             ]
             lines += _spaces(mine)
@@ -433,7 +439,8 @@ def _told(row: Row) -> str:
         return f"{where}nothing after {row['seconds']} s"
     covers = share(row["covered"], row["converged"])
     return (
-        f"{where}{row['converged']} of {row['pairs']} converged, {row['beyond']} beyond, {row['beyond_3']} beyond 3, "
+        f"{where}{row['converged']} of {row['pairs']} converged, {row['beyond']} beyond, "
+        f"{row['beyond_3']} beyond 3, "
         f"worst {row['worst']:.2g} rtol, covers {covers}, {row['others']}, {row['seconds']} s"
     )
 

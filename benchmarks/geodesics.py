@@ -2,7 +2,7 @@
 
     make bench                                  # or: python -m benchmarks.geodesics
     python -m benchmarks.geodesics --quick      # two minutes, to test the machinery
-    python -m benchmarks.geodesics --only "digits-32, 1,000 pairs"      # once more, into the tables that are there
+    python -m benchmarks.geodesics --only "digits-32, 1,000 pairs"   # once more, into the tables
 
 Writes ``geodesics.json``, ``geodesics.md`` and ``geodesics.png`` to ``benchmarks/results``.
 """

@@ -86,8 +86,10 @@ def row(name: str, r: GeodesicResult, best: Tensor, seconds: float) -> str:
         else str(int((r.alternatives.status == Status.CONVERGED).sum()))
     )
     return (
-        f"| {name} | {converged} of {len(best)}{' (' + ', '.join(sorted(statuses)) + ')' if statuses else ''} | "
-        f"{int((r.index == 0).sum())} | {longer} | {ratio[r.converged].max():.4f} | {int((ratio < 1 - LATE).sum())} | "
+        f"| {name} | {converged} of "
+        f"{len(best)}{' (' + ', '.join(sorted(statuses)) + ')' if statuses else ''} | "
+        f"{int((r.index == 0).sum())} | {longer} | {ratio[r.converged].max():.4f} | "
+        f"{int((ratio < 1 - LATE).sum())} | "
         f"{found} | {seconds:.1f} s |"
     )
 
@@ -133,12 +135,16 @@ def main() -> None:
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
         f"{arguments.threads} thread(s); seconds of processor time; rtol=1e-4, float64.",
         "",
-        f"Reference: Adam, {arguments.steps:,} steps on {SEGMENTS} segments, from the straight line and from the graph "
-        f"path ({spent:.0f} s, float32), the shorter of the two for every pair. From the straight line alone it is "
-        f"longer by more than {LATE:g} for {int((lengths[0] > best * (1 + LATE)).sum())} pairs, from the graph path "
+        f"Reference: Adam, {arguments.steps:,} steps on {SEGMENTS} segments, from the straight "
+        "line and from the graph "
+        f"path ({spent:.0f} s, float32), the shorter of the two for every pair. From the straight "
+        "line alone it is "
+        f"longer by more than {LATE:g} for {int((lengths[0] > best * (1 + LATE)).sum())} pairs, "
+        "from the graph path "
         f"alone for {int((lengths[1] > best * (1 + LATE)).sum())}.",
         "",
-        f"| starts | converged | index 0 | longer than Adam's by {LATE:g} | worst ratio | shorter by {LATE:g} | "
+        f"| starts | converged | index 0 | longer than Adam's by {LATE:g} | worst ratio | shorter "
+        f"by {LATE:g} | "
         "distinct geodesics | time |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(row(name, r, best, seconds[name]) for name, r in results.items()),
@@ -148,7 +154,8 @@ def main() -> None:
     enough = int(r.converged.sum()) >= TARGET * PAIRS
     none_longer = not bool((r.converged & (r.length > best * (1 + LATE))).any())
     lines += [
-        f"With `graph=` and `n_starts` at its default: at least {TARGET:.0%} converged: {'yes' if enough else 'no'}; "
+        f"With `graph=` and `n_starts` at its default: at least {TARGET:.0%} converged: "
+        f"{'yes' if enough else 'no'}; "
         f"none longer than Adam's best beyond {LATE:g}: {'yes' if none_longer else 'no'}.",
         "",
     ]

@@ -32,21 +32,25 @@ _RIVALS = (
     ("fastest of all others", ()),
 )
 _METHOD = """\
-Every contender runs in a process of its own on the same cores, with the same decoder (float64), the same end points,
-from the straight line. All are timed in turn, round after round, and the median counts; where the machine was unsteady,
-the range is beside it. Calls of more than 5 s are not repeated. The first call of each setting is not counted, so that
-no compilation is; it is in the tables.
+Every contender runs in a process of its own on the same cores, with the same decoder (float64),
+the same end points, from the straight line. All are timed in turn, round after round, and the
+median counts; where the machine was unsteady, the range is beside it. Calls of more than 5 s
+are not repeated. The first call of each setting is not counted, so that no compilation is; it
+is in the tables.
 
-Error is that of the curve: the length of the spline through its nodes, by one fine quadrature for everybody, beside the
-shortest curve known for that pair, riemae's at rtol = 1e-9 included. The lengths that the packages themselves report
-are often worse than their curves (a column of their own), and the time they take is not counted.
+Error is that of the curve: the length of the spline through its nodes, by one fine quadrature
+for everybody, beside the shortest curve known for that pair, riemae's at rtol = 1e-9 included.
+The lengths that the packages themselves report are often worse than their curves (a column of
+their own), and the time they take is not counted.
 
-One *sweep* is the decoder and its full Jacobian at as many points as the contender's curves have nodes, timed beside
-each call by riemae and by plain `torch.func`; the faster of the two counts.
+One *sweep* is the decoder and its full Jacobian at as many points as the contender's curves
+have nodes, timed beside each call by riemae and by plain `torch.func`; the faster of the two
+counts.
 
-Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). Two are variants that the
-packages do not offer: finslerax with a metric by forward products, stochman with L-BFGS in place of its Adam. geomstats
-gets a Jacobian that is faster than what it ships, latent-geometry float64. The adapters are in `benchmarks/peers/`."""
+Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). Two
+are variants that the packages do not offer: finslerax with a metric by forward products,
+stochman with L-BFGS in place of its Adam. geomstats gets a Jacobian that is faster than what it
+ships, latent-geometry float64. The adapters are in `benchmarks/peers/`."""
 _UNSTEADY = 1.5  # longest by shortest time: beyond it, something else was at work on the machine
 _HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call")
 _HEADINGS += ("error: median", "95 %", "max", "reported: 95 %", "given up")
@@ -108,7 +112,8 @@ def _lines(results: dict[str, Any]) -> list[str]:
     lines = [
         "# Geodesics beside other packages",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads for everybody, load "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads for everybody, "
+        "load "
         f"{machine['load']:.1f} at the start; {machine['system']}, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
         + f". It took {results['minutes']:.0f} minutes.",
@@ -116,7 +121,8 @@ def _lines(results: dict[str, Any]) -> list[str]:
     ]
     if results["quick"]:
         lines += [
-            "**A quick run: few pairs and settings, no reliable times. It tests the machinery, no more.**",
+            "**A quick run: few pairs and settings, no reliable times. It tests the machinery, no "
+            "more.**",
             "",
         ]
     lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
@@ -177,8 +183,10 @@ def _table(task: dict[str, Any]) -> list[str]:
     lines = [
         f"## {task['task']}: {task['decoder']}",
         "",
-        f"One sweep of 16 segments: {1e3 * sweep['riemae']:.2f} ms by riemae, {1e3 * sweep['torch']:.2f} ms by plain "
-        f"`torch.func`. Reference: {reference['converged']} of {task['pairs']} pairs accurate to 1e-8 by their own "
+        f"One sweep of 16 segments: {1e3 * sweep['riemae']:.2f} ms by riemae, "
+        f"{1e3 * sweep['torch']:.2f} ms by plain "
+        f"`torch.func`. Reference: {reference['converged']} of {task['pairs']} pairs accurate to "
+        "1e-8 by their own "
         f"estimate, {reference['shorter_known']} where somebody found a shorter curve"
         + (
             "; collocation on the geodesic equation is off by "
@@ -226,8 +234,10 @@ def _growth(kinds: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Growth",
         "",
-        "Random decoders with two hidden layers; every size in a process of its own. Exponents by least squares on the",
-        "logarithms: 1 is linear, 2 quadratic. Memory is the peak beyond what the process held before.",
+        "Random decoders with two hidden layers; every size in a process of its own. Exponents by "
+        "least squares on the",
+        "logarithms: 1 is linear, 2 quadratic. Memory is the peak beyond what the process held "
+        "before.",
         "",
         "| with | sizes | exponent of time | exponent of memory | time | memory, MiB | steps |",
         "| --- | --- | --- | --- | --- | --- | --- |",

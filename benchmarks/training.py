@@ -197,7 +197,8 @@ def table(width: int, turns: int) -> list[str]:
     rows = [
         f"## 4 × {width:,}: a plain step takes {1e3 * seconds:.1f} ms and {base / 2**20:.0f} MiB",
         "",
-        "| term | step, in plain steps | asked for | passes alone | memory | published form | its memory | faster by |",
+        "| term | step, in plain steps | asked for | passes alone | memory | published form | its "
+        "memory | faster by |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, case in ours.items():
@@ -227,7 +228,8 @@ def main() -> None:
         "# Training: cost of a step",
         "",
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, 1 thread, float32. Encoder and decoder 4 × width, SiLU, D = {DATA}, "
+        f"{os.cpu_count()} cores, 1 thread, float32. Encoder and decoder 4 × width, SiLU, D = "
+        f"{DATA}, "
         f"batch {BATCH}, m = {LATENT}.",
         "",
     ]

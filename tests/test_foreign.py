@@ -130,9 +130,11 @@ class TestTorchdiffeq:
 
     def test_fixed_steps(self, torchdiffeq):
         field, times = self.Field(), torch.tensor([0.0, 1.0], dtype=torch.float64)
-        f = lambda z: torchdiffeq.odeint(
-            field, z, times, method="rk4", options={"step_size": 0.25}
-        )[-1]  # noqa: E731
+        options = {"method": "rk4", "options": {"step_size": 0.25}}
+
+        def f(z):
+            return torchdiffeq.odeint(field, z, times, **options)[-1]
+
         check(f, points(6, 2, torch.float64))
 
     def test_adaptive_steps(self, torchdiffeq):

@@ -123,7 +123,8 @@ class TestImport:
             "import importlib, sys, riemae\n"
             "early = set(sys.modules)\n"
             f"for name in [n for n in {NAMES!r} if n not in early]:\n"
-            "    for late in [n for n in sys.modules if n not in early and n.split('.')[0] == 'riemae']:\n"
+            "    for late in [n for n in sys.modules if n not in early and n.split('.')[0] == "
+            "'riemae']:\n"
             "        package, _, module = late.rpartition('.')\n"
             "        if package in early: delattr(sys.modules[package], module)\n"
             "        del sys.modules[late]\n"
@@ -138,7 +139,8 @@ class TestImport:
 
     def test_the_command_line_starts_without_the_demonstration(self, tmp_path):
         out = python(
-            "import sys, riemae.cli; print([n for n in ('matplotlib', 'sklearn') if n in sys.modules])",
+            "import sys, riemae.cli; print([n for n in ('matplotlib', 'sklearn') if n in "
+            "sys.modules])",
             tmp_path,
         )
         assert out == "[]\n"

@@ -50,7 +50,8 @@ def network(seed):
         z = torch.randn(rng.choice([1, 2, 5, 80]), m, dtype=torch.float64)
     gain, unit = 10 ** rng.uniform(-1.5, 1.2), 10 ** rng.uniform(-12, 8)
     offset, spread = rng.choice([0.0, 0.0, 1.0, 30.0]), rng.choice([0.0, 1e-3, 1.0, 3.0])
-    name = f"{seed}: {dtype}, {sizes}, {activation.__name__}, gain {gain:.2g}, unit {unit:.2g}, +{offset}, {spread}"
+    scales = f"gain {gain:.2g}, unit {unit:.2g}, +{offset}, {spread}"
+    name = f"{seed}: {dtype}, {sizes}, {activation.__name__}, {scales}"
     return Scaled(net, gain, unit, offset).to(dtype).eval(), (spread * z).to(dtype), name
 
 
