@@ -51,10 +51,17 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = tuple(members)
         if not self.members:
-            raise OptionError("Ensemble", "at least one member", "none", "")
+            raise OptionError(
+                "Ensemble", "at least one member", "none", "Try Ensemble([decoder1, decoder2])."
+            )
         for member in self.members:
             if not callable(member) or isinstance(member, type):
-                raise DTypeError("Ensemble", "decoders: modules or functions", repr(member), "")
+                raise DTypeError(
+                    "Ensemble",
+                    "decoders: modules or functions",
+                    repr(member),
+                    "Give modules, or functions (k, m) -> (k, *shape).",
+                )
         # Listed once more as a module list, so that parameters, devices and eval() reach them.
         self.networks = nn.ModuleList(
             dict.fromkeys(m for m in self.members if isinstance(m, nn.Module))
@@ -163,21 +170,27 @@ class Ensemble(nn.Module):
                         "Ensemble.from_states",
                         f"vectors of {size} parameters",
                         str(tuple(state.shape)),
-                        "",
+                        "Flatten each state with torch.nn.utils.parameters_to_vector.",
                     )
                 vector_to_parameters(state.detach(), member.parameters())
             else:
                 unknown = sorted(set(state) - set(decoder.state_dict()))
                 if unknown:
                     raise DecoderError(
-                        "Ensemble.from_states", "states of this decoder", f"unknown {unknown}", ""
+                        "Ensemble.from_states",
+                        "states of this decoder",
+                        f"unknown {unknown}",
+                        "Do the states belong to this decoder? Compare with decoder.state_dict().",
                     )
                 member = _sharing(decoder, keep=list(state))
                 try:
                     member.load_state_dict(dict(state), strict=False)
                 except RuntimeError as reason:
                     raise DecoderError(
-                        "Ensemble.from_states", "states of this decoder", str(reason), ""
+                        "Ensemble.from_states",
+                        "states of this decoder",
+                        str(reason),
+                        "Do the states belong to this decoder? Compare with decoder.state_dict().",
                     ) from reason
             members.append(member)
         return cls(members).train(decoder.training)

@@ -89,7 +89,12 @@ def curves(curve: Curve, axes: Axes, points: int = 200, **options: Any) -> None:
         ShapeError: For any other dimension or batch.
     """
     if len(curve.batch_shape) != 1 or curve.nodes.shape[-1] != 2:
-        raise ShapeError("plotting.curves", "curves (p,) in two dimensions", repr(curve), "")
+        raise ShapeError(
+            "plotting.curves",
+            "curves (p,) in two dimensions",
+            repr(curve),
+            "Give one batch axis, and a latent space of two dimensions.",
+        )
     label = options.pop("label", None)
     for i, z in enumerate(curve(torch.linspace(0, 1, points)).detach().cpu().numpy()):
         axes.plot(z[:, 0], z[:, 1], label=label if i == 0 else None, **options)
@@ -111,7 +116,7 @@ def strip(images: Tensor, axes: Axes, **options: Any) -> None:
             "plotting.strip",
             "images of shape (rows, columns, height, width)",
             str(tuple(images.shape)),
-            "",
+            "Take one channel, and a row per curve.",
         )
     rows, columns, height, width = images.shape
     sheet = images.permute(0, 2, 1, 3).reshape(rows * height, columns * width)

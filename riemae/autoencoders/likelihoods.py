@@ -175,7 +175,10 @@ class NegativeBinomial(Likelihood):
         if self.dispersion is not None:
             if not self.dispersion > 0:
                 raise OptionError(
-                    "NegativeBinomial", "a positive dispersion", str(self.dispersion), ""
+                    "NegativeBinomial",
+                    "a positive dispersion",
+                    str(self.dispersion),
+                    "Try dispersion=1.0, or None for the method of moments.",
                 )
             return self
         mean = x.mean(0)
@@ -269,7 +272,12 @@ class Chamfer(Likelihood):
             DataError: Unless every sample is a list of points.
         """
         if x.ndim != 3:
-            raise DataError("Chamfer", "point clouds (n, points, d)", f"shape {tuple(x.shape)}", "")
+            raise DataError(
+                "Chamfer",
+                "point clouds (n, points, d)",
+                f"shape {tuple(x.shape)}",
+                "Stack clouds of equally many points along the first axis.",
+            )
         return self
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
@@ -315,7 +323,12 @@ def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
         return likelihood
     if likelihood not in LIKELIHOODS:
         names = ", ".join(LIKELIHOODS)
-        raise OptionError("likelihood", f"one of {names}, or a Likelihood", repr(likelihood), "")
+        raise OptionError(
+            "likelihood",
+            f"one of {names}, or a Likelihood",
+            repr(likelihood),
+            "Try likelihood='gaussian'.",
+        )
     return LIKELIHOODS[likelihood]()
 
 

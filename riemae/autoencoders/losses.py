@@ -231,7 +231,9 @@ def intrinsic_curvature(
     """
     where = "intrinsic_curvature"
     if kind not in ("riemann", "scalar", "ricci"):
-        raise OptionError(where, "kind 'riemann', 'scalar' or 'ricci'", repr(kind), "")
+        raise OptionError(
+            where, "kind 'riemann', 'scalar' or 'ricci'", repr(kind), "Try kind='riemann'."
+        )
     if z.shape[-1] < 2:
         raise OptionError(
             where,
@@ -410,6 +412,8 @@ def _ambient_square(
 
 def _check_probes(where: str, probes: int | None, probe: str) -> None:
     if probes is not None and probes < 1:
-        raise OptionError(where, "at least 1 probe, or None for the exact value", str(probes), "")
+        raise OptionError(
+            where, "at least 1 probe, or None for the exact value", str(probes), "Try probes=1."
+        )
     if probe not in ("signs", "gaussian"):
-        raise OptionError(where, "probe 'signs' or 'gaussian'", repr(probe), "")
+        raise OptionError(where, "probe 'signs' or 'gaussian'", repr(probe), "Try probe='signs'.")

@@ -136,11 +136,14 @@ class GeometricModule(LightningModule):
                 "GeometricModule",
                 "a positive lr and no negative weight_decay",
                 f"{lr} and {weight_decay}",
-                "",
+                "Try lr=1e-3 and weight_decay=0.",
             )
         if schedule not in ("constant", "cosine"):
             raise OptionError(
-                "GeometricModule", "schedule 'constant' or 'cosine'", repr(schedule), ""
+                "GeometricModule",
+                "schedule 'constant' or 'cosine'",
+                repr(schedule),
+                "Try schedule='constant'.",
             )
         self.objective = objective
         self.lr, self.weight_decay, self.schedule, self.seed = lr, weight_decay, schedule, seed
@@ -189,7 +192,10 @@ class GeometricModule(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise OptionError(
-                "GeometricModule", "max_epochs for schedule='cosine'", repr(epochs), ""
+                "GeometricModule",
+                "max_epochs for schedule='cosine'",
+                repr(epochs),
+                "Give Trainer(max_epochs=…), or take schedule='constant'.",
             )
         return {
             "optimizer": optimizer,
@@ -348,5 +354,5 @@ def unpacked(batch: Any) -> tuple[Tensor, Tensor | None]:
         "GeometricModule",
         "batches as tensors, sequences that begin with one, or mappings with 'x'",
         type(batch).__name__,
-        "",
+        "Let the loader return tensors, tuples (x, …) or dicts with 'x'.",
     )

@@ -159,7 +159,12 @@ def report(
     """
     where = "report"
     if z is None and encoder is None:
-        raise OptionError(where, "an encoder or codes z=", "neither", "")
+        raise OptionError(
+            where,
+            "an encoder or codes z=",
+            "neither",
+            "Give the codes, z=encoder(x), or the encoder itself.",
+        )
     if z is not None and len(z) != len(x):
         raise ShapeError(where, f"{len(x)} codes", f"{len(z)}", "One row a sample.")
     if k < 1 or max_samples < 2 * k + 2 or len(x) < 2 * k + 2:
@@ -194,7 +199,12 @@ def _report(
     flat = x.flatten(1).to(decoded)
     if decoded.shape != flat.shape or z.ndim != 2:
         got = f"codes {tuple(z.shape)} decoded to {tuple(decoded.shape)}"
-        raise ShapeError(where, f"a decoder back to the data {tuple(flat.shape)}", got, "")
+        raise ShapeError(
+            where,
+            f"a decoder back to the data {tuple(flat.shape)}",
+            got,
+            "Is it the decoder of these data?",
+        )
     residual = flat - decoded
     error = float(residual.square().sum(1).mean())
     variance = float(flat.var(0, unbiased=False).sum())

@@ -270,7 +270,10 @@ def _logger(run: Run) -> Any:
                 "pip install tensorboard",
             ) from reason
     raise OptionError(
-        "logger", "'csv', 'tensorboard', a lightning logger or None", repr(run.logger), ""
+        "logger",
+        "'csv', 'tensorboard', a lightning logger or None",
+        repr(run.logger),
+        "Try logger='csv'.",
     )
 
 

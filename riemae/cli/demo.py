@@ -134,7 +134,10 @@ def run(
     images, labels = load_digits()
     if subset > len(images):
         raise OptionError(
-            "riemae demo", f"a subset of at most {len(images)} digits", str(subset), ""
+            "riemae demo",
+            f"a subset of at most {len(images)} digits",
+            str(subset),
+            "Choose a smaller --subset.",
         )
     encoder, decoder, loss = train(images, epochs, seed, report)
     manifold = Manifold(decoder).to(dtype=torch.float64)

@@ -71,7 +71,10 @@ class LatentManifold(geoopt.Manifold):
             )
         if retraction not in ("second_order", "exp"):
             raise OptionError(
-                "LatentManifold", "retraction 'second_order' or 'exp'", repr(retraction), ""
+                "LatentManifold",
+                "retraction 'second_order' or 'exp'",
+                repr(retraction),
+                "Try retraction='second_order'.",
             )
         self.riemannian, self.retraction, self.rtol = manifold, retraction, rtol
 
