@@ -13,6 +13,7 @@ from riemae import solvers
 from riemae.exceptions import DTypeError
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
+from riemae.solvers.space import space_of
 from riemae.testing.laws import (
     differences,
     expect_points,
@@ -80,7 +81,7 @@ def check_space(
     Laws of optional hooks that a space does not have are left out of the report.
 
     Args:
-        space: Anything with the :class:`~riemae.solvers.Space` protocol.
+        space: Anything with the :class:`~riemae.solvers.Space` protocol, or a manifold.
         z: Points ``(k, m)`` inside the chart.
         generator: Randomness of test vectors and curves; an integer is a seed.
         size: Length of the test curves about the points, relative to the spread of the points.
@@ -103,6 +104,7 @@ def check_space(
         True
     """
     where = "check_space"
+    space = space_of(space, z)
     if not isinstance(space, solvers.Space):
         names = (name for name in vars(solvers.Space) if not name.startswith("_"))
         missing = ", ".join(name for name in names if not hasattr(space, name))

@@ -224,7 +224,7 @@ class TestForms:
         assert_close(metric.matrix(x), constantly(s.T @ s)(x), **EXACT)
         M = Manifold(lambda z: (z @ a).view(-1, 1, 2, 3), metric)
         assert_close(M.metric(z), constantly(a @ s.T @ s @ a.T)(z), **EXACT)
-        assert_close(M.ambient_distance(z, -z), (2 * z @ a @ s.T).norm(dim=-1), **EXACT)
+        assert_close(M.as_space().ambient_distance(z, -z), (2 * z @ a @ s.T).norm(dim=-1), **EXACT)
 
 
 # Two roads to one geometry (MATH.md, section 1): a feature map, and the metric that it induces.

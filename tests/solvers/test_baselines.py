@@ -121,7 +121,7 @@ class TestTruths:
         assert torch.allclose(state.nodes, Curve.line(wild[:, 0], wild[:, -1], 8).nodes, atol=1e-12)
 
     def test_gradient_of_the_energy(self):
-        M = Manifold(spaces.torus)
+        M = Manifold(spaces.torus).as_space()
         nodes = Curve.line(*pairs(EASY[1], 2)[:2], 8).nodes
         energy, gradient = energy_and_gradient(M, nodes)
         expansion = M.expand(nodes)

@@ -6,6 +6,7 @@ import pytest
 import spaces
 import torch
 from torch.nn import functional as F
+from watching import watch
 
 from riemae import Manifold, ambient, solvers
 from riemae.differential.derivatives import Differential
@@ -198,14 +199,10 @@ class TestChunks:
         whole = solve(Manifold(spaces.sphere), z0, z1, 1e-8)
         sizes = []
 
-        class Watched(Manifold):
-            def energy_and_gradient(self, nodes):
-                sizes.append(len(nodes))
-                return super().energy_and_gradient(nodes)
-
+        watch(monkeypatch, energy_and_gradient=lambda nodes: sizes.append(len(nodes)))
         monkeypatch.setattr(path, "_FEWEST_PAIRS", 2)
         monkeypatch.setattr(path, "_BLOCKS_A_STEP", 2**27)
-        parts = solve(Watched(spaces.sphere), z0, z1, 1e-8)
+        parts = solve(Manifold(spaces.sphere), z0, z1, 1e-8)
         assert max(sizes) == 2
         for i in range(9):
             assert_same_bits(parts[i : i + 1], whole, i)
@@ -233,15 +230,11 @@ class TestChunks:
         # What the decoder sees at once stands for what is held at once.
         sizes = []
 
-        class Watched(Manifold):
-            def expand(self, nodes, second_order=True):
-                sizes.append(len(nodes))
-                return super().expand(nodes, second_order)
-
+        watch(monkeypatch, expand=lambda nodes, second_order=True: sizes.append(len(nodes)))
         monkeypatch.setattr(path, "_FEWEST_PAIRS", 4)
         monkeypatch.setattr(path, "_BYTES", 1)
         z0, z1, _ = spaces.CATALOGUE[0].pairs(torch.Generator().manual_seed(2), 30)
-        assert Watched(spaces.sphere).geodesic(z0, z1).converged.all()
+        assert Manifold(spaces.sphere).geodesic(z0, z1).converged.all()
         assert max(sizes) == 4
 
 

@@ -15,6 +15,7 @@ from riemae.solvers import Curve, MetricSpace, Newton, NewtonCG, Solver, Status
 from riemae.solvers.hooks import products
 from riemae.solvers.krylov import PathMetric, truncated_cg
 from riemae.solvers.path import MATRIX_FREE_FROM
+from riemae.solvers.space import space_of
 
 
 def draws(seed, *shape):
@@ -67,7 +68,7 @@ class TestProducts:
         z0, z1, _ = known.pairs(torch.Generator().manual_seed(0), 3)
         nodes = Curve.line(z0, z1, 7).nodes
         nodes[:, 1:-1] += 0.01 * draws(1, *nodes[:, 1:-1].shape)
-        space = known.space()
+        space = space_of(known.space(), z0)
         expansion, ours = space.expand(nodes), products(space, nodes)
         v = draws(2, *nodes[:, 1:-1].shape)
         close = {
@@ -82,12 +83,12 @@ class TestProducts:
 
     def test_manifolds_bring_gauss_newton_and_a_bare_metric_does_not(self):
         nodes = draws(0, 2, 5, 3) / 10
-        assert products(Manifold(spaces.sphere), nodes).gauss_newton is not None
+        assert products(Manifold(spaces.sphere).as_space(), nodes).gauss_newton is not None
         assert products(MetricSpace(ball_tensor), nodes).gauss_newton is None
 
     def test_a_constant_decoder(self):
         nodes = draws(0, 2, 5, 3)
-        ours = Manifold(lambda z: torch.ones_like(z) + 0 * z.detach()).products(nodes)
+        ours = Manifold(lambda z: torch.ones_like(z) + 0 * z.detach()).as_space().products(nodes)
         v = torch.ones(2, 3, 3).double()
         assert ours.hessian(v).abs().max() == ours.gauss_newton(v).abs().max() == 0
 
@@ -97,7 +98,7 @@ class TestConjugateGradients:
 
     @pytest.fixture
     def problem(self):
-        M, nodes = Manifold(mlp(6)), draws(0, 3, 6, 6)
+        M, nodes = Manifold(mlp(6)).as_space(), draws(0, 3, 6, 6)
         local = products(M, nodes)
         matrix = M.expand(nodes, False).gauss_newton.dense()
         metric = PathMetric.sketched(M, nodes, 4)
@@ -155,7 +156,8 @@ class TestConjugateGradients:
 
     def test_few_products_where_the_metric_is_constant(self):
         # GN = 2n T ⊗ G: with a complete sketch the preconditioner is its inverse.
-        M, nodes = Manifold(lambda z: z @ draws(5, 5, 9).to(z)), draws(0, 2, 9, 5)
+        M = Manifold(lambda z: z @ draws(5, 5, 9).to(z)).as_space()
+        nodes = draws(0, 2, 9, 5)
         local, metric = products(M, nodes), PathMetric.sketched(M, nodes, 5)
         assert torch.allclose(
             metric.solve(local.hessian(local.gradient)), local.gradient, rtol=1e-6, atol=1e-6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import spaces
 import torch
+from watching import watch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import (
@@ -189,22 +190,21 @@ class TestSecants:
         found = self.steps((s, y))(g)
         assert torch.equal(self.steps((s, y), then=([0, 2], [1]))(g[2:]), found[2:])
 
-    def test_gradients_replace_expansions(self):
+    def test_gradients_replace_expansions(self, monkeypatch):
         # One expansion without second derivatives, one with them, and few more.
         expanded = [0, 0]
 
-        class Watched(Manifold):
-            def expand(self, nodes, second_order=True):
-                expanded[second_order] += len(nodes)
-                return super().expand(nodes, second_order)
+        def look(nodes, second_order=True):
+            expanded[second_order] += len(nodes)
 
+        watch(monkeypatch, expand=look)
         z0, z1, d = spaces.CATALOGUE[0].pairs(generator(), 40)
-        r = Watched(spaces.CATALOGUE[0].decoder).geodesic(z0, z1, rtol=1e-6)
+        r = Manifold(spaces.CATALOGUE[0].decoder).geodesic(z0, z1, rtol=1e-6)
         assert torch.allclose(r.length, d, rtol=1e-6)
         assert max(expanded) <= 50
         # Where the first step is all that it takes, one of each.
         expanded[:] = 0, 0
-        r = Watched(spaces.CATALOGUE[0].decoder).geodesic(z0, z0 + 0.05 * (z1 - z0), rtol=1e-3)
+        r = Manifold(spaces.CATALOGUE[0].decoder).geodesic(z0, z0 + 0.05 * (z1 - z0), rtol=1e-3)
         assert r.is_local_minimum.all()
         assert expanded == [40, 40]
 
@@ -242,21 +242,19 @@ class TestKeptMatrix:
             assert torch.allclose(state._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
 
     @pytest.mark.parametrize("decoder", [spaces.sphere, spaces.torus, spaces.paraboloid])
-    def test_finer_levels_need_no_second_derivatives(self, decoder):
+    def test_finer_levels_need_no_second_derivatives(self, decoder, monkeypatch):
         expanded, sloped = {}, {}
 
-        class Watched(Manifold):
-            def expand(self, nodes, second_order=True):
-                expanded[nodes.shape[1] - 1] = expanded.get(nodes.shape[1] - 1, 0) + len(nodes)
-                return super().expand(nodes, second_order)
+        def expand(nodes, second_order=True):
+            expanded[nodes.shape[1] - 1] = expanded.get(nodes.shape[1] - 1, 0) + len(nodes)
 
-            def energy_and_gradient(self, nodes):
-                sloped[nodes.shape[1] - 1] = sloped.get(nodes.shape[1] - 1, 0) + len(nodes)
-                return super().energy_and_gradient(nodes)
+        def energy_and_gradient(nodes):
+            sloped[nodes.shape[1] - 1] = sloped.get(nodes.shape[1] - 1, 0) + len(nodes)
 
+        watch(monkeypatch, expand=expand, energy_and_gradient=energy_and_gradient)
         known = next(k for k in spaces.CATALOGUE if k.decoder is decoder)
         z0, z1, d = known.pairs(generator(), 40)
-        r = Watched(decoder).geodesic(z0, z1, rtol=1e-6)
+        r = Manifold(decoder).geodesic(z0, z1, rtol=1e-6)
         assert torch.allclose(r.length, d, rtol=1e-6)
         assert expanded.get(16, 0) <= 4
         assert 40 <= sloped[16] <= 160

@@ -70,7 +70,7 @@ def latent(space, tensor, m=2):
 
 
 def decoded(decoder, weight=identity, m=2, **options):
-    return Case(Manifold(decoder, **options), m, decoder, weight)
+    return Case(Manifold(decoder, **options).as_space(), m, decoder, weight)
 
 
 CASES = {
@@ -85,7 +85,7 @@ CASES = {
     "mlp in 3-D": decoded(mlp(3, 6), m=3),
     "mlp, one point a chunk": decoded(mlp(2, 5), chunk_size=1),
     "mlp, features": Case(
-        Manifold(mlp(2, 5), ambient=ambient.FeatureMap(torch.exp)),
+        Manifold(mlp(2, 5), ambient=ambient.FeatureMap(torch.exp)).as_space(),
         2,
         lambda z: mlp(2, 5)(z).exp(),
         identity,
@@ -238,7 +238,7 @@ class TestResidual:
         # d (d − 1) t^(d − 2).
         t = torch.linspace(0, 1, n + 1, dtype=F64)
         for d in range(2, min(n, 6) + 1):
-            found = Manifold(lambda z: 3 * z).residual((t**d)[None, :, None])[0, :, 0]
+            found = Manifold(lambda z: 3 * z).as_space().residual((t**d)[None, :, None])[0, :, 0]
             expected = -2 / n * 9 * d * (d - 1) * t[1:-1] ** (d - 2)
             assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11)
 
@@ -252,8 +252,11 @@ class TestNoise:
     CASES = {
         "sphere": (Manifold(spaces.sphere), 0.6),
         "far from the origin": (Manifold(lambda z: spaces.sphere(z) + 100), 0.6),
-        "mlp": (Manifold(mlp(2, 20)), 0.6),
-        "custom": (Manifold(mlp(2, 4), ambient=ambient.Custom(matrix=skewed)), 0.6),
+        "mlp": (Manifold(mlp(2, 20)).as_space(), 0.6),
+        "custom": (
+            Manifold(mlp(2, 4), ambient=ambient.Custom(matrix=skewed)).as_space(),
+            0.6,
+        ),
         "poincaré disc": (DISC, 0.6),
     }
 
@@ -289,7 +292,7 @@ class TestExpansionBatches:
     def test_nan_stays_in_its_own_curve(self):
         nodes = draws(3, 5, 2, size=0.6)
         nodes[1, 2] = torch.nan
-        for space in (DISC, Manifold(spaces.sphere), CASES["mlp, custom matrix"].space):
+        for space in (DISC, Manifold(spaces.sphere).as_space(), CASES["mlp, custom matrix"].space):
             found = space.expand(nodes)
             assert found.energy.isfinite().tolist() == [True, False, True]
             assert found.hessian.dense().isfinite().flatten(1).all(1).tolist() == [

@@ -6,6 +6,8 @@ import torch
 
 from riemae import Manifold, solvers
 from riemae.exceptions import ContractError, DTypeError, ShapeError
+from riemae.geometry.decoder import Decoder
+from riemae.geometry.pullback import PullbackMetric
 from riemae.testing import check_space
 
 F32, F64 = torch.float32, torch.float64
@@ -50,19 +52,17 @@ def broken(**methods):
     return type("Broken", (Sound,), {name: replace(name, f) for name, f in methods.items()})()
 
 
-class Sphere(Manifold):
-    """The sphere, whose optional hooks are broken one by one."""
-
-
 def broken_sphere(**methods):
+    """The sphere, with optional hooks that are wrong."""
+
     def replace(name, change):
         def method(self, *args):
-            return change(getattr(Manifold, name)(self, *args), *args)
+            return change(getattr(PullbackMetric, name)(self, *args), *args)
 
         return method
 
-    kind = type("Broken", (Sphere,), {name: replace(name, f) for name, f in methods.items()})
-    return kind(spaces.sphere)
+    changed = {name: replace(name, change) for name, change in methods.items()}
+    return type("Broken", (PullbackMetric,), changed)(Decoder(spaces.sphere), None, None)
 
 
 def broken_laws(space, z=Z):
