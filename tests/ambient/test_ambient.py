@@ -227,7 +227,7 @@ class TestForms:
         assert_close(M.as_space().ambient_distance(z, -z), (2 * z @ a @ s.T).norm(dim=-1), **EXACT)
 
 
-# Two roads to one geometry (MATH.md, section 1): a feature map, and the metric that it induces.
+# Two ways to one geometry: a feature map, and the metric that it induces.
 
 
 def decoder(z):

@@ -197,7 +197,7 @@ class TestWhatItMeasures:
         )
 
     def test_scaling_a_sphere_weighs_more_than_turning_it(self):
-        assert 15 < self.ratio() < 40  # TRAINING.md section 4 measured 27 : 1
+        assert 15 < self.ratio() < 40  # about 27 : 1
 
     def test_at_the_cloud_itself_it_is_the_wrong_way_round(self):
         assert 1 / 200 < self.ratio(factor=0.5, evaluate="cloud") < 1 / 50  # 1 : 100

@@ -252,7 +252,7 @@ class TestEstimators:
         assert abs(float(e.mean - M.scalar_curvature(z))) <= 4 * float(e.standard_error)
 
     def test_whitened_is_never_negative_and_varies_less(self):
-        # A skewed chart of the sphere, as in TRAINING.md: the paper's estimator goes below zero,
+        # A skewed chart of the sphere: the paper's estimator goes below zero,
         # ours cannot.
         skew = torch.tensor([[1.0, 0.9], [0.0, 0.3]]).double()
         M = Manifold(lambda z: spaces.sphere(z @ skew))
