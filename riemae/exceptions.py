@@ -137,7 +137,7 @@ class DecoderError(RiemaeError, ValueError):
 
 
 class AmbientError(RiemaeError, ValueError):
-    """The ambient metric does not fit the data, or is no metric."""
+    """The ambient metric does not fit the data, or is not a metric."""
 
 
 class DataError(RiemaeError, ValueError):

@@ -1175,8 +1175,8 @@ class Manifold:
             z: Start points.
             v: Start velocities.
             t: Time; of times ``(k,)`` that lead away from 0 all points come back, ``(*b, k, m)``.
-            rtol: Error allowed a unit of travelled coordinates; 1e-9 in float64, 1e-5 in float32
-                unless given.
+            rtol: Error allowed per unit of travelled coordinates; by default 1e-9 in float64,
+                1e-5 in float32.
             throw: Raise when a sample fails; False returns NaN for it.
             condition: As in :class:`Manifold`.
 

@@ -145,7 +145,7 @@ def indicatrices(
         manifold: With a two-dimensional latent space.
         axes: Where to draw.
         z: Centres ``(k, 2)``.
-        radius: Length in the data space; unless given, such that ellipses of the median size around
+        radius: Length in the data space; by default such that ellipses of the median size around
             neighbours do not touch.
         points: Points an ellipse.
         condition: What the decoder gets besides the points, one for each centre, ``(k, *shape)``,

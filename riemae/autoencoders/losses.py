@@ -37,8 +37,8 @@ from riemae.numerics.random import gaussian, signs
 Probe = Literal["signs", "gaussian"]
 Estimator = Literal["auto", "exact", "hutchinson", "paper"]
 # Up to this latent dimension, the exact value is the default. The distortion then costs no more
-# than a probe. The curvature costs 5 passes beside the reconstruction for m = 2, where an estimate
-# that scatters by about its own size takes 3; for m = 3 it would be 9 beside 4.
+# than a probe. The curvature costs 5 passes besides the reconstruction for m = 2, where an estimate
+# that scatters by about its own size takes 3; for m = 3 it would be 9 against 4.
 _EXACT = 2
 
 
@@ -282,9 +282,9 @@ def neighborhood_reconstruction(
         x_neighbor: The neighbours themselves.
         order: 1: tangent plane (NRAE-L); 2: with second derivatives (NRAE-Q).
         x: The centres themselves, or None to leave their reconstruction out.
-        weight: λ, of the neighbours beside the centres.
+        weight: λ, of the neighbours next to the centres.
         distance: ``(f̃, x') -> (k,)``, how far a prediction ``(k, D)`` is from the data
-            ``(k, *shape)``; the squared norm under the ambient metric at the data unless given.
+            ``(k, *shape)``; by default the squared norm under the ambient metric at the data.
 
     Raises:
         OptionError: For another order.

@@ -50,7 +50,7 @@ class Run:
         epochs: At most.
         accelerator: As in lightning's trainer.
         devices: Likewise.
-        precision: Likewise; the data's own unless given.
+        precision: Likewise; by default the data's own.
         clip: Largest norm of the gradient, or None.
         patience: Epochs without progress before it stops early, or None.
         progress: Whether a bar is shown.

@@ -23,7 +23,7 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, evidently_finite
 
-# A column of length 1 whose part beside the other columns is shorter than this is dependent on
+# A column of length 1 whose part outside of the other columns is shorter than this is dependent on
 # them: rounding of QR.
 _DEPENDENT = 16 * 2.0**-52
 # Condition, times eps, from which on a smallest singular value has hardly more than two right

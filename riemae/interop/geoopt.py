@@ -32,7 +32,7 @@ class LatentManifold(geoopt.Manifold):
         rtol: Accuracy of :meth:`dist`, :meth:`logmap` and :meth:`expmap`.
 
     Raises:
-        DTypeError: When ``manifold`` is no :class:`~riemae.Manifold`.
+        DTypeError: When ``manifold`` is not a :class:`~riemae.Manifold`.
         OptionError: For an unknown retraction.
 
     Example:

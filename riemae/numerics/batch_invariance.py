@@ -2,7 +2,7 @@
 
 Matrix kernels choose their instructions by the number of rows: with MKL and oneDNN on x86 all
 multiples of 8 get the same. Vectorised functions treat the last few numbers of an array apart,
-unless there are none: unless an array consists of whole pairs of vectors, of 64 bytes each. (A
+unless none are left over: unless an array consists of whole pairs of vectors, of 64 bytes each. (A
 graphics card promises nothing of the kind.) What remains are matrix products over an odd number of
 columns, where MKL looks at where each row starts in memory, and over more than some 500 columns for
 few outputs, which several threads share out. A decoder with layers or latent points of odd width

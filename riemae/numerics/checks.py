@@ -100,7 +100,7 @@ def expect_range(
         value: What came.
         low: The smallest value.
         high: The largest.
-        integer: Whether it has to be a whole number; True and False are none.
+        integer: Whether it has to be a whole number; True and False are not.
         above: Whether ``low`` itself is too small.
         hint: What to try.
 

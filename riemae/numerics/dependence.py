@@ -105,7 +105,7 @@ def dependence(
     size = _coupling(f, points, x, alone)
     if not size:
         return None
-    # Rounding that the function itself amplifies is no coupling: a row moved by its last digits
+    # Rounding that the function itself amplifies is not coupling: a row moved by its last digits
     # shows how much that is.
     near = _kept(f, points * (1 + 4 * tolerance(points.dtype).eps))
     if not torch.equal(near.isfinite(), x.isfinite()):
