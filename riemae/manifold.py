@@ -819,7 +819,7 @@ class Manifold:
         Raises:
             NotConvergedError: When ``throw`` and a curve misses ``rtol``, as one that jumps does.
         """
-        space, curve = self._on_curves("length", curve, condition)
+        space, curve = self._on_curves("length", curve, condition, throw)
         return curve_length(space, curve, rtol, return_error, throw)
 
     @overload
@@ -868,7 +868,7 @@ class Manifold:
         Raises:
             NotConvergedError: As in :meth:`length`.
         """
-        space, curve = self._on_curves("energy", curve, condition)
+        space, curve = self._on_curves("energy", curve, condition, throw)
         return curve_energy_integral(space, curve, rtol, return_error, throw)
 
     def _space(self, core: PullbackMetric, points: Tensor) -> tuple[Space, Labels]:  # (p, m)
@@ -879,14 +879,15 @@ class Manifold:
         return space, labels
 
     def _on_curves(
-        self, where: str, curve: Curve | Tensor, condition: Conditions
+        self, where: str, curve: Curve | Tensor, condition: Conditions, throw: bool
     ) -> tuple[Space, Curve | Tensor]:  # (*b)
         """What curves are measured in, and the curves with their conditions."""
         nodes = curve.nodes if isinstance(curve, Curve) else curve
         if not isinstance(nodes, Tensor) or nodes.ndim < 2:
             return self._pullback, curve  # solvers say what is wrong with it
         if condition is None:
-            self._checks.points(where, nodes)
+            for x in (nodes, curve.slopes) if isinstance(curve, Curve) else (nodes,):
+                self._checks.points(where, x, finite=throw)
             return self._pullback, curve
         core, first = self._checks.placed(where, nodes[..., 0, :], condition)
         space, labels = self._space(core, first)
@@ -1572,11 +1573,11 @@ class Manifold:
 
     # For riemae.solvers.
 
-    def as_space(self, *points: Tensor) -> Space:
+    def as_space(self, *points: Tensor, where: str = "as_space", finite: bool = False) -> Space:
         """The space that solvers work on, after a look at the points (*b, m) they begin with.
 
         Functions of :mod:`riemae.solvers` call it, so that they take a manifold as well as a space.
         """
         for z in points:
-            self._checks.points("as_space", z, finite=False)
+            self._checks.points(where, z, finite)
         return self._pullback

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NonFiniteError, SingularMetricError
+from riemae.numerics.precision import in_full_precision
 from riemae.solvers.curve import Curve
 from riemae.solvers.space import HasSpace, Space, space_of
 
 
+@in_full_precision
 def geodesic_residual(
     space: Space | HasSpace, curve: Curve, pieces: Tensor | None = None
 ) -> Tensor:  # -> (*b,)
@@ -34,7 +36,7 @@ def geodesic_residual(
         One number per curve; 0 where it never leaves its point, NaN where the metric is singular on
         it.
     """
-    space = space_of(space, curve.nodes)
+    space = space_of(space, curve.nodes, where="geodesic_residual")
     batch = curve.batch_shape
     shape = (-1, curve.segments + 1, curve.nodes.shape[-1])
     flat = Curve(curve.nodes.reshape(shape), curve.slopes.reshape(shape))

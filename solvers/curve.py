@@ -12,6 +12,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.batch_invariance import apply_matrix
 from riemae.numerics.checks import expect_range
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -202,6 +203,7 @@ def _corners(points: Tensor, i: Tensor) -> Tensor:  # (*b, k, m), (*b, n) -> (*b
     return points.gather(-2, i[..., None].expand(*i.shape, points.shape[-1]))
 
 
+@in_full_precision
 def length(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Riemannian length ``∫ |ż| dt`` by Gauss-Legendre quadrature.
 
@@ -209,7 +211,9 @@ def length(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,
         space: Anything with a ``norm``.
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines.
     """
-    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
+    space = space_of(
+        space, curve.nodes if isinstance(curve, Curve) else curve, where="length", finite=True
+    )
     speed, weights = speeds(space, curve)
     return (speed * weights).sum(-1)
 
@@ -223,6 +227,7 @@ def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> 
     return _norm(space, z, v), weights
 
 
+@in_full_precision
 def energy(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1]; at least the squared length.
 
@@ -231,7 +236,9 @@ def energy(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,
         curve: A :class:`Curve`, or points ``(*b, n, m)`` joined by straight latent lines in equal
             times.
     """
-    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
+    space = space_of(
+        space, curve.nodes if isinstance(curve, Curve) else curve, where="energy", finite=True
+    )
     speed, weights = speeds(space, curve)
     return (speed.square() * weights).sum(-1)
 

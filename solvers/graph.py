@@ -24,6 +24,7 @@ from riemae.exceptions import (
     stack_level,
 )
 from riemae.numerics.checks import expect_choice, expect_rtol, expect_shape, expect_values
+from riemae.numerics.precision import in_full_precision
 from riemae.solvers.curve import Curve
 from riemae.solvers.edges import chord_lengths, line_lengths
 from riemae.solvers.nearest import Search, nearest
@@ -224,6 +225,7 @@ class Graph:
         return number
 
 
+@in_full_precision
 def graph(
     space: Space | HasSpace,
     points: Tensor,
@@ -268,7 +270,7 @@ def graph(
     Warns:
         DisconnectedGraphWarning: When the graph has several components; their sizes are named.
     """
-    space = space_of(space, points)
+    space = space_of(space, points, where="graph")
     from scipy.sparse import csgraph
 
     expect_values("graph", "points", points)

@@ -24,6 +24,7 @@ from riemae.numerics.checks import (
     expect_shape,
     expect_values,
 )
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.matrix_identity import recognised
@@ -68,6 +69,7 @@ class DistanceMatrix:
         return f"DistanceMatrix({n} x {q}: {self.summary()} at rtol={self.rtol:g})"
 
 
+@in_full_precision
 def distance_matrix(
     space: Space | HasSpace,
     a: Tensor,
@@ -132,7 +134,7 @@ def distance_matrix(
         FileError: When ``out`` is not a path, holds something else, is damaged, is being written by
             another process, or cannot be written (finished blocks stay, and the same call goes on).
     """
-    space = space_of(space, a, b)
+    space = space_of(space, a, b, where="distance_matrix")
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
     usual = GRAPH_RTOL if method == "graph" else tolerance(a.dtype).geodesic

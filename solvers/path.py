@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riemae.exceptions import FallbackWarning, NotConvergedError, stack_level
 from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.chunk import solve_chunk
@@ -56,6 +57,7 @@ _ROWS_MATRIX_FREE = 64
 MATRIX_FREE_FROM = 96
 
 
+@in_full_precision
 def geodesic(
     space: Space | HasSpace,
     z0: Tensor,
@@ -118,7 +120,7 @@ def geodesic(
     Warns:
         FallbackWarning: When the metric is singular along a pair, and NewtonCG has solved it.
     """
-    space = space_of(space, z0, z1)
+    space = space_of(space, z0, z1, where="geodesic")
     z0, z1 = paired_points(z0, z1)
     m = z0.shape[-1] - labels_of(space)
     rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError, NotConvergedError
 from riemae.numerics.checks import expect_rtol
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
@@ -80,6 +81,7 @@ def length(
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
+@in_full_precision
 def length(
     space: Space | HasSpace,
     curve: Curve | Tensor,
@@ -102,7 +104,9 @@ def length(
         NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one
             that jumps does; its ``result`` holds all lengths.
     """
-    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
+    space = space_of(
+        space, curve.nodes if isinstance(curve, Curve) else curve, where="length", finite=True
+    )
     value, error = _integral("length", space, curve, 1, rtol, throw)
     return (value, error) if return_error else value
 
@@ -138,6 +142,7 @@ def energy(
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
+@in_full_precision
 def energy(
     space: Space | HasSpace,
     curve: Curve | Tensor,
@@ -160,7 +165,9 @@ def energy(
     Raises:
         NotConvergedError: As in :func:`length`.
     """
-    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
+    space = space_of(
+        space, curve.nodes if isinstance(curve, Curve) else curve, where="energy", finite=True
+    )
     value, error = _integral("energy", space, curve, 2, rtol, throw)
     return (value, error) if return_error else value
 

@@ -31,7 +31,7 @@ from riemae.solvers.energy import (
 class Space(Protocol):
     """A Riemannian space in one chart: what every solver may ask of it.
 
-    :class:`riemae.Manifold` is one; so is :class:`MetricSpace`. Batches have one leading axis:
+    :class:`MetricSpace` is one; a :class:`riemae.Manifold` has one. Batches have one leading axis:
     ``k`` points, or ``p`` discrete curves of ``n + 1`` nodes. ``squared_chords`` must be
     differentiable by reverse mode; for the matrix-free solver twice, unless the space has
     ``products``. What a space may offer besides is in ``riemae.solvers.hooks``: there every
@@ -77,20 +77,25 @@ class Space(Protocol):
 class HasSpace(Protocol):
     """What has a space that solvers can work on, such as :class:`riemae.Manifold`."""
 
-    def as_space(self, *points: Tensor) -> Space:
-        """The space, after a look at points ``(*b, m)`` that the call begins with."""
+    def as_space(self, *points: Tensor, where: str = "as_space", finite: bool = False) -> Space:
+        """The space, after a look at points ``(*b, m)`` that the call ``where`` begins with."""
         ...
 
 
-def space_of(space: Space | HasSpace, *points: Any) -> Space:
+def space_of(
+    space: Space | HasSpace, *points: Any, where: str = "as_space", finite: bool = False
+) -> Space:
     """The space that a call works on: every function for users begins with this.
 
     Args:
         space: A space, or what has one.
         points: Points that the call is about, checked by what has the space; None is left out.
+        where: The name of the call.
+        finite: Whether NaN and infinity are refused; else they are reported with the results.
     """
     if isinstance(space, HasSpace):
-        return space.as_space(*(z for z in points if z is not None))
+        known = (z for z in points if z is not None)
+        return space.as_space(*known, where=where, finite=finite)
     return space
 
 

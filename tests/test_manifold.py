@@ -504,7 +504,7 @@ class TestDistanceMatrix:
         assert calls[-1] == (15, 15)
 
     def test_errors(self):
-        with pytest.raises(OptionError, match="'geodesic', 'graph' or 'chord', got 'euclid'"):
+        with pytest.raises(OptionError, match="among 'geodesic', 'graph', 'chord', got 'euclid'"):
             self.M.distance_matrix(self.a, method="euclid")
         with pytest.raises(AmbientError, match="Use method='geodesic' or 'graph'"):
             spaces.half_plane_as_ambient().distance_matrix(self.a + 2, method="chord")
@@ -535,7 +535,7 @@ class TestGraph:
             )
 
     def test_errors(self):
-        with pytest.raises(OptionError, match="neighbors 'latent' or 'data', got 'ambient'"):
+        with pytest.raises(OptionError, match="neighbors among 'latent', 'data', got 'ambient'"):
             self.M.graph(self.z, neighbors="ambient")
         with pytest.raises(GraphError, match="Use weight='length'"):
             spaces.half_plane_as_ambient().graph(self.z, weight="chord")

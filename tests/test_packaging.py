@@ -194,7 +194,7 @@ class TestMetadata:
                 },
             ),
             ("pynndescent", "neighbors", "pynndescent", {"edges.py", "nearest.py"}),
-            ("cloudpickle", "dask", "cloudpickle", {"matrix.py"}),
+            ("cloudpickle", "dask", "cloudpickle", {"matrix_work.py"}),
             ("dask", "dask", "dask", set()),
         ],
     )

@@ -6,6 +6,7 @@ batches ``(k, m)`` that were checked.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -291,7 +292,10 @@ def _check_values(
     if not ambient.foreign or ambient.has_features:
         ambient.check(composition.shaped(x))
         return x.shape[1]
-    ambient.check(composition.shaped(x), tangents=_directions(decoded, given))
+    # A subclass may have a check of its own, of points alone.
+    known = inspect.signature(ambient.check).parameters
+    options = {"tangents": _directions(decoded, given)} if "tangents" in known else {}
+    ambient.check(composition.shaped(x), **options)
     # Some functions get a row for every direction.
     limit = max(chunk or ROWS * FEW, FEW)
     rows = min(ROWS, limit // min(flat.shape[-1], FEW), len(flat))

@@ -66,6 +66,7 @@ class Composition:
         self.condition: Condition | None = None
         self.findings = Findings()
         self._bound = False
+        self._origin: Composition | None = None  # of a copy under conditions
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(Euclidean() if ambient is None else ambient)
 
@@ -81,6 +82,7 @@ class Composition:
         twin = object.__new__(type(self))  # `copy` would forget what is known, as pickling does
         twin.__dict__.update(self.__dict__)
         twin.condition = condition
+        twin._origin = self if self._origin is None else self._origin
         twin.immersion = self.immersion.conditioned(condition)
         if self.embedding is self.immersion:
             twin.embedding = twin.immersion
@@ -126,6 +128,10 @@ class Composition:
             AmbientError: When the metric cannot measure that.
         """
         if self._bound:
+            return
+        if self._origin is not None:  # a copy under conditions
+            self._origin.bind(flat, self.condition and self.condition.spread(len(flat)))
+            self.__dict__.update(self._origin.at(self.condition).__dict__)
             return
         self.decoder.inspect(flat, condition)
         layout = self.decoder.layout

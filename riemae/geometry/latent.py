@@ -18,6 +18,7 @@ from torch import Tensor
 
 from riemae.ambient import AmbientMetric
 from riemae.ambient.geoopt import metric_tensor
+from riemae.differential.conditions import Condition
 from riemae.exceptions import DecoderError, OptionError, ShapeError
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.pullback import PullbackMetric
@@ -269,8 +270,9 @@ class LatentMetric(PullbackMetric):
         self.latent = latent
 
     def __reduce__(self) -> tuple[Any, ...]:
+        condition = None if self.condition is None else self.condition.detached()
         arguments = (self.decoder.function, self.given, self.chunk_size, self.latent)
-        return _rebuilt, arguments
+        return _rebuilt, (condition, *arguments)
 
     def geodesic(
         self,
@@ -282,7 +284,10 @@ class LatentMetric(PullbackMetric):
         throw: bool,
         progress: Callable[[int, int], object] | None,
     ) -> GeodesicResult:
-        """Geodesics from every candidate of the latent space: see :func:`latent_geodesic`."""
+        """Geodesics from every candidate of the latent space: see :func:`latent_geodesic`.
+
+        Matrices of distances ask for it; :func:`riemae.solvers.geodesic` does not.
+        """
 
         def decoded(z: Tensor, rows: Tensor) -> Tensor:
             return self.immersion.value(z)
@@ -291,8 +296,8 @@ class LatentMetric(PullbackMetric):
         return latent_geodesic(self.latent, solve, decoded, z0, z1, rtol, solver, throw, progress)
 
 
-def _rebuilt(function: Any, *arguments: Any) -> LatentMetric:
-    return LatentMetric(Decoder(function), *arguments)
+def _rebuilt(condition: Condition | None, function: Any, *arguments: Any) -> LatentMetric:
+    return LatentMetric(Decoder(function), *arguments).at(condition)
 
 
 def _in_coordinates(manifold: Any) -> bool:

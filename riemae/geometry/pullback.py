@@ -52,8 +52,16 @@ class PullbackMetric(PathMetric):
         condition = None if self.condition is None else self.condition.detached()
         return _rebuilt, (self.decoder.function, self.given, self.chunk_size, condition)
 
+    def as_space(
+        self, *points: Tensor, where: str = "as_space", finite: bool = False
+    ) -> PullbackMetric:
+        """Itself, once the decoder is in eval mode: functions of riemae.solvers begin with this."""
+        self.decoder.refuse_training_mode(f"Manifold.{where}")
+        return self
+
     def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """``G = Jᵀ H(f(z)) J`` (equation 3)."""
+        self.bind(flat)
         if self.embedding is not None:
             return self.embedding.jets(flat, then=lambda x, j: j.mT @ j)
 
@@ -66,6 +74,7 @@ class PullbackMetric(PathMetric):
 
     def factor(self, flat: Tensor, then: Callable[[Tensor], Any]) -> Any:  # (k, m) -> (k, …)
         """``then`` of factors ``F`` ``(k, q, m)`` of the metric, ``G = FᵀF``, chunk by chunk."""
+        self.bind(flat)
         if self.embedding is not None:
             return self.embedding.jets(flat, then=lambda x, j: then(j))
         return self.immersion.jets(flat, then=lambda x, j: then(ambient_factor(self.ambient, x, j)))
@@ -99,12 +108,14 @@ class PullbackMetric(PathMetric):
 
     def metric_product(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
         """``G v`` by one forward and one reverse product, through one primal pass."""
+        self.bind(flat)
         if self.embedding is not None:
             return self.embedding.gram_product(flat, v)[2]
         return self.immersion.gram_product(flat, v, self.ambient.product)[2]
 
     def inner(self, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k,)
         """``uᵀ G(z) v`` by two tangents of one pass."""
+        self.bind(flat)
         x, tangents = self.first_order.jets(flat, torch.stack([u, v], 1))
         left, right = tangents.unbind(-1)
         lowered = left if self.embedding is not None else self.ambient.product(x, left)
@@ -112,6 +123,7 @@ class PullbackMetric(PathMetric):
 
     def norm(self, flat: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
         """``sqrt(vᵀ G(z) v)`` by one forward product; its gradient at v = 0 is 0."""
+        self.bind(flat)
 
         def squared(x: Tensor, tangents: Tensor) -> Tensor:
             tangent = tangents[..., 0]
@@ -142,6 +154,7 @@ class PullbackMetric(PathMetric):
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
+        self.bind(flat)
         if self.embedding is not None:
             pairs = Pairs.all(flat.shape[-1])
 
@@ -162,6 +175,7 @@ class PullbackMetric(PathMetric):
         Raises:
             SingularMetricError: Where the metric is not positive definite.
         """
+        self.bind(flat)
         m = flat.shape[-1]
 
         def reduced(x: Tensor, tangents: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,6 +195,7 @@ class PullbackMetric(PathMetric):
         self, flat: Tensor
     ) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, m, m), (k, m, m, m)
         """``G`` and ``∂_l G_ij`` as ``[i, j, l]``, from ∂f, ∂²f and ∂H."""
+        self.bind(flat)
         x, j, second = self.immersion.second_jet(flat)
         hj = self.ambient.apply_to(x, j)
         bend = torch.einsum("kdi,kdjl->kijl", hj, second)

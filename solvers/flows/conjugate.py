@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, OptionError
+from riemae.numerics.precision import in_full_precision
 from riemae.solvers.flows.jacobi import Moment, Variation, paired
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -49,6 +50,7 @@ class ConjugatePoints:
         return self.multiplicity.sum(-1)
 
 
+@in_full_precision
 def conjugate_points(
     space: Space | HasSpace,
     z: Tensor,
@@ -84,7 +86,7 @@ def conjugate_points(
         J. J. Duistermaat, On the Morse index in variational calculus, 1976 (the angles); do Carmo,
         chapter 11.
     """
-    space = space_of(space, z)
+    space = space_of(space, z, where="conjugate_points")
     if not (t > 0 and math.isfinite(t)):
         raise OptionError("conjugate_points", "a positive finite time", str(t), "Try t=1.0.")
     z, v = paired("conjugate_points", z, v)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.certificate import sound, sound_acceleration
 from riemae.solvers.curve import Curve
@@ -28,6 +29,7 @@ _LEAST_DRIFT = {torch.float64: 1e-8, torch.float32: 1e-2}
 _REFUSALS = 5
 
 
+@in_full_precision
 def exp(
     space: Space | HasSpace,
     z: Tensor,
@@ -67,7 +69,7 @@ def exp(
         NotConvergedError: When ``throw`` and a sample runs out of steps, into a place without a
             regular metric, or loses its speed; its ``result`` holds the end points of all samples.
     """
-    space = space_of(space, z)
+    space = space_of(space, z, where="exp")
     times = _times(t)
     points = _flow("exp", space, z, v, times, rtol, max_steps, throw)[0]
     return points if isinstance(t, Tensor) and t.ndim else points[..., 0, :]
@@ -106,6 +108,7 @@ def _times(t: Any) -> list[Any]:
     return [t]
 
 
+@in_full_precision
 def shoot(
     space: Space | HasSpace,
     z: Tensor,
@@ -129,7 +132,7 @@ def shoot(
         max_steps: As in :func:`exp`.
         throw: As in :func:`exp`.
     """
-    space = space_of(space, z)
+    space = space_of(space, z, where="shoot")
     times = [t * (i + 1) / segments for i in range(segments)]
     points, velocities = _flow("shoot", space, z, v, times, rtol, max_steps, throw)
     z, v = torch.broadcast_tensors(z, v)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, OptionError, ShapeError
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.threads import jvp
 from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.flows.integrator import accuracy_of, advance
@@ -39,6 +40,7 @@ class JacobiField:
     derivatives: Tensor
 
 
+@in_full_precision
 def jacobi(
     space: Space | HasSpace,
     z: Tensor,
@@ -78,7 +80,7 @@ def jacobi(
     References:
         M. P. do Carmo, Riemannian Geometry, chapter 5.
     """
-    space = space_of(space, z)
+    space = space_of(space, z, where="jacobi")
     zero = torch.zeros_like(z)
     start = zero if start is None else start
     slope = zero if slope is None else slope

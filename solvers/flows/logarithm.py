@@ -7,6 +7,7 @@ from torch import Tensor
 
 from riemae.exceptions import NotConvergedError
 from riemae.numerics.checks import expect_rtol
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import refuse_transforms
 from riemae.solvers.curve import Curve
@@ -19,6 +20,7 @@ from riemae.solvers.space import HasSpace, Space, space_of
 _SHOTS = 12
 
 
+@in_full_precision
 def log(
     space: Space | HasSpace,
     z0: Tensor,
@@ -50,7 +52,7 @@ def log(
         NotConvergedError: When ``throw`` and the path or the shooting misses ``rtol``; ``result``
             holds the velocities, or the path's result.
     """
-    space = space_of(space, z0, z1)
+    space = space_of(space, z0, z1, where="log")
     refuse_transforms("log", "It is not differentiable: use exp, or batch axes in place of vmap.")
     rtol = expect_rtol("log", rtol)
     result = geodesic(space, z0, z1, rtol=max(rtol, 1e-6), solver=solver, init=init, throw=throw)

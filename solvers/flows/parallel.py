@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, ShapeError
+from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.curve import Curve
 from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
@@ -17,6 +18,7 @@ from riemae.solvers.space import HasSpace, Space, space_of
 _MAX_PARTS = 64
 
 
+@in_full_precision
 def transport(
     space: Space | HasSpace,
     curve: Curve | Tensor,
@@ -42,7 +44,9 @@ def transport(
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
             transported vectors.
     """
-    space = space_of(space, curve.nodes if isinstance(curve, Curve) else curve)
+    space = space_of(
+        space, curve.nodes if isinstance(curve, Curve) else curve, where="transport", finite=True
+    )
     refuse_vmap("transport")
     nodes = curve.nodes if isinstance(curve, Curve) else curve
     wanted = (*nodes.shape[:-2], nodes.shape[-1])

@@ -32,7 +32,7 @@ def call(*arguments):
         runner = CliRunner(mix_stderr=False)
     except TypeError:
         runner = CliRunner()
-    return runner.invoke(cli.main, [str(a) for a in arguments])
+    return runner.invoke(cli, [str(a) for a in arguments])
 
 
 def sized(size=SIZE):

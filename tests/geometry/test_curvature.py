@@ -291,7 +291,7 @@ class TestEstimators:
         [lambda M, z: M.extrinsic_curvature(z, "x"), lambda M, z: M.scalar_curvature(z, "paper")],
     )
     def test_unknown(self, call):
-        with pytest.raises(OptionError, match="an estimator among"):
+        with pytest.raises(OptionError, match="estimator among"):
             call(Manifold(spaces.sphere), draw(2, 2))
 
     def test_samples(self):

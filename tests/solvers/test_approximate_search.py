@@ -14,13 +14,13 @@ FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z),
 
 def neighborhoods_find_nearly_all():
     x = torch.randn(600, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    hood = Neighborhood.nearest(x, 10, approximate=True, seed=1)
+    hood = Neighborhood.nearest(x, 10, approximate=True, generator=1)
     _, exact = NearestNeighbors(n_neighbors=10).fit(x.numpy()).kneighbors()
     hits = sum(len(set(hood.of(i).tolist()) & set(exact[i].tolist())) for i in range(600))
     assert hits > 0.9 * 6000
     assert all(i not in hood.of(i) for i in range(600))
     assert (hood.degree == 10).all()
-    again = Neighborhood.nearest(x, 10, approximate=True, seed=1)
+    again = Neighborhood.nearest(x, 10, approximate=True, generator=1)
     assert torch.equal(hood.neighbors, again.neighbors)
 
 

@@ -577,7 +577,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("error", "match", "options"),
         [
-            (OptionError, "'geodesic', 'graph' or 'chord', got 'euclid'", {"method": "euclid"}),
+            (OptionError, "among 'geodesic', 'graph', 'chord', got 'euclid'", {"method": "euclid"}),
             (OptionError, "block_size of at least 1, got 0", {"block_size": 0}),
             (OptionError, "block_size", {"block_size": 2.5}),
             (OptionError, "rtol > 0", {"rtol": 0.0}),

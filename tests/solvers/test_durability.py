@@ -17,6 +17,7 @@ import torch
 
 from riemae import Manifold, ambient, solvers
 from riemae.exceptions import FileError
+from riemae.storage import atomic
 from riemae.storage import blocks as checkpoint
 from riemae.storage import lock as locks
 from riemae.storage.identity import fingerprint, parts
@@ -369,12 +370,12 @@ class TestFullDisk:
                 patch.setattr(os, "posix_fallocate", full)
             elif stage == "zeros":
                 patch.delattr(os, "posix_fallocate")
-                patch.setattr(checkpoint, "_PIECE", 10**15)  # bytes(…) of the size asked for
+                patch.setattr(atomic, "PIECE", 10**15)  # bytes(…) of the size asked for
                 patch.setattr(os, "fsync", lambda handle: full() if _length(handle) > 600 else None)
             elif stage == "block":
                 patch.setattr(os, "fsync", full)
             elif stage == "description":
-                patch.setattr(checkpoint, "_file_digest", full)
+                patch.setattr(checkpoint, "file_digest", full)
             else:
                 replace = os.replace
                 patch.setattr(
@@ -500,7 +501,7 @@ class TestTwoWriters:
         with pytest.raises(FileError):
             two.acquire()
         other = (
-            "import sys; from pathlib import Path; from riemae.solvers.lock import Lock;"
+            "import sys; from pathlib import Path; from riemae.storage.lock import Lock;"
             "Lock(Path(sys.argv[1]), 'test', 'a thing').acquire()"
         )
         job = subprocess.run(

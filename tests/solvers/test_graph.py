@@ -564,7 +564,7 @@ class TestSmallAndWrong:
     def test_unknown_options(self):
         with pytest.raises(OptionError, match="weight among 'length', 'chord', got 'energy'"):
             SPHERE.graph(points(20), k=3, weight="energy")
-        with pytest.raises(OptionError, match="neighbors 'latent' or 'data', got 'both'"):
+        with pytest.raises(OptionError, match="neighbors among 'latent', 'data', got 'both'"):
             SPHERE.graph(points(20), k=3, neighbors="both")
 
     def test_chord_without_an_ambient_distance(self):

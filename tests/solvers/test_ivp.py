@@ -209,7 +209,7 @@ class TestTransport:
         )
 
     def test_wrong_shape(self):
-        with pytest.raises(ShapeError, match="One a curve"):
+        with pytest.raises(ShapeError, match="one vector per curve"):
             Manifold(spaces.sphere).transport(draw(2, 4, 2), draw(3, 2))
 
     def test_failure_is_reported(self):

@@ -74,14 +74,14 @@ def test_tangents_of_a_surface():
     check_ambient(ambient.Geoopt(geoopt.Sphere()), x, tangents=tangents)
 
 
-class Sound(ambient.AmbientMetric):
+class Sound(ambient.ProductMetric):
     """H = diag(1 + x²), from its product; everything else by the base class."""
 
     def product(self, x, v):
         return v * (1 + x.square())
 
 
-class Embedded(ambient.AmbientMetric):
+class Embedded(ambient.FeatureMetric):
     """The same idea from features."""
 
     def features(self, x):
