@@ -332,7 +332,7 @@ class TestSampledSpeeds:
     def test_length_of_a_helix(self):
         # 24 radians at constant speed on 12 segments, two of them each.
         curve = Curve.line(torch.zeros(1, 2, dtype=F64), torch.tensor([[24.0, 0.0]], dtype=F64), 12)
-        speed, weights = measured(Manifold(helix), curve)
+        speed, weights = measured(Manifold(helix).as_space(), curve)
         assert speed.shape == (1, len(weights))
         assert torch.allclose(weights.sum(), torch.tensor(1.0, dtype=F64))
         assert torch.allclose(
@@ -344,7 +344,7 @@ class TestSampledSpeeds:
         nodes = Curve.from_nodes(torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2))
         space = Manifold(
             lambda z: torch.stack([z[:, 0].exp(), z[:, 1].sin(), z[:, 0] * z[:, 1]], 1)
-        )
+        ).as_space()
         true = solvers.length(space, nodes.resample(768))
         errors = []
         for segments in (6, 12, 24):
@@ -356,7 +356,7 @@ class TestSampledSpeeds:
         curve = Curve.from_nodes(
             torch.linspace(0, 2, 4, dtype=F64)[:, None] + 0.3 * rand(3, 4, 2)
         ).resample(48)
-        space = Manifold(helix)
+        space = Manifold(helix).as_space()
         sampled, weights = measured(space, curve)
         found = torch.stack([(sampled * weights).sum(-1), (sampled.square() * weights).sum(-1)])
         assert torch.allclose(
@@ -369,8 +369,8 @@ class TestSampledSpeeds:
         ("space", "dtype"),
         [
             (HALF_PLANE, F64),
-            (Manifold(helix), torch.float32),
-            (Manifold(helix, chunk_size=32), F64),
+            (Manifold(helix).as_space(), torch.float32),
+            (Manifold(helix, chunk_size=32).as_space(), F64),
         ],
         ids=["no embedding", "float32", "a curve that fills the memory"],
     )

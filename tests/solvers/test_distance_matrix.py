@@ -567,7 +567,7 @@ class TestDamagedFiles(TestForeignFiles):
         self.refused(out, "blocks 0 to 3 of a run")
 
     def test_a_folder_that_is_missing(self, tmp_path):
-        with pytest.raises(FileError, match=r"an existing folder for out=.*Make it first"):
+        with pytest.raises(FileError, match=r"an existing folder for out=.*Make the folder first"):
             self.M.distance_matrix(self.z, out=tmp_path / "nowhere" / "d.npy")
 
 

@@ -88,6 +88,6 @@ def test_defaults():
 
 
 def test_a_manifold_has_what_solvers_use():
-    M = Manifold(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()).double())
+    M = Manifold(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()).double()).as_space()
     for name in ("energy_and_gradient", "products", "embedded", "velocities", "ambient_features"):
         assert isinstance(M, PROTOCOLS[name]), name

@@ -325,5 +325,6 @@ class TestRounding:
 
     def test_grain_grows_with_the_size_of_the_data(self):
         curve = Curve.line(torch.zeros(1, 2).double(), torch.ones(1, 2).double(), 8)
-        small, large = (Measure.of(Manifold(lambda z, c=c: z + c), curve).grain for c in (0.0, 1e6))
+        shifted = (Manifold(lambda z, c=c: z + c).as_space() for c in (0.0, 1e6))
+        small, large = (Measure.of(space, curve).grain for space in shifted)
         assert large > 1e4 * small

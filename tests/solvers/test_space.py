@@ -16,6 +16,7 @@ from riemae.exceptions import DTypeError, RiemaeError, ShapeError, SingularMetri
 from riemae.solvers import MetricSpace, Space
 from riemae.solvers.energy import Expansion
 from riemae.solvers.hooks import energy_and_gradient
+from riemae.solvers.space import HasSpace
 
 F64 = torch.float64
 DISC, HALF_PLANE = MetricSpace(spaces.poincare_tensor), MetricSpace(spaces.half_plane_tensor)
@@ -186,11 +187,11 @@ class TestGaussNewton:
     @pytest.mark.parametrize(
         "space",
         [
-            Manifold(spaces.affine),
-            Manifold(spaces.affine, ambient=torch.tensor([1.0, 4.0, 9.0, 0.5]).double()),
+            Manifold(spaces.affine).as_space(),
+            Manifold(spaces.affine, ambient=torch.tensor([1.0, 4.0, 9.0, 0.5]).double()).as_space(),
             Manifold(
                 spaces.affine, ambient=ambient.Custom(matrix=lambda x: 2 * torch.eye(4).to(x))
-            ),
+            ).as_space(),
             MetricSpace(lambda z: (spaces.AFFINE.T @ spaces.AFFINE).to(z).expand(len(z), 2, 2)),
         ],
         ids=["affine", "diagonal", "custom", "metric"],
@@ -203,7 +204,7 @@ class TestGaussNewton:
 
     def test_semidefinite_where_the_metric_is(self):
         # Both latent directions decode alike: rank 1 of 2 at every node.
-        rank_one = Manifold(lambda z: torch.stack([z.sum(-1), z.sum(-1) ** 2], -1))
+        rank_one = Manifold(lambda z: torch.stack([z.sum(-1), z.sum(-1) ** 2], -1)).as_space()
         values = torch.linalg.eigvalsh(rank_one.expand(draws(3, 6, 2)).gauss_newton.dense())
         assert (values[:, :4].abs() < 1e-12 * values[:, -1:]).all()
         assert (values[:, 4:] > 1).all()
@@ -228,7 +229,9 @@ class TestResidual:
             second = torch.func.jvp(velocity, (inner,), (ones,))[1]
             j = torch.stack([jacobian(lambda p: decoder(p[None])[0], p) for p in z(inner)])
             expected = -2 / n * torch.einsum("ndi,nd->ni", j, second)
-            errors.append((Manifold(decoder).residual(z(t)[None])[0] - expected).abs().max() * n)
+            errors.append(
+                (Manifold(decoder).as_space().residual(z(t)[None])[0] - expected).abs().max() * n
+            )
         orders = torch.stack(errors[:-1]).div(torch.stack(errors[1:])).log2()
         assert (orders > 4.5).all()  # one less at the ends, where the stencils are one-sided
 
@@ -250,8 +253,8 @@ class TestResidual:
 
 class TestNoise:
     CASES = {
-        "sphere": (Manifold(spaces.sphere), 0.6),
-        "far from the origin": (Manifold(lambda z: spaces.sphere(z) + 100), 0.6),
+        "sphere": (Manifold(spaces.sphere).as_space(), 0.6),
+        "far from the origin": (Manifold(lambda z: spaces.sphere(z) + 100).as_space(), 0.6),
         "mlp": (Manifold(mlp(2, 20)).as_space(), 0.6),
         "custom": (
             Manifold(mlp(2, 4), ambient=ambient.Custom(matrix=skewed)).as_space(),
@@ -424,8 +427,10 @@ class TestWrong:
 
 
 class TestProtocol:
-    def test_manifold_and_metric_space_are_spaces(self):
-        assert isinstance(Manifold(spaces.sphere), Space)
+    def test_manifold_has_a_space_and_a_metric_space_is_one(self):
+        assert isinstance(Manifold(spaces.sphere), HasSpace)
+        assert isinstance(Manifold(spaces.sphere).as_space(), Space)
+        assert not isinstance(DISC, HasSpace)
         assert isinstance(DISC, Space)
 
     @pytest.mark.parametrize("thing", [object(), torch.nn.Linear(2, 3), spaces.sphere, None])
