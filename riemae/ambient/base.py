@@ -69,8 +69,9 @@ class AmbientMetric(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         kind = type(self)
-        bases = {base.__name__ for base in kind.__mro__ if base.__module__ == __name__}
-        own = [vars(base) for base in kind.__mro__ if base.__module__ != __name__]
+        shipped = (AmbientMetric, *(globals()[name] for name in _BASES.values()), ShapedMetric)
+        bases = {base.__name__ for base in kind.__mro__ if base in shipped}
+        own = [vars(base) for base in kind.__mro__ if base not in shipped]
         written = [name for name in _BASES if any(name in methods for methods in own)]
         if any(_BASES[name] in bases for name in written):
             return
