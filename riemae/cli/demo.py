@@ -35,7 +35,7 @@ class Demo:
         manifold: The trained decoder, in float64.
         codes: Latent codes of all digits, ``(n, 2)``.
         labels: Their classes, ``(n,)``.
-        loss: Mean squared reconstruction error a pixel.
+        loss: Mean squared reconstruction error per pixel.
         graph: Neighbourhood graph on the codes.
         pairs: Which digits are joined, ``(p, 2)``.
         geodesics: Their geodesics.

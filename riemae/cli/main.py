@@ -121,7 +121,7 @@ def _show(console: Console, result: Demo, files: list[Path]) -> None:
     from riemae.cli import demo as demonstration
 
     r = result.geodesics
-    table = Table(title="Riemannian length between digits, by three roads")
+    table = Table(title="Riemannian length between digits, in three ways")
     for name in ("digits", "straight", "graph", "geodesic", "error", "nodes", "status"):
         table.add_column(
             name, justify="left" if name in ("digits", "status") else "right", no_wrap=True
@@ -132,7 +132,7 @@ def _show(console: Console, result: Demo, files: list[Path]) -> None:
     off = ~result.by_graph.isinf() & (result.by_geodesic > 0)
     excess = (result.by_graph / result.by_geodesic - 1)[off]
     console.print(
-        f"Autoencoder: mean squared error {result.loss:.4f} a pixel. "
+        f"Autoencoder: mean squared error {result.loss:.4f} per pixel. "
         f"Geodesics: {r.summary()}; {int(r.is_local_minimum.sum())} locally minimising."
     )
     if len(excess):
