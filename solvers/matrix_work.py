@@ -233,6 +233,6 @@ def _packed(work: Work) -> bytes:
             "a space that can be sent to other processes",
             f"{reason} ({by})",
             "Make the decoder an nn.Module or a function at the top level of a module, install "
-            "cloudpickle (pip install riemae[dask]), or use a ThreadPoolExecutor.",
+            "cloudpickle (pip install 'riemae[dask]'), or use a ThreadPoolExecutor.",
         ) from reason
     return packed

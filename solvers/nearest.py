@@ -67,7 +67,7 @@ def _brute(coordinates: np.ndarray, count: int) -> np.ndarray:
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError as reason:
-        hint = "pip install riemae[demo], or use search='tree'."
+        hint = "pip install 'riemae[demo]', or use search='tree'."
         raise MissingExtraError(
             "graph", "scikit-learn for search='brute'", str(reason), hint
         ) from reason
@@ -80,7 +80,7 @@ def _approximate(coordinates: np.ndarray, count: int) -> np.ndarray:
     try:
         from pynndescent import NNDescent
     except ImportError as reason:
-        hint = "pip install riemae[neighbors], or use search='auto'."
+        hint = "pip install 'riemae[neighbors]', or use search='auto'."
         raise MissingExtraError(
             "graph", "pynndescent for search='approximate'", str(reason), hint
         ) from reason

@@ -186,6 +186,7 @@ def as_dtype(
 ) -> Dataset:
     """The parts of a :class:`Dataset`, tensors in this dtype."""
     kind = torch.get_default_dtype() if dtype is None else dtype
+    # The parts come in the order of the fields, which no type of a generator can say.
     return Dataset(*(p.to(kind) if isinstance(p, Tensor) else p for p in parts))  # type: ignore[arg-type]
 
 

@@ -88,6 +88,7 @@ class Jet(Tensor):
     # The most frequent queries, without the cost of ``__torch_function__``. (For mypy, both are
     # fields of a tensor.)
 
+    # Attributes of a tensor, which these properties answer from the value: hence the ignores.
     @property
     def shape(self) -> torch.Size:  # type: ignore[override]
         """The shape of the value."""
