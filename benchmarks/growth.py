@@ -89,8 +89,8 @@ def one(kind: str, size: int) -> dict[str, float]:
     if kind == "N":
         options["solver"] = Newton(segments=size, max_segments=size)
     manifold.geodesic(z0[:2], z1[:2], **options)
-    _reset_peak()
-    before = _memory("VmRSS")
+    reset_peak()
+    before = memory("VmRSS")
     walls, busy = [], []
     for _ in range(2):
         clock, used = time.perf_counter(), time.process_time()
@@ -100,7 +100,7 @@ def one(kind: str, size: int) -> dict[str, float]:
     return {
         "seconds": min(walls),
         "cpu": min(busy),
-        "megabytes": max(_memory("VmHWM") - before, 0.1),
+        "megabytes": max(memory("VmHWM") - before, 0.1),
         "steps": _mean(r.stats["steps"]),
         "segments": _mean(r.stats["segments"]),
     }
@@ -110,12 +110,12 @@ def _mean(x: Tensor) -> float:
     return float(x.double().mean())
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     with open("/proc/self/clear_refs", "w") as file:  # Linux: 5 resets the peak that VmHWM shows
         file.write("5")
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith(field))
     return int(line.split()[1]) / 1024

@@ -23,11 +23,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from riemae.differential.placement import placed
 from riemae.differential.primitives import SUBSTITUTES
 from riemae.differential.tape import ElementwiseBend, Tape
 
 # (function, arguments, keywords) -> jets
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+# Where the points are in a result, or in each of several.
+Outer = int | None | list[int | None]
 
 # Rules by function object, and under ANY_OTHER the one for functions that are not in the table.
 RULES: dict[Any, Rule] = {}
@@ -39,6 +42,23 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
 
     def register(chosen: Rule) -> Rule:
         RULES.update(dict.fromkeys(functions, chosen))
+        return chosen
+
+    return register
+
+
+# Functions that consist of others in Taylor mode, by function object.
+COMPOSITIONS: dict[Any, Callable[..., Any]] = dict(SUBSTITUTES)
+
+
+def composition(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that enters what takes the place of these functions into :data:`COMPOSITIONS`.
+
+    It gets the function itself, by its own rule, and its arguments.
+    """
+
+    def register(chosen: Callable[..., Any]) -> Callable[..., Any]:
+        COMPOSITIONS.update(dict.fromkeys(functions, chosen))
         return chosen
 
     return register
@@ -58,6 +78,8 @@ class Jet(Tensor):
         second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are
             not carried.
         tape: What the pass carries.
+        outer: Product of the lengths of the axes in front of that of the points; None where that
+            is unknown (:mod:`riemae.differential.placement`). Only the sums of a recorded pass ask.
         sharing: All jets that share this memory, including this one; None where there are no
             others.
     """
@@ -66,24 +88,38 @@ class Jet(Tensor):
     first: Tensor
     second: Tensor | None
     tape: Tape
+    outer: int | None
     sharing: list[weakref.ref[Jet]] | None = None
 
     @staticmethod
     def __new__(
-        cls: type[Jet], value: Tensor, first: Tensor, second: Tensor | None, tape: Tape
+        cls: type[Jet],
+        value: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        tape: Tape,
+        outer: int | None = 1,
     ) -> Jet:
         """A wrapper of the value's shape, dtype and device, without storage of its own."""
         return Tensor._make_wrapper_subclass(
             cls, value.shape, dtype=value.dtype, device=value.device
         )
 
-    def __init__(self, value: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> None:
+    def __init__(
+        self,
+        value: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        tape: Tape,
+        outer: int | None = 1,
+    ) -> None:
         if value.dtype.is_complex:  # the rules are those of real numbers
             raise NotImplementedError("Taylor mode does not support complex numbers")
         self.value = value
         self.first = first
         self.second = second
         self.tape = tape
+        self.outer = outer
 
     # The most frequent queries, without the cost of ``__torch_function__``. (For mypy, both are
     # fields of a tensor.)
@@ -115,8 +151,8 @@ class Jet(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply a torch function to value and derivatives."""
         kwargs = dict(kwargs or {})
-        if func in SUBSTITUTES:  # of primitives, which have rules
-            return _substituted(func, args, kwargs)
+        if func in COMPOSITIONS:  # of functions that have rules
+            return _composed(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             chosen = rule_of(func)
             if not kwargs:
@@ -134,10 +170,10 @@ class Jet(Tensor):
             first = slope * self.first
             second = None if self.second is None else slope * self.second
             if bend is not None and tape.recorded is not None:
-                tape.recorded.append((y, ElementwiseBend(bend, self.first, tape.batch)))
+                tape.record(y, ElementwiseBend(bend, self.first, tape.batch, placed(self.outer)))
             elif bend is not None and tape.carries_second:
                 second = self._bent(bend * self.first, second)
-        return Jet(y, first, second, tape)
+        return Jet(y, first, second, tape, self.outer)
 
     def _bent(self, left: Tensor, second: Tensor | None) -> Tensor:
         """``second + left_i · first_j`` for all pairs, without copies of either."""
@@ -159,27 +195,30 @@ class Jet(Tensor):
             return left * self.first[js]
         return torch.addcmul(second[rows], left, self.first[js])
 
-    def mapped(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
+    def mapped(self, y: Any, op: Callable[[Tensor], Any], outer: Outer = 1) -> Any:
         """The jets of ``y = op(x)`` for a linear op, which vmap applies to all derivatives."""
-        return self.stacked(y, vmap(op))
+        return self.stacked(y, vmap(op), outer)
 
-    def stacked(self, y: Any, op: Callable[[Tensor], Any]) -> Any:
+    def stacked(self, y: Any, op: Callable[[Tensor], Any], outer: Outer = 1) -> Any:
         """The jets of ``y``, linear in this one, where ``op`` takes all derivatives at once.
 
         That gives the numbers of vmap, which costs several times as much as a small operation.
+        ``outer`` is that of ``y``, one for each if there are several.
         """
         with self.tape.tangents():
             first = op(self.first)
             second = None if self.second is None else op(self.second)
-        return _jets(y, first, second, self.tape)
+        return _jets(y, first, second, self.tape, outer)
 
 
-def _jets(y: Any, first: Any, second: Any, tape: Tape) -> Any:
+def _jets(y: Any, first: Any, second: Any, tape: Tape, outer: Outer) -> Any:
     """Jets from values and derivatives, each a tensor or a sequence of tensors."""
     if isinstance(y, Tensor):
-        return Jet(y, first, second, tape)
+        return Jet(y, first, second, tape, outer[0] if isinstance(outer, list) else outer)
     seconds = [None] * len(y) if second is None else second
-    return tuple(Jet(*parts, tape) for parts in zip(y, first, seconds, strict=True))
+    places = outer if isinstance(outer, list) else [outer] * len(y)
+    parts = zip(y, first, seconds, places, strict=True)
+    return tuple(Jet(x, u, bent, tape, place) for x, u, bent, place in parts)
 
 
 def plain(x: Any) -> Any:
@@ -233,15 +272,15 @@ def refused(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise NotImplementedError(f"{name_of(func)} does not support Taylor mode")
 
 
-def _substituted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A function that is replaced by primitives, which meet the jets one after the other."""
+def _composed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A function that is replaced by others, which meet the jets one after the other."""
 
     def itself(*args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return RULES[ANY_OTHER](func, args, kwargs)
 
     inplace = kwargs.pop("inplace", False)
-    out = SUBSTITUTES[func](itself, *args, **kwargs)
+    out = COMPOSITIONS[func](itself, *args, **kwargs)
     return written(func, args[0], out) if inplace else out
 
 
@@ -299,3 +338,4 @@ def taken_over(target: Jet, out: Jet) -> None:
     target.value = out.value
     target.first = out.first
     target.second = out.second
+    target.outer = out.outer

@@ -82,6 +82,11 @@ class Tape:
         """The gradient mode in which tangents are computed."""
         return torch.set_grad_enabled(self.create_graph)
 
+    def record(self, y: Tensor, contribution: Callable[[Tensor], Tensor]) -> None:
+        """Note how an operation with the result ``y`` bends."""
+        assert self.recorded is not None
+        self.recorded.append((y, contribution))
+
     def frozen(self, x: Tensor) -> Tensor:
         """A value as tangents use it: without its graph, if nothing will be differentiated."""
         return x if self.create_graph else x.detach()
@@ -108,6 +113,24 @@ def bending(
     return total
 
 
+def per_point(x: Tensor, batch: int, outer: int = 1) -> Tensor:  # (k, *s) -> (k, b, n)
+    """The numbers of each point side by side."""
+    if outer == 1:
+        return x.reshape(len(x), batch, -1)
+    return x.reshape(len(x), outer, batch, -1).transpose(1, 2).flatten(2)
+
+
+def products(
+    a: Tensor, b: Tensor, batch: int, outer: int = 1
+) -> Tensor:  # (k, *s) twice -> (b, k, k)
+    """``Σ a_i b_j`` over the numbers of each point."""
+    # The numbers of every point start at the same alignment: the product must not depend on the
+    # point's place in the batch.
+    left = aligned(per_point(a, batch, outer), -1)
+    right = aligned(per_point(b, batch, outer), -1)
+    return left.transpose(0, 1) @ right.permute(1, 2, 0)
+
+
 @dataclass
 class ElementwiseBend:
     """``Σ δ · op″ · ∂x(u_i) ∂x(u_j)`` over the numbers of each point."""
@@ -115,17 +138,40 @@ class ElementwiseBend:
     bend: Tensor
     first: Tensor
     batch: int
+    outer: int = 1
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
-        weighted = self._per_point(slope * self.bend * self.first)
-        first = self._per_point(self.first)
-        return weighted.transpose(0, 1) @ first.permute(1, 2, 0)
+        weighted = slope * self.bend * self.first
+        return products(weighted, self.first, self.batch, self.outer)
 
-    def _per_point(self, x: Tensor) -> Tensor:  # (k, *s) -> (k, b, n)
-        # The numbers of every point start at the same alignment: the product must not depend on
-        # the point's place in the batch.
-        return aligned(x.reshape(len(self.first), self.batch, -1), -1)
+
+@dataclass
+class BilinearBend:
+    """``⟨δ, op(∂a(u_i), ∂b(u_j)) + op(∂a(u_j), ∂b(u_i))⟩`` for an operation that is bilinear.
+
+    With the transpose ``⟨δ, op(a, b)⟩ = ⟨T(δ, a), b⟩``, that takes one product per tangent, and not
+    one per pair.
+
+    Attributes:
+        transposed: ``(δ, ∂a (k, *s)) -> (k, *t)``, of the shape of ``∂b``.
+        left: ``∂a``.
+        right: ``∂b``.
+        batch: Number of points.
+        outer: That of ``b``.
+    """
+
+    transposed: Callable[[Tensor, Tensor], Tensor]
+    left: Tensor
+    right: Tensor
+    batch: int
+    outer: int = 1
+
+    def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
+        """The contribution for the sensitivity ``δ``."""
+        carried = self.transposed(slope, self.left)
+        form = products(carried, self.right, self.batch, self.outer)
+        return form + form.transpose(1, 2)
 
 
 @dataclass
@@ -137,16 +183,18 @@ class QuadraticBend:
         pairs: The pairs.
         k: Number of tangents.
         batch: Number of points.
+        outer: That of the result.
     """
 
     second: Tensor
     pairs: Pairs
     k: int
     batch: int
+    outer: int = 1
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
-        packed = (slope * self.second).reshape(len(self.second), self.batch, -1).sum(-1)
+        packed = per_point(slope * self.second, self.batch, self.outer).sum(-1)
         i = torch.tensor(self.pairs.i, device=packed.device)
         j = torch.tensor(self.pairs.j, device=packed.device)
         form = packed.new_zeros(self.k, self.k, self.batch)

@@ -3,7 +3,34 @@
 Importing a module here enters its rules into :data:`riemae.differential.jets.RULES`.
 """
 
-from riemae.differential.rules import elementwise, generic, products, queries, structural, sums
-from riemae.differential.rules import inplace as inplace
+from riemae.differential.rules import (
+    attention,
+    contractions,
+    elementwise,
+    generic,
+    inplace,
+    normalising,
+    norms,
+    products,
+    queries,
+    recurrent,
+    selections,
+    structural,
+    sums,
+)
 
-__all__ = ["elementwise", "generic", "inplace", "products", "queries", "structural", "sums"]
+__all__ = [
+    "attention",
+    "contractions",
+    "elementwise",
+    "generic",
+    "inplace",
+    "normalising",
+    "norms",
+    "products",
+    "queries",
+    "recurrent",
+    "selections",
+    "structural",
+    "sums",
+]

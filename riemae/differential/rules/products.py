@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from riemae.differential.jets import Jet, has_jets, rule
+from riemae.differential.placement import of_all, on_the_right, placed
 from riemae.differential.rules.elementwise import SMOOTH
 from riemae.differential.rules.generic import add_bend, generic, plus
 from riemae.differential.rules.structural import linear
 from riemae.differential.spellings import spellings
+from riemae.differential.tape import BilinearBend
 
 Args = tuple[Any, ...]
 Options = dict[str, Any]
@@ -27,7 +30,8 @@ def _linear_layer(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    return jet.stacked(y, lambda x: func(x, weight))  # takes any number of leading axes
+    # It takes any number of leading axes.
+    return jet.stacked(y, lambda x: func(x, weight), on_the_right(jet, y))
 
 
 @rule(*spellings("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"))
@@ -44,7 +48,11 @@ def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
 # Products of two tensors.
 
 
-@rule(*spellings("mul multiply __mul__ __rmul__"))
+ELEMENTWISE = frozenset(spellings("mul multiply __mul__ __rmul__"))
+MATRICES = frozenset(spellings("matmul __matmul__ mm bmm"))
+
+
+@rule(*ELEMENTWISE)
 def product(func: Any, args: Args, kwargs: Options) -> Any:
     """Products of single numbers, which broadcast."""
     return _product(func, args, kwargs, elementwise=True)
@@ -67,9 +75,10 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
 
     jet = a if isinstance(a, Jet) else b
     y = op(jet.value)
+    outer = on_the_right(jet, y)
     if elementwise and jet.shape == y.shape:  # broadcasting takes care of the axis in front
-        return jet.stacked(y, op)
-    return jet.mapped(y, op)
+        return jet.stacked(y, op, outer)
+    return jet.mapped(y, op, outer)
 
 
 def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
@@ -89,12 +98,42 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
             None if a.second is None else left(a.second, b_value),
             None if b.second is None else right(a_value, b.second),
         )
-        if tape.pairs is not None:
+        outer = of_all((a, b), y)
+        transposed = _transposed(func, a, b, y) if tape.recorded is not None else None
+        if transposed is not None:
+            place = placed(b.outer)
+            tape.record(y, BilinearBend(transposed, a.first, b.first, tape.batch, place))
+        elif tape.pairs is not None:
             i = tape.pairs.i
             j = tape.pairs.j
             quadratic = both(a.first[i], b.first[j]) + both(a.first[j], b.first[i])
-            second = add_bend(tape, y, quadratic, second, len(first))
-    return Jet(y, first, second, tape)
+            second = add_bend(tape, y, quadratic, second, len(first), outer)
+    return Jet(y, first, second, tape, outer)
+
+
+def _transposed(
+    func: Any, a: Jet, b: Jet, y: Tensor
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The transpose in ``b`` of the product, ``(δ, ∂a (k, *s)) -> (k, *t)``; None for rare kinds."""
+    if func in ELEMENTWISE:
+        return lambda slope, left: _summed(_in_front(left, y.ndim) * slope, b.shape)
+    if func in MATRICES and a.ndim > 1 and b.ndim > 1:
+        return lambda slope, left: _summed(_in_front(left, y.ndim).mT @ slope, b.shape)
+    return None
+
+
+def _in_front(x: Tensor, ndim: int) -> Tensor:
+    """Derivatives ``(k, *s)`` with axes of length 1 behind the first, to ``ndim`` axes more."""
+    return x.reshape(len(x), *(1,) * (ndim + 1 - x.ndim), *x.shape[1:])
+
+
+def _summed(x: Tensor, shape: torch.Size) -> Tensor:
+    """Derivatives ``(k, *s)`` summed over the axes along which ``shape`` was broadcast."""
+    extra = x.ndim - 1 - len(shape)
+    if extra:
+        x = x.sum(tuple(range(1, 1 + extra)))
+    wide = [i for i, n in enumerate(shape, 1) if n == 1 and x.shape[i] != 1]
+    return x.sum(wide, keepdim=True) if wide else x
 
 
 # Quotients.
@@ -110,7 +149,7 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
         return _times_reciprocal(over, under)
     y = func(over.value, under)
     if y.shape == over.shape:  # broadcasting takes care of the axis in front
-        return over.stacked(y, lambda x: func(x, under))
+        return over.stacked(y, lambda x: func(x, under), over.outer)
     return linear(func, args, kwargs)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from riemae.differential.jets import Jet, Rule, has_jets, plain, rule, viewed
+from riemae.differential.placement import on_the_right, permuted, selected
 from riemae.differential.rules.generic import generic
 from riemae.differential.spellings import spellings
 
@@ -33,7 +34,23 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
 
     y = op(jet.value)
     lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
-    return viewed((jet,), jet.mapped(y, op) if lifted is None else jet.stacked(y, lifted))
+    outer = _outer(func, jet, y, op, lift)
+    if lifted is None:
+        return viewed((jet,), jet.mapped(y, op, outer))
+    return viewed((jet,), jet.stacked(y, lifted, outer))
+
+
+def _outer(
+    func: Any, jet: Jet, y: Any, op: Callable[[Tensor], Any], lift: Lift | None
+) -> int | None | list[int | None]:
+    """Where the points are in the result, if anybody asks."""
+    if jet.tape.recorded is None or lift in (_in_order, _each_number, _in_memory):
+        return jet.outer
+    if func in PERMUTING:
+        return permuted(jet, y, op)
+    if func in COMBINING:
+        return on_the_right(jet, y) if jet.outer != 1 else 1
+    return selected(jet, y, op)
 
 
 def _linear_like(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> Any:
@@ -63,6 +80,13 @@ def _each_number(
 ) -> Callable[[Tensor], Any]:
     """Functions of single numbers."""
     return lambda x: func(x, *rest, **kwargs)
+
+
+def _in_memory(
+    func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
+) -> Callable[[Tensor], Any]:
+    """Copies, whatever their order in memory: derivatives have an axis more than that may name."""
+    return lambda x: func(x)
 
 
 def _indexed(
@@ -109,10 +133,18 @@ LINEAR = """
     interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle"""
 rule(*spellings(LINEAR))(linear)
-rule(*spellings("reshape view flatten unflatten unsqueeze squeeze"))(_with_lift(_in_order))
-rule(*spellings("neg negative __neg__ clone contiguous positive __pos__ double float"))(
-    _with_lift(_each_number)
+# Only the order of the axes changes.
+PERMUTING = set(spellings("permute transpose t movedim moveaxis swapaxes swapdims adjoint"))
+# Numbers of one point are combined, and its axis stays where it is, counted from the right.
+COMBINING = set(
+    spellings(
+        """interpolate upsample avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d diff cumsum"""
+    )
 )
+rule(*spellings("reshape view flatten unflatten unsqueeze squeeze"))(_with_lift(_in_order))
+rule(*spellings("neg negative __neg__ positive __pos__ double float"))(_with_lift(_each_number))
+rule(*spellings("clone contiguous"))(_with_lift(_in_memory))
 rule(*spellings("__getitem__"))(_with_lift(_indexed))
 rule(*spellings("sum mean cumsum unbind select narrow"))(_with_lift(_along_axis(0)))
 rule(*spellings("split chunk"))(_with_lift(_along_axis(1)))
@@ -125,12 +157,13 @@ def _reshaped_like(func: Any, args: Args, kwargs: Options) -> Any:
 
 
 # Attributes: the getter of ``Tensor.T`` is called with the tensor alone.
+_TRANSPOSED = [getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")]
+PERMUTING.update(_TRANSPOSED)
 
 
-@rule(*(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")))
+@rule(*_TRANSPOSED)
 def _transposed(func: Any, args: Args, kwargs: Options) -> Any:
-    jet: Jet = args[0]
-    return viewed([jet], jet.mapped(func(jet.value), func))
+    return linear(func, args[:1], {})
 
 
 @rule(Tensor.real.__get__)  # type: ignore[attr-defined]

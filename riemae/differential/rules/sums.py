@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from riemae.differential.jets import Jet, Rule, has_jets, plain, rule, viewed
+from riemae.differential.jets import Jet, Rule, composition, has_jets, plain, rule, viewed
+from riemae.differential.placement import joined, of_all, on_the_right
 from riemae.differential.rules.generic import generic, plus
 from riemae.differential.spellings import spellings
 from riemae.differential.tape import Tape
@@ -27,11 +28,12 @@ def _sum(signs: tuple[int, int]) -> Rule:
         y = func(plain(args[0]), plain(args[1]))
         signed = zip(args, signs, strict=True)
         parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
+        outer = of_all([x for x in args if isinstance(x, Jet)], y)
         if len(parts) == 1:
-            return Jet(y, *parts[0])
+            return Jet(y, *parts[0], outer)
         (first, second, tape), (other_first, other_second, _) = parts
         with tape.tangents():
-            return Jet(y, first + other_first, plus(second, other_second), tape)
+            return Jet(y, first + other_first, plus(second, other_second), tape, outer)
 
     return apply
 
@@ -62,7 +64,10 @@ def _broadcast(func: Any, args: Args, kwargs: Options) -> Any:
         return generic(func, args, kwargs)
     out = []
     for x, y in zip(args, func(*plain(args)), strict=True):
-        out.append(viewed((x,), Jet(y, *_spread(x, y, 1))) if isinstance(x, Jet) else y)
+        if isinstance(x, Jet):
+            out.append(viewed((x,), Jet(y, *_spread(x, y, 1), on_the_right(x, y))))
+        else:
+            out.append(y)
     return tuple(out)
 
 
@@ -83,7 +88,12 @@ def _where(func: Any, args: Args, kwargs: Options) -> Any:
         second = None
         if any(x is not None for x in seconds):
             second = func(condition, *(0.0 if x is None else x for x in seconds))
-    return Jet(y, first, second, tape)
+    return Jet(y, first, second, tape, of_all([x for x in choices if isinstance(x, Jet)], y))
+
+
+@composition(Tensor.where)
+def _where_method(func: Any, x: Any, condition: Any, other: Any) -> Any:
+    return torch.where(condition, x, other)
 
 
 def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
@@ -113,7 +123,8 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
         second = None
         if known is not None:
             second = join(_columns(members, len(known), lambda x: x.second))
-    return Jet(y, first, second, tape)
+    along = axis % y.ndim if alike else None
+    return Jet(y, first, second, tape, joined(jets, len(members), y, along))
 
 
 def _columns(

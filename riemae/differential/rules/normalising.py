@@ -1,0 +1,318 @@
+"""Functions along an axis that normalise: softmax, log-softmax, log-sum-exp, standardisation.
+
+Each is one operation here, by its closed form. As compositions of single functions they would take
+three times as many passes over all derivatives, and record three times as much of what bends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemae.differential.jets import Jet, composition, has_jets, plain, rule
+from riemae.differential.placement import placed
+from riemae.differential.rules.generic import generic, plus
+from riemae.differential.spellings import spellings
+from riemae.differential.tape import products
+
+Args = tuple[Any, ...]
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A function along an axis to second order, at a value.
+
+    Attributes:
+        push: Its derivative: tangents ``(k, *s) -> (k, *t)``.
+        quadratic: Its second derivative along pairs of tangents, ``(p, *s) twice -> (p, *t)``.
+        weighted: ``(δ, ∂x (k, *s)) -> (b, k, k)``, which is ``Σ δ ∂²op(∂x(u_i), ∂x(u_j))`` per
+            point.
+    """
+
+    push: Callable[[Tensor], Tensor]
+    quadratic: Callable[[Tensor, Tensor], Tensor]
+    weighted: Callable[[Tensor, Tensor], Tensor]
+
+
+def _pushed(jet: Jet, y: Tensor, form: Form, outer: int | None) -> Jet:
+    """The jet of the result."""
+    tape = jet.tape
+    with tape.tangents():
+        first = form.push(jet.first)
+        second = None if jet.second is None else form.push(jet.second)
+        if tape.recorded is not None:
+            tangents = jet.first
+            tape.record(y, lambda slope: form.weighted(slope, tangents))
+        elif tape.pairs is not None:
+            i = tape.pairs.i
+            j = tape.pairs.j
+            second = plus(second, form.quadratic(jet.first[i], jet.first[j]))
+    return Jet(y, first, second, tape, outer)
+
+
+# Softmax and its like.
+
+
+def _axis(jet: Jet, rest: tuple[Any, ...], kwargs: Options) -> int | None:
+    """The axis, counted from the end; None where the call has other arguments than that."""
+    given = {name: x for name, x in kwargs.items() if name not in ("_stacklevel",) and x is not None}
+    axis = rest[0] if rest else given.pop("dim", None)
+    rest = tuple(x for x in rest[1:] if x is not None and x != 3)  # the level of a warning
+    if type(axis) is not int or rest or given or not jet.ndim:
+        return None
+    return axis - jet.ndim if axis >= 0 else axis
+
+
+@rule(*spellings("softmax"))
+def _softmax(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    axis = _axis(jet, tuple(rest), kwargs) if isinstance(jet, Jet) else None
+    if axis is None:
+        return generic(func, args, kwargs)
+    y = torch.softmax(jet.value, axis)
+    p = jet.tape.frozen(y)
+    batch = jet.tape.batch
+    outer = jet.outer
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (p * x).sum(axis, keepdim=True)
+
+    def quadratic(u: Tensor, v: Tensor) -> Tensor:
+        return p * centred(centred(u) * centred(v))
+
+    def weighted(slope: Tensor, first: Tensor) -> Tensor:
+        apart = centred(first)
+        weights = p * centred(slope)
+        return products(weights * apart, apart, batch, placed(outer))
+
+    return _pushed(jet, y, Form(lambda x: p * centred(x), quadratic, weighted), outer)
+
+
+@rule(*spellings("log_softmax"))
+def _log_softmax(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    axis = _axis(jet, tuple(rest), kwargs) if isinstance(jet, Jet) else None
+    if axis is None:
+        return generic(func, args, kwargs)
+    y = torch.log_softmax(jet.value, axis)
+    p = jet.tape.frozen(y).exp()
+    batch = jet.tape.batch
+    outer = jet.outer
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (p * x).sum(axis, keepdim=True)
+
+    def quadratic(u: Tensor, v: Tensor) -> Tensor:
+        covariance = (p * centred(u) * centred(v)).sum(axis, keepdim=True)
+        return -covariance.expand(len(covariance), *y.shape)
+
+    def weighted(slope: Tensor, first: Tensor) -> Tensor:
+        apart = centred(first)
+        weights = -p * slope.sum(axis, keepdim=True)
+        return products(weights * apart, apart, batch, placed(outer))
+
+    return _pushed(jet, y, Form(centred, quadratic, weighted), outer)
+
+
+@rule(*spellings("logsumexp"))
+def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    if not isinstance(jet, Jet) or has_jets(rest):
+        return generic(func, args, kwargs)
+    dim = rest[0] if rest else kwargs["dim"]
+    keepdim = rest[1] if len(rest) > 1 else kwargs.get("keepdim", False)
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    axes = [axis - jet.ndim if axis >= 0 else axis for axis in dims]
+    y = torch.logsumexp(jet.value, axes, keepdim)
+    kept = jet.tape.frozen(y)
+    for axis in () if keepdim else sorted(axes):
+        kept = kept.unsqueeze(axis)
+    p = (jet.tape.frozen(jet.value) - kept).exp()
+    batch = jet.tape.batch
+    outer = jet.outer
+
+    def along(x: Tensor) -> Tensor:
+        return (p * x).sum(axes, keepdim=keepdim)
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (p * x).sum(axes, keepdim=True)
+
+    def quadratic(u: Tensor, v: Tensor) -> Tensor:
+        return along(centred(u) * centred(v))
+
+    def weighted(slope: Tensor, first: Tensor) -> Tensor:
+        apart = centred(first)
+        weights = p * slope.reshape(kept.shape)
+        return products(weights * apart, apart, batch, placed(outer))
+
+    form = Form(along, quadratic, weighted)
+    whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
+    first_kept = bool(whole) and whole[0] == 0
+    return _pushed(jet, y, form, outer if outer == 1 and first_kept else None)
+
+
+# Norms of layers.
+
+
+def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
+    """``(x − mean) / √(variance + eps)`` along the last axis.
+
+    Without centring, ``x / √(mean square + eps)``.
+    """
+    tape = jet.tape
+    x = jet.value
+    centre = x - x.mean(-1, keepdim=True) if centring else x
+    rate = (centre.square().mean(-1, keepdim=True) + eps).rsqrt()
+    y = centre * rate
+    frozen = tape.frozen(y)
+    r = tape.frozen(rate)
+    batch = tape.batch
+    outer = jet.outer
+
+    def centred(x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if centring else x
+
+    def along(x: Tensor) -> Tensor:
+        return (frozen * x).mean(-1, keepdim=True)
+
+    def push(x: Tensor) -> Tensor:
+        return torch.addcmul(centred(x) * r, frozen, along(x) * r, value=-1)
+
+    def quadratic(u: Tensor, v: Tensor) -> Tensor:
+        a = centred(u)
+        b = centred(v)
+        a_along = along(u)
+        b_along = along(v)
+        apart = 3 * a_along * b_along - (a * b).mean(-1, keepdim=True)
+        return r.square() * (apart * frozen - a_along * b - b_along * a)
+
+    def weighted(slope: Tensor, first: Tensor) -> Tensor:
+        n = x.shape[-1]
+        c = centred(first)
+        b = along(first)
+        scale = r.square()
+        level = (slope * frozen).sum(-1, keepdim=True) * scale
+        cross = (slope * c).sum(-1, keepdim=True) * scale
+        place = placed(outer)
+        form = products(3 * level * b, b, batch, place)
+        form = form - products(level / n * c, c, batch, place)
+        mixed = products(cross, b, batch, place)
+        return form - mixed - mixed.transpose(1, 2)
+
+    return _pushed(jet, y, Form(push, quadratic, weighted), outer)
+
+
+def _scaled(y: Any, weight: Any, bias: Any, shape: tuple[int, ...]) -> Any:
+    if weight is not None:
+        y = y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def _in_groups(jet: Any, shape: tuple[int, ...], eps: float, centring: bool = True) -> Any:
+    """Standardised along the last axis of another shape."""
+    grouped = jet.reshape(shape)
+    with torch._C.DisableTorchFunctionSubclass():
+        out = standardised(grouped, eps, centring)
+    return out.reshape(jet.shape)
+
+
+@composition(*spellings("layer_norm"))
+def _layer_norm(
+    func: Any,
+    x: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    """As ``torch.nn.functional.layer_norm``."""
+    if not isinstance(x, Jet):
+        return func(x, normalized_shape, weight, bias, eps)
+    axes = len(normalized_shape)
+    y = _in_groups(x, (*x.shape[: x.ndim - axes], -1), eps)
+    return _scaled(y, weight, bias, tuple(normalized_shape))
+
+
+@composition(*spellings("rms_norm"))
+def _rms_norm(
+    func: Any, x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> Any:
+    """As ``torch.nn.functional.rms_norm``."""
+    if not isinstance(x, Jet):
+        return func(x, normalized_shape, weight, eps)
+    axes = len(normalized_shape)
+    floor = torch.finfo(x.dtype).eps if eps is None else eps
+    y = _in_groups(x, (*x.shape[: x.ndim - axes], -1), floor, centring=False)
+    return _scaled(y, weight, None, tuple(normalized_shape))
+
+
+@composition(*spellings("group_norm"))
+def _group_norm(
+    func: Any,
+    x: Any,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """As ``torch.nn.functional.group_norm``."""
+    if not isinstance(x, Jet):
+        return func(x, groups, weight, bias, eps)
+    y = _in_groups(x, (len(x), groups, -1), eps)
+    return _scaled(y, weight, bias, (-1,) + (1,) * (x.ndim - 2))
+
+
+@composition(*spellings("instance_norm"))
+def _instance_norm(
+    func: Any,
+    x: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *cudnn_enabled: bool,
+) -> Any:
+    """As ``torch.nn.functional.instance_norm``."""
+    own = use_input_stats and running_mean is None
+    if not own or not isinstance(x, Jet):
+        stats = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return func(x, *stats, *cudnn_enabled)
+    y = _in_groups(x, (*x.shape[:2], -1), eps)
+    return _scaled(y, weight, bias, (-1,) + (1,) * (x.ndim - 2))
+
+
+@rule(*spellings("batch_norm"))
+def _batch_norm(func: Any, args: Args, kwargs: Options) -> Any:
+    """With given statistics it is affine in each channel."""
+    given = _named(args, kwargs)
+    jet = given["input"]
+    constants = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
+    if not isinstance(jet, Jet) or has_jets(constants) or given["training"] or constants[1] is None:
+        return generic(func, args, kwargs)
+    slope = (constants[1] + given["eps"]).rsqrt()
+    if given["weight"] is not None:
+        slope = slope * given["weight"]
+    slope = slope.view((-1,) + (1,) * (jet.ndim - 2))
+    y = func(*plain(args), **plain(kwargs))
+    return jet.stacked(y, lambda x: x * slope, jet.outer)
+
+
+def _named(args: Args, kwargs: Options) -> dict[str, Any]:
+    """Arguments of ``batch_norm``, by the names of ``torch.nn.functional``."""
+    functional = "input running_mean running_var weight bias training momentum eps".split()
+    other = "input weight bias running_mean running_var training momentum eps".split()
+    given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+    # torch.batch_norm takes nine arguments, and the weight before the statistics.
+    given.update(zip(other if len(args) == 9 else functional, args, strict=False))
+    given.update(kwargs)
+    return given

@@ -1,0 +1,182 @@
+"""Functions that pick some of the numbers they get: maxima, pooling, sorting, masks, dropout.
+
+Where several numbers share the maximum, each function shares the derivative as torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from riemae.differential.jets import Jet, composition, has_jets, rule, viewed
+from riemae.differential.placement import selected
+from riemae.differential.rules.generic import generic
+from riemae.differential.spellings import spellings
+
+Args = tuple[Any, ...]
+Options = dict[str, Any]
+
+
+def _taken(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> Jet:
+    """The jet of picked numbers, each from its own place whatever the values are."""
+    recorded = jet.tape.recorded is not None
+    outer = selected(jet, y, op)[0] if recorded else jet.outer
+    return jet.mapped(y, op, outer)
+
+
+# Along an axis, with the places of what was picked.
+
+
+@rule(*spellings("sort topk kthvalue mode cummax cummin msort"))
+def _picked(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    if not isinstance(jet, Jet) or has_jets((rest, kwargs)) or not jet.ndim:
+        return generic(func, args, kwargs)
+    out = func(jet.value, *rest, **kwargs)
+    if isinstance(out, Tensor):  # msort: along the first axis
+        places = jet.value.argsort(0, stable=True)
+        return _taken(jet, out, lambda x: x.gather(0, places))
+    return _by_places(func, jet, out, rest, kwargs)
+
+
+# What stands in front of the axis among the arguments after the tensor.
+_AXIS = {"topk": 1, "kthvalue": 1}
+
+
+def _by_places(func: Any, jet: Jet, out: Any, rest: list[Any], kwargs: Options) -> Any:
+    values, places = out
+    position = _AXIS.get(func.__name__, 0)
+    given = [x for x in rest if type(x) is int]
+    axis = given[position] if len(given) > position else kwargs.get("dim", -1)
+    axis = -1 if axis is None else axis
+    axis -= jet.ndim if axis >= 0 else 0
+    kept = values.ndim == jet.ndim
+    wide = places if kept else places.unsqueeze(axis)
+
+    def op(x: Tensor) -> Tensor:
+        found = x.gather(axis, wide)
+        return found if kept else found.squeeze(axis)
+
+    return type(out)((_taken(jet, values, op), places))
+
+
+@rule(*spellings("max min median nanmedian"))
+def _extreme(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    if not isinstance(jet, Jet) or has_jets((rest, kwargs)) or not jet.ndim:
+        return generic(func, args, kwargs)
+    if not rest and not kwargs:
+        if func.__name__ in ("max", "min"):
+            return _shared(func, jet, None, False)
+        return generic(func, args, kwargs)
+    return _by_places(func, jet, func(jet.value, *rest, **kwargs), rest, kwargs)
+
+
+@rule(*spellings("amax amin"))
+def _extreme_alone(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    if not isinstance(jet, Jet) or not jet.ndim:
+        return generic(func, args, kwargs)
+    dim = rest[0] if rest else kwargs.get("dim", ())
+    keepdim = rest[1] if len(rest) > 1 else kwargs.get("keepdim", False)
+    return _shared(func, jet, dim, keepdim)
+
+
+def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
+    """The maximum or minimum along axes; the derivative is shared by all that attain it."""
+    dims = [dim] if isinstance(dim, int) else list(dim or range(jet.ndim))
+    axes = [axis - jet.ndim if axis >= 0 else axis for axis in dims]
+    extreme = torch.amax if func.__name__ in ("max", "amax") else torch.amin
+    kept = extreme(jet.value, axes, keepdim=True)
+    attained = (jet.value == kept).to(jet.value.dtype)
+    weights = attained / attained.sum(axes, keepdim=True)
+    y = kept
+    for axis in () if keepdim else sorted(axes):
+        y = y.squeeze(axis)
+    whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
+    outer = 1 if jet.outer == 1 and whole[:1] == [0] else None
+    return jet.stacked(y, lambda x: (weights * x).sum(axes, keepdim=keepdim), outer)
+
+
+@composition(*spellings("maximum fmax"))
+def _maximum(func: Any, a: Any, b: Any) -> Any:
+    return torch.where(a == b, (a + b) / 2, torch.where(a > b, a, b))
+
+
+@composition(*spellings("minimum fmin"))
+def _minimum(func: Any, a: Any, b: Any) -> Any:
+    return torch.where(a == b, (a + b) / 2, torch.where(a < b, a, b))
+
+
+# Pooling: torch gives the places, counted within each image.
+
+_POOLS = {
+    f"{kind}max_pool{d}d": getattr(F, f"{kind}max_pool{d}d_with_indices")
+    for kind in ("", "adaptive_")
+    for d in (1, 2, 3)
+}
+
+
+def _pooling(name: str) -> Callable[..., Any]:
+    axes = int(name[-2])
+
+    def apply(func: Any, args: Args, kwargs: Options) -> Any:
+        jet, *rest = args
+        options = {key: x for key, x in kwargs.items() if key != "return_indices"}
+        if not isinstance(jet, Jet) or has_jets((rest, kwargs)) or kwargs.get("return_indices"):
+            return generic(func, args, kwargs)
+        y, places = _POOLS[name](jet.value, *rest, **options)
+
+        def op(x: Tensor) -> Tensor:
+            flat = x.flatten(-axes)
+            return flat.gather(-1, places.flatten(-axes)).reshape(y.shape)
+
+        return jet.mapped(y, op, jet.outer)
+
+    return apply
+
+
+for _name in _POOLS:
+    rule(*spellings(_name))(_pooling(_name))
+
+
+# Masks and constants among the numbers.
+
+
+@rule(*spellings("masked_fill"))
+def _filled(func: Any, args: Args, kwargs: Options) -> Any:
+    if kwargs or not isinstance(args[0], Jet) or has_jets(args[1:]):
+        return generic(func, args, kwargs)
+    jet, mask, value = args
+    y = func(jet.value, mask, value)
+    if y.shape != jet.shape:
+        return generic(func, args, kwargs)
+    return jet.stacked(y, lambda x: x.masked_fill(mask, 0.0), jet.outer)
+
+
+@rule(*spellings("pad constant_pad_nd"))
+def _padded(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    if not isinstance(jet, Jet) or has_jets((rest, kwargs)):
+        return generic(func, args, kwargs)
+    y = func(jet.value, *rest, **kwargs)
+    constant = func is not F.pad or (rest[1:2] or [kwargs.get("mode", "constant")])[0] == "constant"
+    widths = rest[0] if rest else kwargs["pad"]
+    if constant:
+        wide = lambda x: F.pad(x, tuple(widths))  # noqa: E731 (one expression)
+        outer = jet.outer if len(widths) < 2 * jet.ndim else None
+        return jet.stacked(y, wide, outer)
+    return jet.mapped(y, lambda x: func(x, *rest, **kwargs), jet.outer)
+
+
+@rule(*spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"))
+def _dropped(func: Any, args: Args, kwargs: Options) -> Any:
+    jet, *rest = args
+    training = rest[1] if len(rest) > 1 else kwargs.get("training", True)
+    if training or not isinstance(jet, Jet):
+        return generic(func, args, kwargs)
+    return viewed((jet,), jet.stacked(jet.value, lambda x: x, jet.outer))
