@@ -69,7 +69,8 @@ LAYERS = {
     "clients": """
         autoencoders autoencoders.batches autoencoders.edges autoencoders.embedding
         autoencoders.estimators autoencoders.fitting autoencoders.inputs autoencoders.likelihoods
-        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.neighborhood
+        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.report
         autoencoders.saved autoencoders.settings autoencoders.terms autoencoders.timing
         autoencoders.training autoencoders.units autoencoders.variants interop interop.geoopt
