@@ -68,14 +68,14 @@ LAYERS = {
     "manifold": "ensembles manifold",
     "clients": """
         autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
-        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.fitting
-        autoencoders.inputs autoencoders.likelihoods autoencoders.losses autoencoders.metadata
-        autoencoders.module autoencoders.nearest autoencoders.neighborhood autoencoders.networks
-        autoencoders.objective autoencoders.plain autoencoders.progress autoencoders.report
-        autoencoders.saved autoencoders.settings autoencoders.terms autoencoders.timing
-        autoencoders.training autoencoders.units autoencoders.variants interop interop.geoopt
-        plotting scores testing testing.ambient testing.laws testing.manifold testing.solver
-        testing.space
+        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
+        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
+        autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
+        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
+        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
+        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
+        interop.geoopt plotting scores testing testing.ambient testing.laws testing.manifold
+        testing.solver testing.space
     """,
     "people": "cli cli.demo cli.main loading",
     "package": "",
