@@ -1,5 +1,5 @@
-"""Data in all forms that fit and transform take: the same codes, or a refusal that says what to
-pass."""
+"""Data in all forms that fit and transform take give the same codes. Others are refused with an
+error that says what to pass."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ class Stream(IterableDataset):
 
 
 class Cells:
-    """What riemae looks at of an AnnData."""
+    """The parts of an AnnData that riemae uses."""
 
     isbacked = False
 
@@ -173,7 +173,7 @@ class TestForms:
     @pytest.mark.parametrize(
         "x",
         [
-            Cells(data()),  # nobody has imported anndata: an unknown object
+            Cells(data()),  # an unknown object, because anndata is not imported
             iter([1, 2]),
             {"x": [[1.0]]},
             "data.csv",
@@ -194,7 +194,7 @@ class TestForms:
     def test_what_is_no_data_is_refused_at_once(self, x):
         with pytest.raises((RiemaeError, ValueError, TypeError)) as caught:
             AE(**SMALL).fit(x)
-        if not isinstance(x, np.ndarray):  # there scikit-learn speaks
+        if not isinstance(x, np.ndarray):  # the error for arrays is that of scikit-learn
             assert isinstance(caught.value, RiemaeError), caught.value
             assert caught.value.expected
 

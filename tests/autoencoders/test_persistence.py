@@ -1,5 +1,5 @@
-"""Trained models on disk: the same bits after loading, everything asked for that is missing,
-nothing foreign read."""
+"""Trained models on disk: results are the same bit for bit after loading, missing arguments are
+named, and foreign files are refused."""
 
 import copy
 import hashlib
@@ -56,7 +56,7 @@ def same(a, b, x):
 
 
 def rewrite(folder, change):
-    """Change the metadata, with a checksum that fits: as somebody would who means it."""
+    """Change the metadata and the checksum with it, as an attacker would."""
     path = folder / "checkpoint.json"
     body = json.loads(path.read_text())
     change(body["metadata"])
