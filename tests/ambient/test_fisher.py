@@ -1,4 +1,4 @@
-"""Fisher-Rao: distances in closed form, both roads, heads, named families, and the edges of
+"""Fisher-Rao: distances in closed form, both methods, heads, named families, and the limits of
 parameters' ranges."""
 
 import math
@@ -341,7 +341,7 @@ class TestValidation:
 
     @pytest.mark.parametrize("family", [td.Normal, td.Bernoulli])
     def test_a_decoder_may_insist_on_it(self, family):
-        # Values cannot be looked at under vmap: one direction after the other.
+        # Values cannot be read under vmap, so directions are taken one after the other.
         name = "logits" if family is td.Bernoulli else "loc"
         rest = {} if family is td.Bernoulli else {"scale": 0.5}
         insisting = Manifold(lambda z: family(**{name: free(z)}, **rest, validate_args=True))

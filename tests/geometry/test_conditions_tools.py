@@ -1,5 +1,5 @@
-"""Conditions in the contract, the pictures and the report: as a decoder that has them closed
-over."""
+"""Conditions in the contract, the pictures and the report give the results of a decoder that has
+them closed over."""
 
 import math
 import warnings
