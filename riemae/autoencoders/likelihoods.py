@@ -333,7 +333,7 @@ def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
             "likelihood",
             f"one of {names}, or a Likelihood",
             repr(likelihood),
-            "Try likelihood='gaussian'.",
+            "Try likelihood='squared_error'.",
         )
     return LIKELIHOODS[likelihood]()
 

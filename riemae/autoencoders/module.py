@@ -325,18 +325,13 @@ class GeometricModule(LightningModule):
         """
         epoch = len(self.history.get("loss", []))
         self._parts.clear()
+        remedy = f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller term weights."
         kept = "There are no earlier weights worth keeping."
-        error = TrainingError(
-            "GeometricModule",
-            "a finite loss",
-            f"{got} in epoch {epoch + 1}",
-            f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the "
-            "terms.",
-        )
         if self._good:
             torch._foreach_copy_(self._weights, self._kept)
             kept = f"The best weights so far are back in place (loss {self._kept_loss:.4g})."
-        error.hint += kept
+        got = f"{got} in epoch {epoch + 1}"
+        error = TrainingError("GeometricModule", "a finite loss", got, f"{remedy} {kept}")
         error.kept = self._good
         return error
 

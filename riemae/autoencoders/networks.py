@@ -120,14 +120,13 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn
         OptionError: For an unknown activation, or a width below 1.
     """
     if activation not in ACTIVATIONS:
-        raise OptionError(
-            "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve."
-        )
+        expected = f"one of {', '.join(ACTIVATIONS)}"
+        hint = "Try activation='silu': a surface needs a smooth one to have curvature."
+        raise OptionError("activation", expected, repr(activation), hint)
     widths = [inputs, *hidden, outputs]
     if any(not isinstance(w, int) or w < 1 for w in hidden):
-        raise OptionError(
-            "hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128)."
-        )
+        hint = "Try hidden=(128, 128)."
+        raise OptionError("hidden", "widths of at least 1", str(tuple(hidden)), hint)
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
@@ -228,7 +227,7 @@ def latent_dim_of(
             raise ShapeError(where, "an encoder (k, *shape) -> (k, m)", got, hint)
         m = code.shape[1]
         if variational and m % 2:
-            hint = "A variational encoder returns means and log variances side by side."
+            hint = "A variational encoder returns means, followed by as many log variances."
             raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", got, hint)
         if variational:
             m //= 2

@@ -214,9 +214,8 @@ def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             "riemae.load",
             f"the arguments {', '.join(f'{name}=' for name in missing)}",
             "none",
-            "They are not made of plain values: pass ambient= (and the like) as in training; of "
-            "networks the structure is enough, or register their class with "
-            "riemae.storage.register before saving.",
+            "The file cannot describe them: pass the arguments of the training. Networks need only "
+            "the same structure; or register their class with riemae.storage.register before saving.",
         )
 
 

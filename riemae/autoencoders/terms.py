@@ -96,7 +96,7 @@ def resolved(name: str, term: float | Term) -> Term:
         hint = "Give a number, or riemae.autoencoders.Term(weight, …)."
         raise OptionError("terms", f"a weight or a Term for {name!r}", repr(term), hint)
     if not term.weight >= 0:
-        hint = "Losses are minimised: their weights are positive."
+        hint = "Losses are minimised: give a weight that is not negative."
         raise OptionError("terms", f"a weight of at least 0 for {name!r}", str(term.weight), hint)
     if term.loss is not None:
         return term

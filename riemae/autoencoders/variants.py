@@ -211,7 +211,8 @@ class NRAE(AE):
         expect_shape("NRAE", "init", codes, shape, "Give one code per sample.")
         varied = codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))
         if not bool(varied.all()):
-            expected, hint = "finite codes that vary in every dimension", "What does init hold?"
+            expected = "finite codes that vary in every dimension"
+            hint = "Is a column of init constant, or not finite?"
             raise OptionError("NRAE", expected, "others", hint)
         fit_codes(objective.encoder, data, codes.to(data))
 
