@@ -248,18 +248,8 @@ class Objective(nn.Module):
         Raises:
             DecoderError: For batch statistics or dropout in training mode.
         """
-        if not self.terms and self.variation.order is None:
-            return
-        try:
-            Decoder(self.decoder).refuse_training_mode(where)
-        except DecoderError as reason:
-            raise DecoderError(
-                where,
-                "a decoder that treats every row alone and is deterministic while it is trained",
-                reason.got,
-                "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, "
-                "and no dropout.",
-            ) from None
+        if self.terms or self.variation.order is not None:
+            _check_layers(where, self.decoder)
 
     def __getstate__(self) -> dict[str, Any]:
         # Manifolds are caches, which are filled again where they are needed.
@@ -362,6 +352,18 @@ class Objective(nn.Module):
         if key not in self._manifolds:
             self._manifolds[key] = Manifold(decoder(), self.ambient)
         return self._manifolds[key]
+
+
+def _check_layers(where: str, decoder: nn.Module) -> None:
+    try:
+        Decoder(decoder).refuse_training_mode(where)
+    except DecoderError as reason:
+        expected = "a decoder that treats every row alone and is deterministic while it is trained"
+        hint = (
+            "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, "
+            "and no dropout."
+        )
+        raise DecoderError(where, expected, reason.got, hint) from None
 
 
 def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:  # (k, m), (k, m) -> ()

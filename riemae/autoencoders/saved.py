@@ -215,7 +215,7 @@ def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             f"the arguments {', '.join(f'{name}=' for name in missing)}",
             "none",
             "The file cannot describe them: pass the arguments of the training. Networks need only "
-            "the same structure; or register their class with riemae.storage.register before saving.",
+            "the same structure; their class can be registered by riemae.storage.register instead.",
         )
 
 
