@@ -196,7 +196,7 @@ class TestReport:
         for part in (
             "abacus",
             "more than 9 s",
-            "within the limit a call: 9 s for ",
+            "within the limit per call: 9 s for ",
             "| riemae | rtol 0.1 | 0.5 s | 0.5 s | 3 |",
             "1.25",
             "quick run",
@@ -224,7 +224,7 @@ class TestContenders:
         _put(entries, {"task": "c", "x": 4}, "task")
         assert [(e["task"], e["x"]) for e in entries] == [("a", 3), ("b", 2), ("c", 4)]
 
-    def test_issue_asks_for_one_32_and_1000_pairs(self):
+    def test_one_32_and_1000_pairs_are_measured(self):
         found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
         assert {
             (8, 32, False),
