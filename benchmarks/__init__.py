@@ -1,4 +1,4 @@
-"""Benchmarks beside other packages. ``make bench`` runs them all.
+"""Benchmarks of riemae and of other packages. ``make bench`` runs them all.
 
-See ``results/`` for what they found.
+Their results are in ``results/``.
 """

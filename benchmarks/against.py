@@ -1,11 +1,11 @@
-"""Is the package slower than it was? Every task of the benchmarks, here and at another commit, in
-turns.
+"""Is the package slower than it was? Every task of the benchmarks, in this tree and at another
+commit, in turns.
 
     python -m benchmarks.against 1a2b3c4                     # some fifteen minutes; writes nothing
-    python -m benchmarks.against 1a2b3c4 --only "digits-8"   # tasks whose names hold this
+    python -m benchmarks.against 1a2b3c4 --only "digits-8"   # tasks with this in their names
 
-Two processes with one environment take turns, A B A B; the least processor time of each counts,
-which other processes disturb least. Above 1 it is slower here.
+Two processes with the same environment take turns, A B A B. The least processor time of each is
+compared, because other processes disturb it least. A ratio above 1 means that this tree is slower.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch import nn
 ROOT = Path(__file__).parent.parent
 Call = Callable[[], object]
 _SERVE = "--serve"
-_AT_MOST = 12.0  # seconds that the turns of one task may take, but for the first two
+_AT_MOST = 12.0  # seconds that the turns of one task may take after the first two
 
 
 def tasks() -> dict[str, Callable[[], Call]]:
-    """What is timed: name -> preparation -> call."""
+    """The tasks by name, each as a function that prepares and returns the timed call."""
     found: dict[str, Callable[[], Call]] = {}
     for problem, cells in {
         "digits-8": (
@@ -143,14 +143,14 @@ def _convolutions(name: str) -> Call:
 
 
 def serve() -> None:
-    """Answer names of tasks on standard input with seconds of one call each."""
+    """Read names of tasks from standard input, and answer each with the seconds of one call."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     every, ready = tasks(), {}
     for line in sys.stdin:
         name = line.strip()
         if name not in ready:
-            ready.clear()  # one at a time: what is held by another task would be in the way
+            ready.clear()  # one at a time, so that no task holds memory while another is timed
             ready[name] = every[name]()
             ready[name]()
         began, used = time.perf_counter(), time.process_time()
@@ -159,7 +159,7 @@ def serve() -> None:
 
 
 def _started(tree: Path) -> subprocess.Popen[str]:
-    # This file serves both, so that tasks are the same; packages and helpers are each tree's own.
+    # Both processes run this file, so that the tasks are the same. The package is each tree's own.
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, _SERVE]
     return subprocess.Popen(
@@ -180,7 +180,7 @@ def _asked(process: subprocess.Popen[str], name: str) -> tuple[float, float]:
 
 
 def compare(tree: Path, chosen: list[str], turns: int) -> list[tuple[str, float, float]]:
-    """Least processor times of every task, there and here."""
+    """Least processor times of every task, at the other commit and in this tree."""
     there, here, found = _started(tree), _started(ROOT), []
     try:
         print("| task | there | here | ratio |\n| --- | --- | --- | --- |", flush=True)

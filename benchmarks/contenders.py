@@ -1,4 +1,4 @@
-"""Who takes part, with which settings, and the handle of the process that each of them runs in."""
+"""The solvers that are compared, their settings, and the process in which each of them runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """A solver with its knobs.
+    """A solver and its settings.
 
     Attributes:
         name: In tables and legends.
         module: Its adapter in ``benchmarks.peers``.
         settings: From cheap to costly; the driver stops at the first that takes too long.
-        quick: Which of them serve in a quick run.
+        quick: Which of them are used in a quick run.
         jax: Whether it runs in the environment with JAX, and compiles at its first call.
-        one_by_one: Whether it solves one pair after the other, so that a few pairs tell the time of
-            many.
+        one_by_one: Whether it solves one pair after the other, so that the time of many pairs can
+            be computed from that of a few.
     """
 
     name: str
@@ -125,12 +125,12 @@ CONTENDERS = (
 
 @dataclass
 class Worker:
-    """A contender's process: started at first use, ended when it takes longer than it may.
+    """A contender's process, which starts at first use and is ended when a call takes too long.
 
     Attributes:
         module: The adapter.
         problem: File with decoder and pairs.
-        threads: Cores that the process may use, whatever its libraries believe.
+        threads: Cores that the process may use, even if its libraries start more threads.
         jax: Whether to start it in the environment with JAX.
     """
 

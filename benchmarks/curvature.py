@@ -1,9 +1,10 @@
-"""Curvature: time, memory and variance, beside geomstats' pull-back metric on the same decoder.
+"""Curvature: time, memory and variance, with geomstats' pull-back metric for comparison.
 
     make bench                          # or: python benchmarks/curvature.py
 
-Times are medians; ratios compare numbers of one run. A *pass* is one evaluation of the decoder on
-the same points, with the same chunks. Writes ``benchmarks/results/curvature.md``.
+Both packages get the same decoder. Times are medians; ratios compare numbers of one run. A *pass*
+is one evaluation of the decoder on the same points, with the same chunks. Writes
+``benchmarks/results/curvature.md``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def median_time(call: Callable[[], object], repeats: int = 5) -> float:
 
 
 def speed(lines: list[str]) -> None:
-    """Exact curvatures at 1,000 points, in passes of the decoder and beside geomstats."""
+    """Exact curvatures at 1,000 points, in passes of the decoder and compared with geomstats."""
     lines += [
         f"## Exact curvature at {POINTS:,} points, float64, MLP m → 256 → 256 → D, SiLU",
         "",
@@ -59,7 +60,7 @@ def speed(lines: list[str]) -> None:
             f = decoder(m, d)
             M = Manifold(f)
             z = torch.randn(POINTS, m, dtype=torch.float64)
-            # Turn about, so that a busy moment of the machine meets numerator and denominator
+            # In turns, so that other load on the machine affects numerator and denominator
             # alike.
             rounds = [
                 (
@@ -148,9 +149,7 @@ def accuracy(lines: list[str]) -> None:
 
 
 def variance(lines: list[str]) -> None:
-    """Mean and standard deviation of one draw of each stochastic estimator, beside the exact
-    value.
-    """
+    """Mean and standard deviation of one draw of each stochastic estimator, and the exact value."""
     lines += [
         "## Stochastic estimators: one draw, 4,000 times",
         "",

@@ -1,14 +1,14 @@
-"""How honest are status and error bar? Lengths beside the truth, for all spaces, solvers,
-tolerances and dtypes.
+"""How reliable are status and error bar? Lengths compared with the true distances, for all spaces,
+solvers, tolerances and dtypes.
 
-    python -m benchmarks.error_bars                        # all; what is measured already is kept
+    python -m benchmarks.error_bars                        # all; earlier measurements are kept
     python -m benchmarks.error_bars --solver default       # the main table: 20 minutes on one core
-    python -m benchmarks.error_bars --only "sine .45 m=2"  # spaces of such names, measured anew
-    python -m benchmarks.error_bars --quick                # tests the machinery
+    python -m benchmarks.error_bars --only "sine .45 m=2"  # spaces with this name, measured anew
+    python -m benchmarks.error_bars --quick                # tests the program itself
 
-After each space the rows go to ``benchmarks/results/error_bars.json`` and the tables to
-``docs/error_bars.md``, between its markers; a run that was ended goes on where it was. ``--anew``
-forgets all rows first, as a new engine asks for.
+After each space the rows are written to ``benchmarks/results/error_bars.json`` and the tables to
+``docs/error_bars.md``, between its markers. A run that was ended goes on from there. ``--anew``
+drops all rows first, as is necessary after changes of the solvers.
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "error_bars.json", ROOT / "doc
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 Row = dict[str, Any]
-# Rounding of the length, of the truth, and of what the truth was computed from.
+# Allowance for the rounding of the length, of the truth, and of the data of the truth.
 SLACK = {torch.float64: 1e-12, torch.float32: 1e-7}
-_FIRST, _FEWEST = (
-    10,
-    2,
-)  # pairs that show how long the others will take, and as many where those take too long
-_OVERRUN = 3.0  # a block that needs so many times what it may is ended
-_FORK = multiprocessing.get_context("fork")  # spaces are functions that do not pickle
+_FIRST = 10  # pairs whose time predicts that of the others
+_FEWEST = 2  # the same, where the first ones take too long
+_OVERRUN = 3.0  # a block that takes this many times its limit is ended
+_FORK = multiprocessing.get_context("fork")  # spaces are functions, which cannot be pickled
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,9 @@ class Plan:
     """How a solver is measured.
 
     Attributes:
-        solver: Its settings, or None for what the package takes by default: Newton, or NewtonCG in
+        solver: Its settings, or None for the package's default, which is Newton, or NewtonCG in
             many dimensions.
-        pairs: At most, of any space.
+        pairs: The largest number for each space.
         tolerances: By dtype.
         limit: Seconds of processor time for one cell of the table.
     """
@@ -88,7 +86,7 @@ QUICK = ("sine .45 m=2", "leaky m=1", "half plane")
 
 
 def processor_time() -> float:
-    """Seconds of this process and of those that it has waited for."""
+    """Processor time in seconds of this process and of child processes that have ended."""
     t = os.times()
     return t.user + t.system + t.children_user + t.children_system
 
@@ -104,12 +102,12 @@ class Tally:
 
     @classmethod
     def cat(cls, parts: list[Tally]) -> Tally:
-        """Several blocks as one."""
+        """Several blocks joined to one."""
         fields = ("length", "error", "truth", "status")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
     def counts(self, rtol: float, slack: float) -> Row:
-        """What the tables add up; every pair whose truth is known counts."""
+        """The counts for the tables, over all pairs whose true distance is known."""
         known = self.truth.isfinite()
         length, error, truth, status = (
             x[known] for x in (self.length, self.error, self.truth, self.status)
@@ -142,7 +140,7 @@ class Tally:
 def tally(
     problem: Problem, rows: slice, rtol: float, solver: solvers.Solver | None, seconds: float
 ) -> Tally | None:
-    """These pairs solved in a process of their own, or None when they take more seconds of
+    """These pairs solved in a process of their own, or None when they exceed the limit of
     processor time.
     """
     receiver, sender = _FORK.Pipe(duplex=False)
@@ -151,7 +149,7 @@ def tally(
     sender.close()
     try:
         return Tally(*map(torch.from_numpy, receiver.recv()))
-    except EOFError:  # ended before it could say anything
+    except EOFError:  # the process ended without a result
         process.join()
         if process.exitcode != -signal.SIGPROF:
             raise RuntimeError(f"{solver} ended with exit code {process.exitcode}") from None
@@ -168,9 +166,9 @@ def _solve(
     solver: solvers.Solver | None,
     seconds: float,
 ) -> None:
-    torch.set_num_threads(1)  # the threads of the process that this is a copy of are not here
+    torch.set_num_threads(1)  # a forked process lacks its parent's threads
     # By default this signal ends the process, wherever it is.
-    signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch it off
+    signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch the timer off
     r = solvers.geodesic(
         problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False
     )
@@ -204,7 +202,7 @@ def measure(
         parts.append(part)
         done += size
         spent = processor_time() - began
-        # So many more fit into what is left, if they take as long as those before.
+        # How many pairs fit into the remaining time, if they take as long as those before.
         size = min(total - done, int((plan.limit - spent) / spent * done))
     counts = Tally.cat(parts).counts(rtol, SLACK[dtype]) if parts else {"pairs": 0}
     return {
@@ -234,7 +232,7 @@ def cells(case: Case, plan: Plan, quick: bool) -> Iterator[tuple[torch.dtype, fl
 
 
 def total(rows: list[Row]) -> Row:
-    """Several cells as one; the median is that of the cells' medians."""
+    """Several cells joined to one; its median is that of the cells' medians."""
     rows = [row for row in rows if row["pairs"]]
     added = (
         "pairs",
@@ -258,7 +256,7 @@ def total(rows: list[Row]) -> Row:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that says 100 only where it is all."""
+    """A percentage that is rounded to 100 only when it is exactly 100."""
     if not whole:
         return ""
     percent = 100 * part / whole
@@ -337,15 +335,13 @@ def _spaces(rows: list[Row]) -> list[str]:
 
 
 def tables(rows: list[Row]) -> list[str]:
-    """All that stands between the markers."""
+    """The text between the markers."""
     lines = [
-        f"Measured with torch {torch.__version__.split('+')[0]}. A cell of the tables takes no "
-        "more pairs after some "
-        "seconds of processor time, so that hard spaces count fewer of them. *Beyond*: CONVERGED, "
-        "and further from the "
-        f"truth than rtol allows. A share of {SLACK[torch.float64]:g} of the length is left to "
-        "rounding everywhere, in "
-        f"float32 of {SLACK[torch.float32]:g}.",
+        f"Measured with torch {torch.__version__.split('+')[0]}. The processor time of each cell "
+        "is limited, so that hard spaces have fewer pairs. *Beyond*: CONVERGED, and further from "
+        "the truth than rtol allows. For rounding, "
+        f"{SLACK[torch.float64]:g} of the length is allowed in addition, and "
+        f"{SLACK[torch.float32]:g} in float32.",
         "",
     ]
     own = [row for row in rows if row["solver"] == "default"]
@@ -375,13 +371,13 @@ def tables(rows: list[Row]) -> list[str]:
 
 
 def write(rows: list[Row], results: Path, page: Path) -> None:
-    """Both files; the prose of the page stays as it is."""
+    """Write both files; the text of the page outside the markers is kept."""
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
     text = (
         page.read_text("utf-8")
         if page.exists()
-        else f"# How honest is the error bar\n\n{BEGIN}\n{END}\n"
+        else f"# How reliable is the error bar\n\n{BEGIN}\n{END}\n"
     )
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{head}{BEGIN}\n" + "\n".join(tables(rows)) + f"{END}{tail}", "utf-8")
@@ -505,9 +501,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     silent = options.quick and not options.folder
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the package says of kinks that they make it slow, once per space
+        # The package warns once per space that kinks make it slow.
+        warnings.simplefilter("ignore")
         run(
             chosen,
             plans,

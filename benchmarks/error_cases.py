@@ -1,9 +1,10 @@
-"""What error bars are measured on: the tests' catalogues, trained decoders, wide and steep
-networks.
+"""The spaces on which error bars are measured: the tests' catalogues, trained decoders, wide and
+steep networks.
 
-Catalogues bring their distances. A network has none: digits are compared with the same solver at a
-rtol of 1e-8, wide networks with the shortest curve found by several starts, steep ones with what
-their own curve becomes when it is refined.
+The catalogues contain the true distances. For networks they are not known. Results on digits are
+compared with those of the same solver at an rtol of 1e-8, results on wide networks with the
+shortest curve found from several starts, and results on steep networks with their own curve after
+refinement.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from spaces import CATALOGUE, Known  # noqa: E402
 
 FLAT, CLOSED, DIGITS, WIDE, STEEP = "flat onto", "closed form", "digits", "wide MLP", "steep MLP"
 
-# Called with the result and the pairs it solved; float64, NaN where nobody knows.
+# Called with the result and the pairs it solved; float64, NaN where the truth is not known.
 Truth = Callable[[GeodesicResult, slice], Tensor]
 
 
@@ -51,10 +52,10 @@ class Case:
     Attributes:
         name: In the tables.
         group: Rows of one group are added up.
-        kind: Smoothness, where it matters.
+        kind: Smoothness.
         m: Dimension.
-        pairs: How many at most.
-        make: The problem for so many pairs in a dtype.
+        pairs: The largest number of pairs.
+        make: From a number of pairs and a dtype to the problem.
         compact: Whether only the default solver and loose tolerances are affordable.
     """
 
@@ -68,7 +69,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """All of them, the catalogues first."""
+    """All spaces, those of the catalogues first."""
     for group, catalogue, pairs in (
         (FLAT, FLAT_ONTO, 200),
         (CLOSED, [*CATALOGUE, *CLOSED_FORMS], 60),
@@ -165,14 +166,14 @@ def _wide(m: int, n: int, dtype: torch.dtype) -> Problem:
         (1e-3, False),
         (1e-3, True),
         (1e-4, True),
-    ):  # from the line, and from the best so far
+    ):  # from the straight line, and from the best curve so far
         r = M.geodesic(
             *ends, rtol=rtol, init=best.curve if again else None, solver=solver, throw=False
         )
         best = GeodesicResult.where(r.length < best.length, r, best)
     d = solvers.length(M, best.curve.resample(512))
 
-    def known(r: GeodesicResult, rows: slice) -> Tensor:  # what is found later is better known
+    def known(r: GeodesicResult, rows: slice) -> Tensor:  # later rows have the better truth
         return torch.minimum(d[rows], r.length.double())
 
     return Problem(_in(M, dtype), z0, z1, known)

@@ -1,8 +1,8 @@
-"""Geodesics: time and error of riemae beside other packages, on the same decoder, pairs and cores.
+"""Geodesics: time and error of riemae and other packages, on the same decoder, pairs and cores.
 
     make bench                                  # or: python -m benchmarks.geodesics
-    python -m benchmarks.geodesics --quick      # two minutes, to test the machinery
-    python -m benchmarks.geodesics --only "digits-32, 1,000 pairs"   # once more, into the tables
+    python -m benchmarks.geodesics --quick      # two minutes, to test the program itself
+    python -m benchmarks.geodesics --only "digits-32, 1,000 pairs"   # again, into the same tables
 
 Writes ``geodesics.json``, ``geodesics.md`` and ``geodesics.png`` to ``benchmarks/results``.
 """
@@ -33,9 +33,9 @@ from benchmarks.problems import PAIRS, PROBLEMS, Problem, prepare
 from riemae import Manifold
 
 RESULTS = Path(__file__).parent / "results"
-_LIGHT = 5.0  # seconds: calls that take longer are not repeated
-_COMPILING = 4.0  # how many times the limit a first call may take where it compiles
-_ALONE = 30.0  # and where riemae runs alone: there is nobody whom it could keep waiting
+_LIGHT = 5.0  # seconds; calls that take longer are not repeated
+_COMPILING = 4.0  # a first call that compiles may take this many times the limit
+_ALONE = 30.0  # the same for riemae where no other package takes part
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Task:
     """Pairs of one problem.
 
     Attributes:
-        problem: Which.
-        pairs: How many.
-        alone: Whether each is solved by a call of its own; the time is then that of one pair, in
-            the median.
+        problem: Decoder and pairs.
+        pairs: How many of the pairs.
+        alone: Whether each pair is solved by a call of its own; the time is then the median of the
+            calls.
         ours: Whether only riemae takes part.
     """
 
@@ -78,7 +78,7 @@ class Row:
 
 
 def tasks(quick: bool) -> list[Task]:
-    """What is run, problem by problem."""
+    """The tasks, problem by problem."""
     small, large, flat = (PROBLEMS[name] for name in ("digits-8", "digits-32", "digits-2"))
     if quick:
         return [Task(small, 16), Task(small, 2, alone=True)]
@@ -95,24 +95,23 @@ def tasks(quick: bool) -> list[Task]:
 
 
 class Race:
-    """All contenders on one problem; a process each, kept for all tasks.
+    """All contenders on one problem, each in a process that is kept for all tasks.
 
     Args:
         path: Decoder and pairs.
-        threads: For everybody.
+        threads: Of each contender.
         limit: Seconds that a call may take.
         rounds: Timed calls of each setting.
-        few: Pairs that tell the time of all, for contenders that solve one after the other.
+        few: Number of pairs from which the time of all is computed, for contenders that solve one
+            pair after the other.
     """
 
     def __init__(self, path: Path, threads: int, limit: float, rounds: int, few: int) -> None:
-        self.path, self.threads, self.limit, self.rounds, self.few = (
-            path,
-            threads,
-            limit,
-            rounds,
-            few,
-        )
+        self.path = path
+        self.threads = threads
+        self.limit = limit
+        self.rounds = rounds
+        self.few = few
         self.workers: dict[str, Worker] = {}
         self.folder = tempfile.TemporaryDirectory()
         file = np.load(path)
@@ -122,13 +121,13 @@ class Race:
         self.ends = torch.from_numpy(file["z0"]), torch.from_numpy(file["z1"])
 
     def run(self, task: Task, contenders: list[tuple[Contender, list[Settings]]]) -> dict[str, Any]:
-        """Time everybody, turn about, and compare with the best curves known."""
+        """Time all contenders in turns, and compare with the best curves known."""
         rows = []
         for contender, settings in contenders:
             few = min(self.few, task.pairs) if contender.one_by_one else task.pairs
             rows += [(contender, Row(contender.name, s, few)) for s in settings]
         exhausted: set[str] = set()
-        for i in range(self.rounds + 1):  # the first warms up: libraries, caches, compilers
+        for i in range(self.rounds + 1):  # the first warms up libraries, caches and compilers
             for contender, row in rows:
                 if contender.name in exhausted and i == 0:
                     row.failure = "not tried: a cheaper setting was over the limit"
@@ -150,18 +149,18 @@ class Race:
             self.workers[contender.module] = worker
             if (
                 not contender.jax
-            ):  # imports and caches; a compiler would start anew for the next number of pairs
+            ):  # imports and caches; a compiler runs again for another number of pairs
                 worker.solve((0, 1), False, row.settings, out, 60 + limit)
         clock = time.perf_counter()
         answer = worker.solve((0, row.pairs), task.alone, row.settings, out, limit)
         wall = time.perf_counter() - clock
         if "error" in answer:
-            if not row.seconds:  # what was measured before stands
+            if not row.seconds:  # a measured first call is kept
                 row.failure = answer["error"]
             print(f"  {row.contender} {row.settings}: {answer['error']}", flush=True)
             return
         row.points, row.missed = answer["points"], answer["missed"]
-        # Pairs after pairs: a few tell the time of all.
+        # One pair after the other: the time of all is computed from that of a few.
         scale = 1 if task.alone else task.pairs / row.pairs
         if warming:
             row.first = answer["seconds"] * scale
@@ -186,7 +185,7 @@ class Race:
                 )
                 apart = missed > 1e-3 * (z1 - z0).norm(
                     dim=-1
-                )  # such a curve joins other points: it has no length here
+                )  # a curve that joins other points does not count
                 found.append(lengths(self.manifold, nodes).masked_fill(apart, torch.nan))
                 start += len(nodes)
         row.found = torch.cat(found)
@@ -201,9 +200,9 @@ class Race:
         found = {}
         for by in ("riemae", "torch"):
             settings = {"points": points, "dtype": dtype, "by": by}
-            repeats = 9 if points < 2000 else 3  # a millisecond is easily disturbed
+            repeats = 9 if points < 2000 else 3  # short times are easily disturbed
             seconds: list[float] = []
-            # A first look at the decoder costs more.
+            # The first call costs more, because riemae examines the decoder.
             worker.solve((0, PAIRS), False, {**settings, "points": 16}, out, 600)
             while len(seconds) < repeats and sum(seconds) < _LIGHT:
                 answer = worker.solve((0, PAIRS), False, settings, out, 600)
@@ -219,7 +218,7 @@ class Race:
         for row in rows:
             if (
                 row.found is not None
-            ):  # a real curve between the same points: its length bounds the distance
+            ):  # a curve between the same points, whose length bounds the distance
                 known = row.found.nan_to_num(torch.inf)
                 best[: len(known)] = torch.minimum(best[: len(known)], known)
         shorter = int(((reference - best) > 1e-6 * best).sum())
@@ -306,7 +305,7 @@ def _machine(threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, write the figures down, and draw them."""
+    """Measure, write the results, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--quick", action="store_true", help="few pairs and settings: tests the machinery"
@@ -331,7 +330,7 @@ def main() -> None:
     wanted = lambda name: arguments.only is None or name.startswith(arguments.only)  # noqa: E731 (one expression)
 
     def save() -> None:
-        """After every task: a run takes long, and may be cut off."""
+        """Write what is measured so far, after every task, because a run may be interrupted."""
         arguments.out.mkdir(parents=True, exist_ok=True)
         source.write_text(json.dumps(results, indent=1))
 
@@ -363,7 +362,7 @@ def main() -> None:
 
 
 def _put(entries: list[dict[str, Any]], new: dict[str, Any], name: str) -> None:
-    """Append an entry, or put it in the place of the one with the same name."""
+    """Append an entry, or replace the one with the same name."""
     for i, entry in enumerate(entries):
         if entry[name] == new[name]:
             entries[i] = new

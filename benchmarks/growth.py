@@ -1,6 +1,6 @@
 """How time and memory grow with the number of pairs, with N, m and D.
 
-Each size in a process of its own.
+Each size is measured in a process of its own.
 
 python -m benchmarks.growth pairs 1024 --threads 2      # one size, as JSON
 """
@@ -61,8 +61,8 @@ def measure(kind: str, threads: int, quick: bool) -> dict[str, Any]:
 
 
 def surface(kind: str, size: int) -> tuple[Manifold, int]:
-    """The manifold and its m. For D, an isometry is put behind one and the same decoder: nothing
-    else changes.
+    """The manifold and its m. For growing D, the same decoder is followed by an isometry, so that
+    nothing else changes.
     """
     m = {"m": size, "D": 4}.get(kind, 8)
     torch.manual_seed(0)
@@ -79,11 +79,11 @@ def surface(kind: str, size: int) -> tuple[Manifold, int]:
 
 
 def one(kind: str, size: int) -> dict[str, float]:
-    """Solve once to warm up, on two pairs, then twice under the clock; the better time counts."""
+    """Solve two pairs to warm up, then all pairs twice; the shorter time is returned."""
     manifold, m = surface(kind, size)
     pairs = {"pairs": size, "N": 64, "m": 32, "D": 16}[kind]
     generator = torch.Generator().manual_seed(0)
-    # The same average distance whatever m is.
+    # The average distance does not depend on m.
     z0, z1 = 3 * torch.randn(2, pairs, m, generator=generator, dtype=torch.float64) / m**0.5
     options: dict[str, Any] = {"rtol": 1e-4, "throw": False}
     if kind == "N":
@@ -111,7 +111,7 @@ def _mean(x: Tensor) -> float:
 
 
 def reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:  # Linux: 5 resets the peak that VmHWM shows
+    with open("/proc/self/clear_refs", "w") as file:  # on Linux, 5 resets the peak in VmHWM
         file.write("5")
 
 

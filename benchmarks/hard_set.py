@@ -1,11 +1,12 @@
 """The hard set: 200 random pairs of digits, coded in two dimensions, against Adam with 5,000 steps.
 
-    python benchmarks/hard_set.py                 # about ten minutes, nearly all of them Adam's
+    python benchmarks/hard_set.py                 # about ten minutes, nearly all for Adam
 
-Ten classes folded into a plane leave several geodesics between most pairs, so that a local solver
-may miss the shortest. Adam minimises the chord energy on 64 segments from the straight line and
-from the shortest path on the graph of all codes; the better of its two curves is the reference. All
-lengths are by the same quadrature of the same metric. Writes ``benchmarks/results/hard_set.md``.
+When ten classes are folded into a plane, most pairs have several geodesics, and a local solver may
+miss the shortest. Adam minimises the chord energy on 64 segments, from the straight line and from
+the shortest path on the graph of all codes. The shorter of its two curves is the reference. All
+lengths are computed by the same quadrature of the same metric. Writes
+``benchmarks/results/hard_set.md``.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class HardSet:
 
 
 def adam(problem: HardSet, start: Curve, steps: int) -> Curve:
-    """Plain Adam on the chord energy of all curves at once, in float32, its rate falling to zero
-    along a cosine.
+    """Plain Adam on the chord energy of all curves at once, in float32, with a learning rate that
+    falls to zero along a cosine.
     """
     decoder = problem.manifold.to(dtype=torch.float32).decode
     nodes = start.nodes.float()

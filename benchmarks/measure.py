@@ -1,5 +1,5 @@
-"""What is counted: one quadrature for everybody's curves, errors beside the best curve known, and
-growth exponents.
+"""What is compared: lengths by one quadrature for all curves, errors relative to the best curve
+known, and growth exponents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from torch.func import jvp
 from riemae import Manifold, solvers
 from riemae.solvers import Curve
 
-_SEGMENTS = (
-    256  # three Gauss points each: the error of the quadrature is far below that of any curve here
-)
+_SEGMENTS = 256  # of three Gauss points, whose error is far below that of any curve here
 
 
 def lengths(manifold: Manifold, nodes: Tensor) -> Tensor:
@@ -32,8 +30,8 @@ def quantiles(errors: Tensor) -> tuple[float, float, float]:
     """Median, 95 % and maximum; infinite where a length is not finite."""
     errors = errors.nan_to_num(torch.inf)
     worst = errors.sort().values
-    # The smallest error that 95 % of the pairs do not exceed: no interpolation that a single pair
-    # could flatter.
+    # The smallest error that 95 % of the pairs do not exceed, without interpolation, which a single
+    # pair could change.
     return (
         float(worst[(len(worst) - 1) // 2]),
         float(worst[-(-95 * len(worst) // 100) - 1]),
@@ -57,11 +55,11 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 def by_collocation(
     f: Callable[[Tensor], Tensor], z0: Tensor, z1: Tensor, tol: float = 1e-6
 ) -> np.ndarray:
-    """A geodesic by an independent road: scipy's collocation on ``z̈ = −J⁺ ∂²f(ż, ż)``, from the
+    """A geodesic by an independent method: scipy's collocation on ``z̈ = −J⁺ ∂²f(ż, ż)``, from the
     straight line.
 
     Args:
-        f: Maps ``(k, m)`` to ``(k, D)``; made of what torch can differentiate forward twice.
+        f: Maps ``(k, m)`` to ``(k, D)``; torch must be able to differentiate it forward twice.
         z0: Start, ``(m,)``.
         z1: End, ``(m,)``.
         tol: Of the collocation's residual.

@@ -1,4 +1,4 @@
-"""The decoders that all contenders get, trained once on scikit-learn's digits and written as plain
+"""The decoders for all contenders, trained once on scikit-learn's digits and written as plain
 arrays.
 """
 
@@ -26,7 +26,7 @@ class Problem:
         name: Of the file, and in the tables.
         m: Latent dimension.
         width: Of the hidden layers.
-        side: Images are enlarged to this many pixels a side.
+        side: Images are enlarged to this many pixels per side.
         epochs: Of training.
     """
 
@@ -64,12 +64,10 @@ def network(sizes: tuple[int, ...]) -> nn.Sequential:
 
 
 def prepare(problem: Problem) -> Path:
-    """Train the decoder and draw the pairs, unless the file is there already.
+    """Train the decoder and draw the pairs, unless the file exists already.
 
-    The same numbers on every machine's run.
-
-    Pairs are codes of random images. The file holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of
-    shape ``(p, m)``.
+    Every run on every machine gives the same numbers. Pairs are codes of random images. The file
+    holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of shape ``(p, m)``.
     """
     if problem.path.exists():
         return problem.path
@@ -108,7 +106,7 @@ def _train(encoder: nn.Module, decoder: nn.Module, images: Tensor, epochs: int) 
     for _ in range(epochs):
         for batch in torch.randperm(len(images), generator=generator).split(128):
             codes = encoder(images[batch])
-            # A light pull keeps the codes together: without it the classes drift apart for nothing.
+            # A small penalty on the codes keeps the classes from drifting apart.
             loss = (decoder(codes) - images[batch]).square().mean() + 1e-4 * codes.square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -1,6 +1,6 @@
-"""Tables and picture from what :mod:`benchmarks.geodesics` measured.
+"""Tables and a picture of the results of :mod:`benchmarks.geodesics`.
 
-python -m benchmarks.report benchmarks/results/geodesics.json      # once more, without measuring
+python -m benchmarks.report benchmarks/results/geodesics.json      # again, without measuring
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.measure import fastest
 
 ACCURACIES = (1e-3, 1e-5)
-# Okabe and Ito's colours, which everybody can tell apart; riemae alone is black.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; only riemae is black.
 _COLOURS = {
     "riemae": "black",
     "stochman": "#E69F00",
@@ -25,36 +25,36 @@ _COLOURS = {
 }
 _PLAIN = ("chord energy, Adam", "chord energy, L-BFGS")
 _HELPED = ("stochman, L-BFGS", "finslerax, Jv metric")
-# Whom riemae is compared with: heading, and who is left out.
+# The comparisons with riemae: heading, and the contenders that are left out.
 _RIVALS = (
     ("fastest package as it ships", (*_PLAIN, *_HELPED)),
     ("fastest package, with our help", _PLAIN),
     ("fastest of all others", ()),
 )
 _METHOD = """\
-Every contender runs in a process of its own on the same cores, with the same decoder (float64),
-the same end points, from the straight line. All are timed in turn, round after round, and the
-median counts; where the machine was unsteady, the range is beside it. Calls of more than 5 s
-are not repeated. The first call of each setting is not counted, so that no compilation is; it
-is in the tables.
+Every contender runs in a process of its own on the same cores, with the same decoder (float64)
+and the same end points, from the straight line. All are timed in turns, and the median of the
+rounds is shown, with the range where the machine was unsteady. Calls of more than 5 s are not
+repeated. The first call of each setting has a column of its own. It does not count, so that
+compilation does not count either.
 
-Error is that of the curve: the length of the spline through its nodes, by one fine quadrature
-for everybody, beside the shortest curve known for that pair, riemae's at rtol = 1e-9 included.
-The lengths that the packages themselves report are often worse than their curves (a column of
-their own), and the time they take is not counted.
+The error is that of the curve. Its length is that of the spline through its nodes, by one fine
+quadrature for all contenders. It is compared with the shortest curve known for that pair, which
+may be riemae's at rtol = 1e-9. The lengths that the packages report themselves are often worse
+than their curves. They have a column of their own, and their time is not counted.
 
 One *sweep* is the decoder and its full Jacobian at as many points as the contender's curves
-have nodes, timed beside each call by riemae and by plain `torch.func`; the faster of the two
-counts.
+have nodes. It is timed next to each call, by riemae and by plain `torch.func`; the faster of the
+two counts.
 
 Contenders that solve one pair after the other are timed on a few pairs and scaled up (≈). Two
-are variants that the packages do not offer: finslerax with a metric by forward products,
-stochman with L-BFGS in place of its Adam. geomstats gets a Jacobian that is faster than what it
-ships, latent-geometry float64. The adapters are in `benchmarks/peers/`."""
-_UNSTEADY = 1.5  # longest by shortest time: beyond it, something else was at work on the machine
+are variants that the packages do not offer: finslerax with a metric by forward products, and
+stochman with L-BFGS in place of its Adam. geomstats gets a Jacobian that is faster than its own,
+and latent-geometry gets float64. The adapters are in `benchmarks/peers/`."""
+_UNSTEADY = 1.5  # a larger ratio of longest to shortest time means other load on the machine
 _HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call")
 _HEADINGS += ("error: median", "95 %", "max", "reported: 95 %", "given up")
-_VARIANTS = (("o", "-"), ("s", "--"))  # of one package
+_VARIANTS = (("o", "-"), ("s", "--"))  # markers and lines for the variants of one package
 _COLUMNS = (("megabytes", ".0f"), ("steps", ".1f"))
 
 
@@ -65,7 +65,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def contenders(task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a task by contender, in order."""
+    """The rows of a task by contender, in the order of the task."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in task["rows"]:
         found.setdefault(row["contender"], []).append(row)
@@ -110,9 +110,9 @@ def _lines(results: dict[str, Any]) -> list[str]:
     machine = results["machine"]
     packages = {k: v for versions in results["versions"].values() for k, v in versions.items()}
     lines = [
-        "# Geodesics beside other packages",
+        "# Geodesics: riemae and other packages",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads for everybody, "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads each, "
         "load "
         f"{machine['load']:.1f} at the start; {machine['system']}, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
@@ -121,8 +121,8 @@ def _lines(results: dict[str, Any]) -> list[str]:
     ]
     if results["quick"]:
         lines += [
-            "**A quick run: few pairs and settings, no reliable times. It tests the machinery, no "
-            "more.**",
+            "**A quick run with few pairs and settings, which only tests the program. Its times "
+            "are not reliable.**",
             "",
         ]
     lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
@@ -162,7 +162,7 @@ def _reach(results: dict[str, Any]) -> list[str]:
 
 def _notes(results: dict[str, Any]) -> list[str]:
     return [
-        "— : not reached by any setting within the limit a call: "
+        "— : not reached by any setting within the limit per call: "
         + ", ".join(
             f"{task['limit']:.0f} s for {task['task']}"
             for task in results["tasks"]
@@ -187,7 +187,7 @@ def _table(task: dict[str, Any]) -> list[str]:
         f"{1e3 * sweep['torch']:.2f} ms by plain "
         f"`torch.func`. Reference: {reference['converged']} of {task['pairs']} pairs accurate to "
         "1e-8 by their own "
-        f"estimate, {reference['shorter_known']} where somebody found a shorter curve"
+        f"estimate, {reference['shorter_known']} where another contender found a shorter curve"
         + (
             "; collocation on the geodesic equation is off by "
             + ", ".join(f"{x:.0e}" for x in reference["collocation"])
@@ -234,10 +234,10 @@ def _growth(kinds: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Growth",
         "",
-        "Random decoders with two hidden layers; every size in a process of its own. Exponents by "
+        "Random decoders with two hidden layers, every size in a process of its own. Exponents by "
         "least squares on the",
-        "logarithms: 1 is linear, 2 quadratic. Memory is the peak beyond what the process held "
-        "before.",
+        "logarithms: 1 is linear, 2 quadratic. Memory is the peak in addition to what the process "
+        "held before.",
         "",
         "| with | sizes | exponent of time | exponent of memory | time | memory, MiB | steps |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -305,11 +305,10 @@ def _draw(results: dict[str, Any], path: Path) -> None:
             )
         axis.set(xscale="log", yscale="log", title=f"{task['task']}\n{task['decoder']}")
         axis.title.set_fontsize(10)
-        axis.xaxis.set_minor_formatter(
-            NullFormatter()
-        )  # less than two decades would be labelled all over
+        # With less than two decades, every minor tick would get a label.
+        axis.xaxis.set_minor_formatter(NullFormatter())
         first, last = axis.get_xlim()
-        if last < 30 * first:  # a single power of ten, or none
+        if last < 30 * first:  # the axis has at most one power of ten
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         for accuracy in ACCURACIES:

@@ -1,16 +1,16 @@
-"""Training: what a step of each geometric autoencoder costs, beside a plain one and beside the
-published losses.
+"""Training: the cost of a step of each geometric autoencoder, compared with that of a plain one and
+with that of the published losses.
 
     make bench                          # or: python benchmarks/training.py
 
-A step is forward and backward of the whole loss, without the optimiser, in float32 on one thread.
-Steps that are compared take turns, A B A B, in one run; ratios are medians over the turns of
-process time, which other processes do not disturb much. Memory is the highest sum of what torch
-allocates during a step and has not freed yet.
+A step is the forward and backward pass of the whole loss, without the optimiser, in float32 on one
+thread. Steps that are compared take turns, A B A B, in one run. Ratios are medians over the turns,
+of process time, which other processes do not disturb much. Memory is the largest amount that torch
+has allocated and not yet freed during a step.
 
-The published losses are written here from their formulas, in the way of their authors' code:
-products with derivatives by ``torch.autograd.functional`` (twice reverse mode), one pass through
-the decoder for each thing that is wanted. Writes ``benchmarks/results/training.md``.
+The published losses are written here from their formulas, as in their authors' code: products with
+derivatives by ``torch.autograd.functional`` (twice reverse mode), and one pass through the decoder
+for each quantity. Writes ``benchmarks/results/training.md``.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from riemae.autoencoders.objective import Objective, Variation
 RESULTS = Path(__file__).parent / "results" / "training.md"
 DATA, BATCH, LATENT = 784, 256, 2
 WEIGHT = 0.01
-# A pass F is one evaluation of encoder or decoder, and its backward pass costs two more: a plain
-# step is 6 F. Counted here are, for NRAE, two evaluations of the encoder and value, tangent (and
-# second derivative) of the decoder; for the others, what comes on top of a plain step: value,
-# tangent, reverse product; two tangents, three seconds.
+# A pass F is one evaluation of encoder or decoder, and its backward pass costs two more, so a plain
+# step is 6 F. For NRAE, two evaluations of the encoder count, and value, tangent (and second
+# derivative) of the decoder. For the others, the additions to a plain step count. These are value,
+# tangent and reverse product for IRAE; two tangents and three second derivatives for MECAE.
 FLOORS = {"IRAE": 1 + 3 / 2, "NRAE-L": 1 + 2 / 2, "NRAE-Q": 1 + 3 / 2, "MECAE": 1 + 5 / 2}
-# Asked for at width 256 and at width 1,024.
+# Limits at width 256 and at width 1,024.
 TARGETS = {"IRAE": (3.2, 2.7), "NRAE-L": (2.6, 2.2), "NRAE-Q": (4.6, 3.5), "MECAE": (6.5, 4.8)}
 
 
 @dataclass
 class Case:
-    """Networks and data, and a loss on them."""
+    """Networks, data and a loss."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -59,12 +59,12 @@ class Case:
         return time.process_time() - start
 
     def clear(self) -> None:
-        """Drop the gradients of the step before."""
+        """Drop the gradients of the previous step."""
         for p in (*self.encoder.parameters(), *self.decoder.parameters()):
             p.grad = None
 
     def peak(self) -> int:
-        """Bytes that one step holds at most, gradients included, beside what was there before."""
+        """Largest number of bytes that one step adds, including the gradients."""
         self.clear()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             self.step()
@@ -88,8 +88,8 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
 def cases(
     width: int, batch: int = BATCH, data: int = DATA, latent: int = LATENT
 ) -> tuple[Case, dict[str, Case], dict[str, Case]]:
-    """A plain autoencoder's step, ours by name, and the published ones by name: the same networks
-    and data.
+    """The step of a plain autoencoder, and by name ours and the published ones, all with the same
+    networks and data.
     """
     torch.manual_seed(0)
     encoder, decoder = mlp(data, width, latent), mlp(latent, width, data)
@@ -160,7 +160,7 @@ def published_minimum_curvature(encoder: nn.Module, decoder: nn.Module, x: Tenso
     z = encoder(x)
     k, m = z.shape
 
-    def jacobian(y: Tensor) -> Tensor:  # (k, m) -> (k, D, m), all directions at once
+    def jacobian(y: Tensor) -> Tensor:  # (k, m) -> (k, D, m), in all directions
         each = y.repeat_interleave(m, 0)
         columns = jvp(decoder, each, torch.eye(m).repeat(k, 1), create_graph=True)[1]
         return columns.view(k, m, -1).mT
@@ -205,7 +205,7 @@ def table(width: int, turns: int) -> list[str]:
         mine = ratios(plain, case, turns)
         other = theirs[name]
         published = ratios(plain, other, max(3, turns // 3))
-        # Side by side once more: the quotient of two quotients would carry the noise of four.
+        # Measured in turns again, because a quotient of two quotients would have the noise of four.
         faster = ratios(case, other, max(3, turns // 3))
         target = TARGETS[name][0 if width == 256 else 1]
         rows.append(

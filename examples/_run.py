@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from riemae.autoencoders import AE
     from riemae.datasets import Dataset
 
-matplotlib.use("Agg")  # figures go to files: no screen is needed
-QUICK = {"epochs": 2, "hidden": (16, 16)}  # settings of a model that is trained for a glance
+matplotlib.use("Agg")  # figures are written to files, so no screen is needed
+QUICK = {"epochs": 2, "hidden": (16, 16)}  # settings of models under --quick
 
 
 def parser(description: str, seeds: int | None = None) -> argparse.ArgumentParser:
@@ -26,27 +26,27 @@ def parser(description: str, seeds: int | None = None) -> argparse.ArgumentParse
 
     Args:
         description: The docstring of the example.
-        seeds: By default so many seeds; None for an example without ``--seeds``.
+        seeds: Default of ``--seeds``; None for an example without it.
     """
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--out", type=Path, default=Path("out"), help="folder of the figure")
     found.add_argument(
-        "--quick", action="store_true", help="seconds instead of minutes: numbers mean nothing"
+        "--quick", action="store_true", help="a test that takes seconds; its numbers mean nothing"
     )
     if seeds is not None:
-        found.add_argument("--seeds", type=int, default=seeds, help="how many")
+        found.add_argument("--seeds", type=int, default=seeds, help="how many seeds")
     return found
 
 
 def options(description: str, seeds: int | None = None) -> argparse.Namespace:
-    """What the command line says; see :func:`parser`."""
+    """The arguments of the command line; see :func:`parser`."""
     return started(parser(description, seeds).parse_args())
 
 
 def started(given: argparse.Namespace) -> argparse.Namespace:
-    """The same arguments, on one thread: for small tensors a second one would only wait."""
+    """The same arguments, after setting one thread, because small tensors do not need more."""
     torch.set_num_threads(1)
     if given.quick and "seeds" in given:
         given.seeds = 1
@@ -70,7 +70,7 @@ def trained(models: Mapping[str, AE], x: Tensor, seed: int) -> Iterator[tuple[st
 
 
 def reconstruction(model: AE) -> Callable[[Tensor], Tensor]:
-    """Data to what a model makes of them."""
+    """The function from data to a model's reconstruction of them."""
 
     def reconstruct(x: Tensor) -> Tensor:
         return model.inverse_transform(model.transform(x))
@@ -79,14 +79,14 @@ def reconstruction(model: AE) -> Callable[[Tensor], Tensor]:
 
 
 def decoded_curve(model: AE, data: Dataset, count: int = 1000) -> Tensor:  # -> (count, D)
-    """What a model with one latent dimension decodes between its outermost codes."""
+    """The decoded curve of a model with one latent dimension, between its outermost codes."""
     z = model.transform(data.x)
     codes = torch.linspace(float(z.min()), float(z.max()), count)[:, None]
     return model.inverse_transform(codes)
 
 
 def save(figure: Figure, given: argparse.Namespace, name: str, dpi: int = 130) -> None:
-    """Write a figure into the folder of the command line, and say where."""
+    """Write a figure to the folder of the command line, and print where."""
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / name
     figure.savefig(path, dpi=dpi, metadata={"Software": None})

@@ -1,10 +1,11 @@
-"""Real cells: how well do distances in a latent space tell the types of cells apart?
+"""Real cells: how well do distances in a latent space separate the types of cells?
 
-The data are 700 blood cells with the counts of 765 genes. A negative-binomial autoencoder with two
-latent dimensions is fitted to the counts that scanpy ships. Neighbours are then looked for by four
-distances: straight in the latent space, by the Euclidean metric on expected counts, by Fisher-Rao
-(both along the k-nearest-neighbour graph of the latent codes), and between the counts themselves. A
-distance is good when a cell's nearest neighbours are of its own type.
+The data are the counts of 765 genes in 700 blood cells, which are part of scanpy. A
+negative-binomial autoencoder with two latent dimensions is fitted to them. Neighbours are then
+looked for by four distances: along straight lines in the latent space, by the Euclidean metric on
+expected counts, by Fisher-Rao, and between the counts. The second and the third are measured along
+the k-nearest-neighbour graph of the codes. A distance is good when a cell's nearest neighbours have
+the type of the cell.
 
     pip install '.[train,cells]'
     python examples/cells.py             # writes out/cells.png
@@ -30,7 +31,7 @@ NEIGHBOURS = 10
 
 
 def shipped() -> Path:
-    """The file inside scanpy, which need not be imported for it."""
+    """The path of the file in scanpy, without an import of scanpy."""
     spec = find_spec("scanpy")
     if spec is None or spec.origin is None:
         raise SystemExit(
@@ -42,8 +43,8 @@ def shipped() -> Path:
 def cells(path: Path) -> tuple[Tensor, np.ndarray, list[str]]:  # -> (700, 765), (700,), names
     """Counts, and the type of each cell.
 
-    The file holds ``log(1 + s c)`` with a scale s of each cell. Its smallest entry but 0 is one
-    count, which gives s.
+    The file holds ``log(1 + s c)`` with a scale s for each cell. The smallest entry of a cell other
+    than 0 stands for one count, which gives s.
     """
     import h5py
 
@@ -62,7 +63,7 @@ def cells(path: Path) -> tuple[Tensor, np.ndarray, list[str]]:  # -> (700, 765),
 
 
 def purity(distances: Tensor, labels: np.ndarray) -> float:  # (n, n)
-    """How many of a cell's nearest neighbours are of its own type, on average over types."""
+    """The share of a cell's nearest neighbours with the same type, as a mean over types."""
     nearest = (
         distances.clone().fill_diagonal_(torch.inf).topk(NEIGHBOURS, largest=False).indices.numpy()
     )
@@ -81,7 +82,7 @@ def main() -> None:
     counts, labels, names = cells(options.file or shipped())
     if options.quick:
         counts, labels = counts[:150], labels[:150]
-    counts = counts[:, (counts > 0).sum(0) >= 20]  # genes that some cells have
+    counts = counts[:, (counts > 0).sum(0) >= 20]  # genes found in enough cells
     settings = {
         "latent_dim": 2,
         "hidden": (64, 64),
@@ -123,7 +124,7 @@ def picture(
     labels: np.ndarray,
     names: list[str],
 ) -> None:
-    """The cells by type on the magnification factor, with geodesics between the types' middles."""
+    """The cells by type on the magnification factor, with geodesics between medians of types."""
     figure, axes = plt.subplots(1, 2, figsize=(13.5, 5), layout="constrained")
     middle = torch.stack(
         [z[torch.as_tensor(labels == kind)].median(0).values for kind in np.unique(labels)]

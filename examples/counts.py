@@ -1,10 +1,10 @@
 """Counts: which genes decide how far apart two cells are?
 
-Cells vary in two ways: sixty weakly expressed genes follow the cell's development, six strongly
-expressed ones its size. A negative-binomial autoencoder with two latent dimensions learns both from
-generated counts. The Euclidean metric on expected counts sees the strong genes only; Fisher-Rao
-weighs every gene by what a count of it tells, and agrees with the information distance of the
-process that generated the data, which is known here.
+Cells vary in two ways. Sixty weakly expressed genes depend on the cell's development, and six
+strongly expressed ones on its size. A negative-binomial autoencoder with two latent dimensions
+learns both from generated counts. In the Euclidean metric on expected counts, the strong genes have
+nearly all the weight. Fisher-Rao weighs every gene by the information in its counts. It agrees with
+the information distance of the process that generated the data, which is known here.
 
     python examples/counts.py            # writes out/counts.png
 """
@@ -39,9 +39,9 @@ METRICS: dict[str, Callable[[Decoder], Manifold]] = {
 
 
 class Process:
-    """How the counts come about.
+    """The process that generates the counts.
 
-    From development and size, both in [−1, 1], to the distribution of the counts of all genes.
+    It maps development and size, both in [−1, 1], to the distribution of the counts of all genes.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -56,21 +56,21 @@ class Process:
         self.bend = torch.cat([0.3 * normal(WEAK), torch.zeros(STRONG)])
 
     def __call__(self, factors: Tensor) -> Independent:  # (k, 2) -> (k,) distributions of (genes,)
-        """``(k, 2)`` factors to the distributions of their counts."""
+        """From factors ``(k, 2)`` to the distributions of the counts."""
         log_mean = self.base + factors @ self.slopes + factors[:, :1] ** 2 * self.bend
         return counts_with(log_mean, torch.full_like(log_mean, 8.0))
 
 
 def counts_with(log_mean: Tensor, dispersion: Tensor) -> Independent:
-    """Negative binomials with these means.
+    """Negative binomials with these means, in torch's parameters.
 
-    Torch counts successes until ``total_count`` failures.
+    Torch's distribution is the number of successes before ``total_count`` failures.
     """
     return Independent(NegativeBinomial(dispersion, logits=log_mean - dispersion.log()), 1)
 
 
 class CountDecoder(nn.Module):
-    """Latent points to a distribution of counts.
+    """A decoder from latent points to distributions of counts.
 
     The dispersion of a gene is the same for all cells.
     """
@@ -81,7 +81,7 @@ class CountDecoder(nn.Module):
         self.log_dispersion = nn.Parameter(torch.full((genes,), 1.0))
 
     def forward(self, z: Tensor) -> Independent:
-        """``(k, 2)`` to ``(k,)`` distributions of ``(genes,)``."""
+        """From ``(k, 2)`` to ``(k,)`` distributions of ``(genes,)``."""
         return self.genes(z, slice(None))
 
     def genes(self, z: Tensor, which: slice) -> Independent:
@@ -91,7 +91,7 @@ class CountDecoder(nn.Module):
 
 
 def fit(counts: Tensor, steps: int) -> tuple[CountDecoder, Tensor]:
-    """A decoder and latent codes by maximum likelihood, with an encoder that is thrown away."""
+    """A decoder and latent codes by maximum likelihood; the encoder is not kept."""
     logs = counts.log1p()
     inputs = (logs - logs.mean(0)) / logs.std(0)
     with torch.random.fork_rng():
@@ -183,9 +183,9 @@ def picture(
     distances: dict[str, Tensor],
     truth: Tensor,
 ) -> None:
-    """Both metrics, and their distances against the truth."""
+    """Both metrics, and their distances plotted over the true ones."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    # From the least developed small cell to cells all around.
+    # Geodesics start at the least developed small cell and end at cells in all directions.
     centre = int((factors + 0.8).norm(dim=-1).argmin())
     corners = ([1, -1], [1, -0.4], [1, 0.3], [1, 1], [0.3, 1], [-0.4, 1], [-1, 1])
     targets = [0.85 * torch.tensor(corner) for corner in corners]

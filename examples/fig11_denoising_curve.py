@@ -1,8 +1,8 @@
 """A noisy sine, by a plain autoencoder and by NRAE (figure 11 of Lee 2023, upper row).
 
-NRAE is neighbourhood reconstruction. A large network follows the noise: its curve runs zigzag, and
-is too long. NRAE asks the decoder's local expansion, linear (L) or quadratic (Q), to reconstruct
-ten neighbours of every sample as well, and gets close to the true curve.
+NRAE is the neighbourhood reconstructing autoencoder. A large network without it follows the noise,
+and its curve is too long. Under NRAE the decoder's local expansion, linear (L) or quadratic (Q), is
+also trained to reconstruct ten neighbours of every sample. The result is close to the true curve.
 
     python examples/fig11_denoising_curve.py              # one seed
     python examples/fig11_denoising_curve.py --seeds 4    # writes out/fig11_denoising_curve.png

@@ -1,12 +1,12 @@
-"""Thirty points of a spiral: who finds their order (figure 11 of Lee 2023, lower row).
+"""Thirty points of a spiral: which models find their order (figure 11 of Lee 2023, lower row).
 
-An encoder into one number easily sews the ends of the spiral together wrongly, and training does
-not undo that. Counted is in how many seeds the codes run through all samples in their true order.
-What decides is the start: an encoder fitted to Isomap's coordinates of the neighbourhood graph.
-From there a plain autoencoder keeps the order, too.
+An encoder into one number easily joins pieces of the spiral in a wrong order, and training does not
+correct that. The table shows for how many seeds the codes have all samples in their true order.
+What decides is the start, an encoder fitted to Isomap's coordinates of the neighbourhood graph.
+From this start a plain autoencoder keeps the order as well.
 
     python examples/fig11_sparse_curve.py                      # two seeds
-    python examples/fig11_sparse_curve.py --seeds 10 --full    # NRAE without that start, too
+    python examples/fig11_sparse_curve.py --seeds 10 --full    # also NRAE without that start
 
 The figure goes to out/fig11_sparse_curve.png.
 """
@@ -28,9 +28,8 @@ LINEAR = {"order": 1, "neighbors": 2, "weight": 2.0}
 QUADRATIC = {"order": 2, "neighbors": 3, "weight": 100.0}
 MODELS = {
     "AE": AE(**SETTINGS),
-    "AE, Isomap": NRAE(
-        **SETTINGS, order=1, neighbors=2, weight=0.0, init="isomap"
-    ),  # no weight on neighbours: an AE
+    # With weight 0 for the neighbours, NRAE is a plain autoencoder.
+    "AE, Isomap": NRAE(**SETTINGS, order=1, neighbors=2, weight=0.0, init="isomap"),
     "NRAE-L, Isomap": NRAE(**SETTINGS, **LINEAR, init="isomap"),
     "NRAE-Q, Isomap": NRAE(**SETTINGS, **QUADRATIC, init="isomap"),
 }
@@ -40,7 +39,7 @@ FULL = {"NRAE-L": NRAE(**SETTINGS, **LINEAR), "NRAE-Q": NRAE(**SETTINGS, **QUADR
 def main() -> None:
     """Train, print, draw."""
     parser = _run.parser(__doc__, seeds=2)
-    parser.add_argument("--full", action="store_true", help="NRAE without initialisation, too")
+    parser.add_argument("--full", action="store_true", help="also NRAE without initialisation")
     options = _run.started(parser.parse_args())
 
     shown: dict[str, AE] = {}
@@ -69,9 +68,9 @@ def main() -> None:
 def draw(
     shown: dict[str, AE], data: datasets.Dataset, graph: Neighborhood, options: Namespace
 ) -> None:
-    """The samples in the order of their codes, and the learned curve, of each model.
+    """The samples coloured by the order of their codes, and the learned curve of each model.
 
-    Thin lines are the graph.
+    Grey lines are the graph.
     """
     figure, axes = plt.subplots(
         len(shown) // 2,

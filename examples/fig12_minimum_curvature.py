@@ -1,9 +1,9 @@
 """Sixty noisy points of a cylinder, with minimum curvature (figure 12 of Lee 2023).
 
-A network that can follow the noise does, and its surface is wrinkled. The extrinsic curvature of
-the decoder, ``Tr(G⁻¹C)``, is 2 on a cylinder of radius 1; penalised, it brings the surface close to
-the true one. It does not see the latent coordinates, which may be stretched (MCN): with the
-isometric term in addition they are not, and the surface is better still.
+A large network follows the noise, and its surface is wrinkled. The extrinsic curvature of the
+decoder, ``Tr(G⁻¹C)``, is 2 on a cylinder of radius 1. When it is penalised, the surface comes close
+to the true one. It does not depend on the latent coordinates, which may therefore be stretched
+(MCN). With the isometric term in addition they are not stretched, and the surface is closer still.
 
     python examples/fig12_minimum_curvature.py              # one seed
     python examples/fig12_minimum_curvature.py --seeds 4    # writes out/fig12_minimum_curvature.png
@@ -38,7 +38,7 @@ MODELS = {
 
 
 def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
-    """Error on clean points that it was not trained on, curvature and distortion at the samples."""
+    """Errors on clean test points and on the samples; curvature and distortion at the samples."""
     z = model.transform(data.x)
     with torch.no_grad():
         return {
@@ -88,7 +88,7 @@ def line(seed: str, name: str, s: dict[str, float], plain: dict[str, float]) -> 
 
 
 def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
-    """What the models make of the true surface, with the samples."""
+    """The true surface, its reconstruction by each model, and the samples."""
     figure, axes = plt.subplots(
         1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained"
     )

@@ -1,10 +1,11 @@
 """An isometric chart of a bent square with a hole, by IRAE (figure 13 of Lee 2023).
 
-The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so coordinates exist that
-keep all lengths. An autoencoder may use any others. Isometric regularisation finds them: the mean
-condition number of the metric (MCN) goes to 1, the variance of the metric over the surface (VoR) to
-0, and Euclidean distances of codes rank as the true ones do. On a paraboloid no such chart exists:
-the second table shows what each further bit of isometry costs in reconstruction.
+The surface ``(sin(au)/a, v, (1 − cos(au))/a)`` is a bent sheet of paper, so there are coordinates
+in which all lengths are true. A plain autoencoder uses any coordinates. Isometric regularisation
+finds those: the mean condition number of the metric (MCN) goes to 1, the variance of the metric
+over the surface (VoR) goes to 0, and Euclidean distances of codes have the same ranks as the true
+distances. A paraboloid has no such chart. The second table shows there how the reconstruction gets
+worse as the weight of isometry grows.
 
     python examples/fig13_isometric_square.py              # one seed
     python examples/fig13_isometric_square.py --seeds 4    # writes out/fig13_isometric_square.png
@@ -33,7 +34,7 @@ WEIGHTS = (0.0, 1e-3, 1e-2, 1e-1)
 
 
 def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
-    """What the acceptance figures of the chart are."""
+    """Distortion, agreement with the true distances, and reconstruction error."""
     z = model.transform(data.x)
     with torch.no_grad():
         return {

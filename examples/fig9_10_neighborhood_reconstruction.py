@@ -1,9 +1,9 @@
-"""What NRAE asks for: expansions of the decoder that reach the neighbours (figures 9 and 10).
+"""What NRAE minimises: the error of the decoder's expansions at the neighbours (figures 9 and 10).
 
-At every sample the linear expansion draws a tangent line, the quadratic one a parabola. A plain
-autoencoder's lines miss the neighbours, because its curve turns between samples as it likes. Both
-expansions of a trained model are measured at the neighbours: NRAE-L makes the first small, NRAE-Q
-the second.
+At every sample the linear expansion is a tangent line and the quadratic one a parabola. Those of a
+plain autoencoder miss the neighbours, because nothing restricts its curve between samples. The
+table shows the errors of both expansions at the neighbours. NRAE-L makes the first one small, and
+NRAE-Q the second.
 
     python examples/fig9_10_neighborhood_reconstruction.py
 
@@ -39,7 +39,7 @@ CENTRES = (4, 11, 18, 25)
 
 
 def errors(model: AE, x: Tensor, graph: Neighborhood) -> list[float]:
-    """Mean squared distance of the neighbours to the expansions of order 1 and 2."""
+    """Mean squared distances of the neighbours from the expansions of order 1 and 2."""
     M, z = model.manifold_, model.transform(x)
     centre = torch.arange(len(x)).repeat_interleave(graph.degree)
     away = z[graph.neighbors] - z[centre]
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
-    """Rows: linear and quadratic expansions at some samples, up to their neighbours' codes."""
+    """Linear and quadratic expansions (rows) at some samples, up to the codes of neighbours."""
     graph = Neighborhood.nearest(data.x, NEIGHBORS)
     figure, axes = plt.subplots(
         2, 3, figsize=(13, 6), sharex=True, sharey=True, layout="constrained"
@@ -101,8 +101,8 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> No
                     axis.plot([a[0], b[0]], [a[1], b[1]], color=colour, lw=0.8, ls=":")
             axis.set(title=f"{name}, {'linear' if order == 1 else 'quadratic'}", ylim=(-2.2, 2.2))
     figure.suptitle(
-        "Local expansions of the decoder (thick), neighbours (dots), and where they are expected "
-        "(dotted)"
+        "Local expansions of the decoder (thick), neighbours (dots), and lines to where the "
+        "expansions predict them (dotted)"
     )
     _run.save(figure, options, "fig9_10_neighborhood_reconstruction.png", dpi=130)
 

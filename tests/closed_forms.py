@@ -1,9 +1,9 @@
 """More spaces with known distances, of every curvature, coordinate system and kind of metric.
 
-The catalogue of :mod:`spaces` is what every part of the package is tested on; these serve the
-claims about accuracy. Truths are formulas, or geodesics that scipy integrates from the textbook's
-equation and whose length is their initial speed. Every pair lies where its geodesic is the only
-one, or the shortest by far."""
+Every part of the package is tested on the catalogue of :mod:`spaces`. The spaces here test claims
+about accuracy. True distances are formulas, or lengths of geodesics that scipy integrates from the
+textbook's equation, which are their initial speeds. The geodesic of every pair is the only one, or
+the shortest by far."""
 
 import math
 
@@ -55,7 +55,7 @@ def integrate(acceleration, z, v):
     return flow.y[:m, -1]
 
 
-# Spheres, and what lies on them.
+# Spheres and submanifolds of them.
 
 
 def _near_antipodal(generator, n):
@@ -121,7 +121,7 @@ def principal_angles(z0, z1):
     return 2**0.5 * torch.atan2(sines, cosines).norm(dim=-1)
 
 
-# Flat, in coordinates that do not look it.
+# Flat spaces in curved coordinates.
 
 _APERTURE = 0.4  # sine of half the opening angle of the cone
 
@@ -250,7 +250,7 @@ def _product_points(generator, n):
 
 
 def _triangle(n):
-    """The matrices that span the symmetric ones, one a coordinate."""
+    """A basis of the symmetric matrices, one matrix per coordinate."""
     basis = torch.zeros(n * (n + 1) // 2, n, n, dtype=torch.float64)
     for matrix, i, j in zip(basis, *torch.tril_indices(n, n), strict=True):
         matrix[i, j] = matrix[j, i] = 1

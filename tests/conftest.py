@@ -2,6 +2,5 @@
 
 import torch
 
-# The tensors here are tiny: a second thread would only wait for the first, and starve other
-# processes.
+# The tensors of the tests are tiny. A second thread would not help, and would slow other processes.
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Stand-ins for classes of other packages: the same names of packages, classes, arguments and
+"""Stand-ins for classes of other packages, with the same names of packages, classes, arguments and
 attributes."""
 
 import torch

@@ -1,10 +1,10 @@
 """Flat-onto spaces: decoders f that map Rᵐ onto Rᵐ one to one, so that the distance is the chord
 |f(a) − f(b)|.
 
-The preimage of a straight line can be as crooked as f is uneven, which is what a solver's error
-estimate must see, while the truth costs two evaluations. Every map here is a bijection of Rᵐ: each
-says why. The stretch of f, its largest over its smallest singular value among all the points of the
-pairs, reaches from 2 to 1e3."""
+The preimage of a straight line is strongly curved where f is uneven. A solver's error estimate
+must reflect that, while the true distance costs two evaluations. Every map here is a bijection
+of Rᵐ, and its docstring says why. The stretch of f is its largest singular value divided by its
+smallest, among all points of the pairs. It ranges from 2 to 1e3."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def constant(x, like):
 
 
 def chain(*maps: Map) -> Map:
-    """The maps one after the other: a bijection if each of them is."""
+    """The composition of maps, which is a bijection if each of them is."""
 
     def decoder(z):
         for f in maps:
@@ -171,7 +171,7 @@ def coupling(seed, m, scale=0.6, gain=1.5, width=16):
         s, t = hidden[..., : m - keep], hidden[..., m - keep :]
         return torch.cat(
             [moved * (scale * s.tanh()).exp() + t, fixed], -1
-        )  # turned, so that the next moves the rest
+        )  # exchanged, so that the next layer moves the other half
 
     return decoder
 

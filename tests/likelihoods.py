@@ -38,12 +38,12 @@ class Case:
 
     Attributes:
         decoder: ``(k, 2)`` to distributions.
-        flat: Whether there is a feature map.
+        has_features: Whether there is a feature map.
         divergence: Whether torch knows its divergence, and it is smooth where its arguments agree.
     """
 
     decoder: object
-    flat: bool
+    has_features: bool
     divergence: bool = True
 
 

@@ -26,8 +26,8 @@ class Known:
         space: Makes the space to solve in.
         points: Points inside the chart, ``(generator, n) -> (n, m)`` in float64.
         pairs: ``(generator, n) -> z0, z1, true distance`` in float64.
-        distance: ``(z0, z1) -> d`` in float64, where it is a formula: the truth for points that
-            were rounded, too.
+        distance: ``(z0, z1) -> d`` in float64, where it is a formula. It gives the truth also
+            for rounded points.
         smoothness: Of the decoder: ``smooth``, ``C1``, or ``C0`` where only one-sided derivatives
             exist.
         flat: Whether the decoder maps onto a Euclidean space, so that d is the chord.
@@ -234,8 +234,8 @@ def chord_of_affine(z0, z1):
 
 
 def half_plane_as_ambient():
-    """The same half plane as an ambient metric on data that the identity decodes: the inner-product
-    road."""
+    """The same half plane as an ambient metric on data that the identity decodes, by inner
+    products."""
     return Manifold(lambda z: z, ambient=lambda x: (1 / x[:, 1:] ** 2).expand_as(x))
 
 

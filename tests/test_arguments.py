@@ -1,4 +1,4 @@
-"""Arguments that are nearly right: they work, or a typed error says where, expected, got, try."""
+"""Arguments that are nearly right work, or raise a typed error with where, expected, got, try."""
 
 import math
 

@@ -117,7 +117,7 @@ class TestGrowth:
         assert exponent(sizes, [5 * s**power for s in sizes]) == pytest.approx(power, abs=1e-12)
 
     def test_more_data_dimensions_change_no_length(self):
-        # The layer behind is an isometry, so the metric is the same: only the work grows.
+        # The last layer is an isometry, so the metric is the same, and only the work grows.
         z = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         small, large = surface("D", 64)[0], surface("D", 256)[0]
         torch.testing.assert_close(small.metric(z), large.metric(z), rtol=1e-10, atol=1e-12)
@@ -196,7 +196,7 @@ class TestReport:
         for part in (
             "abacus",
             "more than 9 s",
-            "within the limit a call: 9 s for ",
+            "within the limit per call: 9 s for ",
             "| riemae | rtol 0.1 | 0.5 s | 0.5 s | 3 |",
             "1.25",
             "quick run",
@@ -224,7 +224,7 @@ class TestContenders:
         _put(entries, {"task": "c", "x": 4}, "task")
         assert [(e["task"], e["x"]) for e in entries] == [("a", 3), ("b", 2), ("c", 4)]
 
-    def test_issue_asks_for_one_32_and_1000_pairs(self):
+    def test_one_32_and_1000_pairs_are_measured(self):
         found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
         assert {
             (8, 32, False),
@@ -271,14 +271,14 @@ def test_network_has_smooth_layers_between_linear_ones():
 
 
 class TestTraining:
-    """The published losses are what they say: their steps are timed beside ours."""
+    """The published losses, whose steps are compared with ours, have the right values."""
 
     def setup_method(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.encoder, self.decoder = training.mlp(5, 8, 2), training.mlp(2, 8, 5)
             for p in self.decoder.parameters():
-                p.data *= 2.0  # bent enough to be seen
+                p.data *= 2.0  # curved enough to make a difference
             self.x, self.neighbor = torch.randn(4000, 5), torch.randn(4000, 5)
         self.z = self.encoder(self.x).detach()
         self.fit = (self.x - self.decoder(self.z)).square().sum(1).mean()
@@ -389,7 +389,7 @@ class TestErrorBars:
         assert error_bars.tally(problem, slice(0, 2), 1e-4, None, 1e-3) is None
         whole = error_bars.tally(problem, slice(0, 2), 1e-4, None, 60.0)
         alone = problem.space.geodesic(problem.z0, problem.z1, rtol=1e-4, throw=False)
-        # The child keeps to one thread, so its sums may be taken in another order.
+        # The child uses one thread, so its sums may be taken in another order.
         torch.testing.assert_close(whole.length, alone.length, rtol=1e-12, atol=0)
         assert whole.status.tolist() == alone.status.tolist()
         row = error_bars.measure(

@@ -1,4 +1,4 @@
-"""The pages of the documentation run, block by block, each after the first one."""
+"""The pages of the documentation run, each block after the first one of its page."""
 
 import re
 from pathlib import Path

@@ -19,7 +19,7 @@ FIGURELESS = {"first_geodesic", "your_own_metric"}
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path, capsys):
-    """Runs a script as its user would, in a folder of its own."""
+    """Runs a script as a user does, in a folder of its own."""
     threads = torch.get_num_threads()
 
     def run(path):

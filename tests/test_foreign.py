@@ -1,5 +1,5 @@
-"""Decoders as other packages make them: a metric as autograd has it, a default geodesic that
-returns, no raw error.
+"""Decoders of other packages: the metric is that of autograd, a geodesic by default settings is
+returned, and no raw error is raised.
 
 Each class is skipped where its package is missing. scvi-tools itself is in
 ``test_counts.py``, a decoder of its layers here.
@@ -123,7 +123,7 @@ class TestTorchdiffeq:
 
     @staticmethod
     def each(integrate, **options):
-        """Adaptive steps look at the whole batch: one point after the other does not."""
+        """Adaptive steps depend on the whole batch, so points are decoded one after the other."""
         field, times = TestTorchdiffeq.Field(), torch.tensor([0.0, 1.0], dtype=torch.float64)
         flow = lambda z: integrate(field, z, times, **options)[-1]  # noqa: E731 (one expression)
         return lambda z: torch.cat([flow(one[None]) for one in z])
@@ -174,7 +174,7 @@ class ScviDecoder(nn.Module):
             norm = nn.BatchNorm1d(hidden, eps=1e-3, momentum=0.01)
             self.layers = nn.Sequential(nn.Linear(m, hidden), norm, nn.ReLU())
             self.share, self.dispersion = nn.Linear(hidden, genes), nn.Parameter(torch.randn(genes))
-            for _ in range(300):  # statistics as of codes
+            for _ in range(300):  # statistics of codes
                 self.layers(torch.randn(512, m))
         with torch.no_grad():
             self.share.weight *= 3
@@ -199,8 +199,8 @@ class TestScviLayers:
         assert (r.length >= r.lower_bound * (1 - 1e-5)).all()
 
     def test_a_start_that_is_a_little_shorter_keeps_the_verdict(self):
-        # Solved to rtol, but longer than the straight line by less than that: the line takes its
-        # place, as accurate.
+        # The result is accurate to rtol, but slightly longer than the straight line, which replaces
+        # it with the same accuracy.
         g = torch.Generator().manual_seed(1)
         a, b = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g)
         M = Manifold(ScviDecoder(0))

@@ -1,5 +1,5 @@
-"""The plan of the package: every module in one layer, imports that point down, no circles, nothing
-private reached."""
+"""The plan of the package: every module is in one layer, imports point down and form no circles,
+and nothing private is used by another module."""
 
 import ast
 import importlib
@@ -11,9 +11,8 @@ import riemae
 
 ROOT = Path(riemae.__file__).parent
 
-# From the ground up. A module imports from layers below its own, and from its own as long as
-# nothing turns in a circle. An import inside a function or for annotations alone counts as any
-# other.
+# From the lowest layer up. A module imports from layers below its own, and from its own as long as
+# imports form no circle. Imports inside functions and for annotations alone count as well.
 LAYERS = {
     "words": "exceptions version",
     "numerics": """
@@ -67,14 +66,15 @@ LAYERS = {
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.batches autoencoders.edges autoencoders.embedding
-        autoencoders.estimators autoencoders.fitting autoencoders.inputs autoencoders.likelihoods
-        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.report
-        autoencoders.saved autoencoders.settings autoencoders.terms autoencoders.timing
-        autoencoders.training autoencoders.units autoencoders.variants interop interop.geoopt
-        plotting scores testing testing.ambient testing.laws testing.manifold testing.solver
-        testing.space
+        autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
+        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
+        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
+        autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
+        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
+        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
+        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
+        interop.geoopt plotting scores testing testing.ambient testing.laws testing.manifold
+        testing.solver testing.space
     """,
     "people": "cli cli.demo cli.main loading",
     "package": "",
@@ -118,7 +118,7 @@ EDGES = {name: sorted(set(imports(name)) - {name}) for name in sorted(SOURCES)}
 
 
 def circle(name, path=()):
-    """A way along imports from a module back to itself, or None."""
+    """A path along imports from a module back to itself, or None."""
     if name in path:
         return path[path.index(name) :]
     if name in circle.clear:

@@ -224,7 +224,7 @@ class TestCurves:
         assert_close(M.length(corners), M.length(parts).sum(-1), **EXACT)
         assert_close(
             M.energy(corners), 4 * M.energy(parts).sum(-1), **EXACT
-        )  # each in a quarter of the time
+        )  # each piece takes a quarter of the time
         assert_close(M.length(corners[:, 2:4]), M.length(parts[:, 2]), **EXACT)
 
     @pytest.mark.parametrize("name", DENSE)
@@ -276,7 +276,7 @@ CURVATURES = {
 POINTWISE = [name for name in METHODS if METHODS[name][0] not in ("c", "zy")]
 TAILS = {"z": (2,), "y": (2,), "u": (2,), "v": (2,), "w": (3,), "c": (4, 2)}
 ALL = METHODS | CURVATURES
-KINDS = {  # both roads: a network with a feature map, a function with a metric that varies
+KINDS = {  # both methods: a network with a feature map, a function with a metric that varies
     "features": lambda **o: Manifold(TANH, FeatureMap(torch.sinh), **o),
     "general": lambda **o: Manifold(spaces.sphere, bumpy, **o),
 }

@@ -1,6 +1,6 @@
-"""What is installed: light to import, typed, documented, layered, silent.
+"""The installed package is light to import, typed, documented, layered and silent.
 
-Looked at wherever it was imported from.
+It is examined where it was imported from.
 """
 
 import ast
@@ -46,12 +46,11 @@ HEAVY += (
     "torch._dynamo",
     "scipy.interpolate",
     "scipy.spatial",
-)  # each a third of a second and more
+)  # importing each of them takes a third of a second or more
 
 
 def python(code, folder):
-    """Run a fresh interpreter away from the checkout, where a folder named ``solvers`` would lie
-    about."""
+    """Run a new interpreter outside the checkout, which has a folder named ``solvers``."""
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
@@ -116,9 +115,9 @@ class TestImport:
         assert out.splitlines() == ["[]", "False True"]
 
     def test_every_module_can_be_the_first(self, tmp_path):
-        # A cycle between two modules shows only when the wrong one of them comes first: of those
-        # that the package does not import itself. The package always comes before them, with what
-        # it imports, and need not come again.
+        # A cycle between two modules fails only for one order of importing them. Every module that
+        # the package does not import itself is therefore imported first once. The package always
+        # precedes it, with all that the package imports.
         out = python(
             "import importlib, sys, riemae\n"
             "early = set(sys.modules)\n"
@@ -246,8 +245,8 @@ class TestNames:
 
 
 class TestDocuments:
-    # In one test each, whose message names all that fail: pytest takes longer for a test than these
-    # for a function.
+    # One test for all functions, whose message names those that fail: a test of pytest takes longer
+    # than the check of a function.
 
     def test_everything_public_has_a_docstring(self):
         def has_docstring(thing):
@@ -290,7 +289,7 @@ class TestSources:
             assert [
                 f.lineno for f in named if f.id in ("print", "breakpoint", "exec", "eval")
             ] == [], path
-            # A generator of one's own, or the global one where it is restored.
+            # A generator of its own, or the global one if it is restored.
             if "restored(" not in path.read_text(encoding="utf-8"):
                 attributes = [f for f in calls if isinstance(f, ast.Attribute)]
                 assert not [f for f in attributes if f.attr == "manual_seed" and _is_torch(f)], path

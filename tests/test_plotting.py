@@ -1,4 +1,4 @@
-"""What the pictures hold, read back from matplotlib's own objects.
+"""The content of the pictures, read back from matplotlib's objects.
 
 Nothing is compared pixel by pixel.
 """
@@ -21,7 +21,7 @@ LOW, HIGH = torch.tensor([-1.0, -0.5]).double(), torch.tensor([2.0, 0.5]).double
 
 @pytest.fixture
 def axes():
-    """Axes of a figure on Agg, without pyplot; what was drawn must also render, silently."""
+    """Axes of a figure on Agg, without pyplot; the drawing must also render without warnings."""
     figure = Figure()
     canvas = FigureCanvasAgg(figure)
     yield figure.subplots()
@@ -42,7 +42,7 @@ class TestMagnification:
         image = plotting.magnification(SPHERE, axes, LOW.to(dtype), HIGH.to(dtype), resolution=31)
         x, y = np.meshgrid(
             np.linspace(-1, 2, 31), np.linspace(-0.5, 0.5, 31)
-        )  # a row a height, columns to the right
+        )  # one row per height, columns to the right
         expected = np.log10(4 / (1 + x**2 + y**2) ** 2)
         assert np.allclose(
             image.get_array(), expected, atol=1e-12 if dtype == torch.float64 else 1e-5

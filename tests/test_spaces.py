@@ -1,5 +1,4 @@
-"""The catalogues themselves: maps that are said to be onto are, and distances are those of the
-metric."""
+"""The catalogues themselves: maps called onto are onto, and distances are those of the metric."""
 
 import math
 
@@ -21,7 +20,7 @@ def test_names_are_unique_across_catalogues():
 
 @pytest.mark.parametrize("known", FLAT_ONTO, ids=FLAT_NAMES)
 class TestFlatOnto:
-    """A local homeomorphism that sends far points far away is one to one and onto (Hadamard)."""
+    """A local homeomorphism under which far points have far images is a bijection (Hadamard)."""
 
     def test_orientation_is_kept_and_stretch_is_at_most_1e3(self, known):
         z = torch.cat(known.draw(200)[:2])

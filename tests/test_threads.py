@@ -1,5 +1,5 @@
-"""Several threads, each with a manifold of its own or all with one: the numbers of one thread, and
-nothing left set."""
+"""Several threads, each with its own manifold or all with one, give the numbers of a single thread
+and leave no setting changed."""
 
 import threading
 import warnings
@@ -19,9 +19,9 @@ THREADS = 4
 
 
 def together(*works):
-    """Run each in a thread of its own, all from the same moment on.
+    """Run each in a thread of its own, all starting at the same moment.
 
-    What they return, or the first error.
+    Returns their results, or raises the first error.
     """
     start, out = threading.Barrier(len(works)), [None] * len(works)
 
@@ -101,7 +101,7 @@ def odd(z):
 
 
 def roads(net, attention):
-    """What a thread may call, by name."""
+    """Calls that a thread may make, by name."""
     curved = lambda: Manifold(net, ambient=lambda x: 1 + x.square())  # noqa: E731 (one expression)
     softmax = lambda z: net(z).softmax(-1)  # noqa: E731 (one expression)
     return {

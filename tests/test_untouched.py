@@ -1,5 +1,5 @@
-"""Nothing of the user's is changed: modules that store, write in place and cache, points, and what
-comes out."""
+"""No object of the user is changed: modules that store, write in place and cache, points, and
+results."""
 
 import copy
 import inspect
@@ -36,7 +36,7 @@ class Plain(nn.Module):
 
 
 class Converts(Plain):
-    """Keeps a constant, converted like the points."""
+    """Holds a constant, which is converted like the points."""
 
     def forward(self, z):
         self.grid = self.grid.to(z)
@@ -64,7 +64,7 @@ class CachesByShape(Plain):
 
 
 class KeepsFeatures(Plain):
-    """Remembers what it has seen last, as models with hooks do."""
+    """Stores its last input, as models with hooks do."""
 
     def forward(self, z):
         self.last = self.net[:2](z).detach().mean()
@@ -238,7 +238,7 @@ def assert_plain(x, where):
 @pytest.mark.parametrize("kind", [All, Plain, *STORING, *WRITING], ids=lambda kind: kind.__name__)
 def test_every_method(kind):
     decoder = kind()
-    decoder(points())  # what it keeps is there
+    decoder(points())  # its cache is filled
     before = state(decoder)
     twin = kind()
     M, reference = Manifold(decoder), Manifold(lambda z: twin(z.clone()))

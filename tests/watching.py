@@ -1,10 +1,10 @@
-"""What solvers ask of a pull-back metric, seen by a test."""
+"""Records the calls that solvers make to a pull-back metric."""
 
 from riemae.geometry.pullback import PullbackMetric
 
 
 def watch(monkeypatch, **looks):
-    """Let functions see the arguments of the pull-back metric's methods of these names."""
+    """Pass the arguments of these methods of the pull-back metric to functions of a test."""
     for name, look in looks.items():
         monkeypatch.setattr(PullbackMetric, name, _watched(getattr(PullbackMetric, name), look))
 

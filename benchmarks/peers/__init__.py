@@ -1,4 +1,4 @@
-"""One adapter a contender.
+"""One adapter per contender.
 
-Each runs in a process, and where it must in an environment, of its own.
+Each runs in a process of its own, and where necessary in an environment of its own.
 """

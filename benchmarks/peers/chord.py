@@ -1,4 +1,4 @@
-"""What people write first: the chord energy of a polyline, minimised by torch's Adam or L-BFGS, all
+"""The simplest method: the chord energy of a polyline, minimised by torch's Adam or L-BFGS, for all
 pairs at once.
 """
 
@@ -16,8 +16,8 @@ from benchmarks.peers.worker import Answer, Layers, Solver, serve
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``optimizer`` "adam" or "lbfgs", ``segments``, ``steps``, and ``rate`` of learning
-    for Adam.
+    """Settings: ``optimizer`` "adam" or "lbfgs", ``segments``, ``steps``, and Adam's learning rate
+    ``rate``.
     """
     f = mlp.decoder(layers, threads)
 

@@ -1,9 +1,9 @@
 """finslerax (JAX): ``GaussNewtonGeodesic``, jitted and vmapped over the pairs, in float64
 (``JAX_ENABLE_X64``).
 
-Two metrics: the package's own ``PullbackRiemannian``, which forms JᵀJ and differentiates it, and a
-metric of four lines that gets |J v| by one forward product, which the package's base class allows
-and which is far cheaper.
+There are two metrics. The package's own ``PullbackRiemannian`` forms JᵀJ and differentiates it. The
+other one is written here with the package's base class: it computes |J v| by one forward product,
+which is far cheaper.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def prepare(layers: Layers, threads: int) -> Solver:
 
 
 class _EarlyStop(GaussNewtonGeodesic):
-    """``solve_continuation`` has no way to ask its solvers to stop when they are done."""
+    """``solve_continuation`` with solvers that stop when done, for which it has no option."""
 
     def solve(self, *args: Any, **options: Any) -> Any:
         return super().solve(*args, **options, train_mode=False)

@@ -1,9 +1,9 @@
 """geomstats' pull-back metric, torch backend (``GEOMSTATS_BACKEND``): ``PathStraightening`` and
 ``LogODESolver``.
 
-It solves one pair after the other. Its own Jacobian of an immersion loops over outputs and points;
-the class below hands it batched ones instead, which the package foresees: without them it is
-several times slower.
+It solves one pair after the other. Its own Jacobian of an immersion loops over outputs and points.
+The class below overrides it by batched Jacobians, as the package allows; without them it is several
+times slower.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.peers.worker import FINE, Answer, Layers, Solver, serve
 
 
 class Surface(ImmersedSet):
-    """The decoder as geomstats wants it."""
+    """The decoder in the form that geomstats needs."""
 
     def __init__(self, decoder: nn.Module, m: int, d: int) -> None:
         self.decoder, self.d = decoder, d
@@ -77,8 +77,8 @@ def prepare(layers: Layers, threads: int) -> Solver:
         found = paths.discrete_geodesic_bvp(z1, z0)
 
         def finish() -> Answer:
-            # What its ``dist`` returns: the norm of its logarithm, that is of the first segment
-            # times their number.
+            # This is what its ``dist`` returns: the norm of its logarithm, which is that of the
+            # first segment times the number of segments.
             own = space.metric.norm((n - 1) * (found[:, 1] - found[:, 0]), z0)
             return Answer(found.numpy(), n * len(z0), own.numpy())
 

@@ -1,8 +1,8 @@
 """latent-geometry: scipy's collocation on the geodesic equation, one pair after the other.
 
-The package casts everything to float32, where the collocation stalls at sharp tolerances; the
-subclass below keeps float64, and the path solver is called directly, which spares it a thousand
-decoder calls a path for plotting.
+The package casts everything to float32, in which the collocation stalls at small tolerances. The
+subclass below keeps float64. The path solver is called directly, which saves the thousand decoder
+calls per path that the package makes for plotting.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from benchmarks.peers.worker import FINE, Answer, Layers, Solver, serve
 
 
 class DoubleMapping(TorchModelMapping):
-    """As the package has it, without the cast."""
+    """The package's method without the cast."""
 
     def _to_torch(self, x: np.ndarray) -> Tensor:
         return torch.tensor(x, dtype=torch.float64)
 
 
 def prepare(layers: Layers, threads: int) -> Solver:
-    """Settings: ``tol``, ``nodes`` of the first mesh, ``float32`` to take the package as it
-    comes.
+    """Settings: ``tol``, ``nodes`` of the first mesh, and ``float32`` to use the package
+    unchanged.
     """
     f = mlp.decoder(layers, threads)
     m, d = layers[0][0].shape[1], len(layers[-1][1])

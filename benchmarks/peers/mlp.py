@@ -27,8 +27,8 @@ def decoder(layers: Layers, threads: int) -> nn.Sequential:
 
 
 def formula(layers: Layers) -> Callable[[Tensor], Tensor]:
-    """The same map written out: torch's own SiLU cannot be differentiated forward twice, this
-    can.
+    """The same map, written so that it can be differentiated forward twice, which torch's own SiLU
+    cannot.
     """
     parts = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in layers]
 
@@ -42,5 +42,5 @@ def formula(layers: Layers) -> Callable[[Tensor], Tensor]:
 
 
 def tensors(z0: np.ndarray, z1: np.ndarray) -> tuple[Tensor, Tensor]:
-    """End points as float64 tensors of their own."""
+    """Copies of the end points as float64 tensors."""
     return torch.tensor(z0), torch.tensor(z1)

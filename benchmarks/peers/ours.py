@@ -1,4 +1,4 @@
-"""riemae: ``Manifold.geodesic`` with the accuracy it is asked for as the knob."""
+"""riemae: ``Manifold.geodesic``, whose setting is the accuracy."""
 
 from __future__ import annotations
 

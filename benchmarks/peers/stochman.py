@@ -19,7 +19,7 @@ from benchmarks.peers.worker import FINE, Answer, Layers, Solver, serve
 
 
 class Surface(EmbeddedManifold):
-    """StochMan asks for the embedding of curves ``(b, n, m)``, and then measures chords."""
+    """StochMan embeds curves ``(b, n, m)``, and then measures chords."""
 
     def __init__(self, decoder: Callable[[Tensor], Tensor]) -> None:
         self.decoder = decoder
@@ -30,7 +30,7 @@ class Surface(EmbeddedManifold):
 
 
 def lbfgs(parameters: Any, lr: float) -> torch.optim.Optimizer:
-    """StochMan fixes a rate of 0.1, made for Adam; L-BFGS wants steps of 1 and a line search."""
+    """StochMan fixes a rate of 0.1, for Adam; L-BFGS needs steps of 1 and a line search."""
     return torch.optim.LBFGS(
         parameters, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe"
     )

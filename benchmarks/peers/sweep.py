@@ -1,7 +1,7 @@
-"""No contender but the unit of cost: decoder and full Jacobian at a number of points.
+"""The unit of cost, which is not a contender: decoder and full Jacobian at a number of points.
 
-A path solver must look at its curves at least once at its final resolution, so one sweep is the
-least it can cost.
+A path solver must evaluate its curves at least once at its final resolution, so it costs at least
+one sweep.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.peers import mlp
 from benchmarks.peers.worker import Answer, Layers, Solver, serve
 from riemae import Manifold
 
-_CHUNK = 1024  # the plain one: points at once; about the best on two cores
+_CHUNK = 1024  # points at once by plain torch; about the best on two cores
 
 
 def prepare(layers: Layers, threads: int) -> Solver:

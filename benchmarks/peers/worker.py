@@ -1,8 +1,7 @@
-"""What all adapters share: a process that loads a decoder, solves on request, and times nothing but
-the solving.
+"""The process of every adapter: it loads a decoder, solves on request, and times only the solving.
 
-Needs numpy only, so that it runs in any contender's environment. The driver writes one JSON request
-a line and reads one JSON answer a line; arrays go through ``.npz`` files.
+It needs numpy only, so that it runs in any contender's environment. The driver writes one JSON
+request per line and reads one JSON answer per line. Arrays are passed in ``.npz`` files.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ Layers = list[
 
 
 class Answer(NamedTuple):
-    """What a contender found.
+    """A contender's result.
 
     Attributes:
-        nodes: Curves ``(p, n + 1, m)`` at equal times; the spline through them is what is measured.
-        points: Points at which the contender looks at the decoder in one pass over all its curves.
-        reported: The lengths ``(p,)`` that the contender itself reports, if it does.
-        missed: Pairs that the contender says it did not solve.
+        nodes: Curves ``(p, n + 1, m)`` at equal times; the spline through them is measured.
+        points: Points at which the contender evaluates the decoder in one pass over all its curves.
+        reported: The lengths ``(p,)`` that the contender reports itself, or None.
+        missed: Number of pairs that the contender reports as not solved.
     """
 
     nodes: np.ndarray
@@ -41,8 +40,8 @@ class Answer(NamedTuple):
     missed: int | None = None
 
 
-# Solves for end points (p, m), under the clock; what it returns hands out the answer, off the
-# clock.
+# Solves for end points (p, m), which is timed. The function that it returns gives the answer, which
+# is not timed.
 Solver = Callable[[np.ndarray, np.ndarray, dict[str, Any]], Callable[[], Answer]]
 
 
@@ -52,10 +51,10 @@ def serve(prepare: Callable[[Layers, int], Solver], packages: tuple[str, ...]) -
     Args:
         prepare: Builds the contender's own form of the decoder, from its layers and the number of
             threads.
-        packages: Distributions whose versions are worth reporting.
+        packages: Distributions whose versions are reported.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what packages print must not mix with the answers
+    os.dup2(2, 1)  # packages must not print into the answers
     solver: Solver | None = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -74,9 +73,7 @@ def serve(prepare: Callable[[Layers, int], Solver], packages: tuple[str, ...]) -
                 answer = {"error": "no decoder was loaded"}
             else:
                 answer = _solve(solver, request)
-        except (
-            Exception
-        ) as reason:  # whatever a contender raises is a result, and goes into the table
+        except Exception as reason:  # any error of a contender is a result for the table
             answer = {"error": f"{type(reason).__name__}: {reason}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

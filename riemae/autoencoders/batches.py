@@ -1,4 +1,4 @@
-"""Minibatches of data that fit into memory, the same ones when a run is resumed anywhere."""
+"""Minibatches of data that fit into memory, which a resumed run gets again in the same order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MASK = 2**64 - 1
 
 
 class Neighbors(Protocol):
-    """What the neighbourhood reconstruction asks of a graph."""
+    """What the neighbourhood reconstruction needs of a graph."""
 
     def sample(
         self, index: Tensor, generator: torch.Generator | None = None
@@ -23,37 +23,36 @@ class Neighbors(Protocol):
 
 
 class Batches:
-    """All data as one tensor, in batches whose order is a function of seed and epoch alone.
+    """All data as one tensor, in batches whose order depends on seed and epoch alone.
 
-    Nothing has to be remembered to go on after an interruption, and no worker or collation costs a
-    step its time. In a distributed run every process takes its share of each batch, so that the
-    batches as wholes are the same.
+    A run can therefore go on after an interruption without a stored order. Batches are slices of
+    the tensor, so no time is spent on workers or collation. In a distributed run every process
+    takes its share of each batch, so that the whole batches are the same.
 
     Args:
         x: ``(n, *shape)``.
-        batch_size: Samples a batch, over all processes.
+        batch_size: Samples per batch, over all processes.
         seed: Of the order.
-        neighbors: A graph on the samples: batches then hold one neighbour each.
+        neighbors: A graph on the samples, or None. With a graph, batches also hold one neighbour of
+            each sample.
     """
 
     def __init__(
         self, x: Tensor, batch_size: int, seed: int, neighbors: Neighbors | None = None
     ) -> None:
-        self.x, self.batch_size, self.seed, self.neighbors = (
-            x,
-            min(batch_size, len(x)),
-            seed,
-            neighbors,
-        )
+        self.x = x
+        self.batch_size = min(batch_size, len(x))
+        self.seed = seed
+        self.neighbors = neighbors
         self._epoch = 0
 
     @property
     def sampler(self) -> Batches:
-        """Itself: lightning tells a loader's sampler the epoch."""
+        """These batches themselves, because lightning tells a loader's sampler the epoch."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next pass is."""
+        """Set the epoch of the next pass."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -63,18 +62,20 @@ class Batches:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 0, self._epoch))
         order = torch.randperm(len(self.x), generator=generator)
         other = self.neighbors.sample(order, generator) if self.neighbors is not None else None
-        rank, world = (
-            (distributed.get_rank(), distributed.get_world_size()) if _distributed() else (0, 1)
-        )
+        rank = 0
+        world = 1
+        if _distributed():
+            rank = distributed.get_rank()
+            world = distributed.get_world_size()
         whole = len(order) == self.batch_size and other is None and world == 1
         for start in range(0, len(order), self.batch_size):
-            stop = start + self.batch_size
-            # A batch smaller than the number of processes gives some of them its samples twice.
-            mine = torch.arange(
-                start + rank, max(min(stop, len(order)), start + rank + 1), world
-            ) % len(order)
+            stop = min(start + self.batch_size, len(order))
+            first = start + rank
+            # Every process gets at least one sample, even if the batch has fewer samples than there
+            # are processes.
+            mine = torch.arange(first, max(stop, first + 1), world) % len(order)
             index = order[mine].to(self.x.device)
-            # The order within the only batch of an epoch does not matter: no copy.
+            # The order within the only batch of an epoch does not matter, so nothing is copied.
             batch = {"x": self.x if whole else self.x[index]}
             if other is not None:
                 batch["neighbor"] = self.x[other[mine].to(self.x.device)]
@@ -84,7 +85,7 @@ class Batches:
 class Fixed:
     """The same batches every time, for validation.
 
-    Lightning takes a plain list for several loaders.
+    A class is needed because lightning takes a plain list for several loaders.
     """
 
     def __init__(self, batches: list[Batch]) -> None:
@@ -100,8 +101,8 @@ class Fixed:
 def derived_seed(*numbers: int) -> int:
     """A seed of 32 bits, as many as torch's generator uses, from several numbers.
 
-    Numbers that are close to each other give unrelated seeds, by the finaliser of splitmix64
-    (Steele et al. 2014), applied to one number after the other.
+    The finaliser of splitmix64 (Steele et al. 2014) is applied to one number after the other.
+    Numbers that are close to each other therefore give unrelated seeds.
     """
     state = 0
     for n in numbers:

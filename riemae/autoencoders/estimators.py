@@ -44,20 +44,21 @@ _CODES = "Give one row of latent_dim numbers per sample, as transform does."
 
 
 class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstimator):
-    """A plain autoencoder, and everything that its geometric variants have in common.
+    """A plain autoencoder, and the base class of its geometric variants.
 
     ``fit`` takes numpy arrays, torch tensors, Datasets, DataLoaders, scipy's sparse matrices (made
-    dense) and AnnData (its ``X``); images and point clouds keep their shape. Training and results
-    have the dtype of the data: float32 is faster, float64 is what fine geometry needs. The networks
-    work in units of the data's spread, one for all features, and the weights of all terms are
-    relative to the fraction of deviance left unexplained (1 − R² for the squared error): neither
-    depends on the units or the dimension of the data.
+    dense) and AnnData (its ``X``). Images and point clouds keep their shape. Training and results
+    have the dtype of the data: float32 is faster, float64 is more accurate.
 
-    The arguments are those of :class:`~riemae.autoencoders.settings.Settings`; the most used ones:
+    The networks work in units of the data's spread, which is one number for all features. The
+    weights of all terms are relative to the fraction of deviance left unexplained (1 − R² for the
+    squared error). Neither depends on the units or the dimension of the data.
+
+    The arguments are those of :class:`~riemae.autoencoders.settings.Settings`. The most used ones:
 
     Args:
         latent_dim: m, the dimension of the latent space.
-        hidden: Widths of the encoder's layers; the decoder has them in reverse.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse order.
         likelihood: What the decoder's outputs mean, such as ``"squared_error"`` or ``"poisson"``.
         ambient: Metric of the data space, as in :class:`~riemae.Manifold`, or ``"fisher"``.
         terms: Geometric losses with their weights, by name.
@@ -69,7 +70,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         decoder_: Trained decoder.
         manifold_: The :class:`~riemae.Manifold` of the decoder.
         history_: Mean of every part of the loss over each epoch, by name.
-        n_epochs_: Epochs trained.
+        n_epochs_: Number of epochs trained.
         objective_: Networks and loss together.
         report_: A :class:`~riemae.autoencoders.report.Report`: what the geometry is like, and what
             to try.
@@ -107,9 +108,8 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             y: Ignored.
 
         Raises:
-            FileError: When another fit is writing into ``directory``; the model is as it was
-                before.
-            KeyboardInterrupt: When it is interrupted; the model is as trained as it was by then.
+            FileError: When another fit is writing to ``directory``; the model is then unchanged.
+            KeyboardInterrupt: When the user interrupts; the model keeps the training so far.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
         return self._train(X, self.epochs, fresh, optimizer_state=None)
@@ -159,16 +159,14 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             return dense(where, Z).to(self.objective_.null)
         try:
             # Lists and tables are read as numbers; an array keeps its dtype.
-            numbers = None if isinstance(Z, np.ndarray) else float
-            return torch.as_tensor(np.array(dense(where, Z), dtype=numbers)).to(
-                self.objective_.null
-            )
+            dtype = None if isinstance(Z, np.ndarray) else float
+            numbers = np.array(dense(where, Z), dtype=dtype)
+            return torch.as_tensor(numbers).to(self.objective_.null)
         except DTypeError:
             raise
         except (TypeError, ValueError) as reason:
-            raise DTypeError(where, "codes as numbers (n, latent_dim)", str(reason), _CODES) from (
-                reason
-            )
+            expected = "codes as numbers (n, latent_dim)"
+            raise DTypeError(where, expected, str(reason), _CODES) from reason
 
     def score(self, X: Any, y: Any = None) -> float:
         """Fraction of the deviance that the reconstruction explains; R² for squared errors.
@@ -183,15 +181,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         return 1.0 - float(self._apply(self.objective_.unexplained, X).mean())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the trained model, in place of one that may be there.
+        """Write the trained model; an earlier one in the same directory is replaced.
 
-        The files are safetensors and JSON, never a pickle, and are replaced atomically. Networks,
-        settings, units, history and report are kept; :func:`riemae.load` brings them
-        back. Not kept: the optimizer's state (``partial_fit`` begins with a new one), and loggers,
-        callbacks and graphs of neighbours.
+        The files are safetensors and JSON, never a pickle, and are replaced atomically. They hold
+        networks, settings, units, history and report, which :func:`riemae.load` reads. They do not
+        hold the optimizer's state (``partial_fit`` begins with a new one), loggers, callbacks and
+        graphs of neighbours.
 
         Args:
-            directory: Made when missing.
+            directory: Where to write; it is made when it does not exist.
 
         Returns:
             The directory.
@@ -210,7 +208,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
 
         Args:
             directory: Where :meth:`save` wrote.
-            device: Where the model goes.
+            device: On which the model is put.
             given: As in :func:`riemae.load`.
 
         Raises:
@@ -220,7 +218,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
 
     @property
     def report_(self) -> Report:
-        """Diagnostics on (a part of) the training data, computed when they are first asked for.
+        """Diagnostics on the training data, or 2,000 of them, computed when first asked for.
 
         Raises:
             OptionError: When there were fewer than 4 samples.
@@ -242,13 +240,14 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         """Value, weight, share of the loss and seconds per training step of every part.
 
         Args:
-            X: Data as in :meth:`fit`; one batch of them is looked at.
+            X: Data as in :meth:`fit`; one batch of them is used.
         """
         check_is_fitted(self, "objective_")
         objective = copied(self.objective_).requires_grad_().train()
         x = next(chunks(self, X, self.batch_size, self.objective_.null))
-        # The cost of a neighbour does not depend on which one it is.
-        return objective.costs(x, x.roll(1, 0) if objective.variation.order is not None else None)
+        # Any sample can serve as the neighbour, because the cost does not depend on it.
+        neighbor = None if objective.variation.order is None else x.roll(1, 0)
+        return objective.costs(x, neighbor)
 
     @property
     def manifold_(self) -> Manifold:
@@ -323,8 +322,12 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             history=self.history_,
             optimizer_state=optimizer_state,
         )
-        batches, validation = (loader, None) if loader is not None else split(self, data)
-        whole = data if loader is None else None
+        batches: Any = loader
+        validation = None
+        whole = None
+        if loader is None:
+            batches, validation = split(self, data)
+            whole = data
         try:
             run = run_of(self, self.get_params(deep=False), epochs, whole, fresh)
             train(module, batches, run, validation)

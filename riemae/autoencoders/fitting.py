@@ -1,4 +1,4 @@
-"""What ``fit`` needs: networks and loss, batches, and the run that lightning carries out."""
+"""What ``fit`` needs: networks and loss, batches, and the settings of the run on lightning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from riemae.exceptions import DataError, OptionError
 from riemae.numerics.random import restored
 from riemae.numerics.reach import copied
 
-_LOOKED_AT = 2000  # samples that a report is about
+_LOOKED_AT = 2000  # samples for a report
 
 
 def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
@@ -27,7 +27,7 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
 
     Args:
         settings: Of the autoencoder.
-        data: What it is trained on, or a sample of it.
+        data: What the networks are trained on, or a sample of it.
 
     Raises:
         DataError: For fewer than 2 samples.
@@ -64,7 +64,7 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
 def _networks(
     settings: Settings, likelihood: Likelihood, data: Tensor
 ) -> tuple[nn.Module, nn.Module]:
-    """Copies of the caller's networks, or new ones; the seed decides their weights."""
+    """Copies of the caller's networks, or new ones, whose weights depend on the seed."""
     variational = settings.variation().beta is not None
     outputs = settings.latent_dim * (2 if variational else 1)
     center = data.mean(0)
@@ -74,7 +74,8 @@ def _networks(
         center = likelihood.null(data)
     with restored():
         torch.manual_seed(derived_seed(settings.seed, 3))
-        encoder, decoder = copied(settings.encoder), copied(settings.decoder)
+        encoder = copied(settings.encoder)
+        decoder = copied(settings.decoder)
         if encoder is None:
             widths = widths_of(settings)
             encoder = build_encoder(center, spread, outputs, widths, settings.activation, sets=sets)
@@ -89,17 +90,19 @@ def _networks(
 
 
 def split(settings: Settings, data: Tensor) -> tuple[Batches, Fixed | None]:
-    """Batches to train on, and those of the samples that are kept out, if any."""
+    """Batches to train on, and batches of the samples that are kept out of training, if any."""
     seed = derived_seed(settings.seed, 4)
     held = round(settings.validation_fraction * len(data))
     if not held:
         return Batches(data, settings.batch_size, seed, settings.neighbors_of(data)), None
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator).to(data.device)
-    rest, kept = data[order[held:]], data[order[:held]]
-    # Neighbours of unseen samples among themselves: the same kind of graph.
+    rest = data[order[held:]]
+    kept = data[order[:held]]
+    # The samples kept out have a graph of their own, of the same kind.
     validation = Fixed(list(Batches(kept, held, seed, settings.neighbors_of(kept))))
-    return Batches(rest, settings.batch_size, seed, settings.neighbors_of(rest)), validation
+    training = Batches(rest, settings.batch_size, seed, settings.neighbors_of(rest))
+    return training, validation
 
 
 def run_of(
@@ -109,19 +112,19 @@ def run_of(
     data: Tensor | None,
     fresh: bool,
 ) -> Run:
-    """What lightning is to do.
+    """The settings of a run on lightning.
 
     Args:
         settings: Of the autoencoder.
         parameters: All constructor arguments by name.
         epochs: Passes over the data.
-        data: What it is trained on; None when it comes from a loader.
-        fresh: Whether it starts from new weights, and so has checkpoints.
+        data: What the networks are trained on; None when it comes from a loader.
+        fresh: Whether training starts from new weights; only then there are checkpoints.
     """
     device = device_of(settings)
-    # Lightning's own "32-true" leaves the networks' dtype alone: they already have the data's.
+    # The networks have the dtype of the data, which lightning leaves unchanged under "32-true".
     full = (None, "32-true", "64-true")
-    precision = settings.precision if settings.precision not in full else "32-true"
+    precision = "32-true" if settings.precision in full else settings.precision
     identity = ""
     if settings.directory is not None:
         identity = fingerprint(settings, parameters.items(), data)
@@ -143,7 +146,7 @@ def run_of(
 
 
 def sample_of(data: Tensor, seed: int) -> Tensor:
-    """What a report looks at: a copy of at most 2,000 rows, for the data belong to the caller."""
+    """At most 2,000 rows for a report, as a copy, because the caller may change the data."""
     if len(data) <= _LOOKED_AT:
         return data.clone()
     generator = torch.Generator().manual_seed(derived_seed(seed, 6))

@@ -1,7 +1,7 @@
-"""What ``fit`` and ``transform`` accept, as a dense tensor.
+"""The kinds of data that ``fit`` and ``transform`` accept, and how they become a dense tensor.
 
 ========================  ==========================================================================
-arrays, lists, tables     whatever numpy reads at once, such as a pandas DataFrame
+arrays, lists, tables     anything that numpy reads as a whole, such as a pandas DataFrame
 torch tensors             dense; sparse ones are made dense
 scipy's sparse matrices   made dense: every sample is trained on with all its features
 AnnData                   ``adata.X``, dense or sparse, one row per cell; not layers or ``obsm``
@@ -9,8 +9,8 @@ torch ``Dataset``         of tensors, of tuples that begin with one, or of ``{"x
 torch ``DataLoader``      of batches in one of these forms; read batch by batch
 ========================  ==========================================================================
 
-Anything else is refused: numpy would read an unknown object element by element, which takes
-minutes.
+Anything else is refused, because numpy would read an unknown object element by element, which can
+take minutes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _REFERENCE = 10_000  # samples of a DataLoader that set the units
 
 
 def all_samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
-    """All data as one tensor; of a DataLoader, a sample that sets the units.
+    """All data as one tensor; of a DataLoader, the first batches, which set the units.
 
     Args:
-        model: An estimator; it remembers the shape of the data.
+        model: An estimator, which stores the shape of the data.
         X: The data.
-        reset: Whether the shape is new; otherwise the data must have the one remembered.
+        reset: Whether the shape is stored anew; otherwise the data must have the stored one.
 
     Raises:
         DataError: For a DataLoader without batches.
@@ -64,7 +64,7 @@ def chunks(model: Any, X: Any, size: int, like: Tensor) -> Iterator[Tensor]:
         model: A fitted estimator.
         X: The data, of the shape that it was fitted to.
         size: Samples per part; a DataLoader's batches stay as they are.
-        like: Gives dtype and device.
+        like: Gives the dtype and the device.
     """
     if not isinstance(X, DataLoader):
         for part in samples(model, X, reset=False).split(size):
@@ -90,9 +90,9 @@ def samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
     """Finite data as a dense tensor.
 
     Args:
-        model: An estimator; it remembers the shape of the data.
+        model: An estimator, which stores the shape of the data.
         X: The data; not a DataLoader.
-        reset: Whether the shape is new; otherwise the data must have the one remembered.
+        reset: Whether the shape is stored anew; otherwise the data must have the stored one.
 
     Raises:
         DTypeError: For data that cannot be read, or of a dtype that is not real.
@@ -132,21 +132,21 @@ def _checked(model: Any, X: Tensor, reset: bool) -> Tensor:
 
 
 def _converted(model: Any, X: Any, reset: bool) -> Tensor:
-    """What numpy can read, by scikit-learn's own checks, which keep the names of the features."""
+    """Data that numpy can read, checked by scikit-learn, which also stores the features' names."""
     from sklearn.utils.validation import validate_data
 
     kinds = [np.float64, np.float32]
     array = validate_data(
         model, X, reset=reset, dtype=kinds, allow_nd=True, ensure_all_finite=False
     )
-    # A copy where the memory is not writable, or in another order: torch knows no negative strides,
-    # and the same data are to give the same bits.
+    # Torch has no negative strides and warns about memory that is not writable. A copy also gives
+    # the same data the same order in memory, and so the same results bit for bit.
     plain = array.flags.writeable and array.flags.c_contiguous
     return torch.as_tensor(array if plain else array.copy(order="C"))
 
 
 def dense(where: str, X: Any) -> Any:
-    """Data as a dense tensor, or as something that numpy reads at once.
+    """Data as a dense tensor, or as something that numpy reads as a whole.
 
     Raises:
         DataError: For an AnnData without ``X``, or a Dataset without samples.
@@ -174,7 +174,7 @@ def _strided(where: str, x: Tensor) -> Tensor:
 
 
 def _is_anndata(X: Any) -> bool:
-    """Whether it is an ``anndata.AnnData``; one can only be if the package is imported already."""
+    """Whether it is an ``anndata.AnnData``, which exists only if the package is imported."""
     package = sys.modules.get("anndata")
     kind = getattr(package, "AnnData", None)
     return isinstance(kind, type) and isinstance(X, kind)
@@ -220,8 +220,10 @@ def _sample(where: str, item: Any) -> Tensor:
         item = item.get("x")
     elif isinstance(item, (tuple, list)) and item:
         item = item[0]
-    if isinstance(item, (int, float, np.ndarray, np.generic)):
-        item = torch.as_tensor(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item)
+    if isinstance(item, np.ndarray):
+        item = torch.as_tensor(np.ascontiguousarray(item))
+    elif isinstance(item, (int, float, np.generic)):
+        item = torch.as_tensor(item)
     if not isinstance(item, Tensor):
         expected = "a Dataset of tensors, of tuples that begin with one, or of {'x': …}"
         raise DTypeError(

@@ -1,10 +1,12 @@
 """Likelihoods: how far a reconstruction is from the data, and what the decoder's numbers mean.
 
-Every likelihood measures by its *deviance*, twice the log-likelihood ratio against a model that
-reproduces the data exactly: 0 at best, and the squared error for a Gaussian of unit variance.
-Divided by the deviance of the best constant (the null model) it is the fraction of deviance left
-unexplained: 1 for a model that ignores its input, 0 for a perfect one, whatever the dimension and
-the units of the data. Weights of geometric terms are relative to this number.
+Every likelihood measures this distance by its *deviance*, which is twice the log-likelihood ratio
+against a model that reproduces the data exactly. It is 0 at best, and for a Gaussian of unit
+variance it is the squared error.
+
+The deviance divided by that of the best constant (the null model) is the fraction of deviance left
+unexplained: 0 for a perfect model, 1 for one that ignores its input. It does not depend on the
+dimension or the units of the data. Weights of geometric terms are relative to this fraction.
 """
 
 from __future__ import annotations
@@ -28,18 +30,20 @@ from riemae.exceptions import DataError, OptionError
 class Likelihood:
     """Base class. The decoder's output, the *parameter* θ, has the shape of the data.
 
-    A subclass gives ``deviance`` and ``mean``, and what differs from the defaults.
+    A subclass gives ``deviance``, ``mean`` and ``null``, and what differs from the defaults.
+
+    Attributes:
+        linear: Whether θ is a point of the data space, in its units. The networks then work in
+            units of the data's spread.
     """
 
-    # : Whether θ is a point of the data space, in its units: then the networks work in units of the
-    # data's spread.
     linear = False
 
     def fitted(self, x: Tensor) -> Likelihood:  # (n, *shape)
-        """This likelihood with what it takes from the data, after a look at whether it allows them.
+        """This likelihood with the settings that it takes from the data; by default there are none.
 
         Raises:
-            DataError: When it does not.
+            DataError: When the data do not have this likelihood's form or range.
         """
         return self
 
@@ -90,9 +94,8 @@ class SquaredError(Likelihood):
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Normal of unit variance."""
-        return Independent(
-            NormalDistribution(parameter, 1.0, validate_args=False), parameter.ndim - 1
-        )
+        family = NormalDistribution(parameter, 1.0, validate_args=False)
+        return Independent(family, parameter.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Bernoulli(Likelihood):
         return self
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """``2 Σ KL(x, p)`` of the single entries."""
+        """``2 Σ KL(x, p)``, summed over the entries."""
         cross = F.binary_cross_entropy_with_logits(parameter, x, reduction="none")
         entropy = -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x))
         return 2 * (cross - entropy).flatten(1).sum(1)
@@ -115,15 +118,14 @@ class Bernoulli(Likelihood):
         return parameter.sigmoid()
 
     def null(self, x: Tensor) -> Tensor:
-        """Logits of the mean; entries that are always 0 or always 1 get a finite one."""
+        """Logits of the mean; finite also for entries that are always 0 or always 1."""
         margin = 0.5 / (len(x) + 1)
         return x.mean(0).clamp(margin, 1 - margin).logit()
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Bernoulli."""
-        return Independent(
-            BernoulliDistribution(logits=parameter, validate_args=False), parameter.ndim - 1
-        )
+        family = BernoulliDistribution(logits=parameter, validate_args=False)
+        return Independent(family, parameter.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -137,21 +139,21 @@ class Poisson(Likelihood):
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``2 Σ [x log(x/λ) − (x − λ)]``."""
-        return 2 * (torch.xlogy(x, x) - x * parameter - x + parameter.exp()).flatten(1).sum(1)
+        half = torch.xlogy(x, x) - x * parameter - x + parameter.exp()
+        return 2 * half.flatten(1).sum(1)
 
     def mean(self, parameter: Tensor) -> Tensor:
         """Rates."""
         return parameter.exp()
 
     def null(self, x: Tensor) -> Tensor:
-        """Log of the mean; entries that are always 0 get a finite one."""
+        """Log of the mean; finite also for entries that are always 0."""
         return x.mean(0).clamp(min=0.5 / len(x)).log()
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Poisson."""
-        return Independent(
-            PoissonDistribution(parameter.exp(), validate_args=False), parameter.ndim - 1
-        )
+        family = PoissonDistribution(parameter.exp(), validate_args=False)
+        return Independent(family, parameter.ndim - 1)
 
 
 @dataclass(frozen=True)
@@ -159,17 +161,17 @@ class NegativeBinomial(Likelihood):
     """Overdispersed counts with variance ``μ + μ²/r``; θ are log means.
 
     Args:
-        dispersion: r, larger is closer to Poisson; one number by the method of moments unless
-            given.
+        dispersion: r; the larger it is, the closer to Poisson. By default one number for all
+            entries, estimated from the data by the method of moments.
     """
 
     dispersion: float | None = None
 
     def fitted(self, x: Tensor) -> Likelihood:
-        """Checks the range, and estimates r unless it is given.
+        """Checks the range, and estimates r when it is None.
 
         Raises:
-            OptionError: When r is not positive.
+            OptionError: When r is given and not positive.
         """
         _check_range("NegativeBinomial", x, 0.0, float("inf"))
         if self.dispersion is not None:
@@ -190,22 +192,22 @@ class NegativeBinomial(Likelihood):
         """``2 Σ [x log(x/μ) − (x + r) log((x + r)/(μ + r))]``."""
         r = self._r
         ratio = torch.log((x + r) / (parameter.exp() + r))
-        return 2 * (torch.xlogy(x, x) - x * parameter - (x + r) * ratio).flatten(1).sum(1)
+        half = torch.xlogy(x, x) - x * parameter - (x + r) * ratio
+        return 2 * half.flatten(1).sum(1)
 
     def mean(self, parameter: Tensor) -> Tensor:
         """Means."""
         return parameter.exp()
 
     def null(self, x: Tensor) -> Tensor:
-        """Log of the mean; entries that are always 0 get a finite one."""
+        """Log of the mean; finite also for entries that are always 0."""
         return x.mean(0).clamp(min=0.5 / len(x)).log()
 
     def distribution(self, parameter: Tensor) -> Distribution:
-        """Negative binomial: torch counts r successes at odds μ/r."""
+        """Negative binomial in torch's parameters: a total count of r, and odds of μ/r."""
+        total = torch.full_like(parameter, self._r)
         logits = parameter - torch.as_tensor(self._r).log()
-        family = NegativeBinomialDistribution(
-            torch.full_like(parameter, self._r), logits=logits, validate_args=False
-        )
+        family = NegativeBinomialDistribution(total, logits=logits, validate_args=False)
         return Independent(family, parameter.ndim - 1)
 
     @property
@@ -240,14 +242,15 @@ class Categorical(Likelihood):
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``2 Σ KL(x, p)``."""
-        return 2 * (torch.xlogy(x, x) - x * parameter.log_softmax(-1)).flatten(1).sum(1)
+        half = torch.xlogy(x, x) - x * parameter.log_softmax(-1)
+        return 2 * half.flatten(1).sum(1)
 
     def mean(self, parameter: Tensor) -> Tensor:
         """Probabilities."""
         return parameter.softmax(-1)
 
     def null(self, x: Tensor) -> Tensor:
-        """Log of the mean; categories that never occur get a finite one."""
+        """Log of the mean; finite also for categories that never occur."""
         return x.mean(0).clamp(min=0.5 / len(x)).log()
 
     def distribution(self, parameter: Tensor) -> Distribution:
@@ -260,7 +263,8 @@ class Categorical(Likelihood):
 class Chamfer(Likelihood):
     """Point clouds ``(n, points, d)``, as sets.
 
-    The deviance is the mean squared distance to the nearest point, summed over both ways.
+    The deviance is the mean squared distance of each point to the nearest point of the other cloud,
+    summed over both directions.
     """
 
     linear = True
@@ -269,7 +273,7 @@ class Chamfer(Likelihood):
         """Checks the shape.
 
         Raises:
-            DataError: Unless every sample is a list of points.
+            DataError: When the samples are not lists of points.
         """
         if x.ndim != 3:
             raise DataError(
@@ -282,20 +286,22 @@ class Chamfer(Likelihood):
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``mean_i min_j |x_i − θ_j|² + mean_j min_i |x_i − θ_j|²``."""
-        # Nearest by distances without a graph; the distances that count are then taken again, with
-        # one.
+        # The nearest points are found without a gradient. The distances to them are then computed
+        # again, with one.
         with torch.no_grad():
-            square = torch.cdist(x, parameter)
-            there, back = square.argmin(2), square.argmin(1)
-        forth = (x - _picked(parameter, there)).square().sum(-1).mean(1)
-        return forth + (parameter - _picked(x, back)).square().sum(-1).mean(1)
+            distance = torch.cdist(x, parameter)
+            nearest_output = distance.argmin(2)
+            nearest_data = distance.argmin(1)
+        of_data = (x - _picked(parameter, nearest_output)).square().sum(-1).mean(1)
+        of_output = (parameter - _picked(x, nearest_data)).square().sum(-1).mean(1)
+        return of_data + of_output
 
     def mean(self, parameter: Tensor) -> Tensor:
         """θ itself."""
         return parameter
 
     def null(self, x: Tensor) -> Tensor:
-        """The centre of all points, as often as there are points: sets have no mean."""
+        """The centre of all points, repeated for each point, because sets have no mean."""
         return x.mean((0, 1)).expand(x.shape[1:])
 
     def null_deviance(self, x: Tensor) -> Tensor:
@@ -314,7 +320,7 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """A likelihood from its name or itself.
+    """A likelihood from its name; an instance is returned as it is.
 
     Raises:
         OptionError: For anything else.
@@ -327,7 +333,7 @@ def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
             "likelihood",
             f"one of {names}, or a Likelihood",
             repr(likelihood),
-            "Try likelihood='gaussian'.",
+            "Try likelihood='squared_error'.",
         )
     return LIKELIHOODS[likelihood]()
 

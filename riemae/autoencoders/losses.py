@@ -1,8 +1,8 @@
-"""Geometric losses: plain functions of a manifold and latent points, for anybody's training loop.
+"""Geometric losses: functions of a manifold and latent points, for any training loop.
 
-Each returns one number, the mean over the points, and is differentiable in the decoder's parameters
-and in the points, so also in the encoder that made them. Only products with derivatives are formed,
-never a D × D matrix; any ambient metric serves.
+Each returns one number, the mean over the points. It is differentiable in the decoder's parameters
+and in the points, and through the points in the encoder that made them. Any ambient metric can be
+used. Only products with derivatives are formed, never a D × D matrix.
 
 =========================== ===================================== ========= =======================
 loss                        what it is                            units     0 exactly for
@@ -17,8 +17,8 @@ contraction                 ``E ‖∂g/∂x‖² Var x/Var z``            none 
                                                                             linear encoders
 =========================== ===================================== ========= =======================
 
-Lengths are those of the ambient metric. None of them is ever negative (``conformal_distortion``
-when exact).
+Lengths are those of the ambient metric. Without random probes no loss is negative; each docstring
+says when an estimate can be.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from riemae.ambient import Euclidean
-from riemae.exceptions import OptionError, ShapeError
+from riemae.autoencoders.expansion import neighborhood_errors
+from riemae.exceptions import OptionError
 from riemae.manifold import Manifold
 from riemae.numerics.random import gaussian, signs
 
 Probe = Literal["signs", "gaussian"]
 Estimator = Literal["auto", "exact", "hutchinson", "paper"]
 # Up to this latent dimension, the exact value is the default. The distortion then costs no more
-# than a probe. The curvature costs 5 passes besides the reconstruction for m = 2, where an estimate
-# that scatters by about its own size takes 3; for m = 3 it would be 9 against 4.
+# than a probe. The curvature costs 5 decoder passes in addition to the reconstruction for m = 2. An
+# estimate costs 3, and scatters by about its own size. For m = 3 the numbers would be 9 and 4.
 _EXACT = 2
 
 
@@ -54,22 +54,23 @@ def relaxed_distortion(
 ) -> Tensor:  # (k, m) -> ()
     """How far the decoder is from a scaled isometry: ``m² E Tr G² / (E Tr G)² − m``.
 
-    Equation 16, and 21 for IRAE. With one probe v: one forward and one reverse product, ``m² E‖Gv‖²
-    / (E vᵀGv)² − m``. Numerator and denominator are unbiased; their quotient is biased like
-    1/(points × probes). With random signs it is never negative, and 0 in every draw for a scaled
-    isometry; with the Gaussian probes of the paper it scatters below 0.
+    Equation 16, and 21 for IRAE. With one probe v per point the estimate is
+    ``m² E‖Gv‖² / (E vᵀGv)² − m``, at the cost of one forward and one reverse product. The means in
+    numerator and denominator are unbiased; the bias of the quotient is of the order of
+    1/(points × probes). With random signs it is never negative, and it is 0 in every draw for a
+    scaled isometry. With the Gaussian probes of the paper it can be negative.
 
     Args:
         M: The manifold.
         z: Latent points.
-        probes: Probes a point; None is exact, by m forward products. ``"auto"`` is exact for random
-            signs and m ≤ 2, where it costs no more than a probe, and one probe elsewhere.
+        probes: Probes per point; None is exact, by m forward products. ``"auto"`` is exact for
+            random signs and m ≤ 2, where it costs no more than a probe, and one probe otherwise.
         probe: ``"signs"`` or ``"gaussian"``.
-        independent: Two independent probes v and w instead:
-            ``m² E (vᵀGw)² / (E vᵀGv · E wᵀGw) − m``, whose denominator is unbiased too, where the
-            square of one mean is not; it can be negative.
-        mixup: η: measure between the points, at ``α z_i + (1 − α) z_π(i)``, ``α ~ U(−η, 1 + η)``;
-            0.2 in the paper.
+        independent: Whether to take two independent probes v and w:
+            ``m² E (vᵀGw)² / (E vᵀGv · E wᵀGw) − m``. The denominator is then unbiased, which the
+            square of one mean is not. The estimate can be negative.
+        mixup: η, to measure between the points, at ``α z_i + (1 − α) z_π(i)`` with
+            ``α ~ U(−η, 1 + η)``; None to measure at the points. 0.2 in the paper.
         generator: Source of all randomness.
 
     Raises:
@@ -85,7 +86,9 @@ def relaxed_distortion(
     if probes is None:
         return M.distortion(z, kind="scaled_isometry")
     draw = signs if probe == "signs" else gaussian
-    squares, traces, others = [], [], []
+    squares: list[Tensor] = []
+    traces: list[Tensor] = []
+    others: list[Tensor] = []
     for _ in range(probes):
         v = draw(z, generator)
         gv = M.metric_product(z, v)
@@ -98,7 +101,8 @@ def relaxed_distortion(
             squares.append(gv.square().sum(-1).mean())
     trace = torch.stack(traces).mean()
     other = torch.stack(others).mean() if independent else trace
-    return m * m * torch.stack(squares).mean() / (trace * other) - m
+    square = torch.stack(squares).mean()
+    return m * m * square / (trace * other) - m
 
 
 def conformal_distortion(
@@ -116,9 +120,9 @@ def conformal_distortion(
     Args:
         M: The manifold.
         z: Latent points.
-        probes: Pairs of probes a point; None is exact, by m forward products. The quotient is taken
-            at each point, so the estimate is biased like 1/probes: for small m, exact is better and
-            no dearer.
+        probes: Pairs of probes per point; None is exact, by m forward products. The quotient is
+            taken at each point, so the bias of the estimate is of the order of 1/probes, and it can
+            be negative. For small m the exact value is better, and costs no more.
         mixup: As in :func:`relaxed_distortion`.
         generator: Source of all randomness.
 
@@ -174,26 +178,27 @@ def extrinsic_curvature(
 ) -> Tensor | tuple[Tensor, Tensor]:  # (k, m) -> (), or with (k, *shape)
     """How fast tangent spaces turn, ``E Tr(G⁻¹ C)`` (equation 10; MECAE, 20).
 
-    It is 2m/r² on a sphere of radius r.
+    The value for a sphere of radius r is 2m/r².
 
     Args:
         M: The manifold.
         z: Latent points.
         estimator: As in ``Manifold.extrinsic_curvature``; ``"hutchinson"`` is unbiased and never
             negative. ``"auto"`` is exact for m ≤ 2, where an estimate saves little, and
-            ``"hutchinson"`` beyond.
-        probes: Draws a point.
+            ``"hutchinson"`` for larger m.
+        probes: Draws per point.
         ridge: Relative regularisation of the metrics that are inverted: ``ridge × mean eigenvalue``
-            is added.
+            is added to their diagonal.
         generator: Source of the randomness.
-        decoded: Return ``f(z)`` too, from the same pass: the reconstruction needs none of its own.
+        decoded: Whether to return ``f(z)`` as well, from the same pass of the decoder.
 
     Raises:
         OptionError: For an unknown estimator, fewer than one draw, or a negative ridge.
         SingularMetricError: Where the metric is not positive definite.
 
     Warns:
-        SmoothnessWarning: When the decoder is piecewise linear, and this loss is blind.
+        SmoothnessWarning: When the decoder is piecewise linear, so that its second derivatives
+            are 0.
     """
     if estimator == "auto":
         estimator = "exact" if z.shape[-1] <= _EXACT else "hutchinson"
@@ -212,14 +217,14 @@ def intrinsic_curvature(
     kind: Literal["riemann", "scalar", "ricci"] = "riemann",
     ridge: float = 0.0,
 ) -> Tensor:  # (k, m) -> ()
-    """Curvature that a flat sheet cannot have without stretching (MICAE); exact, for small m.
+    """The curvature that a flat sheet cannot have without stretching (MICAE); exact, for small m.
 
     Args:
         M: The manifold, of dimension 2 or more: a curve has none.
         z: Latent points.
         kind: ``"riemann"``: ``‖R‖² = R_ijkl R^ijkl`` (4K² on a surface); ``"ricci"``: ``‖Ric‖²``
-            (2K²); ``"scalar"``: ``S²`` (4K²), which positive and negative curvature may cancel in
-            from m = 3 on.
+            (2K²); ``"scalar"``: ``S²`` (4K²). For m ≥ 3, positive and negative curvature may cancel
+            in S.
         ridge: As in :func:`extrinsic_curvature`; for ambient metrics with a feature map.
 
     Raises:
@@ -227,7 +232,8 @@ def intrinsic_curvature(
         SingularMetricError: Where the metric is not positive definite.
 
     Warns:
-        SmoothnessWarning: When the decoder is piecewise linear, and this loss is blind.
+        SmoothnessWarning: When the decoder is piecewise linear, so that its second derivatives
+            are 0.
     """
     where = "intrinsic_curvature"
     if kind not in ("riemann", "scalar", "ricci"):
@@ -242,8 +248,8 @@ def intrinsic_curvature(
             "Every curve is flat in itself: use extrinsic_curvature.",
         )
     tensor, metric = M.riemann(z, ridge, with_metric=True)
-    # In an orthonormal frame, norms are sums of squares. Frame vectors are the columns of L⁻ᵀ, G =
-    # L Lᵀ.
+    # In an orthonormal frame, norms are sums of squares. The vectors of the frame are the columns
+    # of L⁻ᵀ, where G = L Lᵀ.
     factor = torch.linalg.cholesky(metric)
     eye = torch.eye(z.shape[-1]).to(z).expand_as(factor)
     frame = torch.linalg.solve_triangular(factor, eye, upper=False).mT
@@ -271,66 +277,35 @@ def neighborhood_reconstruction(
 ) -> Tensor:  # (k, m), (k, m), (k, *shape) -> ()
     """How well local expansions predict neighbours: ``E ‖x' − f̃(z'; z)‖²`` (NRAE, 19).
 
-    The expansion at ``z`` itself is the decoder's value: with ``x``, the reconstruction of the
-    centre is added for free, the whole loss of the paper with its kernel 1 at the centre and
-    ``weight`` elsewhere.
+    The expansion at ``z`` contains the decoder's value there. With ``x``, the reconstruction of the
+    centres is therefore added without a further pass. This is the loss of the paper, whose kernel
+    is 1 at the centre and ``weight`` elsewhere.
 
     Args:
         M: The manifold.
         z: Codes of the centres, with their gradient.
-        z_neighbor: Codes of one neighbour each, with their gradient.
-        x_neighbor: The neighbours themselves.
+        z_neighbor: Codes of one neighbour of each centre, with their gradient.
+        x_neighbor: These neighbours.
         order: 1: tangent plane (NRAE-L); 2: with second derivatives (NRAE-Q).
-        x: The centres themselves, or None to leave their reconstruction out.
-        weight: λ, of the neighbours next to the centres.
+        x: The centres, or None to leave their reconstruction out.
+        weight: λ, of the neighbours relative to the centres.
         distance: ``(f̃, x') -> (k,)``, how far a prediction ``(k, D)`` is from the data
             ``(k, *shape)``; by default the squared norm under the ambient metric at the data.
 
     Raises:
         OptionError: For another order.
-        ShapeError: When centres, neighbours and codes do not belong together.
+        ShapeError: When the numbers of centres, neighbours and codes differ.
 
     Warns:
-        SmoothnessWarning: For order 2, when the decoder is piecewise linear: it would silently be
-            order 1.
+        SmoothnessWarning: For order 2, when the decoder is piecewise linear, so that its second
+            derivatives are 0.
     """
     center, neighbor = neighborhood_errors(
         M, z, z_neighbor, x_neighbor, order=order, x=x, distance=distance
     )
-    return weight * neighbor.mean() if center is None else center.mean() + weight * neighbor.mean()
-
-
-def neighborhood_errors(
-    M: Manifold,
-    z: Tensor,
-    z_neighbor: Tensor,
-    x_neighbor: Tensor,
-    *,
-    order: Literal[1, 2] = 1,
-    x: Tensor | None = None,
-    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor]:  # -> (k,) or None, (k,)
-    """Errors of centres and of neighbours in :func:`neighborhood_reconstruction`, per point.
-
-    Raises:
-        ShapeError: When centres, neighbours and codes do not belong together.
-    """
-    if (
-        z.shape != z_neighbor.shape
-        or z.ndim != 2
-        or len(x_neighbor) != len(z)
-        or (x is not None and len(x) != len(z))
-    ):
-        raise ShapeError(
-            "neighborhood_reconstruction",
-            "codes (k, m) of k centres and of one neighbour each, and k neighbours",
-            f"{tuple(z.shape)}, {tuple(z_neighbor.shape)} and {len(x_neighbor)}",
-            "Repeat a centre to give it several neighbours.",
-        )
-    terms = M.taylor(z, z_neighbor - z, order)
-    measure = distance or (lambda predicted, true: _ambient_square(M, predicted, true))
-    center = None if x is None else measure(terms[0], x)
-    return center, measure(sum(terms[1:], terms[0]), x_neighbor)
+    if center is None:
+        return weight * neighbor.mean()
+    return center.mean() + weight * neighbor.mean()
 
 
 def contraction(
@@ -342,14 +317,14 @@ def contraction(
 ) -> Tensor:  # (k, *shape) -> ()
     """Sensitivity of the code to the data, ``E ‖∂g/∂x‖²_F · E|x − x̄|² / E|z − z̄|²``.
 
-    The quotient makes it independent of the scales of data and codes: without it, shrinking the
-    latent space while the decoder expands it again would satisfy the loss and change nothing. At
-    least 1 for a linear encoder.
+    The quotient makes it independent of the scales of data and codes. Without it, the encoder could
+    lower the loss by shrinking the latent space, which the decoder expands again. For a linear
+    encoder the value is at least 1.
 
     Args:
         encoder: ``(k, *shape) -> (k, m)``.
         x: Data.
-        probes: Random signs a point; None is exact, by m reverse products.
+        probes: Draws of random signs per point; None is exact, by m reverse products.
         generator: Source of the probes.
 
     Raises:
@@ -367,24 +342,26 @@ def contraction(
             covectors = [signs(z, generator) for _ in range(probes)]
         total = z.new_zeros(())
         for w in covectors:
-            total = (
-                total
-                + torch.autograd.grad(z, point, w, create_graph=grad, retain_graph=True)[0]
-                .square()
-                .sum()
-            )
-    total = total / len(x) if probes is None else total / (probes * len(x))
-    spread = [(y - y.mean(0)).square().sum() for y in (x.flatten(1), z)]
-    ratio = total * spread[0] / spread[1]
+            (pulled,) = torch.autograd.grad(z, point, w, create_graph=grad, retain_graph=True)
+            total = total + pulled.square().sum()
+    mean = total / len(x) if probes is None else total / (probes * len(x))
+    data_spread = _squared_spread(x.flatten(1))
+    code_spread = _squared_spread(z)
+    ratio = mean * data_spread / code_spread
     return ratio if grad else ratio.detach()
 
 
 def latent_mixup(
     z: Tensor, eta: float, generator: torch.Generator | None = None
 ) -> Tensor:  # (k, m) -> (k, m)
-    """Points on and a little beyond the lines between pairs of codes.
+    """Points on the lines between pairs of codes, and a little beyond their ends.
 
-    ``α z_i + (1 − α) z_π(i)`` with ``α ~ U(−η, 1 + η)``.
+    They are ``α z_i + (1 − α) z_π(i)`` with ``α ~ U(−η, 1 + η)`` and a random permutation π.
+
+    Args:
+        z: Codes.
+        eta: η, not negative.
+        generator: Source of the randomness.
 
     Raises:
         OptionError: For a negative η.
@@ -392,22 +369,15 @@ def latent_mixup(
     if not eta >= 0:
         raise OptionError("latent_mixup", "eta of at least 0", str(eta), "0.2 is usual.")
     device = z.device if generator is None else generator.device
-    alpha = (
-        torch.rand(len(z), 1, generator=generator, dtype=z.dtype, device=device).to(z.device)
-        * (1 + 2 * eta)
-        - eta
-    )
+    uniform = torch.rand(len(z), 1, generator=generator, dtype=z.dtype, device=device)
+    alpha = uniform.to(z.device) * (1 + 2 * eta) - eta
     other = torch.randperm(len(z), generator=generator, device=device).to(z.device)
     return alpha * z + (1 - alpha) * z[other]
 
 
-def _ambient_square(
-    M: Manifold, predicted: Tensor, true: Tensor
-) -> Tensor:  # (k, D), (k, *shape) -> (k,)
-    difference = true.flatten(1) - predicted
-    if isinstance(M.ambient, Euclidean):
-        return difference.square().sum(-1)
-    return M.ambient.squared_norm(true if M.ambient.has_features else true.flatten(1), difference)
+def _squared_spread(y: Tensor) -> Tensor:  # (n, d) -> ()
+    """Sum of the squared distances from the mean."""
+    return (y - y.mean(0)).square().sum()
 
 
 def _check_probes(where: str, probes: int | None, probe: str) -> None:

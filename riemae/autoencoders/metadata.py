@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint: every entry is looked at before anything is made of it."""
+"""Checks of a checkpoint's metadata, made before any object is built from it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,57 @@ from riemae.autoencoders.plain import UNKNOWN
 from riemae.exceptions import CheckpointError
 
 PARTS = ("encoder", "decoder")
-# Arguments with a description of their own, that must be given at load where they have none.
+# Arguments that have an entry of their own. The caller of load gives those that have none.
 DESCRIBED = (*PARTS, "ambient", "likelihood", "terms")
-SAMPLES = 16  # stand-ins for the data
-# Numbers that a decoder may make of the stand-ins between its layers: so many, or so many times
-# those in the file.
+SAMPLES = 16  # codes that stand in for the data when a model is loaded
+# Numbers that a layer of a decoder may always return for these codes. A large file may have more.
 LEAST_NUMBERS = 2**26
+_WHERE = "riemae.load"
 _DAMAGED = "The file is damaged, or was not written by riemae: save the model again."
 
 
 def check_metadata(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Look at everything before anything is made of it.
+    """Refuse metadata from which no model can be built, and weights that are not finite.
+
+    Args:
+        metadata: Of the checkpoint.
+        tensors: Of the checkpoint, by name.
 
     Raises:
-        CheckpointError: For the first entry that cannot be.
+        CheckpointError: For the first entry that is not allowed.
     """
-    where = "riemae.load"
-    for name, (known, expected) in _ENTRIES.items():
-        if name not in metadata or not known(metadata[name]):
-            got = repr(metadata[name])[:100] if name in metadata else "nothing"
-            raise CheckpointError(where, f"metadata with {name} as {expected}", got, _DAMAGED)
-    names, size = metadata["feature_names"], metadata["n_features"]
+    for name in _ENTRIES:
+        _check_entry(metadata, name)
+    names = metadata["feature_names"]
+    size = metadata["n_features"]
     if names is not None and len(names) != size:
-        raise CheckpointError(where, f"{size} names of features", str(len(names)), _DAMAGED)
-    most = max(LEAST_NUMBERS // SAMPLES, sum(x.numel() for x in tensors.values()))
+        raise CheckpointError(_WHERE, f"{size} names of features", str(len(names)), _DAMAGED)
+    in_file = sum(x.numel() for x in tensors.values())
+    most = max(LEAST_NUMBERS // SAMPLES, in_file)
     latent_dim = metadata["latent_dim"]
     if latent_dim > most:
-        raise CheckpointError(where, f"at most {most} latent dimensions", str(latent_dim), _DAMAGED)
+        expected = f"at most {most} latent dimensions"
+        raise CheckpointError(_WHERE, expected, str(latent_dim), _DAMAGED)
     for name, value in tensors.items():
-        network = name.removeprefix("objective.").split(".")[0] in PARTS
-        if network and value.is_floating_point() and not bool(value.isfinite().all()):
-            got = f"NaN or infinity in {name}"
-            hint = "The model was damaged before it was saved: train it anew."
-            raise CheckpointError(where, "finite weights", got, hint)
+        _check_weights(name, value)
+
+
+def _check_entry(metadata: Mapping[str, Any], name: str) -> None:
+    is_allowed, expected = _ENTRIES[name]
+    if name in metadata and is_allowed(metadata[name]):
+        return
+    got = repr(metadata[name])[:100] if name in metadata else "nothing"
+    raise CheckpointError(_WHERE, f"metadata with {name} as {expected}", got, _DAMAGED)
+
+
+def _check_weights(name: str, value: Tensor) -> None:
+    part = name.removeprefix("objective.").split(".")[0]
+    if part not in PARTS or not value.is_floating_point():
+        return
+    if not bool(value.isfinite().all()):
+        got = f"NaN or infinity in {name}"
+        hint = "The model was damaged before it was saved: train it anew."
+        raise CheckpointError(_WHERE, "finite weights", got, hint)
 
 
 def _is_number(value: Any) -> bool:

@@ -34,8 +34,8 @@ except ImportError as reason:
         "pip install 'riemae[train]'",
     ) from reason
 
-# A loss in units of the data's deviance is about 1 before training. Beyond this times its start,
-# nothing comes back.
+# A loss in units of the data's deviance is about 1 before training. Training stops when the loss
+# exceeds this times its first value, or this if that was below 1.
 _EXPLODED = 1e6
 _GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "16-mixed", None)
 
@@ -43,14 +43,13 @@ _GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed",
 class GeometricModule(LightningModule):
     """An autoencoder with geometric terms, trained by ``lightning``.
 
-    Batches are tensors ``(k, *shape)``, sequences that begin with one, as ``TensorDataset`` gives
-    them, or mappings ``{"x": …, "neighbor": …}``.
+    Batches are tensors ``(k, *shape)``; sequences that begin with one, as from a ``TensorDataset``;
+    or mappings ``{"x": …, "neighbor": …}``.
 
     Args:
         encoder: As in :class:`~riemae.autoencoders.objective.Objective`.
-        decoder: Likewise.
-        data: A representative sample ``(n, *shape)``: sets the units in which the weights are
-            meant.
+        decoder: As in :class:`~riemae.autoencoders.objective.Objective`.
+        data: A representative sample ``(n, *shape)``, which sets the units of the weights.
         likelihood: Name or instance.
         ambient: Metric of the data space.
         terms: Weights of geometric terms by name.
@@ -58,11 +57,11 @@ class GeometricModule(LightningModule):
         lr: Learning rate of Adam.
         weight_decay: Decoupled weight decay (AdamW).
         schedule: ``"constant"`` or ``"cosine"`` down to 0 over the trainer's epochs.
-        seed: Of noise and probes, which are functions of seed, step and process alone: resuming
-            repeats them.
+        seed: Of noise and probes. They depend on seed, step and process alone, so that a resumed
+            run repeats them.
 
     Attributes:
-        history: Mean of every part over each epoch, by name; ``loss`` is the weighted whole.
+        history: Mean of every part over each epoch, by name; ``loss`` is the weighted sum.
         optimizer_state: State of the optimizer at the end of training.
 
     Example:
@@ -109,7 +108,7 @@ class GeometricModule(LightningModule):
         history: Mapping[str, list[float]] | None = None,
         optimizer_state: dict[str, Any] | None = None,
     ) -> GeometricModule:
-        """A module around an objective that exists, to go on with earlier weights.
+        """A module around an existing objective, to go on with its weights.
 
         Args:
             objective: Networks and losses.
@@ -117,9 +116,8 @@ class GeometricModule(LightningModule):
             weight_decay: As in the constructor.
             schedule: As in the constructor.
             seed: As in the constructor.
-            history: To append to.
-            optimizer_state: Of the optimizer, from ``optimizer_state`` of the module that trained
-                before.
+            history: Earlier values, to which the new ones are appended.
+            optimizer_state: The ``optimizer_state`` of the module that trained before.
         """
         module = cls.__new__(cls)
         module._begin(objective, lr, weight_decay, schedule, seed)
@@ -146,12 +144,15 @@ class GeometricModule(LightningModule):
                 "Try schedule='constant'.",
             )
         self.objective = objective
-        self.lr, self.weight_decay, self.schedule, self.seed = lr, weight_decay, schedule, seed
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.seed = seed
         self.history: dict[str, list[float]] = {}
         self._parts: list[Tensor] = []
         self._names: list[str] = []
         self.optimizer_state: dict[str, Any] | None = None
-        # The weights as plain tensors, two copies of them that take turns, and the lowest loss.
+        # The weights as plain tensors, two copies of them that are exchanged, and the lowest loss.
         self._weights: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._pending: list[Tensor] = []
@@ -174,18 +175,17 @@ class GeometricModule(LightningModule):
         """Adam, fused where lightning can clip its gradients.
 
         Raises:
-            OptionError: When a schedule to the end of training meets a trainer without an end.
+            OptionError: When the schedule is cosine and the trainer has no last epoch.
         """
         fused = str(getattr(self.trainer, "precision", "")) != "16-mixed"
-        # Small networks train 1.5 times faster for it.
+        # Small networks train 1.5 times faster with a fused step.
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused or None
         )
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
-            for group in (
-                optimizer.param_groups
-            ):  # moments go on; rates are those of now, not the end of a schedule
+            # The moments go on. The rates are the present settings, not the end of a schedule.
+            for group in optimizer.param_groups:
                 group.update(lr=self.lr, initial_lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
@@ -203,7 +203,7 @@ class GeometricModule(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Refuse what would fail or mislead later.
+        """Refuse networks and settings that would fail or mislead later.
 
         Raises:
             DTypeError: For half precision throughout with geometric terms.
@@ -224,7 +224,7 @@ class GeometricModule(LightningModule):
         """Loss of a batch.
 
         Raises:
-            TrainingError: When it explodes; the best weights so far are back in place.
+            TrainingError: When the loss explodes; the best weights so far are back in place.
         """
         x, neighbor = unpacked(batch)
         probes = torch.Generator().manual_seed(
@@ -242,8 +242,8 @@ class GeometricModule(LightningModule):
         self._parts.append(
             torch.stack([value, *(p.detach().to(value.dtype) for p in parts.values())])
         )
-        # Looking at the value costs nothing on a processor; an accelerator would have to wait at
-        # every step.
+        # Reading the value costs nothing on a processor. On an accelerator, every step would wait
+        # for it.
         if value.device.type == "cpu" and not (value.isfinite() and float(value) <= self._limit()):
             raise self._explosion(f"a loss of {float(value):.3g}")
         return loss
@@ -259,14 +259,14 @@ class GeometricModule(LightningModule):
     def on_train_start(self) -> None:
         """Make room for two copies of the weights.
 
-        Those of a checkpoint are good until better ones come.
+        The weights of a checkpoint count as the best ones until the loss is lower.
         """
         self._weights = [p.detach() for p in self.parameters()]
         self._pending, self._kept = ([p.clone() for p in self._weights] for _ in range(2))
         self._good = bool(self.history.get("loss"))
 
     def on_train_epoch_start(self) -> None:
-        """Set the weights aside that the epoch starts from."""
+        """Copy the weights from which the epoch starts."""
         torch._foreach_copy_(self._pending, self._weights)
 
     def on_train_epoch_end(self) -> None:
@@ -304,36 +304,34 @@ class GeometricModule(LightningModule):
         self.optimizer_state = self.trainer.optimizers[0].state_dict()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The history: it travels with checkpoints and between processes."""
+        """The history, so that it is saved in checkpoints and sent between processes."""
         return {"history": self.history}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take a history over."""
+        """Continue an earlier history."""
         self.history = {name: list(values) for name, values in state["history"].items()}
         self._kept_loss = min(self.history.get("loss", []), default=float("inf"))
 
     def _limit(self) -> float:
-        # The curvature of fresh networks may be huge, and falls at once: the first step is the
-        # measure of all others.
+        # The curvature of new networks may be huge and then fall at once, so later losses are
+        # compared with the first one.
         start = self.history["loss"][0] if self.history.get("loss") else self._start
         return _EXPLODED * max(1.0, start)
 
     def _explosion(self, got: str) -> TrainingError:
-        """Put back the weights that the epoch of the lowest mean loss started from, and say so."""
+        """Put back the best weights, and describe the explosion.
+
+        The best weights are those from which the epoch with the lowest mean loss started.
+        """
         epoch = len(self.history.get("loss", []))
         self._parts.clear()
+        remedy = f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller term weights."
         kept = "There are no earlier weights worth keeping."
-        error = TrainingError(
-            "GeometricModule",
-            "a finite loss",
-            f"{got} in epoch {epoch + 1}",
-            f"Try a smaller lr than {self.lr:g}, gradient clipping, or smaller weights of the "
-            "terms.",
-        )
         if self._good:
             torch._foreach_copy_(self._weights, self._kept)
             kept = f"The best weights so far are back in place (loss {self._kept_loss:.4g})."
-        error.hint += kept
+        got = f"{got} in epoch {epoch + 1}"
+        error = TrainingError("GeometricModule", "a finite loss", got, f"{remedy} {kept}")
         error.kept = self._good
         return error
 
@@ -342,7 +340,7 @@ def unpacked(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Data and neighbours of a batch.
 
     Raises:
-        DTypeError: When it is none that is known.
+        DTypeError: For a batch of an unknown kind.
     """
     if isinstance(batch, Tensor):
         return batch, None

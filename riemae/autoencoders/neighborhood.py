@@ -1,8 +1,8 @@
 """Neighbourhood graphs of data, from which every training step draws neighbours.
 
-The neighbours lie in one flat array with row boundaries, so that nodes may have any number of them,
-and drawing a minibatch's neighbours costs one random number each, on whatever device the arrays
-are.
+All neighbours lie in one array, one node after the other, and a second array says where each node
+begins. Nodes may therefore have any number of neighbours, and drawing a neighbour costs one random
+number, on the device of the arrays.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ import torch
 from torch import Tensor
 
 from riemae.autoencoders.edges import (
-    Kind,
-    approximate_search,
+    by_rows,
+    data_of_nodes,
     distances,
-    edges_of,
     edges_of_matrix,
     edges_of_table,
-    exact_search,
+    length_matrix,
     matrix_of_networkx,
+)
+from riemae.autoencoders.nearest import (
+    Kind,
+    approximate_search,
+    check_search,
+    edges_of,
+    exact_search,
+    flat_samples,
 )
 from riemae.exceptions import (
     DisconnectedGraphWarning,
     DTypeError,
     GraphError,
-    NonFiniteError,
     OptionError,
-    ShapeError,
     stack_level,
 )
 from riemae.numerics.checks import expect_choice
@@ -41,7 +46,8 @@ if TYPE_CHECKING:
     import networkx
     from scipy.sparse import csr_array
 
-_LANDMARKS = 1000  # of Isomap; shortest paths from these alone need n × 1000 numbers
+_LANDMARKS = 1000  # of Isomap: shortest paths from the landmarks alone are n × 1000 numbers
+_RANDOM = 2**62  # modulo a degree of up to millions, uniform to 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +56,16 @@ class Neighborhood:
 
     Made by :meth:`nearest`, :meth:`from_adjacency`, :meth:`from_networkx` or :meth:`from_index`.
 
-    No node is its own neighbour: the centre is told apart by its number, so that duplicates of a
-    sample are neighbours like any other.
+    No node is its own neighbour. It is recognised by its number, so an equal sample with another
+    number is a neighbour like any other.
 
     Attributes:
         start: ``(n + 1,)`` int64, where the neighbours of each node begin.
         neighbors: ``(e,)`` int64, the neighbours of node 0, then those of node 1, and so on.
-        lengths: ``(e,)`` float64, the lengths of these edges: distances of the data, or 1 where
-            there are none.
-        data: ``(n, D)`` on the CPU, shared with the caller's where it can be, or None: only used to
-            join components for an embedding.
+        lengths: ``(e,)`` float64, the lengths of these edges: distances of the data, or 1 when the
+            graph was made without data.
+        data: ``(n, D)`` on the CPU, or None. An embedding joins components by it. The memory is
+            shared with the caller's data where that is possible.
 
     Example:
         >>> import torch
@@ -82,22 +88,22 @@ class Neighborhood:
         approximate: bool = False,
         generator: torch.Generator | int | None = 0,
     ) -> Neighborhood:
-        """The ``k`` nearest samples of each, by Euclidean distance of the flattened data.
+        """The ``k`` nearest samples of each sample, by Euclidean distance of the flattened data.
 
         Args:
             x: ``(n, *shape)``; images are flattened.
             k: Neighbours per sample.
-            kind: ``"directed"``: exactly k each; ``"mutual"``: only those that name each other;
-                ``"union"``: those of which one names the other.
-            approximate: By nearest-neighbour descent (pynndescent), for millions of samples or many
-                dimensions.
+            kind: ``"directed"``: exactly k for each sample; ``"mutual"``: pairs of which each is
+                among the k nearest of the other; ``"union"``: pairs of which at least one is.
+            approximate: Whether to search by nearest-neighbour descent (pynndescent), for millions
+                of samples or many dimensions.
             generator: Randomness of the approximate search; an integer is a seed.
 
         Raises:
             ShapeError: When ``x`` is not ``(n, *shape)``.
             NonFiniteError: For NaN or infinity in the data.
             OptionError: When k is not between 1 and n − 1, or the kind is unknown.
-            GraphError: When a mutual graph leaves samples alone.
+            GraphError: When a mutual graph has samples without neighbours.
             MissingExtraError: When scikit-learn, or pynndescent for an approximate search, is
                 missing.
 
@@ -106,33 +112,26 @@ class Neighborhood:
         """
         where = "Neighborhood.nearest"
         data = torch.as_tensor(x)
-        if data.ndim < 2:
-            got = str(tuple(data.shape))
-            raise ShapeError(where, "data of shape (n, *shape)", got, "Give one row per sample.")
-        flat = data.detach().flatten(1).cpu()
-        bad = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            got = f"NaN or infinity at rows {bad[:5]}"
-            raise NonFiniteError(where, "finite data", got, "Remove these rows.")
+        flat = flat_samples(where, data)
         n = len(flat)
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < n:
-            expected = f"1 <= k < {n}, the number of samples"
-            raise OptionError(where, expected, f"k={k}", "Lower k, or add samples.")
-        expect_choice(where, "kind", kind, ("directed", "mutual", "union"))
+        check_search(where, k, kind, n)
         search = approximate_search if approximate else exact_search
-        edges = edges_of(search(where, flat.numpy(), k, generator), kind)
+        index = search(where, flat.numpy(), k, generator)
+        edges = edges_of(index, kind)
+        lengths = distances(flat, edges)
         hint = "Use kind='directed' or 'union', or raise k."
-        return cls._of_edges(where, n, edges, distances(flat, edges), flat, hint).to(data.device)
+        graph = cls._of_edges(where, n, edges, lengths, flat, hint)
+        return graph.to(data.device)
 
     @classmethod
     def from_adjacency(cls, adjacency: Any, x: Tensor | np.ndarray | None = None) -> Neighborhood:
         """A graph of your own, from its matrix.
 
-        An entry (i, j) other than zero means that j is a neighbour of i, at that length.
+        An entry (i, j) other than zero is the length of the edge from i to its neighbour j.
 
         Args:
             adjacency: ``(n, n)``: a scipy sparse matrix or array, a numpy array, or a tensor (dense
-                or sparse); of booleans when the lengths do not matter. Stored zeros of a sparse
+                or sparse). Entries may be booleans, for edges of length 1. Stored zeros of a sparse
                 matrix are edges of length zero. The diagonal is ignored.
             x: The data ``(n, *shape)``, for an embedding of a graph with several components.
 
@@ -145,8 +144,10 @@ class Neighborhood:
         """
         where = "Neighborhood.from_adjacency"
         n, pairs, lengths = edges_of_matrix(where, adjacency)
-        other = pairs[:, 0] != pairs[:, 1]
-        return cls._of_edges(where, n, pairs[other], lengths[other], _rows(where, x, n))
+        between_two = pairs[:, 0] != pairs[:, 1]
+        edges = pairs[between_two]
+        lengths = lengths[between_two]
+        return cls._of_edges(where, n, edges, lengths, data_of_nodes(where, x, n))
 
     @classmethod
     def from_networkx(
@@ -155,12 +156,12 @@ class Neighborhood:
         x: Tensor | np.ndarray | None = None,
         weight: str | None = "weight",
     ) -> Neighborhood:
-        """A networkx graph, directed or not; nodes in the order of ``graph.nodes``, as in the data.
+        """A networkx graph, directed or not, whose nodes are in the order of the data.
 
         Args:
-            graph: Any networkx graph.
+            graph: Any networkx graph; the order is that of ``graph.nodes``.
             x: The data ``(n, *shape)``, for an embedding of a graph with several components.
-            weight: The edge attribute that is a length; 1 where an edge has none.
+            weight: The edge attribute that is a length; 1 for an edge without it.
 
         Raises:
             ShapeError: When the data have another number of rows.
@@ -179,21 +180,25 @@ class Neighborhood:
     ) -> Neighborhood:
         """Neighbours by number: a table ``(n, k)``, or one list for each sample.
 
-        A sample's own number is left out, so the tables of libraries that count a point among its
-        neighbours do too.
+        A sample's own number is left out, so tables that count a point among its neighbours can be
+        used as they are.
+
+        Args:
+            index: The numbers of the neighbours of each sample, counted from 0.
+            x: The data ``(n, *shape)``, for the lengths of the edges, which are 1 without them.
 
         Raises:
             DTypeError: When the entries are not integers.
             ShapeError: When a table has more or fewer than two axes, or the data have another
                 number of rows.
-            GraphError: For numbers that name no sample, and for nodes without neighbours.
+            GraphError: For numbers that are not those of samples, and for nodes without neighbours.
 
         Warns:
             DisconnectedGraphWarning: When the graph has several components.
         """
         where = "Neighborhood.from_index"
         n, edges = edges_of_table(where, index)
-        data = _rows(where, x, n)
+        data = data_of_nodes(where, x, n)
         lengths = torch.ones(len(edges), dtype=torch.float64)
         if data is not None:
             lengths = distances(data, edges)
@@ -209,31 +214,17 @@ class Neighborhood:
         data: Tensor | None,
         hint: str = "Join them, or leave them out.",
     ) -> Neighborhood:  # (e, 2), (e,)
-        order = torch.argsort(edges[:, 0] * n + edges[:, 1])
-        edges, lengths = edges[order], lengths[order]
-        degree = torch.bincount(edges[:, 0], minlength=n)
-        alone = (degree == 0).nonzero().flatten().tolist()
-        if alone or not n:
-            got = f"{len(alone)} of {n} without (first: {alone[:5]})"
-            raise GraphError(where, "a neighbour for every sample", got, hint)
-        start = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
-        made = cls(start, edges[:, 1].contiguous(), lengths.double(), data)
-        parts = int(made.components.max()) + 1
-        if parts > 1:
-            warnings.warn(
-                f"The neighbourhood graph falls into {parts} components (of "
-                f"{_sizes(made.components)} samples): nothing ties the parts of the learned "
-                "manifold to each other. Raise k, or add samples.",
-                DisconnectedGraphWarning,
-                stacklevel=stack_level(),
-            )
+        start, neighbors, lengths = by_rows(where, n, edges, lengths, hint)
+        made = cls(start, neighbors, lengths, data)
+        _warn_of_parts(made.components)
         return made
 
     def __len__(self) -> int:
         return len(self.start) - 1
 
     def __repr__(self) -> str:
-        degree, parts = self.degree, int(self.components.max()) + 1
+        degree = self.degree
+        parts = int(self.components.max()) + 1
         return (
             f"Neighborhood({len(self)} samples, {int(degree.min())} to {int(degree.max())} "
             f"neighbours each, {parts} component(s))"
@@ -248,13 +239,12 @@ class Neighborhood:
     def components(self) -> Tensor:  # (n,)
         """The connected component of each sample, counted from 0.
 
-        Arrows count in both directions.
+        Edges connect in both directions.
         """
         from scipy.sparse import csgraph
 
-        return torch.as_tensor(
-            csgraph.connected_components(self._matrix(), directed=False)[1], dtype=torch.int64
-        )
+        _, labels = csgraph.connected_components(self._matrix(), directed=False)
+        return torch.as_tensor(labels, dtype=torch.int64)
 
     def of(self, i: int) -> Tensor:  # -> (degree of i,)
         """The neighbours of sample ``i``.
@@ -263,12 +253,15 @@ class Neighborhood:
             GraphError: When there is no such sample.
         """
         if not 0 <= i < len(self):
-            expected, hint = f"a sample from 0 to {len(self) - 1}", "Samples are counted from 0."
+            expected = f"a sample from 0 to {len(self) - 1}"
+            hint = "Samples are counted from 0."
             raise GraphError("Neighborhood.of", expected, str(i), hint)
-        return self.neighbors[int(self.start[i]) : int(self.start[i + 1])]
+        first = int(self.start[i])
+        end = int(self.start[i + 1])
+        return self.neighbors[first:end]
 
     def to(self, device: torch.device | str) -> Neighborhood:
-        """The same with the arrays that :meth:`sample` reads on another device."""
+        """The same graph, with the arrays that :meth:`sample` reads on another device."""
         return Neighborhood(
             self.start.to(device), self.neighbors.to(device), self.lengths, self.data
         )
@@ -276,30 +269,31 @@ class Neighborhood:
     def sample(
         self, index: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:  # (b,) -> (b,)
-        """One neighbour of each sample, each of its neighbours equally likely.
+        """One neighbour of each sample; all of a sample's neighbours are equally likely.
 
         Args:
-            index: ``(b,)`` or any shape, int64: the numbers of the centres, on the device of the
+            index: ``(b,)`` or any shape, int64: the numbers of the samples, on the device of the
                 arrays.
-            generator: Where the random numbers come from; they are drawn on its device.
+            generator: Source of the random numbers, which are drawn on its device.
 
         Raises:
             DTypeError: When ``index`` does not hold integers.
         """
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-            expected, hint = "the numbers of samples, int64", "Convert them with .long()."
+            expected = "the numbers of samples, int64"
+            hint = "Convert them with .long()."
             raise DTypeError("Neighborhood.sample", expected, str(index.dtype), hint)
         first = self.start[index]
         degree = self.start[index + 1] - first
         device = index.device if generator is None else generator.device
-        # 62 random bits modulo the degree: uniform to 1e-12 up to millions of neighbours, without
-        # float's rounding.
-        drawn = torch.randint(2**62, index.shape, generator=generator, device=device)
-        return self.neighbors[first + drawn.to(index.device) % degree]
+        # Integers modulo the degree, because a random float would be rounded.
+        drawn = torch.randint(_RANDOM, index.shape, generator=generator, device=device)
+        place = drawn.to(index.device) % degree
+        return self.neighbors[first + place]
 
     @staticmethod
     def kernel(centre: Tensor, neighbor: Tensor, weight: float) -> Tensor:  # (b,), (b,) -> (b,)
-        """NRAE's kernel (equation 19): 1 where both are one sample, ``weight`` elsewhere."""
+        """NRAE's kernel (equation 19): 1 where both are the same sample, ``weight`` elsewhere."""
         return torch.where(centre == neighbor, 1.0, weight)
 
     def embedding(
@@ -308,22 +302,22 @@ class Neighborhood:
         method: Literal["isomap", "laplacian"] = "isomap",
         dtype: torch.dtype | None = None,
     ) -> Tensor:  # -> (n, m)
-        """Coordinates of the samples from the graph alone: a start for an encoder.
+        """Coordinates of the samples from the graph alone, from which an encoder can start.
 
-        They are centred, with unit variance.
+        They are centred. The standard deviation of each, or the largest for Isomap, is 1.
 
         Args:
-            m: Coordinates.
+            m: Number of coordinates.
             method: ``"isomap"``: multidimensional scaling of the shortest paths (Tenenbaum et al.
-                2000; beyond 1,000 samples by landmarks, de Silva & Tenenbaum 2003);
-                ``"laplacian"``: eigenmaps (Belkin & Niyogi 2003). Isomap scales all coordinates by
-                one factor, so that their proportions stay.
-            dtype: By default torch's own.
+                2000; of more than 1,000 samples by landmarks, de Silva & Tenenbaum 2003);
+                ``"laplacian"``: eigenmaps (Belkin & Niyogi 2003). Isomap divides all coordinates by
+                the largest standard deviation, so that their proportions stay.
+            dtype: By default torch's default dtype.
 
         Raises:
             OptionError: For an unknown method, or m not between 1 and n − 2.
-            GraphError: When the graph has several components and was made without data to join them
-                by.
+            GraphError: When the graph has several components and was made without data, by which
+                they are joined.
 
         Warns:
             DisconnectedGraphWarning: When components were joined by their nearest samples.
@@ -336,7 +330,7 @@ class Neighborhood:
         from riemae.autoencoders import embedding
 
         matrix = self._matrix()
-        symmetric = matrix.maximum(matrix.T).tocsr()  # where they differ, the longer
+        symmetric = matrix.maximum(matrix.T).tocsr()  # the longer where both directions differ
         data = None if self.data is None else self.data.double().numpy()
         joined = embedding.joined(where, symmetric, data)
         if method == "isomap":
@@ -347,22 +341,11 @@ class Neighborhood:
         return torch.as_tensor(found, dtype=dtype, device=self.start.device)
 
     def _matrix(self) -> csr_array:
-        """Edge lengths as a sparse matrix.
-
-        Sparse graphs drop zeros: edges of length zero are stored as 1e-12 of the mean length.
-        """
-        from scipy.sparse import csr_array
-
-        lengths = self.lengths.numpy()
-        positive = lengths[lengths > 0]
-        smallest = 1e-12 * (positive.mean() if len(positive) else 1.0)
-        stored = np.maximum(lengths, smallest)
-        arrays = (stored, self.neighbors.cpu().numpy(), self.start.cpu().numpy())
-        return csr_array(arrays, shape=(len(self), len(self)))
+        return length_matrix(self.start, self.neighbors, self.lengths)
 
 
 def as_neighborhood(graph: Any, x: Tensor) -> Any:
-    """A graph on the samples ``x``, in whatever form somebody has it, on the CPU.
+    """A graph on the samples ``x`` from any form that a user may have, on the CPU.
 
     Args:
         graph: A :class:`Neighborhood`; a function ``x -> graph``; a networkx graph; a square matrix
@@ -371,15 +354,15 @@ def as_neighborhood(graph: Any, x: Tensor) -> Any:
         x: The data ``(n, *shape)``.
 
     Raises:
-        ShapeError: When matrix, table or graph are of another number of samples.
-        GraphError: For edges that no graph has, as in the constructors of :class:`Neighborhood`.
+        ShapeError: When matrix, table or graph have another number of samples.
+        GraphError: For edges that are not allowed, as in the constructors of :class:`Neighborhood`.
         DTypeError: For anything else.
     """
     where = "neighborhood"
     if callable(graph) and not hasattr(graph, "sample"):
         graph = graph(x.cpu())
     if isinstance(graph, Neighborhood):
-        # An embedding of several components needs the data to join them by.
+        # With several components, an embedding needs the data, by which it joins them.
         flat = graph.data
         if flat is None and len(graph) == len(x):
             flat = x.detach().flatten(1).cpu()
@@ -400,16 +383,16 @@ def as_neighborhood(graph: Any, x: Tensor) -> Any:
     )
 
 
-def _rows(where: str, x: Tensor | np.ndarray | None, n: int) -> Tensor | None:
-    if x is None:
-        return None
-    data = torch.as_tensor(x).detach().cpu()
-    if data.ndim < 2 or len(data) != n:
-        got = str(tuple(data.shape))
-        raise ShapeError(where, f"data of shape ({n}, *shape)", got, "Give one row per node.")
-    return data.flatten(1)
-
-
-def _sizes(components: Tensor) -> str:
+def _warn_of_parts(components: Tensor) -> None:
+    parts = int(components.max()) + 1
+    if parts == 1:
+        return
     sizes = sorted(torch.bincount(components).tolist(), reverse=True)
-    return ", ".join(map(str, sizes[:5])) + (", …" if len(sizes) > 5 else "")
+    shown = ", ".join(map(str, sizes[:5]))
+    more = ", …" if parts > 5 else ""
+    warnings.warn(
+        f"The neighbourhood graph falls into {parts} components (of {shown}{more} samples): "
+        "nothing ties the parts of the learned manifold to each other. Raise k, or add samples.",
+        DisconnectedGraphWarning,
+        stacklevel=stack_level(),
+    )

@@ -1,4 +1,4 @@
-"""Networks that the estimators build by default, and what any network must fit."""
+"""Networks that the estimators build by default, and a check of networks that they are given."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 @storage.register("riemae.Whiten")
 class Whiten(nn.Module):
-    """``(x − center)/scale``, flattened or not: data in units in which networks train well.
+    """``(x − center)/scale``, flattened or not, so that networks get data of a usual size.
 
-    One scale for all entries, so that shapes and angles of the data space stay what they are.
+    All entries have the same scale, so that shapes and angles of the data space do not change.
 
     Args:
         shape: Of one sample. Center and scale are 0 and 1 until they are set.
@@ -79,14 +79,15 @@ class Colour(nn.Module):
 
 @storage.register("riemae.PointCloudEncoder")
 class PointCloudEncoder(nn.Module):
-    """Code of a set of points, whatever their order.
+    """Code of a set of points, which does not depend on their order.
 
-    One network acts on every point; then come mean and maximum over points.
+    One network acts on every point. A second network acts on the mean and the maximum of its
+    outputs over the points.
 
     Args:
         dim: Dimension of the points.
         outputs: Length of the code.
-        hidden: Widths of the network for points and, again, of the one for their summary.
+        hidden: Widths of both networks.
         activation: Name of the activation.
     """
 
@@ -119,14 +120,13 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn
         OptionError: For an unknown activation, or a width below 1.
     """
     if activation not in ACTIVATIONS:
-        raise OptionError(
-            "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation), "Smooth ones curve."
-        )
+        expected = f"one of {', '.join(ACTIVATIONS)}"
+        hint = "Try activation='silu': a surface needs a smooth one to have curvature."
+        raise OptionError("activation", expected, repr(activation), hint)
     widths = [inputs, *hidden, outputs]
     if any(not isinstance(w, int) or w < 1 for w in hidden):
-        raise OptionError(
-            "hidden", "widths of at least 1", str(tuple(hidden)), "For instance (128, 128)."
-        )
+        hint = "Try hidden=(128, 128)."
+        raise OptionError("hidden", "widths of at least 1", str(tuple(hidden)), hint)
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
@@ -170,15 +170,15 @@ def fit_codes(
 ) -> float:
     """Train an encoder to given codes by least squares, in place, on all data at once.
 
-    Returns the unexplained part.
+    Returns the fraction of the codes' variance left unexplained.
 
     Args:
         encoder: ``(n, *shape) -> (n, m)``.
         x: Data.
         codes: ``(n, m)``.
-        steps: Of Adam, at most; its rate falls to 0 over them.
+        steps: The largest number of steps of Adam, over which the learning rate falls to 0.
         lr: Learning rate at the start.
-        enough: Fraction of the codes' variance left unexplained at which it ends.
+        enough: Unexplained fraction at which training ends.
     """
     variance = (codes - codes.mean(0)).square().mean()
     parameters = [p.requires_grad_() for p in encoder.parameters()]
@@ -212,7 +212,7 @@ def latent_dim_of(
         expected: The number asked for, or None.
 
     Raises:
-        DTypeError: When a network is of another dtype than the data.
+        DTypeError: When a network has another dtype than the data.
         ShapeError: When a network does not fit the data, or the other network.
     """
     where = "autoencoder"
@@ -227,7 +227,7 @@ def latent_dim_of(
             raise ShapeError(where, "an encoder (k, *shape) -> (k, m)", got, hint)
         m = code.shape[1]
         if variational and m % 2:
-            hint = "A variational encoder returns means and log variances side by side."
+            hint = "A variational encoder returns means, followed by as many log variances."
             raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", got, hint)
         if variational:
             m //= 2

@@ -1,14 +1,14 @@
 """The loss of a geometric autoencoder: reconstruction by a likelihood, and weighted terms.
 
-Weights do not depend on the dimension or the units of the data, because every part is a pure
-number:
+Every part is a pure number, so weights do not depend on the dimension or the units of the data:
 
 - The reconstruction is the fraction of the data's deviance left unexplained
-  (:mod:`riemae.autoencoders.likelihoods`): for the squared error, ``Σ|x − x̂|² / Σ|x − x̄|²``, which
-  is 1 − R².
-- Curvature has units of 1/length² (``‖R‖²``: 1/length⁴). It is multiplied by that power of the
-  data's mean squared distance from their mean, ``s² = E|x − x̄|²_H`` under the ambient metric; for
-  ``"fisher"``, by the null deviance, which is the same squared length to second order.
+  (:mod:`riemae.autoencoders.likelihoods`). For the squared error this is
+  ``Σ|x − x̂|² / Σ|x − x̄|²``, which is 1 − R².
+- Extrinsic curvature has units of 1/length², and the squared intrinsic curvature of 1/length⁴. They
+  are multiplied by s² and s⁴, where ``s² = E|x − x̄|²_H`` is the data's mean squared distance from
+  their mean under the ambient metric. For ``"fisher"``, s² is the null deviance, which is the same
+  squared length to second order.
 - Distortions have no units.
 """
 
@@ -26,8 +26,8 @@ from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
 from riemae.autoencoders.terms import Term, Variation, resolved, takes, without_ridge
 from riemae.autoencoders.timing import seconds
-from riemae.autoencoders.units import metric_of, squared_extent
-from riemae.exceptions import DataError, DecoderError, NonFiniteError, OptionError
+from riemae.autoencoders.units import check_finite, check_varied, metric_of, squared_extent
+from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.curvature import gaussian
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
@@ -64,11 +64,11 @@ class Objective(nn.Module):
         encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)``, means and log variances, for a variational
             one.
         decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters.
-        data: A representative sample ``(n, *shape)``: sets the units.
+        data: A representative sample ``(n, *shape)``, which sets the units.
         likelihood: Name or instance.
         ambient: The metric of the data space for all geometric terms: as in
             :class:`~riemae.Manifold`, or ``"fisher"``.
-        terms: Weight by name, or :class:`Term`; see :mod:`riemae.autoencoders.terms`.
+        terms: By name, a weight or a :class:`Term`; see :mod:`riemae.autoencoders.terms`.
         variation: What differs from a plain autoencoder.
         latent_dim: m, or None to take it from the encoder.
 
@@ -95,29 +95,25 @@ class Objective(nn.Module):
         latent_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if not bool(data.isfinite().all()):
-            rows = (~data.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            got = f"NaN or infinity at rows {rows[:5]}"
-            raise NonFiniteError("autoencoder", "finite data", got, "Remove them.")
+        check_finite(data)
         self.encoder = encoder
         self.decoder = decoder
         self.variation = variation or Variation()
         self.likelihood = as_likelihood(likelihood).fitted(data)
         self.terms = {name: resolved(name, term) for name, term in (terms or {}).items()}
         null = self.likelihood.null_deviance(data)
-        squared_size = float(data.square().flatten(1).sum(1).mean())
-        if not float(null) > torch.finfo(data.dtype).eps ** 2 * squared_size:
-            expected, got = "data that vary", "the same sample again and again"
-            raise DataError("autoencoder", expected, got, "Are all features constant?")
+        check_varied(null, data)
+        variances = data.flatten(1).var(0, correction=0)
         self.register_buffer("null", null.detach())
-        self.register_buffer("spread", data.flatten(1).var(0, correction=0).mean().sqrt())
+        self.register_buffer("spread", variances.mean().sqrt())
         self.fisher = isinstance(ambient, str)
         self.ambient = metric_of(ambient, self.variation, self.likelihood, data)
         if self.ambient is not None and not self.ambient.has_features:
-            # Their connection is differentiated as it is: there is no inverse to regularise.
+            # The connection of such metrics is differentiated directly, without an inverse that a
+            # ridge would regularise.
             self.terms = {name: without_ridge(term) for name, term in self.terms.items()}
-        # Caches: one manifold for the whole training, so that its probes and its choice of
-        # derivatives are made once.
+        # Manifolds serve the whole training, so that each probes its decoder and chooses its way of
+        # differentiation once.
         self._manifolds: dict[str, Manifold] = {}
         extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
         self.register_buffer("extent", extent)
@@ -126,7 +122,7 @@ class Objective(nn.Module):
 
     @property
     def manifold(self) -> Manifold:
-        """The decoder's manifold: of expected data, or, under ``"fisher"``, of distributions."""
+        """The decoder's manifold: of expected data, or of distributions under ``"fisher"``."""
         if self.likelihood.linear and not self.fisher:
             return self._manifold("mean", lambda: self.decoder)
         wrap = Distributions if self.fisher else Mean
@@ -135,7 +131,10 @@ class Objective(nn.Module):
     def encode(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, m)
         """Codes; of a variational autoencoder, their means."""
         code = self.encoder(x)
-        return code if self.variation.beta is None else code.chunk(2, -1)[0]
+        if self.variation.beta is None:
+            return code
+        mean, _ = code.chunk(2, -1)
+        return mean
 
     def decode(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
         """Expected data."""
@@ -143,7 +142,8 @@ class Objective(nn.Module):
 
     def unexplained(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
         """Fraction of deviance left unexplained by the reconstruction of each sample."""
-        return self.likelihood.deviance(self.decoder(self.encode(x)), x) / self.null
+        parameter = self.decoder(self.encode(x))
+        return self.likelihood.deviance(parameter, x) / self.null
 
     def forward(
         self, x: Tensor, neighbor: Tensor | None = None, generator: torch.Generator | None = None
@@ -152,7 +152,7 @@ class Objective(nn.Module):
 
         Args:
             x: ``(k, *shape)``.
-            neighbor: One neighbour each, where the variation asks for them.
+            neighbor: One neighbour of each sample, where the variation needs them.
             generator: Source of noise and probes.
 
         Raises:
@@ -184,76 +184,75 @@ class Objective(nn.Module):
     def costs(
         self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5
     ) -> dict[str, dict[str, float]]:
-        """What each part is worth and what it costs.
+        """Value, weight, share of the loss and seconds per training step of every part.
 
-        Value, weight, share of the loss, and seconds per training step. The row ``"plain"`` is a
-        plain autoencoder's step of the same networks, forward and backward; the row of a term is
-        what the term adds. A term that decodes for the reconstruction as well adds the difference.
+        The row ``"plain"`` is the step of a plain autoencoder with the same networks, forward and
+        backward. The row of a term is what the term adds to it. One term may return the decoded
+        codes to the reconstruction as well; then the seconds of a decoder pass are subtracted.
         On a processor, seconds are process time, the best of ``repeats``.
 
         Args:
             x: A batch ``(k, *shape)``.
-            neighbor: One neighbour each, where the variation asks for them.
+            neighbor: One neighbour of each sample, where the variation needs them.
             repeats: How often every part is timed.
         """
         generator = torch.Generator().manual_seed(0)
 
         def plain() -> Tensor:
-            return self.likelihood.deviance(self.decoder(self.encode(x)), x).mean() / self.null
+            parameter = self.decoder(self.encode(x))
+            return self.likelihood.deviance(parameter, x).mean() / self.null
+
+        def base() -> Tensor:
+            return self._base(x, neighbor, generator)[0]
 
         def row(part: Callable[[], Tensor]) -> dict[str, float]:
             value = part().item()
-            return {"value": value, "weight": 1.0, "seconds": seconds(part, self, x, repeats)}
+            duration = seconds(part, self, x, repeats)
+            return {"value": value, "weight": 1.0, "seconds": duration}
 
         rows = {"plain": row(plain)}
         loss, parts = self(x, neighbor, generator)
         varied = self.variation.order is not None or self.variation.beta is not None
         if varied or self.variation.corruption:
-            rows["objective without terms"] = row(lambda: self._base(x, neighbor, generator)[0])
+            rows["objective without terms"] = row(base)
         z = self.encode(x).detach()
 
         def decoding() -> Tensor:
-            return self.decoder(z.clone().requires_grad_()).sum()
+            codes = z.clone().requires_grad_()
+            return self.decoder(codes).sum()
 
-        pass_of_its_own = seconds(decoding, self, x, repeats)
+        decoder_pass = seconds(decoding, self, x, repeats)
         for name, term in self.terms.items():
 
             def alone(name: str = name) -> Tensor:
-                # Codes with a gradient, as in training, but without the encoder's own pass.
-                return self.term(name, z.clone().requires_grad_(), generator)
+                # Codes have a gradient, as in training, but the encoder is not timed again.
+                codes = z.clone().requires_grad_()
+                return self.term(name, codes, generator)
 
             cost = seconds(alone, self, x, repeats)
             if name == self._sharing:
-                cost = max(cost - pass_of_its_own, 0.0)
-            rows[name] = {"value": parts[name].item(), "weight": term.weight, "seconds": cost}
+                cost = max(cost - decoder_pass, 0.0)
+            value = parts[name].item()
+            rows[name] = {"value": value, "weight": term.weight, "seconds": cost}
+        whole = loss.item()
         for part in rows.values():
-            part["share"] = part["weight"] * part["value"] / loss.item()
+            part["share"] = part["weight"] * part["value"] / whole
         return rows
 
     def check_training(self, where: str) -> None:
         """Refuse layers with which geometric terms cannot differentiate the decoder.
 
         Args:
-            where: Who asks.
+            where: The call that asks, for the error.
 
         Raises:
             DecoderError: For batch statistics or dropout in training mode.
         """
-        if not self.terms and self.variation.order is None:
-            return
-        try:
-            Decoder(self.decoder).refuse_training_mode(where)
-        except DecoderError as reason:
-            raise DecoderError(
-                where,
-                "a decoder that treats every row alone and is deterministic while it is trained",
-                reason.got,
-                "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, "
-                "and no dropout.",
-            ) from None
+        if self.terms or self.variation.order is not None:
+            _check_layers(where, self.decoder)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Manifolds are caches: rebuilt where needed.
+        # Manifolds are caches, which are filled again where they are needed.
         return {**self.__dict__, "_manifolds": {}}
 
     # The parts.
@@ -273,9 +272,10 @@ class Objective(nn.Module):
         divergence = None
         if self.variation.beta is not None:
             mean, log_variance = code.chunk(2, -1)
-            divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean() / 2
+            divergence = _divergence(mean, log_variance)
             code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
-        parts = {"reconstruction": code.new_zeros(())}  # first, whatever is computed first
+        # The reconstruction has the first place among the parts, though a term may come before it.
+        parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
         if name is None:
             decoded = self.decoder(code)
@@ -292,13 +292,15 @@ class Objective(nn.Module):
             variance = self.variation.noise**2 * self.null / x[0].numel()
         parts["divergence"] = divergence
         assert self.variation.beta is not None
-        return fit + self.variation.beta * 2 * variance / self.null * divergence, parts, code
+        weight = self.variation.beta * 2 * variance / self.null
+        return fit + weight * divergence, parts, code
 
     @property
     def _sharing(self) -> str | None:
         """The term whose pass through the decoder serves the reconstruction as well."""
+        # Elsewhere a term's decoder does not return the likelihood's parameters.
         if self.variation.order is not None or self.fisher or not self.likelihood.linear:
-            return None  # there, what terms decode are not the likelihood's parameters
+            return None
         sharing = (name for name, term in self.terms.items() if takes(term.loss, "decoded"))
         return next(sharing, None)
 
@@ -311,10 +313,12 @@ class Objective(nn.Module):
         if takes(term.loss, "generator"):
             options["generator"] = generator
         with _full_precision(z):
-            return term.loss(self.manifold, z.to(self.null.dtype), **options)
+            codes = z.to(self.null.dtype)
+            return term.loss(self.manifold, codes, **options)
 
     def _unit(self, name: str) -> Tensor:
-        return self.extent ** ((self.terms[name].power or 0) / 2)
+        power = self.terms[name].power or 0
+        return self.extent ** (power / 2)
 
     def _neighborhood(
         self, x: Tensor, neighbor: Tensor
@@ -322,18 +326,21 @@ class Objective(nn.Module):
         order = self.variation.order
         assert order is not None
         z, other = self.encoder(torch.cat([x, neighbor])).chunk(2)
-        flat = self.ambient is None
-        distance = self._shaped_deviance if flat else None
-        unit = self.null if flat else self.extent
+        by_likelihood = self.ambient is None
+        distance = self._shaped_deviance if by_likelihood else None
+        unit = self.null if by_likelihood else self.extent
         with _full_precision(z):
-            z, other = z.to(self.null.dtype), other.to(self.null.dtype)
+            z = z.to(self.null.dtype)
+            other = other.to(self.null.dtype)
             space = self._manifold("parameter", lambda: self.decoder)
             center, near = losses.neighborhood_errors(
                 space, z, other, neighbor, order=order, x=x, distance=distance
             )
         assert center is not None
-        parts = {"reconstruction": center.mean() / unit, "neighborhood": near.mean() / unit}
-        loss = parts["reconstruction"] + self.variation.neighbor_weight * parts["neighborhood"]
+        reconstruction = center.mean() / unit
+        neighborhood = near.mean() / unit
+        parts = {"reconstruction": reconstruction, "neighborhood": neighborhood}
+        loss = reconstruction + self.variation.neighbor_weight * neighborhood
         return loss, parts, z
 
     def _shaped_deviance(self, predicted: Tensor, true: Tensor) -> Tensor:
@@ -347,9 +354,27 @@ class Objective(nn.Module):
         return self._manifolds[key]
 
 
+def _check_layers(where: str, decoder: nn.Module) -> None:
+    try:
+        Decoder(decoder).refuse_training_mode(where)
+    except DecoderError as reason:
+        expected = "a decoder that treats every row alone and is deterministic while it is trained"
+        hint = (
+            "Geometric terms differentiate the decoder: use LayerNorm or GroupNorm in it, "
+            "and no dropout."
+        )
+        raise DecoderError(where, expected, reason.got, hint) from None
+
+
+def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:  # (k, m), (k, m) -> ()
+    """Mean Kullback-Leibler divergence of Gaussian codes from the standard normal."""
+    per_code = mean.square() + log_variance.exp() - 1 - log_variance
+    return per_code.sum(-1).mean() / 2
+
+
 @contextmanager
 def _full_precision(z: Tensor) -> Iterator[None]:
-    """Second derivatives in half precision are noise: geometric parts leave autocast."""
+    """Leave autocast for the geometric parts: second derivatives in half precision are noise."""
     if not torch.is_autocast_enabled(z.device.type):
         yield
         return

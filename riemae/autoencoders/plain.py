@@ -18,14 +18,14 @@ from riemae.autoencoders.terms import Term
 from riemae.exceptions import CheckpointError
 
 UNKNOWN = "not described"
-# What decides where a fit writes: a file from elsewhere has no say in that.
+# They decide where a fit writes, so they are never read from a file.
 WRITES = ("directory", "logger", "trainer")
 
 
 def plain(value: Any) -> Any:
     """A setting as JSON holds it, or ``UNKNOWN``.
 
-    Loggers and callbacks are unknown: how a run was watched does not belong to the model.
+    Loggers and callbacks have no description: they belong to a run and not to the model.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -35,32 +35,42 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         inner = [plain(v) for v in value]
-        return UNKNOWN if any(v is UNKNOWN for v in inner) else inner
+        unknown = any(v is UNKNOWN for v in inner)
+        return UNKNOWN if unknown else inner
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         entries = {k: plain(v) for k, v in value.items()}
-        return UNKNOWN if any(v is UNKNOWN for v in entries.values()) else entries
+        unknown = any(v is UNKNOWN for v in entries.values())
+        return UNKNOWN if unknown else entries
     return UNKNOWN
 
 
 def plain_ambient(metric: AmbientMetric | None) -> Any:
-    """Name and arguments of a metric; its tensors travel with the objective's."""
+    """Name and arguments of a metric; its tensors are saved with those of the objective."""
     if metric is None:
         return None
-    name = type(metric).__name__
-    if type(metric) in (ambients.Euclidean, ambients.Diagonal, ambients.Constant):
-        return {"name": name}
-    if type(metric) is ambients.InfoRiemannian:
+    kind = type(metric)
+    if kind in (ambients.Euclidean, ambients.Diagonal, ambients.Constant):
+        return {"name": kind.__name__}
+    if kind is ambients.InfoRiemannian:
         keys = ("bandwidth", "evaluate", "draws", "neighbors", "seed")
-        return {"name": name, "arguments": {key: getattr(metric, key) for key in keys}}
+        arguments = {key: getattr(metric, key) for key in keys}
+        return {"name": kind.__name__, "arguments": arguments}
     return UNKNOWN
 
 
 def plain_likelihood(likelihood: Likelihood) -> Any:
     """Name and arguments of a likelihood."""
-    known = {cls.__name__: cls for cls in LIKELIHOODS.values()}
-    if known.get(type(likelihood).__name__) is not type(likelihood):
+    kind = type(likelihood)
+    name = kind.__name__
+    # A class of the user's own may have the name of one of ours.
+    if _known_likelihoods().get(name) is not kind:
         return UNKNOWN
-    return {"name": type(likelihood).__name__, "arguments": dataclasses.asdict(likelihood)}
+    settings: Any = likelihood  # a dataclass, as all the known ones are
+    return {"name": name, "arguments": dataclasses.asdict(settings)}
+
+
+def _known_likelihoods() -> dict[str, Any]:
+    return {kind.__name__: kind for kind in LIKELIHOODS.values()}
 
 
 def plain_terms(terms: Mapping[str, float | Term] | None) -> Any:
@@ -81,10 +91,13 @@ def plain_terms(terms: Mapping[str, float | Term] | None) -> Any:
 
 def read_settings(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments: those in a checkpoint, and what is given in addition."""
-    settings = {name: value for name, value in metadata["settings"].items() if name not in WRITES}
-    if isinstance(settings.get("hidden"), list):
-        settings["hidden"] = tuple(settings["hidden"])
-    settings["terms"] = given.get("terms", _read_terms(metadata["terms"]))
+    saved = metadata["settings"]
+    settings = {name: value for name, value in saved.items() if name not in WRITES}
+    hidden = settings.get("hidden")
+    if isinstance(hidden, list):
+        settings["hidden"] = tuple(hidden)
+    terms = _read_terms(metadata["terms"])
+    settings["terms"] = given.get("terms", terms)
     likelihood = metadata["likelihood_setting"] or read_likelihood(metadata)
     settings["likelihood"] = given.get("likelihood", likelihood)
     return settings
@@ -93,10 +106,10 @@ def read_settings(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 def _read_terms(described: Any) -> dict[str, float | Term] | None:
     if not isinstance(described, Mapping):
         return None
-    return {
-        name: Term(**term) if isinstance(term, Mapping) else term
-        for name, term in described.items()
-    }
+    terms: dict[str, float | Term] = {}
+    for name, term in described.items():
+        terms[name] = Term(**term) if isinstance(term, Mapping) else term
+    return terms
 
 
 def read_likelihood(metadata: Mapping[str, Any]) -> Likelihood | None:
@@ -104,27 +117,31 @@ def read_likelihood(metadata: Mapping[str, Any]) -> Likelihood | None:
     described = metadata["likelihood"]
     if described == UNKNOWN:
         return None
-    known = {cls.__name__: cls for cls in LIKELIHOODS.values()}
-    return known[described["name"]](**described["arguments"])
+    kind = _known_likelihoods()[described["name"]]
+    return kind(**described["arguments"])
 
 
 def read_ambient(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The ambient metric of a checkpoint, whose own tensors are filled in later.
 
     Raises:
-        CheckpointError: When its tensors have a shape that none of this kind has.
+        CheckpointError: When the matrix of a constant metric is not square.
     """
     described = metadata["ambient"]
     if described is None or described == "fisher":
         return described
-    name, arguments = described["name"], described.get("arguments", {})
+    name = described["name"]
+    arguments = described.get("arguments", {})
     if name == "Diagonal":
-        return ambients.Diagonal(torch.ones_like(tensors["objective.ambient.weights"]))
+        weights = tensors["objective.ambient.weights"]
+        return ambients.Diagonal(torch.ones_like(weights))
     if name == "Constant":
         like = tensors["objective.ambient.cholesky"]
         if like.ndim != 2 or len(like) != like.shape[1]:
-            expected, hint = "a square matrix of the ambient metric", "Save the model again."
+            expected = "a square matrix of the ambient metric"
+            hint = "Save the model again."
             raise CheckpointError("riemae.load", expected, str(tuple(like.shape)), hint)
-        return ambients.Constant(torch.eye(len(like), dtype=like.dtype, device=like.device))
+        identity = torch.eye(len(like), dtype=like.dtype, device=like.device)
+        return ambients.Constant(identity)
     others = {"Euclidean": ambients.Euclidean, "InfoRiemannian": ambients.InfoRiemannian}
     return others[name](**arguments)

@@ -1,4 +1,4 @@
-"""Estimators as tensors and plain values, and back."""
+"""Fitted estimators saved as tensors and plain values, and read back."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from riemae.autoencoders.report import Report
 from riemae.exceptions import CheckpointError, RiemaeError
 from riemae.numerics.reach import copied
 
-LAYOUT = 1  # of the metadata; riemae.storage has a version of its own for the files
-_TIMES = 4096  # numbers that a decoder may make, relative to those in the file
+LAYOUT = 1  # version of the metadata; riemae.storage has another one for the files
+_TIMES = 4096  # numbers that a layer of a decoder may return, relative to those in the file
 
 
 def save(model: Any, directory: str | os.PathLike[str]) -> Path:
@@ -44,7 +44,7 @@ def save(model: Any, directory: str | os.PathLike[str]) -> Path:
     for part in PARTS:
         if settings[part] is not None:
             own[part] = storage.describe(settings[part]) or UNKNOWN
-            # What a new fit starts from.
+            # A new fit starts from these weights.
             state = settings[part].state_dict()
             tensors |= {f"{part}.{name}": value for name, value in state.items()}
     metadata = {
@@ -76,8 +76,8 @@ def _described_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described_data(model: Any) -> dict[str, Any]:
-    """Shape and names of the data, and what was found out about them."""
-    # A report needs the data, which are not saved: it is made now where that is possible.
+    """Shape and names of the data, and the results of the training."""
+    # A report needs the data, which are not saved. It is therefore made now, where possible.
     sample = model._sample
     enough = sample is not None and len(sample) >= 4
     found = model.report_ if model._report is not None or enough else None
@@ -101,13 +101,13 @@ def read(
     """The estimator that :func:`save` left: see :func:`riemae.load`.
 
     Args:
-        directory: Where.
-        device: Where it goes.
-        given: What a checkpoint cannot hold.
-        kinds: Classes that it may be of, by name.
+        directory: Where it was saved.
+        device: On which it is put.
+        given: Arguments that a checkpoint cannot hold.
+        kinds: The classes that are allowed, by name.
 
     Raises:
-        CheckpointError: As :func:`riemae.load`.
+        CheckpointError: As in :func:`riemae.load`.
     """
     device = storage.present("riemae.load", device)
     tensors, metadata = storage.load(directory, device)
@@ -126,11 +126,18 @@ def restored(
     given: Mapping[str, Any],
     kinds: Mapping[str, type],
 ) -> Any:
-    """The estimator of a checkpoint, of one of ``kinds``.
+    """The estimator in a checkpoint, an instance of one of ``kinds``.
+
+    Args:
+        tensors: Of the checkpoint, by name.
+        metadata: Of the checkpoint.
+        device: On which the estimator is put.
+        given: Arguments that a checkpoint cannot hold.
+        kinds: The classes that are allowed, by name.
 
     Raises:
-        CheckpointError: When its content is no such estimator, or something is missing or does not
-            fit.
+        CheckpointError: When the content is not such an estimator, is incomplete, or contradicts
+            itself.
     """
     where = "riemae.load"
     if metadata.get("layout") != LAYOUT:
@@ -194,10 +201,10 @@ def _class(name: str, kinds: Mapping[str, type]) -> Any:
 
 
 def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Ask for everything at once that has no description.
+    """Refuse to load when arguments without a description are not given, and name all of them.
 
     Raises:
-        CheckpointError: When something is missing.
+        CheckpointError: When some are missing.
     """
     missing = [part for part in PARTS if metadata["networks"][part] == UNKNOWN]
     missing += [name for name in ("ambient", "likelihood", "terms") if metadata[name] == UNKNOWN]
@@ -207,9 +214,8 @@ def _check_given(metadata: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             "riemae.load",
             f"the arguments {', '.join(f'{name}=' for name in missing)}",
             "none",
-            "They are not made of plain values: pass ambient= (and the like) as in training; of "
-            "networks the structure is enough, or register their class with "
-            "riemae.storage.register before saving.",
+            "The file cannot describe them: pass the arguments of the training. Networks need only "
+            "the same structure; their class can be registered by riemae.storage.register instead.",
         )
 
 
@@ -220,7 +226,7 @@ def _objective(
     given: Mapping[str, Any],
     device: torch.device,
 ) -> Objective:
-    """Built anew around stand-ins for the data, and filled with the saved tensors."""
+    """An objective built with stand-ins for the data, and then filled with the saved tensors."""
     dtype = getattr(torch, metadata["dtype"])
     state = _within(tensors, "objective")
     if given.get("decoder") is None:
@@ -262,10 +268,11 @@ def _stand_ins(
 ) -> Tensor:
     """Data that the likelihood and the metric allow: decoded codes.
 
-    A constant decoder makes no data that vary; then any that the likelihood allows.
+    An objective needs data that vary. If the decoder is constant, the means of random parameters
+    are returned.
 
     Raises:
-        CheckpointError: When the decoder makes data of another shape.
+        CheckpointError: When the decoder returns data of another shape.
     """
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(SAMPLES, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
@@ -293,18 +300,18 @@ def _network(
 
 
 def _within(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The tensors of one part, under their names in it."""
+    """The tensors of one part, by their names in that part."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
-    """Run the decoder without values, on the meta device.
+    """Run the decoder on the meta device, without values, to see the sizes of its layers.
 
-    Its sizes come from the file, which must not make it allocate more memory than it is worth.
+    The sizes come from the file. A small file must not make a decoder that needs much memory.
 
     Raises:
-        CheckpointError: When its layers make far more numbers than the file holds.
+        CheckpointError: When a layer returns far more numbers than the file holds.
     """
     decoder = storage.outline(metadata["networks"]["decoder"])
     if decoder is None:
@@ -321,7 +328,7 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
     handles = [layer.register_forward_hook(look) for layer in decoder.modules()]
     try:
         decoder.eval()(torch.empty(SAMPLES, metadata["latent_dim"], device="meta"))
-    except NotImplementedError:  # a layer that has to look at values
+    except NotImplementedError:  # the result of a layer depends on values
         return
     finally:
         for handle in handles:
@@ -331,7 +338,7 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
 def _set_own(
     model: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Constructor arguments that are objects, so that a clone trains as the original would."""
+    """Set the constructor arguments that are objects, so that a clone trains as the original."""
     if metadata["ambient"] is not None:
         model.ambient = "fisher" if model.objective_.fisher else model.objective_.ambient
     for part, described in metadata["own"].items():

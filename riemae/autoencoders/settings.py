@@ -1,4 +1,4 @@
-"""The settings of an autoencoder: what they mean, which values are allowed, where they lead."""
+"""The settings of an autoencoder: what they mean, and which values are allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from riemae.numerics.checks import expect_range
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What may change between an interrupted run and the one that goes on with it.
+# Settings that may change between an interrupted run and the run that goes on from its checkpoint.
 _FREE = (
     "epochs",
     "progress",
@@ -38,47 +38,48 @@ _FREE = (
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Settings:
-    """What every autoencoder of this package can be told, and the hooks for its variants.
+    """The settings of every autoencoder in this package, and the methods that variants override.
 
     Args:
         latent_dim: m, the dimension of the latent space.
-        hidden: Widths of the encoder's layers, or one width of one layer; the decoder has them in
-            reverse.
+        hidden: Widths of the encoder's hidden layers, or one width for one layer. The decoder has
+            the same widths in reverse order.
         activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no
             curvature).
         likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``,
             ``"categorical"``, ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
         ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
             :class:`~riemae.Manifold`, or ``"fisher"``, the likelihood's Fisher-Rao metric.
-        terms: Geometric losses by name, such as
-            ``{"extrinsic_curvature": 1e-3, "relaxed_distortion": 0.1}``, with weights or
-            :class:`~riemae.autoencoders.Term`, in addition to those that the class brings.
+        terms: Geometric losses in addition to those of the class: by name, a weight or a
+            :class:`~riemae.autoencoders.Term`, such as
+            ``{"extrinsic_curvature": 1e-3, "relaxed_distortion": 0.1}``.
         encoder: A module of your own, ``(k, *shape) -> (k, latent_dim)``; a copy is trained.
-        decoder: Likewise, ``(k, latent_dim) -> (k, *shape)``, the likelihood's parameters: logits
-            for Bernoulli and categorical, log means for Poisson and negative binomial.
+        decoder: A module of your own, ``(k, latent_dim) -> (k, *shape)``; a copy is trained. It
+            returns the likelihood's parameters: logits for Bernoulli and categorical, log means for
+            Poisson and negative binomial.
         epochs: Passes over the data.
         batch_size: Samples per step, over all processes.
         lr: Learning rate of Adam.
         weight_decay: Decoupled weight decay.
-        schedule: Learning rate ``"constant"`` or ``"cosine"`` down to 0.
+        schedule: Of the learning rate: ``"constant"``, or ``"cosine"`` down to 0.
         clip: Largest norm of the gradient, or None for no limit.
-        early_stopping: Training stops after this many epochs without a lower loss (of the
-            validation data, if there are any); None for all epochs.
+        early_stopping: Number of epochs without a lower loss after which training stops, or None to
+            train for all epochs. It is the loss of the validation data if there are any.
         validation_fraction: Share of the samples that is kept out of training.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
         precision: Lightning's ``"bf16-mixed"`` or ``"16-mixed"``, or None for the data's own;
             geometric terms are computed in float32 in any case.
         progress: Show a bar with the parts of the loss.
         logger: ``"csv"``, ``"tensorboard"`` (both write to ``directory``), or a lightning logger.
-        directory: Where checkpoints and logs go. A fit that finds a checkpoint of the same settings
-            and data there goes on from it, to the same weights as without the interruption. Warm
-            starts and ``partial_fit`` start from weights that no checkpoint knows; they neither
-            read nor write checkpoints. A second fit into it at the same time raises a ``FileError``
-            at once.
+        directory: Where checkpoints and logs are written. A fit that finds a checkpoint of the same
+            settings and data there goes on from it, to the same weights as without the
+            interruption. Warm starts and ``partial_fit`` neither read nor write checkpoints, which
+            do not hold the weights that they start from. A second fit into the same directory at
+            the same time raises a ``FileError`` at once.
         checkpoint_every: Epochs between checkpoints.
         trainer: Further arguments of lightning's ``Trainer``, such as
             ``{"devices": 2, "strategy": "ddp"}``.
-        warm_start: Whether ``fit`` goes on from the weights of the last one.
+        warm_start: Whether ``fit`` goes on from the weights of the previous ``fit``.
         seed: Decides everything random.
     """
 
@@ -119,11 +120,11 @@ class Settings:
         return {}
 
     def neighbors_of(self, x: Tensor) -> Neighbors | None:
-        """The graph that training draws neighbours of the samples ``x`` from; None for no graph."""
+        """The graph from which training draws neighbours of the samples ``x``, or None."""
         return None
 
     def initialise(self, objective: Objective, data: Tensor) -> None:
-        """Change the random weights that a training starts from; by default they stay."""
+        """Change the random weights from which training starts; by default nothing is changed."""
 
 
 def check_settings(settings: Settings, epochs: int) -> None:
@@ -131,7 +132,7 @@ def check_settings(settings: Settings, epochs: int) -> None:
 
     Args:
         settings: To be checked.
-        epochs: Passes over the data of the training that is to begin.
+        epochs: Passes over the data in the training that is about to begin.
 
     Raises:
         OptionError: For the first setting out of range.
@@ -158,8 +159,8 @@ def check_split(settings: Settings, count: int) -> None:
     """Refuse a split that leaves too little to train on.
 
     Args:
-        settings: With the share of samples that is kept out of training.
-        count: Samples in all.
+        settings: They hold the share of samples that is kept out of training.
+        count: Number of all samples.
 
     Raises:
         OptionError: When fewer than 2 samples are left.
@@ -200,14 +201,14 @@ def device_of(settings: Settings) -> torch.device:
 def fingerprint(
     settings: Settings, parameters: Iterable[tuple[str, Any]], data: Tensor | None
 ) -> str:
-    """What tells one training from another: a checkpoint of another one is refused.
+    """A digest of settings and data, by which the checkpoint of another training is refused.
 
     Args:
         settings: Of the training.
         parameters: Names and values of all constructor arguments.
-        data: What it is trained on; None when it comes from a loader.
+        data: What the networks are trained on; None when it comes from a loader.
     """
-    # The length of a run is free, except where the learning rate depends on it.
+    # The number of epochs may change, except where the learning rate depends on it.
     cosine = settings.schedule == "cosine"
     decisive = {
         name: value

@@ -1,4 +1,4 @@
-"""What a loss is made of: weighted terms, and what a variant changes in the plain autoencoder."""
+"""Parts of a loss: weighted terms, and what a variant changes in the plain autoencoder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_range
 
 Loss = Callable[..., Tensor]
-# Relative ridge of curvature terms in training: a metric that is nearly singular for a moment must
-# not end it. Values change by about 1e-4 × condition number.
+# Relative ridge of curvature terms in training, so that a metric that is nearly singular for a few
+# steps does not end it. Values change by about 1e-4 × condition number.
 RIDGE = 1e-4
 
 
@@ -25,13 +25,14 @@ class Term:
 
     Args:
         weight: Relative to the fraction of unexplained deviance.
-        loss: A function ``(manifold, z) -> ()`` of your own, or None for the one of
-            :mod:`riemae.autoencoders.losses` that the term is named after. It gets ``generator=``
-            if its signature has that argument. If it has ``decoded=``, it may be asked for
-            ``(loss, f(z))``, so that the reconstruction needs no decoder pass of its own.
+        loss: A function ``(manifold, z) -> ()`` of your own, or None for the function of
+            :mod:`riemae.autoencoders.losses` that has the name of the term. A loss with an argument
+            ``generator`` gets one. A loss with an argument ``decoded`` may be called with
+            ``decoded=True`` and then returns ``(loss, f(z))``, so that the reconstruction needs no
+            decoder pass of its own.
         options: Further arguments of the loss, such as ``{"probes": 2}``.
-        power: Units of the loss: 1/length to this power; 2 for the extrinsic, 4 for the intrinsic
-            curvature.
+        power: The power of 1/length that is the unit of the loss: 2 for the extrinsic, 4 for the
+            squared intrinsic curvature.
     """
 
     weight: float
@@ -40,7 +41,7 @@ class Term:
     power: int | None = None
 
 
-# The losses known by name: function, options in training, power of the length in their units.
+# The losses known by name: function, options in training, power of 1/length.
 KNOWN: dict[str, tuple[Loss, dict[str, Any], int]] = {
     "relaxed_distortion": (losses.relaxed_distortion, {"mixup": 0.2}, 0),
     "conformal_distortion": (losses.conformal_distortion, {"mixup": 0.2}, 0),
@@ -56,10 +57,10 @@ class Variation:
     Attributes:
         corruption: Standard deviation of the noise on the encoder's input, in units of the data's.
         contraction: Weight of :func:`~riemae.autoencoders.losses.contraction`.
-        beta: Weight of the Kullback-Leibler term, None without codes that are distributions.
-        noise: Of the variational squared error: standard deviation of the likelihood, in units of
+        beta: Weight of the Kullback-Leibler term, or None when codes are not distributions.
+        noise: Standard deviation of the likelihood in the variational squared error, in units of
             the data's.
-        order: Of the neighbourhood reconstruction, None without.
+        order: Of the expansion in the neighbourhood reconstruction, or None for no neighbours.
         neighbor_weight: Weight of the neighbours relative to the centres.
     """
 
@@ -95,7 +96,7 @@ def resolved(name: str, term: float | Term) -> Term:
         hint = "Give a number, or riemae.autoencoders.Term(weight, …)."
         raise OptionError("terms", f"a weight or a Term for {name!r}", repr(term), hint)
     if not term.weight >= 0:
-        hint = "Losses are minimised: their weights are positive."
+        hint = "Losses are minimised: give a weight that is not negative."
         raise OptionError("terms", f"a weight of at least 0 for {name!r}", str(term.weight), hint)
     if term.loss is not None:
         return term
@@ -108,7 +109,7 @@ def resolved(name: str, term: float | Term) -> Term:
 
 
 def without_ridge(term: Term) -> Term:
-    """The term without the ridge that is meant for metrics that are inverted."""
+    """The term without its default ridge, for metrics whose curvature needs no inverse."""
     if term.loss is not losses.intrinsic_curvature or term.options.get("ridge") != RIDGE:
         return term
     return replace(term, options={**term.options, "ridge": 0.0})

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def seconds(f: Callable[[], Tensor], module: nn.Module, x: Tensor, repeats: int) -> float:
-    """The shortest time of a pass forward and backward; process time on a processor.
+    """The shortest time of a pass forward and backward, in seconds; process time on a processor.
 
     Args:
         f: A loss ``-> ()``.
-        module: Its gradients are cleared after each pass.
+        module: The module whose gradients are cleared after each pass.
         x: A tensor on the device where ``f`` works.
-        repeats: Passes that are timed; one before them, which probes and caches, is timed as well.
+        repeats: Passes that are timed, in addition to a first one, which may probe and fill caches.
     """
     accelerated = x.device.type == "cuda"
     clock = time.perf_counter if accelerated else time.process_time

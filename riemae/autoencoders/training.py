@@ -1,13 +1,10 @@
-"""One training run on ``lightning``: silent unless asked, resumable, with the best weights kept."""
+"""One training run on ``lightning``: silent by default, resumable, ending with the best weights."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,15 +13,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from riemae.autoencoders.checkpoints import (
+    CHECKPOINT,
+    AtomicCheckpoints,
+    Fingerprint,
+    checkpoint_of,
+    sweep,
+)
 from riemae.autoencoders.module import GeometricModule
+from riemae.autoencoders.progress import EpochProgress
 from riemae.exceptions import (
     DivergenceWarning,
     FileError,
@@ -33,13 +35,9 @@ from riemae.exceptions import (
     TrainingError,
     stack_level,
 )
-from riemae.storage.lock import Lock, alive
+from riemae.storage.lock import Lock
 
-CHECKPOINT = "last.ckpt"
 LOCK = "fit.lock"  # in the directory of a run, while it is trained
-# Checkpoints that are being written: of which machine and process, so that those of dead ones can
-# be told.
-_PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>\d+)\.part")
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,16 @@ class Run:
     """Settings of one run.
 
     Attributes:
-        epochs: At most.
+        epochs: How many there are at most.
         accelerator: As in lightning's trainer.
-        devices: Likewise.
-        precision: Likewise; by default the data's own.
-        clip: Largest norm of the gradient, or None.
-        patience: Epochs without progress before it stops early, or None.
+        devices: As in lightning's trainer.
+        precision: As in lightning's trainer; by default the data's own.
+        clip: Largest norm of the gradient, or None for no limit.
+        patience: Epochs without a lower loss after which training stops, or None for all epochs.
         progress: Whether a bar is shown.
         logger: ``"csv"``, ``"tensorboard"``, a lightning logger, or None.
         directory: For checkpoints and logs, or None.
-        checkpoints: Whether there are any in the directory, to be read and written.
+        checkpoints: Whether checkpoints are read from the directory and written to it.
         checkpoint_every: Epochs between checkpoints.
         fingerprint: Identifies settings and data; a checkpoint of another run is refused.
         trainer: Further arguments of lightning's trainer.
@@ -76,20 +74,31 @@ class Run:
     fingerprint: str = ""
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def checkpoint_folder(self) -> Path | None:
+        """Where checkpoints are read and written, or None when there are none."""
+        if self.directory is None or not self.checkpoints:
+            return None
+        return Path(self.directory)
+
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the right to write into the directory of a run.
+    """Hold the lock on the directory of a run, so that no other fit writes to it.
 
-    Two fits at once would undo each other's checkpoints. Of several processes that lightning starts
-    for one run, the one of rank 0 holds it. It is not needed where nothing is written, and
-    addresses (``s3://…``) know no locks.
+    Two fits at once would overwrite each other's checkpoints. When lightning starts several
+    processes for one run, the process of rank 0 holds the lock. There is no lock where nothing is
+    written, nor for addresses (``s3://…``), where files cannot be locked.
+
+    Args:
+        run: Settings of the run.
 
     Raises:
-        FileError: When another fit has it, or the directory cannot be made.
+        FileError: When another fit holds the lock, or the directory cannot be made.
     """
     writes = run.checkpoints or isinstance(run.logger, str)
-    if run.directory is None or not writes or "://" in str(run.directory) or _rank(run):
+    is_address = "://" in str(run.directory)
+    if run.directory is None or not writes or is_address or _rank(run):
         yield
         return
     folder = Path(run.directory)
@@ -106,13 +115,14 @@ def claimed(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with contextlib.suppress(OSError):  # what was made for the lock alone goes with it
+        # Directories made above that are still empty served the lock alone.
+        with contextlib.suppress(OSError):
             for path in missing:
                 path.rmdir()
 
 
 def _rank(run: Run) -> int:
-    """Which of the processes of a run this is, as lightning counts them."""
+    """The number of this process among those of the run, as lightning counts them."""
     deciding = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
     given = {name: run.trainer[name] for name in deciding if name in run.trainer}
     with _silenced():
@@ -128,24 +138,32 @@ def train(
 ) -> None:
     """Train in place. A run with a directory goes on from the checkpoint that it finds there.
 
+    Args:
+        module: Networks and loss.
+        batches: To train on.
+        run: Settings of the run.
+        validation: Batches on which the loss is only measured, or None.
+
     Raises:
-        TrainingError: When the loss explodes before any weights were worth keeping, or a checkpoint
-            is of another run.
+        TrainingError: When the loss explodes before an epoch has ended, or a checkpoint belongs to
+            another run.
         KeyboardInterrupt: When the user interrupts.
 
     Warns:
-        DivergenceWarning: When the loss explodes later: training ends with the best weights.
+        DivergenceWarning: When the loss explodes later; training ends with the best weights.
     """
-    if run.directory is not None and run.checkpoints:
-        _sweep(Path(run.directory))
-    resume = _checkpoint_of(run)
+    folder = run.checkpoint_folder
+    resume = None
+    if folder is not None:
+        sweep(folder)
+        resume = checkpoint_of(folder, run.fingerprint)
     with _silenced(), _interruptible():
         trainer = _trainer(run, validated=validation is not None)
         try:
             trainer.fit(
                 module,
                 batches,
-                None if validation is None else validation,
+                validation,
                 ckpt_path=resume,
                 weights_only=None if resume is None else True,
             )
@@ -156,64 +174,15 @@ def train(
         else:
             stopped = ""
         finally:
-            # A trained model is no part of the trainer that made it: it can be pickled, and trained
-            # again.
+            # Without its trainer the module can be pickled, and trained again.
             module.trainer = None
     if stopped:
         warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
 
 
-def _checkpoint_of(run: Run) -> str | None:
-    if (
-        run.directory is None
-        or not run.checkpoints
-        or not (path := Path(run.directory) / CHECKPOINT).exists()
-    ):
-        return None
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)["riemae_run"]
-    except Exception as reason:
-        raise TrainingError(
-            "training",
-            f"a checkpoint in {path}",
-            f"one that cannot be read: {reason}",
-            "Remove it to start anew.",
-        ) from reason
-    if found != run.fingerprint:
-        raise TrainingError(
-            "training",
-            f"a checkpoint of this run in {path}",
-            "one of other settings or other data",
-            "Use another directory, or remove it to start anew.",
-        )
-    return str(path)
-
-
 def _trainer(run: Run, validated: bool) -> Trainer:
-    callbacks: list[Callback] = []
-    if run.patience is not None:
-        monitor = "val_loss" if validated else "loss"
-        callbacks.append(
-            EarlyStopping(
-                monitor,
-                patience=run.patience,
-                check_on_train_epoch_end=not validated,
-                check_finite=False,
-            )
-        )
-    if run.directory is not None and run.checkpoints:
-        callbacks += [
-            _Fingerprint(run.fingerprint),
-            ModelCheckpoint(
-                dirpath=run.directory,
-                filename=CHECKPOINT.removesuffix(".ckpt"),
-                every_n_epochs=run.checkpoint_every,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ]
-    if run.progress:
-        callbacks.append(EpochProgress())
+    saves = run.checkpoint_folder is not None
+    callbacks = _callbacks(run, validated)
     settings = {
         "max_epochs": run.epochs,
         "accelerator": run.accelerator,
@@ -222,30 +191,54 @@ def _trainer(run: Run, validated: bool) -> Trainer:
         "gradient_clip_val": run.clip,
         "logger": _logger(run),
         "callbacks": callbacks,
-        "enable_checkpointing": run.directory is not None and run.checkpoints,
+        "enable_checkpointing": saves,
         "enable_progress_bar": run.progress,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
         "num_sanity_val_steps": 0,
-        "inference_mode": False,  # geometric terms need derivatives in validation, too
+        "inference_mode": False,  # geometric terms need derivatives in validation as well
         **run.trainer,
     }
-    if run.directory is not None and run.checkpoints:
-        given = run.trainer.get("plugins") or []
-        plugins = [*given] if isinstance(given, list | tuple) else [given]
-        own = (
-            []
-            if any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-            else [AtomicCheckpoints()]
-        )
-        settings["plugins"] = [*plugins, *own]
+    if saves:
+        plugins = _as_list(run.trainer.get("plugins") or [])
+        has_own_writer = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        if not has_own_writer:
+            plugins.append(AtomicCheckpoints())
+        settings["plugins"] = plugins
     more = run.trainer.get("callbacks")
     if more is not None:
-        settings["callbacks"] = [*callbacks, *(more if isinstance(more, list | tuple) else [more])]
-        settings["enable_checkpointing"] |= any(
-            isinstance(c, ModelCheckpoint) for c in settings["callbacks"]
-        )
+        everyone = [*callbacks, *_as_list(more)]
+        settings["callbacks"] = everyone
+        settings["enable_checkpointing"] |= any(isinstance(c, ModelCheckpoint) for c in everyone)
     return Trainer(**settings)
+
+
+def _callbacks(run: Run, validated: bool) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if run.patience is not None:
+        stopping = EarlyStopping(
+            "val_loss" if validated else "loss",
+            patience=run.patience,
+            check_on_train_epoch_end=not validated,
+            check_finite=False,
+        )
+        callbacks.append(stopping)
+    if run.checkpoint_folder is not None:
+        saving = ModelCheckpoint(
+            dirpath=run.directory,
+            filename=CHECKPOINT.removesuffix(".ckpt"),
+            every_n_epochs=run.checkpoint_every,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        callbacks += [Fingerprint(run.fingerprint), saving]
+    if run.progress:
+        callbacks.append(EpochProgress())
+    return callbacks
+
+
+def _as_list(given: Any) -> list[Any]:
+    return [*given] if isinstance(given, list | tuple) else [given]
 
 
 def _logger(run: Run) -> Any:
@@ -277,65 +270,11 @@ def _logger(run: Run) -> Any:
     )
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that replace the one before in one step, when they are whole and on the disk.
-
-    They are written in the directory they are meant for: lightning writes to the temporary folder,
-    and copies from there where that is another file system; killed while it copies, it leaves
-    neither the old nor the new one.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        """Write a checkpoint; addresses of other machines (``s3://…``) go lightning's way.
-
-        Args:
-            checkpoint: Content.
-            path: Of the file.
-            storage_options: For addresses.
-        """
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{_machine()}-{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        if os.name == "posix":  # make the renaming last
-            handle = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what fits of this machine were writing when they were killed."""
-    for entry in folder.glob("*.part") if folder.is_dir() else ():
-        found = _PART.fullmatch(entry.name)
-        if found and found["host"] == _machine() and not alive(int(found["pid"])):
-            with contextlib.suppress(OSError):
-                entry.unlink()
-
-
-def _machine() -> str:
-    return socket.gethostname().encode().hex()
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a ``KeyboardInterrupt`` here as well.
+    """Let Ctrl-C raise a ``KeyboardInterrupt``, as it does elsewhere.
 
-    Lightning would exit, and ignore the key from then on.
+    Lightning would end the program, and ignore the key afterwards.
 
     Raises:
         KeyboardInterrupt: When the user interrupts.
@@ -354,88 +293,17 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-class _Fingerprint(Callback):
-    """Writes into every checkpoint which run it belongs to."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["riemae_run"] = self.fingerprint
-
-
-class EpochProgress(ProgressBar):
-    """One bar for the whole training, with the parts of the loss as they stand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bar: Progress | None = None
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Show nothing: on all processes but the first."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Show the bar."""
-        self._enabled = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Open the bar."""
-        if self._enabled:
-            columns = (
-                TextColumn("epoch"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns)
-            self._bar.start()
-            self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Advance it, with the parts of the epoch before: the module's own hook comes later."""
-        if self._bar is not None:
-            parts = "  ".join(
-                f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items()
-            )
-            self._bar.update(
-                self._bar.task_ids[0], completed=trainer.current_epoch + 1, description=parts
-            )
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Close it, with the final parts."""
-        self._close(pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Close it."""
-        self._close(pl_module)
-
-    def _close(self, pl_module: Any) -> None:
-        if self._bar is not None:
-            parts = "  ".join(
-                f"{name} {values[-1]:.4g}" for name, values in pl_module.history.items()
-            )
-            self._bar.update(self._bar.task_ids[0], description=parts)
-            self._bar.stop()
-            self._bar = None
-
-
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Keep lightning from logging hardware, advertisements, and advice on workers and loggers."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")
-    ]
+    names = ("lightning.pytorch", "lightning.fabric", "lightning")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # By origin, not by kind: warnings about the model, ours or torch's, go through.
+            # Selected by the module they come from: warnings about the model are shown.
             warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
             warnings.filterwarnings(
                 "ignore", message=r".*(num_workers|tensorboardX|LeafSpec|Checkpoint directory).*"

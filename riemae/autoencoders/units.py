@@ -1,4 +1,4 @@
-"""The metric of the data space and the extent of the data in it, which set the units of a loss."""
+"""What sets the units of a loss: the data, the metric of their space, and their extent in it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,49 @@ from riemae import ambient as ambients
 from riemae.ambient import AmbientMetric, as_ambient
 from riemae.autoencoders.likelihoods import Likelihood, SquaredError
 from riemae.autoencoders.terms import Variation
-from riemae.exceptions import AmbientError, OptionError
+from riemae.exceptions import AmbientError, DataError, NonFiniteError, OptionError
 
-_SAMPLES = 2000  # of the data, that their squared extent is measured on
+_SAMPLES = 2000  # of the data, on which their squared extent is measured
+
+
+def check_finite(data: Tensor) -> None:  # (n, *shape)
+    """Refuse NaN and infinity.
+
+    Raises:
+        NonFiniteError: When there are any.
+    """
+    if bool(data.isfinite().all()):
+        return
+    bad = ~data.flatten(1).isfinite().all(1)
+    rows = bad.nonzero().flatten().tolist()
+    got = f"NaN or infinity at rows {rows[:5]}"
+    raise NonFiniteError("autoencoder", "finite data", got, "Remove them.")
+
+
+def check_varied(null: Tensor, data: Tensor) -> None:  # (), (n, *shape)
+    """Refuse data whose null deviance is 0 up to rounding.
+
+    Raises:
+        DataError: When it is.
+    """
+    squared_size = float(data.square().flatten(1).sum(1).mean())
+    rounding = torch.finfo(data.dtype).eps ** 2 * squared_size
+    if not float(null) > rounding:
+        expected = "data that vary"
+        got = "the same sample again and again"
+        raise DataError("autoencoder", expected, got, "Are all features constant?")
 
 
 def metric_of(
     ambient: Any, variation: Variation, likelihood: Likelihood, data: Tensor
 ) -> AmbientMetric | None:
-    """The metric of the data space, a copy in dtype and place of the data; None for the Euclidean.
+    """A copy of the metric, in the data's dtype and on their device; None for the Euclidean one.
 
     Args:
         ambient: As in :class:`~riemae.Manifold`, or ``"fisher"``.
-        variation: Of the autoencoder.
+        variation: What the autoencoder changes in the plain one.
         likelihood: Of the data.
-        data: Give dtype and device.
+        data: Give the dtype and the device.
 
     Raises:
         OptionError: For a metric that the variation cannot use, or an unknown name.
@@ -66,7 +94,7 @@ def squared_extent(metric: AmbientMetric | None, data: Tensor) -> Tensor:  # (n,
 
     Args:
         metric: Of the data space; None for the Euclidean.
-        data: The first 2,000 samples are looked at.
+        data: Of more than 2,000 samples, the first 2,000 are used.
 
     Raises:
         AmbientError: When the metric does not fit the data, or gives them no extent.

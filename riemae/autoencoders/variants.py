@@ -29,8 +29,8 @@ class VAE(AE):
         noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
             data's.
 
-    All others as in :class:`AE`. An encoder of your own returns means and log variances side by
-    side, ``(k, 2m)``.
+    All others as in :class:`AE`. An encoder of your own returns the means followed by the log
+    variances, ``(k, 2m)``.
     """
 
     beta: float = 1.0
@@ -63,7 +63,7 @@ class ContractiveAE(AE):
     """Penalises the sensitivity of the codes to the data (Rifai et al. 2011).
 
     Args:
-        weight: Of :func:`~riemae.autoencoders.losses.contraction`, which is 1 at best for a linear
+        weight: Of :func:`~riemae.autoencoders.losses.contraction`, which is at least 1 for a linear
             encoder.
 
     All others as in :class:`AE`.
@@ -80,30 +80,30 @@ class ContractiveAE(AE):
 class NRAE(AE):
     """Neighbourhood reconstructing autoencoder (Lee et al. 2021).
 
-    The decoder's local expansion at each sample is to reconstruct the sample's neighbours. Every
-    step takes the samples of its batch and one random neighbour of each; the graph is built
+    The loss compares the decoder's local expansion at each sample with the sample's neighbours.
+    Every step takes the samples of its batch and one random neighbour of each. The graph is built
     once.
 
     Args:
         order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
-        neighbors: k of the directed graph of nearest neighbours.
+        neighbors: Number of nearest neighbours in the directed graph.
         weight: λ, of the neighbours relative to the reconstruction.
         neighborhood: A graph of your own: a
             :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency matrix, a networkx
-            graph, a table of neighbours ``(n, k)``, anything with
+            graph, a table of neighbours ``(n, k)``, any object with
             ``sample(index, generator) -> index of a neighbour``, or a function of the data that
-            makes one of these, such as
+            returns one of these, such as
             ``functools.partial(Neighborhood.nearest, k=10, kind="mutual")``.
-        init: Codes that the encoder is fitted to before training, ``(n, latent_dim)``, or
-            ``"isomap"`` or ``"laplacian"``: the graph's embedding of that name. Training alone
-            rarely undoes a fold.
-        restarts: Trainings from different seeds, of which the one of the lowest loss is kept.
+        init: Codes to which the encoder is fitted before training: a tensor ``(n, latent_dim)``, or
+            ``"isomap"`` or ``"laplacian"`` for the graph's embedding of that name. Without it, a
+            fold of the first encoder rarely disappears in training.
+        restarts: Number of trainings from different seeds; the one with the lowest loss is kept.
 
-    All others as in :class:`AE`. A DataLoader has to bring the neighbours:
+    All others as in :class:`AE`. The batches of a DataLoader must hold the neighbours:
     ``{"x": …, "neighbor": …}``.
 
     Attributes:
-        neighborhood_: The graph that it was trained on.
+        neighborhood_: The graph of the training data.
         restart_losses_: Final loss of every restart.
     """
 
@@ -148,7 +148,7 @@ class NRAE(AE):
             if best is None or losses[-1] < _final_loss(best):
                 best = candidate
         assert best is not None
-        # Everything learned, and none of the settings.
+        # Take over all that was learned, and none of the settings.
         settings = self.get_params(deep=False)
         learned = {name: value for name, value in vars(best).items() if name not in settings}
         self.__dict__.update(learned)
@@ -170,7 +170,7 @@ class NRAE(AE):
 
     def neighbors_of(self, x: Tensor) -> Neighbors:
         """The neighbourhood graph of the samples, made once per fit."""
-        # The graph that the encoder starts from is the one to train on.
+        # Training uses the same graph as the embedding from which the encoder starts.
         if self._graph_of is not x:
             self.neighborhood_ = self._graph(x)
             self._graph_of = x
@@ -211,7 +211,8 @@ class NRAE(AE):
         expect_shape("NRAE", "init", codes, shape, "Give one code per sample.")
         varied = codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))
         if not bool(varied.all()):
-            expected, hint = "finite codes that vary in every dimension", "What does init hold?"
+            expected = "finite codes that vary in every dimension"
+            hint = "Is a column of init constant, or not finite?"
             raise OptionError("NRAE", expected, "others", hint)
         fit_codes(objective.encoder, data, codes.to(data))
 
@@ -229,15 +230,16 @@ class NRAE(AE):
 class MCAE(AE):
     """Minimum curvature autoencoder (Lee & Park 2023).
 
-    The curvature does not depend on the latent coordinates, which may become anything:
-    ``terms={"relaxed_distortion": 0.1}`` makes it an IRAE as well.
+    The curvature does not depend on the latent coordinates, so this loss leaves their distortion
+    open. With ``terms={"relaxed_distortion": 0.1}`` it is an IRAE as well.
 
     Args:
         kind: ``"extrinsic"`` (MECAE): how fast tangent spaces turn; ``"intrinsic"`` (MICAE): the
             Riemann tensor, for two latent dimensions or more.
-        weight: Of the curvature, in units of the data's extent: 2m for a sphere S^m of data.
+        weight: Of the curvature in units of the data's extent, in which that of data on a sphere
+            S^m is 2m.
         probes: Random directions per point and step for the extrinsic curvature; None computes it
-            exactly, at m (m + 1)/2 second derivatives per point.
+            exactly, by m (m + 1)/2 second derivatives per point.
 
     All others as in :class:`AE`.
     """
@@ -269,7 +271,8 @@ class IRAE(AE):
 
     Args:
         weight: Of the relaxed distortion.
-        mixup: η: distortion is also measured between the codes, and beyond them by this share.
+        mixup: η: distortion is measured between the codes, and beyond them by this fraction of
+            their distance; None measures it at the codes.
         probes: Random directions per point and step.
 
     All others as in :class:`AE`.
@@ -305,7 +308,7 @@ class IRVAE(VAE):
         return _distortion(self.weight, self.mixup, self.probes)
 
 
-# What riemae.load brings back by the name in a checkpoint.
+# The classes that riemae.load knows by the name in a checkpoint.
 KINDS: dict[str, type[AE]] = {
     kind.__name__: kind for kind in (AE, VAE, DenoisingAE, ContractiveAE, NRAE, MCAE, IRAE, IRVAE)
 }
@@ -316,6 +319,6 @@ def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, fl
 
 
 def _final_loss(model: NRAE) -> float:
-    """Mean loss of the last twentieth of the epochs: one epoch's depends on drawn neighbours."""
+    """Mean loss of the last twentieth of the epochs, because one epoch's depends on the draws."""
     losses = model.history_["loss"]
     return float(np.mean(losses[-max(1, len(losses) // 20) :]))

@@ -1,7 +1,8 @@
 """Families of distributions in closed form: parameters, Fisher information, arc-length coordinates.
 
 The Fisher information metric of independent variables is block diagonal, one block per variable.
-Where a block is flat, or lies on a sphere, a feature map φ has ``H = JφᵀJφ``:
+Some blocks have a feature map φ with ``H = JφᵀJφ``, which maps them isometrically to a line, a
+plane or a sphere in a Euclidean space. A block with a feature map need therefore not be flat:
 
 ===================== =============================== ==========================================
 family                parameters                      φ, or the block of H

@@ -1,5 +1,5 @@
-"""Ambient metrics: every way to give H(x) is its dense matrix, both roads agree, and what is no
-metric is refused."""
+"""Ambient metrics: every form of H(x) agrees with its dense matrix, both methods agree, and what is
+not a metric is refused."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ BASES = {
 
 
 def own(base=None, **methods):
-    """A metric that has just one method, and the base that goes with it."""
+    """A metric with a single method, and its base class."""
     ((name, function),) = methods.items()
     return type("Own", (base or BASES[name],), {name: lambda self, *args: function(*args)})()
 
@@ -491,7 +491,7 @@ SKEWED = torch.eye(D).double() + torch.ones(D, D).double().triu(1)
         (
             Custom(lambda x: squares(x).float()),
             "float64.*got torch.float32",
-        ),  # would lose half the digits silently
+        ),  # would lose half of the digits silently
     ],
 )
 class TestCheck:
@@ -513,8 +513,8 @@ def test_another_dtype_than_that_of_the_data_is_refused(make):
 
 
 def test_a_semidefinite_metric_may_pull_back_to_a_definite_one():
-    # diag(1, 1, 0) does not see the third coordinate of the graph (z, z₀); the plane below it is
-    # flat.
+    # diag(1, 1, 0) leaves out the third coordinate of the graph (z, z₀), so the plane below it
+    # remains, which is flat.
     flat = torch.tensor([1.0, 1.0, 0.0]).double()
     M = Manifold(lambda z: torch.cat([z, z[:, :1]], 1), ambient=Custom(diagonal=constantly(flat)))
     z = draw(0, 4, 2)

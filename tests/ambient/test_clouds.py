@@ -1,5 +1,4 @@
-"""The Info-Riemannian metric: the dense formula, what it ignores, and which motions it finds
-large."""
+"""The Info-Riemannian metric: the dense formula, its invariances, and the sizes of motions."""
 
 import weakref
 
@@ -254,8 +253,8 @@ class TestManifold:
 
     @pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
     def test_laws(self, settings):
-        # With a neighbourhood that no derivative changes, all laws hold; one that lies open may be
-        # crossed by a check.
+        # With a neighbourhood that no derivative changes, all laws hold. A smaller one may change
+        # within a check.
         settings = settings | ({"neighbors": 29} if "neighbors" in settings else {})
         check_manifold(Manifold(shape, InfoRiemannian(0.8, **settings)), draw(0, 3, 2))
 

@@ -1,5 +1,4 @@
-"""Metrics from data and from classifiers: their formulas by hand, closed-form distances, and what
-is refused."""
+"""Metrics from data and from classifiers: formulas by hand, closed-form distances, and refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fisher-Rao: distances in closed form, both roads, heads, named families, and the edges of
+"""Fisher-Rao: distances in closed form, both methods, heads, named families, and the limits of
 parameters' ranges."""
 
 import math
@@ -70,7 +70,7 @@ class TestTruths:
         M = self.solve(lambda z: family(logits=logits(z)), truth)
         assert_close(M.gaussian_curvature(Z), torch.full((4,), 0.25).double(), rtol=1e-9, atol=0.0)
 
-    # One variable a coordinate: flat, with the arc length ∫ √I dθ of each family.
+    # One variable per coordinate is flat, with the arc length ∫ √I dθ of each family.
     FLAT = {
         "bernoulli": (lambda z: td.Bernoulli(logits=z), lambda z: 2 * z.sigmoid().sqrt().asin()),
         "binomial": (lambda z: td.Binomial(9, logits=z), lambda z: 6 * z.sigmoid().sqrt().asin()),
@@ -111,10 +111,10 @@ class TestTruths:
         )
 
 
-class TestRoads:
+class TestFixedParameters:
     """A parameter that does not depend on z is taken as fixed.
 
-    What autograd connects to z takes the other road.
+    A parameter that autograd connects to z is taken as varying.
     """
 
     FIXED = {
@@ -168,7 +168,7 @@ class TestHeads:
         assert_close(M.as_space().ambient_distance(Z[:2], Z[2:]), sum(squared).sqrt())
         check_manifold(M, Z)
 
-    def test_flat_heads_have_a_joint_feature_map(self):
+    def test_heads_with_features_have_a_joint_feature_map(self):
         M = Manifold(lambda z: {"a": self.BERNOULLI(z), "b": td.Poisson(positive(z))})
         M.metric(Z)
         assert M.ambient.has_features
@@ -341,7 +341,7 @@ class TestValidation:
 
     @pytest.mark.parametrize("family", [td.Normal, td.Bernoulli])
     def test_a_decoder_may_insist_on_it(self, family):
-        # Values cannot be looked at under vmap: one direction after the other.
+        # Values cannot be read under vmap, so directions are taken one after the other.
         name = "logits" if family is td.Bernoulli else "loc"
         rest = {} if family is td.Bernoulli else {"scale": 0.5}
         insisting = Manifold(lambda z: family(**{name: free(z)}, **rest, validate_args=True))

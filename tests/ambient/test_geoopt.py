@@ -1,5 +1,5 @@
-"""Data on geoopt's manifolds: distances in closed form, the same geometry by both roads, and what
-is refused."""
+"""Data on geoopt's manifolds: distances in closed form, the same geometry by both methods, and
+refusals."""
 
 import geoopt
 import pytest

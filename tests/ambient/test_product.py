@@ -1,4 +1,4 @@
-"""Every ambient metric in every kind of question: laws, geodesics, exponential map, gradients,
+"""Every ambient metric in every kind of test: laws, geodesics, exponential map, gradients,
 curvature, distortion.
 
 A new metric is one line in ``CASES``: a decoder with two latent coordinates, and the metric of its
@@ -180,7 +180,7 @@ def test_every_metric_has_one_way_to_be_given():
 
 
 def test_no_call_changes_a_metric(case):
-    # Settings, tensors and class: what the manifold's own metric is, and what a new one is.
+    # Settings, tensors and class of the manifold's own metric and of a new one.
     decoder, metric = case.decoder, case.ambient
     before = {name: repr(value) for name, value in vars(metric).items()}
     again = Manifold(decoder, metric if not isinstance(metric, ambient.Averaged) else metric.base)

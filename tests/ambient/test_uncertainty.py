@@ -154,7 +154,7 @@ class TestEnsemble:
         assert len(found) == 2
         assert_close(found[1].loc, 2 * mean(Z)[0])
 
-    def test_of_flat_families_keeps_the_fast_road(self):
+    def test_of_families_with_features_has_features(self):
         M = Manifold(
             Ensemble([lambda z: td.Normal(mean(z), 0.5), lambda z: td.Normal(mean(-z), 0.5)])
         )

@@ -525,8 +525,10 @@ class TestLikelihoods:
                 AE(likelihood=name, **SMALL).fit(data())
         with pytest.raises(DataError, match="clouds"):
             AE(likelihood="chamfer", **SMALL).fit(data())
-        with pytest.raises(OptionError, match="likelihood"):
+        with pytest.raises(OptionError, match="likelihood") as caught:
             AE(likelihood="cauchy", **SMALL).fit(data())
+        suggested = caught.value.hint.split("'")[1]
+        assert isinstance(likelihoods.as_likelihood(suggested), likelihoods.Likelihood)
 
     @pytest.mark.skipif(not hasattr(ambient, "FisherRao"), reason="needs ambient.FisherRao")
     def test_fisher_is_the_metric_of_the_likelihood(self):

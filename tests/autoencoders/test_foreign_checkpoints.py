@@ -1,5 +1,5 @@
-"""Checkpoints from elsewhere: what cannot be is refused, nothing large is made of something
-small."""
+"""Checkpoints from elsewhere: impossible ones are refused, and a small file never makes large
+tensors."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def data(n=40, d=3):
 
 
 def sealed(folder, change):
-    """Change the metadata, with a checksum that fits: as somebody would who means it."""
+    """Change the metadata and the checksum with it, as an attacker would."""
     path = folder / "checkpoint.json"
     body = json.loads(path.read_text())
     change(body["metadata"])

@@ -1,5 +1,5 @@
-"""Data in all forms that fit and transform take: the same codes, or a refusal that says what to
-pass."""
+"""Data in all forms that fit and transform take give the same codes. Others are refused with an
+error that says what to pass."""
 
 import os
 import signal
@@ -16,8 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from riemae.autoencoders import AE, IRAE, NRAE, ContractiveAE
-from riemae.autoencoders import training as training_module
+from riemae.autoencoders import AE, IRAE, NRAE, ContractiveAE, checkpoints
 from riemae.exceptions import (
     DataError,
     DTypeError,
@@ -57,7 +56,7 @@ class Stream(IterableDataset):
 
 
 class Cells:
-    """What riemae looks at of an AnnData."""
+    """The parts of an AnnData that riemae uses."""
 
     isbacked = False
 
@@ -174,7 +173,7 @@ class TestForms:
     @pytest.mark.parametrize(
         "x",
         [
-            Cells(data()),  # nobody has imported anndata: an unknown object
+            Cells(data()),  # an unknown object, because anndata is not imported
             iter([1, 2]),
             {"x": [[1.0]]},
             "data.csv",
@@ -195,7 +194,7 @@ class TestForms:
     def test_what_is_no_data_is_refused_at_once(self, x):
         with pytest.raises((RiemaeError, ValueError, TypeError)) as caught:
             AE(**SMALL).fit(x)
-        if not isinstance(x, np.ndarray):  # there scikit-learn speaks
+        if not isinstance(x, np.ndarray):  # the error for arrays is that of scikit-learn
             assert isinstance(caught.value, RiemaeError), caught.value
             assert caught.value.expected
 
@@ -338,14 +337,12 @@ class TestInterruptions:
 
         monkeypatch.setattr(torch if call == "save" else os, call, full)
         with pytest.raises(OSError, match="No space"):
-            training_module.AtomicCheckpoints().save_checkpoint(
-                {"epoch": 7}, tmp_path / "last.ckpt"
-            )
+            checkpoints.AtomicCheckpoints().save_checkpoint({"epoch": 7}, tmp_path / "last.ckpt")
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
         assert (tmp_path / "last.ckpt").read_bytes() == before
 
     def test_parts_of_others_are_left_alone(self, tmp_path):
-        here = training_module._machine()
+        here = checkpoints.machine()
         names = {
             f"last.ckpt.{here}-{2**22 + 9}.part": False,  # more processes than Linux counts
             f"last.ckpt.{here}-{os.getpid()}.part": True,
@@ -355,9 +352,9 @@ class TestInterruptions:
         }
         for name in names:
             (tmp_path / name).write_bytes(b"x")
-        training_module._sweep(tmp_path)
+        checkpoints.sweep(tmp_path)
         assert {name: (tmp_path / name).exists() for name in names} == names
-        training_module._sweep(tmp_path / "nowhere")
+        checkpoints.sweep(tmp_path / "nowhere")
 
     @pytest.fixture
     def ctrl_c(self):
@@ -390,7 +387,7 @@ class TestInterruptions:
         assert caught.value.code == 3
 
     def test_plugins_of_ones_own_stay(self, tmp_path):
-        class Mine(training_module.TorchCheckpointIO):
+        class Mine(checkpoints.TorchCheckpointIO):
             saved = 0
 
             def save_checkpoint(self, checkpoint, path, storage_options=None):

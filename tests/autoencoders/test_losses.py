@@ -1,6 +1,6 @@
-"""Geometric losses against dense formulas, exact cases, invariances, unbiasedness.
+"""Geometric losses against dense formulas, exact cases, invariances and unbiasedness.
 
-Nothing here is our own output.
+Nothing is compared with earlier output of this package.
 """
 
 import pytest
@@ -103,7 +103,7 @@ class TestRelaxedDistortion:
     @settings(derandomize=True, deadline=None, max_examples=20)
     @given(seed=st.integers(0, 10**6), m=st.integers(1, 4))
     def test_with_signs_no_draw_is_negative(self, seed, m):
-        # |Gv|² ≥ (vᵀGv)²/|v|² = (vᵀGv)²/m, and the mean square is no less than the squared mean.
+        # |Gv|² ≥ (vᵀGv)²/|v|² = (vᵀGv)²/m, and a mean square is at least the squared mean.
         f = network(m, seed=seed % 7)
         assert (
             losses.relaxed_distortion(
@@ -337,7 +337,7 @@ class TestCurvature:
             losses.relaxed_distortion(Manifold(f), z, generator=gen(), mixup=0.2),
             losses.conformal_distortion(Manifold(f), z),
         ):
-            # The last bias moves the manifold without bending it.
+            # The last bias moves the manifold and does not change its shape.
             parameters = [*e.parameters(), *list(f.parameters())[:-1]]
             grads = torch.autograd.grad(value, parameters, retain_graph=True)
             assert all(bool(g.isfinite().all()) and bool(g.any()) for g in grads)
@@ -398,7 +398,7 @@ class TestNeighborhoodReconstruction:
         x = self.quadratic(other)
         M = Manifold(self.quadratic)
         assert losses.neighborhood_reconstruction(M, z, other, x, order=2) < 1e-24
-        # What NRAE-L misses is b(dz, dz).
+        # The error of NRAE-L is b(dz, dz).
         missed = torch.einsum("dij,ki,kj->kd", self.b, self.dz, self.dz).square().sum(1).mean()
         assert torch.allclose(losses.neighborhood_reconstruction(M, z, other, x, order=1), missed)
 
@@ -524,7 +524,7 @@ def test_float32_agrees_with_float64():
     f, z = network(), draw(20, 2)
     single = Manifold(f).to(dtype=torch.float32)
     for loss in (losses.relaxed_distortion, losses.extrinsic_curvature):
-        # Probes must be the same: signs are drawn as integers, whatever the dtype.
+        # Signs are drawn as integers in every dtype, so the probes are the same.
         a, b = loss(Manifold(f), z, generator=gen()), loss(single, z.float(), generator=gen())
         assert torch.allclose(a.float(), b, rtol=1e-3)
 

@@ -124,7 +124,7 @@ class TestNearest:
     def test_a_mutual_graph_that_leaves_samples_alone(self):
         x = torch.tensor(
             [[0.0], [1.0], [2.1], [9.0]]
-        )  # 1 and 0 name each other; nobody names 3, and 2 names 1
+        )  # 0 and 1 name each other, 2 names 1, and no sample names 3
         with pytest.raises(GraphError, match=r"2 of 4 without \(first: \[2, 3\]\).*union"):
             Neighborhood.nearest(x, 1, kind="mutual")
 
@@ -206,7 +206,7 @@ class TestOwnGraphs:
     def test_index(self, form):
         table = form(
             [[0, 1], [0, 2], [1, 1]]
-        )  # as of a library that counts a point among its own neighbours
+        )  # as from a library that counts a point among its own neighbours
         assert lists(Neighborhood.from_index(table)) == [{1}, {0, 2}, {1}]
 
     def test_lists_of_different_lengths(self):

@@ -1,5 +1,4 @@
-"""What a training step evaluates, and how often: terms share the decoder's pass with the
-reconstruction."""
+"""How often a training step evaluates the decoder: terms share a pass with the reconstruction."""
 
 import pytest
 import spaces
@@ -24,7 +23,7 @@ def networks(d=5, m=2):
 
 
 def passes(objective, x):
-    """How often a step evaluates the decoder, after the first one has looked at it."""
+    """How often a step evaluates the decoder, after a first step, which examines it."""
     objective(x, generator=gen())
     seen = []
     hook = objective.decoder.register_forward_hook(lambda *_: seen.append(1))
@@ -40,7 +39,7 @@ class TestOnePass:
 
     @pytest.mark.parametrize("estimator", ["exact", "hutchinson", "auto"])
     def test_curvature_decodes_for_the_reconstruction(self, estimator):
-        # As often as a plain step does.
+        # As often as a plain step.
         term = Term(0.1, options={"estimator": estimator})
         objective = Objective(self.e, self.f, self.x, terms={"extrinsic_curvature": term})
         assert passes(objective, self.x) == passes(Objective(self.e, self.f, self.x), self.x) == 1
@@ -79,7 +78,7 @@ class TestOnePass:
         )
 
     def test_other_likelihoods_keep_their_parameters(self):
-        # Terms see expected data, the likelihood logits: there is nothing to share.
+        # Terms need expected data and the likelihood needs logits, so no pass is shared.
         x = (self.x > 0).double()
         for ambient in (None, "fisher"):
             objective = Objective(

@@ -1,5 +1,5 @@
-"""Trained models on disk: the same bits after loading, everything asked for that is missing,
-nothing foreign read."""
+"""Trained models on disk: results are the same bit for bit after loading, missing arguments are
+named, and foreign files are refused."""
 
 import copy
 import hashlib
@@ -56,7 +56,7 @@ def same(a, b, x):
 
 
 def rewrite(folder, change):
-    """Change the metadata, with a checksum that fits: as somebody would who means it."""
+    """Change the metadata and the checksum with it, as an attacker would."""
     path = folder / "checkpoint.json"
     body = json.loads(path.read_text())
     change(body["metadata"])
@@ -225,7 +225,7 @@ class TestWhatHasToBeGiven:
         for metric in (ambient.Density(torch.as_tensor(x)), lambda x: 1 + x.square()):
             m = IRAE(**SMALL, ambient=metric).fit(x)
             m.save(tmp_path)
-            with pytest.raises(CheckpointError, match="pass ambient="):
+            with pytest.raises(CheckpointError, match="the arguments ambient="):
                 riemae.load(tmp_path)
             assert same(m, riemae.load(tmp_path, ambient=metric), x)
 

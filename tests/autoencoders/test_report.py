@@ -1,5 +1,5 @@
-"""Diagnostics of constructed autoencoders: their numbers are known, and where each sentence must or
-must not stand."""
+"""Diagnostics of constructed autoencoders, whose numbers are known: values, and which sentences are
+written."""
 
 import math
 import sys
@@ -188,7 +188,7 @@ class TestSentences:
             r = report(f, None, f.decode(z), z)
             assert r.dead == dead
             assert bool(said(r, DEAD)) == bool(dead)
-            assert not (dead and said(r, DISTORTED))  # one sentence for one thing
+            assert not (dead and said(r, DISTORTED))  # one fault has one sentence
             assert math.isnan(r.extrinsic_curvature) == (thin == 0)
 
     def test_a_collapsed_encoder(self):
@@ -210,7 +210,7 @@ class TestSentences:
             p.copy_(torch.randn(p.shape, generator=torch_state, dtype=F64))
         z = rand(100, 2)
         M = Manifold(f)
-        r = report(M, None, f(z), z)  # no warning: the report says it
+        r = report(M, None, f(z), z)  # the report says it, so there is no warning
         kinked = "ReLU" in layer.__name__
         assert bool(said(r, KINKS)) == kinked
         assert (r.kinks is not None) == kinked
@@ -280,7 +280,7 @@ class TestSentences:
 
 
 class TestLikelihoods:
-    """Heads that emit other numbers than the data: what is reconstructed is the expected datum."""
+    """Heads whose parameters are not the data: their means are the reconstruction."""
 
     X = datasets.counts(n=60, genes=8).x
 

@@ -1,5 +1,5 @@
-"""Training: lightning underneath, silent, resumable to the bit, on several processes, safe when it
-explodes."""
+"""Training on lightning: it is silent, can be resumed bit for bit, runs on several processes, and
+keeps the best weights when the loss explodes."""
 
 import os
 import signal
@@ -138,7 +138,7 @@ class TestLightning:
         )
 
     def fit(self, trainer, *args):
-        with warnings.catch_warnings():  # a trainer of one's own speaks for itself
+        with warnings.catch_warnings():  # the user's own trainer may warn
             warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
             warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec).*")
             trainer.fit(*args)
@@ -267,17 +267,17 @@ class TestExplosions:
                         group["lr"] = 1e30
 
         x = data()
-        with pytest.warns(DivergenceWarning, match="best weights"):
+        with pytest.warns(DivergenceWarning, match=r"weights\. The best weights"):
             m = AE(**{**SMALL, "epochs": 20}, trainer={"callbacks": Blow()}).fit(x)
         assert m.n_epochs_ == 5
         assert np.isfinite(m.transform(x)).all()
-        # The weights are those that the best epoch started from.
+        # The weights are those from which the best epoch started.
         best = int(np.argmin(m.history_["loss"]))
         assert best > 0
         assert torch.equal(weights(m), weights(AE(**{**SMALL, "epochs": best}).fit(x)))
 
     def test_nothing_to_keep_is_an_error(self):
-        with pytest.raises(TrainingError, match="lr"):
+        with pytest.raises(TrainingError, match=r"lr .*weights\. There are no"):
             AE(**{**SMALL, "batch_size": 5}, lr=1e30).fit(data())
 
     def test_a_term_that_is_not_finite_is_named(self):
@@ -287,7 +287,7 @@ class TestExplosions:
             AE(**SMALL, terms={"mine": Term(1.0, lambda M, z: z.sum() * float("nan"))}).fit(data())
 
 
-# Everything random at once: order, neighbours, probes and mixup.
+# All that is random: order, neighbours, probes and mixup.
 MIXED = {"hidden": (8,), "batch_size": 16, "terms": {"relaxed_distortion": 0.1}}
 SCRIPT = f"""
 import sys, numpy as np, torch

@@ -24,9 +24,9 @@ FILES = ("latent.png", "strips.png", "distances.png", "distances.npz")
 
 
 def call(*arguments):
-    """Run ``riemae`` with stdout and stderr apart.
+    """Run ``riemae`` with separate stdout and stderr.
 
-    Click 8.1 has to be told, later versions always do it.
+    Click 8.1 needs an argument for this, and later versions always do it.
     """
     try:
         runner = CliRunner(mix_stderr=False)
@@ -40,7 +40,7 @@ def sized(size=SIZE):
 
 
 def strictly(text):
-    """JSON as its standard has it: no NaN, no Infinity."""
+    """JSON according to its standard, without NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -62,14 +62,14 @@ def command(tmp_path_factory):
 
 @pytest.fixture
 def few(monkeypatch):
-    """A few of the digits: enough where only the way through is looked at."""
+    """A few of the digits, which are enough to test that everything runs."""
     images, labels = demo.load_digits()
     monkeypatch.setattr(demo, "load_digits", lambda: (images[:200], labels[:200]))
 
 
 @pytest.fixture
 def computed(monkeypatch, result):
-    """The command line around a result that is there already, not drawn.
+    """The command line with an existing result, without drawing.
 
     Change it by ``computed(...)``.
     """
@@ -183,8 +183,8 @@ class TestLibrary:
         assert (other.geodesics.length != one.geodesics.length).all()
 
     def test_survives_a_graph_in_pieces(self, few, monkeypatch, tmp_path):
-        # Training may leave the codes in clusters that no neighbourhood joins: no path there, but a
-        # straight line.
+        # Training may leave the codes in clusters that no neighbourhood joins. There is then no
+        # path, and the straight line is used.
         build = Manifold.graph
         monkeypatch.setattr(Manifold, "graph", lambda self, points, **_: build(self, points, k=1))
         with pytest.warns(DisconnectedGraphWarning):

@@ -187,7 +187,7 @@ class TestSurfaces:
 
 class TestScores:
     def test_nearest_distance_to_the_cylinder(self):
-        # | √(x² + y²) − r | for points beside it, √(… + (|h| − 1)²) beyond its ends.
+        # | √(x² + y²) − r | for points at its side, √(… + (|h| − 1)²) beyond its ends.
         d = datasets.cylinder(radius=1.0, noise=0.15, dtype=F64)
         angle = torch.linspace(0.1, 3.0, 40, dtype=F64)
         h, r = (
@@ -299,8 +299,8 @@ class TestImages:
             assert np.allclose(view[0], shift(PICTURE, (0, step)).clip(0, 1), atol=1e-9)
 
     def test_scale_keeps_the_middle(self):
-        # A wide bell, off the middle: at half the size its mass is a quarter, its centre half as
-        # far off.
+        # A wide bell away from the middle: at half the size its mass is a quarter, and its centre
+        # is half as far from the middle.
         y, x = np.mgrid[:41, :41] - 20.0
         bell = np.exp(-((y - 4) ** 2 + (x + 6) ** 2) / (2 * 4.0**2))
         for step in (0, 3):

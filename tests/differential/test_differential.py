@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Tensors this small only wait for each other's threads."""
+    """One thread, because tensors are small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -151,7 +151,7 @@ COMPILERS = {
 
 
 def build(name, dtype=torch.float64):
-    """A decoder, and the same without a compiler in the way."""
+    """A decoder, and the same one without a compiler."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         eager = CATALOGUE[name]()
@@ -246,8 +246,8 @@ class TestCatalogue:
 
 
 def test_compiled_decoders_do_not_make_torch_compile_riemae():
-    # Its limit of recompilations holds for a function: a hook of riemae that every layer passes
-    # would soon reach it.
+    # Torch limits recompilations per function, and a hook of riemae in every layer would soon reach
+    # the limit.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for activation in ACTIVATIONS[:3]:
             for dtype in TOLERANCE:
@@ -371,8 +371,8 @@ class TestFallback:
             assert len(seen) == 1
 
     def test_warning_points_at_the_caller(self):
-        # Python's own filter shows a warning once a line: from a line of riemae, only the first
-        # decoder's would show.
+        # Python's default filter shows a warning once per line. From a line of riemae, only that of
+        # the first decoder would be shown.
         with pytest.warns(FallbackWarning) as seen:
             Differential(table).jacobian(draw(K, M))
         assert seen[0].filename == __file__

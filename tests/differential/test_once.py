@@ -1,4 +1,4 @@
-"""Maps with a first derivative alone: accepted, announced, right; what would need more says so."""
+"""Maps with a first derivative alone are accepted with a warning; methods that need more raise."""
 
 import warnings
 

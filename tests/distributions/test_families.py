@@ -68,7 +68,7 @@ class TestFisherInformation:
     def test_obeys_the_laws(self, name):
         M = manifold(name)
         check_manifold(M, Z[:3])
-        assert M.ambient.has_features == CASES[name].flat
+        assert M.ambient.has_features == CASES[name].has_features
 
     def test_rebuilt_distributions_have_the_same_density(self, name):
         decoder = CASES[name].decoder

@@ -113,7 +113,7 @@ class TestLinearMaps:
 
 class TestUnits:
     def test_rescaled_coordinates(self):
-        # Whatever the units of the coordinates, every digit is there: J = Q diag(t), exactly.
+        # In any units of the coordinates all digits are right: J = Q diag(t), exactly.
         t = torch.tensor([1e-16, 1e-8, 1.0, 1e10], dtype=F64)
         M, z = Manifold(linear(orthonormal(40, 4) * t)), torch.zeros(2, 4, dtype=F64)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Decoders with conditions: every row is that of a call with its point and its condition alone."""
+"""Decoders with conditions: every row equals that of a call with its point and condition alone."""
 
 import inspect
 import multiprocessing
@@ -311,7 +311,7 @@ class TestWithEverythingElse:
     def test_ambient_metrics(self, kind, name, joined):
         decoder, metric = joined[0].decoder, AMBIENT[kind]
         single = lambda i: Manifold(closed(decoder, COND[i : i + 1]), metric)  # noqa: E731 (one expression)
-        # Differentiated twice by the generic road, these are slow: fewer rows.
+        # Fewer rows, because two derivatives by the generic method are slow.
         against_a_loop(
             name, Manifold(decoder, metric), single, rows=2, condition=COND[:2], rtol=1e-8
         )
@@ -376,7 +376,7 @@ class TestWithEverythingElse:
 
 
 class TestManyPairs:
-    """Pairs of different difficulty: some leave the batch early, some wait, some fail."""
+    """Pairs of different difficulty: some leave the batch early, some late, some fail."""
 
     @staticmethod
     def decoder(z, c):
@@ -489,7 +489,7 @@ class TestManyPairs:
     @pytest.mark.parametrize("start", ["spawn", "fork"])
     @pytest.mark.filterwarnings(
         "ignore:This process:DeprecationWarning"
-    )  # Python 3.12 on fork beside threads
+    )  # Python 3.12 warns of fork in a process with threads
     def test_a_matrix_by_a_pool_of_processes_is_that_without(self, start, tmp_path):
         if start not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {start} on this system")
@@ -678,7 +678,7 @@ class TestTheSpace:
 
 
 def network_of_both(z, c):
-    """A decoder that a pickle can carry."""
+    """A decoder that can be pickled."""
     return torch.cat([z.sin() * c[:, :1], z.cos() + c[:, 1:], (z * c[:, :2]).tanh()], 1)
 
 

@@ -1,5 +1,5 @@
-"""Conditions in the contract, the pictures and the report: as a decoder that has them closed
-over."""
+"""Conditions in the contract, the pictures and the report give the results of a decoder that has
+them closed over."""
 
 import math
 import warnings
@@ -234,7 +234,7 @@ class TestReport:
         rows = self.CONDITIONS[:60]
         several = lambda z, c: f(torch.cat([z, c], 1))  # noqa: E731 (one expression)
         x = several(codes, c.expand(60, -1))
-        monkeypatch.setattr("riemae.autoencoders.report._CHUNK", 8 * 16 * 7)
+        monkeypatch.setattr("riemae.autoencoders.diagnostics._CHUNK", 8 * 16 * 7)
         found = report(Manifold(several), None, x, codes, condition=c)
         self.compared(found, report(Manifold(closed(several, c)), None, x, codes))
         apart = report(Manifold(several), None, x, codes, condition=rows)

@@ -1,4 +1,4 @@
-"""Curvature against closed forms, by two roads, and in other coordinates."""
+"""Curvature against closed forms, by two methods, and in other coordinates."""
 
 import warnings
 
@@ -41,7 +41,7 @@ def network(m, d, seed=0, width=12):
 
 
 def by_connection(decoder):
-    """The same manifold by the other road: the identity as a metric that has no feature map."""
+    """The same manifold by the other method: the identity as a metric without a feature map."""
     return Manifold(decoder, ambient=ambient.Custom(operator=lambda x, v: v))
 
 
@@ -97,7 +97,7 @@ class TestExtrinsic:
         assert torch.allclose(bend, M.second_fundamental_form(z, v, u), atol=1e-12)
 
     def test_ambient_metric_enters_the_trace_only(self):
-        # Scaling H by 4 divides Tr(G⁻¹C) by 4, by either road.
+        # Scaling H by 4 divides Tr(G⁻¹C) by 4, by either method.
         z = draw(3, 2)
         plain = Manifold(spaces.torus).extrinsic_curvature(z)
         for H in (

@@ -1,4 +1,4 @@
-"""What a manifold accepts as a decoder, and how it refuses the rest: typed, before anything wrong
+"""What a manifold accepts as a decoder; everything else raises a typed error before anything wrong
 is computed."""
 
 import copy
@@ -54,7 +54,7 @@ def assert_accepted(f, z):
 
 
 def assert_refused(f, z, error=DecoderError, match=None):
-    """Refused, and for a reason that the message gives with a remedy."""
+    """The refusal, whose message gives the reason and a remedy."""
     with pytest.raises(error, match=match) as caught:
         Manifold(f).metric(z)
     assert caught.value.where.startswith("Manifold")
@@ -326,11 +326,10 @@ class TestInputs:
 
 
 class TestTorchScript:
-    """Nested derivatives through optimised TorchScript are wrong without a word (pytorch#73972,
-    #84681)."""
+    """Nested derivatives of optimised TorchScript are silently wrong (pytorch#73972, #84681)."""
 
     FORMS = {"script": torch.jit.script, "freeze": lambda f: torch.jit.freeze(torch.jit.script(f))}
-    # The optimiser goes by earlier calls.
+    # The optimiser uses earlier calls.
     PRELUDES = {
         "fresh": lambda f, z: None,
         "used": lambda f, z: [f(z) for _ in range(3)],
@@ -341,7 +340,7 @@ class TestTorchScript:
     def eager():
         class Net(
             nn.Module
-        ):  # a new class each time: torch shares compiled code, and what it learnt, between equals
+        ):  # a new class each time, because torch shares compiled code between equal ones
             def __init__(self):
                 super().__init__()
                 self.first, self.last = nn.Linear(2, 5), nn.Linear(5, 4)

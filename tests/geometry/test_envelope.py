@@ -1,6 +1,5 @@
-"""Derivatives of distances: right once, refused twice, inside torch.func as outside.
-
-Truths from closed forms.
+"""Derivatives of distances: first ones are those of closed forms, second ones are refused, inside
+and outside torch.func.
 """
 
 import math

@@ -1,5 +1,4 @@
-"""Latent spaces that come round or are curved: wrapped distances in closed form, start curves,
-distortion."""
+"""Periodic and curved latent spaces: wrapped distances in closed form, start curves, distortion."""
 
 import geoopt
 import pytest
@@ -56,8 +55,8 @@ class TestPeriodic:
         assert_close(d, wrapped(u1 - u0).abs(), rtol=1e-6, atol=0)
 
     def test_the_longer_way_in_coordinates_can_be_the_shorter_one(self):
-        # Along the outer equator (radius 3) the coordinates are 3.0 apart one way and 3.28 the
-        # other, but a hill in the first half makes that way long.
+        # Along the outer equator (radius 3) the coordinates are 3.0 apart in one direction and 3.28
+        # in the other, but a hill in the first half makes the first path longer.
         def hill(z):
             x = torus(z)
             height = 3 * torch.exp(4 * (torch.cos(z[:, :1] - 1.5) - 1))

@@ -57,8 +57,8 @@ class TestInterface:
         y, moved = SPHERE.expmap_transp(self.z, 0.5 * self.u, self.v)
         M, exact = SPHERE.riemannian, geoopt.SphereExact()
         x, target, w = sphere(self.z), sphere(y), M.pushforward(self.z, self.v)
-        # geoopt projects, which is no parallel transport; in closed form: w − (⟨y, w⟩/(1 + ⟨x, y⟩))
-        # (x + y).
+        # geoopt projects, which is not parallel transport. In closed form that is
+        # w − (⟨y, w⟩/(1 + ⟨x, y⟩)) (x + y).
         along = (target * w).sum(-1, keepdim=True) / (1 + (x * target).sum(-1, keepdim=True))
         expected = w - along * (x + target)
         assert_close(M.pushforward(y, moved), expected, rtol=1e-6, atol=1e-6)
@@ -154,8 +154,7 @@ def test_steps_do_not_depend_on_the_chart():
 
 def test_frechet_mean_on_the_sphere():
     points = draw(5, 6, 2) * 0.7 + 0.2
-    # The truth on the sphere itself: x ← exp_x(mean of log_x), which contracts, until it stands
-    # still.
+    # The truth on the sphere: the fixed point of x ← exp_x(mean of log_x), which contracts.
     x, on_sphere = sphere(points), geoopt.SphereExact()
     mean = on_sphere.projx(x.mean(0))
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""What a decoder refers to is found, moved and copied: closures, globals, defaults, methods,
+"""All that a decoder refers to is found, moved and copied: closures, globals, defaults, methods,
 computed weights."""
 
 import functools
@@ -24,7 +24,7 @@ CENTRES = torch.linspace(-1, 1, 10).view(5, 2)
 
 
 class Model:
-    """No module itself, as the models of many packages."""
+    """Not a module itself, like the models of many packages."""
 
     def __init__(self):
         self.module = network()
@@ -37,7 +37,7 @@ MODEL = Model()
 
 
 class Constant(nn.Module):
-    """A constant that is no buffer, and a function that refers to a tensor."""
+    """A constant that is not a buffer, and a function that refers to a tensor."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ def test_to_another_dtype(kind):
     after = N.metric(z.double())
     assert after.dtype == torch.float64
     torch.testing.assert_close(after.float(), before, rtol=1e-5, atol=1e-6)
-    # The numbers are float64's, not float32's in other clothes.
+    # The numbers have float64's accuracy, and are not converted from float32.
     assert float((after - before.double()).detach().abs().max()) > 0
     # The original stays.
     assert torch.equal(M.metric(z), before)
@@ -150,7 +150,7 @@ def test_ambient_functions_come_along():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 class TestComputedWeights:
-    """``torch.nn.utils.weight_norm`` keeps weights that are no leaves."""
+    """``torch.nn.utils.weight_norm`` holds weights that are not leaves."""
 
     def decoder(self):
         with torch.random.fork_rng(devices=[]):

@@ -36,8 +36,7 @@ def graphs_find_nearly_all():
     assert edges("approximate") == found
 
 
-# One test: what numba compiles at the first search, for most of a minute, lasts for all others of
-# the process.
+# A single test, because numba compiles for most of a minute at the first search of a process.
 @pytest.mark.filterwarnings("ignore")  # numba's and pynndescent's own
 def test_nearly_all_neighbours_are_found():
     pytest.importorskip("pynndescent")

@@ -1,5 +1,5 @@
-"""Adam, L-BFGS, cubic spline, GEORCE, shooting, scipy's BVP solver: the same driver and truths,
-honest statuses."""
+"""Adam, L-BFGS, cubic spline, GEORCE, shooting and scipy's BVP solver, with the same driver and
+truths, report a correct status."""
 
 import math
 
@@ -95,7 +95,7 @@ class TestTruths:
         assert ((r.length - d).abs() <= 3 * r.error + 1e-12).all()
 
     def test_georce_solves_the_left_node_problem(self):
-        # At the end the gradient of Σ uᵀ G(x) u, by autograd, is zero beside what it was at the
+        # At the end the gradient of Σ uᵀ G(x) u, by autograd, is zero relative to that at the
         # start.
         half_plane = solvers.MetricSpace(spaces.half_plane_tensor)
         z0, z1 = torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[1.0, 2.0]]).double()

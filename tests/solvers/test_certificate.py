@@ -1,5 +1,5 @@
-"""The certificate of a geodesic: residual of the geodesic equation, evenness of the speed, what a
-result prints."""
+"""The certificate of a geodesic: residual of the geodesic equation, evenness of the speed, and the
+printed result."""
 
 import math
 import pickle
@@ -48,7 +48,7 @@ class TestResidual:
         assert torch.allclose(small, large, rtol=1e-9)
 
     def test_tangential_acceleration_counts(self):
-        # z = t² on a line: z̈ = 2 and length 1, whatever the curve's shape says.
+        # z = t² on a line: z̈ = 2 and length 1.
         t = torch.linspace(0, 1, 9, dtype=torch.float64)
         curve = Curve.from_nodes((t * t)[:, None])
         assert torch.allclose(
@@ -56,7 +56,7 @@ class TestResidual:
         )
 
     def test_falls_with_the_square_of_the_step(self):
-        # A sharp tolerance, so that nothing but the resolution is left.
+        # A small tolerance, so that only the resolution matters.
         solvers_ = (Newton(segments=n, max_segments=2 * n) for n in (16, 32))
         coarse, fine = (solved(rtol=1e-7, solver=s, throw=False).residual for s in solvers_)
         assert (coarse / fine > 3).all()

@@ -1,6 +1,6 @@
-"""Distance matrices against closed forms, whatever computes them.
+"""Distance matrices against closed forms, for every way of computing them.
 
-Files that survive a kill and refuse the foreign.
+Files survive a killed process, and are refused for another matrix.
 """
 
 import importlib.util
@@ -185,7 +185,7 @@ class TestExecutors:
     @pytest.mark.parametrize("start", ["spawn", "fork"])
     @pytest.mark.filterwarnings(
         "ignore:This process:DeprecationWarning"
-    )  # Python 3.12 on fork beside threads
+    )  # Python 3.12 warns of fork in a process with threads
     def test_a_pool_of_processes_changes_no_bit(self, start):
         if start not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {start} on this system")
@@ -197,7 +197,8 @@ class TestExecutors:
                     M.distance_matrix(self.z, method=method, k=4, block_size=4, executor=pool),
                     alone,
                 )
-            if start == "spawn" and importlib.util.find_spec("cloudpickle"):  # lambdas travel, too
+            # With cloudpickle, lambdas can be sent as well.
+            if start == "spawn" and importlib.util.find_spec("cloudpickle"):
                 shift = torch.tensor([0.3, -0.1], dtype=F64)
                 M = Manifold(lambda z: spaces.sphere(z + shift))
                 assert torch.equal(
@@ -206,7 +207,7 @@ class TestExecutors:
 
     @pytest.mark.filterwarnings(
         "ignore"
-    )  # what a cluster warns of as it starts and stops is none of ours
+    )  # warnings of a cluster that starts and stops are not from this package
     def test_a_dask_cluster_changes_no_bit(self, tmp_path):
         distributed = pytest.importorskip("distributed")
         M = Manifold(network())
@@ -479,7 +480,7 @@ class TestForeignFiles:
     def test_other_parameters(self, out):
         other = network()
         with torch.no_grad():
-            other[2].bias += 1.0  # moves the decoded points, and no distance between them
+            other[2].bias += 1.0  # moves the decoded points and changes no distance
         self.refused(out, r"space\.decoder: expected", M=Manifold(other))
         other = torch.nn.Sequential(network(), torch.nn.Identity())
         self.refused(out, r"space\.decoder", M=Manifold(other))

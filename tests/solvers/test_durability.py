@@ -1,4 +1,4 @@
-"""Files of distance matrices: what they are of, who writes them, and disks that are full."""
+"""Files of distance matrices: which matrix they hold, which process writes them, and full disks."""
 
 import json
 import os
@@ -162,7 +162,7 @@ class TestIdentity:
         self.refused(out, one, two, r"space\.ambient", method="graph", k=3)
 
     def test_a_decoder_that_differs_between_the_points_only(self, out):
-        # The same code by name, nothing captured: what lies between the points tells.
+        # The same code by name, with nothing captured: values between the points differ.
         def decoder(height):
             bump = "torch.exp(-(z / 0.3).square().sum(-1, keepdim=True))"
             text = f"lambda z: torch.cat([z, {height} * {bump}], -1)"

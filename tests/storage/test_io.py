@@ -1,6 +1,6 @@
 """Checkpoints: exact round trips.
 
-Refusal of what was cut, changed or is something else; crashes survived.
+Files that were cut or changed, or are something else, are refused. Crashes leave a whole file.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def parsed(content):
 
 
 def rewrite(folder, change, checksum=True):
-    """Change the JSON, with a checksum that fits: as somebody would who means it."""
+    """Change the JSON and the checksum with it, as an attacker would."""
     path = folder / "checkpoint.json"
     body = json.loads(path.read_text())
     change(body)
@@ -371,8 +371,8 @@ class TestDamage:
         assert same(storage.load(tmp_path)[0], example())
 
     def test_truncation_of_a_header_that_claims_to_be_whole(self, tmp_path):
-        # Size and checksum rewritten to fit: what is left is for the parser of safetensors to
-        # refuse.
+        # Size and checksum are rewritten to match, so only the parser of safetensors can refuse the
+        # file.
         storage.save(tmp_path, example(), {})
         path = tensor_file(tmp_path)
         content = path.read_bytes()
@@ -464,7 +464,7 @@ while True:
 print(seen)
 """
 
-# Saves one checkpoint after the other until somebody ends it.
+# Saves one checkpoint after the other until it is killed.
 _FOREVER = """
 import sys, torch
 from riemae import storage

@@ -33,7 +33,7 @@ LAWS = {
     "inputs",
 }
 
-# Which way leads to second derivatives does not matter here.
+# The method for second derivatives does not matter here.
 SLOWER_WAY = pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
 
 
@@ -126,7 +126,7 @@ class TestSoundManifolds:
         assert all(p.grad is None for p in decoder.parameters())
 
     def test_it_is_silent_about_trainable_parameters_and_needs_no_gradient_mode(self):
-        # torch shows some warnings only once a process: every time, please.
+        # torch shows some warnings once per process by default; here it shows them every time.
         torch.set_warn_always(True)
         try:
             check_manifold(Manifold(NETWORKS["tanh"]), draw(5, 3, 2))
@@ -224,7 +224,7 @@ class TestBrokenMethods:
         assert law in broken_laws(broken(**{name: slightly_off}), self.z)
 
     def test_a_sound_law_is_not_blamed(self):
-        # Twice the metric, consistently: every law holds but that it is no pull-back.
+        # Twice the metric, consistently: all laws hold except that it is the pull-back.
         twice = broken(
             metric=doubled, metric_product=doubled, inner=doubled, norm=lambda x, z, v: x * 2**0.5
         )
@@ -233,8 +233,8 @@ class TestBrokenMethods:
         assert broken_laws(broken(pullback=doubled), self.z) == {"adjoint"}
 
     def test_torsion(self):
-        # A totally antisymmetric torsion in three dimensions keeps inner products and bends no
-        # geodesic.
+        # A totally antisymmetric torsion in three dimensions preserves inner products and does not
+        # change geodesics.
         epsilon = torch.linalg.cross(
             torch.eye(3)[:, None].expand(3, 3, 3), torch.eye(3)[None].expand(3, 3, 3)
         ).double()
@@ -318,7 +318,7 @@ def rotations(z):  # (k, 2) -> (k, 6): turns about two axes; flat, though the da
     "decoder", [lambda z: z, lambda z: torch.cat([z, z.flip(-1)], -1), rotations]
 )
 def test_a_constant_metric_passes(decoder):
-    # Its connection is rounding, or no function of the points at all: neither breaks a law.
+    # Its connection is rounding, or does not depend on the points; neither breaks a law.
     check_manifold(Manifold(decoder), draw(0, 4, 2))
 
 

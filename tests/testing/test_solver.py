@@ -46,7 +46,7 @@ def broken_promises(solver, **options):
 
 @dataclass(frozen=True)
 class Base:
-    """Newton's method under another name, to be broken."""
+    """Newton's method in a class of its own, which tests break."""
 
     segments: int = 8
     max_segments: int = 512
@@ -145,8 +145,8 @@ def test_a_kept_promise_is_not_blamed():
 
 
 def test_results_that_no_driver_should_make(monkeypatch):
-    # The driver keeps end points and lengths sound whatever a solver does: these laws watch over
-    # it, and are broken here behind its back.
+    # The driver keeps end points and lengths correct for every solver. These laws test the driver,
+    # so they are broken here after it.
     true = solvers.geodesic
 
     def changed(**fields):

@@ -80,7 +80,7 @@ def left_nodes(out, nodes):
 
 
 class Blocked(Sound):
-    """Its chords are right, their derivative is not."""
+    """Its chords are right, and their derivatives are wrong."""
 
     def squared_chords(self, nodes):
         g = self.metric(nodes.detach())
@@ -118,7 +118,7 @@ def products(**factors):
 
 
 def bent(out, nodes, second_order=True):
-    """A Gauss-Newton part that is not positive; the Hessian stays what it is."""
+    """A Gauss-Newton part that is not positive, with an unchanged Hessian."""
     if out.correction is None:
         return scaled(out, gauss_newton=-1.0)
     return out
