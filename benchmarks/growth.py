@@ -111,11 +111,13 @@ def _mean(x: Tensor) -> float:
 
 
 def reset_peak() -> None:
+    """Let the peak of the memory begin anew."""
     with open("/proc/self/clear_refs", "w") as file:  # on Linux, 5 resets the peak in VmHWM
         file.write("5")
 
 
 def memory(field: str) -> float:
+    """MiB of this process: ``"VmRSS"`` now, ``"VmHWM"`` at the peak."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith(field))
     return int(line.split()[1]) / 1024

@@ -32,6 +32,7 @@ from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
+from riemae.geometry.explanation import Explanation, explained
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics import reach
@@ -720,6 +721,19 @@ class Manifold:
         """
         core, flat = self._checks.placed("kinks", z, condition)
         return smoothness.kinks(core, flat)
+
+    def explain(self, z: Tensor, *, condition: Conditions = None) -> Explanation:  # (*b, m)
+        """How the decoder is differentiated at these points, and what that costs.
+
+        Which mode runs, which of its operations have no rule of their own in Taylor mode, and the
+        time of first and second derivatives in decodings. ``print(M.explain(z))`` for people.
+
+        Args:
+            z: Points; some hundred make the times steady.
+            condition: As in :class:`Manifold`.
+        """
+        core, flat = self._checks.placed("explain", z, condition)
+        return explained(core, flat)
 
     # Distortion: riemae.geometry.distortion has the formulas, riemae.scores what is said of sets of
     # points.

@@ -31,9 +31,11 @@ LAYERS = {
         differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
         differential.modes.taylor differential.primitives differential.rowwise differential.rules
+        differential.placement differential.rules.attention differential.rules.contractions
         differential.rules.elementwise differential.rules.generic differential.rules.inplace
-        differential.rules.products differential.rules.queries differential.rules.structural
-        differential.rules.sums differential.spellings differential.tape differential.trust
+        differential.rules.normalising differential.rules.norms differential.rules.products
+        differential.rules.queries differential.rules.recurrent differential.rules.selections
+        differential.rules.structural differential.rules.sums differential.spellings differential.tape differential.trust
     """,
     "solvers": """
         solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
@@ -61,7 +63,7 @@ LAYERS = {
     """,
     "geometry": """
         geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature
-        geometry.decoder geometry.distortion geometry.envelope geometry.factors geometry.latent
+        geometry.decoder geometry.distortion geometry.explanation geometry.envelope geometry.factors geometry.latent
         geometry.paths geometry.pullback geometry.smoothness
     """,
     "manifold": "ensembles manifold",

@@ -31,10 +31,13 @@ from riemae.differential.comparison import IN_GRADIENT_MODE
 from riemae.differential.conditions import Condition
 from riemae.differential.modes import BatchedMap, Mode, Nested, Taylor, basis
 from riemae.differential.rowwise import Rowwise, unoptimised
+from riemae.differential.rules.generic import watched
 from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
 from riemae.numerics.values import concrete, evidently_finite
+
+ALL_KINDS = ("jacobian", "contraction", "vjp")
 
 
 class Differential:
@@ -250,6 +253,17 @@ class Differential:
         assert isinstance(mode, Nested)
         with mode.active(second_order=True):
             return mode.push(f, z, v)[1]
+
+    def modes(self, z: Tensor) -> tuple[dict[str, Mode], list[str]]:
+        """Which mode is used for each kind of derivative, and functions without a rule.
+
+        The kinds are "jacobian", "contraction" (second derivatives along a covector) and "vjp".
+        """
+        chosen = {kind: self._trust.mode(kind, self._f, z) for kind in ALL_KINDS}
+        with watched() as names, torch.no_grad():
+            self.jets(z)
+            self.expansion(z, torch.ones_like)
+        return chosen, sorted(set(names))
 
     def chunk(self, z: Tensor, passes: int) -> int:
         """Points ``(k, m)`` per chunk when ``passes`` tangents of the widest layer are held."""

@@ -1,12 +1,12 @@
 """Taylor mode operation by operation, against torch.autograd.functional."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
 from torch.autograd.functional import hessian
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riemae.differential.jets import Jet
 from riemae.differential.modes import MODES, Nested, Taylor, basis
@@ -78,7 +78,8 @@ RECURRENT = {
     "LSTM, projected": time_first(seeded(lambda: LSTM(4, 3, num_layers=2, proj_size=2))),
     "RNN": time_first(seeded(lambda: RNN(4, 3, bidirectional=True))),
     "RNN, ReLU": time_first(seeded(lambda: RNN(4, 3, nonlinearity="relu"))),
-    "the same input at every step": lambda z, layer=seeded(  # noqa: B008 (made once)
+    "the same input at every step": lambda z,
+    layer=seeded(  # noqa: B008 (made once)
         lambda: GRU(4, 3, batch_first=True)
     ): layer(z[:, None].repeat(1, 3, 1))[0].flatten(1),
     "GRU cell": lambda z, cell=seeded(lambda: torch.nn.GRUCell(4, 3)): cell(z.sin(), z[:, :3]),  # noqa: B008
@@ -132,7 +133,8 @@ ATTENTION = {
     "heads, added mask": heads(mask=C[:, :3]),
     "heads, padding": heads(padding=torch.tensor([[False, False, True]])),
     "heads, both masks": heads(mask=CAUSAL, padding=torch.tensor([[False, True, False]])),
-    "heads, keys of other sizes": lambda z, layer=seeded(  # noqa: B008 (made once)
+    "heads, keys of other sizes": lambda z,
+    layer=seeded(  # noqa: B008 (made once)
         lambda: MHA(4, 2, kdim=2, vdim=3, batch_first=True, bias=False)
     ): layer(tokens(z), tokens(z)[..., :2], tokens(z)[..., 1:], need_weights=False)[0].flatten(1),
     "heads, with a bias for keys": heads(add_bias_kv=True, mask=CAUSAL),
@@ -158,23 +160,31 @@ NORMALISED = {
     "layer norm, two axes": lambda z: F.layer_norm(
         image(z), (2, 2), C[:2, :2].contiguous(), C[1:, 2:].contiguous()
     ).flatten(1),
-    "layer norm, points second": lambda z: F.layer_norm(
-        tokens(z).transpose(0, 1), (4,), C[0], C[1]
-    ).square().transpose(0, 1).flatten(1),
+    "layer norm, points second": lambda z: (
+        F.layer_norm(tokens(z).transpose(0, 1), (4,), C[0], C[1])
+        .square()
+        .transpose(0, 1)
+        .flatten(1)
+    ),
     "RMS norm": lambda z: F.rms_norm(tokens(z), (4,), C[0]).flatten(1),
     "RMS norm, eps": lambda z: F.rms_norm(z, (4,), eps=0.1),
     "group norm, images": lambda z: F.group_norm(
         torch.cat([image(z), image(z.cos())], 1), 2, C[0], C[1]
     ).flatten(1),
     "group norm, channels last": lambda z: F.group_norm(
-        image(z).to(torch.float64).contiguous(memory_format=torch.channels_last), 1, C[0, :2], C[1, :2]
+        image(z).to(torch.float64).contiguous(memory_format=torch.channels_last),
+        1,
+        C[0, :2],
+        C[1, :2],
     ).flatten(1),
-    "batch norm, images": lambda z: F.batch_norm(
-        image(z), C[0, :2], C[1, :2], C[2, :2], C[2, 2:]
-    ).square().flatten(1),
-    "batch norm by torch": lambda z: torch.batch_norm(
-        image(z), C[0, :2], C[1, :2], C[2, :2], C[2, 2:], False, 0.1, 1e-5, False
-    ).square().flatten(1),
+    "batch norm, images": lambda z: (
+        F.batch_norm(image(z), C[0, :2], C[1, :2], C[2, :2], C[2, 2:]).square().flatten(1)
+    ),
+    "batch norm by torch": lambda z: (
+        torch.batch_norm(image(z), C[0, :2], C[1, :2], C[2, :2], C[2, 2:], False, 0.1, 1e-5, False)
+        .square()
+        .flatten(1)
+    ),
     "softmax, other axes": lambda z: (
         tokens(z).softmax(1) + F.softmin(tokens(z), -1) * tokens(z).log_softmax(-2)
     ).flatten(1),
@@ -188,9 +198,14 @@ NORMALISED = {
     "lengths": lambda z: torch.stack(
         [z.norm(dim=-1), torch.linalg.vector_norm(z.sin(), dim=1), torch.norm(z, 3, -1)], -1
     ),
-    "lengths of other kinds": lambda z: torch.stack(
-        [z.sin().norm(1, -1), torch.linalg.vector_norm(z, torch.inf, -1), z.var(-1), z.std(1)], -1
-    ) + z.var(1, unbiased=False, keepdim=True) + z.sin().var(dim=-1, correction=0.5, keepdim=True),
+    "lengths of other kinds": lambda z: (
+        torch.stack(
+            [z.sin().norm(1, -1), torch.linalg.vector_norm(z, torch.inf, -1), z.var(-1), z.std(1)],
+            -1,
+        )
+        + z.var(1, unbiased=False, keepdim=True)
+        + z.sin().var(dim=-1, correction=0.5, keepdim=True)
+    ),
     "cosine similarity": lambda z: F.cosine_similarity(tokens(z), C, dim=-1),
     "gates": lambda z: F.glu(z) + F.glu(tokens(z), 2).flatten(1)[:, :2],
 }
@@ -211,12 +226,13 @@ SUMS_OF_PRODUCTS = {
     "einsum of one": lambda z: torch.einsum("bi,ji->bj", z.sin(), C).square(),
     "einsum, implicit": lambda z: torch.einsum("bi,ji", z.sin(), C).square(),
     "einsum, ellipsis": lambda z: torch.einsum("...i,ji->...j", tokens(z), C).sin().flatten(1),
-    "einsum of three": lambda z: torch.einsum("bti,bsi,sj->btj", tokens(z), tokens(z.sin()), C)
-    .flatten(1),
+    "einsum of three": lambda z: torch.einsum(
+        "bti,bsi,sj->btj", tokens(z), tokens(z.sin()), C
+    ).flatten(1),
     "einsum, sums of one alone": lambda z: torch.einsum("bti,bsj->bt", tokens(z), tokens(z.sin())),
-    "einsum, points elsewhere": lambda z: torch.einsum(
-        "ib,bti->tb", z.T.sin(), tokens(z)
-    ).square().T,
+    "einsum, points elsewhere": lambda z: (
+        torch.einsum("ib,bti->tb", z.T.sin(), tokens(z)).square().T
+    ),
     "bilinear": lambda z: F.bilinear(z[:, 1:], z.sin(), C.repeat(2, 1, 1), C[0, :2]),
     "sums and products": lambda z: (
         torch.addmm(C[0], z, C.T @ C, beta=0.5, alpha=2.0)
@@ -225,21 +241,32 @@ SUMS_OF_PRODUCTS = {
         + torch.lerp(z, z.sin(), z.sigmoid())
     ),
     "products, points second": lambda z: (
-        (z.T.sin()[:, None] * z.T[None]).cos() @ torch.eye(len(z)).to(z)
-    ).flatten(0, 1).T,
+        ((z.T.sin()[:, None] * z.T[None]).cos() @ torch.eye(len(z)).to(z)).flatten(0, 1).T
+    ),
     "products that broadcast": lambda z: (
         (z[:, None, :] * z.sin()[:, :, None]) @ (z[:, :, None] * C[0])
     ).flatten(1),
 }
 PLACES = {
     "points last": lambda z: z.T.sin().mul(z.T).T,
-    "points in the middle": lambda z: torch.stack([z.sin(), z, z.cos()]).square().transpose(0, 1)
-    .flatten(1),
-    "points merged with heads": lambda z: tokens(z).transpose(0, 1).reshape(-1, 4).sin().square()
-    .unflatten(0, (3, -1)).transpose(0, 1).flatten(1),
-    "steps taken one by one": lambda z: torch.cat(
-        [x.square() for x in torch.stack([z, z.sin()])[:, :, :2].split(1)], 0
-    ).transpose(0, 1).flatten(1),
+    "points in the middle": lambda z: (
+        torch.stack([z.sin(), z, z.cos()]).square().transpose(0, 1).flatten(1)
+    ),
+    "points merged with heads": lambda z: (
+        tokens(z)
+        .transpose(0, 1)
+        .reshape(-1, 4)
+        .sin()
+        .square()
+        .unflatten(0, (3, -1))
+        .transpose(0, 1)
+        .flatten(1)
+    ),
+    "steps taken one by one": lambda z: (
+        torch.cat([x.square() for x in torch.stack([z, z.sin()])[:, :, :2].split(1)], 0)
+        .transpose(0, 1)
+        .flatten(1)
+    ),
     "batch doubled": lambda z: sum(torch.cat([z.sin(), z], 0).square().chunk(2, 0)),
     "expanded in front": lambda z: (z.expand(2, -1, -1).sin() * z).square().sum(0),
     "a broadcast constant in front": lambda z: (C[:, None] * z.sin()).square().mean(0),
@@ -368,7 +395,7 @@ def truth(f, z):
     return x, j, torch.stack(second)
 
 
-@lru_cache(maxsize=None)
+@cache
 def known(name):
     f, z = SMOOTH[name], draw(K, M, seed=3)
     with sdpa_kernel(SDPBackend.MATH):  # the only attention that torch differentiates twice

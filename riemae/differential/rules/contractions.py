@@ -81,7 +81,10 @@ def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
 def _transposed(
     letters: list[str], places: list[int], result: str, frozen: list[Tensor], free: str
 ) -> Any:
-    """The transpose in the second jet, ``(δ, ∂a) -> shape of ∂b``; None where it has no equation."""
+    """The transpose in the second jet, ``(δ, ∂a)`` to the shape of ``∂b``.
+
+    None where it has no equation.
+    """
     a, b = places
     others = [i for i in range(len(letters)) if i not in places]
     known = set(result + letters[a] + "".join(letters[i] for i in others))
@@ -123,9 +126,7 @@ def _bilinear(func: Any, a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
 
 
 @composition(*spellings("addmm addmv baddbmm"))
-def _added_product(
-    func: Any, x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1
-) -> Any:
+def _added_product(func: Any, x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     product = a @ b
     scaled = product if alpha == 1 else product * alpha
     return scaled + (x if beta == 1 else x * beta)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,10 +19,27 @@ from riemae.numerics.threads import jvp
 
 Values = tuple[Tensor, ...]
 
+# Names of functions that came here, where somebody wants to know (:func:`watched`).
+_SEEN: ContextVar[list[str] | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """Collect the names of functions that have no rule of their own."""
+    names: list[str] = []
+    token = _SEEN.set(names)
+    try:
+        yield names
+    finally:
+        _SEEN.reset(token)
+
 
 @rule(ANY_OTHER)
 def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Any function, by forward mode through it alone."""
+    seen = _SEEN.get()
+    if seen is not None:
+        seen.append(name_of(func))
     leaves, spec = pytree.tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet)]
     jets: list[Jet] = [leaves[i] for i in places]

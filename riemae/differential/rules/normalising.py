@@ -60,7 +60,7 @@ def _pushed(jet: Jet, y: Tensor, form: Form, outer: int | None) -> Jet:
 
 def _axis(jet: Jet, rest: tuple[Any, ...], kwargs: Options) -> int | None:
     """The axis, counted from the end; None where the call has other arguments than that."""
-    given = {name: x for name, x in kwargs.items() if name not in ("_stacklevel",) and x is not None}
+    given = {name: x for name, x in kwargs.items() if name != "_stacklevel" and x is not None}
     axis = rest[0] if rest else given.pop("dim", None)
     rest = tuple(x for x in rest[1:] if x is not None and x != 3)  # the level of a warning
     if type(axis) is not int or rest or given or not jet.ndim:
@@ -91,6 +91,13 @@ def _softmax(func: Any, args: Args, kwargs: Options) -> Any:
         return products(weights * apart, apart, batch, placed(outer))
 
     return _pushed(jet, y, Form(lambda x: p * centred(x), quadratic, weighted), outer)
+
+
+@composition(*spellings("softmin"))
+def _softmin(
+    func: Any, x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Any:
+    return (-x).softmax(dim, dtype)
 
 
 @rule(*spellings("log_softmax"))

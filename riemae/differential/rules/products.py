@@ -111,10 +111,11 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
     return Jet(y, first, second, tape, outer)
 
 
-def _transposed(
-    func: Any, a: Jet, b: Jet, y: Tensor
-) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The transpose in ``b`` of the product, ``(δ, ∂a (k, *s)) -> (k, *t)``; None for rare kinds."""
+def _transposed(func: Any, a: Jet, b: Jet, y: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The transpose in ``b`` of the product, ``(δ, ∂a (k, *s)) -> (k, *t)``.
+
+    None for rare kinds.
+    """
     if func in ELEMENTWISE:
         return lambda slope, left: _summed(_in_front(left, y.ndim) * slope, b.shape)
     if func in MATRICES and a.ndim > 1 and b.ndim > 1:

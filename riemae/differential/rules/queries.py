@@ -14,6 +14,7 @@ QUERIES = """
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
     new_zeros new_ones new_empty new_full new_tensor
     item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal
+    eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ logical_not
     __len__ __repr__ __format__ __bool__ __contains__"""
 
 

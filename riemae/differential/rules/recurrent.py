@@ -27,7 +27,9 @@ def _lstm_step(
     return (hidden if projection is None else F.linear(hidden, projection)), cell
 
 
-def _gru_step(x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None) -> tuple[Any, ...]:
+def _gru_step(
+    x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None
+) -> tuple[Any, ...]:
     (hidden,) = states
     n = hidden.shape[-1]
     recurrent = F.linear(hidden, weight, bias)
@@ -37,11 +39,15 @@ def _gru_step(x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = 
     return (candidate + update * (hidden - candidate),)
 
 
-def _tanh_step(x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None) -> tuple[Any, ...]:
+def _tanh_step(
+    x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None
+) -> tuple[Any, ...]:
     return ((x + F.linear(states[0], weight, bias)).tanh(),)
 
 
-def _relu_step(x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None) -> tuple[Any, ...]:
+def _relu_step(
+    x: Any, states: tuple[Any, ...], weight: Any, bias: Any, _: Any = None
+) -> tuple[Any, ...]:
     return ((x + F.linear(states[0], weight, bias)).relu(),)
 
 
