@@ -30,7 +30,7 @@ from riemae.differential.tape import ElementwiseBend, Tape
 # (function, arguments, keywords) -> jets
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 # Where the points are in a result, or in each of several.
-Outer = int | None | list[int | None]
+Ahead = int | None | list[int | None]
 
 # Rules by function object, and under ANY_OTHER the one for functions that are not in the table.
 RULES: dict[Any, Rule] = {}
@@ -78,7 +78,7 @@ class Jet(Tensor):
         second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are
             not carried.
         tape: What the pass carries.
-        outer: Product of the lengths of the axes in front of that of the points; None where that
+        ahead: Product of the lengths of the axes in front of that of the points; None where that
             is unknown (:mod:`riemae.differential.placement`). Only the sums of a recorded pass ask.
         sharing: All jets that share this memory, including this one; None where there are no
             others.
@@ -88,7 +88,7 @@ class Jet(Tensor):
     first: Tensor
     second: Tensor | None
     tape: Tape
-    outer: int | None
+    ahead: int | None
     sharing: list[weakref.ref[Jet]] | None = None
 
     @staticmethod
@@ -98,7 +98,7 @@ class Jet(Tensor):
         first: Tensor,
         second: Tensor | None,
         tape: Tape,
-        outer: int | None = 1,
+        ahead: int | None = 1,
     ) -> Jet:
         """A wrapper of the value's shape, dtype and device, without storage of its own."""
         return Tensor._make_wrapper_subclass(
@@ -111,7 +111,7 @@ class Jet(Tensor):
         first: Tensor,
         second: Tensor | None,
         tape: Tape,
-        outer: int | None = 1,
+        ahead: int | None = 1,
     ) -> None:
         if value.dtype.is_complex:  # the rules are those of real numbers
             raise NotImplementedError("Taylor mode does not support complex numbers")
@@ -119,7 +119,7 @@ class Jet(Tensor):
         self.first = first
         self.second = second
         self.tape = tape
-        self.outer = outer
+        self.ahead = ahead
 
     # The most frequent queries, without the cost of ``__torch_function__``. (For mypy, both are
     # fields of a tensor.)
@@ -170,10 +170,10 @@ class Jet(Tensor):
             first = slope * self.first
             second = None if self.second is None else slope * self.second
             if bend is not None and tape.recorded is not None:
-                tape.record(y, ElementwiseBend(bend, self.first, tape.batch, placed(self.outer)))
+                tape.record(y, ElementwiseBend(bend, self.first, tape.batch, placed(self.ahead)))
             elif bend is not None and tape.carries_second:
                 second = self._bent(bend * self.first, second)
-        return Jet(y, first, second, tape, self.outer)
+        return Jet(y, first, second, tape, self.ahead)
 
     def _bent(self, left: Tensor, second: Tensor | None) -> Tensor:
         """``second + left_i · first_j`` for all pairs, without copies of either."""
@@ -195,28 +195,28 @@ class Jet(Tensor):
             return left * self.first[js]
         return torch.addcmul(second[rows], left, self.first[js])
 
-    def mapped(self, y: Any, op: Callable[[Tensor], Any], outer: Outer = 1) -> Any:
+    def mapped(self, y: Any, op: Callable[[Tensor], Any], ahead: Ahead = 1) -> Any:
         """The jets of ``y = op(x)`` for a linear op, which vmap applies to all derivatives."""
-        return self.stacked(y, vmap(op), outer)
+        return self.stacked(y, vmap(op), ahead)
 
-    def stacked(self, y: Any, op: Callable[[Tensor], Any], outer: Outer = 1) -> Any:
+    def stacked(self, y: Any, op: Callable[[Tensor], Any], ahead: Ahead = 1) -> Any:
         """The jets of ``y``, linear in this one, where ``op`` takes all derivatives at once.
 
         That gives the numbers of vmap, which costs several times as much as a small operation.
-        ``outer`` is that of ``y``, one for each if there are several.
+        ``ahead`` is that of ``y``, one for each if there are several.
         """
         with self.tape.tangents():
             first = op(self.first)
             second = None if self.second is None else op(self.second)
-        return _jets(y, first, second, self.tape, outer)
+        return _jets(y, first, second, self.tape, ahead)
 
 
-def _jets(y: Any, first: Any, second: Any, tape: Tape, outer: Outer) -> Any:
+def _jets(y: Any, first: Any, second: Any, tape: Tape, ahead: Ahead) -> Any:
     """Jets from values and derivatives, each a tensor or a sequence of tensors."""
     if isinstance(y, Tensor):
-        return Jet(y, first, second, tape, outer[0] if isinstance(outer, list) else outer)
+        return Jet(y, first, second, tape, ahead[0] if isinstance(ahead, list) else ahead)
     seconds = [None] * len(y) if second is None else second
-    places = outer if isinstance(outer, list) else [outer] * len(y)
+    places = ahead if isinstance(ahead, list) else [ahead] * len(y)
     parts = zip(y, first, seconds, places, strict=True)
     return tuple(Jet(x, u, bent, tape, place) for x, u, bent, place in parts)
 
@@ -338,4 +338,4 @@ def taken_over(target: Jet, out: Jet) -> None:
     target.value = out.value
     target.first = out.first
     target.second = out.second
-    target.outer = out.outer
+    target.ahead = out.ahead

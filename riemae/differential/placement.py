@@ -2,9 +2,9 @@
 
 Derivatives of second order are summed per point, so that the points must be told apart in every
 intermediate result. Most keep them on their first axis. Sequence models move them behind the axis
-of time, attention heads share an axis with them. All of that is one number: *outer*, the product of
+of time, attention heads share an axis with them. All of that is one number: *ahead*, the product of
 the lengths of the axes in front of the points. A tensor that depends on ``b`` points is, read in
-order, ``(outer, b, rest)``.
+order, ``(ahead, b, rest)``.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
     from riemae.differential.jets import Jet
 
 
-def placed(outer: int | None) -> int:
-    """``outer``, where it must be known.
+def placed(ahead: int | None) -> int:
+    """``ahead``, where it must be known.
 
     Raises:
         NotImplementedError: Where it is not.
     """
-    if outer is None:
+    if ahead is None:
         raise NotImplementedError("Taylor mode lost track of which axis is that of the points")
-    return outer
+    return ahead
 
 
-def axis_of(shape: Sequence[int], outer: int) -> tuple[int, int]:
+def axis_of(shape: Sequence[int], ahead: int) -> tuple[int, int]:
     """The axis that holds the points, and the length of what shares it in front of them."""
     before = 1
     for axis, length in enumerate(shape):
-        if outer < before * length:
-            return axis, outer // before
+        if ahead < before * length:
+            return axis, ahead // before
         before *= length
     return 0, 1
 
 
 def on_the_right(jet: Jet, y: Tensor) -> int | None:
-    """``outer`` of a result whose last axes are those of the jet: broadcasting, products.
+    """``ahead`` of a result whose last axes are those of the jet: broadcasting, products.
 
     None where it is unknown.
     """
-    if jet.outer is None or jet.tape.recorded is None:
-        return jet.outer
+    if jet.ahead is None or jet.tape.recorded is None:
+        return jet.ahead
     shape = jet.shape
-    if jet.outer == 1 and y.shape[:1] == shape[:1] and y.ndim == len(shape):
+    if jet.ahead == 1 and y.shape[:1] == shape[:1] and y.ndim == len(shape):
         return 1
     if jet.tape.batch == 1:
         return 1
-    axis, shared = axis_of(shape, jet.outer)
+    axis, shared = axis_of(shape, jet.ahead)
     place = axis + y.ndim - len(shape)
     if place < 0 or y.shape[place] != shape[axis]:
         return None
@@ -61,7 +61,7 @@ def on_the_right(jet: Jet, y: Tensor) -> int | None:
 
 
 def of_all(jets: Sequence[Jet], y: Tensor) -> int | None:
-    """``outer`` of a result of several jets; None where they do not agree."""
+    """``ahead`` of a result of several jets; None where they do not agree."""
     if jets[0].tape.recorded is None:
         return 1
     places = {on_the_right(jet, y) for jet in jets}
@@ -69,7 +69,7 @@ def of_all(jets: Sequence[Jet], y: Tensor) -> int | None:
 
 
 def joined(jets: Sequence[Jet], members: int, y: Tensor, along: int | None) -> int | None:
-    """``outer`` of members that are stacked, or put one behind the other.
+    """``ahead`` of members that are stacked, or put one behind the other.
 
     Args:
         jets: Those members that depend on the points.
@@ -80,23 +80,23 @@ def joined(jets: Sequence[Jet], members: int, y: Tensor, along: int | None) -> i
     first = jets[0]
     if first.tape.recorded is None:
         return 1
-    if first.tape.batch == 1 or any(jet.outer != first.outer for jet in jets):
-        return first.outer if first.tape.batch == 1 else None
-    if first.outer is None or along is None:
-        return first.outer if along is None and y.shape[:1] == first.shape[:1] else None
-    axis, shared = axis_of(first.shape, first.outer)
+    if first.tape.batch == 1 or any(jet.ahead != first.ahead for jet in jets):
+        return first.ahead if first.tape.batch == 1 else None
+    if first.ahead is None or along is None:
+        return first.ahead if along is None and y.shape[:1] == first.shape[:1] else None
+    axis, shared = axis_of(first.shape, first.ahead)
     stacked = y.ndim > first.ndim
     if not stacked and axis == along:
-        return members if first.outer == 1 and len(jets) == members else None
+        return members if first.ahead == 1 and len(jets) == members else None
     place = axis + (stacked and along <= axis)
     return math.prod(y.shape[:place]) * shared
 
 
 def permuted(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
-    """``outer`` after an op that only changes the order of the axes."""
-    if jet.outer is None or jet.tape.batch == 1:
-        return jet.outer
-    axis, shared = axis_of(jet.shape, jet.outer)
+    """``ahead`` after an op that only changes the order of the axes."""
+    if jet.ahead is None or jet.tape.batch == 1:
+        return jet.ahead
+    axis, shared = axis_of(jet.shape, jet.ahead)
     lengths = [1] * len(jet.shape)
     lengths[axis] = 2
     place = op(torch.empty(lengths)).shape.index(2)
@@ -104,29 +104,29 @@ def permuted(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
 
 
 def selected(jet: Jet, y: Any, op: Callable[[Tensor], Any]) -> list[int | None]:
-    """``outer`` of each result of an op that copies, selects or moves numbers."""
+    """``ahead`` of each result of an op that copies, selects or moves numbers."""
     results = (y,) if isinstance(y, Tensor) else y
-    if jet.outer == 1 and all(x.shape[:1] == jet.shape[:1] for x in results):
+    if jet.ahead == 1 and all(x.shape[:1] == jet.shape[:1] for x in results):
         return [1] * len(results)
-    if jet.outer is None or jet.tape.batch == 1:
-        return [jet.outer] * len(results)
+    if jet.ahead is None or jet.tape.batch == 1:
+        return [jet.ahead] * len(results)
     batch = jet.tape.batch
     owners = torch.arange(batch, dtype=torch.float32).view(1, batch, 1)
-    rest = math.prod(jet.shape) // (jet.outer * batch)
+    rest = math.prod(jet.shape) // (jet.ahead * batch)
     try:
-        moved = op(owners.expand(jet.outer, batch, rest).reshape(jet.shape))
+        moved = op(owners.expand(jet.ahead, batch, rest).reshape(jet.shape))
     except RuntimeError:  # indices on another device
         return [None] * len(results)
     return [_read(x, batch) for x in ((moved,) if isinstance(moved, Tensor) else moved)]
 
 
 def _read(owners: Tensor, batch: int) -> int | None:
-    """``outer`` of numbers that say which point they are of; None where they are in disorder."""
+    """``ahead`` of numbers that say which point they are of; None where they are in disorder."""
     flat = owners.flatten()
     changes = (flat != flat[:1]).nonzero()
     rest = int(changes[0]) if len(changes) else len(flat)
-    outer, left = divmod(len(flat), batch * rest)
-    if left or not outer:
+    ahead, left = divmod(len(flat), batch * rest)
+    if left or not ahead:
         return None
-    expected = torch.arange(batch, dtype=flat.dtype).view(1, batch, 1).expand(outer, batch, rest)
-    return outer if torch.equal(flat.view(outer, batch, rest), expected) else None
+    expected = torch.arange(batch, dtype=flat.dtype).view(1, batch, 1).expand(ahead, batch, rest)
+    return ahead if torch.equal(flat.view(ahead, batch, rest), expected) else None

@@ -113,21 +113,21 @@ def bending(
     return total
 
 
-def per_point(x: Tensor, batch: int, outer: int = 1) -> Tensor:  # (k, *s) -> (k, b, n)
+def per_point(x: Tensor, batch: int, ahead: int = 1) -> Tensor:  # (k, *s) -> (k, b, n)
     """The numbers of each point side by side."""
-    if outer == 1:
+    if ahead == 1:
         return x.reshape(len(x), batch, -1)
-    return x.reshape(len(x), outer, batch, -1).transpose(1, 2).flatten(2)
+    return x.reshape(len(x), ahead, batch, -1).transpose(1, 2).flatten(2)
 
 
 def products(
-    a: Tensor, b: Tensor, batch: int, outer: int = 1
+    a: Tensor, b: Tensor, batch: int, ahead: int = 1
 ) -> Tensor:  # (k, *s) twice -> (b, k, k)
     """``Σ a_i b_j`` over the numbers of each point."""
     # The numbers of every point start at the same alignment: the product must not depend on the
     # point's place in the batch.
-    left = aligned(per_point(a, batch, outer), -1)
-    right = aligned(per_point(b, batch, outer), -1)
+    left = aligned(per_point(a, batch, ahead), -1)
+    right = aligned(per_point(b, batch, ahead), -1)
     return left.transpose(0, 1) @ right.permute(1, 2, 0)
 
 
@@ -138,12 +138,12 @@ class ElementwiseBend:
     bend: Tensor
     first: Tensor
     batch: int
-    outer: int = 1
+    ahead: int = 1
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
         weighted = slope * self.bend * self.first
-        return products(weighted, self.first, self.batch, self.outer)
+        return products(weighted, self.first, self.batch, self.ahead)
 
 
 @dataclass
@@ -158,19 +158,19 @@ class BilinearBend:
         left: ``∂a``.
         right: ``∂b``.
         batch: Number of points.
-        outer: That of ``b``.
+        ahead: That of ``b``.
     """
 
     transposed: Callable[[Tensor, Tensor], Tensor]
     left: Tensor
     right: Tensor
     batch: int
-    outer: int = 1
+    ahead: int = 1
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
         carried = self.transposed(slope, self.left)
-        form = products(carried, self.right, self.batch, self.outer)
+        form = products(carried, self.right, self.batch, self.ahead)
         return form + form.transpose(1, 2)
 
 
@@ -183,18 +183,18 @@ class QuadraticBend:
         pairs: The pairs.
         k: Number of tangents.
         batch: Number of points.
-        outer: That of the result.
+        ahead: That of the result.
     """
 
     second: Tensor
     pairs: Pairs
     k: int
     batch: int
-    outer: int = 1
+    ahead: int = 1
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
-        packed = per_point(slope * self.second, self.batch, self.outer).sum(-1)
+        packed = per_point(slope * self.second, self.batch, self.ahead).sum(-1)
         i = torch.tensor(self.pairs.i, device=packed.device)
         j = torch.tensor(self.pairs.j, device=packed.device)
         form = packed.new_zeros(self.k, self.k, self.batch)

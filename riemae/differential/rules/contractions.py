@@ -46,7 +46,7 @@ def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
     values = [x.value if isinstance(x, Jet) else x for x in operands]
     y = torch.einsum(equation, *values)
     frozen = [tape.frozen(x) for x in values]
-    outer = _outer(jets, [letters[i] for i in places], result, y)
+    ahead = _ahead(jets, [letters[i] for i in places], result, y)
 
     def lifted(parts: dict[int, Tensor]) -> Tensor:
         """The same sum with derivatives, whose axis is in front, for some of the operands."""
@@ -64,18 +64,19 @@ def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
         if len(jets) == 2 and tape.pairs is not None:
             a, b = places
             left, right = jets
-            i, j = tape.pairs.i, tape.pairs.j
             swapped = _transposed(letters, places, result, frozen, free)
             if tape.recorded is not None and swapped is not None:
                 bend = BilinearBend(
-                    swapped, left.first, right.first, tape.batch, placed(right.outer)
+                    swapped, left.first, right.first, tape.batch, placed(right.ahead)
                 )
                 tape.record(y, bend)
             else:
-                bent = lifted({a: left.first[i], b: right.first[j]})
-                bent = bent + lifted({a: left.first[j], b: right.first[i]})
-                second = add_bend(tape, y, bent, second, len(first), outer)
-    return Jet(y, first, second, tape, outer)
+                before = tape.pairs.i
+                behind = tape.pairs.j
+                bent = lifted({a: left.first[before], b: right.first[behind]})
+                bent = bent + lifted({a: left.first[behind], b: right.first[before]})
+                second = add_bend(tape, y, bent, second, len(first), ahead)
+    return Jet(y, first, second, tape, ahead)
 
 
 def _transposed(
@@ -96,18 +97,18 @@ def _transposed(
     return lambda slope, left: torch.einsum(equation, left, slope, *(frozen[i] for i in others))
 
 
-def _outer(jets: list[Jet], letters: list[str], result: str, y: Tensor) -> int | None:
+def _ahead(jets: list[Jet], letters: list[str], result: str, y: Tensor) -> int | None:
     """Where the letter of the points stands in the result."""
-    found = set()
+    found: set[int | None] = set()
     for jet, names in zip(jets, letters, strict=True):
-        if jet.outer is None:
+        if jet.ahead is None:
             return None
         if jet.tape.recorded is None or jet.tape.batch == 1:
             found.add(1)
             continue
-        axis, shared = axis_of(jet.shape, jet.outer)
+        axis, shared = axis_of(jet.shape, jet.ahead)
         if "." in names or "." in result:
-            found.add(1 if jet.outer == 1 and y.shape[:1] == jet.shape[:1] else None)
+            found.add(1 if jet.ahead == 1 and y.shape[:1] == jet.shape[:1] else None)
             continue
         if names[axis] not in result:
             return None

@@ -54,7 +54,7 @@ class Elementwise:
                 op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
                 slope, bend = _by_forward_mode(op, x, tape, self.bends)
             elif self.known is not None and _one_plain_tangent(jet):
-                return Jet(y, self.known.tangent(jet.first, x, out), None, tape, jet.outer)
+                return Jet(y, self.known.tangent(jet.first, x, out), None, tape, jet.ahead)
             else:
                 slope, bend = self.derivatives(x, out, 1 if tape.pairs is None else 2)
         return jet.chain(y, slope, bend)
@@ -75,7 +75,7 @@ def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
     listed = None if pairs is None else list(zip(pairs.i, pairs.j, strict=True))
     parts = Activation.apply(known, func, listed, jet.value, jet.first, jet.second)
     second = None if pairs is None else parts[2]
-    return Jet(parts[0], parts[1], second, jet.tape, jet.outer)
+    return Jet(parts[0], parts[1], second, jet.tape, jet.ahead)
 
 
 def _one_plain_tangent(jet: Jet) -> bool:

@@ -66,16 +66,16 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return tuple(results[i] for i in smooth)
 
     # Which axis is that of the points is known only where all arguments have it in front.
-    outer = 1 if all(x.outer == 1 for x in jets) else None
-    firsts, seconds = _derivatives(f, jets, [results[i] for i in smooth], outer)
+    ahead = 1 if all(x.ahead == 1 for x in jets) else None
+    firsts, seconds = _derivatives(f, jets, [results[i] for i in smooth], ahead)
     for i, first, second in zip(smooth, firsts, seconds, strict=True):
-        results[i] = Jet(results[i], first, second, jets[0].tape, outer)
+        results[i] = Jet(results[i], first, second, jets[0].tape, ahead)
     viewed(jets, results)
     return pytree.tree_unflatten(results, shape)
 
 
 def _derivatives(
-    f: Callable[..., Values], jets: list[Jet], results: list[Tensor], outer: int | None
+    f: Callable[..., Values], jets: list[Jet], results: list[Tensor], ahead: int | None
 ) -> tuple[Any, Any]:
     """Tangents and second derivatives of all results of ``f``."""
     tape = jets[0].tape
@@ -102,7 +102,7 @@ def _derivatives(
         if any(x.second is not None for x in jets):
             seconds = vmap(push)(*(_second(x, len(i)) for x in jets))
         parts = zip(results, quadratics, seconds, strict=True)
-        return firsts, [add_bend(tape, *part, len(tangents[0]), outer) for part in parts]
+        return firsts, [add_bend(tape, *part, len(tangents[0]), ahead) for part in parts]
 
 
 def _second(jet: Jet, count: int) -> Tensor:
@@ -116,7 +116,7 @@ def add_bend(
     quadratic: Tensor | None,
     second: Tensor | None,
     k: int,
-    outer: int | None = 1,
+    ahead: int | None = 1,
 ) -> Tensor | None:
     """Record how an operation bends, or add it to the second derivatives that it passes on.
 
@@ -126,12 +126,12 @@ def add_bend(
         quadratic: ``∂²op(∂x(u_i), ∂x(u_j))`` for all pairs; None where it vanishes.
         second: ``∂op ∂²x(u_i, u_j)``; None where it vanishes.
         k: Number of tangents.
-        outer: Of the result (:mod:`riemae.differential.placement`).
+        ahead: Of the result (:mod:`riemae.differential.placement`).
     """
     if tape.recorded is None or quadratic is None:
         return plus(second, quadratic)
     assert tape.pairs is not None
-    tape.record(y, QuadraticBend(quadratic, tape.pairs, k, tape.batch, placed(outer)))
+    tape.record(y, QuadraticBend(quadratic, tape.pairs, k, tape.batch, placed(ahead)))
     return None
 
 

@@ -39,7 +39,7 @@ class Form:
     weighted: Callable[[Tensor, Tensor], Tensor]
 
 
-def _pushed(jet: Jet, y: Tensor, form: Form, outer: int | None) -> Jet:
+def _pushed(jet: Jet, y: Tensor, form: Form, ahead: int | None) -> Jet:
     """The jet of the result."""
     tape = jet.tape
     with tape.tangents():
@@ -52,7 +52,7 @@ def _pushed(jet: Jet, y: Tensor, form: Form, outer: int | None) -> Jet:
             i = tape.pairs.i
             j = tape.pairs.j
             second = plus(second, form.quadratic(jet.first[i], jet.first[j]))
-    return Jet(y, first, second, tape, outer)
+    return Jet(y, first, second, tape, ahead)
 
 
 # Softmax and its like.
@@ -77,7 +77,7 @@ def _softmax(func: Any, args: Args, kwargs: Options) -> Any:
     y = torch.softmax(jet.value, axis)
     p = jet.tape.frozen(y)
     batch = jet.tape.batch
-    outer = jet.outer
+    ahead = jet.ahead
 
     def centred(x: Tensor) -> Tensor:
         return x - (p * x).sum(axis, keepdim=True)
@@ -88,9 +88,9 @@ def _softmax(func: Any, args: Args, kwargs: Options) -> Any:
     def weighted(slope: Tensor, first: Tensor) -> Tensor:
         apart = centred(first)
         weights = p * centred(slope)
-        return products(weights * apart, apart, batch, placed(outer))
+        return products(weights * apart, apart, batch, placed(ahead))
 
-    return _pushed(jet, y, Form(lambda x: p * centred(x), quadratic, weighted), outer)
+    return _pushed(jet, y, Form(lambda x: p * centred(x), quadratic, weighted), ahead)
 
 
 @composition(*spellings("softmin"))
@@ -109,7 +109,7 @@ def _log_softmax(func: Any, args: Args, kwargs: Options) -> Any:
     y = torch.log_softmax(jet.value, axis)
     p = jet.tape.frozen(y).exp()
     batch = jet.tape.batch
-    outer = jet.outer
+    ahead = jet.ahead
 
     def centred(x: Tensor) -> Tensor:
         return x - (p * x).sum(axis, keepdim=True)
@@ -121,9 +121,9 @@ def _log_softmax(func: Any, args: Args, kwargs: Options) -> Any:
     def weighted(slope: Tensor, first: Tensor) -> Tensor:
         apart = centred(first)
         weights = -p * slope.sum(axis, keepdim=True)
-        return products(weights * apart, apart, batch, placed(outer))
+        return products(weights * apart, apart, batch, placed(ahead))
 
-    return _pushed(jet, y, Form(centred, quadratic, weighted), outer)
+    return _pushed(jet, y, Form(centred, quadratic, weighted), ahead)
 
 
 @rule(*spellings("logsumexp"))
@@ -141,7 +141,7 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
         kept = kept.unsqueeze(axis)
     p = (jet.tape.frozen(jet.value) - kept).exp()
     batch = jet.tape.batch
-    outer = jet.outer
+    ahead = jet.ahead
 
     def along(x: Tensor) -> Tensor:
         return (p * x).sum(axes, keepdim=keepdim)
@@ -155,12 +155,12 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
     def weighted(slope: Tensor, first: Tensor) -> Tensor:
         apart = centred(first)
         weights = p * slope.reshape(kept.shape)
-        return products(weights * apart, apart, batch, placed(outer))
+        return products(weights * apart, apart, batch, placed(ahead))
 
     form = Form(along, quadratic, weighted)
     whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
     first_kept = bool(whole) and whole[0] == 0
-    return _pushed(jet, y, form, outer if outer == 1 and first_kept else None)
+    return _pushed(jet, y, form, ahead if ahead == 1 and first_kept else None)
 
 
 # Norms of layers.
@@ -179,7 +179,7 @@ def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
     frozen = tape.frozen(y)
     r = tape.frozen(rate)
     batch = tape.batch
-    outer = jet.outer
+    ahead = jet.ahead
 
     def centred(x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True) if centring else x
@@ -205,13 +205,13 @@ def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
         scale = r.square()
         level = (slope * frozen).sum(-1, keepdim=True) * scale
         cross = (slope * c).sum(-1, keepdim=True) * scale
-        place = placed(outer)
+        place = placed(ahead)
         form = products(3 * level * b, b, batch, place)
         form = form - products(level / n * c, c, batch, place)
         mixed = products(cross, b, batch, place)
         return form - mixed - mixed.transpose(1, 2)
 
-    return _pushed(jet, y, Form(push, quadratic, weighted), outer)
+    return _pushed(jet, y, Form(push, quadratic, weighted), ahead)
 
 
 def _scaled(y: Any, weight: Any, bias: Any, shape: tuple[int, ...]) -> Any:
@@ -311,7 +311,7 @@ def _batch_norm(func: Any, args: Args, kwargs: Options) -> Any:
         slope = slope * given["weight"]
     slope = slope.view((-1,) + (1,) * (jet.ndim - 2))
     y = func(*plain(args), **plain(kwargs))
-    return jet.stacked(y, lambda x: x * slope, jet.outer)
+    return jet.stacked(y, lambda x: x * slope, jet.ahead)
 
 
 def _named(args: Args, kwargs: Options) -> dict[str, Any]:

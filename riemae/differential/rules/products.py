@@ -75,10 +75,10 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
 
     jet = a if isinstance(a, Jet) else b
     y = op(jet.value)
-    outer = on_the_right(jet, y)
+    ahead = on_the_right(jet, y)
     if elementwise and jet.shape == y.shape:  # broadcasting takes care of the axis in front
-        return jet.stacked(y, op, outer)
-    return jet.mapped(y, op, outer)
+        return jet.stacked(y, op, ahead)
+    return jet.mapped(y, op, ahead)
 
 
 def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
@@ -98,17 +98,17 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
             None if a.second is None else left(a.second, b_value),
             None if b.second is None else right(a_value, b.second),
         )
-        outer = of_all((a, b), y)
+        ahead = of_all((a, b), y)
         transposed = _transposed(func, a, b, y) if tape.recorded is not None else None
         if transposed is not None:
-            place = placed(b.outer)
+            place = placed(b.ahead)
             tape.record(y, BilinearBend(transposed, a.first, b.first, tape.batch, place))
         elif tape.pairs is not None:
             i = tape.pairs.i
             j = tape.pairs.j
             quadratic = both(a.first[i], b.first[j]) + both(a.first[j], b.first[i])
-            second = add_bend(tape, y, quadratic, second, len(first), outer)
-    return Jet(y, first, second, tape, outer)
+            second = add_bend(tape, y, quadratic, second, len(first), ahead)
+    return Jet(y, first, second, tape, ahead)
 
 
 def _transposed(func: Any, a: Jet, b: Jet, y: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -150,7 +150,7 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
         return _times_reciprocal(over, under)
     y = func(over.value, under)
     if y.shape == over.shape:  # broadcasting takes care of the axis in front
-        return over.stacked(y, lambda x: func(x, under), over.outer)
+        return over.stacked(y, lambda x: func(x, under), over.ahead)
     return linear(func, args, kwargs)
 
 

@@ -24,8 +24,8 @@ Options = dict[str, Any]
 def _taken(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> Jet:
     """The jet of picked numbers, each from its own place whatever the values are."""
     recorded = jet.tape.recorded is not None
-    outer = selected(jet, y, op)[0] if recorded else jet.outer
-    return jet.mapped(y, op, outer)
+    ahead = selected(jet, y, op)[0] if recorded else jet.ahead
+    return jet.mapped(y, op, ahead)
 
 
 # Along an axis, with the places of what was picked.
@@ -38,7 +38,7 @@ def _picked(func: Any, args: Args, kwargs: Options) -> Any:
         return generic(func, args, kwargs)
     out = func(jet.value, *rest, **kwargs)
     if isinstance(out, Tensor):  # msort: along the first axis
-        places = jet.value.argsort(0, stable=True)
+        places = jet.value.argsort(dim=0, stable=True)
         return _taken(jet, out, lambda x: x.gather(0, places))
     return _by_places(func, jet, out, rest, kwargs)
 
@@ -98,8 +98,8 @@ def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
     for axis in () if keepdim else sorted(axes):
         y = y.squeeze(axis)
     whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
-    outer = 1 if jet.outer == 1 and whole[:1] == [0] else None
-    return jet.stacked(y, lambda x: (weights * x).sum(axes, keepdim=keepdim), outer)
+    ahead = 1 if jet.ahead == 1 and whole[:1] == [0] else None
+    return jet.stacked(y, lambda x: (weights * x).sum(axes, keepdim=keepdim), ahead)
 
 
 @composition(*spellings("maximum fmax"))
@@ -135,7 +135,7 @@ def _pooling(name: str) -> Callable[..., Any]:
             flat = x.flatten(-axes)
             return flat.gather(-1, places.flatten(-axes)).reshape(y.shape)
 
-        return jet.mapped(y, op, jet.outer)
+        return jet.mapped(y, op, jet.ahead)
 
     return apply
 
@@ -155,7 +155,7 @@ def _filled(func: Any, args: Args, kwargs: Options) -> Any:
     y = func(jet.value, mask, value)
     if y.shape != jet.shape:
         return generic(func, args, kwargs)
-    return jet.stacked(y, lambda x: x.masked_fill(mask, 0.0), jet.outer)
+    return jet.stacked(y, lambda x: x.masked_fill(mask, 0.0), jet.ahead)
 
 
 @rule(*spellings("pad constant_pad_nd"))
@@ -168,9 +168,9 @@ def _padded(func: Any, args: Args, kwargs: Options) -> Any:
     widths = rest[0] if rest else kwargs["pad"]
     if constant:
         wide = lambda x: F.pad(x, tuple(widths))  # noqa: E731 (one expression)
-        outer = jet.outer if len(widths) < 2 * jet.ndim else None
-        return jet.stacked(y, wide, outer)
-    return jet.mapped(y, lambda x: func(x, *rest, **kwargs), jet.outer)
+        ahead = jet.ahead if len(widths) < 2 * jet.ndim else None
+        return jet.stacked(y, wide, ahead)
+    return jet.mapped(y, lambda x: func(x, *rest, **kwargs), jet.ahead)
 
 
 @rule(*spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"))
@@ -179,4 +179,4 @@ def _dropped(func: Any, args: Args, kwargs: Options) -> Any:
     training = rest[1] if len(rest) > 1 else kwargs.get("training", True)
     if training or not isinstance(jet, Jet):
         return generic(func, args, kwargs)
-    return viewed((jet,), jet.stacked(jet.value, lambda x: x, jet.outer))
+    return viewed((jet,), jet.stacked(jet.value, lambda x: x, jet.ahead))

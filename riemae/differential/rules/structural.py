@@ -34,22 +34,22 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
 
     y = op(jet.value)
     lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
-    outer = _outer(func, jet, y, op, lift)
+    ahead = _ahead(func, jet, y, op, lift)
     if lifted is None:
-        return viewed((jet,), jet.mapped(y, op, outer))
-    return viewed((jet,), jet.stacked(y, lifted, outer))
+        return viewed((jet,), jet.mapped(y, op, ahead))
+    return viewed((jet,), jet.stacked(y, lifted, ahead))
 
 
-def _outer(
+def _ahead(
     func: Any, jet: Jet, y: Any, op: Callable[[Tensor], Any], lift: Lift | None
 ) -> int | None | list[int | None]:
     """Where the points are in the result, if anybody asks."""
     if jet.tape.recorded is None or lift in (_in_order, _each_number, _in_memory):
-        return jet.outer
+        return jet.ahead
     if func in PERMUTING:
         return permuted(jet, y, op)
     if func in COMBINING:
-        return on_the_right(jet, y) if jet.outer != 1 else 1
+        return on_the_right(jet, y) if jet.ahead != 1 else 1
     return selected(jet, y, op)
 
 

@@ -28,12 +28,12 @@ def _sum(signs: tuple[int, int]) -> Rule:
         y = func(plain(args[0]), plain(args[1]))
         signed = zip(args, signs, strict=True)
         parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
-        outer = of_all([x for x in args if isinstance(x, Jet)], y)
+        ahead = of_all([x for x in args if isinstance(x, Jet)], y)
         if len(parts) == 1:
-            return Jet(y, *parts[0], outer)
+            return Jet(y, *parts[0], ahead)
         (first, second, tape), (other_first, other_second, _) = parts
         with tape.tangents():
-            return Jet(y, first + other_first, plus(second, other_second), tape, outer)
+            return Jet(y, first + other_first, plus(second, other_second), tape, ahead)
 
     return apply
 
