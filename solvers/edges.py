@@ -67,7 +67,10 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     embedded = embedding_of(space)
     times = torch.linspace(0, 1, _CORNERS).to(start)[:, None]
     lines = torch.lerp(start[:, None], stop[:, None], times)
-    found = None if embedded is None else embedded(lines, _chord_sums)
+    if embedded is None:
+        found = None
+    else:
+        found = embedded(lines, _chord_sums)
     if found is None:
         return torch.full_like(start[:, 0], torch.nan)
     coarse, middle, fine, noise = found.unbind(1)

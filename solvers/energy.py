@@ -52,17 +52,19 @@ class Expansion:
     @property
     def hessian(self) -> BlockTridiagonal | None:
         """The full Hessian, or None when second derivatives were not asked for."""
-        return None if self.correction is None else self.gauss_newton + self.correction
+        if self.correction is None:
+            return None
+        return self.gauss_newton + self.correction
 
     def select(self, index: Tensor) -> Expansion:
         """The curves at ``index``."""
         return Expansion(
-            self.energy[index],
-            self.gradient[index],
-            self.gauss_newton.select(index),
-            None if self.correction is None else self.correction.select(index),
-            self.noise[index],
-            self.scalable,
+            energy=self.energy[index],
+            gradient=self.gradient[index],
+            gauss_newton=self.gauss_newton.select(index),
+            correction=None if self.correction is None else self.correction.select(index),
+            noise=self.noise[index],
+            scalable=self.scalable,
         )
 
     @classmethod
@@ -72,12 +74,12 @@ class Expansion:
             return parts[0]
         corrections = [part.correction for part in parts if part.correction is not None]
         return cls(
-            torch.cat([part.energy for part in parts]),
-            torch.cat([part.gradient for part in parts]),
-            BlockTridiagonal.cat([part.gauss_newton for part in parts]),
-            BlockTridiagonal.cat(corrections) if corrections else None,
-            torch.cat([part.noise for part in parts]),
-            parts[0].scalable,
+            energy=torch.cat([part.energy for part in parts]),
+            gradient=torch.cat([part.gradient for part in parts]),
+            gauss_newton=BlockTridiagonal.cat([part.gauss_newton for part in parts]),
+            correction=BlockTridiagonal.cat(corrections) if corrections else None,
+            noise=torch.cat([part.noise for part in parts]),
+            scalable=parts[0].scalable,
         )
 
 
@@ -92,7 +94,8 @@ def differentiated(
     """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
     with torch.inference_mode(False), torch.enable_grad():
         # What is made in inference mode has no derivative.
-        nodes = nodes.clone() if nodes.is_inference() else nodes
+        if nodes.is_inference():
+            nodes = nodes.clone()
         interior = nodes[:, 1:-1].detach().requires_grad_()
         energy = discrete_energy(
             squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
@@ -117,7 +120,9 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
         jacobian: Their Jacobians at the interior nodes, ``(p, n − 1, D, m)``.
         form: ``a·∂²`` there, ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
     """
-    n, step, across = x.shape[1] - 1, x[:, 1:] - x[:, :-1], jacobian.mT
+    n = x.shape[1] - 1
+    step = x[:, 1:] - x[:, :-1]
+    across = jacobian.mT
     upper = -2 * n * (across[:, :-1] @ jacobian[:, 1:])
     squares = step.square().sum(-1)
     return Expansion(
@@ -215,7 +220,13 @@ def expand_by_autodiff(
     if second_order:
         hessian = _hessian(lambda v: push(gradient, interior, v), interior)
         correction = hessian + gauss_newton.scaled(-1.0)
-    return Expansion(energy(nodes), gradient(interior), gauss_newton, correction, noise)
+    return Expansion(
+        energy=energy(nodes),
+        gradient=gradient(interior),
+        gauss_newton=gauss_newton,
+        correction=correction,
+        noise=noise,
+    )
 
 
 def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTridiagonal:

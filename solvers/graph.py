@@ -85,7 +85,8 @@ class Graph:
         Raises:
             GraphError: When no path joins them, or one is not a point of the graph.
         """
-        i, j = self._checked(i), self._checked(j)
+        i = self._checked(i)
+        j = self._checked(j)
         return self._walk(self._tree(i)[1], i, j)[::-1]
 
     def paths(self, i: int, j: int, k: int = 3, overlap: float = 0.5) -> list[Tensor]:
@@ -112,7 +113,8 @@ class Graph:
             GraphError: When no path joins them, or one is not a point of the graph.
             OptionError: When ``k`` is less than 1, or ``overlap`` not between 0 and 1.
         """
-        i, j = self._checked(i), self._checked(j)
+        i = self._checked(i)
+        j = self._checked(j)
         if not isinstance(k, int) or k < 1 or not 0 <= overlap <= 1:
             got = f"k={k!r}, overlap={overlap!r}"
             wanted = "k of at least 1 and overlap from 0 to 1"
@@ -123,7 +125,8 @@ class Graph:
             self.path(i, j)  # says what is wrong where there is none
             simple = networkx.shortest_simple_paths(self.to_networkx(), i, j, weight="weight")
             return [torch.tensor(path) for path in itertools.islice(simple, k)]
-        (away, to_i), (back, to_j) = self._tree(i), self._tree(j)
+        away, to_i = self._tree(i)
+        back, to_j = self._tree(j)
         found = [self._walk(to_i, i, j)[::-1]]
         total = away + back
         # Via a dead end, one would walk the same edge twice.
@@ -156,7 +159,10 @@ class Graph:
         """
         curves = []
         for a, b in zip(torch.as_tensor(i).tolist(), torch.as_tensor(j).tolist(), strict=True):
-            nodes = self.path(a, b) if a != b else [a, b]
+            if a != b:
+                nodes = self.path(a, b)
+            else:
+                nodes = [a, b]
             strides = [self.adjacency[s, t] for s, t in itertools.pairwise(nodes)]
             times = torch.as_tensor(np.concatenate([[0.0], np.cumsum(strides)])).to(self.points)
             curves.append(Curve.through(self.points[nodes], segments, times).nodes)
@@ -173,7 +179,10 @@ class Graph:
         return graph
 
     def __repr__(self) -> str:
-        parts = int(self.components.max()) + 1 if len(self.points) else 0
+        if len(self.points):
+            parts = int(self.components.max()) + 1
+        else:
+            parts = 0
         edges = self.adjacency.nnz // 2
         return f"Graph({len(self.points)} points, {edges} edges, {parts} component(s))"
 
@@ -212,7 +221,10 @@ class Graph:
 
     def _checked(self, i: int) -> int:
         try:
-            number = -1 if isinstance(i, bool) else operator.index(i)
+            if isinstance(i, bool):
+                number = -1
+            else:
+                number = operator.index(i)
         except TypeError:
             number = -1
         if not 0 <= number < len(self.points):
@@ -277,7 +289,8 @@ def graph(
     rtol = expect_rtol("graph", rtol)
     check_weight("graph", weight)
     expect_shape("graph", "points", points, ("n", "m"), "Flatten the batch axes.")
-    coordinates = points if coordinates is None else coordinates
+    if coordinates is None:
+        coordinates = points
     n = len(points)
     _check_points(points, coordinates, k)
     pairs = np.empty((0, 2), dtype=np.int64)
@@ -294,7 +307,10 @@ def graph(
                 lengths.append(line_lengths(space, start, stop, rtol))
             if report is not None:
                 report(sum(map(len, lengths)), len(ends))
-    values = torch.cat(lengths).double().cpu().numpy() if lengths else np.empty(0)
+    if lengths:
+        values = torch.cat(lengths).double().cpu().numpy()
+    else:
+        values = np.empty(0)
     # A line that leaves the domain of the decoder joins nothing.
     finite = np.isfinite(values)
     adjacency = _symmetric(pairs[finite], values[finite], n)
@@ -354,7 +370,10 @@ def _warn_if_disconnected(labels: np.ndarray) -> None:
         named = ", ".join(
             f"component {c}: {sizes[c]} points with point {i}" for c, i in enumerate(first)
         )
-        more = "" if len(sizes) <= 5 else f", and {len(sizes) - 5} more"
+        if len(sizes) <= 5:
+            more = ""
+        else:
+            more = f", and {len(sizes) - 5} more"
         warnings.warn(
             f"The graph falls into {len(sizes)} components ({named}{more}); distances between "
             "them are infinite. Raise k, or add points.",

@@ -296,8 +296,10 @@ def truncated_cg(
         if not bool(alive.any()):
             break
         if float(alive.sum()) <= _LEAST * len(alive):
-            run, local = run.select(alive), local.select(alive)
-            apply, alive = product(run.rows), alive[alive]
+            run = run.select(alive)
+            local = local.select(alive)
+            apply = product(run.rows)
+            alive = alive[alive]
         turned = apply(run.direction)
         stride, negative, bounded = _stride(run, turned, radius)
         run.advance(stride, turned, negative)
@@ -306,7 +308,15 @@ def truncated_cg(
         remainder = torch.where(bounded, torch.inf, run.remainder(new, k))
         done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
         written = alive & (done | (k == most))
-        _write(out, run, written, remainder, negative, bounded, k)
+        _write(
+            out=out,
+            run=run,
+            at=written,
+            remainder=remainder,
+            negative=negative,
+            bounded=bounded,
+            count=k,
+        )
         alive = alive & ~done
         run.turn(stride, new, z)
     return out

@@ -84,24 +84,28 @@ class Measure:
 
         From points where the space embeds them in float64, elsewhere by tangents.
         """
-        eps, floor = tolerance(curve.nodes.dtype).eps, tolerance(curve.nodes.dtype).length
-        n, embedded = curve.segments, embedding_of(space)
+        eps = tolerance(curve.nodes.dtype).eps
+        floor = tolerance(curve.nodes.dtype).length
+        n = curve.segments
+        embedded = embedding_of(space)
         seen = None
         if embedded is not None and curve.nodes.dtype == torch.float64:
             seen = embedded(sampled_points(curve), _summary)
         by_points = seen is not None
         if seen is not None:
-            speed, numbers = seen[:, :-3], seen[:, -3:]
+            speed = seen[:, :-3]
+            numbers = seen[:, -3:]
             weights = quadrature_weights(n, speed.shape[1] // n, curve.nodes)
             root, inscribed, size = on_host(numbers).T
         else:
             speed, weights = speeds(space, curve)
-            seen = None if embedded is None else embedded(curve.nodes, _of_nodes)
+            if embedded is None:
+                seen = None
+            else:
+                seen = embedded(curve.nodes, _of_nodes)
             if seen is None:
-                root, inscribed = (
-                    on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt()),
-                    0.0,
-                )
+                root = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt())
+                inscribed = 0.0
                 size = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0]))
             else:
                 root, inscribed, size = on_host(seen).T
@@ -111,11 +115,21 @@ class Measure:
         # unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
         with np.errstate(all="ignore"):
-            noise, blur = eps * size * n, 4 * eps * size
+            noise = eps * size * n
+            blur = 4 * eps * size
             grain = floor * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + blur * np.sqrt(4 * n)
-        return cls(curve, speed, weights, found, root, on_host(wobble), grain, blur)
+        return cls(
+            curve=curve,
+            speed=speed,
+            weights=weights,
+            length=found,
+            root_energy=root,
+            wobble=on_host(wobble),
+            grain=grain,
+            blur=blur,
+        )
 
     def select(self, rows: np.ndarray, where: Tensor) -> Measure:
         """The curves at ``rows``, which are at ``where`` on the device."""
@@ -151,7 +165,8 @@ class Measure:
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     """Speeds, the root energy of the nodes, the length of the polygon through all points, sizes."""
     chords = x.diff(dim=1)
-    speed, inscribed = speeds_of_chords(chords), torch.linalg.vector_norm(chords, dim=-1).sum(-1)
+    speed = speeds_of_chords(chords)
+    inscribed = torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
     return torch.cat([speed, torch.stack([root, inscribed, size], 1)], 1)
 
@@ -179,7 +194,9 @@ class Evidence:
     def add(self, rows: np.ndarray, length: np.ndarray, root_energy: np.ndarray) -> None:
         """Take in a finer level of the pairs at ``rows``."""
         for kept, new in ((self.lengths, length), (self.roots, root_energy)):
-            kept[0, rows], kept[1, rows], kept[2, rows] = kept[1, rows], kept[2, rows], new
+            kept[0, rows] = kept[1, rows]
+            kept[1, rows] = kept[2, rows]
+            kept[2, rows] = new
 
     def replace(self, rows: np.ndarray, length: np.ndarray) -> None:
         """A better curve through the same nodes."""

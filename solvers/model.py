@@ -68,13 +68,19 @@ class QuadraticModel:
             unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be
                 looked at.
         """
-        gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
+        gn = expansion.gauss_newton
+        g = expansion.gradient
+        correction = expansion.correction
         singular = np.zeros_like(fresh)
         if unseen.any():
             rows = unseen.nonzero()[0]
             singular[rows] = on_host(_rank_deficient(*curves_at(rows, gn.diagonal)))
-        full = gn if correction is None else gn + correction
-        matrix, factor = full, full.cholesky()
+        if correction is None:
+            full = gn
+        else:
+            full = gn + correction
+        matrix = full
+        factor = full.cholesky()
         definite = on_host(factor.ok)
         index = np.where((reused | fresh) & definite, 0, -1)
         ok = definite
@@ -90,7 +96,10 @@ class QuadraticModel:
         # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton
         # descends, too.
         few = gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
-        bent = indefinite.nonzero()[0] if few else np.arange(0)
+        if few:
+            bent = indefinite.nonzero()[0]
+        else:
+            bent = np.arange(0)
         place = np.full_like(index, -1)
         place[bent] = np.arange(len(bent))
         absolute = g.new_empty(0, 0, 0)
@@ -98,7 +107,8 @@ class QuadraticModel:
             those = placed(bent, g)
             absolute = _absolute(full.select(those), gn.select(those))
         step = factor.solve(-g)
-        step = step if ok.all() else torch.where(factor.ok[:, None, None], step, 0.0)
+        if not ok.all():
+            step = torch.where(factor.ok[:, None, None], step, 0.0)
         model = cls(
             full=full,
             matrix=matrix,
@@ -124,7 +134,8 @@ class QuadraticModel:
         """Undamped steps from other gradients of the curves at ``rows``."""
         if len(rows) == len(self.gradient):
             return self.factor.solve(-gradient)
-        wide, where = torch.zeros_like(self.gradient), placed(rows, gradient)
+        wide = torch.zeros_like(self.gradient)
+        where = placed(rows, gradient)
         wide[where] = -gradient
         return self.factor.solve(wide)[where]
 
@@ -133,11 +144,16 @@ class QuadraticModel:
 
         For all curves, or for ``rows``.
         """
-        matrix, blocks = self.matrix, self.gauss_newton.diagonal
-        g, place = self.gradient, self.place
+        matrix = self.matrix
+        blocks = self.gauss_newton.diagonal
+        g = self.gradient
+        place = self.place
         if rows is not None and len(rows) < len(g):
-            where, place = placed(rows, g), place[rows]
-            matrix, blocks, g = matrix.select(where), blocks[where], g[where]
+            where = placed(rows, g)
+            place = place[rows]
+            matrix = matrix.select(where)
+            blocks = blocks[where]
+            g = g[where]
         shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
         factor = matrix.add_block_diagonal(shift).cholesky()
         step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
@@ -186,7 +202,8 @@ class Secants:
         self, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
         """Steps from new gradients, and the decrements that they promise."""
-        rest, shares = gradient, []
+        rest = gradient
+        shares = []
         for s, y, inverse in reversed(self.pairs):
             shares.append(inverse * _dot(s, rest))
             rest = rest - shares[-1] * y

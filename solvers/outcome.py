@@ -49,7 +49,17 @@ class Outcome:
         status, index, segments, steps = np.zeros((4, p), dtype=np.int64)
         status[:] = RUNNING
         index[:] = -1
-        return cls(length, error, decrement, deviation, status, index, segments, steps, {})
+        return cls(
+            length=length,
+            error=error,
+            decrement=decrement,
+            speed_deviation=deviation,
+            status=status,
+            index=index,
+            segments=segments,
+            steps=steps,
+            curves={},
+        )
 
     def running(self) -> np.ndarray:
         """Pairs without a verdict."""
@@ -120,7 +130,8 @@ def started(start: Curve) -> Outcome:
     closed = on_host((nodes[:, 0] == nodes[:, -1]).all(-1)).nonzero()[0]
     if len(closed):
         part = nodes[placed(closed, nodes)]
-        span, size = (on_host(x.abs().amax((1, 2))) for x in (part - part[:, :1], part))
+        span = on_host((part - part[:, :1]).abs().amax((1, 2)))
+        size = on_host(part.abs().amax((1, 2)))
         still = closed[span <= 16 * tolerance(nodes.dtype).eps * size]
         for known in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
             known[still] = 0

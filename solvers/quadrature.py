@@ -107,8 +107,12 @@ def length(
     space = space_of(
         space, curve.nodes if isinstance(curve, Curve) else curve, where="length", finite=True
     )
-    value, error = _integral("length", space, curve, 1, rtol, throw)
-    return (value, error) if return_error else value
+    value, error = _integral(
+        where="length", space=space, curve=curve, power=1, rtol=rtol, throw=throw
+    )
+    if return_error:
+        return (value, error)
+    return value
 
 
 @overload
@@ -168,8 +172,12 @@ def energy(
     space = space_of(
         space, curve.nodes if isinstance(curve, Curve) else curve, where="energy", finite=True
     )
-    value, error = _integral("energy", space, curve, 2, rtol, throw)
-    return (value, error) if return_error else value
+    value, error = _integral(
+        where="energy", space=space, curve=curve, power=2, rtol=rtol, throw=throw
+    )
+    if return_error:
+        return (value, error)
+    return value
 
 
 class _Panels(NamedTuple):
@@ -190,10 +198,10 @@ class _Panels(NamedTuple):
         index = torch.arange(curves * segments * parts, device=like.device)
         start = (index % parts).to(like) / parts
         return cls(
-            index // (segments * parts),
-            index // parts % segments,
-            start,
-            torch.full_like(start, 1 / parts),
+            curve=index // (segments * parts),
+            segment=index // parts % segments,
+            start=start,
+            width=torch.full_like(start, 1 / parts),
         )
 
     def where(self, keep: Tensor) -> _Panels:
@@ -201,9 +209,13 @@ class _Panels(NamedTuple):
 
     def halved(self) -> _Panels:
         half = self.width / 2
-        curve, segment = (torch.cat([x, x]) for x in (self.curve, self.segment))
+        curve = torch.cat([self.curve, self.curve])
+        segment = torch.cat([self.segment, self.segment])
         return _Panels(
-            curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half])
+            curve=curve,
+            segment=segment,
+            start=torch.cat([self.start, self.start + half]),
+            width=torch.cat([half, half]),
         )
 
     def joined(self, other: _Panels) -> _Panels:
@@ -227,13 +239,16 @@ class _Track(NamedTuple):
         self, panels: _Panels, times: Tensor
     ) -> tuple[Tensor, Tensor]:  # (c,) -> (k, c, m), (k, c, m)
         """Points and velocities at times ``[0, 1]`` of panels."""
-        n, (curve, segment) = self.segments, panels[:2]
+        n = self.segments
+        (curve, segment) = panels[:2]
         u = panels.start[:, None] + panels.width[:, None] * times
-        left, right = self.nodes[curve, segment, None], self.nodes[curve, segment + 1, None]
+        left = self.nodes[curve, segment, None]
+        right = self.nodes[curve, segment + 1, None]
         if self.slopes is None:
             step = right - left
             return left + u[..., None] * step, (n * step).expand(*u.shape, -1)
-        first, last = self.slopes[curve, segment, None], self.slopes[curve, segment + 1, None]
+        first = self.slopes[curve, segment, None]
+        last = self.slopes[curve, segment + 1, None]
         a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
         z = a * left + b * first + c * right + d * last
         _, b, c, d = (x[..., None] for x in hermite(u, 1, n))
@@ -252,9 +267,11 @@ def _integral(
         NotConvergedError: When ``throw`` and a curve misses ``rtol``.
     """
     if isinstance(curve, Curve):
-        nodes, slopes = curve.nodes, curve.slopes
+        nodes = curve.nodes
+        slopes = curve.slopes
     elif isinstance(curve, Tensor):
-        nodes, slopes = curve, None
+        nodes = curve
+        slopes = None
     else:
         hint = "Try a curve of M.geodesic(...).curve, or points as a tensor."
         raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, hint)
@@ -268,7 +285,9 @@ def _integral(
         empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
         return empty.view(batch), empty.detach().view(batch)
     if concrete(track.nodes) is None:
-        panels = _Panels.evenly(len(track.nodes), track.segments, _BLIND_PANELS, track.nodes)
+        panels = _Panels.evenly(
+            curves=len(track.nodes), segments=track.segments, fewest=_BLIND_PANELS, like=track.nodes
+        )
         value, error, _ = _summed(space, track, panels, power)
         return value.view(batch), error.detach().view(batch)
     with torch.no_grad():
@@ -297,12 +316,13 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
     """Panels whose errors add up to less than ``rtol`` of every curve's integral, if possible."""
     p = len(track.nodes)
     eps = tolerance(track.nodes.dtype).eps
-    panels = _Panels.evenly(p, track.segments, _FEWEST_PANELS, track.nodes)
+    panels = _Panels.evenly(
+        curves=p, segments=track.segments, fewest=_FEWEST_PANELS, like=track.nodes
+    )
     values, errors = _measured(space, track, panels, power)
     while True:
-        value, error = (
-            track.nodes.new_zeros(p).index_add(0, panels.curve, x) for x in (values, errors)
-        )
+        value = track.nodes.new_zeros(p).index_add(0, panels.curve, values)
+        error = track.nodes.new_zeros(p).index_add(0, panels.curve, errors)
         count = torch.bincount(panels.curve, minlength=p)
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
@@ -351,7 +371,10 @@ def _integrated(
 ) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
     z, v = track.at(panels, torch.as_tensor(_TIMES).to(track.nodes))
     speed = space.norm(z.flatten(0, 1), v.flatten(0, 1)).view(z.shape[:-1])
-    heights = speed if power == 1 else speed.square()
+    if power == 1:
+        heights = speed
+    else:
+        heights = speed.square()
     time = panels.width / track.segments
     weights = torch.as_tensor(_WEIGHTS).to(heights)
     values = time * (heights * weights).sum(-1)

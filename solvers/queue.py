@@ -43,8 +43,12 @@ class Queue:
         self.space = space
         self.solver = solver
         self.rows = rows
-        self.start = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
-        points, fine = self.start.nodes, self.start.segments
+        if len(rows) == len(start.nodes):
+            self.start = start
+        else:
+            self.start = start[placed(rows, start.nodes)]
+        points = self.start.nodes
+        fine = self.start.segments
         self.chords: dict[int, Tensor] = {}
         self.size = np.zeros(0)
         self.speed = points.diff(dim=1)[..., 0]
@@ -63,7 +67,10 @@ class Queue:
             return torch.cat([*(_chords(x, fine // n) for n in levels), _sizes(x)], 1)
 
         embedded = embedding_of(self.space)
-        seen = None if embedded is None else embedded(points, seen_by)
+        if embedded is None:
+            seen = None
+        else:
+            seen = embedded(points, seen_by)
         if seen is None:
             self.chords = {fine: self.space.squared_chords(points).sqrt()}
             self.size = on_host(self.space.norm(points[:, 0], points[:, 0]))
@@ -74,12 +81,18 @@ class Queue:
 
     def admit(self, segments: int) -> tuple[np.ndarray, Tensor]:
         """The pairs that join at this resolution, and their nodes; they leave the queue."""
-        nodes, moved = even(self.start, self.speed, self.weights, segments)
+        nodes, moved = even(
+            curve=self.start, speed=self.speed, weights=self.weights, segments=segments
+        )
         if not len(self.rows):
             return self.rows, nodes
         known = segments in self.chords and not bool(moved.any())
-        seen = self.chords[segments] if known else self.space.squared_chords(nodes).sqrt()
-        share, true = on_host(seen.sum(-1)), on_host(self.speed.mean(-1))
+        if known:
+            seen = self.chords[segments]
+        else:
+            seen = self.space.squared_chords(nodes).sqrt()
+        share = on_host(seen.sum(-1))
+        true = on_host(self.speed.mean(-1))
         ready = ~(share < _RESOLVED * true)  # NaN joins, to be reported by the solver
         if ready.all() or 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
             joined = self.rows
@@ -117,7 +130,9 @@ def even(
     if wanted is not None and wanted.any():
         uneven = uneven | placed(wanted, uneven)
     if bool(uneven.any()):
-        anew = equalized(curve[uneven], speed[uneven], weights, segments)
+        anew = equalized(
+            curve=curve[uneven], speed=speed[uneven], weights=weights, segments=segments
+        )
         nodes = nodes.clone()
         nodes[uneven, 1:-1] = anew.nodes[:, 1:-1]
     return nodes, uneven

@@ -72,7 +72,9 @@ def search(
         rtol: Accuracy of the lengths.
         progress: Called with (pairs done, pairs in all).
     """
-    nodes = start_curves(first, count, graph, generator, labels_of(space))
+    nodes = start_curves(
+        first=first, count=count, graph=graph, generator=generator, labels=labels_of(space)
+    )
     count, p = nodes.shape[:2]
     scouts = solve(
         Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0)
@@ -137,8 +139,11 @@ def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (
     nearest = np.zeros(ends.shape[:2], dtype=np.int64)
     nearest[finite] = cKDTree(graph.points.cpu().double().numpy()).query(ends[finite])[1]
     for row in np.flatnonzero(finite):
-        begin, end = first.nodes[row, :1], first.nodes[row, -1:]
-        detours = _detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)
+        begin = first.nodes[row, :1]
+        end = first.nodes[row, -1:]
+        detours = _detours(
+            graph=graph, start=int(nearest[row, 0]), stop=int(nearest[row, 1]), count=count
+        )
         for k, corners in enumerate(detours):
             way = torch.cat([begin, graph.points[corners].to(first.nodes), end])
             out[k, row] = Curve.through(way, first.segments).nodes
@@ -170,7 +175,11 @@ def _swings(count: int, m: int, generator: torch.Generator | None) -> Tensor:  #
     """Amplitudes of the sine modes, of unit size, across the first axis and in opposite pairs."""
     draws = torch.randn((count + 1) // 2, _MODES, m, generator=generator, dtype=torch.float64)
     mode = torch.arange(1, _MODES + 1)
-    across = slice(1, None) if m > 1 else slice(None)  # on a line there is nothing but the line
+    # on a line there is nothing but the line
+    if m > 1:
+        across = slice(1, None)
+    else:
+        across = slice(None)
     weights = torch.zeros_like(draws)
     weights[..., across] = draws[..., across] / mode[:, None] ** 1.5
     weights = weights / weights.square().sum((1, 2), keepdim=True).sqrt()
@@ -196,7 +205,9 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
     if start == stop or graph.components[start] != graph.components[stop]:
         return []
     weights = graph.adjacency.tocoo()
-    rows, columns, lengths = weights.row, weights.col, weights.data.copy()
+    rows = weights.row
+    columns = weights.col
+    lengths = weights.data.copy()
     matrix = graph.adjacency.copy()
     paths: list[list[int]] = []
     for _ in range(count):
@@ -237,7 +248,9 @@ def _distinct(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> Tens
             twins = known & ((lengths[row] - lengths[other]).abs() <= _SAME_LENGTH * lengths[row])
             columns = twins.nonzero().flatten()
             if len(columns):
-                usable[columns] &= ~_coincide(space, found, row[columns], other[columns])
+                usable[columns] &= ~_coincide(
+                    space=space, found=found, a=row[columns], b=other[columns]
+                )
         kept.append(torch.where(usable, row, -1))
     return _compacted(torch.stack(kept))
 
@@ -254,7 +267,8 @@ def _coincide(
 ) -> Tensor:  # (k,), (k,) -> (k,)
     """Whether two curves run side by side all the way."""
     t = torch.linspace(0, 1, _COMPARED, dtype=found.length.dtype, device=found.length.device)[1:-1]
-    one, two = (found.curve[rows](t) for rows in (a, b))
+    one = found.curve[a](t)
+    two = found.curve[b](t)
     gap = space.norm(one.flatten(0, 1), (two - one).flatten(0, 1)).view(len(a), -1)
     return gap.amax(-1) <= _SAME_CURVE * found.length[a]
 
@@ -263,7 +277,8 @@ def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s
     """The results at the places of ``table``, ABSENT where it has none."""
     full = found[table.clamp(min=0)]
     gone = table < 0
-    nodes, slopes = full.curve.nodes, full.curve.slopes
+    nodes = full.curve.nodes
+    slopes = full.curve.slopes
     nowhere = gone[..., None, None]
 
     def blank(x: Tensor) -> Tensor:

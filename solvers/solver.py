@@ -84,12 +84,16 @@ class Refinable(Protocol):
 
 def refinement_ratio(solver: Solver) -> float:
     """The factor by which the error of the spline's length falls per level; 16 by default."""
-    return solver.refinement_ratio if isinstance(solver, HasRefinementRatio) else RATIO
+    if isinstance(solver, HasRefinementRatio):
+        return solver.refinement_ratio
+    return RATIO
 
 
 def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:
     """The state about finer nodes; by default a new one."""
-    return state.refined(nodes, moved) if isinstance(state, Refinable) else solver.begin(nodes)
+    if isinstance(state, Refinable):
+        return state.refined(nodes, moved)
+    return solver.begin(nodes)
 
 
 @dataclass
@@ -175,14 +179,18 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     expansion = space.expand(state.nodes, True)
     hessian = expansion.hessian
     assert hessian is not None
-    gradient, full, flat = expansion.gradient, hessian.dense(), expansion.gauss_newton.dense()
+    gradient = expansion.gradient
+    full = hessian.dense()
+    flat = expansion.gauss_newton.dense()
     kept: Tensor | None = None
     if basis is not None:
         kept = _decrement(gradient, flat) / (4 * expansion.energy)
         gradient, full, flat = _in_range(basis, gradient, full, flat)
     g = gradient.flatten(1)[..., None]
     finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
-    full, flat, g = (torch.where(finite[:, None, None], x, 0.0) for x in (full, flat, g))
+    full = torch.where(finite[:, None, None], full, 0.0)
+    flat = torch.where(finite[:, None, None], flat, 0.0)
+    g = torch.where(finite[:, None, None], g, 0.0)
     factor, info = torch.linalg.cholesky_ex(full)
     rough, failed = torch.linalg.cholesky_ex(flat)
     definite = info == 0
@@ -202,7 +210,10 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     status = torch.where(quiet & coarse, int(Status.PRECISION), status)
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
-    left = relative if kept is None else torch.fmax(relative, kept)
+    if kept is None:
+        left = relative
+    else:
+        left = torch.fmax(relative, kept)
     left = torch.where(finite, left, torch.nan)
     running = state.status == RUNNING
     return replace(
@@ -250,9 +261,8 @@ def expect_solver(where: str, solver: Any) -> None:
     """
     if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
         return
-    hint = (
-        f"Make an instance: {solver.__name__}()."
-        if isinstance(solver, type)
-        else "Try solvers.Newton()."
-    )
+    if isinstance(solver, type):
+        hint = f"Make an instance: {solver.__name__}()."
+    else:
+        hint = "Try solvers.Newton()."
     raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), hint)

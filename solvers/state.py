@@ -104,7 +104,8 @@ class PathState:
             moved: ``(p,)`` bool: curves whose nodes were placed anew.
         """
         fine = PathState.start(nodes)
-        old, new = self.book, fine.book
+        old = self.book
+        new = fine.book
         if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
@@ -174,7 +175,9 @@ def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m
 
 def masked(rows: np.ndarray, step: Tensor) -> Tensor:
     """Steps of the curves that take one, and 0 for the others."""
-    return step if rows.all() else torch.where(flags(rows, step), step, 0.0)
+    if rows.all():
+        return step
+    return torch.where(flags(rows, step), step, 0.0)
 
 
 def flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
@@ -226,7 +229,10 @@ def _interpolated(correction: Tensor) -> Tensor:
     """
     coarse = correction / 2
     ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]
-    padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
+    if coarse.shape[1] > 1:
+        padded = torch.cat(ends, 1)
+    else:
+        padded = coarse.repeat(1, 3, 1, 1)
     p, count, m, _ = coarse.shape
     fine = coarse.new_empty(p, 2 * count + 1, m, m)
     fine[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2

@@ -59,7 +59,8 @@ class Claims:
             level: The level.
             ratio: By which the solver's error falls from level to level.
         """
-        length, grain = level.length, level.measure.grain
+        length = level.length
+        grain = level.measure.grain
         ended = (level.status == Status.CONVERGED) | (level.status == Status.PRECISION)
         rest = np.where(ended & (level.left > 0), level.left * length, 0.0)
         # A length below the bound has been measured too coarsely, by as much at least.

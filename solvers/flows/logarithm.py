@@ -120,7 +120,10 @@ class _Shots:
             keep = gap > self.rtol
             if not bool(keep.any()) or attempt == _SHOTS - 1:
                 break
-            rows, miss, size, helped = rows[keep], miss[keep], size[keep], helped[keep]
+            rows = rows[keep]
+            miss = miss[keep]
+            size = size[keep]
+            helped = helped[keep]
             if not fresh or not bool(helped.all()):
                 self._differentiate(rows, self.stop[rows] - miss, size)
                 fresh = True

@@ -48,7 +48,10 @@ def transport(
         space, curve.nodes if isinstance(curve, Curve) else curve, where="transport", finite=True
     )
     refuse_vmap("transport")
-    nodes = curve.nodes if isinstance(curve, Curve) else curve
+    if isinstance(curve, Curve):
+        nodes = curve.nodes
+    else:
+        nodes = curve
     wanted = (*nodes.shape[:-2], nodes.shape[-1])
     if v.shape != wanted or v.dtype != nodes.dtype:
         raise ShapeError(
@@ -90,7 +93,10 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     """
     method = method_of_order_8()
     m = v.shape[-1]
-    segments = curve.segments if isinstance(curve, Curve) else curve.shape[-2] - 1
+    if isinstance(curve, Curve):
+        segments = curve.segments
+    else:
+        segments = curve.shape[-2] - 1
     count = segments * parts
     times = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
@@ -102,7 +108,10 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     for i in range(count):
         stages: list[Tensor] = []
         for j, row in enumerate(method.A):
-            inner = w + combined(row, stages) / count if stages else w
+            if stages:
+                inner = w + combined(row, stages) / count
+            else:
+                inner = w
             stages.append((turn[..., i, j, :, :] @ inner[..., None])[..., 0])
         w = w + combined(method.B, stages) / count
     return w
@@ -113,7 +122,8 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
 
     At a corner, the piece decides.
     """
-    piece, share = piece.flatten(), share.flatten()
+    piece = piece.flatten()
+    share = share.flatten()
     if isinstance(curve, Curve):
         t = ((piece + share) / curve.segments).clamp(max=1.0)
         return curve(t), curve.velocity(t)

@@ -64,7 +64,8 @@ class Adam(Descent, Optimizer):
         energy = start
         for k in range(count):
             energy, g = objective(x, rows)
-            start = energy if k == 0 else start
+            if k == 0:
+                start = energy
             mean = first * mean + (1 - first) * g
             square = second * square + (1 - second) * g.square()
             done = done + 1

@@ -59,10 +59,15 @@ class BVP:
     def step(self, space: Space, state: State, tol: float) -> State:
         """Solve every curve at once to the end."""
         slopes = Curve.from_nodes(state.nodes).slopes
-        nodes, status, steps = state.nodes.clone(), state.status.clone(), state.steps.clone()
+        nodes = state.nodes.clone()
+        status = state.status.clone()
+        steps = state.steps.clone()
         for row in range(len(nodes)):
-            found, code, iterations = self._solve(space, state.nodes[row], slopes[row], tol)
-            nodes[row, 1:-1], status[row] = found[1:-1], int(code)
+            found, code, iterations = self._solve(
+                space=space, nodes=state.nodes[row], slopes=slopes[row], tol=tol
+            )
+            nodes[row, 1:-1] = found[1:-1]
+            status[row] = int(code)
             steps[row] += iterations
         done = status == Status.CONVERGED
         unknown = torch.full_like(state.decrement, torch.nan)
@@ -75,12 +80,17 @@ class BVP:
         from scipy.integrate import solve_bvp
 
         m = nodes.shape[-1]
-        start, stop = (nodes[end].double().cpu().numpy() for end in (0, -1))
+        start = nodes[0].double().cpu().numpy()
+        stop = nodes[-1].double().cpu().numpy()
 
         def equation(_: np.ndarray, y: np.ndarray) -> np.ndarray:
-            z, v = (torch.as_tensor(part.T).to(nodes) for part in (y[:m], y[m:]))
+            z = torch.as_tensor(y[:m].T).to(nodes)
+            v = torch.as_tensor(y[m:].T).to(nodes)
             finite = bool(z.isfinite().all() & v.isfinite().all())
-            force = sound_acceleration(space, z, v) if finite else torch.full_like(z, torch.nan)
+            if finite:
+                force = sound_acceleration(space, z, v)
+            else:
+                force = torch.full_like(z, torch.nan)
             if not bool(force.isfinite().all()):
                 raise _NoValue
             return np.concatenate([y[m:], force.T.double().cpu().numpy()])

@@ -64,7 +64,8 @@ class GEORCE:
 
     def step(self, space: Space, state: State, tol: float) -> State:
         """One iteration of every curve."""
-        x, u = state.nodes[:, :-1], state.nodes.diff(dim=1)
+        x = state.nodes[:, :-1]
+        u = state.nodes.diff(dim=1)
         metric, inverse, singular = _metric(space, x)
         slope_in_x = _position_gradient(space, x, u)
         new = _controls(inverse, slope_in_x, state.nodes[:, -1] - state.nodes[:, 0])
@@ -76,7 +77,9 @@ class GEORCE:
         slope = (gradient * shift).sum((1, 2))
         energy = (u * pull / 2).sum((1, 2))
         finite = (energy + slope).isfinite()
-        nodes, moved = _searched(space, state.nodes, shift, energy, slope)
+        nodes, moved = _searched(
+            space=space, nodes=state.nodes, shift=shift, energy=energy, slope=slope
+        )
 
         decrement = -slope / (4 * energy)
         rounding = 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
@@ -137,9 +140,11 @@ def _searched(
             break
         trial = start[pending].clone()
         trial[:, 1:-1] += stride[pending, None, None] * shift[pending]
-        x, u = trial[:, :-1], trial.diff(dim=1)
+        x = trial[:, :-1]
+        u = trial.diff(dim=1)
         finite = (x.isfinite() & u.isfinite()).flatten(1).all(1)
-        x, u = (torch.where(finite[:, None, None], y, start[pending][:, :-1]) for y in (x, u))
+        x = torch.where(finite[:, None, None], x, start[pending][:, :-1])
+        u = torch.where(finite[:, None, None], u, start[pending][:, :-1])
         reached = space.norm(x.flatten(0, 1), u.flatten(0, 1)).square().view(u.shape[:2]).sum(1)
         limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
         good = finite & (reached <= limit)

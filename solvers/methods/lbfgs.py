@@ -57,21 +57,29 @@ class LBFGS(Descent, Optimizer):
         energy, g = objective(x, everyone)
         for _ in range(count):
             direction = self._direction(g, steps, changes, scalars[:, 0])
-            moved, reached, turned = _searched(objective, x, energy, g, direction)
-            step, change = (moved - x)[:, None], (turned - g)[:, None]
+            moved, reached, turned = _searched(
+                objective=objective, x=x, energy=energy, g=g, direction=direction
+            )
+            step = (moved - x)[:, None]
+            change = (turned - g)[:, None]
             steps = torch.cat([step, steps[:, :-1]], 1)
             changes = torch.cat([change, changes[:, :-1]], 1)
-            x, energy, g = moved, reached, turned
+            x = moved
+            energy = reached
+            g = turned
         return x, torch.cat([steps, changes], 1), scalars
 
     def _direction(self, g: Tensor, steps: Tensor, changes: Tensor, extent: Tensor) -> Tensor:
         """Two-loop recursion; pairs without positive curvature do not count."""
         curvature = (steps * changes).sum((2, 3))
-        eps, tiny = torch.finfo(g.dtype).eps, torch.finfo(g.dtype).tiny
-        turns, ways = (part.square().sum((2, 3)).sqrt() for part in (changes, steps))
+        eps = torch.finfo(g.dtype).eps
+        tiny = torch.finfo(g.dtype).tiny
+        turns = changes.square().sum((2, 3)).sqrt()
+        ways = steps.square().sum((2, 3)).sqrt()
         useful = curvature > eps * turns * ways
         rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
-        q, alphas = g, []
+        q = g
+        alphas = []
         for k in range(self.history):
             alpha = rho[:, k] * (steps[:, k] * q).sum((1, 2))
             q = q - alpha[:, None, None] * changes[:, k]
@@ -98,7 +106,9 @@ def _searched(
         Parameters, energies and gradients there; those of the start where there is none.
     """
     slope = (g * direction).sum((1, 2))
-    moved, reached, turned = x.clone(), energy.clone(), g.clone()
+    moved = x.clone()
+    reached = energy.clone()
+    turned = g.clone()
     stride = torch.ones_like(energy)
     pending = (slope < 0).nonzero().flatten()
     for _ in range(_ATTEMPTS):

@@ -178,8 +178,12 @@ class _Sweep:
         self.carried = book["known"] & ~book["stale"]
         self.fresh = self._wants_second_order()
         unseen = ~self.carried & ((book["steps"] == 0) | ~book["first"])
-        self.expansion, finite = sound(expand(self.space, state, self.carried, self.fresh))
-        self.model = QuadraticModel.of(self.expansion, self.carried, self.fresh, unseen)
+        self.expansion, finite = sound(
+            expand(space=self.space, state=state, carried=self.carried, fresh=self.fresh)
+        )
+        self.model = QuadraticModel.of(
+            expansion=self.expansion, reused=self.carried, fresh=self.fresh, unseen=unseen
+        )
         self.energy = on_host(self.expansion.energy)
         self.noise = on_host(self.expansion.noise)
         book["status"][self.model.singular] = Status.SINGULAR
@@ -197,7 +201,10 @@ class _Sweep:
         # Far from the geodesic they are not worth having. But a start curve that may be kept as it
         # is must be judged by the full Hessian at once.
         minimising = self.solver.target == "minimum"
-        wait = self.solver.gauss_newton_steps * book["first"] if minimising else 0
+        if minimising:
+            wait = self.solver.gauss_newton_steps * book["first"]
+        else:
+            wait = 0
         return np.where(book["known"], book["stale"], book["near"] | (book["steps"] >= wait))
 
     def _promise(self) -> None:
@@ -212,7 +219,8 @@ class _Sweep:
 
     def _assign(self) -> None:
         """The phase of every curve."""
-        book, indefinite = self.book, self.model.indefinite
+        book = self.book
+        indefinite = self.model.indefinite
         undamped = book["damping"] == 0
         live = book["status"] == RUNNING
         saddle = live & self._kept()
@@ -239,7 +247,8 @@ class _Sweep:
 
     def _kept(self) -> np.ndarray:
         """Which curves converge to a saddle on purpose."""
-        book, indefinite = self.book, self.model.indefinite
+        book = self.book
+        indefinite = self.model.indefinite
         if self.solver.target != "stationary":
             return np.zeros_like(indefinite)
         at_start = (book["steps"] == 0) & indefinite & (self.relative < LIMITS.near)
@@ -305,7 +314,9 @@ class _Sweep:
                 self.nodes = self.nodes.clone()
                 self.nodes[where[found]] = both[side, every][found]
                 left[on_host(where[found])] = True
-            where, size, direction = where[~found], size[~found], direction[~found]
+            where = where[~found]
+            size = size[~found]
+            direction = direction[~found]
             if not len(where):
                 break
         return left
@@ -349,7 +360,8 @@ class _Sweep:
 
         Of the curves that a run has refused, the undamped step is known not to.
         """
-        start, damping = self.nodes, self.book["damping"]
+        start = self.nodes
+        damping = self.book["damping"]
         lowered = np.zeros_like(self.refused)
         (step,) = curves_at(rows, self.step)
         promised = self.promised[rows]
@@ -408,7 +420,13 @@ class _Sweep:
 
     def state(self) -> PathState:
         """The state after the step."""
-        gn, correction = self.model.gauss_newton, self.model.correction
+        gn = self.model.gauss_newton
+        correction = self.model.correction
         return PathState(
-            self.book, self.nodes, gn.diagonal, gn.upper, correction.diagonal, correction.upper
+            book=self.book,
+            nodes=self.nodes,
+            tangents=gn.diagonal,
+            crossings=gn.upper,
+            diagonal=correction.diagonal,
+            upper=correction.upper,
         )

@@ -113,7 +113,9 @@ class NewtonCG:
         state = self._prepared(space, state)
         metric = PathMetric(state.basis, state.values, state.rest)
         local = products(space, state.nodes)
-        energy, g, noise = local.energy, local.gradient, local.noise
+        energy = local.energy
+        g = local.gradient
+        noise = local.noise
         finite = energy.isfinite() & g.flatten(1).isfinite().all(1)
         singular = finite & ~((metric.rest > 0) & (energy > 0))
         live = finite & ~singular
@@ -121,13 +123,28 @@ class NewtonCG:
         # The trust region is as large as the curve: its energy is |z|² of the path's metric.
         radius = torch.where(state.radius.isnan(), (2 * energy).sqrt(), state.radius)
         rough = (g * metric.solve(g)).sum((1, 2)) / (4 * energy)
-        flat = (rough > _FAR) if self.second_order else torch.ones_like(live)
-        model = self._model(space, state.nodes, local, metric, g, radius, rough, flat, tol)
+        if self.second_order:
+            flat = rough > _FAR
+        else:
+            flat = torch.ones_like(live)
+        model = self._model(
+            space=space,
+            nodes=state.nodes,
+            local=local,
+            metric=metric,
+            gradient=g,
+            radius=radius,
+            rough=rough,
+            flat=flat,
+            tol=tol,
+        )
 
         predicted = 2 * (model.gain + torch.where(model.bounded, 0.0, model.remainder))
         relative = predicted / (4 * energy)
         quiet = live & ~model.bounded & ((relative <= tol) | (predicted <= 2 * noise))
-        nodes, stride, discrepancy = _searched(space, state.nodes, energy, noise, g, model, live)
+        nodes, stride, discrepancy = _searched(
+            space=space, nodes=state.nodes, energy=energy, noise=noise, g=g, model=model, live=live
+        )
         moved = stride > 0
         # Negative curvature along which nothing falls: a geodesic that does not minimise, or
         # rounding.
@@ -192,7 +209,8 @@ class NewtonCG:
         # |residual| / |gradient| of order |gradient|^½ makes convergence superlinear.
         forcing = rough.sqrt().clamp(_LEAST_FORCING, 0.5)
         enough = 0.1 * tol * 2 * local.energy
-        parts, order = [], []
+        parts = []
+        order = []
         for first_order in (True, False):
             rows = (flat == first_order).nonzero().flatten()
             if not len(rows):
@@ -202,19 +220,22 @@ class NewtonCG:
                 some: Tensor, rows: Tensor = rows, first_order: bool = first_order
             ) -> Product:
                 of = rows[some]
-                here = local if len(of) == len(nodes) else products(space, nodes[of])
+                if len(of) == len(nodes):
+                    here = local
+                else:
+                    here = products(space, nodes[of])
                 if first_order and here.gauss_newton is not None:
                     return here.gauss_newton
                 return here.hessian
 
             part = truncated_cg(
-                product,
-                metric.select(rows),
-                gradient[rows],
-                radius[rows],
-                forcing[rows],
-                enough[rows],
-                self.max_products,
+                product=product,
+                metric=metric.select(rows),
+                gradient=gradient[rows],
+                radius=radius[rows],
+                forcing=forcing[rows],
+                enough=enough[rows],
+                most=self.max_products,
             )
             parts.append(part)
             order.append(rows)
@@ -236,9 +257,11 @@ def _searched(
         Nodes, the share of the step that was taken (0 for none), and by how much the model
         misjudged the energy.
     """
-    start, nodes = nodes, nodes.clone()
+    start = nodes
+    nodes = nodes.clone()
     slope = (g * model.step).sum((1, 2))
-    taken, discrepancy = torch.zeros_like(energy), torch.full_like(energy, torch.inf)
+    taken = torch.zeros_like(energy)
+    discrepancy = torch.full_like(energy, torch.inf)
     pending = (live & (slope < 0)).nonzero().flatten()
     for attempt in range(_ATTEMPTS):
         if not len(pending):

@@ -84,7 +84,8 @@ class Shooting:
     def step(self, space: Space, state: ShootingState, tol: float) -> ShootingState:
         """One Newton step of every curve."""
         stride = (state.nodes.shape[1] - 1) // self.shots
-        knots, velocities = state.nodes[:, ::stride], state.velocities
+        knots = state.nodes[:, ::stride]
+        velocities = state.velocities
         rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
         fired = self._fire(space, knots, velocities, rtol, fields=True)
         gaps = _gaps(fired, knots, velocities)
@@ -98,14 +99,28 @@ class Shooting:
         correction = _newton(safe, gaps.nan_to_num(0.0))
         pending = (finite & ~done).nonzero().flatten()
         nodes, speeds, lower = self._searched(
-            space, knots, velocities, correction, miss, pending, rtol
+            space=space,
+            knots=knots,
+            velocities=velocities,
+            correction=correction,
+            miss=miss,
+            pending=pending,
+            rtol=rtol,
         )
         status = torch.where(lower | done, RUNNING, int(Status.STALLED))
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
         state = replace(
             state,
-            nodes=self._dense(space, state.nodes, nodes, speeds, stride, done, rtol),
+            nodes=self._dense(
+                space=space,
+                old=state.nodes,
+                knots=nodes,
+                velocities=speeds,
+                stride=stride,
+                done=done,
+                rtol=rtol,
+            ),
             velocities=speeds,
             status=status,
             decrement=miss.square(),
@@ -130,7 +145,8 @@ class Shooting:
         """
         moved, turned = correction
         size = velocities.norm(dim=-1).amax(1)
-        nodes, speeds = knots.clone(), velocities.clone()
+        nodes = knots.clone()
+        speeds = velocities.clone()
         lower = torch.zeros_like(miss, dtype=torch.bool)
         share = torch.ones_like(miss)
         for _ in range(_ATTEMPTS):
@@ -158,16 +174,30 @@ class Shooting:
         With the derivative in their start and velocity.
         """
         p, k, m = velocities.shape
-        z, v = knots[:, :-1].flatten(0, 1), velocities.flatten(0, 1)
-        count = 2 * m if fields else 0
-        start, slope = z.new_zeros(len(z), count, m), z.new_zeros(len(z), count, m)
+        z = knots[:, :-1].flatten(0, 1)
+        v = velocities.flatten(0, 1)
+        if fields:
+            count = 2 * m
+        else:
+            count = 0
+        start = z.new_zeros(len(z), count, m)
+        slope = z.new_zeros(len(z), count, m)
         if fields:
             identity = torch.eye(m).to(z)
             start[:, :m] = identity
             slope[:, m:] = identity
             # The coordinate derivative of the start velocity stands still while the start moves.
             slope[:, :m] = -sound_connection_matrix(space, z, v).mT
-        flow = Variation(space, z, v, start, slope, 1.0, rtol, 2000)
+        flow = Variation(
+            space=space,
+            z=z,
+            v=v,
+            fields=start,
+            derivatives=slope,
+            reach=1.0,
+            rtol=rtol,
+            max_steps=2000,
+        )
         end = flow.at(1.0 / k)
         if fields:  # back from covariant to coordinate derivatives
             connection = sound_connection_matrix(space, end.z, end.v)
@@ -202,9 +232,19 @@ class Shooting:
         nodes[:] = Curve(knots, slopes).resample(stride * k).nodes
         nodes[:, ::stride] = knots
         if len(rows):
-            z, v = knots[rows, :-1].flatten(0, 1), velocities[rows].flatten(0, 1)
+            z = knots[rows, :-1].flatten(0, 1)
+            v = velocities[rows].flatten(0, 1)
             none = z.new_zeros(len(z), 0, m)
-            flow = Variation(space, z, v, none, none, 1.0, rtol, 2000)
+            flow = Variation(
+                space=space,
+                z=z,
+                v=v,
+                fields=none,
+                derivatives=none,
+                reach=1.0,
+                rtol=rtol,
+                max_steps=2000,
+            )
             for j in range(1, stride):
                 nodes[rows, j::stride] = flow.at(j / (k * stride)).z.view(len(rows), k, m)
         return nodes
@@ -227,7 +267,8 @@ def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         matrix[:, i, :, i] = slopes[:, i]
         matrix[:, i, :, i + 1] = -torch.eye(both).to(gaps)
     # The first and the last point stand still, and no shot has the velocity at the end.
-    unknowns, equations = slice(m, both * k), slice(0, both * k - m)
+    unknowns = slice(m, both * k)
+    equations = slice(0, both * k - m)
     square = matrix.flatten(3).flatten(1, 2)[:, equations, unknowns]
     solution, info = torch.linalg.solve_ex(square, -gaps.flatten(1)[:, equations, None])
     inner = torch.where((info == 0)[:, None], solution[..., 0], 0.0)
