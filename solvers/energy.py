@@ -58,11 +58,14 @@ class Expansion:
 
     def select(self, index: Tensor) -> Expansion:
         """The curves at ``index``."""
+        correction = None
+        if self.correction is not None:
+            correction = self.correction.select(index)
         return Expansion(
             energy=self.energy[index],
             gradient=self.gradient[index],
             gauss_newton=self.gauss_newton.select(index),
-            correction=None if self.correction is None else self.correction.select(index),
+            correction=correction,
             noise=self.noise[index],
             scalable=self.scalable,
         )
@@ -97,9 +100,8 @@ def differentiated(
         if nodes.is_inference():
             nodes = nodes.clone()
         interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(
-            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-        )
+        trial = torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)
+        energy = discrete_energy(squared_chords(trial))
         (gradient,) = torch.autograd.grad(energy.sum(), interior)
     return energy.detach(), gradient
 
@@ -109,7 +111,9 @@ def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
 
     It is the change of the chords' direction.
     """
-    return step[:, :-1] - step[:, 1:]
+    before = step[:, :-1]
+    after = step[:, 1:]
+    return before - after
 
 
 def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
@@ -123,16 +127,22 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
     n = x.shape[1] - 1
     step = x[:, 1:] - x[:, :-1]
     across = jacobian.mT
-    upper = -2 * n * (across[:, :-1] @ jacobian[:, 1:])
+    links = across[:, :-1] @ jacobian[:, 1:]
+    upper = -2 * n * links
     squares = step.square().sum(-1)
+    force = chord_force(step)[..., None]
+    pulled = (across @ force)[..., 0]
+    diagonal = 4 * n * (across @ jacobian)
+    correction = None
+    if form is not None:
+        correction = BlockTridiagonal(2 * n * form, torch.zeros_like(upper))
+    size = torch.linalg.vector_norm(x[:, :-1], dim=-1)
     return Expansion(
         energy=discrete_energy(squares),
-        gradient=2 * n * (across @ chord_force(step)[..., None])[..., 0],
-        gauss_newton=BlockTridiagonal(4 * n * (across @ jacobian), upper),
-        correction=None
-        if form is None
-        else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
-        noise=rounding(torch.linalg.vector_norm(x[:, :-1], dim=-1), squares.sqrt()),
+        gradient=2 * n * pulled,
+        gauss_newton=BlockTridiagonal(diagonal, upper),
+        correction=correction,
+        noise=rounding(size, squares.sqrt()),
         scalable=True,
     )
 
@@ -144,7 +154,8 @@ def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
     energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    second = torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x)
+    inner = _differences(n, 2, 7)[1:-1]
+    second = torch.as_tensor(inner).to(x)
     return -2 * n * torch.einsum("ij,pjd->pid", second, x)
 
 
@@ -164,10 +175,14 @@ def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n 
     width = min(width, n + 1)
     rows = np.zeros((n + 1, n + 1))
     for i in range(n + 1):
-        first = min(max(i - width // 2, 0), n + 1 - width)
-        powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
-        wanted = math.factorial(order) * (np.arange(width) == order)
-        rows[i, first : first + width] = np.linalg.solve(powers, wanted)
+        latest = n + 1 - width
+        first = min(max(i - width // 2, 0), latest)
+        offsets = np.arange(first, first + width) - i
+        powers = np.vander(offsets, width, increasing=True).T
+        chosen = np.arange(width) == order
+        wanted = math.factorial(order) * chosen
+        stop = first + width
+        rows[i, first:stop] = np.linalg.solve(powers, wanted)
     return rows
 
 
@@ -180,7 +195,9 @@ def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTrid
         cross: ``J_iᵀ W J_{i+1}``, ``(p, n, m, m)``.
     """
     n = left.shape[1]
-    return BlockTridiagonal(2 * n * (right[:, :-1] + left[:, 1:]), -2 * n * cross[:, 1:-1])
+    blocks = right[:, :-1] + left[:, 1:]
+    links = cross[:, 1:-1]
+    return BlockTridiagonal(2 * n * blocks, -2 * n * links)
 
 
 def expand_by_autodiff(
@@ -210,7 +227,8 @@ def expand_by_autodiff(
         return discrete_energy(squared_chords(z))
 
     def total(interior: Tensor) -> Tensor:
-        return energy(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)).sum()
+        whole = torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)
+        return energy(whole).sum()
 
     def gradient(interior: Tensor) -> Tensor:
         return grad(total)(interior)
@@ -237,14 +255,19 @@ def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTrid
     for colour in range(colours):
         probes[colour, :, colour::3] = torch.eye(m).to(interior)[:, None]
     # [colour, direction, p, node, component]
-    every = probes.flatten(0, 1)[:, None].expand(-1, p, n, m)
+    wide = probes.flatten(0, 1)[:, None]
+    every = wide.expand(-1, p, n, m)
     columns = vmap(product)(every).view(colours, m, p, n, m)
-    diagonal = columns[node % 3, :, :, node].permute(2, 0, 3, 1)
-    upper = columns[node[1:] % 3, :, :, node[:-1]].permute(2, 0, 3, 1)
+    own = columns[node % 3, :, :, node]
+    diagonal = own.permute(2, 0, 3, 1)
+    following = node[1:] % 3
+    beside = columns[following, :, :, node[:-1]]
+    upper = beside.permute(2, 0, 3, 1)
     return BlockTridiagonal((diagonal + diagonal.mT) / 2, upper)
 
 
 def rounding(size: Tensor, step: Tensor) -> Tensor:  # (p, n), (p, n) -> (p,)
     """Rounding error of ``n Σ step²`` when each step is a difference of points of norm ``size``."""
     eps = torch.finfo(step.dtype).eps
-    return 4 * eps * step.shape[1] * (step * (size + step)).sum(-1)
+    each = step * (size + step)
+    return 4 * eps * step.shape[1] * each.sum(-1)

@@ -51,12 +51,15 @@ class PathMetric:
         rank = min(rank, m)
         eps = torch.finfo(nodes.dtype).eps
         probes = _probes(m, rank).to(nodes)
-        where = torch.linspace(0, count - 1, min(_SAMPLES, count) + 2)[1:-1].round().long()
+        looks = min(_SAMPLES, count) + 2
+        inner = torch.linspace(0, count - 1, looks)[1:-1]
+        where = inner.round().long()
         product = _mean_metric(space, nodes[:, where], probes)
         core = probes.T @ product
         core = (core + core.mT) / 2
         # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
-        shift = eps * core.diagonal(dim1=-2, dim2=-1).sum(-1) * m
+        trace = core.diagonal(dim1=-2, dim2=-1).sum(-1)
+        shift = eps * trace * m
         root, sound = _sound_root(core, shift)
         shifted = product + shift[:, None, None] * probes
         half = torch.where(sound[:, None, None], shifted, 0.0)
@@ -65,25 +68,35 @@ class PathMetric:
         values = squares.clamp(min=0)
         top = values[:, -1:]
         values = torch.maximum(values, 1e2 * eps * top)
-        basis = half @ turn / squares.clamp(min=torch.finfo(nodes.dtype).tiny).sqrt()[:, None]
+        tiny = torch.finfo(nodes.dtype).tiny
+        roots = squares.clamp(min=tiny).sqrt()
+        basis = half @ turn / roots[:, None]
         # Directions within rounding of zero are not orthogonal to the others: leave them to the
         # rest.
         clear = squares > 1e3 * eps * top
         basis = torch.where(clear[:, None], basis, 0.0)
         rest = torch.where(clear, values, torch.inf).amin(-1)
-        return cls(basis, torch.where(clear, values, 1.0), torch.where(sound, rest, torch.nan))
+        values = torch.where(clear, values, 1.0)
+        rest = torch.where(sound, rest, torch.nan)
+        return cls(basis, values, rest)
 
     def select(self, rows: Tensor) -> PathMetric:
         """The metrics of the curves at ``rows``."""
-        return PathMetric(self.basis[rows], self.values[rows], self.rest[rows])
+        basis = self.basis[rows]
+        values = self.values[rows]
+        rest = self.rest[rows]
+        return PathMetric(basis, values, rest)
 
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
         n = r.shape[1] + 1
         u = _integrated(r) / (2 * n)
         parts = u @ self.basis
-        weights = 1 / self.values - 1 / self.rest[:, None]
-        return u / self.rest[:, None, None] + (parts * weights[:, None]) @ self.basis.mT
+        rest = self.rest[:, None]
+        weights = 1 / self.values - 1 / rest
+        along = parts * weights[:, None]
+        across = u / rest[:, None]
+        return across + along @ self.basis.mT
 
 
 def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +105,10 @@ def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     The identity elsewhere.
     """
     eye = torch.eye(core.shape[-1]).to(core)
-    root, info = torch.linalg.cholesky_ex(core + shift[:, None, None] * eye)
-    sound = (info == 0) & root.isfinite().all((1, 2)) & (shift > 0)
+    shifted = core + shift[:, None, None] * eye
+    root, info = torch.linalg.cholesky_ex(shifted)
+    finite = root.isfinite().all((1, 2))
+    sound = (info == 0) & finite & (shift > 0)
     return torch.where(sound[:, None, None], root, eye), sound
 
 
@@ -105,9 +120,12 @@ def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
     n = f.shape[1] + 1
     fall = f.cumsum(1)
     # Σ_{j<i} (i − j) f_j, i = 1 … n
-    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(1)
-    ramp = torch.arange(1, n, device=f.device, dtype=f.dtype)[:, None] / n
-    return ramp * bent[:, -1:] - bent[:, :-1]
+    zero = torch.zeros_like(f[:, :1])
+    bent = torch.cat([zero, fall], 1).cumsum(1)
+    node = torch.arange(1, n, device=f.device, dtype=f.dtype)
+    ramp = node[:, None] / n
+    last = bent[:, -1:]
+    return ramp * last - bent[:, :-1]
 
 
 def _mean_metric(
@@ -117,11 +135,15 @@ def _mean_metric(
     p, s, m = points.shape
     r = probes.shape[1]
     with torch.enable_grad():
-        z = points.detach()[:, :, None].expand(p, s, r, m).reshape(-1, m)
-        v = probes.T.expand(p, s, r, m).reshape(-1, m).clone().requires_grad_()
-        half = space.norm(z, v).square().sum() / 2
+        every = points.detach()[:, :, None]
+        z = every.expand(p, s, r, m).reshape(-1, m)
+        directions = probes.T.expand(p, s, r, m)
+        v = directions.reshape(-1, m).clone().requires_grad_()
+        squares = space.norm(z, v).square()
+        half = squares.sum() / 2
         (product,) = torch.autograd.grad(half, v, materialize_grads=True)
-    return product.view(p, s, r, m).mean(1).mT
+    products = product.view(p, s, r, m)
+    return products.mean(1).mT
 
 
 def _probes(m: int, rank: int) -> Tensor:
@@ -129,7 +151,8 @@ def _probes(m: int, rank: int) -> Tensor:
 
     A curve's bits must not depend on its neighbours, nor on the clock.
     """
-    gaussian = torch.randn(m, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fixed = torch.Generator().manual_seed(0)
+    gaussian = torch.randn(m, rank, generator=fixed, dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q
 
 
@@ -227,13 +250,15 @@ class _Progress:
         """Go along the direction, of which ``turned`` is the product with the Hessian."""
         curvature = _dot(self.direction, turned)
         across = _dot(self.step, turned)
-        self.bend = self.bend + 2 * stride * across + stride.square() * curvature
-        self.step = self.step + stride[:, None, None] * self.direction
-        self.gain = self.gain + stride * self.rz - stride.square() * curvature / 2
-        self.ss = self.ss + 2 * stride * self.sd + stride.square() * self.dd
+        squared = stride.square()
+        share = stride[:, None, None]
+        self.bend = self.bend + 2 * stride * across + squared * curvature
+        self.step = self.step + share * self.direction
+        self.gain = self.gain + stride * self.rz - squared * curvature / 2
+        self.ss = self.ss + 2 * stride * self.sd + squared * self.dd
         soft = torch.where(negative, torch.inf, curvature / self.dd)
         self.softest = torch.minimum(self.softest, soft)
-        self.residual = self.residual + stride[:, None, None] * turned
+        self.residual = self.residual + share * turned
         self.gains = torch.cat([self.gains, self.gain[:, None]], 1)
 
     def remainder(self, rz: Tensor, k: int) -> Tensor:
@@ -243,7 +268,8 @@ class _Progress:
         bound, but a poor one where the metric nearly vanishes: as much may come as the last half
         has brought.
         """
-        late = self.gain - self.gains[:, k // 2]
+        half_way = self.gains[:, k // 2]
+        late = self.gain - half_way
         return torch.maximum(rz / (2 * self.softest), late)
 
     def turn(self, stride: Tensor, rz: Tensor, z: Tensor) -> None:
@@ -252,7 +278,8 @@ class _Progress:
         self.sd = beta * (self.sd + stride * self.dd)
         self.dd = rz + beta.square() * self.dd
         self.rz = rz
-        self.direction = beta[:, None, None] * self.direction - z
+        previous = beta[:, None, None] * self.direction
+        self.direction = previous - z
 
 
 def truncated_cg(
@@ -295,7 +322,8 @@ def truncated_cg(
     for k in range(1, most + 1):
         if not bool(alive.any()):
             break
-        if float(alive.sum()) <= _LEAST * len(alive):
+        left = float(alive.sum())
+        if left <= _LEAST * len(alive):
             run = run.select(alive)
             local = local.select(alive)
             apply = product(run.rows)
@@ -305,8 +333,11 @@ def truncated_cg(
         run.advance(stride, turned, negative)
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        remainder = torch.where(bounded, torch.inf, run.remainder(new, k))
-        done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
+        rest = run.remainder(new, k)
+        remainder = torch.where(bounded, torch.inf, rest)
+        fallen = new <= limit[run.rows]
+        spent = remainder <= enough[run.rows]
+        done = bounded | fallen | spent
         written = alive & (done | (k == most))
         _write(
             out=out,
@@ -336,8 +367,11 @@ def _stride(run: _Progress, turned: Tensor, radius: Tensor) -> tuple[Tensor, Ten
     edge = radius[run.rows].square()
     negative = ~(curvature > 0)
     bounded = negative | (crossing >= edge)
-    room = run.sd.square() + run.dd * (edge - run.ss).clamp(min=0)
-    return torch.where(bounded, (room.sqrt() - run.sd) / run.dd, stride), negative, bounded
+    inside = (edge - run.ss).clamp(min=0)
+    room = run.sd.square() + run.dd * inside
+    to_edge = (room.sqrt() - run.sd) / run.dd
+    stride = torch.where(bounded, to_edge, stride)
+    return stride, negative, bounded
 
 
 def _nothing(gradient: Tensor) -> Truncated:
@@ -371,7 +405,8 @@ def _write(
     out.gain[rows] = run.gain[at]
     out.bend[rows] = run.bend[at]
     out.remainder[rows] = remainder[at]
-    out.norm[rows] = run.ss[at].clamp(min=0).sqrt()
+    square = run.ss[at].clamp(min=0)
+    out.norm[rows] = square.sqrt()
     out.negative[rows] = negative[at]
     out.bounded[rows] = bounded[at]
     out.iterations[rows] = count

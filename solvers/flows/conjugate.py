@@ -98,7 +98,8 @@ def conjugate_points(
         track = _Track(space, flat_z, flat_v, t, rtol, max_steps)
         crossings = track.crossings()
     if throw and bool(track.failed.any()):
-        first = track.failed.nonzero().flatten().tolist()[:5]
+        rows = track.failed.nonzero().flatten()
+        first = rows.tolist()[:5]
         raise NotConvergedError(
             "conjugate_points",
             f"{len(flat_z)} geodesics followed to t={t:g}",
@@ -165,7 +166,8 @@ class _Track:
         self.rtol = rtol
         self.max_steps = max_steps
         p, m = z.shape
-        identity = torch.eye(m).to(z).expand(p, m, m) / t  # of unit size whatever the time
+        identity = torch.eye(m).to(z)
+        identity = identity.expand(p, m, m) / t  # of unit size whatever the time
         flow = Variation(
             space=space,
             z=z,
@@ -184,8 +186,10 @@ class _Track:
         sound = (~self.failed).nonzero().flatten()
         angles = [self._angles(moment)[sound] for moment in self.moments]
         angles[0] = torch.zeros_like(angles[0])  # all fields vanish at the start
-        span = torch.full_like(self.moments[0].z[sound, 0], self.t / _SAMPLES)
-        left = torch.arange(_SAMPLES).to(span)[:, None] * span
+        first = self.moments[0]
+        span = torch.full_like(first.z[sound, 0], self.t / _SAMPLES)
+        number = torch.arange(_SAMPLES).to(span)
+        left = number[:, None] * span
         every = _Intervals(
             row=sound.repeat(_SAMPLES),
             left=left.flatten(),
@@ -201,7 +205,8 @@ class _Track:
         coarse = (leap > _LEAP) & (halvings > 0)
         fine = (~coarse).nonzero().flatten()
         passed = (lifted[fine] >= 2 * torch.pi).nonzero()
-        found = [self._located(part.select(fine[passed[:, 0]]), passed[:, 1])]
+        crossing = part.select(fine[passed[:, 0]])
+        found = [self._located(crossing, passed[:, 1])]
         if bool(coarse.any()):
             long = part.select(coarse.nonzero().flatten())
             half = long.span / 2
@@ -235,11 +240,13 @@ class _Track:
         """
 
         def excess(after: Tensor) -> Tensor:
-            return _lifted(part.before, after)[0].gather(1, rank[:, None])[:, 0] - 2 * torch.pi
+            lifted = _lifted(part.before, after)[0]
+            return lifted.gather(1, rank[:, None])[:, 0] - 2 * torch.pi
 
         low = torch.zeros_like(part.span)
         high = part.span.clone()
-        below = part.before.gather(1, rank[:, None])[:, 0] - 2 * torch.pi
+        start = part.before.gather(1, rank[:, None])[:, 0]
+        below = start - 2 * torch.pi
         above = excess(part.after)
         root = high.clone()
         point = part.start.z
@@ -283,17 +290,25 @@ class _Track:
         """Angles of the eigenvalues of ``U``."""
         a = moment.fields.mT
         da = moment.derivatives.mT * (_UNIT * self.t)
-        sound = (a.isfinite() & da.isfinite()).flatten(1).all(1)
+        finite = a.isfinite() & da.isfinite()
+        sound = finite.flatten(1).all(1)
         out = a.new_full(a.shape[:2], torch.nan)
         if not bool(sound.any()):
             return out
         metric = self.space.metric(moment.z[sound])
         frame = torch.linalg.cholesky(metric).mT  # rows of an orthonormal coframe: |Lᵀ u|² = uᵀ G u
         # Orthonormal columns, however much the fields have grown.
-        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[0]
+        values = frame @ a[sound]
+        slopes = frame @ da[sound]
+        plane = torch.cat([values, slopes], 1)
+        q = torch.linalg.qr(plane)[0]
         top, bottom = q.chunk(2, 1)
-        u = torch.linalg.solve((bottom - 1j * top).mT, (bottom + 1j * top).mT).mT
-        out[sound] = torch.linalg.eigvals(u).angle().remainder(2 * torch.pi).sort(-1).values
+        plus = bottom + 1j * top
+        minus = bottom - 1j * top
+        u = torch.linalg.solve(minus.mT, plus.mT).mT
+        angles = torch.linalg.eigvals(u).angle()
+        turned = angles.remainder(2 * torch.pi)
+        out[sound] = turned.sort(-1).values
         return out
 
 
@@ -310,8 +325,10 @@ def _lifted(
     shifts = [torch.cat([after[:, k:], after[:, :k] + turn], 1) for k in range(m + 1)]
     shifts += [torch.cat([after[:, m - k :] - turn, after[:, : m - k]], 1) for k in range(1, m + 1)]
     every = torch.stack(shifts)  # (2m + 1, q, m)
-    leap, best = (every - before).abs().amax(-1).min(0)
-    return every[best, torch.arange(len(before), device=before.device)], leap
+    turns = (every - before).abs()
+    leap, best = turns.amax(-1).min(0)
+    pair = torch.arange(len(before), device=before.device)
+    return every[best, pair], leap
 
 
 def _table(found: _Crossings, p: int, m: int, batch: torch.Size, t: float) -> ConjugatePoints:

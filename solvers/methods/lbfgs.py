@@ -46,7 +46,8 @@ class LBFGS(Descent, Optimizer):
 
     def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Steps, then gradient changes, newest first; the curve's size."""
-        return x.new_zeros(len(x), 2 * self.history, *x.shape[1:]), extent[:, None]
+        nothing = x.new_zeros(len(x), 2 * self.history, *x.shape[1:])
+        return nothing, extent[:, None]
 
     def advance(
         self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
@@ -56,14 +57,17 @@ class LBFGS(Descent, Optimizer):
         steps, changes = memory.split(self.history, 1)
         energy, g = objective(x, everyone)
         for _ in range(count):
-            direction = self._direction(g, steps, changes, scalars[:, 0])
+            extent = scalars[:, 0]
+            direction = self._direction(g, steps, changes, extent)
             moved, reached, turned = _searched(
                 objective=objective, x=x, energy=energy, g=g, direction=direction
             )
             step = (moved - x)[:, None]
             change = (turned - g)[:, None]
-            steps = torch.cat([step, steps[:, :-1]], 1)
-            changes = torch.cat([change, changes[:, :-1]], 1)
+            older = steps[:, :-1]
+            steps = torch.cat([step, older], 1)
+            earlier = changes[:, :-1]
+            changes = torch.cat([change, earlier], 1)
             x = moved
             energy = reached
             g = turned
@@ -77,23 +81,30 @@ class LBFGS(Descent, Optimizer):
         turns = changes.square().sum((2, 3)).sqrt()
         ways = steps.square().sum((2, 3)).sqrt()
         useful = curvature > eps * turns * ways
-        rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
+        divisor = torch.where(useful, curvature, 1.0)
+        rho = torch.where(useful, 1 / divisor, 0.0)
         q = g
         alphas = []
         for k in range(self.history):
-            alpha = rho[:, k] * (steps[:, k] * q).sum((1, 2))
+            along = (steps[:, k] * q).sum((1, 2))
+            alpha = rho[:, k] * along
             q = q - alpha[:, None, None] * changes[:, k]
             alphas.append(alpha)
         # Without a memory the first step is a hundredth of the curve's size.
-        size = g.square().sum((1, 2)).sqrt().clamp(min=tiny)
+        norm = g.square().sum((1, 2)).sqrt()
+        size = norm.clamp(min=tiny)
         scale = extent / (100 * size)
         for k in reversed(range(self.history)):
-            square = changes[:, k].square().sum((1, 2)).clamp(min=tiny)
-            scale = torch.where(useful[:, k], curvature[:, k] / square, scale)
+            total = changes[:, k].square().sum((1, 2))
+            square = total.clamp(min=tiny)
+            ratio = curvature[:, k] / square
+            scale = torch.where(useful[:, k], ratio, scale)
         r = scale[:, None, None] * q
         for k in reversed(range(self.history)):
-            beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
-            r = r + (alphas[k] - beta)[:, None, None] * steps[:, k]
+            across = (changes[:, k] * r).sum((1, 2))
+            beta = rho[:, k] * across
+            share = alphas[k] - beta
+            r = r + share[:, None, None] * steps[:, k]
         return -r
 
 
@@ -114,7 +125,8 @@ def _searched(
     for _ in range(_ATTEMPTS):
         if not len(pending):
             break
-        trial = x[pending] + stride[pending, None, None] * direction[pending]
+        share = stride[pending, None, None]
+        trial = x[pending] + share * direction[pending]
         there, gradient = objective(trial, pending)
         limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
         good = there <= limit  # False for NaN

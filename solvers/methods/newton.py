@@ -177,7 +177,8 @@ class _Sweep:
         book = self.book
         self.carried = book["known"] & ~book["stale"]
         self.fresh = self._wants_second_order()
-        unseen = ~self.carried & ((book["steps"] == 0) | ~book["first"])
+        first_look = (book["steps"] == 0) | ~book["first"]
+        unseen = ~self.carried & first_look
         self.expansion, finite = sound(
             expand(space=self.space, state=state, carried=self.carried, fresh=self.fresh)
         )
@@ -205,7 +206,8 @@ class _Sweep:
             wait = self.solver.gauss_newton_steps * book["first"]
         else:
             wait = 0
-        return np.where(book["known"], book["stale"], book["near"] | (book["steps"] >= wait))
+        begins = book["near"] | (book["steps"] >= wait)
+        return np.where(book["known"], book["stale"], begins)
 
     def _promise(self) -> None:
         """The step of the model, and the decrement that it promises."""
@@ -215,7 +217,8 @@ class _Sweep:
         if (damping != 0).any():
             self.step, decrement = self.model.solve(damping)
             self.promised = on_host(decrement)
-        self.relative = relative_length(self.promised * (1 + damping), self.energy)
+        undamped = self.promised * (1 + damping)
+        self.relative = relative_length(undamped, self.energy)
 
     def _assign(self) -> None:
         """The phase of every curve."""
@@ -226,16 +229,21 @@ class _Sweep:
         saddle = live & self._kept()
         rest = live & ~saddle
         self.informed = (self.model.index >= 0) | (not self.solver.second_order)
-        small = (self.relative <= self.tol) | (self.promised <= 2 * self.noise)
+        negligible = self.promised <= 2 * self.noise
+        small = (self.relative <= self.tol) | negligible
         self.quiet = rest & self.informed & small
-        self.sound = (self.informed | ~self.carried) & ~indefinite & undamped
+        trusted = self.informed | ~self.carried
+        self.sound = trusted & ~indefinite & undamped
         # What a step leaves is known only once it has been taken: one that promises more than
         # rounding is taken, however short. A matrix from a coarser level may promise too little by
         # far. On the first level, whose curve is not the answer, the Hessian itself is believed,
         # and its last step is taken without a look.
-        last = self.quiet & self.sound & self.fresh & book["first"]
-        believed = np.where(self.carried, LIMITS.believed, 2.0) * self.noise
-        still = self.quiet & (~self.sound | (self.promised <= believed))
+        settled = self.quiet & self.sound
+        last = settled & self.fresh & book["first"]
+        factor = np.where(self.carried, LIMITS.believed, 2.0)
+        believed = factor * self.noise
+        little = self.promised <= believed
+        still = self.quiet & (~self.sound | little)
         self.phase = np.full(len(book), Phase.FAILED)
         self.phase[rest & self.sound] = Phase.RUN
         self.phase[rest & ~self.sound] = Phase.DESCENT
@@ -251,7 +259,9 @@ class _Sweep:
         indefinite = self.model.indefinite
         if self.solver.target != "stationary":
             return np.zeros_like(indefinite)
-        at_start = (book["steps"] == 0) & indefinite & (self.relative < LIMITS.near)
+        new = book["steps"] == 0
+        close = self.relative < LIMITS.near
+        at_start = new & indefinite & close
         return at_start | (book["kept"] & indefinite)
 
     def _live(self) -> np.ndarray:
@@ -269,15 +279,22 @@ class _Sweep:
         matrix = self.model.full.select(where).dense()
         right = -gradient.flatten(1)[..., None]
         step, info = torch.linalg.solve_ex(matrix, right, check_errors=False)
-        step = torch.where((info == 0)[:, None, None], step[..., 0].view_as(gradient), 0.0)
-        own = (gradient * step).sum((-1, -2)).abs()
+        solved = (info == 0)[:, None, None]
+        found = step[..., 0].view_as(gradient)
+        step = torch.where(solved, found, 0.0)
+        slope = (gradient * step).sum((-1, -2))
+        own = slope.abs()
         promised = torch.maximum(own, self.model.decrement[where])
-        relative = on_host(relative_length(promised, self.expansion.energy[where]))
+        length = relative_length(promised, self.expansion.energy[where])
+        relative = on_host(length)
         self.book["decrement"][rows] = relative
-        self.book["status"][rows[relative <= self.tol]] = Status.CONVERGED
-        self.book["status"][rows[on_host(info) != 0]] = Status.SINGULAR
+        there = rows[relative <= self.tol]
+        self.book["status"][there] = Status.CONVERGED
+        unsolved = rows[on_host(info) != 0]
+        self.book["status"][unsolved] = Status.SINGULAR
         self.book["stale"] |= saddle
-        self.nodes = put(self.nodes, rows, moved(self.nodes[where], step))
+        reached = moved(self.nodes[where], step)
+        self.nodes = put(self.nodes, rows, reached)
 
     def leave_saddles(self) -> None:
         """LEAVING: along the direction of most negative curvature.
@@ -298,8 +315,10 @@ class _Sweep:
         where = placed(leaving.nonzero()[0], self.nodes)
         left = np.zeros_like(leaving)
         expansion = self.expansion
-        vectors = torch.linalg.eigh(self.model.full.select(where).dense()).eigenvectors
-        direction = vectors[..., 0].view_as(expansion.gradient[where])
+        hessian = self.model.full.select(where).dense()
+        vectors = torch.linalg.eigh(hessian).eigenvectors
+        softest = vectors[..., 0]
+        direction = softest.view_as(expansion.gradient[where])
         bent = expansion.gauss_newton.select(where).product(direction)
         stiffness = (direction * bent).sum((-1, -2))
         size = (expansion.energy[where] / stiffness).sqrt()
@@ -307,12 +326,15 @@ class _Sweep:
             stride = 0.5**attempt * size[:, None, None] * direction
             both = torch.stack([moved(self.nodes[where], sign * stride) for sign in (1, -1)])
             energies = [discrete_energy(self.space.squared_chords(trial)) for trial in both]
-            lower, side = torch.stack(energies).nan_to_num(torch.inf).min(0)
-            found = lower < expansion.energy[where] - expansion.noise[where]
+            reached = torch.stack(energies).nan_to_num(torch.inf)
+            lower, side = reached.min(0)
+            before = expansion.energy[where]
+            found = lower < before - expansion.noise[where]
             if bool(found.any()):
                 every = torch.arange(len(where), device=self.nodes.device)
                 self.nodes = self.nodes.clone()
-                self.nodes[where[found]] = both[side, every][found]
+                better = where[found]
+                self.nodes[better] = both[side, every][found]
                 left[on_host(where[found])] = True
             where = where[~found]
             size = size[~found]
@@ -344,7 +366,8 @@ class _Sweep:
         run(rows, self.expansion, self.model, self.carried, self.informed)
         self.nodes = run.nodes
         self.refused = run.refused
-        self.phase[self.refused & ~self.quiet] = Phase.DESCENT
+        again = self.refused & ~self.quiet
+        self.phase[again] = Phase.DESCENT
 
     def descend(self) -> None:
         """DESCENT: the longest damped step that lowers the energy; STALLED without one."""
@@ -368,7 +391,8 @@ class _Sweep:
         known = self.refused[rows].nonzero()[0]
         if len(known):
             damping[rows[known]] = LIMITS.damping_start
-            damped, less = self.model.solve(damping[rows[known]], rows[known])
+            those = rows[known]
+            damped, less = self.model.solve(damping[those], those)
             step = put(step, known, damped)
             promised = promised.copy()
             promised[known] = on_host(less)
@@ -379,16 +403,20 @@ class _Sweep:
             trial = moved(curves_at(rows, start)[0], step)
             reached = on_host(discrete_energy(self.space.squared_chords(trial)))
             gain = self.energy[rows] - reached
-            enough = gain >= LIMITS.enough * promised - self.noise[rows]  # False for NaN
+            needed = LIMITS.enough * promised - self.noise[rows]
+            enough = gain >= needed  # False for NaN
             taken = enough.nonzero()[0]
             if len(taken):
-                self.nodes = put(self.nodes, rows[taken], curves_at(taken, trial)[0])
+                better = curves_at(taken, trial)[0]
+                self.nodes = put(self.nodes, rows[taken], better)
             lowered[rows[taken]] = True
-            good = rows[enough & (gain >= LIMITS.good * promised - self.noise[rows])]
+            clear = gain >= LIMITS.good * promised - self.noise[rows]
+            good = rows[enough & clear]
             relaxed = damping[good] / 8
             damping[good] = np.where(relaxed < LIMITS.damping_floor, 0.0, relaxed)
             rows = rows[~enough]
-            damping[rows] = np.maximum(4 * damping[rows], LIMITS.damping_start)
+            raised = 4 * damping[rows]
+            damping[rows] = np.maximum(raised, LIMITS.damping_start)
             if not len(rows):
                 break
         return lowered
@@ -396,17 +424,21 @@ class _Sweep:
     def end(self) -> None:
         """Give quiet curves their verdict, unless a run has found their matrix wanting."""
         book = self.book
-        ending = self.quiet & (book["status"] == RUNNING) & ~(self.carried & book["stale"])
+        running = book["status"] == RUNNING
+        wanting = self.carried & book["stale"]
+        ending = self.quiet & running & ~wanting
         verdict = ended(book["decrement"], self.nodes.dtype, self.tol)
         book["status"] = np.where(ending, verdict, book["status"])
 
     def polish(self) -> None:
         """Correct the nodes of finished curves for the second order of the energy."""
-        if self.tol > LIMITS.sharp or self.nodes.shape[1] <= LIMITS.sharp_segments:
+        coarse = self.nodes.shape[1] <= LIMITS.sharp_segments
+        if self.tol > LIMITS.sharp or coarse:
             return
         status = self.book["status"]
         finished = (status != RUNNING) & (status != Status.STALLED)
-        rows = (self._live() & self.sound & finished).nonzero()[0]
+        ending = self._live() & self.sound & finished
+        rows = ending.nonzero()[0]
         if not len(rows):
             return
         at, energy = curves_at(rows, self.nodes, self.expansion.energy)
@@ -416,7 +448,8 @@ class _Sweep:
         step = self.model.newton(residual, rows)
         size = relative_length(decrement_of(residual, step), energy)
         small = (size < LIMITS.sharp_limit)[:, None, None]
-        self.nodes = put(self.nodes, rows, moved(at, torch.where(small, step, 0.0)))
+        correction = torch.where(small, step, 0.0)
+        self.nodes = put(self.nodes, rows, moved(at, correction))
 
     def state(self) -> PathState:
         """The state after the step."""

@@ -89,13 +89,17 @@ class Shooting:
         rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
         fired = self._fire(space, knots, velocities, rtol, fields=True)
         gaps = _gaps(fired, knots, velocities)
-        miss = _miss(gaps, velocities.norm(dim=-1).amax(1))
+        size = velocities.norm(dim=-1).amax(1)
+        miss = _miss(gaps, size)
         finite = miss.isfinite()
         # Below what the integrator can tell there is nothing to gain.
-        done = finite & (miss <= max(tol, 10 * rtol))
+        least = max(tol, 10 * rtol)
+        done = finite & (miss <= least)
 
-        identity = torch.eye(2 * knots.shape[-1]).to(knots)
-        safe = torch.where(finite[:, None, None, None], fired.fields, identity)
+        both = 2 * knots.shape[-1]
+        identity = torch.eye(both).to(knots)
+        known = finite[:, None, None, None]
+        safe = torch.where(known, fired.fields, identity)
         correction = _newton(safe, gaps.nan_to_num(0.0))
         pending = (finite & ~done).nonzero().flatten()
         nodes, speeds, lower = self._searched(
@@ -156,8 +160,10 @@ class Shooting:
             trial = knots[pending] + part * moved[pending]
             speed = velocities[pending] + part * turned[pending]
             fired = self._fire(space, trial, speed, rtol, fields=False)
-            reached = _miss(_gaps(fired, trial, speed), size[pending])
-            good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
+            misses = _gaps(fired, trial, speed)
+            reached = _miss(misses, size[pending])
+            wanted = 1 - share[pending] / 4
+            good = reached <= wanted * miss[pending]  # False for NaN
             rows = pending[good]
             nodes[rows] = trial[good]
             speeds[rows] = speed[good]
@@ -187,7 +193,8 @@ class Shooting:
             start[:, :m] = identity
             slope[:, m:] = identity
             # The coordinate derivative of the start velocity stands still while the start moves.
-            slope[:, :m] = -sound_connection_matrix(space, z, v).mT
+            turn = sound_connection_matrix(space, z, v)
+            slope[:, :m] = -turn.mT
         flow = Variation(
             space=space,
             z=z,
@@ -201,8 +208,10 @@ class Shooting:
         end = flow.at(1.0 / k)
         if fields:  # back from covariant to coordinate derivatives
             connection = sound_connection_matrix(space, end.z, end.v)
-            rates = end.derivatives + torch.einsum("pij,pcj->pci", connection, end.fields)
-            end = replace(end, fields=torch.cat([end.fields, rates], -1).mT)
+            turned = torch.einsum("pij,pcj->pci", connection, end.fields)
+            rates = end.derivatives + turned
+            every = torch.cat([end.fields, rates], -1)
+            end = replace(end, fields=every.mT)
         parts = (end.z, end.v, end.fields, end.derivatives)
         return Moment(*(part.unflatten(0, (p, k)) for part in parts))
 
@@ -228,8 +237,10 @@ class Shooting:
         p, k, m = velocities.shape
         # Between the knots of an unfinished curve a spline will do: it only carries the velocities
         # to the next level.
-        slopes = torch.cat([velocities, velocities[:, -1:]], 1)
-        nodes[:] = Curve(knots, slopes).resample(stride * k).nodes
+        last = velocities[:, -1:]
+        slopes = torch.cat([velocities, last], 1)
+        curve = Curve(knots, slopes)
+        nodes[:] = curve.resample(stride * k).nodes
         nodes[:, ::stride] = knots
         if len(rows):
             z = knots[rows, :-1].flatten(0, 1)
@@ -246,7 +257,9 @@ class Shooting:
                 max_steps=2000,
             )
             for j in range(1, stride):
-                nodes[rows, j::stride] = flow.at(j / (k * stride)).z.view(len(rows), k, m)
+                time = j / (k * stride)
+                passed = flow.at(time).z
+                nodes[rows, j::stride] = passed.view(len(rows), k, m)
         return nodes
 
 
@@ -265,22 +278,31 @@ def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
     matrix = gaps.new_zeros(p, k, both, k + 1, both)
     for i in range(k):
         matrix[:, i, :, i] = slopes[:, i]
-        matrix[:, i, :, i + 1] = -torch.eye(both).to(gaps)
+        identity = torch.eye(both).to(gaps)
+        matrix[:, i, :, i + 1] = -identity
     # The first and the last point stand still, and no shot has the velocity at the end.
     unknowns = slice(m, both * k)
     equations = slice(0, both * k - m)
-    square = matrix.flatten(3).flatten(1, 2)[:, equations, unknowns]
-    solution, info = torch.linalg.solve_ex(square, -gaps.flatten(1)[:, equations, None])
-    inner = torch.where((info == 0)[:, None], solution[..., 0], 0.0)
-    every = torch.nn.functional.pad(inner, (m, both)).view(p, k + 1, 2, m)
-    return every[:, :, 0], every[:, :-1, 1]
+    full = matrix.flatten(3).flatten(1, 2)
+    square = full[:, equations, unknowns]
+    right = -gaps.flatten(1)[:, equations, None]
+    solution, info = torch.linalg.solve_ex(square, right)
+    regular = (info == 0)[:, None]
+    inner = torch.where(regular, solution[..., 0], 0.0)
+    padded = torch.nn.functional.pad(inner, (m, both))
+    every = padded.view(p, k + 1, 2, m)
+    knots = every[:, :, 0]
+    velocities = every[:, :-1, 1]
+    return knots, velocities
 
 
 def _gaps(fired: Moment, knots: Tensor, velocities: Tensor) -> Tensor:  # -> (p, k, 2m)
     """What each shot misses the start of the next by; the velocity at the end is free."""
     position = fired.z - knots[:, 1:]
-    following = torch.cat([velocities[:, 1:], fired.v[:, -1:]], 1)
-    return torch.cat([position, fired.v - following], -1)
+    ends = fired.v[:, -1:]
+    following = torch.cat([velocities[:, 1:], ends], 1)
+    turn = fired.v - following
+    return torch.cat([position, turn], -1)
 
 
 def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
@@ -288,4 +310,6 @@ def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
 
     A velocity gap counts as the way it leads astray in unit time.
     """
-    return gaps.abs().amax((1, 2)) / size.clamp(min=torch.finfo(size.dtype).tiny)
+    tiny = torch.finfo(size.dtype).tiny
+    largest = gaps.abs().amax((1, 2))
+    return largest / size.clamp(min=tiny)
