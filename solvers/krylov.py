@@ -64,19 +64,7 @@ class PathMetric:
         shifted = product + shift[:, None, None] * probes
         half = torch.where(sound[:, None, None], shifted, 0.0)
         half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
-        squares, turn = torch.linalg.eigh(half.mT @ half)
-        values = squares.clamp(min=0)
-        top = values[:, -1:]
-        values = torch.maximum(values, 1e2 * eps * top)
-        tiny = torch.finfo(nodes.dtype).tiny
-        roots = squares.clamp(min=tiny).sqrt()
-        basis = half @ turn / roots[:, None]
-        # Directions within rounding of zero are not orthogonal to the others: leave them to the
-        # rest.
-        clear = squares > 1e3 * eps * top
-        basis = torch.where(clear[:, None], basis, 0.0)
-        rest = torch.where(clear, values, torch.inf).amin(-1)
-        values = torch.where(clear, values, 1.0)
+        basis, values, rest = _spectrum(half)
         rest = torch.where(sound, rest, torch.nan)
         return cls(basis, values, rest)
 
@@ -97,6 +85,26 @@ class PathMetric:
         along = parts * weights[:, None]
         across = u / rest[:, None]
         return across + along @ self.basis.mT
+
+
+def _spectrum(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (p, m, r), (p, r), (p,)
+    """Eigenvectors and eigenvalues of ``half halfᵀ``, and its smallest eigenvalue.
+
+    Directions within rounding of zero are not orthogonal to the others: they are left to the rest,
+    with 0 for a vector and 1 for a value.
+    """
+    number = torch.finfo(half.dtype)
+    squares, turn = torch.linalg.eigh(half.mT @ half)
+    values = squares.clamp(min=0)
+    top = values[:, -1:]
+    values = torch.maximum(values, 1e2 * number.eps * top)
+    roots = squares.clamp(min=number.tiny).sqrt()
+    basis = half @ turn / roots[:, None]
+    clear = squares > 1e3 * number.eps * top
+    basis = torch.where(clear[:, None], basis, 0.0)
+    rest = torch.where(clear, values, torch.inf).amin(-1)
+    values = torch.where(clear, values, 1.0)
+    return basis, values, rest
 
 
 def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

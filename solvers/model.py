@@ -74,7 +74,8 @@ class QuadraticModel:
         singular = np.zeros_like(fresh)
         if unseen.any():
             rows = unseen.nonzero()[0]
-            singular[rows] = on_host(_rank_deficient(*curves_at(rows, gn.diagonal)))
+            (blocks,) = curves_at(rows, gn.diagonal)
+            singular[rows] = on_host(_rank_deficient(blocks))
         if correction is None:
             full = gn
         else:
@@ -87,34 +88,27 @@ class QuadraticModel:
         if not definite.all():
             # What was kept from elsewhere proves nothing about the index: only fresh second
             # derivatives do.
-            rest = (~definite & fresh & ~singular).nonzero()[0]
-            index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
+            doubtful = ~definite & fresh & ~singular
+            rest = doubtful.nonzero()[0]
+            those = full.select(placed(rest, g))
+            index[rest] = on_host(those.negative_eigenvalues())
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
             ok = on_host(factor.ok)
         indefinite = index > 0
-        # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton
-        # descends, too.
-        few = gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
-        if few:
-            bent = indefinite.nonzero()[0]
-        else:
-            bent = np.arange(0)
-        place = np.full_like(index, -1)
-        place[bent] = np.arange(len(bent))
-        absolute = g.new_empty(0, 0, 0)
-        if len(bent):
-            those = placed(bent, g)
-            absolute = _absolute(full.select(those), gn.select(those))
+        place, absolute = _made_positive(full, gn, indefinite)
         step = factor.solve(-g)
         if not ok.all():
-            step = torch.where(factor.ok[:, None, None], step, 0.0)
+            sound = factor.ok[:, None, None]
+            step = torch.where(sound, step, 0.0)
+        if correction is None:
+            correction = gn.scaled(0.0)
         model = cls(
             full=full,
             matrix=matrix,
             factor=factor,
             gauss_newton=gn,
-            correction=gn.scaled(0.0) if correction is None else correction,
+            correction=correction,
             gradient=g,
             step=step,
             decrement=decrement_of(g, step),
@@ -125,7 +119,7 @@ class QuadraticModel:
             place=place,
             absolute=absolute,
         )
-        if not len(bent):
+        if not len(absolute):
             return model
         step, decrement = model.solve(np.zeros(len(index)))
         return replace(model, step=step, decrement=decrement)
@@ -218,6 +212,32 @@ class Secants:
             self.rows = self.rows[those]
             where = placed(those, self.pairs[0][0])
             self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
+
+
+def _made_positive(
+    hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal, indefinite: np.ndarray
+) -> tuple[np.ndarray, Tensor]:
+    """Hessians with positive eigenvalues, of the curves ``(p,)`` where they are indefinite.
+
+    On fine levels there are none: the eigenvectors cost more than the steps that they save, and
+    Gauss-Newton descends, too.
+
+    Returns:
+        Where each curve stands among them, −1 for the others, and the matrices
+        ``(q, (n − 1) m, (n − 1) m)``.
+    """
+    blocks = hessian.diagonal
+    _, count, m, _ = blocks.shape
+    place = np.full(len(indefinite), -1)
+    if count * m > _MOST_EIGENVECTORS:
+        return place, blocks.new_empty(0, 0, 0)
+    bent = indefinite.nonzero()[0]
+    if not len(bent):
+        return place, blocks.new_empty(0, 0, 0)
+    place[bent] = np.arange(len(bent))
+    those = placed(bent, blocks)
+    absolute = _absolute(hessian.select(those), gauss_newton.select(those))
+    return place, absolute
 
 
 def _absolute(

@@ -121,7 +121,14 @@ class State:
         """A state about curves of which nothing is known."""
         zero = torch.zeros(len(nodes), dtype=torch.int64, device=nodes.device)
         infinite = nodes.new_full((len(nodes),), torch.inf)
-        return cls(nodes.clone(), zero + RUNNING, infinite, zero - 1, zero, **more)
+        return cls(
+            nodes=nodes.clone(),
+            status=zero + RUNNING,
+            decrement=infinite,
+            index=zero - 1,
+            steps=zero,
+            **more,
+        )
 
     @classmethod
     def cat(cls: type[S], parts: list[S]) -> S:
@@ -186,17 +193,8 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     if basis is not None:
         kept = _decrement(gradient, flat) / (4 * expansion.energy)
         gradient, full, flat = _in_range(basis, gradient, full, flat)
-    g = gradient.flatten(1)[..., None]
-    finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
-    full = torch.where(finite[:, None, None], full, 0.0)
-    flat = torch.where(finite[:, None, None], flat, 0.0)
-    g = torch.where(finite[:, None, None], g, 0.0)
-    factor, info = torch.linalg.cholesky_ex(full)
-    rough, failed = torch.linalg.cholesky_ex(flat)
-    definite = info == 0
-    root = torch.where(definite[:, None, None], factor, rough)
-    predicted = (g * torch.cholesky_solve(g, root)).sum((1, 2))
-    singular = ~definite & (failed != 0)
+    finite = _all_finite(expansion.energy, gradient, full)
+    predicted, definite, singular = _predicted(gradient, full, flat, finite)
     relative = predicted / (4 * expansion.energy)
     index = torch.where(definite, 0, -1)
     rest = (finite & ~definite & ~singular).nonzero().flatten()
@@ -204,7 +202,8 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
         index[rest] = hessian.select(rest).negative_eigenvalues()
 
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
-    coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
+    rounding = 4 * tolerance(relative.dtype).length
+    coarse = relative > max(_ACCEPTABLE * tol, rounding)
     status = torch.full_like(state.status, RUNNING)
     status = torch.where(quiet, int(Status.CONVERGED), status)
     status = torch.where(quiet & coarse, int(Status.PRECISION), status)
@@ -224,22 +223,59 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     )
 
 
+def _all_finite(energy: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:  # -> (p,)
+    """Curves without NaN or infinity in their energy and its derivatives."""
+    energy_finite = energy.isfinite()
+    gradient_finite = gradient.flatten(1).isfinite().all(1)
+    hessian_finite = hessian.isfinite().all((1, 2))
+    return energy_finite & gradient_finite & hessian_finite
+
+
+def _predicted(
+    gradient: Tensor, hessian: Tensor, gauss_newton: Tensor, finite: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:  # -> (p,), (p,), (p,)
+    """``gᵀH⁻¹g`` of dense matrices, with Gauss-Newton's where the Hessian is not positive definite.
+
+    Returns:
+        The decrements, whether the Hessian is positive definite, and whether neither matrix is.
+    """
+    sound = finite[:, None, None]
+    column = gradient.flatten(1)[..., None]
+    hessian = torch.where(sound, hessian, 0.0)
+    gauss_newton = torch.where(sound, gauss_newton, 0.0)
+    column = torch.where(sound, column, 0.0)
+    factor, info = torch.linalg.cholesky_ex(hessian)
+    rough, failed = torch.linalg.cholesky_ex(gauss_newton)
+    definite = info == 0
+    root = torch.where(definite[:, None, None], factor, rough)
+    solved = torch.cholesky_solve(column, root)
+    predicted = (column * solved).sum((1, 2))
+    singular = ~definite & (failed != 0)
+    return predicted, definite, singular
+
+
 def _in_range(
     basis: Tensor, gradient: Tensor, full: Tensor, flat: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient and both matrices in the coordinates of a basis ``(n − 1, k)`` of the nodes."""
-    wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
-    gradient = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1)
-    return gradient, wide.T @ full @ wide, wide.T @ flat @ wide
+    identity = torch.eye(gradient.shape[-1]).to(basis)
+    wide = torch.kron(basis, identity)
+    moved = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0))
+    gradient = moved.movedim(0, 1)
+    full = wide.T @ full @ wide
+    flat = wide.T @ flat @ wide
+    return gradient, full, flat
 
 
 def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)
     """``gᵀH⁻¹g``; NaN where the matrix is not positive definite."""
     g = gradient.flatten(1)[..., None]
-    factor, info = torch.linalg.cholesky_ex(
-        torch.where(matrix.isfinite().all(-1, keepdim=True), matrix, 0.0)
-    )
-    return torch.where(info == 0, (g * torch.cholesky_solve(g, factor)).sum((1, 2)), torch.nan)
+    finite = matrix.isfinite().all(-1, keepdim=True)
+    matrix = torch.where(finite, matrix, 0.0)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    solved = torch.cholesky_solve(g, factor)
+    decrement = (g * solved).sum((1, 2))
+    return torch.where(info == 0, decrement, torch.nan)
 
 
 def with_index(space: Space, state: S, done: Tensor) -> S:

@@ -189,42 +189,62 @@ def _flow(
         raise OptionError(where, "a finite time", str(times[-1]), hint)
     z, v = torch.broadcast_tensors(z, v)
     m = z.shape[-1]
-    batch = z.shape[:-1]
     y = torch.cat([z, v], -1).reshape(-1, 2 * m)
-    p = len(y)
-    reach = max((abs(t) for t in times), default=0.0)
-    scale = _scale(v.detach().reshape(-1, m), reach, rtol)
-    stride = torch.full((p,), 0.1 * reach, dtype=z.dtype, device=z.device)
-    steps = torch.zeros(p, dtype=torch.int64, device=z.device)
     failed = ~y.detach().isfinite().all(-1)
     speeds = _ConservedSpeed(space, y.detach(), rtol, failed)
-    rhs = partial(_velocity, space)
-    points = []
+    path = _states(space, y, times, rtol, max_steps, speeds)
+    shape = (*z.shape[:-1], len(times), m)
+    points = path[..., :m].view(shape)
+    velocities = path[..., m:].view(shape)
+    if throw and bool(failed.any()):
+        if len(times) > 1:
+            result = points
+        else:
+            result = points[..., 0, :]
+        _raise_failure(
+            where=where,
+            rtol=rtol,
+            failed=failed,
+            refused=speeds.refused,
+            result=result,
+        )
+    return points, velocities
+
+
+def _states(
+    space: Space,
+    y: Tensor,
+    times: list[float],
+    rtol: float,
+    max_steps: int,
+    speeds: _ConservedSpeed,
+) -> Tensor:  # (p, 2 m) -> (p, k, 2 m)
+    """States at increasing (or decreasing) times, NaN where a sample has failed by then."""
+    p, both = y.shape
+    reach = max((abs(t) for t in times), default=0.0)
+    velocity = y.detach()[:, both // 2 :]
+    scale = _scale(velocity, reach, rtol)
+    stride = torch.full((p,), 0.1 * reach, dtype=y.dtype, device=y.device)
+    steps = torch.zeros(p, dtype=torch.int64, device=y.device)
+    states = []
     now = 0.0
     for time in times:
         y, stride = advance(
-            rhs=rhs,
+            rhs=partial(_velocity, space),
             y=y,
             duration=time - now,
             stride=stride,
             scale=scale,
             steps=steps,
-            failed=failed,
+            failed=speeds.failed,
             max_steps=max_steps,
             sound=speeds,
         )
         now = time
         # A copy of what has failed so far: it changes, and the backward pass needs what it was.
-        points.append(torch.where(failed[:, None].clone(), torch.nan, y))
-    path = torch.stack(points, 1)
-    ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
-    if throw and bool(failed.any()):
-        if len(times) > 1:
-            result = ends[0]
-        else:
-            result = ends[0][..., 0, :]
-        _raise_failure(where, rtol, failed, speeds.refused, result)
-    return ends
+        lost = speeds.failed[:, None].clone()
+        states.append(torch.where(lost, torch.nan, y))
+    return torch.stack(states, 1)
 
 
 def _scale(v: Tensor, reach: float, rtol: float) -> Tensor:  # (p, m) -> (p, 2 m)

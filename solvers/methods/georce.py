@@ -71,16 +71,9 @@ class GEORCE:
         gap = state.nodes[:, -1] - state.nodes[:, 0]
         new = _controls(inverse, slope_in_x, gap)
 
-        # dE/dx_t along the step; the end points stand still.
-        covector = metric @ u[..., None]
-        pull = 2 * covector[..., 0]
-        before = pull[:, :-1]
-        after = pull[:, 1:]
-        gradient = slope_in_x[:, 1:] + before - after
         moves = (new - u).cumsum(1)
         shift = moves[:, :-1]
-        slope = (gradient * shift).sum((1, 2))
-        energy = (u * pull / 2).sum((1, 2))
+        energy, slope = _along(metric, u, slope_in_x, shift)
         finite = (energy + slope).isfinite()
         nodes, moved = _searched(
             space=space, nodes=state.nodes, shift=shift, energy=energy, slope=slope
@@ -94,8 +87,13 @@ class GEORCE:
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(singular, int(Status.SINGULAR), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        steps = state.steps + 1
-        state = replace(state, nodes=nodes, status=status, decrement=decrement, steps=steps)
+        state = replace(
+            state,
+            nodes=nodes,
+            status=status,
+            decrement=decrement,
+            steps=state.steps + 1,
+        )
         return with_index(space, state, status == Status.CONVERGED)
 
 
@@ -116,6 +114,28 @@ def _metric(space: Space, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     identity = torch.eye(m).to(x)
     safe = torch.where(singular[:, None, None, None], identity, factor)
     return metric, torch.cholesky_inverse(safe), singular
+
+
+def _along(
+    metric: Tensor, u: Tensor, slope_in_x: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:  # -> (p,), (p,)
+    """The left-node energy, and its slope where the inner nodes move along ``shift``.
+
+    Args:
+        metric: ``(p, T, m, m)``.
+        u: ``(p, T, m)``, the controls.
+        slope_in_x: ``(p, T, m)``, gradients of ``uᵀ G(x) u`` in ``x``.
+        shift: ``(p, T − 1, m)``.
+    """
+    covector = metric @ u[..., None]
+    pull = 2 * covector[..., 0]
+    before = pull[:, :-1]
+    after = pull[:, 1:]
+    # dE/dx_t; the end points stand still.
+    gradient = slope_in_x[:, 1:] + before - after
+    slope = (gradient * shift).sum((1, 2))
+    energy = (u * pull / 2).sum((1, 2))
+    return energy, slope
 
 
 def _controls(inverse: Tensor, slope_in_x: Tensor, gap: Tensor) -> Tensor:
