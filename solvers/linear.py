@@ -141,18 +141,7 @@ class BlockTridiagonal:
             return self._dense_cholesky()
         identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
         diagonal, upper, middle = self._from_both_ends(identity)
-        factors: list[Tensor] = []
-        links: list[Tensor] = []
-        failures: list[Tensor] = []
-        rest = diagonal[0]
-        for i, beside in enumerate(upper):
-            if links:
-                rest = torch.baddbmm(diagonal[i], links[-1].mT, links[-1], alpha=-1)
-            factor, info = torch.linalg.cholesky_ex(rest)
-            link = torch.linalg.solve_triangular(factor, beside, upper=False)
-            factors.append(factor)
-            links.append(link)
-            failures.append(info)
+        factors, links, failures = _eliminated(diagonal, upper)
         met = links[-1].mT @ links[-1]
         centre = middle - met[:p] - met[p:]
         root, failure = torch.linalg.cholesky_ex(centre.repeat(2, 1, 1))
@@ -160,7 +149,10 @@ class BlockTridiagonal:
         failures.append(failure)
         failed = torch.stack(failures).sum(0)
         solve = _TwoEnded.of(
-            factors=factors, link=torch.stack(links), identity=identity, count=count
+            factors=factors,
+            link=torch.stack(links),
+            identity=identity,
+            count=count,
         )
         ok = failed[:p] + failed[p:] == 0
         return Factorization(solve, ok)
@@ -301,6 +293,30 @@ class _TwoEnded:
         behind = outer[p:].flip(1)
         whole = torch.cat([before, middle[:p].mT, behind], 1)
         return whole[:, : self.count]
+
+
+def _eliminated(
+    diagonal: tuple[Tensor, ...], upper: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Block Cholesky, block after block.
+
+    Returns:
+        The factors of the pivots, the blocks next to them, and where a factorisation failed.
+    """
+    factors: list[Tensor] = []
+    links: list[Tensor] = []
+    failures: list[Tensor] = []
+    for pivot, beside in zip(diagonal, upper, strict=True):
+        rest = pivot
+        if links:
+            link = links[-1]
+            rest = torch.baddbmm(pivot, link.mT, link, alpha=-1)
+        factor, failure = torch.linalg.cholesky_ex(rest)
+        link = torch.linalg.solve_triangular(factor, beside, upper=False)
+        factors.append(factor)
+        links.append(link)
+        failures.append(failure)
+    return factors, links, failures
 
 
 def _times(a: Tensor, x: Tensor) -> Tensor:

@@ -71,14 +71,9 @@ class QuadraticModel:
         gn = expansion.gauss_newton
         g = expansion.gradient
         correction = expansion.correction
-        singular = np.zeros_like(fresh)
-        if unseen.any():
-            rows = unseen.nonzero()[0]
-            (blocks,) = curves_at(rows, gn.diagonal)
-            singular[rows] = on_host(_rank_deficient(blocks))
-        if correction is None:
-            full = gn
-        else:
+        singular = _seen_singular(gn, unseen)
+        full = gn
+        if correction is not None:
             full = gn + correction
         matrix = full
         factor = full.cholesky()
@@ -253,6 +248,16 @@ def _absolute(
     values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
     wide = root @ vectors
     return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
+
+
+def _seen_singular(gauss_newton: BlockTridiagonal, unseen: np.ndarray) -> np.ndarray:
+    """Which curves have a singular metric at a node, of those that are yet to be looked at."""
+    singular = np.zeros_like(unseen)
+    if unseen.any():
+        rows = unseen.nonzero()[0]
+        (blocks,) = curves_at(rows, gauss_newton.diagonal)
+        singular[rows] = on_host(_rank_deficient(blocks))
+    return singular
 
 
 def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)

@@ -22,7 +22,7 @@ from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
-from riemae.solvers.curve import Curve, check_nodes, hermite
+from riemae.solvers.curve import Curve, check_nodes, hermite, nodes_of
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -104,9 +104,7 @@ def length(
         NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one
             that jumps does; its ``result`` holds all lengths.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="length", finite=True
-    )
+    space = space_of(space, nodes_of(curve), where="length", finite=True)
     value, error = _integral(
         where="length", space=space, curve=curve, power=1, rtol=rtol, throw=throw
     )
@@ -169,9 +167,7 @@ def energy(
     Raises:
         NotConvergedError: As in :func:`length`.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="energy", finite=True
-    )
+    space = space_of(space, nodes_of(curve), where="energy", finite=True)
     value, error = _integral(
         where="energy", space=space, curve=curve, power=2, rtol=rtol, throw=throw
     )

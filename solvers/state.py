@@ -210,28 +210,31 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
         diagonal = (4 * block).expand_as(fine)
         beside = (-2 * block).expand_as(upper)
         return diagonal.clone(), beside.clone()
-    # One node more at either end, where J is extrapolated.
+    block, link = _extended(block, link)
+    inner = block[:, 1:-1]
+    before = link[:, :-1]
+    after = link[:, 1:]
+    # The old nodes, and between each two of them a new one.
+    ends = block[:, :-1] + block[:, 1:]
+    links = link + link.mT
+    fine[:, 1::2] = 4 * inner
+    fine[:, 0::2] = ends + links
+    upper[:, 0::2] = -(before + inner)
+    upper[:, 1::2] = -(inner + after)
+    return fine, upper
+
+
+def _extended(block: Tensor, link: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks with one node more at either end, where ``J`` is extrapolated."""
     last = torch.stack([block[:, 0], block[:, -1]], 1)
     outer = torch.stack([link[:, 0], link[:, -1]], 1)
     before = torch.stack([block[:, 1], block[:, -2]], 1)
     turns = outer + outer.mT
     beyond = 4 * last - 2 * turns + before
     outer = 2 * last - outer.mT
-    first = beyond[:, :1]
-    final = beyond[:, 1:]
-    block = torch.cat([first, block, final], 1)
-    link = torch.cat([outer[:, :1], link, outer[:, 1:]], 1)
-    inner = block[:, 1:-1]
-    # The old nodes, and between each two of them a new one.
-    fine[:, 1::2] = 4 * inner
-    ends = block[:, :-1] + block[:, 1:]
-    links = link + link.mT
-    fine[:, 0::2] = ends + links
-    before = link[:, :-1]
-    upper[:, 0::2] = -(before + inner)
-    after = link[:, 1:]
-    upper[:, 1::2] = -(inner + after)
-    return fine, upper
+    blocks = [beyond[:, :1], block, beyond[:, 1:]]
+    links = [outer[:, :1], link, outer[:, 1:]]
+    return torch.cat(blocks, 1), torch.cat(links, 1)
 
 
 def _interpolated(correction: Tensor) -> Tensor:

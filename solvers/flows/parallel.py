@@ -10,7 +10,7 @@ from torch import Tensor
 from riemae.exceptions import NotConvergedError, ShapeError
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
-from riemae.solvers.curve import Curve
+from riemae.solvers.curve import Curve, nodes_of
 from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -44,14 +44,9 @@ def transport(
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
             transported vectors.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="transport", finite=True
-    )
+    nodes = nodes_of(curve)
+    space = space_of(space, nodes, where="transport", finite=True)
     refuse_vmap("transport")
-    if isinstance(curve, Curve):
-        nodes = curve.nodes
-    else:
-        nodes = curve
     wanted = (*nodes.shape[:-2], nodes.shape[-1])
     if v.shape != wanted or v.dtype != nodes.dtype:
         raise ShapeError(

@@ -80,8 +80,7 @@ class GEORCE:
         )
 
         decrement = -slope / (4 * energy)
-        eps = torch.finfo(x.dtype).eps
-        rounding = 8 * x.shape[1] * eps * energy
+        rounding = 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
         done = (decrement <= tol) | (slope.abs() <= rounding)
         status = torch.where(moved, RUNNING, int(Status.STALLED))
         status = torch.where(done, int(Status.CONVERGED), status)

@@ -75,12 +75,8 @@ class LBFGS(Descent, Optimizer):
 
     def _direction(self, g: Tensor, steps: Tensor, changes: Tensor, extent: Tensor) -> Tensor:
         """Two-loop recursion; pairs without positive curvature do not count."""
-        curvature = (steps * changes).sum((2, 3))
-        eps = torch.finfo(g.dtype).eps
         tiny = torch.finfo(g.dtype).tiny
-        turns = changes.square().sum((2, 3)).sqrt()
-        ways = steps.square().sum((2, 3)).sqrt()
-        useful = curvature > eps * turns * ways
+        curvature, useful = _curvatures(steps, changes)
         divisor = torch.where(useful, curvature, 1.0)
         rho = torch.where(useful, 1 / divisor, 0.0)
         q = g
@@ -106,6 +102,15 @@ class LBFGS(Descent, Optimizer):
             share = alphas[k] - beta
             r = r + share[:, None, None] * steps[:, k]
         return -r
+
+
+def _curvatures(steps: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:  # -> (p, h), (p, h)
+    """Curvatures along the steps, and whether they are positive beyond rounding."""
+    curvature = (steps * changes).sum((2, 3))
+    eps = torch.finfo(steps.dtype).eps
+    turns = changes.square().sum((2, 3)).sqrt()
+    ways = steps.square().sum((2, 3)).sqrt()
+    return curvature, curvature > eps * turns * ways
 
 
 def _searched(

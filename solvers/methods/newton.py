@@ -315,13 +315,7 @@ class _Sweep:
         where = placed(leaving.nonzero()[0], self.nodes)
         left = np.zeros_like(leaving)
         expansion = self.expansion
-        hessian = self.model.full.select(where).dense()
-        vectors = torch.linalg.eigh(hessian).eigenvectors
-        softest = vectors[..., 0]
-        direction = softest.view_as(expansion.gradient[where])
-        bent = expansion.gauss_newton.select(where).product(direction)
-        stiffness = (direction * bent).sum((-1, -2))
-        size = (expansion.energy[where] / stiffness).sqrt()
+        direction, size = self._downhill(where)
         for attempt in range(1, LIMITS.attempts):
             stride = 0.5**attempt * size[:, None, None] * direction
             both = torch.stack([moved(self.nodes[where], sign * stride) for sign in (1, -1)])
@@ -342,6 +336,18 @@ class _Sweep:
             if not len(where):
                 break
         return left
+
+    def _downhill(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions of most negative curvature, and how far along them is as far as the curve."""
+        expansion = self.expansion
+        hessian = self.model.full.select(where).dense()
+        vectors = torch.linalg.eigh(hessian).eigenvectors
+        softest = vectors[..., 0]
+        direction = softest.view_as(expansion.gradient[where])
+        bent = expansion.gauss_newton.select(where).product(direction)
+        stiffness = (direction * bent).sum((-1, -2))
+        size = (expansion.energy[where] / stiffness).sqrt()
+        return direction, size
 
     def count(self) -> None:
         """Enter the step and its decrement into the book."""
@@ -386,22 +392,15 @@ class _Sweep:
         start = self.nodes
         damping = self.book["damping"]
         lowered = np.zeros_like(self.refused)
-        (step,) = curves_at(rows, self.step)
-        promised = self.promised[rows]
-        known = self.refused[rows].nonzero()[0]
-        if len(known):
-            damping[rows[known]] = LIMITS.damping_start
-            those = rows[known]
-            damped, less = self.model.solve(damping[those], those)
-            step = put(step, known, damped)
-            promised = promised.copy()
-            promised[known] = on_host(less)
+        step, promised = self._first_step(rows)
         for attempt in range(LIMITS.attempts):
             if attempt:
                 step, less = self.model.solve(damping[rows], rows)
                 promised = on_host(less)
-            trial = moved(curves_at(rows, start)[0], step)
-            reached = on_host(discrete_energy(self.space.squared_chords(trial)))
+            (before,) = curves_at(rows, start)
+            trial = moved(before, step)
+            energies = discrete_energy(self.space.squared_chords(trial))
+            reached = on_host(energies)
             gain = self.energy[rows] - reached
             needed = LIMITS.enough * promised - self.noise[rows]
             enough = gain >= needed  # False for NaN
@@ -420,6 +419,24 @@ class _Sweep:
             if not len(rows):
                 break
         return lowered
+
+    def _first_step(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """The steps of the curves at ``rows``, damped where a run has refused the undamped one.
+
+        And the decrements that they promise.
+        """
+        damping = self.book["damping"]
+        (step,) = curves_at(rows, self.step)
+        promised = self.promised[rows]
+        known = self.refused[rows].nonzero()[0]
+        if len(known):
+            those = rows[known]
+            damping[those] = LIMITS.damping_start
+            damped, less = self.model.solve(damping[those], those)
+            step = put(step, known, damped)
+            promised = promised.copy()
+            promised[known] = on_host(less)
+        return step, promised
 
     def end(self) -> None:
         """Give quiet curves their verdict, unless a run has found their matrix wanting."""

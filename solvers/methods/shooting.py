@@ -86,7 +86,8 @@ class Shooting:
         stride = (state.nodes.shape[1] - 1) // self.shots
         knots = state.nodes[:, ::stride]
         velocities = state.velocities
-        rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
+        sharpest = 1e-11 if knots.dtype == torch.float64 else 1e-6
+        rtol = max(_INTEGRATION_SHARE * tol, sharpest)
         fired = self._fire(space, knots, velocities, rtol, fields=True)
         gaps = _gaps(fired, knots, velocities)
         size = velocities.norm(dim=-1).amax(1)
@@ -96,11 +97,7 @@ class Shooting:
         least = max(tol, 10 * rtol)
         done = finite & (miss <= least)
 
-        both = 2 * knots.shape[-1]
-        identity = torch.eye(both).to(knots)
-        known = finite[:, None, None, None]
-        safe = torch.where(known, fired.fields, identity)
-        correction = _newton(safe, gaps.nan_to_num(0.0))
+        correction = _correction(fired.fields, gaps, finite)
         pending = (finite & ~done).nonzero().flatten()
         nodes, speeds, lower = self._searched(
             space=space,
@@ -114,17 +111,18 @@ class Shooting:
         status = torch.where(lower | done, RUNNING, int(Status.STALLED))
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
+        nodes = self._dense(
+            space=space,
+            old=state.nodes,
+            knots=nodes,
+            velocities=speeds,
+            stride=stride,
+            done=done,
+            rtol=rtol,
+        )
         state = replace(
             state,
-            nodes=self._dense(
-                space=space,
-                old=state.nodes,
-                knots=nodes,
-                velocities=speeds,
-                stride=stride,
-                done=done,
-                rtol=rtol,
-            ),
+            nodes=nodes,
             velocities=speeds,
             status=status,
             decrement=miss.square(),
@@ -261,6 +259,16 @@ class Shooting:
                 passed = flow.at(time).z
                 nodes[rows, j::stride] = passed.view(len(rows), k, m)
         return nodes
+
+
+def _correction(
+    slopes: Tensor, gaps: Tensor, finite: Tensor
+) -> tuple[Tensor, Tensor]:  # -> (p, k + 1, m), (p, k, m)
+    """Newton's correction, harmless numbers where a gap is not finite."""
+    identity = torch.eye(gaps.shape[-1]).to(gaps)
+    known = finite[:, None, None, None]
+    safe = torch.where(known, slopes, identity)
+    return _newton(safe, gaps.nan_to_num(0.0))
 
 
 def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
