@@ -80,16 +80,22 @@ def _probe(space: Space, a: Tensor, b: Tensor) -> list[float]:
         points = a
     else:
         points = torch.cat([a, b])
-    some = torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()
+    count = min(_PROBES, len(points))
+    some = torch.linspace(0, len(points) - 1, count).long()
     norms = _speeds(space, points[some])
     # Multiples of two irrational numbers, taken modulo 1, are spread evenly.
-    number = torch.arange(min(max(len(a), len(b), _FEWEST_PROBES), _PROBES), dtype=torch.float64)
+    longest = max(len(a), len(b), _FEWEST_PROBES)
+    count = min(longest, _PROBES)
+    number = torch.arange(count, dtype=torch.float64)
     i = number.long() % len(a)
-    j = ((number + 1) * _GOLDEN % 1 * len(b)).long()
+    share = (number + 1) * _GOLDEN % 1
+    j = (share * len(b)).long()
     start = a[i.to(a.device)]
     stop = b[j.to(a.device)]
-    t = ((number + 1) * _PLASTIC % 1).to(a)[:, None]
-    nodes = torch.stack([start, start + t * (stop - start), stop], 1)
+    cut = (number + 1) * _PLASTIC % 1
+    t = cut.to(a)[:, None]
+    between = start + t * (stop - start)
+    nodes = torch.stack([start, between, stop], 1)
     chords = [space.squared_chords(part).sqrt().flatten() for part in nodes.split(_PROBED_AT_ONCE)]
     return [float(x) for x in torch.cat([*norms, *chords])]
 
@@ -108,4 +114,6 @@ def _norms(space: Space, points: Tensor, v: Tensor) -> Tensor:
         if len(points) == 1:
             return points.new_full((1,), math.nan)
         half = len(points) // 2
-        return torch.cat([_norms(space, points[:half], v), _norms(space, points[half:], v)])
+        first = _norms(space, points[:half], v)
+        second = _norms(space, points[half:], v)
+        return torch.cat([first, second])

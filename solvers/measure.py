@@ -106,11 +106,13 @@ class Measure:
             if seen is None:
                 root = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt())
                 inscribed = 0.0
-                size = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0]))
+                first = curve.nodes[:, 0]
+                size = on_host(space.norm(first, first))
             else:
                 root, inscribed, size = on_host(seen).T
         length = (speed * weights).sum(-1)
-        wobble = ((speed / length[:, None] - 1).square() * weights).sum(-1)
+        deviation = speed / length[:, None] - 1
+        wobble = (deviation.square() * weights).sum(-1)
         # Nothing through these points is shorter than the polygon through them: quadrature of an
         # unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
@@ -168,14 +170,18 @@ def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     speed = speeds_of_chords(chords)
     inscribed = torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
-    return torch.cat([speed, torch.stack([root, inscribed, size], 1)], 1)
+    numbers = torch.stack([root, inscribed, size], 1)
+    return torch.cat([speed, numbers], 1)
 
 
 def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)
     """The root energy of nodes, the length of the polygon through them, and their size."""
-    squares = (x[:, 1:] - x[:, :-1]).square().sum(-1)
+    chords = x[:, 1:] - x[:, :-1]
+    squares = chords.square().sum(-1)
     size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
-    return torch.stack([discrete_energy(squares).sqrt(), squares.sqrt().sum(-1), size], 1)
+    root = discrete_energy(squares).sqrt()
+    inscribed = squares.sqrt().sum(-1)
+    return torch.stack([root, inscribed, size], 1)
 
 
 class Evidence:
@@ -210,7 +216,8 @@ class Evidence:
         oldest, previous, now = self.roots[:, rows]
         limit = (4 * now - previous) / 3
         doubt = _EXTRAPOLATION * np.abs(now - previous)
-        change = np.abs(limit - (4 * previous - oldest) / 3) / 3
+        earlier = (4 * previous - oldest) / 3
+        change = np.abs(limit - earlier) / 3
         return limit, np.fmin(doubt, change)
 
     def unexplained(self, rows: np.ndarray) -> np.ndarray:
@@ -219,7 +226,8 @@ class Evidence:
         NaN at first.
         """
         limit, doubt = self.extrapolation(rows)
-        return np.maximum(np.abs(self.lengths[2, rows] - limit) - doubt, 0.0)
+        gap = np.abs(self.lengths[2, rows] - limit)
+        return np.maximum(gap - doubt, 0.0)
 
     def error(
         self, rows: np.ndarray, wobble: np.ndarray, ratio: float
@@ -242,12 +250,14 @@ class Evidence:
         )
         # The previous length is that of a real curve: a longer one is too long by all of the
         # difference.
-        between = np.maximum(np.abs(previous - now) / divisor, now - previous)
+        share = np.abs(previous - now) / divisor
+        between = np.maximum(share, now - previous)
         limit, doubt = self.extrapolation(rows)
         gap = np.abs(now - limit)
         # A gap that the extrapolation's own error cannot explain is the curve's.
         unexplained = np.where(gap > doubt, gap + doubt, 0.0)
         stray = np.fmin(wobble * now, gap + doubt)
         worst = np.maximum(np.maximum(between, unexplained), stray)
-        wide = np.fmin(stray, np.where(np.isnan(shown), _WIDER, _WIDER_WITH_THREE) * between)
+        factor = np.where(np.isnan(shown), _WIDER, _WIDER_WITH_THREE)
+        wide = np.fmin(stray, factor * between)
         return np.maximum(_MARGIN * np.maximum(between, unexplained), wide), worst

@@ -143,17 +143,22 @@ class QuadraticModel:
             matrix = matrix.select(where)
             blocks = blocks[where]
             g = g[where]
-        shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
+        factors = placed(damping, g).to(g.dtype)
+        shift = factors[:, None, None, None] * blocks
         factor = matrix.add_block_diagonal(shift).cholesky()
-        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+        sound = factor.ok[:, None, None]
+        step = torch.where(sound, factor.solve(-g), 0.0)
         bent = (place >= 0).nonzero()[0]
         if len(bent):
             where = placed(bent, g)
             nothing = torch.zeros_like(matrix.upper[where])
             damped = BlockTridiagonal(shift[where], nothing).dense()
-            root = torch.linalg.cholesky_ex(self.absolute[placed(place[bent], g)] + damped).L
+            those = placed(place[bent], g)
+            damped_absolute = self.absolute[those] + damped
+            root = torch.linalg.cholesky_ex(damped_absolute).L
             right = -g[where].flatten(1)[..., None]
-            step[where] = torch.cholesky_solve(right, root)[..., 0].view_as(g[where])
+            solved = torch.cholesky_solve(right, root)[..., 0]
+            step[where] = solved.view_as(g[where])
         return step, decrement_of(g, step)
 
 
@@ -183,7 +188,8 @@ class Secants:
             decrement.
         """
         curvature = _dot(step, change)
-        inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
+        tiny = torch.finfo(curvature.dtype).tiny
+        inverse = (curvature > 0) / curvature.clamp(min=tiny)
         self.pairs.append((step, change, inverse))
         return curvature[:, 0, 0]
 
@@ -197,7 +203,8 @@ class Secants:
             shares.append(inverse * _dot(s, rest))
             rest = rest - shares[-1] * y
         step = self.model.newton(rest, self.rows)
-        for (s, y, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+        both = zip(self.pairs, reversed(shares), strict=True)
+        for (s, y, inverse), share in both:
             step = step - (share + inverse * _dot(y, step)) * s
         return step, decrement_of(gradient, step)
 
@@ -245,9 +252,11 @@ def _absolute(
     root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
     half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
     relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
+    symmetric = relative + relative.mT
+    values, vectors = torch.linalg.eigh(symmetric.nan_to_num(0.0) / 2)
     wide = root @ vectors
-    return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
+    sizes = values.abs().clamp(min=_LEAST_CURVATURE)
+    return wide @ (sizes[..., None] * wide.mT)
 
 
 def _seen_singular(gauss_newton: BlockTridiagonal, unseen: np.ndarray) -> np.ndarray:
@@ -264,10 +273,14 @@ def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
     scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
     # A direction without length leaves a pivot of 0.
-    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)
+    rows = scale[..., None]
+    columns = scale[..., None, :]
+    unit = (blocks / rows / columns).nan_to_num(0.0)
     factor, info = torch.linalg.cholesky_ex(unit)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
+    squares = factor.diagonal(dim1=-2, dim2=-1).square()
+    pivots = squares.amin(-1)
+    least = tolerance(blocks.dtype).rank
+    return ((info != 0) | ~(pivots > least)).any(-1)
 
 
 def decrement_of(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)

@@ -77,9 +77,11 @@ class Outcome:
         """
         segments = max(self.curves, default=coarsest)
         groups = [group for groups in self.curves.values() for group in groups]
-        if len(groups) == 1 and (np.diff(groups[0][0]) > 0).all():
+        order = groups[0][0]
+        if len(groups) == 1 and (np.diff(order) > 0).all():
             return groups[0][1]
-        nodes = like.new_empty(len(like), segments + 1, like.shape[-1])
+        m = like.shape[-1]
+        nodes = like.new_empty(len(like), segments + 1, m)
         slopes = torch.empty_like(nodes)
         for rows, curve in groups:
             fine = curve.resample(segments)
@@ -124,15 +126,19 @@ def started(start: Curve) -> Outcome:
     if not evidently_finite(nodes):
         finite = on_host(nodes.isfinite().all(-1))
         out.status[~finite.all(-1)] = Status.NON_FINITE
-        out.status[~(finite[:, 0] & finite[:, -1])] = Status.INVALID_POINT
+        ends_finite = finite[:, 0] & finite[:, -1]
+        out.status[~ends_finite] = Status.INVALID_POINT
     # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves
     # them.
-    closed = on_host((nodes[:, 0] == nodes[:, -1]).all(-1)).nonzero()[0]
+    returns = (nodes[:, 0] == nodes[:, -1]).all(-1)
+    closed = on_host(returns).nonzero()[0]
     if len(closed):
         part = nodes[placed(closed, nodes)]
-        span = on_host((part - part[:, :1]).abs().amax((1, 2)))
+        way = part - part[:, :1]
+        span = on_host(way.abs().amax((1, 2)))
         size = on_host(part.abs().amax((1, 2)))
-        still = closed[span <= 16 * tolerance(nodes.dtype).eps * size]
+        rounding = 16 * tolerance(nodes.dtype).eps * size
+        still = closed[span <= rounding]
         for known in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
             known[still] = 0
         out.status[still] = Status.CONVERGED

@@ -215,7 +215,8 @@ class _Panels(NamedTuple):
         )
 
     def joined(self, other: _Panels) -> _Panels:
-        return _Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        pairs = zip(self, other, strict=True)
+        return _Panels(*(torch.cat(pair) for pair in pairs))
 
 
 class _Track(NamedTuple):
@@ -242,7 +243,9 @@ class _Track(NamedTuple):
         right = self.nodes[curve, segment + 1, None]
         if self.slopes is None:
             step = right - left
-            return left + u[..., None] * step, (n * step).expand(*u.shape, -1)
+            shares = u[..., None]
+            velocity = n * step
+            return left + shares * step, velocity.expand(*u.shape, -1)
         first = self.slopes[curve, segment, None]
         last = self.slopes[curve, segment + 1, None]
         a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
@@ -278,7 +281,8 @@ def _integral(
     track = _Track(flat[0], flat[1])  # type: ignore[arg-type]
     if not len(track.nodes):
         # The space still says what it says of points that it cannot measure, and has its graph.
-        empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
+        start = track.nodes[:, 0]
+        empty = space.norm(start, start)
         return empty.view(batch), empty.detach().view(batch)
     if concrete(track.nodes) is None:
         panels = _Panels.evenly(
@@ -291,7 +295,8 @@ def _integral(
         panels, value, error = _chosen(space, still, power, rtol)
     if torch.is_grad_enabled() and _differentiated(space, track):
         value = _summed(space, track, panels, power)[0]
-    missed = ~(error <= rtol * value.detach()) & value.detach().isfinite()
+    finite = value.detach().isfinite()
+    missed = ~(error <= rtol * value.detach()) & finite
     if throw and bool(missed.any()):
         rows = missed.nonzero().flatten().tolist()
         worst = float((error / value.detach())[missed].max())
@@ -323,9 +328,11 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
         long = panels.width > _SHORTEST_PANEL
-        bad = unmet[panels.curve] & (errors > share[panels.curve]) & long
+        large = errors > share[panels.curve]
+        bad = unmet[panels.curve] & large & long
         bad &= errors > 16 * eps * values  # less is rounding, and halves have as much of it
-        crowded = count + torch.bincount(panels.curve[bad], minlength=p) > _MOST_PANELS
+        halves = torch.bincount(panels.curve[bad], minlength=p)
+        crowded = count + halves > _MOST_PANELS
         bad &= ~crowded[panels.curve]
         if not bool(bad.any()):
             return panels, value, error
@@ -353,20 +360,27 @@ def _measured(
     embedded = embedding_of(space)
     if embedded is None:
         return values, errors
-    ends = track.at(panels, torch.tensor([0.0, 1.0]).to(track.nodes))[0]
+    both = torch.tensor([0.0, 1.0]).to(track.nodes)
+    ends = track.at(panels, both)[0]
     chord = embedded(ends, _chord)
     if chord is None:
         return values, errors
     # ∫ |ż|^q dt over a time h is at least chord^q / h^(q − 1).
-    least = chord[:, 0] * (chord[:, 0] * track.segments / panels.width) ** (power - 1)
-    return values, torch.maximum(errors, torch.where(least.isfinite(), least - values, 0.0))
+    distance = chord[:, 0]
+    mean_speed = distance * track.segments / panels.width
+    least = distance * mean_speed ** (power - 1)
+    missing = torch.where(least.isfinite(), least - values, 0.0)
+    return values, torch.maximum(errors, missing)
 
 
 def _integrated(
     space: Space, track: _Track, panels: _Panels, power: int
 ) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
-    z, v = track.at(panels, torch.as_tensor(_TIMES).to(track.nodes))
-    speed = space.norm(z.flatten(0, 1), v.flatten(0, 1)).view(z.shape[:-1])
+    times = torch.as_tensor(_TIMES).to(track.nodes)
+    z, v = track.at(panels, times)
+    points = z.flatten(0, 1)
+    velocities = v.flatten(0, 1)
+    speed = space.norm(points, velocities).view(z.shape[:-1])
     if power == 1:
         heights = speed
     else:
@@ -374,14 +388,17 @@ def _integrated(
     time = panels.width / track.segments
     weights = torch.as_tensor(_WEIGHTS).to(heights)
     values = time * (heights * weights).sum(-1)
-    gaps = (heights[:, None] * torch.as_tensor(_TESTS).to(heights)).sum(-1)
+    tests = torch.as_tensor(_TESTS).to(heights)
+    gaps = (heights[:, None] * tests).sum(-1)
     return values, time * gaps.abs().amax(-1)
 
 
 def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
     """Distances of two images each, less what rounding may have added."""
-    noise = 4 * tolerance(x.dtype).eps * x.norm(dim=-1).sum(-1)
-    return (x.diff(dim=1).norm(dim=-1)[:, 0] - noise).clamp(min=0)[:, None]
+    size = x.norm(dim=-1).sum(-1)
+    noise = 4 * tolerance(x.dtype).eps * size
+    chord = x.diff(dim=1).norm(dim=-1)[:, 0]
+    return (chord - noise).clamp(min=0)[:, None]
 
 
 def _differentiated(space: Space, track: _Track) -> bool:
@@ -392,4 +409,6 @@ def _differentiated(space: Space, track: _Track) -> bool:
         or (track.slopes is not None and track.slopes.requires_grad)
     ):
         return True
-    return space.norm(track.nodes[:1, 0], track.nodes[:1, 1] - track.nodes[:1, 0]).requires_grad
+    start = track.nodes[:1, 0]
+    stop = track.nodes[:1, 1]
+    return space.norm(start, stop - start).requires_grad

@@ -56,11 +56,13 @@ class Queue:
             self._look(points, fine)
             self.speed = fine * self.chords[fine]
         self.weights = points.new_full((fine,), 1 / fine)
-        self.lengths = on_host(self.speed.mean(-1)).astype(np.float64)
+        mean = on_host(self.speed.mean(-1))
+        self.lengths = mean.astype(np.float64)
 
     def _look(self, points: Tensor, fine: int) -> None:
         """Chords and sizes: from images of the points where there are any."""
-        coarse = (self.solver.segments * 2**i for i in range(fine.bit_length()))
+        count = fine.bit_length()
+        coarse = (self.solver.segments * 2**i for i in range(count))
         levels = [fine, *(n for n in coarse if n < fine and fine % n == 0)]
 
         def seen_by(x: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ class Queue:
             seen = embedded(points, seen_by)
         if seen is None:
             self.chords = {fine: self.space.squared_chords(points).sqrt()}
-            self.size = on_host(self.space.norm(points[:, 0], points[:, 0]))
+            start = points[:, 0]
+            self.size = on_host(self.space.norm(start, start))
             return
         *chords, size = seen.split([*levels, 1], 1)
         self.chords = dict(zip(levels, chords, strict=True))
@@ -94,7 +97,8 @@ class Queue:
         share = on_host(seen.sum(-1))
         true = on_host(self.speed.mean(-1))
         ready = ~(share < _RESOLVED * true)  # NaN joins, to be reported by the solver
-        if ready.all() or 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
+        limit = min(_COARSEST_LIMIT, self.solver.max_segments)
+        if ready.all() or 2 * segments > limit:
             joined = self.rows
             self.rows = self.rows[:0]
             return joined, nodes
@@ -126,7 +130,8 @@ def even(
         Nodes ``(p, segments + 1, m)``, and which curves ``(p,)`` were walked anew.
     """
     nodes = curve.knots(segments)
-    uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
+    mean = (speed * weights).sum(-1)
+    uneven = speed.amax(-1) > _UNEVEN * mean
     if wanted is not None and wanted.any():
         uneven = uneven | placed(wanted, uneven)
     if bool(uneven.any()):
@@ -140,9 +145,13 @@ def even(
 
 def _sizes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 1)
     """Norm of the larger end point."""
-    return torch.linalg.vector_norm(x[:, [0, -1]], dim=-1).amax(-1, keepdim=True)
+    ends = x[:, [0, -1]]
+    norms = torch.linalg.vector_norm(ends, dim=-1)
+    return norms.amax(-1, keepdim=True)
 
 
 def _chords(x: Tensor, stride: int) -> Tensor:  # (p, n + 1, D) -> (p, n / stride)
     """Lengths of the chords between every ``stride``-th points."""
-    return torch.linalg.vector_norm(x[:, stride::stride] - x[:, :-stride:stride], dim=-1)
+    before = x[:, :-stride:stride]
+    after = x[:, stride::stride]
+    return torch.linalg.vector_norm(after - before, dim=-1)

@@ -174,14 +174,17 @@ class MetricSpace:
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone()
             g = self._tensor(flat)
-            known = g.isfinite().flatten(1).all(-1) & flat.isfinite().all(-1)
+            metric_known = g.isfinite().flatten(1).all(-1)
+            point_finite = flat.isfinite().all(-1)
+            known = metric_known & point_finite
             if not bool(known.any()):
                 return  # nothing to learn here: the next points may tell more
             flat = flat[known]
             g = g[known]
             around = probe.generic(self._entries, flat, probe.FEW)
             near = self._tensor(around)
-            here = torch.cat([g, near[near.isfinite().flatten(1).all(-1)]])
+            sound = near.isfinite().flatten(1).all(-1)
+            here = torch.cat([g, near[sound]])
             _expect_symmetric(here)
             _expect_positive(flat, g)
             self._expect_rows_alone(flat, around)
@@ -223,7 +226,8 @@ class MetricSpace:
         Raises:
             MetricError: When differences contradict it.
         """
-        v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
+        direction = probe.normal(around, *around.shape, source=probe.generator())
+        v = direction * probe.spread(flat)
 
         def line(t: Tensor) -> Tensor:
             return around + t[:, None] * v
@@ -264,14 +268,18 @@ class MetricSpace:
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """``Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""
         g = self.metric(nodes)
-        return _quadratic((g[:, :-1] + g[:, 1:]) / 2, nodes.diff(dim=1))
+        middle = (g[:, :-1] + g[:, 1:]) / 2
+        return _quadratic(middle, nodes.diff(dim=1))
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """Energy, gradient and Hessian by automatic differentiation of :meth:`squared_chords`."""
         g = self.metric(nodes)
         middle = (g[:, :-1] + g[:, 1:]) / 2
-        size = _quadratic(middle, nodes[:, :-1]).clamp(min=0).sqrt()
-        speed = _quadratic(middle, nodes.diff(dim=1)).clamp(min=0).sqrt()
+        start = nodes[:, :-1]
+        squares = _quadratic(middle, start)
+        size = squares.clamp(min=0).sqrt()
+        squared_chords = _quadratic(middle, nodes.diff(dim=1))
+        speed = squared_chords.clamp(min=0).sqrt()
         return expand_by_autodiff(
             squared_chords=self.squared_chords,
             nodes=nodes,
@@ -300,7 +308,9 @@ def _expect_symmetric(g: Tensor) -> None:
 
 def _expect_positive(points: Tensor, g: Tensor) -> None:
     low = torch.linalg.eigvalsh(g)[:, 0]
-    if bool((low < -tolerance(g.dtype).probe * g.abs().amax((-1, -2))).all()):
+    rounding = tolerance(g.dtype).probe
+    size = g.abs().amax((-1, -2))
+    if bool((low < -rounding * size).all()):
         wanted = "a positive definite metric tensor"
         got = f"a negative eigenvalue, {float(low[0]):.3g}, at {points[0].tolist()}"
         hint = "Is its sign right, and are the points inside its domain?"

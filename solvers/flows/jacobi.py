@@ -105,7 +105,8 @@ def jacobi(
     single = not isinstance(t, Tensor) or not t.ndim
 
     def shaped(parts: list[Tensor]) -> Tensor:  # of (p, m) each
-        whole = torch.stack(parts, 1).view(*batch, len(times), m)
+        whole_flat = torch.stack(parts, 1)
+        whole = whole_flat.view(*batch, len(times), m)
         if single:
             return whole[..., 0, :]
         return whole
@@ -193,7 +194,8 @@ class Variation:
         rates = derivatives + torch.einsum(
             "pij,pcj->pci", sound_connection_matrix(space, z, v), fields
         )
-        self.y = torch.cat([z[:, None], v[:, None], fields, rates], 1).flatten(1)
+        parts = [z[:, None], v[:, None], fields, rates]
+        self.y = torch.cat(parts, 1).flatten(1)
         self.steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self.failed = ~self.y.isfinite().all(1)
         self.stride: Tensor | None = None
@@ -241,7 +243,8 @@ class Variation:
         They are judged against the coordinates travelled in all, the speed, and the fields' size.
         """
         c = self.count
-        parts = self.y.detach().unflatten(1, (2 + 2 * c, -1)).abs()
+        absolute = self.y.detach().unflatten(1, (2 + 2 * c, -1))
+        parts = absolute.abs()
         tiny = torch.finfo(parts.dtype).tiny
         speed = parts[:, 1].amax(-1)
         units = [speed * self.reach, speed]
@@ -250,7 +253,8 @@ class Variation:
                 parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2))
             )
             units += [*[size] * c, *[size / self.reach] * c]
-        scale = torch.stack(units, 1)[:, :, None].expand(parts.shape).flatten(1)
+        columns = torch.stack(units, 1)[:, :, None]
+        scale = columns.expand(parts.shape).flatten(1)
         return self.rtol * scale.clamp(min=tiny)
 
     def _rhs(self, y: Tensor) -> Tensor:
@@ -268,20 +272,27 @@ class Variation:
         fields = parts[:, 2 : 2 + c]
         rates = parts[:, 2 + c :]
         tangents = fields.flatten(0, 1).contiguous(), rates.flatten(0, 1).contiguous()
-        value, tangent, *_ = jvp(partial(sound_acceleration, self.space), (z, v), tangents)
-        force = value.unflatten(0, (len(y), c))[:, :1]
+        acceleration = partial(sound_acceleration, self.space)
+        value, tangent, *_ = jvp(acceleration, (z, v), tangents)
+        every = value.unflatten(0, (len(y), c))
+        force = every[:, :1]
         bend = tangent.unflatten(0, (len(y), c))
-        return torch.cat([parts[:, 1:2], force, rates, bend], 1).flatten(1)
+        moved = parts[:, 1:2]
+        return torch.cat([moved, force, rates, bend], 1).flatten(1)
 
 
 def sound_connection_matrix(
     space: Space, z: Tensor, u: Tensor
 ) -> Tensor:  # (p, m), (p, m) -> (p, m, m)
     """The matrix of ``w ↦ −Γ(u, w)``, NaN where there is none."""
-    finite = z.isfinite().all(-1) & u.isfinite().all(-1)
-    out = z.new_full((*z.shape, z.shape[-1]), torch.nan)
+    point_finite = z.isfinite().all(-1)
+    vector_finite = u.isfinite().all(-1)
+    finite = point_finite & vector_finite
+    m = z.shape[-1]
+    out = z.new_full((*z.shape, m), torch.nan)
     if bool(finite.any()):
-        out[finite] = connection_matrix(partial(sound_acceleration, space), z[finite], u[finite])
+        acceleration = partial(sound_acceleration, space)
+        out[finite] = connection_matrix(acceleration, z[finite], u[finite])
     return out
 
 

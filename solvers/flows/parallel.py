@@ -60,7 +60,8 @@ def transport(
     parts = 2
     while True:
         now = _transported(space, curve, v, parts)
-        size = now.abs().amax(-1).clamp(min=torch.finfo(v.dtype).tiny)
+        tiny = torch.finfo(v.dtype).tiny
+        size = now.abs().amax(-1).clamp(min=tiny)
         error = (now - previous).abs().amax(-1) / size
         missed = ~(error <= rtol)
         if not bool(missed.any()):
@@ -96,9 +97,11 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     times = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
     piece = (steps // parts).expand(count, len(times))
-    z, velocity = _along(curve, piece, (steps % parts + times) / parts)
+    share = (steps % parts + times) / parts
+    z, velocity = _along(curve, piece, share)
     turn = connection_matrix(space.acceleration, z, velocity)
-    turn = turn.view(*v.shape[:-1], count, len(times), m, m)
+    batch = v.shape[:-1]
+    turn = turn.view(*batch, count, len(times), m, m)
     w = v
     for i in range(count):
         stages: list[Tensor] = []
@@ -107,7 +110,8 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
                 inner = w + combined(row, stages) / count
             else:
                 inner = w
-            stages.append((turn[..., i, j, :, :] @ inner[..., None])[..., 0])
+            moved = turn[..., i, j, :, :] @ inner[..., None]
+            stages.append(moved[..., 0])
         w = w + combined(method.B, stages) / count
     return w
 
@@ -122,7 +126,9 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
     if isinstance(curve, Curve):
         t = ((piece + share) / curve.segments).clamp(max=1.0)
         return curve(t), curve.velocity(t)
-    step = curve[..., piece + 1, :] - curve[..., piece, :]
+    start = curve[..., piece, :]
+    stop = curve[..., piece + 1, :]
+    step = stop - start
     return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
 
 
@@ -135,10 +141,14 @@ def connection_matrix(
     size of ``u``, which balances the difference.
     """
     m = z.shape[-1]
-    size = u.abs().amax(-1, keepdim=True)[..., None, :]  # (*b, 1, 1)
+    largest = u.abs().amax(-1, keepdim=True)
+    size = largest[..., None, :]  # (*b, 1, 1)
     size = size.clamp(min=torch.finfo(u.dtype).tiny)
     basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
-    points = z[..., None, :].expand(basis.shape).reshape(-1, m)
+    every = z[..., None, :].expand(basis.shape)
+    points = every.reshape(-1, m)
     ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
-    there, back = acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    twice = torch.cat([points, points])
+    both = torch.cat(ends)
+    there, back = acceleration(twice, both).chunk(2)
     return ((there - back).view(basis.shape) / (4 * size)).mT

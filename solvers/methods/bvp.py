@@ -86,25 +86,32 @@ class BVP:
         def equation(_: np.ndarray, y: np.ndarray) -> np.ndarray:
             z = torch.as_tensor(y[:m].T).to(nodes)
             v = torch.as_tensor(y[m:].T).to(nodes)
-            finite = bool(z.isfinite().all() & v.isfinite().all())
+            known = z.isfinite().all() & v.isfinite().all()
+            finite = bool(known)
             if finite:
                 force = sound_acceleration(space, z, v)
             else:
                 force = torch.full_like(z, torch.nan)
             if not bool(force.isfinite().all()):
                 raise _NoValue
-            return np.concatenate([y[m:], force.T.double().cpu().numpy()])
+            force_on_host = force.T.double().cpu().numpy()
+            return np.concatenate([y[m:], force_on_host])
 
         def ends(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            return np.concatenate([left[:m] - start, right[:m] - stop])
+            before = left[:m] - start
+            after = right[:m] - stop
+            return np.concatenate([before, after])
 
         t = np.linspace(0, 1, len(nodes))
-        guess = torch.cat([nodes, slopes], 1).T.double().cpu().numpy()
+        both = torch.cat([nodes, slopes], 1)
+        guess = both.T.double().cpu().numpy()
         try:
             found = solve_bvp(
                 equation, ends, t, guess, tol=max(tol, _TIGHTEST), max_nodes=self.max_nodes
             )
         except _NoValue:
             return nodes, Status.NON_FINITE, 1
-        solution = torch.as_tensor(found.sol(t)[:m].T).to(nodes)
-        return solution, _STATUS[found.status], max(int(found.niter), 1)
+        positions = found.sol(t)[:m].T
+        solution = torch.as_tensor(positions).to(nodes)
+        iterations = max(int(found.niter), 1)
+        return solution, _STATUS[found.status], iterations
