@@ -9,10 +9,11 @@ from torch import Tensor
 
 from riemae.exceptions import GraphError
 from riemae.numerics.tolerances import tolerance
-from riemae.solvers.curve import Curve, length
+from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.quadrature import length as measured
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import length
 
 # Down to this accuracy, two lengths of an edge that agree to a share of it are believed.
 _CURSORY = 1e-3

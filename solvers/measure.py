@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
-from riemae.solvers.curve import (
-    Curve,
+from riemae.solvers.curve import Curve
+from riemae.solvers.energy import discrete_energy
+from riemae.solvers.hooks import embedding_of
+from riemae.solvers.space import Space
+from riemae.solvers.speeds import (
     nodes_of_samples,
     quadrature_weights,
     sampled_points,
     speeds,
     speeds_of_chords,
 )
-from riemae.solvers.energy import discrete_energy
-from riemae.solvers.hooks import embedding_of
-from riemae.solvers.space import Space
 from riemae.solvers.state import on_host
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.certificate import sound_acceleration, unevenness
-from riemae.solvers.curve import Curve, speeds
+from riemae.solvers.curve import Curve
 from riemae.solvers.outcome import Outcome
 from riemae.solvers.queue import Queue
 from riemae.solvers.result import Status
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import speeds
 from riemae.solvers.state import on_host, placed
 
 # Points of a straight line that is kept, where its speed is looked at.

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.curve import Curve, equalized
+from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import equalized
 from riemae.solvers.state import on_host, placed
 
 # A pair starts on the first level whose chords show this share of the true length, and at the

@@ -69,8 +69,8 @@ class Best:
         segments = max(curve.segments for _, curve in groups)
         fine = [curve.resample(segments) for _, curve in groups]
         order = np.concatenate([pairs for pairs, _ in groups])
-        sorted_order = np.sort(order)
-        rank = np.searchsorted(sorted_order, rows)
+        ascending = np.sort(order)
+        rank = np.searchsorted(ascending, rows)
         found = np.argsort(order)[rank]
         where = placed(found, fine[0].nodes)
         nodes = torch.cat([curve.nodes for curve in fine])[where]

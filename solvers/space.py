@@ -200,7 +200,9 @@ class MetricSpace:
         Raises:
             MetricError: When it depends on chance, on the other rows or on their number.
         """
-        rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
+        stride = -(-len(flat) // probe.ROWS)
+        known = torch.cat([flat[::stride], around])
+        rows = known[: probe.ROWS]
         try:
             found = dependence(lambda z: self.tensor(own(z)), rows)
         except probe.FAILURES as reason:

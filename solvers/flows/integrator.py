@@ -73,8 +73,7 @@ def advance(
             error = error.index_put((small,), judged)
         reached = torch.where(good[:, None], trial, y[rows])
         y = y.index_put((rows,), reached)
-        after = left[rows] - h
-        left[rows] = torch.where(good, after, left[rows])
+        left[rows] = torch.where(good, left[rows] - h, left[rows])
         grown = h * _growth(error, good)
         # A step cut short by the end of the interval says nothing about how long the next may be.
         cut_short = good & (h < stride[rows])

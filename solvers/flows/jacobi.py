@@ -105,8 +105,8 @@ def jacobi(
     single = not isinstance(t, Tensor) or not t.ndim
 
     def shaped(parts: list[Tensor]) -> Tensor:  # of (p, m) each
-        whole_flat = torch.stack(parts, 1)
-        whole = whole_flat.view(*batch, len(times), m)
+        stacked = torch.stack(parts, 1)
+        whole = stacked.view(*batch, len(times), m)
         if single:
             return whole[..., 0, :]
         return whole
@@ -243,8 +243,8 @@ class Variation:
         They are judged against the coordinates travelled in all, the speed, and the fields' size.
         """
         c = self.count
-        absolute = self.y.detach().unflatten(1, (2 + 2 * c, -1))
-        parts = absolute.abs()
+        signed = self.y.detach().unflatten(1, (2 + 2 * c, -1))
+        parts = signed.abs()
         tiny = torch.finfo(parts.dtype).tiny
         speed = parts[:, 1].amax(-1)
         units = [speed * self.reach, speed]

@@ -46,6 +46,7 @@ from riemae.solvers.energy import discrete_energy
 from riemae.solvers.methods.newton_expansion import expand, sound
 from riemae.solvers.methods.newton_limits import LIMITS
 from riemae.solvers.methods.newton_run import Run, ended
+from riemae.solvers.methods.newton_saddles import escape, undamped
 from riemae.solvers.model import QuadraticModel, decrement_of
 from riemae.solvers.result import Status
 from riemae.solvers.solver import check_settings
@@ -57,7 +58,6 @@ from riemae.solvers.state import (
     masked,
     moved,
     on_host,
-    placed,
     put,
     relative_length,
 )
@@ -274,26 +274,13 @@ class _Sweep:
         if not saddle.any():
             return
         rows = saddle.nonzero()[0]
-        where = placed(rows, self.nodes)
-        gradient = self.expansion.gradient[where]
-        matrix = self.model.full.select(where).dense()
-        right = -gradient.flatten(1)[..., None]
-        step, info = torch.linalg.solve_ex(matrix, right, check_errors=False)
-        solved = (info == 0)[:, None, None]
-        found = step[..., 0].view_as(gradient)
-        step = torch.where(solved, found, 0.0)
-        slope = (gradient * step).sum((-1, -2))
-        own = slope.abs()
-        promised = torch.maximum(own, self.model.decrement[where])
-        length = relative_length(promised, self.expansion.energy[where])
-        relative = on_host(length)
-        self.book["decrement"][rows] = relative
-        there = rows[relative <= self.tol]
-        self.book["status"][there] = Status.CONVERGED
-        unsolved = rows[on_host(info) != 0]
-        self.book["status"][unsolved] = Status.SINGULAR
-        self.book["stale"] |= saddle
-        reached = moved(self.nodes[where], step)
+        (nodes,) = curves_at(rows, self.nodes)
+        reached, relative, solved = undamped(self.expansion, self.model, nodes, rows)
+        book = self.book
+        book["decrement"][rows] = relative
+        book["status"][rows[relative <= self.tol]] = Status.CONVERGED
+        book["status"][rows[~solved]] = Status.SINGULAR
+        book["stale"] |= saddle
         self.nodes = put(self.nodes, rows, reached)
 
     def leave_saddles(self) -> None:
@@ -305,49 +292,13 @@ class _Sweep:
         leaving = self.phase == Phase.LEAVING
         if not leaving.any():
             return
-        left = self._escaped(leaving)
+        rows = leaving.nonzero()[0]
+        self.nodes, escaped = escape(self.space, self.expansion, self.model, self.nodes, rows)
+        left = np.zeros_like(leaving)
+        left[escaped] = True
         self.book["stale"] |= left
         self.quiet &= ~left
         self.phase[leaving & ~left] = Phase.STILL
-
-    def _escaped(self, leaving: np.ndarray) -> np.ndarray:
-        """Move the curves; which of them have found a lower energy."""
-        where = placed(leaving.nonzero()[0], self.nodes)
-        left = np.zeros_like(leaving)
-        expansion = self.expansion
-        direction, size = self._downhill(where)
-        for attempt in range(1, LIMITS.attempts):
-            stride = 0.5**attempt * size[:, None, None] * direction
-            both = torch.stack([moved(self.nodes[where], sign * stride) for sign in (1, -1)])
-            energies = [discrete_energy(self.space.squared_chords(trial)) for trial in both]
-            reached = torch.stack(energies).nan_to_num(torch.inf)
-            lower, side = reached.min(0)
-            before = expansion.energy[where]
-            found = lower < before - expansion.noise[where]
-            if bool(found.any()):
-                every = torch.arange(len(where), device=self.nodes.device)
-                self.nodes = self.nodes.clone()
-                better = where[found]
-                self.nodes[better] = both[side, every][found]
-                left[on_host(where[found])] = True
-            where = where[~found]
-            size = size[~found]
-            direction = direction[~found]
-            if not len(where):
-                break
-        return left
-
-    def _downhill(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Directions of most negative curvature, and how far along them is as far as the curve."""
-        expansion = self.expansion
-        hessian = self.model.full.select(where).dense()
-        vectors = torch.linalg.eigh(hessian).eigenvectors
-        softest = vectors[..., 0]
-        direction = softest.view_as(expansion.gradient[where])
-        bent = expansion.gauss_newton.select(where).product(direction)
-        stiffness = (direction * bent).sum((-1, -2))
-        size = (expansion.energy[where] / stiffness).sqrt()
-        return direction, size
 
     def count(self) -> None:
         """Enter the step and its decrement into the book."""
@@ -411,11 +362,9 @@ class _Sweep:
             lowered[rows[taken]] = True
             clear = gain >= LIMITS.good * promised - self.noise[rows]
             good = rows[enough & clear]
-            relaxed = damping[good] / 8
-            damping[good] = np.where(relaxed < LIMITS.damping_floor, 0.0, relaxed)
+            damping[good] = _relaxed(damping[good])
             rows = rows[~enough]
-            raised = 4 * damping[rows]
-            damping[rows] = np.maximum(raised, LIMITS.damping_start)
+            damping[rows] = np.maximum(4 * damping[rows], LIMITS.damping_start)
             if not len(rows):
                 break
         return lowered
@@ -480,3 +429,9 @@ class _Sweep:
             diagonal=correction.diagonal,
             upper=correction.upper,
         )
+
+
+def _relaxed(damping: np.ndarray) -> np.ndarray:
+    """Less damping after a good step; none at all once it is small."""
+    relaxed = damping / 8
+    return np.where(relaxed < LIMITS.damping_floor, 0.0, relaxed)

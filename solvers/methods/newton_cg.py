@@ -14,7 +14,8 @@ from torch import Tensor
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.hooks import products
-from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
+from riemae.solvers.krylov import Truncated, truncated_cg
+from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.products import Product, Products
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
