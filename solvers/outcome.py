@@ -77,9 +77,10 @@ class Outcome:
         """
         segments = max(self.curves, default=coarsest)
         groups = [group for groups in self.curves.values() for group in groups]
-        order = groups[0][0]
-        if len(groups) == 1 and (np.diff(order) > 0).all():
-            return groups[0][1]
+        if len(groups) == 1:
+            rows, curve = groups[0]
+            if (np.diff(rows) > 0).all():
+                return curve
         m = like.shape[-1]
         nodes = like.new_empty(len(like), segments + 1, m)
         slopes = torch.empty_like(nodes)
