@@ -128,10 +128,7 @@ def geodesic(
     expect_graph(graph, z0[..., :m])
     source = as_generator("geodesic", generator)
     if n_starts is None:
-        if graph is None:
-            n_starts = 1
-        else:
-            n_starts = _STARTS_WITH_GRAPH
+        n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     hint = "It counts the start curves per pair."
     expect_range("geodesic", "n_starts", n_starts, 1, integer=True, hint=hint)
     resort: Solver | None = None
@@ -140,8 +137,6 @@ def geodesic(
         solver = default_solver(m, "stationary" if kept else "minimum")
         if isinstance(solver, Newton):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
-        else:
-            resort = None
     with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
