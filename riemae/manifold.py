@@ -45,13 +45,13 @@ from riemae.numerics.values import concrete
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
-from riemae.solvers.curve import length as fixed_length
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.pairs import paired_points, start_curve
 from riemae.solvers.path import demand_convergence
 from riemae.solvers.path import geodesic as solve_geodesic
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import length as fixed_length
 from riemae.storage.digests import digest
 
 # What geodesics are solved to, unless asked for, where the decoder has kinks: lengths converge

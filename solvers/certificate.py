@@ -39,31 +39,42 @@ def geodesic_residual(
     space = space_of(space, curve.nodes, where="geodesic_residual")
     batch = curve.batch_shape
     shape = (-1, curve.segments + 1, curve.nodes.shape[-1])
-    flat = Curve(curve.nodes.reshape(shape), curve.slopes.reshape(shape))
+    nodes = curve.nodes.reshape(shape)
+    slopes = curve.slopes.reshape(shape)
+    flat = Curve(nodes, slopes)
     if pieces is None:
         pieces = torch.full(batch, curve.segments, device=curve.nodes.device)
     wanted = pieces.reshape(-1).clamp(min=1)
     out = flat.nodes.new_full(wanted.shape, torch.nan)
-    finite = flat.nodes.isfinite().flatten(1).all(1) & flat.slopes.isfinite().flatten(1).all(1)
+    nodes_finite = flat.nodes.isfinite().flatten(1).all(1)
+    slopes_finite = flat.slopes.isfinite().flatten(1).all(1)
+    finite = nodes_finite & slopes_finite
     for count in wanted[finite].unique().tolist():
         rows = (finite & (wanted == count)).nonzero().flatten()
         part = flat[rows]
-        at_rest = (part.nodes == part.nodes[:, :1]).flatten(1).all(1)
-        out[rows] = torch.where(at_rest, 0.0, _turning(space, part, count))
+        same = part.nodes == part.nodes[:, :1]
+        at_rest = same.flatten(1).all(1)
+        turning = _turning(space, part, count)
+        out[rows] = torch.where(at_rest, 0.0, turning)
     return out.view(batch)
 
 
 def _turning(space: Space, curve: Curve, count: int) -> Tensor:  # -> (p,)
     """``rms |z̈ + Γ(ż, ż)| / L`` at the middles of ``count`` pieces."""
-    t = (torch.arange(count).to(curve.nodes) + 0.5) / count
+    number = torch.arange(count).to(curve.nodes)
+    t = (number + 0.5) / count
     z = curve(t).flatten(0, 1)
     v = curve.velocity(t).flatten(0, 1)
-    turn = curve.acceleration(t).flatten(0, 1) - sound_acceleration(space, z, v)
+    bend = curve.acceleration(t).flatten(0, 1)
+    turn = bend - sound_acceleration(space, z, v)
     known = turn.isfinite().all(-1)
-    deviation = space.norm(z, torch.where(known[:, None], turn, 0.0))
+    sure = torch.where(known[:, None], turn, 0.0)
+    deviation = space.norm(z, sure)
     deviation = torch.where(known, deviation, torch.nan).view(-1, count)
-    length = space.norm(z, v).view(-1, count).mean(-1)
-    return deviation.square().mean(-1).sqrt() / length
+    speed = space.norm(z, v).view(-1, count)
+    length = speed.mean(-1)
+    rms = deviation.square().mean(-1).sqrt()
+    return rms / length
 
 
 def sound_acceleration(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
@@ -89,7 +100,9 @@ def sound(
         if len(first) == 1:
             return first.new_full((1, *shape), torch.nan)
         half = len(first) // 2
-        parts = [x[:half] for x in arguments], [x[half:] for x in arguments]
+        first_half = [x[:half] for x in arguments]
+        second_half = [x[half:] for x in arguments]
+        parts = first_half, second_half
         return torch.cat([sound(call, shape, *part) for part in parts])
 
 
@@ -99,4 +112,6 @@ def unevenness(speed: Tensor, weights: Tensor) -> Tensor:  # (p, q), (q,) -> (p,
     It is 0 for a geodesic, which has constant speed.
     """
     mean = (speed * weights).sum(-1, keepdim=True)
-    return torch.where(mean[:, 0] > 0, (speed / mean - 1).abs().amax(-1), mean[:, 0] * 0)
+    largest = (speed / mean - 1).abs().amax(-1)
+    level = mean[:, 0]
+    return torch.where(level > 0, largest, level * 0)

@@ -102,11 +102,15 @@ class _Chunk:
         self.solver = solver
         self.rtol = rtol
         self.at_once = at_once
-        self.z0, self.z1 = start.nodes[:, 0], start.nodes[:, -1]
+        self.z0 = start.nodes[:, 0]
+        self.z1 = start.nodes[:, -1]
         self.outcome = started(start)
         self._keep_settled()
         p = len(self.z0)
-        self.bound = space.ambient_distance(self.z0, self.z1) if p else None
+        if p:
+            self.bound = space.ambient_distance(self.z0, self.z1)
+        else:
+            self.bound = None
         self.least = np.full(p, np.nan)
         if self.bound is not None:
             self.least = on_host(self.bound).astype(np.float64)
@@ -114,7 +118,15 @@ class _Chunk:
         self.begun = np.full(p, np.nan)
         self.begun[self.queue.rows] = self.queue.lengths
         tolerated = _ACCEPTABLE * _SOLVER_SHARE * rtol
-        keep_near(space, solver, self.queue, self.outcome, self.least, rtol, tolerated)
+        keep_near(
+            space=space,
+            solver=solver,
+            queue=self.queue,
+            out=self.outcome,
+            least=self.least,
+            rtol=rtol,
+            tolerated=tolerated,
+        )
         self.evidence = Evidence(p)
         self.best = Best(space, p)
         self.segments = solver.segments
@@ -138,10 +150,18 @@ class _Chunk:
         if not len(self.rows):
             return
         share = _SOLVER_SHARE * self.rtol
-        self.state = solve_level(self.space, self.solver, self.state, share, self.at_once)
+        self.state = solve_level(
+            space=self.space, solver=self.solver, state=self.state, tol=share, at_once=self.at_once
+        )
         measure = Measure.of(self.space, Curve.from_nodes(self.state.nodes))
         self.evidence.add(self.rows, measure.length, measure.root_energy)
-        measure = straightened(self.space, measure, self.evidence, self.rows, self.rtol)
+        measure = straightened(
+            space=self.space,
+            measure=measure,
+            evidence=self.evidence,
+            rows=self.rows,
+            rtol=self.rtol,
+        )
         running = self._judged(measure)
         self._conclude(measure, (~running).nonzero()[0])
         on = running.nonzero()[0]
@@ -151,7 +171,8 @@ class _Chunk:
 
     def _judged(self, measure: Measure) -> np.ndarray:
         """Enter what the level says of its pairs; which of them go on."""
-        rows, out = self.rows, self.outcome
+        rows = self.rows
+        out = self.outcome
         status, left, steps = map(
             on_host, (self.state.status, self.state.decrement, self.state.steps)
         )
@@ -168,7 +189,9 @@ class _Chunk:
         claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
         statuses = verdict(level, claims.worst, self.rtol)
         out.length[rows] = level.length
-        out.error[rows] = reported_error(claims, level, statuses, self.rtol)
+        out.error[rows] = reported_error(
+            claims=claims, level=level, statuses=statuses, rtol=self.rtol
+        )
         out.steps[rows] = steps
         out.status[rows] = statuses
         return statuses == RUNNING
@@ -177,7 +200,8 @@ class _Chunk:
         """LEVEL → OVER."""
         if not len(over):
             return
-        rows, out = self.rows[over], self.outcome
+        rows = self.rows[over]
+        out = self.outcome
         those = placed(over, self.z0)
         out.index[rows] = on_host(self.state.index[those])
         out.decrement[rows] = on_host(self.state.decrement)[over]
@@ -196,8 +220,16 @@ class _Chunk:
             steps = steps[on]
         if not len(on):
             return
-        measure, lost = recovered(self.space, measure, self.best, self.rows, self.rtol)
-        finer = even(measure.curve, measure.speed, measure.weights, 2 * self.segments, lost)
+        measure, lost = recovered(
+            space=self.space, measure=measure, best=self.best, rows=self.rows, rtol=self.rtol
+        )
+        finer = even(
+            curve=measure.curve,
+            speed=measure.speed,
+            weights=measure.weights,
+            segments=2 * self.segments,
+            wanted=lost,
+        )
         self.state = refined(self.solver, self.state, *finer)
         self.state.steps = placed(steps, self.z0)
 
@@ -208,7 +240,10 @@ class _Chunk:
             return
         joined, nodes = self.queue.admit(self.segments)
         new: Any = self.solver.begin(nodes)
-        self.state = type(new).cat([self.state, new]) if len(self.rows) else new
+        if len(self.rows):
+            self.state = type(new).cat([self.state, new])
+        else:
+            self.state = new
         self.rows = np.concatenate([self.rows, joined])
 
     def result(self) -> GeodesicResult:

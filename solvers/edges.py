@@ -9,10 +9,11 @@ from torch import Tensor
 
 from riemae.exceptions import GraphError
 from riemae.numerics.tolerances import tolerance
-from riemae.solvers.curve import Curve, length
+from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.quadrature import length as measured
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import length
 
 # Down to this accuracy, two lengths of an edge that agree to a share of it are believed.
 _CURSORY = 1e-3
@@ -41,13 +42,16 @@ def line_lengths(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tens
         lengths = torch.cat(halves)
         # Where a map has kinks two lengths may agree by accident, though hardly to so many digits.
         # False for NaN.
-        doubted = (lengths - torch.cat(whole)).abs() > _AGREEMENT * rtol * lengths
+        apart = (lengths - torch.cat(whole)).abs()
+        doubted = apart > _AGREEMENT * rtol * lengths
         rows = doubted.nonzero().flatten()
         if len(rows):
-            parts = _split(max(1, _EDGES // _CORNERS), start[rows], stop[rows])
+            size = max(1, _EDGES // _CORNERS)
+            parts = _split(size, start[rows], stop[rows])
             polygons = torch.cat([_polygons(space, *part, rtol) for part in parts])
             # Speeds at a few points have their say, too, though kinks make them uneven.
-            good = (polygons - lengths[rows]).abs() <= _COARSELY * rtol * lengths[rows]
+            apart = (polygons - lengths[rows]).abs()
+            good = apart <= _COARSELY * rtol * lengths[rows]
             lengths[rows[good]] = polygons[good]
             rows = rows[~good]
     if len(rows):
@@ -66,8 +70,13 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     """
     embedded = embedding_of(space)
     times = torch.linspace(0, 1, _CORNERS).to(start)[:, None]
-    lines = torch.lerp(start[:, None], stop[:, None], times)
-    found = None if embedded is None else embedded(lines, _chord_sums)
+    begins = start[:, None]
+    ends = stop[:, None]
+    lines = torch.lerp(begins, ends, times)
+    if embedded is None:
+        found = None
+    else:
+        found = embedded(lines, _chord_sums)
     if found is None:
         return torch.full_like(start[:, 0], torch.nan)
     coarse, middle, fine, noise = found.unbind(1)
@@ -75,7 +84,8 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     good = gain + noise <= rtol * fine
     # What is still missing is between a third of the last gain, on smooth pieces, and all of it: a
     # third of rtol is left of it.
-    return torch.where(good, fine + 2 / 3 * (fine - middle), torch.nan)
+    last_gain = fine - middle
+    return torch.where(good, fine + 2 / 3 * last_gain, torch.nan)
 
 
 def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
@@ -86,12 +96,16 @@ def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
     chords = (x[:, ::stride].diff(dim=1) for stride in (4, 2, 1))
     sums = [torch.linalg.vector_norm(part, dim=-1).sum(-1) for part in chords]
     size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
-    noise = (_CORNERS - 1) * 4 * tolerance(x.dtype).eps * size
+    eps = tolerance(x.dtype).eps
+    noise = (_CORNERS - 1) * 4 * eps * size
     return torch.stack([*sums, noise], 1)
 
 
 def _split(size: int, start: Tensor, stop: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(start.split(max(1, size)), stop.split(max(1, size)), strict=True)
+    most = max(1, size)
+    starts = start.split(most)
+    stops = stop.split(most)
+    return zip(starts, stops, strict=True)
 
 
 def chord_lengths(space: Space, start: Tensor, stop: Tensor) -> Tensor:

@@ -52,17 +52,22 @@ class Expansion:
     @property
     def hessian(self) -> BlockTridiagonal | None:
         """The full Hessian, or None when second derivatives were not asked for."""
-        return None if self.correction is None else self.gauss_newton + self.correction
+        if self.correction is None:
+            return None
+        return self.gauss_newton + self.correction
 
     def select(self, index: Tensor) -> Expansion:
         """The curves at ``index``."""
+        correction = None
+        if self.correction is not None:
+            correction = self.correction.select(index)
         return Expansion(
-            self.energy[index],
-            self.gradient[index],
-            self.gauss_newton.select(index),
-            None if self.correction is None else self.correction.select(index),
-            self.noise[index],
-            self.scalable,
+            energy=self.energy[index],
+            gradient=self.gradient[index],
+            gauss_newton=self.gauss_newton.select(index),
+            correction=correction,
+            noise=self.noise[index],
+            scalable=self.scalable,
         )
 
     @classmethod
@@ -72,12 +77,12 @@ class Expansion:
             return parts[0]
         corrections = [part.correction for part in parts if part.correction is not None]
         return cls(
-            torch.cat([part.energy for part in parts]),
-            torch.cat([part.gradient for part in parts]),
-            BlockTridiagonal.cat([part.gauss_newton for part in parts]),
-            BlockTridiagonal.cat(corrections) if corrections else None,
-            torch.cat([part.noise for part in parts]),
-            parts[0].scalable,
+            energy=torch.cat([part.energy for part in parts]),
+            gradient=torch.cat([part.gradient for part in parts]),
+            gauss_newton=BlockTridiagonal.cat([part.gauss_newton for part in parts]),
+            correction=BlockTridiagonal.cat(corrections) if corrections else None,
+            noise=torch.cat([part.noise for part in parts]),
+            scalable=parts[0].scalable,
         )
 
 
@@ -92,11 +97,11 @@ def differentiated(
     """The discrete energy and its gradient by reverse mode through ``squared_chords``."""
     with torch.inference_mode(False), torch.enable_grad():
         # What is made in inference mode has no derivative.
-        nodes = nodes.clone() if nodes.is_inference() else nodes
+        if nodes.is_inference():
+            nodes = nodes.clone()
         interior = nodes[:, 1:-1].detach().requires_grad_()
-        energy = discrete_energy(
-            squared_chords(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1))
-        )
+        trial = torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)
+        energy = discrete_energy(squared_chords(trial))
         (gradient,) = torch.autograd.grad(energy.sum(), interior)
     return energy.detach(), gradient
 
@@ -106,7 +111,9 @@ def chord_force(step: Tensor) -> Tensor:  # (p, n, D) -> (p, n - 1, D)
 
     It is the change of the chords' direction.
     """
-    return step[:, :-1] - step[:, 1:]
+    before = step[:, :-1]
+    after = step[:, 1:]
+    return before - after
 
 
 def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
@@ -117,17 +124,25 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
         jacobian: Their Jacobians at the interior nodes, ``(p, n − 1, D, m)``.
         form: ``a·∂²`` there, ``(p, n − 1, m, m)``; None for Gauss-Newton alone.
     """
-    n, step, across = x.shape[1] - 1, x[:, 1:] - x[:, :-1], jacobian.mT
-    upper = -2 * n * (across[:, :-1] @ jacobian[:, 1:])
+    n = x.shape[1] - 1
+    step = x[:, 1:] - x[:, :-1]
+    across = jacobian.mT
+    links = across[:, :-1] @ jacobian[:, 1:]
+    upper = -2 * n * links
     squares = step.square().sum(-1)
+    force = chord_force(step)[..., None]
+    pulled = (across @ force)[..., 0]
+    diagonal = 4 * n * (across @ jacobian)
+    correction = None
+    if form is not None:
+        correction = BlockTridiagonal(2 * n * form, torch.zeros_like(upper))
+    size = torch.linalg.vector_norm(x[:, :-1], dim=-1)
     return Expansion(
         energy=discrete_energy(squares),
-        gradient=2 * n * (across @ chord_force(step)[..., None])[..., 0],
-        gauss_newton=BlockTridiagonal(4 * n * (across @ jacobian), upper),
-        correction=None
-        if form is None
-        else BlockTridiagonal(2 * n * form, torch.zeros_like(upper)),
-        noise=rounding(torch.linalg.vector_norm(x[:, :-1], dim=-1), squares.sqrt()),
+        gradient=2 * n * pulled,
+        gauss_newton=BlockTridiagonal(diagonal, upper),
+        correction=correction,
+        noise=rounding(size, squares.sqrt()),
         scalable=True,
     )
 
@@ -139,7 +154,8 @@ def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
     energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    second = torch.as_tensor(_differences(n, 2, 7)[1:-1]).to(x)
+    inner = _differences(n, 2, 7)[1:-1]
+    second = torch.as_tensor(inner).to(x)
     return -2 * n * torch.einsum("ij,pjd->pid", second, x)
 
 
@@ -159,10 +175,14 @@ def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n 
     width = min(width, n + 1)
     rows = np.zeros((n + 1, n + 1))
     for i in range(n + 1):
-        first = min(max(i - width // 2, 0), n + 1 - width)
-        powers = np.vander(np.arange(first, first + width) - i, width, increasing=True).T
-        wanted = math.factorial(order) * (np.arange(width) == order)
-        rows[i, first : first + width] = np.linalg.solve(powers, wanted)
+        latest = n + 1 - width
+        first = min(max(i - width // 2, 0), latest)
+        offsets = np.arange(first, first + width) - i
+        powers = np.vander(offsets, width, increasing=True).T
+        chosen = np.arange(width) == order
+        wanted = math.factorial(order) * chosen
+        stop = first + width
+        rows[i, first:stop] = np.linalg.solve(powers, wanted)
     return rows
 
 
@@ -175,7 +195,9 @@ def gauss_newton_blocks(left: Tensor, right: Tensor, cross: Tensor) -> BlockTrid
         cross: ``J_iᵀ W J_{i+1}``, ``(p, n, m, m)``.
     """
     n = left.shape[1]
-    return BlockTridiagonal(2 * n * (right[:, :-1] + left[:, 1:]), -2 * n * cross[:, 1:-1])
+    blocks = right[:, :-1] + left[:, 1:]
+    links = cross[:, 1:-1]
+    return BlockTridiagonal(2 * n * blocks, -2 * n * links)
 
 
 def expand_by_autodiff(
@@ -205,7 +227,8 @@ def expand_by_autodiff(
         return discrete_energy(squared_chords(z))
 
     def total(interior: Tensor) -> Tensor:
-        return energy(torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)).sum()
+        whole = torch.cat([nodes[:, :1], interior, nodes[:, -1:]], 1)
+        return energy(whole).sum()
 
     def gradient(interior: Tensor) -> Tensor:
         return grad(total)(interior)
@@ -215,7 +238,13 @@ def expand_by_autodiff(
     if second_order:
         hessian = _hessian(lambda v: push(gradient, interior, v), interior)
         correction = hessian + gauss_newton.scaled(-1.0)
-    return Expansion(energy(nodes), gradient(interior), gauss_newton, correction, noise)
+    return Expansion(
+        energy=energy(nodes),
+        gradient=gradient(interior),
+        gauss_newton=gauss_newton,
+        correction=correction,
+        noise=noise,
+    )
 
 
 def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTridiagonal:
@@ -226,14 +255,19 @@ def _hessian(product: Callable[[Tensor], Tensor], interior: Tensor) -> BlockTrid
     for colour in range(colours):
         probes[colour, :, colour::3] = torch.eye(m).to(interior)[:, None]
     # [colour, direction, p, node, component]
-    every = probes.flatten(0, 1)[:, None].expand(-1, p, n, m)
+    wide = probes.flatten(0, 1)[:, None]
+    every = wide.expand(-1, p, n, m)
     columns = vmap(product)(every).view(colours, m, p, n, m)
-    diagonal = columns[node % 3, :, :, node].permute(2, 0, 3, 1)
-    upper = columns[node[1:] % 3, :, :, node[:-1]].permute(2, 0, 3, 1)
+    own = columns[node % 3, :, :, node]
+    diagonal = own.permute(2, 0, 3, 1)
+    following = node[1:] % 3
+    beside = columns[following, :, :, node[:-1]]
+    upper = beside.permute(2, 0, 3, 1)
     return BlockTridiagonal((diagonal + diagonal.mT) / 2, upper)
 
 
 def rounding(size: Tensor, step: Tensor) -> Tensor:  # (p, n), (p, n) -> (p,)
     """Rounding error of ``n Σ step²`` when each step is a difference of points of norm ``size``."""
     eps = torch.finfo(step.dtype).eps
-    return 4 * eps * step.shape[1] * (step * (size + step)).sum(-1)
+    each = step * (size + step)
+    return 4 * eps * step.shape[1] * each.sum(-1)

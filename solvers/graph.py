@@ -71,7 +71,8 @@ class Graph:
 
         rows = None
         if sources is not None:
-            rows = [self._checked(i) for i in torch.as_tensor(sources).reshape(-1).tolist()]
+            numbers = torch.as_tensor(sources).reshape(-1).tolist()
+            rows = [self._checked(i) for i in numbers]
         if not len(self.points) or rows == []:
             return self.points.new_empty(0, len(self.points))
         d = csgraph.dijkstra(self.adjacency, indices=rows)
@@ -85,8 +86,10 @@ class Graph:
         Raises:
             GraphError: When no path joins them, or one is not a point of the graph.
         """
-        i, j = self._checked(i), self._checked(j)
-        return self._walk(self._tree(i)[1], i, j)[::-1]
+        i = self._checked(i)
+        j = self._checked(j)
+        before = self._tree(i)[1]
+        return self._walk(before, i, j)[::-1]
 
     def paths(self, i: int, j: int, k: int = 3, overlap: float = 0.5) -> list[Tensor]:
         """The shortest path from ``i`` to ``j`` and alternatives to it, shortest first.
@@ -112,7 +115,8 @@ class Graph:
             GraphError: When no path joins them, or one is not a point of the graph.
             OptionError: When ``k`` is less than 1, or ``overlap`` not between 0 and 1.
         """
-        i, j = self._checked(i), self._checked(j)
+        i = self._checked(i)
+        j = self._checked(j)
         if not isinstance(k, int) or k < 1 or not 0 <= overlap <= 1:
             got = f"k={k!r}, overlap={overlap!r}"
             wanted = "k of at least 1 and overlap from 0 to 1"
@@ -123,7 +127,8 @@ class Graph:
             self.path(i, j)  # says what is wrong where there is none
             simple = networkx.shortest_simple_paths(self.to_networkx(), i, j, weight="weight")
             return [torch.tensor(path) for path in itertools.islice(simple, k)]
-        (away, to_i), (back, to_j) = self._tree(i), self._tree(j)
+        away, to_i = self._tree(i)
+        back, to_j = self._tree(j)
         found = [self._walk(to_i, i, j)[::-1]]
         total = away + back
         # Via a dead end, one would walk the same edge twice.
@@ -133,8 +138,11 @@ class Graph:
             near[found[-1]] = True
             near[self.adjacency[found[-1]].indices] = True
             shared = _along(to_i, away, near) + _along(to_j, back, near)
-            for via in self._by_length(total, ~barred & (shared <= overlap * total)):
-                path = self._walk(to_i, i, via)[::-1] + self._walk(to_j, j, via)[1:]
+            apart = shared <= overlap * total
+            for via in self._by_length(total, ~barred & apart):
+                outward = self._walk(to_i, i, via)[::-1]
+                onward = self._walk(to_j, j, via)[1:]
+                path = outward + onward
                 if len(set(path)) == len(path):
                     found.append(path)
                     break
@@ -155,13 +163,22 @@ class Graph:
             GraphError: When no path joins a pair, or a number is not a point of the graph.
         """
         curves = []
-        for a, b in zip(torch.as_tensor(i).tolist(), torch.as_tensor(j).tolist(), strict=True):
-            nodes = self.path(a, b) if a != b else [a, b]
+        starts = torch.as_tensor(i).tolist()
+        stops = torch.as_tensor(j).tolist()
+        for a, b in zip(starts, stops, strict=True):
+            if a != b:
+                nodes = self.path(a, b)
+            else:
+                nodes = [a, b]
             strides = [self.adjacency[s, t] for s, t in itertools.pairwise(nodes)]
-            times = torch.as_tensor(np.concatenate([[0.0], np.cumsum(strides)])).to(self.points)
-            curves.append(Curve.through(self.points[nodes], segments, times).nodes)
+            passed = np.concatenate([[0.0], np.cumsum(strides)])
+            times = torch.as_tensor(passed).to(self.points)
+            curve = Curve.through(self.points[nodes], segments, times)
+            curves.append(curve.nodes)
         if not curves:
-            return Curve.from_nodes(self.points.new_empty(0, segments + 1, self.points.shape[-1]))
+            m = self.points.shape[-1]
+            nothing = self.points.new_empty(0, segments + 1, m)
+            return Curve.from_nodes(nothing)
         return Curve.from_nodes(torch.stack(curves))
 
     def to_networkx(self) -> networkx.Graph:
@@ -173,7 +190,10 @@ class Graph:
         return graph
 
     def __repr__(self) -> str:
-        parts = int(self.components.max()) + 1 if len(self.points) else 0
+        if len(self.points):
+            parts = int(self.components.max()) + 1
+        else:
+            parts = 0
         edges = self.adjacency.nnz // 2
         return f"Graph({len(self.points)} points, {edges} edges, {parts} component(s))"
 
@@ -184,7 +204,8 @@ class Graph:
         """
         from scipy.sparse import csgraph
 
-        distances, before = csgraph.dijkstra(self.adjacency, indices=i, return_predecessors=True)
+        tree = csgraph.dijkstra(self.adjacency, indices=i, return_predecessors=True)
+        distances, before = tree
         return distances, before
 
     def _walk(self, before: np.ndarray, root: int, end: int) -> list[int]:
@@ -208,11 +229,15 @@ class Graph:
     @staticmethod
     def _by_length(total: np.ndarray, allowed: np.ndarray) -> Iterator[int]:
         candidates = np.flatnonzero(allowed)
-        yield from candidates[np.argsort(total[candidates], kind="stable")].tolist()
+        order = np.argsort(total[candidates], kind="stable")
+        yield from candidates[order].tolist()
 
     def _checked(self, i: int) -> int:
         try:
-            number = -1 if isinstance(i, bool) else operator.index(i)
+            if isinstance(i, bool):
+                number = -1
+            else:
+                number = operator.index(i)
         except TypeError:
             number = -1
         if not 0 <= number < len(self.points):
@@ -277,7 +302,8 @@ def graph(
     rtol = expect_rtol("graph", rtol)
     check_weight("graph", weight)
     expect_shape("graph", "points", points, ("n", "m"), "Flatten the batch axes.")
-    coordinates = points if coordinates is None else coordinates
+    if coordinates is None:
+        coordinates = points
     n = len(points)
     _check_points(points, coordinates, k)
     pairs = np.empty((0, 2), dtype=np.int64)
@@ -294,19 +320,25 @@ def graph(
                 lengths.append(line_lengths(space, start, stop, rtol))
             if report is not None:
                 report(sum(map(len, lengths)), len(ends))
-    values = torch.cat(lengths).double().cpu().numpy() if lengths else np.empty(0)
+    if lengths:
+        values = torch.cat(lengths).double().cpu().numpy()
+    else:
+        values = np.empty(0)
     # A line that leaves the domain of the decoder joins nothing.
     finite = np.isfinite(values)
     adjacency = _symmetric(pairs[finite], values[finite], n)
     _, labels = csgraph.connected_components(adjacency, directed=False)
     _warn_if_disconnected(labels)
-    return Graph(points.detach(), adjacency, torch.as_tensor(labels, dtype=torch.int64))
+    components = torch.as_tensor(labels, dtype=torch.int64)
+    return Graph(points.detach(), adjacency, components)
 
 
 def _check_points(points: Tensor, coordinates: Tensor, k: int) -> None:
     n = len(points)
     expect_shape("graph", "coordinates", coordinates, (n, "d"), "Give one row per point.")
-    finite = points.isfinite().all(1) & coordinates.isfinite().all(1)
+    known = points.isfinite().all(1)
+    sought = coordinates.isfinite().all(1)
+    finite = known & sought
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
         got = f"NaN or infinity at rows {bad[:5]}"
@@ -322,9 +354,12 @@ def _symmetric(pairs: np.ndarray, values: np.ndarray, n: int) -> csr_array:
     """The adjacency matrix of undirected edges."""
     from scipy.sparse import csr_array
 
-    both = np.concatenate([pairs, pairs[:, ::-1]])
+    backwards = pairs[:, ::-1]
+    both = np.concatenate([pairs, backwards])
     entries = np.concatenate([values, values])
-    return csr_array((entries, (both[:, 0], both[:, 1])), shape=(n, n))
+    rows = both[:, 0]
+    columns = both[:, 1]
+    return csr_array((entries, (rows, columns)), shape=(n, n))
 
 
 def check_weight(where: str, weight: object) -> None:
@@ -340,7 +375,9 @@ def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.nda
     """How much of the way from the root of a tree to each point runs between near points."""
     root = before < 0
     above = np.where(root, np.arange(len(before)), before)
-    way = np.where(near & near[above] & ~root, distance - distance[above], 0.0)
+    joined = near & near[above] & ~root
+    edge = distance - distance[above]
+    way = np.where(joined, edge, 0.0)
     while not root[above].all():  # each turn doubles how many edges are summed
         way = way + way[above]
         above = above[above]
@@ -350,11 +387,15 @@ def _along(before: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.nda
 def _warn_if_disconnected(labels: np.ndarray) -> None:
     sizes = np.bincount(labels)
     if len(sizes) > 1:
-        first = [int(np.flatnonzero(labels == c)[0]) for c in range(min(len(sizes), 5))]
+        shown = min(len(sizes), 5)
+        first = [int(np.flatnonzero(labels == c)[0]) for c in range(shown)]
         named = ", ".join(
             f"component {c}: {sizes[c]} points with point {i}" for c, i in enumerate(first)
         )
-        more = "" if len(sizes) <= 5 else f", and {len(sizes) - 5} more"
+        if len(sizes) <= 5:
+            more = ""
+        else:
+            more = f", and {len(sizes) - 5} more"
         warnings.warn(
             f"The graph falls into {len(sizes)} components ({named}{more}); distances between "
             "them are infinite. Raise k, or add points.",

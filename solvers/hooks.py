@@ -157,29 +157,41 @@ def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
 
 def embedding_of(space: Space) -> Embedding | None:
     """The space's ``embedded``; by default None."""
-    return space.embedded if isinstance(space, HasEmbedded) else None
+    if isinstance(space, HasEmbedded):
+        return space.embedded
+    return None
 
 
 def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
     """The velocities with which a geodesic passes its nodes; by default None."""
-    return space.velocities(nodes) if isinstance(space, HasVelocities) else None
+    if isinstance(space, HasVelocities):
+        return space.velocities(nodes)
+    return None
 
 
 def labels_of(space: Space) -> int:
     """How many coordinates, the last ones, are labels; by default 0."""
-    return int(space.labels) if isinstance(space, HasLabels) else 0
+    if isinstance(space, HasLabels):
+        return int(space.labels)
+    return 0
 
 
 def restored(space: Space, curve: Curve, stats: dict[str, Tensor]) -> Curve:
     """The curves of a result as the space takes them; by default as they are."""
-    return space.restored(curve, stats) if isinstance(space, HasRestored) else curve
+    if isinstance(space, HasRestored):
+        return space.restored(curve, stats)
+    return curve
 
 
 def features_of(space: Space, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
     """Points whose Euclidean distance is the ambient distance; by default None."""
-    return space.ambient_features(z) if isinstance(space, HasAmbientFeatures) else None
+    if isinstance(space, HasAmbientFeatures):
+        return space.ambient_features(z)
+    return None
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:
     """The space's ``geodesic``; by default ``default`` with the space as first argument."""
-    return space.geodesic if isinstance(space, HasGeodesic) else partial(default, space)
+    if isinstance(space, HasGeodesic):
+        return space.geodesic
+    return partial(default, space)

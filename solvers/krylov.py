@@ -11,126 +11,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.products import Product
-from riemae.solvers.space import Space
 
-_SAMPLES = 4  # nodes per curve at which the metric is sketched
 # Curves that are done are carried along until fewer than this share of the batch is left.
 _LEAST = 0.5
-
-
-@dataclass(frozen=True)
-class PathMetric:
-    """``2n T ⊗ Ĝ``, a metric of the path.
-
-    T are the second differences along ``n − 1`` interior nodes, Ĝ is a sketch of the curve's mean
-    metric. Where the metric is constant, and the sketch complete, this is the Hessian itself.
-
-    Attributes:
-        basis: ``(p, m, r)``, orthonormal columns.
-        values: ``(p, r)``, eigenvalues of Ĝ on them, positive.
-        rest: ``(p,)``, its value on all that is orthogonal to them, positive.
-    """
-
-    basis: Tensor
-    values: Tensor
-    rest: Tensor
-
-    @classmethod
-    def sketched(cls, space: Space, nodes: Tensor, rank: int) -> PathMetric:  # (p, n + 1, m)
-        """Nyström's approximation of the mean of G over a few nodes.
-
-        It takes ``rank`` products with fixed probes.
-        ``Ĝ = Y (ΩᵀY)⁻¹ Yᵀ`` with ``Y = Ḡ Ω``, and its smallest eigenvalue in all other directions.
-
-        References:
-            Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
-            Anal. Appl., 2023.
-        """
-        _, count, m = nodes.shape
-        rank = min(rank, m)
-        eps = torch.finfo(nodes.dtype).eps
-        probes = _probes(m, rank).to(nodes)
-        where = torch.linspace(0, count - 1, min(_SAMPLES, count) + 2)[1:-1].round().long()
-        product = _mean_metric(space, nodes[:, where], probes)
-        core = probes.T @ product
-        core = (core + core.mT) / 2
-        # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
-        shift = eps * core.diagonal(dim1=-2, dim2=-1).sum(-1) * m
-        root, sound = _sound_root(core, shift)
-        shifted = product + shift[:, None, None] * probes
-        half = torch.where(sound[:, None, None], shifted, 0.0)
-        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
-        squares, turn = torch.linalg.eigh(half.mT @ half)
-        values = squares.clamp(min=0)
-        top = values[:, -1:]
-        values = torch.maximum(values, 1e2 * eps * top)
-        basis = half @ turn / squares.clamp(min=torch.finfo(nodes.dtype).tiny).sqrt()[:, None]
-        # Directions within rounding of zero are not orthogonal to the others: leave them to the
-        # rest.
-        clear = squares > 1e3 * eps * top
-        basis = torch.where(clear[:, None], basis, 0.0)
-        rest = torch.where(clear, values, torch.inf).amin(-1)
-        return cls(basis, torch.where(clear, values, 1.0), torch.where(sound, rest, torch.nan))
-
-    def select(self, rows: Tensor) -> PathMetric:
-        """The metrics of the curves at ``rows``."""
-        return PathMetric(self.basis[rows], self.values[rows], self.rest[rows])
-
-    def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
-        """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
-        n = r.shape[1] + 1
-        u = _integrated(r) / (2 * n)
-        parts = u @ self.basis
-        weights = 1 / self.values - 1 / self.rest[:, None]
-        return u / self.rest[:, None, None] + (parts * weights[:, None]) @ self.basis.mT
-
-
-def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor of ``core + shift``, and where it is sound.
-
-    The identity elsewhere.
-    """
-    eye = torch.eye(core.shape[-1]).to(core)
-    root, info = torch.linalg.cholesky_ex(core + shift[:, None, None] * eye)
-    sound = (info == 0) & root.isfinite().all((1, 2)) & (shift > 0)
-    return torch.where(sound[:, None, None], root, eye), sound
-
-
-def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
-    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends.
-
-    The tridiagonal system is solved by two running sums.
-    """
-    n = f.shape[1] + 1
-    fall = f.cumsum(1)
-    # Σ_{j<i} (i − j) f_j, i = 1 … n
-    bent = torch.cat([torch.zeros_like(f[:, :1]), fall], 1).cumsum(1)
-    ramp = torch.arange(1, n, device=f.device, dtype=f.dtype)[:, None] / n
-    return ramp * bent[:, -1:] - bent[:, :-1]
-
-
-def _mean_metric(
-    space: Space, points: Tensor, probes: Tensor
-) -> Tensor:  # (p, s, m), (m, r) -> (p, m, r)
-    """``Ḡ Ω``, as the gradient of ``½ |v|²_G`` in v."""
-    p, s, m = points.shape
-    r = probes.shape[1]
-    with torch.enable_grad():
-        z = points.detach()[:, :, None].expand(p, s, r, m).reshape(-1, m)
-        v = probes.T.expand(p, s, r, m).reshape(-1, m).clone().requires_grad_()
-        half = space.norm(z, v).square().sum() / 2
-        (product,) = torch.autograd.grad(half, v, materialize_grads=True)
-    return product.view(p, s, r, m).mean(1).mT
-
-
-def _probes(m: int, rank: int) -> Tensor:
-    """Orthonormal columns, always the same.
-
-    A curve's bits must not depend on its neighbours, nor on the clock.
-    """
-    gaussian = torch.randn(m, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.linalg.qr(gaussian).Q
 
 
 @dataclass
@@ -227,13 +112,15 @@ class _Progress:
         """Go along the direction, of which ``turned`` is the product with the Hessian."""
         curvature = _dot(self.direction, turned)
         across = _dot(self.step, turned)
-        self.bend = self.bend + 2 * stride * across + stride.square() * curvature
-        self.step = self.step + stride[:, None, None] * self.direction
-        self.gain = self.gain + stride * self.rz - stride.square() * curvature / 2
-        self.ss = self.ss + 2 * stride * self.sd + stride.square() * self.dd
+        squared = stride.square()
+        share = stride[:, None, None]
+        self.bend = self.bend + 2 * stride * across + squared * curvature
+        self.step = self.step + share * self.direction
+        self.gain = self.gain + stride * self.rz - squared * curvature / 2
+        self.ss = self.ss + 2 * stride * self.sd + squared * self.dd
         soft = torch.where(negative, torch.inf, curvature / self.dd)
         self.softest = torch.minimum(self.softest, soft)
-        self.residual = self.residual + stride[:, None, None] * turned
+        self.residual = self.residual + share * turned
         self.gains = torch.cat([self.gains, self.gain[:, None]], 1)
 
     def remainder(self, rz: Tensor, k: int) -> Tensor:
@@ -243,7 +130,8 @@ class _Progress:
         bound, but a poor one where the metric nearly vanishes: as much may come as the last half
         has brought.
         """
-        late = self.gain - self.gains[:, k // 2]
+        half_way = self.gains[:, k // 2]
+        late = self.gain - half_way
         return torch.maximum(rz / (2 * self.softest), late)
 
     def turn(self, stride: Tensor, rz: Tensor, z: Tensor) -> None:
@@ -252,7 +140,8 @@ class _Progress:
         self.sd = beta * (self.sd + stride * self.dd)
         self.dd = rz + beta.square() * self.dd
         self.rz = rz
-        self.direction = beta[:, None, None] * self.direction - z
+        previous = beta[:, None, None] * self.direction
+        self.direction = previous - z
 
 
 def truncated_cg(
@@ -295,18 +184,32 @@ def truncated_cg(
     for k in range(1, most + 1):
         if not bool(alive.any()):
             break
-        if float(alive.sum()) <= _LEAST * len(alive):
-            run, local = run.select(alive), local.select(alive)
-            apply, alive = product(run.rows), alive[alive]
+        left = float(alive.sum())
+        if left <= _LEAST * len(alive):
+            run = run.select(alive)
+            local = local.select(alive)
+            apply = product(run.rows)
+            alive = alive[alive]
         turned = apply(run.direction)
         stride, negative, bounded = _stride(run, turned, radius)
         run.advance(stride, turned, negative)
         z = local.solve(run.residual)
         new = _dot(run.residual, z)
-        remainder = torch.where(bounded, torch.inf, run.remainder(new, k))
-        done = bounded | (new <= limit[run.rows]) | (remainder <= enough[run.rows])
+        rest = run.remainder(new, k)
+        remainder = torch.where(bounded, torch.inf, rest)
+        fallen = new <= limit[run.rows]
+        spent = remainder <= enough[run.rows]
+        done = bounded | fallen | spent
         written = alive & (done | (k == most))
-        _write(out, run, written, remainder, negative, bounded, k)
+        _write(
+            out=out,
+            run=run,
+            at=written,
+            remainder=remainder,
+            negative=negative,
+            bounded=bounded,
+            count=k,
+        )
         alive = alive & ~done
         run.turn(stride, new, z)
     return out
@@ -326,8 +229,11 @@ def _stride(run: _Progress, turned: Tensor, radius: Tensor) -> tuple[Tensor, Ten
     edge = radius[run.rows].square()
     negative = ~(curvature > 0)
     bounded = negative | (crossing >= edge)
-    room = run.sd.square() + run.dd * (edge - run.ss).clamp(min=0)
-    return torch.where(bounded, (room.sqrt() - run.sd) / run.dd, stride), negative, bounded
+    inside = (edge - run.ss).clamp(min=0)
+    room = run.sd.square() + run.dd * inside
+    to_edge = (room.sqrt() - run.sd) / run.dd
+    stride = torch.where(bounded, to_edge, stride)
+    return stride, negative, bounded
 
 
 def _nothing(gradient: Tensor) -> Truncated:
@@ -361,7 +267,8 @@ def _write(
     out.gain[rows] = run.gain[at]
     out.bend[rows] = run.bend[at]
     out.remainder[rows] = remainder[at]
-    out.norm[rows] = run.ss[at].clamp(min=0).sqrt()
+    square = run.ss[at].clamp(min=0)
+    out.norm[rows] = square.sqrt()
     out.negative[rows] = negative[at]
     out.bounded[rows] = bounded[at]
     out.iterations[rows] = count

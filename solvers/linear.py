@@ -45,21 +45,27 @@ class BlockTridiagonal:
     @classmethod
     def cat(cls, parts: list[BlockTridiagonal]) -> BlockTridiagonal:
         """One batch from several."""
-        return cls(
-            torch.cat([part.diagonal for part in parts]), torch.cat([part.upper for part in parts])
-        )
+        diagonal = torch.cat([part.diagonal for part in parts])
+        upper = torch.cat([part.upper for part in parts])
+        return cls(diagonal, upper)
 
     def select(self, index: Tensor) -> BlockTridiagonal:
         """The matrices of the batch at ``index``."""
-        return BlockTridiagonal(self.diagonal[index], self.upper[index])
+        diagonal = self.diagonal[index]
+        upper = self.upper[index]
+        return BlockTridiagonal(diagonal, upper)
 
     def __add__(self, other: BlockTridiagonal) -> BlockTridiagonal:
         """The sum of two matrices, pair by pair."""
-        return BlockTridiagonal(self.diagonal + other.diagonal, self.upper + other.upper)
+        diagonal = self.diagonal + other.diagonal
+        upper = self.upper + other.upper
+        return BlockTridiagonal(diagonal, upper)
 
     def scaled(self, factor: float) -> BlockTridiagonal:
         """A multiple of every matrix."""
-        return BlockTridiagonal(factor * self.diagonal, factor * self.upper)
+        diagonal = factor * self.diagonal
+        upper = factor * self.upper
+        return BlockTridiagonal(diagonal, upper)
 
     def add_block_diagonal(self, blocks: Tensor) -> BlockTridiagonal:
         """The sum with a block-diagonal matrix ``(p, n, m, m)``."""
@@ -68,24 +74,29 @@ class BlockTridiagonal:
     def where(self, condition: Tensor, other: BlockTridiagonal) -> BlockTridiagonal:
         """This matrix where ``condition`` ``(p,)`` holds, ``other`` elsewhere."""
         c = condition[:, None, None, None]
-        return BlockTridiagonal(
-            torch.where(c, self.diagonal, other.diagonal), torch.where(c, self.upper, other.upper)
-        )
+        diagonal = torch.where(c, self.diagonal, other.diagonal)
+        upper = torch.where(c, self.upper, other.upper)
+        return BlockTridiagonal(diagonal, upper)
 
     def product(self, x: Tensor) -> Tensor:
         """Matrix times vectors ``(p, n, m) -> (p, n, m)``."""
+        before = x[:, :-1]
+        after = x[:, 1:]
         y = _times(self.diagonal, x)
-        y[:, :-1] += _times(self.upper, x[:, 1:])
-        y[:, 1:] += _times(self.upper.mT, x[:, :-1])
+        y[:, :-1] += _times(self.upper, after)
+        y[:, 1:] += _times(self.upper.mT, before)
         return y
 
     def dense(self) -> Tensor:
         """The full matrices, ``(p, n m, n m)``."""
         p, n, m, _ = self.diagonal.shape
         full = self.diagonal.new_zeros(p, n, m, n, m)
-        for offset, blocks in ((0, self.diagonal), (1, self.upper), (-1, self.upper.mT)):
-            full.diagonal(offset, 1, 3).copy_(blocks.permute(0, 2, 3, 1))
-        return full.view(p, n * m, n * m)
+        bands = ((0, self.diagonal), (1, self.upper), (-1, self.upper.mT))
+        for offset, blocks in bands:
+            band = full.diagonal(offset, 1, 3)
+            band.copy_(blocks.permute(0, 2, 3, 1))
+        size = n * m
+        return full.view(p, size, size)
 
     def cholesky(self) -> Factorization:
         """Factorise for solving.
@@ -93,7 +104,9 @@ class BlockTridiagonal:
         Matrices that are not positive definite are marked, never rescued.
         """
         p, n, m, _ = self.diagonal.shape
-        return self._dense_cholesky() if n**2 * m**3 <= _DENSE_WORK else self._block_cholesky()
+        if n**2 * m**3 <= _DENSE_WORK:
+            return self._dense_cholesky()
+        return self._block_cholesky()
 
     def _dense_cholesky(self) -> Factorization:
         full = self.dense()
@@ -103,7 +116,8 @@ class BlockTridiagonal:
         spare = -size % _ALIGNED
         if spare:
             full = torch.nn.functional.pad(full, (0, spare, 0, spare))
-            full.diagonal(dim1=1, dim2=2)[:, size:] = 1.0
+            pivots = full.diagonal(dim1=1, dim2=2)
+            pivots[:, size:] = 1.0
         factor, info = torch.linalg.cholesky_ex(full)
 
         def solve(b: Tensor) -> Tensor:
@@ -111,7 +125,8 @@ class BlockTridiagonal:
             if not spare:
                 return torch.cholesky_solve(rhs, factor).view(b.shape)
             rhs = torch.nn.functional.pad(rhs, (0, 0, 0, spare))
-            return torch.cholesky_solve(rhs, factor)[:, :size, 0].reshape(b.shape).contiguous()
+            x = torch.cholesky_solve(rhs, factor)[:, :size, 0]
+            return x.reshape(b.shape).contiguous()
 
         return Factorization(solve, info == 0)
 
@@ -122,34 +137,49 @@ class BlockTridiagonal:
         one system alone would go to other kernels, with other last bits, than several.
         """
         p, count, m, _ = self.diagonal.shape
-        half = count // 2
-        if not half:
+        if count < 2:
             return self._dense_cholesky()
         identity = torch.eye(m, dtype=self.diagonal.dtype, device=self.diagonal.device)
-        diagonal, upper = self.diagonal, self.upper
+        diagonal, upper, middle = self._from_both_ends(identity)
+        factors, links, failures = _eliminated(diagonal, upper)
+        met = links[-1].mT @ links[-1]
+        centre = middle - met[:p] - met[p:]
+        root, failure = torch.linalg.cholesky_ex(centre.repeat(2, 1, 1))
+        factors.append(root)
+        failures.append(failure)
+        failed = torch.stack(failures).sum(0)
+        solve = _TwoEnded.of(
+            factors=factors,
+            link=torch.stack(links),
+            identity=identity,
+            count=count,
+        )
+        ok = failed[:p] + failed[p:] == 0
+        return Factorization(solve, ok)
+
+    def _from_both_ends(
+        self, identity: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Blocks of both ends, each read inwards, as one batch ``(2 p, m, m)`` per block.
+
+        Returns:
+            The diagonal blocks, those that couple each to the next one, and the middle block.
+        """
+        p, count, m, _ = self.diagonal.shape
+        half = count // 2
+        diagonal = self.diagonal
+        upper = self.upper
         if count % 2 == 0:
             # As many blocks on either side: the identity, coupled to nothing, comes last.
             last = identity.expand(p, 1, m, m)
             diagonal = torch.cat([diagonal, last], 1)
             upper = torch.cat([upper, 0 * last], 1)
-        # Both ends, each read inwards.
         middle = diagonal[:, half]
-        diagonal = torch.cat([diagonal[:, :half], diagonal[:, half + 1 :].flip(1)])
-        upper = torch.cat([upper[:, :half], upper[:, half:].flip(1).mT])
-        factors: list[Tensor] = []
-        links: list[Tensor] = []
-        failures: list[Tensor] = []
-        for pivot, beside in zip(diagonal.unbind(1), upper.unbind(1), strict=True):
-            rest = torch.baddbmm(pivot, links[-1].mT, links[-1], alpha=-1) if links else pivot
-            factor, info = torch.linalg.cholesky_ex(rest)
-            factors.append(factor)
-            links.append(torch.linalg.solve_triangular(factor, beside, upper=False))
-            failures.append(info)
-        met = links[-1].mT @ links[-1]
-        root, failure = torch.linalg.cholesky_ex((middle - met[:p] - met[p:]).repeat(2, 1, 1))
-        failed = torch.stack([*failures, failure]).sum(0)
-        solve = _TwoEnded.of([*factors, root], torch.stack(links), identity, count)
-        return Factorization(solve, failed[:p] + failed[p:] == 0)
+        behind = diagonal[:, half + 1 :].flip(1)
+        coupled = upper[:, half:].flip(1).mT
+        outer = torch.cat([diagonal[:, :half], behind])
+        beside = torch.cat([upper[:, :half], coupled])
+        return outer.unbind(1), beside.unbind(1), middle
 
     def negative_eigenvalues(self) -> Tensor:
         """How many eigenvalues are negative, ``(p,)`` int64.
@@ -159,28 +189,36 @@ class BlockTridiagonal:
         eigenvalues within rounding of zero do not count.
         """
         n = self.diagonal.shape[1]
-        count = torch.zeros(len(self.diagonal), dtype=torch.int64, device=self.diagonal.device)
-        pivot = self.diagonal[:, 0]
-        eps = torch.finfo(pivot.dtype).eps
-        scale = self.diagonal.abs().amax((1, 2, 3))
+        diagonal = self.diagonal
+        count = torch.zeros(len(diagonal), dtype=torch.int64, device=diagonal.device)
+        pivot = diagonal[:, 0]
+        number = torch.finfo(pivot.dtype)
+        eps = number.eps
+        scale = diagonal.abs().amax((1, 2, 3))
         if n > 1:
-            scale = torch.maximum(scale, self.upper.abs().amax((1, 2, 3)))
-        floor = (8 * n * eps * scale).clamp(min=torch.finfo(pivot.dtype).tiny)
+            beside = self.upper.abs().amax((1, 2, 3))
+            scale = torch.maximum(scale, beside)
+        floor = (8 * n * eps * scale).clamp(min=number.tiny)
+        small = floor[:, None]
         doubtful = torch.zeros_like(count, dtype=torch.bool)
         for i in range(n):
             values, vectors = torch.linalg.eigh(pivot)
-            count += (values < -floor[:, None]).sum(-1)
+            count += (values < -small).sum(-1)
             if i + 1 < n:
-                doubtful |= (values.abs() < eps**0.5 * scale[:, None]).any(-1)
+                sizes = values.abs()
+                doubtful |= (sizes < eps**0.5 * scale[:, None]).any(-1)
                 # A pivot within rounding of zero would divide by nothing; give it the rounding's
                 # own size.
-                safe = torch.where(values.abs() < floor[:, None], floor[:, None], values)
+                safe = torch.where(sizes < small, small, values)
                 half = vectors.mT @ self.upper[:, i]
-                pivot = self.diagonal[:, i + 1] - half.mT @ (half / safe[..., None])
+                eliminated = half.mT @ (half / safe[..., None])
+                pivot = diagonal[:, i + 1] - eliminated
         if bool(doubtful.any()):
             # Dividing by a nearly singular pivot drowns the rest in rounding: count these densely.
-            values = torch.linalg.eigvalsh(self.select(doubtful).dense())
-            count[doubtful] = (values < -floor[doubtful, None]).sum(-1)
+            dense = self.select(doubtful).dense()
+            values = torch.linalg.eigvalsh(dense)
+            below = values < -floor[doubtful, None]
+            count[doubtful] = below.sum(-1)
         return count
 
 
@@ -213,37 +251,74 @@ class _TwoEnded:
         """From the factors of the outer blocks and of the middle, and the blocks that link them."""
         half = len(factors) - 1
         inverses = torch.linalg.solve_triangular(torch.stack(factors), identity, upper=False)
-        inverse, centre = inverses.split([half, 1])
+        inverse, middle = inverses.split([half, 1])
+        centre = middle[0]
+        down = inverse[1:] @ link[:-1].mT
+        up = inverse.mT @ link
         return cls(
             count=count,
             inverse=inverse,
-            centre=centre[0],
-            down=(inverse[1:] @ link[:-1].mT).unbind(),
-            up=(inverse.mT @ link).unbind(),
-            inwards=centre[0] @ link[-1].mT,
+            centre=centre,
+            down=down.unbind(),
+            up=up.unbind(),
+            inwards=centre @ link[-1].mT,
         )
 
     def __call__(self, b: Tensor) -> Tensor:  # (p, count, m)
         """Solutions for right-hand sides."""
-        p, half = len(b), len(self.up)
+        p = len(b)
+        half = len(self.up)
         if self.count % 2 == 0:
             b = torch.nn.functional.pad(b, (0, 0, 0, 1))
-        ends = torch.cat([b[:, :half], b[:, half + 1 :].flip(1)])
-        x = list((self.inverse @ ends.transpose(0, 1)[..., None]).unbind())
+        # Inwards from both ends,
+        behind = b[:, half + 1 :].flip(1)
+        ends = torch.cat([b[:, :half], behind])
+        columns = ends.transpose(0, 1)[..., None]
+        x = list((self.inverse @ columns).unbind())
         for i in range(1, half):
             x[i] = torch.baddbmm(x[i], self.down[i - 1], x[i - 1], alpha=-1)
+        # through the middle,
         met = self.inwards @ x[-1]
+        opposite = torch.cat([met[p:], met[:p]])
         share = self.centre @ b[:, half, :, None].repeat(2, 1, 1)
-        middle = self.centre.mT @ (share - met - torch.cat([met[p:], met[:p]]))
+        middle = self.centre.mT @ (share - met - opposite)
+        # and back.
         x = list((self.inverse.mT @ torch.stack(x)).unbind())
         after = middle
         for i in reversed(range(half)):
-            x[i] = torch.baddbmm(x[i], self.up[i], after, alpha=-1)
-            after = x[i]
+            after = torch.baddbmm(x[i], self.up[i], after, alpha=-1)
+            x[i] = after
         outer = torch.stack(x, 1)[..., 0]
-        whole = torch.cat([outer[:p], middle[:p].mT, outer[p:].flip(1)], 1)
+        before = outer[:p]
+        behind = outer[p:].flip(1)
+        whole = torch.cat([before, middle[:p].mT, behind], 1)
         return whole[:, : self.count]
 
 
+def _eliminated(
+    diagonal: tuple[Tensor, ...], upper: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Block Cholesky, block after block.
+
+    Returns:
+        The factors of the pivots, the blocks next to them, and where a factorisation failed.
+    """
+    factors: list[Tensor] = []
+    links: list[Tensor] = []
+    failures: list[Tensor] = []
+    for pivot, beside in zip(diagonal, upper, strict=True):
+        rest = pivot
+        if links:
+            link = links[-1]
+            rest = torch.baddbmm(pivot, link.mT, link, alpha=-1)
+        factor, failure = torch.linalg.cholesky_ex(rest)
+        link = torch.linalg.solve_triangular(factor, beside, upper=False)
+        factors.append(factor)
+        links.append(link)
+        failures.append(failure)
+    return factors, links, failures
+
+
 def _times(a: Tensor, x: Tensor) -> Tensor:
-    return (a @ x[..., None])[..., 0]
+    column = x[..., None]
+    return (a @ column)[..., 0]

@@ -62,7 +62,9 @@ class DistanceMatrix:
             f"{count} {Status(code).name.lower()}" for code, count in sorted(counts.items())
         )
         first = ", ".join(str(tuple(pair)) for pair in self.failed[:3].tolist())
-        return f"{named} (first pairs: {first})" if named else "all converged"
+        if named:
+            return f"{named} (first pairs: {first})"
+        return "all converged"
 
     def __repr__(self) -> str:
         n, q = self.distances.shape
@@ -137,13 +139,33 @@ def distance_matrix(
     space = space_of(space, a, b, where="distance_matrix")
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
-    usual = GRAPH_RTOL if method == "graph" else tolerance(a.dtype).geodesic
-    rtol = usual if rtol is None else expect_rtol("distance_matrix", rtol)
+    if method == "graph":
+        usual = GRAPH_RTOL
+    else:
+        usual = tolerance(a.dtype).geodesic
+    if rtol is None:
+        rtol = usual
+    else:
+        rtol = expect_rtol("distance_matrix", rtol)
     with reported("distance_matrix", progress, "distances") as report:
         task = Task(
-            space, a.detach(), None if b is None else b.detach(), method, rtol, solver, k, weight
+            space=space,
+            a=a.detach(),
+            b=None if b is None else b.detach(),
+            method=method,
+            rtol=rtol,
+            solver=solver,
+            k=k,
+            weight=weight,
         )
-        result = _run(task, block_size, executor, out, identity, report)
+        result = _run(
+            task=task,
+            block_size=block_size,
+            executor=executor,
+            out=out,
+            identity=identity,
+            progress=report,
+        )
     if throw and len(result.failed):
         raise NotConvergedError(
             "distance_matrix",
@@ -164,33 +186,43 @@ def _run(
     identity: Mapping[str, object] | None,
     progress: Progress | None,
 ) -> DistanceMatrix:
-    a, b = task.a, task.b
+    a = task.a
+    b = task.b
     layout = Layout.of(
-        len(a),
-        len(a) if b is None else len(b),
-        b is None,
-        task.method != "geodesic",
-        block_size,
-        a.element_size(),
+        n=len(a),
+        q=len(a) if b is None else len(b),
+        symmetric=b is None,
+        rows=task.method != "geodesic",
+        block_size=block_size,
+        itemsize=a.element_size(),
     )
     if not len(layout):
         none = torch.empty(0, 2, dtype=torch.int64)
-        return DistanceMatrix(a.new_zeros(layout.shape), none, none[:, 0], task.rtol)
+        return DistanceMatrix(
+            distances=a.new_zeros(layout.shape), failed=none, status=none[:, 0], rtol=task.rtol
+        )
     if out is None:
         with torch.no_grad():
-            matrix, failures = _compute(task, layout, None, executor, progress)
+            matrix, failures = _compute(
+                task=task, layout=layout, file=None, executor=executor, progress=progress
+            )
     else:
         description, probe = recognised(task, identity, layout)
         with BlockFile.open(out, description, probe, frozenset(map(int, Status))) as file:
             if not file.complete:
                 with torch.no_grad():
-                    matrix, failures = _compute(task, layout, file, executor, progress)
+                    matrix, failures = _compute(
+                        task=task, layout=layout, file=file, executor=executor, progress=progress
+                    )
             else:
-                matrix, failures = file.matrix().to(a.device), file.failures()
+                matrix = file.matrix().to(a.device)
+                failures = file.failures()
                 if progress is not None:
                     progress(layout.total, layout.total)
     failed = torch.tensor(failures, dtype=torch.int64).view(-1, 3)
-    return DistanceMatrix(matrix, failed[:, :2], failed[:, 2], task.rtol)
+    return DistanceMatrix(
+        distances=matrix, failed=failed[:, :2], status=failed[:, 2], rtol=task.rtol
+    )
 
 
 def _compute(
@@ -213,7 +245,10 @@ def _compute(
 
     def stored(block: int) -> tuple[Tensor, Tensor]:
         assert file is not None
-        statuses = (0,) if layout.rows else (layout.count(block),)
+        if layout.rows:
+            statuses = (0,)
+        else:
+            statuses = (layout.count(block),)
         shapes = {
             "distances": (layout.block_shape(block), a.dtype),
             "status": (statuses, torch.int8),
@@ -222,7 +257,10 @@ def _compute(
         return parts["distances"], parts["status"]
 
     matrix = a.new_zeros(layout.shape if file is None else (0, 0))
-    finished = set() if file is None else file.finished(len(layout))
+    if file is None:
+        finished = set()
+    else:
+        finished = file.finished(len(layout))
     for block in finished:
         stored(block)  # a damaged block is found before hours are spent on the others
     missing = [block for block in range(len(layout)) if block not in finished]
@@ -230,7 +268,9 @@ def _compute(
     if missing:
         share = _Share(progress, done, layout.total, half=task.method == "graph")
         work = work_of(task, layout, share.built)
-        for block, values, status in results(work, missing, executor, share.within):
+        for block, values, status in results(
+            work=work, blocks=missing, executor=executor, progress=share.within
+        ):
             if file is None:
                 keep(matrix, block, values, status)
             else:
@@ -256,7 +296,10 @@ class _Share:
         self._first = done
         self._ready = 0
         self._total = total
-        self._offset = (total - done) // 2 if half else 0
+        if half:
+            self._offset = (total - done) // 2
+        else:
+            self._offset = 0
 
     def built(self, done: int, total: int) -> None:
         """Edges of the graph, of all."""
@@ -285,7 +328,10 @@ def _check(
     solver: Solver | None,
 ) -> None:
     where = "distance_matrix"
-    other = a if b is None else b
+    if b is None:
+        other = a
+    else:
+        other = b
     for name, points in (("a", a), ("b", other)):
         expect_values(where, name, points)
         expect_shape(where, name, points, ("n", "m"), "Flatten the batch axes.")

@@ -32,23 +32,39 @@ def recognised(
 
     Together they say whether a file is of the same run.
     """
-    things = {"contents": task.space} if identity is None else identity
+    things: Mapping[str, object]
+    if identity is None:
+        things = {"contents": task.space}
+    else:
+        things = identity
+    if task.b is None:
+        other = task.a
+        digest_of_b = "a"
+    else:
+        other = task.b
+        digest_of_b = digest(task.b)
+    # Strings name themselves; of everything else the contents are looked at.
+    names = [name for name, thing in things.items() if not isinstance(thing, str)]
+    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
     with torch.no_grad(), one_thread():
         _speeds(task.space, task.a[:2])  # what is made at the first call is there now
-        before = {
-            name: parts(thing) for name, thing in things.items() if not isinstance(thing, str)
-        }
-        probe = _probe(task.space, task.a, task.a if task.b is None else task.b)
-        after = {name: parts(things[name]) for name in before}
-    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
-    known |= {name: fingerprint(before[name], after[name]) for name in before}
+        before = {name: parts(things[name]) for name in names}
+        probe = _probe(task.space, task.a, other)
+        after = {name: parts(things[name]) for name in names}
+    for name in names:
+        known[name] = fingerprint(before[name], after[name])
+    settings = {
+        "method": task.method,
+        "block_size": layout.size,
+        **task.settings,
+    }
     description = {
         "format": "riemae distance matrix",
         "version": 2,
         "shape": list(layout.shape),
         "dtype": str(task.a.dtype).removeprefix("torch."),
-        "points": {"a": digest(task.a), "b": "a" if task.b is None else digest(task.b)},
-        "settings": {"method": task.method, "block_size": layout.size, **task.settings},
+        "points": {"a": digest(task.a), "b": digest_of_b},
+        "settings": settings,
         "space": {"class": type(task.space).__name__, **known},
     }
     return description, probe
@@ -60,16 +76,26 @@ def _probe(space: Space, a: Tensor, b: Tensor) -> list[float]:
     The lines join pairs that are spread over all of them, and are cut where no other is: a space
     that differs between the points shows, too.
     """
-    points = a if a is b else torch.cat([a, b])
-    some = torch.linspace(0, len(points) - 1, min(_PROBES, len(points))).long()
+    if a is b:
+        points = a
+    else:
+        points = torch.cat([a, b])
+    count = min(_PROBES, len(points))
+    some = torch.linspace(0, len(points) - 1, count).long()
     norms = _speeds(space, points[some])
     # Multiples of two irrational numbers, taken modulo 1, are spread evenly.
-    number = torch.arange(min(max(len(a), len(b), _FEWEST_PROBES), _PROBES), dtype=torch.float64)
+    longest = max(len(a), len(b), _FEWEST_PROBES)
+    count = min(longest, _PROBES)
+    number = torch.arange(count, dtype=torch.float64)
     i = number.long() % len(a)
-    j = ((number + 1) * _GOLDEN % 1 * len(b)).long()
-    start, stop = a[i.to(a.device)], b[j.to(a.device)]
-    t = ((number + 1) * _PLASTIC % 1).to(a)[:, None]
-    nodes = torch.stack([start, start + t * (stop - start), stop], 1)
+    share = (number + 1) * _GOLDEN % 1
+    j = (share * len(b)).long()
+    start = a[i.to(a.device)]
+    stop = b[j.to(a.device)]
+    cut = (number + 1) * _PLASTIC % 1
+    t = cut.to(a)[:, None]
+    between = start + t * (stop - start)
+    nodes = torch.stack([start, between, stop], 1)
     chords = [space.squared_chords(part).sqrt().flatten() for part in nodes.split(_PROBED_AT_ONCE)]
     return [float(x) for x in torch.cat([*norms, *chords])]
 
@@ -88,4 +114,6 @@ def _norms(space: Space, points: Tensor, v: Tensor) -> Tensor:
         if len(points) == 1:
             return points.new_full((1,), math.nan)
         half = len(points) // 2
-        return torch.cat([_norms(space, points[:half], v), _norms(space, points[half:], v)])
+        first = _norms(space, points[:half], v)
+        second = _norms(space, points[half:], v)
+        return torch.cat([first, second])

@@ -54,7 +54,10 @@ class Layout:
             itemsize: Bytes per distance.
         """
         if not rows:
-            pairs = n * (n - 1) // 2 if symmetric else n * q
+            if symmetric:
+                pairs = n * (n - 1) // 2
+            else:
+                pairs = n * q
             usual = min(max(math.ceil(pairs / _WANTED_BLOCKS), _FEWEST_PAIRS), _MOST_PAIRS)
             return cls((n, q), symmetric, rows, block_size or usual)
         columns = max(q, 1)
@@ -69,10 +72,15 @@ class Layout:
     def total(self) -> int:
         """Distances to compute."""
         n, q = self.shape
-        return n * (n - 1) // 2 if self.symmetric and not self.rows else n * q
+        if self.symmetric and not self.rows:
+            return n * (n - 1) // 2
+        return n * q
 
     def __len__(self) -> int:
-        pieces = self.shape[0] if self.rows and self.total else self.total
+        if self.rows and self.total:
+            pieces = self.shape[0]
+        else:
+            pieces = self.total
         return math.ceil(pieces / self.size)
 
     def band(self, block: int) -> tuple[int, int, int]:

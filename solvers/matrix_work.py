@@ -50,11 +50,9 @@ class Task:
         """What changes the numbers, besides space and points."""
         if self.method == "geodesic":
             return {"rtol": self.rtol, "solver": None if self.solver is None else repr(self.solver)}
-        return (
-            {"k": self.k, "weight": self.weight, "rtol": self.rtol}
-            if self.method == "graph"
-            else {}
-        )
+        if self.method == "graph":
+            return {"k": self.k, "weight": self.weight, "rtol": self.rtol}
+        return {}
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,10 @@ class Work:
             if self.method == "geodesic":
                 return self._geodesics(block, progress)
             first, last, column = self.layout.band(block)
-            values = self._paths if self.method == "graph" else self._chords
+            if self.method == "graph":
+                values = self._paths
+            else:
+                values = self._chords
             return values(first, last, column).cpu(), torch.empty(0, dtype=torch.int8)
 
     def _geodesics(self, block: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
@@ -113,11 +114,19 @@ def work_of(task: Task, layout: Layout, progress: Progress) -> Work:
     Raises:
         GraphError: For chords in a space that knows no ambient distance.
     """
-    space, a, b = task.space, task.a, task.b
-    other = a if b is None else b
+    space = task.space
+    a = task.a
+    b = task.b
+    if b is None:
+        other = a
+    else:
+        other = b
     common = (task.method, task.rtol, task.solver, layout)
     if task.method == "graph":
-        joint = a if b is None else torch.cat([a, b])
+        if b is None:
+            joint = a
+        else:
+            joint = torch.cat([a, b])
         built = build_graph(
             space, joint, k=task.k, weight=task.weight, rtol=task.rtol, progress=progress
         )
@@ -125,7 +134,9 @@ def work_of(task: Task, layout: Layout, progress: Progress) -> Work:
     if task.method == "chord":
         decoded = features_of(space, a)
         if decoded is not None:
-            right = decoded if b is None else features_of(space, b)
+            if b is None:
+                return Work(None, decoded, decoded, *common)
+            right = features_of(space, b)
             assert right is not None
             return Work(None, decoded, right, *common)
         if space.ambient_distance(a[:1], other[:1]) is None:
@@ -149,11 +160,16 @@ def results(
             yield block, values, status
         return
     # Threads share the work; everything else gets one string of bytes, unpacked once a process.
-    call: Callable[[Any, int], Any] = (
-        _in_thread if isinstance(executor, ThreadPoolExecutor) else _in_process
-    )
-    sent = work if isinstance(executor, ThreadPoolExecutor) else _packed(work)
-    queue, pending = iter(blocks), dict[Future[Any], int]()
+    call: Callable[[Any, int], Any]
+    sent: Any
+    if isinstance(executor, ThreadPoolExecutor):
+        call = _in_thread
+        sent = work
+    else:
+        call = _in_process
+        sent = _packed(work)
+    queue = iter(blocks)
+    pending = dict[Future[Any], int]()
     threads = torch.get_num_threads()
     try:
         while True:

@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
-from riemae.solvers.curve import (
-    Curve,
+from riemae.solvers.curve import Curve
+from riemae.solvers.energy import discrete_energy
+from riemae.solvers.hooks import embedding_of
+from riemae.solvers.space import Space
+from riemae.solvers.speeds import (
     nodes_of_samples,
     quadrature_weights,
     sampled_points,
     speeds,
     speeds_of_chords,
 )
-from riemae.solvers.energy import discrete_energy
-from riemae.solvers.hooks import embedding_of
-from riemae.solvers.space import Space
 from riemae.solvers.state import on_host
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is
@@ -84,38 +84,54 @@ class Measure:
 
         From points where the space embeds them in float64, elsewhere by tangents.
         """
-        eps, floor = tolerance(curve.nodes.dtype).eps, tolerance(curve.nodes.dtype).length
-        n, embedded = curve.segments, embedding_of(space)
+        eps = tolerance(curve.nodes.dtype).eps
+        floor = tolerance(curve.nodes.dtype).length
+        n = curve.segments
+        embedded = embedding_of(space)
         seen = None
         if embedded is not None and curve.nodes.dtype == torch.float64:
             seen = embedded(sampled_points(curve), _summary)
         by_points = seen is not None
         if seen is not None:
-            speed, numbers = seen[:, :-3], seen[:, -3:]
+            speed = seen[:, :-3]
+            numbers = seen[:, -3:]
             weights = quadrature_weights(n, speed.shape[1] // n, curve.nodes)
             root, inscribed, size = on_host(numbers).T
         else:
             speed, weights = speeds(space, curve)
-            seen = None if embedded is None else embedded(curve.nodes, _of_nodes)
+            if embedded is None:
+                seen = None
+            else:
+                seen = embedded(curve.nodes, _of_nodes)
             if seen is None:
-                root, inscribed = (
-                    on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt()),
-                    0.0,
-                )
-                size = on_host(space.norm(curve.nodes[:, 0], curve.nodes[:, 0]))
+                root = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt())
+                inscribed = 0.0
+                first = curve.nodes[:, 0]
+                size = on_host(space.norm(first, first))
             else:
                 root, inscribed, size = on_host(seen).T
         length = (speed * weights).sum(-1)
-        wobble = ((speed / length[:, None] - 1).square() * weights).sum(-1)
+        deviation = speed / length[:, None] - 1
+        wobble = (deviation.square() * weights).sum(-1)
         # Nothing through these points is shorter than the polygon through them: quadrature of an
         # unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
         with np.errstate(all="ignore"):
-            noise, blur = eps * size * n, 4 * eps * size
+            noise = eps * size * n
+            blur = 4 * eps * size
             grain = floor * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + blur * np.sqrt(4 * n)
-        return cls(curve, speed, weights, found, root, on_host(wobble), grain, blur)
+        return cls(
+            curve=curve,
+            speed=speed,
+            weights=weights,
+            length=found,
+            root_energy=root,
+            wobble=on_host(wobble),
+            grain=grain,
+            blur=blur,
+        )
 
     def select(self, rows: np.ndarray, where: Tensor) -> Measure:
         """The curves at ``rows``, which are at ``where`` on the device."""
@@ -151,16 +167,21 @@ class Measure:
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     """Speeds, the root energy of the nodes, the length of the polygon through all points, sizes."""
     chords = x.diff(dim=1)
-    speed, inscribed = speeds_of_chords(chords), torch.linalg.vector_norm(chords, dim=-1).sum(-1)
+    speed = speeds_of_chords(chords)
+    inscribed = torch.linalg.vector_norm(chords, dim=-1).sum(-1)
     root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
-    return torch.cat([speed, torch.stack([root, inscribed, size], 1)], 1)
+    numbers = torch.stack([root, inscribed, size], 1)
+    return torch.cat([speed, numbers], 1)
 
 
 def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)
     """The root energy of nodes, the length of the polygon through them, and their size."""
-    squares = (x[:, 1:] - x[:, :-1]).square().sum(-1)
+    chords = x[:, 1:] - x[:, :-1]
+    squares = chords.square().sum(-1)
     size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
-    return torch.stack([discrete_energy(squares).sqrt(), squares.sqrt().sum(-1), size], 1)
+    root = discrete_energy(squares).sqrt()
+    inscribed = squares.sqrt().sum(-1)
+    return torch.stack([root, inscribed, size], 1)
 
 
 class Evidence:
@@ -179,7 +200,9 @@ class Evidence:
     def add(self, rows: np.ndarray, length: np.ndarray, root_energy: np.ndarray) -> None:
         """Take in a finer level of the pairs at ``rows``."""
         for kept, new in ((self.lengths, length), (self.roots, root_energy)):
-            kept[0, rows], kept[1, rows], kept[2, rows] = kept[1, rows], kept[2, rows], new
+            kept[0, rows] = kept[1, rows]
+            kept[1, rows] = kept[2, rows]
+            kept[2, rows] = new
 
     def replace(self, rows: np.ndarray, length: np.ndarray) -> None:
         """A better curve through the same nodes."""
@@ -193,7 +216,8 @@ class Evidence:
         oldest, previous, now = self.roots[:, rows]
         limit = (4 * now - previous) / 3
         doubt = _EXTRAPOLATION * np.abs(now - previous)
-        change = np.abs(limit - (4 * previous - oldest) / 3) / 3
+        earlier = (4 * previous - oldest) / 3
+        change = np.abs(limit - earlier) / 3
         return limit, np.fmin(doubt, change)
 
     def unexplained(self, rows: np.ndarray) -> np.ndarray:
@@ -202,7 +226,8 @@ class Evidence:
         NaN at first.
         """
         limit, doubt = self.extrapolation(rows)
-        return np.maximum(np.abs(self.lengths[2, rows] - limit) - doubt, 0.0)
+        gap = np.abs(self.lengths[2, rows] - limit)
+        return np.maximum(gap - doubt, 0.0)
 
     def error(
         self, rows: np.ndarray, wobble: np.ndarray, ratio: float
@@ -225,12 +250,14 @@ class Evidence:
         )
         # The previous length is that of a real curve: a longer one is too long by all of the
         # difference.
-        between = np.maximum(np.abs(previous - now) / divisor, now - previous)
+        share = np.abs(previous - now) / divisor
+        between = np.maximum(share, now - previous)
         limit, doubt = self.extrapolation(rows)
         gap = np.abs(now - limit)
         # A gap that the extrapolation's own error cannot explain is the curve's.
         unexplained = np.where(gap > doubt, gap + doubt, 0.0)
         stray = np.fmin(wobble * now, gap + doubt)
         worst = np.maximum(np.maximum(between, unexplained), stray)
-        wide = np.fmin(stray, np.where(np.isnan(shown), _WIDER, _WIDER_WITH_THREE) * between)
+        factor = np.where(np.isnan(shown), _WIDER, _WIDER_WITH_THREE)
+        wide = np.fmin(stray, factor * between)
         return np.maximum(_MARGIN * np.maximum(between, unexplained), wide), worst

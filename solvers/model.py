@@ -68,43 +68,42 @@ class QuadraticModel:
             unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be
                 looked at.
         """
-        gn, g, correction = expansion.gauss_newton, expansion.gradient, expansion.correction
-        singular = np.zeros_like(fresh)
-        if unseen.any():
-            rows = unseen.nonzero()[0]
-            singular[rows] = on_host(_rank_deficient(*curves_at(rows, gn.diagonal)))
-        full = gn if correction is None else gn + correction
-        matrix, factor = full, full.cholesky()
+        gn = expansion.gauss_newton
+        g = expansion.gradient
+        correction = expansion.correction
+        singular = _seen_singular(gn, unseen)
+        full = gn
+        if correction is not None:
+            full = gn + correction
+        matrix = full
+        factor = full.cholesky()
         definite = on_host(factor.ok)
         index = np.where((reused | fresh) & definite, 0, -1)
         ok = definite
         if not definite.all():
             # What was kept from elsewhere proves nothing about the index: only fresh second
             # derivatives do.
-            rest = (~definite & fresh & ~singular).nonzero()[0]
-            index[rest] = on_host(full.select(placed(rest, g)).negative_eigenvalues())
+            doubtful = ~definite & fresh & ~singular
+            rest = doubtful.nonzero()[0]
+            those = full.select(placed(rest, g))
+            index[rest] = on_host(those.negative_eigenvalues())
             matrix = full.where(factor.ok, gn)
             factor = matrix.cholesky()
             ok = on_host(factor.ok)
         indefinite = index > 0
-        # On fine levels the eigenvectors cost more than the steps that they save: Gauss-Newton
-        # descends, too.
-        few = gn.diagonal.shape[1] * g.shape[-1] <= _MOST_EIGENVECTORS
-        bent = indefinite.nonzero()[0] if few else np.arange(0)
-        place = np.full_like(index, -1)
-        place[bent] = np.arange(len(bent))
-        absolute = g.new_empty(0, 0, 0)
-        if len(bent):
-            those = placed(bent, g)
-            absolute = _absolute(full.select(those), gn.select(those))
+        place, absolute = _made_positive(full, gn, indefinite)
         step = factor.solve(-g)
-        step = step if ok.all() else torch.where(factor.ok[:, None, None], step, 0.0)
+        if not ok.all():
+            sound = factor.ok[:, None, None]
+            step = torch.where(sound, step, 0.0)
+        if correction is None:
+            correction = gn.scaled(0.0)
         model = cls(
             full=full,
             matrix=matrix,
             factor=factor,
             gauss_newton=gn,
-            correction=gn.scaled(0.0) if correction is None else correction,
+            correction=correction,
             gradient=g,
             step=step,
             decrement=decrement_of(g, step),
@@ -115,7 +114,7 @@ class QuadraticModel:
             place=place,
             absolute=absolute,
         )
-        if not len(bent):
+        if not len(absolute):
             return model
         step, decrement = model.solve(np.zeros(len(index)))
         return replace(model, step=step, decrement=decrement)
@@ -124,7 +123,8 @@ class QuadraticModel:
         """Undamped steps from other gradients of the curves at ``rows``."""
         if len(rows) == len(self.gradient):
             return self.factor.solve(-gradient)
-        wide, where = torch.zeros_like(self.gradient), placed(rows, gradient)
+        wide = torch.zeros_like(self.gradient)
+        where = placed(rows, gradient)
         wide[where] = -gradient
         return self.factor.solve(wide)[where]
 
@@ -133,22 +133,32 @@ class QuadraticModel:
 
         For all curves, or for ``rows``.
         """
-        matrix, blocks = self.matrix, self.gauss_newton.diagonal
-        g, place = self.gradient, self.place
+        matrix = self.matrix
+        blocks = self.gauss_newton.diagonal
+        g = self.gradient
+        place = self.place
         if rows is not None and len(rows) < len(g):
-            where, place = placed(rows, g), place[rows]
-            matrix, blocks, g = matrix.select(where), blocks[where], g[where]
-        shift = placed(damping, g).to(g.dtype)[:, None, None, None] * blocks
+            where = placed(rows, g)
+            place = place[rows]
+            matrix = matrix.select(where)
+            blocks = blocks[where]
+            g = g[where]
+        factors = placed(damping, g).to(g.dtype)
+        shift = factors[:, None, None, None] * blocks
         factor = matrix.add_block_diagonal(shift).cholesky()
-        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+        sound = factor.ok[:, None, None]
+        step = torch.where(sound, factor.solve(-g), 0.0)
         bent = (place >= 0).nonzero()[0]
         if len(bent):
             where = placed(bent, g)
             nothing = torch.zeros_like(matrix.upper[where])
             damped = BlockTridiagonal(shift[where], nothing).dense()
-            root = torch.linalg.cholesky_ex(self.absolute[placed(place[bent], g)] + damped).L
+            those = placed(place[bent], g)
+            damped_absolute = self.absolute[those] + damped
+            root = torch.linalg.cholesky_ex(damped_absolute).L
             right = -g[where].flatten(1)[..., None]
-            step[where] = torch.cholesky_solve(right, root)[..., 0].view_as(g[where])
+            solved = torch.cholesky_solve(right, root)[..., 0]
+            step[where] = solved.view_as(g[where])
         return step, decrement_of(g, step)
 
 
@@ -178,7 +188,8 @@ class Secants:
             decrement.
         """
         curvature = _dot(step, change)
-        inverse = (curvature > 0) / curvature.clamp(min=torch.finfo(curvature.dtype).tiny)
+        tiny = torch.finfo(curvature.dtype).tiny
+        inverse = (curvature > 0) / curvature.clamp(min=tiny)
         self.pairs.append((step, change, inverse))
         return curvature[:, 0, 0]
 
@@ -186,12 +197,14 @@ class Secants:
         self, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:  # (q, n - 1, m) -> (q, n - 1, m), (q,)
         """Steps from new gradients, and the decrements that they promise."""
-        rest, shares = gradient, []
+        rest = gradient
+        shares = []
         for s, y, inverse in reversed(self.pairs):
             shares.append(inverse * _dot(s, rest))
             rest = rest - shares[-1] * y
         step = self.model.newton(rest, self.rows)
-        for (s, y, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+        both = zip(self.pairs, reversed(shares), strict=True)
+        for (s, y, inverse), share in both:
             step = step - (share + inverse * _dot(y, step)) * s
         return step, decrement_of(gradient, step)
 
@@ -201,6 +214,32 @@ class Secants:
             self.rows = self.rows[those]
             where = placed(those, self.pairs[0][0])
             self.pairs = [(s[where], y[where], inverse[where]) for s, y, inverse in self.pairs]
+
+
+def _made_positive(
+    hessian: BlockTridiagonal, gauss_newton: BlockTridiagonal, indefinite: np.ndarray
+) -> tuple[np.ndarray, Tensor]:
+    """Hessians with positive eigenvalues, of the curves ``(p,)`` where they are indefinite.
+
+    On fine levels there are none: the eigenvectors cost more than the steps that they save, and
+    Gauss-Newton descends, too.
+
+    Returns:
+        Where each curve stands among them, −1 for the others, and the matrices
+        ``(q, (n − 1) m, (n − 1) m)``.
+    """
+    blocks = hessian.diagonal
+    _, count, m, _ = blocks.shape
+    place = np.full(len(indefinite), -1)
+    if count * m > _MOST_EIGENVECTORS:
+        return place, blocks.new_empty(0, 0, 0)
+    bent = indefinite.nonzero()[0]
+    if not len(bent):
+        return place, blocks.new_empty(0, 0, 0)
+    place[bent] = np.arange(len(bent))
+    those = placed(bent, blocks)
+    absolute = _absolute(hessian.select(those), gauss_newton.select(those))
+    return place, absolute
 
 
 def _absolute(
@@ -213,19 +252,35 @@ def _absolute(
     root = torch.linalg.cholesky_ex(gauss_newton.dense()).L
     half = torch.linalg.solve_triangular(root, hessian.dense(), upper=False)
     relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh((relative + relative.mT).nan_to_num(0.0) / 2)
+    symmetric = relative + relative.mT
+    values, vectors = torch.linalg.eigh(symmetric.nan_to_num(0.0) / 2)
     wide = root @ vectors
-    return wide @ (values.abs().clamp(min=_LEAST_CURVATURE)[..., None] * wide.mT)
+    sizes = values.abs().clamp(min=_LEAST_CURVATURE)
+    return wide @ (sizes[..., None] * wide.mT)
+
+
+def _seen_singular(gauss_newton: BlockTridiagonal, unseen: np.ndarray) -> np.ndarray:
+    """Which curves have a singular metric at a node, of those that are yet to be looked at."""
+    singular = np.zeros_like(unseen)
+    if unseen.any():
+        rows = unseen.nonzero()[0]
+        (blocks,) = curves_at(rows, gauss_newton.diagonal)
+        singular[rows] = on_host(_rank_deficient(blocks))
+    return singular
 
 
 def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)
     """Whether the metric is singular at some node, judged after scaling it to unit diagonal."""
     scale = blocks.diagonal(dim1=-2, dim2=-1).sqrt()
     # A direction without length leaves a pivot of 0.
-    unit = (blocks / scale[..., None] / scale[..., None, :]).nan_to_num(0.0)
+    rows = scale[..., None]
+    columns = scale[..., None, :]
+    unit = (blocks / rows / columns).nan_to_num(0.0)
     factor, info = torch.linalg.cholesky_ex(unit)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    return ((info != 0) | ~(pivots > tolerance(blocks.dtype).rank)).any(-1)
+    squares = factor.diagonal(dim1=-2, dim2=-1).square()
+    pivots = squares.amin(-1)
+    least = tolerance(blocks.dtype).rank
+    return ((info != 0) | ~(pivots > least)).any(-1)
 
 
 def decrement_of(gradient: Tensor, step: Tensor) -> Tensor:  # (p, n - 1, m) twice -> (p,)

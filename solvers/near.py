@@ -8,12 +8,13 @@ from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.certificate import sound_acceleration, unevenness
-from riemae.solvers.curve import Curve, speeds
+from riemae.solvers.curve import Curve
 from riemae.solvers.outcome import Outcome
 from riemae.solvers.queue import Queue
 from riemae.solvers.result import Status
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import speeds
 from riemae.solvers.state import on_host, placed
 
 # Points of a straight line that is kept, where its speed is looked at.
@@ -50,7 +51,9 @@ def keep_near(
     near = noise > tolerated  # False for NaN
     if not near.any():
         return
-    nodes = queue.start.nodes[placed(near.nonzero()[0], queue.start.nodes)]
+    start = queue.start.nodes
+    those = placed(near.nonzero()[0], start)
+    nodes = start[those]
     ends = nodes[:, [0, -1]]
     # One segment: differences of nodes in between would be rounding.
     curve = Curve.line(ends[:, 0], ends[:, 1])
@@ -59,7 +62,9 @@ def keep_near(
     error = (excess + tolerance(nodes.dtype).length) * length + unseen
     # A narrow fold between the points that are looked at shows in the distance of the ends, which
     # no curve is shorter than.
-    error = np.fmax(error, least[queue.rows[near]] - length - 4 * eps * queue.size[near])
+    known = least[queue.rows[near]]
+    rounding = 4 * eps * queue.size[near]
+    error = np.fmax(error, known - length - rounding)
     straight = _straight(nodes, queue.start.segments, eps)
     settled = (straight & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]
@@ -76,9 +81,13 @@ def keep_near(
 
 def _straight(nodes: Tensor, segments: int, eps: float) -> np.ndarray:  # (q, n + 1, m) -> (q,)
     """Whether start curves are straight lines, up to rounding."""
-    line = Curve.line(nodes[:, 0], nodes[:, -1], segments).nodes
-    rounding = 16 * eps * line.abs().amax((1, 2), keepdim=True)
-    return on_host(((nodes - line).abs() <= rounding).all(2).all(1))
+    start = nodes[:, 0]
+    stop = nodes[:, -1]
+    line = Curve.line(start, stop, segments).nodes
+    size = line.abs().amax((1, 2), keepdim=True)
+    rounding = 16 * eps * size
+    close = (nodes - line).abs() <= rounding
+    return on_host(close.all(2).all(1))
 
 
 def _measured(
@@ -97,9 +106,14 @@ def _measured(
     turn = space.norm(middle, sound_acceleration(space, middle, velocity))
     long = (speed * weights).sum(-1)
     # A kink between the few points of the quadrature shows in the mean of many.
-    times = (torch.arange(_LOOKS, device=ends.device) + 0.5).to(ends) / _LOOKS
-    along = ends[:, :1] + times[:, None] * velocity[:, None]
-    looks = space.norm(along.flatten(0, 1), velocity.repeat_interleave(_LOOKS, 0))
+    number = torch.arange(_LOOKS, device=ends.device)
+    times = (number + 0.5).to(ends) / _LOOKS
+    start = ends[:, :1]
+    way = times[:, None] * velocity[:, None]
+    along = start + way
+    points = along.flatten(0, 1)
+    velocities = velocity.repeat_interleave(_LOOKS, 0)
+    looks = space.norm(points, velocities)
     looked = looks.view(-1, _LOOKS).mean(-1)
     length = on_host(long)
     excess = on_host((turn / long).square() / 24)

@@ -42,7 +42,10 @@ def nearest(
     if search == "auto":
         many = coordinates.shape[1] > _TREE_DIMENSIONS
         installed = importlib.util.find_spec("sklearn") is not None
-        search = "brute" if many and installed else "tree"
+        if many and installed:
+            search = "brute"
+        else:
+            search = "tree"
     find = {"tree": _tree, "brute": _brute, "approximate": _approximate}[search]
     found = find(coordinates, k + 1)
     n = len(coordinates)
@@ -50,8 +53,11 @@ def nearest(
     # too many.
     own = found == np.arange(n)[:, None]
     own[~own.any(1), -1] = True
-    start, stop = np.repeat(np.arange(n), k), found[~own].astype(np.int64)
-    start, stop = start[stop >= 0], stop[stop >= 0]  # -1 where an approximate search found fewer
+    start = np.repeat(np.arange(n), k)
+    stop = found[~own].astype(np.int64)
+    # -1 where an approximate search found fewer
+    start = start[stop >= 0]
+    stop = stop[stop >= 0]
     key = np.unique(np.minimum(start, stop) * n + np.maximum(start, stop))
     return np.stack([key // n, key % n], 1)
 

@@ -49,7 +49,17 @@ class Outcome:
         status, index, segments, steps = np.zeros((4, p), dtype=np.int64)
         status[:] = RUNNING
         index[:] = -1
-        return cls(length, error, decrement, deviation, status, index, segments, steps, {})
+        return cls(
+            length=length,
+            error=error,
+            decrement=decrement,
+            speed_deviation=deviation,
+            status=status,
+            index=index,
+            segments=segments,
+            steps=steps,
+            curves={},
+        )
 
     def running(self) -> np.ndarray:
         """Pairs without a verdict."""
@@ -67,9 +77,12 @@ class Outcome:
         """
         segments = max(self.curves, default=coarsest)
         groups = [group for groups in self.curves.values() for group in groups]
-        if len(groups) == 1 and (np.diff(groups[0][0]) > 0).all():
-            return groups[0][1]
-        nodes = like.new_empty(len(like), segments + 1, like.shape[-1])
+        if len(groups) == 1:
+            rows, curve = groups[0]
+            if (np.diff(rows) > 0).all():
+                return curve
+        m = like.shape[-1]
+        nodes = like.new_empty(len(like), segments + 1, m)
         slopes = torch.empty_like(nodes)
         for rows, curve in groups:
             fine = curve.resample(segments)
@@ -114,14 +127,19 @@ def started(start: Curve) -> Outcome:
     if not evidently_finite(nodes):
         finite = on_host(nodes.isfinite().all(-1))
         out.status[~finite.all(-1)] = Status.NON_FINITE
-        out.status[~(finite[:, 0] & finite[:, -1])] = Status.INVALID_POINT
+        ends_finite = finite[:, 0] & finite[:, -1]
+        out.status[~ends_finite] = Status.INVALID_POINT
     # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves
     # them.
-    closed = on_host((nodes[:, 0] == nodes[:, -1]).all(-1)).nonzero()[0]
+    returns = (nodes[:, 0] == nodes[:, -1]).all(-1)
+    closed = on_host(returns).nonzero()[0]
     if len(closed):
         part = nodes[placed(closed, nodes)]
-        span, size = (on_host(x.abs().amax((1, 2))) for x in (part - part[:, :1], part))
-        still = closed[span <= 16 * tolerance(nodes.dtype).eps * size]
+        way = part - part[:, :1]
+        span = on_host(way.abs().amax((1, 2)))
+        size = on_host(part.abs().amax((1, 2)))
+        rounding = 16 * tolerance(nodes.dtype).eps * size
+        still = closed[span <= rounding]
         for known in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
             known[still] = 0
         out.status[still] = Status.CONVERGED

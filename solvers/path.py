@@ -135,20 +135,34 @@ def geodesic(
     if solver is None:
         kept = init is not None and n_starts == 1
         solver = default_solver(m, "stationary" if kept else "minimum")
-        resort = NewtonCG(max_steps=_RESORT_STEPS) if isinstance(solver, Newton) else None
+        if isinstance(solver, Newton):
+            resort = NewtonCG(max_steps=_RESORT_STEPS)
     with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(space, solver, resort, start, rtol, report)
+            result = _solve(
+                space=space, solver=solver, resort=resort, start=start, rtol=rtol, progress=report
+            )
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             # A solver is a frozen dataclass.
             fine: Solver = replace(cast(Any, solver), segments=segments)
             solve = partial(_solve, space, fine, resort)
-            result = search(solve, space, start, n_starts, graph, source, rtol, report)
+            result = search(
+                solve=solve,
+                space=space,
+                first=start,
+                count=n_starts,
+                graph=graph,
+                generator=source,
+                rtol=rtol,
+                progress=report,
+            )
     if z0.ndim != 2:
         result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
-    return demand_convergence(result) if throw else result
+    if throw:
+        return demand_convergence(result)
+    return result
 
 
 def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
@@ -156,7 +170,9 @@ def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum")
 
     Newton with its certificate; matrix-free where its blocks cost too much.
     """
-    return Newton(target=target) if m < MATRIX_FREE_FROM else NewtonCG()
+    if m < MATRIX_FREE_FROM:
+        return Newton(target=target)
+    return NewtonCG()
 
 
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:
@@ -189,12 +205,19 @@ def _solve(
 
     Those along which the metric is singular are solved by ``resort``, if there is one.
     """
-    result, lengths = _solve_all(space, solver, start, rtol, progress)
+    result, lengths = _solve_all(
+        space=space, solver=solver, start=start, rtol=rtol, progress=progress
+    )
     if resort is not None:
         result = _resorted(space, resort, start, rtol, result)
     finer = start.segments > solver.segments
-    again = partial(_again, space, solver, rtol) if finer else None
-    return not_longer(space, start, lengths, result, rtol, again)
+    if finer:
+        again = partial(_again, space, solver, rtol)
+    else:
+        again = None
+    return not_longer(
+        space=space, start=start, lengths=lengths, result=result, rtol=rtol, again=again
+    )
 
 
 def _resorted(
@@ -208,7 +231,9 @@ def _resorted(
     singular = (result.status == Status.SINGULAR).nonzero().flatten()
     if not len(singular):
         return result
-    again, _ = _solve_all(space, resort, start[singular], rtol, None)
+    again, _ = _solve_all(
+        space=space, solver=resort, start=start[singular], rtol=rtol, progress=None
+    )
     solved = again.converged
     if bool(solved.any()):
         warnings.warn(
@@ -226,7 +251,14 @@ def _again(space: Space, solver: Solver, rtol: float, start: Curve) -> GeodesicR
     most = max(solver.max_segments, start.segments)
     # A solver is a frozen dataclass.
     finer: Solver = replace(cast(Any, solver), segments=start.segments, max_segments=most)
-    return solve_chunk(space, finer, start, rtol, None, partial(_curves_a_step, finer))[0]
+    return solve_chunk(
+        space=space,
+        solver=finer,
+        start=start,
+        rtol=rtol,
+        progress=None,
+        at_once=partial(_curves_a_step, finer),
+    )[0]
 
 
 def _solve_all(
@@ -236,15 +268,22 @@ def _solve_all(
 
     Memory grows with the chunk; only results grow with p.
     """
-    p, m = len(start.nodes), start.nodes.shape[-1]
+    p = len(start.nodes)
+    m = start.nodes.shape[-1]
     numbers = _DENSE_NUMBERS + _BLOCK_NUMBERS * m * _rows_of_a_block(solver, m)
     size = max(_FEWEST_PAIRS, _BYTES // (start.nodes.element_size() * numbers))
-    parts, lengths = [], []
+    parts = []
+    lengths = []
     for first in range(0, max(p, 1), size):
-        report = None if progress is None else partial(_report, progress, first, p)
+        if progress is None:
+            report = None
+        else:
+            report = partial(_report, progress, first, p)
         some = start[first : first + size]
         at_once = partial(_curves_a_step, solver)
-        part, seen = solve_chunk(space, solver, some, rtol, report, at_once)
+        part, seen = solve_chunk(
+            space=space, solver=solver, start=some, rtol=rtol, progress=report, at_once=at_once
+        )
         parts.append(part)
         lengths.append(seen)
     return GeodesicResult.cat(parts, torch.Size((p,))), np.concatenate(lengths)
@@ -258,7 +297,9 @@ def _curves_a_step(solver: Solver, nodes: Tensor) -> int:  # (p, n + 1, m)
 
 
 def _rows_of_a_block(solver: Solver, m: int) -> int:
-    return _ROWS_MATRIX_FREE if isinstance(solver, NewtonCG) else m
+    if isinstance(solver, NewtonCG):
+        return _ROWS_MATRIX_FREE
+    return m
 
 
 def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:

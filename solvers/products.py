@@ -66,7 +66,13 @@ def from_graph(
     def hessian(v: Tensor) -> Tensor:
         return pulled(gradient, interior, v)
 
-    return Products(energy.detach(), gradient.detach(), noise, hessian, gauss_newton)
+    return Products(
+        energy=energy.detach(),
+        gradient=gradient.detach(),
+        noise=noise,
+        hessian=hessian,
+        gauss_newton=gauss_newton,
+    )
 
 
 def pulled(output: Tensor, leaf: Tensor, covector: Tensor) -> Tensor:

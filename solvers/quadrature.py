@@ -22,7 +22,7 @@ from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
-from riemae.solvers.curve import Curve, check_nodes, hermite
+from riemae.solvers.curve import Curve, check_nodes, hermite, nodes_of
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -104,11 +104,13 @@ def length(
         NotConvergedError: When ``throw`` and a curve still misses ``rtol`` in 16384 panels, as one
             that jumps does; its ``result`` holds all lengths.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="length", finite=True
+    space = space_of(space, nodes_of(curve), where="length", finite=True)
+    value, error = _integral(
+        where="length", space=space, curve=curve, power=1, rtol=rtol, throw=throw
     )
-    value, error = _integral("length", space, curve, 1, rtol, throw)
-    return (value, error) if return_error else value
+    if return_error:
+        return (value, error)
+    return value
 
 
 @overload
@@ -165,11 +167,13 @@ def energy(
     Raises:
         NotConvergedError: As in :func:`length`.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="energy", finite=True
+    space = space_of(space, nodes_of(curve), where="energy", finite=True)
+    value, error = _integral(
+        where="energy", space=space, curve=curve, power=2, rtol=rtol, throw=throw
     )
-    value, error = _integral("energy", space, curve, 2, rtol, throw)
-    return (value, error) if return_error else value
+    if return_error:
+        return (value, error)
+    return value
 
 
 class _Panels(NamedTuple):
@@ -190,10 +194,10 @@ class _Panels(NamedTuple):
         index = torch.arange(curves * segments * parts, device=like.device)
         start = (index % parts).to(like) / parts
         return cls(
-            index // (segments * parts),
-            index // parts % segments,
-            start,
-            torch.full_like(start, 1 / parts),
+            curve=index // (segments * parts),
+            segment=index // parts % segments,
+            start=start,
+            width=torch.full_like(start, 1 / parts),
         )
 
     def where(self, keep: Tensor) -> _Panels:
@@ -201,13 +205,18 @@ class _Panels(NamedTuple):
 
     def halved(self) -> _Panels:
         half = self.width / 2
-        curve, segment = (torch.cat([x, x]) for x in (self.curve, self.segment))
+        curve = torch.cat([self.curve, self.curve])
+        segment = torch.cat([self.segment, self.segment])
         return _Panels(
-            curve, segment, torch.cat([self.start, self.start + half]), torch.cat([half, half])
+            curve=curve,
+            segment=segment,
+            start=torch.cat([self.start, self.start + half]),
+            width=torch.cat([half, half]),
         )
 
     def joined(self, other: _Panels) -> _Panels:
-        return _Panels(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        pairs = zip(self, other, strict=True)
+        return _Panels(*(torch.cat(pair) for pair in pairs))
 
 
 class _Track(NamedTuple):
@@ -227,13 +236,18 @@ class _Track(NamedTuple):
         self, panels: _Panels, times: Tensor
     ) -> tuple[Tensor, Tensor]:  # (c,) -> (k, c, m), (k, c, m)
         """Points and velocities at times ``[0, 1]`` of panels."""
-        n, (curve, segment) = self.segments, panels[:2]
+        n = self.segments
+        (curve, segment) = panels[:2]
         u = panels.start[:, None] + panels.width[:, None] * times
-        left, right = self.nodes[curve, segment, None], self.nodes[curve, segment + 1, None]
+        left = self.nodes[curve, segment, None]
+        right = self.nodes[curve, segment + 1, None]
         if self.slopes is None:
             step = right - left
-            return left + u[..., None] * step, (n * step).expand(*u.shape, -1)
-        first, last = self.slopes[curve, segment, None], self.slopes[curve, segment + 1, None]
+            shares = u[..., None]
+            velocity = n * step
+            return left + shares * step, velocity.expand(*u.shape, -1)
+        first = self.slopes[curve, segment, None]
+        last = self.slopes[curve, segment + 1, None]
         a, b, c, d = (x[..., None] for x in hermite(u, 0, n))
         z = a * left + b * first + c * right + d * last
         _, b, c, d = (x[..., None] for x in hermite(u, 1, n))
@@ -252,9 +266,11 @@ def _integral(
         NotConvergedError: When ``throw`` and a curve misses ``rtol``.
     """
     if isinstance(curve, Curve):
-        nodes, slopes = curve.nodes, curve.slopes
+        nodes = curve.nodes
+        slopes = curve.slopes
     elif isinstance(curve, Tensor):
-        nodes, slopes = curve, None
+        nodes = curve
+        slopes = None
     else:
         hint = "Try a curve of M.geodesic(...).curve, or points as a tensor."
         raise DTypeError(where, "a Curve or a tensor (*b, n, m)", type(curve).__name__, hint)
@@ -265,10 +281,13 @@ def _integral(
     track = _Track(flat[0], flat[1])  # type: ignore[arg-type]
     if not len(track.nodes):
         # The space still says what it says of points that it cannot measure, and has its graph.
-        empty = space.norm(track.nodes[:, 0], track.nodes[:, 0])
+        start = track.nodes[:, 0]
+        empty = space.norm(start, start)
         return empty.view(batch), empty.detach().view(batch)
     if concrete(track.nodes) is None:
-        panels = _Panels.evenly(len(track.nodes), track.segments, _BLIND_PANELS, track.nodes)
+        panels = _Panels.evenly(
+            curves=len(track.nodes), segments=track.segments, fewest=_BLIND_PANELS, like=track.nodes
+        )
         value, error, _ = _summed(space, track, panels, power)
         return value.view(batch), error.detach().view(batch)
     with torch.no_grad():
@@ -276,7 +295,8 @@ def _integral(
         panels, value, error = _chosen(space, still, power, rtol)
     if torch.is_grad_enabled() and _differentiated(space, track):
         value = _summed(space, track, panels, power)[0]
-    missed = ~(error <= rtol * value.detach()) & value.detach().isfinite()
+    finite = value.detach().isfinite()
+    missed = ~(error <= rtol * value.detach()) & finite
     if throw and bool(missed.any()):
         rows = missed.nonzero().flatten().tolist()
         worst = float((error / value.detach())[missed].max())
@@ -297,19 +317,22 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
     """Panels whose errors add up to less than ``rtol`` of every curve's integral, if possible."""
     p = len(track.nodes)
     eps = tolerance(track.nodes.dtype).eps
-    panels = _Panels.evenly(p, track.segments, _FEWEST_PANELS, track.nodes)
+    panels = _Panels.evenly(
+        curves=p, segments=track.segments, fewest=_FEWEST_PANELS, like=track.nodes
+    )
     values, errors = _measured(space, track, panels, power)
     while True:
-        value, error = (
-            track.nodes.new_zeros(p).index_add(0, panels.curve, x) for x in (values, errors)
-        )
+        value = track.nodes.new_zeros(p).index_add(0, panels.curve, values)
+        error = track.nodes.new_zeros(p).index_add(0, panels.curve, errors)
         count = torch.bincount(panels.curve, minlength=p)
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
         long = panels.width > _SHORTEST_PANEL
-        bad = unmet[panels.curve] & (errors > share[panels.curve]) & long
+        large = errors > share[panels.curve]
+        bad = unmet[panels.curve] & large & long
         bad &= errors > 16 * eps * values  # less is rounding, and halves have as much of it
-        crowded = count + torch.bincount(panels.curve[bad], minlength=p) > _MOST_PANELS
+        halves = torch.bincount(panels.curve[bad], minlength=p)
+        crowded = count + halves > _MOST_PANELS
         bad &= ~crowded[panels.curve]
         if not bool(bad.any()):
             return panels, value, error
@@ -337,32 +360,45 @@ def _measured(
     embedded = embedding_of(space)
     if embedded is None:
         return values, errors
-    ends = track.at(panels, torch.tensor([0.0, 1.0]).to(track.nodes))[0]
+    both = torch.tensor([0.0, 1.0]).to(track.nodes)
+    ends = track.at(panels, both)[0]
     chord = embedded(ends, _chord)
     if chord is None:
         return values, errors
     # ∫ |ż|^q dt over a time h is at least chord^q / h^(q − 1).
-    least = chord[:, 0] * (chord[:, 0] * track.segments / panels.width) ** (power - 1)
-    return values, torch.maximum(errors, torch.where(least.isfinite(), least - values, 0.0))
+    distance = chord[:, 0]
+    mean_speed = distance * track.segments / panels.width
+    least = distance * mean_speed ** (power - 1)
+    missing = torch.where(least.isfinite(), least - values, 0.0)
+    return values, torch.maximum(errors, missing)
 
 
 def _integrated(
     space: Space, track: _Track, panels: _Panels, power: int
 ) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
-    z, v = track.at(panels, torch.as_tensor(_TIMES).to(track.nodes))
-    speed = space.norm(z.flatten(0, 1), v.flatten(0, 1)).view(z.shape[:-1])
-    heights = speed if power == 1 else speed.square()
+    times = torch.as_tensor(_TIMES).to(track.nodes)
+    z, v = track.at(panels, times)
+    points = z.flatten(0, 1)
+    velocities = v.flatten(0, 1)
+    speed = space.norm(points, velocities).view(z.shape[:-1])
+    if power == 1:
+        heights = speed
+    else:
+        heights = speed.square()
     time = panels.width / track.segments
     weights = torch.as_tensor(_WEIGHTS).to(heights)
     values = time * (heights * weights).sum(-1)
-    gaps = (heights[:, None] * torch.as_tensor(_TESTS).to(heights)).sum(-1)
+    tests = torch.as_tensor(_TESTS).to(heights)
+    gaps = (heights[:, None] * tests).sum(-1)
     return values, time * gaps.abs().amax(-1)
 
 
 def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
     """Distances of two images each, less what rounding may have added."""
-    noise = 4 * tolerance(x.dtype).eps * x.norm(dim=-1).sum(-1)
-    return (x.diff(dim=1).norm(dim=-1)[:, 0] - noise).clamp(min=0)[:, None]
+    size = x.norm(dim=-1).sum(-1)
+    noise = 4 * tolerance(x.dtype).eps * size
+    chord = x.diff(dim=1).norm(dim=-1)[:, 0]
+    return (chord - noise).clamp(min=0)[:, None]
 
 
 def _differentiated(space: Space, track: _Track) -> bool:
@@ -373,4 +409,6 @@ def _differentiated(space: Space, track: _Track) -> bool:
         or (track.slopes is not None and track.slopes.requires_grad)
     ):
         return True
-    return space.norm(track.nodes[:1, 0], track.nodes[:1, 1] - track.nodes[:1, 0]).requires_grad
+    start = track.nodes[:1, 0]
+    stop = track.nodes[:1, 1]
+    return space.norm(start, stop - start).requires_grad

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.curve import Curve, equalized
+from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.speeds import equalized
 from riemae.solvers.state import on_host, placed
 
 # A pair starts on the first level whose chords show this share of the true length, and at the
@@ -43,8 +44,12 @@ class Queue:
         self.space = space
         self.solver = solver
         self.rows = rows
-        self.start = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
-        points, fine = self.start.nodes, self.start.segments
+        if len(rows) == len(start.nodes):
+            self.start = start
+        else:
+            self.start = start[placed(rows, start.nodes)]
+        points = self.start.nodes
+        fine = self.start.segments
         self.chords: dict[int, Tensor] = {}
         self.size = np.zeros(0)
         self.speed = points.diff(dim=1)[..., 0]
@@ -52,21 +57,27 @@ class Queue:
             self._look(points, fine)
             self.speed = fine * self.chords[fine]
         self.weights = points.new_full((fine,), 1 / fine)
-        self.lengths = on_host(self.speed.mean(-1)).astype(np.float64)
+        mean = on_host(self.speed.mean(-1))
+        self.lengths = mean.astype(np.float64)
 
     def _look(self, points: Tensor, fine: int) -> None:
         """Chords and sizes: from images of the points where there are any."""
-        coarse = (self.solver.segments * 2**i for i in range(fine.bit_length()))
+        count = fine.bit_length()
+        coarse = (self.solver.segments * 2**i for i in range(count))
         levels = [fine, *(n for n in coarse if n < fine and fine % n == 0)]
 
         def seen_by(x: Tensor) -> Tensor:
             return torch.cat([*(_chords(x, fine // n) for n in levels), _sizes(x)], 1)
 
         embedded = embedding_of(self.space)
-        seen = None if embedded is None else embedded(points, seen_by)
+        if embedded is None:
+            seen = None
+        else:
+            seen = embedded(points, seen_by)
         if seen is None:
             self.chords = {fine: self.space.squared_chords(points).sqrt()}
-            self.size = on_host(self.space.norm(points[:, 0], points[:, 0]))
+            start = points[:, 0]
+            self.size = on_host(self.space.norm(start, start))
             return
         *chords, size = seen.split([*levels, 1], 1)
         self.chords = dict(zip(levels, chords, strict=True))
@@ -74,14 +85,21 @@ class Queue:
 
     def admit(self, segments: int) -> tuple[np.ndarray, Tensor]:
         """The pairs that join at this resolution, and their nodes; they leave the queue."""
-        nodes, moved = even(self.start, self.speed, self.weights, segments)
+        nodes, moved = even(
+            curve=self.start, speed=self.speed, weights=self.weights, segments=segments
+        )
         if not len(self.rows):
             return self.rows, nodes
         known = segments in self.chords and not bool(moved.any())
-        seen = self.chords[segments] if known else self.space.squared_chords(nodes).sqrt()
-        share, true = on_host(seen.sum(-1)), on_host(self.speed.mean(-1))
+        if known:
+            seen = self.chords[segments]
+        else:
+            seen = self.space.squared_chords(nodes).sqrt()
+        share = on_host(seen.sum(-1))
+        true = on_host(self.speed.mean(-1))
         ready = ~(share < _RESOLVED * true)  # NaN joins, to be reported by the solver
-        if ready.all() or 2 * segments > min(_COARSEST_LIMIT, self.solver.max_segments):
+        limit = min(_COARSEST_LIMIT, self.solver.max_segments)
+        if ready.all() or 2 * segments > limit:
             joined = self.rows
             self.rows = self.rows[:0]
             return joined, nodes
@@ -113,11 +131,14 @@ def even(
         Nodes ``(p, segments + 1, m)``, and which curves ``(p,)`` were walked anew.
     """
     nodes = curve.knots(segments)
-    uneven = speed.amax(-1) > _UNEVEN * (speed * weights).sum(-1)
+    mean = (speed * weights).sum(-1)
+    uneven = speed.amax(-1) > _UNEVEN * mean
     if wanted is not None and wanted.any():
         uneven = uneven | placed(wanted, uneven)
     if bool(uneven.any()):
-        anew = equalized(curve[uneven], speed[uneven], weights, segments)
+        anew = equalized(
+            curve=curve[uneven], speed=speed[uneven], weights=weights, segments=segments
+        )
         nodes = nodes.clone()
         nodes[uneven, 1:-1] = anew.nodes[:, 1:-1]
     return nodes, uneven
@@ -125,9 +146,13 @@ def even(
 
 def _sizes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 1)
     """Norm of the larger end point."""
-    return torch.linalg.vector_norm(x[:, [0, -1]], dim=-1).amax(-1, keepdim=True)
+    ends = x[:, [0, -1]]
+    norms = torch.linalg.vector_norm(ends, dim=-1)
+    return norms.amax(-1, keepdim=True)
 
 
 def _chords(x: Tensor, stride: int) -> Tensor:  # (p, n + 1, D) -> (p, n / stride)
     """Lengths of the chords between every ``stride``-th points."""
-    return torch.linalg.vector_norm(x[:, stride::stride] - x[:, :-stride:stride], dim=-1)
+    before = x[:, :-stride:stride]
+    after = x[:, stride::stride]
+    return torch.linalg.vector_norm(after - before, dim=-1)

@@ -172,7 +172,10 @@ class GeodesicResult:
         ]
 
         def joined(tensors: list[Tensor]) -> Tensor:
-            whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+            if len(tensors) > 1:
+                whole = torch.cat(tensors)
+            else:
+                whole = tensors[0]
             return whole.view((*batch, *whole.shape[1:]))
 
         return cls(
@@ -224,7 +227,8 @@ class GeodesicResult:
     def __repr__(self) -> str:
         if not self.length.numel():
             return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
-        length, good = self.length.detach().flatten(), self.converged.flatten()
+        length = self.length.detach().flatten()
+        good = self.converged.flatten()
         parts = [
             f"{self.summary()} at rtol={self.rtol:g}",
             f"{int(self.is_local_minimum.sum())} locally minimising",

@@ -86,14 +86,17 @@ def _longer(
     if not len(suspects):
         return None
     rows = placed(suspects, start.nodes)
-    part, found = start[rows], result[rows]
+    part = start[rows]
+    found = result[rows]
     own = Measure.of(space, part)
     worse = on_host(found.length) > (1 + slack) * own.length
     if not worse.any():
         return None
     keep = worse.nonzero()[0]
     where = placed(keep, rows)
-    return _Longer(rows[where], part[where], own.select(keep, where), found[where])
+    return _Longer(
+        rows=rows[where], start=part[where], own=own.select(keep, where), found=found[where]
+    )
 
 
 def _capped(longer: _Longer, slack: float, rtol: float) -> GeodesicResult:
@@ -101,7 +104,9 @@ def _capped(longer: _Longer, slack: float, rtol: float) -> GeodesicResult:
 
     Such a result has failed as a minimum, by at least the difference.
     """
-    own, found, rows = longer.own, longer.found, longer.rows
+    own = longer.own
+    found = longer.found
+    rows = longer.rows
     excess = on_host(found.length) - own.length
     failed = excess > slack * own.length
     if not failed.any():

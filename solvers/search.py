@@ -72,7 +72,9 @@ def search(
         rtol: Accuracy of the lengths.
         progress: Called with (pairs done, pairs in all).
     """
-    nodes = start_curves(first, count, graph, generator, labels_of(space))
+    nodes = start_curves(
+        first=first, count=count, graph=graph, generator=generator, labels=labels_of(space)
+    )
     count, p = nodes.shape[:2]
     scouts = solve(
         Curve.from_nodes(nodes.flatten(0, 1)), max(rtol, _SCOUT_RTOL), _share(progress, p, 0.0)
@@ -86,7 +88,10 @@ def search(
         found = solve(found.curve, rtol, _share(progress, p, 0.5))
         chosen = _distinct(space, found, pair, p)
     else:
-        chosen = torch.where(chosen >= 0, (chosen >= 0).flatten().cumsum(0).view_as(chosen) - 1, -1)
+        # Counted among those that are left.
+        left = chosen >= 0
+        place = left.flatten().cumsum(0) - 1
+        chosen = torch.where(left, place.view_as(chosen), -1)
     every = _padded(found, chosen)
     return replace(every[0], alternatives=every)
 
@@ -106,13 +111,14 @@ def start_curves(
     if labels:
         moving = Curve(first.nodes[..., :-labels], first.slopes[..., :-labels])
         found = start_curves(moving, count, graph, generator)
-        return torch.cat(
-            [found, first.nodes[..., -labels:].expand(len(found), *found.shape[1:-1], labels)], -1
-        )
+        kept = first.nodes[..., -labels:]
+        shape = found.shape[:-1]
+        return torch.cat([found, kept.expand(*shape, labels)], -1)
     nodes = [first.nodes[None]]
     if graph is not None and count > 1:
         nodes.append(routes(graph, first, count // 2))
-    missing = count - sum(len(x) for x in nodes)
+    known = sum(len(x) for x in nodes)
+    missing = count - known
     if missing:
         nodes.append(perturbed(first, missing, generator))
     return torch.cat(nodes)
@@ -129,19 +135,26 @@ def routes(graph: Graph, first: Curve, count: int) -> Tensor:  # (p) curves -> (
     """
     from scipy.spatial import cKDTree
 
-    ends = first.nodes[:, [0, -1]].detach().cpu().double().numpy()
+    outer = first.nodes[:, [0, -1]]
+    ends = outer.detach().cpu().double().numpy()
     out = first.nodes.expand(count, *first.nodes.shape).clone()
     finite = np.isfinite(ends).all((1, 2))
     if not len(graph.points) or not finite.any():
         return out
     nearest = np.zeros(ends.shape[:2], dtype=np.int64)
-    nearest[finite] = cKDTree(graph.points.cpu().double().numpy()).query(ends[finite])[1]
+    tree = cKDTree(graph.points.cpu().double().numpy())
+    nearest[finite] = tree.query(ends[finite])[1]
     for row in np.flatnonzero(finite):
-        begin, end = first.nodes[row, :1], first.nodes[row, -1:]
-        detours = _detours(graph, int(nearest[row, 0]), int(nearest[row, 1]), count)
+        begin = first.nodes[row, :1]
+        end = first.nodes[row, -1:]
+        detours = _detours(
+            graph=graph, start=int(nearest[row, 0]), stop=int(nearest[row, 1]), count=count
+        )
         for k, corners in enumerate(detours):
-            way = torch.cat([begin, graph.points[corners].to(first.nodes), end])
-            out[k, row] = Curve.through(way, first.segments).nodes
+            between = graph.points[corners].to(first.nodes)
+            way = torch.cat([begin, between, end])
+            curve = Curve.through(way, first.segments)
+            out[k, row] = curve.nodes
             out[k, row, :1] = begin
             out[k, row, -1:] = end
     return out
@@ -156,25 +169,38 @@ def perturbed(
     pair depends on the others.
     """
     m = first.nodes.shape[-1]
-    swing = _swings(count, m, as_generator("perturbed", generator)).to(first.nodes)
+    source = as_generator("perturbed", generator)
+    swing = _swings(count, m, source).to(first.nodes)
     mode = torch.arange(1, _MODES + 1).to(first.nodes)
-    waves = (torch.pi * mode * first.times[:, None]).sin()  # (n + 1, modes)
+    times = first.times[:, None]
+    waves = (torch.pi * mode * times).sin()  # (n + 1, modes)
     waves[[0, -1]] = 0.0  # sin(kπ) is not quite 0
     sideways = torch.einsum("tk,skm->stm", waves, swing)[:, None]  # (s, 1, n + 1, m)
-    gap = first.nodes[:, -1] - first.nodes[:, 0]
+    start = first.nodes[:, 0]
+    stop = first.nodes[:, -1]
+    gap = stop - start
     size = gap.norm(dim=-1, keepdim=True)
-    return first.nodes + _AMPLITUDE * size[:, None] * _reflected(sideways, gap, size)
+    swung = _reflected(sideways, gap, size)
+    return first.nodes + _AMPLITUDE * size[:, None] * swung
 
 
 def _swings(count: int, m: int, generator: torch.Generator | None) -> Tensor:  # -> (s, modes, m)
     """Amplitudes of the sine modes, of unit size, across the first axis and in opposite pairs."""
-    draws = torch.randn((count + 1) // 2, _MODES, m, generator=generator, dtype=torch.float64)
+    pairs = (count + 1) // 2
+    draws = torch.randn(pairs, _MODES, m, generator=generator, dtype=torch.float64)
     mode = torch.arange(1, _MODES + 1)
-    across = slice(1, None) if m > 1 else slice(None)  # on a line there is nothing but the line
+    # on a line there is nothing but the line
+    if m > 1:
+        across = slice(1, None)
+    else:
+        across = slice(None)
     weights = torch.zeros_like(draws)
-    weights[..., across] = draws[..., across] / mode[:, None] ** 1.5
-    weights = weights / weights.square().sum((1, 2), keepdim=True).sqrt()
-    return torch.stack([weights, -weights], 1).flatten(0, 1)[:count]
+    decay = mode[:, None] ** 1.5
+    weights[..., across] = draws[..., across] / decay
+    energy = weights.square().sum((1, 2), keepdim=True)
+    weights = weights / energy.sqrt()
+    both = torch.stack([weights, -weights], 1)
+    return both.flatten(0, 1)[:count]
 
 
 def _reflected(x: Tensor, gap: Tensor, size: Tensor) -> Tensor:
@@ -182,11 +208,14 @@ def _reflected(x: Tensor, gap: Tensor, size: Tensor) -> Tensor:
 
     It maps the other axes across the gap. ``(s, 1, n + 1, m), (p, m), (p, 1) -> (s, p, n + 1, m)``.
     """
-    along = gap / size.clamp(min=torch.finfo(gap.dtype).tiny)
+    tiny = torch.finfo(gap.dtype).tiny
+    along = gap / size.clamp(min=tiny)
     mirror = torch.nn.functional.normalize(along, dim=-1)
-    mirror = mirror - torch.eye(gap.shape[-1]).to(gap)[0]
+    axes = torch.eye(gap.shape[-1]).to(gap)
+    mirror = mirror - axes[0]
     mirror = torch.nn.functional.normalize(mirror, dim=-1)
-    return x - 2 * (x @ mirror[:, :, None]) * mirror[:, None]
+    share = x @ mirror[:, :, None]
+    return x - 2 * share * mirror[:, None]
 
 
 def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]:
@@ -196,7 +225,9 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
     if start == stop or graph.components[start] != graph.components[stop]:
         return []
     weights = graph.adjacency.tocoo()
-    rows, columns, lengths = weights.row, weights.col, weights.data.copy()
+    rows = weights.row
+    columns = weights.col
+    lengths = weights.data.copy()
     matrix = graph.adjacency.copy()
     paths: list[list[int]] = []
     for _ in range(count):
@@ -209,8 +240,10 @@ def _detours(graph: Graph, start: int, stop: int, count: int) -> list[list[int]]
         paths.append(path[::-1])
         touched = np.zeros(len(graph.points), dtype=bool)
         touched[path[1:-1]] = True
-        lengths = np.where(touched[rows] | touched[columns], _DETOUR * lengths, lengths)
-        matrix = type(graph.adjacency)((lengths, (rows, columns)), shape=graph.adjacency.shape)
+        longer = touched[rows] | touched[columns]
+        lengths = np.where(longer, _DETOUR * lengths, lengths)
+        entries = (lengths, (rows, columns))
+        matrix = type(graph.adjacency)(entries, shape=graph.adjacency.shape)
     return paths
 
 
@@ -227,17 +260,21 @@ def _distinct(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> Tens
     rank = torch.arange(len(order), device=order.device) - torch.searchsorted(
         pair[order], pair[order]
     )
-    table = torch.full((int(rank.max()) + 1, p), -1, device=order.device)
+    deepest = int(rank.max()) + 1
+    table = torch.full((deepest, p), -1, device=order.device)
     table[rank, pair[order]] = order
     kept: list[Tensor] = [table[0]]
     for row in table[1:]:
         usable = (row >= 0) & lengths[row].isfinite()
         for other in kept:
             known = usable & (other >= 0)
-            twins = known & ((lengths[row] - lengths[other]).abs() <= _SAME_LENGTH * lengths[row])
+            apart = (lengths[row] - lengths[other]).abs()
+            twins = known & (apart <= _SAME_LENGTH * lengths[row])
             columns = twins.nonzero().flatten()
             if len(columns):
-                usable[columns] &= ~_coincide(space, found, row[columns], other[columns])
+                usable[columns] &= ~_coincide(
+                    space=space, found=found, a=row[columns], b=other[columns]
+                )
         kept.append(torch.where(usable, row, -1))
     return _compacted(torch.stack(kept))
 
@@ -246,16 +283,22 @@ def _compacted(table: Tensor) -> Tensor:
     """Columns with the −1 moved down, and rows of nothing else removed."""
     order = (table < 0).long().argsort(dim=0, stable=True)
     packed = table.gather(0, order)
-    return packed[: max(int((packed >= 0).any(1).sum()), 1)]
+    filled = (packed >= 0).any(1)
+    rows = int(filled.sum())
+    return packed[: max(rows, 1)]
 
 
 def _coincide(
     space: Space, found: GeodesicResult, a: Tensor, b: Tensor
 ) -> Tensor:  # (k,), (k,) -> (k,)
     """Whether two curves run side by side all the way."""
-    t = torch.linspace(0, 1, _COMPARED, dtype=found.length.dtype, device=found.length.device)[1:-1]
-    one, two = (found.curve[rows](t) for rows in (a, b))
-    gap = space.norm(one.flatten(0, 1), (two - one).flatten(0, 1)).view(len(a), -1)
+    like = found.length
+    t = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device)[1:-1]
+    one = found.curve[a](t)
+    two = found.curve[b](t)
+    middle = one.flatten(0, 1)
+    across = (two - one).flatten(0, 1)
+    gap = space.norm(middle, across).view(len(a), -1)
     return gap.amax(-1) <= _SAME_CURVE * found.length[a]
 
 
@@ -263,7 +306,8 @@ def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s
     """The results at the places of ``table``, ABSENT where it has none."""
     full = found[table.clamp(min=0)]
     gone = table < 0
-    nodes, slopes = full.curve.nodes, full.curve.slopes
+    nodes = full.curve.nodes
+    slopes = full.curve.slopes
     nowhere = gone[..., None, None]
 
     def blank(x: Tensor) -> Tensor:

@@ -36,13 +36,17 @@ class Best:
         Returns:
             The shortest lengths so far, NaN where there is none.
         """
-        doubted = (measure.length > self.length[rows]).nonzero()[0]
+        longer = measure.length > self.length[rows]
+        doubted = longer.nonzero()[0]
         if len(doubted):
             # What a coarse level has seen of a curve may be too little: look again, as closely as
             # now.
-            curve = self.curve(rows[doubted]).resample(measure.curve.segments)
-            self.length[rows[doubted]] = Measure.of(self.space, curve).length
-        better = (~(self.length[rows] <= measure.length)).nonzero()[0]
+            known = self.curve(rows[doubted])
+            curve = known.resample(measure.curve.segments)
+            again = Measure.of(self.space, curve)
+            self.length[rows[doubted]] = again.length
+        kept = self.length[rows] <= measure.length
+        better = (~kept).nonzero()[0]
         self.length[rows[better]] = measure.length[better]
         self.place[rows[better]] = better
         self.level[rows[better]] = len(self.shelf)
@@ -54,7 +58,9 @@ class Best:
         for level in np.unique(self.level[rows]):
             pairs = rows[self.level[rows] == level]
             curve = self.shelf[level]
-            whole = len(pairs) == len(curve.nodes) and (np.diff(self.place[pairs]) > 0).all()
+            places = self.place[pairs]
+            ascending = (np.diff(places) > 0).all()
+            whole = len(pairs) == len(curve.nodes) and ascending
             yield pairs, curve if whole else curve[placed(self.place[pairs], curve.nodes)]
 
     def curve(self, rows: np.ndarray) -> Curve:
@@ -63,7 +69,9 @@ class Best:
         segments = max(curve.segments for _, curve in groups)
         fine = [curve.resample(segments) for _, curve in groups]
         order = np.concatenate([pairs for pairs, _ in groups])
-        found = np.argsort(order)[np.searchsorted(np.sort(order), rows)]
+        ascending = np.sort(order)
+        rank = np.searchsorted(ascending, rows)
+        found = np.argsort(order)[rank]
         where = placed(found, fine[0].nodes)
         nodes = torch.cat([curve.nodes for curve in fine])[where]
         slopes = torch.cat([curve.slopes for curve in fine])[where]
@@ -81,11 +89,15 @@ def recovered(
     Returns:
         The curves, and which ``(q,)`` have been exchanged.
     """
-    lost = measure.length > (1 + rtol) * best.length[rows]
+    limit = (1 + rtol) * best.length[rows]
+    lost = measure.length > limit
     those = lost.nonzero()[0]
     if len(those):
-        shorter = best.curve(rows[those]).resample(measure.curve.segments)
-        measure = measure.put(those, placed(those, measure.speed), Measure.of(space, shorter))
+        known = best.curve(rows[those])
+        shorter = known.resample(measure.curve.segments)
+        where = placed(those, measure.speed)
+        again = Measure.of(space, shorter)
+        measure = measure.put(those, where, again)
     return measure, lost
 
 
@@ -99,8 +111,10 @@ def straightened(
     computed only there.
     """
     first = np.isnan(evidence.lengths[1, rows])
-    over = evidence.unexplained(rows) > rtol / 2 * measure.length
-    wanted = np.where(first, measure.wobble > _WOBBLE, over).nonzero()[0]
+    allowed = rtol / 2 * measure.length
+    over = evidence.unexplained(rows) > allowed
+    uneven = measure.wobble > _WOBBLE
+    wanted = np.where(first, uneven, over).nonzero()[0]
     if not len(wanted):
         return measure
     where = placed(wanted, measure.speed)
@@ -108,10 +122,13 @@ def straightened(
     slopes = velocities_of(space, nodes)
     if slopes is None:
         return measure
-    sound = slopes.isfinite().flatten(1).all(1)[:, None, None]
-    slopes = torch.where(sound, slopes, measure.curve.slopes[where])
+    finite = slopes.isfinite().flatten(1).all(1)
+    sound = finite[:, None, None]
+    known = measure.curve.slopes[where]
+    slopes = torch.where(sound, slopes, known)
     other = Measure.of(space, Curve(nodes, slopes))
-    shorter = (other.length < measure.length[wanted]).nonzero()[0]
+    gains = other.length < measure.length[wanted]
+    shorter = gains.nonzero()[0]
     if not len(shorter):
         return measure
     wanted = wanted[shorter]

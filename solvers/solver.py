@@ -84,12 +84,16 @@ class Refinable(Protocol):
 
 def refinement_ratio(solver: Solver) -> float:
     """The factor by which the error of the spline's length falls per level; 16 by default."""
-    return solver.refinement_ratio if isinstance(solver, HasRefinementRatio) else RATIO
+    if isinstance(solver, HasRefinementRatio):
+        return solver.refinement_ratio
+    return RATIO
 
 
 def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:
     """The state about finer nodes; by default a new one."""
-    return state.refined(nodes, moved) if isinstance(state, Refinable) else solver.begin(nodes)
+    if isinstance(state, Refinable):
+        return state.refined(nodes, moved)
+    return solver.begin(nodes)
 
 
 @dataclass
@@ -117,7 +121,14 @@ class State:
         """A state about curves of which nothing is known."""
         zero = torch.zeros(len(nodes), dtype=torch.int64, device=nodes.device)
         infinite = nodes.new_full((len(nodes),), torch.inf)
-        return cls(nodes.clone(), zero + RUNNING, infinite, zero - 1, zero, **more)
+        return cls(
+            nodes=nodes.clone(),
+            status=zero + RUNNING,
+            decrement=infinite,
+            index=zero - 1,
+            steps=zero,
+            **more,
+        )
 
     @classmethod
     def cat(cls: type[S], parts: list[S]) -> S:
@@ -175,20 +186,15 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     expansion = space.expand(state.nodes, True)
     hessian = expansion.hessian
     assert hessian is not None
-    gradient, full, flat = expansion.gradient, hessian.dense(), expansion.gauss_newton.dense()
+    gradient = expansion.gradient
+    full = hessian.dense()
+    flat = expansion.gauss_newton.dense()
     kept: Tensor | None = None
     if basis is not None:
         kept = _decrement(gradient, flat) / (4 * expansion.energy)
         gradient, full, flat = _in_range(basis, gradient, full, flat)
-    g = gradient.flatten(1)[..., None]
-    finite = expansion.energy.isfinite() & g.isfinite().all(1)[:, 0] & full.isfinite().all((1, 2))
-    full, flat, g = (torch.where(finite[:, None, None], x, 0.0) for x in (full, flat, g))
-    factor, info = torch.linalg.cholesky_ex(full)
-    rough, failed = torch.linalg.cholesky_ex(flat)
-    definite = info == 0
-    root = torch.where(definite[:, None, None], factor, rough)
-    predicted = (g * torch.cholesky_solve(g, root)).sum((1, 2))
-    singular = ~definite & (failed != 0)
+    finite = _all_finite(expansion.energy, gradient, full)
+    predicted, definite, singular = _predicted(gradient, full, flat, finite)
     relative = predicted / (4 * expansion.energy)
     index = torch.where(definite, 0, -1)
     rest = (finite & ~definite & ~singular).nonzero().flatten()
@@ -196,13 +202,17 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
         index[rest] = hessian.select(rest).negative_eigenvalues()
 
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
-    coarse = relative > max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
+    rounding = 4 * tolerance(relative.dtype).length
+    coarse = relative > max(_ACCEPTABLE * tol, rounding)
     status = torch.full_like(state.status, RUNNING)
     status = torch.where(quiet, int(Status.CONVERGED), status)
     status = torch.where(quiet & coarse, int(Status.PRECISION), status)
     status = torch.where(singular, int(Status.SINGULAR), status)
     status = torch.where(finite, status, int(Status.NON_FINITE))
-    left = relative if kept is None else torch.fmax(relative, kept)
+    if kept is None:
+        left = relative
+    else:
+        left = torch.fmax(relative, kept)
     left = torch.where(finite, left, torch.nan)
     running = state.status == RUNNING
     return replace(
@@ -213,22 +223,59 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
     )
 
 
+def _all_finite(energy: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:  # -> (p,)
+    """Curves without NaN or infinity in their energy and its derivatives."""
+    energy_finite = energy.isfinite()
+    gradient_finite = gradient.flatten(1).isfinite().all(1)
+    hessian_finite = hessian.isfinite().all((1, 2))
+    return energy_finite & gradient_finite & hessian_finite
+
+
+def _predicted(
+    gradient: Tensor, hessian: Tensor, gauss_newton: Tensor, finite: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:  # -> (p,), (p,), (p,)
+    """``gᵀH⁻¹g`` of dense matrices, with Gauss-Newton's where the Hessian is not positive definite.
+
+    Returns:
+        The decrements, whether the Hessian is positive definite, and whether neither matrix is.
+    """
+    sound = finite[:, None, None]
+    column = gradient.flatten(1)[..., None]
+    hessian = torch.where(sound, hessian, 0.0)
+    gauss_newton = torch.where(sound, gauss_newton, 0.0)
+    column = torch.where(sound, column, 0.0)
+    factor, info = torch.linalg.cholesky_ex(hessian)
+    rough, failed = torch.linalg.cholesky_ex(gauss_newton)
+    definite = info == 0
+    root = torch.where(definite[:, None, None], factor, rough)
+    solved = torch.cholesky_solve(column, root)
+    predicted = (column * solved).sum((1, 2))
+    singular = ~definite & (failed != 0)
+    return predicted, definite, singular
+
+
 def _in_range(
     basis: Tensor, gradient: Tensor, full: Tensor, flat: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient and both matrices in the coordinates of a basis ``(n − 1, k)`` of the nodes."""
-    wide = torch.kron(basis, torch.eye(gradient.shape[-1]).to(basis))
-    gradient = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0)).movedim(0, 1)
-    return gradient, wide.T @ full @ wide, wide.T @ flat @ wide
+    identity = torch.eye(gradient.shape[-1]).to(basis)
+    wide = torch.kron(basis, identity)
+    moved = torch.einsum("ij,jkm->ikm", basis.T, gradient.movedim(1, 0))
+    gradient = moved.movedim(0, 1)
+    full = wide.T @ full @ wide
+    flat = wide.T @ flat @ wide
+    return gradient, full, flat
 
 
 def _decrement(gradient: Tensor, matrix: Tensor) -> Tensor:  # (p, n, m), (p, n m, n m) -> (p,)
     """``gᵀH⁻¹g``; NaN where the matrix is not positive definite."""
     g = gradient.flatten(1)[..., None]
-    factor, info = torch.linalg.cholesky_ex(
-        torch.where(matrix.isfinite().all(-1, keepdim=True), matrix, 0.0)
-    )
-    return torch.where(info == 0, (g * torch.cholesky_solve(g, factor)).sum((1, 2)), torch.nan)
+    finite = matrix.isfinite().all(-1, keepdim=True)
+    matrix = torch.where(finite, matrix, 0.0)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    solved = torch.cholesky_solve(g, factor)
+    decrement = (g * solved).sum((1, 2))
+    return torch.where(info == 0, decrement, torch.nan)
 
 
 def with_index(space: Space, state: S, done: Tensor) -> S:
@@ -250,9 +297,8 @@ def expect_solver(where: str, solver: Any) -> None:
     """
     if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
         return
-    hint = (
-        f"Make an instance: {solver.__name__}()."
-        if isinstance(solver, type)
-        else "Try solvers.Newton()."
-    )
+    if isinstance(solver, type):
+        hint = f"Make an instance: {solver.__name__}()."
+    else:
+        hint = "Try solvers.Newton()."
     raise DTypeError(where, "a solver such as solvers.Newton()", repr(solver), hint)

@@ -143,14 +143,19 @@ class MetricSpace:
 
     def _tensor(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         where = "MetricSpace.metric"
-        z, m = flat, flat.shape[-1]
+        z = flat
+        m = flat.shape[-1]
         g = batch_invariant(self.tensor)(own(flat))
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
-            got = str(g.dtype) if isinstance(g, Tensor) else type(g).__name__
+            if isinstance(g, Tensor):
+                got = str(g.dtype)
+            else:
+                got = type(g).__name__
             hint = "Make its constants like the points: torch.eye(m).to(z)."
             raise DTypeError(where, f"a metric tensor of dtype {z.dtype}", got, hint)
         if g.shape != (len(flat), m, m):
-            shape, points = (len(flat), m, m), tuple(flat.shape)
+            shape = (len(flat), m, m)
+            points = tuple(flat.shape)
             wanted = f"a metric tensor of shape {shape} for points of shape {points}"
             hint = (
                 "The function gets a batch of points (k, m) and returns one m x m matrix for each."
@@ -169,13 +174,17 @@ class MetricSpace:
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone()
             g = self._tensor(flat)
-            known = g.isfinite().flatten(1).all(-1) & flat.isfinite().all(-1)
+            metric_known = g.isfinite().flatten(1).all(-1)
+            point_finite = flat.isfinite().all(-1)
+            known = metric_known & point_finite
             if not bool(known.any()):
                 return  # nothing to learn here: the next points may tell more
-            flat, g = flat[known], g[known]
+            flat = flat[known]
+            g = g[known]
             around = probe.generic(self._entries, flat, probe.FEW)
             near = self._tensor(around)
-            here = torch.cat([g, near[near.isfinite().flatten(1).all(-1)]])
+            sound = near.isfinite().flatten(1).all(-1)
+            here = torch.cat([g, near[sound]])
             _expect_symmetric(here)
             _expect_positive(flat, g)
             self._expect_rows_alone(flat, around)
@@ -191,7 +200,9 @@ class MetricSpace:
         Raises:
             MetricError: When it depends on chance, on the other rows or on their number.
         """
-        rows = torch.cat([flat[:: -(-len(flat) // probe.ROWS)], around])[: probe.ROWS]
+        stride = -(-len(flat) // probe.ROWS)
+        known = torch.cat([flat[::stride], around])
+        rows = known[: probe.ROWS]
         try:
             found = dependence(lambda z: self.tensor(own(z)), rows)
         except probe.FAILURES as reason:
@@ -217,7 +228,8 @@ class MetricSpace:
         Raises:
             MetricError: When differences contradict it.
         """
-        v = probe.normal(around, *around.shape, source=probe.generator()) * probe.spread(flat)
+        direction = probe.normal(around, *around.shape, source=probe.generator())
+        v = direction * probe.spread(flat)
 
         def line(t: Tensor) -> Tensor:
             return around + t[:, None] * v
@@ -238,14 +250,17 @@ class MetricSpace:
         Raises:
             SingularMetricError: Where ``G`` is not positive definite.
         """
-        flat, w = z.reshape(-1, z.shape[-1]), v.reshape(-1, z.shape[-1])
+        flat = z.reshape(-1, z.shape[-1])
+        w = v.reshape(-1, z.shape[-1])
         self._bind(flat[:1])  # looked at before it is differentiated
         # [k, i, j, l] = ∂_l G_ij, by the same points once for each direction: vmap would refuse
         # tensors that are written entry by entry.
         k, m = flat.shape
-        points, directions = flat.repeat(m, 1), torch.eye(m).to(flat).repeat_interleave(k, 0)
+        points = flat.repeat(m, 1)
+        directions = torch.eye(m).to(flat).repeat_interleave(k, 0)
         metric, derivative, *_ = jvp(self.metric, (points,), (directions,))
-        metric, derivative = metric[:k], derivative.unflatten(0, (m, k)).movedim(0, -1)
+        metric = metric[:k]
+        derivative = derivative.unflatten(0, (m, k)).movedim(0, -1)
         force = (
             torch.einsum("kijl,kj,kl->ki", derivative, w, w)
             - torch.einsum("kijl,ki,kj->kl", derivative, w, w) / 2
@@ -255,20 +270,24 @@ class MetricSpace:
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """``Δzᵀ ½(G_i + G_{i+1}) Δz``; both ends of a segment, never the left alone."""
         g = self.metric(nodes)
-        return _quadratic((g[:, :-1] + g[:, 1:]) / 2, nodes.diff(dim=1))
+        middle = (g[:, :-1] + g[:, 1:]) / 2
+        return _quadratic(middle, nodes.diff(dim=1))
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """Energy, gradient and Hessian by automatic differentiation of :meth:`squared_chords`."""
         g = self.metric(nodes)
         middle = (g[:, :-1] + g[:, 1:]) / 2
-        size = _quadratic(middle, nodes[:, :-1]).clamp(min=0).sqrt()
-        speed = _quadratic(middle, nodes.diff(dim=1)).clamp(min=0).sqrt()
+        start = nodes[:, :-1]
+        squares = _quadratic(middle, start)
+        size = squares.clamp(min=0).sqrt()
+        squared_chords = _quadratic(middle, nodes.diff(dim=1))
+        speed = squared_chords.clamp(min=0).sqrt()
         return expand_by_autodiff(
-            self.squared_chords,
-            nodes,
-            gauss_newton_blocks(middle, middle, middle),
-            rounding(size, speed),
-            second_order,
+            squared_chords=self.squared_chords,
+            nodes=nodes,
+            gauss_newton=gauss_newton_blocks(middle, middle, middle),
+            noise=rounding(size, speed),
+            second_order=second_order,
         )
 
     def residual(self, nodes: Tensor) -> Tensor | None:
@@ -284,13 +303,16 @@ def _expect_symmetric(g: Tensor) -> None:
     size = g.abs().amax((-1, -2))
     deviation = (g - g.mT).abs().amax((-1, -2))
     if bool((deviation > tolerance(g.dtype).probe * size).any()):
-        wanted, got = "a symmetric metric tensor", "an asymmetric one"
+        wanted = "a symmetric metric tensor"
+        got = "an asymmetric one"
         raise MetricError("MetricSpace", wanted, got, "Try (G + Gᵀ)/2.")
 
 
 def _expect_positive(points: Tensor, g: Tensor) -> None:
     low = torch.linalg.eigvalsh(g)[:, 0]
-    if bool((low < -tolerance(g.dtype).probe * g.abs().amax((-1, -2))).all()):
+    rounding = tolerance(g.dtype).probe
+    size = g.abs().amax((-1, -2))
+    if bool((low < -rounding * size).all()):
         wanted = "a positive definite metric tensor"
         got = f"a negative eigenvalue, {float(low[0]):.3g}, at {points[0].tolist()}"
         hint = "Is its sign right, and are the points inside its domain?"

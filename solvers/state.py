@@ -66,7 +66,8 @@ class PathState:
         book["decrement"] = np.inf
         book["first"] = True
         inner = count - 2
-        blocks = [nodes.new_zeros(p, rows, m, m) for rows in (inner, inner - 1, inner, inner - 1)]
+        sizes = (inner, inner - 1, inner, inner - 1)
+        blocks = [nodes.new_zeros(p, rows, m, m) for rows in sizes]
         return cls(book, nodes.clone(), *blocks)
 
     @property
@@ -104,7 +105,8 @@ class PathState:
             moved: ``(p,)`` bool: curves whose nodes were placed anew.
         """
         fine = PathState.start(nodes)
-        old, new = self.book, fine.book
+        old = self.book
+        new = fine.book
         if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
@@ -122,15 +124,18 @@ class PathState:
         tensors = [
             torch.cat(column) for column in zip(*(part._tensors() for part in parts), strict=True)
         ]
-        return cls(np.concatenate([part.book for part in parts]), *tensors)
+        book = np.concatenate([part.book for part in parts])
+        return cls(book, *tensors)
 
     def select(self, index: Tensor) -> PathState:
         """The curves at ``index``."""
-        return PathState(self.book[on_host(index)], *(x[index] for x in self._tensors()))
+        book = self.book[on_host(index)]
+        return PathState(book, *(x[index] for x in self._tensors()))
 
     def update(self, index: Tensor, other: PathState) -> None:
         """Write ``other`` back to the curves at ``index``."""
-        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+        pairs = zip(self._tensors(), other._tensors(), strict=True)
+        for mine, theirs in pairs:
             mine[index] = theirs
         self.book[on_host(index)] = other.book
 
@@ -174,7 +179,9 @@ def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m
 
 def masked(rows: np.ndarray, step: Tensor) -> Tensor:
     """Steps of the curves that take one, and 0 for the others."""
-    return step if rows.all() else torch.where(flags(rows, step), step, 0.0)
+    if rows.all():
+        return step
+    return torch.where(flags(rows, step), step, 0.0)
 
 
 def flags(x: np.ndarray, like: Tensor) -> Tensor:  # (p,) -> (p, 1, 1)
@@ -200,22 +207,34 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
     fine = block.new_empty(p, 2 * count + 1, m, m)
     upper = block.new_empty(p, 2 * count, m, m)
     if count == 1:
-        return (4 * block).expand_as(fine).clone(), (-2 * block).expand_as(upper).clone()
-    # One node more at either end, where J is extrapolated.
+        diagonal = (4 * block).expand_as(fine)
+        beside = (-2 * block).expand_as(upper)
+        return diagonal.clone(), beside.clone()
+    block, link = _extended(block, link)
+    inner = block[:, 1:-1]
+    before = link[:, :-1]
+    after = link[:, 1:]
+    # The old nodes, and between each two of them a new one.
+    ends = block[:, :-1] + block[:, 1:]
+    links = link + link.mT
+    fine[:, 1::2] = 4 * inner
+    fine[:, 0::2] = ends + links
+    upper[:, 0::2] = -(before + inner)
+    upper[:, 1::2] = -(inner + after)
+    return fine, upper
+
+
+def _extended(block: Tensor, link: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks with one node more at either end, where ``J`` is extrapolated."""
     last = torch.stack([block[:, 0], block[:, -1]], 1)
     outer = torch.stack([link[:, 0], link[:, -1]], 1)
     before = torch.stack([block[:, 1], block[:, -2]], 1)
-    beyond = 4 * last - 2 * (outer + outer.mT) + before
+    turns = outer + outer.mT
+    beyond = 4 * last - 2 * turns + before
     outer = 2 * last - outer.mT
-    block = torch.cat([beyond[:, :1], block, beyond[:, 1:]], 1)
-    link = torch.cat([outer[:, :1], link, outer[:, 1:]], 1)
-    inner = block[:, 1:-1]
-    # The old nodes, and between each two of them a new one.
-    fine[:, 1::2] = 4 * inner
-    fine[:, 0::2] = block[:, :-1] + block[:, 1:] + (link + link.mT)
-    upper[:, 0::2] = -(link[:, :-1] + inner)
-    upper[:, 1::2] = -(inner + link[:, 1:])
-    return fine, upper
+    blocks = [beyond[:, :1], block, beyond[:, 1:]]
+    links = [outer[:, :1], link, outer[:, 1:]]
+    return torch.cat(blocks, 1), torch.cat(links, 1)
 
 
 def _interpolated(correction: Tensor) -> Tensor:
@@ -225,10 +244,16 @@ def _interpolated(correction: Tensor) -> Tensor:
     extrapolated.
     """
     coarse = correction / 2
-    ends = [2 * coarse[:, :1] - coarse[:, 1:2], coarse, 2 * coarse[:, -1:] - coarse[:, -2:-1]]
-    padded = torch.cat(ends, 1) if coarse.shape[1] > 1 else coarse.repeat(1, 3, 1, 1)
+    first = 2 * coarse[:, :1] - coarse[:, 1:2]
+    final = 2 * coarse[:, -1:] - coarse[:, -2:-1]
+    ends = [first, coarse, final]
+    if coarse.shape[1] > 1:
+        padded = torch.cat(ends, 1)
+    else:
+        padded = coarse.repeat(1, 3, 1, 1)
     p, count, m, _ = coarse.shape
     fine = coarse.new_empty(p, 2 * count + 1, m, m)
-    fine[:, 0::2] = (padded[:, :-1] + padded[:, 1:]) / 2
+    neighbours = padded[:, :-1] + padded[:, 1:]
+    fine[:, 0::2] = neighbours / 2
     fine[:, 1::2] = coarse
     return fine

@@ -59,13 +59,17 @@ class Claims:
             level: The level.
             ratio: By which the solver's error falls from level to level.
         """
-        length, grain = level.length, level.measure.grain
+        length = level.length
+        grain = level.measure.grain
         ended = (level.status == Status.CONVERGED) | (level.status == Status.PRECISION)
-        rest = np.where(ended & (level.left > 0), level.left * length, 0.0)
+        left_over = level.left * length
+        rest = np.where(ended & (level.left > 0), left_over, 0.0)
         # A length below the bound has been measured too coarsely, by as much at least.
         short = level.least - length
-        floor = np.fmax(np.maximum(level.measure.length - length, grain), short - grain)
-        beyond = np.where(short > grain, np.inf, np.maximum(-short, 0.0))
+        excess = np.maximum(level.measure.length - length, grain)
+        floor = np.fmax(excess, short - grain)
+        above = np.maximum(-short, 0.0)
+        beyond = np.where(short > grain, np.inf, above)
         # Where the solver did not finish, only the bound says anything.
         floor = np.where(ended, floor, np.nan)
         flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
@@ -73,12 +77,14 @@ class Claims:
         for claim in evidence.error(level.rows, level.measure.wobble, ratio):
             found = np.maximum(claim + rest, floor)
             # NaN stays where it was.
-            found = np.where(beyond < found, np.maximum(beyond, grain), found)
+            least = np.maximum(beyond, grain)
+            found = np.where(beyond < found, least, found)
             claims.append(np.where(flat, grain, found))
         error, worst = claims
         # The bound is rounded as well, which is reported but decides nothing.
         bounded = np.maximum(beyond, error) + level.measure.blur
-        return cls(np.where(flat | (beyond <= error), bounded, error), worst, beyond)
+        error = np.where(flat | (beyond <= error), bounded, error)
+        return cls(error, worst, beyond)
 
 
 def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
@@ -88,7 +94,8 @@ def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
     accurate = worst <= rtol * level.length  # False while the error is NaN
     at_floor = worst <= 2 * level.measure.grain
 
-    found = np.where(solved, int(Status.RESOLUTION) if level.last else RUNNING, level.status)
+    unmet = int(Status.RESOLUTION) if level.last else RUNNING
+    found = np.where(solved, unmet, level.status)
     found[solved & (accurate | at_floor)] = Status.PRECISION
     found[met & accurate] = Status.CONVERGED
     exhausted = (level.status == RUNNING) | ((found == RUNNING) & level.spent)
@@ -100,5 +107,7 @@ def reported_error(claims: Claims, level: Level, statuses: np.ndarray, rtol: flo
     """The errors that go with these statuses: never NaN where a lower bound is known."""
     met = statuses == Status.CONVERGED
     within = np.minimum(claims.error, rtol * level.length)
-    error = np.where(met, within, np.fmax(claims.error, claims.worst))
-    return np.where(np.isnan(error), np.maximum(claims.beyond, level.measure.grain), error)
+    larger = np.fmax(claims.error, claims.worst)
+    error = np.where(met, within, larger)
+    known = np.maximum(claims.beyond, level.measure.grain)
+    return np.where(np.isnan(error), known, error)

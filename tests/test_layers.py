@@ -46,10 +46,11 @@ LAYERS = {
         solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
         solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
         solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
-        solvers.methods.shooting solvers.methods.spline solvers.model solvers.near solvers.nearest
-        solvers.outcome solvers.pairs solvers.path solvers.products solvers.progress
-        solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.search
-        solvers.shortest solvers.solver solvers.space solvers.state solvers.verdict
+        solvers.methods.newton_saddles solvers.methods.shooting solvers.methods.spline
+        solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
+        solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
+        solvers.result solvers.safeguard solvers.search solvers.shortest solvers.solver
+        solvers.space solvers.speeds solvers.state solvers.verdict
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts

@@ -90,13 +90,16 @@ def conjugate_points(
     if not (t > 0 and math.isfinite(t)):
         raise OptionError("conjugate_points", "a positive finite time", str(t), "Try t=1.0.")
     z, v = paired("conjugate_points", z, v)
-    m, batch = z.shape[-1], z.shape[:-1]
-    flat_z, flat_v = z.detach().reshape(-1, m), v.detach().reshape(-1, m)
+    m = z.shape[-1]
+    batch = z.shape[:-1]
+    flat_z = z.detach().reshape(-1, m)
+    flat_v = v.detach().reshape(-1, m)
     with torch.no_grad():
         track = _Track(space, flat_z, flat_v, t, rtol, max_steps)
         crossings = track.crossings()
     if throw and bool(track.failed.any()):
-        first = track.failed.nonzero().flatten().tolist()[:5]
+        rows = track.failed.nonzero().flatten()
+        first = rows.tolist()[:5]
         raise NotConvergedError(
             "conjugate_points",
             f"{len(flat_z)} geodesics followed to t={t:g}",
@@ -131,12 +134,12 @@ class _Intervals:
     def select(self, index: Tensor) -> _Intervals:
         start = self.start.select(index)
         return _Intervals(
-            self.row[index],
-            self.left[index],
-            self.span[index],
-            start,
-            self.before[index],
-            self.after[index],
+            row=self.row[index],
+            left=self.left[index],
+            span=self.span[index],
+            start=start,
+            before=self.before[index],
+            after=self.after[index],
         )
 
 
@@ -158,10 +161,23 @@ class _Track:
     def __init__(
         self, space: Space, z: Tensor, v: Tensor, t: float, rtol: float | None, max_steps: int
     ) -> None:
-        self.space, self.t, self.rtol, self.max_steps = space, t, rtol, max_steps
+        self.space = space
+        self.t = t
+        self.rtol = rtol
+        self.max_steps = max_steps
         p, m = z.shape
-        identity = torch.eye(m).to(z).expand(p, m, m) / t  # of unit size whatever the time
-        flow = Variation(space, z, v, torch.zeros_like(identity), identity, t, rtol, max_steps)
+        identity = torch.eye(m).to(z)
+        identity = identity.expand(p, m, m) / t  # of unit size whatever the time
+        flow = Variation(
+            space=space,
+            z=z,
+            v=v,
+            fields=torch.zeros_like(identity),
+            derivatives=identity,
+            reach=t,
+            rtol=rtol,
+            max_steps=max_steps,
+        )
         self.moments = [flow.at(t * k / _SAMPLES) for k in range(_SAMPLES + 1)]
         self.failed = flow.failed
 
@@ -170,8 +186,10 @@ class _Track:
         sound = (~self.failed).nonzero().flatten()
         angles = [self._angles(moment)[sound] for moment in self.moments]
         angles[0] = torch.zeros_like(angles[0])  # all fields vanish at the start
-        span = torch.full_like(self.moments[0].z[sound, 0], self.t / _SAMPLES)
-        left = torch.arange(_SAMPLES).to(span)[:, None] * span
+        first = self.moments[0]
+        span = torch.full_like(first.z[sound, 0], self.t / _SAMPLES)
+        number = torch.arange(_SAMPLES).to(span)
+        left = number[:, None] * span
         every = _Intervals(
             row=sound.repeat(_SAMPLES),
             left=left.flatten(),
@@ -187,14 +205,29 @@ class _Track:
         coarse = (leap > _LEAP) & (halvings > 0)
         fine = (~coarse).nonzero().flatten()
         passed = (lifted[fine] >= 2 * torch.pi).nonzero()
-        found = [self._located(part.select(fine[passed[:, 0]]), passed[:, 1])]
+        crossing = part.select(fine[passed[:, 0]])
+        found = [self._located(crossing, passed[:, 1])]
         if bool(coarse.any()):
             long = part.select(coarse.nonzero().flatten())
             half = long.span / 2
             middle = self._flow(long.start, half)
             between = self._angles(middle)
-            first = _Intervals(long.row, long.left, half, long.start, long.before, between)
-            second = _Intervals(long.row, long.left + half, half, middle, between, long.after)
+            first = _Intervals(
+                row=long.row,
+                left=long.left,
+                span=half,
+                start=long.start,
+                before=long.before,
+                after=between,
+            )
+            second = _Intervals(
+                row=long.row,
+                left=long.left + half,
+                span=half,
+                start=middle,
+                before=between,
+                after=long.after,
+            )
             found += [self._inside(part, halvings - 1) for part in (first, second)]
         return _Crossings(
             *(torch.cat([getattr(x, name) for x in found]) for name in ("row", "time", "point"))
@@ -207,11 +240,16 @@ class _Track:
         """
 
         def excess(after: Tensor) -> Tensor:
-            return _lifted(part.before, after)[0].gather(1, rank[:, None])[:, 0] - 2 * torch.pi
+            lifted = _lifted(part.before, after)[0]
+            return lifted.gather(1, rank[:, None])[:, 0] - 2 * torch.pi
 
-        low, high = torch.zeros_like(part.span), part.span.clone()
-        below, above = part.before.gather(1, rank[:, None])[:, 0] - 2 * torch.pi, excess(part.after)
-        root, point = high.clone(), part.start.z
+        low = torch.zeros_like(part.span)
+        high = part.span.clone()
+        start = part.before.gather(1, rank[:, None])[:, 0]
+        below = start - 2 * torch.pi
+        above = excess(part.after)
+        root = high.clone()
+        point = part.start.z
         kept = torch.zeros_like(rank)  # which end stayed last: −1 low, 1 high
         for _ in range(_ITERATIONS):
             if not len(rank) or bool(((high - low) <= _EXACT * self.t).all()):
@@ -228,31 +266,49 @@ class _Track:
             # An end that stays twice is held back by half, or the other would creep.
             below = torch.where(right, torch.where(kept == -1, below / 2, below), value)
             above = torch.where(right, value, torch.where(kept == 1, above / 2, above))
-            high, low = torch.where(right, root, high), torch.where(right, low, root)
+            high = torch.where(right, root, high)
+            low = torch.where(right, low, root)
             kept = torch.where(right, -1, 1)
         return _Crossings(part.row, part.left + root, point)
 
     def _flow(self, start: Moment, duration: Tensor) -> Moment:
-        fields, derivatives = start.fields, start.derivatives
+        fields = start.fields
+        derivatives = start.derivatives
         flow = Variation(
-            self.space, start.z, start.v, fields, derivatives, self.t, self.rtol, self.max_steps
+            space=self.space,
+            z=start.z,
+            v=start.v,
+            fields=fields,
+            derivatives=derivatives,
+            reach=self.t,
+            rtol=self.rtol,
+            max_steps=self.max_steps,
         )
         return flow.at(duration)
 
     def _angles(self, moment: Moment) -> Tensor:  # -> (p, m), ascending in [0, 2π)
         """Angles of the eigenvalues of ``U``."""
-        a, da = moment.fields.mT, moment.derivatives.mT * (_UNIT * self.t)
-        sound = (a.isfinite() & da.isfinite()).flatten(1).all(1)
+        a = moment.fields.mT
+        da = moment.derivatives.mT * (_UNIT * self.t)
+        finite = a.isfinite() & da.isfinite()
+        sound = finite.flatten(1).all(1)
         out = a.new_full(a.shape[:2], torch.nan)
         if not bool(sound.any()):
             return out
         metric = self.space.metric(moment.z[sound])
         frame = torch.linalg.cholesky(metric).mT  # rows of an orthonormal coframe: |Lᵀ u|² = uᵀ G u
         # Orthonormal columns, however much the fields have grown.
-        q = torch.linalg.qr(torch.cat([frame @ a[sound], frame @ da[sound]], 1))[0]
+        values = frame @ a[sound]
+        slopes = frame @ da[sound]
+        plane = torch.cat([values, slopes], 1)
+        q = torch.linalg.qr(plane)[0]
         top, bottom = q.chunk(2, 1)
-        u = torch.linalg.solve((bottom - 1j * top).mT, (bottom + 1j * top).mT).mT
-        out[sound] = torch.linalg.eigvals(u).angle().remainder(2 * torch.pi).sort(-1).values
+        plus = bottom + 1j * top
+        minus = bottom - 1j * top
+        u = torch.linalg.solve(minus.mT, plus.mT).mT
+        angles = torch.linalg.eigvals(u).angle()
+        turned = angles.remainder(2 * torch.pi)
+        out[sound] = turned.sort(-1).values
         return out
 
 
@@ -269,28 +325,31 @@ def _lifted(
     shifts = [torch.cat([after[:, k:], after[:, :k] + turn], 1) for k in range(m + 1)]
     shifts += [torch.cat([after[:, m - k :] - turn, after[:, : m - k]], 1) for k in range(1, m + 1)]
     every = torch.stack(shifts)  # (2m + 1, q, m)
-    leap, best = (every - before).abs().amax(-1).min(0)
-    return every[best, torch.arange(len(before), device=before.device)], leap
+    turns = (every - before).abs()
+    leap, best = turns.amax(-1).min(0)
+    pair = torch.arange(len(before), device=before.device)
+    return every[best, pair], leap
 
 
 def _table(found: _Crossings, p: int, m: int, batch: torch.Size, t: float) -> ConjugatePoints:
     """Crossings sorted into rows; those at one time are one point of higher multiplicity."""
     rows: list[list[tuple[float, int, Tensor]]] = [[] for _ in range(p)]
     for k in found.time.argsort().tolist():
-        row, time = rows[int(found.row[k])], float(found.time[k])
+        row = rows[int(found.row[k])]
+        time = float(found.time[k])
         if row and time - row[-1][0] <= _TOGETHER * t:
             row[-1] = (row[-1][0], row[-1][1] + 1, row[-1][2])
         else:
             row.append((time, 1, found.point[k]))
     width = max(map(len, rows), default=0)
-    times, points = (
-        found.time.new_full((p, width), torch.nan),
-        found.point.new_full((p, width, m), torch.nan),
-    )
+    times = found.time.new_full((p, width), torch.nan)
+    points = found.point.new_full((p, width, m), torch.nan)
     count = torch.zeros(p, width, dtype=torch.int64, device=times.device)
     for i, row in enumerate(rows):
         for k, (time, multiplicity, point) in enumerate(row):
-            times[i, k], count[i, k], points[i, k] = time, multiplicity, point
+            times[i, k] = time
+            count[i, k] = multiplicity
+            points[i, k] = point
     return ConjugatePoints(
         times.view(*batch, width), count.view(*batch, width), points.view(*batch, width, m)
     )

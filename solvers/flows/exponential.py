@@ -71,8 +71,12 @@ def exp(
     """
     space = space_of(space, z, where="exp")
     times = _times(t)
-    points = _flow("exp", space, z, v, times, rtol, max_steps, throw)[0]
-    return points if isinstance(t, Tensor) and t.ndim else points[..., 0, :]
+    points = _flow(
+        where="exp", space=space, z=z, v=v, times=times, rtol=rtol, max_steps=max_steps, throw=throw
+    )[0]
+    if isinstance(t, Tensor) and t.ndim:
+        return points
+    return points[..., 0, :]
 
 
 def _times(t: Any) -> list[Any]:
@@ -90,7 +94,10 @@ def _times(t: Any) -> list[Any]:
                 f"a tensor of shape {tuple(t.shape)}",
                 "Try t.flatten().",
             )
-        times = list(t.unbind()) if t.ndim else [t]
+        if t.ndim:
+            times = list(t.unbind())
+        else:
+            times = [t]
         steps = t.detach().reshape(-1).diff(prepend=t.new_zeros(1))
         if len(times) > 1 and not bool((steps >= 0).all() or (steps <= 0).all()):
             hint = "Try t.sort().values; times before and after 0 take two calls."
@@ -134,7 +141,16 @@ def shoot(
     """
     space = space_of(space, z, where="shoot")
     times = [t * (i + 1) / segments for i in range(segments)]
-    points, velocities = _flow("shoot", space, z, v, times, rtol, max_steps, throw)
+    points, velocities = _flow(
+        where="shoot",
+        space=space,
+        z=z,
+        v=v,
+        times=times,
+        rtol=rtol,
+        max_steps=max_steps,
+        throw=throw,
+    )
     z, v = torch.broadcast_tensors(z, v)
     return Curve(
         torch.cat([z[..., None, :], points], -2),
@@ -172,29 +188,63 @@ def _flow(
         hint = "Choose a finite t: geodesics are integrated step by step."
         raise OptionError(where, "a finite time", str(times[-1]), hint)
     z, v = torch.broadcast_tensors(z, v)
-    m, batch = z.shape[-1], z.shape[:-1]
+    m = z.shape[-1]
     y = torch.cat([z, v], -1).reshape(-1, 2 * m)
-    p = len(y)
-    reach = max((abs(t) for t in times), default=0.0)
-    scale = _scale(v.detach().reshape(-1, m), reach, rtol)
-    stride = torch.full((p,), 0.1 * reach, dtype=z.dtype, device=z.device)
-    steps = torch.zeros(p, dtype=torch.int64, device=z.device)
     failed = ~y.detach().isfinite().all(-1)
     speeds = _ConservedSpeed(space, y.detach(), rtol, failed)
-    rhs = partial(_velocity, space)
-    points = []
+    path = _states(space, y, times, rtol, max_steps, speeds)
+    shape = (*z.shape[:-1], len(times), m)
+    points = path[..., :m].view(shape)
+    velocities = path[..., m:].view(shape)
+    if throw and bool(failed.any()):
+        if len(times) > 1:
+            result = points
+        else:
+            result = points[..., 0, :]
+        _raise_failure(
+            where=where,
+            rtol=rtol,
+            failed=failed,
+            refused=speeds.refused,
+            result=result,
+        )
+    return points, velocities
+
+
+def _states(
+    space: Space,
+    y: Tensor,
+    times: list[float],
+    rtol: float,
+    max_steps: int,
+    speeds: _ConservedSpeed,
+) -> Tensor:  # (p, 2 m) -> (p, k, 2 m)
+    """States at increasing (or decreasing) times, NaN where a sample has failed by then."""
+    p, both = y.shape
+    reach = max((abs(t) for t in times), default=0.0)
+    velocity = y.detach()[:, both // 2 :]
+    scale = _scale(velocity, reach, rtol)
+    stride = torch.full((p,), 0.1 * reach, dtype=y.dtype, device=y.device)
+    steps = torch.zeros(p, dtype=torch.int64, device=y.device)
+    states = []
     now = 0.0
     for time in times:
-        y, stride = advance(rhs, y, time - now, stride, scale, steps, failed, max_steps, speeds)
+        y, stride = advance(
+            rhs=partial(_velocity, space),
+            y=y,
+            duration=time - now,
+            stride=stride,
+            scale=scale,
+            steps=steps,
+            failed=speeds.failed,
+            max_steps=max_steps,
+            sound=speeds,
+        )
         now = time
         # A copy of what has failed so far: it changes, and the backward pass needs what it was.
-        points.append(torch.where(failed[:, None].clone(), torch.nan, y))
-    path = torch.stack(points, 1)
-    ends = path[..., :m].view(*batch, len(times), m), path[..., m:].view(*batch, len(times), m)
-    if throw and bool(failed.any()):
-        result = ends[0] if len(times) > 1 else ends[0][..., 0, :]
-        _raise_failure(where, rtol, failed, speeds.refused, result)
-    return ends
+        lost = speeds.failed[:, None].clone()
+        states.append(torch.where(lost, torch.nan, y))
+    return torch.stack(states, 1)
 
 
 def _scale(v: Tensor, reach: float, rtol: float) -> Tensor:  # (p, m) -> (p, 2 m)
@@ -217,7 +267,10 @@ def _raise_failure(
     """
     rows = failed.nonzero().flatten().tolist()
     lost = int((failed & (refused > 0)).sum())
-    reason = f"; at {lost} the speed |v|_G, which a geodesic keeps, is lost" if lost else ""
+    if lost:
+        reason = f"; at {lost} the speed |v|_G, which a geodesic keeps, is lost"
+    else:
+        reason = ""
     raise NotConvergedError(
         where,
         f"{len(failed)} geodesics integrated to rtol={rtol:g}",

@@ -49,29 +49,39 @@ def advance(
         The states at the end, and the step each sample would try next.
     """
     spans = torch.as_tensor(duration, dtype=y.dtype, device=y.device).expand(len(y))
-    sign, total = spans.sign(), spans.abs()
+    sign = spans.sign()
+    total = spans.abs()
     left = total.clone()
     # Of the time: shorter steps are lost in rounding.
-    least = 1e-13 if y.dtype == torch.float64 else 1e-7
+    if y.dtype == torch.float64:
+        least = 1e-13
+    else:
+        least = 1e-7
     while True:
         rows = ((left > 1e-12 * total) & ~failed).nonzero().flatten()
         if not len(rows):
             return y, stride
         h = torch.minimum(stride[rows], left[rows])
-        trial, error = _dop853(rhs, y[rows], sign[rows] * h, scale[rows])
+        signed = sign[rows] * h
+        trial, error = _dop853(rhs, y[rows], signed, scale[rows])
         good = error <= 1  # False for NaN
         if sound is not None:
             small = good.nonzero().flatten()
             kept = sound(trial[small].detach(), rows[small])
             good = good.index_put((small,), kept)
-            error = error.index_put((small,), torch.where(kept, error[small], torch.inf))
-        y = y.index_put((rows,), torch.where(good[:, None], trial, y[rows]))
+            judged = torch.where(kept, error[small], torch.inf)
+            error = error.index_put((small,), judged)
+        reached = torch.where(good[:, None], trial, y[rows])
+        y = y.index_put((rows,), reached)
         left[rows] = torch.where(good, left[rows] - h, left[rows])
         grown = h * _growth(error, good)
         # A step cut short by the end of the interval says nothing about how long the next may be.
-        stride[rows] = torch.where(good & (h < stride[rows]), stride[rows], grown)
+        cut_short = good & (h < stride[rows])
+        stride[rows] = torch.where(cut_short, stride[rows], grown)
         steps[rows] += 1
-        failed[rows] |= (steps[rows] >= max_steps) | (h < least * total[rows])
+        exhausted = steps[rows] >= max_steps
+        too_short = h < least * total[rows]
+        failed[rows] |= exhausted | too_short
 
 
 def _growth(error: Tensor, good: Tensor) -> Tensor:
@@ -96,11 +106,12 @@ def _dop853(
     new = y + step * combined(method.B, stages)
     # The error estimates weigh the slope at the new state by 0: it is left to the next step.
     with torch.no_grad():
-        fifth, third = (
-            (combined(weights, stages) / scale).square().mean(-1)
-            for weights in (method.E5, method.E3)
-        )
-        denominator = (fifth + 0.01 * third).clamp(min=torch.finfo(y.dtype).tiny)
+        high = combined(method.E5, stages) / scale
+        fifth = high.square().mean(-1)
+        low = combined(method.E3, stages) / scale
+        third = low.square().mean(-1)
+        tiny = torch.finfo(y.dtype).tiny
+        denominator = (fifth + 0.01 * third).clamp(min=tiny)
         return new, h.abs() * fifth / denominator.sqrt()
 
 
@@ -132,5 +143,7 @@ def accuracy_of(
     """
     tolerance(like.dtype)
     if rtol is None:
-        return double if like.dtype == torch.float64 else single
+        if like.dtype == torch.float64:
+            return double
+        return single
     return expect_rtol(where, rtol)

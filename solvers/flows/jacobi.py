@@ -82,28 +82,34 @@ def jacobi(
     """
     space = space_of(space, z, where="jacobi")
     zero = torch.zeros_like(z)
-    start = zero if start is None else start
-    slope = zero if slope is None else slope
+    if start is None:
+        start = zero
+    if slope is None:
+        slope = zero
     z, v, start, slope = paired("jacobi", z, v, start, slope)
-    m, batch = z.shape[-1], z.shape[:-1]
+    m = z.shape[-1]
+    batch = z.shape[:-1]
     flat = [x.reshape(-1, m) for x in (z, v, start, slope)]
     times = _times("jacobi", t)
     flow = Variation(
-        space,
-        flat[0],
-        flat[1],
-        flat[2][:, None],
-        flat[3][:, None],
-        max(map(abs, times)),
-        rtol,
-        max_steps,
+        space=space,
+        z=flat[0],
+        v=flat[1],
+        fields=flat[2][:, None],
+        derivatives=flat[3][:, None],
+        reach=max(map(abs, times)),
+        rtol=rtol,
+        max_steps=max_steps,
     )
     found = [flow.at(time) for time in times]
     single = not isinstance(t, Tensor) or not t.ndim
 
     def shaped(parts: list[Tensor]) -> Tensor:  # of (p, m) each
-        whole = torch.stack(parts, 1).view(*batch, len(times), m)
-        return whole[..., 0, :] if single else whole
+        stacked = torch.stack(parts, 1)
+        whole = stacked.view(*batch, len(times), m)
+        if single:
+            return whole[..., 0, :]
+        return whole
 
     result = JacobiField(
         points=shaped([moment.z for moment in found]),
@@ -135,7 +141,12 @@ class Moment:
 
     def select(self, index: Tensor) -> Moment:
         """The geodesics at ``index``."""
-        return Moment(self.z[index], self.v[index], self.fields[index], self.derivatives[index])
+        return Moment(
+            z=self.z[index],
+            v=self.v[index],
+            fields=self.fields[index],
+            derivatives=self.derivatives[index],
+        )
 
     @classmethod
     def cat(cls, parts: list[Moment]) -> Moment:
@@ -174,14 +185,17 @@ class Variation:
         rtol: float | None,
         max_steps: int,
     ) -> None:
-        self.space, self.reach, self.max_steps = space, max(abs(reach), 1e-30), max_steps
+        self.space = space
+        self.reach = max(abs(reach), 1e-30)
+        self.max_steps = max_steps
         self.rtol = accuracy_of("jacobi", rtol, z, 1e-9, 1e-5)
         self.count = fields.shape[1]
         # The coordinates' own derivative of J: dJ/dt = DJ/dt − Γ(ż, J).
         rates = derivatives + torch.einsum(
             "pij,pcj->pci", sound_connection_matrix(space, z, v), fields
         )
-        self.y = torch.cat([z[:, None], v[:, None], fields, rates], 1).flatten(1)
+        parts = [z[:, None], v[:, None], fields, rates]
+        self.y = torch.cat(parts, 1).flatten(1)
         self.steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self.failed = ~self.y.isfinite().all(1)
         self.stride: Tensor | None = None
@@ -200,14 +214,14 @@ class Variation:
                 self.stride = spans.abs().clamp(max=0.1 * self.reach)
             scale = self._scale()
             self.y, self.stride = advance(
-                self._rhs,
-                self.y,
-                spans,
-                self.stride,
-                scale,
-                self.steps,
-                self.failed,
-                self.max_steps,
+                rhs=self._rhs,
+                y=self.y,
+                duration=spans,
+                stride=self.stride,
+                scale=scale,
+                steps=self.steps,
+                failed=self.failed,
+                max_steps=self.max_steps,
             )
             self.now = time
         return self._moment()
@@ -216,7 +230,10 @@ class Variation:
         c = self.count
         parts = self.y.unflatten(1, (2 + 2 * c, -1))
         parts = torch.where(self.failed[:, None, None], torch.nan, parts)
-        z, v, fields, rates = parts[:, 0], parts[:, 1], parts[:, 2 : 2 + c], parts[:, 2 + c :]
+        z = parts[:, 0]
+        v = parts[:, 1]
+        fields = parts[:, 2 : 2 + c]
+        rates = parts[:, 2 + c :]
         turned = torch.einsum("pij,pcj->pci", sound_connection_matrix(self.space, z, v), fields)
         return Moment(z, v, fields, rates - turned)
 
@@ -226,7 +243,8 @@ class Variation:
         They are judged against the coordinates travelled in all, the speed, and the fields' size.
         """
         c = self.count
-        parts = self.y.detach().unflatten(1, (2 + 2 * c, -1)).abs()
+        signed = self.y.detach().unflatten(1, (2 + 2 * c, -1))
+        parts = signed.abs()
         tiny = torch.finfo(parts.dtype).tiny
         speed = parts[:, 1].amax(-1)
         units = [speed * self.reach, speed]
@@ -235,36 +253,46 @@ class Variation:
                 parts[:, 2 : 2 + c].amax((1, 2)), self.reach * parts[:, 2 + c :].amax((1, 2))
             )
             units += [*[size] * c, *[size / self.reach] * c]
-        scale = torch.stack(units, 1)[:, :, None].expand(parts.shape).flatten(1)
+        columns = torch.stack(units, 1)[:, :, None]
+        scale = columns.expand(parts.shape).flatten(1)
         return self.rtol * scale.clamp(min=tiny)
 
     def _rhs(self, y: Tensor) -> Tensor:
         """Derivatives of points, velocities, fields, and the fields' own coordinate derivatives."""
         c = self.count
         parts = y.unflatten(1, (2 + 2 * c, -1))
-        point, velocity = parts[:, 0], parts[:, 1]
+        point = parts[:, 0]
+        velocity = parts[:, 1]
         if not c:
             force = sound_acceleration(self.space, point, velocity)
             return torch.cat([velocity, force], 1)
         # One directional derivative of the acceleration per field, all in one batch.
         z = point.repeat_interleave(c, 0)
         v = velocity.repeat_interleave(c, 0)
-        fields, rates = parts[:, 2 : 2 + c], parts[:, 2 + c :]
+        fields = parts[:, 2 : 2 + c]
+        rates = parts[:, 2 + c :]
         tangents = fields.flatten(0, 1).contiguous(), rates.flatten(0, 1).contiguous()
-        value, tangent, *_ = jvp(partial(sound_acceleration, self.space), (z, v), tangents)
-        force = value.unflatten(0, (len(y), c))[:, :1]
+        acceleration = partial(sound_acceleration, self.space)
+        value, tangent, *_ = jvp(acceleration, (z, v), tangents)
+        every = value.unflatten(0, (len(y), c))
+        force = every[:, :1]
         bend = tangent.unflatten(0, (len(y), c))
-        return torch.cat([parts[:, 1:2], force, rates, bend], 1).flatten(1)
+        moved = parts[:, 1:2]
+        return torch.cat([moved, force, rates, bend], 1).flatten(1)
 
 
 def sound_connection_matrix(
     space: Space, z: Tensor, u: Tensor
 ) -> Tensor:  # (p, m), (p, m) -> (p, m, m)
     """The matrix of ``w ↦ −Γ(u, w)``, NaN where there is none."""
-    finite = z.isfinite().all(-1) & u.isfinite().all(-1)
-    out = z.new_full((*z.shape, z.shape[-1]), torch.nan)
+    point_finite = z.isfinite().all(-1)
+    vector_finite = u.isfinite().all(-1)
+    finite = point_finite & vector_finite
+    m = z.shape[-1]
+    out = z.new_full((*z.shape, m), torch.nan)
     if bool(finite.any()):
-        out[finite] = connection_matrix(partial(sound_acceleration, space), z[finite], u[finite])
+        acceleration = partial(sound_acceleration, space)
+        out[finite] = connection_matrix(acceleration, z[finite], u[finite])
     return out
 
 
@@ -290,7 +318,10 @@ def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _times(where: str, t: float | Tensor) -> list[float]:
-    times = [float(t)] if not isinstance(t, Tensor) else [float(x) for x in t.reshape(-1)]
+    if not isinstance(t, Tensor):
+        times = [float(t)]
+    else:
+        times = [float(x) for x in t.reshape(-1)]
     ascending = all(a <= b for a, b in zip(times, times[1:], strict=False))
     ordered = ascending and (len(times) == 1 or times[0] >= 0)
     if not times or not all(map(math.isfinite, times)) or not ordered:

@@ -60,9 +60,12 @@ def log(
     if not refine or not velocity.numel():
         return velocity
     m = velocity.shape[-1]
-    start, stop = (x.detach().reshape(-1, m) for x in torch.broadcast_tensors(z0, z1))
+    ends = torch.broadcast_tensors(z0, z1)
+    start, stop = (x.detach().reshape(-1, m) for x in ends)
     flat = velocity.reshape(-1, m).clone()
-    rows = (flat.isfinite().all(-1) & (flat != 0).any(-1)).nonzero().flatten()
+    known = flat.isfinite().all(-1)
+    moving = (flat != 0).any(-1)
+    rows = (known & moving).nonzero().flatten()
     with torch.no_grad():
         missed = _Shots(space, start, stop, flat, rtol).improved(rows)
     velocity = flat.view(velocity.shape)
@@ -102,7 +105,8 @@ class _Shots:
         self.stop = stop
         self.v = v
         self.rtol = rtol
-        self.accuracy = max(rtol / 10, 1e-10 if v.dtype == torch.float64 else 1e-5)
+        sharpest = 1e-10 if v.dtype == torch.float64 else 1e-5
+        self.accuracy = max(rtol / 10, sharpest)
         p, m = v.shape
         self.current = v.clone()
         self.best = torch.full_like(v[:, 0], torch.inf)
@@ -112,22 +116,30 @@ class _Shots:
         """Improve the velocities at ``rows``; returns the pairs that never met ``stop``."""
         fresh = False
         for attempt in range(_SHOTS):
-            miss = self.stop[rows] - self._shot(rows, self.current[rows])
+            reached = self._shot(rows, self.current[rows])
+            miss = self.stop[rows] - reached
             size = self.current[rows].norm(dim=-1)
-            gap = (miss.norm(dim=-1) / size).nan_to_num(torch.inf)
+            relative = miss.norm(dim=-1) / size
+            gap = relative.nan_to_num(torch.inf)
             helped = gap < self.best[rows] / 4
             self._remember(rows, gap)
             keep = gap > self.rtol
             if not bool(keep.any()) or attempt == _SHOTS - 1:
                 break
-            rows, miss, size, helped = rows[keep], miss[keep], size[keep], helped[keep]
+            rows = rows[keep]
+            miss = miss[keep]
+            size = size[keep]
+            helped = helped[keep]
             if not fresh or not bool(helped.all()):
                 self._differentiate(rows, self.stop[rows] - miss, size)
                 fresh = True
-            update, info = torch.linalg.solve_ex(self.slope[rows], miss[..., None])
-            update = torch.where((info == 0)[:, None], update[..., 0], 0.0)
+            column = miss[..., None]
+            update, info = torch.linalg.solve_ex(self.slope[rows], column)
+            solved = (info == 0)[:, None]
+            update = torch.where(solved, update[..., 0], 0.0)
             self.current[rows] = self.current[rows] + update
-        return (self.best > self.rtol).logical_and(self.best.isfinite()).nonzero().flatten()
+        missed = self.best > self.rtol
+        return missed.logical_and(self.best.isfinite()).nonzero().flatten()
 
     def _shot(self, rows: Tensor, velocity: Tensor) -> Tensor:
         return exp(self.space, self.start[rows], velocity, rtol=self.accuracy, throw=False)
@@ -140,7 +152,10 @@ class _Shots:
 
     def _differentiate(self, rows: Tensor, base: Tensor, size: Tensor) -> None:
         """Jacobians of ``v ↦ exp(start, v)`` by differences from ``base``."""
-        difference = tolerance(self.v.dtype).eps ** 0.4 * size[:, None]
-        for j, e in enumerate(torch.eye(self.v.shape[-1]).to(self.v)):
-            moved = self._shot(rows, self.current[rows] + difference * e)
+        share = tolerance(self.v.dtype).eps ** 0.4
+        difference = share * size[:, None]
+        basis = torch.eye(self.v.shape[-1]).to(self.v)
+        for j, e in enumerate(basis):
+            turned = self.current[rows] + difference * e
+            moved = self._shot(rows, turned)
             self.slope[rows, :, j] = (moved - base) / difference

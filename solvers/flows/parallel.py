@@ -10,7 +10,7 @@ from torch import Tensor
 from riemae.exceptions import NotConvergedError, ShapeError
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
-from riemae.solvers.curve import Curve
+from riemae.solvers.curve import Curve, nodes_of
 from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -44,11 +44,9 @@ def transport(
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
             transported vectors.
     """
-    space = space_of(
-        space, curve.nodes if isinstance(curve, Curve) else curve, where="transport", finite=True
-    )
+    nodes = nodes_of(curve)
+    space = space_of(space, nodes, where="transport", finite=True)
     refuse_vmap("transport")
-    nodes = curve.nodes if isinstance(curve, Curve) else curve
     wanted = (*nodes.shape[:-2], nodes.shape[-1])
     if v.shape != wanted or v.dtype != nodes.dtype:
         raise ShapeError(
@@ -62,7 +60,8 @@ def transport(
     parts = 2
     while True:
         now = _transported(space, curve, v, parts)
-        size = now.abs().amax(-1).clamp(min=torch.finfo(v.dtype).tiny)
+        tiny = torch.finfo(v.dtype).tiny
+        size = now.abs().amax(-1).clamp(min=tiny)
         error = (now - previous).abs().amax(-1) / size
         missed = ~(error <= rtol)
         if not bool(missed.any()):
@@ -90,20 +89,29 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     """
     method = method_of_order_8()
     m = v.shape[-1]
-    segments = curve.segments if isinstance(curve, Curve) else curve.shape[-2] - 1
+    if isinstance(curve, Curve):
+        segments = curve.segments
+    else:
+        segments = curve.shape[-2] - 1
     count = segments * parts
     times = torch.as_tensor(method.C, dtype=v.dtype, device=v.device)
     steps = torch.arange(count, device=v.device)[:, None]
     piece = (steps // parts).expand(count, len(times))
-    z, velocity = _along(curve, piece, (steps % parts + times) / parts)
+    share = (steps % parts + times) / parts
+    z, velocity = _along(curve, piece, share)
     turn = connection_matrix(space.acceleration, z, velocity)
-    turn = turn.view(*v.shape[:-1], count, len(times), m, m)
+    batch = v.shape[:-1]
+    turn = turn.view(*batch, count, len(times), m, m)
     w = v
     for i in range(count):
         stages: list[Tensor] = []
         for j, row in enumerate(method.A):
-            inner = w + combined(row, stages) / count if stages else w
-            stages.append((turn[..., i, j, :, :] @ inner[..., None])[..., 0])
+            if stages:
+                inner = w + combined(row, stages) / count
+            else:
+                inner = w
+            moved = turn[..., i, j, :, :] @ inner[..., None]
+            stages.append(moved[..., 0])
         w = w + combined(method.B, stages) / count
     return w
 
@@ -113,11 +121,14 @@ def _along(curve: Curve | Tensor, piece: Tensor, share: Tensor) -> tuple[Tensor,
 
     At a corner, the piece decides.
     """
-    piece, share = piece.flatten(), share.flatten()
+    piece = piece.flatten()
+    share = share.flatten()
     if isinstance(curve, Curve):
         t = ((piece + share) / curve.segments).clamp(max=1.0)
         return curve(t), curve.velocity(t)
-    step = curve[..., piece + 1, :] - curve[..., piece, :]
+    start = curve[..., piece, :]
+    stop = curve[..., piece + 1, :]
+    step = stop - start
     return curve[..., piece, :] + share[:, None] * step, (curve.shape[-2] - 1) * step
 
 
@@ -130,10 +141,14 @@ def connection_matrix(
     size of ``u``, which balances the difference.
     """
     m = z.shape[-1]
-    size = u.abs().amax(-1, keepdim=True)[..., None, :]  # (*b, 1, 1)
+    largest = u.abs().amax(-1, keepdim=True)
+    size = largest[..., None, :]  # (*b, 1, 1)
     size = size.clamp(min=torch.finfo(u.dtype).tiny)
     basis = size * torch.eye(m).to(u)  # [..., j, :] = the j-th basis vector
-    points = z[..., None, :].expand(basis.shape).reshape(-1, m)
+    every = z[..., None, :].expand(basis.shape)
+    points = every.reshape(-1, m)
     ends = [(u[..., None, :] + sign * basis).reshape(-1, m) for sign in (1, -1)]
-    there, back = acceleration(torch.cat([points, points]), torch.cat(ends)).chunk(2)
+    twice = torch.cat([points, points])
+    both = torch.cat(ends)
+    there, back = acceleration(twice, both).chunk(2)
     return ((there - back).view(basis.shape) / (4 * size)).mT

@@ -50,7 +50,9 @@ class Adam(Descent, Optimizer):
     def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Both moments; iterations so far and the learning rate."""
         moments = x.new_zeros(len(x), 2, *x.shape[1:])
-        return moments, torch.stack([0 * extent, self.learning_rate * extent], 1)
+        rate = self.learning_rate * extent
+        scalars = torch.stack([0 * extent, rate], 1)
+        return moments, scalars
 
     def advance(
         self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
@@ -64,7 +66,8 @@ class Adam(Descent, Optimizer):
         energy = start
         for k in range(count):
             energy, g = objective(x, rows)
-            start = energy if k == 0 else start
+            if k == 0:
+                start = energy
             mean = first * mean + (1 - first) * g
             square = second * square + (1 - second) * g.square()
             done = done + 1
@@ -72,6 +75,9 @@ class Adam(Descent, Optimizer):
             size = square / (1 - second**done)[:, None, None]
             # The usual 1e-8 would tie the step to the units of the energy.
             tiny = torch.finfo(x.dtype).tiny ** 0.5
-            x = x - rate[:, None, None] * direction / (size.sqrt() + tiny)
+            stride = rate[:, None, None] * direction
+            x = x - stride / (size.sqrt() + tiny)
         rate = torch.where(energy < start, rate, rate / 2)
-        return x, torch.stack([mean, square], 1), torch.stack([done, rate], 1)
+        memory = torch.stack([mean, square], 1)
+        scalars = torch.stack([done, rate], 1)
+        return x, memory, scalars

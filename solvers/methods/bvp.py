@@ -59,10 +59,15 @@ class BVP:
     def step(self, space: Space, state: State, tol: float) -> State:
         """Solve every curve at once to the end."""
         slopes = Curve.from_nodes(state.nodes).slopes
-        nodes, status, steps = state.nodes.clone(), state.status.clone(), state.steps.clone()
+        nodes = state.nodes.clone()
+        status = state.status.clone()
+        steps = state.steps.clone()
         for row in range(len(nodes)):
-            found, code, iterations = self._solve(space, state.nodes[row], slopes[row], tol)
-            nodes[row, 1:-1], status[row] = found[1:-1], int(code)
+            found, code, iterations = self._solve(
+                space=space, nodes=state.nodes[row], slopes=slopes[row], tol=tol
+            )
+            nodes[row, 1:-1] = found[1:-1]
+            status[row] = int(code)
             steps[row] += iterations
         done = status == Status.CONVERGED
         unknown = torch.full_like(state.decrement, torch.nan)
@@ -75,26 +80,38 @@ class BVP:
         from scipy.integrate import solve_bvp
 
         m = nodes.shape[-1]
-        start, stop = (nodes[end].double().cpu().numpy() for end in (0, -1))
+        start = nodes[0].double().cpu().numpy()
+        stop = nodes[-1].double().cpu().numpy()
 
         def equation(_: np.ndarray, y: np.ndarray) -> np.ndarray:
-            z, v = (torch.as_tensor(part.T).to(nodes) for part in (y[:m], y[m:]))
-            finite = bool(z.isfinite().all() & v.isfinite().all())
-            force = sound_acceleration(space, z, v) if finite else torch.full_like(z, torch.nan)
+            z = torch.as_tensor(y[:m].T).to(nodes)
+            v = torch.as_tensor(y[m:].T).to(nodes)
+            known = z.isfinite().all() & v.isfinite().all()
+            finite = bool(known)
+            if finite:
+                force = sound_acceleration(space, z, v)
+            else:
+                force = torch.full_like(z, torch.nan)
             if not bool(force.isfinite().all()):
                 raise _NoValue
-            return np.concatenate([y[m:], force.T.double().cpu().numpy()])
+            force_on_host = force.T.double().cpu().numpy()
+            return np.concatenate([y[m:], force_on_host])
 
         def ends(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            return np.concatenate([left[:m] - start, right[:m] - stop])
+            before = left[:m] - start
+            after = right[:m] - stop
+            return np.concatenate([before, after])
 
         t = np.linspace(0, 1, len(nodes))
-        guess = torch.cat([nodes, slopes], 1).T.double().cpu().numpy()
+        both = torch.cat([nodes, slopes], 1)
+        guess = both.T.double().cpu().numpy()
         try:
             found = solve_bvp(
                 equation, ends, t, guess, tol=max(tol, _TIGHTEST), max_nodes=self.max_nodes
             )
         except _NoValue:
             return nodes, Status.NON_FINITE, 1
-        solution = torch.as_tensor(found.sol(t)[:m].T).to(nodes)
-        return solution, _STATUS[found.status], max(int(found.niter), 1)
+        positions = found.sol(t)[:m].T
+        solution = torch.as_tensor(positions).to(nodes)
+        iterations = max(int(found.niter), 1)
+        return solution, _STATUS[found.status], iterations

@@ -87,8 +87,12 @@ class Descent(ABC):
         basis = self.basis(state.nodes)
 
         def placed(x: Tensor, rows: Tensor) -> Tensor:
-            shift = x if basis is None else torch.einsum("ij,pjm->pim", basis, x)
-            first, last = state.nodes[rows, :1], state.nodes[rows, -1:]
+            if basis is None:
+                shift = x
+            else:
+                shift = torch.einsum("ij,pjm->pim", basis, x)
+            first = state.nodes[rows, :1]
+            last = state.nodes[rows, -1:]
             return torch.cat([first, state.base[rows] + shift, last], 1)
 
         def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,19 +64,20 @@ class GEORCE:
 
     def step(self, space: Space, state: State, tol: float) -> State:
         """One iteration of every curve."""
-        x, u = state.nodes[:, :-1], state.nodes.diff(dim=1)
+        x = state.nodes[:, :-1]
+        u = state.nodes.diff(dim=1)
         metric, inverse, singular = _metric(space, x)
         slope_in_x = _position_gradient(space, x, u)
-        new = _controls(inverse, slope_in_x, state.nodes[:, -1] - state.nodes[:, 0])
+        gap = state.nodes[:, -1] - state.nodes[:, 0]
+        new = _controls(inverse, slope_in_x, gap)
 
-        # dE/dx_t along the step; the end points stand still.
-        pull = 2 * (metric @ u[..., None])[..., 0]
-        gradient = slope_in_x[:, 1:] + pull[:, :-1] - pull[:, 1:]
-        shift = (new - u).cumsum(1)[:, :-1]
-        slope = (gradient * shift).sum((1, 2))
-        energy = (u * pull / 2).sum((1, 2))
+        moves = (new - u).cumsum(1)
+        shift = moves[:, :-1]
+        energy, slope = _along(metric, u, slope_in_x, shift)
         finite = (energy + slope).isfinite()
-        nodes, moved = _searched(space, state.nodes, shift, energy, slope)
+        nodes, moved = _searched(
+            space=space, nodes=state.nodes, shift=shift, energy=energy, slope=slope
+        )
 
         decrement = -slope / (4 * energy)
         rounding = 8 * x.shape[1] * torch.finfo(x.dtype).eps * energy
@@ -85,29 +86,69 @@ class GEORCE:
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(singular, int(Status.SINGULAR), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        steps = state.steps + 1
-        state = replace(state, nodes=nodes, status=status, decrement=decrement, steps=steps)
+        state = replace(
+            state,
+            nodes=nodes,
+            status=status,
+            decrement=decrement,
+            steps=state.steps + 1,
+        )
         return with_index(space, state, status == Status.CONVERGED)
 
 
 def _metric(space: Space, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Metric and its inverse at the nodes ``(p, T, m)``, and where it is singular ``(p,)``."""
     m = x.shape[-1]
-    metric = sound(space.metric, torch.Size([m, m]), x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    points = x.flatten(0, 1)
+    shape = torch.Size([m, m])
+    every = sound(space.metric, shape, points)
+    metric = every.unflatten(0, x.shape[:2])
     factor, info = torch.linalg.cholesky_ex(metric)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / metric.diagonal(dim1=-2, dim2=-1)
-    regular = (pivots > tolerance(x.dtype).rank).all(-1)
+    sizes = metric.diagonal(dim1=-2, dim2=-1)
+    squares = factor.diagonal(dim1=-2, dim2=-1).square()
+    pivots = squares / sizes
+    least = tolerance(x.dtype).rank
+    regular = (pivots > least).all(-1)
     singular = ((info != 0) | ~regular).any(1)
-    safe = torch.where(singular[:, None, None, None], torch.eye(m).to(x), factor)
+    identity = torch.eye(m).to(x)
+    safe = torch.where(singular[:, None, None, None], identity, factor)
     return metric, torch.cholesky_inverse(safe), singular
+
+
+def _along(
+    metric: Tensor, u: Tensor, slope_in_x: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:  # -> (p,), (p,)
+    """The left-node energy, and its slope where the inner nodes move along ``shift``.
+
+    Args:
+        metric: ``(p, T, m, m)``.
+        u: ``(p, T, m)``, the controls.
+        slope_in_x: ``(p, T, m)``, gradients of ``uᵀ G(x) u`` in ``x``.
+        shift: ``(p, T − 1, m)``.
+    """
+    covector = metric @ u[..., None]
+    pull = 2 * covector[..., 0]
+    before = pull[:, :-1]
+    after = pull[:, 1:]
+    # dE/dx_t; the end points stand still.
+    gradient = slope_in_x[:, 1:] + before - after
+    slope = (gradient * shift).sum((1, 2))
+    energy = (u * pull / 2).sum((1, 2))
+    return energy, slope
 
 
 def _controls(inverse: Tensor, slope_in_x: Tensor, gap: Tensor) -> Tensor:
     """The closed-form update, ``(p, T, m, m), (p, T, m), (p, m) -> (p, T, m)``."""
-    later = slope_in_x.flip(1).cumsum(1).flip(1) - slope_in_x  # Σ_{j>t} ν_j
-    rhs = -2 * gap - (inverse @ later[..., None]).sum(1)[..., 0]
-    last = torch.linalg.solve_ex(inverse.sum(1), rhs[..., None])[0][..., 0]
-    return -(inverse @ (last[:, None] + later)[..., None])[..., 0] / 2
+    reversed_sums = slope_in_x.flip(1).cumsum(1)
+    later = reversed_sums.flip(1) - slope_in_x  # Σ_{j>t} ν_j
+    shares = inverse @ later[..., None]
+    rhs = -2 * gap - shares.sum(1)[..., 0]
+    total = inverse.sum(1)
+    solution = torch.linalg.solve_ex(total, rhs[..., None])[0]
+    last = solution[..., 0]
+    costate = last[:, None] + later
+    doubled = inverse @ costate[..., None]
+    return -doubled[..., 0] / 2
 
 
 def _position_gradient(
@@ -116,7 +157,8 @@ def _position_gradient(
     """``∂/∂x (uᵀ G(x) u)``, at the first node too, where it is not needed."""
     with torch.enable_grad():
         y = x.flatten(0, 1).detach().requires_grad_()
-        squared = space.norm(y, u.flatten(0, 1).detach()).square()
+        direction = u.flatten(0, 1).detach()
+        squared = space.norm(y, direction).square()
         if not squared.requires_grad:  # a metric that is the same everywhere
             return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(squared.sum(), y, materialize_grads=True)
@@ -136,11 +178,17 @@ def _searched(
         if not len(pending):
             break
         trial = start[pending].clone()
-        trial[:, 1:-1] += stride[pending, None, None] * shift[pending]
-        x, u = trial[:, :-1], trial.diff(dim=1)
-        finite = (x.isfinite() & u.isfinite()).flatten(1).all(1)
-        x, u = (torch.where(finite[:, None, None], y, start[pending][:, :-1]) for y in (x, u))
-        reached = space.norm(x.flatten(0, 1), u.flatten(0, 1)).square().view(u.shape[:2]).sum(1)
+        share = stride[pending, None, None]
+        trial[:, 1:-1] += share * shift[pending]
+        x = trial[:, :-1]
+        u = trial.diff(dim=1)
+        known = x.isfinite() & u.isfinite()
+        finite = known.flatten(1).all(1)
+        x = torch.where(finite[:, None, None], x, start[pending][:, :-1])
+        u = torch.where(finite[:, None, None], u, start[pending][:, :-1])
+        points = x.flatten(0, 1)
+        squared = space.norm(points, u.flatten(0, 1)).square()
+        reached = squared.view(u.shape[:2]).sum(1)
         limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
         good = finite & (reached <= limit)
         rows = pending[good]

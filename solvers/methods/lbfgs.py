@@ -46,7 +46,8 @@ class LBFGS(Descent, Optimizer):
 
     def memory(self, x: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Steps, then gradient changes, newest first; the curve's size."""
-        return x.new_zeros(len(x), 2 * self.history, *x.shape[1:]), extent[:, None]
+        nothing = x.new_zeros(len(x), 2 * self.history, *x.shape[1:])
+        return nothing, extent[:, None]
 
     def advance(
         self, objective: Objective, x: Tensor, memory: Tensor, scalars: Tensor, count: int
@@ -56,37 +57,60 @@ class LBFGS(Descent, Optimizer):
         steps, changes = memory.split(self.history, 1)
         energy, g = objective(x, everyone)
         for _ in range(count):
-            direction = self._direction(g, steps, changes, scalars[:, 0])
-            moved, reached, turned = _searched(objective, x, energy, g, direction)
-            step, change = (moved - x)[:, None], (turned - g)[:, None]
-            steps = torch.cat([step, steps[:, :-1]], 1)
-            changes = torch.cat([change, changes[:, :-1]], 1)
-            x, energy, g = moved, reached, turned
+            extent = scalars[:, 0]
+            direction = self._direction(g, steps, changes, extent)
+            moved, reached, turned = _searched(
+                objective=objective, x=x, energy=energy, g=g, direction=direction
+            )
+            step = (moved - x)[:, None]
+            change = (turned - g)[:, None]
+            older = steps[:, :-1]
+            steps = torch.cat([step, older], 1)
+            earlier = changes[:, :-1]
+            changes = torch.cat([change, earlier], 1)
+            x = moved
+            energy = reached
+            g = turned
         return x, torch.cat([steps, changes], 1), scalars
 
     def _direction(self, g: Tensor, steps: Tensor, changes: Tensor, extent: Tensor) -> Tensor:
         """Two-loop recursion; pairs without positive curvature do not count."""
-        curvature = (steps * changes).sum((2, 3))
-        eps, tiny = torch.finfo(g.dtype).eps, torch.finfo(g.dtype).tiny
-        turns, ways = (part.square().sum((2, 3)).sqrt() for part in (changes, steps))
-        useful = curvature > eps * turns * ways
-        rho = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
-        q, alphas = g, []
+        tiny = torch.finfo(g.dtype).tiny
+        curvature, useful = _curvatures(steps, changes)
+        divisor = torch.where(useful, curvature, 1.0)
+        rho = torch.where(useful, 1 / divisor, 0.0)
+        q = g
+        alphas = []
         for k in range(self.history):
-            alpha = rho[:, k] * (steps[:, k] * q).sum((1, 2))
+            along = (steps[:, k] * q).sum((1, 2))
+            alpha = rho[:, k] * along
             q = q - alpha[:, None, None] * changes[:, k]
             alphas.append(alpha)
         # Without a memory the first step is a hundredth of the curve's size.
-        size = g.square().sum((1, 2)).sqrt().clamp(min=tiny)
+        norm = g.square().sum((1, 2)).sqrt()
+        size = norm.clamp(min=tiny)
         scale = extent / (100 * size)
         for k in reversed(range(self.history)):
-            square = changes[:, k].square().sum((1, 2)).clamp(min=tiny)
-            scale = torch.where(useful[:, k], curvature[:, k] / square, scale)
+            total = changes[:, k].square().sum((1, 2))
+            square = total.clamp(min=tiny)
+            ratio = curvature[:, k] / square
+            scale = torch.where(useful[:, k], ratio, scale)
         r = scale[:, None, None] * q
         for k in reversed(range(self.history)):
-            beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
-            r = r + (alphas[k] - beta)[:, None, None] * steps[:, k]
+            across = (changes[:, k] * r).sum((1, 2))
+            beta = rho[:, k] * across
+            share = alphas[k] - beta
+            r = r + share[:, None, None] * steps[:, k]
         return -r
+
+
+def _curvatures(steps: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:  # -> (p, h), (p, h)
+    """Curvatures along the steps, and whether they are positive beyond rounding."""
+    curvature = (steps * changes).sum((2, 3))
+    eps = torch.finfo(steps.dtype).eps
+    turns = changes.square().sum((2, 3)).sqrt()
+    ways = steps.square().sum((2, 3)).sqrt()
+    return curvature, curvature > eps * turns * ways
 
 
 def _searched(
@@ -98,13 +122,16 @@ def _searched(
         Parameters, energies and gradients there; those of the start where there is none.
     """
     slope = (g * direction).sum((1, 2))
-    moved, reached, turned = x.clone(), energy.clone(), g.clone()
+    moved = x.clone()
+    reached = energy.clone()
+    turned = g.clone()
     stride = torch.ones_like(energy)
     pending = (slope < 0).nonzero().flatten()
     for _ in range(_ATTEMPTS):
         if not len(pending):
             break
-        trial = x[pending] + stride[pending, None, None] * direction[pending]
+        share = stride[pending, None, None]
+        trial = x[pending] + share * direction[pending]
         there, gradient = objective(trial, pending)
         limit = energy[pending] + _SUFFICIENT * stride[pending] * slope[pending]
         good = there <= limit  # False for NaN

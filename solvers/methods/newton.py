@@ -46,6 +46,7 @@ from riemae.solvers.energy import discrete_energy
 from riemae.solvers.methods.newton_expansion import expand, sound
 from riemae.solvers.methods.newton_limits import LIMITS
 from riemae.solvers.methods.newton_run import Run, ended
+from riemae.solvers.methods.newton_saddles import escape, undamped
 from riemae.solvers.model import QuadraticModel, decrement_of
 from riemae.solvers.result import Status
 from riemae.solvers.solver import check_settings
@@ -57,7 +58,6 @@ from riemae.solvers.state import (
     masked,
     moved,
     on_host,
-    placed,
     put,
     relative_length,
 )
@@ -177,9 +177,14 @@ class _Sweep:
         book = self.book
         self.carried = book["known"] & ~book["stale"]
         self.fresh = self._wants_second_order()
-        unseen = ~self.carried & ((book["steps"] == 0) | ~book["first"])
-        self.expansion, finite = sound(expand(self.space, state, self.carried, self.fresh))
-        self.model = QuadraticModel.of(self.expansion, self.carried, self.fresh, unseen)
+        first_look = (book["steps"] == 0) | ~book["first"]
+        unseen = ~self.carried & first_look
+        self.expansion, finite = sound(
+            expand(space=self.space, state=state, carried=self.carried, fresh=self.fresh)
+        )
+        self.model = QuadraticModel.of(
+            expansion=self.expansion, reused=self.carried, fresh=self.fresh, unseen=unseen
+        )
         self.energy = on_host(self.expansion.energy)
         self.noise = on_host(self.expansion.noise)
         book["status"][self.model.singular] = Status.SINGULAR
@@ -197,8 +202,12 @@ class _Sweep:
         # Far from the geodesic they are not worth having. But a start curve that may be kept as it
         # is must be judged by the full Hessian at once.
         minimising = self.solver.target == "minimum"
-        wait = self.solver.gauss_newton_steps * book["first"] if minimising else 0
-        return np.where(book["known"], book["stale"], book["near"] | (book["steps"] >= wait))
+        if minimising:
+            wait = self.solver.gauss_newton_steps * book["first"]
+        else:
+            wait = 0
+        begins = book["near"] | (book["steps"] >= wait)
+        return np.where(book["known"], book["stale"], begins)
 
     def _promise(self) -> None:
         """The step of the model, and the decrement that it promises."""
@@ -208,26 +217,33 @@ class _Sweep:
         if (damping != 0).any():
             self.step, decrement = self.model.solve(damping)
             self.promised = on_host(decrement)
-        self.relative = relative_length(self.promised * (1 + damping), self.energy)
+        undamped = self.promised * (1 + damping)
+        self.relative = relative_length(undamped, self.energy)
 
     def _assign(self) -> None:
         """The phase of every curve."""
-        book, indefinite = self.book, self.model.indefinite
+        book = self.book
+        indefinite = self.model.indefinite
         undamped = book["damping"] == 0
         live = book["status"] == RUNNING
         saddle = live & self._kept()
         rest = live & ~saddle
         self.informed = (self.model.index >= 0) | (not self.solver.second_order)
-        small = (self.relative <= self.tol) | (self.promised <= 2 * self.noise)
+        negligible = self.promised <= 2 * self.noise
+        small = (self.relative <= self.tol) | negligible
         self.quiet = rest & self.informed & small
-        self.sound = (self.informed | ~self.carried) & ~indefinite & undamped
+        trusted = self.informed | ~self.carried
+        self.sound = trusted & ~indefinite & undamped
         # What a step leaves is known only once it has been taken: one that promises more than
         # rounding is taken, however short. A matrix from a coarser level may promise too little by
         # far. On the first level, whose curve is not the answer, the Hessian itself is believed,
         # and its last step is taken without a look.
-        last = self.quiet & self.sound & self.fresh & book["first"]
-        believed = np.where(self.carried, LIMITS.believed, 2.0) * self.noise
-        still = self.quiet & (~self.sound | (self.promised <= believed))
+        settled = self.quiet & self.sound
+        last = settled & self.fresh & book["first"]
+        factor = np.where(self.carried, LIMITS.believed, 2.0)
+        believed = factor * self.noise
+        little = self.promised <= believed
+        still = self.quiet & (~self.sound | little)
         self.phase = np.full(len(book), Phase.FAILED)
         self.phase[rest & self.sound] = Phase.RUN
         self.phase[rest & ~self.sound] = Phase.DESCENT
@@ -239,10 +255,13 @@ class _Sweep:
 
     def _kept(self) -> np.ndarray:
         """Which curves converge to a saddle on purpose."""
-        book, indefinite = self.book, self.model.indefinite
+        book = self.book
+        indefinite = self.model.indefinite
         if self.solver.target != "stationary":
             return np.zeros_like(indefinite)
-        at_start = (book["steps"] == 0) & indefinite & (self.relative < LIMITS.near)
+        new = book["steps"] == 0
+        close = self.relative < LIMITS.near
+        at_start = new & indefinite & close
         return at_start | (book["kept"] & indefinite)
 
     def _live(self) -> np.ndarray:
@@ -255,20 +274,14 @@ class _Sweep:
         if not saddle.any():
             return
         rows = saddle.nonzero()[0]
-        where = placed(rows, self.nodes)
-        gradient = self.expansion.gradient[where]
-        matrix = self.model.full.select(where).dense()
-        right = -gradient.flatten(1)[..., None]
-        step, info = torch.linalg.solve_ex(matrix, right, check_errors=False)
-        step = torch.where((info == 0)[:, None, None], step[..., 0].view_as(gradient), 0.0)
-        own = (gradient * step).sum((-1, -2)).abs()
-        promised = torch.maximum(own, self.model.decrement[where])
-        relative = on_host(relative_length(promised, self.expansion.energy[where]))
-        self.book["decrement"][rows] = relative
-        self.book["status"][rows[relative <= self.tol]] = Status.CONVERGED
-        self.book["status"][rows[on_host(info) != 0]] = Status.SINGULAR
-        self.book["stale"] |= saddle
-        self.nodes = put(self.nodes, rows, moved(self.nodes[where], step))
+        (nodes,) = curves_at(rows, self.nodes)
+        reached, relative, solved = undamped(self.expansion, self.model, nodes, rows)
+        book = self.book
+        book["decrement"][rows] = relative
+        book["status"][rows[relative <= self.tol]] = Status.CONVERGED
+        book["status"][rows[~solved]] = Status.SINGULAR
+        book["stale"] |= saddle
+        self.nodes = put(self.nodes, rows, reached)
 
     def leave_saddles(self) -> None:
         """LEAVING: along the direction of most negative curvature.
@@ -279,36 +292,13 @@ class _Sweep:
         leaving = self.phase == Phase.LEAVING
         if not leaving.any():
             return
-        left = self._escaped(leaving)
+        rows = leaving.nonzero()[0]
+        self.nodes, escaped = escape(self.space, self.expansion, self.model, self.nodes, rows)
+        left = np.zeros_like(leaving)
+        left[escaped] = True
         self.book["stale"] |= left
         self.quiet &= ~left
         self.phase[leaving & ~left] = Phase.STILL
-
-    def _escaped(self, leaving: np.ndarray) -> np.ndarray:
-        """Move the curves; which of them have found a lower energy."""
-        where = placed(leaving.nonzero()[0], self.nodes)
-        left = np.zeros_like(leaving)
-        expansion = self.expansion
-        vectors = torch.linalg.eigh(self.model.full.select(where).dense()).eigenvectors
-        direction = vectors[..., 0].view_as(expansion.gradient[where])
-        bent = expansion.gauss_newton.select(where).product(direction)
-        stiffness = (direction * bent).sum((-1, -2))
-        size = (expansion.energy[where] / stiffness).sqrt()
-        for attempt in range(1, LIMITS.attempts):
-            stride = 0.5**attempt * size[:, None, None] * direction
-            both = torch.stack([moved(self.nodes[where], sign * stride) for sign in (1, -1)])
-            energies = [discrete_energy(self.space.squared_chords(trial)) for trial in both]
-            lower, side = torch.stack(energies).nan_to_num(torch.inf).min(0)
-            found = lower < expansion.energy[where] - expansion.noise[where]
-            if bool(found.any()):
-                every = torch.arange(len(where), device=self.nodes.device)
-                self.nodes = self.nodes.clone()
-                self.nodes[where[found]] = both[side, every][found]
-                left[on_host(where[found])] = True
-            where, size, direction = where[~found], size[~found], direction[~found]
-            if not len(where):
-                break
-        return left
 
     def count(self) -> None:
         """Enter the step and its decrement into the book."""
@@ -333,7 +323,8 @@ class _Sweep:
         run(rows, self.expansion, self.model, self.carried, self.informed)
         self.nodes = run.nodes
         self.refused = run.refused
-        self.phase[self.refused & ~self.quiet] = Phase.DESCENT
+        again = self.refused & ~self.quiet
+        self.phase[again] = Phase.DESCENT
 
     def descend(self) -> None:
         """DESCENT: the longest damped step that lowers the energy; STALLED without one."""
@@ -349,52 +340,71 @@ class _Sweep:
 
         Of the curves that a run has refused, the undamped step is known not to.
         """
-        start, damping = self.nodes, self.book["damping"]
+        start = self.nodes
+        damping = self.book["damping"]
         lowered = np.zeros_like(self.refused)
-        (step,) = curves_at(rows, self.step)
-        promised = self.promised[rows]
-        known = self.refused[rows].nonzero()[0]
-        if len(known):
-            damping[rows[known]] = LIMITS.damping_start
-            damped, less = self.model.solve(damping[rows[known]], rows[known])
-            step = put(step, known, damped)
-            promised = promised.copy()
-            promised[known] = on_host(less)
+        step, promised = self._first_step(rows)
         for attempt in range(LIMITS.attempts):
             if attempt:
                 step, less = self.model.solve(damping[rows], rows)
                 promised = on_host(less)
-            trial = moved(curves_at(rows, start)[0], step)
-            reached = on_host(discrete_energy(self.space.squared_chords(trial)))
+            (before,) = curves_at(rows, start)
+            trial = moved(before, step)
+            energies = discrete_energy(self.space.squared_chords(trial))
+            reached = on_host(energies)
             gain = self.energy[rows] - reached
-            enough = gain >= LIMITS.enough * promised - self.noise[rows]  # False for NaN
+            needed = LIMITS.enough * promised - self.noise[rows]
+            enough = gain >= needed  # False for NaN
             taken = enough.nonzero()[0]
             if len(taken):
-                self.nodes = put(self.nodes, rows[taken], curves_at(taken, trial)[0])
+                better = curves_at(taken, trial)[0]
+                self.nodes = put(self.nodes, rows[taken], better)
             lowered[rows[taken]] = True
-            good = rows[enough & (gain >= LIMITS.good * promised - self.noise[rows])]
-            relaxed = damping[good] / 8
-            damping[good] = np.where(relaxed < LIMITS.damping_floor, 0.0, relaxed)
+            clear = gain >= LIMITS.good * promised - self.noise[rows]
+            good = rows[enough & clear]
+            damping[good] = _relaxed(damping[good])
             rows = rows[~enough]
             damping[rows] = np.maximum(4 * damping[rows], LIMITS.damping_start)
             if not len(rows):
                 break
         return lowered
 
+    def _first_step(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """The steps of the curves at ``rows``, damped where a run has refused the undamped one.
+
+        And the decrements that they promise.
+        """
+        damping = self.book["damping"]
+        (step,) = curves_at(rows, self.step)
+        promised = self.promised[rows]
+        known = self.refused[rows].nonzero()[0]
+        if len(known):
+            those = rows[known]
+            damping[those] = LIMITS.damping_start
+            damped, less = self.model.solve(damping[those], those)
+            step = put(step, known, damped)
+            promised = promised.copy()
+            promised[known] = on_host(less)
+        return step, promised
+
     def end(self) -> None:
         """Give quiet curves their verdict, unless a run has found their matrix wanting."""
         book = self.book
-        ending = self.quiet & (book["status"] == RUNNING) & ~(self.carried & book["stale"])
+        running = book["status"] == RUNNING
+        wanting = self.carried & book["stale"]
+        ending = self.quiet & running & ~wanting
         verdict = ended(book["decrement"], self.nodes.dtype, self.tol)
         book["status"] = np.where(ending, verdict, book["status"])
 
     def polish(self) -> None:
         """Correct the nodes of finished curves for the second order of the energy."""
-        if self.tol > LIMITS.sharp or self.nodes.shape[1] <= LIMITS.sharp_segments:
+        coarse = self.nodes.shape[1] <= LIMITS.sharp_segments
+        if self.tol > LIMITS.sharp or coarse:
             return
         status = self.book["status"]
         finished = (status != RUNNING) & (status != Status.STALLED)
-        rows = (self._live() & self.sound & finished).nonzero()[0]
+        ending = self._live() & self.sound & finished
+        rows = ending.nonzero()[0]
         if not len(rows):
             return
         at, energy = curves_at(rows, self.nodes, self.expansion.energy)
@@ -404,11 +414,24 @@ class _Sweep:
         step = self.model.newton(residual, rows)
         size = relative_length(decrement_of(residual, step), energy)
         small = (size < LIMITS.sharp_limit)[:, None, None]
-        self.nodes = put(self.nodes, rows, moved(at, torch.where(small, step, 0.0)))
+        correction = torch.where(small, step, 0.0)
+        self.nodes = put(self.nodes, rows, moved(at, correction))
 
     def state(self) -> PathState:
         """The state after the step."""
-        gn, correction = self.model.gauss_newton, self.model.correction
+        gn = self.model.gauss_newton
+        correction = self.model.correction
         return PathState(
-            self.book, self.nodes, gn.diagonal, gn.upper, correction.diagonal, correction.upper
+            book=self.book,
+            nodes=self.nodes,
+            tangents=gn.diagonal,
+            crossings=gn.upper,
+            diagonal=correction.diagonal,
+            upper=correction.upper,
         )
+
+
+def _relaxed(damping: np.ndarray) -> np.ndarray:
+    """Less damping after a good step; none at all once it is small."""
+    relaxed = damping / 8
+    return np.where(relaxed < LIMITS.damping_floor, 0.0, relaxed)

@@ -6,6 +6,7 @@ For latent spaces too large for m × m blocks along the path.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.hooks import products
-from riemae.solvers.krylov import PathMetric, Truncated, truncated_cg
+from riemae.solvers.krylov import Truncated, truncated_cg
+from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.products import Product, Products
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
@@ -113,48 +115,58 @@ class NewtonCG:
         state = self._prepared(space, state)
         metric = PathMetric(state.basis, state.values, state.rest)
         local = products(space, state.nodes)
-        energy, g, noise = local.energy, local.gradient, local.noise
-        finite = energy.isfinite() & g.flatten(1).isfinite().all(1)
-        singular = finite & ~((metric.rest > 0) & (energy > 0))
-        live = finite & ~singular
+        energy = local.energy
+        g = local.gradient
+        noise = local.noise
+        gradient_finite = g.flatten(1).isfinite().all(1)
+        finite = energy.isfinite() & gradient_finite
+        regular = (metric.rest > 0) & (energy > 0)
+        live = finite & regular
         g = torch.where(live[:, None, None], g, 0.0)
         # The trust region is as large as the curve: its energy is |z|² of the path's metric.
-        radius = torch.where(state.radius.isnan(), (2 * energy).sqrt(), state.radius)
+        extent = (2 * energy).sqrt()
+        radius = torch.where(state.radius.isnan(), extent, state.radius)
         rough = (g * metric.solve(g)).sum((1, 2)) / (4 * energy)
-        flat = (rough > _FAR) if self.second_order else torch.ones_like(live)
-        model = self._model(space, state.nodes, local, metric, g, radius, rough, flat, tol)
+        if self.second_order:
+            flat = rough > _FAR
+        else:
+            flat = torch.ones_like(live)
+        model = self._model(
+            space=space,
+            nodes=state.nodes,
+            local=local,
+            metric=metric,
+            gradient=g,
+            radius=radius,
+            rough=rough,
+            flat=flat,
+            tol=tol,
+        )
 
-        predicted = 2 * (model.gain + torch.where(model.bounded, 0.0, model.remainder))
-        relative = predicted / (4 * energy)
-        quiet = live & ~model.bounded & ((relative <= tol) | (predicted <= 2 * noise))
-        nodes, stride, discrepancy = _searched(space, state.nodes, energy, noise, g, model, live)
-        moved = stride > 0
-        # Negative curvature along which nothing falls: a geodesic that does not minimise, or
-        # rounding.
-        saddle = live & model.negative & ~moved & ((rough <= tol) | (model.gain <= noise))
-        index = torch.where(saddle & model.negative, 1, state.index)
-        relative = torch.where(saddle, rough, relative)
-
-        # A step that misjudged the energy by δ leaves a decrement of up to 9δ²/decrement.
-        left = (9 * discrepancy.square() / predicted + 2 * model.remainder) / (4 * energy)
-        left = torch.maximum(left, _TRUSTED_GAIN * relative)
-        whole = live & (stride == 1) & ~model.bounded
-        second = ~flat | (not self.second_order)
-        ended = quiet | saddle | (whole & second & (left <= tol))
-        acceptable = max(_ACCEPTABLE * tol, 4 * tolerance(relative.dtype).length)
-        coarse = (quiet | saddle) & (relative > acceptable)
-        status = torch.where(ended, int(Status.CONVERGED), state.status)
-        status = torch.where(coarse, int(Status.PRECISION), status)
-        status = torch.where(live & ~ended & ~moved, int(Status.STALLED), status)
+        nodes, stride, discrepancy = _searched(
+            space=space, nodes=state.nodes, energy=energy, noise=noise, g=g, model=model, live=live
+        )
+        verdict = _judged(
+            local=local,
+            model=model,
+            live=live,
+            stride=stride,
+            discrepancy=discrepancy,
+            rough=rough,
+            second=~flat | (not self.second_order),
+            tol=tol,
+        )
+        status = torch.where(verdict.ended, int(Status.CONVERGED), state.status)
+        status = torch.where(verdict.coarse, int(Status.PRECISION), status)
+        status = torch.where(verdict.stalled, int(Status.STALLED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
-        status = torch.where(singular, int(Status.SINGULAR), status)
-        decrement = torch.where(whole & ~quiet, left, relative)
+        status = torch.where(finite & ~regular, int(Status.SINGULAR), status)
         return replace(
             state,
             nodes=nodes,
             status=status,
-            decrement=torch.where(live, decrement, torch.nan),
-            index=index,
+            decrement=torch.where(live, verdict.decrement, torch.nan),
+            index=torch.where(verdict.saddle, 1, state.index),
             steps=state.steps + 1,
             radius=_trusted(radius, model, stride, discrepancy),
         )
@@ -192,7 +204,8 @@ class NewtonCG:
         # |residual| / |gradient| of order |gradient|^½ makes convergence superlinear.
         forcing = rough.sqrt().clamp(_LEAST_FORCING, 0.5)
         enough = 0.1 * tol * 2 * local.energy
-        parts, order = [], []
+        parts = []
+        order = []
         for first_order in (True, False):
             rows = (flat == first_order).nonzero().flatten()
             if not len(rows):
@@ -202,23 +215,97 @@ class NewtonCG:
                 some: Tensor, rows: Tensor = rows, first_order: bool = first_order
             ) -> Product:
                 of = rows[some]
-                here = local if len(of) == len(nodes) else products(space, nodes[of])
+                if len(of) == len(nodes):
+                    here = local
+                else:
+                    here = products(space, nodes[of])
                 if first_order and here.gauss_newton is not None:
                     return here.gauss_newton
                 return here.hessian
 
             part = truncated_cg(
-                product,
-                metric.select(rows),
-                gradient[rows],
-                radius[rows],
-                forcing[rows],
-                enough[rows],
-                self.max_products,
+                product=product,
+                metric=metric.select(rows),
+                gradient=gradient[rows],
+                radius=radius[rows],
+                forcing=forcing[rows],
+                enough=enough[rows],
+                most=self.max_products,
             )
             parts.append(part)
             order.append(rows)
         return Truncated.cat(parts).select(torch.cat(order).argsort())
+
+
+class _Verdict(NamedTuple):
+    """What a step says of its curves, ``(p,)`` each.
+
+    Attributes:
+        decrement: The relative decrement that is left.
+        ended: The curve has converged.
+        coarse: It has, but rounding has stopped it well above the tolerance.
+        stalled: No part of the step lowers the energy.
+        saddle: It has converged to a geodesic that does not minimise.
+    """
+
+    decrement: Tensor
+    ended: Tensor
+    coarse: Tensor
+    stalled: Tensor
+    saddle: Tensor
+
+
+def _judged(
+    local: Products,
+    model: Truncated,
+    live: Tensor,
+    stride: Tensor,
+    discrepancy: Tensor,
+    rough: Tensor,
+    second: Tensor,
+    tol: float,
+) -> _Verdict:
+    """The verdict after a step.
+
+    Args:
+        local: Energies before the step.
+        model: The step that was tried.
+        live: ``(p,)`` bool: curves with an energy and a metric.
+        stride: ``(p,)``, the share of the step that was taken.
+        discrepancy: ``(p,)``, by how much the model misjudged the energy.
+        rough: ``(p,)``, the relative decrement in the preconditioner's metric.
+        second: ``(p,)`` bool: the model is of second order, or need not be.
+        tol: Relative decrement that ends a curve.
+    """
+    energy = local.energy
+    noise = local.noise
+    remainder = torch.where(model.bounded, 0.0, model.remainder)
+    predicted = 2 * (model.gain + remainder)
+    relative = predicted / (4 * energy)
+    negligible = (relative <= tol) | (predicted <= 2 * noise)
+    quiet = live & ~model.bounded & negligible
+    moved = stride > 0
+    # Negative curvature along which nothing falls: a geodesic that does not minimise, or rounding.
+    level = (rough <= tol) | (model.gain <= noise)
+    saddle = live & model.negative & ~moved & level
+    relative = torch.where(saddle, rough, relative)
+
+    # A step that misjudged the energy by δ leaves a decrement of up to 9δ²/decrement.
+    misjudged = 9 * discrepancy.square() / predicted
+    left = (misjudged + 2 * model.remainder) / (4 * energy)
+    left = torch.maximum(left, _TRUSTED_GAIN * relative)
+    whole = live & (stride == 1) & ~model.bounded
+    settled = quiet | saddle
+    ended = settled | (whole & second & (left <= tol))
+    rounding = 4 * tolerance(relative.dtype).length
+    acceptable = max(_ACCEPTABLE * tol, rounding)
+    return _Verdict(
+        decrement=torch.where(whole & ~quiet, left, relative),
+        ended=ended,
+        coarse=settled & (relative > acceptable),
+        stalled=live & ~ended & ~moved,
+        saddle=saddle,
+    )
 
 
 def _searched(
@@ -236,9 +323,11 @@ def _searched(
         Nodes, the share of the step that was taken (0 for none), and by how much the model
         misjudged the energy.
     """
-    start, nodes = nodes, nodes.clone()
+    start = nodes
+    nodes = nodes.clone()
     slope = (g * model.step).sum((1, 2))
-    taken, discrepancy = torch.zeros_like(energy), torch.full_like(energy, torch.inf)
+    taken = torch.zeros_like(energy)
+    discrepancy = torch.full_like(energy, torch.inf)
     pending = (live & (slope < 0)).nonzero().flatten()
     for attempt in range(_ATTEMPTS):
         if not len(pending):

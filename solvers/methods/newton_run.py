@@ -192,8 +192,19 @@ class Run:
         curves.stiff |= bend < LIMITS.stiff * curves.promised
         relative = relative_length(left, energy)
         share = left / curves.promised
-        outcome = self._judged(curves, lower, left, relative, share, taken)
-        return _Trial(nodes, gradient, ahead, energy, left, relative, share, outcome)
+        outcome = self._judged(
+            curves=curves, lower=lower, left=left, relative=relative, share=share, taken=taken
+        )
+        return _Trial(
+            nodes=nodes,
+            gradient=gradient,
+            ahead=ahead,
+            energy=energy,
+            left=left,
+            relative=relative,
+            share=share,
+            outcome=outcome,
+        )
 
     def _judged(
         self,

@@ -84,28 +84,45 @@ class Shooting:
     def step(self, space: Space, state: ShootingState, tol: float) -> ShootingState:
         """One Newton step of every curve."""
         stride = (state.nodes.shape[1] - 1) // self.shots
-        knots, velocities = state.nodes[:, ::stride], state.velocities
-        rtol = max(_INTEGRATION_SHARE * tol, 1e-11 if knots.dtype == torch.float64 else 1e-6)
+        knots = state.nodes[:, ::stride]
+        velocities = state.velocities
+        sharpest = 1e-11 if knots.dtype == torch.float64 else 1e-6
+        rtol = max(_INTEGRATION_SHARE * tol, sharpest)
         fired = self._fire(space, knots, velocities, rtol, fields=True)
         gaps = _gaps(fired, knots, velocities)
-        miss = _miss(gaps, velocities.norm(dim=-1).amax(1))
+        size = velocities.norm(dim=-1).amax(1)
+        miss = _miss(gaps, size)
         finite = miss.isfinite()
         # Below what the integrator can tell there is nothing to gain.
-        done = finite & (miss <= max(tol, 10 * rtol))
+        least = max(tol, 10 * rtol)
+        done = finite & (miss <= least)
 
-        identity = torch.eye(2 * knots.shape[-1]).to(knots)
-        safe = torch.where(finite[:, None, None, None], fired.fields, identity)
-        correction = _newton(safe, gaps.nan_to_num(0.0))
+        correction = _correction(fired.fields, gaps, finite)
         pending = (finite & ~done).nonzero().flatten()
         nodes, speeds, lower = self._searched(
-            space, knots, velocities, correction, miss, pending, rtol
+            space=space,
+            knots=knots,
+            velocities=velocities,
+            correction=correction,
+            miss=miss,
+            pending=pending,
+            rtol=rtol,
         )
         status = torch.where(lower | done, RUNNING, int(Status.STALLED))
         status = torch.where(done, int(Status.CONVERGED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
+        nodes = self._dense(
+            space=space,
+            old=state.nodes,
+            knots=nodes,
+            velocities=speeds,
+            stride=stride,
+            done=done,
+            rtol=rtol,
+        )
         state = replace(
             state,
-            nodes=self._dense(space, state.nodes, nodes, speeds, stride, done, rtol),
+            nodes=nodes,
             velocities=speeds,
             status=status,
             decrement=miss.square(),
@@ -130,7 +147,8 @@ class Shooting:
         """
         moved, turned = correction
         size = velocities.norm(dim=-1).amax(1)
-        nodes, speeds = knots.clone(), velocities.clone()
+        nodes = knots.clone()
+        speeds = velocities.clone()
         lower = torch.zeros_like(miss, dtype=torch.bool)
         share = torch.ones_like(miss)
         for _ in range(_ATTEMPTS):
@@ -140,8 +158,10 @@ class Shooting:
             trial = knots[pending] + part * moved[pending]
             speed = velocities[pending] + part * turned[pending]
             fired = self._fire(space, trial, speed, rtol, fields=False)
-            reached = _miss(_gaps(fired, trial, speed), size[pending])
-            good = reached <= (1 - share[pending] / 4) * miss[pending]  # False for NaN
+            misses = _gaps(fired, trial, speed)
+            reached = _miss(misses, size[pending])
+            wanted = 1 - share[pending] / 4
+            good = reached <= wanted * miss[pending]  # False for NaN
             rows = pending[good]
             nodes[rows] = trial[good]
             speeds[rows] = speed[good]
@@ -158,21 +178,38 @@ class Shooting:
         With the derivative in their start and velocity.
         """
         p, k, m = velocities.shape
-        z, v = knots[:, :-1].flatten(0, 1), velocities.flatten(0, 1)
-        count = 2 * m if fields else 0
-        start, slope = z.new_zeros(len(z), count, m), z.new_zeros(len(z), count, m)
+        z = knots[:, :-1].flatten(0, 1)
+        v = velocities.flatten(0, 1)
+        if fields:
+            count = 2 * m
+        else:
+            count = 0
+        start = z.new_zeros(len(z), count, m)
+        slope = z.new_zeros(len(z), count, m)
         if fields:
             identity = torch.eye(m).to(z)
             start[:, :m] = identity
             slope[:, m:] = identity
             # The coordinate derivative of the start velocity stands still while the start moves.
-            slope[:, :m] = -sound_connection_matrix(space, z, v).mT
-        flow = Variation(space, z, v, start, slope, 1.0, rtol, 2000)
+            turn = sound_connection_matrix(space, z, v)
+            slope[:, :m] = -turn.mT
+        flow = Variation(
+            space=space,
+            z=z,
+            v=v,
+            fields=start,
+            derivatives=slope,
+            reach=1.0,
+            rtol=rtol,
+            max_steps=2000,
+        )
         end = flow.at(1.0 / k)
         if fields:  # back from covariant to coordinate derivatives
             connection = sound_connection_matrix(space, end.z, end.v)
-            rates = end.derivatives + torch.einsum("pij,pcj->pci", connection, end.fields)
-            end = replace(end, fields=torch.cat([end.fields, rates], -1).mT)
+            turned = torch.einsum("pij,pcj->pci", connection, end.fields)
+            rates = end.derivatives + turned
+            every = torch.cat([end.fields, rates], -1)
+            end = replace(end, fields=every.mT)
         parts = (end.z, end.v, end.fields, end.derivatives)
         return Moment(*(part.unflatten(0, (p, k)) for part in parts))
 
@@ -198,16 +235,40 @@ class Shooting:
         p, k, m = velocities.shape
         # Between the knots of an unfinished curve a spline will do: it only carries the velocities
         # to the next level.
-        slopes = torch.cat([velocities, velocities[:, -1:]], 1)
-        nodes[:] = Curve(knots, slopes).resample(stride * k).nodes
+        last = velocities[:, -1:]
+        slopes = torch.cat([velocities, last], 1)
+        curve = Curve(knots, slopes)
+        nodes[:] = curve.resample(stride * k).nodes
         nodes[:, ::stride] = knots
         if len(rows):
-            z, v = knots[rows, :-1].flatten(0, 1), velocities[rows].flatten(0, 1)
+            z = knots[rows, :-1].flatten(0, 1)
+            v = velocities[rows].flatten(0, 1)
             none = z.new_zeros(len(z), 0, m)
-            flow = Variation(space, z, v, none, none, 1.0, rtol, 2000)
+            flow = Variation(
+                space=space,
+                z=z,
+                v=v,
+                fields=none,
+                derivatives=none,
+                reach=1.0,
+                rtol=rtol,
+                max_steps=2000,
+            )
             for j in range(1, stride):
-                nodes[rows, j::stride] = flow.at(j / (k * stride)).z.view(len(rows), k, m)
+                time = j / (k * stride)
+                passed = flow.at(time).z
+                nodes[rows, j::stride] = passed.view(len(rows), k, m)
         return nodes
+
+
+def _correction(
+    slopes: Tensor, gaps: Tensor, finite: Tensor
+) -> tuple[Tensor, Tensor]:  # -> (p, k + 1, m), (p, k, m)
+    """Newton's correction, harmless numbers where a gap is not finite."""
+    identity = torch.eye(gaps.shape[-1]).to(gaps)
+    known = finite[:, None, None, None]
+    safe = torch.where(known, slopes, identity)
+    return _newton(safe, gaps.nan_to_num(0.0))
 
 
 def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,21 +286,31 @@ def _newton(slopes: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
     matrix = gaps.new_zeros(p, k, both, k + 1, both)
     for i in range(k):
         matrix[:, i, :, i] = slopes[:, i]
-        matrix[:, i, :, i + 1] = -torch.eye(both).to(gaps)
+        identity = torch.eye(both).to(gaps)
+        matrix[:, i, :, i + 1] = -identity
     # The first and the last point stand still, and no shot has the velocity at the end.
-    unknowns, equations = slice(m, both * k), slice(0, both * k - m)
-    square = matrix.flatten(3).flatten(1, 2)[:, equations, unknowns]
-    solution, info = torch.linalg.solve_ex(square, -gaps.flatten(1)[:, equations, None])
-    inner = torch.where((info == 0)[:, None], solution[..., 0], 0.0)
-    every = torch.nn.functional.pad(inner, (m, both)).view(p, k + 1, 2, m)
-    return every[:, :, 0], every[:, :-1, 1]
+    unknowns = slice(m, both * k)
+    equations = slice(0, both * k - m)
+    full = matrix.flatten(3).flatten(1, 2)
+    square = full[:, equations, unknowns]
+    right = -gaps.flatten(1)[:, equations, None]
+    solution, info = torch.linalg.solve_ex(square, right)
+    regular = (info == 0)[:, None]
+    inner = torch.where(regular, solution[..., 0], 0.0)
+    padded = torch.nn.functional.pad(inner, (m, both))
+    every = padded.view(p, k + 1, 2, m)
+    knots = every[:, :, 0]
+    velocities = every[:, :-1, 1]
+    return knots, velocities
 
 
 def _gaps(fired: Moment, knots: Tensor, velocities: Tensor) -> Tensor:  # -> (p, k, 2m)
     """What each shot misses the start of the next by; the velocity at the end is free."""
     position = fired.z - knots[:, 1:]
-    following = torch.cat([velocities[:, 1:], fired.v[:, -1:]], 1)
-    return torch.cat([position, fired.v - following], -1)
+    ends = fired.v[:, -1:]
+    following = torch.cat([velocities[:, 1:], ends], 1)
+    turn = fired.v - following
+    return torch.cat([position, turn], -1)
 
 
 def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
@@ -247,4 +318,6 @@ def _miss(gaps: Tensor, size: Tensor) -> Tensor:  # (p, k, 2m), (p,) -> (p,)
 
     A velocity gap counts as the way it leads astray in unit time.
     """
-    return gaps.abs().amax((1, 2)) / size.clamp(min=torch.finfo(size.dtype).tiny)
+    tiny = torch.finfo(size.dtype).tiny
+    largest = gaps.abs().amax((1, 2))
+    return largest / size.clamp(min=tiny)

@@ -12,7 +12,7 @@ from riemae import Manifold, solvers
 from riemae.exceptions import OptionError
 from riemae.solvers import Curve, Newton, Status
 from riemae.solvers.certificate import unevenness
-from riemae.solvers.curve import speeds
+from riemae.solvers.speeds import speeds
 
 
 def polar(z):

@@ -16,8 +16,8 @@ from scipy.interpolate import CubicSpline
 from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, OptionError, RiemaeError, ShapeError
 from riemae.solvers import Curve
-from riemae.solvers.curve import equalized, speeds
 from riemae.solvers.measure import Measure
+from riemae.solvers.speeds import equalized, speeds
 
 F64 = torch.float64
 FLAT = solvers.MetricSpace(lambda z: torch.eye(z.shape[-1]).to(z).expand(len(z), -1, -1))

@@ -25,7 +25,7 @@ from riemae.exceptions import (
     RiemaeError,
     ShapeError,
 )
-from riemae.solvers.curve import _QUADRATURE_POINTS
+from riemae.solvers.speeds import _QUADRATURE_POINTS
 
 F64 = torch.float64
 SPHERE = Manifold(spaces.sphere)

@@ -13,8 +13,9 @@ from riemae import Manifold, ambient, solvers
 from riemae.exceptions import NotConvergedError, OptionError
 from riemae.solvers import Curve, MetricSpace, Newton, NewtonCG, Solver, Status
 from riemae.solvers.hooks import products
-from riemae.solvers.krylov import PathMetric, truncated_cg
+from riemae.solvers.krylov import truncated_cg
 from riemae.solvers.path import MATRIX_FREE_FROM
+from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.space import space_of
 
 

@@ -1,0 +1,157 @@
+"""A metric of the path that is cheap to invert: the preconditioner of conjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.space import Space
+
+_SAMPLES = 4  # nodes per curve at which the metric is sketched
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """``2n T ⊗ Ĝ``, a metric of the path.
+
+    T are the second differences along ``n − 1`` interior nodes, Ĝ is a sketch of the curve's mean
+    metric. Where the metric is constant, and the sketch complete, this is the Hessian itself.
+
+    Attributes:
+        basis: ``(p, m, r)``, orthonormal columns.
+        values: ``(p, r)``, eigenvalues of Ĝ on them, positive.
+        rest: ``(p,)``, its value on all that is orthogonal to them, positive.
+    """
+
+    basis: Tensor
+    values: Tensor
+    rest: Tensor
+
+    @classmethod
+    def sketched(cls, space: Space, nodes: Tensor, rank: int) -> PathMetric:  # (p, n + 1, m)
+        """Nyström's approximation of the mean of G over a few nodes.
+
+        It takes ``rank`` products with fixed probes.
+        ``Ĝ = Y (ΩᵀY)⁻¹ Yᵀ`` with ``Y = Ḡ Ω``, and its smallest eigenvalue in all other directions.
+
+        References:
+            Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
+            Anal. Appl., 2023.
+        """
+        _, count, m = nodes.shape
+        rank = min(rank, m)
+        eps = torch.finfo(nodes.dtype).eps
+        probes = _probes(m, rank).to(nodes)
+        looks = min(_SAMPLES, count) + 2
+        inner = torch.linspace(0, count - 1, looks)[1:-1]
+        where = inner.round().long()
+        product = _mean_metric(space, nodes[:, where], probes)
+        core = probes.T @ product
+        core = (core + core.mT) / 2
+        # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
+        trace = core.diagonal(dim1=-2, dim2=-1).sum(-1)
+        shift = eps * trace * m
+        root, sound = _sound_root(core, shift)
+        shifted = product + shift[:, None, None] * probes
+        half = torch.where(sound[:, None, None], shifted, 0.0)
+        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
+        basis, values, rest = _spectrum(half)
+        rest = torch.where(sound, rest, torch.nan)
+        return cls(basis, values, rest)
+
+    def select(self, rows: Tensor) -> PathMetric:
+        """The metrics of the curves at ``rows``."""
+        basis = self.basis[rows]
+        values = self.values[rows]
+        rest = self.rest[rows]
+        return PathMetric(basis, values, rest)
+
+    def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
+        """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
+        n = r.shape[1] + 1
+        u = _integrated(r) / (2 * n)
+        parts = u @ self.basis
+        rest = self.rest[:, None]
+        weights = 1 / self.values - 1 / rest
+        along = parts * weights[:, None]
+        across = u / rest[:, None]
+        return across + along @ self.basis.mT
+
+
+def _spectrum(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (p, m, r), (p, r), (p,)
+    """Eigenvectors and eigenvalues of ``half halfᵀ``, and its smallest eigenvalue.
+
+    Directions within rounding of zero are not orthogonal to the others: they are left to the rest,
+    with 0 for a vector and 1 for a value.
+    """
+    number = torch.finfo(half.dtype)
+    squares, turn = torch.linalg.eigh(half.mT @ half)
+    values = squares.clamp(min=0)
+    top = values[:, -1:]
+    values = torch.maximum(values, 1e2 * number.eps * top)
+    roots = squares.clamp(min=number.tiny).sqrt()
+    basis = half @ turn / roots[:, None]
+    clear = squares > 1e3 * number.eps * top
+    basis = torch.where(clear[:, None], basis, 0.0)
+    rest = torch.where(clear, values, torch.inf).amin(-1)
+    values = torch.where(clear, values, 1.0)
+    return basis, values, rest
+
+
+def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of ``core + shift``, and where it is sound.
+
+    The identity elsewhere.
+    """
+    eye = torch.eye(core.shape[-1]).to(core)
+    shifted = core + shift[:, None, None] * eye
+    root, info = torch.linalg.cholesky_ex(shifted)
+    finite = root.isfinite().all((1, 2))
+    sound = (info == 0) & finite & (shift > 0)
+    return torch.where(sound[:, None, None], root, eye), sound
+
+
+def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
+    """``T⁻¹ f``, the discrete solution of ``−u″ = f`` with zero ends.
+
+    The tridiagonal system is solved by two running sums.
+    """
+    n = f.shape[1] + 1
+    fall = f.cumsum(1)
+    # Σ_{j<i} (i − j) f_j, i = 1 … n
+    zero = torch.zeros_like(f[:, :1])
+    bent = torch.cat([zero, fall], 1).cumsum(1)
+    node = torch.arange(1, n, device=f.device, dtype=f.dtype)
+    ramp = node[:, None] / n
+    last = bent[:, -1:]
+    return ramp * last - bent[:, :-1]
+
+
+def _mean_metric(
+    space: Space, points: Tensor, probes: Tensor
+) -> Tensor:  # (p, s, m), (m, r) -> (p, m, r)
+    """``Ḡ Ω``, as the gradient of ``½ |v|²_G`` in v."""
+    p, s, m = points.shape
+    r = probes.shape[1]
+    with torch.enable_grad():
+        every = points.detach()[:, :, None]
+        z = every.expand(p, s, r, m).reshape(-1, m)
+        directions = probes.T.expand(p, s, r, m)
+        v = directions.reshape(-1, m).clone().requires_grad_()
+        squares = space.norm(z, v).square()
+        half = squares.sum() / 2
+        (product,) = torch.autograd.grad(half, v, materialize_grads=True)
+    products = product.view(p, s, r, m)
+    return products.mean(1).mT
+
+
+def _probes(m: int, rank: int) -> Tensor:
+    """Orthonormal columns, always the same.
+
+    A curve's bits must not depend on its neighbours, nor on the clock.
+    """
+    fixed = torch.Generator().manual_seed(0)
+    gaussian = torch.randn(m, rank, generator=fixed, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q
