@@ -197,30 +197,37 @@ class CoordinateNetwork(nn.Module):
 
 
 class HyperNetwork(nn.Module):
-    """The code gives the weights of a small network, which is evaluated at 64 fixed inputs."""
+    """The code gives the weights of a small network, which is evaluated at 16 × 16 places."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("inputs", torch.randn(64, 2))
+        self.register_buffer("inputs", torch.randn(256, 2))
         self.weights = nn.Sequential(
-            nn.Linear(LATENT, 64), nn.SiLU(), nn.Linear(64, 2 * 16 + 16 + 16 * 3)
+            nn.Linear(LATENT, 128), nn.SiLU(), nn.Linear(128, 2 * 32 + 32 + 32 * 3)
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """``(b, 8) -> (b, 64, 3)``."""
-        first, bias, second = self.weights(z).split([32, 16, 48], -1)
-        hidden = torch.matmul(self.inputs, first.unflatten(-1, (2, 16))) + bias[:, None]
-        return torch.einsum("bnh,bho->bno", torch.tanh(3 * hidden), second.unflatten(-1, (16, 3)))
+        """``(b, 8) -> (b, 256, 3)``."""
+        first, bias, second = self.weights(z).split([64, 32, 96], -1)
+        hidden = torch.matmul(self.inputs, first.unflatten(-1, (2, 32))) + bias[:, None]
+        return torch.einsum("bnh,bho->bno", torch.tanh(hidden), second.unflatten(-1, (32, 3)))
 
 
 class CouplingFlow(nn.Module):
-    """Six affine couplings: a diffeomorphism of the plane of codes, so distances are chords."""
+    """Eight affine couplings: a diffeomorphism of the codes' space, so distances are chords."""
 
     def __init__(self) -> None:
         super().__init__()
         half = LATENT // 2
         self.halves = nn.ModuleList(
-            nn.Sequential(nn.Linear(half, 32), nn.Tanh(), nn.Linear(32, LATENT)) for _ in range(6)
+            nn.Sequential(
+                nn.Linear(half, 128),
+                nn.Tanh(),
+                nn.Linear(128, 128),
+                nn.Tanh(),
+                nn.Linear(128, LATENT),
+            )
+            for _ in range(8)
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -259,15 +266,15 @@ class CountDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        norm = nn.BatchNorm1d(64)
+        norm = nn.BatchNorm1d(128)
         nn.init.uniform_(norm.running_var, 0.2, 0.5)
-        self.body = nn.Sequential(nn.Linear(LATENT, 64), norm, nn.SiLU())
-        self.scale = nn.Linear(64, 200)
-        self.log_dispersion = nn.Parameter(torch.randn(200))
+        self.body = nn.Sequential(nn.Linear(LATENT, 128), norm, nn.SiLU())
+        self.scale = nn.Linear(128, 2000)
+        self.log_dispersion = nn.Parameter(torch.randn(2000))
 
     def forward(self, z: Tensor) -> Distribution:
-        """``(b, 8)`` to negative binomials ``(b, 200)`` with a fixed dispersion per gene."""
-        log_mean = math.log(2000) + torch.log_softmax(3 * self.scale(self.body(z)), -1)
+        """``(b, 8)`` to negative binomials ``(b, 2000)`` with a fixed dispersion per gene."""
+        log_mean = math.log(10_000) + torch.log_softmax(3 * self.scale(self.body(z)), -1)
         dispersion = self.log_dispersion.exp().expand_as(log_mean)
         return NegativeBinomial(dispersion, logits=log_mean - self.log_dispersion)
 
@@ -277,12 +284,12 @@ class GaussianDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(LATENT, 64), nn.ELU(), nn.Linear(64, 64), nn.Tanh())
-        self.mean = nn.Linear(64, 40)
-        self.deviation = nn.Linear(64, 40)
+        self.body = nn.Sequential(nn.Linear(LATENT, 256), nn.ELU(), nn.Linear(256, 256), nn.Tanh())
+        self.mean = nn.Linear(256, 784)
+        self.deviation = nn.Linear(256, 784)
 
     def forward(self, z: Tensor) -> Distribution:
-        """``(b, 8)`` to normal distributions ``(b, 40)``."""
+        """``(b, 8)`` to normal distributions ``(b, 784)``."""
         x = self.body(z)
         return Normal(self.mean(x), 0.1 + F.softplus(self.deviation(x)))
 
