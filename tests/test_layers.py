@@ -24,7 +24,7 @@ LAYERS = {
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.lock
+        storage.digests storage.identity storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -61,9 +61,10 @@ LAYERS = {
         ambient.features ambient.fisher ambient.geoopt ambient.uncertain
     """,
     "geometry": """
-        geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature
-        geometry.decoder geometry.distortion geometry.envelope geometry.factors geometry.latent
-        geometry.paths geometry.pullback geometry.smoothness
+        geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
+        geometry.decoder geometry.distortion geometry.envelope geometry.extrinsic geometry.factors
+        geometry.failures geometry.frames geometry.intrinsic geometry.latent geometry.paths
+        geometry.pullback geometry.smoothness geometry.training_mode geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """
