@@ -125,7 +125,9 @@ class Jet(Tensor):
                 raise NotImplementedError(f"{name_of(func)}(out=) does not support Taylor mode")
             inplace = kwargs.pop("inplace", False)
             out = chosen(func, args, kwargs)
-            return written(func, args[0], out) if inplace else out
+            if inplace:
+                return written(func, args[0], out)
+            return out
 
     def chain(self, y: Tensor, slope: Tensor, bend: Tensor | None) -> Jet:
         """The jet of ``y = op(x)``, elementwise, from the derivatives of op at the value."""
@@ -134,7 +136,8 @@ class Jet(Tensor):
             first = slope * self.first
             second = None if self.second is None else slope * self.second
             if bend is not None and tape.recorded is not None:
-                tape.recorded.append((y, ElementwiseBend(bend, self.first, tape.batch)))
+                recorded = ElementwiseBend(bend, self.first, tape.batch)
+                tape.recorded.append((y, recorded))
             elif bend is not None and tape.carries_second:
                 second = self._bent(bend * self.first, second)
         return Jet(y, first, second, tape)
@@ -144,8 +147,11 @@ class Jet(Tensor):
         assert self.tape.pairs is not None
         runs = self.tape.pairs.runs
         if self.tape.create_graph:
-            return torch.cat([self._bent_run(left[i], second, js, rows) for i, js, rows in runs])
-        out = left.new_empty(len(self.tape.pairs), *left.shape[1:]) if second is None else second
+            parts = [self._bent_run(left[i], second, js, rows) for i, js, rows in runs]
+            return torch.cat(parts)
+        out = second
+        if out is None:
+            out = left.new_empty(len(self.tape.pairs), *left.shape[1:])
         for i, js, rows in runs:
             if second is None:
                 torch.mul(left[i], self.first[js], out=out[rows])
@@ -188,14 +194,18 @@ def plain(x: Any) -> Any:
         return x.value
     if isinstance(x, (list, tuple)):
         return type(x)(map(plain, x)) if has_jets(x) else x
-    return {name: plain(value) for name, value in x.items()} if isinstance(x, dict) else x
+    if isinstance(x, dict):
+        return {name: plain(value) for name, value in x.items()}
+    return x
 
 
 def has_jets(x: Any) -> bool:
     """Whether there are jets in arguments of any nesting."""
     if isinstance(x, (list, tuple)):
         return any(map(has_jets, x))
-    return isinstance(x, Jet) or (isinstance(x, dict) and any(map(has_jets, x.values())))
+    if isinstance(x, dict):
+        return any(map(has_jets, x.values()))
+    return isinstance(x, Jet)
 
 
 # Which rule takes a function.
@@ -211,7 +221,8 @@ def _unregistered(func: Any) -> Rule:
     name = name_of(func)
     if name == "__get__":
         return _attribute
-    if name in ("__set__", "__delete__") or (name[-1:] == "_" and name[-2:] != "__"):
+    inplace = name.endswith("_") and not name.endswith("__")
+    if inplace or name in ("__set__", "__delete__"):
         return refused
     return RULES[ANY_OTHER]
 
@@ -241,8 +252,11 @@ def _substituted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             return RULES[ANY_OTHER](func, args, kwargs)
 
     inplace = kwargs.pop("inplace", False)
-    out = SUBSTITUTES[func](itself, *args, **kwargs)
-    return written(func, args[0], out) if inplace else out
+    substitute = SUBSTITUTES[func]
+    out = substitute(itself, *args, **kwargs)
+    if inplace:
+        return written(func, args[0], out)
+    return out
 
 
 # Memory that jets share.
@@ -253,11 +267,15 @@ def viewed(sources: Iterable[Jet], out: Any) -> Any:
 
     So no write into that memory goes unnoticed.
     """
-    for jet in out if isinstance(out, (tuple, list)) else (out,):
-        if isinstance(jet, Jet):
-            for source in sources:
-                if jet is not source and (jet.value is source.value or jet.value._is_view()):
-                    _share(jet, source)
+    results = out if isinstance(out, (tuple, list)) else (out,)
+    for jet in results:
+        if not isinstance(jet, Jet):
+            continue
+        for source in sources:
+            if jet is source:
+                continue
+            if jet.value is source.value or jet.value._is_view():
+                _share(jet, source)
     return out
 
 
@@ -284,8 +302,12 @@ def written(func: Any, target: Any, out: Any) -> Jet:
         raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
     if out is target:
         return target
-    if any(other() is not None and other() is not target for other in target.sharing or ()):
-        raise NotImplementedError(f"{name} writes in place into memory that other tensors share")
+    for reference in target.sharing or ():
+        other = reference()
+        if other is not None and other is not target:
+            raise NotImplementedError(
+                f"{name} writes in place into memory that other tensors share"
+            )
     fits = isinstance(out, Jet) and out.shape == target.shape
     if not fits or out.value.dtype != target.value.dtype:
         raise NotImplementedError(f"{name} in place changes the shape or the dtype")

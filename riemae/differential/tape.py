@@ -30,8 +30,13 @@ class Pairs:
     @classmethod
     def all(cls, k: int) -> Pairs:
         """``i <= j``, ordered by i."""
-        both = [(i, j) for i in range(k) for j in range(i, k)]
-        return cls([i for i, _ in both], [j for _, j in both])
+        first: list[int] = []
+        second: list[int] = []
+        for i in range(k):
+            for j in range(i, k):
+                first.append(i)
+                second.append(j)
+        return cls(first, second)
 
     def __len__(self) -> int:
         return len(self.i)
@@ -40,7 +45,9 @@ class Pairs:
         """The symmetric form whose entries for ``i <= j`` are given."""
         k = max(self.j) + 1
         place = torch.empty(k, k, dtype=torch.int64)
-        place[self.i, self.j] = place[self.j, self.i] = torch.arange(len(self))
+        numbers = torch.arange(len(self))
+        place[self.i, self.j] = numbers
+        place[self.j, self.i] = numbers
         return packed[..., place.to(packed.device)]
 
     @property
@@ -48,11 +55,16 @@ class Pairs:
         """``(i, slice of j, slice of pairs)``."""
         out: list[tuple[int, slice, slice]] = []
         for row, (i, j) in enumerate(zip(self.i, self.j, strict=True)):
-            if out and out[-1][0] == i and out[-1][1].stop == j:
-                _, columns, rows = out[-1]
-                out[-1] = (i, slice(columns.start, j + 1), slice(rows.start, row + 1))
-            else:
-                out.append((i, slice(j, j + 1), slice(row, row + 1)))
+            start_j = j
+            start_row = row
+            if out:
+                last_i, columns, rows = out[-1]
+                if last_i == i and columns.stop == j:
+                    start_j = columns.start
+                    start_row = rows.start
+                    out.pop()
+            run = (i, slice(start_j, j + 1), slice(start_row, row + 1))
+            out.append(run)
         return out
 
 
@@ -146,9 +158,11 @@ class QuadraticBend:
 
     def __call__(self, slope: Tensor) -> Tensor:  # -> (b, k, k)
         """The contribution for the sensitivity ``δ``."""
-        packed = (slope * self.second).reshape(len(self.second), self.batch, -1).sum(-1)
+        products = slope * self.second
+        packed = products.reshape(len(self.second), self.batch, -1).sum(-1)
         i = torch.tensor(self.pairs.i, device=packed.device)
         j = torch.tensor(self.pairs.j, device=packed.device)
         form = packed.new_zeros(self.k, self.k, self.batch)
-        form = form.index_put((i, j), packed).index_put((j, i), packed)
+        form = form.index_put((i, j), packed)
+        form = form.index_put((j, i), packed)
         return form.movedim(-1, 0)

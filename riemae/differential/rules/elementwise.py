@@ -51,12 +51,17 @@ class Elementwise:
             x = tape.frozen(jet.value)
             out = tape.frozen(y)
             if not alone or self.derivatives is None:
-                op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
+
+                def op(x: Tensor) -> Tensor:
+                    return func(x, *rest, **kwargs)
+
                 slope, bend = _by_forward_mode(op, x, tape, self.bends)
             elif self.known is not None and _one_plain_tangent(jet):
-                return Jet(y, self.known.tangent(jet.first, x, out), None, tape)
+                first = self.known.tangent(jet.first, x, out)
+                return Jet(y, first, None, tape)
             else:
-                slope, bend = self.derivatives(x, out, 1 if tape.pairs is None else 2)
+                order = 1 if tape.pairs is None else 2
+                slope, bend = self.derivatives(x, out, order)
         return jet.chain(y, slope, bend)
 
 
@@ -73,8 +78,9 @@ def _as_one_operation(jet: Jet) -> bool:
 def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
     pairs = jet.tape.pairs
     listed = None if pairs is None else list(zip(pairs.i, pairs.j, strict=True))
-    parts = Activation.apply(known, func, listed, jet.value, jet.first, jet.second)
-    return Jet(parts[0], parts[1], None if pairs is None else parts[2], jet.tape)
+    y, first, *seconds = Activation.apply(known, func, listed, jet.value, jet.first, jet.second)
+    second = None if pairs is None else seconds[0]
+    return Jet(y, first, second, jet.tape)
 
 
 def _one_plain_tangent(jet: Jet) -> bool:
@@ -89,7 +95,8 @@ def _by_forward_mode(
     ones = torch.ones_like(x)
 
     def slope(x: Tensor) -> Tensor:
-        return jvp(f, (x,), (ones,))[1]
+        _, pushed = jvp(f, (x,), (ones,))
+        return pushed
 
     if tape.pairs is None or not bends:
         return slope(x), None
@@ -104,15 +111,18 @@ def _by_forward_mode(
 
 
 def _silu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
-    return activations.silu(x, order)[:2]
+    first, second, _ = activations.silu(x, order)
+    return first, second
 
 
 def _tanh(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
-    return activations.tanh(y, order)[:2]
+    first, second, _ = activations.tanh(y, order)
+    return first, second
 
 
 def _sigmoid(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
-    return activations.sigmoid(y, order)[:2]
+    first, second, _ = activations.sigmoid(y, order)
+    return first, second
 
 
 def _sin(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
@@ -128,11 +138,13 @@ def _exp(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
 
 
 def _square(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    return 2 * x, torch.full_like(x, 2.0)
+    two = torch.full_like(x, 2.0)
+    return 2 * x, two
 
 
 def _relu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, None]:
-    return (x > 0).to(x), None
+    positive = x > 0
+    return positive.to(x), None
 
 
 # The table.

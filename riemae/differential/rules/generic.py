@@ -31,21 +31,28 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = pytree.tree_unflatten(filled, spec)
         return func(*args, **kwargs)
 
-    out = call(*(x.value for x in jets))
+    values = [x.value for x in jets]
+    out = call(*values)
     results, shape = pytree.tree_flatten(out)
-    if any(isinstance(x, Tensor) and x.is_complex() for x in results):
-        raise NotImplementedError(
-            f"{name_of(func)} gives complex numbers, which Taylor mode does not support"
-        )
-    smooth = [i for i, x in enumerate(results) if isinstance(x, Tensor) and x.is_floating_point()]
+    smooth = []
+    for i, x in enumerate(results):
+        if not isinstance(x, Tensor):
+            continue
+        if x.is_complex():
+            raise NotImplementedError(
+                f"{name_of(func)} gives complex numbers, which Taylor mode does not support"
+            )
+        if x.is_floating_point():
+            smooth.append(i)
     if not smooth:
         return out
 
     def f(*values: Tensor) -> Values:
-        results = pytree.tree_flatten(call(*values))[0]
+        results, _ = pytree.tree_flatten(call(*values))
         return tuple(results[i] for i in smooth)
 
-    firsts, seconds = _derivatives(f, jets, [results[i] for i in smooth])
+    differentiated = [results[i] for i in smooth]
+    firsts, seconds = _derivatives(f, jets, differentiated)
     for i, first, second in zip(smooth, firsts, seconds, strict=True):
         results[i] = Jet(results[i], first, second, jets[0].tape)
     viewed(jets, results)
@@ -60,10 +67,16 @@ def _derivatives(
     values = tuple(tape.frozen(x.value) for x in jets)
 
     def push(*tangents: Tensor) -> Values:
-        return jvp(f, values, tangents)[1]
+        _, pushed = jvp(f, values, tangents)
+        return pushed
 
     def push_twice(u: Values, v: Values) -> Values:
-        return jvp(lambda *x: jvp(f, x, u)[1], values, v)[1]
+        def along_u(*x: Tensor) -> Values:
+            _, pushed = jvp(f, x, u)
+            return pushed
+
+        _, bent = jvp(along_u, values, v)
+        return bent
 
     tangents = tuple(x.first for x in jets)
     with tape.tangents():
@@ -72,20 +85,28 @@ def _derivatives(
             return firsts, [None] * len(firsts)
         i = tape.pairs.i
         j = tape.pairs.j
+        u = tuple(t[i] for t in tangents)
+        v = tuple(t[j] for t in tangents)
         with torch.enable_grad():
-            bent = vmap(push_twice)(tuple(t[i] for t in tangents), tuple(t[j] for t in tangents))
+            bent = vmap(push_twice)(u, v)
         # torch marks derivatives that vanish identically: a linear function does not bend.
-        quadratics = tuple(None if q._is_zerotensor() else tape.frozen(q) for q in bent)
-        seconds: Any = [None] * len(firsts)
+        quadratics = [None if q._is_zerotensor() else tape.frozen(q) for q in bent]
+        passed_on: Any = [None] * len(firsts)
         if any(x.second is not None for x in jets):
-            seconds = vmap(push)(*(_second(x, len(i)) for x in jets))
-        parts = zip(results, quadratics, seconds, strict=True)
-        return firsts, [add_bend(tape, *part, len(tangents[0])) for part in parts]
+            own = [_second(x, len(i)) for x in jets]
+            passed_on = vmap(push)(*own)
+        k = len(tangents[0])
+        seconds = []
+        for y, quadratic, second in zip(results, quadratics, passed_on, strict=True):
+            seconds.append(add_bend(tape, y, quadratic, second, k))
+        return firsts, seconds
 
 
 def _second(jet: Jet, count: int) -> Tensor:
     """Its second derivatives, zeros where they vanish."""
-    return jet.value.new_zeros(count, *jet.shape) if jet.second is None else jet.second
+    if jet.second is not None:
+        return jet.second
+    return jet.value.new_zeros(count, *jet.shape)
 
 
 def add_bend(
@@ -103,12 +124,15 @@ def add_bend(
     if tape.recorded is None or quadratic is None:
         return plus(second, quadratic)
     assert tape.pairs is not None
-    tape.recorded.append((y, QuadraticBend(quadratic, tape.pairs, k, tape.batch)))
+    bend = QuadraticBend(quadratic, tape.pairs, k, tape.batch)
+    tape.recorded.append((y, bend))
     return None
 
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum of two derivatives; None stands for 0."""
-    if a is None or b is None:
-        return b if a is None else a
+    if a is None:
+        return b
+    if b is None:
+        return a
     return a + b

@@ -27,7 +27,11 @@ def _linear_layer(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    return jet.stacked(y, lambda x: func(x, weight))  # takes any number of leading axes
+
+    def without_bias(x: Tensor) -> Tensor:  # takes any number of leading axes
+        return func(x, weight)
+
+    return jet.stacked(y, without_bias)
 
 
 @rule(*spellings("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"))
@@ -36,9 +40,13 @@ def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    without_bias = [None, *rest[1:]] if rest else []
+    others = [None, *rest[1:]] if rest else []
     options = {name: value for name, value in kwargs.items() if name != "bias"}
-    return jet.mapped(y, lambda x: func(x, weight, *without_bias, **options))
+
+    def without_bias(x: Tensor) -> Tensor:
+        return func(x, weight, *others, **options)
+
+    return jet.mapped(y, without_bias)
 
 
 # Products of two tensors.
@@ -63,7 +71,9 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
         return _bilinear(func, a, b, elementwise)
 
     def op(x: Tensor) -> Tensor:
-        return func(x, b) if isinstance(a, Jet) else func(a, x)
+        if isinstance(a, Jet):
+            return func(x, b)
+        return func(a, x)
 
     jet = a if isinstance(a, Jet) else b
     y = op(jet.value)
@@ -85,14 +95,15 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
         a_value = tape.frozen(a.value)
         b_value = tape.frozen(b.value)
         first = left(a.first, b_value) + right(a_value, b.first)
-        second = plus(
-            None if a.second is None else left(a.second, b_value),
-            None if b.second is None else right(a_value, b.second),
-        )
+        by_a = None if a.second is None else left(a.second, b_value)
+        by_b = None if b.second is None else right(a_value, b.second)
+        second = plus(by_a, by_b)
         if tape.pairs is not None:
             i = tape.pairs.i
             j = tape.pairs.j
-            quadratic = both(a.first[i], b.first[j]) + both(a.first[j], b.first[i])
+            straight = both(a.first[i], b.first[j])
+            crossed = both(a.first[j], b.first[i])
+            quadratic = straight + crossed
             second = add_bend(tape, y, quadratic, second, len(first))
     return Jet(y, first, second, tape)
 
@@ -108,9 +119,13 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
     over, under = args
     if isinstance(under, Jet):
         return _times_reciprocal(over, under)
-    y = func(over.value, under)
+
+    def divided(x: Tensor) -> Tensor:
+        return func(x, under)
+
+    y = divided(over.value)
     if y.shape == over.shape:  # broadcasting takes care of the axis in front
-        return over.stacked(y, lambda x: func(x, under))
+        return over.stacked(y, divided)
     return linear(func, args, kwargs)
 
 

@@ -33,7 +33,11 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
 
     y = op(jet.value)
     lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
-    return viewed((jet,), jet.mapped(y, op) if lifted is None else jet.stacked(y, lifted))
+    if lifted is None:
+        out = jet.mapped(y, op)
+    else:
+        out = jet.stacked(y, lifted)
+    return viewed((jet,), out)
 
 
 def _linear_like(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> Any:
@@ -69,7 +73,9 @@ def _indexed(
     func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
 ) -> Callable[[Tensor], Any] | None:
     """Indices that consist of numbers and slices alone."""
-    index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
+    index = rest[0]
+    if not isinstance(index, tuple):
+        index = (index,)
     basic = (part is None or part is Ellipsis or type(part) in (int, slice) for part in index)
     if not all(basic):
         return None
@@ -86,7 +92,8 @@ def _along_axis(place: int) -> Lift:
         axis = rest[place] if positional else kwargs.get("dim")
         if type(axis) is not int or not jet.ndim:
             return None
-        axis -= jet.ndim if axis >= 0 else 0  # counted from the end, no axis in front matters
+        if axis >= 0:  # counted from the end, no axis in front matters
+            axis -= jet.ndim
         if positional:
             others = [*rest[:place], axis, *rest[place + 1 :]]
             return lambda x: func(x, *others, **kwargs)
@@ -130,7 +137,8 @@ def _reshaped_like(func: Any, args: Args, kwargs: Options) -> Any:
 @rule(*(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")))
 def _transposed(func: Any, args: Args, kwargs: Options) -> Any:
     jet: Jet = args[0]
-    return viewed([jet], jet.mapped(func(jet.value), func))
+    y = func(jet.value)
+    return viewed([jet], jet.mapped(y, func))
 
 
 @rule(Tensor.real.__get__)  # type: ignore[attr-defined]

@@ -24,9 +24,12 @@ def _sum(signs: tuple[int, int]) -> Rule:
     def apply(func: Any, args: Args, kwargs: Options) -> Any:
         if kwargs or len(args) != 2:
             return generic(func, args, kwargs)
-        y = func(plain(args[0]), plain(args[1]))
-        signed = zip(args, signs, strict=True)
-        parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
+        a, b = args
+        y = func(plain(a), plain(b))
+        parts = []
+        for x, sign in zip(args, signs, strict=True):
+            if isinstance(x, Jet):
+                parts.append(_spread(x, y, sign))
         if len(parts) == 1:
             return Jet(y, *parts[0])
         (first, second, tape), (other_first, other_second, _) = parts
@@ -45,14 +48,17 @@ def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape
     """The derivatives of a summand, broadcast to the sum."""
     with jet.tape.tangents():
         first = _spread_part(jet, jet.first, y, sign)
-        second = None if jet.second is None else _spread_part(jet, jet.second, y, sign)
+        second = None
+        if jet.second is not None:
+            second = _spread_part(jet, jet.second, y, sign)
     return first, second, jet.tape
 
 
 def _spread_part(jet: Jet, part: Tensor, y: Tensor, sign: int) -> Tensor:
     if jet.shape != y.shape:
         missing = (1,) * (y.ndim - jet.ndim)
-        part = part.reshape(len(part), *missing, *jet.shape).expand(-1, *y.shape)
+        part = part.reshape(len(part), *missing, *jet.shape)
+        part = part.expand(-1, *y.shape)
     return part if sign > 0 else -part
 
 
@@ -61,8 +67,13 @@ def _broadcast(func: Any, args: Args, kwargs: Options) -> Any:
     if not all(isinstance(x, Tensor) for x in args):
         return generic(func, args, kwargs)
     out = []
-    for x, y in zip(args, func(*plain(args)), strict=True):
-        out.append(viewed((x,), Jet(y, *_spread(x, y, 1))) if isinstance(x, Jet) else y)
+    values = func(*plain(args))
+    for x, y in zip(args, values, strict=True):
+        if isinstance(x, Jet):
+            jet = Jet(y, *_spread(x, y, 1))
+            out.append(viewed((x,), jet))
+        else:
+            out.append(y)
     return tuple(out)
 
 
@@ -73,16 +84,25 @@ def _where(func: Any, args: Args, kwargs: Options) -> Any:
         return generic(func, args, kwargs)
     condition, *choices = args
     y = func(condition, *plain(choices))
-    if any(isinstance(x, Jet) and x.value.dtype != y.dtype for x in choices):
+    jets = [x for x in choices if isinstance(x, Jet)]
+    if any(x.value.dtype != y.dtype for x in jets):
         return generic(func, args, kwargs)
-    parts = [_spread(x, y, 1) if isinstance(x, Jet) else (0.0, None, None) for x in choices]
-    tape = next(x.tape for x in choices if isinstance(x, Jet))
+    firsts: list[Any] = []
+    seconds: list[Any] = []
+    for x in choices:
+        if isinstance(x, Jet):
+            first, second, _ = _spread(x, y, 1)
+            firsts.append(first)
+            seconds.append(0.0 if second is None else second)
+        else:
+            firsts.append(0.0)
+            seconds.append(0.0)
+    tape = jets[0].tape
     with tape.tangents():
-        first = func(condition, *(part[0] for part in parts))
-        seconds = [part[1] for part in parts]
+        first = func(condition, *firsts)
         second = None
-        if any(x is not None for x in seconds):
-            second = func(condition, *(0.0 if x is None else x for x in seconds))
+        if any(isinstance(x, Tensor) for x in seconds):
+            second = func(condition, *seconds)
     return Jet(y, first, second, tape)
 
 
@@ -99,20 +119,26 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
     axis = rest[0] if rest else kwargs.get("dim", 0)
     # With the axis of the derivatives in front, others are one further behind. (Members of another
     # rank are empty: cat ignores them.)
-    alike = with_axis and type(axis) is int and len({x.ndim for x in members}) == 1
+    ranks = {x.ndim for x in members}
+    alike = with_axis and type(axis) is int and len(ranks) == 1
+
+    def joined(*parts: Tensor) -> Tensor:
+        return func(parts, *rest, **kwargs)
 
     def join(columns: Sequence[Tensor]) -> Tensor:
         if alike:
             return func(columns, axis + (axis >= 0))
-        return vmap(lambda *parts: func(parts, *rest, **kwargs))(*columns)
+        return vmap(joined)(*columns)
 
     tape = jets[0].tape
     with tape.tangents():
-        first = join(_columns(members, len(jets[0].first), lambda x: x.first))
-        known = next((x.second for x in jets if x.second is not None), None)
+        count = len(jets[0].first)
+        first = join(_columns(members, count, lambda x: x.first))
+        seconds = [x.second for x in jets if x.second is not None]
         second = None
-        if known is not None:
-            second = join(_columns(members, len(known), lambda x: x.second))
+        if seconds:
+            count = len(seconds[0])
+            second = join(_columns(members, count, lambda x: x.second))
     return Jet(y, first, second, tape)
 
 
@@ -123,7 +149,9 @@ def _columns(
     full = []
     for x in members:
         column = part(x) if isinstance(x, Jet) else None
-        full.append(plain(x).new_zeros(count, *x.shape) if column is None else column)
+        if column is None:
+            column = plain(x).new_zeros(count, *x.shape)
+        full.append(column)
     return full
 
 
