@@ -209,5 +209,9 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 def plane_colours(z: Tensor) -> Any:  # (n, 2) -> (n, 3)
     """A colour for each point of a plane by its place, to find it again in other pictures."""
     low, high = z.amin(0), z.amax(0)
-    a, b = ((z - low) / (high - low).clamp(min=1e-12)).unbind(-1)
-    return torch.stack([0.15 + 0.8 * a, 0.3 + 0.2 * (1 - a) * b, 0.15 + 0.8 * b], -1).cpu().numpy()
+    extent = (high - low).clamp(min=1e-12)
+    a, b = ((z - low) / extent).unbind(-1)
+    red = 0.15 + 0.8 * a
+    green = 0.3 + 0.2 * (1 - a) * b
+    blue = 0.15 + 0.8 * b
+    return torch.stack([red, green, blue], -1).cpu().numpy()

@@ -307,7 +307,8 @@ class _Cause:
 def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
     """What came, and what to try, for an error: ``f`` is run once more to find the cause."""
     cause = _cause(found, f)
-    where = [round(value, 4) for value in found.point.reshape(-1)[:8].tolist()]
+    first = found.point.reshape(-1)[:8].tolist()
+    where = [round(value, 4) for value in first]
     got = (
         f"{found.reported:.4g} from torch.autograd where the map itself changes by "
         f"{found.actual:.4g} (one direction, at {where})"
