@@ -85,8 +85,10 @@ class LocationScale(Family):
         # One quotient after the other: the product of the scales may overflow or vanish.
         of_shift = a / b * (shift / sigma_p) * (shift / sigma_q)
         of_stretch = (stretch / sigma_p) * (stretch / sigma_q)
-        half = root(of_shift + of_stretch) / 2
-        squared = 4 * b * half.asinh().square()
+        ratio = of_shift + of_stretch
+        scale = 4 * b
+        half = root(ratio) / 2
+        squared = scale * half.asinh().square()
         return squared.flatten(1).sum(-1)
 
 

@@ -78,8 +78,9 @@ class NegativeBinomialMean(Family):
         """Arc-length coordinates φ."""
         mu = p["mu"]
         theta = p["theta"]
+        radius = 2 * root(theta)
         arc = root(mu / theta).asinh()
-        return 2 * root(theta) * arc
+        return radius * arc
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""

@@ -121,8 +121,9 @@ class Categorical(OddsFamily):
         count = p.get("total_count", torch.ones_like(chord))
         # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's
         # cosine is near 1.
+        squared_diameter = 16 * count
         sine = (root(chord / count) / 4).clamp(max=1)
-        arc = 16 * count * sine.asin().square()
+        arc = squared_diameter * sine.asin().square()
         return arc.reshape(len(arc), -1).sum(-1)
 
 

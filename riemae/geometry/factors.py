@@ -56,8 +56,7 @@ def ambient_factor(
             return roots[..., None] * j
     j, finite_jacobian = _sound(j)
     q, r = torch.linalg.qr(wide(j))
-    lowered = ambient.apply_to(x, q.to(j))
-    form = wide(q.to(j).mT @ lowered)
+    form = wide(q.to(j).mT @ ambient.apply_to(x, q.to(j)))
     form, finite_form = _sound((form + form.mT) / 2)
     factor, info = torch.linalg.cholesky_ex(form)
     bad = concrete(info != 0)

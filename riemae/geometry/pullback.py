@@ -197,8 +197,8 @@ class PullbackMetric(PathMetric):
             velocity = tangents[..., m]
             bend = self.ambient.product(x, second[..., 0])
             force = bend + _ambient_force(self.ambient, x, velocity)
-            hj = self.ambient.apply_to(x, j)
-            return j.mT @ hj, j.mT @ force[..., None]
+            metric = j.mT @ self.ambient.apply_to(x, j)
+            return metric, j.mT @ force[..., None]
 
         directions = torch.cat([everywhere(flat), v[:, None]], 1)
         along_v = Pairs([m], [m])
@@ -220,8 +220,9 @@ class PullbackMetric(PathMetric):
 
         slopes = []
         for column in j.unbind(-1):
+            transposed = j.mT
             _, change = jvp(lowered, (x,), (column,))
-            slopes.append(j.mT @ change)
+            slopes.append(transposed @ change)
         metric = j.mT @ hj
         bends = bend + bend.transpose(1, 2)
         return metric, bends + torch.stack(slopes, -1)
