@@ -184,7 +184,8 @@ def indicatrices(
             if len(z) > 1
             else z.new_ones(())
         )
-        radius = float(0.4 * gap / shapes.norm(dim=-1).mean(1).median())
+        size = shapes.norm(dim=-1).mean(1).median()
+        radius = float(0.4 * gap / size)
     lines = (z.detach()[:, None] + radius * shapes).cpu().numpy()
     axes.add_collection(
         LineCollection(list(lines), **{"colors": "black", "linewidths": 0.9, **options})
@@ -198,10 +199,12 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 
     First the one next to the mean, then always the farthest from all so far.
     """
-    chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
+    from_mean = (z - z.mean(0)).norm(dim=1)
+    chosen = [int(from_mean.argmin())]
     distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(min(count, len(z)) - 1):
-        distance = torch.minimum(distance, (z - z[chosen[-1]]).norm(dim=1))
+        last = z[chosen[-1]]
+        distance = torch.minimum(distance, (z - last).norm(dim=1))
         chosen.append(int(distance.argmax()))
     return z[chosen]
 

@@ -177,7 +177,8 @@ class LowRank(FeatureMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D + r)
         """``[√d · x, Uᵀ x]``."""
         flat = x.flatten(1)
-        return torch.cat([flat * fitting("LowRank", self.diagonal_root, x), flat @ self.factor], -1)
+        weighted = flat * fitting("LowRank", self.diagonal_root, x)
+        return torch.cat([weighted, flat @ self.factor], -1)
 
 
 class FeatureMap(FeatureMetric):

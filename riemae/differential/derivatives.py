@@ -87,11 +87,7 @@ class Differential:
 
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
-
-        def evaluate(part: Rowwise, z: Tensor) -> Tensor:
-            return part.flat(z)
-
-        return self._chunks.apply(self._f, 1, evaluate, z)
+        return self._chunks.apply(self._f, 1, _flat_value, z)
 
     def jets(
         self,
@@ -183,8 +179,7 @@ class Differential:
         self, z: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m), (k, m) -> (k, D) x 3
         """``f(z)``, ``Jv`` and ``∂²f(v, v)``: the Taylor expansion along a line."""
-        along_v = Pairs([0], [0])
-        x, tangents, second = self.jets(z, v[:, None], along_v)
+        x, tangents, second = self.jets(z, v[:, None], Pairs([0], [0]))
         return x, tangents[..., 0], second[..., 0]
 
     def second_derivative(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k, D)
@@ -341,6 +336,10 @@ class Differential:
         # These kinds bring a graph of their own: another is wanted only for parameters of the map.
         first = self._f.at(0)
         return first.flat(z[:1]).requires_grad
+
+
+def _flat_value(f: Rowwise, z: Tensor) -> Tensor:
+    return f.flat(z)
 
 
 def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

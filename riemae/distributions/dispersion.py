@@ -187,6 +187,21 @@ def _coefficients() -> np.ndarray:
     return table
 
 
+def _curvature(x: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """``λ(x) = (−log(1 − x) − x)/x²``, by its power series where that difference cancels.
+
+    Args:
+        x: Arguments from 0 to 1.
+        rest: ``1 − x``.
+    """
+    series = np.zeros_like(x)
+    for k in range(24, 1, -1):
+        series = series * x + 1 / k
+    with np.errstate(divide="ignore", invalid="ignore"):
+        direct = (-np.log(rest) - x) / x**2
+    return np.where(x < 0.1, series, direct)
+
+
 def _grid(ends: tuple[float, float], margin: int) -> np.ndarray:
     numbers = np.arange(-margin, _cells(ends) + margin + 1)
     return ends[0] + _STEP * numbers
@@ -213,13 +228,6 @@ def ratio_by_quadrature(
     q = np.exp(log_q)  # 1 − p
     x = p * s  # (a, nodes)
     rest = q + p * complement  # 1 − ps
-    series = np.zeros_like(x)
-    for k in range(24, 1, -1):
-        series = series * x + 1 / k
-    with np.errstate(divide="ignore", invalid="ignore"):
-        direct = (-np.log(rest) - x) / x**2
-    curvature = np.where(x < 0.1, series, direct)
-    first = theta * (curvature @ weights.T)
-    second = (1 / rest) @ weights.T
-    integral = first + second
+    curvature = _curvature(x, rest)
+    integral = theta * (curvature @ weights.T) + (1 / rest) @ weights.T
     return 2 * (theta + 1) * integral

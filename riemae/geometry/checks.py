@@ -261,8 +261,7 @@ def check_ambient(
         limit = max(chunk or ROWS * FEW, FEW)
         wanted = ROWS if size <= 64 else FEW
         points = probe.generic(decoded, flat, min(wanted, limit), chunk)
-        direction = probe.normal(points, *points.shape, source=source)
-        v = direction * probe.spread(flat)
+        v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
         x = decoded(points)
         columns = probe.normal(x, *x.shape, source=source)
     sound = x.isfinite().all(-1)
@@ -271,19 +270,24 @@ def check_ambient(
     lowered = _Lowered(composition)
     packed = torch.cat([x, columns], -1)
     _check_rows(ambient, lowered, packed[sound])
-    starts = points[:FEW]
-    velocities = v[:FEW]
-    constant = columns[:FEW]
+    path = _path(decoded, points[:FEW], v[:FEW], columns[:FEW])
+    contradicted = contradiction(lowered, path, len(columns[:FEW]), points)
+    if contradicted is not None:
+        got, remedy = explained(contradicted, lowered)
+        expected = "a function whose derivative torch.autograd knows"
+        raise AmbientError(ambient.title, expected, got, remedy)
+
+
+def _path(
+    decoded: Callable[[Tensor], Tensor], starts: Tensor, velocities: Tensor, constant: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Decoded points that move in straight lines, packed with vectors that stay."""
 
     def path(t: Tensor) -> Tensor:
         moved = decoded(starts + t[:, None] * velocities)
         return torch.cat([moved, constant], -1)
 
-    contradicted = contradiction(lowered, path, len(constant), points)
-    if contradicted is not None:
-        got, remedy = explained(contradicted, lowered)
-        expected = "a function whose derivative torch.autograd knows"
-        raise AmbientError(ambient.title, expected, got, remedy)
+    return path
 
 
 class _Lowered:

@@ -99,13 +99,11 @@ class PathMetric(Composition):
         # Fused kernels often lack second backward passes.
         with PORTABLE.active(second_order=True):
             ends = self._images(nodes[:, ::n].detach()).detach()
-            first = ends[:, :1]
-            last = ends[:, 1:]
             interior = nodes[:, 1:-1].detach().requires_grad_()
             x = self.batch_invariant.value(interior.flatten(0, 1))
             x = x.view(p, n - 1, -1)
             w = torch.zeros_like(x).requires_grad_()
-            path = torch.cat([first, x, last], 1)
+            path = torch.cat([ends[:, :1], x, ends[:, 1:]], 1)
             chords = self._squared_steps(path, path.diff(dim=1))
         points = path.detach()
         pulled_w: list[Tensor] = []  # Jᵀw with its graph, made when it is first asked for
@@ -311,10 +309,9 @@ class PathMetric(Composition):
         right = j[:, 1:]
         weighted_left = weighted(left)
         weighted_right = weighted(right)
-        before = left.mT @ weighted_left
-        after = right.mT @ weighted_right
-        across = left.mT @ weighted_right
-        blocks = gauss_newton_blocks(before, after, across)
+        blocks = gauss_newton_blocks(
+            left.mT @ weighted_left, right.mT @ weighted_right, left.mT @ weighted_right
+        )
         sizes = length(x[:, :-1])
         steps = length(x.diff(dim=1))
         return expand_by_autodiff(

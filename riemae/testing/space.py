@@ -153,8 +153,7 @@ class _Laws:
         return v
 
     def _displacement(self, size: float, generator: torch.Generator) -> Tensor:  # -> (k, m)
-        from_centre = self.z - self.z.mean(0)
-        spread = float(from_centre.norm(dim=-1).mean())
+        spread = float((self.z - self.z.mean(0)).norm(dim=-1).mean())
         direction = self._free(normal(self.z, generator))
         length = direction.norm(dim=-1, keepdim=True)
         return size * (spread or 1.0) * (direction / length)
@@ -368,10 +367,7 @@ class _Laws:
 
     def embedded(self) -> float:
         h = step(self.z)
-        steps = [h, -h, 2 * h, -2 * h]
-        offsets = torch.tensor(steps, dtype=torch.float64).to(self.z)
-        moves = offsets[:, None] * self.v[:, None]
-        points = self.z[:, None] + moves
+        points = _four_points(self.z, self.v, h)
         images = self.space.embedded(points, lambda y: y)
         if images is None:
             return 0.0
@@ -429,6 +425,14 @@ class _Laws:
         ]
         kept, changed = kept_and_changed(calls, self.z)
         return {"dtype": 0.0 if kept else math.inf, "inputs": changed}
+
+
+def _four_points(z: Tensor, v: Tensor, h: float) -> Tensor:  # (k, m) x 2 -> (k, 4, m)
+    """The points of a four-point difference: one and two steps ahead and behind."""
+    steps = [h, -h, 2 * h, -2 * h]
+    offsets = torch.tensor(steps, dtype=torch.float64).to(z)
+    moves = offsets[:, None] * v[:, None]
+    return z[:, None] + moves
 
 
 def _negative_share(form: Tensor) -> float:  # (k, m, m)

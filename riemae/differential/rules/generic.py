@@ -31,10 +31,30 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = pytree.tree_unflatten(filled, spec)
         return func(*args, **kwargs)
 
-    values = [x.value for x in jets]
-    out = call(*values)
+    out = call(*(x.value for x in jets))
     results, shape = pytree.tree_flatten(out)
-    smooth = []
+    smooth = _differentiable(func, results)
+    if not smooth:
+        return out
+
+    def f(*values: Tensor) -> Values:
+        results, _ = pytree.tree_flatten(call(*values))
+        return tuple(results[i] for i in smooth)
+
+    firsts, seconds = _derivatives(f, jets, [results[i] for i in smooth])
+    for i, first, second in zip(smooth, firsts, seconds, strict=True):
+        results[i] = Jet(results[i], first, second, jets[0].tape)
+    viewed(jets, results)
+    return pytree.tree_unflatten(results, shape)
+
+
+def _differentiable(func: Any, results: list[Any]) -> list[int]:
+    """Which of a function's results have derivatives.
+
+    Raises:
+        NotImplementedError: For complex numbers.
+    """
+    places = []
     for i, x in enumerate(results):
         if not isinstance(x, Tensor):
             continue
@@ -43,20 +63,8 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 f"{name_of(func)} gives complex numbers, which Taylor mode does not support"
             )
         if x.is_floating_point():
-            smooth.append(i)
-    if not smooth:
-        return out
-
-    def f(*values: Tensor) -> Values:
-        results, _ = pytree.tree_flatten(call(*values))
-        return tuple(results[i] for i in smooth)
-
-    differentiated = [results[i] for i in smooth]
-    firsts, seconds = _derivatives(f, jets, differentiated)
-    for i, first, second in zip(smooth, firsts, seconds, strict=True):
-        results[i] = Jet(results[i], first, second, jets[0].tape)
-    viewed(jets, results)
-    return pytree.tree_unflatten(results, shape)
+            places.append(i)
+    return places
 
 
 def _derivatives(
@@ -67,16 +75,13 @@ def _derivatives(
     values = tuple(tape.frozen(x.value) for x in jets)
 
     def push(*tangents: Tensor) -> Values:
-        _, pushed = jvp(f, values, tangents)
-        return pushed
+        return _pushed(f, values, tangents)
 
     def push_twice(u: Values, v: Values) -> Values:
         def along_u(*x: Tensor) -> Values:
-            _, pushed = jvp(f, x, u)
-            return pushed
+            return _pushed(f, x, u)
 
-        _, bent = jvp(along_u, values, v)
-        return bent
+        return _pushed(along_u, values, v)
 
     tangents = tuple(x.first for x in jets)
     with tape.tangents():
@@ -100,6 +105,12 @@ def _derivatives(
         for y, quadratic, second in zip(results, quadratics, passed_on, strict=True):
             seconds.append(add_bend(tape, y, quadratic, second, k))
         return firsts, seconds
+
+
+def _pushed(f: Callable[..., Values], values: Values, tangents: Values) -> Values:
+    """The derivatives of all results of ``f`` along tangents."""
+    _, pushed = jvp(f, values, tangents)
+    return pushed
 
 
 def _second(jet: Jet, count: int) -> Tensor:
