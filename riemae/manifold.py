@@ -27,7 +27,7 @@ from riemae.exceptions import (
     OptionError,
     ShapeError,
 )
-from riemae.geometry import curvature, distortion, smoothness
+from riemae.geometry import distortion, extrinsic, intrinsic, smoothness
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
@@ -230,7 +230,8 @@ class Manifold:
         """
         core, flat = self._checks.placed("decode", z, condition)
         x = core.immersion.value(flat)
-        return core.finite("decode", x, flat).view(*z.shape[:-1], *core.output_shape(flat))
+        x = core.finite("decode", x, flat)
+        return x.view(*z.shape[:-1], *core.output_shape(flat))
 
     def distribution(self, z: Tensor, *, condition: Conditions = None) -> Any:  # (*b, m)
         """The distributions at points, in the structure in which the decoder returns them.
@@ -265,7 +266,8 @@ class Manifold:
         """Jacobian ``J = ∂f/∂z``, with data axes flattened."""
         core, flat = self._checks.placed("jacobian", z, condition)
         j = core.immersion.jacobian(flat)
-        return core.finite("jacobian", j, flat).view(*z.shape[:-1], *j.shape[1:])
+        j = core.finite("jacobian", j, flat)
+        return j.view(*z.shape[:-1], *j.shape[1:])
 
     def pushforward(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
@@ -286,7 +288,10 @@ class Manifold:
         """
         core, flat = self._checks.placed("pullback", z, condition)
         shape = core.decoder.output_shape
-        size = (w.shape[-1] if isinstance(w, Tensor) else 0) if shape is None else shape.numel()
+        if shape is not None:
+            size = shape.numel()
+        else:
+            size = w.shape[-1] if isinstance(w, Tensor) else 0
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
             got = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
             raise DTypeError(
@@ -325,14 +330,16 @@ class Manifold:
         if order == 2:
             smoothness.warn_if_flat(core, flat)
         terms = core.taylor(flat, w, order)
-        return tuple(core.finite("taylor", x, flat).view(*batch, x.shape[-1]) for x in terms)
+        found = [core.finite("taylor", x, flat) for x in terms]
+        return tuple(x.view(*batch, x.shape[-1]) for x in found)
 
     # The metric.
 
     def metric(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Pull-back metric ``G = Jᵀ H(f(z)) J`` (equation 3)."""
         core, flat = self._checks.placed("metric", z, condition)
-        return core.finite("metric", core.metric(flat), flat).view(*z.shape, z.shape[-1])
+        g = core.finite("metric", core.metric(flat), flat)
+        return g.view(*z.shape, z.shape[-1])
 
     def metric_product(
         self, z: Tensor, v: Tensor, *, condition: Conditions = None
@@ -384,7 +391,8 @@ class Manifold:
         :mod:`riemae.geometry.factors`.
         """
         core, flat = self._checks.placed("metric_factor", z, condition)
-        return core.triangle("metric_factor", flat).to(z.dtype).view(*z.shape, z.shape[-1])
+        r = core.triangle("metric_factor", flat)
+        return r.to(z.dtype).view(*z.shape, z.shape[-1])
 
     def log_volume(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b,)
         """``log √det G``, the log magnification factor; −inf where the metric is singular.
@@ -435,7 +443,7 @@ class Manifold:
         core, flat, v, batch = self._checks.tangents("acceleration", condition, z, v)
         return core.acceleration(flat, v).view(*batch, flat.shape[-1])
 
-    # Curvature: riemae.geometry.curvature has the formulas.
+    # Curvature: riemae.geometry.extrinsic and riemae.geometry.intrinsic have the formulas.
 
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
@@ -451,7 +459,7 @@ class Manifold:
         core, flat, u, v, batch = self._checks.tangents(
             "second_fundamental_form", condition, z, u, v
         )
-        bend = curvature.second_fundamental_form(core, flat, u, v)
+        bend = extrinsic.second_fundamental_form(core, flat, u, v)
         return bend.view(*batch, bend.shape[-1])
 
     def curvature_form(
@@ -462,7 +470,8 @@ class Manifold:
         No D × D matrix is formed.
         """
         core, flat = self._checks.placed("curvature_form", z, condition)
-        return curvature.curvature_form(core, flat).view(*z.shape, z.shape[-1])
+        form = extrinsic.curvature_form(core, flat)
+        return form.view(*z.shape, z.shape[-1])
 
     @overload
     def extrinsic_curvature(
@@ -541,14 +550,16 @@ class Manifold:
             )
         core, flat = self._checks.placed("extrinsic_curvature", z, condition)
         generator = as_generator("Manifold.extrinsic_curvature", generator, z.device)
-        out, x = curvature.extrinsic_curvature(
+        out, x = extrinsic.extrinsic_curvature(
             core, flat, estimator, samples, generator, ridge, decoded
         )
         out = out.view(z.shape[:-1])
         if not decoded:
             return out
         shape = core.decoder.output_shape
-        return out, x.view(*z.shape[:-1], *(x.shape[1:] if shape is None else shape))
+        if shape is None:
+            shape = x.shape[1:]
+        return out, x.view(*z.shape[:-1], *shape)
 
     def mean_curvature(
         self, z: Tensor, *, condition: Conditions = None
@@ -558,7 +569,7 @@ class Manifold:
         Length 1/r on a sphere.
         """
         core, flat = self._checks.placed("mean_curvature", z, condition)
-        vector = curvature.mean_curvature(core, flat)
+        vector = extrinsic.mean_curvature(core, flat)
         return vector.view(*z.shape[:-1], vector.shape[-1])
 
     def principal_curvatures(
@@ -585,11 +596,8 @@ class Manifold:
                 got,
                 "Convert one of them.",
             )
-        size = (
-            normal.shape[-1]
-            if core.decoder.output_shape is None
-            else core.decoder.output_shape.numel()
-        )
+        shape = core.decoder.output_shape
+        size = normal.shape[-1] if shape is None else shape.numel()
         if normal.numel() != len(flat) * size:
             raise ShapeError(
                 "Manifold.principal_curvatures",
@@ -597,9 +605,9 @@ class Manifold:
                 str(tuple(normal.shape)),
                 "It needs one direction of the data space per point.",
             )
-        return curvature.principal_curvatures(core, flat, normal.reshape(len(flat), size)).view(
-            z.shape
-        )
+        flat_normal = normal.reshape(len(flat), size)
+        values = extrinsic.principal_curvatures(core, flat, flat_normal)
+        return values.view(z.shape)
 
     @overload
     def riemann(
@@ -644,14 +652,18 @@ class Manifold:
             OptionError: For a negative ridge, or one without a feature map.
         """
         core, flat = self._checks.placed("riemann", z, condition)
-        metric, tensor = curvature.riemann(core, "Manifold.riemann", flat, ridge)
-        tensor = tensor.view(*z.shape[:-1], *(z.shape[-1],) * 4)
-        return (tensor, metric.view(*z.shape, z.shape[-1])) if with_metric else tensor
+        metric, tensor = intrinsic.riemann(core, "Manifold.riemann", flat, ridge)
+        m = z.shape[-1]
+        tensor = tensor.view(*z.shape, m, m, m)
+        if not with_metric:
+            return tensor
+        return tensor, metric.view(*z.shape, m)
 
     def ricci(self, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (*b, m) -> (*b, m, m)
         """Ricci tensor ``Ric_jk = Σ g^il R_ijkl``; (m − 1) G / r² on a sphere S^m."""
         core, flat = self._checks.placed("ricci", z, condition)
-        return curvature.ricci(core, "Manifold.ricci", flat).view(*z.shape, z.shape[-1])
+        tensor = intrinsic.ricci(core, "Manifold.ricci", flat)
+        return tensor.view(*z.shape, z.shape[-1])
 
     def scalar_curvature(
         self,
@@ -686,9 +698,8 @@ class Manifold:
             )
         core, flat = self._checks.placed("scalar_curvature", z, condition)
         generator = as_generator("Manifold.scalar_curvature", generator, z.device)
-        return curvature.scalar_curvature(core, flat, estimator, samples, generator).view(
-            z.shape[:-1]
-        )
+        values = intrinsic.scalar_curvature(core, flat, estimator, samples, generator)
+        return values.view(z.shape[:-1])
 
     def sectional_curvature(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
@@ -701,7 +712,8 @@ class Manifold:
             OptionError: Where u and v are linearly dependent, with the places.
         """
         core, flat, u, v, batch = self._checks.tangents("sectional_curvature", condition, z, u, v)
-        return curvature.sectional_curvature(core, flat, u, v).view(batch)
+        values = intrinsic.sectional_curvature(core, flat, u, v)
+        return values.view(batch)
 
     def gaussian_curvature(
         self, z: Tensor, *, condition: Conditions = None
@@ -712,7 +724,8 @@ class Manifold:
             ShapeError: Unless m = 2.
         """
         core, flat = self._checks.placed("gaussian_curvature", z, condition)
-        return curvature.gaussian_curvature(core, flat).view(z.shape[:-1])
+        values = intrinsic.gaussian_curvature(core, flat)
+        return values.view(z.shape[:-1])
 
     def kinks(self, z: Tensor, *, condition: Conditions = None) -> str | None:  # (*b, m)
         """What makes the decoder piecewise linear, in words, as ``SmoothnessWarning`` has it.
@@ -1121,10 +1134,14 @@ class Manifold:
         stop = (
             stop[usable] + (nodes[:, -1] - stop[usable]).detach()
         )  # whole periods away, or nothing
-        attached = torch.cat([start[usable][:, None], nodes[:, 1:-1], stop[:, None]], 1)
+        first = start[usable][:, None]
+        interior = nodes[:, 1:-1]
+        last = stop[:, None]
+        attached = torch.cat([first, interior, last], 1)
         if not len(nodes):
             return usable, attached.sum((-1, -2))
-        curve, space = Curve.from_nodes(attached), result.space
+        curve = Curve.from_nodes(attached)
+        space = result.space
         if not isinstance(space, Conditioned):
             return usable, fixed_length(self._pullback, curve)
         return usable, fixed_length(

@@ -184,7 +184,8 @@ def indicatrices(
             if len(z) > 1
             else z.new_ones(())
         )
-        radius = float(0.4 * gap / shapes.norm(dim=-1).mean(1).median())
+        size = shapes.norm(dim=-1).mean(1).median()
+        radius = float(0.4 * gap / size)
     lines = (z.detach()[:, None] + radius * shapes).cpu().numpy()
     axes.add_collection(
         LineCollection(list(lines), **{"colors": "black", "linewidths": 0.9, **options})
@@ -198,10 +199,12 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 
     First the one next to the mean, then always the farthest from all so far.
     """
-    chosen = [int((z - z.mean(0)).norm(dim=1).argmin())]
+    from_mean = (z - z.mean(0)).norm(dim=1)
+    chosen = [int(from_mean.argmin())]
     distance = torch.full((len(z),), torch.inf, dtype=z.dtype, device=z.device)
     for _ in range(min(count, len(z)) - 1):
-        distance = torch.minimum(distance, (z - z[chosen[-1]]).norm(dim=1))
+        last = z[chosen[-1]]
+        distance = torch.minimum(distance, (z - last).norm(dim=1))
         chosen.append(int(distance.argmax()))
     return z[chosen]
 
@@ -209,5 +212,9 @@ def spread_points(z: Tensor, count: int) -> Tensor:  # (n, m) -> (count, m)
 def plane_colours(z: Tensor) -> Any:  # (n, 2) -> (n, 3)
     """A colour for each point of a plane by its place, to find it again in other pictures."""
     low, high = z.amin(0), z.amax(0)
-    a, b = ((z - low) / (high - low).clamp(min=1e-12)).unbind(-1)
-    return torch.stack([0.15 + 0.8 * a, 0.3 + 0.2 * (1 - a) * b, 0.15 + 0.8 * b], -1).cpu().numpy()
+    extent = (high - low).clamp(min=1e-12)
+    a, b = ((z - low) / extent).unbind(-1)
+    red = 0.15 + 0.8 * a
+    green = 0.3 + 0.2 * (1 - a) * b
+    blue = 0.15 + 0.8 * b
+    return torch.stack([red, green, blue], -1).cpu().numpy()

@@ -87,14 +87,19 @@ def condition_number(
     if latent_metric is None:
         values = M.eigenvalues(z, condition=condition)
         return _ratio(values[..., -1], values[..., 0])
-    r = wide(M.metric_factor(z, condition=condition).view(-1, *z.shape[-1:] * 2))
+    m = z.shape[-1]
+    r = M.metric_factor(z, condition=condition)
+    r = wide(r.view(-1, m, m))
     factor = wide(latent_factor(where, z.reshape(-1, z.shape[-1]), latent_metric))
     relative = relative_triangle(r, factor.mT)
     values = singular_values(where, triangle(relative.detach()), z.dtype)
     if differentiated_later(relative):
         own = differentiable_singular_values(relative)
         values = values + (own - own.detach())
-    return _ratio(values[:, -1], values[:, 0]).square().to(z.dtype).view(z.shape[:-1])
+    largest = values[:, -1]
+    smallest = values[:, 0]
+    squared = _ratio(largest, smallest).square()
+    return squared.to(z.dtype).view(z.shape[:-1])
 
 
 def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (n, m) -> ()
@@ -109,7 +114,9 @@ def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (
     mean = triangle(r.flatten(0, 1)[None] / len(r) ** 0.5)  # the mean of RᵀR as one product
     check_triangle("scores.vor", mean, z.dtype)
     values = differentiable_singular_values(relative_triangle(r, mean.expand_as(r)))
-    return (2 * values.log()).square().sum(-1).mean().to(z.dtype)
+    log_eigenvalues = 2 * values.log()
+    squared = log_eigenvalues.square().sum(-1)
+    return squared.mean().to(z.dtype)
 
 
 def hierarchy(

@@ -23,7 +23,7 @@ LAYERS = {
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.lock
+        storage.digests storage.identity storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -35,7 +35,8 @@ LAYERS = {
         differential.rules.elementwise differential.rules.generic differential.rules.inplace
         differential.rules.normalising differential.rules.norms differential.rules.products
         differential.rules.queries differential.rules.recurrent differential.rules.selections
-        differential.rules.structural differential.rules.sums differential.spellings differential.tape differential.trust
+        differential.rules.structural differential.rules.sums differential.spellings
+        differential.tape differential.trust
     """,
     "solvers": """
         solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
@@ -63,9 +64,11 @@ LAYERS = {
         ambient.features ambient.fisher ambient.geoopt ambient.uncertain
     """,
     "geometry": """
-        geometry geometry.checks geometry.composition geometry.conditioned geometry.curvature
-        geometry.decoder geometry.distortion geometry.explanation geometry.envelope geometry.factors geometry.latent
-        geometry.paths geometry.pullback geometry.smoothness
+        geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
+        geometry.decoder geometry.distortion geometry.envelope geometry.explanation
+        geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
+        geometry.latent geometry.paths geometry.pullback geometry.smoothness
+        geometry.training_mode geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """

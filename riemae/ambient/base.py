@@ -71,17 +71,24 @@ class AmbientMetric(nn.Module):
         kind = type(self)
         shipped = (AmbientMetric, *(globals()[name] for name in _BASES.values()), ShapedMetric)
         bases = {base.__name__ for base in kind.__mro__ if base in shipped}
-        own = [vars(base) for base in kind.__mro__ if base not in shipped]
-        written = [name for name in _BASES if any(name in methods for methods in own)]
+        own: set[str] = set()
+        for base in kind.__mro__:
+            if base not in shipped:
+                own.update(vars(base))
+        written = [name for name in _BASES if name in own]
         if any(_BASES[name] in bases for name in written):
             return
         if bases & set(_BASES.values()):
-            wanted = " or ".join(name for name, base in _BASES.items() if base in bases)
-            got = f"one that overrides {', '.join(written)}" if written else "one without it"
+            possible = [name for name, base in _BASES.items() if base in bases]
+            wanted = " or ".join(possible)
+            got = "one without it"
+            if written:
+                got = f"one that overrides {', '.join(written)}"
             hint = f"Write {wanted} in {kind.__name__}, or take another base."
             raise AmbientError(kind.__name__, f"a metric that overrides {wanted}", got, hint)
         if written:
-            hint = f"It overrides {written[0]}: take {_BASES[written[0]]} as its base."
+            first = written[0]
+            hint = f"It overrides {first}: take {_BASES[first]} as its base."
         else:
             hint = "Take DiagonalMetric, say, and write its method diagonal(x)."
         expected = f"a subclass of one of {', '.join(_BASES.values())}"
@@ -134,12 +141,17 @@ class AmbientMetric(nn.Module):
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
         # One matrix for all points has a diagonal for each.
-        return self.matrix(x).diagonal(dim1=-2, dim2=-1).expand(len(x), -1)
+        found = self.matrix(x).diagonal(dim1=-2, dim2=-1)
+        return found.expand(len(x), -1)
 
     def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
         """``H`` as a matrix: D² numbers per point, for small D and for tests."""
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-        columns = vmap(lambda e: self.product(x, e.expand(len(x), -1)), out_dims=0)(basis)
+
+        def column(direction: Tensor) -> Tensor:
+            return self.product(x, direction.expand(len(x), -1))
+
+        columns = vmap(column, out_dims=0)(basis)
         return columns.movedim(0, -1)
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
@@ -153,21 +165,29 @@ class AmbientMetric(nn.Module):
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
-        return vmap(lambda v: self.product(x, v), in_dims=-1)(columns).movedim(0, -1)
+
+        def column(v: Tensor) -> Tensor:
+            return self.product(x, v)
+
+        applied = vmap(column, in_dims=-1)(columns)
+        return applied.movedim(0, -1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, D) x 3 -> (k,)
         """``uᵀ H(x) v``."""
-        return (u * self.product(x, v)).sum(-1)
+        hv = self.product(x, v)
+        return (u * hv).sum(-1)
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``."""
-        return (v * self.product(x, v)).sum(-1)
+        hv = self.product(x, v)
+        return (v * hv).sum(-1)
 
     def squared_length(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``vᵀ H(x) v``; NaN where it is negative beyond rounding, as no length comes from it."""
         terms = v * self.product(x, v)
         squared = terms.sum(-1)
-        rounding = 1e3 * tolerance(x.dtype).eps * terms.abs().sum(-1)
+        size = terms.abs().sum(-1)
+        rounding = 1e3 * tolerance(x.dtype).eps * size
         return torch.where(squared < -rounding, torch.nan, squared)
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
@@ -193,11 +213,13 @@ class AmbientMetric(nn.Module):
             AmbientError: With the property that fails.
         """
         flat = x.flatten(1)
-        form = checks.check_form(self.title, self.apply_to, flat, self._probes(flat))
+        probes = self._probes(flat)
+        form = checks.check_form(self.title, self.apply_to, flat, probes)
         if tangents is None:
             checks.check_diagonal(self.title, form, flat.shape[1])
         else:
-            self.check_positive(flat, tangents, tolerance(flat.dtype).eps ** (2 / 3))
+            rounding = tolerance(flat.dtype).eps ** (2 / 3)
+            self.check_positive(flat, tangents, rounding)
 
     def check_positive(
         self, x: Tensor, tangents: Tensor, noise: float = 0.0
@@ -233,16 +255,20 @@ class FeatureMetric(AmbientMetric):
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, q)
         """``Jφ v``."""
-        return jvp(self._flat_features, (x,), (v.view_as(x),))[1]
+        _, pushed = jvp(self._flat_features, (x,), (v.view_as(x),))
+        return pushed
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``Jφᵀ (Jφ v)``."""
         pull = vjp(self._flat_features, x)[1]
-        return pull(self.factor_product(x, v))[0].flatten(1)
+        pushed = self.factor_product(x, v)
+        (pulled,) = pull(pushed)
+        return pulled.flatten(1)
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``|Jφ v|²``."""
-        return self.factor_product(x, v).square().sum(-1)
+        pushed = self.factor_product(x, v)
+        return pushed.square().sum(-1)
 
     def squared_length(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``|Jφ v|²``, never negative."""
@@ -250,7 +276,8 @@ class FeatureMetric(AmbientMetric):
 
     def distance(self, x0: Tensor, x1: Tensor) -> Tensor | None:  # (k, *shape), (k, *shape) -> (k,)
         """The chord in feature space."""
-        return (self.features(x1) - self.features(x0)).flatten(1).norm(dim=-1)
+        chord = self.features(x1) - self.features(x0)
+        return chord.flatten(1).norm(dim=-1)
 
     def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape), (k, D, c)
         """Look at φ at a few points; ``JφᵀJφ`` needs no look at symmetry or sign."""
@@ -265,12 +292,18 @@ class FactorMetric(AmbientMetric):
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``Sᵀ (S v)``."""
-        pull = vjp(lambda w: self.factor_product(x, w), torch.zeros_like(v))[1]
-        return pull(self.factor_product(x, v))[0]
+
+        def factor(w: Tensor) -> Tensor:
+            return self.factor_product(x, w)
+
+        pull = vjp(factor, torch.zeros_like(v))[1]
+        (pulled,) = pull(factor(v))
+        return pulled
 
     def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``|S v|²``."""
-        return self.factor_product(x, v).square().sum(-1)
+        sv = self.factor_product(x, v)
+        return sv.square().sum(-1)
 
     def squared_length(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
         """``|S v|²``, never negative."""
@@ -282,7 +315,8 @@ class DiagonalMetric(AmbientMetric):
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``√h v``."""
-        return self.diagonal(x.flatten(1)).sqrt() * v
+        weights = self.diagonal(x.flatten(1))
+        return weights.sqrt() * v
 
     def matrix(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D, D)
         """``diag(h)``."""
@@ -294,7 +328,8 @@ class DiagonalMetric(AmbientMetric):
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``h`` times several vectors."""
-        return self.diagonal(x)[..., None] * columns
+        weights = self.diagonal(x)
+        return weights[..., None] * columns
 
 
 class MatrixMetric(AmbientMetric):
@@ -302,7 +337,8 @@ class MatrixMetric(AmbientMetric):
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``."""
-        return (self.matrix(x) @ v[..., None])[..., 0]
+        product = self.matrix(x) @ v[..., None]
+        return product[..., 0]
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
@@ -318,7 +354,11 @@ class InnerMetric(AmbientMetric):
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``: the inner product is linear in u, and this is its gradient, wherever u is."""
-        return grad(lambda u: self.inner(x, u, v).sum())(torch.zeros_like(v))
+
+        def paired(u: Tensor) -> Tensor:
+            return self.inner(x, u, v).sum()
+
+        return grad(paired)(torch.zeros_like(v))
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors, by repeating the points."""
@@ -369,7 +409,10 @@ class ShapedMetric(AmbientMetric):
         if self.data_shape is None:
             hint = "Use it in a Manifold, or the metric that bind(None, shape) returns."
             raise AmbientError(self.title, "to know the shape of one datum", "none", hint)
-        wrong = x[0].numel() != self.data_shape.numel() if len(x) else x.ndim < 2
+        if len(x):
+            wrong = x[0].numel() != self.data_shape.numel()
+        else:
+            wrong = x.ndim < 2
         if wrong:
             expected = f"data of shape {tuple(self.data_shape)}"
             hint = "Bind the metric to the shape of these data: bind(None, x.shape[1:])."
@@ -393,4 +436,6 @@ def each_column(
     """
     k, d, c = columns.shape
     spread = x[:, None].expand(k, c, d).reshape(k * c, d)
-    return product(spread, columns.mT.reshape(k * c, d)).reshape(k, c, -1).mT
+    rows = columns.mT.reshape(k * c, d)
+    products = product(spread, rows)
+    return products.reshape(k, c, -1).mT

@@ -21,7 +21,8 @@ def directions(x: Tensor) -> Tensor:  # (k, D) -> (k, D, 2)
     """Two directions, the same at every point, in which a metric is looked at."""
     ones = x.new_ones(x.shape[1])
     waves = torch.arange(x.shape[1]).to(x).cos()
-    return torch.stack([ones, waves], -1).expand(len(x), -1, -1)
+    both = torch.stack([ones, waves], -1)
+    return both.expand(len(x), -1, -1)
 
 
 def check_features(where: str, features: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -40,16 +41,14 @@ def check_features(where: str, features: Callable[[Tensor], Tensor], x: Tensor) 
             "Check its shapes, and move both at once with Manifold.to(device, dtype).",
         ) from reason
     if not isinstance(phi, Tensor) or phi.ndim < 1 or len(phi) != len(x):
-        got = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
-        raise AmbientError(
-            where, f"features with {len(x)} rows", str(got), "Keep the batch axis first."
-        )
+        got = str(tuple(phi.shape)) if isinstance(phi, Tensor) else type(phi).__name__
+        hint = "Keep the batch axis first."
+        raise AmbientError(where, f"features with {len(x)} rows", got, hint)
     if not bool(phi.isfinite().all()):
         raise AmbientError(where, "finite features", "NaN or infinity", _FORMULA)
     if phi.dtype != x.dtype:
-        raise AmbientError(
-            where, f"features of dtype {x.dtype}", str(phi.dtype), "Keep the data's dtype."
-        )
+        hint = "Keep the data's dtype."
+        raise AmbientError(where, f"features of dtype {x.dtype}", str(phi.dtype), hint)
 
 
 def check_form(where: str, apply_to: Apply, x: Tensor, columns: Tensor) -> Tensor:
@@ -65,9 +64,8 @@ def check_form(where: str, apply_to: Apply, x: Tensor, columns: Tensor) -> Tenso
     try:
         applied = apply_to(x, columns)
     except RuntimeError as reason:
-        raise AmbientError(
-            where, f"a metric on data of dimension {dimension}", f"an error: {reason}", _SHAPES
-        ) from reason
+        expected = f"a metric on data of dimension {dimension}"
+        raise AmbientError(where, expected, f"an error: {reason}", _SHAPES) from reason
     if applied.shape != columns.shape:
         raise AmbientError(
             where,
@@ -76,15 +74,16 @@ def check_form(where: str, apply_to: Apply, x: Tensor, columns: Tensor) -> Tenso
             _SHAPES,
         )
     if applied.dtype != x.dtype:
-        raise AmbientError(
-            where, f"a metric of dtype {x.dtype}", str(applied.dtype), "Keep the data's dtype."
-        )
+        hint = "Keep the data's dtype."
+        raise AmbientError(where, f"a metric of dtype {x.dtype}", str(applied.dtype), hint)
     form = columns.mT @ applied
     if not bool(form.isfinite().all()):
         raise AmbientError(where, "a finite metric", "NaN or infinity", _FORMULA)
     asymmetry = (form - form.mT).abs().amax((-1, -2))
-    if bool((asymmetry > tolerance(x.dtype).probe * form_size(form, dimension)).any()):
-        raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", "Symmetrise it: (H + Hᵀ)/2.")
+    allowed = tolerance(x.dtype).probe * form_size(form, dimension)
+    if bool((asymmetry > allowed).any()):
+        hint = "Symmetrise it: (H + Hᵀ)/2."
+        raise AmbientError(where, "a symmetric metric", "uᵀHv ≠ vᵀHu", hint)
     return form
 
 
@@ -94,8 +93,10 @@ def check_diagonal(where: str, form: Tensor, dimension: int) -> None:
     Raises:
         AmbientError: When there is one, beyond rounding.
     """
-    floor = tolerance(form.dtype).probe * form_size(form, dimension)[:, None]
-    if bool((form.diagonal(dim1=-2, dim2=-1) < -floor).any()):
+    size = form_size(form, dimension)[:, None]
+    floor = tolerance(form.dtype).probe * size
+    squared_lengths = form.diagonal(dim1=-2, dim2=-1)
+    if bool((squared_lengths < -floor).any()):
         raise AmbientError(where, *_NOT_POSITIVE)
 
 
@@ -119,19 +120,23 @@ def check_positive(where: str, apply_to: Apply, x: Tensor, tangents: Tensor, noi
     applied = apply_to(x, columns)
     form = columns.mT @ applied
     # Directions are known up to an error, and an ill-conditioned metric makes it large.
-    errors = noise * (columns * (1 + torch.arange(x.shape[1]).to(x)[:, None]).cos())
+    waves = (1 + torch.arange(x.shape[1]).to(x)[:, None]).cos()
+    errors = noise * (columns * waves)
     first_order = (columns.mT @ apply_to(x, errors)).abs()
     second_order = (errors.mT @ apply_to(x, errors)).abs()
     doubt = first_order + second_order
     known = form.isfinite().all(-1).all(-1)
     if not bool(known.any()):
         return
-    allowed = applied.norm(dim=(1, 2)) * tolerance(x.dtype).probe + 64 * doubt.amax((-1, -2))
-    smallest = torch.linalg.eigvalsh((form + form.mT)[known] / 2)[:, 0]
+    rounding = applied.norm(dim=(1, 2)) * tolerance(x.dtype).probe
+    allowed = rounding + 64 * doubt.amax((-1, -2))
+    symmetric = (form + form.mT)[known] / 2
+    smallest = torch.linalg.eigvalsh(symmetric)[:, 0]
     if bool((smallest < -allowed[known]).any()):
         raise AmbientError(where, *_NOT_POSITIVE)
 
 
 def form_size(form: Tensor, dimension: int) -> Tensor:  # (k, c, c) -> (k,)
     """How large a form is, to compare its errors with."""
-    return form.abs().amax((-1, -2)) * dimension**0.5
+    largest = form.abs().amax((-1, -2))
+    return largest * dimension**0.5

@@ -146,7 +146,8 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
         medians = []
         for cloud in clouds.detach():
             parts = cloud.split(max(1, _WEIGHTS // len(cloud)))
-            medians.append(torch.cat([_to_nearest(part, cloud) for part in parts]).median())
+            nearest = [_to_nearest(part, cloud) for part in parts]
+            medians.append(torch.cat(nearest).median())
         bandwidth = factor * float(torch.stack(medians).mean())
         if not bandwidth > 0:
             raise AmbientError(
@@ -176,12 +177,15 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
 
     def factor_product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, n d), (k, n d) -> (k, n_q)
         """``S(x) v``, with ``1/√n_q`` in it: the scores at the evaluation points."""
-        x, v = self.shaped(x), self.shaped(v)[..., None]
-        return torch.cat([part.scores(v) for part in self._parts(x)], 1)[..., 0]
+        clouds = self.shaped(x)
+        column = self.shaped(v)[..., None]
+        scores = [part.scores(column) for part in self._parts(clouds)]
+        return torch.cat(scores, 1)[..., 0]
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, n d), (k, n d) -> (k, n d)
         """``H(x) v``."""
-        return self.apply_to(x, v[..., None])[..., 0]
+        columns = self.apply_to(x, v[..., None])
+        return columns[..., 0]
 
     def apply_to(
         self, x: Tensor, columns: Tensor
@@ -191,7 +195,8 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
         v = columns.unflatten(1, x.shape[1:])
         out = torch.zeros_like(v)
         for part in self._parts(x):
-            out = out + part.pulled(part.scores(v))
+            scores = part.scores(v)
+            out = out + part.pulled(scores)
         return out.flatten(1, 2)
 
     def extra_repr(self) -> str:
@@ -202,16 +207,18 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
             "seed": (self.seed, 0),
         }
         shown = [f"bandwidth={self.bandwidth:.4g}", f"evaluate={self.evaluate!r}"]
-        return ", ".join(
-            shown + [f"{name}={value}" for name, (value, usual) in rest.items() if value != usual]
-        )
+        for name, (value, usual) in rest.items():
+            if value != usual:
+                shown.append(f"{name}={value}")
+        return ", ".join(shown)
 
     def _parts(self, x: Tensor) -> Iterator[_Part]:  # (k, n, d)
         """Chunks of evaluation points, with their weights."""
         k, n, d = x.shape
         noise = x.new_zeros(1, d)
         if self.evaluate == "kde":
-            noise = self.bandwidth * torch.as_tensor(_noise(d, self.draws, self.seed)).to(x)
+            directions = torch.as_tensor(_noise(d, self.draws, self.seed))
+            noise = self.bandwidth * directions.to(x)
         r = len(noise)
         near = min(self.neighbors or n, n)
         power = 2 if self.evaluate == "kde" else 1
@@ -219,7 +226,8 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
         # Only differences matter; without the mean, rounding does not grow with the distance from
         # the origin.
         x = x - x.mean(1, keepdim=True)
-        at_once = max(1, _WEIGHTS // max(1, k * max(r * near, n)))
+        per_centre = k * max(r * near, n)
+        at_once = max(1, _WEIGHTS // max(1, per_centre))
         for centres in torch.arange(n, device=x.device).split(at_once):
             origin = x[:, centres]
             if near < n:
@@ -262,18 +270,23 @@ class _Part:
     ) -> _Part:
         if index is None:
             q = q.flatten(1, 2)[:, None]
-        logits = (q @ x.mT - x.square().sum(-1)[:, :, None] / 2) / bandwidth**2
-        return cls(q, x, logits.softmax(-1), index, scale, count)
+        products = q @ x.mT
+        half_squares = x.square().sum(-1)[:, :, None] / 2
+        logits = (products - half_squares) / bandwidth**2
+        weights = logits.softmax(-1)
+        return cls(q, x, weights, index, scale, count)
 
     def scores(self, v: Tensor) -> Tensor:  # (k, n, d, c) -> (k, q, c)
         """``Σ_i w_i ⟨q − x_i, V_i⟩``, scaled."""
         if self.index is None:
             v = v[:, None]
         else:
-            v = _take(v.flatten(2), self.index).unflatten(-1, v.shape[2:])
+            near = _take(v.flatten(2), self.index)
+            v = near.unflatten(-1, v.shape[2:])
         mean = (self.weights @ v.flatten(3)).unflatten(-1, v.shape[3:])
         from_q = (self.q[..., None] * mean).sum(3)  # Σ_i w_i ⟨q, V_i⟩
-        from_x = self.weights @ (self.x[..., None] * v).sum(3)  # Σ_i w_i ⟨x_i, V_i⟩
+        along_x = (self.x[..., None] * v).sum(3)
+        from_x = self.weights @ along_x  # Σ_i w_i ⟨x_i, V_i⟩
         return self.scale * (from_q - from_x).flatten(1, 2)
 
     def pulled(self, s: Tensor) -> Tensor:  # (k, q, c) -> (k, n, d, c)
@@ -282,13 +295,15 @@ class _Part:
         columns = s.shape[-1]
         scored = (self.q[..., None] * s[:, :, :, None]).flatten(3)
         from_q = (self.weights.mT @ scored).unflatten(-1, (-1, columns))
-        from_x = self.x[..., None] * (self.weights.mT @ s)[:, :, :, None]
+        summed = self.weights.mT @ s
+        from_x = self.x[..., None] * summed[:, :, :, None]
         out = self.scale * (from_q - from_x)
         if self.index is None:
             return out[:, 0]
         flat = out.flatten(1, 2)
         target = self.index.flatten(1)[:, :, None, None].expand_as(flat)
-        return flat.new_zeros(len(flat), self.count, *flat.shape[2:]).scatter_add(1, target, flat)
+        whole = flat.new_zeros(len(flat), self.count, *flat.shape[2:])
+        return whole.scatter_add(1, target, flat)
 
 
 def _to_nearest(x: Tensor, cloud: Tensor) -> Tensor:  # (k, d), (n, d) -> (k,)
@@ -301,7 +316,8 @@ def _to_nearest(x: Tensor, cloud: Tensor) -> Tensor:  # (k, d), (n, d) -> (k,)
 def _nearest(
     origin: Tensor, x: Tensor, count: int
 ) -> Tensor:  # (k, g, d), (k, n, d) -> (k, g, count)
-    squared = x.square().sum(-1)[:, None] - 2 * origin @ x.mT
+    sizes = x.square().sum(-1)[:, None]
+    squared = sizes - 2 * origin @ x.mT
     return squared.detach().topk(count, largest=False).indices
 
 
@@ -322,6 +338,12 @@ def _noise(d: int, draws: int, seed: int) -> np.ndarray:  # -> (2 d draws, d)
     rng = np.random.default_rng(seed)
     ends = 2 * gammaincinv(d / 2, np.linspace(0, 1, draws + 1))  # quantiles of χ²
     # E[χ²_d; χ²_d ≤ b] = d · P(χ²_{d+2} ≤ b)
-    radii = np.sqrt(draws * d * np.diff(gammainc(d / 2 + 1, ends / 2)))
-    bases = [radius * np.linalg.qr(rng.normal(size=(d, d)))[0] for radius in radii]
-    return np.concatenate([part for basis in bases for part in (basis, -basis)])
+    chances = np.diff(gammainc(d / 2 + 1, ends / 2))
+    radii = np.sqrt(draws * d * chances)
+    parts = []
+    for radius in radii:
+        q, _ = np.linalg.qr(rng.normal(size=(d, d)))
+        basis = radius * q
+        parts.append(basis)
+        parts.append(-basis)
+    return np.concatenate(parts)

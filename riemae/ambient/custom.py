@@ -155,7 +155,9 @@ class Matrices(Form):
     def apply_to(cls, call: Call, x: Tensor, columns: Tensor) -> Tensor:
         """``H(x)`` times columns."""
         h = _checked_dtype(call(x), x)
-        return h[..., None] * columns if cls.is_diagonal(call, x, h) else _matrices(h, x) @ columns
+        if cls.is_diagonal(call, x, h):
+            return h[..., None] * columns
+        return _matrices(h, x) @ columns
 
     @classmethod
     def is_diagonal(cls, call: Call, x: Tensor, h: Tensor) -> bool:

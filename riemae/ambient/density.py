@@ -88,31 +88,41 @@ class Density(DiagonalMetric):
         self.kind = kind
         self.neighbors = neighbors
         # Differences are all that matters; about their mean, rounding is smallest.
-        self.register_buffer("centre", flat.mean(0))
-        self.register_buffer("data", flat - flat.mean(0))
-        self.bandwidth = _typical_distance(self.data) if bandwidth is None else float(bandwidth)
+        centre = flat.mean(0)
+        self.register_buffer("centre", centre)
+        self.register_buffer("data", flat - centre)
+        if bandwidth is None:
+            self.bandwidth = _typical_distance(self.data)
+        else:
+            self.bandwidth = float(bandwidth)
         if not self.bandwidth > 0:
             raise AmbientError(
                 "Density", "data that differ", "neighbours at distance 0", "Give a bandwidth."
             )
+        parts = [self._local(rows) for rows in self.data.split(_ROWS)]
+        local = torch.cat(parts)
         self._largest = 1.0
-        self.floor = 0.0
-        local = torch.cat([self._local(rows) for rows in self.data.split(_ROWS)])
         if kind == "density":
             self._largest = float(local.max())
             local = local / self._largest
-        self.floor = 0.01 * float(local.mean()) if floor is None else float(floor)
+        if floor is None:
+            self.floor = 0.01 * float(local.mean())
+        else:
+            self.floor = float(floor)
 
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
         fitting("Density", self.centre, x)
         local = self._local(x - self.centre) / self._largest
-        return (1 / (local + self.floor)).expand_as(x)
+        weights = 1 / (local + self.floor)
+        return weights.expand_as(x)
 
     def extra_repr(self) -> str:
         """The size of the data and the settings."""
         data = "×".join(map(str, self.data.shape))
-        return f"{data}, bandwidth={self.bandwidth:.4g}, kind={self.kind!r}, floor={self.floor:.4g}"
+        bandwidth = f"bandwidth={self.bandwidth:.4g}"
+        floor = f"floor={self.floor:.4g}"
+        return f"{data}, {bandwidth}, kind={self.kind!r}, {floor}"
 
     def _local(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D) or (k, 1)
         """What the metric is the inverse of, without the floor, at centred points."""
@@ -126,26 +136,34 @@ class Density(DiagonalMetric):
             first = weights @ self.data
             second = weights @ self.data.square()
             total = weights.sum(-1, keepdim=True)
-            variance = (second - 2 * x * first + x.square() * total).clamp(min=0)
+            variance = second - 2 * x * first + x.square() * total
+            variance = variance.clamp(min=0)
         else:
-            near = self.data[squared.detach().topk(self.neighbors, largest=False).indices]
+            nearest = squared.detach().topk(self.neighbors, largest=False)
+            near = self.data[nearest.indices]
             gap = (near - x[:, None]).square()
             weights = (-gap.sum(-1) / (2 * self.bandwidth**2)).exp()
             if self.kind == "density":
                 return weights.sum(-1, keepdim=True)
             variance = (weights[..., None] * gap).sum(1)
-        return variance.mean(-1, keepdim=True) if self.kind == "conformal" else variance
+        if self.kind == "conformal":
+            return variance.mean(-1, keepdim=True)
+        return variance
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:  # (k, D), (N, D) -> (k, N)
-    return (x.square().sum(-1, keepdim=True) - 2 * x @ y.T + y.square().sum(-1)).clamp(min=0)
+    size_x = x.square().sum(-1, keepdim=True)
+    size_y = y.square().sum(-1)
+    squared = size_x - 2 * x @ y.T + size_y
+    return squared.clamp(min=0)
 
 
 def _typical_distance(data: Tensor) -> float:
     """The median distance to the tenth neighbour, or to the last of fewer."""
     count = min(_NEIGHBOR, len(data) - 1) + 1  # the nearest is the datum itself
-    far = [
-        torch.cdist(rows, data).topk(count, largest=False).values[:, -1]
-        for rows in data.split(_ROWS)
-    ]
+    far = []
+    for rows in data.split(_ROWS):
+        distances = torch.cdist(rows, data)
+        nearest = distances.topk(count, largest=False)
+        far.append(nearest.values[:, -1])
     return float(torch.cat(far).median())

@@ -114,7 +114,8 @@ class Constant(FeatureMetric):
                 "Put samples on the first axis, and remove those with NaN.",
             )
         flat = data.detach().flatten(1)
-        covariance = torch.atleast_2d(torch.cov(flat.T)) + ridge * torch.eye(flat.shape[1]).to(flat)
+        identity = torch.eye(flat.shape[1]).to(flat)
+        covariance = torch.atleast_2d(torch.cov(flat.T)) + ridge * identity
         factor, info = torch.linalg.cholesky_ex(covariance)
         pivots = factor.diagonal().square() / covariance.diagonal()
         # With too few data the covariance is singular, whatever rounding makes of it.
@@ -176,7 +177,8 @@ class LowRank(FeatureMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, D + r)
         """``[√d · x, Uᵀ x]``."""
         flat = x.flatten(1)
-        return torch.cat([flat * fitting("LowRank", self.diagonal_root, x), flat @ self.factor], -1)
+        weighted = flat * fitting("LowRank", self.diagonal_root, x)
+        return torch.cat([weighted, flat @ self.factor], -1)
 
 
 class FeatureMap(FeatureMetric):
@@ -249,7 +251,9 @@ class ClassifierFisher(FeatureMetric):
         gap = (p - q).norm(dim=-1)
         if p.shape[1] > 1:
             gap = 4 * torch.asin((gap / 4).clamp(max=1))  # chord to arc at radius 2
-        return (gap.square() + self.ridge * (x0 - x1).flatten(1).square().sum(-1)).sqrt()
+        straight = (x0 - x1).flatten(1)
+        squared = gap.square() + self.ridge * straight.square().sum(-1)
+        return squared.sqrt()
 
     def _prediction(self, x: Tensor) -> Tensor:
         logits = self.classifier(own(x))

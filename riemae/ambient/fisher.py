@@ -198,8 +198,13 @@ class FisherRao(AmbientMetric):
         """The families."""
         if self.layout is not None:
             return ", ".join(head.family.name for head in self.layout.heads)
-        fixed = [f"{name}={getattr(self, f'constant_{name}').tolist()}" for name in self._constants]
-        return ", ".join([*(() if self.family is None else (self.family.name,)), *fixed])
+        shown = []
+        if self.family is not None:
+            shown.append(self.family.name)
+        for name in self._constants:
+            value = getattr(self, f"constant_{name}")
+            shown.append(f"{name}={value.tolist()}")
+        return ", ".join(shown)
 
 
 class _FisherRaoFeatures(FisherRao, FeatureMetric):

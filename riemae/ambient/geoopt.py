@@ -100,7 +100,8 @@ class Geoopt(ShapedMetric, InnerMetric):
             AmbientError: When it does not.
         """
         points = x.to(self.manifold.dtype) if self.manifold.dtype is not None else x
-        tol = tolerance(points.dtype).probe * (1 + float(points.abs().max()) ** 2)
+        largest = float(points.abs().max())
+        tol = tolerance(points.dtype).probe * (1 + largest**2)
         try:
             ok, reason = self.manifold.check_point_on_manifold(
                 points, explain=True, atol=tol, rtol=tol
@@ -158,7 +159,8 @@ def inner_product(
             )
             for i, part in enumerate(manifold.manifolds)
         ]
-        return torch.stack([p.view(len(x), -1).sum(-1) for p in parts]).sum(0)
+        sums = [p.view(len(x), -1).sum(-1) for p in parts]
+        return torch.stack(sums).sum(0)
     if isinstance(manifold, geoopt.SymmetricPositiveDefinite):
         # tr(x⁻¹ u x⁻¹ v). Not by eigenvectors, as geoopt does: they have no derivative where
         # eigenvalues meet. Nor by torch.linalg.solve, whose third derivatives contradict each other
@@ -169,9 +171,11 @@ def inner_product(
     if isinstance(manifold, geoopt.Stereographic):
         # λ² ⟨u, v⟩ with λ = 2/(1 + k|x|²); geoopt's is a torch.jit.script function: wrong in nested
         # derivatives.
-        factor = 2 / (1 + manifold.k.to(x) * x.square().sum(-1, keepdim=True))
+        squared = x.square().sum(-1, keepdim=True)
+        factor = 2 / (1 + manifold.k.to(x) * squared)
         return (factor**2 * u * v).flatten(1).sum(-1)
-    return manifold.inner(x, u, v, keepdim=True).reshape(len(x), -1).sum(-1)
+    found = manifold.inner(x, u, v, keepdim=True)
+    return found.reshape(len(x), -1).sum(-1)
 
 
 def metric_tensor(manifold: Any, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

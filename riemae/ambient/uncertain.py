@@ -71,7 +71,9 @@ class Expected(FeatureMetric):
         split = self.layout.split(x.flatten(1))
         for head, p in zip(self.layout.heads, split, strict=True):
             spread = next(value for name, value in p.items() if name != "loc")
-            parts += [p["loc"].flatten(1), _NOISE[head.family.name] ** 0.5 * spread.flatten(1)]
+            factor = _NOISE[head.family.name] ** 0.5
+            parts.append(p["loc"].flatten(1))
+            parts.append(factor * spread.flatten(1))
         return torch.cat(parts, -1)
 
 
@@ -134,7 +136,8 @@ class _AveragedFeatures(Averaged, FeatureMetric):
 
     def features(self, x: Tensor) -> Tensor:  # (k, count, *shape) -> (k, q)
         """Features of all members over √count."""
-        return self.base.features(self._members(x)).reshape(len(x), -1) / self.count**0.5
+        features = self.base.features(self._members(x))
+        return features.reshape(len(x), -1) / self.count**0.5
 
 
 class _AveragedProducts(Averaged, ProductMetric):
@@ -142,7 +145,9 @@ class _AveragedProducts(Averaged, ProductMetric):
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``, one block per member."""
-        points, vectors = (y.reshape(len(x) * self.count, -1) for y in (x, v))
+        rows = len(x) * self.count
+        points = x.reshape(rows, -1)
+        vectors = v.reshape(rows, -1)
         return self.base.product(points, vectors).reshape(len(x), -1) / self.count
 
 

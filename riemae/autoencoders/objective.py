@@ -28,9 +28,9 @@ from riemae.autoencoders.terms import Term, Variation, resolved, takes, without_
 from riemae.autoencoders.timing import seconds
 from riemae.autoencoders.units import check_finite, check_varied, metric_of, squared_extent
 from riemae.exceptions import DecoderError, OptionError
-from riemae.geometry.curvature import gaussian
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
+from riemae.numerics.random import gaussian
 
 
 class Mean(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -90,7 +90,8 @@ def train(
     """
     with restored():
         torch.manual_seed(seed)
-        encoder, decoder = _network(images.shape[1], 2), _network(2, images.shape[1])
+        encoder = _network(images.shape[1], 2)
+        decoder = _network(2, images.shape[1])
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -242,17 +243,13 @@ def _draw_latent(demo: Demo, folder: Path) -> Path:
             z[:, 0], z[:, 1], s=7, color=colormaps["tab10"](digit), label=str(digit), linewidths=0
         )
     ends = demo.codes[demo.pairs]
-    plotting.curves(Curve.line(ends[:, 0], ends[:, 1]), axes, color="white", linewidth=2.6)
-    plotting.curves(
-        Curve.line(ends[:, 0], ends[:, 1]),
-        axes,
-        color="black",
-        linewidth=1,
-        linestyle="--",
-        label="straight",
-    )
-    plotting.curves(demo.geodesics.curve, axes, color="white", linewidth=4)
-    plotting.curves(demo.geodesics.curve, axes, color="crimson", linewidth=2, label="geodesic")
+    straight = Curve.line(ends[:, 0], ends[:, 1])
+    dashed: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
+    plotting.curves(straight, axes, color="white", linewidth=2.6)
+    plotting.curves(straight, axes, label="straight", **dashed)
+    geodesics = demo.geodesics.curve
+    plotting.curves(geodesics, axes, color="white", linewidth=4)
+    plotting.curves(geodesics, axes, color="crimson", linewidth=2, label="geodesic")
     axes.scatter(ends[..., 0], ends[..., 1], s=36, facecolor="white", edgecolor="black", zorder=3)
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
@@ -268,15 +265,18 @@ def _draw_strips(demo: Demo, folder: Path) -> Path:
 
     t = torch.linspace(0, 1, _FRAMES, dtype=demo.codes.dtype)
     ends = demo.codes[demo.pairs]
-    shown = {"geodesic": demo.geodesics.curve, "straight": Curve.line(ends[:, 0], ends[:, 1])}
+    straight = Curve.line(ends[:, 0], ends[:, 1])
+    shown = {"geodesic": demo.geodesics.curve, "straight": straight}
     count = len(demo.pairs)
     figure = Figure(figsize=(7, 1.35 * count), layout="constrained")
     grid = figure.subplots(count, 1, squeeze=False)
     for p, axes in enumerate(grid[:, 0]):
-        frames = torch.stack(
-            [demo.manifold.decode(curve[p](t)).view(_FRAMES, 8, 8) for curve in shown.values()]
-        )
-        plotting.strip(torch.nn.functional.pad(frames, (1, 1, 1, 1)), axes)
+        rows = []
+        for curve in shown.values():
+            images = demo.manifold.decode(curve[p](t))
+            rows.append(images.view(_FRAMES, 8, 8))
+        frames = torch.nn.functional.pad(torch.stack(rows), (1, 1, 1, 1))
+        plotting.strip(frames, axes)
         axes.set_yticks([4.5, 14.5], list(shown), fontsize=8)
         axes.tick_params(length=0)
         for spine in axes.spines.values():

@@ -46,9 +46,10 @@ class Dataset:
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.x.shape[1:]))
-        m = self.z.shape[1]
         samples = f"{len(self.x)} samples in R^{shape}"
-        return f"Dataset({samples}, {m} coordinate(s), {len(self.test)} test points)"
+        coordinates = f"{self.z.shape[1]} coordinate(s)"
+        tests = f"{len(self.test)} test points"
+        return f"Dataset({samples}, {coordinates}, {tests})"
 
     def nearest_distance(self, x: Tensor) -> Tensor:  # (k, D) -> (k,)
         """Distance of points to the true curve or surface.
@@ -69,17 +70,25 @@ class Dataset:
                 "Give points of the data's dimension; images and clouds have no nearest distance.",
             )
         points = x.detach().double()
-        _, start = KDTree(self.test.double().cpu().numpy()).query(points.cpu().numpy())
-        z = self.test_z.double()[torch.as_tensor(start, device=self.test_z.device)].to(points)
+        tree = KDTree(self.test.double().cpu().numpy())
+        _, nearest = tree.query(points.cpu().numpy())
+        start = torch.as_tensor(nearest, device=self.test_z.device)
+        z = self.test_z.double()[start].to(points)
         low, high = self.bounds.to(points)
+
+        def at_one(z: Tensor) -> Tensor:  # (m,) -> (D,)
+            return self.surface(z[None])[0]
+
+        jacobian = torch.func.vmap(torch.func.jacfwd(at_one))
         best = (self.surface(z) - points).norm(dim=1)
-        jacobian = torch.func.vmap(torch.func.jacfwd(lambda one: self.surface(one[None])[0]))
         for _ in range(_NEWTON_STEPS):
             with forward_mode():
                 j = jacobian(z)
-            step = torch.linalg.lstsq(j, (points - self.surface(z))[..., None]).solution[..., 0]
+            gap = points - self.surface(z)
+            step = torch.linalg.lstsq(j, gap[..., None]).solution[..., 0]
             z = (z + step).clamp(low, high)
-            best = torch.minimum(best, (self.surface(z) - points).norm(dim=1))
+            distance = (self.surface(z) - points).norm(dim=1)
+            best = torch.minimum(best, distance)
         return best.to(x)
 
 
@@ -102,7 +111,9 @@ def clean_error(dataset: Dataset, reconstruct: Map) -> float:
             str(tuple(found.shape)),
             "Give a function that returns its argument's shape, such as decoder after encoder.",
         )
-    return float((found - dataset.test).flatten(1).square().sum(1).mean())
+    gap = (found - dataset.test).flatten(1)
+    squared = gap.square().sum(1)
+    return float(squared.mean())
 
 
 def length_ratio(dataset: Dataset, curve: Tensor) -> float:  # (k, D)
@@ -120,7 +131,9 @@ def length_ratio(dataset: Dataset, curve: Tensor) -> float:  # (k, D)
             f"{tuple(curve.shape)}, {dataset.z.shape[1]} coordinate(s)",
             "Decode codes in order, and compare with a curve such as noisy_sine().",
         )
-    return float(polygon_length(curve.detach()) / polygon_length(dataset.test))
+    length = polygon_length(curve.detach())
+    true_length = polygon_length(dataset.test)
+    return float(length / true_length)
 
 
 def in_order(z: Tensor, truth: Tensor) -> bool:  # (n, 1) or (n,) twice
@@ -135,8 +148,12 @@ def in_order(z: Tensor, truth: Tensor) -> bool:  # (n, 1) or (n,) twice
         got = f"{tuple(z.shape)} and {tuple(truth.shape)}"
         hint = "Give one code per sample, (n,) or (n, 1)."
         raise ShapeError("in_order", "two lists of n numbers", got, hint)
-    steps = z.detach().reshape(-1)[truth.reshape(-1).argsort()].diff()
-    return bool((steps > 0).all() or (steps < 0).all())
+    codes = z.detach().reshape(-1)
+    order = truth.reshape(-1).argsort()
+    steps = codes[order].diff()
+    rising = bool((steps > 0).all())
+    falling = bool((steps < 0).all())
+    return rising or falling
 
 
 def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
@@ -165,7 +182,8 @@ def rank_correlation(dataset: Dataset, z: Tensor) -> float:  # (n, m)
     i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     latent = (z[i] - z[j]).detach().norm(dim=1)
     true = dataset.distance(dataset.z[i], dataset.z[j])
-    return float(spearmanr(latent.cpu().numpy(), true.cpu().numpy()).statistic)
+    found = spearmanr(latent.cpu().numpy(), true.cpu().numpy())
+    return float(found.statistic)
 
 
 # What the functions above share.
@@ -178,7 +196,8 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
 
 def polygon_length(curve: Tensor) -> Tensor:
     """The length of a polygon through rows."""
-    return curve.flatten(1).double().diff(dim=0).norm(dim=1).sum()
+    steps = curve.flatten(1).double().diff(dim=0)
+    return steps.norm(dim=1).sum()
 
 
 def as_dtype(
@@ -200,4 +219,5 @@ def noisy(clean: Tensor, noise: float, generator: Source) -> Tensor:
     if not noise:
         return clean.clone()
     source = as_generator("datasets", generator)
-    return clean + noise * torch.randn(clean.shape, generator=source, dtype=torch.float64)
+    drawn = torch.randn(clean.shape, generator=source, dtype=torch.float64)
+    return clean + noise * drawn

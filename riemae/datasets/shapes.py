@@ -39,25 +39,35 @@ def superquadrics(
         hint = "Try superquadrics(n=100, points=256)."
         raise OptionError("superquadrics", "at least one cloud of one point", got, hint)
     generator = as_generator("superquadrics", generator)
-    bounds = torch.tensor([[0.5] * 3, [1.5] * 3], dtype=torch.float64)
-    z, test_z = (0.5 + torch.rand(k, 3, generator=generator, dtype=torch.float64) for k in (n, n))
+    low = [0.5] * 3
+    high = [1.5] * 3
+    bounds = torch.tensor([low, high], dtype=torch.float64)
+    z = 0.5 + _uniform(n, 3, generator=generator)
+    test_z = 0.5 + _uniform(n, 3, generator=generator)
     fixed = int(torch.randint(2**62, (), generator=generator))
 
     def surface(axes: Tensor) -> Tensor:
-        same = torch.Generator().manual_seed(fixed)
-        one = [_on_surface(kind, a, points, same.manual_seed(fixed)) for a in axes.double().cpu()]
-        return torch.stack(one).to(axes)
+        same = torch.Generator()
+        clouds = []
+        for one in axes.double().cpu():
+            same.manual_seed(fixed)
+            clouds.append(_on_surface(kind, one, points, same))
+        return torch.stack(clouds).to(axes)
 
-    x = torch.stack([_on_surface(kind, axes, points, generator) for axes in z])
+    clouds = [_on_surface(kind, axes, points, generator) for axes in z]
+    x = torch.stack(clouds)
     x = x + noise * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    return as_dtype(dtype, x, surface(z), z, surface(test_z), test_z, surface, bounds)
+    clean = surface(z)
+    test = surface(test_z)
+    return as_dtype(dtype, x, clean, z, test, test_z, surface, bounds)
 
 
 def _on_surface(
     kind: str, axes: Tensor, n: int, generator: torch.Generator | None
 ) -> Tensor:  # (3,) -> (n, 3)
     """Points uniform by area on one shape with half-axes ``axes``, all in float64."""
-    return _SHAPES[kind](axes, n, generator)
+    draw = _SHAPES[kind]
+    return draw(axes, n, generator)
 
 
 def _uniform(n: int, *size: int, generator: torch.Generator | None) -> Tensor:
@@ -65,11 +75,14 @@ def _uniform(n: int, *size: int, generator: torch.Generator | None) -> Tensor:
 
 
 def _on_box(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    x = (2 * _uniform(n, 3, generator=generator) - 1) * axes
+    inside = 2 * _uniform(n, 3, generator=generator) - 1
+    x = inside * axes
     areas = axes.prod() / axes  # of the faces across each axis
     face = torch.multinomial(areas, n, replacement=True, generator=generator)
-    side = torch.where(_uniform(n, generator=generator) < 0.5, -1.0, 1.0).double()
-    return torch.where(torch.arange(3) == face[:, None], side[:, None] * axes, x)
+    coin = _uniform(n, generator=generator)
+    side = torch.where(coin < 0.5, -1.0, 1.0).double()
+    across = torch.arange(3) == face[:, None]
+    return torch.where(across, side[:, None] * axes, x)
 
 
 def _on_ellipsoid(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
@@ -81,7 +94,8 @@ def _on_ellipsoid(axes: Tensor, n: int, generator: torch.Generator | None) -> Te
     def draw(count: int) -> tuple[Tensor, Tensor]:
         u = torch.randn(count, 3, generator=generator, dtype=torch.float64)
         u = torch.nn.functional.normalize(u, dim=1)
-        return u * axes, (u / axes).norm(dim=1) * axes.min()  # at most 1
+        element = (u / axes).norm(dim=1)
+        return u * axes, element * axes.min()  # at most 1
 
     return _accepted(draw, n, generator)
 
@@ -99,16 +113,21 @@ def _on_cone(axes: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         along = (2 * c * a * angle.sin()) ** 2
         return (across + along + (a * b) ** 2).sqrt()
 
-    top = float(slant(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)).max())
+    extremes = torch.tensor([0.0, math.pi / 2], dtype=torch.float64)
+    top = float(slant(extremes).max())
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         angle = 2 * math.pi * _uniform(count, generator=generator)
         r = _uniform(count, generator=generator).sqrt()
         # Half of the proposals on the base, whose area element a b never exceeds the side's.
         base = _uniform(count, generator=generator) < 0.5
-        z = torch.where(base, -torch.full_like(r, c), c - 2 * c * r)
-        density = torch.where(base, torch.full_like(r, a * b), slant(angle)) / top
-        return torch.stack([a * r * angle.cos(), b * r * angle.sin(), z], 1), density
+        bottom = -torch.full_like(r, c)
+        height = c - 2 * c * r
+        x = a * r * angle.cos()
+        y = b * r * angle.sin()
+        z = torch.where(base, bottom, height)
+        element = torch.where(base, torch.full_like(r, a * b), slant(angle))
+        return torch.stack([x, y, z], 1), element / top
 
     return _accepted(draw, n, generator)
 
@@ -120,7 +139,8 @@ def _accepted(
     kept: list[Tensor] = []
     while sum(map(len, kept)) < n:
         x, probability = draw(2 * n)
-        kept.append(x[_uniform(2 * n, generator=generator) < probability])
+        coin = _uniform(2 * n, generator=generator)
+        kept.append(x[coin < probability])
     return torch.cat(kept)[:n]
 
 

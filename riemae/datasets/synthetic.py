@@ -40,7 +40,9 @@ def sparse_spiral(
 
     def curve(t: Tensor) -> Tensor:
         r = 0.1 + 2.9 * t
-        return torch.cat([r * (turn * t).cos(), 0.6 * r * (turn * t).sin()], -1)
+        across = r * (turn * t).cos()
+        along = 0.6 * r * (turn * t).sin()
+        return torch.cat([across, along], -1)
 
     grid = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
     return _curve(curve, grid, (0.0, 1.0), noise, generator, dtype)
@@ -66,7 +68,9 @@ def cylinder(
 
     def surface(z: Tensor) -> Tensor:
         u, h = z.unbind(-1)
-        return torch.stack([radius * (u / radius).cos(), radius * (u / radius).sin(), h], -1)
+        across = radius * (u / radius).cos()
+        along = radius * (u / radius).sin()
+        return torch.stack([across, along, h], -1)
 
     circumference = 2 * math.pi * radius
 
@@ -97,7 +101,9 @@ def patch_with_hole(
 
     def surface(z: Tensor) -> Tensor:
         u, v = z.unbind(-1)
-        return torch.stack([(bend * u).sin() / bend, v, (1 - (bend * u).cos()) / bend], -1)
+        across = (bend * u).sin() / bend
+        height = (1 - (bend * u).cos()) / bend
+        return torch.stack([across, v, height], -1)
 
     return _surface(
         surface,
@@ -125,7 +131,8 @@ def paraboloid(
     """
 
     def surface(z: Tensor) -> Tensor:
-        return torch.cat([z, bend * z.square().sum(-1, keepdim=True) / 2], -1)
+        squared = z.square().sum(-1, keepdim=True)
+        return torch.cat([z, bend * squared / 2], -1)
 
     return _surface(surface, n, [[-1.0, -1.0], [1.0, 1.0]], noise, generator, dtype)
 
@@ -143,7 +150,8 @@ def swiss_roll(
     the height over [0, 21]. Arc length is
     ``(s √(1 + s²) + arsinh s)/2``, inverted by Newton's method.
     """
-    start, stop = 1.5 * math.pi, 1.5 * math.pi + 2 * math.pi * turns
+    start = 1.5 * math.pi
+    stop = 1.5 * math.pi + 2 * math.pi * turns
 
     def arc(s: Tensor) -> Tensor:
         return (s * (1 + s * s).sqrt() + s.asinh()) / 2
@@ -156,7 +164,8 @@ def swiss_roll(
         # The arc length is about s²/2, from above; Newton's method is monotone from there.
         s = (2 * (length + origin)).sqrt()
         for _ in range(5):
-            s = s - (arc(s) - length - origin) / (1 + s * s).sqrt()
+            speed = (1 + s * s).sqrt()
+            s = s - (arc(s) - length - origin) / speed
         return torch.stack([s * s.cos(), h, s * s.sin()], -1)
 
     return _surface(surface, n, [[0.0, 0.0], [extent, 21.0]], noise, generator, dtype, euclidean)

@@ -28,22 +28,29 @@ def silu(x: Tensor, order: int) -> Derivatives:
     if order < 2:
         return first, None, None
     u = 1 - 2 * s
-    second = t * torch.addcmul(x.new_full((), 2.0), x, u)
-    return first, second, None if order < 3 else t * torch.addcmul(3 * u, x, u * u - 2 * t)
+    two = x.new_full((), 2.0)
+    second = t * torch.addcmul(two, x, u)
+    if order < 3:
+        return first, second, None
+    thrice = 3 * u
+    third = t * torch.addcmul(thrice, x, u * u - 2 * t)
+    return first, second, third
 
 
 def tanh(y: Tensor, order: int) -> Derivatives:
     """From the output."""
     first = 1 - y * y
     second = -2 * y * first if order > 1 else None
-    return first, second, first * (4 - 6 * first) if order > 2 else None
+    third = first * (4 - 6 * first) if order > 2 else None
+    return first, second, third
 
 
 def sigmoid(y: Tensor, order: int) -> Derivatives:
     """From the output."""
     first = y - y * y
     second = first * (1 - 2 * y) if order > 1 else None
-    return first, second, first * (1 - 6 * first) if order > 2 else None
+    third = first * (1 - 6 * first) if order > 2 else None
+    return first, second, third
 
 
 class _SiluSlope(torch.autograd.Function):
@@ -59,10 +66,13 @@ class _SiluSlope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
         g, x = ctx.saved_tensors
         slope, bend, _ = silu(x, 2)
         assert bend is not None
-        return grads[0] * slope, grads[0] * g * bend
+        by_g = grad * slope
+        by_x = grad * g * bend
+        return by_g, by_x
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +144,10 @@ class Activation(torch.autograd.Function):
         if bend is None:
             return y, slope * first
         assert pairs is not None
-        out = first.new_empty(len(pairs), *first.shape[1:]) if second is None else slope * second
+        if second is None:
+            out = first.new_empty(len(pairs), *first.shape[1:])
+        else:
+            out = slope * second
         left = bend * first
         for row, (i, j) in enumerate(pairs):
             if second is None:
@@ -163,12 +176,13 @@ class Activation(torch.autograd.Function):
         if by_second is not None:
             assert third is not None
             mixed = _mixed(by_second, first, ctx.pairs)
-            bent = bend * mixed
-            tangent = bent if tangent is None else tangent + bent
-            by_input = _plus(by_input, third * ((mixed * first).sum(0) / 2))
+            tangent = _plus(tangent, bend * mixed)
+            along_third = (mixed * first).sum(0) / 2
+            by_input = _plus(by_input, third * along_third)
             if second is not None:
                 other = slope * by_second
-                along_bend = _plus(along_bend, (by_second * second).sum(0))
+                along_second = (by_second * second).sum(0)
+                along_bend = _plus(along_bend, along_second)
         if along_bend is not None:
             by_input = _plus(by_input, bend * along_bend)
         return None, None, None, by_input, tangent, other
@@ -180,12 +194,18 @@ def _mixed(by_second: Tensor, first: Tensor, pairs: list[tuple[int, int]]) -> Te
     for g, (i, j) in zip(by_second, pairs, strict=True):
         for a, b in ((i, j), (j, i)):
             before = rows[a]
-            rows[a] = g * first[b] if before is None else torch.addcmul(before, g, first[b])
-    return torch.stack([torch.zeros_like(first[0]) if row is None else row for row in rows])
+            if before is None:
+                rows[a] = g * first[b]
+            else:
+                rows[a] = torch.addcmul(before, g, first[b])
+    filled = [torch.zeros_like(first[0]) if row is None else row for row in rows]
+    return torch.stack(filled)
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
+    if a is None:
+        return b
+    return a + b
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -193,8 +213,8 @@ def usable(*tensors: Tensor | None) -> bool:
 
     They must be plain tensors, outside of a caller's transforms and forward mode.
     """
-    if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.is_grad_enabled():
         return False
-    if in_forward_mode():
+    if torch._C._functorch.peek_interpreter_stack() is not None or in_forward_mode():
         return False
     return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)

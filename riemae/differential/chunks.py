@@ -48,7 +48,8 @@ class Chunks:
             return self.size
         budget = _CPU_BYTES if z.device.type == "cpu" else _DEVICE_BYTES
         widest = self.widths_of(f, z)[-1]
-        return max(_MIN_CHUNK, budget // (widest * passes * z.element_size()))
+        bytes_per_point = widest * passes * z.element_size()
+        return max(_MIN_CHUNK, budget // bytes_per_point)
 
     def apply(self, f: Rowwise, passes: int, evaluate: Evaluation, *args: Tensor) -> Any:
         """``evaluate`` of all rows, some at a time.
@@ -62,18 +63,23 @@ class Chunks:
         if not len(args[0]):
             # Many layers refuse an empty batch: take the shapes from one point at the origin, and
             # keep none of it.
-            return _first_rows(evaluate(f.at(0), *(x.new_zeros(1, *x.shape[1:]) for x in args)), 0)
+            origin = [x.new_zeros(1, *x.shape[1:]) for x in args]
+            return _first_rows(evaluate(f.at(0), *origin), 0)
         # Forward mode refuses views whose elements share memory, such as expanded points.
         args = tuple(x.contiguous() for x in args)
+        points = args[0]
         if self.batch_invariant:
-            multiple = row_multiple(self.widths_of(f, args[0]), args[0].element_size())
+            widths = self.widths_of(f, points)
+            multiple = row_multiple(widths, points.element_size())
             evaluate = _padded(evaluate, multiple)
-        size = self.rows(f, args[0], passes)
-        whole = f.spread(len(args[0]))
-        if len(args[0]) <= size:
+        size = self.rows(f, points, passes)
+        whole = f.spread(len(points))
+        if len(points) <= size:
             return evaluate(whole, *args)
-        chunks = zip(*(x.split(size) for x in args), strict=True)
-        parts = [evaluate(whole.part(i * size, size), *chunk) for i, chunk in enumerate(chunks)]
+        parts = []
+        for i, chunk in enumerate(zip(*(x.split(size) for x in args), strict=True)):
+            part = whole.part(i * size, size)
+            parts.append(evaluate(part, *chunk))
         if isinstance(parts[0], tuple):
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return torch.cat(parts)
@@ -88,26 +94,32 @@ class Chunks:
             return known
         if z.is_meta or not len(z):
             return [z.shape[-1]]
-        one = _output_sizes(f.at(0), z[:1].detach())
-        three = _output_sizes(f.at(0), z[:1].detach().repeat(3, 1))
+        point = z[:1].detach()
+        one = _output_sizes(f.at(0), point)
+        three = _output_sizes(f.at(0), point.repeat(3, 1))
         # Tensors that do not grow with the batch are parameters; a map whose operations differ
         # between the two runs is judged by its output.
         per_point = [(b - a) // 2 for a, b in zip(one, three, strict=False)]
         if len(one) != len(three):
             per_point = [one[-1], 1]
-        widths = self.widths[f.kind] = sorted({z.shape[-1], *per_point} - {0})
+        different = {z.shape[-1], *per_point} - {0}
+        widths = sorted(different)
+        self.widths[f.kind] = widths
         return widths
 
 
 def _first_rows(out: Any, count: int) -> Any:
-    return tuple(x[:count] for x in out) if isinstance(out, tuple) else out[:count]
+    if isinstance(out, tuple):
+        return tuple(x[:count] for x in out)
+    return out[:count]
 
 
 def _padded(evaluate: Evaluation, multiple: int) -> Evaluation:
     """``evaluate`` on a multiple of this number of rows."""
 
     def padded(f: Rowwise, *chunk: Tensor) -> Any:
-        out = evaluate(f.padded(multiple), *(padded_rows(x, multiple) for x in chunk))
+        wide = [padded_rows(x, multiple) for x in chunk]
+        out = evaluate(f.padded(multiple), *wide)
         return _first_rows(out, len(chunk[0]))
 
     return padded
@@ -135,5 +147,6 @@ class _OutputSizes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.sizes.append(out.numel() if isinstance(out, Tensor) else 0)
+        size = out.numel() if isinstance(out, Tensor) else 0
+        self.sizes.append(size)
         return out

@@ -109,10 +109,14 @@ class Comparison:
         """
         source = probe.generator()
         known = False
-        for chosen in tries if self.comparable else ([0],):
-            rows = [row for row in chosen if row < len(points)][: max(1, limit)]
+        if not self.comparable:
+            tries = ([0],)
+        for chosen in tries:
+            present = [row for row in chosen if row < len(points)]
+            rows = present[: max(1, limit)]
             point = points.detach()[rows].clone()
-            point = point.requires_grad_() if self.comparable else point
+            if self.comparable:
+                point = point.requires_grad_()
             # One direction for all points, without memory of its own, like coordinate directions:
             # some layers have trouble with those.
             v = torch.linspace(1, 2, point.shape[-1], dtype=point.dtype, device=point.device)
@@ -144,19 +148,24 @@ class Comparison:
         g = f.for_mode(mode, graph)
         if self.kind == "jacobian":
             x, first = mode.forward(g, z, v[None], None, graph)
-            return x, [Number((w * first[0]).sum(-1), w, 1)]
+            reported = (w * first[0]).sum(-1)
+            return x, [Number(reported, w, 1)]
         if self.kind == "vjp":
             x, pulled = mode.reverse(g, z, lambda x: w, graph)
-            return x, [Number((v * pulled).sum(-1), w, 1)]
+            reported = (v * pulled).sum(-1)
+            return x, [Number(reported, w, 1)]
         if self.kind == "gram":
             x, tangent, pulled = mode.gram(g, z, v, lambda x, tangent: tangent, graph)
-            pushed = Number((w * tangent).sum(-1), w, 1)
-            return x, [pushed, Number((pulled * v).sum(-1), tangent.detach(), 2)]
+            forward = (w * tangent).sum(-1)
+            reverse = (pulled * v).sum(-1)
+            return x, [Number(forward, w, 1), Number(reverse, tangent.detach(), 2)]
         if self.kind == "second derivatives":
             x, _, second = mode.forward(g, z, v[None], Pairs([0], [0]), graph)
-            return x, [Number((w * second[0]).sum(-1), w, 1)]
+            reported = (w * second[0]).sum(-1)
+            return x, [Number(reported, w, 1)]
         x, _, forms = mode.expansion(g, z, lambda x, j: w[None], graph)
-        return x, [Number((v[:, None] @ forms[0] @ v[..., None])[:, 0, 0], w, 1)]
+        reported = (v[:, None] @ forms[0] @ v[..., None])[:, 0, 0]
+        return x, [Number(reported, w, 1)]
 
     def agrees(self, f: Rowwise, point: Tensor, v: Tensor, numbers: list[Number]) -> bool:
         """Compare with plain autograd; False when it has no answer.
@@ -183,7 +192,8 @@ class Comparison:
         limit = tolerance(point.dtype).check
         sound = x.detach().isfinite().all(-1)  # elsewhere derivatives mean nothing
         for ours, theirs, size, floor in compared:
-            off = (ours - theirs).abs() > limit * (size + ours.detach().abs()) + floor
+            allowed = limit * (size + ours.detach().abs()) + floor
+            off = (ours - theirs).abs() > allowed
             if bool(off[sound].any()):
                 raise RuntimeError("it contradicts torch.autograd")
         return True
@@ -212,7 +222,8 @@ class Comparison:
         if create_graph and bend is not None and not self.mode.approximate:
             ours = slope(number.value.sum(), point)
             theirs = number.power * bend
-            compared.append(_Comparison(ours, theirs, theirs.detach().abs(), floor))
+            size = theirs.detach().abs()
+            compared.append(_Comparison(ours, theirs, size, floor))
         return compared
 
     def _slope_of(self, expected: Tensor, point: Tensor, create_graph: bool) -> Tensor | None:
@@ -236,7 +247,8 @@ def slope(x: Tensor, point: Tensor) -> Tensor:
     """The gradient of a number, with its graph; 0 where it does not depend on the point."""
     if not x.requires_grad:
         return torch.zeros_like(point)
-    return torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)[0]
+    (found,) = torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)
+    return found
 
 
 def slopes(f: Rowwise, z: Tensor) -> Tensor:  # (k, m) -> (k, m)

@@ -90,7 +90,7 @@ class Differential:
 
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
-        return self._chunks.apply(self._f, 1, lambda part, z: part.flat(z), z)
+        return self._chunks.apply(self._f, 1, _flat_value, z)
 
     def jets(
         self,
@@ -110,19 +110,29 @@ class Differential:
             then: Applied to each chunk's results while they are in the cache, with one row per
                 point. Its own results are returned instead.
         """
-        c = z.shape[-1] if directions is None else directions.shape[1]
-        kind = "second derivatives" if pairs is not None else "jacobian"
+        given: tuple[Tensor, ...] = ()
+        c = z.shape[-1]
+        if directions is not None:
+            given = (directions,)
+            c = directions.shape[1]
+        if pairs is None:
+            kind = "jacobian"
+            passes = 1 + 2 * c
+        else:
+            kind = "second derivatives"
+            passes = 1 + 2 * c + len(pairs)
 
         def formula(
             mode: Mode, f: BatchedMap, create_graph: bool, z: Tensor, *given: Tensor
         ) -> Any:
             u = given[0].transpose(0, 1) if given else basis(z)
             x, *parts = mode.forward(f, z, u, pairs, create_graph)
-            parts = _where_defined(x, [part.movedim(0, -1) for part in parts])
-            return (x, *parts) if then is None else then(x, *parts)
+            points_first = [part.movedim(0, -1) for part in parts]
+            parts = _where_defined(x, points_first)
+            if then is None:
+                return (x, *parts)
+            return then(x, *parts)
 
-        given = () if directions is None else (directions,)
-        passes = 1 + 2 * c + (0 if pairs is None else len(pairs))
         return self._run(kind, passes, formula, z, *given)
 
     def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m)
@@ -131,7 +141,8 @@ class Differential:
 
     def jacobian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m)
         """``J(z)``."""
-        return self.value_and_jacobian(z)[1]
+        _, j = self.value_and_jacobian(z)
+        return j
 
     def jvp(
         self, z: Tensor, v: Tensor
@@ -176,7 +187,9 @@ class Differential:
 
     def second_derivative(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k, D)
         """``∂²f(u, v)``."""
-        return self.jets(z, torch.stack([u, v], 1), Pairs([0], [1]))[2][..., 0]
+        directions = torch.stack([u, v], 1)
+        _, _, second = self.jets(z, directions, Pairs([0], [1]))
+        return second[..., 0]
 
     def second_jet(
         self, z: Tensor
@@ -188,11 +201,17 @@ class Differential:
 
     def hessian(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D, m, m)
         """All second derivatives."""
-        return self.second_jet(z)[2]
+        _, _, second = self.second_jet(z)
+        return second
 
     def contraction(self, z: Tensor, a: Tensor) -> Tensor:  # (k, m), (k, D) -> (k, m, m)
         """``a·∂²f``, without a D × m × m array."""
-        return self.contractions(z, a[:, None], lambda x, j, a: a)[2][:, 0]
+
+        def given(x: Tensor, j: Tensor, a: Tensor) -> Tensor:
+            return a
+
+        _, _, forms = self.contractions(z, a[:, None], given)
+        return forms[:, 0]
 
     def contractions(
         self, z: Tensor, a: Tensor, covectors: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -209,11 +228,15 @@ class Differential:
 
         def formula(mode: Mode, f: BatchedMap, create_graph: bool, z: Tensor, a: Tensor) -> Any:
             def chosen(x: Tensor, j: Tensor) -> Tensor:
-                return covectors(x, j.movedim(0, -1), a).transpose(0, 1)
+                found = covectors(x, j.movedim(0, -1), a)
+                return found.transpose(0, 1)
 
-            return _points_first(mode.expansion(f, z, chosen, create_graph))
+            parts = mode.expansion(f, z, chosen, create_graph)
+            return _points_first(parts)
 
-        return self._run("contraction", 2 + 2 * z.shape[-1] + a.shape[1], formula, z, a)
+        m = z.shape[-1]
+        samples = a.shape[1]
+        return self._run("contraction", 2 + 2 * m + samples, formula, z, a)
 
     def expansion(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
@@ -226,9 +249,11 @@ class Differential:
 
         def formula(mode: Mode, f: BatchedMap, create_graph: bool, z: Tensor) -> Any:
             def chosen(x: Tensor, j: Tensor) -> Tensor:
-                return F.pad(covector(x[:k]), (0, 0, 0, len(z) - k))[None]
+                own = covector(x[:k])
+                return F.pad(own, (0, 0, 0, len(z) - k))[None]
 
-            x, j, forms = _points_first(mode.expansion(f, z, chosen, create_graph))
+            parts = mode.expansion(f, z, chosen, create_graph)
+            x, j, forms = _points_first(parts)
             return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
@@ -249,10 +274,12 @@ class Differential:
 
     def pushforward(self, f: BatchedMap, z: Tensor, v: Tensor) -> Tensor:
         """Directional derivative of a gradient built on this map, in the mode that works for it."""
-        mode = self._trust.mode("pushforward", self._f, z.reshape(-1, z.shape[-1]))
+        flat = z.reshape(-1, z.shape[-1])
+        mode = self._trust.mode("pushforward", self._f, flat)
         assert isinstance(mode, Nested)
         with mode.active(second_order=True):
-            return mode.push(f, z, v)[1]
+            _, slope = mode.push(f, z, v)
+        return slope
 
     def modes(self, z: Tensor) -> tuple[dict[str, Mode], list[str]]:
         """Which mode is used for each kind of derivative, and functions without a rule.
@@ -291,13 +318,16 @@ class Differential:
 
         def evaluate(part: Rowwise, *chunk: Tensor) -> Any:
             with mode.active(second_order, primitives=False):
-                out = formula(mode, part.for_mode(mode, create_graph), create_graph, *chunk)
+                f = part.for_mode(mode, create_graph)
+                out = formula(mode, f, create_graph, *chunk)
             by_graph = isinstance(mode, Nested) and (second_order or mode.announced)
             if torch.is_grad_enabled() or not by_graph:
                 return out
             # A copy without the graph; detach() would also drop the tangents of a caller's forward
             # mode.
-            return tuple(x.clone() for x in out) if isinstance(out, tuple) else out.clone()
+            if isinstance(out, tuple):
+                return tuple(x.clone() for x in out)
+            return out.clone()
 
         try:
             return self._chunks.apply(self._f, passes, evaluate, *given)
@@ -306,7 +336,8 @@ class Differential:
             if not isinstance(mode, Taylor) or own:
                 raise
             # A branch that no comparison has met, with something that Taylor mode cannot carry.
-            self._trust.distrust(self._trust.key(kind, self._f, z), mode)
+            key = self._trust.key(kind, self._f, z)
+            self._trust.distrust(key, mode)
             return self._run(kind, passes, formula, *given)
 
     def _wants_graph(self, kind: str, given: tuple[Tensor, ...]) -> bool:
@@ -317,12 +348,18 @@ class Differential:
         if kind not in IN_GRADIENT_MODE or not len(z) or any(x.requires_grad for x in given):
             return True
         # These kinds bring a graph of their own: another is wanted only for parameters of the map.
-        return self._f.at(0).flat(z[:1]).requires_grad
+        first = self._f.at(0)
+        return first.flat(z[:1]).requires_grad
+
+
+def _flat_value(f: Rowwise, z: Tensor) -> Tensor:
+    return f.flat(z)
 
 
 def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     x, j, forms = parts
-    return x, _where_defined(x, [j.movedim(0, -1)])[0], forms.transpose(0, 1)
+    (jacobian,) = _where_defined(x, [j.movedim(0, -1)])
+    return x, jacobian, forms.transpose(0, 1)
 
 
 def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -337,4 +374,9 @@ def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
     ok = concrete(x.isfinite().all(-1))
     if ok is None or bool(ok.all()):
         return derivatives
-    return [torch.where(ok.view(-1, *(1,) * (d.ndim - 1)), d, torch.nan) for d in derivatives]
+    out = []
+    for d in derivatives:
+        inner_axes = (1,) * (d.ndim - 1)
+        mask = ok.view(-1, *inner_axes)
+        out.append(torch.where(mask, d, torch.nan))
+    return out

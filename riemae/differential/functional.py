@@ -42,7 +42,8 @@ def jvp(
     """``f(z)`` and ``J(z) v``, both ``(*b, *shape)``, for ``z`` and ``v`` of shape ``(*b, m)``."""
     d, flat, shape = _prepared("jvp", f, z, chunk_size)
     x, tangent = d.jvp(flat, _like(v, z, flat))
-    return x.reshape((*z.shape[:-1], *shape)), tangent.reshape((*z.shape[:-1], *shape))
+    full = (*z.shape[:-1], *shape)
+    return x.reshape(full), tangent.reshape(full)
 
 
 @in_full_precision
@@ -52,7 +53,8 @@ def vjp(
     """``f(z)`` ``(*b, *shape)`` and ``J(z)ᵀ w`` ``(*b, m)``, for ``w`` ``(*b, *shape)``."""
     d, flat, shape = _prepared("vjp", f, z, chunk_size)
     x, pulled = d.vjp(flat, _covector("vjp", w, z, shape, flat))
-    return x.reshape((*z.shape[:-1], *shape)), pulled.reshape(z.shape)
+    full = (*z.shape[:-1], *shape)
+    return x.reshape(full), pulled.reshape(z.shape)
 
 
 @in_full_precision
@@ -83,7 +85,8 @@ def _prepared(
 ) -> tuple[Differential, Tensor, torch.Size]:
     flat = z.reshape(-1, z.shape[-1])
     with torch.no_grad():
-        sample = f(flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1]))
+        point = flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1])
+        sample = f(point)
     if not isinstance(sample, Tensor) or not sample.ndim or len(sample) != 1:
         found = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ShapeError(

@@ -67,7 +67,9 @@ class Rowwise:
         c = self.condition
         if c is None:
             return self
-        return self.conditioned(c.select([row % len(c)]) if len(c) else c.blank())
+        if not len(c):
+            return self.conditioned(c.blank())
+        return self.conditioned(c.select([row % len(c)]))
 
     def part(self, first: int, count: int) -> Rowwise:
         """The map under the conditions of consecutive rows."""

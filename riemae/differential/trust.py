@@ -338,7 +338,11 @@ def _distinct(reasons: list[str]) -> str:
     for reason in reasons:
         name, _, text = reason.partition(": ")
         found.setdefault(text, []).append(name)
-    return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
+    parts = []
+    for text, names in found.items():
+        listed = ", ".join(names)
+        parts.append(f"{text} ({listed})")
+    return "; ".join(parts)
 
 
 def _rounded(f: Rowwise, sample: Tensor) -> torch.dtype | None:

@@ -31,7 +31,8 @@ class LogScale(Family):
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
-        return self.coefficient * p[self.names[0]].log()
+        (name,) = self.names
+        return self.coefficient * p[name].log()
 
 
 class LocationScale(Family):
@@ -56,26 +57,39 @@ class LocationScale(Family):
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
         a, b = self.weights(p)
+        sigma = p["scale"]
         if "scale" in free:
-            return b**0.5 * p["scale"].log()
-        return a**0.5 * (p["loc"] / p["scale"])
+            return b**0.5 * sigma.log()
+        return a**0.5 * (p["loc"] / sigma)
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
         sigma = p["scale"]
-        weight = dict(zip(("loc", "scale"), self.weights(p), strict=True))
-        return {name: weight[name] * (v[name] / sigma) / sigma for name in v}
+        a, b = self.weights(p)
+        weights = {"loc": a, "scale": b}
+        out = {}
+        for name, tangent in v.items():
+            relative = tangent / sigma
+            out[name] = weights[name] * relative / sigma
+        return out
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         if self.has_feature_map(free):
             return super().squared_distance(p, q, free)
         a, b = self.weights(p)
-        shift, stretch = q["loc"] - p["loc"], q["scale"] - p["scale"]
+        sigma_p = p["scale"]
+        sigma_q = q["scale"]
+        shift = q["loc"] - p["loc"]
+        stretch = sigma_q - sigma_p
         # One quotient after the other: the product of the scales may overflow or vanish.
-        ratio = a / b * (shift / p["scale"]) * (shift / q["scale"])
-        ratio = ratio + (stretch / p["scale"]) * (stretch / q["scale"])
-        return (4 * b * (root(ratio) / 2).asinh().square()).flatten(1).sum(-1)
+        of_shift = a / b * (shift / sigma_p) * (shift / sigma_q)
+        of_stretch = (stretch / sigma_p) * (stretch / sigma_q)
+        ratio = of_shift + of_stretch
+        scale = 4 * b
+        half = root(ratio) / 2
+        squared = scale * half.asinh().square()
+        return squared.flatten(1).sum(-1)
 
 
 class StudentT(LocationScale):
@@ -96,7 +110,9 @@ class StudentT(LocationScale):
     def weights(self, p: Params) -> tuple[Any, Any]:
         """The numbers a and b."""
         df = p["df"]
-        return (df + 1) / (df + 3), 2 * df / (df + 3)
+        a = (df + 1) / (df + 3)
+        b = 2 * df / (df + 3)
+        return a, b
 
     def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
@@ -104,10 +120,12 @@ class StudentT(LocationScale):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        out = super().product(p, {name: dv for name, dv in v.items() if name != "df"})
+        others = {name: tangent for name, tangent in v.items() if name != "df"}
+        out = super().product(p, others)
         if "df" not in v:
             return out
-        df, sigma = p["df"], p["scale"]
+        df = p["df"]
+        sigma = p["scale"]
         mixed = -2 / ((df + 1) * (df + 3)) / sigma
         out["df"] = degrees_information(df) * v["df"]
         if "scale" in v:
@@ -117,7 +135,9 @@ class StudentT(LocationScale):
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
-        return None if "df" in free else super().squared_distance(p, q, free)
+        if "df" in free:
+            return None
+        return super().squared_distance(p, q, free)
 
 
 class FisherSnedecor(Family):
@@ -146,8 +166,11 @@ class FisherSnedecor(Family):
         for name, other in (("df1", "df2"), ("df2", "df1")):
             if name not in v:
                 continue
-            own = trigamma_excess(half[name]) - common - half[other] / (half[name] * s * (s + 1))
-            out[name] = own / 4 * v[name]
+            own = half[name]
+            excess = trigamma_excess(own)
+            shared = half[other] / (own * s * (s + 1))
+            diagonal = excess - common - shared
+            out[name] = diagonal / 4 * v[name]
             if other in v:
                 out[name] = out[name] + mixed * v[other]
         return out
@@ -168,10 +191,14 @@ class Gamma(Family):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        a, b = p["concentration"], p["rate"]
+        a = p["concentration"]
+        b = p["rate"]
         da = v.get("concentration", torch.zeros_like(a))
         growth = v["rate"] / b if "rate" in v else torch.zeros_like(b)
-        out = {"concentration": torch.polygamma(1, a) * da - growth, "rate": (a * growth - da) / b}
+        out = {
+            "concentration": torch.polygamma(1, a) * da - growth,
+            "rate": (a * growth - da) / b,
+        }
         return {name: out[name] for name in v}
 
 
@@ -186,8 +213,13 @@ class Beta(Family):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        common = torch.polygamma(1, p["concentration1"] + p["concentration0"]) * sum(v.values())
-        return {name: torch.polygamma(1, p[name]) * v[name] - common for name in v}
+        total = p["concentration1"] + p["concentration0"]
+        common = torch.polygamma(1, total) * sum(v.values())
+        out = {}
+        for name, tangent in v.items():
+            own = torch.polygamma(1, p[name])
+            out[name] = own * tangent - common
+        return out
 
 
 class VonMises(Family):
@@ -201,8 +233,11 @@ class VonMises(Family):
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
-        radius = root(p["concentration"] * resultant(p["concentration"]))
-        return torch.stack([radius * p["loc"].cos(), radius * p["loc"].sin()], -1)
+        kappa = p["concentration"]
+        angle = p["loc"]
+        radius = root(kappa * resultant(kappa))
+        circle = [radius * angle.cos(), radius * angle.sin()]
+        return torch.stack(circle, -1)
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
@@ -218,8 +253,10 @@ class VonMises(Family):
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
         if not self.has_feature_map(free):
             return None
-        turn = torch.remainder(q["loc"] - p["loc"] + math.pi, 2 * math.pi) - math.pi
-        squared = p["concentration"] * resultant(p["concentration"]) * turn.square()
+        kappa = p["concentration"]
+        difference = q["loc"] - p["loc"]
+        turn = torch.remainder(difference + math.pi, 2 * math.pi) - math.pi
+        squared = kappa * resultant(kappa) * turn.square()
         return squared.flatten(1).sum(-1)
 
 
@@ -236,7 +273,9 @@ class ContinuousBernoulli(OddsFamily):
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
         if "probs" not in p:
-            return {"logits": tilted_variance(p["logits"]) * v["logits"]}
+            weight = tilted_variance(p["logits"])
+            return {"logits": weight * v["logits"]}
         probs = p["probs"]
         slope = 1 / (probs * (1 - probs))  # dl/dp
-        return {"probs": slope * tilted_variance(torch.logit(probs)) * slope * v["probs"]}
+        weight = slope * tilted_variance(torch.logit(probs)) * slope
+        return {"probs": weight * v["probs"]}

@@ -44,7 +44,9 @@ class ZeroPoisson(Poisson):
 
     def zero(self, p: Params) -> tuple[Tensor, Params]:
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
-        return -p["rate"], {"rate": -torch.ones_like(p["rate"])}
+        rate = p["rate"]
+        slope = {"rate": -torch.ones_like(rate)}
+        return -rate, slope
 
 
 class ZeroNegativeBinomial(NegativeBinomial):
@@ -52,9 +54,12 @@ class ZeroNegativeBinomial(NegativeBinomial):
 
     def zero(self, p: Params) -> tuple[Tensor, Params]:
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
-        r, logits = p["total_count"], p["logits"]
+        r = p["total_count"]
+        logits = p["logits"]
         single = -F.softplus(logits)
-        return r * single, {"total_count": single, "logits": -r * logits.sigmoid()}
+        log_zero = r * single
+        slope = {"total_count": single, "logits": -r * logits.sigmoid()}
+        return log_zero, slope
 
 
 class NegativeBinomialMean(Family):
@@ -71,25 +76,32 @@ class NegativeBinomialMean(Family):
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
-        mu, theta = p["mu"], p["theta"]
-        return 2 * root(theta) * root(mu / theta).asinh()
+        mu = p["mu"]
+        theta = p["theta"]
+        radius = 2 * root(theta)
+        arc = root(mu / theta).asinh()
+        return radius * arc
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        mu, theta = p["mu"], p["theta"]
+        mu = p["mu"]
+        theta = p["theta"]
         out = {}
         if "mu" in v:
             out["mu"] = v["mu"] / mu / (1 + mu / theta)
         if "theta" in v:
             log_theta = theta.log()
-            out["theta"] = excess_information(mu.log() - log_theta, log_theta) * v["theta"]
+            log_odds = mu.log() - log_theta
+            information = excess_information(log_odds, log_theta)
+            out["theta"] = information * v["theta"]
         return out
 
     def zero(self, p: Params) -> tuple[Tensor, Params]:
         """``log q`` of the chance q of a zero, and its derivative in each parameter."""
-        mu, theta = p["mu"], p["theta"]
-        ratio = mu / theta
-        slope = {"mu": -1 / (1 + ratio), "theta": -log_odds_excess(ratio.log())}
+        theta = p["theta"]
+        ratio = p["mu"] / theta
+        slope = {"mu": -1 / (1 + ratio)}
+        slope["theta"] = -log_odds_excess(ratio.log())
         return -theta * ratio.log1p(), slope
 
 
@@ -136,9 +148,14 @@ class ZeroInflated(Family):
             along = along + slope[name] * dv
         shift = v[self.gate] - along if self.gate in v else -along
         known = self.base.product(p, inner) if inner else {}
-        out = {name: log_rest.exp() * known[name] + weight * slope[name] * shift for name in inner}
+        out = {}
+        for name in inner:
+            of_counts = log_rest.exp() * known[name]
+            of_zeros = weight * slope[name] * shift
+            out[name] = of_counts + of_zeros
         if self.gate in v:
-            own = -(2 * log_pi + log_rest - log_zero).exp() * torch.expm1(log_q)
+            chances = (2 * log_pi + log_rest - log_zero).exp()
+            own = -chances * torch.expm1(log_q)
             out[self.gate] = own * v[self.gate] + weight * along
         return out
 

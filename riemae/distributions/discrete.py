@@ -19,14 +19,18 @@ class Bernoulli(OddsFamily):
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
         if "probs" in p:
-            angle = 2 * torch.atan2(root(p["probs"]), root(1 - p["probs"]))
+            probs = p["probs"]
+            angle = 2 * torch.atan2(root(probs), root(1 - probs))
         else:
             logits = p["logits"]
             right = logits > 0
             # Of e^{−|l|/2}, which never overflows.
-            small = 2 * torch.where(right, -logits, logits).div(2).exp().atan()
+            decay = torch.where(right, -logits, logits).div(2).exp()
+            small = 2 * decay.atan()
             angle = torch.where(right, math.pi - small, small)
-        return angle * root(p["total_count"]) if "total_count" in p else angle
+        if "total_count" not in p:
+            return angle
+        return angle * root(p["total_count"])
 
 
 class NegativeBinomial(OddsFamily):
@@ -46,7 +50,10 @@ class NegativeBinomial(OddsFamily):
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
         r = p["total_count"]
-        arc = atanh_root(p["probs"]) if "probs" in p else arsinh_exp(p["logits"] / 2)
+        if "probs" in p:
+            arc = atanh_root(p["probs"])
+        else:
+            arc = arsinh_exp(p["logits"] / 2)
         return 2 * root(r) * arc
 
     def product(self, p: Params, v: Params) -> Params:
@@ -55,15 +62,20 @@ class NegativeBinomial(OddsFamily):
             return super().product(p, v)
         r = p["total_count"]
         if "probs" in p:
-            form, probs, logits = "probs", p["probs"], torch.logit(p["probs"])
+            form = "probs"
+            probs = p["probs"]
+            logits = torch.logit(probs)
             scale = probs * (1 - probs)  # dp/dl
         else:
-            form, probs, logits = "logits", p["logits"].sigmoid(), p["logits"]
+            form = "logits"
+            logits = p["logits"]
+            probs = logits.sigmoid()
             scale = torch.ones_like(logits)
         dl = v[form] / scale if form in v else torch.zeros_like(logits)
         dr = v["total_count"]
+        information = dispersion_information(r, logits)
         out = {
-            "total_count": probs * dl + dispersion_information(r, logits) * dr,
+            "total_count": probs * dl + information * dr,
             form: probs * (r * dl + dr) / scale,
         }
         return {name: out[name] for name in v}
@@ -74,7 +86,11 @@ class Geometric(OddsFamily):
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
-        return 2 * (atanh_root(1 - p["probs"]) if "probs" in p else arsinh_exp(-p["logits"] / 2))
+        if "probs" in p:
+            arc = atanh_root(1 - p["probs"])
+        else:
+            arc = arsinh_exp(-p["logits"] / 2)
+        return 2 * arc
 
 
 class Categorical(OddsFamily):
@@ -91,18 +107,23 @@ class Categorical(OddsFamily):
         if "probs" in p:
             roots = root(p["probs"])
         else:
-            roots = (torch.log_softmax(p["logits"], -1) / 2).exp()
+            log_probs = torch.log_softmax(p["logits"], -1)
+            roots = (log_probs / 2).exp()
         if "total_count" not in p:
             return 2 * roots
-        return 2 * roots * root(p["total_count"])[..., None]
+        count = root(p["total_count"])
+        return 2 * roots * count[..., None]
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
-        chord = (self.features(q, free) - self.features(p, free)).square().sum(-1)
+        difference = self.features(q, free) - self.features(p, free)
+        chord = difference.square().sum(-1)
         count = p.get("total_count", torch.ones_like(chord))
         # Arc over chord on a sphere of radius 2 √n; the chord keeps its digits where the arc's
         # cosine is near 1.
-        arc = 16 * count * (root(chord / count) / 4).clamp(max=1).asin().square()
+        squared_diameter = 16 * count
+        sine = (root(chord / count) / 4).clamp(max=1)
+        arc = squared_diameter * sine.asin().square()
         return arc.reshape(len(arc), -1).sum(-1)
 
 

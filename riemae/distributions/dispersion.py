@@ -61,13 +61,14 @@ def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), 
     log_odds, log_theta = torch.broadcast_tensors(log_odds, log_theta)
     dtype = log_odds.dtype
     if dtype != torch.float64 and log_odds.device.type != "mps":
-        log_odds, log_theta = log_odds.double(), log_theta.double()
-    rows = zip(
-        log_odds.reshape(-1).split(_AT_ONCE), log_theta.reshape(-1).split(_AT_ONCE), strict=True
-    )
-    parts = [_log_ratio(x, y) for x, y in rows]
+        log_odds = log_odds.double()
+        log_theta = log_theta.double()
+    chunks_x = log_odds.reshape(-1).split(_AT_ONCE)
+    chunks_y = log_theta.reshape(-1).split(_AT_ONCE)
+    parts = [_log_ratio(x, y) for x, y in zip(chunks_x, chunks_y, strict=True)]
     ratio = torch.cat(parts).view(log_odds.shape)
-    size = 2 * F.logsigmoid(log_odds) - log_theta - F.softplus(log_theta) - math.log(2)
+    squared_p = 2 * F.logsigmoid(log_odds)
+    size = squared_p - log_theta - F.softplus(log_theta) - math.log(2)
     return (size + ratio).exp().to(dtype)
 
 
@@ -77,12 +78,15 @@ def log_odds_excess(log_odds: Tensor) -> Tensor:
     By its power series where that difference cancels.
     """
     near = log_odds < -2.0
-    small = torch.where(near, log_odds, -3.0).sigmoid()
+    safe = torch.where(near, log_odds, -3.0)
+    small = safe.sigmoid()
     series = torch.zeros_like(small)
     for k in range(22, 1, -1):
         series = series * small + 1 / k
+    by_series = series * small.square()
     large = torch.where(near, 0.0, log_odds)
-    return torch.where(near, series * small.square(), F.softplus(large) - large.sigmoid())
+    direct = F.softplus(large) - large.sigmoid()
+    return torch.where(near, by_series, direct)
 
 
 def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
@@ -90,10 +94,14 @@ def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
     windows, width = _windows(str(x.device), x.dtype)
     first, across = _local(x, _ODDS)
     second, along = _local(y, _THETA)
-    rows = (first[:, None] + torch.arange(_DEGREE + 1, device=x.device)) * width + second[:, None]
-    block = windows.index_select(0, rows.reshape(-1)).view(len(x), _DEGREE + 1, _DEGREE + 1)
-    value = ((block @ along[:, :, None])[..., 0] * across).sum(-1)
-    return torch.where((x <= _ODDS[1]) & ~y.isnan(), value, torch.nan)
+    order = _DEGREE + 1
+    offsets = torch.arange(order, device=x.device)
+    rows = (first[:, None] + offsets) * width + second[:, None]
+    block = windows.index_select(0, rows.reshape(-1)).view(len(x), order, order)
+    inner = (block @ along[:, :, None])[..., 0]
+    value = (inner * across).sum(-1)
+    covered = (x <= _ODDS[1]) & ~y.isnan()
+    return torch.where(covered, value, torch.nan)
 
 
 def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -101,17 +109,24 @@ def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
 
     Beyond the ends, as at the end.
     """
-    place = (torch.where(x.isnan(), 0.0, x).clamp(*ends) - ends[0]) / _STEP
-    cells = round((ends[1] - ends[0]) / _STEP)
-    index = place.detach().floor().clamp(0, cells - 1)
+    inside = torch.where(x.isnan(), 0.0, x).clamp(*ends)
+    place = (inside - ends[0]) / _STEP
+    index = place.detach().floor().clamp(0, _cells(ends) - 1)
     u = place - index
     square = u * u
     cube = square * u
     fourth = square * square
-    powers = torch.stack(
-        [torch.ones_like(u), u, square, cube, fourth, fourth * u, cube * cube, fourth * cube], -1
-    )
-    return index.long(), powers @ torch.as_tensor(_pieces()).to(x)
+    fifth = fourth * u
+    sixth = cube * cube
+    seventh = fourth * cube
+    powers = torch.stack([torch.ones_like(u), u, square, cube, fourth, fifth, sixth, seventh], -1)
+    pieces = torch.as_tensor(_pieces()).to(x)
+    return index.long(), powers @ pieces
+
+
+def _cells(ends: tuple[float, float]) -> int:
+    """How many cells a range has."""
+    return round((ends[1] - ends[0]) / _STEP)
 
 
 @lru_cache(maxsize=1)
@@ -122,10 +137,12 @@ def _pieces() -> np.ndarray:  # -> (degree + 1 powers, degree + 1 splines)
         grown = []
         for i in range(d + 1):
             total = np.zeros(d + 1)
-            if i > 0:  # rises: (u + d − i)/d
-                total += np.convolve(pieces[i - 1], [(d - i) / d, 1 / d])
-            if i < d:  # falls: (i + 1 − u)/d
-                total += np.convolve(pieces[i], [(i + 1) / d, -1 / d])
+            if i > 0:
+                rising = [(d - i) / d, 1 / d]  # (u + d − i)/d
+                total += np.convolve(pieces[i - 1], rising)
+            if i < d:
+                falling = [(i + 1) / d, -1 / d]  # (i + 1 − u)/d
+                total += np.convolve(pieces[i], falling)
             grown.append(total)
         pieces = grown
     return np.stack(pieces, -1)
@@ -139,8 +156,10 @@ def _windows(device: str, dtype: torch.dtype) -> tuple[Tensor, int]:
     """
     table = _coefficients()
     runs = np.lib.stride_tricks.sliding_window_view(table, _DEGREE + 1, axis=1)
+    flat = runs.reshape(-1, _DEGREE + 1).copy()
     with torch.inference_mode(False):
-        return torch.tensor(runs.reshape(-1, _DEGREE + 1).copy()).to(device, dtype), runs.shape[1]
+        windows = torch.tensor(flat).to(device, dtype)
+    return windows, runs.shape[1]
 
 
 @lru_cache(maxsize=1)
@@ -152,20 +171,40 @@ def _coefficients() -> np.ndarray:
     # evenly spaced.
     margin = _DEGREE + (_DEGREE + 1) // 2
     grids = [_grid(ends, margin) for ends in (_ODDS, _THETA)]
-    table = np.log(ratio_by_quadrature(grids[0][:, None], grids[1][None]))
+    ratios = ratio_by_quadrature(grids[0][:, None], grids[1][None])
+    table = np.log(ratios)
     for axis, grid in enumerate(grids):
         spline = make_interp_spline(grid, table, k=_DEGREE, axis=axis)
-        coefficients = np.moveaxis(spline.c, 0, axis) if spline.c.shape != table.shape else spline.c
+        coefficients = spline.c
+        if coefficients.shape != table.shape:
+            coefficients = np.moveaxis(coefficients, 0, axis)
         # Knots are grid[0] × 8, grid[4:−4], grid[−1] × 8: spline i lives on knots i … i + 8.
-        start = int(np.searchsorted(spline.t, grid[margin] - _STEP / 2)) - _DEGREE
-        count = len(grid) - 2 * margin - 1 + _DEGREE
-        table = np.take(coefficients, np.arange(start, start + count), axis=axis)
+        before_first = grid[margin] - _STEP / 2
+        start = int(np.searchsorted(spline.t, before_first)) - _DEGREE
+        cells = len(grid) - 2 * margin - 1
+        places = np.arange(start, start + cells + _DEGREE)
+        table = np.take(coefficients, places, axis=axis)
     return table
 
 
+def _curvature(x: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """``λ(x) = (−log(1 − x) − x)/x²``, by its power series where that difference cancels.
+
+    Args:
+        x: Arguments from 0 to 1.
+        rest: ``1 − x``.
+    """
+    series = np.zeros_like(x)
+    for k in range(24, 1, -1):
+        series = series * x + 1 / k
+    with np.errstate(divide="ignore", invalid="ignore"):
+        direct = (-np.log(rest) - x) / x**2
+    return np.where(x < 0.1, series, direct)
+
+
 def _grid(ends: tuple[float, float], margin: int) -> np.ndarray:
-    cells = round((ends[1] - ends[0]) / _STEP)
-    return ends[0] + _STEP * np.arange(-margin, cells + margin + 1)
+    numbers = np.arange(-margin, _cells(ends) + margin + 1)
+    return ends[0] + _STEP * numbers
 
 
 def ratio_by_quadrature(
@@ -174,20 +213,21 @@ def ratio_by_quadrature(
     """``ρ = 2 θ (θ + 1) I_θ/p²`` on a grid, by the trapezoidal rule in τ = logit s."""
     top = max(float(log_odds.max()), 0.0)
     low = -max(float(log_theta.max()), 0.0) - _REACH
-    tau = np.arange(low, top + 2.5 * _REACH, _NODE_STEP)
+    high = top + 2.5 * _REACH
+    tau = np.arange(low, high, _NODE_STEP)
     theta = np.exp(log_theta)
     log_complement = -np.logaddexp(0, tau)  # log(1 − s)
-    s = np.exp(-np.logaddexp(0, -tau))
+    log_s = -np.logaddexp(0, -tau)
+    s = np.exp(log_s)
     complement = np.exp(log_complement)
-    weights = np.exp((theta.T + 1) * log_complement) * s**2 * _NODE_STEP  # (b, nodes)
-    p = np.exp(-np.logaddexp(0, -log_odds))
-    q = np.exp(-np.logaddexp(0, log_odds))  # 1 − p
+    decay = np.exp((theta.T + 1) * log_complement)  # (b, nodes)
+    weights = decay * s**2 * _NODE_STEP
+    log_p = -np.logaddexp(0, -log_odds)
+    log_q = -np.logaddexp(0, log_odds)
+    p = np.exp(log_p)
+    q = np.exp(log_q)  # 1 − p
     x = p * s  # (a, nodes)
     rest = q + p * complement  # 1 − ps
-    series = np.zeros_like(x)
-    for k in range(24, 1, -1):
-        series = series * x + 1 / k
-    with np.errstate(divide="ignore", invalid="ignore"):
-        curvature = np.where(x < 0.1, series, (-np.log(rest) - x) / x**2)
+    curvature = _curvature(x, rest)
     integral = theta * (curvature @ weights.T) + (1 / rest) @ weights.T
     return 2 * (theta + 1) * integral

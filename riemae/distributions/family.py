@@ -79,7 +79,8 @@ class Family:
         """
         if not self.has_feature_map(free):
             return None
-        return (self.features(q, free) - self.features(p, free)).flatten(1).square().sum(-1)
+        difference = self.features(q, free) - self.features(p, free)
+        return difference.flatten(1).square().sum(-1)
 
 
 def odds_form(distribution: Any) -> str:

@@ -62,9 +62,10 @@ class Head:
     @property
     def free(self) -> frozenset[str]:
         """Parameters that vary."""
-        return frozenset(self.names) - (
-            self.family.support_parameters if self.fixed is None else self.fixed
-        )
+        fixed = self.fixed
+        if fixed is None:
+            fixed = self.family.support_parameters
+        return frozenset(self.names) - fixed
 
     @property
     def size(self) -> int:
@@ -74,10 +75,10 @@ class Head:
     def split(self, x: Tensor) -> Params:  # (*b, size)
         """Parameters by name, each ``(*b, *shape)``."""
         parts = x.split([shape.numel() for shape in self.shapes], -1)
-        return {
-            name: part.reshape(*x.shape[:-1], *shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        p = {}
+        for name, part, shape in zip(self.names, parts, self.shapes, strict=True):
+            p[name] = part.reshape(*x.shape[:-1], *shape)
+        return p
 
     def complete(self, p: Params) -> Params:
         """Parameters and constants together.
@@ -87,20 +88,21 @@ class Head:
         if isinstance(self.family, (Divergence, Quantiles, Score)):
             return {**self.constants, **p}
         like = next(iter(p.values()))
-        return {
-            **{name: torch.as_tensor(value).to(like) for name, value in self.constants.items()},
-            **p,
-        }
+        complete = {}
+        for name, value in self.constants.items():
+            complete[name] = torch.as_tensor(value).to(like)
+        complete.update(p)
+        return complete
 
     def join(self, p: Params) -> Tensor:  # -> (k, size)
         """The flat vector; zeros for parameters that are missing."""
         like = next(iter(p.values()))
-        parts = [
-            p[name].reshape(len(like), -1)
-            if name in p
-            else like.new_zeros(len(like), shape.numel())
-            for name, shape in zip(self.names, self.shapes, strict=True)
-        ]
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name in p:
+                parts.append(p[name].reshape(len(like), -1))
+            else:
+                parts.append(like.new_zeros(len(like), shape.numel()))
         return torch.cat(parts, -1)
 
     def build(self, p: Params) -> td.Distribution:
@@ -108,7 +110,9 @@ class Head:
         out = self.family.distribution(**p, **self.constants)
         if self.transforms:
             out = td.TransformedDistribution(out, list(self.transforms))
-        return td.Independent(out, self.reinterpreted) if self.reinterpreted else out
+        if self.reinterpreted:
+            out = td.Independent(out, self.reinterpreted)
+        return out
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,12 @@ class Layout:
 
         A single parameter keeps its own shape; several are flattened and joined.
         """
-        if len(self.heads) == 1 and len(self.heads[0].names) == 1 and self.heads[0].shapes[0]:
-            return self.heads[0].shapes[0]
-        return torch.Size([sum(head.size for head in self.heads)])
+        if len(self.heads) == 1 and len(self.heads[0].names) == 1:
+            (shape,) = self.heads[0].shapes
+            if shape:
+                return shape
+        size = sum(head.size for head in self.heads)
+        return torch.Size([size])
 
     def split(self, x: Tensor) -> list[Params]:  # (*b, P)
         """Parameters of each head."""
@@ -143,7 +150,9 @@ class Layout:
         built = [head.build(p) for head, p in zip(self.heads, self.split(x), strict=True)]
         if self.keys is None:
             return tuple(built)
-        return dict(zip(self.keys, built, strict=True)) if self.keys else built[0]
+        if not self.keys:
+            return built[0]
+        return dict(zip(self.keys, built, strict=True))
 
 
 @dataclass(frozen=True)
@@ -175,11 +184,13 @@ def read(output: Any) -> tuple[Tensor, AnyLayout | None]:
     keys, found = _outputs(output)
     pairs = [_read_head(d) for d in found]
     layout = Layout(tuple(head for head, _ in pairs), keys)
-    if len({len(x) for _, x in pairs}) > 1:
+    rows = [len(x) for _, x in pairs]
+    if len(set(rows)) > 1:
+        got = " and ".join(map(str, rows))
         raise DecoderError(
             "Manifold",
             "heads with one row per point",
-            f"{' and '.join(str(len(x)) for _, x in pairs)} rows",
+            f"{got} rows",
             "The first axis of every distribution's parameters must be the batch.",
         )
     joined = torch.cat([x for _, x in pairs], -1)
@@ -195,12 +206,14 @@ def distributions(output: Any) -> list[td.Distribution]:
         return []
     if isinstance(output, Members):
         return [d for member in output for d in distributions(member)]
-    return _outputs(output)[1]
+    _, found = _outputs(output)
+    return found
 
 
 def parameters(distribution: td.Distribution) -> Params:
     """The parameters that ``x`` holds of a distribution, by name."""
-    return _read(distribution)[1]
+    _, p, _, _ = _read(distribution)
+    return p
 
 
 def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
@@ -217,7 +230,9 @@ def invalid_rows(output: Any) -> Tensor | None:  # -> (k,)
             base = base.base_dist
         for name, value in parameters(distribution).items():
             constraint = base.arg_constraints.get(name)
-            value = (value.value if isinstance(value, Jet) else value).detach()
+            if isinstance(value, Jet):
+                value = value.value
+            value = value.detach()
             inside = None if constraint is None else _inside(constraint, value)
             if inside is None:
                 continue
@@ -245,9 +260,11 @@ def _outputs(output: Any) -> tuple[tuple[Any, ...] | None, list[td.Distribution]
     keys: tuple[Any, ...] | None = None
     found: list[Any] = []
     if isinstance(output, td.Distribution):
-        keys, found = (), [output]
+        keys = ()
+        found = [output]
     elif isinstance(output, dict):
-        keys, found = tuple(output), list(output.values())
+        keys = tuple(output)
+        found = list(output.values())
     elif isinstance(output, (tuple, list)):
         found = list(output)
     if not found or not all(isinstance(d, td.Distribution) for d in found):
@@ -280,7 +297,8 @@ def _read_members(members: Members) -> tuple[Tensor, EnsembleLayout]:
             "an ensemble of ensembles",
             "Join their members in one.",
         )
-    return torch.stack([x for x, _ in pairs], 1), EnsembleLayout(layouts[0], len(pairs))
+    joined = torch.stack([x for x, _ in pairs], 1)
+    return joined, EnsembleLayout(layouts[0], len(pairs))
 
 
 def _read_head(distribution: td.Distribution) -> tuple[Head, Tensor]:
@@ -311,7 +329,8 @@ def _read(
         and isinstance(distribution, td.TransformedDistribution)
         and _is_fixed(distribution.transforms)
     ):
-        transforms, distribution = tuple(distribution.transforms), distribution.base_dist
+        transforms = tuple(distribution.transforms)
+        distribution = distribution.base_dist
         while isinstance(distribution, td.Independent):
             distribution = distribution.base_dist
         family = family_of(distribution)
@@ -319,7 +338,8 @@ def _read(
     p = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
     constants = {name: value for name, value in found.items() if name not in p}
     if not p or len({len(value) for value in p.values()}) > 1:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in p.items())
+        named = [f"{name} {tuple(value.shape)}" for name, value in p.items()]
+        shapes = ", ".join(named)
         raise DecoderError(
             "Manifold",
             "distributions with one row of parameters per point",
@@ -327,7 +347,9 @@ def _read(
             "Build them from tensors (k, ...) that depend on z; "
             "mixtures have no parameters of their own.",
         )
-    return family or family_by_torch(distribution, p, constants), p, constants, transforms
+    if family is None:
+        family = family_by_torch(distribution, p, constants)
+    return family, p, constants, transforms
 
 
 def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
@@ -336,7 +358,12 @@ def _is_fixed(transforms: Iterable[td.Transform]) -> bool:
     for transform in parts:
         parts.extend(getattr(transform, "parts", ()))  # of a composition
         inner = getattr(transform, "base_transform", None)
-        parts.extend(() if inner is None else (inner,))
-    return all(
-        t.bijective and not any(isinstance(v, Tensor) for v in vars(t).values()) for t in parts
-    )
+        if inner is not None:
+            parts.append(inner)
+    return not any(_may_move(part) for part in parts)
+
+
+def _may_move(transform: td.Transform) -> bool:
+    if not transform.bijective:
+        return True
+    return any(isinstance(value, Tensor) for value in vars(transform).values())

@@ -20,9 +20,12 @@ class Dirichlet(Family):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        alpha, d = p["concentration"], v["concentration"]
-        total = torch.polygamma(1, alpha.sum(-1, keepdim=True)) * d.sum(-1, keepdim=True)
-        return {"concentration": torch.polygamma(1, alpha) * d - total}
+        alpha = p["concentration"]
+        d = v["concentration"]
+        of_sum = torch.polygamma(1, alpha.sum(-1, keepdim=True))
+        total = of_sum * d.sum(-1, keepdim=True)
+        own = torch.polygamma(1, alpha) * d
+        return {"concentration": own - total}
 
 
 class MultivariateNormal(Family):
@@ -39,16 +42,16 @@ class MultivariateNormal(Family):
 
     def features(self, p: Params, free: Free) -> Tensor:
         """Arc-length coordinates φ."""
-        return _solve(p["scale_tril"], p["loc"][..., None])[..., 0]
+        column = p["loc"][..., None]
+        return _solve(p["scale_tril"], column)[..., 0]
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
         factor = p["scale_tril"]
         out = {}
         if "loc" in v:
-            out["loc"] = _solve(factor, _solve(factor, v["loc"][..., None]), transposed=True)[
-                ..., 0
-            ]
+            white = _solve(factor, v["loc"][..., None])
+            out["loc"] = _solve(factor, white, transposed=True)[..., 0]
         if "scale_tril" in v:
             w = _solve(factor, v["scale_tril"])
             out["scale_tril"] = _solve(factor, w + w.mT, transposed=True)
@@ -67,17 +70,22 @@ class Wishart(Family):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        df, factor = p["df"], p["scale_tril"]
+        df = p["df"]
+        factor = p["scale_tril"]
+        d = factor.shape[-1]
         out = {}
         if "df" in v:
-            halves = (df[..., None] - torch.arange(factor.shape[-1]).to(factor)) / 2
-            out["df"] = torch.polygamma(1, halves).sum(-1) / 4 * v["df"]
+            halves = (df[..., None] - torch.arange(d).to(factor)) / 2
+            information = torch.polygamma(1, halves).sum(-1) / 4
+            out["df"] = information * v["df"]
         if "scale_tril" in v:
             w = _solve(factor, v["scale_tril"])
             inner = df[..., None, None] * (w + w.mT)
             if "df" in v:
-                out["df"] = out["df"] + w.diagonal(dim1=-2, dim2=-1).sum(-1)
-                inner = inner + v["df"][..., None, None] * torch.eye(factor.shape[-1]).to(factor)
+                trace = w.diagonal(dim1=-2, dim2=-1).sum(-1)
+                out["df"] = out["df"] + trace
+                identity = torch.eye(d).to(factor)
+                inner = inner + v["df"][..., None, None] * identity
             out["scale_tril"] = _solve(factor, inner, transposed=True)
         return out
 
@@ -96,12 +104,16 @@ class LKJCholesky(Family):
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
-        eta, rest = p["concentration"], int(p["dim"]) - 1
+        eta = p["concentration"]
+        rest = int(p["dim"]) - 1
         below = torch.arange(rest, 0, -1).to(eta)
-        terms = torch.polygamma(1, eta[..., None] + (rest - below) / 2).sum(-1)
-        information = terms - rest * torch.polygamma(1, eta + rest / 2)
+        shifted = eta[..., None] + (rest - below) / 2
+        terms = torch.polygamma(1, shifted).sum(-1)
+        common = torch.polygamma(1, eta + rest / 2)
+        information = terms - rest * common
         return {"concentration": information * v["concentration"]}
 
 
 def _solve(factor: Tensor, b: Tensor, transposed: bool = False) -> Tensor:
-    return torch.linalg.solve_triangular(factor.mT if transposed else factor, b, upper=transposed)
+    matrix = factor.mT if transposed else factor
+    return torch.linalg.solve_triangular(matrix, b, upper=transposed)

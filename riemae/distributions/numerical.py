@@ -63,11 +63,12 @@ class Divergence(Family):
 
         def divergence(q: Params) -> Tensor:
             with unvalidated():
-                return td.kl_divergence(
-                    self.distribution(**p), self.distribution(**{**p, **q})
-                ).sum()
+                here = self.distribution(**p)
+                there = self.distribution(**{**p, **q})
+                return td.kl_divergence(here, there).sum()
 
-        return jvp(grad(divergence), (point,), (v,))[1]
+        _, product = jvp(grad(divergence), (point,), (v,))
+        return product
 
 
 class Quantiles(Family):
@@ -86,7 +87,8 @@ class Quantiles(Family):
         point = {name: p[name] for name in v}
         like = next(iter(point.values()))
         # t as far as 1 − u is still a number of this precision.
-        reach = math.asinh(-math.log(8 * torch.finfo(like.dtype).eps) / math.pi)
+        smallest = 8 * torch.finfo(like.dtype).eps
+        reach = math.asinh(-math.log(smallest) / math.pi)
         t = torch.linspace(-reach, reach, _NODES, dtype=like.dtype, device=like.device)
         u = torch.sigmoid(math.pi * t.sinh())
         rest = torch.sigmoid(-math.pi * t.sinh())  # 1 − u
@@ -94,14 +96,18 @@ class Quantiles(Family):
         weight = u * rest * math.pi * t.cosh() * step
         column = (-1, *(1,) * like.ndim)
         with unvalidated():
-            y = self.distribution(**p).icdf(u.view(column))
+            distribution = self.distribution(**p)
+            y = distribution.icdf(u.view(column))
 
         def log_prob(q: Params) -> Tensor:  # -> (nodes, k, ...)
             with unvalidated():
-                return self.distribution(**{**p, **q}).log_prob(y)
+                moved = self.distribution(**{**p, **q})
+                return moved.log_prob(y)
 
-        pushed = jvp(log_prob, (point,), (v,))[1]
-        return vjp(log_prob, point)[1](pushed * weight.view(column))[0]
+        _, scores = jvp(log_prob, (point,), (v,))
+        pull = vjp(log_prob, point)[1]
+        (product,) = pull(scores * weight.view(column))
+        return product
 
 
 class Score(Family):
@@ -125,15 +131,19 @@ class Score(Family):
         rows = max(len(value) for value in tensors)
         width = max(value[0].numel() for value in tensors) if rows else 0
         self._refuse_hopeless(rows, width, tensors)
-        draws = min(_DRAWS, max(1, _NUMBERS_AT_ONCE // max(1, width)))
-        at_once = max(1, _NUMBERS_AT_ONCE // (draws * max(1, width)))
+        per_draw = max(1, width)
+        draws = min(_DRAWS, max(1, _NUMBERS_AT_ONCE // per_draw))
+        at_once = max(1, _NUMBERS_AT_ONCE // (draws * per_draw))
         parts = []
         for start in range(0, max(1, rows), at_once):
             few = slice(start, start + at_once)
             some_p = {name: value[few] if _is_batch(value) else value for name, value in p.items()}
             some_v = {name: dv[few] for name, dv in v.items()}
             parts.append(self._mean(some_p, some_v, draws))
-        return {name: torch.cat([part[name] for part in parts]) for name in v}
+        out = {}
+        for name in v:
+            out[name] = torch.cat([part[name] for part in parts])
+        return out
 
     def _mean(self, p: Params, v: Params, draws: int) -> Params:
         """``H(p) v`` of a few points, over all draws, ``draws`` at a time."""
@@ -141,18 +151,21 @@ class Score(Family):
         total: Params = {}
         for start in range(0, _DRAWS, draws):
             count = min(draws, _DRAWS - start)
-            y = _Draw.apply(
-                self.distribution, tuple(p), count, _SEED + start, *map(_constant, p.values())
-            )
+            constants = map(_constant, p.values())
+            y = _Draw.apply(self.distribution, tuple(p), count, _SEED + start, *constants)
 
             def log_prob(q: Params, y: Tensor = y) -> Tensor:  # -> (draws, k, ...)
                 with unvalidated():
-                    return self.distribution(**{**p, **q}).log_prob(y)
+                    moved = self.distribution(**{**p, **q})
+                    return moved.log_prob(y)
 
-            value, pushed = jvp(log_prob, (point,), (v,))[:2]
+            value, scores = jvp(log_prob, (point,), (v,))
             ratio = (value - value.detach()).exp()
-            part = vjp(log_prob, point)[1](pushed * ratio / _DRAWS)[0]
-            total = {name: total[name] + part[name] for name in v} if total else part
+            pull = vjp(log_prob, point)[1]
+            (part,) = pull(scores * ratio / _DRAWS)
+            if total:
+                part = {name: total[name] + part[name] for name in v}
+            total = part
         return total
 
     def _refuse_hopeless(self, rows: int, width: int, values: list[Tensor]) -> None:
@@ -162,13 +175,15 @@ class Score(Family):
             AmbientError: With what it would take.
         """
         numbers = _DRAWS * rows * width
-        kept = bool({"Grad", "Jvp"} & set(transforms())) or (
-            torch.is_grad_enabled() and any(value.requires_grad for value in values)
-        )
+        transformed = bool({"Grad", "Jvp"} & set(transforms()))
+        wanted = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+        kept = transformed or wanted
         size = numbers * values[0].element_size() * _ARRAYS
         if numbers <= _NUMBERS and not (kept and size > _GRAPH_BYTES):
             return
-        need = f"about {size / 2**30:.3g} GiB for a graph through " if kept else ""
+        need = ""
+        if kept:
+            need = f"about {size / 2**30:.3g} GiB for a graph through "
         raise AmbientError(
             "FisherRao",
             f"a Fisher information of {self.name} that can be estimated",
@@ -185,7 +200,9 @@ def _is_batch(value: Any) -> bool:
 
 
 def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach()
+    return value
 
 
 class _Draw(torch.autograd.Function):
@@ -209,7 +226,8 @@ class _Draw(torch.autograd.Function):
             row = (value[i : i + 1] if _is_batch(value) else value for value in values)
             parameters = dict(zip(names, row, strict=True))
             with unvalidated(), seeded(several[0].device, seed):
-                draws.append(distribution(**parameters).sample((count,)))
+                own = distribution(**parameters)
+                draws.append(own.sample((count,)))
         return torch.cat(draws, 1)
 
     @staticmethod
@@ -228,12 +246,19 @@ class _Draw(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         distribution, names, count, seed, *values = args
         size = info.batch_size
-        flat, k = [], 1
+        flat = []
+        k = 1
         for value, d in zip(values, in_dims[4:], strict=True):
             if isinstance(value, Tensor):
-                value = value.movedim(d, 0) if d is not None else value.expand(size, *value.shape)
-                k = max(k, value.shape[1] if value.ndim > 1 else 1)
-                value = value.flatten(0, 1) if value.ndim > 1 else value[0]
+                if d is not None:
+                    value = value.movedim(d, 0)
+                else:
+                    value = value.expand(size, *value.shape)
+                if value.ndim > 1:
+                    k = max(k, value.shape[1])
+                    value = value.flatten(0, 1)
+                else:
+                    value = value[0]
             flat.append(value)
         y = _Draw.apply(distribution, names, count, seed, *flat)
         return y.unflatten(1, (size, k)), 1

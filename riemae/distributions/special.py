@@ -19,37 +19,45 @@ def root(x: Tensor) -> Tensor:
     """
     inside = x > 0
     outside = torch.where(x == 0, x * 0, torch.nan)
-    return torch.where(inside, torch.where(inside, x, 1.0).sqrt(), outside)
+    positive = torch.where(inside, x, 1.0)
+    return torch.where(inside, positive.sqrt(), outside)
 
 
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
     right = a > 0
     decay = torch.where(right, -2 * a, 0.0).exp()
-    far = a + (1 + (1 + decay).sqrt()).log()
-    near = torch.where(right, 0.0, a).exp().asinh()
+    growth = 1 + (1 + decay).sqrt()
+    far = a + growth.log()
+    left = torch.where(right, 0.0, a)
+    near = left.exp().asinh()
     return torch.where(right, far, near)
 
 
 def atanh_root(p: Tensor) -> Tensor:
     """``artanh √p = arsinh √(p/(1 − p))``."""
-    return root(p / (1 - p)).asinh()
+    odds = p / (1 - p)
+    return root(odds).asinh()
 
 
 def resultant(kappa: Tensor) -> Tensor:
     """``A(κ) = I₁(κ)/I₀(κ)``."""
-    return torch.special.i1e(kappa) / torch.special.i0e(kappa)
+    first = torch.special.i1e(kappa)
+    zeroth = torch.special.i0e(kappa)
+    return first / zeroth
 
 
 def resultant_slope(kappa: Tensor) -> Tensor:
     """``A'(κ) = 1 − A/κ − A²``; by its asymptotic series where that difference would cancel."""
     large = kappa > 150
-    near, far = torch.where(large, 1.0, kappa), torch.where(large, kappa, 150.0)
+    near = torch.where(large, 1.0, kappa)
+    far = torch.where(large, kappa, 150.0)
     a = resultant(near)
+    direct = 1 - a / near - a.square()
     series = torch.zeros_like(far)
     for coefficient in reversed(_slope_series()):
         series = (series + coefficient) / far
-    return torch.where(large, series / far, 1 - a / near - a.square())
+    return torch.where(large, series / far, direct)
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +68,8 @@ def _slope_series() -> tuple[float, ...]:
     """
     a = [1.0]
     for n in range(1, 11):
-        a.append(((n - 2) * a[-1] - sum(a[i] * a[n - i] for i in range(1, n))) / 2)
+        products = sum(a[i] * a[n - i] for i in range(1, n))
+        a.append(((n - 2) * a[-1] - products) / 2)
     return tuple(-n * a[n] for n in range(1, 11))
 
 
@@ -70,11 +79,14 @@ def tilted_variance(logits: Tensor) -> Tensor:
     By its power series near 0.
     """
     near = logits.abs() < 1
-    small, far = torch.where(near, logits, 0.0).square(), torch.where(near, 1.0, logits).abs()
+    small = torch.where(near, logits, 0.0).square()
+    far = torch.where(near, 1.0, logits).abs()
     series = torch.zeros_like(logits)
     for coefficient in reversed(_tilted_series()):
         series = series * small + coefficient
-    direct = far.reciprocal().square() - (-far).exp() / torch.expm1(-far).square()
+    pole = far.reciprocal().square()
+    tail = (-far).exp() / torch.expm1(-far).square()
+    direct = pole - tail
     return torch.where(near, series, direct)
 
 
@@ -85,24 +97,32 @@ def _tilted_series() -> tuple[float, ...]:
     The derivative of ``½ coth l/2 = Σ B_2n/(2n)! l^{2n−1}``.
     """
     numbers = bernoulli(20)
-    return tuple(float(numbers[2 * n]) * (2 * n - 1) / math.factorial(2 * n) for n in range(1, 11))
+    series = []
+    for n in range(1, 11):
+        number = float(numbers[2 * n])
+        series.append(number * (2 * n - 1) / math.factorial(2 * n))
+    return tuple(series)
 
 
 def dispersion_information(r: Tensor, logits: Tensor) -> Tensor:
     """``I_rr = ψ'(r) − E ψ'(r + Y)`` for Y negative binomial, in the parameters (l, r)."""
-    return logits.sigmoid() / r + excess_information(logits, r.log())
+    of_mean = logits.sigmoid() / r
+    excess = excess_information(logits, r.log())
+    return of_mean + excess
 
 
 def trigamma_excess(x: Tensor) -> Tensor:
     """``ψ'(x) − 1/x``; by its asymptotic series where that difference would cancel."""
     large = x > 20
-    near, far = torch.where(large, 1.0, x), torch.where(large, x, 20.0)
+    near = torch.where(large, 1.0, x)
+    far = torch.where(large, x, 20.0)
     inverse = far.reciprocal().square()
     series = torch.zeros_like(far)
     for coefficient in reversed(_bernoulli_series()):
         series = (series + coefficient) * inverse
     direct = torch.polygamma(1, near) - near.reciprocal()
-    return torch.where(large, inverse / 2 + series / far, direct)
+    asymptotic = inverse / 2 + series / far
+    return torch.where(large, asymptotic, direct)
 
 
 @lru_cache(maxsize=1)
@@ -120,15 +140,20 @@ def degrees_information(df: Tensor) -> Tensor:
     by term.
     """
     large = df > 24
-    near, far = torch.where(large, 1.0, df), torch.where(large, df, 24.0)
-    direct = (torch.polygamma(1, near / 2) - torch.polygamma(1, (near + 1) / 2)) / 4
-    direct = direct - (near + 5) / (2 * near * (near + 1) * (near + 3))
+    near = torch.where(large, 1.0, df)
+    far = torch.where(large, df, 24.0)
+    first = torch.polygamma(1, near / 2)
+    second = torch.polygamma(1, (near + 1) / 2)
+    rational = (near + 5) / (2 * near * (near + 1) * (near + 3))
+    direct = (first - second) / 4 - rational
     w = far.reciprocal()
     series = torch.zeros_like(far)
     for coefficient in reversed(_degrees_series()):
         series = (series + coefficient) * w.square()
-    rest = (7 + 3 * w) / (2 * (1 + 4 * w + 3 * w.square()))
-    return torch.where(large, (rest + series / w) * w.square().square(), direct)
+    denominator = 2 * (1 + 4 * w + 3 * w.square())
+    rest = (7 + 3 * w) / denominator
+    asymptotic = (rest + series / w) * w.square().square()
+    return torch.where(large, asymptotic, direct)
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +164,9 @@ def _degrees_series() -> tuple[float, ...]:
     ``∫ t^{2n} e^{−νt/2} dt = (2n)! (2/ν)^{2n+1}``.
     """
     numbers = bernoulli(24)
-    return tuple(
-        float(numbers[2 * n]) * (4**n - 1) * 4**n / 4 ** (2 * n - 1) * 2 ** (2 * n - 2)
-        for n in range(2, 13)
-    )
+    series = []
+    for n in range(2, 13):
+        of_tanh = float(numbers[2 * n]) * (4**n - 1) * 4**n
+        at_quarter = of_tanh / 4 ** (2 * n - 1)
+        series.append(at_quarter * 2 ** (2 * n - 2))
+    return tuple(series)

@@ -52,10 +52,10 @@ class Checks:
     def __init__(self, metric: PullbackMetric, latent_dim: int | None) -> None:
         self.metric = metric
         self.latent_dim = latent_dim
-        self._probed: set[tuple[Any, ...]] = (
-            set()
-        )  # kinds of points that the decoder was probed with
-        self._large: set[tuple[Any, ...]] = set()  # kinds of which a large batch has been looked at
+        # Kinds of points that the decoder was probed with.
+        self._probed: set[tuple[Any, ...]] = set()
+        # Kinds of which a large batch has been looked at.
+        self._large: set[tuple[Any, ...]] = set()
         # The decoder had no value at any point of a call that reports such points by their status.
         self._all_failed = False
 
@@ -85,12 +85,15 @@ class Checks:
         flat = z.reshape(-1, z.shape[-1])
         if condition is not None and len(flat):
             condition = condition.spread(len(flat))
-        kind = (z.dtype, z.device, None if condition is None else condition.kind)
+        condition_kind = None if condition is None else condition.kind
+        kind = (z.dtype, z.device, condition_kind)
         if changed:  # what was trusted was another function
             self._probed.clear()
             self._large.clear()
         known = kind in self._probed
-        ok = concrete(flat.isfinite().all(-1)) if finite or not known else None
+        ok = None
+        if finite or not known:
+            ok = concrete(flat.isfinite().all(-1))
         if finite:
             _refuse_non_finite(where, ok)
         if not known:
@@ -127,8 +130,9 @@ class Checks:
             NonFiniteError: When a tangent is NaN or infinite.
         """
         where_full = f"Manifold.{where}"
-        for name, x in (("z", z), *(("tangents", v) for v in vectors)):
-            expect_tensor(where_full, name, x)
+        expect_tensor(where_full, "z", z)
+        for v in vectors:
+            expect_tensor(where_full, "tangents", v)
         if any(v.shape[-1:] != z.shape[-1:] for v in vectors):
             if condition is None:
                 self.points(where, z)  # which may say more of z
@@ -148,11 +152,15 @@ class Checks:
 
     def _check_width(self, where: str, z: Tensor) -> None:
         m = self.latent_dim
-        if z.ndim and z.shape[-1] and (m is None or z.shape[-1] == m):
+        width = z.shape[-1] if z.ndim else 0
+        if width and (m is None or width == m):
             return
+        hint = "Batch axes come first."
         transposed = z.ndim == 2 and z.shape[0] == m
-        hint = "Batch axes come first; try z.T." if transposed else "Batch axes come first."
-        raise ShapeError(where, f"z of shape (*b, {m or 'm'})", str(tuple(z.shape)), hint)
+        if transposed:
+            hint = "Batch axes come first; try z.T."
+        expected = f"z of shape (*b, {m or 'm'})"
+        raise ShapeError(where, expected, str(tuple(z.shape)), hint)
 
     def _probe(
         self,
@@ -164,9 +172,11 @@ class Checks:
         kind: tuple[Any, ...],
     ) -> None:
         """Look at decoder and ambient metric at the finite points among the first ones."""
-        sound, those = flat, condition
+        sound = flat
+        those = condition
         if ok is not None:
-            sound, those = flat[ok], condition and condition.select(ok)
+            sound = flat[ok]
+            those = condition and condition.select(ok)
         metric = self.metric
         required = finite and not self._all_failed
         x = metric.decoder.probe(where, sound, required, metric.chunk_size, those)
@@ -180,7 +190,8 @@ class Checks:
         """Whether rows of the first large batch touch each other."""
         if not evidently_finite(flat):
             ok = flat.isfinite().all(-1)
-            flat, condition = flat[ok], condition and condition.select(ok)
+            flat = flat[ok]
+            condition = condition and condition.select(ok)
         if len(flat):
             decoder = self.metric.decoder
             assert decoder.output_shape is not None
@@ -239,13 +250,17 @@ def check_ambient(
 
     chunk = composition.chunk_size
     with torch.inference_mode(False), torch.no_grad():
-        flat = flat.detach().clone() if len(flat) else flat.new_zeros(1, flat.shape[-1])
+        if len(flat):
+            flat = flat.detach().clone()
+        else:
+            flat = flat.new_zeros(1, flat.shape[-1])
         size = _check_values(composition, decoded, flat, chunk)
         if not ambient.foreign:
             return
         source = probe.generator()
         limit = max(chunk or ROWS * FEW, FEW)
-        points = probe.generic(decoded, flat, min(ROWS if size <= 64 else FEW, limit), chunk)
+        wanted = ROWS if size <= 64 else FEW
+        points = probe.generic(decoded, flat, min(wanted, limit), chunk)
         v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
         x = decoded(points)
         columns = probe.normal(x, *x.shape, source=source)
@@ -253,17 +268,26 @@ def check_ambient(
     if not bool(sound.any()):
         return
     lowered = _Lowered(composition)
-    _check_rows(ambient, lowered, torch.cat([x, columns], -1)[sound])
-
-    def path(t: Tensor) -> Tensor:
-        moved = decoded(points[:FEW] + t[:, None] * v[:FEW])
-        return torch.cat([moved, columns[:FEW]], -1)
-
+    packed = torch.cat([x, columns], -1)
+    _check_rows(ambient, lowered, packed[sound])
+    path = _path(decoded, points[:FEW], v[:FEW], columns[:FEW])
     contradicted = contradiction(lowered, path, len(columns[:FEW]), points)
     if contradicted is not None:
         got, remedy = explained(contradicted, lowered)
         expected = "a function whose derivative torch.autograd knows"
         raise AmbientError(ambient.title, expected, got, remedy)
+
+
+def _path(
+    decoded: Callable[[Tensor], Tensor], starts: Tensor, velocities: Tensor, constant: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Decoded points that move in straight lines, packed with vectors that stay."""
+
+    def path(t: Tensor) -> Tensor:
+        moved = decoded(starts + t[:, None] * velocities)
+        return torch.cat([moved, constant], -1)
+
+    return path
 
 
 class _Lowered:
@@ -274,10 +298,13 @@ class _Lowered:
 
     def __call__(self, packed: Tensor) -> Tensor:  # (k, 2D) -> (k, …)
         ambient = self.composition.ambient
-        x, u = packed.split(packed.shape[1] // 2, -1)
+        dimension = packed.shape[1] // 2
+        x, u = packed.split(dimension, -1)
         if ambient.has_features:
-            return ambient.features(self.composition.shaped(x)).flatten(1)
-        return ambient.apply_to(x, u[..., None])[..., 0]
+            shaped = self.composition.shaped(x)
+            return ambient.features(shaped).flatten(1)
+        lowered = ambient.apply_to(x, u[..., None])
+        return lowered[..., 0]
 
 
 def _check_values(
@@ -294,15 +321,19 @@ def _check_values(
         return x.shape[1]
     # A subclass may have a check of its own, of points alone.
     known = inspect.signature(ambient.check).parameters
-    options = {"tangents": _directions(decoded, given)} if "tangents" in known else {}
+    options: dict[str, Tensor] = {}
+    if "tangents" in known:
+        options["tangents"] = _directions(decoded, given)
     ambient.check(composition.shaped(x), **options)
     # Some functions get a row for every direction.
     limit = max(chunk or ROWS * FEW, FEW)
-    rows = min(ROWS, limit // min(flat.shape[-1], FEW), len(flat))
+    per_point = min(flat.shape[-1], FEW)
+    rows = min(ROWS, limit // per_point, len(flat))
     picked = torch.linspace(0, len(flat) - 1, rows).long().to(flat.device)
     given, x = _with_values(decoded, flat[picked])
+    tangents = _directions(decoded, given)
     rounding = tolerance(x.dtype).eps ** (2 / 3)
-    ambient.check_positive(x, _directions(decoded, given), rounding)
+    ambient.check_positive(x, tangents, rounding)
     return x.shape[1]
 
 
@@ -327,9 +358,15 @@ def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> No
 def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
     """How decoded points move along the first few coordinates, by differences of the decoder."""
     axes = torch.eye(z.shape[-1]).to(z)[:FEW]
-    step = tolerance(z.dtype).eps ** (1 / 3) * (1 + z.abs().amax())
-    sides = [decoded(z + step * e) - decoded(z - step * e) for e in axes]
-    return torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0) / (2 * step)
+    largest = z.abs().amax()
+    step = tolerance(z.dtype).eps ** (1 / 3) * (1 + largest)
+    sides = []
+    for axis in axes:
+        ahead = decoded(z + step * axis)
+        behind = decoded(z - step * axis)
+        sides.append(ahead - behind)
+    changes = torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0)
+    return changes / (2 * step)
 
 
 def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:

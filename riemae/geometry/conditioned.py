@@ -63,11 +63,13 @@ class Labels:
                 str(condition.count),
                 "Split the batch, or use float64.",
             )
-        size = concrete(torch.where(points.detach().isfinite(), points.detach().abs(), 0.0))
-        largest = float(size.max()) if size is not None and size.numel() else 0.0
+        known = points.detach()
+        sizes = concrete(torch.where(known.isfinite(), known.abs(), 0.0))
+        largest = float(sizes.max()) if sizes is not None and sizes.numel() else 0.0
         # A power of two, so that numbers are exact; none larger than the points, as sizes are taken
         # of all coordinates.
-        self.unit = 2.0 ** math.floor(math.log2((largest or 1.0) / condition.count))
+        exponent = math.log2((largest or 1.0) / condition.count)
+        self.unit = 2.0 ** math.floor(exponent)
 
     def lift(
         self, z: Tensor, rows: Tensor | None = None
@@ -80,9 +82,12 @@ class Labels:
         """
         if self.condition is None or not self.labels:
             return z
-        rows = self.condition.rows if rows is None else rows
-        number = (rows * self.unit).to(z).view(-1, *(1,) * (z.ndim - 1)).expand(*z.shape[:-1], 1)
-        return torch.cat([z, number], -1)
+        if rows is None:
+            rows = self.condition.rows
+        number = (rows * self.unit).to(z)
+        inner_axes = (1,) * (z.ndim - 1)
+        column = number.view(-1, *inner_axes).expand(*z.shape[:-1], 1)
+        return torch.cat([z, column], -1)
 
     def wide(self, v: Tensor) -> Tensor:  # (…, m) -> (…, m + labels)
         """Vectors that do not move the number."""
@@ -96,41 +101,50 @@ class Labels:
         """Curves whose points have numbers."""
         if not self.labels:
             return curve
-        if isinstance(curve, Curve):
-            return Curve(self._lifted(curve.nodes), self.wide(curve.slopes))
-        return self._lifted(curve)
+        if not isinstance(curve, Curve):
+            return self._lifted(curve)
+        nodes = self._lifted(curve.nodes)
+        slopes = self.wide(curve.slopes)
+        return Curve(nodes, slopes)
 
     def _lifted(self, nodes: Tensor) -> Tensor:  # (*b, n, m)
-        lifted = self.lift(nodes.reshape(-1, *nodes.shape[-2:]))
+        flat = nodes.reshape(-1, *nodes.shape[-2:])
+        lifted = self.lift(flat)
         return lifted.view(*nodes.shape[:-1], lifted.shape[-1])
 
     def narrow_curve(self, curve: Curve) -> Curve:
         """Curves without the numbers."""
-        return Curve(self.narrow(curve.nodes), self.narrow(curve.slopes)) if self.labels else curve
+        if not self.labels:
+            return curve
+        nodes = self.narrow(curve.nodes)
+        slopes = self.narrow(curve.slopes)
+        return Curve(nodes, slopes)
 
     def narrow_result(self, result: GeodesicResult) -> GeodesicResult:
         """A result without the numbers in its curves; they stand in ``stats["condition"]``."""
         if not self.labels:
             return result
+        starts = result.curve.nodes[..., 0, :]
+        stats = {**result.stats, "condition": self.rows_of(starts)}
         other = result.alternatives
+        narrow_other = None if other is None else self.narrow_result(other)
         return replace(
             result,
             curve=self.narrow_curve(result.curve),
-            stats={**result.stats, "condition": self.rows_of(result.curve.nodes[..., 0, :])},
-            alternatives=None if other is None else self.narrow_result(other),
+            stats=stats,
+            alternatives=narrow_other,
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the conditions without a graph."""
-        return {
-            **self.__dict__,
-            "condition": None if self.condition is None else self.condition.detached(),
-        }
+        condition = None if self.condition is None else self.condition.detached()
+        return {**self.__dict__, "condition": condition}
 
     def rows_of(self, z: Tensor) -> Tensor:  # (…, m + 1) -> (…) int64
         """The numbers of the conditions of points."""
         assert self.condition is not None
-        number = (z[..., -1].detach() / self.unit).nan_to_num(0.0, 0.0, 0.0)
+        coordinate = z[..., -1].detach()
+        number = (coordinate / self.unit).nan_to_num(0.0, 0.0, 0.0)
         return number.round().long().clamp(0, self.condition.count - 1)
 
 
@@ -147,25 +161,31 @@ class Conditioned:
     """
 
     def __init__(self, core: PullbackMetric, condition: Condition, names: Labels) -> None:
-        self.core, self.condition, self.names = core, condition, names
+        self.core = core
+        self.condition = condition
+        self.names = names
         self.labels = names.labels
-        self.wide, self.narrow = names.wide, names.narrow
+        self.wide = names.wide
+        self.narrow = names.narrow
 
     def restored(self, curve: Curve, stats: dict[str, Tensor]) -> Curve:
         """The curves of a result as this space knows them."""
         if not self.labels:
             return curve
-        number = (stats["condition"] * self.names.unit).to(curve.nodes)[..., None, None]
-        nodes = torch.cat([curve.nodes, number.expand(*curve.nodes.shape[:-1], 1)], -1)
+        number = (stats["condition"] * self.names.unit).to(curve.nodes)
+        column = number[..., None, None].expand(*curve.nodes.shape[:-1], 1)
+        nodes = torch.cat([curve.nodes, column], -1)
         return Curve(nodes, self.wide(curve.slopes))
 
     def _conditions(self, z: Tensor) -> Condition:  # (k, m + labels)
         if not self.labels:
             return self.condition.single("Manifold")
-        return self.condition.chosen(self.names.rows_of(z))
+        rows = self.names.rows_of(z)
+        return self.condition.chosen(rows)
 
     def _apart(self, z: Tensor) -> tuple[PullbackMetric, Tensor]:  # (k, m + labels) -> (k, m)
-        return self._bound(self._conditions(z), self.narrow(z)), self.narrow(z)
+        points = self.narrow(z)
+        return self._bound(self._conditions(z), points), points
 
     def _bound(self, condition: Condition, points: Tensor) -> PullbackMetric:  # (k, m)
         if len(points):  # once: another process has seen no point yet
@@ -183,7 +203,8 @@ class Conditioned:
         g = core.metric(points)
         if not self.labels:
             return g
-        mean = g.diagonal(dim1=-2, dim2=-1).mean(-1)
+        diagonal = g.diagonal(dim1=-2, dim2=-1)
+        mean = diagonal.mean(-1)
         corner = F.pad(mean[:, None, None], (points.shape[-1], 0) * 2)
         return F.pad(g, (0, 1, 0, 1)) + corner
 
@@ -197,12 +218,14 @@ class Conditioned:
     ) -> Tensor:  # (k, m + labels), (k, m + labels) -> (k, m + labels)
         """The geodesic equation's right-hand side."""
         core, points = self._apart(z)
-        return self.wide(core.acceleration(points, self.narrow(v)))
+        found = core.acceleration(points, self.narrow(v))
+        return self.wide(found)
 
     # Curves (p, n + 1, m + labels), each at the number of its first point.
 
     def _along(self, nodes: Tensor) -> tuple[PullbackMetric, Tensor]:
-        return self._apart(nodes[:, 0])[0], self.narrow(nodes)
+        core, _ = self._apart(nodes[:, 0])
+        return core, self.narrow(nodes)
 
     def squared_chords(self, nodes: Tensor) -> Tensor:
         """As :meth:`riemae.geometry.pullback.PullbackMetric.squared_chords`."""
@@ -224,12 +247,11 @@ class Conditioned:
         if not self.labels:
             return found
         n = nodes.shape[1] - 1
-        size = found.gauss_newton.diagonal.diagonal(dim1=-2, dim2=-1).flatten(1).mean(1) / (4 * n)
-        corrected = (
-            None
-            if found.correction is None
-            else _padded(found.correction, n, torch.zeros_like(size))
-        )
+        diagonal = found.gauss_newton.diagonal.diagonal(dim1=-2, dim2=-1)
+        size = diagonal.flatten(1).mean(1) / (4 * n)
+        corrected = None
+        if found.correction is not None:
+            corrected = _padded(found.correction, n, torch.zeros_like(size))
         return replace(
             found,
             gradient=self.wide(found.gradient),
@@ -251,7 +273,11 @@ class Conditioned:
             return found
 
         def labelled(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            return lambda v: torch.cat([product(self.narrow(v)), v[..., -1:]], -1)
+            def applied(v: Tensor) -> Tensor:
+                number = v[..., -1:]
+                return torch.cat([product(self.narrow(v)), number], -1)
+
+            return applied
 
         known = found.gauss_newton
         return replace(
@@ -276,7 +302,8 @@ class Conditioned:
     def ambient_distance(self, z0: Tensor, z1: Tensor) -> Tensor | None:
         """As :meth:`riemae.geometry.pullback.PullbackMetric.ambient_distance`."""
         batch = z0.shape[:-1]
-        first, last = (x.reshape(-1, x.shape[-1]) for x in (z0, z1))
+        first = z0.reshape(-1, z0.shape[-1])
+        last = z1.reshape(-1, z1.shape[-1])
         core, start = self._apart(first)
         found = core.ambient_distance(start, self.narrow(last))
         return None if found is None else found.view(batch)
@@ -292,7 +319,10 @@ def _padded(matrix: BlockTridiagonal, n: int, size: Tensor) -> BlockTridiagonal:
     m = matrix.diagonal.shape[-1]
 
     def padded(blocks: Tensor, factor: int) -> Tensor:
-        corner = (factor * n * size)[:, None, None, None].expand(*blocks.shape[:2], 1, 1)
+        number = (factor * n * size)[:, None, None, None]
+        corner = number.expand(*blocks.shape[:2], 1, 1)
         return F.pad(blocks, (0, 1, 0, 1)) + F.pad(corner, (m, 0, m, 0))
 
-    return BlockTridiagonal(padded(matrix.diagonal, 4), padded(matrix.upper, -2))
+    diagonal = padded(matrix.diagonal, 4)
+    upper = padded(matrix.upper, -2)
+    return BlockTridiagonal(diagonal, upper)

@@ -5,50 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
-from torch.nn.utils import parametrizations
 
 from riemae.differential.conditions import Condition
 from riemae.differential.jets import Jet
 from riemae.differential.rowwise import unoptimised
-from riemae.differential.trust import INFERENCE
-from riemae.distributions.layout import (
-    AnyLayout,
-    EnsembleLayout,
-    Layout,
-    Members,
-    distributions,
-    invalid_rows,
-    parameters,
-    read,
-)
+from riemae.distributions.layout import AnyLayout, Members, invalid_rows, read
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.numerics import probe, reach
+from riemae.geometry.failures import explained_failure
+from riemae.geometry.training_mode import layers_in_training, refuse_layers_in_training
+from riemae.geometry.varying import varying_parameters, with_fixed
+from riemae.numerics import probe
 from riemae.numerics.dependence import Dependence, dependence, dependence_around
 from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
-
-# Layers that couple the batch or change their own state at every call.
-_BATCH_COUPLED = (nn.modules.batchnorm._NormBase, parametrizations._SpectralNorm)
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
-_BATCH_COUPLED_NAMES = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)} | {
-    "SyncBatchNorm"
-}
-_RANDOM_NAMES = {
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "AlphaDropout",
-    "FeatureAlphaDropout",
-    "RReLU",
-}
 
 
 class Decoder:
@@ -99,10 +73,13 @@ class Decoder:
             return self._evaluated(z, condition)
 
     def _called(self, z: Tensor, condition: Condition | None) -> Any:
-        return self._call(z) if condition is None else self._call(z, condition.values())
+        if condition is None:
+            return self._call(z)
+        return self._call(z, condition.values())
 
     def _evaluated(self, z: Tensor, condition: Condition | None) -> Tensor:
-        return self._tensor(z, self._called(z, condition))
+        output = self._called(z, condition)
+        return self._tensor(z, output)
 
     def _call(self, z: Tensor, *conditions: Any) -> Any:
         # A copy of its own: the decoder may write in place into what it gets.
@@ -110,12 +87,7 @@ class Decoder:
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
-        if x.layout != torch.strided or (x.ndim > 1 and not x.numel() and len(z)):
-            hint = "Let it return x.to_dense(), of at least one number per point."
-            got = f"{x.layout}" if x.layout != torch.strided else f"shape {tuple(x.shape)}"
-            raise DecoderError(
-                "Manifold", "a decoder that returns dense tensors with numbers in them", got, hint
-            )
+        _refuse_sparse_or_empty(z, x)
         if layout is not None:
             x = _without(x, invalid_rows(output))
         if self.layout is None:
@@ -127,14 +99,9 @@ class Decoder:
                 "another one than before",
                 "Families and shapes must not depend on the point.",
             )
-        if not x.ndim or len(x) != len(z):
-            raise DecoderError(
-                "Manifold",
-                f"a decoder that returns {len(z)} rows for {len(z)} points",
-                f"shape {tuple(x.shape)}",
-                "The first axis of the output must be the batch, unchanged.",
-            )
-        x = x if x.ndim > 1 else x[:, None]  # one number per point is a data space of dimension 1
+        _refuse_other_rows(z, x)
+        if x.ndim == 1:  # one number per point is a data space of dimension 1
+            x = x[:, None]
         if self.output_shape is not None and x.shape[1:] != self.output_shape:
             raise DecoderError(
                 "Manifold",
@@ -155,7 +122,8 @@ class Decoder:
         if self.module is None:
             return
         tensors = itertools.chain(self.module.parameters(), self.module.buffers())
-        own = next((p for p in tensors if p.is_floating_point()), None)
+        floating = (x for x in tensors if x.is_floating_point())
+        own = next(floating, None)
         if own is None:
             return
         if own.device != z.device:
@@ -205,26 +173,28 @@ class Decoder:
         if concrete(z) is None:
             return None
         self.output_shape = None  # a decoder may change between two probes
-        if not len(z):
-            z, condition = (
-                z.new_zeros(1, z.shape[-1]),
-                None if condition is None else condition.blank(),
-            )
-            real = 0
-        else:
-            real = min(len(z), 2)  # rows that the caller really asked for
-        m, apart = z.shape[-1], _Labelled(condition)
+        real = min(len(z), 2)  # rows that the caller really asked for
+        if not real:
+            z = z.new_zeros(1, z.shape[-1])
+            condition = None if condition is None else condition.blank()
+        m = z.shape[-1]
+        apart = _Labelled(condition)
         points = apart.join(z[:2].detach())
         # Equal rows cannot show that they are coupled.
         if len(points) == 1 or bool((points[0, :m] == points[1, :m]).all()):
-            points = torch.cat([points[:1], points[:1] + 1e-2 * (1 + points[:1].abs())])
+            first = points[:1]
+            beside = first + 1e-2 * (1 + first.abs())
+            points = torch.cat([first, beside])
             real = min(real, 1)
+
+        def attempt(y: Tensor) -> Tensor:
+            return self._attempt(where, *apart.split(y))
+
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(restored(points.device))
             if not finite:  # parameters outside of their range concern single pairs
                 stack.enter_context(unvalidated())
-            attempt = lambda y: self._attempt(where, *apart.split(y))  # noqa: E731 (one expression)
             x = attempt(points).clone()
             if x.dtype != z.dtype:
                 raise DTypeError(
@@ -242,12 +212,13 @@ class Decoder:
                     f"NaN or infinity at z = {points[bad[0], :m].tolist()}",
                     "Does the decoder's domain contain your points? Are its weights finite?",
                 )
-            self.probe_rows(
-                where, z if real else apart.split(points)[0], x[0].numel(), rows, condition
-            )
+            if not real:
+                z, _ = apart.split(points)
+            self.probe_rows(where, z, x[0].numel(), rows, condition)
         self.output_shape = x.shape[1:]
-        self._training = self._layers_in_training()
-        return x[[i for i in range(real) if i not in bad]]
+        self._training = layers_in_training(self.module)
+        sound = [i for i in range(real) if i not in bad]
+        return x[sound]
 
     def probe_rows(
         self,
@@ -276,15 +247,19 @@ class Decoder:
         """
         apart = _Labelled(condition)
         points = apart.join(z.detach())
+
+        def evaluated(y: Tensor) -> Tensor:
+            return self._evaluated(*apart.split(y))
+
         with torch.no_grad(), restored(z.device), unvalidated():
             try:
-                found = dependence_around(
-                    lambda y: self._evaluated(*apart.split(y)), points, size, rows
-                )
+                found = dependence_around(evaluated, points, size, rows)
             except DecoderError:
                 raise
             except probe.FAILURES as reason:
-                self._attempt(where, *apart.split(points[: min(len(z), rows or probe.ROWS)]))
+                # Where it fails at the first of them too, there is more to say.
+                first = points[: rows or probe.ROWS]
+                self._attempt(where, *apart.split(first))
                 raise DecoderError(
                     where,
                     "a decoder that accepts any number of rows",
@@ -300,63 +275,12 @@ class Decoder:
 
     def _attempt(self, where: str, points: Tensor, condition: Condition | None) -> Tensor:
         try:
-            return self._evaluated(
-                points, condition
-            )  # with torch's own checks of distributions' parameters
+            # With torch's own checks of distributions' parameters.
+            return self._evaluated(points, condition)
+        except (DecoderError, AmbientError):
+            raise
         except (*probe.FAILURES, AttributeError, LookupError) as reason:
-            if isinstance(reason, (DecoderError, AmbientError)):
-                raise
-            _refuse_missing_condition(where, condition, reason)
-            raise DecoderError(
-                where,
-                f"a decoder that accepts points of shape {tuple(points.shape)} and dtype "
-                f"{points.dtype}" + _with_conditions(condition),
-                f"{type(reason).__name__}: {reason}",
-                self._advice(points, reason)
-                + (
-                    ""
-                    if condition is None
-                    else " Does it take conditions of this form, one for each row?"
-                ),
-            ) from reason
-
-    def _advice(self, points: Tensor, reason: Exception) -> str:
-        """What to try when the decoder fails at its first points."""
-        held = [
-            x
-            for part in reach.modules(self.function)
-            for x in itertools.chain(part.parameters(), part.buffers())
-        ]
-        others = {x.dtype for x in held if x.is_floating_point()} - {points.dtype}
-        if "dtype" in str(reason) or "scalar type" in str(reason):
-            found = (
-                f" It refers to networks in {', '.join(map(str, sorted(others, key=str)))}."
-                if others
-                else ""
-            )
-            return (
-                f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's "
-                "dtype, or convert "
-                "all that it uses, its constants included; M.to(dtype=...) reaches modules and "
-                "tensors in closures, "
-                "defaults, globals and bound methods."
-            )
-        if any(x.is_inference() for x in held):
-            return INFERENCE
-        if isinstance(reason, (AttributeError, LookupError)):
-            return (
-                "Pass what takes a tensor (k, m), such as Manifold(model.decoder), or wrap the "
-                "call: Manifold(lambda z: model.decode(z)[0])."
-            )
-        hint = (
-            "Is the last axis of z the latent dimension, and does the decoder take a batch (k, m)?"
-        )
-        if "must match" in str(reason):
-            hint += (
-                " What has a row for each point, such as its class, belongs into condition=, for a "
-                "decoder f(z, c)."
-            )
-        return hint
+            raise explained_failure(where, self.function, points, condition, reason) from reason
 
     def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Find out what distributions hold, and which of their parameters do not vary.
@@ -367,7 +291,8 @@ class Decoder:
         if self.output_shape is not None and self.layout is None:
             return  # the probe has seen tensors
         with unvalidated(), torch.inference_mode(False):
-            points = (z[:2] if len(z) else z.new_zeros(1, z.shape[-1])).detach().clone()
+            first = z[:2] if len(z) else z.new_zeros(1, z.shape[-1])
+            points = first.detach().clone()
             if condition is not None:
                 condition = condition.select(slice(2)) if len(z) else condition.blank()
             with torch.no_grad():
@@ -377,22 +302,11 @@ class Decoder:
             try:
                 with torch.enable_grad():
                     points.requires_grad_()
-                    free = [
-                        _varying(d, points) for d in distributions(self._called(points, condition))
-                    ]
+                    output = self._called(points, condition)
+                    free = varying_parameters(output, points)
             except RuntimeError:  # a functorch transform is active
                 return
-        if isinstance(self.layout, EnsembleLayout):
-            if self.layout.member is not None:
-                size = len(self.layout.member.heads)
-                free = [set.union(*free[i::size]) for i in range(size)]
-                self.layout = replace(self.layout, member=_with_fixed(self.layout.member, free))
-        else:
-            self.layout = _with_fixed(self.layout, free)
-
-    def _layers_in_training(self) -> int:
-        layers = self.module.modules() if self.module is not None else ()
-        return sum(bool(getattr(layer, "training", False)) for layer in layers)
+        self.layout = with_fixed(self.layout, free)
 
     def refuse_training_mode(self, where: str) -> bool:
         """Refuse training mode before anything runs, which would change batch norm's statistics.
@@ -403,26 +317,9 @@ class Decoder:
         Raises:
             DecoderError: When a layer is random or couples the batch.
         """
-        training = self._layers_in_training()
-        for name, layer in (
-            self.module.named_modules() if self.module is not None and training else ()
-        ):
-            if not getattr(layer, "training", False):  # torch.jit.freeze removes the flag
-                continue
-            kind = getattr(
-                layer, "original_name", type(layer).__name__
-            )  # torch.jit.script hides the class
-            random = (isinstance(layer, _RANDOM) or kind in _RANDOM_NAMES) and getattr(
-                layer, "p", 1
-            ) > 0
-            coupled = isinstance(layer, _BATCH_COUPLED) or kind in _BATCH_COUPLED_NAMES
-            if random or coupled:
-                raise DecoderError(
-                    where,
-                    "a decoder in evaluation mode",
-                    f"{kind} {name!r} in training mode",
-                    "Call decoder.eval() first.",
-                )
+        training = layers_in_training(self.module)
+        if self.module is not None and training:
+            refuse_layers_in_training(where, self.module)
         return self._training is not None and self._training != training
 
 
@@ -431,14 +328,37 @@ def _single(output: Any) -> Any:
 
     Anything else as it is.
     """
-    if (
-        isinstance(output, (tuple, list, dict))
-        and not isinstance(output, Members)
-        and len(output) == 1
-    ):
-        (only,) = output.values() if isinstance(output, dict) else output
-        return only if isinstance(only, Tensor) else output
-    return output
+    if isinstance(output, Members) or not isinstance(output, (tuple, list, dict)):
+        return output
+    if len(output) != 1:
+        return output
+    (only,) = output.values() if isinstance(output, dict) else output
+    return only if isinstance(only, Tensor) else output
+
+
+def _refuse_sparse_or_empty(z: Tensor, x: Tensor) -> None:
+    strided = x.layout == torch.strided
+    empty = x.ndim > 1 and not x.numel() and len(z)
+    if strided and not empty:
+        return
+    got = f"shape {tuple(x.shape)}" if strided else f"{x.layout}"
+    raise DecoderError(
+        "Manifold",
+        "a decoder that returns dense tensors with numbers in them",
+        got,
+        "Let it return x.to_dense(), of at least one number per point.",
+    )
+
+
+def _refuse_other_rows(z: Tensor, x: Tensor) -> None:
+    if x.ndim and len(x) == len(z):
+        return
+    raise DecoderError(
+        "Manifold",
+        f"a decoder that returns {len(z)} rows for {len(z)} points",
+        f"shape {tuple(x.shape)}",
+        "The first axis of the output must be the batch, unchanged.",
+    )
 
 
 class _Labelled:
@@ -451,83 +371,27 @@ class _Labelled:
         self.condition = condition
 
     def join(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m + 1), or z itself without conditions
-        return (
-            z if self.condition is None else torch.cat([z, torch.arange(len(z)).to(z)[:, None]], 1)
-        )
+        if self.condition is None:
+            return z
+        numbers = torch.arange(len(z)).to(z)
+        return torch.cat([z, numbers[:, None]], 1)
 
     def split(self, points: Tensor) -> tuple[Tensor, Condition | None]:
         c = self.condition
         if c is None:
             return points, None
-        rows = points[:, -1].nan_to_num(0.0, 0.0, 0.0).round().long().clamp(0, len(c) - 1)
+        numbers = points[:, -1].nan_to_num(0.0, 0.0, 0.0).round().long()
+        rows = numbers.clamp(0, len(c) - 1)
         return points[:, :-1].contiguous(), c.select(rows)
-
-
-def _refuse_missing_condition(where: str, condition: Condition | None, reason: Exception) -> None:
-    """Say so where a decoder failed because it takes a condition and got none, or the reverse.
-
-    Raises:
-        DecoderError: When that is what the reason says.
-    """
-    if not isinstance(reason, TypeError) or "positional argument" not in str(reason):
-        return
-    if condition is None:
-        raise DecoderError(
-            where,
-            "a condition for each point, or one for all: the decoder takes a condition",
-            f"none ({reason})",
-            "Pass condition=, of shape (*b, *shape) for points of shape (*b, m).",
-        ) from reason
-    raise DecoderError(
-        where,
-        "no condition: the decoder takes points alone",
-        f"a condition ({reason})",
-        "Leave condition= out, or write the decoder as a function of z and c.",
-    ) from reason
-
-
-def _with_conditions(condition: Condition | None) -> str:
-    if condition is None:
-        return ""
-    shapes = ", ".join(
-        f"{(len(condition), *x.shape[1:])} and dtype {x.dtype}" for x in condition.leaves
-    )
-    return f", with conditions of shape {shapes}"
 
 
 def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
     """``x``, NaN in rows whose parameters lie outside of their family."""
     if invalid is None:
         return x
-    mask = invalid.view(-1, *(1,) * (x.ndim - 1))
+    inner_axes = (1,) * (x.ndim - 1)
+    mask = invalid.view(-1, *inner_axes)
     if isinstance(x, Jet):
         x.value = torch.where(mask, torch.nan, x.value)
         return x
     return torch.where(mask, torch.nan, x)
-
-
-def _varying(distribution: Distribution, points: Tensor) -> set[str]:
-    """Names of the parameters, and ``"support"``, that autograd can trace back to the points."""
-
-    def reaches(value: Any) -> bool:
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return False
-        return (
-            torch.autograd.grad(value.sum(), points, retain_graph=True, allow_unused=True)[0]
-            is not None
-        )
-
-    free = {name for name, value in parameters(distribution).items() if reaches(value)}
-    try:
-        bounds = vars(distribution.support).values() if distribution.support is not None else ()
-    except NotImplementedError:
-        return free
-    return free | {"support" for bound in bounds if reaches(bound)}
-
-
-def _with_fixed(layout: Layout, free: list[set[str]]) -> Layout:
-    heads = [
-        replace(head, fixed=frozenset(head.names) - names, moving_support="support" in names)
-        for head, names in zip(layout.heads, free, strict=True)
-    ]
-    return replace(layout, heads=tuple(heads))

@@ -83,7 +83,8 @@ def distortion(
             log_volume = core.log_volume("distortion", flat)
             if latent_metric is not None:
                 factor = latent_factor(where, flat, latent_metric)
-                log_volume = log_volume - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+                pivots = factor.diagonal(dim1=-2, dim2=-1)
+                log_volume = log_volume - pivots.log().sum(-1)
             values = (log_volume - log_volume.mean()).square()
         else:
             relative = relative_metric(where, core.metric(flat), flat, latent_metric)
@@ -139,7 +140,8 @@ def _probed(
         sums[0] = sums[0] + (v * gv).sum(-1)
         sums[1] = sums[1] + (w * gw).sum(-1)
         # w·Gv has mean square Tr G² as |Gv|² has; the mean of the two norms varies less.
-        sums[2] = sums[2] + (gv.square().sum(-1) + gw.square().sum(-1)) / 2
+        squares = gv.square().sum(-1) + gw.square().sum(-1)
+        sums[2] = sums[2] + squares / 2
     return sums[0] / samples, sums[1] / samples, sums[2] / samples
 
 
@@ -148,10 +150,10 @@ def _relative_product(
 ) -> Tensor:
     if factor is None:
         return core.metric_product(flat, v)
-    back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)[..., 0]
-    return torch.linalg.solve_triangular(
-        factor, core.metric_product(flat, back)[..., None], upper=False
-    )[..., 0]
+    back = torch.linalg.solve_triangular(factor.mT, v[..., None], upper=True)
+    product = core.metric_product(flat, back[..., 0])
+    relative = torch.linalg.solve_triangular(factor, product[..., None], upper=False)
+    return relative[..., 0]
 
 
 def latent_factor(where: str, flat: Tensor, latent_metric: LatentMetric) -> Tensor:  # -> (k, m, m)

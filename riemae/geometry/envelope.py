@@ -120,7 +120,8 @@ class _Distance(Function):
     @staticmethod
     def jvp(ctx: Any, t0: Tensor | None, t1: Tensor | None, _: None) -> Measured:
         first, last = ctx.saved_tensors
-        parts = [(s * t).sum(-1) for s, t in ((first, t0), (last, t1)) if t is not None]
+        ends = ((first, t0), (last, t1))
+        parts = [(s * t).sum(-1) for s, t in ends if t is not None]
         unknown = torch.full_like(
             first, torch.nan
         )  # never used: a second transform is refused before

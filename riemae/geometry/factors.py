@@ -46,22 +46,40 @@ def ambient_factor(
         SingularMetricError: Where the metric is negative along a tangent direction.
     """
     if isinstance(ambient, FactorMetric):
-        return torch.stack([ambient.factor_product(x, v) for v in j.unbind(-1)], -1)
+        columns = [ambient.factor_product(x, v) for v in j.unbind(-1)]
+        return torch.stack(columns, -1)
     if isinstance(ambient, DiagonalMetric):
         weights = ambient.diagonal(x)
         negative = concrete(weights < 0)
         if negative is None or not bool(negative.any()):
-            return weights.sqrt()[..., None] * j
-    j, ok = _sound(j)
+            roots = weights.sqrt()
+            return roots[..., None] * j
+    j, finite_jacobian = _sound(j)
     q, r = torch.linalg.qr(wide(j))
     form = wide(q.to(j).mT @ ambient.apply_to(x, q.to(j)))
-    form, also = _sound((form + form.mT) / 2)
+    form, finite_form = _sound((form + form.mT) / 2)
     factor, info = torch.linalg.cholesky_ex(form)
     bad = concrete(info != 0)
     if bad is None or not bool(bad.any()):
-        return torch.where((ok & also)[:, None, None], factor.mT @ r, torch.nan)
+        root = factor.mT
+    else:
+        root = _semidefinite_root(ambient, form, j.dtype)
+    ok = finite_jacobian & finite_form
+    found = root @ r
+    return torch.where(ok[:, None, None], found, torch.nan)
+
+
+def _semidefinite_root(
+    ambient: AmbientMetric, form: Tensor, dtype: torch.dtype
+) -> Tensor:  # (k, m, m) -> (k, m, m)
+    """``S`` with ``SᵀS = form``, by eigenvalues, of which some are 0.
+
+    Raises:
+        SingularMetricError: Where one is negative by more than the rounding of ``dtype``.
+    """
     values, vectors = torch.linalg.eigh(form)
-    floor = tolerance(j.dtype).probe * values.abs().amax(-1, keepdim=True)
+    largest = values.abs().amax(-1, keepdim=True)
+    floor = tolerance(dtype).probe * largest
     lost = concrete((values < -floor).any(-1))
     if lost is not None and bool(lost.any()):
         raise SingularMetricError(
@@ -70,8 +88,8 @@ def ambient_factor(
             f"a negative squared length, vᵀHv < 0, at {int(lost.sum())} of {len(lost)} points",
             "A metric is S Sᵀ: build it from a factor.",
         )
-    root = values.clamp(min=0).sqrt()[..., None] * vectors.mT @ r
-    return torch.where((ok & also)[:, None, None], root, torch.nan)
+    roots = values.clamp(min=0).sqrt()
+    return roots[..., None] * vectors.mT
 
 
 def differentiated_later(x: Tensor) -> bool:
@@ -92,17 +110,31 @@ def triangle(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m, m)
     columns = f / scale
     # Without gradient Q is not needed; with it, torch wants it.
     differentiated = differentiated_later(f)
-    r = torch.linalg.qr(columns, mode="reduced" if differentiated else "r")[1]
+    mode = "reduced" if differentiated else "r"
+    _, r = torch.linalg.qr(columns, mode=mode)
     if differentiated and r.shape[1] == r.shape[2]:
-        bad = concrete((r.detach().diagonal(dim1=-2, dim2=-1).abs() <= _DEPENDENT).any(-1))
-        if bad is not None and bool(bad.any()):
-            # What is singular has no derivative, and must not spoil that of the others.
-            rest = torch.where(bad[:, None, None], torch.eye(*f.shape[1:]).to(f), columns)
-            r = torch.where(bad[:, None, None], r.detach(), torch.linalg.qr(rest)[1])
+        r = _where_regular(r, columns)
     r = r * scale
-    if r.shape[1] < r.shape[2]:
-        r = F.pad(r, (0, 0, 0, r.shape[2] - r.shape[1]))
+    missing = r.shape[2] - r.shape[1]
+    if missing > 0:
+        r = F.pad(r, (0, 0, 0, missing))
     return torch.where(ok[:, None, None], r, torch.nan)
+
+
+def _where_regular(r: Tensor, columns: Tensor) -> Tensor:  # (k, m, m), (k, q, m) -> (k, m, m)
+    """Triangles without derivatives where they are singular.
+
+    What is singular has no derivative, and must not spoil that of the others.
+    """
+    pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs()
+    bad = concrete((pivots <= _DEPENDENT).any(-1))
+    if bad is None or not bool(bad.any()):
+        return r
+    mask = bad[:, None, None]
+    harmless = torch.eye(*columns.shape[1:]).to(columns)
+    rest = torch.where(mask, harmless, columns)
+    _, regular = torch.linalg.qr(rest)
+    return torch.where(mask, r.detach(), regular)
 
 
 def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k, m, m) -> (k,)
@@ -112,11 +144,15 @@ def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
         PrecisionWarning: Where J in this dtype cannot carry it.
     """
     scale = _lengths(r.detach())
-    pivots = r.diagonal(dim1=-2, dim2=-1).abs() / scale
-    regular = ~(pivots.detach() <= _DEPENDENT).any(-1)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    pivots = diagonal.abs() / scale
+    dependent = pivots.detach() <= _DEPENDENT
+    regular = ~dependent.any(-1)
     # Twice where: what is singular has no derivative, and must not spoil that of the others.
-    logs = torch.where(regular[:, None], pivots, 1.0).log().sum(-1) + scale.log().sum(-1)
-    _warn_of_precision(where, (r.detach() / scale[:, None]), regular, dtype)
+    safe = torch.where(regular[:, None], pivots, 1.0)
+    logs = safe.log().sum(-1) + scale.log().sum(-1)
+    columns = r.detach() / scale[:, None]
+    _warn_of_precision(where, columns, regular, dtype)
     return torch.where(regular, logs, -torch.inf).to(dtype)
 
 
@@ -138,25 +174,41 @@ def singular_values(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
     """
     r, ok = _sound(r.detach())
     values = torch.linalg.svdvals(r).flip(-1)
-    close = concrete(~(values[:, 0] * _HARMLESS > values[:, -1]))
+    smallest = values[:, 0]
+    largest = values[:, -1]
+    close = concrete(~(smallest * _HARMLESS > largest))
     if close is not None and bool(close.any()):
         rows = close.nonzero().flatten()
-        part, old = r[rows], values[rows]
-        scaled = part / _lengths(part)[:, None]
-        own = torch.linalg.svdvals(scaled)
-        zeros = (own <= _DEPENDENT * own[:, :1]).sum(-1)
-        regular = (zeros == 0) & (part.diagonal(dim1=-2, dim2=-1) != 0).all(-1)
-        identity = torch.eye(part.shape[-1]).to(part)
-        safe = torch.where(regular[:, None, None], part, identity)
-        inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
-        sound = inverse.isfinite().flatten(1).all(1)
-        small = 1 / torch.linalg.svdvals(torch.where(sound[:, None, None], inverse, identity))
-        better = (old.square() < old[:, -1:] * small[:, :1]) & (regular & sound)[:, None]
-        new = torch.where(better, small, old)
-        places = torch.arange(part.shape[-1], device=part.device)
-        values = values.index_put((rows,), torch.where(places < zeros[:, None], 0.0, new))
-        _warn_of_precision(where, scaled, regular, dtype)
+        refined = _refined(where, r[rows], values[rows], dtype)
+        values = values.index_put((rows,), refined)
     return torch.where(ok[:, None], values, torch.nan)
+
+
+def _refined(
+    where: str, r: Tensor, values: Tensor, dtype: torch.dtype
+) -> Tensor:  # (k, m, m), (k, m) -> (k, m)
+    """Singular values of triangles from those of their inverses, where these are better."""
+    lengths = _lengths(r)
+    columns = r / lengths[:, None]
+    relative = torch.linalg.svdvals(columns)
+    vanishing = relative <= _DEPENDENT * relative[:, :1]
+    zeros = vanishing.sum(-1)
+    invertible = (r.diagonal(dim1=-2, dim2=-1) != 0).all(-1)
+    regular = (zeros == 0) & invertible
+    identity = torch.eye(r.shape[-1]).to(r)
+    safe = torch.where(regular[:, None, None], r, identity)
+    inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
+    sound = inverse.isfinite().flatten(1).all(1)
+    safe_inverse = torch.where(sound[:, None, None], inverse, identity)
+    small = 1 / torch.linalg.svdvals(safe_inverse)
+    geometric_mean = values[:, -1:] * small[:, :1]
+    below_middle = values.square() < geometric_mean
+    better = below_middle & (regular & sound)[:, None]
+    chosen = torch.where(better, small, values)
+    places = torch.arange(r.shape[-1], device=r.device)
+    dependent = places < zeros[:, None]
+    _warn_of_precision(where, columns, regular, dtype)
+    return torch.where(dependent, 0.0, chosen)
 
 
 def differentiable_singular_values(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
@@ -166,7 +218,8 @@ def differentiable_singular_values(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
     """
     f, ok = _sound(wide(f))
     values = torch.linalg.svdvals(f).flip(-1)
-    values = F.pad(values, (f.shape[-1] - values.shape[-1], 0))
+    missing = f.shape[-1] - values.shape[-1]
+    values = F.pad(values, (missing, 0))
     return torch.where(ok[:, None], values, torch.nan)
 
 
@@ -177,7 +230,9 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
         SingularMetricError: Where a column depends on the others as far as ``dtype`` can tell, with
             the places.
     """
-    pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs() / _lengths(r.detach())
+    known = r.detach()
+    diagonal = known.diagonal(dim1=-2, dim2=-1)
+    pivots = diagonal.abs() / _lengths(known)
     bad = concrete(~(pivots > tolerance(dtype).pivot).all(-1))
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
@@ -193,15 +248,18 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
 def _lengths(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
     """Lengths of columns; 1 for those that vanish."""
     lengths = f.norm(dim=1)
-    return torch.where(lengths > 0, lengths, 1.0)
+    positive = lengths > 0
+    return torch.where(positive, lengths, 1.0)
 
 
 def _sound(f: Tensor) -> tuple[Tensor, Tensor]:  # (k, q, m) -> (k, q, m), (k,)
     """``f`` with 0 in what is not finite, which decompositions refuse, and where it was finite."""
     if evidently_finite(f):
-        return f, torch.ones_like(f[:, 0, 0], dtype=torch.bool)
+        everywhere = torch.ones_like(f[:, 0, 0], dtype=torch.bool)
+        return f, everywhere
     ok = f.isfinite().flatten(1).all(1)
-    return torch.where(ok[:, None, None], f, 0.0), ok
+    sound = torch.where(ok[:, None, None], f, 0.0)
+    return sound, ok
 
 
 def _warn_of_precision(where: str, scaled: Tensor, regular: Tensor, dtype: torch.dtype) -> None:
@@ -212,14 +270,16 @@ def _warn_of_precision(where: str, scaled: Tensor, regular: Tensor, dtype: torch
     inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
     condition = inverse.flatten(1).norm(dim=1)
     lost = concrete(condition * tolerance(dtype).eps > _IMPRECISE)
-    if lost is not None and bool(lost.any()):
-        worst = f"cond(J) is {float(condition[lost].max()):.0e}"
-        digits = f"{worst} at {int(lost.sum())} of {len(lost)} points"
-        better = "" if dtype == torch.float64 else " Use M.to(dtype=torch.float64)."
-        warnings.warn(
-            f"{where}: {digits}, which {str(dtype).removeprefix('torch.')} does not carry: fewer "
-            "than two digits of "
-            f"the smallest eigenvalue are right.{better}",
-            PrecisionWarning,
-            stacklevel=stack_level(),
-        )
+    if lost is None or not bool(lost.any()):
+        return
+    largest = float(condition[lost].max())
+    count = int(lost.sum())
+    name = str(dtype).removeprefix("torch.")
+    better = "" if dtype == torch.float64 else " Use M.to(dtype=torch.float64)."
+    warnings.warn(
+        f"{where}: cond(J) is {largest:.0e} at {count} of {len(lost)} points, which {name} does "
+        "not carry: fewer than two digits of the smallest eigenvalue are right."
+        f"{better}",
+        PrecisionWarning,
+        stacklevel=stack_level(),
+    )

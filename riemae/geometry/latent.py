@@ -56,7 +56,8 @@ class Periodic:
         self.periods = tuple(periods)
 
     def __repr__(self) -> str:
-        return f"Periodic({', '.join('None' if p is None else f'{p:.4g}' for p in self.periods)})"
+        periods = ["None" if p is None else f"{p:.4g}" for p in self.periods]
+        return f"Periodic({', '.join(periods)})"
 
     def wrap(self, z: Tensor) -> Tensor:  # (*b, m) -> (*b, m)
         """The same points with each periodic coordinate in [−period/2, period/2)."""
@@ -154,8 +155,10 @@ class Chart:
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """``z1``, by way of the manifold's own geodesic."""
         t = torch.linspace(0, 1, _SEGMENTS + 1).to(z0)[:, None]
-        start = z0[..., None, :].expand(*z0.shape[:-1], len(t), z0.shape[-1])
-        yield z1, self.manifold.expmap(start, t * self.manifold.logmap(z0, z1)[..., None, :]).to(z0)
+        *batch, m = z0.shape
+        start = z0[..., None, :].expand(*batch, len(t), m)
+        velocity = self.manifold.logmap(z0, z1)[..., None, :]
+        yield z1, self.manifold.expmap(start, t * velocity).to(z0)
 
     def check(self, decode: Decode, z: Tensor) -> None:  # (*b, m)
         """Refuse points that do not lie on the manifold.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from riemae.ambient import FeatureMetric
 from riemae.differential.modes import PORTABLE
@@ -39,7 +40,8 @@ class PathMetric(Composition):
         """Squared lengths of the segments of discrete curves."""
         self.bind(nodes[:, 0])
         x = self._images(nodes)
-        return self._squared_steps(x, x.diff(dim=1))
+        steps = x.diff(dim=1)
+        return self._squared_steps(x, steps)
 
     def embedded(
         self, points: Tensor, then: Callable[[Tensor], Tensor]
@@ -52,29 +54,33 @@ class PathMetric(Composition):
         self.bind(points[:, 0])
         if self.embedding is None:
             return None
-        curves = self.batch_invariant.chunk(points.flatten(0, 1), 1) // points.shape[1]
+        rows = self.batch_invariant.chunk(points.flatten(0, 1), 1)
+        curves = rows // points.shape[1]
         if not curves:
             return None
         parts = [then(part._images(x)) for part, x in self.parts(points, curves)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
         """The energy with its derivatives in the interior nodes, some curves at a time."""
         self.bind(nodes[:, 0])
-        count, m = nodes.shape[1:]
-        passes = 1 + (2 if second_order else 1) * m
-        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), passes) // count)
-        parts = self.parts(nodes, curves)
+        m = nodes.shape[-1]
+        orders = 2 if second_order else 1
+        parts = self.parts(nodes, self._curves_at_once(nodes, 1 + orders * m))
         if self.embedding is None:
-            return Expansion.cat([part._expand_general(x, second_order) for part, x in parts])
-        return Expansion.cat([part._expand_features(x, second_order) for part, x in parts])
+            expansions = [part._expand_general(x, second_order) for part, x in parts]
+        else:
+            expansions = [part._expand_features(x, second_order) for part, x in parts]
+        return Expansion.cat(expansions)
 
     def energy_and_gradient(
         self, nodes: Tensor
     ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
         """The energy and its gradient, by one reverse pass, some curves at a time."""
         self.bind(nodes[:, 0])
-        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 2) // nodes.shape[1])
+        curves = self._curves_at_once(nodes, 2)
         parts = [part._slope(x) for part, x in self.parts(nodes, curves)]
         if len(parts) == 1:
             return parts[0]
@@ -94,7 +100,8 @@ class PathMetric(Composition):
         with PORTABLE.active(second_order=True):
             ends = self._images(nodes[:, ::n].detach()).detach()
             interior = nodes[:, 1:-1].detach().requires_grad_()
-            x = self.batch_invariant.value(interior.flatten(0, 1)).view(p, n - 1, -1)
+            x = self.batch_invariant.value(interior.flatten(0, 1))
+            x = x.view(p, n - 1, -1)
             w = torch.zeros_like(x).requires_grad_()
             path = torch.cat([ends[:, :1], x, ends[:, 1:]], 1)
             chords = self._squared_steps(path, path.diff(dim=1))
@@ -107,12 +114,15 @@ class PathMetric(Composition):
             if not pulled_w:
                 options = {"create_graph": True, "materialize_grads": True}
                 with torch.enable_grad():
-                    pulled_w.extend(torch.autograd.grad(x, interior, w, **options))
+                    found = torch.autograd.grad(x, interior, w, **options)
+                pulled_w.extend(found)
             pushed = pulled(pulled_w[0], w, v)
-            step = torch.nn.functional.pad(pushed, (0, 0, 1, 1)).diff(dim=1)
-            return pulled(x, interior, -2 * n * self._lowered(points, step).diff(dim=1))
+            step = F.pad(pushed, (0, 0, 1, 1)).diff(dim=1)
+            bend = self._lowered(points, step).diff(dim=1)
+            return pulled(x, interior, -2 * n * bend)
 
-        size = safe_sqrt(self._squared_steps(points, points[:, :-1]))
+        squared = self._squared_steps(points, points[:, :-1])
+        size = safe_sqrt(squared)
         return from_graph(interior, chords, size, gauss_newton)
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
@@ -124,8 +134,9 @@ class PathMetric(Composition):
         interior = nodes[:, 1:-1]
         # A multiple of 16 curves, so that one of them alone has the same bits: see
         # riemae.numerics.batch_invariance.
-        bend = bending(aligned(x, -3))[: len(x)]
-        lowered = self.batch_invariant.vjp(interior.flatten(0, 1), bend.flatten(0, 1))[1]
+        padded = bending(aligned(x, -3))
+        bend = padded[: len(x)]
+        _, lowered = self.batch_invariant.vjp(interior.flatten(0, 1), bend.flatten(0, 1))
         return lowered.view(interior.shape)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
@@ -140,12 +151,14 @@ class PathMetric(Composition):
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
-        count, m = nodes.shape[1:]
-        features = self.select(slice(1)).batch_invariant.value(nodes[:1, 0]).shape[-1]
+        m = nodes.shape[-1]
+        one = self.select(slice(1)).batch_invariant
+        features = one.value(nodes[:1, 0]).shape[-1]
         if features < m:
             return None
-        curves = max(1, self.immersion.chunk(nodes.flatten(0, 1), 1 + m) // count)
-        return torch.cat([part._projected(x) for part, x in self.parts(nodes, curves)])
+        curves = self._curves_at_once(nodes, 1 + m)
+        parts = [part._projected(x) for part, x in self.parts(nodes, curves)]
+        return torch.cat(parts)
 
     def ambient_distance(
         self, z0: Tensor, z1: Tensor
@@ -155,31 +168,45 @@ class PathMetric(Composition):
         None where it is unknown.
         """
         batch = z0.shape[:-1]
-        first, last = (z.reshape(-1, z.shape[-1]) for z in (z0, z1))
+        first = z0.reshape(-1, z0.shape[-1])
+        last = z1.reshape(-1, z1.shape[-1])
         self.bind(first)
-        if self.embedding is not None and type(self.ambient).distance is FeatureMetric.distance:
+        euclidean = type(self.ambient).distance is FeatureMetric.distance
+        if self.embedding is not None and euclidean:
             ends = torch.stack([first, last], 1).flatten(0, 1)
-            start, stop = self.batch_invariant.value(ends).unflatten(0, (-1, 2)).unbind(1)
+            images = self.batch_invariant.value(ends)
+            start, stop = images.unflatten(0, (-1, 2)).unbind(1)
             return (stop - start).norm(dim=-1).view(batch)
-        start, stop = (self.shaped(self.immersion.value(z)) for z in (first, last))
+        start = self.shaped(self.immersion.value(first))
+        stop = self.shaped(self.immersion.value(last))
         distance = self.ambient.distance(start, stop)
         return None if distance is None else distance.view(batch)
 
     def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
         """``φ(f(z))``, whose Euclidean distances are the ambient ones; None without features."""
         self.bind(z)
-        return None if self.embedding is None else self.embedding.value(z)
+        if self.embedding is None:
+            return None
+        return self.embedding.value(z)
+
+    def _curves_at_once(self, nodes: Tensor, passes: int) -> int:
+        """How many curves fit into memory with so many tangents at each node; at least one."""
+        rows = self.immersion.chunk(nodes.flatten(0, 1), passes)
+        return max(1, rows // nodes.shape[1])
 
     def _images(self, nodes: Tensor) -> Tensor:  # (p, c, m) -> (p, c, D)
-        return self.batch_invariant.value(nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2])
+        images = self.batch_invariant.value(nodes.flatten(0, 1))
+        return images.unflatten(0, nodes.shape[:2])
 
     def _projected(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n + 1, m)
         """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node."""
         found = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
         x, j = (y.unflatten(0, nodes.shape[:2]) for y in found)
-        velocity = image_velocity(aligned(x, -3))[: len(x)]  # as in `residual`
+        padded = image_velocity(aligned(x, -3))  # as in `residual`
+        velocity = padded[: len(x)]
         # With columns of unit length, the units of the coordinates do not matter for the condition.
-        scale = safe_sqrt(j.square().sum(-2, keepdim=True))
+        squares = j.square().sum(-2, keepdim=True)
+        scale = safe_sqrt(squares)
         q, r = torch.linalg.qr(j / scale)
         lowered = q.mT @ velocity[..., None]
         solved = torch.linalg.solve_triangular(r, lowered, upper=True)[..., 0]
@@ -192,8 +219,10 @@ class PathMetric(Composition):
         if self.embedding is not None:
             return step.square().sum(-1)
         flat = step.flatten(0, 1)
-        first = self.ambient.squared_norm(x[:, :-1].flatten(0, 1), flat)
-        last = self.ambient.squared_norm(x[:, 1:].flatten(0, 1), flat)
+        starts = x[:, :-1].flatten(0, 1)
+        stops = x[:, 1:].flatten(0, 1)
+        first = self.ambient.squared_norm(starts, flat)
+        last = self.ambient.squared_norm(stops, flat)
         return ((first + last) / 2).view(step.shape[:2])
 
     def _lowered(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n, D)
@@ -201,8 +230,10 @@ class PathMetric(Composition):
         if self.embedding is not None:
             return step
         flat = step.flatten(0, 1)
-        first = self.ambient.product(x[:, :-1].flatten(0, 1), flat)
-        last = self.ambient.product(x[:, 1:].flatten(0, 1), flat)
+        starts = x[:, :-1].flatten(0, 1)
+        stops = x[:, 1:].flatten(0, 1)
+        first = self.ambient.product(starts, flat)
+        last = self.ambient.product(stops, flat)
         return ((first + last) / 2).view(step.shape)
 
     def _slope(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,24 +248,31 @@ class PathMetric(Composition):
             out = torch.zeros_like(x)
             x = x[: p * count].view(p, count, -1)
             steps.append(x[:, 1:] - x[:, :-1])
-            out[: p * count].view(x.shape)[:, 1:-1] = chord_force(steps[0])
+            own = out[: p * count].view(x.shape)
+            own[:, 1:-1] = chord_force(steps[0])
             return out
 
-        lowered = self.batch_invariant.slope(nodes.flatten(0, 1), force)[1]
-        energy = discrete_energy(aligned(steps[0], -1, m).square().sum(-1))
-        return energy, 2 * (count - 1) * lowered.view(p, count, m)[:, 1:-1]
+        _, lowered = self.batch_invariant.slope(nodes.flatten(0, 1), force)
+        squares = aligned(steps[0], -1, m).square()
+        energy = discrete_energy(squares.sum(-1))
+        interior = lowered.view(p, count, m)[:, 1:-1]
+        return energy, 2 * (count - 1) * interior
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, m = nodes.shape
         # The end points do not move: their values are needed, their derivatives are not.
         ends = self._images(nodes[:, :: count - 1])
+        first = ends[:, :1]
+        last = ends[:, 1:]
         interior = nodes[:, 1:-1].flatten(0, 1)
 
         def joined(x: Tensor) -> Tensor:
-            return torch.cat([ends[:, :1], x.view(p, count - 2, -1), ends[:, 1:]], 1)
+            between = x.view(p, count - 2, -1)
+            return torch.cat([first, between, last], 1)
 
         def force(x: Tensor) -> Tensor:
-            return chord_force(joined(x).diff(dim=1)).flatten(0, 1)
+            steps = joined(x).diff(dim=1)
+            return chord_force(steps).flatten(0, 1)
 
         form = None
         if second_order:
@@ -244,8 +282,10 @@ class PathMetric(Composition):
             x, j = self.batch_invariant.value_and_jacobian(interior)
         # In one layout for any number of curves, each Jacobian aligned alike: products must have
         # the same bits.
-        j = aligned(j.unflatten(0, (p, -1)), -2, m).contiguous()
-        return expand_chord(aligned(joined(x), -1, m), j, form)
+        along = j.unflatten(0, (p, -1))
+        j = aligned(along, -2, m).contiguous()
+        path = aligned(joined(x), -1, m)
+        return expand_chord(path, j, form)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
         count = nodes.shape[1]
@@ -257,23 +297,28 @@ class PathMetric(Composition):
         def weighted(columns: Tensor) -> Tensor:
             """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
             flat = columns.flatten(0, 1)
-            both = self.ambient.apply_to(first, flat) + self.ambient.apply_to(last, flat)
-            return (both / 2).view(columns.shape)
+            start = self.ambient.apply_to(first, flat)
+            stop = self.ambient.apply_to(last, flat)
+            return ((start + stop) / 2).view(columns.shape)
 
         def length(vectors: Tensor) -> Tensor:  # (p, n, D) -> (p, n)
             squared = self.ambient.squared_norm(first, vectors.flatten(0, 1))
             return safe_sqrt(squared).view(vectors.shape[:2])
 
-        left, right = j[:, :-1], j[:, 1:]
-        weighted_left, weighted_right = weighted(left), weighted(right)
+        left = j[:, :-1]
+        right = j[:, 1:]
+        weighted_left = weighted(left)
+        weighted_right = weighted(right)
         blocks = gauss_newton_blocks(
             left.mT @ weighted_left, right.mT @ weighted_right, left.mT @ weighted_right
         )
+        sizes = length(x[:, :-1])
+        steps = length(x.diff(dim=1))
         return expand_by_autodiff(
             self.squared_chords,
             nodes,
             blocks,
-            rounding(length(x[:, :-1]), length(x.diff(dim=1))),
+            rounding(sizes, steps),
             second_order,
             self.immersion.pushforward,
         )

@@ -77,15 +77,21 @@ class PullbackMetric(PathMetric):
         self.bind(flat)
         if self.embedding is not None:
             return self.embedding.jets(flat, then=lambda x, j: then(j))
-        return self.immersion.jets(flat, then=lambda x, j: then(ambient_factor(self.ambient, x, j)))
+
+        def reduced(x: Tensor, j: Tensor) -> Any:
+            return then(ambient_factor(self.ambient, x, j))
+
+        return self.immersion.jets(flat, then=reduced)
 
     def triangle(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """Upper triangular ``R`` with ``RᵀR = G``, in float64."""
-        return self.finite(where, self.factor(flat, triangle), flat)
+        r = self.factor(flat, triangle)
+        return self.finite(where, r, flat)
 
     def log_volume(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k,)
         """``log √det G``."""
-        return log_determinant(f"Manifold.{where}", self.triangle(where, flat), flat.dtype)
+        r = self.triangle(where, flat)
+        return log_determinant(f"Manifold.{where}", r, flat.dtype)
 
     def singular_values(self, where: str, flat: Tensor) -> Tensor:  # (k, m) -> (k, m)
         """Square roots of the eigenvalues of ``G``, ascending."""
@@ -110,13 +116,16 @@ class PullbackMetric(PathMetric):
         """``G v`` by one forward and one reverse product, through one primal pass."""
         self.bind(flat)
         if self.embedding is not None:
-            return self.embedding.gram_product(flat, v)[2]
-        return self.immersion.gram_product(flat, v, self.ambient.product)[2]
+            _, _, product = self.embedding.gram_product(flat, v)
+        else:
+            _, _, product = self.immersion.gram_product(flat, v, self.ambient.product)
+        return product
 
     def inner(self, flat: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, m) x 3 -> (k,)
         """``uᵀ G(z) v`` by two tangents of one pass."""
         self.bind(flat)
-        x, tangents = self.first_order.jets(flat, torch.stack([u, v], 1))
+        directions = torch.stack([u, v], 1)
+        x, tangents = self.first_order.jets(flat, directions)
         left, right = tangents.unbind(-1)
         lowered = left if self.embedding is not None else self.ambient.product(x, left)
         return (lowered * right).sum(-1)
@@ -132,10 +141,12 @@ class PullbackMetric(PathMetric):
             else:
                 size = self.ambient.squared_length(x, tangent)
             # A derivative may exist where the map has no value (log): no length comes from it.
-            return torch.where(x.isfinite().all(-1), size, torch.nan)
+            defined = x.isfinite().all(-1)
+            return torch.where(defined, size, torch.nan)
 
         map_ = self.first_order if len(flat) <= _FEW else self.batch_invariant
-        return safe_sqrt(map_.jets(flat, v[:, None], then=squared))
+        squares = map_.jets(flat, v[:, None], then=squared)
+        return safe_sqrt(squares)
 
     def taylor(
         self, flat: Tensor, v: Tensor, order: int
@@ -165,7 +176,8 @@ class PullbackMetric(PathMetric):
             lowered = pairs.full(packed)
         else:
             metric, slope = self.metric_and_derivative(flat)  # slope[b, i, j, l] = ∂_l G_ij
-            lowered = (slope.permute(0, 1, 3, 2) + slope - slope.permute(0, 3, 1, 2)) / 2
+            positive = slope.permute(0, 1, 3, 2) + slope
+            lowered = (positive - slope.permute(0, 3, 1, 2)) / 2
         self.finite(where, metric, flat)
         return solve_metric(f"Manifold.{where}", metric, lowered)
 
@@ -179,15 +191,18 @@ class PullbackMetric(PathMetric):
         m = flat.shape[-1]
 
         def reduced(x: Tensor, tangents: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-            j, velocity = tangents[..., :m], tangents[..., m]
+            j = tangents[..., :m]
             if self.embedding is not None:
                 return j.mT @ j, j.mT @ second
+            velocity = tangents[..., m]
             bend = self.ambient.product(x, second[..., 0])
             force = bend + _ambient_force(self.ambient, x, velocity)
-            return j.mT @ self.ambient.apply_to(x, j), j.mT @ force[..., None]
+            metric = j.mT @ self.ambient.apply_to(x, j)
+            return metric, j.mT @ force[..., None]
 
         directions = torch.cat([everywhere(flat), v[:, None]], 1)
-        metric, pulled = self.first_order.jets(flat, directions, Pairs([m], [m]), reduced)
+        along_v = Pairs([m], [m])
+        metric, pulled = self.first_order.jets(flat, directions, along_v, reduced)
         self.finite("acceleration", metric, flat)
         return -solve_metric("Manifold.acceleration", metric, pulled[..., 0])
 
@@ -203,8 +218,14 @@ class PullbackMetric(PathMetric):
         def lowered(y: Tensor) -> Tensor:
             return self.ambient.apply_to(y, j)
 
-        slopes = [j.mT @ jvp(lowered, (x,), (column,))[1] for column in j.unbind(-1)]
-        return j.mT @ hj, bend + bend.transpose(1, 2) + torch.stack(slopes, -1)
+        slopes = []
+        for column in j.unbind(-1):
+            transposed = j.mT
+            _, change = jvp(lowered, (x,), (column,))
+            slopes.append(transposed @ change)
+        metric = j.mT @ hj
+        bends = bend + bend.transpose(1, 2)
+        return metric, bends + torch.stack(slopes, -1)
 
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         super()._set_ambient(ambient)
@@ -226,14 +247,18 @@ class PullbackMetric(PathMetric):
         diagonal = known.diagonal(dim1=-2, dim2=-1)
         # A Cholesky factor of the metric, scaled to unit diagonal and shifted by rounding, exists
         # where the metric is positive but for rounding.
-        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()[..., None]
-        shift = tolerance(g.dtype).probe * torch.eye(g.shape[-1]).to(g)
-        failed = torch.linalg.cholesky_ex(known * scale * scale.mT + shift)[1] != 0
-        bad = failed & g.isfinite().flatten(1).all(-1)
+        roots = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        scale = roots[..., None]
+        identity = torch.eye(g.shape[-1]).to(g)
+        shift = tolerance(g.dtype).probe * identity
+        _, info = torch.linalg.cholesky_ex(known * scale * scale.mT + shift)
+        finite = g.isfinite().flatten(1).all(-1)
+        bad = (info != 0) & finite
         if not bool(bad.any()):
             return g
         places = bad.nonzero().flatten().tolist()
-        low = float(torch.linalg.eigvalsh(known[bad][0])[0])
+        first = known[bad][0]
+        low = float(torch.linalg.eigvalsh(first)[0])
         raise SingularMetricError(
             self.ambient.title,
             "a metric that is positive along the decoded manifold",
@@ -247,8 +272,15 @@ def _ambient_force(
     ambient: AmbientMetric, x: Tensor, velocity: Tensor
 ) -> Tensor:  # (k, D), (k, D) -> (k, D)
     """``(D_ẋ H) ẋ − ½ ∇ₓ(ẋᵀ H ẋ)``: how a metric that varies in space bends straight lines."""
-    along = jvp(lambda y: ambient.product(y, velocity), (x,), (velocity,))[1]
-    across = torch.func.grad(lambda y: ambient.squared_norm(y, velocity).sum())(x)
+
+    def lowered(y: Tensor) -> Tensor:
+        return ambient.product(y, velocity)
+
+    def squared(y: Tensor) -> Tensor:
+        return ambient.squared_norm(y, velocity).sum()
+
+    _, along = jvp(lowered, (x,), (velocity,))
+    across = torch.func.grad(squared)(x)
     return along - across / 2
 
 

@@ -126,9 +126,13 @@ def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
         reach = 1 + z.abs().amax()
         gap = torch.zeros_like(z[:, 0])
         for e in torch.eye(z.shape[-1]).to(z):
-            ends = immersion.value(z + reach * e) + immersion.value(z - reach * e)
+            ahead = immersion.value(z + reach * e)
+            behind = immersion.value(z - reach * e)
+            ends = ahead + behind
             gap = torch.maximum(gap, (ends - 2 * x).norm(dim=-1))
-        size = x.norm(dim=-1) + j.flatten(1).norm(dim=-1) * reach
+        slope = j.flatten(1).norm(dim=-1)
+        size = x.norm(dim=-1) + slope * reach
         eps = tolerance(z.dtype).eps
-        vanish = second.flatten(1).norm(dim=-1) * reach**2 <= 10 * eps * size
+        bend = second.flatten(1).norm(dim=-1) * reach**2
+        vanish = bend <= 10 * eps * size
         return bool((vanish & (gap > 1e4 * eps * size)).any())

@@ -93,7 +93,8 @@ class LatentManifold(geoopt.Manifold):
         """
         metric = self.riemannian.metric(x)
         x, u = torch.broadcast_tensors(x, u)
-        flat = metric.expand(*x.shape, x.shape[-1]).reshape(-1, x.shape[-1], x.shape[-1])
+        m = x.shape[-1]
+        flat = metric.expand(*x.shape, m).reshape(-1, m, m)
         return solve_metric("LatentManifold.egrad2rgrad", flat, u.reshape(-1, x.shape[-1])).view(
             x.shape
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _ROWS = 16
 _FEWEST = 8
@@ -28,8 +29,12 @@ def row_multiple(widths: Iterable[int], size: int) -> int:
         widths: Numbers per row in each tensor.
         size: Bytes per number.
     """
+    bytes_per_row = [width * size for width in widths]
     rows = _FEWEST
-    while rows < 2 * _ROWS and any(rows * width * size % _PAIR_OF_VECTORS for width in widths):
+    while rows < 2 * _ROWS:
+        left_over = any(rows * count % _PAIR_OF_VECTORS for count in bytes_per_row)
+        if not left_over:
+            break
         rows *= 2
     return rows
 
@@ -37,7 +42,10 @@ def row_multiple(widths: Iterable[int], size: int) -> int:
 def padded_rows(x: Tensor, rows: int = _ROWS) -> Tensor:  # (k, *s) -> (k + r, *s)
     """``x`` with its last row repeated, up to a multiple of ``rows`` rows."""
     missing = -len(x) % rows
-    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing and len(x) else x
+    if not missing or not len(x):
+        return x
+    repeated = x[-1:].expand(missing, *x.shape[1:])
+    return torch.cat([x, repeated])
 
 
 def batch_invariant(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -48,8 +56,10 @@ def batch_invariant(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         if len(wide) == len(z):
             return f(z)
         out = f(wide)
+        if isinstance(out, Tensor) and out.shape[:1] == (len(wide),):
+            return out[: len(z)]
         # What is not one row per point is shown to the caller as it is.
-        return out[: len(z)] if isinstance(out, Tensor) and out.shape[:1] == (len(wide),) else f(z)
+        return f(z)
 
     return padded
 
@@ -59,8 +69,12 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
 
     With ``size`` numbers per entry of this axis, a multiple of 16 of them.
     """
-    spare = next(extra for extra in range(_ROWS) if (x.shape[axis] + extra) * size % _ROWS == 0)
-    return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (0, spare)) if spare else x
+    length = x.shape[axis]
+    spare = next(extra for extra in range(_ROWS) if (length + extra) * size % _ROWS == 0)
+    if not spare:
+        return x
+    later_axes = (0, 0) * (-axis - 1)
+    return F.pad(x, (*later_axes, 0, spare))
 
 
 def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m) -> (*b, i, m)
@@ -71,6 +85,9 @@ def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m)
     """
     columns = x.shape[-2]
     rows = x.movedim(-2, -1).reshape(-1, columns)
-    wide = torch.nn.functional.pad(rows, (0, matrix.shape[1] - columns, 0, -len(rows) % _ROWS))
+    missing_columns = matrix.shape[1] - columns
+    missing_rows = -len(rows) % _ROWS
+    wide = F.pad(rows, (0, missing_columns, 0, missing_rows))
     out = wide @ matrix.T
-    return out[: len(rows)].view(*x.shape[:-2], x.shape[-1], len(matrix)).movedim(-1, -2)
+    own = out[: len(rows)].view(*x.shape[:-2], x.shape[-1], len(matrix))
+    return own.movedim(-1, -2)

@@ -22,15 +22,17 @@ def expect_rtol(where: str, rtol: Any) -> float:
         DTypeError: When it is not a number, such as a string or several of them.
         OptionError: When it is not positive.
     """
-    if isinstance(rtol, Tensor) and rtol.numel() == 1 and not (rtol.is_meta or rtol.is_complex()):
-        rtol = float(rtol)
+    hint = "Try rtol=1e-4."
+    if isinstance(rtol, Tensor) and rtol.numel() == 1:
+        if not rtol.is_meta and not rtol.is_complex():
+            rtol = float(rtol)
     if isinstance(rtol, bool) or not isinstance(rtol, Real):
-        raise DTypeError(
-            where, "rtol > 0 as a number", f"{type(rtol).__name__} {rtol!r}"[:80], "Try rtol=1e-4."
-        )
-    if not float(rtol) > 0 or math.isinf(float(rtol)):
-        raise OptionError(where, "rtol > 0", str(rtol), "Try rtol=1e-4.")
-    return float(rtol)
+        got = f"{type(rtol).__name__} {rtol!r}"
+        raise DTypeError(where, "rtol > 0 as a number", got[:80], hint)
+    value = float(rtol)
+    if not value > 0 or math.isinf(value):
+        raise OptionError(where, "rtol > 0", str(rtol), hint)
+    return value
 
 
 def expect_dense(where: str, name: str, z: Any) -> None:
@@ -40,13 +42,11 @@ def expect_dense(where: str, name: str, z: Any) -> None:
         DTypeError: For anything else.
     """
     if not isinstance(z, Tensor):
-        raise DTypeError(
-            where, f"{name} as a torch tensor", type(z).__name__, "Try torch.as_tensor(...)."
-        )
+        hint = "Try torch.as_tensor(...)."
+        raise DTypeError(where, f"{name} as a torch tensor", type(z).__name__, hint)
     if z.layout != torch.strided:
-        raise DTypeError(
-            where, f"{name} as a dense tensor", str(z.layout), f"Try {name}.to_dense()."
-        )
+        hint = f"Try {name}.to_dense()."
+        raise DTypeError(where, f"{name} as a dense tensor", str(z.layout), hint)
 
 
 def expect_values(where: str, name: str, z: Any) -> None:
@@ -59,9 +59,8 @@ def expect_values(where: str, name: str, z: Any) -> None:
     expect_dense(where, name, z)
     tolerance(z.dtype)
     if z.is_meta:
-        raise DeviceError(
-            where, f"{name} with values", "a tensor on the meta device", "Move it to a CPU or GPU."
-        )
+        hint = "Move it to a CPU or GPU."
+        raise DeviceError(where, f"{name} with values", "a tensor on the meta device", hint)
 
 
 def expect_choice(
@@ -75,10 +74,9 @@ def expect_choice(
     known = list(choices)
     if value in known:
         return
-    listed = ", ".join(repr(choice) for choice in known)
-    raise OptionError(
-        where, f"{name} among {listed}", repr(value), hint or f"Try {name}={known[0]!r}."
-    )
+    listed = ", ".join(map(repr, known))
+    remedy = hint or f"Try {name}={known[0]!r}."
+    raise OptionError(where, f"{name} among {listed}", repr(value), remedy)
 
 
 def expect_range(
@@ -109,8 +107,9 @@ def expect_range(
     """
     kind = Integral if integer else Real
     known = isinstance(value, kind) and not isinstance(value, bool)
-    if known and low <= value <= high and math.isfinite(value) and not (above and value == low):
-        return
+    if known and low <= value <= high and math.isfinite(value):
+        if not above or value != low:
+            return
     if math.isinf(low) and math.isinf(high):
         bounds = "as a whole number" if integer else "as a finite number"
     elif math.isinf(high):
@@ -118,10 +117,12 @@ def expect_range(
     elif math.isinf(low):
         bounds = f"of at most {high:g}"
     else:
-        bounds = f"in {'(' if above else '['}{low:g}, {high:g}]"
-    if integer and known is False:
-        bounds = bounds if "whole" in bounds else f"{bounds}, a whole number"
-    raise OptionError(where, f"{name} {bounds}", repr(value), hint or f"Choose another {name}.")
+        bracket = "(" if above else "["
+        bounds = f"in {bracket}{low:g}, {high:g}]"
+    if integer and not known and "whole" not in bounds:
+        bounds += ", a whole number"
+    remedy = hint or f"Choose another {name}."
+    raise OptionError(where, f"{name} {bounds}", repr(value), remedy)
 
 
 def expect_tensor(where: str, name: str, x: Any) -> None:
@@ -131,9 +132,8 @@ def expect_tensor(where: str, name: str, x: Any) -> None:
         DTypeError: For anything else.
     """
     if not isinstance(x, Tensor):
-        raise DTypeError(
-            where, f"{name} as a torch tensor", type(x).__name__, f"Try torch.as_tensor({name})."
-        )
+        hint = f"Try torch.as_tensor({name})."
+        raise DTypeError(where, f"{name} as a torch tensor", type(x).__name__, hint)
 
 
 def expect_shape(where: str, name: str, x: Any, shape: Sequence[int | str], hint: str = "") -> None:
@@ -146,15 +146,17 @@ def expect_shape(where: str, name: str, x: Any, shape: Sequence[int | str], hint
     expect_tensor(where, name, x)
     batched = bool(shape) and str(shape[0]).startswith("*")
     wanted = shape[1:] if batched else shape
-    found = x.shape[len(x.shape) - len(wanted) :] if batched else x.shape
-    fits = len(found) == len(wanted) and (not batched or x.ndim >= len(wanted))
-    if fits and all(isinstance(a, str) or a == b for a, b in zip(wanted, found, strict=True)):
-        return
-    text = ", ".join(str(size) for size in shape)
+    found = x.shape
+    if batched and x.ndim >= len(wanted):
+        found = x.shape[x.ndim - len(wanted) :]
+    if len(found) == len(wanted):
+        pairs = zip(wanted, found, strict=True)
+        if all(isinstance(size, str) or size == own for size, own in pairs):
+            return
+    text = ", ".join(map(str, shape))
     closed = f"({text},)" if len(shape) == 1 else f"({text})"
-    raise ShapeError(
-        where, f"{name} of shape {closed}", str(tuple(x.shape)), hint or f"Reshape {name}."
-    )
+    remedy = hint or f"Reshape {name}."
+    raise ShapeError(where, f"{name} of shape {closed}", str(tuple(x.shape)), remedy)
 
 
 def expect_like(where: str, name: str, x: Tensor, other: str, like: Tensor) -> None:
@@ -166,11 +168,13 @@ def expect_like(where: str, name: str, x: Tensor, other: str, like: Tensor) -> N
     """
     expect_tensor(where, name, x)
     if x.dtype != like.dtype:
+        expected = f"{name} of {other}'s dtype {like.dtype}"
         hint = f"Convert one of them: {name}.to({other}.dtype)."
-        raise DTypeError(where, f"{name} of {other}'s dtype {like.dtype}", str(x.dtype), hint)
+        raise DTypeError(where, expected, str(x.dtype), hint)
     if x.device != like.device:
+        expected = f"{name} on {other}'s device {like.device}"
         hint = f"Move one of them: {name}.to({other}.device)."
-        raise DeviceError(where, f"{name} on {other}'s device {like.device}", str(x.device), hint)
+        raise DeviceError(where, expected, str(x.device), hint)
 
 
 def expect_finite(where: str, name: str, x: Tensor, hint: str = "") -> None:
@@ -186,4 +190,5 @@ def expect_finite(where: str, name: str, x: Tensor, hint: str = "") -> None:
         return
     places = bad.nonzero().tolist()
     got = f"NaN or infinity at {len(places)} places (first: {places[:3]})"
-    raise NonFiniteError(where, f"finite {name}", got, hint or f"Look at {name} there.")
+    remedy = hint or f"Look at {name} there."
+    raise NonFiniteError(where, f"finite {name}", got, remedy)

@@ -77,8 +77,11 @@ class _Curves:
         with torch.no_grad():
             ahead = self.path(torch.full_like(self.zero, step)).detach()
             behind = self.path(torch.full_like(self.zero, -step)).detach()
-            change = _by_rows(self.f, ahead, self.rows) - _by_rows(self.f, behind, self.rows)
-            along = ((ahead - behind) * self.reported.slope).reshape(count, -1).sum(-1)
+            after = _by_rows(self.f, ahead, self.rows)
+            before = _by_rows(self.f, behind, self.rows)
+            change = after - before
+            products = (ahead - behind) * self.reported.slope
+            along = products.reshape(count, -1).sum(-1)
         return change.reshape(count, -1) / (2 * step), along / (2 * step)
 
 
@@ -163,7 +166,8 @@ def _verdict(curves: _Curves, step: float) -> _Verdict:
     # Truncation shows in the difference between the steps; rounding grows as the step shrinks.
     truncation = 8 * (weight * (wide - narrow)).abs().sum(-1)
     eps = tolerance(dtype).eps
-    rounding = 16 * eps / step * (weight * curves.reported.values).abs().sum(-1)
+    added_up = (weight * curves.reported.values).abs().sum(-1)
+    rounding = 16 * eps / step * added_up
     doubt = truncation + rounding
     allowed = 1e-5 if dtype == torch.float64 else 3e-3
     limit = doubt + allowed * (size + reported.abs())
@@ -186,7 +190,8 @@ def _finely_stepped(curves: _Curves, verdict: _Verdict, step: float) -> Tensor: 
             secant, tangent = curves.differences(far)
         except FAILURES:
             continue
-        close = ((weight * secant).sum(-1) - tangent).abs() < 0.3 * tangent.abs()
+        gap = (weight * secant).sum(-1) - tangent
+        close = gap.abs() < 0.3 * tangent.abs()
         found = found | (verdict.flat & close)
     return found
 
@@ -307,7 +312,8 @@ class _Cause:
 def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
     """What came, and what to try, for an error: ``f`` is run once more to find the cause."""
     cause = _cause(found, f)
-    where = [round(value, 4) for value in found.point.reshape(-1)[:8].tolist()]
+    first = found.point.reshape(-1)[:8].tolist()
+    where = [round(value, 4) for value in first]
     got = (
         f"{found.reported:.4g} from torch.autograd where the map itself changes by "
         f"{found.actual:.4g} (one direction, at {where})"

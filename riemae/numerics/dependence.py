@@ -74,12 +74,16 @@ def dependence_around(
     """
     count = min(ROWS if size <= LARGE_OUTPUT else FEW, limit or ROWS)
     alone = None if count == ROWS else 2
-    given = z[torch.linspace(0, len(z) - 1, min(len(z), count)).long().to(z.device)]
+    number = min(len(z), count)
+    evenly = torch.linspace(0, len(z) - 1, number).long()
+    given = z[evenly.to(z.device)]
     if len(z) >= LARGE_BATCH:
         return dependence(f, given, alone)
     near = torch.add(*moved(z, count, 1.0))
     far = torch.add(*moved(z, count, 4.0))
-    rows = torch.cat([given[: max(1, count // 4)], near[: count // 2], far])[:count]
+    some = given[: max(1, count // 4)]
+    half = near[: count // 2]
+    rows = torch.cat([some, half, far])[:count]
     try:
         return dependence(f, rows, alone)
     except FAILURES:
@@ -142,7 +146,8 @@ def _coupling(f: RowMap, points: Tensor, x: Tensor, alone: int | None) -> float:
 def _extremes(points: Tensor) -> set[int]:
     """First and last row, and those with extreme first coordinates, sums, and sizes."""
     flat = points.reshape(len(points), -1)
-    looks = [*flat[:, :2].unbind(-1), flat.sum(-1), flat.square().sum(-1)]
+    first_columns = flat[:, :2].unbind(-1)
+    looks = [*first_columns, flat.sum(-1), flat.square().sum(-1)]
     extremes = {int(i) for look in looks for i in (look.argmax(), look.argmin())}
     return {0, len(points) - 1, *extremes}
 
@@ -165,8 +170,11 @@ def _largest_difference(a: Tensor, b: Tensor) -> float:
 
     Where ``a`` is not finite, nothing is compared.
     """
-    rows = a.nan_to_num(0.0, 0.0, 0.0).abs().reshape(len(a), -1).amax(-1)
-    scale = torch.maximum(rows, rows.median() / 128).view(-1, *(1,) * (a.ndim - 1))
-    gap = torch.where(a.isfinite(), (a - b).abs() / torch.where(scale > 0, scale, 1.0), 0.0)
+    sizes = a.nan_to_num(0.0, 0.0, 0.0).abs()
+    rows = sizes.reshape(len(a), -1).amax(-1)
+    inner_axes = (1,) * (a.ndim - 1)
+    scale = torch.maximum(rows, rows.median() / 128).view(-1, *inner_axes)
+    relative = (a - b).abs() / torch.where(scale > 0, scale, 1.0)
+    gap = torch.where(a.isfinite(), relative, 0.0)
     gap = torch.where(gap.isnan(), torch.inf, gap)  # only one of the two is a number
     return float(gap.amax())

@@ -21,7 +21,11 @@ def root(squared: Tensor, size: Tensor | None = None) -> Tensor:
 
     NaN for negative ones, beyond the rounding of sums of this size.
     """
-    negative = squared < 0 if size is None else squared < -1e3 * tolerance(squared.dtype).eps * size
+    if size is None:
+        negative = squared < 0
+    else:
+        rounding = 1e3 * tolerance(squared.dtype).eps * size
+        negative = squared < -rounding
     return torch.where(negative, torch.nan, safe_sqrt(squared))
 
 
@@ -39,7 +43,8 @@ def check_metric(
     scale = torch.where(size > 0, size, 1.0).rsqrt()[..., None]
     factor, info = torch.linalg.cholesky_ex(metric * scale * scale.mT)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    bad = concrete((info != 0) | ~(pivots > tolerance(metric.dtype).rank).all(-1))
+    full_rank = (pivots > tolerance(metric.dtype).rank).all(-1)
+    bad = concrete((info != 0) | ~full_rank)
     if bad is not None and bool(bad.any()):
         places = bad.nonzero().flatten().tolist()
         first = metric[bad][0]

@@ -34,7 +34,8 @@ def generator() -> torch.Generator:
 
 def normal(like: Tensor, *shape: int, source: torch.Generator) -> Tensor:
     """Normal random numbers of another tensor's dtype and device."""
-    return torch.randn(shape, generator=source, dtype=torch.float64).to(like)
+    drawn = torch.randn(shape, generator=source, dtype=torch.float64)
+    return drawn.to(like)
 
 
 def spread(z: Tensor) -> Tensor:  # (k, m) -> (m,)
@@ -46,7 +47,8 @@ def spread(z: Tensor) -> Tensor:  # (k, m) -> (m,)
     size = torch.where(size > 0, size, torch.ones_like(size))
     if len(z) < 2 or bool((z == z[:1]).all()):
         return size.expand(z.shape[-1])
-    return torch.maximum(z.std(0, unbiased=False), size / 8)
+    deviation = z.std(0, unbiased=False)
+    return torch.maximum(deviation, size / 8)
 
 
 def moved(
@@ -55,9 +57,12 @@ def moved(
     """Rows of ``z``, first and last among them, and the noise to be added to each."""
     source = generator()
     rows = torch.randint(len(z), (count,), generator=source)
-    rows[:2] = torch.tensor([0, len(z) - 1])[: min(2, count)]
-    base = z.detach()[rows.to(z.device)]
-    return base, scale * spread(z.detach()) * normal(z, *base.shape, source=source)
+    ends = torch.tensor([0, len(z) - 1])
+    rows[:2] = ends[: min(2, count)]
+    known = z.detach()
+    base = known[rows.to(z.device)]
+    size = scale * spread(known)
+    return base, size * normal(z, *base.shape, source=source)
 
 
 def generic(
@@ -77,17 +82,20 @@ def generic(
     # Near-duplicates do not show the size of the space: one point lies further away.
     size = noise[-1].norm()
     smallest = torch.finfo(z.dtype).tiny
-    noise[-1] = noise[-1] * torch.where(size < 1, 1 / size.clamp(min=smallest), 1.0)
+    to_one = 1 / size.clamp(min=smallest)
+    noise[-1] = noise[-1] * torch.where(size < 1, to_one, 1.0)
     points = base.clone()
     missing = torch.ones(count, dtype=torch.bool, device=z.device)
     for factor in (1.0, 1 / 8, 1 / 64):
         trial = base + factor * noise
         with torch.no_grad():
             try:
-                finite = torch.cat([_finite(f(part)) for part in trial.split(rows or count)])
+                parts = [_finite(f(part)) for part in trial.split(rows or count)]
             except FAILURES:
                 continue
-        points = torch.where((finite & missing)[:, None], trial, points)
+        finite = torch.cat(parts)
+        found = finite & missing
+        points = torch.where(found[:, None], trial, points)
         missing = missing & ~finite
         if not bool(missing.any()):
             break

@@ -43,7 +43,8 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Random signs shaped like a tensor; drawn where the generator lives, then moved."""
     device = like.device if generator is None else generator.device
-    return (2 * torch.randint(2, like.shape, generator=generator, device=device) - 1).to(like)
+    bits = torch.randint(2, like.shape, generator=generator, device=device)
+    return (2 * bits - 1).to(like)
 
 
 def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:

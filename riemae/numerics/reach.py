@@ -50,7 +50,9 @@ def computed(module: Any) -> dict[int, Any]:
     their values, and are computed anew at the next forward pass.
     """
     memo: dict[int, Any] = {}
-    for part in module.modules() if isinstance(module, nn.Module) else ():
+    if not isinstance(module, nn.Module):
+        return memo
+    for part in module.modules():
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
@@ -59,7 +61,8 @@ def computed(module: Any) -> dict[int, Any]:
 
 def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
     """(where, name, value) of all that a function refers to."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    captured = function.__closure__ or ()
+    for name, cell in zip(function.__code__.co_freevars, captured, strict=True):
         try:
             yield "closure", name, cell.cell_contents
         except ValueError:  # not bound yet
@@ -67,16 +70,21 @@ def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
     for name in _names(function.__code__):
         if name in function.__globals__:
             yield "globals", name, function.__globals__[name]
-    for name, value in (function.__kwdefaults__ or {}).items():
+    keywords = function.__kwdefaults__ or {}
+    for name, value in keywords.items():
         yield "keywords", name, value
-    for i, value in enumerate(function.__defaults__ or ()):
+    defaults = function.__defaults__ or ()
+    for i, value in enumerate(defaults):
         yield "defaults", str(i), value
 
 
 def _names(code: types.CodeType) -> set[str]:
     """Names that a function, or one inside it, may look up among its globals."""
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
 
 
 def _held(value: Any) -> dict[str, Any]:
@@ -84,7 +92,11 @@ def _held(value: Any) -> dict[str, Any]:
     attributes = getattr(value, "__dict__", None)
     if not isinstance(attributes, dict) or isinstance(value, (type, types.ModuleType)):
         return {}
-    return {name: x for name, x in attributes.items() if isinstance(x, (nn.Module, Tensor))}
+    held = {}
+    for name, x in attributes.items():
+        if isinstance(x, (nn.Module, Tensor)):
+            held[name] = x
+    return held
 
 
 def _walk(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
@@ -124,7 +136,8 @@ class _Mover:
 
     def __call__(self, value: Any, depth: int) -> Any:
         if id(value) in self.done:
-            return self.done[id(value)][1]
+            _, twin = self.done[id(value)]
+            return twin
         if depth < 0:
             return value
         self.done[id(value)] = value, value  # a function that refers to itself
@@ -145,24 +158,30 @@ class _Mover:
             return self._function(value, depth - 1)
         if isinstance(value, types.MethodType):
             owner = self(value.__self__, depth)
-            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+            if owner is value.__self__:
+                return value
+            return types.MethodType(value.__func__, owner)
         if isinstance(value, functools.partial):
             arguments = [self(part, depth) for part in value.args]
-            keywords = {name: self(part, depth) for name, part in value.keywords.items()}
-            return functools.partial(self(value.func, depth), *arguments, **keywords)
+            keywords = self._values(value.keywords, depth)
+            function = self(value.func, depth)
+            return functools.partial(function, *arguments, **keywords)
         if type(value) in (list, tuple):
             parts = [self(part, depth - 1) for part in value]
             return value if _same(parts, value) else type(value)(parts)
         if type(value) is dict:
-            changed = {name: self(part, depth - 1) for name, part in value.items()}
-            return value if _same(list(changed.values()), list(value.values())) else changed
+            changed = self._values(value, depth - 1)
+            return value if _same_values(changed, value) else changed
         held = _held(value)
-        moved_ = {name: self(part, depth - 1) for name, part in held.items()}
-        if _same(list(moved_.values()), list(held.values())):
+        changed = self._values(held, depth - 1)
+        if _same_values(changed, held):
             return value
         twin = copy.copy(value)
-        vars(twin).update(moved_)
+        vars(twin).update(changed)
         return twin
+
+    def _values(self, named: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        return {name: self(part, depth) for name, part in named.items()}
 
     def _module(self, module: nn.Module, depth: int) -> nn.Module:
         module.to(device=self.device, dtype=self.dtype)
@@ -177,21 +196,22 @@ class _Mover:
         return module
 
     def _function(self, function: types.FunctionType, depth: int) -> types.FunctionType:
-        if next(_walk(function, _DEPTH, set()), None) is None:
+        found = _walk(function, _DEPTH, set())
+        if next(found, None) is None:
             return function
         # The twin is there before its parts are: a function may refer to itself.
+        code = function.__code__
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
         names = dict(function.__globals__)
-        twin = types.FunctionType(
-            function.__code__, names, function.__name__, function.__defaults__, cells
-        )
+        twin = types.FunctionType(code, names, function.__name__, function.__defaults__, cells)
         self.done[id(function)] = function, twin
         keywords = dict(function.__kwdefaults__ or {})
         defaults = list(function.__defaults__ or ())
         for where, name, value in _referred(function):
             new = self(value, depth)
             if where == "closure":
-                cells[function.__code__.co_freevars.index(name)].cell_contents = new
+                place = code.co_freevars.index(name)
+                cells[place].cell_contents = new
             elif where == "globals":
                 names[name] = new
             elif where == "keywords":
@@ -208,3 +228,7 @@ class _Mover:
 
 def _same(new: list[Any], old: Any) -> bool:
     return all(a is b for a, b in zip(new, old, strict=True))
+
+
+def _same_values(new: dict[Any, Any], old: dict[Any, Any]) -> bool:
+    return _same(list(new.values()), list(old.values()))

@@ -114,7 +114,9 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     """
     if type(module) is nn.Sequential:
         parts = {key: describe(child) for key, child in module.named_children()}
-        return None if None in parts.values() else {"name": _SEQUENTIAL, "modules": parts}
+        if None in parts.values():
+            return None
+        return {"name": _SEQUENTIAL, "modules": parts}
     name = next((key for key, cls in _BY_NAME.items() if cls is type(module)), None)
     if name is None:
         return None

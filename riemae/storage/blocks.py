@@ -10,7 +10,6 @@ error; what is finished stays.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -25,13 +24,15 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import FileError
-from riemae.numerics.tolerances import tolerance
 from riemae.storage.atomic import allocate, sync_folder, write_atomically
 from riemae.storage.digests import digest, file_digest
 from riemae.storage.lock import Lock
+from riemae.storage.runs import agreed, as_json, check_array, check_failures, refuse
 
 # What file managers and network file systems leave in folders.
 _STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
+# What the label of a block says, and what another value would mean.
+_LABEL = {"run": "a block of this run", "block": "this block", "sha256": "unchanged contents"}
 
 
 @dataclass
@@ -70,37 +71,12 @@ class BlockFile:
             FileError: When the folder of ``path`` does not exist, or what lies there is of another
                 run, or damaged.
         """
-        if (
-            not isinstance(path, (str, os.PathLike))
-            or not isinstance(os.fspath(path), str)
-            or not Path(path).name
-        ):
-            hint = "Try out='distances.npy'."
-            raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
-        file = cls(Path(path), description, probe, statuses)
-        if not file.path.parent.is_dir():
-            folder = str(file.path.parent)
-            raise FileError(
-                "distance_matrix",
-                f"an existing folder for out={str(path)!r}",
-                folder,
-                "Make the folder first.",
-            )
-        if file.path.is_dir():
-            raise FileError(
-                "distance_matrix",
-                "out as the path of a file",
-                f"the folder {path}",
-                "Add the name of a file.",
-            )
+        file = cls(_path_of_a_file(path), description, probe, statuses)
         if file._find():
             return file
         with _on_disk(file.path):
-            lock = Lock(
-                file.path.with_name(file.path.name + ".lock"),
-                "distance_matrix",
-                f"out={str(path)!r}",
-            )
+            beside = file.path.with_name(file.path.name + ".lock")
+            lock = Lock(beside, "distance_matrix", f"out={str(path)!r}")
             lock.acquire()
         file._lock = lock
         try:
@@ -130,8 +106,9 @@ class BlockFile:
         if not self.path.exists():
             return False
         self._found = self._agreed(self._beside, "the description of a result")
-        self._check_array()
-        self._check_failures()
+        n, q = self.description["shape"]
+        check_array(self.path, self._found)
+        check_failures(self._beside, self._found.get("failed"), (n, q), self.statuses)
         self.complete = True
         # Blocks are left when a run was killed in its last moment.
         shutil.rmtree(self._blocks, ignore_errors=True)
@@ -146,9 +123,13 @@ class BlockFile:
         if self._blocks.is_dir() and any(not _is_stray(entry) for entry in self._blocks.iterdir()):
             self._agreed(self._run, "the description of an unfinished run")
             return
+        about = {**self.description, "probe": self.probe}
         with _on_disk(self.path):
             self._blocks.mkdir(exist_ok=True)
-            write_atomically(self._run, _json({**self.description, "probe": self.probe}))
+            write_atomically(self._run, as_json(about))
+
+    def _agreed(self, path: Path, what: str) -> dict[str, Any]:
+        return agreed(path, what, self.description, self.probe)
 
     # Blocks.
 
@@ -162,14 +143,10 @@ class BlockFile:
         for entry in self._blocks.iterdir():
             if _is_stray(entry) or entry == self._run:
                 continue
-            if (
-                entry.suffix != ".safetensors"
-                or not entry.stem.isdecimal()
-                or int(entry.stem) >= count
-            ):
-                raise self._wrong(
-                    entry, f"blocks 0 to {count - 1} of a run", f"a file named {entry.name!r}"
-                )
+            numbered = entry.suffix == ".safetensors" and entry.stem.isdecimal()
+            if not numbered or int(entry.stem) >= count:
+                expected = f"blocks 0 to {count - 1} of a run"
+                refuse(entry, expected, f"a file named {entry.name!r}")
             numbers.add(int(entry.stem))
         return numbers
 
@@ -178,8 +155,9 @@ class BlockFile:
         from safetensors.torch import save
 
         parts = {name: x.contiguous() for name, x in tensors.items()}
+        label = self._label(block, parts)
         with _on_disk(self.path):
-            write_atomically(self._block(block), save(parts, self._label(block, parts)))
+            write_atomically(self._block(block), save(parts, label))
 
     def read(
         self, block: int, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -201,19 +179,15 @@ class BlockFile:
                 label = stored.metadata() or {}
                 parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as reason:
-            raise self._wrong(path, "a whole safetensors file", str(reason)) from reason
+            refuse(path, "a whole safetensors file", str(reason), reason)
         wanted = {name: [*shape, dtype] for name, (shape, dtype) in expected.items()}
         got = {name: [*x.shape, x.dtype] for name, x in parts.items()}
         if got != wanted:
-            raise self._wrong(path, f"tensors {wanted}", str(got))
+            refuse(path, f"tensors {wanted}", str(got))
         correct = self._label(block, parts)
-        for key, what in (
-            ("run", "a block of this run"),
-            ("block", "this block"),
-            ("sha256", "unchanged contents"),
-        ):
+        for key, what in _LABEL.items():
             if label.get(key) != correct[key]:
-                raise self._wrong(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
+                refuse(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
         return parts
 
     # The whole.
@@ -245,7 +219,7 @@ class BlockFile:
                 os.fsync(stream.fileno())
             about = {"sha256": file_digest(self._part), "failed": failures}
             self._found = {**self.description, "probe": self.probe, **about}
-            write_atomically(self._beside, _json(self._found))
+            write_atomically(self._beside, as_json(self._found))
             os.replace(self._part, self.path)
             sync_folder(self.path.parent)
         self.complete = True
@@ -253,13 +227,15 @@ class BlockFile:
 
     def matrix(self) -> Tensor:
         """The result, mapped from the file; what is written to the tensor stays out of the file."""
-        return torch.from_numpy(np.load(self.path, mmap_mode="c", allow_pickle=False))
+        array = np.load(self.path, mmap_mode="c", allow_pickle=False)
+        return torch.from_numpy(array)
 
     def failures(self) -> list[tuple[int, int, int]]:
         """Rows, columns and statuses that :meth:`finish` stored."""
-        return [(int(i), int(j), int(code)) for i, j, code in self._found["failed"]]
+        stored = self._found["failed"]
+        return [(int(i), int(j), int(code)) for i, j, code in stored]
 
-    # Names, labels, checks.
+    # Names and labels.
 
     @property
     def _beside(self) -> Path:
@@ -281,79 +257,39 @@ class BlockFile:
         return self._blocks / f"{block:08d}.safetensors"
 
     def _label(self, block: int, parts: Mapping[str, Tensor]) -> dict[str, str]:
-        run = hashlib.sha256(_json(self.description)).hexdigest()
-        contents = hashlib.sha256(
-            "".join(f"{name} {digest(parts[name])} " for name in sorted(parts)).encode()
+        run = hashlib.sha256(as_json(self.description))
+        digests = [f"{name} {digest(parts[name])} " for name in sorted(parts)]
+        contents = hashlib.sha256("".join(digests).encode())
+        return {"run": run.hexdigest(), "block": str(block), "sha256": contents.hexdigest()}
+
+
+def _path_of_a_file(path: object) -> Path:
+    """A path in a folder that exists.
+
+    Raises:
+        FileError: For anything else.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not Path(text).name:
+        hint = "Try out='distances.npy'."
+        raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
+    found = Path(text)
+    folder = found.parent
+    if not folder.is_dir():
+        raise FileError(
+            "distance_matrix",
+            f"an existing folder for out={str(path)!r}",
+            str(folder),
+            "Make the folder first.",
         )
-        return {"run": run, "block": str(block), "sha256": contents.hexdigest()}
-
-    def _agreed(self, path: Path, what: str) -> dict[str, Any]:
-        """The description at ``path``.
-
-        Raises:
-            FileError: When it cannot be read, or is of another run.
-        """
-        expected = f"{what} of these points, settings and space"
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as reason:
-            raise self._wrong(path, expected, str(reason)) from reason
-        if not isinstance(found, dict):
-            raise self._wrong(path, expected, type(found).__name__)
-        differences = list(_differences(self.description, found))
-        if not self._same_probe(found.get("probe")):
-            differences.append(
-                "probe: the metric has other values at these points "
-                "(another decoder or ambient metric?)"
-            )
-        if differences:
-            named = differences if len(differences) <= 5 else [*differences[:4], differences[-1]]
-            raise self._wrong(path, expected, "another one: " + "; ".join(named))
-        return found
-
-    def _same_probe(self, found: object) -> bool:
-        if not isinstance(found, list) or len(found) != len(self.probe):
-            return False
-        share = tolerance(getattr(torch, self.description["dtype"])).probe
-        return all(
-            isinstance(y, float)
-            and (math.isclose(x, y, rel_tol=share) or (math.isnan(x) and math.isnan(y)))
-            for x, y in zip(self.probe, found, strict=True)
+    if found.is_dir():
+        raise FileError(
+            "distance_matrix",
+            "out as the path of a file",
+            f"the folder {path}",
+            "Add the name of a file.",
         )
-
-    def _check_array(self) -> None:
-        about = self._found
-        try:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as reason:
-            raise self._wrong(self.path, "a whole .npy file", str(reason)) from reason
-        wanted = (tuple(about["shape"]), about["dtype"])
-        got = (array.shape, array.dtype.name)
-        if got != wanted:
-            raise self._wrong(self.path, f"an array of shape and dtype {wanted}", str(got))
-        actual = file_digest(self.path)
-        if about.get("sha256") != actual:
-            raise self._wrong(
-                self.path, f"unchanged contents (sha256 {about.get('sha256')})", actual
-            )
-
-    def _check_failures(self) -> None:
-        failed = self._found.get("failed")
-        n, q = self.description["shape"]
-        entries: list[Any] = failed if isinstance(failed, list) else [None]
-        for entry in entries:
-            whole = (
-                isinstance(entry, list) and len(entry) == 3 and all(type(x) is int for x in entry)
-            )
-            if not whole or not (
-                0 <= entry[0] < n and 0 <= entry[1] < q and entry[2] in self.statuses
-            ):
-                expected = f"failed pairs as [row, column, status] of a {n} x {q} matrix"
-                raise self._wrong(self._beside, expected, repr(entry)[:80])
-
-    def _wrong(self, path: Path, expected: str, got: str) -> FileError:
-        remedy = "Give another out=, or delete it to compute it anew."
-        return FileError("distance_matrix", f"{path} to hold {expected}", got, remedy)
+    return found
 
 
 @contextmanager
@@ -379,19 +315,3 @@ def _on_disk(path: Path, drop: Path | None = None) -> Iterator[None]:
 def _is_stray(entry: Path) -> bool:
     """Whether a file in the folder of blocks is not a block: hidden, or half written."""
     return entry.suffix == ".part" or entry.name.startswith(".") or entry.name in _STRAYS
-
-
-def _differences(
-    expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
-    # What a finished result adds to the description of its run stands at the top only.
-    for key in {**expected, **found} if prefix else expected:
-        value, other = expected.get(key), found.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            yield from _differences(value, other, f"{prefix}{key}.")
-        elif value != other:
-            yield f"{prefix}{key}: expected {value}, got {other}"
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True).encode()

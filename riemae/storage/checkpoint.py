@@ -156,7 +156,9 @@ def present(where: str, device: torch.device | str) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as reason:
-        got = f"{device!r}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
+        lines = str(reason).splitlines()
+        problem = lines[0] if lines else type(reason).__name__
+        got = f"{device!r}: {problem}"
         raise CheckpointError(
             where, "a device of this machine", got, "Try device='cpu'."
         ) from reason

@@ -15,7 +15,8 @@ def digest(x: Tensor) -> str:
     """A fingerprint of a tensor: its values, shape and dtype."""
     array = x.detach().cpu().contiguous()
     head = f"{array.dtype} {tuple(array.shape)} ".encode()
-    return hashlib.sha256(head + array.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    content = array.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(head + content).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -27,6 +27,8 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 # What may be a parameter wherever it is found; numbers in an object may be the time of day.
 _TELLING = (Tensor, nn.Module, np.ndarray, *_FUNCTIONS)
+# What a function may read as a setting among the globals that it names.
+_SETTINGS = (Tensor, nn.Module, np.ndarray, bool, int, float, str, list, tuple, dict)
 _DEEPEST = 12
 
 Parts = dict[str, str]
@@ -44,9 +46,8 @@ def fingerprint(before: Parts, after: Parts) -> str:
         before: :func:`parts` of something.
         after: The same, after it was called.
     """
-    moved = {
-        place for place in before.keys() | after.keys() if before.get(place) != after.get(place)
-    }
+    places = before.keys() | after.keys()
+    moved = {place for place in places if before.get(place) != after.get(place)}
     inside = tuple(f"{place}/" for place in moved)
     total = hashlib.sha256()
     for place, value in before.items():
@@ -61,7 +62,8 @@ def _walk(thing: Any, place: str, seen: dict[int, str], depth: int) -> Iterator[
         yield place, f"{type(thing).__name__} {thing!r}"
         return
     if id(thing) in seen or depth > _DEEPEST:
-        yield place, f"as {seen.get(id(thing), '…')}"
+        first_place = seen.get(id(thing), "…")
+        yield place, f"as {first_place}"
         return
     seen[id(thing)] = place
     text, inside = _described(thing)
@@ -92,22 +94,26 @@ def _described(thing: Any) -> tuple[str, Mapping[str, Any]]:
         named = {repr(key): value for key, value in thing.items() if isinstance(key, _PLAIN)}
         return f"{kind} {len(thing)}", named
     if isinstance(thing, (list, tuple)):
-        return f"{kind} {len(thing)}", {str(i): value for i, value in enumerate(thing)}
-    attributes = getattr(thing, "__dict__", {}).items()
-    return kind, {name: value for name, value in attributes if isinstance(value, _TELLING)}
+        numbered = {str(i): value for i, value in enumerate(thing)}
+        return f"{kind} {len(thing)}", numbered
+    held = {}
+    for name, value in getattr(thing, "__dict__", {}).items():
+        if isinstance(value, _TELLING):
+            held[name] = value
+    return kind, held
 
 
 def _of_module(module: nn.Module, kind: str) -> tuple[str, dict[str, Any]]:
-    inside: dict[str, Any] = {
-        **dict(module.named_parameters(recurse=False)),
-        **dict(module.named_buffers(recurse=False)),
-        **dict(module.named_children()),
-    }
+    inside: dict[str, Any] = {}
+    inside.update(module.named_parameters(recurse=False))
+    inside.update(module.named_buffers(recurse=False))
+    inside.update(module.named_children())
     if type(module).__module__.split(".")[0] == "torch":
         return f"{kind}({module.extra_repr()})", inside
     plain = (*_PLAIN, *_TELLING, tuple)
     for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training" and isinstance(value, plain):
+        public = not name.startswith("_") and name != "training"
+        if public and isinstance(value, plain):
             inside.setdefault(name, value)
     return kind, inside
 
@@ -117,18 +123,18 @@ def _of_function(function: types.FunctionType) -> dict[str, Any]:
         "defaults": function.__defaults__,
         "kwdefaults": function.__kwdefaults__,
     }
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    code = function.__code__
+    captured = function.__closure__ or ()
+    for name, cell in zip(code.co_freevars, captured, strict=True):
         try:
             inside[f"closure.{name}"] = cell.cell_contents
         except ValueError:  # not set yet
             continue
-    for name in function.__code__.co_names:
+    for name in code.co_names:
         value = function.__globals__.get(name)
         # Functions of other files are named by the code; what they hold is not this function's.
         near = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
-        if near or isinstance(
-            value, (Tensor, nn.Module, np.ndarray, bool, int, float, str, list, tuple, dict)
-        ):
+        if near or isinstance(value, _SETTINGS):
             inside[f"global.{name}"] = value
     return inside
 
@@ -137,7 +143,8 @@ def _tensor(x: Tensor) -> str:
     if x.is_meta or x.is_quantized or x.layout != torch.strided:
         return f"{x.dtype} {tuple(x.shape)} {x.layout}"
     try:
-        return digest(x.detach().resolve_conj().resolve_neg())
+        resolved = x.detach().resolve_conj().resolve_neg()
+        return digest(resolved)
     except (RuntimeError, TypeError):  # a subclass without memory of its own
         return f"{x.dtype} {tuple(x.shape)}"
 
@@ -145,4 +152,5 @@ def _tensor(x: Tensor) -> str:
 def _array(x: np.ndarray) -> str:
     if x.dtype.hasobject:
         return f"object {x.shape}"
-    return f"{x.dtype} {x.shape} {hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}"
+    content = np.ascontiguousarray(x).tobytes()
+    return f"{x.dtype} {x.shape} {hashlib.sha256(content).hexdigest()}"

@@ -15,15 +15,17 @@ from riemae.numerics.checks import expect_shape
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
 from riemae.testing.laws import (
+    Call,
+    by_autograd,
     differences,
     expect_points,
+    kept_and_changed,
     normal,
     relative,
     run,
     share,
     source,
     verdict,
-    worst,
 )
 
 _FORMS = "All methods describe one H: override one of them, or all that you override must agree."
@@ -108,7 +110,8 @@ def check_ambient(
         expect_shape(where, "tangents", tangents, (len(x), x[0].numel(), "c"))
         tangents = tangents.detach()
     metric = as_ambient(metric).bind(None, x.shape[1:])
-    laws = _Laws(metric, x, tangents, source(where, generator))
+    vectors = source(where, generator)
+    laws = _Laws(metric, x, tangents, vectors)
     with torch.no_grad():
         # First, and alone when it fails: the other checks calculate with these outputs.
         report = laws.signatures()
@@ -127,7 +130,8 @@ class _Laws:
         self.x = x
         self.tangents = tangents
         self.flat = x.flatten(1)
-        self.u, self.v = self._vector(generator), self._vector(generator)
+        self.u = self._vector(generator)
+        self.v = self._vector(generator)
         self.away = self._vector(generator)  # where to look for the derivative
         self.scale = self._bound(self.u, self.v)
 
@@ -135,12 +139,20 @@ class _Laws:
         if self.tangents is None:
             return normal(self.flat, generator)
         weights = normal(self.tangents[:, 0], generator)
-        return (self.tangents @ weights[..., None])[..., 0]
+        combined = self.tangents @ weights[..., None]
+        return combined[..., 0]
 
     def _bound(self, u: Tensor, v: Tensor) -> Tensor:
         """``|u| |Hv| + |v| |Hu|``, which bounds inner products that may cancel."""
-        hu, hv = self.product(u), self.product(v)
-        return u.norm(dim=-1) * hv.norm(dim=-1) + v.norm(dim=-1) * hu.norm(dim=-1)
+        hu = self.product(u)
+        hv = self.product(v)
+        one = u.norm(dim=-1) * hv.norm(dim=-1)
+        other = v.norm(dim=-1) * hu.norm(dim=-1)
+        return one + other
+
+    def _form(self, u: Tensor, v: Tensor) -> Tensor:
+        """``uᵀHv``."""
+        return (u * self.product(v)).sum(-1)
 
     def at(self, x: Tensor) -> Tensor:
         """Points in the form that the metric's methods take: in their own shape, or flat."""
@@ -169,11 +181,12 @@ class _Laws:
         }
 
     def symmetric(self) -> float:
-        gap = (self.u * self.product(self.v)).sum(-1) - (self.v * self.product(self.u)).sum(-1)
-        return share(gap, self.scale)
+        there = self._form(self.u, self.v)
+        back = self._form(self.v, self.u)
+        return share(there - back, self.scale)
 
     def positive(self) -> float:
-        squares = torch.stack([(v * self.product(v)).sum(-1) for v in (self.u, self.v)])
+        squares = torch.stack([self._form(v, v) for v in (self.u, self.v)])
         scales = torch.stack([self._bound(v, v) for v in (self.u, self.v)])
         if not bool((squares > 0).any()):
             return math.inf
@@ -182,66 +195,80 @@ class _Laws:
             return negative
         applied = self.metric.apply_to(self.at(self.x), self.tangents)
         along = (self.tangents * applied).sum(1)
-        return negative if bool((along > 0).all()) else math.inf
+        if not bool((along > 0).all()):
+            return math.inf
+        return negative
 
     def linear(self) -> float:
         combined = self.product(2 * self.u - 3 * self.v)
-        return relative(combined, 2 * self.product(self.u) - 3 * self.product(self.v))
+        hu = self.product(self.u)
+        hv = self.product(self.v)
+        return relative(combined, 2 * hu - 3 * hv)
 
     def inner(self) -> float:
         x = self.at(self.x)
-        crossed = self.metric.inner(x, self.u, self.v) - (self.u * self.product(self.v)).sum(-1)
-        square = self.metric.squared_norm(x, self.v) - (self.v * self.product(self.v)).sum(-1)
-        return max(share(crossed, self.scale), share(square, self._bound(self.v, self.v)))
+        inner = self.metric.inner(x, self.u, self.v)
+        crossed = share(inner - self._form(self.u, self.v), self.scale)
+        squares = self.metric.squared_norm(x, self.v)
+        bound = self._bound(self.v, self.v)
+        square = share(squares - self._form(self.v, self.v), bound)
+        return max(crossed, square)
 
     def matrix(self) -> float:
-        h = self.metric.matrix(self.at(self.x)).expand(len(self.x), -1, -1)
-        return relative((h @ self.v[..., None])[..., 0], self.product(self.v))
+        h = self.metric.matrix(self.at(self.x))
+        every = h.expand(len(self.x), -1, -1)
+        product = (every @ self.v[..., None])[..., 0]
+        return relative(product, self.product(self.v))
 
     def diagonal(self) -> float:
         x = self.at(self.x)
         h = self.metric.matrix(x).expand(len(self.x), -1, -1)
-        return relative(self.metric.diagonal(x), h.diagonal(dim1=-2, dim2=-1))
+        expected = h.diagonal(dim1=-2, dim2=-1)
+        return relative(self.metric.diagonal(x), expected)
 
     def columns(self) -> float:
         columns = torch.stack([self.u, self.v], -1)
-        expected = torch.stack([self.product(self.u), self.product(self.v)], -1)
-        return relative(self.metric.apply_to(self.at(self.x), columns), expected)
+        found = self.metric.apply_to(self.at(self.x), columns)
+        products = [self.product(self.u), self.product(self.v)]
+        return relative(found, torch.stack(products, -1))
 
     def factor(self) -> float:
         x = self.at(self.x)
         try:
-            su, sv = self.metric.factor_product(x, self.u), self.metric.factor_product(x, self.v)
+            su = self.metric.factor_product(x, self.u)
+            sv = self.metric.factor_product(x, self.v)
         except AmbientError:  # it has none
             return 0.0
-        gap = (su * sv).sum(-1) - (self.u * self.product(self.v)).sum(-1)
-        return share(gap, self.scale)
+        found = (su * sv).sum(-1)
+        return share(found - self._form(self.u, self.v), self.scale)
 
     def features(self) -> float:
         if not self.metric.has_features:
             return 0.0
         pushed = []
         for v in (self.u, self.v):
-            derivative = jvp(self.metric.features, (self.x,), (v.view_as(self.x),))[1]
+            _, derivative = jvp(self.metric.features, (self.x,), (v.view_as(self.x),))
             pushed.append(derivative.flatten(1))
-        gap = (pushed[0] * pushed[1]).sum(-1) - (self.u * self.product(self.v)).sum(-1)
-        return share(gap, self.scale)
+        found = (pushed[0] * pushed[1]).sum(-1)
+        return share(found - self._form(self.u, self.v), self.scale)
 
     def distance(self) -> float:
         """How much the lower bound exceeds the length of a short straight segment."""
-        away = (self._small(self.away)).view_as(self.x)
+        away = self._small(self.away).view_as(self.x)
         bound = self.metric.distance(self.x, self.x + away)
         if bound is None:
             return 0.0
-        middles = (torch.arange(_PIECES).to(self.x) + 0.5) / _PIECES
-        speeds = [
-            self.metric.squared_norm(self.at(self.x + t * away), away.flatten(1)).clamp(min=0)
-            for t in middles
-        ]
-        length = torch.stack([speed.sqrt() for speed in speeds]).mean(0)
+        velocity = away.flatten(1)
+        speeds = []
+        for t in (torch.arange(_PIECES).to(self.x) + 0.5) / _PIECES:
+            middle = self.at(self.x + t * away)
+            squared = self.metric.squared_norm(middle, velocity)
+            speeds.append(squared.clamp(min=0).sqrt())
+        length = torch.stack(speeds).mean(0)
         # The midpoint rule on a segment of a hundredth of the data's size.
         quadrature = 1e-4
-        return share((bound - (1 + quadrature) * length).clamp(min=0), length)
+        excess = bound - (1 + quadrature) * length
+        return share(excess.clamp(min=0), length)
 
     def derivative(self) -> float:
         """Of the quadratic form along a direction: by autograd, and by four points."""
@@ -251,55 +278,54 @@ class _Laws:
             return self.metric.squared_norm(self.at(x), self.v)
 
         expected = differences(form, self.x, away)
-        found = torch.zeros_like(expected)
-        with torch.enable_grad():
-            point = self.x.clone().requires_grad_()
-            value = form(point)
-            if value.requires_grad:
-                (slope,) = torch.autograd.grad(value.sum(), point, materialize_grads=True)
-                found = (slope * away).flatten(1).sum(1)
-        size = torch.maximum(value.detach().abs(), torch.maximum(found.abs(), expected.abs()))
+        value, slope = by_autograd(form, self.x)
+        found = (slope * away).flatten(1).sum(1)
+        larger = torch.maximum(found.abs(), expected.abs())
+        size = torch.maximum(value.abs(), larger)
         return share(found - expected, size)
 
     def rows(self) -> float:
         together = self.product(self.v)
         k = len(self.x)
-        flipped = self.product(self.v.flip(0), torch.arange(k - 1, -1, -1)).flip(0)
-        single = [self.product(self.v[i : i + 1], slice(i, i + 1)) for i in range(k)]
-        return max(relative(together, flipped), relative(together, torch.cat(single)))
+        backwards = torch.arange(k - 1, -1, -1)
+        flipped = self.product(self.v.flip(0), backwards).flip(0)
+        single = []
+        for i in range(k):
+            row = slice(i, i + 1)
+            single.append(self.product(self.v[row], row))
+        of_order = relative(together, flipped)
+        of_neighbours = relative(together, torch.cat(single))
+        return max(of_order, of_neighbours)
 
     def deterministic(self) -> float:
-        return relative(self.product(self.v), self.product(self.v))
+        once = self.product(self.v)
+        again = self.product(self.v)
+        return relative(once, again)
 
     def _sized(self, v: Tensor) -> Tensor:  # (k, D)
         """A direction of the size of the data, row by row."""
         size = self.flat.norm(dim=-1, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
         length = v.norm(dim=-1, keepdim=True)
-        return v / torch.where(length > 0, length, 1.0) * size
+        length = torch.where(length > 0, length, 1.0)
+        return v / length * size
 
     def _small(self, v: Tensor) -> Tensor:  # (k, D)
         return 0.01 * self._sized(v)
 
     def signatures(self) -> dict[str, float]:
         """Shapes, dtypes and devices of every method, and whether arguments are left alone."""
-        x, (k, d) = self.at(self.x), self.flat.shape
+        x = self.at(self.x)
+        k, d = self.flat.shape
         columns = torch.stack([self.u, self.v], -1)
         M = self.metric
-        calls: list[tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[int, ...]]] = [
+        calls: list[Call] = [
             (M.product, (x, self.v), (k, d)),
             (M.inner, (x, self.u, self.v), (k,)),
             (M.squared_norm, (x, self.v), (k,)),
             (M.diagonal, (x,), (k, d)),
             (M.apply_to, (x, columns), (k, d, 2)),
         ]
-        kept, changed = True, 0.0
-        for method, given, shape in calls:
-            inputs = tuple(y.clone() for y in given)
-            out = method(*inputs)
-            same = out.dtype == x.dtype and out.device == x.device
-            kept = kept and same and out.shape == shape
-            gaps = (relative(a, b) for a, b in zip(inputs, given, strict=True))
-            changed = max(changed, *gaps)
-        kept = kept and worst((~self.product(self.v).isfinite()).double()) == 0
-        return {"dtype": 0.0 if kept else math.inf, "inputs": changed}
+        kept, changed = kept_and_changed(calls, x)
+        finite = bool(self.product(self.v).isfinite().all())
+        return {"dtype": 0.0 if kept and finite else math.inf, "inputs": changed}

@@ -12,7 +12,17 @@ from torch import Tensor
 from riemae.differential.conditions import Condition, Conditions
 from riemae.manifold import Manifold
 from riemae.numerics.tolerances import tolerance
-from riemae.testing.laws import expect_points, normal, relative, source, verdict
+from riemae.testing.laws import (
+    Call,
+    expect_points,
+    first_order_share,
+    kept_and_changed,
+    normal,
+    relative,
+    run,
+    source,
+    verdict,
+)
 
 _HINT = "Is the decoder smooth and deterministic, and are hand-written derivatives right?"
 
@@ -72,9 +82,11 @@ def check_manifold(
     expect_points(where, "points", z, "(k, m), k of at least 1", 2)
     vectors = source(where, generator)
     z = z.detach()
-    u, v = (normal(z, vectors) for _ in range(2))
+    u = normal(z, vectors)
+    v = normal(z, vectors)
     tol = tolerance(z.dtype).check
-    M = _Under(manifold, Condition.of(where, condition, z.shape[:-1], z.device))
+    of_points = Condition.of(where, condition, z.shape[:-1], z.device)
+    M = _Under(manifold, of_points)
     checks: dict[str, Callable[[], float]] = {
         "metric": lambda: _metric(M, z),
         "metric product": lambda: _metric_product(M, z, u, v),
@@ -89,59 +101,72 @@ def check_manifold(
         # First, and alone when it fails: the other checks calculate with these outputs.
         report = _signatures(M, z, u, v)
         if not any(report.values()):
-            report |= {name: check() for name, check in checks.items()}
-    return verdict(where, report, tol, dict.fromkeys(report, _HINT))
+            report |= run(checks)
+    hints = dict.fromkeys(report, _HINT)
+    return verdict(where, report, tol, hints)
 
 
 class _Under:
     """A manifold under the conditions of the points: the same methods, without ``condition=``."""
 
     def __init__(self, manifold: Manifold, condition: Condition | None) -> None:
-        self.manifold, self.condition = manifold, condition
+        self.manifold = manifold
+        self.condition = condition
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.manifold, name)
-        return method if self.condition is None else partial(method, condition=self.condition)
+        if self.condition is None:
+            return method
+        return partial(method, condition=self.condition)
 
     def select(self, rows: Any) -> _Under:
         """The same for some of the points."""
-        return _Under(
-            self.manifold, None if self.condition is None else self.condition.select(rows)
-        )
+        if self.condition is None:
+            return self
+        return _Under(self.manifold, self.condition.select(rows))
 
     def composed(self, inner: Callable[[Tensor], Tensor]) -> _Under:
         """The manifold of the decoder after another map of the points."""
         decoder = self.manifold.decoder
-        composition = Manifold(lambda y, *given: decoder(inner(y), *given), self.manifold.ambient)
-        return _Under(composition, self.condition)
+
+        def composition(y: Tensor, *given: Any) -> Any:
+            return decoder(inner(y), *given)
+
+        return _Under(Manifold(composition, self.manifold.ambient), self.condition)
 
 
 def _metric(M: _Under, z: Tensor) -> float:
     g = M.metric(z)
+    asymmetry = relative(g, g.mT)
     values = torch.linalg.eigvalsh(g)
-    negative = (-values[:, 0] / values.abs().amax(1)).clamp(min=0).max()
-    return max(relative(g, g.mT), float(negative))
+    lowest = values[:, 0] / values.abs().amax(1)
+    negative = float((-lowest).clamp(min=0).max())
+    return max(asymmetry, negative)
 
 
 def _metric_product(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> float:
     g = M.metric(z)
     gv = (g @ v[..., None])[..., 0]
+    of_product = relative(M.metric_product(z, v), gv)
     # uᵀGv may cancel: judge it by |u||v|, which bounds it.
     bound = M.norm(z, u) * M.norm(z, v)
-    inner = float(((M.inner(z, u, v) - (u * gv).sum(-1)).abs() / bound).max())
-    return max(
-        relative(M.metric_product(z, v), gv), inner, relative(M.norm(z, v) ** 2, (v * gv).sum(-1))
-    )
+    gap = M.inner(z, u, v) - (u * gv).sum(-1)
+    of_inner = float((gap.abs() / bound).max())
+    squared = (v * gv).sum(-1)
+    of_norm = relative(M.norm(z, v) ** 2, squared)
+    return max(of_product, of_inner, of_norm)
 
 
 def _adjoint(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
     j = M.jacobian(z)
     pushed = M.pushforward(z, v)
     w = normal(pushed, generator)
-    gap = ((w * pushed).sum(-1) - (M.pullback(z, w) * v).sum(-1)).abs() / (
-        w.norm(dim=-1) * pushed.norm(dim=-1)
-    )
-    return max(float(gap.max()), relative(pushed, (j @ v[..., None])[..., 0]))
+    pulled = M.pullback(z, w)
+    gap = (w * pushed).sum(-1) - (pulled * v).sum(-1)
+    bound = w.norm(dim=-1) * pushed.norm(dim=-1)
+    of_pairing = float((gap.abs() / bound).max())
+    jv = (j @ v[..., None])[..., 0]
+    return max(of_pairing, relative(pushed, jv))
 
 
 def _taylor(M: _Under, z: Tensor, v: Tensor) -> float:
@@ -152,22 +177,24 @@ def _taylor(M: _Under, z: Tensor, v: Tensor) -> float:
     tol = tolerance(z.dtype)
     x = M.decode(z).flatten(1)
     jv = M.pushforward(z, v)
+    speed = jv.norm(dim=-1)
     steps = [2.0**-k for k in (8, 9, 10)]
-    remainders = torch.stack(
-        [(M.decode(z + h * v).flatten(1) - x - h * jv).norm(dim=-1) for h in steps]
-    )
-    rounding = 64 * tol.eps * (x.norm(dim=-1) + steps[0] * jv.norm(dim=-1))
-    relative = remainders[-1] / (steps[-1] * jv.norm(dim=-1) + rounding)
+    remainders = []
+    for h in steps:
+        moved = M.decode(z + h * v).flatten(1)
+        remainder = moved - x - h * jv
+        remainders.append(remainder.norm(dim=-1))
+    rounding = 64 * tol.eps * (x.norm(dim=-1) + steps[0] * speed)
     if z.dtype != torch.float64:
         # A first-order error of a quarter of |Jv| breaks the law.
-        return float((relative * tol.check * 4).max())
-    slope = (remainders[0] / remainders[-1]).log2() / 2
-    visible = remainders[-1] > rounding
-    return float(torch.where(visible, (1.5 - slope).clamp(min=0), 0.0).max())
+        first_order = remainders[-1] / (steps[-1] * speed + rounding)
+        return _largest(first_order * tol.check * 4)
+    return first_order_share(remainders, remainders[-1] > rounding)
 
 
 def _connection(M: _Under, z: Tensor) -> float:
-    g, gamma = M.metric(z), M.christoffel(z)
+    g = M.metric(z)
+    gamma = M.christoffel(z)
     slopes = []
     for direction in torch.eye(z.shape[-1]).to(z):
         with torch.enable_grad():
@@ -180,10 +207,13 @@ def _connection(M: _Under, z: Tensor) -> float:
     scale = g.abs().amax((1, 2))[:, None, None, None]
     # No inner product and no geodesic shows torsion; of a constant metric it is rounding too.
     twist = torch.einsum("bkj,bkli->bjli", g, gamma - gamma.mT)
-    torsion = min(relative(gamma, gamma.mT), float((twist / scale).abs().max()))
-    return max(
-        torsion, min(relative(actual, expected), float(((actual - expected) / scale).abs().max()))
-    )
+    torsion = min(relative(gamma, gamma.mT), _largest(twist / scale))
+    change = min(relative(actual, expected), _largest((actual - expected) / scale))
+    return max(torsion, change)
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max())
 
 
 def _directional(out: Tensor, point: Tensor, direction: Tensor) -> Tensor:
@@ -206,7 +236,7 @@ def _acceleration(M: _Under, z: Tensor, v: Tensor) -> float:
     expected = -torch.einsum("bkij,bi,bj->bk", M.christoffel(z), v, v)
     actual = M.acceleration(z, v)
     scale = v.square().sum(-1, keepdim=True)
-    return min(relative(actual, expected), float(((actual - expected) / scale).abs().max()))
+    return min(relative(actual, expected), _largest((actual - expected) / scale))
 
 
 def _reparametrisation(M: _Under, z: Tensor, v: Tensor, generator: torch.Generator) -> float:
@@ -215,27 +245,35 @@ def _reparametrisation(M: _Under, z: Tensor, v: Tensor, generator: torch.Generat
     Lengths stay, and geodesic acceleration changes as a second derivative.
     """
     m = z.shape[-1]
-    a = (torch.eye(m) + 0.3 * torch.randn(m, m, generator=generator) / m**0.5).to(z)
+    mixing = 0.3 * torch.randn(m, m, generator=generator) / m**0.5
+    a = (torch.eye(m) + mixing).to(z)
     back = torch.linalg.inv(a)
     y = (z @ a.T).asinh()
-    other = M.composed(lambda y: y.sinh() @ back.T)
+
+    def inverse(y: Tensor) -> Tensor:
+        return y.sinh() @ back.T
+
+    other = M.composed(inverse)
     stretch = y.cosh()
     w = (v @ a.T) / stretch  # the same velocity in the new coordinates
-    acceleration = (other.acceleration(y, w) * stretch + y.sinh() * w**2) @ back.T
+    turned = other.acceleration(y, w) * stretch
+    found = (turned + y.sinh() * w**2) @ back.T
     expected = M.acceleration(z, v)
     scale = v.square().sum(-1, keepdim=True)
-    change = min(
-        relative(acceleration, expected), float(((acceleration - expected) / scale).abs().max())
-    )
-    return max(relative(other.norm(y, w), M.norm(z, v)), change)
+    of_geodesics = min(relative(found, expected), _largest((found - expected) / scale))
+    of_lengths = relative(other.norm(y, w), M.norm(z, v))
+    return max(of_lengths, of_geodesics)
 
 
 def _batch(M: _Under, z: Tensor) -> float:
     rows = torch.arange(len(z), device=z.device)
-    flipped = M.select(rows.flip(0)).metric(z.flip(0)).flip(0)
-    alone = torch.cat([M.select(row).metric(z[row]) for row in rows.split(1)])
+    reversed_order = M.select(rows.flip(0))
+    flipped = reversed_order.metric(z.flip(0)).flip(0)
+    single = [M.select(row).metric(z[row]) for row in rows.split(1)]
     together = M.metric(z)
-    return max(relative(together, flipped), relative(together, alone))
+    of_order = relative(together, flipped)
+    of_neighbours = relative(together, torch.cat(single))
+    return max(of_order, of_neighbours)
 
 
 def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
@@ -243,8 +281,12 @@ def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
     k, m = z.shape
     d = M.decode(z.clone()).flatten(1).shape[1]
     w = z.new_ones(k, d)
-    calls: list[tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[int, ...]]] = [
-        (lambda z: M.decode(z).flatten(1), (z,), (k, d)),
+
+    def decoded(z: Tensor) -> Tensor:
+        return M.decode(z).flatten(1)
+
+    calls: list[Call] = [
+        (decoded, (z,), (k, d)),
         (M.jacobian, (z,), (k, d, m)),
         (M.pushforward, (z, v), (k, d)),
         (M.pullback, (z, w), (k, m)),
@@ -255,10 +297,5 @@ def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
         (M.christoffel, (z,), (k, m, m, m)),
         (M.acceleration, (z, v), (k, m)),
     ]
-    kept, changed = True, 0.0
-    for method, given, shape in calls:
-        inputs = tuple(x.clone() for x in given)
-        out = method(*inputs)
-        kept &= out.shape == shape and out.dtype == z.dtype and out.device == z.device
-        changed = max(changed, *(relative(a, b) for a, b in zip(inputs, given, strict=True)))
+    kept, changed = kept_and_changed(calls, z)
     return {"dtype": 0.0 if kept else float("inf"), "inputs": changed}

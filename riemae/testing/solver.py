@@ -15,7 +15,7 @@ from riemae.exceptions import DTypeError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.state import RUNNING
-from riemae.testing.laws import relative, run, share, source, verdict
+from riemae.testing.laws import relative, run, share, source, verdict, worst
 
 _HINTS = {
     "frozen": "Settings are a frozen dataclass; what changes while solving lives in the state.",
@@ -44,23 +44,28 @@ class _Known:
         self, generator: torch.Generator, count: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Pairs of points inside the chart."""
-        low, high = torch.tensor(self.low).double(), torch.tensor(self.high).double()
+        low = torch.tensor(self.low).double()
+        high = torch.tensor(self.high).double()
         drawn = torch.rand(2, count, 2, generator=generator, dtype=torch.float64)
         z0, z1 = (low + (high - low) * drawn).to(dtype)
         return z0, z1
 
 
 def _flat(z: Tensor) -> Tensor:
-    return torch.eye(2).to(z).expand(*z.shape, 2)
+    identity = torch.eye(2).to(z)
+    return identity.expand(*z.shape, 2)
 
 
 def _half_plane(z: Tensor) -> Tensor:
-    return _flat(z) / z[..., 1, None, None] ** 2
+    height = z[..., 1, None, None]
+    return _flat(z) / height**2
 
 
 def _sphere(z: Tensor) -> Tensor:
     """The unit sphere in stereographic coordinates."""
-    return _flat(z) * (2 / (1 + z.square().sum(-1))[..., None, None]) ** 2
+    squared = z.square().sum(-1)
+    scale = 2 / (1 + squared)[..., None, None]
+    return _flat(z) * scale**2
 
 
 def _chord(z0: Tensor, z1: Tensor) -> Tensor:
@@ -69,13 +74,17 @@ def _chord(z0: Tensor, z1: Tensor) -> Tensor:
 
 def _hyperbolic(z0: Tensor, z1: Tensor) -> Tensor:
     # arcosh(1 + |Δ|²/(2 y₀ y₁)), written so that small distances keep their digits.
-    return 2 * torch.asinh(_chord(z0, z1) / (4 * z0[..., 1] * z1[..., 1]).sqrt())
+    heights = 4 * z0[..., 1] * z1[..., 1]
+    half = _chord(z0, z1) / heights.sqrt()
+    return 2 * torch.asinh(half)
 
 
 def _great_circle(z0: Tensor, z1: Tensor) -> Tensor:
     # The chord of the unit sphere is 2|Δ|/√((1 + |z₀|²)(1 + |z₁|²)) and subtends 2 arcsin of half.
-    sizes = (1 + z0.square().sum(-1)) * (1 + z1.square().sum(-1))
-    return 2 * torch.asin(_chord(z0, z1) / sizes.sqrt())
+    first = 1 + z0.square().sum(-1)
+    second = 1 + z1.square().sum(-1)
+    half = _chord(z0, z1) / (first * second).sqrt()
+    return 2 * torch.asin(half)
 
 
 _SPACES = (
@@ -165,15 +174,17 @@ class _Laws:
         self.same_bits = same_bits
         self.settings = repr(solver)
         # The truth is that of the points after rounding.
-        self.cases = [
-            (known, z0, z1, known.distance(z0.double(), z1.double()), self.solved(known, z0, z1))
-            for known, z0, z1 in pairs
-        ]
+        self.cases = []
+        for known, z0, z1 in pairs:
+            truth = known.distance(z0.double(), z1.double())
+            result = self.solved(known, z0, z1)
+            self.cases.append((known, z0, z1, truth, result))
 
     def solved(self, known: _Known, z0: Tensor, z1: Tensor, **options: Any) -> Any:
         """Geodesics in a known space."""
-        options = {"solver": self.solver, "rtol": self.rtol, "throw": False} | options
-        return solvers.geodesic(solvers.MetricSpace(known.tensor), z0, z1, **options)
+        defaults = {"solver": self.solver, "rtol": self.rtol, "throw": False}
+        space = solvers.MetricSpace(known.tensor)
+        return solvers.geodesic(space, z0, z1, **(defaults | options))
 
     def checks(self) -> dict[str, Callable[[], float]]:
         """Every check by its name."""
@@ -190,14 +201,18 @@ class _Laws:
         }
 
     def converged(self) -> float:
-        missed = [(~result.converged).double().mean() for *_, result in self.cases]
-        return float(torch.stack(missed).mean())
+        shares = []
+        for *_, result in self.cases:
+            missed = (~result.converged).double()
+            shares.append(missed.mean())
+        return float(torch.stack(shares).mean())
 
     def _off(self, truth: Tensor, result: Any) -> float:
         """The largest error of the converged pairs, in units of ``rtol``."""
-        gap = (result.length.double() - truth).abs() / (self.rtol * truth)
-        gap = torch.where(result.converged, gap, 0.0)
-        return float(gap.nan_to_num(nan=math.inf).max())
+        gap = (result.length.double() - truth).abs()
+        in_units = gap / (self.rtol * truth)
+        counted = torch.where(result.converged, in_units, 0.0)
+        return worst(counted)
 
     def accuracy(self) -> float:
         return max(self._off(truth, result) for *_, truth, result in self.cases)
@@ -209,21 +224,24 @@ class _Laws:
             # Below this nothing can be claimed of a length of this dtype.
             floor = 64 * tolerance(result.length.dtype).length * truth
             claimed = _UNDERESTIMATED * result.error.double() + floor
-            gaps.append(share(torch.where(result.converged, gap, 0.0), claimed))
+            counted = torch.where(result.converged, gap, 0.0)
+            gaps.append(share(counted, claimed))
         return max(gaps)
 
     def upper_bound(self) -> float:
         gaps = []
         for *_, truth, result in self.cases:
             known = result.length.isfinite()
-            short = (truth - result.length.double()).clamp(min=0) / truth
-            gaps.append(float(torch.where(known, short, 0.0).max()))
+            missing = (truth - result.length.double()).clamp(min=0)
+            counted = torch.where(known, missing / truth, 0.0)
+            gaps.append(float(counted.max()))
         return max(gaps)
 
     def ends(self) -> float:
         gaps = []
         for _, z0, z1, _, result in self.cases:
-            gaps += [relative(result.curve(0.0), z0), relative(result.curve(1.0), z1)]
+            gaps.append(relative(result.curve(0.0), z0))
+            gaps.append(relative(result.curve(1.0), z1))
         return max(gaps)
 
     def honest(self) -> float:
@@ -232,8 +250,9 @@ class _Laws:
         gaps = []
         for known, z0, z1, truth, _ in self.cases:
             t = torch.linspace(0, 1, 33, dtype=torch.float64).to(z0)[:, None]
-            bulge = (torch.pi * t).sin() * torch.tensor([0.0, 1.5]).to(z0)
-            start = z0[:, None] + t * (z1 - z0)[:, None] + bulge
+            away = torch.tensor([0.0, 1.5]).to(z0)
+            bulge = (torch.pi * t).sin() * away
+            start = _straight(z0, z1, t) + bulge
             result = self.solved(known, z0, z1, solver=hurried, init=start)
             gaps.append(self._off(truth, result))
             running = bool((result.status == RUNNING).any())
@@ -246,24 +265,25 @@ class _Laws:
             single = self.solved(known, z0[:1], z1[:1])
             same = bool(single.status[0] == batch.status[0])
             if self.same_bits:
-                same &= torch.equal(single.length, batch.length[:1])
-                same &= torch.equal(single.error.nan_to_num(-1.0), batch.error[:1].nan_to_num(-1.0))
-                segments = batch.curve.segments
-                same &= torch.equal(single.curve.resample(segments).nodes, batch.curve.nodes[:1])
+                same = same and _same_bits(single, batch)
             elif bool(single.converged[0]):
-                same &= abs(float(single.length[0] / batch.length[0]) - 1) <= 2 * self.rtol
+                ratio = float(single.length[0] / batch.length[0])
+                same = same and abs(ratio - 1) <= 2 * self.rtol
             gaps.append(0.0 if same else math.inf)
         return max(gaps)
 
     def state(self) -> float:
         _, z0, z1, _, _ = self.cases[0]
-        t = torch.linspace(0, 1, self.solver.segments + 1, dtype=torch.float64).to(z0)[:, None]
-        nodes = z0[:, None] + t * (z1 - z0)[:, None]
+        times = torch.linspace(0, 1, self.solver.segments + 1, dtype=torch.float64)
+        t = times.to(z0)[:, None]
+        nodes = _straight(z0, z1, t)
         state = self.solver.begin(nodes)
-        first, rest = state.select(torch.arange(1)), state.select(torch.arange(1, len(nodes)))
+        first = state.select(torch.arange(1))
+        rest = state.select(torch.arange(1, len(nodes)))
         joined = type(state).cat([first, rest])
-        sound = all(torch.equal(part.nodes, nodes) for part in (state, joined))
-        sound &= bool((state.status == RUNNING).all()) and not bool(state.steps.any())
+        kept = all(torch.equal(part.nodes, nodes) for part in (state, joined))
+        running = bool((state.status == RUNNING).all())
+        sound = kept and running and not bool(state.steps.any())
         return 0.0 if sound else math.inf
 
     def frozen(self) -> float:
@@ -274,3 +294,22 @@ class _Laws:
         except (dataclasses.FrozenInstanceError, AttributeError):
             return 0.0
         return math.inf
+
+
+def _straight(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:  # (p, m) x 2, (n, 1) -> (p, n, m)
+    """Points of straight segments."""
+    along = t * (z1 - z0)[:, None]
+    return z0[:, None] + along
+
+
+def _same_bits(single: Any, batch: Any) -> bool:
+    """Whether the result of a pair alone is that of the first pair of a batch."""
+    if not torch.equal(single.length, batch.length[:1]):
+        return False
+    own_error = single.error.nan_to_num(-1.0)
+    error = batch.error[:1].nan_to_num(-1.0)
+    if not torch.equal(own_error, error):
+        return False
+    segments = batch.curve.segments
+    own_nodes = single.curve.resample(segments).nodes
+    return torch.equal(own_nodes, batch.curve.nodes[:1])

@@ -7,7 +7,7 @@ from torch import nn
 
 from riemae import Manifold
 from riemae.autoencoders import Objective, Term, Variation
-from riemae.geometry.curvature import gaussian
+from riemae.numerics.random import gaussian
 
 
 def gen(seed=0):

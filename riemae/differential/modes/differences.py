@@ -39,9 +39,10 @@ class Differences(Nested):
         parts: list[Tensor] = []
         for i, columns, _ in pairs.runs:
             u = directions[i]
-            h = _step(z) / u.abs().amax(-1, keepdim=True).clamp(min=smallest)
-            ahead = self._rows(f, z + h * u)[1]
-            behind = self._rows(f, z - h * u)[1]
+            length = u.abs().amax(-1, keepdim=True)
+            h = _step(z) / length.clamp(min=smallest)
+            _, ahead = self._rows(f, z + h * u)
+            _, behind = self._rows(f, z - h * u)
             change = (ahead - behind) / (2 * h[..., None])
             parts.append(torch.einsum("bdm,cbm->cbd", change, directions[columns]))
         return _closed(create_graph, x, first, torch.cat(parts))
@@ -74,10 +75,15 @@ class Differences(Nested):
         """``a·∂²f``, not symmetric to the last digits."""
 
         def pulled(z: Tensor) -> Tensor:
-            return self._pull(f, z, lambda x: a)[1]
+            _, slope = self._pull(f, z, lambda x: a)
+            return slope
 
         h = _step(z)
-        rows = [(pulled(z + h * e) - pulled(z - h * e)) / (2 * h) for e in basis(z)]
+        rows = []
+        for direction in basis(z):
+            ahead = pulled(z + h * direction)
+            behind = pulled(z - h * direction)
+            rows.append((ahead - behind) / (2 * h))
         return torch.stack(rows, -2)
 
     @staticmethod
@@ -89,7 +95,8 @@ class Differences(Nested):
             start = z.detach().requires_grad_()
             x = with_graph(f, start)
             w = covector(x.detach()).detach()
-            return x.detach(), torch.autograd.grad(x, start, w, materialize_grads=True)[0]
+            (pulled,) = torch.autograd.grad(x, start, w, materialize_grads=True)
+        return x.detach(), pulled
 
     @staticmethod
     def _rows(f: BatchedMap, z: Tensor) -> tuple[Tensor, Tensor]:  # -> (b, D), (b, D, m)
@@ -103,12 +110,15 @@ class Differences(Nested):
                     column.sum(), start, retain_graph=True, materialize_grads=True
                 )
                 rows.append(row)
-        return x.detach(), torch.stack(rows, 1) if rows else z.new_zeros(len(z), 0, z.shape[1])
+        if not rows:
+            return x.detach(), z.new_zeros(len(z), 0, z.shape[1])
+        return x.detach(), torch.stack(rows, 1)
 
 
 def _step(z: Tensor) -> Tensor:  # (b, m) -> (b, 1)
     """Steps of central differences for which truncation and rounding errors are alike small."""
-    return torch.finfo(z.dtype).eps ** (1 / 3) * (1 + z.detach().abs().amax(-1, keepdim=True))
+    size = z.detach().abs().amax(-1, keepdim=True)
+    return torch.finfo(z.dtype).eps ** (1 / 3) * (1 + size)
 
 
 class _End(torch.autograd.Function):
@@ -140,5 +150,6 @@ def _closed(create_graph: bool, *parts: Tensor) -> tuple[Tensor, ...]:
     if not create_graph:
         return parts
     start = torch.zeros((), requires_grad=True)
-    out: tuple[Tensor, ...] = _End.apply(start, *(x.detach() for x in parts))
+    constants = [x.detach() for x in parts]
+    out: tuple[Tensor, ...] = _End.apply(start, *constants)
     return out

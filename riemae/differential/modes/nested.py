@@ -40,7 +40,12 @@ class Nested(Mode):
             return self.push(f, z, v)
 
         def push_twice(u: Tensor, v: Tensor) -> Tensor:
-            return self.push(lambda z: self.push(f, z, v)[1], z, u)[1]
+            def along_v(z: Tensor) -> Tensor:
+                _, tangent = self.push(f, z, v)
+                return tangent
+
+            _, bent = self.push(along_v, z, u)
+            return bent
 
         # The value does not depend on the direction: vmap computes it once and returns it expanded.
         x, first = self._along(push, directions)
@@ -57,14 +62,22 @@ class Nested(Mode):
         It takes m forward products of ``Jᵀa`` per covector.
         """
         x, j = self.forward(f, z, basis(z), None, create_graph)
-        forms = torch.stack([self._contraction(f, z, a) for a in covectors(x, j).unbind()])
+        rows = covectors(x, j).unbind()
+        forms = torch.stack([self._contraction(f, z, a) for a in rows])
         return x, j, (forms + forms.mT) / 2
 
     def _contraction(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
         def pulled(z: Tensor) -> Tensor:
-            return reverse_vjp(f, z)[1](a)[0]
+            pull = reverse_vjp(f, z)[1]
+            (slope,) = pull(a)
+            return slope
 
-        return self._along(lambda e: self.push(pulled, z, e)[1], basis(z)).movedim(0, -1)
+        def along(direction: Tensor) -> Tensor:
+            _, change = self.push(pulled, z, direction)
+            return change
+
+        columns = self._along(along, basis(z))
+        return columns.movedim(0, -1)
 
     def _along(self, f: Callable[..., Any], *directions: Tensor) -> Any:
         """``f`` of each row of ``directions``, stacked along a new first axis."""
@@ -86,5 +99,12 @@ class Reverse(Nested):
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f`` and ``Jv``."""
         x = f(z)
-        pull = reverse_vjp(lambda w: reverse_vjp(f, z)[1](w)[0], torch.zeros_like(x))[1]
-        return x, pull(v)[0]
+
+        def pulled(w: Tensor) -> Tensor:
+            pull = reverse_vjp(f, z)[1]
+            (slope,) = pull(w)
+            return slope
+
+        transposed = reverse_vjp(pulled, torch.zeros_like(x))[1]
+        (tangent,) = transposed(v)
+        return x, tangent

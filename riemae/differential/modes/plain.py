@@ -40,12 +40,14 @@ class Plain(Reverse):
             second: dict[int, Tensor] = {}  # by place among the pairs
             for i in dict.fromkeys(pairs.i):
                 a = torch.zeros_like(x).requires_grad_()
-                bent = pulled_back(first[i], [start], a, True, True)[0]  # ∂(Jᵀa u_i), linear in a
+                # ∂(Jᵀa u_i), linear in a
+                (bent,) = pulled_back(first[i], [start], a, True, True)
                 for place, left in enumerate(pairs.i):
                     if left == i:
                         v = directions[pairs.j[place]]
-                        second[place] = pulled_back(bent, [a], v, True, True)[0]
-            return x, first, torch.stack([second[place] for place in range(len(pairs))])
+                        (second[place],) = pulled_back(bent, [a], v, True, True)
+            in_order = [second[place] for place in range(len(pairs))]
+            return x, first, torch.stack(in_order)
 
     def reverse(
         self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], create_graph: bool
@@ -55,13 +57,18 @@ class Plain(Reverse):
             start = leaf(z, True)
             x = with_graph(f, start)
             a = covector(x if create_graph else x.detach())
-            return x, pulled_back(x, [start], a, True)[0]
+            (pulled,) = pulled_back(x, [start], a, True)
+        return x, pulled
 
     def _contraction(self, f: BatchedMap, z: Tensor, a: Tensor) -> Tensor:  # -> (b, m, m)
         with torch.enable_grad():
             start = leaf(z, True)
-            slope = pulled_back(with_graph(f, start), [start], a, True)[0]
-            rows = [pulled_back(slope, [start], e, True, True)[0] for e in basis(z)]
+            x = with_graph(f, start)
+            (slope,) = pulled_back(x, [start], a, True)
+            rows = []
+            for direction in basis(z):
+                (row,) = pulled_back(slope, [start], direction, True, True)
+                rows.append(row)
             return torch.stack(rows, -2)
 
     @staticmethod
@@ -69,7 +76,8 @@ class Plain(Reverse):
         """``f``, ``Jᵀw`` with its graph, and w."""
         x = with_graph(f, start)
         w = torch.zeros_like(x).requires_grad_()
-        return x, pulled_back(x, [start], w, True)[0], w
+        (linear,) = pulled_back(x, [start], w, True)
+        return x, linear, w
 
 
 def _along(linear: Tensor, w: Tensor, v: Tensor) -> Tensor:

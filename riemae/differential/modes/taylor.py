@@ -26,7 +26,8 @@ class Taylor(Mode):
         """As in :class:`~riemae.differential.modes.base.Mode`."""
         with torch.set_grad_enabled(create_graph):
             tape = Tape(create_graph, len(z), pairs)
-            x, first, *second = self._parts(f(Jet(z, directions, None, tape)), len(directions))
+            out = f(Jet(z, directions, None, tape))
+            x, first, *second = self._parts(out, len(directions))
         if pairs is None:
             return x, first
         if not second:
@@ -40,7 +41,8 @@ class Taylor(Mode):
         start = leaf(z, create_graph)
         x = f(start)
         out = x if create_graph else x.detach()
-        return out, pulled_back(x, [start], covector(out), create_graph)[0]
+        (pulled,) = pulled_back(x, [start], covector(out), create_graph)
+        return out, pulled
 
     def gram(
         self,
@@ -56,11 +58,13 @@ class Taylor(Mode):
         """
         start = leaf(z, create_graph)
         tape = Tape(create_graph, len(z))
-        x, tangents = self._parts(f(Jet(start, v[None], None, tape)), 1)[:2]
+        x, tangents, *_ = self._parts(f(Jet(start, v[None], None, tape)), 1)
+        tangent = tangents[0]
         out = x if create_graph else x.detach()
         with torch.set_grad_enabled(create_graph):
-            covector = lower(out, tangents[0])
-        return out, tangents[0], pulled_back(x, [start], covector, create_graph)[0]
+            covector = lower(out, tangent)
+        (pulled,) = pulled_back(x, [start], covector, create_graph)
+        return out, tangent, pulled
 
     def expansion(
         self, f: BatchedMap, z: Tensor, covectors: Covectors, create_graph: bool
@@ -72,7 +76,7 @@ class Taylor(Mode):
         m = z.shape[-1]
         start = leaf(z, create_graph)
         tape = Tape(create_graph, len(z), Pairs.all(m), recorded=[])
-        x, j = self._parts(f(Jet(start, basis(z), None, tape)), m)[:2]
+        x, j, *_ = self._parts(f(Jet(start, basis(z), None, tape)), m)
         out = x if create_graph else x.detach()
         with torch.set_grad_enabled(create_graph):
             rows = covectors(out, j).unbind()
@@ -87,6 +91,8 @@ class Taylor(Mode):
     @staticmethod
     def _parts(x: Any, k: int) -> tuple[Tensor, ...]:
         """Value, tangents, and second derivatives if they do not vanish."""
-        if isinstance(x, Jet):
-            return (x.value, x.first) if x.second is None else (x.value, x.first, x.second)
-        return x, x.new_zeros(k, *x.shape)  # a constant map
+        if not isinstance(x, Jet):  # a constant map
+            return x, x.new_zeros(k, *x.shape)
+        if x.second is None:
+            return x.value, x.first
+        return x.value, x.first, x.second
