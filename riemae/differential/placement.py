@@ -11,13 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from riemae.differential.jets import Jet
+from riemae.differential.tape import Tape
+
+
+class Placed(Protocol):
+    """What is asked of a jet here."""
+
+    tape: Tape
+    ahead: int | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of its value."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of its value."""
+        ...
 
 
 def placed(ahead: int | None) -> int:
@@ -41,7 +57,7 @@ def axis_of(shape: Sequence[int], ahead: int) -> tuple[int, int]:
     return 0, 1
 
 
-def on_the_right(jet: Jet, y: Tensor) -> int | None:
+def on_the_right(jet: Placed, y: Tensor) -> int | None:
     """``ahead`` of a result whose last axes are those of the jet: broadcasting, products.
 
     None where it is unknown.
@@ -60,7 +76,7 @@ def on_the_right(jet: Jet, y: Tensor) -> int | None:
     return math.prod(y.shape[:place]) * shared
 
 
-def of_all(jets: Sequence[Jet], y: Tensor) -> int | None:
+def of_all(jets: Sequence[Placed], y: Tensor) -> int | None:
     """``ahead`` of a result of several jets; None where they do not agree."""
     if jets[0].tape.recorded is None:
         return 1
@@ -68,7 +84,7 @@ def of_all(jets: Sequence[Jet], y: Tensor) -> int | None:
     return places.pop() if len(places) == 1 else None
 
 
-def joined(jets: Sequence[Jet], members: int, y: Tensor, along: int | None) -> int | None:
+def joined(jets: Sequence[Placed], members: int, y: Tensor, along: int | None) -> int | None:
     """``ahead`` of members that are stacked, or put one behind the other.
 
     Args:
@@ -92,7 +108,7 @@ def joined(jets: Sequence[Jet], members: int, y: Tensor, along: int | None) -> i
     return math.prod(y.shape[:place]) * shared
 
 
-def permuted(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
+def permuted(jet: Placed, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
     """``ahead`` after an op that only changes the order of the axes."""
     if jet.ahead is None or jet.tape.batch == 1:
         return jet.ahead
@@ -103,7 +119,7 @@ def permuted(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
     return math.prod(y.shape[:place]) * shared
 
 
-def selected(jet: Jet, y: Any, op: Callable[[Tensor], Any]) -> list[int | None]:
+def selected(jet: Placed, y: Any, op: Callable[[Tensor], Any]) -> list[int | None]:
     """``ahead`` of each result of an op that copies, selects or moves numbers."""
     results = (y,) if isinstance(y, Tensor) else y
     if jet.ahead == 1 and all(x.shape[:1] == jet.shape[:1] for x in results):
