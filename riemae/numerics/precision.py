@@ -1,13 +1,15 @@
-"""Arithmetic in the precision of the tensors, whatever autocast says."""
+"""Arithmetic in the precision of the tensors, whatever autocast and TF32 say."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
+
+from riemae.numerics.threads import Shared
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,19 +17,59 @@ _AUTOCAST = ("cpu", "cuda")
 
 
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """``method`` with autocast switched off.
+    """``method`` with autocast and TF32 switched off.
 
-    Half precision cannot carry derivatives, and results keep their dtype.
+    Half precision cannot carry derivatives, and results keep their dtype. On an accelerator torch
+    computes convolutions of float32 numbers with the ten bits of TF32 by default: a row then
+    changes by 3e-4 with the number of rows, so that lengths would not have the digits that their
+    error bars promise.
     """
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch._C._is_any_autocast_enabled():
+        autocast = torch._C._is_any_autocast_enabled()
+        if not autocast and not _coarse_products():
             return method(*args, **kwargs)
-        kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
         with ExitStack() as stack:
-            for kind in kinds:
-                stack.enter_context(torch.autocast(kind, enabled=False))
+            if autocast:
+                for kind in _AUTOCAST:
+                    if torch.is_autocast_enabled(kind):
+                        stack.enter_context(torch.autocast(kind, enabled=False))
+            if _coarse_products():
+                stack.enter_context(_exact_products())
             return method(*args, **kwargs)
 
     return called
+
+
+def _coarse_products() -> bool:
+    """Whether products of float32 numbers may have fewer bits than float32."""
+    return torch.get_float32_matmul_precision() != "highest" or torch.cuda.is_initialized()
+
+
+@contextmanager
+def _switched_off() -> Iterator[None]:
+    matmul = torch.get_float32_matmul_precision()
+    convolutions = _cudnn_tf32()
+    if matmul != "highest":
+        torch.set_float32_matmul_precision("highest")
+    if convolutions:
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if matmul != "highest":
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions:
+            torch.backends.cudnn.allow_tf32 = True
+
+
+def _cudnn_tf32() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by the newer of torch's two interfaces, layer by layer
+        return True
+
+
+# Flags of the whole process: the first thread sets them, the last restores them.
+_exact_products = Shared(_switched_off)

@@ -161,7 +161,7 @@ def with_graph(f: BatchedMap, start: Tensor) -> Tensor:
 
 @contextmanager
 def _portable_kernels() -> Iterator[None]:
-    """Without fused attention, oneDNN, and the fused layers of transformers.
+    """Without fused attention, oneDNN, cuDNN, and the fused layers of transformers.
 
     They have no derivative, or none of second order. One thread at a time: to another mode, tried
     in the meantime, kernels would seem to have derivatives that they lack.
@@ -174,13 +174,16 @@ def _portable_kernels() -> Iterator[None]:
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
     mkldnn = torch.backends.mkldnn.enabled
+    cudnn = torch.backends.cudnn.enabled
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    torch.backends.cudnn.enabled = False  # its recurrent layers cannot be differentiated twice
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mkldnn.enabled = mkldnn
+        torch.backends.cudnn.enabled = cudnn
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
