@@ -322,7 +322,8 @@ def _nearest(
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:  # (k, n, d), (k, g, p) -> (k, g, p, d)
-    flat = index.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
+    rows = index.flatten(1)[..., None]
+    flat = rows.expand(-1, -1, x.shape[-1])
     return x.gather(1, flat).unflatten(1, index.shape[1:])
 
 

@@ -32,7 +32,8 @@ def jacobian(f: BatchedMap, z: Tensor, chunk_size: int | None = None) -> Tensor:
                  [0., 4.]]])
     """
     d, flat, shape = _prepared("jacobian", f, z, chunk_size)
-    return d.jacobian(flat).reshape(*z.shape[:-1], *shape, z.shape[-1])
+    j = d.jacobian(flat)
+    return j.reshape(*z.shape[:-1], *shape, z.shape[-1])
 
 
 @in_full_precision

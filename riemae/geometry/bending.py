@@ -54,7 +54,9 @@ class Bending(NamedTuple):
         i = torch.tensor(self.pairs.i)
         j = torch.tensor(self.pairs.j)
         index = torch.empty(m, m, dtype=torch.int64)
-        index[i, j] = index[j, i] = torch.arange(p)
+        numbers = torch.arange(p)
+        index[i, j] = numbers
+        index[j, i] = numbers
         places = index.flatten().to(self.normal.device)
         whole = self.normal[:, places].view(k, m, m * d)
         half = (inverse @ whole).view(k, m, m, d)
