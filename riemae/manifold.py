@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ from riemae.geometry.envelope import Ruler, once_differentiable, transformed_dis
 from riemae.geometry.explanation import Explanation, explained
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
 from riemae.geometry.pullback import PullbackMetric
+from riemae.geometry.shaped import shaped_codes
 from riemae.numerics import reach
 from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
 from riemae.numerics.precision import in_full_precision
@@ -59,14 +61,15 @@ from riemae.storage.digests import digest
 _WITH_KINKS = 1e-2
 
 
-def _in_full_precision(kind: type[Manifold]) -> type[Manifold]:
+def _as_public(kind: type[Manifold]) -> type[Manifold]:
+    """Public methods compute in full precision, and take codes of any shape."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
-            setattr(kind, name, in_full_precision(method))
+            setattr(kind, name, in_full_precision(shaped_codes(method)))
     return kind
 
 
-@_in_full_precision
+@_as_public
 class Manifold:
     """A decoder ``f`` and an ambient metric ``H`` as a Riemannian manifold, ``G = Jᵀ H(f(z)) J``.
 
@@ -77,8 +80,9 @@ class Manifold:
     Args:
         decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats
             every row alone. It may return a ``torch.distributions.Distribution`` instead, a tuple
-            or dict of them, or be an :class:`~riemae.Ensemble`. One that takes a condition as well
-            is a function ``(z, c)``.
+            or dict of them, or be an :class:`~riemae.Ensemble`. Of a tuple, dict or output object
+            with exactly one floating tensor, that tensor is taken. One that takes a condition as
+            well is a function ``(z, c)``.
         ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as
             ``(k, D, D)``, ``(D, D)`` or diagonal ``(k, D)``, or a constant tensor. Unless given, it
             is Euclidean for tensors and :class:`~riemae.ambient.FisherRao` for distributions, whose
@@ -92,9 +96,16 @@ class Manifold:
             coordinates (``PoincareBall``, ``SphereProjection``). Geodesics then start from latent
             geodesics and may go either way round a period, and distortion is relative to its
             metric. See :mod:`riemae.geometry.latent`.
+        latent_shape: The shape of one code where codes are not flat, such as ``(4, 8, 8)``: the
+            decoder then gets ``(k, 4, 8, 8)``, and every method takes points and tangents
+            ``(*b, 4, 8, 8)`` as well as flat ones ``(*b, 256)``. Points and tangents that are
+            returned have that shape; metrics are ``(*b, m, m)`` with ``m = 256``, and curves hold
+            flat codes.
+        output: A function that takes the data out of what the decoder returns, such as
+            ``lambda o: o.sample``.
 
     Raises:
-        DTypeError: When ``decoder`` is not callable.
+        DTypeError: When ``decoder`` or ``output`` is not callable.
         AmbientError: When ``ambient`` is none of these.
         OptionError: When ``latent`` is none of these.
 
@@ -136,16 +147,26 @@ class Manifold:
         latent_dim: int | None = None,
         chunk_size: int | None = None,
         latent: LatentSpace | None = None,
+        *,
+        latent_shape: Sequence[int] | None = None,
+        output: Callable[[Any], Any] | None = None,
     ) -> None:
         for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
             if number is not None:
                 expect_range("Manifold", name, number, 1, integer=True)
+        self.latent_shape = _expect_shape(latent_shape, latent_dim)
+        if self.latent_shape is not None:
+            latent_dim = math.prod(self.latent_shape)
+        if output is not None and not callable(output):
+            hint = "Try output=lambda o: o.sample."
+            raise DTypeError("Manifold", "output as a function", repr(output), hint)
+        adapted = Decoder(decoder, self.latent_shape, output)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)
         if self.latent is None:
-            self._pullback = PullbackMetric(Decoder(decoder), metric, chunk_size)
+            self._pullback = PullbackMetric(adapted, metric, chunk_size)
         else:
-            self._pullback = LatentMetric(Decoder(decoder), metric, chunk_size, self.latent)
+            self._pullback = LatentMetric(adapted, metric, chunk_size, self.latent)
         self._checks = Checks(self._pullback, latent_dim)
 
     @property
@@ -171,13 +192,17 @@ class Manifold:
         Modules and tensors that a function refers to come along: those in its closure, its
         defaults, among its globals, and of the object whose method it is.
         """
-        decoder, ambient = reach.moved((self.decoder, self._pullback.given), device, dtype)
+        output = self._pullback.decoder.output
+        held = (self.decoder, self._pullback.given, output)
+        decoder, ambient, output = reach.moved(held, device, dtype)
         return Manifold(
             decoder,
             ambient,
             self._checks.latent_dim,
             self._pullback.chunk_size,
             copy.deepcopy(self.latent),
+            latent_shape=self.latent_shape,
+            output=output,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,8 +214,10 @@ class Manifold:
             self._checks.latent_dim,
             self._pullback.chunk_size,
             self.latent,
+            self.latent_shape,
+            self._pullback.decoder.output,
         )
-        return type(self), arguments
+        return _rebuilt, (type(self), *arguments)
 
     def __repr__(self) -> str:
         name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
@@ -213,8 +240,15 @@ class Manifold:
                 getattr(self.decoder, "__qualname__", type(self.decoder).__name__),
                 "Try Manifold(riemae.Ensemble([decoder1, decoder2])).",
             )
-        given, m, chunk = self._pullback.given, self._checks.latent_dim, self._pullback.chunk_size
-        return tuple(Manifold(member, given, m, chunk) for member in self.decoder.members)
+        given = self._pullback.given
+        m = self._checks.latent_dim
+        chunk = self._pullback.chunk_size
+        shape = self.latent_shape
+        output = self._pullback.decoder.output
+        return tuple(
+            Manifold(member, given, m, chunk, latent_shape=shape, output=output)
+            for member in self.decoder.members
+        )
 
     # The map and its tangents.
 
@@ -1600,6 +1634,7 @@ class Manifold:
             "decoder": self.decoder,
             "ambient": ambient,
             "latent": (latent,),
+            "codes": (self.latent_shape, self._pullback.decoder.output),
         }
 
     # For riemae.solvers.
@@ -1612,3 +1647,41 @@ class Manifold:
         for z in points:
             self._checks.points(where, z, finite)
         return self._pullback
+
+
+def _rebuilt(
+    kind: type[Manifold],
+    decoder: Any,
+    ambient: Any,
+    latent_dim: int | None,
+    chunk_size: int | None,
+    latent: Any,
+    latent_shape: tuple[int, ...] | None,
+    output: Any,
+) -> Manifold:
+    arguments = (decoder, ambient, latent_dim, chunk_size, latent)
+    return kind(*arguments, latent_shape=latent_shape, output=output)
+
+
+def _expect_shape(
+    latent_shape: Sequence[int] | None, latent_dim: int | None
+) -> tuple[int, ...] | None:
+    """``latent_shape`` as a tuple.
+
+    Raises:
+        OptionError: When it is not a shape, or contradicts ``latent_dim``.
+    """
+    if latent_shape is None:
+        return None
+    hint = "It is the shape of one code, without batch axes: latent_shape=(4, 8, 8)."
+    wanted = "latent_shape as a sequence of positive whole numbers"
+    if isinstance(latent_shape, int) or not isinstance(latent_shape, Sequence):
+        raise OptionError("Manifold", wanted, repr(latent_shape), hint)
+    shape = tuple(latent_shape)
+    positive = all(type(n) is int and n > 0 for n in shape)
+    if not shape or not positive:
+        raise OptionError("Manifold", wanted, repr(latent_shape), hint)
+    if latent_dim not in (None, math.prod(shape)):
+        wanted = f"latent_dim={math.prod(shape)} with latent_shape={shape}"
+        raise OptionError("Manifold", wanted, str(latent_dim), "Leave latent_dim out.")
+    return shape

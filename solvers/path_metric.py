@@ -10,6 +10,9 @@ from torch import Tensor
 from riemae.solvers.space import Space
 
 _SAMPLES = 4  # nodes per curve at which the metric is sketched
+# How a floor under the eigenvalues is raised, and up to which share of the largest.
+_RAISED = 1e4
+_HIGHEST_FLOOR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,25 @@ class PathMetric:
         values = self.values[rows]
         rest = self.rest[rows]
         return PathMetric(basis, values, rest)
+
+    def softened(self, wanted: Tensor) -> tuple[PathMetric, Tensor]:  # (p,)
+        """The metrics, in those that are wanted with a higher floor under all values.
+
+        Each time it is 10⁴ times as high as the smallest value was, at most a hundredth of the
+        largest. Where it has come to that, nothing changes.
+
+        Returns:
+            The metrics, and ``(p,)`` bool: which of them have changed.
+        """
+        real = self.basis.abs().amax(1) > 0  # not those that stand for the rest
+        known = torch.where(real, self.values, self.rest[:, None])
+        top = torch.maximum(known.amax(1), self.rest)
+        least = torch.minimum(known.amin(1), self.rest)
+        softened = wanted & (least < _HIGHEST_FLOOR * top)
+        floor = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
+        floor = torch.where(softened, floor, 0.0)
+        values = torch.maximum(self.values, floor[:, None])
+        return PathMetric(self.basis, values, torch.maximum(self.rest, floor)), softened
 
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""

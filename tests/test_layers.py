@@ -67,8 +67,8 @@ LAYERS = {
         geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
         geometry.decoder geometry.distortion geometry.envelope geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
-        geometry.latent geometry.paths geometry.pullback geometry.smoothness
-        geometry.training_mode geometry.varying
+        geometry.latent geometry.paths geometry.pullback geometry.shaped
+        geometry.smoothness         geometry.training_mode geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from riemae.differential.conditions import Condition
 from riemae.differential.jets import Jet
@@ -33,9 +34,16 @@ class Decoder:
     Args:
         function: An ``nn.Module``, a bound method of one, or any function; of points, or of points
             and conditions.
+        latent_shape: The shape of one code as the function takes it; None for ``(m,)``.
+        output: What is taken of that which the function returns; None for all of it.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        latent_shape: tuple[int, ...] | None = None,
+        output: Callable[[Any], Any] | None = None,
+    ) -> None:
         if not callable(function) or isinstance(function, type):
             raise DTypeError(
                 "Manifold",
@@ -44,6 +52,8 @@ class Decoder:
                 "Pass an nn.Module instance or a function.",
             )
         self.function = function
+        self.latent_shape = latent_shape
+        self.output = output
         self._function = unoptimised(function)
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
@@ -83,7 +93,16 @@ class Decoder:
 
     def _call(self, z: Tensor, *conditions: Any) -> Any:
         # A copy of its own: the decoder may write in place into what it gets.
-        return self._function(own(z), *conditions)
+        codes = own(z)
+        if self.latent_shape is not None:
+            codes = codes.unflatten(-1, self.latent_shape)
+        found = self._function(codes, *conditions)
+        return found if self.output is None else self.output(found)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What makes this decoder again."""
+        return self.function, self.latent_shape, self.output
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
@@ -324,16 +343,38 @@ class Decoder:
 
 
 def _single(output: Any) -> Any:
-    """The one tensor of a tuple, a dict, or an output object of that kind.
+    """The one floating tensor of a tuple, a dict, or an output object of that kind.
 
     Anything else as it is.
+
+    Raises:
+        DecoderError: When there are several, and no distributions among them.
     """
-    if isinstance(output, Members) or not isinstance(output, (tuple, list, dict)):
+    known = (Tensor, Members, Distribution)
+    if isinstance(output, known):
         return output
-    if len(output) != 1:
+    if isinstance(output, dict):
+        parts = {str(name): x for name, x in output.items()}
+    elif isinstance(output, (tuple, list)):
+        names = getattr(output, "_fields", range(len(output)))
+        parts = {str(name): x for name, x in zip(names, output, strict=True)}
+    else:
+        parts = dict(getattr(output, "__dict__", {}))
+    if any(isinstance(x, (Members, Distribution)) for x in parts.values()):
         return output
-    (only,) = output.values() if isinstance(output, dict) else output
-    return only if isinstance(only, Tensor) else output
+    tensors = {n: x for n, x in parts.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    if len(tensors) < 2:
+        return next(iter(tensors.values()), output)
+    first = next(iter(tensors))
+    taken = f"o[{first}]" if first.isdigit() else f"o.{first}"
+    if isinstance(output, dict) and not hasattr(output, first):
+        taken = f"o[{first!r}]"
+    raise DecoderError(
+        "Manifold",
+        "a decoder that returns one tensor, or distributions",
+        f"{type(output).__name__} with the tensors {', '.join(tensors)}",
+        f"Say which one is the data: Manifold(decoder, output=lambda o: {taken}).",
+    )
 
 
 def _refuse_sparse_or_empty(z: Tensor, x: Tensor) -> None:

@@ -274,7 +274,7 @@ class LatentMetric(PullbackMetric):
 
     def __reduce__(self) -> tuple[Any, ...]:
         condition = None if self.condition is None else self.condition.detached()
-        arguments = (self.decoder.function, self.given, self.chunk_size, self.latent)
+        arguments = (self.decoder.arguments, self.given, self.chunk_size, self.latent)
         return _rebuilt, (condition, *arguments)
 
     def geodesic(
@@ -299,8 +299,10 @@ class LatentMetric(PullbackMetric):
         return latent_geodesic(self.latent, solve, decoded, z0, z1, rtol, solver, throw, progress)
 
 
-def _rebuilt(condition: Condition | None, function: Any, *arguments: Any) -> LatentMetric:
-    return LatentMetric(Decoder(function), *arguments).at(condition)
+def _rebuilt(
+    condition: Condition | None, decoder: tuple[Any, ...], *arguments: Any
+) -> LatentMetric:
+    return LatentMetric(Decoder(*decoder), *arguments).at(condition)
 
 
 def _in_coordinates(manifold: Any) -> bool:

@@ -50,7 +50,7 @@ class PullbackMetric(PathMetric):
     def __reduce__(self) -> tuple[Any, ...]:
         # What was learned about decoder and metric does not travel; it is found again at first use.
         condition = None if self.condition is None else self.condition.detached()
-        return _rebuilt, (self.decoder.function, self.given, self.chunk_size, condition)
+        return _rebuilt, (self.decoder.arguments, self.given, self.chunk_size, condition)
 
     def as_space(
         self, *points: Tensor, where: str = "as_space", finite: bool = False
@@ -285,9 +285,9 @@ def _ambient_force(
 
 
 def _rebuilt(
-    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
     ambient: AmbientMetric | None,
     chunk_size: int | None,
     condition: Condition | None,
 ) -> PullbackMetric:
-    return PullbackMetric(Decoder(function), ambient, chunk_size).at(condition)
+    return PullbackMetric(Decoder(*arguments), ambient, chunk_size).at(condition)

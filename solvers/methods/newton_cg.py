@@ -156,9 +156,13 @@ class NewtonCG:
             second=~flat | (not self.second_order),
             tol=tol,
         )
+        # A preconditioner that all but vanishes in some directions proposes nothing but those: the
+        # curve goes on with a milder one.
+        softer, softened = metric.softened(verdict.stalled & live)
+        stalled = verdict.stalled & ~softened
         status = torch.where(verdict.ended, int(Status.CONVERGED), state.status)
         status = torch.where(verdict.coarse, int(Status.PRECISION), status)
-        status = torch.where(verdict.stalled, int(Status.STALLED), status)
+        status = torch.where(stalled, int(Status.STALLED), status)
         status = torch.where(finite, status, int(Status.NON_FINITE))
         status = torch.where(finite & ~regular, int(Status.SINGULAR), status)
         return replace(
@@ -168,7 +172,9 @@ class NewtonCG:
             decrement=torch.where(live, verdict.decrement, torch.nan),
             index=torch.where(verdict.saddle, 1, state.index),
             steps=state.steps + 1,
-            radius=_trusted(radius, model, stride, discrepancy),
+            radius=torch.where(softened, torch.nan, _trusted(radius, model, stride, discrepancy)),
+            values=softer.values,
+            rest=softer.rest,
         )
 
     def _prepared(self, space: Space, state: NewtonCGState) -> NewtonCGState:
