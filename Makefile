@@ -6,13 +6,17 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test fuzz lint types doctest wheel check bench clean
+.PHONY: demo test coverage fuzz lint types doctest wheel check bench clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+# The same with a list of lines that no test runs; half as long again.
+coverage: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 # Fifty times as many random maps as `make test` tries.
 fuzz: $(READY)
@@ -44,6 +48,7 @@ bench:
 	$(PYTHON) -m venv .venv-bench-jax
 	.venv-bench-jax/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-jax.txt
 	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
+	.venv-bench/bin/python -m benchmarks.zoo $(BENCH)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/training.py)

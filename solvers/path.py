@@ -34,6 +34,7 @@ _STARTS_WITH_GRAPH = 4
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
 # same everywhere. Where a curve ran into a singular point, more of them come to nothing.
 _RESORT_STEPS = 50
+_NULL_FLOOR = 1e-2
 
 # What the pairs of one chunk may hold in matrices, in bytes, and how few pairs may share it.
 _BYTES = 2**30
@@ -131,7 +132,7 @@ def geodesic(
         n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
     hint = "It counts the start curves per pair."
     expect_range("geodesic", "n_starts", n_starts, 1, integer=True, hint=hint)
-    resort: Solver | None = None
+    resort: NewtonCG | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
         solver = default_solver(m, "stationary" if kept else "minimum")
@@ -196,7 +197,7 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 def _solve(
     space: Space,
     solver: Solver,
-    resort: Solver | None,
+    resort: NewtonCG | None,
     start: Curve,
     rtol: float,
     progress: Progress | None,
@@ -221,7 +222,7 @@ def _solve(
 
 
 def _resorted(
-    space: Space, resort: Solver, start: Curve, rtol: float, result: GeodesicResult
+    space: Space, resort: NewtonCG, start: Curve, rtol: float, result: GeodesicResult
 ) -> GeodesicResult:
     """The result with pairs along which the metric is singular solved by another solver.
 
@@ -231,9 +232,7 @@ def _resorted(
     singular = (result.status == Status.SINGULAR).nonzero().flatten()
     if not len(singular):
         return result
-    again, _ = _solve_all(
-        space=space, solver=resort, start=start[singular], rtol=rtol, progress=None
-    )
+    again = _across_null_directions(space, resort, start[singular], rtol)
     solved = again.converged
     if bool(solved.any()):
         warnings.warn(
@@ -244,6 +243,29 @@ def _resorted(
             stacklevel=stack_level(),
         )
     return exchanged(result, singular[solved], again[solved])
+
+
+def _across_null_directions(
+    space: Space, resort: NewtonCG, start: Curve, rtol: float
+) -> GeodesicResult:
+    """Pairs along which the metric is singular.
+
+    First with a preconditioner that leaves directions without length alone, which takes a few
+    steps. What that finds is taken where it is as short as the ambient distance allows. Else it is
+    the start for the preconditioner that explores them.
+    """
+    found, _ = _solve_all(space, replace(resort, floor=_NULL_FLOOR), start, rtol, None)
+    short = found.length <= (1 + rtol) * found.lower_bound  # False for NaN
+    rest = (~(found.converged & short)).nonzero().flatten()
+    if not len(rest):
+        return found
+    left = found[rest]
+    straight = start[rest].nodes
+    usable = left.length.isfinite()[:, None, None]
+    nodes = left.curve.resample(straight.shape[1] - 1).nodes
+    better = Curve.from_nodes(torch.where(usable, nodes, straight))
+    again, _ = _solve_all(space, resort, better, rtol, None)
+    return exchanged(found, rest, again)
 
 
 def _again(space: Space, solver: Solver, rtol: float, start: Curve) -> GeodesicResult:

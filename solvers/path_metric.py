@@ -80,15 +80,25 @@ class PathMetric:
         Returns:
             The metrics, and ``(p,)`` bool: which of them have changed.
         """
-        real = self.basis.abs().amax(1) > 0  # not those that stand for the rest
-        known = torch.where(real, self.values, self.rest[:, None])
-        top = torch.maximum(known.amax(1), self.rest)
-        least = torch.minimum(known.amin(1), self.rest)
+        least, top = self._range()
         softened = wanted & (least < _HIGHEST_FLOOR * top)
         floor = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
-        floor = torch.where(softened, floor, 0.0)
+        return self._above(torch.where(softened, floor, 0.0)), softened
+
+    def floored(self, share: float) -> PathMetric:
+        """The metrics with values of at least a share of their largest one."""
+        return self._above(share * self._range()[1]) if share > 0 else self
+
+    def _range(self) -> tuple[Tensor, Tensor]:  # (p,), (p,)
+        """The least and the largest value."""
+        real = self.basis.abs().amax(1) > 0  # not those that stand for the rest
+        known = torch.where(real, self.values, self.rest[:, None])
+        least = torch.minimum(known.amin(1), self.rest)
+        return least, torch.maximum(known.amax(1), self.rest)
+
+    def _above(self, floor: Tensor) -> PathMetric:  # (p,)
         values = torch.maximum(self.values, floor[:, None])
-        return PathMetric(self.basis, values, torch.maximum(self.rest, floor)), softened
+        return PathMetric(self.basis, values, torch.maximum(self.rest, floor))
 
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from riemae.numerics.checks import expect_range
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.hooks import products
@@ -74,6 +75,9 @@ class NewtonCG:
         max_products: Products with the Hessian per step.
         sketch: Products with the metric that the preconditioner is made from, once per level.
         second_order: False keeps to Gauss-Newton throughout, where the space has it.
+        floor: Least eigenvalue of the preconditioner, relative to its largest. By default that of
+            rounding, so that directions in which the metric is very small are explored; 0.01 takes
+            a tenth of the steps where the metric has no full rank.
 
     Raises:
         OptionError: For a value out of range.
@@ -90,9 +94,11 @@ class NewtonCG:
     max_products: int = 200
     sketch: int = 32
     second_order: bool = True
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings("NewtonCG", self, "max_products", "sketch")
+        expect_range("NewtonCG", "floor", self.floor, 0.0, 1.0)
 
     def begin(self, nodes: Tensor) -> NewtonCGState:
         """A state about new curves."""
@@ -182,7 +188,7 @@ class NewtonCG:
         rows = state.decrement.isinf().nonzero().flatten()
         if not len(rows):
             return state
-        new = PathMetric.sketched(space, state.nodes[rows], self.sketch)
+        new = PathMetric.sketched(space, state.nodes[rows], self.sketch).floored(self.floor)
         basis = state.basis.clone()
         values = state.values.clone()
         rest = state.rest.clone()

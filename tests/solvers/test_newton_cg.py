@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from riemae import Manifold, ambient, solvers
-from riemae.exceptions import NotConvergedError, OptionError
+from riemae.exceptions import FallbackWarning, NotConvergedError, OptionError
 from riemae.solvers import Curve, MetricSpace, Newton, NewtonCG, Solver, Status
 from riemae.solvers.hooks import products
 from riemae.solvers.krylov import truncated_cg
@@ -365,3 +365,21 @@ class TestSettings:
             r = Manifold(spaces.sphere).geodesic(z0, z1)
             assert torch.allclose(r.length, spaces.great_circle(z0, z1), rtol=1e-4)
             assert r.index.tolist() == [index]  # only Newton knows the index
+
+
+@pytest.mark.parametrize("sizes", [(12, 5), (8, 4), (6, 3)])
+@pytest.mark.parametrize("seed", [1, 2, 6])
+def test_more_latent_dimensions_than_data(sizes, seed):
+    # Where the decoder is onto, straight lines of the data can be followed: distances are chords.
+    # Before the preconditioner was softened, these stalled, or converged 4 rtol too long.
+    m, d = sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = torch.nn.Linear(m, 16), torch.nn.GELU(), torch.nn.Linear(16, d)
+        net = torch.nn.Sequential(*layers).double()
+        z = torch.randn(4, m, dtype=torch.float64)
+    with pytest.warns(FallbackWarning, match="singular along"):
+        r = Manifold(net).geodesic(z, z + 0.3, rtol=1e-3)
+    chord = (net(z) - net(z + 0.3)).norm(dim=-1)
+    torch.testing.assert_close(r.length, chord.detach(), rtol=1e-3, atol=0.0)
+    assert bool((r.length >= chord * (1 - 1e-12)).all())
