@@ -123,9 +123,7 @@ class NewtonCG:
         local = products(space, state.nodes)
         energy = local.energy
         g = local.gradient
-        noise = local.noise
-        gradient_finite = g.flatten(1).isfinite().all(1)
-        finite = energy.isfinite() & gradient_finite
+        finite = energy.isfinite() & g.flatten(1).isfinite().all(1)
         regular = (metric.rest > 0) & (energy > 0)
         live = finite & regular
         g = torch.where(live[:, None, None], g, 0.0)
@@ -133,10 +131,7 @@ class NewtonCG:
         extent = (2 * energy).sqrt()
         radius = torch.where(state.radius.isnan(), extent, state.radius)
         rough = (g * metric.solve(g)).sum((1, 2)) / (4 * energy)
-        if self.second_order:
-            flat = rough > _FAR
-        else:
-            flat = torch.ones_like(live)
+        flat = (rough > _FAR) | (not self.second_order)
         model = self._model(
             space=space,
             nodes=state.nodes,
@@ -148,9 +143,8 @@ class NewtonCG:
             flat=flat,
             tol=tol,
         )
-
         nodes, stride, discrepancy = _searched(
-            space=space, nodes=state.nodes, energy=energy, noise=noise, g=g, model=model, live=live
+            space=space, nodes=state.nodes, local=local, g=g, model=model, live=live
         )
         verdict = _judged(
             local=local,
@@ -165,10 +159,7 @@ class NewtonCG:
         # A preconditioner that all but vanishes in some directions proposes nothing but those: the
         # curve goes on with a milder one.
         softer, softened = metric.softened(verdict.stalled & live)
-        stalled = verdict.stalled & ~softened
-        status = torch.where(verdict.ended, int(Status.CONVERGED), state.status)
-        status = torch.where(verdict.coarse, int(Status.PRECISION), status)
-        status = torch.where(stalled, int(Status.STALLED), status)
+        status = _status(state.status, verdict, softened)
         status = torch.where(finite, status, int(Status.NON_FINITE))
         status = torch.where(finite & ~regular, int(Status.SINGULAR), status)
         return replace(
@@ -267,6 +258,20 @@ class _Verdict(NamedTuple):
     saddle: Tensor
 
 
+def _status(before: Tensor, verdict: _Verdict, softened: Tensor) -> Tensor:
+    """The status of curves with an energy and a metric.
+
+    Args:
+        before: ``(p,)``, until now.
+        verdict: What the step says.
+        softened: ``(p,)`` bool: curves that go on with a milder preconditioner.
+    """
+    status = torch.where(verdict.ended, int(Status.CONVERGED), before)
+    status = torch.where(verdict.coarse, int(Status.PRECISION), status)
+    stalled = verdict.stalled & ~softened
+    return torch.where(stalled, int(Status.STALLED), status)
+
+
 def _judged(
     local: Products,
     model: Truncated,
@@ -323,8 +328,7 @@ def _judged(
 def _searched(
     space: Space,
     nodes: Tensor,
-    energy: Tensor,
-    noise: Tensor,
+    local: Products,
     g: Tensor,
     model: Truncated,
     live: Tensor,
@@ -336,6 +340,8 @@ def _searched(
         misjudged the energy.
     """
     start = nodes
+    energy = local.energy
+    noise = local.noise
     nodes = nodes.clone()
     slope = (g * model.step).sum((1, 2))
     taken = torch.zeros_like(energy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,93 +55,54 @@ def _weights(scores: Any, mask: Any) -> Any:
     return weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
 @composition(F.multi_head_attention_forward)
-def multi_head_attention(
-    func: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Any,
-    in_proj_bias: Any,
-    bias_k: Any,
-    bias_v: Any,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Any,
-    out_proj_bias: Any,
-    training: bool = True,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    use_separate_proj_weight: bool = False,
-    q_proj_weight: Any = None,
-    k_proj_weight: Any = None,
-    v_proj_weight: Any = None,
-    static_k: Any = None,
-    static_v: Any = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> Any:  # (t, b, e), (s, b, e), (s, b, e) -> (t, b, e), weights
+def multi_head_attention(func: Any, *args: Any, **kwargs: Any) -> Any:
     """As ``torch.nn.functional.multi_head_attention_forward``; its rarer options by ``func``."""
-    rare = (training and dropout_p > 0) or static_k is not None or static_v is not None
-    rare = rare or query.ndim != 3 or has_jets((attn_mask, key_padding_mask))
-    if rare:
-        return func(
-            query,
-            key,
-            value,
-            embed_dim_to_check,
-            num_heads,
-            in_proj_weight,
-            in_proj_bias,
-            bias_k,
-            bias_v,
-            add_zero_attn,
-            dropout_p,
-            out_proj_weight,
-            out_proj_bias,
-            training,
-            key_padding_mask,
-            need_weights,
-            attn_mask,
-            use_separate_proj_weight,
-            q_proj_weight,
-            k_proj_weight,
-            v_proj_weight,
-            static_k,
-            static_v,
-            average_attn_weights,
-            is_causal,
-        )
-    if use_separate_proj_weight:
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
-    else:
-        weights = in_proj_weight.chunk(3)
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-    inputs = (query, key, value)
-    projected = zip(inputs, weights, biases, strict=True)
-    query, key, value = (F.linear(*parts) for parts in projected)
-    mask = _mask(attn_mask, key_padding_mask, num_heads)
-    if bias_k is not None:  # one key and one value more, the same for all points
-        batch = query.shape[1]
-        key = torch.cat([key, bias_k.expand(1, batch, -1)])
-        value = torch.cat([value, bias_v.expand(1, batch, -1)])
-    query, key, value = (_heads(x, num_heads) for x in (query, key, value))
-    if add_zero_attn:
-        key, value = (F.pad(x, (0, 0, 0, 1)) for x in (key, value))
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = SimpleNamespace(**bound.arguments)
+    random = given.training and given.dropout_p > 0
+    static = given.static_k is not None or given.static_v is not None
+    masked = has_jets((given.attn_mask, given.key_padding_mask))
+    if random or static or masked or given.query.ndim != 3:
+        return func(*args, **kwargs)
+    query, key, value = _projected(given)  # (b, h, t, d)
+    mask = _mask(given.attn_mask, given.key_padding_mask, given.num_heads)
     if mask is not None:  # what was appended is always allowed
         more = key.shape[-2] - mask.shape[-1]
         mask = F.pad(mask, (0, more), value=mask.dtype == torch.bool) if more else mask
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
     shares = _weights(scores, mask)
-    mixed = shares @ value  # (b, h, t, d)
+    mixed = shares @ value
     joined = mixed.permute(2, 0, 1, 3).flatten(2)
-    out = F.linear(joined, out_proj_weight, out_proj_bias)
-    if not need_weights:
+    out = F.linear(joined, given.out_proj_weight, given.out_proj_bias)
+    if not given.need_weights:
         return out, None
-    return out, shares.mean(1) if average_attn_weights else shares
+    return out, shares.mean(1) if given.average_attn_weights else shares
+
+
+def _projected(given: Any) -> list[Any]:  # three times (t, b, e) -> (b, h, t, e / h)
+    """Queries, keys and values of all heads."""
+    if given.use_separate_proj_weight:
+        weights = (given.q_proj_weight, given.k_proj_weight, given.v_proj_weight)
+    else:
+        weights = given.in_proj_weight.chunk(3)
+    none = (None, None, None)
+    biases = none if given.in_proj_bias is None else given.in_proj_bias.chunk(3)
+    inputs = (given.query, given.key, given.value)
+    query, key, value = (F.linear(*parts) for parts in zip(inputs, weights, biases, strict=True))
+    if given.bias_k is not None:  # one key and one value more, the same for all points
+        batch = query.shape[1]
+        key = torch.cat([key, given.bias_k.expand(1, batch, -1)])
+        value = torch.cat([value, given.bias_v.expand(1, batch, -1)])
+    query, key, value = (_heads(x, given.num_heads) for x in (query, key, value))
+    if given.add_zero_attn:
+        key = F.pad(key, (0, 0, 0, 1))
+        value = F.pad(value, (0, 0, 0, 1))
+    return [query, key, value]
 
 
 def _heads(x: Any, heads: int) -> Any:  # (t, b, e) -> (b, h, t, e / h)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemae.differential.jets import Jet, composition, rule
+from riemae.differential.jets import Jet, composition, plain, rule
 from riemae.differential.placement import axis_of, placed
 from riemae.differential.rules.generic import add_bend, generic, plus
 from riemae.differential.spellings import spellings
-from riemae.differential.tape import BilinearBend
+from riemae.differential.tape import BilinearBend, Pairs
 
 Args = tuple[Any, ...]
 Options = dict[str, Any]
+# (δ, ∂a (k, *s)) -> (k, *t)
+Transposed = Callable[[Tensor, Tensor], Tensor]
 
 
 def _explicit(equation: str) -> tuple[list[str], str]:
@@ -29,6 +33,60 @@ def _explicit(equation: str) -> tuple[list[str], str]:
     return operands, result
 
 
+_LETTERS = "zyxwvutsrqponmlkjihgfedcba"
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum of products with one or two jets among its operands.
+
+    Attributes:
+        letters: Of the axes of each operand.
+        result: Of those of the result.
+        free: A letter that is not in use: the axis of the derivatives.
+        values: The operands, as tangents use them.
+        places: Which of them are jets.
+    """
+
+    letters: list[str]
+    result: str
+    free: str
+    values: list[Tensor]
+    places: list[int]
+
+    def lifted(self, parts: dict[int, Tensor]) -> Tensor:
+        """The same sum with derivatives, whose axis is in front, for some of the operands."""
+        named = [self.free + x if i in parts else x for i, x in enumerate(self.letters)]
+        given = [parts.get(i, x) for i, x in enumerate(self.values)]
+        return torch.einsum(f"{','.join(named)}->{self.free}{self.result}", *given)
+
+    def transposed(self) -> Transposed | None:
+        """The transpose in the second jet, ``(δ, ∂a)`` to the shape of ``∂b``.
+
+        None where it has no equation.
+        """
+        a, b = self.places
+        others = [i for i in range(len(self.letters)) if i not in self.places]
+        constants = [self.letters[i] for i in others]
+        target = self.letters[b]
+        known = set("".join([self.result, self.letters[a], *constants]))
+        once = len(set(target)) == len(target)
+        ellipsis = any("." in x for x in (*self.letters, self.result))
+        if ellipsis or not once or not set(target) <= known:
+            return None
+        inputs = ",".join([self.free + self.letters[a], self.result, *constants])
+        equation = f"{inputs}->{self.free}{target}"
+        fixed = [self.values[i] for i in others]
+        return lambda slope, left: torch.einsum(equation, left, slope, *fixed)
+
+    def bent(self, pairs: Pairs, left: Jet, right: Jet) -> Tensor:
+        """The second derivative along pairs of tangents."""
+        a, b = self.places
+        one = self.lifted({a: left.first[pairs.i], b: right.first[pairs.j]})
+        other = self.lifted({a: left.first[pairs.j], b: right.first[pairs.i]})
+        return one + other
+
+
 @rule(*spellings("einsum"))
 def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
     equation, *operands = args
@@ -38,63 +96,39 @@ def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(equation, str) or kwargs or len(places) > 2:
         return generic(func, args, kwargs)
     letters, result = _explicit(equation)
-    free = next((c for c in "zyxwvutsrqponmlkjihgfedcba" if c not in equation), None)
+    free = next((letter for letter in _LETTERS if letter not in equation), None)
     if free is None or len(letters) != len(operands):
         return generic(func, args, kwargs)
-    jets: list[Jet] = [operands[i] for i in places]
+    jets = [operands[i] for i in places]
     tape = jets[0].tape
-    values = [x.value if isinstance(x, Jet) else x for x in operands]
+    values = plain(operands)
     y = torch.einsum(equation, *values)
     frozen = [tape.frozen(x) for x in values]
-    ahead = _ahead(jets, [letters[i] for i in places], result, y)
+    return _contracted(y, jets, Contraction(letters, result, free, frozen, places))
 
-    def lifted(parts: dict[int, Tensor]) -> Tensor:
-        """The same sum with derivatives, whose axis is in front, for some of the operands."""
-        named = [free + x if i in parts else x for i, x in enumerate(letters)]
-        given = [parts.get(i, x) for i, x in enumerate(frozen)]
-        return torch.einsum(f"{','.join(named)}->{free}{result}", *given)
 
+def _contracted(y: Tensor, jets: list[Jet], sum_: Contraction) -> Jet:
+    """The jet of the result ``y``."""
+    tape = jets[0].tape
+    ahead = _ahead(jets, [sum_.letters[i] for i in sum_.places], sum_.result, y)
     with tape.tangents():
         first: Any = None
         second: Any = None
-        for i, jet in zip(places, jets, strict=True):
-            first = plus(first, lifted({i: jet.first}))
+        for i, jet in zip(sum_.places, jets, strict=True):
+            first = plus(first, sum_.lifted({i: jet.first}))
             if jet.second is not None:
-                second = plus(second, lifted({i: jet.second}))
-        if len(jets) == 2 and tape.pairs is not None:
-            a, b = places
-            left, right = jets
-            swapped = _transposed(letters, places, result, frozen, free)
-            if tape.recorded is not None and swapped is not None:
-                bend = BilinearBend(
-                    swapped, left.first, right.first, tape.batch, placed(right.ahead)
-                )
-                tape.record(y, bend)
-            else:
-                before = tape.pairs.i
-                behind = tape.pairs.j
-                bent = lifted({a: left.first[before], b: right.first[behind]})
-                bent = bent + lifted({a: left.first[behind], b: right.first[before]})
-                second = add_bend(tape, y, bent, second, len(first), ahead)
+                second = plus(second, sum_.lifted({i: jet.second}))
+        if len(jets) == 1 or tape.pairs is None:
+            return Jet(y, first, second, tape, ahead)
+        left, right = jets
+        swapped = sum_.transposed() if tape.recorded is not None else None
+        if swapped is None:
+            bent = sum_.bent(tape.pairs, left, right)
+            second = add_bend(tape, y, bent, second, len(first), ahead)
+        else:
+            place = placed(right.ahead)
+            tape.record(y, BilinearBend(swapped, left.first, right.first, tape.batch, place))
     return Jet(y, first, second, tape, ahead)
-
-
-def _transposed(
-    letters: list[str], places: list[int], result: str, frozen: list[Tensor], free: str
-) -> Any:
-    """The transpose in the second jet, ``(δ, ∂a)`` to the shape of ``∂b``.
-
-    None where it has no equation.
-    """
-    a, b = places
-    others = [i for i in range(len(letters)) if i not in places]
-    known = set(result + letters[a] + "".join(letters[i] for i in others))
-    simple = len(set(letters[b])) == len(letters[b]) and set(letters[b]) <= known
-    if not simple or any("." in x for x in (*letters, result)):
-        return None
-    inputs = ",".join([free + letters[a], result, *(letters[i] for i in others)])
-    equation = f"{inputs}->{free}{letters[b]}"
-    return lambda slope, left: torch.einsum(equation, left, slope, *(frozen[i] for i in others))
 
 
 def _ahead(jets: list[Jet], letters: list[str], result: str, y: Tensor) -> int | None:

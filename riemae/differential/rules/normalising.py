@@ -166,6 +166,64 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
 # Norms of layers.
 
 
+@dataclass(frozen=True)
+class Standardisation:
+    """``(x − mean) / √(variance + eps)`` along the last axis, to second order at a value.
+
+    Attributes:
+        y: The result ``(*s, n)``, as tangents use it.
+        rate: ``1 / √(variance + eps)``, ``(*s, 1)``.
+        centring: Whether the mean is subtracted; else the mean square stands for the variance.
+        batch: Number of points.
+        ahead: Where they are (:mod:`riemae.differential.placement`).
+    """
+
+    y: Tensor
+    rate: Tensor
+    centring: bool
+    batch: int
+    ahead: int | None
+
+    def push(self, x: Tensor) -> Tensor:
+        """The derivative along tangents."""
+        centred = self._centred(x) * self.rate
+        along = self._along(x) * self.rate
+        return torch.addcmul(centred, self.y, along, value=-1)
+
+    def quadratic(self, u: Tensor, v: Tensor) -> Tensor:
+        """The second derivative along pairs of tangents."""
+        a = self._centred(u)
+        b = self._centred(v)
+        a_along = self._along(u)
+        b_along = self._along(v)
+        together = (a * b).mean(-1, keepdim=True)
+        level = 3 * a_along * b_along - together
+        crossed = a_along * b + b_along * a
+        return self.rate.square() * (level * self.y - crossed)
+
+    def weighted(self, slope: Tensor, first: Tensor) -> Tensor:
+        """``Σ δ ∂²op(∂x(u_i), ∂x(u_j))`` per point."""
+        place = placed(self.ahead)
+        scale = self.rate.square()
+        centred = self._centred(first)
+        along = self._along(first)
+        level = (slope * self.y).sum(-1, keepdim=True) * scale
+        cross = (slope * centred).sum(-1, keepdim=True) * scale
+        count = self.y.shape[-1]
+        squares = products(3 * level * along, along, self.batch, place)
+        spread = products(level / count * centred, centred, self.batch, place)
+        mixed = products(cross, along, self.batch, place)
+        return squares - spread - mixed - mixed.transpose(1, 2)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        if not self.centring:
+            return x
+        return x - x.mean(-1, keepdim=True)
+
+    def _along(self, x: Tensor) -> Tensor:
+        return (self.y * x).mean(-1, keepdim=True)
+
+
 def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
     """``(x − mean) / √(variance + eps)`` along the last axis.
 
@@ -174,44 +232,17 @@ def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
     tape = jet.tape
     x = jet.value
     centre = x - x.mean(-1, keepdim=True) if centring else x
-    rate = (centre.square().mean(-1, keepdim=True) + eps).rsqrt()
+    variance = centre.square().mean(-1, keepdim=True)
+    rate = (variance + eps).rsqrt()
     y = centre * rate
-    frozen = tape.frozen(y)
-    r = tape.frozen(rate)
-    batch = tape.batch
-    ahead = jet.ahead
-
-    def centred(x: Tensor) -> Tensor:
-        return x - x.mean(-1, keepdim=True) if centring else x
-
-    def along(x: Tensor) -> Tensor:
-        return (frozen * x).mean(-1, keepdim=True)
-
-    def push(x: Tensor) -> Tensor:
-        return torch.addcmul(centred(x) * r, frozen, along(x) * r, value=-1)
-
-    def quadratic(u: Tensor, v: Tensor) -> Tensor:
-        a = centred(u)
-        b = centred(v)
-        a_along = along(u)
-        b_along = along(v)
-        apart = 3 * a_along * b_along - (a * b).mean(-1, keepdim=True)
-        return r.square() * (apart * frozen - a_along * b - b_along * a)
-
-    def weighted(slope: Tensor, first: Tensor) -> Tensor:
-        n = x.shape[-1]
-        c = centred(first)
-        b = along(first)
-        scale = r.square()
-        level = (slope * frozen).sum(-1, keepdim=True) * scale
-        cross = (slope * c).sum(-1, keepdim=True) * scale
-        place = placed(ahead)
-        form = products(3 * level * b, b, batch, place)
-        form = form - products(level / n * c, c, batch, place)
-        mixed = products(cross, b, batch, place)
-        return form - mixed - mixed.transpose(1, 2)
-
-    return _pushed(jet, y, Form(push, quadratic, weighted), ahead)
+    form = Standardisation(
+        y=tape.frozen(y),
+        rate=tape.frozen(rate),
+        centring=centring,
+        batch=tape.batch,
+        ahead=jet.ahead,
+    )
+    return _pushed(jet, y, Form(form.push, form.quadratic, form.weighted), jet.ahead)
 
 
 def _scaled(y: Any, weight: Any, bias: Any, shape: tuple[int, ...]) -> Any:

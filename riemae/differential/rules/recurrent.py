@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -51,42 +52,73 @@ def _relu_step(
     return ((x + F.linear(states[0], weight, bias)).relu(),)
 
 
-# By the name of the layer's function: its step, and how many states it has.
-LAYERS: dict[str, tuple[Step, int]] = {
-    "lstm": (_lstm_step, 2),
-    "gru": (_gru_step, 1),
-    "rnn_tanh": (_tanh_step, 1),
-    "rnn_relu": (_relu_step, 1),
-}
+class Arguments(NamedTuple):
+    """What torch's functions of recurrent layers are called with."""
+
+    x: Any
+    start: Any
+    weights: Any
+    has_biases: Any
+    layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool
 
 
-def _layer(name: str) -> Callable[..., Any]:
-    step, count = LAYERS[name]
+@dataclass(frozen=True)
+class Layer:
+    """A recurrent layer, unrolled.
 
-    def unrolled(func: Any, *args: Any) -> Any:
-        x, start, weights, has_biases, layers, dropout, train, bidirectional, batch_first = args
-        if not isinstance(has_biases, bool) or (train and dropout > 0):
-            return func(*args)  # packed sequences, and random ones
-        begin = tuple(start) if count > 1 else (start,)
-        directions = 2 if bidirectional else 1
-        own = _directions(weights, has_biases, layers * directions)
-        inputs = list(x.unbind(1 if batch_first else 0))
-        last: list[list[Any]] = [[] for _ in begin]
-        for layer in range(layers):
-            outputs = []
-            for backward in range(directions):
-                place = layer * directions + backward
-                order = inputs[::-1] if backward else inputs
-                states = tuple(parts[place] for parts in begin)
-                found, states = _run(step, order, states, own[place])
-                outputs.append(found[::-1] if backward else found)
-                for kept, state in zip(last, states, strict=True):
-                    kept.append(state)
-            inputs = [torch.cat(both, -1) for both in zip(*outputs, strict=True)]
-        ends = tuple(torch.stack(states) for states in last)
-        return torch.stack(inputs, 1 if batch_first else 0), *ends
+    Attributes:
+        step: What it does at one time.
+        states: How many states it carries.
+    """
 
-    return unrolled
+    step: Step
+    states: int
+
+    def __call__(self, func: Any, *args: Any) -> Any:  # (t, b, e) -> (t, b, h), last states
+        """As the function of torch, with its arguments."""
+        given = Arguments(*args)
+        packed = not isinstance(given.has_biases, bool)
+        if packed or (given.train and given.dropout > 0):
+            return func(*args)
+        begin = tuple(given.start) if self.states > 1 else (given.start,)
+        count = 2 if given.bidirectional else 1
+        own = _directions(given.weights, given.has_biases, given.layers * count)
+        time = 1 if given.batch_first else 0
+        outputs = list(given.x.unbind(time))
+        ends: list[tuple[Any, ...]] = []
+        for first in range(0, len(own), count):
+            places = range(first, first + count)
+            initial = [tuple(parts[place] for parts in begin) for place in places]
+            outputs, last = self._through(outputs, initial, own[first : first + count])
+            ends.extend(last)
+        kept = (torch.stack(states) for states in zip(*ends, strict=True))
+        return torch.stack(outputs, time), *kept
+
+    def _through(
+        self, inputs: list[Any], initial: list[tuple[Any, ...]], parameters: list[list[Any]]
+    ) -> tuple[list[Any], list[tuple[Any, ...]]]:
+        """One layer, forwards and perhaps backwards: its outputs, and the last states."""
+        found, last = self._run(inputs, initial[0], parameters[0])
+        if len(parameters) == 1:
+            return found, [last]
+        back, behind = self._run(inputs[::-1], initial[1], parameters[1])
+        joined = [torch.cat(both, -1) for both in zip(found, back[::-1], strict=True)]
+        return joined, [last, behind]
+
+    def _run(
+        self, inputs: list[Any], states: tuple[Any, ...], parameters: list[Any]
+    ) -> tuple[list[Any], tuple[Any, ...]]:
+        """One direction of one layer."""
+        weight, recurrent, bias, recurrent_bias, projection = parameters
+        outputs = []
+        for x in _projected(inputs, weight, bias):
+            states = self.step(x, states, recurrent, recurrent_bias, projection)
+            outputs.append(states[0])
+        return outputs, states
 
 
 def _directions(weights: Sequence[Any], has_biases: bool, count: int) -> list[list[Any]]:
@@ -101,18 +133,6 @@ def _directions(weights: Sequence[Any], has_biases: bool, count: int) -> list[li
     return found
 
 
-def _run(
-    step: Step, inputs: list[Any], states: tuple[Any, ...], parameters: list[Any]
-) -> tuple[list[Any], tuple[Any, ...]]:
-    """One direction of one layer."""
-    weight, recurrent, bias, recurrent_bias, projection = parameters
-    outputs = []
-    for x in _projected(inputs, weight, bias):
-        states = step(x, states, recurrent, recurrent_bias, projection)
-        outputs.append(states[0])
-    return outputs, states
-
-
 def _projected(inputs: list[Any], weight: Any, bias: Any) -> list[Any]:
     """All inputs of a direction at once: one product in place of one per step."""
     if all(x is inputs[0] for x in inputs):
@@ -120,8 +140,14 @@ def _projected(inputs: list[Any], weight: Any, bias: Any) -> list[Any]:
     return list(F.linear(torch.stack(inputs, -2), weight, bias).unbind(-2))
 
 
-for _name in LAYERS:
-    composition(*spellings(_name))(_layer(_name))
+LAYERS = {
+    "lstm": Layer(_lstm_step, 2),
+    "gru": Layer(_gru_step, 1),
+    "rnn_tanh": Layer(_tanh_step, 1),
+    "rnn_relu": Layer(_relu_step, 1),
+}
+for _name, _unrolled in LAYERS.items():
+    composition(*spellings(_name))(_unrolled)
 
 
 # Cells: one step.

@@ -52,8 +52,9 @@ def _by_places(func: Any, jet: Jet, out: Any, rest: list[Any], kwargs: Options) 
     position = _AXIS.get(func.__name__, 0)
     given = [x for x in rest if type(x) is int]
     axis = given[position] if len(given) > position else kwargs.get("dim", -1)
-    axis = -1 if axis is None else axis
-    axis -= jet.ndim if axis >= 0 else 0
+    if axis is None:
+        axis = -1
+    axis = _from_the_end(axis, jet)
     kept = values.ndim == jet.ndim
     wide = places if kept else places.unsqueeze(axis)
 
@@ -86,10 +87,17 @@ def _extreme_alone(func: Any, args: Args, kwargs: Options) -> Any:
     return _shared(func, jet, dim, keepdim)
 
 
+def _from_the_end(axis: int, jet: Jet) -> int:
+    """An axis counted from the end, so that no axis in front matters."""
+    if axis < 0:
+        return axis
+    return axis - jet.ndim
+
+
 def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
     """The maximum or minimum along axes; the derivative is shared by all that attain it."""
     dims = [dim] if isinstance(dim, int) else list(dim or range(jet.ndim))
-    axes = [axis - jet.ndim if axis >= 0 else axis for axis in dims]
+    axes = [_from_the_end(axis, jet) for axis in dims]
     extreme = torch.amax if func.__name__ in ("max", "amax") else torch.amin
     kept = extreme(jet.value, axes, keepdim=True)
     attained = (jet.value == kept).to(jet.value.dtype)
@@ -164,12 +172,18 @@ def _padded(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, *rest, **kwargs)
-    constant = func is not F.pad or (rest[1:2] or [kwargs.get("mode", "constant")])[0] == "constant"
+    if func is not F.pad:
+        mode = "constant"
+    elif len(rest) > 1:
+        mode = rest[1]
+    else:
+        mode = kwargs.get("mode", "constant")
     widths = rest[0] if rest else kwargs["pad"]
-    if constant:
-        wide = lambda x: F.pad(x, tuple(widths))  # noqa: E731 (one expression)
-        ahead = jet.ahead if len(widths) < 2 * jet.ndim else None
-        return jet.stacked(y, wide, ahead)
+    if mode == "constant":
+        ahead = jet.ahead
+        if len(widths) >= 2 * jet.ndim:  # the axis of the points, too
+            ahead = None
+        return jet.stacked(y, lambda x: F.pad(x, tuple(widths)), ahead)
     return jet.mapped(y, lambda x: func(x, *rest, **kwargs), jet.ahead)
 
 

@@ -25,15 +25,21 @@ def _sum(signs: tuple[int, int]) -> Rule:
     def apply(func: Any, args: Args, kwargs: Options) -> Any:
         if kwargs or len(args) != 2:
             return generic(func, args, kwargs)
-        y = func(plain(args[0]), plain(args[1]))
+        a, b = args
+        y = func(plain(a), plain(b))
+        jets = [x for x in args if isinstance(x, Jet)]
+        ahead = of_all(jets, y)
         signed = zip(args, signs, strict=True)
         parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
-        ahead = of_all([x for x in args if isinstance(x, Jet)], y)
         if len(parts) == 1:
             return Jet(y, *parts[0], ahead)
-        (first, second, tape), (other_first, other_second, _) = parts
+        one, other = parts
+        first, second, tape = one
+        other_first, other_second, _ = other
         with tape.tangents():
-            return Jet(y, first + other_first, plus(second, other_second), tape, ahead)
+            both = first + other_first
+            bent = plus(second, other_second)
+        return Jet(y, both, bent, tape, ahead)
 
     return apply
 
@@ -80,15 +86,18 @@ def _where(func: Any, args: Args, kwargs: Options) -> Any:
     y = func(condition, *plain(choices))
     if any(isinstance(x, Jet) and x.value.dtype != y.dtype for x in choices):
         return generic(func, args, kwargs)
+    jets = [x for x in choices if isinstance(x, Jet)]
     parts = [_spread(x, y, 1) if isinstance(x, Jet) else (0.0, None, None) for x in choices]
-    tape = next(x.tape for x in choices if isinstance(x, Jet))
+    tape = jets[0].tape
     with tape.tangents():
-        first = func(condition, *(part[0] for part in parts))
+        firsts = [part[0] for part in parts]
+        first = func(condition, *firsts)
         seconds = [part[1] for part in parts]
         second = None
         if any(x is not None for x in seconds):
-            second = func(condition, *(0.0 if x is None else x for x in seconds))
-    return Jet(y, first, second, tape, of_all([x for x in choices if isinstance(x, Jet)], y))
+            filled = [0.0 if x is None else x for x in seconds]
+            second = func(condition, *filled)
+    return Jet(y, first, second, tape, of_all(jets, y))
 
 
 @composition(Tensor.where)
