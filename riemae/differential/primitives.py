@@ -1,4 +1,4 @@
-"""Functions of torch whose own derivatives are wrong or missing, as compositions of primitives.
+"""Functions of torch whose derivatives are wrong, missing or slow, as compositions of primitives.
 
 Those can be differentiated again.
 
@@ -7,6 +7,10 @@ Those can be differentiated again.
   come out wrong (pytorch#196700, #198017).
 - Group norm: its forward mode needs contiguous memory.
 - ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
+- In ``2 * x`` torch makes a tensor of the number, whose tangent is a zero without memory. Each sum
+  and product with such a zero asks a kernel written in Python for its shape, which takes
+  milliseconds, and every level of nested forward mode doubles their number. A number that stays a
+  number has no tangent, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -62,6 +66,10 @@ class _Primitives(TorchFunctionMode):
     ) -> Any:
         if func in SUBSTITUTES:
             return SUBSTITUTES[func](func, *args, **(kwargs or {}))
+        if func in WITH_A_NUMBER and len(args) == 2 and not kwargs:
+            x, number = args
+            if type(x) is Tensor and x.is_floating_point() and type(number) in (int, float):
+                return WITH_A_NUMBER[func](x, number)
         return func(*args, **(kwargs or {}))
 
 
@@ -203,6 +211,20 @@ def embedding_bag(
     bags = torch.repeat_interleave(ends - starts)
     return torch.zeros_like(rows[:1]).expand(len(starts), -1).index_add(0, bags, rows)
 
+
+def divide_number(x: Tensor, number: float) -> Tensor:
+    """``number / x``, as torch computes it."""
+    return torch.ops.aten.mul.Scalar(x.reciprocal(), number)
+
+
+# By function object, for a tensor and a number in this order.
+WITH_A_NUMBER: dict[Any, Callable[[Tensor, float], Tensor]] = {
+    **dict.fromkeys(spellings("add __add__ __radd__"), torch.ops.aten.add.Scalar),
+    **dict.fromkeys(spellings("sub __sub__"), torch.ops.aten.sub.Scalar),
+    **dict.fromkeys(spellings("mul __mul__ __rmul__"), torch.ops.aten.mul.Scalar),
+    **dict.fromkeys(spellings("div __truediv__"), torch.ops.aten.div.Scalar),
+    **dict.fromkeys(spellings("__rtruediv__"), divide_number),
+}
 
 # By function object. torch.embedding_bag takes its arguments in another order than F.embedding_bag.
 SUBSTITUTES: dict[Any, Callable[..., Any]] = {

@@ -1,6 +1,8 @@
 """Functions whose own derivatives are wrong or missing in torch, taken by primitives: against
 formulas and autograd."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -166,3 +168,39 @@ class TestEdges:
         torch.testing.assert_close(
             Manifold(f).metric(points()), torch.eye(2, dtype=F64).expand(4, 2, 2)
         )
+
+
+# Sums, products and quotients with a number.
+NUMBERS = {
+    "sums": lambda z: (1 + z) + (z + 2.5) + torch.add(z, 3),
+    "differences": lambda z: (z - 2) * (1.5 - z) * torch.sub(z, 1),
+    "products": lambda z: (3 * z) * (z * -0.1) * torch.mul(z, 2),
+    "quotients": lambda z: z / 3 + 0.7 / z + torch.div(z, 1.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_change_no_bit_and_ask_no_kernel_in_python(name, dtype):
+    f, z = NUMBERS[name], points().to(dtype)
+    asked = []
+
+    def look(frame, event, arg):
+        if "/torch/_refs/" in frame.f_code.co_filename.replace("\\", "/"):
+            asked.append(frame.f_code.co_name)
+
+    def exact(z):
+        with with_primitives():
+            return f(z)
+
+    def slopes(f):
+        return torch.func.jvp(f, (z,), (torch.ones_like(z),))
+
+    expected = slopes(f)
+    sys.setprofile(look)
+    try:
+        found = slopes(exact)
+    finally:
+        sys.setprofile(None)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not asked

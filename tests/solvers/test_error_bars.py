@@ -103,9 +103,18 @@ def test_in_float32(group):
     check(group, 1e-3, solved(group, 1, torch.float32), 1e-7)
 
 
-@pytest.mark.parametrize("k", [0.45, 0.4, 0.3])
-@pytest.mark.parametrize("m", [2, 3])
-@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+# Every value of each with every value of each other.
+@pytest.mark.parametrize(
+    ("k", "m", "rtol"),
+    [
+        (0.45, 2, 1e-3),
+        (0.45, 3, 1e-2),
+        (0.4, 2, 1e-2),
+        (0.4, 3, 1e-3),
+        (0.3, 2, 1e-3),
+        (0.3, 3, 1e-2),
+    ],
+)
 def test_what_a_spline_with_few_knots_cannot_follow_is_in_its_error(k, m, rtol):
     # Its knots double with its nodes, and two levels may agree on a curve that neither can bend as
     # it should.

@@ -63,10 +63,12 @@ class TestAlone:
     @pytest.mark.parametrize("known", spaces.CATALOGUE, ids=spaces.NAMES)
     @pytest.mark.parametrize("rtol", [1e-4, 1e-7])
     def test_closed_forms(self, known, rtol):
-        z0, z1, _ = known.pairs(torch.Generator().manual_seed(1), 9)
+        z0, z1, _ = known.pairs(torch.Generator().manual_seed(1), 5)
         batch = solve(known.space(), z0, z1, rtol)
-        for i in range(9):
-            assert_same_bits(solve(known.space(), z0[i : i + 1], z1[i : i + 1], rtol), batch, i)
+        # Another space, which looks at its decoder with one pair.
+        space = known.space()
+        for i in range(5):
+            assert_same_bits(solve(space, z0[i : i + 1], z1[i : i + 1], rtol), batch, i)
 
     @pytest.mark.parametrize(
         ("m", "width", "size", "dtype", "activation"),
@@ -211,16 +213,14 @@ class TestChunks:
         # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the
         # others minimise.
         u = torch.linspace(0, 1.1 * torch.pi, 33, dtype=F64)
-        size = 1 + torch.tensor([0.003, 0.02, 0.3, 0.6, -0.4], dtype=F64)[:, None] * torch.sin(
-            u / 1.1
-        )
+        size = 1 + torch.tensor([0.003, 0.02, 0.3, -0.4], dtype=F64)[:, None] * torch.sin(u / 1.1)
         init = torch.stack([u.cos(), u.sin()], -1) * size[..., None]
         M = Manifold(spaces.sphere)
         options = {"rtol": 1e-6, "throw": False}
         batch = solvers.geodesic(M, init[:, 0], init[:, -1], init=init, **options)
         assert 1 in batch.index
         assert 0 in batch.index
-        for i in range(5):
+        for i in range(4):
             alone = solvers.geodesic(
                 M, init[i : i + 1, 0], init[i : i + 1, -1], init=init[i : i + 1], **options
             )

@@ -142,7 +142,7 @@ class TestConjugatePoints:
     def test_none_where_the_curvature_is_not_positive(self):
         z, v = real([0.1, 0.2]), real([0.2, -0.1])
         for space in (DISC, PLANE):
-            found = solvers.conjugate_points(space, z, v, 8.0, rtol=1e-5)
+            found = solvers.conjugate_points(space, z, v, 8.0, rtol=1e-3)
             assert found.times.shape == (1, 0)
             assert found.index.tolist() == [0]
 
@@ -162,7 +162,7 @@ class TestConjugatePoints:
         # The number of conjugate points is the number of negative eigenvalues of the discrete
         # Hessian.
         z, v = real([0.0, 0.2], [0.0, 0.2]), real([1.2, 0.12], [2.6, 0.26])
-        path = solvers.shoot(TORUS, z, v, segments=64, rtol=1e-8)
+        path = solvers.shoot(TORUS, z, v, segments=32, rtol=1e-7)
         r = solvers.geodesic(TORUS, z, path.nodes[:, -1], init=path, rtol=1e-6)
         assert torch.allclose(r.length, TORUS.norm(z, v), rtol=1e-5)
         found = solvers.conjugate_points(TORUS, z, v, rtol=1e-6)
@@ -177,9 +177,9 @@ class TestConjugatePoints:
         )
         z, v = real([1.0, 0.0]), real([-1.0, 0.0])
         with pytest.raises(NotConvergedError, match="1 that failed"):
-            solvers.conjugate_points(edge, z, v, 10.0, rtol=1e-4, max_steps=30)
+            solvers.conjugate_points(edge, z, v, 10.0, rtol=1e-4, max_steps=12)
         assert solvers.conjugate_points(
-            edge, z, v, 10.0, rtol=1e-4, max_steps=30, throw=False
+            edge, z, v, 10.0, rtol=1e-4, max_steps=12, throw=False
         ).times.shape == (1, 0)
         for t in (0.0, -1.0, math.inf, math.nan):
             with pytest.raises(OptionError, match="positive finite time"):
