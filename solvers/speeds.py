@@ -171,11 +171,14 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
     """
     polynomial = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1)
     inner = np.sort(polynomial.deriv().roots().real)
-    t = (np.concatenate([[-1.0], inner, [1.0]]) + 1) / 2
+    symmetric = np.concatenate([[-1.0], inner, [1.0]])
+    t = (symmetric + 1) / 2
     knots, _ = _gauss_legendre(_SAMPLED_POINTS)
     at = (knots + 1) / 2
     powers = np.arange(1, _SAMPLES)
-    velocities = powers * at[:, None] ** (powers - 1)  # of t, t², …, whose chords are next
-    chords = np.diff(t[:, None] ** powers, axis=0)
+    slopes = at[:, None] ** (powers - 1)
+    velocities = powers * slopes  # of t, t², …, whose chords are next
+    monomials = t[:, None] ** powers
+    chords = np.diff(monomials, axis=0)
     matrix = np.linalg.solve(chords.T, velocities.T).T
     return tuple(t.tolist()), matrix.tolist()

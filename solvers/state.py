@@ -226,9 +226,12 @@ def _halved(tangents: Tensor, crossings: Tensor) -> tuple[Tensor, Tensor]:
 
 def _extended(block: Tensor, link: Tensor) -> tuple[Tensor, Tensor]:
     """Blocks with one node more at either end, where ``J`` is extrapolated."""
-    last = torch.stack([block[:, 0], block[:, -1]], 1)
-    outer = torch.stack([link[:, 0], link[:, -1]], 1)
-    before = torch.stack([block[:, 1], block[:, -2]], 1)
+    ends = [block[:, 0], block[:, -1]]
+    last = torch.stack(ends, 1)
+    end_links = [link[:, 0], link[:, -1]]
+    outer = torch.stack(end_links, 1)
+    next_to_last = [block[:, 1], block[:, -2]]
+    before = torch.stack(next_to_last, 1)
     turns = outer + outer.mT
     beyond = 4 * last - 2 * turns + before
     outer = 2 * last - outer.mT

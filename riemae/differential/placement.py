@@ -94,24 +94,31 @@ def joined(jets: Sequence[Placed], members: int, y: Tensor, along: int | None) -
         along: The axis of the result along which they were joined; None where it is unknown.
     """
     first = jets[0]
-    if first.tape.recorded is None:
+    ahead = first.ahead
+    tape = first.tape
+    if tape.recorded is None or tape.batch == 1:
         return 1
-    if first.tape.batch == 1 or any(jet.ahead != first.ahead for jet in jets):
-        return first.ahead if first.tape.batch == 1 else None
-    if first.ahead is None or along is None:
-        return first.ahead if along is None and y.shape[:1] == first.shape[:1] else None
-    axis, shared = axis_of(first.shape, first.ahead)
+    if ahead is None or any(jet.ahead != ahead for jet in jets):
+        return None
+    if along is None:
+        behind = y.shape[:1] == first.shape[:1]
+        return ahead if behind else None
+    axis, shared = axis_of(first.shape, ahead)
     stacked = y.ndim > first.ndim
     if not stacked and axis == along:
-        return members if first.ahead == 1 and len(jets) == members else None
-    place = axis + (stacked and along <= axis)
-    return math.prod(y.shape[:place]) * shared
+        complete = ahead == 1 and len(jets) == members
+        return members if complete else None
+    if stacked and along <= axis:
+        axis = axis + 1
+    return math.prod(y.shape[:axis]) * shared
 
 
 def permuted(jet: Placed, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
     """``ahead`` after an op that only changes the order of the axes."""
-    if jet.ahead is None or jet.tape.batch == 1:
-        return jet.ahead
+    if jet.tape.batch == 1:
+        return 1
+    if jet.ahead is None:
+        return None
     axis, shared = axis_of(jet.shape, jet.ahead)
     lengths = [1] * len(jet.shape)
     lengths[axis] = 2
@@ -122,11 +129,14 @@ def permuted(jet: Placed, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | No
 def selected(jet: Placed, y: Any, op: Callable[[Tensor], Any]) -> list[int | None]:
     """``ahead`` of each result of an op that copies, selects or moves numbers."""
     results = (y,) if isinstance(y, Tensor) else y
-    if jet.ahead == 1 and all(x.shape[:1] == jet.shape[:1] for x in results):
+    as_many = all(x.shape[:1] == jet.shape[:1] for x in results)
+    if jet.ahead == 1 and as_many:
         return [1] * len(results)
-    if jet.ahead is None or jet.tape.batch == 1:
-        return [jet.ahead] * len(results)
     batch = jet.tape.batch
+    if batch == 1:
+        return [1] * len(results)
+    if jet.ahead is None:
+        return [None] * len(results)
     owners = torch.arange(batch, dtype=torch.float32).view(1, batch, 1)
     rest = math.prod(jet.shape) // (jet.ahead * batch)
     try:
@@ -140,7 +150,10 @@ def _read(owners: Tensor, batch: int) -> int | None:
     """``ahead`` of numbers that say which point they are of; None where they are in disorder."""
     flat = owners.flatten()
     changes = (flat != flat[:1]).nonzero()
-    rest = int(changes[0]) if len(changes) else len(flat)
+    if len(changes):
+        rest = int(changes[0])
+    else:
+        rest = len(flat)
     ahead, left = divmod(len(flat), batch * rest)
     if left or not ahead:
         return None

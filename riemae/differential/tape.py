@@ -48,11 +48,14 @@ class Pairs:
         """``(i, slice of j, slice of pairs)``."""
         out: list[tuple[int, slice, slice]] = []
         for row, (i, j) in enumerate(zip(self.i, self.j, strict=True)):
-            if out and out[-1][0] == i and out[-1][1].stop == j:
-                _, columns, rows = out[-1]
-                out[-1] = (i, slice(columns.start, j + 1), slice(rows.start, row + 1))
-            else:
-                out.append((i, slice(j, j + 1), slice(row, row + 1)))
+            start = (j, row)
+            if out:
+                last, columns, rows = out[-1]
+                if last == i and columns.stop == j:  # the run goes on
+                    start = (columns.start, rows.start)
+                    out.pop()
+            column, first = start
+            out.append((i, slice(column, j + 1), slice(first, row + 1)))
         return out
 
 

@@ -468,6 +468,18 @@ class TestRules:
         close(first.movedim(0, -1), j)
         close(forms, torch.einsum("kdij,skd->skij", h, a))
 
+    @pytest.mark.parametrize("name", [*RECURRENT, *ATTENTION, *SUMS_OF_PRODUCTS, *PLACES])
+    def test_a_point_alone_bends_as_among_others(self, name):
+        f = SMOOTH[name]
+        alone = draw(1, M, seed=3)
+        many = torch.cat([draw(4, M, seed=4), alone])
+        with MODE.active(True):
+            forms = [
+                MODE.expansion(f, z, lambda x, j: torch.ones_like(x)[None], False)[2]
+                for z in (alone, many)
+            ]
+        close(forms[0][0, 0], forms[1][0, -1])
+
     def test_products_with_the_metric(self, case):
         f, z, x, j, _ = case
         v = draw(K, M, seed=8)

@@ -24,7 +24,8 @@ Transposed = Callable[[Tensor, Tensor], Tensor]
 
 def _explicit(equation: str) -> tuple[list[str], str]:
     """The letters of each operand and of the result."""
-    given, arrow, result = equation.replace(" ", "").partition("->")
+    compact = equation.replace(" ", "")
+    given, arrow, result = compact.partition("->")
     operands = given.split(",")
     if not arrow:
         letters = "".join(operands).replace(".", "")

@@ -158,8 +158,7 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
         return products(weights * apart, apart, batch, placed(ahead))
 
     form = Form(along, quadratic, weighted)
-    whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
-    first_kept = bool(whole) and whole[0] == 0
+    first_kept = -jet.ndim not in axes
     return _pushed(jet, y, form, ahead if ahead == 1 and first_kept else None)
 
 
@@ -337,9 +336,11 @@ def _batch_norm(func: Any, args: Args, kwargs: Options) -> Any:
     constants = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
     if not isinstance(jet, Jet) or has_jets(constants) or given["training"] or constants[1] is None:
         return generic(func, args, kwargs)
-    slope = (constants[1] + given["eps"]).rsqrt()
-    if given["weight"] is not None:
-        slope = slope * given["weight"]
+    variance = constants[1]
+    weight = given["weight"]
+    slope = (variance + given["eps"]).rsqrt()
+    if weight is not None:
+        slope = slope * weight
     slope = slope.view((-1,) + (1,) * (jet.ndim - 2))
     y = func(*plain(args), **plain(kwargs))
     return jet.stacked(y, lambda x: x * slope, jet.ahead)

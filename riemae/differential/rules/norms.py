@@ -66,8 +66,9 @@ def _normalize(
 @composition(*spellings("cosine_similarity"))
 def _cosine(func: Any, a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     a, b = torch.broadcast_tensors(a, b)
-    lengths = length(a, 2, dim, False).clamp_min(eps) * length(b, 2, dim, False).clamp_min(eps)
-    return (a * b).sum(dim) / lengths
+    length_a = length(a, 2, dim, False).clamp_min(eps)
+    length_b = length(b, 2, dim, False).clamp_min(eps)
+    return (a * b).sum(dim) / (length_a * length_b)
 
 
 @composition(*spellings("glu"))
@@ -92,7 +93,9 @@ def _variance(
         correction = 1 if unbiased is None or unbiased else 0
     count = math.prod(x.shape[axis] for axis in axes)
     centred = x - x.mean(axes, keepdim=True)
-    return centred.square().sum(axes, keepdim=keepdim) / max(count - correction, 0)
+    squares = centred.square().sum(axes, keepdim=keepdim)
+    degrees = max(count - correction, 0)
+    return squares / degrees
 
 
 @composition(*spellings("var"))

@@ -48,8 +48,8 @@ def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
 # Products of two tensors.
 
 
-ELEMENTWISE = frozenset(spellings("mul multiply __mul__ __rmul__"))
-MATRICES = frozenset(spellings("matmul __matmul__ mm bmm"))
+ELEMENTWISE = tuple(spellings("mul multiply __mul__ __rmul__"))
+MATRICES = tuple(spellings("matmul __matmul__ mm bmm"))
 
 
 @rule(*ELEMENTWISE)

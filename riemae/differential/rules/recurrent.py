@@ -23,7 +23,9 @@ def _lstm_step(
     hidden, cell = states
     gates = x + F.linear(hidden, weight, bias)
     entry, forget, candidate, exit_ = gates.split(cell.shape[-1], -1)
-    cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+    kept = forget.sigmoid() * cell
+    added = entry.sigmoid() * candidate.tanh()
+    cell = kept + added
     hidden = exit_.sigmoid() * cell.tanh()
     return (hidden if projection is None else F.linear(hidden, projection)), cell
 
@@ -34,10 +36,14 @@ def _gru_step(
     (hidden,) = states
     n = hidden.shape[-1]
     recurrent = F.linear(hidden, weight, bias)
-    gates = (x[..., : 2 * n] + recurrent[..., : 2 * n]).sigmoid()
+    entering = x[..., : 2 * n]
+    returning = recurrent[..., : 2 * n]
+    gates = (entering + returning).sigmoid()
     reset, update = gates.split(n, -1)
-    candidate = (x[..., 2 * n :] + reset * recurrent[..., 2 * n :]).tanh()
-    return (candidate + update * (hidden - candidate),)
+    remembered = reset * recurrent[..., 2 * n :]
+    candidate = (x[..., 2 * n :] + remembered).tanh()
+    kept = update * (hidden - candidate)
+    return (candidate + kept,)
 
 
 def _tanh_step(
@@ -105,8 +111,10 @@ class Layer:
         found, last = self._run(inputs, initial[0], parameters[0])
         if len(parameters) == 1:
             return found, [last]
-        back, behind = self._run(inputs[::-1], initial[1], parameters[1])
-        joined = [torch.cat(both, -1) for both in zip(found, back[::-1], strict=True)]
+        reverse = inputs[::-1]
+        back, behind = self._run(reverse, initial[1], parameters[1])
+        both_ways = zip(found, back[::-1], strict=True)
+        joined = [torch.cat(both, -1) for both in both_ways]
         return joined, [last, behind]
 
     def _run(

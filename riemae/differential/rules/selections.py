@@ -51,7 +51,10 @@ def _by_places(func: Any, jet: Jet, out: Any, rest: list[Any], kwargs: Options) 
     values, places = out
     position = _AXIS.get(func.__name__, 0)
     given = [x for x in rest if type(x) is int]
-    axis = given[position] if len(given) > position else kwargs.get("dim", -1)
+    if len(given) > position:
+        axis = given[position]
+    else:
+        axis = kwargs.get("dim", -1)
     if axis is None:
         axis = -1
     axis = _from_the_end(axis, jet)
@@ -100,14 +103,20 @@ def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
     axes = [_from_the_end(axis, jet) for axis in dims]
     extreme = torch.amax if func.__name__ in ("max", "amax") else torch.amin
     kept = extreme(jet.value, axes, keepdim=True)
-    attained = (jet.value == kept).to(jet.value.dtype)
-    weights = attained / attained.sum(axes, keepdim=True)
+    here = jet.value == kept
+    attained = here.to(jet.value.dtype)
+    count = attained.sum(axes, keepdim=True)
+    weights = attained / count
     y = kept
     for axis in () if keepdim else sorted(axes):
         y = y.squeeze(axis)
-    whole = [axis for axis in range(jet.ndim) if axis - jet.ndim not in axes]
-    ahead = 1 if jet.ahead == 1 and whole[:1] == [0] else None
-    return jet.stacked(y, lambda x: (weights * x).sum(axes, keepdim=keepdim), ahead)
+    points_remain = -jet.ndim not in axes
+    ahead = 1 if jet.ahead == 1 and points_remain else None
+
+    def push(x: Tensor) -> Tensor:
+        return (weights * x).sum(axes, keepdim=keepdim)
+
+    return jet.stacked(y, push, ahead)
 
 
 @composition(*spellings("maximum fmax"))
