@@ -231,7 +231,7 @@ class TestSentences:
         [
             (lambda z: z["latent"], "wrap the call"),
             (lambda z: z.latent, "wrap the call"),
-            (lambda z: {"a": NET(z), "b": z}, "dict of Tensor"),
+            (lambda z: {"a": NET(z), "b": z}, "dict with the tensors a, b"),
             (lambda z: z.to_sparse(), "dense"),
             (lambda z: z[:, :0], "numbers in them"),
         ],
