@@ -132,6 +132,26 @@ def _square(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return 2 * x, torch.full_like(x, 2.0)
 
 
+def _reciprocal(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    square = y * y
+    return -square, 2 * square * y
+
+
+def _sqrt(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    slope = 0.5 / y
+    return slope, -slope * slope / y
+
+
+def _rsqrt(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    cube = y * y * y
+    return -0.5 * cube, 0.75 * cube * y * y
+
+
+def _log(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    slope = x.reciprocal()
+    return slope, -slope * slope
+
+
 def _relu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, None]:
     return (x > 0).to(x), None
 
@@ -148,11 +168,15 @@ CLOSED = {
     "cos": Elementwise(_cos),
     "exp": Elementwise(_exp),
     "square": Elementwise(_square),
+    "reciprocal": Elementwise(_reciprocal),
+    "sqrt": Elementwise(_sqrt),
+    "rsqrt": Elementwise(_rsqrt),
+    "log": Elementwise(_log),
     "relu": Elementwise(_relu, bends=False),
 }
 SMOOTH_NAMES = """
-    pow __pow__ __rpow__ float_power sqrt rsqrt reciprocal log log2 log10 log1p exp2 expm1
-    tan asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh
+    pow __pow__ __rpow__ float_power log2 log10 log1p exp2 expm1 tan
+    asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh
     erf erfc erfinv logit lgamma digamma gelu softplus elu selu celu mish log_sigmoid logsigmoid
     softsign tanhshrink hardswish xlogy sinc i0 deg2rad rad2deg"""
 PIECEWISE_LINEAR_NAMES = """

@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from riemae.differential.jets import Jet, has_jets, rule
 from riemae.differential.placement import of_all, on_the_right, placed
-from riemae.differential.rules.elementwise import SMOOTH
+from riemae.differential.rules.elementwise import CLOSED
 from riemae.differential.rules.generic import add_bend, generic, plus
 from riemae.differential.rules.structural import linear
 from riemae.differential.spellings import spellings
@@ -163,5 +163,5 @@ def _reversed_quotient(func: Any, args: Args, kwargs: Options) -> Any:
 
 
 def _times_reciprocal(over: Any, under: Jet) -> Any:
-    inverse = SMOOTH(torch.reciprocal, (under,), {})
+    inverse = CLOSED["reciprocal"](torch.reciprocal, (under,), {})
     return product(torch.mul, (inverse, over), {})
