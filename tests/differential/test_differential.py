@@ -175,9 +175,9 @@ def true_derivatives(f, z):
 
 
 @functools.cache
-def truth(name, dtype=torch.float64):
-    z = draw(K, M, dtype=dtype)
-    return (z, *true_derivatives(build(name, dtype)[1], z))
+def truth(name):
+    z = draw(K, M)
+    return (z, *true_derivatives(build(name)[1], z))
 
 
 def check_first_order(d, f, z, j, tol=1e-12):
@@ -226,33 +226,39 @@ def check_all(d, f, z, j, h):
     check_second_order(d, f, z, j, h)
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+# Whether gradients are recorded has nothing to do with the precision. The truth for float32 is that
+# for float64, whose weights are the same.
+@pytest.mark.parametrize(
+    ("dtype", "grad"),
+    [(torch.float64, False), (torch.float64, True), (torch.float32, False)],
+    ids=["float64-no_grad", "float64-grad", "float32-no_grad"],
+)
 @pytest.mark.parametrize("name", CATALOGUE)
 class TestCatalogue:
     def test_first_derivatives_equal_autograd(self, name, dtype, grad):
-        z, j, _ = truth(name, dtype)
+        z, j, _ = (x.to(dtype) for x in truth(name))
         f, eager = build(name, dtype)
         with torch.set_grad_enabled(grad):
             results = check_first_order(Differential(f), eager, z, j, TOLERANCE[dtype])
         assert grad or not any(x.requires_grad for x in results.values())
 
     def test_second_derivatives_equal_autograd(self, name, dtype, grad):
-        z, j, h = truth(name, dtype)
+        z, j, h = (x.to(dtype) for x in truth(name))
         f, eager = build(name, dtype)
         with torch.set_grad_enabled(grad):
             results = check_second_order(Differential(f), eager, z, j, h, TOLERANCE[dtype])
         assert grad or not any(x.requires_grad for x in results.values())
 
 
-def test_compiled_decoders_do_not_make_torch_compile_riemae():
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+def test_compiled_decoders_do_not_make_torch_compile_riemae(dtype):
     # Torch limits recompilations per function, and a hook of riemae in every layer would soon reach
-    # the limit.
+    # the limit. What other tests have compiled counts too, until it is forgotten.
+    torch._dynamo.reset()
+    layers = [layer for _ in range(10) for layer in (nn.Linear(M, M), nn.Tanh())]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for activation in ACTIVATIONS[:3]:
-            for dtype in TOLERANCE:
-                f = torch.compile(mlp(activation).to(dtype), backend="eager")
-                assert Differential(f).jacobian(draw(K, M, dtype=dtype)).shape == (K, 4, M)
+        f = torch.compile(nn.Sequential(*layers).to(dtype), backend="eager")
+        assert Differential(f).jacobian(draw(K, M, dtype=dtype)).shape == (K, M, M)
 
 
 class TestDifferentiableAgain:
@@ -441,7 +447,7 @@ def everything(f, z, u, v, a, chunk_size=None):
 
 
 class TestShapes:
-    @pytest.mark.parametrize("batch", [(), (0,), (1,), (5,), (2, 3), (2, 0, 3)], ids=str)
+    @pytest.mark.parametrize("batch", [(), (0,), (1,), (2,), (2, 3), (2, 0, 3)], ids=str)
     @pytest.mark.parametrize(
         ("name", "shape"),
         [("mlp Tanh", (4,)), ("convolutional", (1, 4, 4)), ("one number a point", ())],

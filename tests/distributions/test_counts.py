@@ -1,6 +1,7 @@
 """Counts: negative binomials and zero inflation against sums over counts, series, integrals, and
 their limits."""
 
+import functools
 import math
 
 import numpy as np
@@ -325,20 +326,26 @@ class TestDispersion:
             assert float(log_odds_excess(tensor(odds))) == pytest.approx(series, rel=1e-12)
 
 
+@functools.cache
+def manifold(name):
+    """One for all tests: it looks at its decoder once."""
+    return Manifold(DECODERS[name])
+
+
 @pytest.mark.parametrize("name", DECODERS)
 class TestMetric:
     def test_is_the_sum_over_counts(self, name):
         for i in range(2):
             z = 0.7 * Z[i : i + 1]
             assert_close(
-                Manifold(DECODERS[name]).metric(z),
+                manifold(name).metric(z),
                 by_sum(DECODERS[name], z, 3000),
                 rtol=1e-6,
                 atol=1e-9,
             )
 
     def test_obeys_the_laws(self, name):
-        check_manifold(Manifold(DECODERS[name]), Z[:2])
+        check_manifold(manifold(name), Z[:2])
 
     def test_float32(self, name):
         outputs = {
@@ -349,16 +356,16 @@ class TestMetric:
         count = len(DECODERS[name].__defaults__[0](Z[:1]))
         low = Manifold(lambda z: DECODERS[name](z, outputs[count])).metric(Z.float())
         assert low.dtype == torch.float32
-        assert_close(low.double(), Manifold(DECODERS[name]).metric(Z), rtol=1e-4, atol=1e-5)
+        assert_close(low.double(), manifold(name).metric(Z), rtol=1e-4, atol=1e-5)
 
     def test_short_geodesics_minimise(self, name):
-        M = Manifold(DECODERS[name])
+        M = manifold(name)
         v = 0.05 * rand(torch.Generator().manual_seed(2), 1, 2)
         result = M.geodesic(Z[:1], M.exp(Z[:1], v, rtol=1e-6), rtol=1e-5)
         assert_close(result.length, M.norm(Z[:1], v), rtol=2e-5, atol=0.0)
 
     def test_default_geodesic(self, name):
-        M = Manifold(DECODERS[name])
+        M = manifold(name)
         result = M.geodesic(Z[0], Z[1])
         assert bool(result.converged)
         straight = M.length(
@@ -368,7 +375,7 @@ class TestMetric:
 
     def test_rebuilt_distributions_have_the_same_density(self, name):
         y = torch.arange(4.0, dtype=F64)
-        distribution = Manifold(DECODERS[name]).distribution(Z)
+        distribution = manifold(name).distribution(Z)
         assert_close(distribution.log_prob(y), DECODERS[name](Z).log_prob(y))
 
 

@@ -67,7 +67,7 @@ class TestFisherInformation:
 
     def test_obeys_the_laws(self, name):
         M = manifold(name)
-        check_manifold(M, Z[:3])
+        check_manifold(M, Z[:2])
         assert M.ambient.has_features == CASES[name].has_features
 
     def test_rebuilt_distributions_have_the_same_density(self, name):
@@ -84,7 +84,7 @@ class TestDivergence:
         case, z = CASES[name], Z[1:2]
         divergence = lambda y: td.kl_divergence(case.decoder(z), case.decoder(y)).sum()  # noqa: E731
         hessian = torch.autograd.functional.hessian(divergence, z)[0, :, 0]
-        assert_close(Manifold(case.decoder).metric(z)[0], hessian, rtol=1e-8, atol=1e-10)
+        assert_close(manifold(name).metric(z)[0], hessian, rtol=1e-8, atol=1e-10)
 
 
 # One case a formula: variants by other parameters, and classes that share a formula, are left out.
@@ -102,6 +102,10 @@ EVERY = [
     name for name in CASES if "probs" not in name and name not in SAME and "covariance" not in name
 ]
 
+# The distance is the length of that geodesic, whatever the family: with features, without, and by
+# quadrature.
+DISTANCES = {"bernoulli", "normal", "student", "multivariate normal, fixed"}
+
 
 @pytest.mark.parametrize("name", EVERY)
 class TestEveryQuantity:
@@ -113,7 +117,8 @@ class TestEveryQuantity:
         assert_close(result.length, M.norm(z, v), rtol=2e-5, atol=0.0)
         if not bool(result.lower_bound.isnan().all()):
             assert bool((result.lower_bound <= result.length * (1 + 1e-9)).all())
-        assert_close(M.distance(z, end, rtol=1e-5), result.length)
+        if name in DISTANCES:
+            assert_close(M.distance(z, end, rtol=1e-5), result.length)
 
     def test_curvature_and_distortion(self, name):
         M = manifold(name)
@@ -188,15 +193,16 @@ def expected(log_density, point, low, high):
     """``E s sᵀ`` by scipy's quadrature, with scores by central differences of the log density."""
     point, h = np.array(point), 1e-5
     steps = h * np.eye(len(point))
+    parameters = np.concatenate([point[None], point + steps, point - steps]).T
 
     def weighted(x):
-        score = np.array(
-            [log_density(x, *(point + s)) - log_density(x, *(point - s)) for s in steps]
-        ) / (2 * h)
-        return math.exp(log_density(x, *point)) * np.outer(score, score)
+        here, *around = log_density(x, *parameters)
+        after, before = np.split(np.array(around), 2)
+        score = (after - before) / (2 * h)
+        return math.exp(here) * np.outer(score, score)
 
     return sum(
-        quad_vec(weighted, a, b, epsabs=1e-11, limit=400)[0] for a, b in ((low, 1.0), (1.0, high))
+        quad_vec(weighted, a, b, epsabs=1e-10, limit=400)[0] for a, b in ((low, 1.0), (1.0, high))
     )
 
 
@@ -208,7 +214,7 @@ class TestTails:
         [(0.7, 0.0, 1.0), (2.0, 1.0, 0.5), (5.0, -1.0, 2.0), (9.5, 0.3, 1.0), (30.0, 0.0, 3.0)],
     )
     def test_student_is_the_covariance_of_the_score(self, point):
-        density = lambda x, *p: float(student.logpdf(x, p[0], p[1], p[2]))  # noqa: E731
+        density = lambda x, *p: student.logpdf(x, p[0], p[1], p[2])  # noqa: E731
         truth = torch.as_tensor(expected(density, point, -math.inf, math.inf))
         M = Manifold(lambda z: td.StudentT(*z.split(1, -1)))
         assert_close(
@@ -219,7 +225,7 @@ class TestTails:
         "point", [(3.0, 5.0), (1.5, 4.0), (8.0, 2.5), (20.0, 20.0), (2.0, 60.0)]
     )
     def test_fisher_snedecor_is_the_covariance_of_the_score(self, point):
-        density = lambda x, *p: float(snedecor.logpdf(x, *p))  # noqa: E731
+        density = lambda x, *p: snedecor.logpdf(x, *p)  # noqa: E731
         truth = torch.as_tensor(expected(density, point, 0.0, math.inf))
         M = Manifold(lambda z: td.FisherSnedecor(*z.split(1, -1)))
         assert_close(
@@ -289,7 +295,7 @@ class TestTails:
         "name", ["student", "fisher-snedecor", "wishart", "lkj", "student, fixed scale"]
     )
     def test_float32_and_default_geodesics(self, name):
-        M = Manifold(CASES[name].decoder)
+        M = manifold(name)
         assert_close(M.metric(Z.float()).double(), M.metric(Z), rtol=1e-3, atol=1e-4)
         assert bool(M.geodesic(Z[0], Z[1]).converged)
 
