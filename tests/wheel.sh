@@ -25,6 +25,6 @@ for module in pkgutil.walk_packages(riemae.__path__, "riemae."):
         importlib.import_module(module.name)
 END
 venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider \
-    tests/test_packaging.py tests/test_layers.py tests/test_manifold.py tests/test_docs.py tests/test_plotting.py \
-    tests/autoencoders/test_persistence.py tests/autoencoders/test_training.py tests/cli tests/datasets tests/interop \
-    tests/solvers/test_distance_matrix.py tests/solvers/test_graph.py tests/storage
+    tests/test_packaging.py tests/test_layers.py tests/test_docs.py tests/test_plotting.py \
+    tests/autoencoders/test_persistence.py tests/autoencoders/test_neighborhood.py tests/cli tests/datasets tests/interop \
+    tests/solvers/test_distance_matrix.py tests/storage

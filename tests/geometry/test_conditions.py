@@ -174,9 +174,16 @@ class TestEveryMethodAgainstALoop:
             "distribution",
             "graph",
             "distance_matrix",
+            "explain",
             "kinks",
             "metric_factor",
         }
+
+    def test_explained_under_conditions(self, joined):
+        M, _ = joined
+        said = M.explain(Z, condition=COND)
+        assert (said.points, said.latent_dim) == (N, Z.shape[-1])
+        assert said.modes["jacobian"] == "Taylor mode"
 
     def test_more_batch_axes(self, joined):
         M, _ = joined
