@@ -27,7 +27,7 @@ def shaped_codes(method: Callable[..., Any]) -> Callable[..., Any]:
     """``method`` of a manifold, for codes of its ``latent_shape``."""
     names = list(inspect.signature(method).parameters)[1:]
     places = [i for i, name in enumerate(names) if name in _CODES]
-    # Covectors of the data, and lists of points.
+    # All of its positional arguments are points.
     variadic = method.__name__ == "as_space"
     if not places and not variadic:
         return method

@@ -82,11 +82,11 @@ RECURRENT = {
     layer=seeded(  # noqa: B008 (made once)
         lambda: GRU(4, 3, batch_first=True)
     ): layer(z[:, None].repeat(1, 3, 1))[0].flatten(1),
-    "GRU cell": lambda z, cell=seeded(lambda: torch.nn.GRUCell(4, 3)): cell(z.sin(), z[:, :3]),  # noqa: B008
-    "LSTM cell": lambda z, cell=seeded(lambda: torch.nn.LSTMCell(4, 3)): torch.cat(  # noqa: B008
+    "GRU cell": lambda z, cell=seeded(lambda: torch.nn.GRUCell(4, 3)): cell(z.sin(), z[:, :3]),  # noqa: B008 (made once)
+    "LSTM cell": lambda z, cell=seeded(lambda: torch.nn.LSTMCell(4, 3)): torch.cat(  # noqa: B008 (made once)
         cell(z.sin(), (z[:, :3], z[:, 1:])), -1
     ),
-    "RNN cell": lambda z, cell=seeded(lambda: torch.nn.RNNCell(4, 3)): cell(z.sin(), z[:, :3]),  # noqa: B008
+    "RNN cell": lambda z, cell=seeded(lambda: torch.nn.RNNCell(4, 3)): cell(z.sin(), z[:, :3]),  # noqa: B008 (made once)
 }
 
 
@@ -212,6 +212,9 @@ NORMALISED = {
 PICKED = {
     "maxima": lambda z: torch.stack(
         [z.sin().max(-1).values, z.amax(1), z.cos().amin(-1), z.min(dim=1)[0].square()], -1
+    ),
+    "the larger of a point and a constant": lambda z: (
+        torch.max(z, C[0] - 0.5).square() + z.min(other=C[1]) * z
     ),
     "maxima of two": lambda z: torch.maximum(z, z.sin() * 2) * torch.fmin(z, z.square()),
     "order": lambda z: z.sin().sort(-1).values * z.topk(4, dim=1).values + z.sin().cummax(1)[0],
@@ -505,6 +508,15 @@ class TestRules:
         e, step = draw(K, M, seed=11), 1e-5
         difference = (second(z + step * e) - second(z - step * e)) / (2 * step)
         assert abs(float((slope * e).sum() - difference)) <= 1e-6 * (1 + abs(float(difference)))
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum", "fmax", "fmin"])
+def test_extremes_of_two_treat_nan_as_torch_does(name):
+    op = getattr(torch, name)
+    a = torch.tensor([[torch.nan, 1.0, torch.nan, 2.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, torch.nan, torch.nan, 3.0]], dtype=torch.float64)
+    x = op(Jet(a, torch.ones(1, 1, 4, dtype=torch.float64), None, Tape(False, 1)), b)
+    torch.testing.assert_close(x.value, op(a, b), equal_nan=True)
 
 
 class TestRefusals:

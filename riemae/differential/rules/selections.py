@@ -77,7 +77,10 @@ def _extreme(func: Any, args: Args, kwargs: Options) -> Any:
         if func.__name__ in ("max", "min"):
             return _shared(func, jet, None, False)
         return generic(func, args, kwargs)
-    return _by_places(func, jet, func(jet.value, *rest, **kwargs), rest, kwargs)
+    out = func(jet.value, *rest, **kwargs)
+    if isinstance(out, Tensor):  # the larger of two, number by number
+        return generic(func, args, kwargs)
+    return _by_places(func, jet, out, rest, kwargs)
 
 
 @rule(*spellings("amax amin"))
@@ -119,14 +122,20 @@ def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
     return jet.stacked(y, push, ahead)
 
 
-@composition(*spellings("maximum fmax"))
-def _maximum(func: Any, a: Any, b: Any) -> Any:
-    return torch.where(a == b, (a + b) / 2, torch.where(a > b, a, b))
+def _one_of(greater: bool, skips_nan: bool) -> Callable[..., Any]:
+    """The greater or the smaller of two; what it does with NaN is as in torch."""
+
+    def chosen(func: Any, a: Any, b: Any) -> Any:
+        first = a > b if greater else a < b
+        missing = b != b if skips_nan else a != a
+        return torch.where(a == b, (a + b) / 2, torch.where(first | missing, a, b))
+
+    return chosen
 
 
-@composition(*spellings("minimum fmin"))
-def _minimum(func: Any, a: Any, b: Any) -> Any:
-    return torch.where(a == b, (a + b) / 2, torch.where(a < b, a, b))
+for _name in ("maximum", "minimum", "fmax", "fmin"):
+    _greater = _name in ("maximum", "fmax")
+    composition(*spellings(_name))(_one_of(_greater, skips_nan=_name[0] == "f"))
 
 
 # Pooling: torch gives the places, counted within each image.
