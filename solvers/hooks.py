@@ -38,11 +38,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from riemae.numerics.offers import offers
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import differentiated
 from riemae.solvers.products import Products, from_graph
@@ -53,7 +54,6 @@ Then = Callable[[Tensor], Tensor]
 Embedding = Callable[[Tensor, Then], "Tensor | None"]
 
 
-@runtime_checkable
 class HasEnergyAndGradient(Protocol):
     """A space with a faster gradient than reverse mode through its chords."""
 
@@ -64,7 +64,6 @@ class HasEnergyAndGradient(Protocol):
         ...
 
 
-@runtime_checkable
 class HasProducts(Protocol):
     """A space that multiplies by the Hessian of the discrete energy without writing it down."""
 
@@ -73,7 +72,6 @@ class HasProducts(Protocol):
         ...
 
 
-@runtime_checkable
 class HasEmbedded(Protocol):
     """A space inside a Euclidean one."""
 
@@ -85,7 +83,6 @@ class HasEmbedded(Protocol):
         ...
 
 
-@runtime_checkable
 class HasVelocities(Protocol):
     """A space that knows how a geodesic passes given nodes."""
 
@@ -97,7 +94,6 @@ class HasVelocities(Protocol):
         ...
 
 
-@runtime_checkable
 class HasLabels(Protocol):
     """A family of spaces, given as one."""
 
@@ -107,7 +103,6 @@ class HasLabels(Protocol):
         ...
 
 
-@runtime_checkable
 class HasRestored(Protocol):
     """A space whose results lack the labels of their points."""
 
@@ -116,7 +111,6 @@ class HasRestored(Protocol):
         ...
 
 
-@runtime_checkable
 class HasAmbientFeatures(Protocol):
     """A space whose ambient distance is a Euclidean one."""
 
@@ -125,7 +119,6 @@ class HasAmbientFeatures(Protocol):
         ...
 
 
-@runtime_checkable
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -138,14 +131,14 @@ def energy_and_gradient(
     space: Space, nodes: Tensor
 ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
     """The discrete energy and its gradient in the interior nodes; by default by reverse mode."""
-    if isinstance(space, HasEnergyAndGradient):
+    if offers(space, HasEnergyAndGradient):
         return space.energy_and_gradient(nodes)
     return differentiated(space.squared_chords, nodes)
 
 
 def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
     """The energy to second order; by default the chords are differentiated twice."""
-    if isinstance(space, HasProducts):
+    if offers(space, HasProducts):
         return space.products(nodes)
     with torch.enable_grad():
         interior = nodes[:, 1:-1].detach().requires_grad_()
@@ -157,41 +150,41 @@ def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)
 
 def embedding_of(space: Space) -> Embedding | None:
     """The space's ``embedded``; by default None."""
-    if isinstance(space, HasEmbedded):
+    if offers(space, HasEmbedded):
         return space.embedded
     return None
 
 
 def velocities_of(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
     """The velocities with which a geodesic passes its nodes; by default None."""
-    if isinstance(space, HasVelocities):
+    if offers(space, HasVelocities):
         return space.velocities(nodes)
     return None
 
 
 def labels_of(space: Space) -> int:
     """How many coordinates, the last ones, are labels; by default 0."""
-    if isinstance(space, HasLabels):
+    if offers(space, HasLabels):
         return int(space.labels)
     return 0
 
 
 def restored(space: Space, curve: Curve, stats: dict[str, Tensor]) -> Curve:
     """The curves of a result as the space takes them; by default as they are."""
-    if isinstance(space, HasRestored):
+    if offers(space, HasRestored):
         return space.restored(curve, stats)
     return curve
 
 
 def features_of(space: Space, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
     """Points whose Euclidean distance is the ambient distance; by default None."""
-    if isinstance(space, HasAmbientFeatures):
+    if offers(space, HasAmbientFeatures):
         return space.ambient_features(z)
     return None
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:
     """The space's ``geodesic``; by default ``default`` with the space as first argument."""
-    if isinstance(space, HasGeodesic):
+    if offers(space, HasGeodesic):
         return space.geodesic
     return partial(default, space)

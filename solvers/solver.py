@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError
 from riemae.numerics.checks import expect_range
+from riemae.numerics.offers import offers
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.measure import RATIO
 from riemae.solvers.result import Status
@@ -63,7 +64,6 @@ class Solver(Protocol):
         ...
 
 
-@runtime_checkable
 class HasRefinementRatio(Protocol):
     """A solver whose errors fall by another factor than usual when the segments double."""
 
@@ -73,7 +73,6 @@ class HasRefinementRatio(Protocol):
         ...
 
 
-@runtime_checkable
 class Refinable(Protocol):
     """A state that takes to the next resolution what the coarser one has taught."""
 
@@ -84,14 +83,14 @@ class Refinable(Protocol):
 
 def refinement_ratio(solver: Solver) -> float:
     """The factor by which the error of the spline's length falls per level; 16 by default."""
-    if isinstance(solver, HasRefinementRatio):
+    if offers(solver, HasRefinementRatio):
         return solver.refinement_ratio
     return RATIO
 
 
 def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:
     """The state about finer nodes; by default a new one."""
-    if isinstance(state, Refinable):
+    if offers(state, Refinable):
         return state.refined(nodes, moved)
     return solver.begin(nodes)
 
@@ -295,7 +294,7 @@ def expect_solver(where: str, solver: Any) -> None:
     Raises:
         DTypeError: For anything else.
     """
-    if solver is None or (isinstance(solver, Solver) and not isinstance(solver, type)):
+    if solver is None or (offers(solver, Solver) and not isinstance(solver, type)):
         return
     if isinstance(solver, type):
         hint = f"Make an instance: {solver.__name__}()."

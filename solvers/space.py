@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from riemae.numerics.batch_invariance import batch_invariant
 from riemae.numerics.contradiction import contradiction, explained
 from riemae.numerics.dependence import dependence
 from riemae.numerics.metric import root, solve_metric
+from riemae.numerics.offers import offers
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
@@ -93,10 +94,10 @@ def space_of(
         where: The name of the call.
         finite: Whether NaN and infinity are refused; else they are reported with the results.
     """
-    if isinstance(space, HasSpace):
+    if offers(space, HasSpace):
         known = (z for z in points if z is not None)
         return space.as_space(*known, where=where, finite=finite)
-    return space
+    return cast(Space, space)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -46,7 +47,7 @@ def refuse_layers_in_training(where: str, module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if not _in_training(layer):
             continue
-        kind = getattr(layer, "original_name", type(layer).__name__)
+        kind = _kind(layer)
         if _is_random(layer, kind) or _is_batch_coupled(layer, kind):
             raise DecoderError(
                 where,
@@ -54,6 +55,12 @@ def refuse_layers_in_training(where: str, module: nn.Module) -> None:
                 f"{kind} {name!r} in training mode",
                 "Call decoder.eval() first.",
             )
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return str(getattr(layer, "original_name", type(layer).__name__))
+    return type(layer).__name__
 
 
 def _in_training(layer: nn.Module) -> bool:

@@ -21,7 +21,6 @@ that a step is judged by anyway. What the gradients show of the Hessian corrects
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import torch
@@ -37,8 +36,8 @@ from riemae.solvers.space import Space
 from riemae.solvers.state import curves_at, flags, masked, moved, on_host, put, relative_length
 
 
-class Outcome(IntEnum):
-    """What a trial step of a run has come to."""
+class Outcome:
+    """What a trial step of a run has come to: plain numbers, as in ``Phase``."""
 
     BACK = 0
     ARRIVED = 1
