@@ -103,7 +103,12 @@ def frozen_statistics(*decoders: Any) -> Iterator[None]:
 
 
 def _with_statistics(decoder: Any) -> list[nn.Module]:
-    """Layers in training mode that couple the batch, of all modules that a decoder refers to."""
+    """Layers in training mode that couple the batch, of all modules that a decoder refers to.
+
+    Raises:
+        DTypeError: For what refers to no module.
+        DecoderError: For batch norm without running statistics.
+    """
     where = "frozen_statistics"
     modules = reach.modules(decoder)
     if not modules:
