@@ -16,8 +16,8 @@ ROOT = Path(riemae.__file__).parent
 LAYERS = {
     "words": "exceptions version",
     "numerics": """
-        numerics numerics.batch_invariance numerics.checks numerics.contradiction
-        numerics.dependence numerics.metric numerics.precision numerics.probe numerics.random
+        numerics numerics.arithmetic numerics.batch_invariance numerics.checks
+        numerics.contradiction numerics.dependence numerics.metric numerics.precision numerics.probe numerics.random
         numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
