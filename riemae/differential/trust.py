@@ -18,7 +18,8 @@ refused        it disagreed, or failed: the next one is chosen, and this one not
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ from riemae.exceptions import (
     stack_level,
 )
 from riemae.numerics import probe
-from riemae.numerics.arithmetic import coarsest, roundoff
+from riemae.numerics.arithmetic import coarsest, double_arithmetic, in_double, roundoff
 from riemae.numerics.contradiction import Contradiction, contradiction, explained
 from riemae.numerics.dependence import batch_noise
 from riemae.numerics.random import restored
@@ -335,7 +336,18 @@ class Trust:
             rows = self.chunks.rows(f, z, 1)
             plain = partial(NESTED[-1].active, second_order=True)
             unit = self.roundoff.get(_place(f, z), 0.0)
+            if unit > 0:  # in float64 differences are sharp; None where that is not possible
+                exact = partial(contradiction, in_double(g), path, len(points), points.double())
+                found = exact(rows, partial(_in_double, plain))
+                if found is not None:
+                    return found
             return contradiction(g, path, len(points), points, rows, plain, unit)
+
+
+@contextmanager
+def _in_double(plain: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    with plain(), double_arithmetic():
+        yield
 
 
 class _Failed(Exception):

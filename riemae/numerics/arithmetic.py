@@ -8,6 +8,7 @@ dtype. How many is measured, by the same function in float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -42,11 +43,13 @@ def roundoff(f: RowMap, points: Tensor) -> float:  # (k, …)
     dtype = coarsest(f, points)
     if dtype is None:
         return 0.0
-    exact = in_double(f)
     errors: list[float] = []
     for look in (_values, _slopes):
         try:
-            error = _distance(look(f, points), look(exact, points.double()))
+            found = look(f, points)
+            with double_arithmetic():  # around reverse passes, too
+                exact = look(f, points.double())
+            error = _distance(found, exact)
         except FAILURES:  # no copy in float64 can be made, or no derivative taken
             continue
         if error < LARGEST:
@@ -71,6 +74,11 @@ def coarsest(f: RowMap, points: Tensor) -> torch.dtype | None:
         return None
     coarse = [dtype for dtype in watcher.found if torch.finfo(dtype).eps > own]
     return max(coarse, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+
+def double_arithmetic() -> AbstractContextManager[Any]:
+    """A context in which all floating-point arithmetic is done in float64, reverse passes too."""
+    return _Double()
 
 
 def in_double(f: RowMap) -> RowMap:
@@ -102,12 +110,11 @@ def _slopes(f: RowMap, points: Tensor) -> Tensor:  # (k, …) -> (k, …)
 
 
 def _distance(x: Tensor, exact: Tensor) -> float:  # (k, D), (k, D)
-    """The largest distance of two rows, relative to their size, where both are finite."""
-    gap = (x.double() - exact.double()).flatten(1).norm(dim=1)
-    size = exact.double().flatten(1).norm(dim=1)
-    size = torch.maximum(size, size.median() / 128)
-    relative = torch.where(size > 0, gap / size, 0.0)
-    return float(relative.nan_to_num(0.0, 0.0, 0.0).amax())
+    """The root mean square of the distance, relative to that of the rows that are finite."""
+    finite = (x.isfinite() & exact.isfinite()).flatten(1).all(1)
+    gap = (x[finite].double() - exact[finite].double()).norm()
+    size = exact[finite].double().norm()
+    return float(gap / size) if bool(size > 0) else 0.0
 
 
 class _Watcher(TorchDispatchMode):

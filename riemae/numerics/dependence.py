@@ -130,7 +130,7 @@ def dependence(
         if not torch.equal(near.isfinite(), x.isfinite()):
             return Dependence("rows", size)
         if size <= 32 * _largest_difference(x, near):
-            return None
+            return Dependence("noise", size)
     if size < LARGEST and _is_noise(f, points, x, alone):
         return Dependence("noise", size)
     # float32 arithmetic behind float64 points leaves differences of its own size between batches.
