@@ -87,6 +87,7 @@ class Trust:
         cut: Whether autograd's second derivative lacks a part, by dtype and device.
         announced: Whether a warning has been given.
         roundoff: Relative rounding inside, by dtype and device; 0 for that of the dtype.
+        rounded: Where it comes from conversions, which the map in float64 does without.
     """
 
     chunks: Chunks
@@ -97,6 +98,7 @@ class Trust:
     cut: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     announced: bool = False
     roundoff: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    rounded: set[tuple[Any, ...]] = field(default_factory=set)
 
     def key(self, kind: str, f: Rowwise, z: Tensor) -> tuple[Any, ...]:
         """What a choice of mode depends on.
@@ -151,6 +153,8 @@ class Trust:
             except probe.FAILURES:
                 noise = 0.0
         self.roundoff[place] = max(inside, noise)
+        if inside > noise:
+            self.rounded.add(place)
 
     # The choice.
 
@@ -336,7 +340,7 @@ class Trust:
             rows = self.chunks.rows(f, z, 1)
             plain = partial(NESTED[-1].active, second_order=True)
             unit = self.roundoff.get(_place(f, z), 0.0)
-            if unit > 0:  # in float64 differences are sharp; None where that is not possible
+            if _place(f, z) in self.rounded:  # in float64 differences are sharp; None where that is not possible
                 exact = partial(contradiction, in_double(g), path, len(points), points.double())
                 found = exact(rows, partial(_in_double, plain))
                 if found is not None:
