@@ -340,7 +340,9 @@ class Trust:
             rows = self.chunks.rows(f, z, 1)
             plain = partial(NESTED[-1].active, second_order=True)
             unit = self.roundoff.get(_place(f, z), 0.0)
-            if _place(f, z) in self.rounded:  # in float64 differences are sharp; None where that is not possible
+            if (
+                _place(f, z) in self.rounded
+            ):  # in float64 differences are sharp; None where that is not possible
                 exact = partial(contradiction, in_double(g), path, len(points), points.double())
                 found = exact(rows, partial(_in_double, plain))
                 if found is not None:
