@@ -2,6 +2,7 @@
 
 from riemae import ambient, datasets, differential, exceptions, scores, solvers, storage
 from riemae.ensembles import Ensemble
+from riemae.geometry.training_mode import frozen_statistics
 from riemae.loading import load
 from riemae.manifold import Manifold
 from riemae.version import __version__
@@ -14,6 +15,7 @@ __all__ = [
     "datasets",
     "differential",
     "exceptions",
+    "frozen_statistics",
     "load",
     "scores",
     "solvers",

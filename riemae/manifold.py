@@ -41,7 +41,7 @@ from riemae.numerics import reach
 from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
-from riemae.numerics.tolerances import tolerance
+from riemae.numerics.tolerances import coarser
 from riemae.numerics.transforms import refuse_transforms, refuse_vmap, transforms
 from riemae.numerics.values import concrete
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
@@ -1147,11 +1147,12 @@ class Manifold:
     @staticmethod
     def _accuracy(core: PullbackMetric, flat: Tensor) -> float:  # (k, m)
         """The accuracy to which geodesics are solved unless it is asked for."""
+        known = coarser(flat.dtype, core.roundoff).geodesic
         if concrete(flat) is None:
-            return tolerance(flat.dtype).geodesic
+            return known
         row = flat.isfinite().all(-1).nonzero()[:1, 0]
         kinks = smoothness.kinks_by_name(core.select(row), flat[row])
-        return tolerance(flat.dtype).geodesic if kinks is None else _WITH_KINKS
+        return known if kinks is None else max(known, _WITH_KINKS)
 
     def _frozen_length(
         self, z0: Tensor, z1: Tensor, result: GeodesicResult

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from riemae.exceptions import GraphError
-from riemae.numerics.tolerances import tolerance
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import embedding_of
+from riemae.solvers.hooks import embedding_of, precision_of
 from riemae.solvers.quadrature import length as measured
 from riemae.solvers.space import Space
 from riemae.solvers.speeds import length
@@ -76,7 +76,8 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     if embedded is None:
         found = None
     else:
-        found = embedded(lines, _chord_sums)
+        eps = precision_of(space, lines.dtype).eps
+        found = embedded(lines, partial(_chord_sums, eps=eps))
     if found is None:
         return torch.full_like(start[:, 0], torch.nan)
     coarse, middle, fine, noise = found.unbind(1)
@@ -88,7 +89,7 @@ def _polygons(space: Space, start: Tensor, stop: Tensor, rtol: float) -> Tensor:
     return torch.where(good, fine + 2 / 3 * last_gain, torch.nan)
 
 
-def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
+def _chord_sums(x: Tensor, eps: float) -> Tensor:  # (k, 17, D) -> (k, 4)
     """Lengths of the polygons through every fourth, every second and every image.
 
     And what rounding adds at most.
@@ -96,7 +97,6 @@ def _chord_sums(x: Tensor) -> Tensor:  # (k, 17, D) -> (k, 4)
     chords = (x[:, ::stride].diff(dim=1) for stride in (4, 2, 1))
     sums = [torch.linalg.vector_norm(part, dim=-1).sum(-1) for part in chords]
     size = torch.linalg.vector_norm(x, dim=-1).amax(-1)
-    eps = tolerance(x.dtype).eps
     noise = (_CORNERS - 1) * 4 * eps * size
     return torch.stack([*sums, noise], 1)
 

@@ -23,6 +23,8 @@ hook                     what it gives                                without it
                          solvers do not see
 ``ambient_features``     points of the ambient space whose Euclidean  ``ambient_distance``, row by
                          distance is the ambient distance             row
+``roundoff``             relative rounding inside, where it is      0: that of the points' dtype
+                         more than that of the points' dtype
 ``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
                          better where to start
 =======================  ===========================================  ==============================
@@ -44,6 +46,7 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.offers import offers
+from riemae.numerics.tolerances import Tolerance, coarser
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import differentiated
 from riemae.solvers.products import Products, from_graph
@@ -119,6 +122,15 @@ class HasAmbientFeatures(Protocol):
         ...
 
 
+class HasRoundoff(Protocol):
+    """A space that computes in coarser arithmetic than that of the points' dtype."""
+
+    @property
+    def roundoff(self) -> float:
+        """Relative rounding of images and lengths; 0 for that of the dtype."""
+        ...
+
+
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -181,6 +193,12 @@ def features_of(space: Space, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
     if offers(space, HasAmbientFeatures):
         return space.ambient_features(z)
     return None
+
+
+def precision_of(space: Space, dtype: torch.dtype) -> Tolerance:
+    """What results of this dtype can promise in this space; by default what the dtype can."""
+    inside = space.roundoff if offers(space, HasRoundoff) else 0.0
+    return coarser(dtype, inside)
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,8 +25,8 @@ from riemae.numerics.checks import (
     expect_values,
 )
 from riemae.numerics.precision import in_full_precision
-from riemae.numerics.tolerances import tolerance
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import recognised
 from riemae.solvers.matrix_layout import Layout
 from riemae.solvers.matrix_work import Method, Task, results, work_of
@@ -142,7 +142,7 @@ def distance_matrix(
     if method == "graph":
         usual = GRAPH_RTOL
     else:
-        usual = tolerance(a.dtype).geodesic
+        usual = precision_of(space, a.dtype).geodesic
     if rtol is None:
         rtol = usual
     else:

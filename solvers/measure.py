@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.numerics.tolerances import tolerance
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.hooks import embedding_of
+from riemae.solvers.hooks import embedding_of, precision_of
 from riemae.solvers.space import Space
 from riemae.solvers.speeds import (
     nodes_of_samples,
@@ -85,8 +84,9 @@ class Measure:
 
         From points where the space embeds them in float64, elsewhere by tangents.
         """
-        eps = tolerance(curve.nodes.dtype).eps
-        floor = tolerance(curve.nodes.dtype).length
+        known = precision_of(space, curve.nodes.dtype)
+        eps = known.eps
+        floor = known.length
         n = curve.segments
         embedded = embedding_of(space)
         seen = None

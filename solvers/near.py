@@ -9,6 +9,7 @@ from torch import Tensor
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.certificate import sound_acceleration, unevenness
 from riemae.solvers.curve import Curve
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.outcome import Outcome
 from riemae.solvers.queue import Queue
 from riemae.solvers.result import Status
@@ -46,7 +47,8 @@ def keep_near(
     """
     if not len(queue.rows):
         return
-    eps = tolerance(queue.start.nodes.dtype).eps
+    known = precision_of(space, queue.start.nodes.dtype)
+    eps = known.eps
     noise = eps * solver.segments * queue.size / queue.lengths
     near = noise > tolerated  # False for NaN
     if not near.any():
@@ -59,13 +61,13 @@ def keep_near(
     curve = Curve.line(ends[:, 0], ends[:, 1])
     speed, weights = speeds(space, curve)
     length, excess, unseen = _measured(space, ends, speed, weights)
-    error = (excess + tolerance(nodes.dtype).length) * length + unseen
+    error = (excess + known.length) * length + unseen
     # A narrow fold between the points that are looked at shows in the distance of the ends, which
     # no curve is shorter than.
-    known = least[queue.rows[near]]
+    bound = least[queue.rows[near]]
     rounding = 4 * eps * queue.size[near]
-    error = np.fmax(error, known - length - rounding)
-    straight = _straight(nodes, queue.start.segments, eps)
+    error = np.fmax(error, bound - length - rounding)
+    straight = _straight(nodes, queue.start.segments, tolerance(nodes.dtype).eps)
     settled = (straight & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]
     those = placed(settled, speed)

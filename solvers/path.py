@@ -15,11 +15,10 @@ from riemae.exceptions import FallbackWarning, NotConvergedError, stack_level
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
-from riemae.numerics.tolerances import tolerance
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
-from riemae.solvers.hooks import labels_of
+from riemae.solvers.hooks import labels_of, precision_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
@@ -124,7 +123,7 @@ def geodesic(
     space = space_of(space, z0, z1, where="geodesic")
     z0, z1 = paired_points(z0, z1)
     m = z0.shape[-1] - labels_of(space)
-    rtol = expect_rtol("geodesic", tolerance(z0.dtype).geodesic if rtol is None else rtol)
+    rtol = expect_rtol("geodesic", precision_of(space, z0.dtype).geodesic if rtol is None else rtol)
     expect_solver("geodesic", solver)
     expect_graph(graph, z0[..., :m])
     source = as_generator("geodesic", generator)

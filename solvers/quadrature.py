@@ -10,6 +10,7 @@ what they add up to is differentiable.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
@@ -19,11 +20,10 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, NotConvergedError
 from riemae.numerics.checks import expect_rtol
 from riemae.numerics.precision import in_full_precision
-from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
 from riemae.solvers.curve import Curve, check_nodes, hermite, nodes_of
-from riemae.solvers.hooks import embedding_of
+from riemae.solvers.hooks import embedding_of, precision_of
 from riemae.solvers.space import HasSpace, Space, space_of
 
 # Times and weights on [0, 1] of Kronrod's extension of Gauss' three points, and Gauss' own weights.
@@ -316,7 +316,7 @@ def _integral(
 def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Panels, Tensor, Tensor]:
     """Panels whose errors add up to less than ``rtol`` of every curve's integral, if possible."""
     p = len(track.nodes)
-    eps = tolerance(track.nodes.dtype).eps
+    eps = precision_of(space, track.nodes.dtype).eps
     panels = _Panels.evenly(
         curves=p, segments=track.segments, fewest=_FEWEST_PANELS, like=track.nodes
     )
@@ -362,7 +362,8 @@ def _measured(
         return values, errors
     both = torch.tensor([0.0, 1.0]).to(track.nodes)
     ends = track.at(panels, both)[0]
-    chord = embedded(ends, _chord)
+    eps = precision_of(space, ends.dtype).eps
+    chord = embedded(ends, partial(_chord, eps=eps))
     if chord is None:
         return values, errors
     # ∫ |ż|^q dt over a time h is at least chord^q / h^(q − 1).
@@ -393,10 +394,10 @@ def _integrated(
     return values, time * gaps.abs().amax(-1)
 
 
-def _chord(x: Tensor) -> Tensor:  # (k, 2, D) -> (k, 1)
+def _chord(x: Tensor, eps: float) -> Tensor:  # (k, 2, D) -> (k, 1)
     """Distances of two images each, less what rounding may have added."""
     size = x.norm(dim=-1).sum(-1)
-    noise = 4 * tolerance(x.dtype).eps * size
+    noise = 4 * eps * size
     chord = x.diff(dim=1).norm(dim=-1)[:, 0]
     return (chord - noise).clamp(min=0)[:, None]
 

@@ -39,8 +39,9 @@ HINTS = {
         "(ReLU, max-pooling) reaches rtol=1e-2"
     ),
     Status.PRECISION: (
-        "rtol is below what the dtype can deliver: loosen it (rtol=1e-3, with ReLU 1e-2), or use "
-        "M.to(dtype=torch.float64)"
+        "rtol is below what the arithmetic can deliver: loosen it (rtol=1e-3, with ReLU 1e-2, with "
+        "half precision inside the decoder 1e-1), let the decoder compute in the points' dtype, or "
+        "use M.to(dtype=torch.float64)"
     ),
     Status.STALLED: (
         "no step lowers the energy any more: is the decoder smooth (no ReLU, no rounding)?"

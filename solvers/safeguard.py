@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.numerics.tolerances import tolerance
 from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.measure import Measure
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.space import Space
@@ -60,7 +60,7 @@ def not_longer(
         rtol: The accuracy.
         again: Solves start curves at their own resolution; None where that has been done.
     """
-    slack = 16 * tolerance(start.nodes.dtype).length
+    slack = 16 * precision_of(space, start.nodes.dtype).length
     longer = _longer(space, start, lengths, result, slack)
     if longer is None:
         return result

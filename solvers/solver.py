@@ -11,7 +11,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError
 from riemae.numerics.checks import expect_range
 from riemae.numerics.offers import offers
-from riemae.numerics.tolerances import tolerance
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.measure import RATIO
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
@@ -201,7 +201,7 @@ def newton_decrement(space: Space, state: S, tol: float, basis: Tensor | None = 
         index[rest] = hessian.select(rest).negative_eigenvalues()
 
     quiet = (relative <= tol) | (predicted <= 2 * expansion.noise)
-    rounding = 4 * tolerance(relative.dtype).length
+    rounding = 4 * precision_of(space, relative.dtype).length
     coarse = relative > max(_ACCEPTABLE * tol, rounding)
     status = torch.full_like(state.status, RUNNING)
     status = torch.where(quiet, int(Status.CONVERGED), status)

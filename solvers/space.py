@@ -210,7 +210,7 @@ class MetricSpace:
             got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
             wanted = "a function of any number of points"
             raise MetricError("MetricSpace", wanted, got, "Keep the batch axis.") from reason
-        if found is None:
+        if found is None or found.sound:
             return
         if found.kind == "chance":
             wanted = "a deterministic metric tensor"

@@ -17,17 +17,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemae.differential.modes import NESTED, Mode, Nested
+from riemae.differential.modes import NESTED, Mode, Nested, basis
 from riemae.differential.rowwise import Rowwise
 from riemae.differential.tape import Pairs
 from riemae.exceptions import DifferentiationError
 from riemae.numerics import probe
-from riemae.numerics.tolerances import tolerance
+from riemae.numerics.tolerances import Tolerance, coarser
 
 # Kinds of derivatives: those of second order, and those whose formulas need a graph whatever the
 # caller's gradient mode.
 SECOND_ORDER = ("second derivatives", "contraction", "pushforward")
 IN_GRADIENT_MODE = (*SECOND_ORDER, "gram", "vjp")
+
+# Of coarse arithmetic, rounding explains no more of a sum than this.
+_COARSE = 1e-2
 
 # Points at which a mode is compared with autograd. Several tries: hidden scripts fail from their
 # second call on, and each point is once among other ones.
@@ -77,17 +80,22 @@ class Comparison:
             caller's transforms. Otherwise the mode is only tried.
         derived: Whether the map is built on derivatives that have been compared, so that its
             values may vanish except for rounding of numbers of size 1.
+        roundoff: Relative rounding inside the map; 0 for that of the points' dtype.
     """
 
     kind: str
     mode: Mode
     comparable: bool = True
     derived: bool = False
+    roundoff: float = 0.0
 
     @property
     def create_graph(self) -> bool:
         """Whether the caller may differentiate the results."""
         return torch.is_grad_enabled() and self.kind not in SECOND_ORDER
+
+    def _tolerance(self, point: Tensor) -> Tolerance:
+        return coarser(point.dtype, self.roundoff)
 
     def check(
         self, f: Rowwise, points: Tensor, limit: int, tries: Sequence[list[int]] = TRIES
@@ -128,7 +136,7 @@ class Comparison:
             if not self.comparable:
                 self.report(f, point, v, torch.ones_like(x))
                 return True
-            allowed = _Allowed(point.dtype, x)
+            allowed = _Allowed(self._tolerance(point), x)
             _refuse_coupled_rows(f, point.detach(), x, allowed)
             w = probe.normal(x, *x.shape, source=source)
             value, numbers = self.report(f, point, v, w)
@@ -147,9 +155,10 @@ class Comparison:
         mode = self.mode
         g = f.for_mode(mode, graph)
         if self.kind == "jacobian":
-            x, first = mode.forward(g, z, v[None], None, graph)
-            reported = (w * first[0]).sum(-1)
-            return x, [Number(reported, w, 1)]
+            u = basis(z) if mode.together else v[None]
+            x, first = mode.forward(g, z, u, None, graph)
+            along = torch.einsum("cbd,bc->bd", first, v) if mode.together else first[0]
+            return x, [Number((w * along).sum(-1), w, 1)]
         if self.kind == "vjp":
             x, pulled = mode.reverse(g, z, lambda x: w, graph)
             reported = (v * pulled).sum(-1)
@@ -159,6 +168,12 @@ class Comparison:
             forward = (w * tangent).sum(-1)
             reverse = (pulled * v).sum(-1)
             return x, [Number(forward, w, 1), Number(reverse, tangent.detach(), 2)]
+        if self.kind == "second derivatives" and mode.together:
+            pairs = Pairs.all(z.shape[-1])
+            x, _, parts = mode.forward(g, z, basis(z), pairs, graph)
+            second_all = pairs.full(parts.movedim(0, -1))
+            bent = torch.einsum("bdij,bi,bj->bd", second_all, v, v)
+            return x, [Number((w * bent).sum(-1), w, 1)]
         if self.kind == "second derivatives":
             x, _, second = mode.forward(g, z, v[None], Pairs([0], [0]), graph)
             reported = (w * second[0]).sum(-1)
@@ -189,7 +204,7 @@ class Comparison:
             if not nested:
                 raise
             return False
-        limit = tolerance(point.dtype).check
+        limit = self._tolerance(point).check
         sound = x.detach().isfinite().all(-1)  # elsewhere derivatives mean nothing
         for ours, theirs, size, floor in compared:
             allowed = limit * (size + ours.detach().abs()) + floor
@@ -214,8 +229,7 @@ class Comparison:
         noise = (w * x).detach().abs().sum(-1) + size + bent
         if self.derived:
             noise = noise + w.abs().sum(-1)
-        eps = tolerance(point.dtype).eps
-        floor = 1e3 * eps * noise.nan_to_num(0.0, 0.0, 0.0).max()
+        floor = _floor(self._tolerance(point)) * noise.nan_to_num(0.0, 0.0, 0.0).max()
         if self.kind in SECOND_ORDER:
             return [_Comparison(number.value, along.sum(-1), bent, floor)]
         compared = [_Comparison(number.value, expected, size, floor)]
@@ -261,14 +275,19 @@ def slopes(f: Rowwise, z: Tensor) -> Tensor:  # (k, m) -> (k, m)
     return pulled if z.requires_grad else pulled.detach()
 
 
-class _Allowed:
-    """How far values of the map may be apart: by rounding in the dtype of the points."""
+def _floor(known: Tolerance) -> float:
+    """A share of what was added up that rounding explains."""
+    return min(1e3 * known.eps, max(_COARSE, known.check))
 
-    def __init__(self, dtype: torch.dtype, x: Tensor) -> None:
+
+class _Allowed:
+    """How far values of the map may be apart: by rounding in its arithmetic."""
+
+    def __init__(self, known: Tolerance, x: Tensor) -> None:
         finite = x.detach().abs().nan_to_num(0.0, 0.0, 0.0)
         largest = float(finite.max()) if x.numel() else 0.0
-        self.rtol = tolerance(dtype).check
-        self.atol = 1e3 * tolerance(dtype).eps * largest
+        self.rtol = known.check
+        self.atol = _floor(known) * largest
 
     def equal(self, a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=self.rtol, atol=self.atol, equal_nan=True)

@@ -18,19 +18,18 @@ refused        it disagreed, or failed: the next one is chosen, and this one not
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from riemae.differential.chunks import Chunks
 from riemae.differential.comparison import IN_GRADIENT_MODE, POINTS, TRIES, Comparison, slopes
 from riemae.differential.modes import MODES, NESTED, Mode, Nested
-from riemae.differential.primitives import untraced
 from riemae.differential.rowwise import Rowwise
 from riemae.exceptions import (
     ApproximationWarning,
@@ -40,7 +39,9 @@ from riemae.exceptions import (
     stack_level,
 )
 from riemae.numerics import probe
+from riemae.numerics.arithmetic import coarsest, double_arithmetic, in_double, roundoff
 from riemae.numerics.contradiction import Contradiction, contradiction, explained
+from riemae.numerics.dependence import batch_noise
 from riemae.numerics.random import restored
 from riemae.numerics.threads import TURN
 from riemae.numerics.transforms import transformed
@@ -85,6 +86,8 @@ class Trust:
         asked: Where autograd has been compared with the map itself.
         cut: Whether autograd's second derivative lacks a part, by dtype and device.
         announced: Whether a warning has been given.
+        roundoff: Relative rounding inside, by dtype and device; 0 for that of the dtype.
+        rounded: Where it comes from conversions, which the map in float64 does without.
     """
 
     chunks: Chunks
@@ -94,6 +97,8 @@ class Trust:
     asked: set[tuple[Any, ...]] = field(default_factory=set)
     cut: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     announced: bool = False
+    roundoff: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    rounded: set[tuple[Any, ...]] = field(default_factory=set)
 
     def key(self, kind: str, f: Rowwise, z: Tensor) -> tuple[Any, ...]:
         """What a choice of mode depends on.
@@ -131,20 +136,39 @@ class Trust:
         self.refused.setdefault(key, set()).add(mode)
         self.modes.pop(key, None)
 
-    def _comparison(self, kind: str, mode: Mode, comparable: bool = True) -> Comparison:
-        return Comparison(kind, mode, comparable, derived=self.what is None)
+    def _comparison(
+        self, kind: str, mode: Mode, place: tuple[Any, ...], comparable: bool = True
+    ) -> Comparison:
+        roundoff = self.roundoff.get(place, 0.0)
+        return Comparison(kind, mode, comparable, self.what is None, roundoff)
+
+    def _measure(self, f: Rowwise, place: tuple[Any, ...], sample: Tensor) -> None:
+        """Find out, once, how coarse the arithmetic inside of the map is."""
+        if place in self.roundoff:
+            return
+        with restored(sample.device), torch.inference_mode(False):
+            inside = roundoff(f.flat, sample)
+            try:
+                noise = batch_noise(f.flat, sample)
+            except probe.FAILURES:
+                noise = 0.0
+        self.roundoff[place] = max(inside, noise)
+        if inside > noise:
+            self.rounded.add(place)
 
     # The choice.
 
     def _chosen(self, key: tuple[Any, ...], f: Rowwise, z: Tensor) -> Mode:
         kind = key[0]
         inside = key[-1]
+        place = _place(f, z)
         comparable = not z.is_meta and not inside and concrete(z) is not None
         start = z.detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
         sample = start[:1]
         if comparable:
             rows = self.chunks.rows(f, start, 1)
             sample = torch.cat([probe.generic(f.flat, start, POINTS - 1, rows), sample])
+            self._measure(f, place, sample[:rows])
             self._ask(f, start, sample)
         reasons: list[str] = []
         for mode in NESTED if inside or kind == "pushforward" else MODES:
@@ -155,7 +179,7 @@ class Trust:
                     reasons.append(f"{mode.name}: its derivative cannot be differentiated again")
                     continue
             try:
-                known = self._tried(self._comparison(kind, mode, comparable), f, sample)
+                known = self._tried(self._comparison(kind, mode, place, comparable), f, sample)
             except _Failed as failure:
                 reasons.append(f"{mode.name}: {failure}")
                 continue
@@ -195,7 +219,7 @@ class Trust:
         if any("nference tensor" in reason for reason in reasons):
             got = "weights or constants made under torch.inference_mode()"
             remedy = INFERENCE
-        elif (rounded := _rounded(f, sample)) is not None:
+        elif (rounded := coarsest(f.flat, sample)) is not None:
             got = f"numbers of {rounded} inside of it"
             remedy = (
                 f"Rounding has no derivative: convert all of it to {sample.dtype}, or z to the "
@@ -254,7 +278,7 @@ class Trust:
             base, noise = probe.moved(z.detach(), POINTS, 1e-3)
             sample = base + noise
         kind = key[0]
-        comparison = self._comparison(kind, trusted.mode)
+        comparison = self._comparison(kind, trusted.mode, _place(f, z))
         try:
             with trusted.mode.active(kind in IN_GRADIENT_MODE):
                 comparison.check(f, sample, self.chunks.rows(f, sample, 1), TRIES[:1])
@@ -315,7 +339,21 @@ class Trust:
 
             rows = self.chunks.rows(f, z, 1)
             plain = partial(NESTED[-1].active, second_order=True)
-            return contradiction(g, path, len(points), points, rows, plain)
+            unit = self.roundoff.get(_place(f, z), 0.0)
+            if (
+                _place(f, z) in self.rounded
+            ):  # in float64 differences are sharp; None where that is not possible
+                exact = partial(contradiction, in_double(g), path, len(points), points.double())
+                found = exact(rows, partial(_in_double, plain))
+                if found is not None:
+                    return found
+            return contradiction(g, path, len(points), points, rows, plain, unit)
+
+
+@contextmanager
+def _in_double(plain: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    with plain(), double_arithmetic():
+        yield
 
 
 class _Failed(Exception):
@@ -343,37 +381,3 @@ def _distinct(reasons: list[str]) -> str:
         listed = ", ".join(names)
         parts.append(f"{text} ({listed})")
     return "; ".join(parts)
-
-
-def _rounded(f: Rowwise, sample: Tensor) -> torch.dtype | None:
-    """A dtype inside the map that carries fewer digits than the points."""
-    try:
-        with torch.no_grad(), restored(sample.device), untraced(_Dtypes)() as seen:
-            f.flat(sample.detach())
-    except Exception:  # this only looks for the cause of another error
-        return None
-    eps = torch.finfo(sample.dtype).eps
-    coarse = [d for d in seen.found if torch.finfo(d).eps > eps]
-    return max(coarse, key=lambda d: torch.finfo(d).eps, default=None)
-
-
-class _Dtypes(TorchFunctionMode):
-    """Collects the floating-point dtypes to which numbers are converted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[torch.dtype] = set()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.is_floating_point():
-            given = [x for x in args if isinstance(x, Tensor) and x.is_floating_point()]
-            if any(torch.finfo(x.dtype).eps < torch.finfo(out.dtype).eps for x in given):
-                self.found.add(out.dtype)
-        return out

@@ -351,7 +351,7 @@ def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> No
         got = f"{type(reason).__name__}: {reason}"
         hint = "Keep the batch axis."
         raise AmbientError(where, "a metric of any number of points", got, hint) from reason
-    if found is not None:
+    if found is not None and not found.sound:
         raise AmbientError(where, *found.message("metric"))
 
 

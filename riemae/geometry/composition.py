@@ -71,6 +71,11 @@ class Composition:
         self._set_ambient(Euclidean() if ambient is None else ambient)
 
     @property
+    def roundoff(self) -> float:
+        """Relative rounding inside the decoder; 0 for that of the points' dtype."""
+        return self.decoder.roundoff
+
+    @property
     def first_order(self) -> Differential:
         """The map whose images have the lengths of curves, as far as there is one."""
         return self.embedding or self.immersion

@@ -21,6 +21,7 @@ from riemae.geometry.failures import explained_failure
 from riemae.geometry.training_mode import layers_in_training, refuse_layers_in_training
 from riemae.geometry.varying import varying_parameters, with_fixed
 from riemae.numerics import probe
+from riemae.numerics.arithmetic import is_half, roundoff
 from riemae.numerics.dependence import Dependence, dependence, dependence_around
 from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
@@ -60,6 +61,8 @@ class Decoder:
         self.output_shape: torch.Size | None = None
         # What the outputs hold; None for tensors, and before the first call.
         self.layout: AnyLayout | None = None
+        # Relative rounding inside; 0 where it is that of the points' dtype.
+        self.roundoff = 0.0
         self._training: int | None = None  # layers in training mode when the decoder was looked at
 
     def __call__(
@@ -107,6 +110,8 @@ class Decoder:
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
         _refuse_sparse_or_empty(z, x)
+        if is_half(x.dtype) and not is_half(z.dtype):
+            x = x.to(z.dtype)
         if layout is not None:
             x = _without(x, invalid_rows(output))
         if self.layout is None:
@@ -152,7 +157,8 @@ class Decoder:
                 str(z.device),
                 f"Try z.to('{own.device}').",
             )
-        if own.dtype != z.dtype:
+        # One with weights in half precision converts points by itself, or fails when it is called.
+        if own.dtype != z.dtype and not is_half(own.dtype):
             raise DTypeError(
                 where,
                 f"z of the decoder's dtype {own.dtype}",
@@ -215,6 +221,7 @@ class Decoder:
             if not finite:  # parameters outside of their range concern single pairs
                 stack.enter_context(unvalidated())
             x = attempt(points).clone()
+            self.roundoff = 0.0
             if x.dtype != z.dtype:
                 raise DTypeError(
                     where,
@@ -234,6 +241,8 @@ class Decoder:
             if not real:
                 z, _ = apart.split(points)
             self.probe_rows(where, z, x[0].numel(), rows, condition)
+            inside = roundoff(attempt, points)
+            self.roundoff = max(self.roundoff, inside)
         self.output_shape = x.shape[1:]
         self._training = layers_in_training(self.module)
         sound = [i for i in range(real) if i not in bad]
@@ -287,10 +296,12 @@ class Decoder:
                 ) from reason
         self._refuse_dependence(where, found)
 
-    @staticmethod
-    def _refuse_dependence(where: str, found: Dependence | None) -> None:
-        if found is not None:
+    def _refuse_dependence(self, where: str, found: Dependence | None) -> None:
+        if found is None:
+            return
+        if not found.sound:
             raise DecoderError(where, *found.message("decoder"))
+        self.roundoff = max(self.roundoff, found.size)
 
     def _attempt(self, where: str, points: Tensor, condition: Condition | None) -> Tensor:
         try:

@@ -8,6 +8,7 @@ ambient metric at both of their ends: ``n Σ Δxᵀ ½(H(x_i) + H(x_{i+1})) Δx`
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
 from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.metric import safe_sqrt
+from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import (
     Expansion,
     bending,
@@ -73,7 +75,13 @@ class PathMetric(Composition):
             expansions = [part._expand_general(x, second_order) for part, x in parts]
         else:
             expansions = [part._expand_features(x, second_order) for part, x in parts]
-        return Expansion.cat(expansions)
+        joined = Expansion.cat(expansions)
+        return replace(joined, noise=self._noise(joined.noise))
+
+    def _noise(self, noise: Tensor) -> Tensor:
+        """Rounding of an energy, in the decoder's own arithmetic."""
+        eps = tolerance(noise.dtype).eps
+        return noise * (self.roundoff / eps) if self.roundoff > eps else noise
 
     def energy_and_gradient(
         self, nodes: Tensor
@@ -123,7 +131,8 @@ class PathMetric(Composition):
 
         squared = self._squared_steps(points, points[:, :-1])
         size = safe_sqrt(squared)
-        return from_graph(interior, chords, size, gauss_newton)
+        found = from_graph(interior, chords, size, gauss_newton)
+        return replace(found, noise=self._noise(found.noise))
 
     def residual(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n - 1, m)
         """The energy's gradient with second differences of sixth order; None without features."""

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from riemae.numerics.probe import FAILURES, RowMap, generator, normal
 from riemae.numerics.threads import Shared
-from riemae.numerics.tolerances import tolerance
+from riemae.numerics.tolerances import Tolerance, coarser, tolerance
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def contradiction(
     like: Tensor,
     rows: int | None = None,
     plain: Callable[[], Any] | None = None,
+    roundoff: float = 0.0,
 ) -> Contradiction | None:
     """Compare the derivative that autograd reports for ``f`` with differences along curves of rows.
 
@@ -125,16 +126,18 @@ def contradiction(
         like: A tensor of the dtype and device of the times.
         rows: The largest number of rows in one call of ``f``; None for any.
         plain: Makes the context in which autograd may be asked.
+        roundoff: Relative rounding inside ``f``; 0 for that of its dtype.
 
     Returns:
         None where they agree, and where nothing can be said.
     """
     zero = like.new_zeros(count)
     base = path(zero).detach()
-    step = tolerance(like.dtype).eps ** (1 / 3)
+    known = coarser(like.dtype, roundoff)
+    step = known.eps ** (1 / 3)
     try:
         curves = _Curves(f, path, zero, rows, _reported(f, base, rows, plain))
-        verdict = _verdict(curves, step)
+        verdict = _verdict(curves, step, known)
     except FAILURES:
         # What autograd cannot differentiate at all is refused elsewhere, with its own words.
         return None
@@ -153,7 +156,7 @@ def contradiction(
     )
 
 
-def _verdict(curves: _Curves, step: float) -> _Verdict:
+def _verdict(curves: _Curves, step: float, known: Tolerance) -> _Verdict:
     """Differences with a step and with half of it, compared with autograd."""
     dtype = curves.zero.dtype
     weight = curves.reported.weight
@@ -165,11 +168,13 @@ def _verdict(curves: _Curves, step: float) -> _Verdict:
     size = (weight * narrow).abs().sum(-1)
     # Truncation shows in the difference between the steps; rounding grows as the step shrinks.
     truncation = 8 * (weight * (wide - narrow)).abs().sum(-1)
-    eps = tolerance(dtype).eps
+    eps = known.eps
     added_up = (weight * curves.reported.values).abs().sum(-1)
     rounding = 16 * eps / step * added_up
     doubt = truncation + rounding
     allowed = 1e-5 if dtype == torch.float64 else 3e-3
+    if eps > tolerance(dtype).eps:
+        allowed = max(allowed, known.check)
     limit = doubt + allowed * (size + reported.abs())
     bad = errors > limit
     good = ~bad & (limit < 0.1 * (size + reported.abs()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemae.numerics.arithmetic import LARGEST, coarsest, in_double
 from riemae.numerics.probe import (
     FAILURES,
     FEW,
@@ -19,18 +20,27 @@ from riemae.numerics.probe import (
 )
 from riemae.numerics.tolerances import tolerance
 
+# Cosine of the differences at two points from which on they are the same differences.
+_COHERENT = 0.5
+
 
 @dataclass(frozen=True)
 class Dependence:
     """What the output of a row depends on besides the row.
 
     Attributes:
-        kind: ``"chance"``, ``"rows"``, or only ``"rounding"``.
+        kind: ``"chance"``, ``"rows"``, or only ``"rounding"``; ``"noise"`` where it is rounding
+            that the function's own arithmetic explains.
         size: The difference, relative to the output.
     """
 
     kind: str
     size: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the function is a deterministic map of rows in spite of it."""
+        return self.kind == "noise"
 
     def message(self, what: str) -> tuple[str, str, str]:
         """Expected, got, try: for an error about a function of this name."""
@@ -95,6 +105,8 @@ def dependence(
 ) -> Dependence | None:  # (k, ...)
     """Whether a row's output depends on chance, on the other rows, on their number or their order.
 
+    Where it does so by rounding in coarse arithmetic alone, the kind is ``"noise"``.
+
     Args:
         f: Rows to rows.
         points: The rows.
@@ -105,20 +117,99 @@ def dependence(
     repeated = _kept(f, points)
     size = _difference(x, repeated)
     if size > 0:
-        return Dependence("chance", size)
+        rounded = size < LARGEST and _exact_elsewhere(f, points, alone)
+        return Dependence("noise" if rounded else "chance", size)
     size = _coupling(f, points, x, alone)
     if not size:
         return None
-    # Rounding that the function itself amplifies is not coupling: a row moved by its last digits
-    # shows how much that is.
-    near = _kept(f, points * (1 + 4 * tolerance(points.dtype).eps))
-    if not torch.equal(near.isfinite(), x.isfinite()):
-        return Dependence("rows", size)
-    if size <= 32 * _largest_difference(x, near):
-        return None
+    coarse = coarsest(f, points) is not None
+    if not coarse:
+        # Rounding that the function itself amplifies is not coupling: a row moved by its last
+        # digits shows how much that is.
+        near = _kept(f, points * (1 + 4 * tolerance(points.dtype).eps))
+        if not torch.equal(near.isfinite(), x.isfinite()):
+            return Dependence("rows", size)
+        if size <= 32 * _largest_difference(x, near):
+            return Dependence("noise", size)
+    if size < LARGEST and _is_noise(f, points, x, alone):
+        return Dependence("noise", size)
     # float32 arithmetic behind float64 points leaves differences of its own size between batches.
     rounded = points.dtype == torch.float64 and size < 256 * tolerance(torch.float32).eps
     return Dependence("rounding" if rounded else "rows", size)
+
+
+def batch_noise(f: RowMap, points: Tensor) -> float:  # (k, ...)
+    """How much the first row changes with the size of the batch, where that is rounding; else 0."""
+    x = _kept(f, points)
+    if not _difference(x[:1], _kept(f, points[:1])):
+        return 0.0
+    found = dependence(f, points)
+    return found.size if found is not None and found.sound else 0.0
+
+
+# Rounding, or coupling?
+
+
+def _is_noise(f: RowMap, points: Tensor, x: Tensor, alone: int | None) -> bool:
+    """Whether differences between batches are rounding in the function's own arithmetic.
+
+    Kernels choose their order of summation by the shape of a batch, and never by what other rows
+    hold. Rounding vanishes in float64, and changes all over when a point moves a little; coupling
+    does neither.
+    """
+    try:
+        if _heeds_others(f, points, x):
+            return False
+        return _exact_elsewhere(f, points, alone) or _scattered(f, points)
+    except FAILURES:
+        return False
+
+
+def _heeds_others(f: RowMap, points: Tensor, x: Tensor) -> bool:
+    """Whether a row notices what other rows hold, in a batch of one shape."""
+    count = len(points)
+    places = torch.arange(count, device=points.device)
+    for parity in (0, 1):
+        own = places % 2 == parity
+        for other in (points.flip(0), points[:1].expand_as(points), points[-1:].expand_as(points)):
+            mask = own.view(-1, *(1,) * (points.ndim - 1))
+            mixed = torch.where(mask, points, other)
+            if _difference(x[own], _kept(f, mixed)[own]):
+                return True
+    return False
+
+
+def _exact_elsewhere(f: RowMap, points: Tensor, alone: int | None) -> bool:
+    """Whether the same function in float64 is a deterministic map of rows."""
+    exact = in_double(f)
+    try:
+        x = _kept(exact, points.double())
+        same = _difference(x, _kept(exact, points.double())) == 0
+        return same and _coupling(exact, points.double(), x, alone) == 0
+    except FAILURES:  # it cannot be computed in float64
+        return False
+
+
+def _scattered(f: RowMap, points: Tensor) -> bool:
+    """Whether differences between batches have nothing to do with those at points nearby."""
+    here = _gaps(f, points)
+    if not bool(here.any()):
+        return False
+    for step in (2.0**-6, -(2.0**-7)):
+        near = _gaps(f, points * (1 + step))
+        size = here.norm() * near.norm()
+        if bool((here * near).sum().abs() >= _COHERENT * size):
+            return False
+    return True
+
+
+def _gaps(f: RowMap, points: Tensor) -> Tensor:
+    """Differences of rows among many, among half as many, and by themselves."""
+    half = max(1, len(points) // 2)
+    x = _kept(f, points)
+    fewer = x[:half] - _kept(f, points[:half])
+    single = torch.cat([_kept(f, points[i : i + 1]) for i in range(half)])
+    return torch.stack([fewer, x[:half] - single]).double().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _coupling(f: RowMap, points: Tensor, x: Tensor, alone: int | None) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -42,6 +43,34 @@ _TABLE = {
         eps=2.0**-23, length=1e-6, rank=3e-6, pivot=1e-5, probe=1e-4, check=2e-3, geodesic=1e-3
     ),
 }
+
+
+# Lengths are claimed to so many times the spacing of the numbers inside a decoder, and geodesics
+# are solved to so many times by default.
+_CLAIMED = 4
+_SOLVED = 12
+
+
+@lru_cache(maxsize=64)
+def coarser(dtype: torch.dtype, roundoff: float) -> Tolerance:
+    """The row of the table for results that carry no more digits than ``roundoff`` leaves.
+
+    Args:
+        dtype: Of the results.
+        roundoff: Relative rounding inside the function that they come from; 0 for that of the
+            dtype.
+    """
+    usual = tolerance(dtype)
+    if roundoff <= usual.eps:
+        return usual
+    return replace(
+        usual,
+        eps=roundoff,
+        length=max(usual.length, _CLAIMED * roundoff),
+        probe=max(usual.probe, _CLAIMED * roundoff),
+        check=max(usual.check, 2 * _CLAIMED * roundoff),
+        geodesic=max(usual.geodesic, _SOLVED * roundoff),
+    )
 
 
 def tolerance(dtype: torch.dtype) -> Tolerance:

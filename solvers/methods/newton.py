@@ -42,6 +42,7 @@ from torch import Tensor
 
 from riemae.numerics.checks import expect_choice, expect_range
 from riemae.solvers.energy import discrete_energy
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.methods.newton_expansion import expand, sound
 from riemae.solvers.methods.newton_limits import LIMITS
 from riemae.solvers.methods.newton_run import Run, ended
@@ -395,7 +396,8 @@ class _Sweep:
         running = book["status"] == RUNNING
         wanting = self.carried & book["stale"]
         ending = self.quiet & running & ~wanting
-        verdict = ended(book["decrement"], self.nodes.dtype, self.tol)
+        known = precision_of(self.space, self.nodes.dtype)
+        verdict = ended(book["decrement"], known, self.tol)
         book["status"] = np.where(ending, verdict, book["status"])
 
     def polish(self) -> None:

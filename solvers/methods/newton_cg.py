@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.checks import expect_range
-from riemae.numerics.tolerances import tolerance
+from riemae.numerics.tolerances import Tolerance
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.hooks import products
+from riemae.solvers.hooks import precision_of, products
 from riemae.solvers.krylov import Truncated, truncated_cg
 from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.products import Product, Products
@@ -155,6 +155,7 @@ class NewtonCG:
             rough=rough,
             second=~flat | (not self.second_order),
             tol=tol,
+            known=precision_of(space, state.nodes.dtype),
         )
         # A preconditioner that all but vanishes in some directions proposes nothing but those: the
         # curve goes on with a milder one.
@@ -281,6 +282,7 @@ def _judged(
     rough: Tensor,
     second: Tensor,
     tol: float,
+    known: Tolerance,
 ) -> _Verdict:
     """The verdict after a step.
 
@@ -293,6 +295,7 @@ def _judged(
         rough: ``(p,)``, the relative decrement in the preconditioner's metric.
         second: ``(p,)`` bool: the model is of second order, or need not be.
         tol: Relative decrement that ends a curve.
+        known: What the arithmetic can promise.
     """
     energy = local.energy
     noise = local.noise
@@ -314,7 +317,7 @@ def _judged(
     whole = live & (stride == 1) & ~model.bounded
     settled = quiet | saddle
     ended = settled | (whole & second & (left <= tol))
-    rounding = 4 * tolerance(relative.dtype).length
+    rounding = 4 * known.length
     acceptable = max(_ACCEPTABLE * tol, rounding)
     return _Verdict(
         decrement=torch.where(whole & ~quiet, left, relative),

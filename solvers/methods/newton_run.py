@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.numerics.tolerances import tolerance
+from riemae.numerics.tolerances import Tolerance
 from riemae.solvers.energy import Expansion
-from riemae.solvers.hooks import energy_and_gradient
+from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.methods.newton_limits import LIMITS
 from riemae.solvers.model import QuadraticModel, Secants
 from riemae.solvers.result import Status
@@ -45,9 +45,9 @@ class Outcome:
     ON = 3
 
 
-def ended(decrement: np.ndarray, dtype: torch.dtype, tol: float) -> np.ndarray:
+def ended(decrement: np.ndarray, known: Tolerance, tol: float) -> np.ndarray:
     """CONVERGED, or PRECISION where rounding stopped a curve far above its tolerance."""
-    acceptable = max(LIMITS.acceptable * tol, 4 * tolerance(dtype).length)
+    acceptable = max(LIMITS.acceptable * tol, 4 * known.length)
     return np.where(decrement > acceptable, int(Status.PRECISION), int(Status.CONVERGED))
 
 
@@ -243,7 +243,7 @@ class Run:
         rough = slow & entry["first"] & (trial.relative <= LIMITS.rough)
         # Without second derivatives there is no index: they are looked at before a curve may end.
         entry["status"][curves.informed & rough] = Status.CONVERGED
-        verdict = ended(remaining, trial.nodes.dtype, self.tol)
+        verdict = ended(remaining, precision_of(self.space, trial.nodes.dtype), self.tol)
         entry["status"] = np.where(curves.informed & arrived, verdict, entry["status"])
         entry["decrement"] = np.where(trial.lower, remaining, entry["decrement"])
         entry["stale"] = slow | ~trial.lower

@@ -472,10 +472,17 @@ def test_a_decoder_that_changes_after_its_first_use_is_refused():
         M.decode(Z)
 
 
-def test_rounding_in_single_precision_is_named():
-    single = net(torch.float32, out=200)
-    with pytest.raises(DecoderError, match="float32"):
-        Manifold(lambda z: single(z.float()).double()).metric(Z)
+def test_single_precision_behind_points_in_double_is_carried():
+    single, double = net(torch.float32, out=200), net(out=200)
+    M = Manifold(lambda z: single(z.float()).double())
+    close(M.metric(Z), Manifold(double).metric(Z), 1e-5)
+    result = M.geodesic(Z[:1], Z[1:2])
+    truth = Manifold(double).geodesic(Z[:1], Z[1:2], rtol=1e-8).length
+    assert bool(result.converged)
+    assert bool((result.length - truth).abs() <= result.error)
+    sharp = M.geodesic(Z[:1], Z[1:2], rtol=1e-9, throw=False)
+    assert sharp.status.tolist() == [solvers.Status.PRECISION]
+    assert bool((sharp.length - truth).abs() <= sharp.error)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 2, 0], [2, 2]])

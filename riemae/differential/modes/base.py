@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riemae.differential.primitives import with_primitives
 from riemae.differential.tape import Pairs
+from riemae.numerics.probe import FAILURES
 from riemae.numerics.threads import TURN, Shared
 from riemae.numerics.transforms import refuse_compiling
 
@@ -33,12 +34,14 @@ class Mode(ABC):
         portable: Whether fused kernels are switched off, which often lack derivatives.
         announced: Whether its use is announced by a warning.
         approximate: Whether second derivatives are differences of first ones.
+        together: Whether many directions are taken by other calls than a single one.
     """
 
     name: str
     portable: bool = True
     announced: bool = False
     approximate: bool = False
+    together: bool = False
 
     def active(self, second_order: bool, primitives: bool = True) -> AbstractContextManager[Any]:
         """The context in which the mode works.
@@ -142,6 +145,33 @@ def pulled_back(
         create_graph=create_graph,
         materialize_grads=True,
     )
+
+
+def pulled_back_all(
+    x: Tensor, end: Tensor, covectors: Tensor, create_graph: bool
+) -> Tensor | None:  # (c, *x.shape) -> (c, *end.shape)
+    """``Jᵀa`` for many covectors a, by ``torch.autograd``; None where ``x`` is not made of ``end``.
+
+    All at once where ``vmap`` takes the backward pass, and otherwise one after the other: those
+    written for numpy, or with control flow, want plain tensors.
+    """
+    if not x.requires_grad:
+        return None
+    options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+    if len(covectors) > 1:
+        try:
+            (found,) = torch.autograd.grad(x, end, covectors, is_grads_batched=True, **options)
+        except FAILURES:  # each by itself then, which raises it again if vmap is not the reason
+            pass
+        else:
+            return found
+    rows: list[Tensor] = []
+    for a in covectors:
+        (row,) = torch.autograd.grad(x, end, a, **options)
+        if row is None:
+            return None
+        rows.append(row)
+    return torch.stack(rows)
 
 
 def with_graph(f: BatchedMap, start: Tensor) -> Tensor:

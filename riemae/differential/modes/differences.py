@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.differential.modes.base import BatchedMap, Covectors, basis, with_graph
+from riemae.differential.modes.base import BatchedMap, Covectors, basis, pulled_back_all, with_graph
 from riemae.differential.modes.nested import Nested
 from riemae.differential.tape import Pairs
 from riemae.exceptions import DifferentiationError
@@ -101,18 +101,14 @@ class Differences(Nested):
     @staticmethod
     def _rows(f: BatchedMap, z: Tensor) -> tuple[Tensor, Tensor]:  # -> (b, D), (b, D, m)
         """``f`` and ``J``, without graph."""
-        rows = []
         with torch.enable_grad():
             start = z.detach().requires_grad_()
             x = with_graph(f, start)
-            for column in x.unbind(1):
-                (row,) = torch.autograd.grad(
-                    column.sum(), start, retain_graph=True, materialize_grads=True
-                )
-                rows.append(row)
-        if not rows:
-            return x.detach(), z.new_zeros(len(z), 0, z.shape[1])
-        return x.detach(), torch.stack(rows, 1)
+            units = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None]
+            j = pulled_back_all(x, start, units.expand(-1, *x.shape), False) if len(units) else None
+        if j is None:
+            return x.detach(), z.new_zeros(len(z), x.shape[1], z.shape[1])
+        return x.detach(), j.movedim(0, 1)
 
 
 def _step(z: Tensor) -> Tensor:  # (b, m) -> (b, 1)
