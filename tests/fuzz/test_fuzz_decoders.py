@@ -2,9 +2,9 @@
 refused with a reason that holds.
 
 Value, Jacobian, ``a·∂²f``, Christoffel symbols, scalar curvature, and the gradient of the metric,
-which differentiates results again. The operations are in ``tests/decoder_operations.py`` and
-``tests/decoder_functions.py``; each decoder has one of them for certain, so that ten times as many
-as the ordinary run tries meet all. Autograd itself is compared with differences.
+which differentiates results again. The operations are in ``tests/decoder_*.py``; each decoder has
+one of them for certain, so that ``make fuzz`` meets all. There, autograd itself is compared with
+differences, which judge where it is wrong.
 
 ``RIEMAE_FUZZ=50`` runs fifty times as many decoders as without: ``make fuzz``.
 """
@@ -15,7 +15,9 @@ import random
 import warnings
 from dataclasses import dataclass, field
 
+import decoder_blocks
 import decoder_functions
+import decoder_sequences
 import pytest
 import torch
 from decoder_operations import OPERATIONS, WIDTH
@@ -28,11 +30,11 @@ from riemae.differential.derivatives import Differential
 from riemae.exceptions import RiemaeError
 
 TIMES = int(os.environ.get("RIEMAE_FUZZ", "1"))
-BLOCKS, EACH = 4, 7
+BLOCKS, EACH = 4, 3
 NAMES = list(OPERATIONS)
 # Steps that are prime to the number of operations visit all of them.
 STRIDE = 61
-assert decoder_functions.PLACES.max() < WIDTH
+CATALOGUES = (decoder_functions, decoder_sequences, decoder_blocks)  # importing enters them
 
 
 class Decoder(nn.Module):
@@ -120,6 +122,9 @@ class Truth:
             torch.stack([differences(slope, p, step) for p in z]),
         )
 
+    def known(self):
+        return all(bool(x.isfinite().all()) for x in (self.x, self.j, self.h))
+
     def contraction(self, a):
         return torch.einsum("kdij,kd->kij", self.h, a)
 
@@ -182,8 +187,11 @@ def examined(seed):
     try:
         truth = Truth.of(copy.deepcopy(f), z)
     except (RuntimeError, NotImplementedError):  # autograd has no second derivative
+        truth = None
+    if truth is None or not truth.known():
         truth = Truth.by_differences(copy.deepcopy(f), z)
-        compare(found, f, z, truth, 1e-4)
+        if truth.known():  # elsewhere the points are outside of the decoder's domain
+            compare(found, f, z, truth, 1e-4)
         return found
     if TIMES > 1:
         found.contradictions = contradictions(f, z[:1], truth)
