@@ -34,6 +34,7 @@ LAYERS = {
         differential.modes.taylor differential.primitives differential.rowwise differential.rules
         differential.placement differential.rules.attention differential.rules.contractions
         differential.rules.elementwise differential.rules.generic differential.rules.inplace
+        differential.rules.matrices differential.rules.scans
         differential.rules.normalising differential.rules.norms differential.rules.products
         differential.rules.queries differential.rules.recurrent differential.rules.selections
         differential.rules.structural differential.rules.sums differential.spellings

@@ -58,7 +58,7 @@ class _Comparison(NamedTuple):
 
     Attributes:
         ours: What the mode says.
-        theirs: What plain autograd says.
+        theirs: What plain autograd says; not a number where it does not know.
         size: The size of what was added up.
         floor: A difference that rounding explains.
     """
@@ -200,6 +200,8 @@ class Comparison:
                     raise RuntimeError("the map is constant, or leaves torch")  # nested modes know
                 for number in numbers:
                     compared += self._compared(x, point, v, number, create_graph)
+        except _NotAgain as reason:
+            raise RuntimeError(str(reason)) from reason
         except RuntimeError:
             if not nested:
                 raise
@@ -208,7 +210,10 @@ class Comparison:
         sound = x.detach().isfinite().all(-1)  # elsewhere derivatives mean nothing
         for ours, theirs, size, floor in compared:
             allowed = limit * (size + ours.detach().abs()) + floor
-            off = (ours - theirs).abs() > allowed
+            apart = (ours - theirs).abs()
+            # What is not a number is larger than nothing, and must not pass for equal.
+            missing = ~ours.isfinite() & theirs.isfinite()
+            off = (apart > allowed) | missing
             if bool(off[sound].any()):
                 raise RuntimeError("it contradicts torch.autograd")
         return True
@@ -234,7 +239,7 @@ class Comparison:
             return [_Comparison(number.value, along.sum(-1), bent, floor)]
         compared = [_Comparison(number.value, expected, size, floor)]
         if create_graph and bend is not None and not self.mode.approximate:
-            ours = slope(number.value.sum(), point)
+            ours = _slope_again(number.value.sum(), point)
             theirs = number.power * bend
             size = theirs.detach().abs()
             compared.append(_Comparison(ours, theirs, size, floor))
@@ -263,6 +268,22 @@ def slope(x: Tensor, point: Tensor) -> Tensor:
         return torch.zeros_like(point)
     (found,) = torch.autograd.grad(x, point, create_graph=True, materialize_grads=True)
     return found
+
+
+class _NotAgain(Exception):
+    """Why a mode's results cannot be differentiated, where autograd's own can."""
+
+
+def _slope_again(x: Tensor, point: Tensor) -> Tensor:
+    """The gradient of a number that a mode reports.
+
+    Raises:
+        _NotAgain: When it has none.
+    """
+    try:
+        return slope(x, point)
+    except RuntimeError as reason:
+        raise _NotAgain(str(reason)) from reason
 
 
 def slopes(f: Rowwise, z: Tensor) -> Tensor:  # (k, m) -> (k, m)

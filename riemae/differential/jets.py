@@ -323,7 +323,8 @@ def written(func: Any, target: Any, out: Any) -> Jet:
         raise NotImplementedError(f"{name} writes a point's derivatives into a constant")
     if out is target:
         return target
-    if any(other() is not None and other() is not target for other in target.sharing or ()):
+    sharing = [other() for other in target.sharing or ()]
+    if any(x is not None and x is not target and x is not out for x in sharing):
         raise NotImplementedError(f"{name} writes in place into memory that other tensors share")
     fits = isinstance(out, Jet) and out.shape == target.shape
     if not fits or out.value.dtype != target.value.dtype:

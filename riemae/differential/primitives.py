@@ -6,6 +6,7 @@ Those can be differentiated again.
   constants when they are differentiated again, so nested forward mode, and gradients of Jacobians,
   come out wrong (pytorch#196700, #198017).
 - Group norm: its forward mode needs contiguous memory.
+- The forward mode of ``glu`` cannot be differentiated again.
 - ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
 - In ``2 * x`` torch makes a tensor of the number, whose tangent is a zero without memory. Each sum
   and product with such a zero asks a kernel written in Python for its shape, which takes
@@ -212,6 +213,12 @@ def embedding_bag(
     return torch.zeros_like(rows[:1]).expand(len(starts), -1).index_add(0, bags, rows)
 
 
+def glu(func: Callable[..., Tensor], x: Tensor, dim: int = -1) -> Tensor:
+    """As ``torch.nn.functional.glu``, whose forward mode cannot be differentiated again."""
+    value, gate = x.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
 def divide_number(x: Tensor, number: float) -> Tensor:
     """``number / x``, as torch computes it."""
     return torch.ops.aten.mul.Scalar(x.reciprocal(), number)
@@ -233,5 +240,6 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(spellings("group_norm"), group_norm),
     **dict.fromkeys(spellings("cdist"), cdist),
     **dict.fromkeys(spellings("hardsigmoid"), hardsigmoid),
+    **dict.fromkeys(spellings("glu"), glu),
     F.embedding_bag: embedding_bag,
 }

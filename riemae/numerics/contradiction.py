@@ -330,10 +330,11 @@ def explained(found: Contradiction, f: RowMap) -> tuple[str, str]:
 def _cause(found: Contradiction, f: RowMap) -> _Cause:
     watcher = _Watcher()
     functions: list[str] = []
+    start = found.point.detach()[None].clone().requires_grad_()
     with torch.enable_grad(), _unheard():
         try:
-            with watcher:
-                x = f(found.point.detach()[None].clone().requires_grad_())
+            with watcher:  # of the map alone
+                x = f(start)
             functions = _own_functions(x)
         except FAILURES:  # the search for a cause must not hide what has been found
             functions = []

@@ -43,6 +43,9 @@ ARGUMENTS = [
     (X, 1, 1, 1),
     (X, 0, 1.0),
     (X, 0, WHOLE),
+    (X, 0, WHOLE, X),
+    (X, 0, WHOLE, 1.0),
+    (X, X, 1.0),
     (X, WHOLE),
     (X, (2, 2)),
     (X, [1], [1]),
@@ -113,16 +116,14 @@ BESSEL = """
     spherical_bessel_j0"""
 GENERIC = {
     "two arguments that may both be jets": """
-        zeta gammainc gammaincc polygamma atan2 hypot logaddexp pairwise_distance remainder fmod
-        nan_to_num""",
+        zeta gammainc gammaincc polygamma atan2 hypot""",
     "an argument that is a whole number": "multigammaln",
     "no derivative, or hardly one, in torch": POLYNOMIALS + BESSEL,
     "not of single numbers, and not linear": """
-        gumbel_softmax prod cumprod logcumsumexp local_response_norm lp_pool1d lp_pool2d
-        lp_pool3d pdist cross grid_sample""",
+        gumbel_softmax local_response_norm lp_pool1d lp_pool2d lp_pool3d pdist cross
+        grid_sample""",
     "products of three tensors": "addr addbmm",
     "linear, with weights or places that may depend on the points": "embedding",
-    "random": "rrelu",
 }
 ANNOUNCED = {name for names in GENERIC.values() for name in names.split()}
 COMMON = {

@@ -158,6 +158,26 @@ def _bilinear(func: Any, a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
+@composition(torch.linalg.vecdot)
+def _vecdot(func: Any, a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
+    return (a * b).sum(dim)
+
+
+@composition(torch.linalg.cross)
+def _cross(func: Any, a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
+    a, b = torch.broadcast_tensors(a, b)
+    ahead = a.roll(-1, dim) * b.roll(-2, dim)
+    return ahead - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+@composition(torch.linalg.multi_dot)
+def _chain(func: Any, matrices: Any, *, out: None = None) -> Any:
+    y, *rest = matrices
+    for matrix in rest:
+        y = y @ matrix
+    return y
+
+
 # A sum and a product in one.
 
 

@@ -181,7 +181,8 @@ SMOOTH_NAMES = """
     softsign tanhshrink hardswish xlogy sinc i0 deg2rad rad2deg"""
 PIECEWISE_LINEAR_NAMES = """
     relu6 leaky_relu hardtanh threshold abs absolute __abs__ clamp clamp_min clamp_max clip floor
-    ceil round trunc sign hardshrink softshrink prelu"""
+    ceil round trunc fix frac sign sgn copysign fmod remainder __mod__ nan_to_num hardshrink
+    softshrink prelu"""
 SPECIAL_NAMES = """
     digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr logit
     ndtr ndtri psi sinc xlog1py xlogy"""

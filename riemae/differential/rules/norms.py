@@ -1,4 +1,4 @@
-"""Norms, moments and gates, as compositions of functions that have rules."""
+"""Norms and moments, as compositions of functions that have rules."""
 
 from __future__ import annotations
 
@@ -63,18 +63,39 @@ def _normalize(
     return x / length(x, p, dim, True).clamp_min(eps)
 
 
+@composition(torch.linalg.norm)
+def _any_norm(
+    func: Any, x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any
+) -> Any:
+    """Of vectors, and the Frobenius norm of matrices."""
+    vector = type(dim) is int or (dim is None and x.ndim == 1)
+    if options.get("dtype") is not None or not (ord is None or vector):
+        return func(x, ord, dim, keepdim, **options)
+    return length(x, 2 if ord is None else ord, dim, keepdim)
+
+
+@composition(torch.linalg.matrix_norm)
+def _matrix_norm(
+    func: Any, x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **options: Any
+) -> Any:
+    if ord != "fro" or options.get("dtype") is not None:
+        return func(x, ord, dim, keepdim, **options)
+    return length(x, 2, tuple(dim), keepdim)
+
+
+@composition(*spellings("pairwise_distance"))
+def _pairwise(
+    func: Any, a: Any, b: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Any:
+    return length(a - b + eps, p, -1, keepdim)
+
+
 @composition(*spellings("cosine_similarity"))
 def _cosine(func: Any, a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     a, b = torch.broadcast_tensors(a, b)
     length_a = length(a, 2, dim, False).clamp_min(eps)
     length_b = length(b, 2, dim, False).clamp_min(eps)
     return (a * b).sum(dim) / (length_a * length_b)
-
-
-@composition(*spellings("glu"))
-def _glu(func: Any, x: Any, dim: int = -1) -> Any:
-    value, gate = x.chunk(2, dim)
-    return value * gate.sigmoid()
 
 
 def _variance(
@@ -101,6 +122,25 @@ def _variance(
 @composition(*spellings("var"))
 def _var(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return _variance(x, *args, **kwargs)
+
+
+@composition(*spellings("var_mean"))
+def _var_mean(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return _variance(x, *args, **kwargs), _mean_like(x, *args, **kwargs)
+
+
+@composition(*spellings("std_mean"))
+def _std_mean(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return _root(_variance(x, *args, **kwargs)), _mean_like(x, *args, **kwargs)
+
+
+def _mean_like(
+    x: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
+) -> Any:
+    """The mean along the axes of :func:`_variance`."""
+    every = dim is None or isinstance(dim, bool)
+    axes = tuple(range(x.ndim)) if every else dim
+    return x.mean(axes, keepdim=keepdim)
 
 
 @composition(*spellings("std"))

@@ -205,6 +205,21 @@ def _padded(func: Any, args: Args, kwargs: Options) -> Any:
     return jet.mapped(y, lambda x: func(x, *rest, **kwargs), jet.ahead)
 
 
+@composition(*spellings("rrelu"))
+def _rrelu(
+    func: Any,
+    x: Any,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    *generator: Any,
+) -> Any:
+    """Random slopes in training, their mean otherwise."""
+    if training:
+        return func(x, lower, upper, training, *generator)
+    return F.leaky_relu(x, (lower + upper) / 2)
+
+
 @rule(*spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"))
 def _dropped(func: Any, args: Args, kwargs: Options) -> Any:
     jet, *rest = args

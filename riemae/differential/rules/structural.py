@@ -142,12 +142,12 @@ COMBINING = set(
         adaptive_avg_pool2d adaptive_avg_pool3d diff cumsum"""
     )
 )
-rule(*spellings("reshape view flatten unflatten unsqueeze squeeze"))(_with_lift(_in_order))
+rule(*spellings("reshape view flatten ravel unflatten unsqueeze squeeze"))(_with_lift(_in_order))
 rule(*spellings("neg negative __neg__ positive __pos__ double float"))(_with_lift(_each_number))
 rule(*spellings("clone contiguous"))(_with_lift(_in_memory))
 rule(*spellings("__getitem__"))(_with_lift(_indexed))
 rule(*spellings("sum mean cumsum unbind select narrow"))(_with_lift(_along_axis(0)))
-rule(*spellings("split chunk"))(_with_lift(_along_axis(1)))
+rule(*spellings("split chunk unsafe_split unsafe_chunk"))(_with_lift(_along_axis(1)))
 rule(*spellings("to type_as expand_as"))(_linear_like)
 
 

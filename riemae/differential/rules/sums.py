@@ -23,8 +23,10 @@ def _sum(signs: tuple[int, int]) -> Rule:
     """``± a ± b``."""
 
     def apply(func: Any, args: Args, kwargs: Options) -> Any:
-        if kwargs or len(args) != 2:
+        if len(args) != 2 or set(kwargs) - {"alpha"}:
             return generic(func, args, kwargs)
+        if kwargs:
+            args = _scaled(args, signs, kwargs["alpha"])
         a, b = args
         y = func(plain(a), plain(b))
         jets = [x for x in args if isinstance(x, Jet)]
@@ -42,6 +44,18 @@ def _sum(signs: tuple[int, int]) -> Rule:
         return Jet(y, both, bent, tape, ahead)
 
     return apply
+
+
+def _scaled(args: Args, signs: tuple[int, int], alpha: float) -> Args:
+    """The summands, ``alpha`` times the one that it belongs to: the first of ``rsub``."""
+    place = 0 if signs[0] < 0 else 1
+    x = args[place]
+    if isinstance(x, Jet):
+        y = x.value * alpha
+        x = x.stacked(y, lambda part: part * alpha, x.ahead)
+    else:
+        x = x * alpha
+    return (x, args[1]) if place == 0 else (args[0], x)
 
 
 rule(*spellings("add __add__ __radd__"))(_sum((1, 1)))
