@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,11 +29,13 @@ class Findings:
         warned: Whether a warning of kinks has been given, or was not needed.
         looked: Whether layers and functions have been looked at.
         kinks: The layer or function with kinks that was found, in words.
+        told: Called when kinks were looked for, and none were found.
     """
 
     warned: bool = False
     looked: bool = False
     kinks: str | None = None
+    told: Callable[[], None] | None = None
 
 
 class Composition:

@@ -52,7 +52,10 @@ def warn_if_flat(core: PullbackMetric, flat: Tensor) -> None:
         return
     core.findings.warned = True
     found = kinks(core, flat)
-    if found is not None:
+    if found is None:
+        if core.findings.told is not None:
+            core.findings.told()
+    else:
         warnings.warn(
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in "
             "kinks that derivatives do not see, and what is reported here means little. Use SiLU, "
