@@ -36,7 +36,8 @@ from riemae.differential.rules.generic import watched
 from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
-from riemae.numerics.values import concrete, evidently_finite
+from riemae.numerics.deferral import holds
+from riemae.numerics.values import evidently_finite
 
 ALL_KINDS = ("jacobian", "contraction", "vjp")
 
@@ -386,8 +387,8 @@ def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
     """Derivatives with NaN where the map has no value: those of log may exist there."""
     if evidently_finite(x):
         return derivatives
-    ok = concrete(x.isfinite().all(-1))
-    if ok is None or bool(ok.all()):
+    ok = x.isfinite().all(-1)
+    if holds(ok):
         return derivatives
     out = []
     for d in derivatives:

@@ -42,6 +42,7 @@ from riemae.exceptions import (
 )
 from riemae.numerics import probe
 from riemae.numerics.contradiction import Contradiction, contradiction, explained
+from riemae.numerics.deferral import immediate
 from riemae.numerics.random import restored
 from riemae.numerics.threads import TURN
 from riemae.numerics.transforms import transformed
@@ -104,12 +105,13 @@ class Trust:
             trusted.calls += 1
             unseen = len(z) >= probe.LARGE_BATCH and not trusted.large
             if trusted.calls == trusted.due or unseen:
-                with TURN:
+                with TURN, immediate():
                     self._look_again(key, trusted, f.at(trusted.calls), z)
                 trusted = self.known.modes.get(key)
         if trusted is not None:
             return trusted.mode
-        with TURN:  # another thread that switches kernels off would make modes seem to work
+        # Another thread that switches kernels off would make modes seem to work.
+        with TURN, immediate():
             trusted = self.known.modes.get(key)
             return self._found(key, f.at(0), z) if trusted is None else trusted.mode
 

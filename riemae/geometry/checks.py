@@ -22,6 +22,7 @@ from riemae.geometry.measured import check_ambient
 from riemae.geometry.memory import Remembered, key_of, learn, recall
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.checks import expect_dense, expect_tensor
+from riemae.numerics.deferral import holds, immediate
 from riemae.numerics.probe import LARGE_BATCH
 from riemae.numerics.threads import TURN
 from riemae.numerics.tolerances import tolerance
@@ -88,19 +89,19 @@ class Checks:
             self._probed.clear()
             self._large.clear()
         known = kind in self._probed
-        ok = None
-        if finite or not known:
-            ok = concrete(flat.isfinite().all(-1))
-        if finite:
-            _refuse_non_finite(where, ok)
+        if finite and not evidently_finite(flat):
+            _refuse_non_finite(where, flat)
         if not known:
-            with TURN:  # one thread finds out what the decoder is, the others what it found
+            # One thread finds out what the decoder is, the others what it found.
+            with TURN, immediate():
+                ok = concrete(flat.isfinite().all(-1))
                 if not self._recalled(flat, ok, condition, kind):
                     self._probe(where, flat, ok, finite, condition, kind)
                 self.latent_dim = z.shape[-1]
         if len(flat) >= LARGE_BATCH and kind not in self._large:
             if known and concrete(flat) is not None:
-                self._probe_rows(where, flat, condition)
+                with immediate():
+                    self._probe_rows(where, flat, condition)
             self._large.add(kind)
             if kind in self._remembered:
                 self._remembered[kind].saw_large_batch()
@@ -233,8 +234,9 @@ class Checks:
             decoder.probe_rows(where, flat, size, self.metric.chunk_size, condition)
 
 
-def _refuse_non_finite(where: str, ok: Tensor | None) -> None:  # (k,)
-    if ok is None or bool(ok.all()):
+def _refuse_non_finite(where: str, flat: Tensor) -> None:  # (k, m)
+    ok = flat.isfinite().all(-1)
+    if holds(ok):
         return
     rows = (~ok).nonzero().flatten().tolist()
     raise NonFiniteError(
@@ -253,8 +255,7 @@ def _check_tangent(where: str, v: Tensor, z: Tensor) -> None:
     if v.device != z.device:
         hint = "Move one of them."
         raise DeviceError(where, f"tangents on {z.device}", str(v.device), hint)
-    ok = concrete(v.isfinite().all(-1))
-    if ok is not None and not bool(ok.all()):
+    if not evidently_finite(v) and not holds(v.isfinite()):
         hint = "Look at what produced them."
         raise NonFiniteError(where, "finite tangents", "NaN or infinity", hint)
     if v.dtype != z.dtype:

@@ -16,7 +16,8 @@ from riemae.differential.derivatives import Differential
 from riemae.distributions.layout import EnsembleLayout
 from riemae.exceptions import NonFiniteError
 from riemae.geometry.decoder import Decoder
-from riemae.numerics.values import concrete, evidently_finite
+from riemae.numerics.deferral import holds
+from riemae.numerics.values import evidently_finite
 
 Composed = TypeVar("Composed", bound="Composition")
 
@@ -166,8 +167,8 @@ class Composition:
         """
         if evidently_finite(out) or not len(out):
             return out
-        ok = concrete(out.isfinite().reshape(len(out), -1).all(1))
-        if ok is None or bool(ok.all()):
+        ok = out.isfinite().reshape(len(out), -1).all(1)
+        if holds(ok):
             return out
         first = int((~ok).nonzero()[0])
         raise NonFiniteError(
