@@ -82,12 +82,8 @@ def noted_as_finite(total: Tensor) -> bool:
 @contextmanager
 def immediate() -> Iterator[None]:
     """Answer checks at once inside: for probes, which ask to find out, and at other points."""
-    before = _HERE.noted
-    _HERE.noted = None
-    try:
+    with _noted_in(None):
         yield
-    finally:
-        _HERE.noted = before
 
 
 def in_one_look(f: Callable[[], Result], generator: torch.Generator | None) -> Result:
@@ -102,15 +98,27 @@ def in_one_look(f: Callable[[], Result], generator: torch.Generator | None) -> R
         return f()
     state = generator.get_state()
     noted = _Noted()
-    _HERE.noted = noted
     try:
-        found = f()
-    finally:
-        _HERE.noted = None
-    if noted.passed():
-        return found
+        with _noted_in(noted):
+            found = f()
+    except Exception:  # perhaps of numbers that a check would have refused
+        if noted.passed():
+            raise
+    else:
+        if noted.passed():
+            return found
     generator.set_state(state)
     return f()
+
+
+@contextmanager
+def _noted_in(noted: _Noted | None) -> Iterator[None]:
+    before = _HERE.noted
+    _HERE.noted = noted
+    try:
+        yield
+    finally:
+        _HERE.noted = before
 
 
 def _noting(x: Tensor) -> _Noted | None:

@@ -111,6 +111,16 @@ def test_an_error_ends_the_noting():
     assert not holds(BAD)
 
 
+def test_an_error_behind_a_failed_check_is_that_of_the_check():
+    def f():
+        if not holds(BAD):
+            raise KeyError("typed")
+        raise ValueError("of garbage")
+
+    with pytest.raises(KeyError, match="typed"):
+        in_one_look(f, source())
+
+
 def test_inside_of_each_other_they_are_one():
     def inner():
         return in_one_look(lambda: holds(GOOD), source())
