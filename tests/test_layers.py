@@ -17,9 +17,9 @@ LAYERS = {
     "words": "exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks
-        numerics.contradiction numerics.dependence numerics.metric numerics.offers
-        numerics.precision numerics.probe numerics.random numerics.reach numerics.threads
-        numerics.tolerances numerics.transforms numerics.values
+        numerics.contradiction numerics.deferral numerics.dependence numerics.metric
+        numerics.offers numerics.precision numerics.probe numerics.random numerics.reach
+        numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
@@ -29,7 +29,7 @@ LAYERS = {
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
         differential.conditions differential.derivatives differential.functional differential.jets
-        differential.modes differential.modes.base differential.modes.differences
+        differential.known differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
         differential.modes.taylor differential.primitives differential.rowwise differential.rules
         differential.placement differential.rules.attention differential.rules.contractions
@@ -69,8 +69,9 @@ LAYERS = {
         geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
         geometry.decoder geometry.distortion geometry.envelope geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
-        geometry.latent geometry.paths geometry.pullback geometry.shaped
-        geometry.smoothness         geometry.training_mode geometry.varying
+        geometry.latent geometry.measured geometry.memory geometry.paths geometry.pullback
+        geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
+        geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """

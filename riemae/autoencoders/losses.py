@@ -250,7 +250,7 @@ def intrinsic_curvature(
     tensor, metric = M.riemann(z, ridge, with_metric=True)
     # In an orthonormal frame, norms are sums of squares. The vectors of the frame are the columns
     # of L⁻ᵀ, where G = L Lᵀ.
-    factor = torch.linalg.cholesky(metric)
+    factor = torch.linalg.cholesky_ex(metric).L  # which the tensor's check has found to exist
     eye = torch.eye(z.shape[-1]).to(z).expand_as(factor)
     frame = torch.linalg.solve_triangular(factor, eye, upper=False).mT
     tensor = torch.einsum(

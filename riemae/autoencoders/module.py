@@ -244,8 +244,10 @@ class GeometricModule(LightningModule):
         )
         # Reading the value costs nothing on a processor. On an accelerator, every step would wait
         # for it.
-        if value.device.type == "cpu" and not (value.isfinite() and float(value) <= self._limit()):
-            raise self._explosion(f"a loss of {float(value):.3g}")
+        if value.device.type == "cpu":
+            size = float(value)
+            if not size <= self._limit():  # NaN as well
+                raise self._explosion(f"a loss of {size:.3g}")
         return loss
 
     def validation_step(self, batch: Any, index: int) -> None:

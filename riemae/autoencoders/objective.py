@@ -30,6 +30,7 @@ from riemae.autoencoders.units import check_finite, check_varied, metric_of, squ
 from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
+from riemae.numerics.deferral import in_one_look
 from riemae.numerics.random import gaussian
 
 
@@ -162,7 +163,7 @@ class Objective(nn.Module):
             if neighbor is None:
                 hint = "Give {'x': …, 'neighbor': …}."
                 raise OptionError("NRAE", "batches with neighbours", "none", hint)
-            loss, parts, z = self._neighborhood(x, neighbor)
+            loss, parts, z = self._neighborhood(x, neighbor, generator)
         else:
             loss, parts, z = self._reconstruction(x, generator)
         if self.variation.contraction:
@@ -259,7 +260,7 @@ class Objective(nn.Module):
 
     def _base(self, x: Tensor, neighbor: Tensor | None, generator: torch.Generator | None) -> Any:
         if self.variation.order is not None and neighbor is not None:
-            return self._neighborhood(x, neighbor)
+            return self._neighborhood(x, neighbor, generator)
         return self._reconstruction(x, generator)
 
     def _reconstruction(
@@ -312,16 +313,17 @@ class Objective(nn.Module):
         options = {**term.options, **options}
         if takes(term.loss, "generator"):
             options["generator"] = generator
+        loss = term.loss
         with _full_precision(z):
             codes = z.to(self.null.dtype)
-            return term.loss(self.manifold, codes, **options)
+            return in_one_look(lambda: loss(self.manifold, codes, **options), generator)
 
     def _unit(self, name: str) -> Tensor:
         power = self.terms[name].power or 0
         return self.extent ** (power / 2)
 
     def _neighborhood(
-        self, x: Tensor, neighbor: Tensor
+        self, x: Tensor, neighbor: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         order = self.variation.order
         assert order is not None
@@ -333,9 +335,13 @@ class Objective(nn.Module):
             z = z.to(self.null.dtype)
             other = other.to(self.null.dtype)
             space = self._manifold("parameter", lambda: self.decoder)
-            center, near = losses.neighborhood_errors(
-                space, z, other, neighbor, order=order, x=x, distance=distance
-            )
+
+            def errors() -> tuple[Tensor | None, Tensor]:
+                return losses.neighborhood_errors(
+                    space, z, other, neighbor, order=order, x=x, distance=distance
+                )
+
+            center, near = in_one_look(errors, generator)
         assert center is not None
         reconstruction = center.mean() / unit
         neighborhood = near.mean() / unit

@@ -29,13 +29,15 @@ from torch.nn import functional as F
 from riemae.differential.chunks import Chunks
 from riemae.differential.comparison import IN_GRADIENT_MODE
 from riemae.differential.conditions import Condition
+from riemae.differential.known import Known
 from riemae.differential.modes import BatchedMap, Mode, Nested, Taylor, basis
 from riemae.differential.rowwise import Rowwise, unoptimised
 from riemae.differential.rules.generic import watched
 from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
-from riemae.numerics.values import concrete, evidently_finite
+from riemae.numerics.deferral import holds
+from riemae.numerics.values import evidently_finite
 
 ALL_KINDS = ("jacobian", "contraction", "vjp")
 
@@ -87,6 +89,20 @@ class Differential:
         twin = copy.copy(self)
         twin._f = self._f.conditioned(condition)
         return twin
+
+    @property
+    def known(self) -> Known:
+        """What has been found out about the map."""
+        return self._trust.known
+
+    def share(self, known: Known, same: Callable[[], bool]) -> None:
+        """Take over what is known of the same function, and tell of what is found out later.
+
+        Args:
+            known: The :attr:`known` of another one, or of this.
+            same: Whether the map is still that function.
+        """
+        self._trust.share(known, same)
 
     def value(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """``f(z)``."""
@@ -371,8 +387,8 @@ def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
     """Derivatives with NaN where the map has no value: those of log may exist there."""
     if evidently_finite(x):
         return derivatives
-    ok = concrete(x.isfinite().all(-1))
-    if ok is None or bool(ok.all()):
+    ok = x.isfinite().all(-1)
+    if holds(ok):
         return derivatives
     out = []
     for d in derivatives:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from riemae.differential.chunks import Chunks
 from riemae.differential.comparison import IN_GRADIENT_MODE, POINTS, TRIES, Comparison, slopes
+from riemae.differential.known import Known, Trusted
 from riemae.differential.modes import MODES, NESTED, Mode, Nested
 from riemae.differential.rowwise import Rowwise
 from riemae.exceptions import (
@@ -41,6 +42,7 @@ from riemae.exceptions import (
 from riemae.numerics import probe
 from riemae.numerics.arithmetic import coarsest, double_arithmetic, in_double, roundoff
 from riemae.numerics.contradiction import Contradiction, contradiction, explained
+from riemae.numerics.deferral import immediate
 from riemae.numerics.dependence import batch_noise
 from riemae.numerics.random import restored
 from riemae.numerics.threads import TURN
@@ -57,23 +59,6 @@ INFERENCE = (
 
 
 @dataclass
-class _Trusted:
-    """A mode that has been compared with autograd.
-
-    Attributes:
-        mode: Which.
-        due: The call at which it is compared again; 0 for never.
-        large: Whether a large batch has been seen, or cannot be looked at.
-        calls: How often it has been asked for.
-    """
-
-    mode: Mode
-    due: int
-    large: bool
-    calls: int = 1
-
-
-@dataclass
 class Trust:
     """What has been found out about a map, for all of its copies.
 
@@ -81,24 +66,23 @@ class Trust:
         chunks: How its rows are split.
         what: What the map is called in errors; None for a map that is built on derivatives which
             have been compared.
-        modes: By kind of derivative and by what else matters to it (:meth:`key`).
-        refused: Modes that were trusted once.
-        asked: Where autograd has been compared with the map itself.
-        cut: Whether autograd's second derivative lacks a part, by dtype and device.
+        known: What has been found out, alone or together with others: see :meth:`share`.
         announced: Whether a warning has been given.
-        roundoff: Relative rounding inside, by dtype and device; 0 for that of the dtype.
-        rounded: Where it comes from conversions, which the map in float64 does without.
+        same: Whether the map is still the function that others know by :attr:`known`; None where it
+            is not shared.
     """
 
     chunks: Chunks
     what: str | None
-    modes: dict[tuple[Any, ...], _Trusted] = field(default_factory=dict)
-    refused: dict[tuple[Any, ...], set[Mode]] = field(default_factory=dict)
-    asked: set[tuple[Any, ...]] = field(default_factory=set)
-    cut: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
     announced: bool = False
-    roundoff: dict[tuple[Any, ...], float] = field(default_factory=dict)
-    rounded: set[tuple[Any, ...]] = field(default_factory=set)
+    same: Callable[[], bool] | None = None
+
+    def share(self, known: Known, same: Callable[[], bool]) -> None:
+        """Use what others know of the same function, and add to it as long as it is the same."""
+        self.known = known
+        self.same = same
+        self.chunks.widths.update(known.widths)
 
     def key(self, kind: str, f: Rowwise, z: Tensor) -> tuple[Any, ...]:
         """What a choice of mode depends on.
@@ -117,34 +101,35 @@ class Trust:
             RiemaeError: What the map itself raises about its input.
         """
         key = self.key(kind, f, z)
-        trusted = self.modes.get(key)
+        trusted = self.known.modes.get(key)
         if trusted is not None:
             trusted.calls += 1
             unseen = len(z) >= probe.LARGE_BATCH and not trusted.large
             if trusted.calls == trusted.due or unseen:
-                with TURN:
+                with TURN, immediate():
                     self._look_again(key, trusted, f.at(trusted.calls), z)
-                trusted = self.modes.get(key)
+                trusted = self.known.modes.get(key)
         if trusted is not None:
             return trusted.mode
-        with TURN:  # another thread that switches kernels off would make modes seem to work
-            trusted = self.modes.get(key)
-            return self._chosen(key, f.at(0), z) if trusted is None else trusted.mode
+        # Another thread that switches kernels off would make modes seem to work.
+        with TURN, immediate():
+            trusted = self.known.modes.get(key)
+            return self._found(key, f.at(0), z) if trusted is None else trusted.mode
 
     def distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
         """Never use a mode again where it was trusted."""
-        self.refused.setdefault(key, set()).add(mode)
-        self.modes.pop(key, None)
+        self.known.refused.setdefault(key, set()).add(mode)
+        self.known.modes.pop(key, None)
 
     def _comparison(
         self, kind: str, mode: Mode, place: tuple[Any, ...], comparable: bool = True
     ) -> Comparison:
-        roundoff = self.roundoff.get(place, 0.0)
+        roundoff = self.known.roundoff.get(place, 0.0)
         return Comparison(kind, mode, comparable, self.what is None, roundoff)
 
     def _measure(self, f: Rowwise, place: tuple[Any, ...], sample: Tensor) -> None:
         """Find out, once, how coarse the arithmetic inside of the map is."""
-        if place in self.roundoff:
+        if place in self.known.roundoff:
             return
         with restored(sample.device), torch.inference_mode(False):
             inside = roundoff(f.flat, sample)
@@ -152,11 +137,21 @@ class Trust:
                 noise = batch_noise(f.flat, sample)
             except probe.FAILURES:
                 noise = 0.0
-        self.roundoff[place] = max(inside, noise)
+        self.known.roundoff[place] = max(inside, noise)
         if inside > noise:
-            self.rounded.add(place)
+            self.known.rounded.add(place)
 
     # The choice.
+
+    def _found(self, key: tuple[Any, ...], f: Rowwise, z: Tensor) -> Mode:
+        """:meth:`_chosen`, which others learn of if the map is the function that they know."""
+        if self.same is not None and not self.same():
+            self.known = self.known.copy()
+            self.same = None
+        mode = self._chosen(key, f, z)
+        if self.same is not None:
+            self.known.widths.update(self.chunks.widths)
+        return mode
 
     def _chosen(self, key: tuple[Any, ...], f: Rowwise, z: Tensor) -> Mode:
         kind = key[0]
@@ -172,7 +167,7 @@ class Trust:
             self._ask(f, start, sample)
         reasons: list[str] = []
         for mode in NESTED if inside or kind == "pushforward" else MODES:
-            if mode in self.refused.get(key, ()) or (mode.approximate and not _once(reasons)):
+            if mode in self.known.refused.get(key, ()) or (mode.approximate and not _once(reasons)):
                 continue
             if mode.announced and not mode.approximate and comparable:
                 if self._is_cut(f, start, sample):
@@ -185,7 +180,7 @@ class Trust:
                 continue
             if known:  # where the map has no value, nothing has been learned
                 large = not comparable or len(z) >= probe.LARGE_BATCH
-                self.modes[key] = _Trusted(mode, due=_CALLS if comparable else 0, large=large)
+                self.known.modes[key] = Trusted(mode, due=_CALLS if comparable else 0, large=large)
             if mode.announced:
                 self._announce(reasons, mode.approximate)
             return mode
@@ -255,7 +250,7 @@ class Trust:
 
     # Looking again.
 
-    def _look_again(self, key: tuple[Any, ...], trusted: _Trusted, f: Rowwise, z: Tensor) -> None:
+    def _look_again(self, key: tuple[Any, ...], trusted: Trusted, f: Rowwise, z: Tensor) -> None:
         """Compare a trusted mode with autograd at points of this call.
 
         Branches, regions, and states may have changed.
@@ -271,7 +266,7 @@ class Trust:
         if not trusted.large and len(z) >= probe.LARGE_BATCH:
             rows = self.chunks.rows(f, z, 1)
             sample = probe.generic(f.flat, z.detach(), POINTS, rows)
-            self.asked.discard(_place(f, z))
+            self.known.asked.discard(_place(f, z))
             self._ask(f, z.detach(), sample)
             trusted.large = True
         else:  # near the points, since they themselves may lie on a kink
@@ -303,12 +298,12 @@ class Trust:
             DifferentiationError: When it is not the derivative of the map.
         """
         place = _place(f, z)
-        if self.what is None or place in self.asked:
+        if self.what is None or place in self.known.asked:
             return
         # Of generic points: a given one may lie on a kink.
         found = self._contradiction(f, f.flat, z, points[: POINTS - 1])
         if found is None:
-            self.asked.add(place)
+            self.known.asked.add(place)
             return
         with torch.inference_mode(False):
             got, remedy = explained(found, f.flat)
@@ -322,10 +317,10 @@ class Trust:
         would lack that part of the first derivative.
         """
         place = _place(f, z)
-        if place not in self.cut:
+        if place not in self.known.cut:
             found = self._contradiction(f, partial(slopes, f), z, points[: POINTS - 1])
-            self.cut[place] = found is not None
-        return self.cut[place]
+            self.known.cut[place] = found is not None
+        return self.known.cut[place]
 
     def _contradiction(
         self, f: Rowwise, g: Callable[[Tensor], Tensor], z: Tensor, points: Tensor
@@ -339,9 +334,9 @@ class Trust:
 
             rows = self.chunks.rows(f, z, 1)
             plain = partial(NESTED[-1].active, second_order=True)
-            unit = self.roundoff.get(_place(f, z), 0.0)
+            unit = self.known.roundoff.get(_place(f, z), 0.0)
             if (
-                _place(f, z) in self.rounded
+                _place(f, z) in self.known.rounded
             ):  # in float64 differences are sharp; None where that is not possible
                 exact = partial(contradiction, in_double(g), path, len(points), points.double())
                 found = exact(rows, partial(_in_double, plain))

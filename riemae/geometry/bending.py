@@ -14,7 +14,7 @@ from torch import Tensor
 from riemae.differential.derivatives import Differential
 from riemae.differential.tape import Pairs
 from riemae.geometry.frames import inverted, orthonormal, ridged, without_tangents
-from riemae.numerics.values import concrete
+from riemae.numerics.deferral import noted_as_true
 
 # Squared Cholesky pivots of J with columns of length 1 above which the Gram matrix loses nothing
 # worth a second factorisation: inner products of II are divided by it twice, 1/pivot⁴ roundings at
@@ -117,11 +117,17 @@ def _inner_products(
     diagonal = factor.detach().diagonal(dim1=-2, dim2=-1)
     squared_lengths = metric.detach().diagonal(dim1=-2, dim2=-1)
     pivots = diagonal.square() / squared_lengths
-    easy = concrete((info == 0) & (pivots > _HARMLESS_PIVOT).all(-1))
-    if easy is None or not bool(easy.any()):
-        return _carefully(j, second, ridge, whiten)
-    if bool(easy.all()):
+    easy = (info == 0) & (pivots > _HARMLESS_PIVOT).all(-1)
+    if noted_as_true(easy):
         return _through_gram(j, factor, second, whiten)
+    try:
+        if bool(easy.all()):
+            return _through_gram(j, factor, second, whiten)
+        careful = not bool(easy.any())
+    except RuntimeError:  # nobody can look: meta device, inside vmap
+        careful = True
+    if careful:
+        return _carefully(j, second, ridge, whiten)
     some = easy.nonzero().flatten()
     rest = (~easy).nonzero().flatten()
     quick = _through_gram(j[some], factor[some], second[some], whiten)

@@ -6,31 +6,27 @@ batches ``(k, m)`` that were checked.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemae.ambient import AmbientMetric
 from riemae.differential.conditions import Condition, Conditions
 from riemae.exceptions import (
-    AmbientError,
     DeviceError,
     DTypeError,
     NonFiniteError,
     ShapeError,
 )
-from riemae.geometry.composition import Composition, first_of
+from riemae.geometry.measured import check_ambient
+from riemae.geometry.memory import Remembered, key_of, learn, recall
 from riemae.geometry.pullback import PullbackMetric
-from riemae.numerics import probe
 from riemae.numerics.checks import expect_dense, expect_tensor
-from riemae.numerics.contradiction import contradiction, explained
-from riemae.numerics.dependence import dependence
-from riemae.numerics.probe import FEW, LARGE_BATCH, ROWS
+from riemae.numerics.deferral import holds, immediate
+from riemae.numerics.probe import LARGE_BATCH
 from riemae.numerics.threads import TURN
 from riemae.numerics.tolerances import tolerance
+from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, evidently_finite
 
 Checked = tuple[PullbackMetric, Tensor]
@@ -56,6 +52,8 @@ class Checks:
         self._probed: set[tuple[Any, ...]] = set()
         # Kinds of which a large batch has been looked at.
         self._large: set[tuple[Any, ...]] = set()
+        # What is kept with the decoder's module, by kind of points.
+        self._remembered: dict[tuple[Any, ...], Remembered] = {}
         # The decoder had no value at any point of a call that reports such points by their status.
         self._all_failed = False
 
@@ -91,19 +89,22 @@ class Checks:
             self._probed.clear()
             self._large.clear()
         known = kind in self._probed
-        ok = None
-        if finite or not known:
-            ok = concrete(flat.isfinite().all(-1))
-        if finite:
-            _refuse_non_finite(where, ok)
+        if finite and not evidently_finite(flat):
+            _refuse_non_finite(where, flat)
         if not known:
-            with TURN:  # one thread finds out what the decoder is, the others what it found
-                self._probe(where, flat, ok, finite, condition, kind)
+            # One thread finds out what the decoder is, the others what it found.
+            with TURN, immediate():
+                ok = concrete(flat.isfinite().all(-1))
+                if not self._recalled(flat, ok, condition, kind):
+                    self._probe(where, flat, ok, finite, condition, kind)
                 self.latent_dim = z.shape[-1]
         if len(flat) >= LARGE_BATCH and kind not in self._large:
             if known and concrete(flat) is not None:
-                self._probe_rows(where, flat, condition)
+                with immediate():
+                    self._probe_rows(where, flat, condition)
             self._large.add(kind)
+            if kind in self._remembered:
+                self._remembered[kind].saw_large_batch()
         return flat
 
     def placed(
@@ -162,6 +163,36 @@ class Checks:
         expected = f"z of shape (*b, {m or 'm'})"
         raise ShapeError(where, expected, str(tuple(z.shape)), hint)
 
+    def _recalled(
+        self,
+        flat: Tensor,
+        ok: Tensor | None,
+        condition: Condition | None,
+        kind: tuple[Any, ...],
+    ) -> bool:
+        """Whether an earlier probe of the decoder's module holds for these points."""
+        metric = self.metric
+        if ok is None or not bool(ok.any()) or transformed():
+            return False
+        remembered = recall(metric, (*kind, flat.shape[-1]))
+        if remembered is None:
+            return False
+        sound = flat[ok]
+        those = condition and condition.select(ok)
+        if metric.given is not None:
+            with torch.no_grad():
+                x = metric.decoder(sound[:2], those and those.select(slice(2)))
+            if not bool(x.isfinite().all()):
+                return False
+        metric.bind(sound, those)
+        if metric.given is not None:
+            check_ambient(metric, sound, those)
+        self._probed.add(kind)
+        self._remembered[kind] = remembered
+        if remembered.large:
+            self._large.add(kind)
+        return True
+
     def _probe(
         self,
         where: str,
@@ -179,12 +210,16 @@ class Checks:
             those = condition and condition.select(ok)
         metric = self.metric
         required = finite and not self._all_failed
+        before = key_of(metric.decoder, metric.chunk_size)
         x = metric.decoder.probe(where, sound, required, metric.chunk_size, those)
         self._all_failed = not finite and x is not None and not len(x)
         metric.bind(sound, those)
         if x is not None and len(x):
             check_ambient(metric, sound, those)
             self._probed.add(kind)
+            remembered = learn(metric, before, (*kind, flat.shape[-1]))
+            if remembered is not None:
+                self._remembered[kind] = remembered
 
     def _probe_rows(self, where: str, flat: Tensor, condition: Condition | None) -> None:
         """Whether rows of the first large batch touch each other."""
@@ -199,8 +234,9 @@ class Checks:
             decoder.probe_rows(where, flat, size, self.metric.chunk_size, condition)
 
 
-def _refuse_non_finite(where: str, ok: Tensor | None) -> None:  # (k,)
-    if ok is None or bool(ok.all()):
+def _refuse_non_finite(where: str, flat: Tensor) -> None:  # (k, m)
+    ok = flat.isfinite().all(-1)
+    if holds(ok):
         return
     rows = (~ok).nonzero().flatten().tolist()
     raise NonFiniteError(
@@ -219,158 +255,9 @@ def _check_tangent(where: str, v: Tensor, z: Tensor) -> None:
     if v.device != z.device:
         hint = "Move one of them."
         raise DeviceError(where, f"tangents on {z.device}", str(v.device), hint)
-    ok = concrete(v.isfinite().all(-1))
-    if ok is not None and not bool(ok.all()):
+    if not evidently_finite(v) and not holds(v.isfinite()):
         hint = "Look at what produced them."
         raise NonFiniteError(where, "finite tangents", "NaN or infinity", hint)
     if v.dtype != z.dtype:
         hint = "Convert one of them."
         raise DTypeError(where, f"tangents of dtype {z.dtype}", str(v.dtype), hint)
-
-
-# The ambient metric, where the decoder leads.
-
-
-def check_ambient(
-    composition: Composition, flat: Tensor, condition: Condition | None = None
-) -> None:  # (k, m)
-    """Look at the ambient metric at decoded points, along the directions in which they move.
-
-    All points are decoded under the first one's condition.
-
-    Raises:
-        AmbientError: When it is not a metric: random, coupled across the batch, not positive, or
-            when torch.autograd does not know its derivative.
-    """
-    ambient = composition.ambient
-    one = first_of(condition)
-
-    def decoded(z: Tensor) -> Tensor:  # (k, m) -> (k, D)
-        return composition.decoder(z, one and one.spread(len(z))).flatten(1)
-
-    chunk = composition.chunk_size
-    with torch.inference_mode(False), torch.no_grad():
-        if len(flat):
-            flat = flat.detach().clone()
-        else:
-            flat = flat.new_zeros(1, flat.shape[-1])
-        size = _check_values(composition, decoded, flat, chunk)
-        if not ambient.foreign:
-            return
-        source = probe.generator()
-        limit = max(chunk or ROWS * FEW, FEW)
-        wanted = ROWS if size <= 64 else FEW
-        points = probe.generic(decoded, flat, min(wanted, limit), chunk)
-        v = probe.normal(points, *points.shape, source=source) * probe.spread(flat)
-        x = decoded(points)
-        columns = probe.normal(x, *x.shape, source=source)
-    sound = x.isfinite().all(-1)
-    if not bool(sound.any()):
-        return
-    lowered = _Lowered(composition)
-    packed = torch.cat([x, columns], -1)
-    _check_rows(ambient, lowered, packed[sound])
-    path = _path(decoded, points[:FEW], v[:FEW], columns[:FEW])
-    contradicted = contradiction(lowered, path, len(columns[:FEW]), points)
-    if contradicted is not None:
-        got, remedy = explained(contradicted, lowered)
-        expected = "a function whose derivative torch.autograd knows"
-        raise AmbientError(ambient.title, expected, got, remedy)
-
-
-def _path(
-    decoded: Callable[[Tensor], Tensor], starts: Tensor, velocities: Tensor, constant: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """Decoded points that move in straight lines, packed with vectors that stay."""
-
-    def path(t: Tensor) -> Tensor:
-        moved = decoded(starts + t[:, None] * velocities)
-        return torch.cat([moved, constant], -1)
-
-    return path
-
-
-class _Lowered:
-    """``H(x) u`` of rows ``(x, u)``, or the features of x where there are some."""
-
-    def __init__(self, composition: Composition) -> None:
-        self.composition = composition
-
-    def __call__(self, packed: Tensor) -> Tensor:  # (k, 2D) -> (k, …)
-        ambient = self.composition.ambient
-        dimension = packed.shape[1] // 2
-        x, u = packed.split(dimension, -1)
-        if ambient.has_features:
-            shaped = self.composition.shaped(x)
-            return ambient.features(shaped).flatten(1)
-        lowered = ambient.apply_to(x, u[..., None])
-        return lowered[..., 0]
-
-
-def _check_values(
-    composition: Composition,
-    decoded: Callable[[Tensor], Tensor],
-    flat: Tensor,
-    chunk: int | None,
-) -> int:
-    """Look at shapes, symmetry and sign of the metric's values; the size of one output."""
-    ambient = composition.ambient
-    given, x = _with_values(decoded, flat[:2])
-    if not ambient.foreign or ambient.has_features:
-        ambient.check(composition.shaped(x))
-        return x.shape[1]
-    # A subclass may have a check of its own, of points alone.
-    known = inspect.signature(ambient.check).parameters
-    options: dict[str, Tensor] = {}
-    if "tangents" in known:
-        options["tangents"] = _directions(decoded, given)
-    ambient.check(composition.shaped(x), **options)
-    # Some functions get a row for every direction.
-    limit = max(chunk or ROWS * FEW, FEW)
-    per_point = min(flat.shape[-1], FEW)
-    rows = min(ROWS, limit // per_point, len(flat))
-    picked = torch.linspace(0, len(flat) - 1, rows).long().to(flat.device)
-    given, x = _with_values(decoded, flat[picked])
-    tangents = _directions(decoded, given)
-    rounding = tolerance(x.dtype).eps ** (2 / 3)
-    ambient.check_positive(x, tangents, rounding)
-    return x.shape[1]
-
-
-def _check_rows(ambient: AmbientMetric, lowered: _Lowered, packed: Tensor) -> None:
-    """Look whether the metric at a point depends on chance, or on the other points of a batch.
-
-    Raises:
-        AmbientError: When it does.
-    """
-    where = ambient.title
-    try:
-        with torch.no_grad():
-            found = dependence(lowered, packed, FEW)
-    except probe.FAILURES as reason:
-        got = f"{type(reason).__name__}: {reason}"
-        hint = "Keep the batch axis."
-        raise AmbientError(where, "a metric of any number of points", got, hint) from reason
-    if found is not None and not found.sound:
-        raise AmbientError(where, *found.message("metric"))
-
-
-def _directions(decoded: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:  # (k, m) -> (k, D, c)
-    """How decoded points move along the first few coordinates, by differences of the decoder."""
-    axes = torch.eye(z.shape[-1]).to(z)[:FEW]
-    largest = z.abs().amax()
-    step = tolerance(z.dtype).eps ** (1 / 3) * (1 + largest)
-    sides = []
-    for axis in axes:
-        ahead = decoded(z + step * axis)
-        behind = decoded(z - step * axis)
-        sides.append(ahead - behind)
-    changes = torch.stack(sides, -1).nan_to_num(0.0, 0.0, 0.0)
-    return changes / (2 * step)
-
-
-def _with_values(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """The points at which ``f`` is finite, and its values there."""
-    x = f(z)
-    ok = x.isfinite().all(-1)
-    return z[ok], x[ok]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from riemae.differential.derivatives import Differential
 from riemae.distributions.layout import EnsembleLayout
 from riemae.exceptions import NonFiniteError
 from riemae.geometry.decoder import Decoder
-from riemae.numerics.values import concrete, evidently_finite
+from riemae.numerics.deferral import holds
+from riemae.numerics.values import evidently_finite
 
 Composed = TypeVar("Composed", bound="Composition")
 
@@ -29,11 +30,13 @@ class Findings:
         warned: Whether a warning of kinks has been given, or was not needed.
         looked: Whether layers and functions have been looked at.
         kinks: The layer or function with kinks that was found, in words.
+        told: Called when kinks were looked for, and none were found.
     """
 
     warned: bool = False
     looked: bool = False
     kinks: str | None = None
+    told: Callable[[], None] | None = None
 
 
 class Composition:
@@ -169,8 +172,8 @@ class Composition:
         """
         if evidently_finite(out) or not len(out):
             return out
-        ok = concrete(out.isfinite().reshape(len(out), -1).all(1))
-        if ok is None or bool(ok.all()):
+        ok = out.isfinite().reshape(len(out), -1).all(1)
+        if holds(ok):
             return out
         first = int((~ok).nonzero()[0])
         raise NonFiniteError(

@@ -107,6 +107,32 @@ class Decoder:
         """What makes this decoder again."""
         return self.function, self.latent_shape, self.output
 
+    @property
+    def lasting(self) -> tuple[nn.Module, str] | None:
+        """The module and the name of its method, where nothing else has a part in the map.
+
+        None for functions, and for methods that are not those of the module's class.
+        """
+        if self.module is None or self.output is not None:
+            return None
+        if self.function is self.module:
+            return self.module, "__call__"
+        name = getattr(self.function, "__name__", "")
+        method = getattr(self.function, "__func__", None)
+        own = method is not None and getattr(type(self.module), name, None) is method
+        return (self.module, name) if own else None
+
+    def recall(self, shape: torch.Size, roundoff: float) -> None:
+        """Take over what an earlier probe of the same module has found.
+
+        Args:
+            shape: Of one output, a tensor.
+            roundoff: Relative rounding inside.
+        """
+        self.output_shape = shape
+        self.roundoff = roundoff
+        self._training = layers_in_training(self.module)
+
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
         x, layout = read(_single(output))
         _refuse_sparse_or_empty(z, x)

@@ -25,6 +25,7 @@ from riemae.geometry.frames import check_ridge, inverted, orthonormal, ridged, w
 from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.smoothness import warn_if_flat
 from riemae.numerics.checks import expect_choice, expect_range
+from riemae.numerics.deferral import holds
 from riemae.numerics.metric import solve_metric
 from riemae.numerics.random import gaussian, signs
 from riemae.numerics.tolerances import tolerance
@@ -251,8 +252,7 @@ def _projected(
 def _factor(where: str, metric: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
     """Lower Cholesky factor; raises, with the places, where there is none."""
     factor, info = torch.linalg.cholesky_ex(metric)
-    bad = concrete(info != 0)
-    if bad is not None and bool(bad.any()):
+    if not holds(info == 0):
         solve_metric(where, metric, metric[..., :1])  # raises, with the places
     return factor
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from riemae.ambient import AmbientMetric, DiagonalMetric, FactorMetric
 from riemae.exceptions import PrecisionWarning, SingularMetricError, stack_level
+from riemae.numerics.deferral import holds
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete, evidently_finite
@@ -50,8 +51,7 @@ def ambient_factor(
         return torch.stack(columns, -1)
     if isinstance(ambient, DiagonalMetric):
         weights = ambient.diagonal(x)
-        negative = concrete(weights < 0)
-        if negative is None or not bool(negative.any()):
+        if holds(~(weights < 0)):
             roots = weights.sqrt()
             return roots[..., None] * j
     j, finite_jacobian = _sound(j)
@@ -59,8 +59,7 @@ def ambient_factor(
     form = wide(q.to(j).mT @ ambient.apply_to(x, q.to(j)))
     form, finite_form = _sound((form + form.mT) / 2)
     factor, info = torch.linalg.cholesky_ex(form)
-    bad = concrete(info != 0)
-    if bad is None or not bool(bad.any()):
+    if holds(info == 0):
         root = factor.mT
     else:
         root = _semidefinite_root(ambient, form, j.dtype)
@@ -127,8 +126,8 @@ def _where_regular(r: Tensor, columns: Tensor) -> Tensor:  # (k, m, m), (k, q, m
     What is singular has no derivative, and must not spoil that of the others.
     """
     pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs()
-    bad = concrete((pivots <= _DEPENDENT).any(-1))
-    if bad is None or not bool(bad.any()):
+    bad = (pivots <= _DEPENDENT).any(-1)
+    if holds(~bad):
         return r
     mask = bad[:, None, None]
     harmless = torch.eye(*columns.shape[1:]).to(columns)
@@ -233,8 +232,9 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
     known = r.detach()
     diagonal = known.diagonal(dim1=-2, dim2=-1)
     pivots = diagonal.abs() / _lengths(known)
-    bad = concrete(~(pivots > tolerance(dtype).pivot).all(-1))
-    if bad is not None and bool(bad.any()):
+    good = (pivots > tolerance(dtype).pivot).all(-1)
+    if not holds(good):
+        bad = ~good
         places = bad.nonzero().flatten().tolist()
         raise SingularMetricError(
             where,

@@ -17,6 +17,7 @@ from riemae.differential.derivatives import Differential
 from riemae.differential.primitives import untraced
 from riemae.exceptions import SmoothnessWarning, stack_level
 from riemae.geometry.pullback import PullbackMetric
+from riemae.numerics.deferral import immediate
 from riemae.numerics.random import restored
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete
@@ -51,8 +52,12 @@ def warn_if_flat(core: PullbackMetric, flat: Tensor) -> None:
     if core.findings.warned or concrete(flat) is None or not len(flat):
         return
     core.findings.warned = True
-    found = kinks(core, flat)
-    if found is not None:
+    with immediate():
+        found = kinks(core, flat)
+    if found is None:
+        if core.findings.told is not None:
+            core.findings.told()
+    else:
         warnings.warn(
             f"The decoder has {found}: it is (partly) piecewise linear, its curvature sits in "
             "kinks that derivatives do not see, and what is reported here means little. Use SiLU, "

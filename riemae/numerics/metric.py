@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import SingularMetricError
+from riemae.numerics.deferral import holds
 from riemae.numerics.tolerances import tolerance
-from riemae.numerics.values import concrete
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -44,8 +44,9 @@ def check_metric(
     factor, info = torch.linalg.cholesky_ex(metric * scale * scale.mT)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     full_rank = (pivots > tolerance(metric.dtype).rank).all(-1)
-    bad = concrete((info != 0) | ~full_rank)
-    if bad is not None and bool(bad.any()):
+    good = (info == 0) & full_rank
+    if not holds(good):
+        bad = ~good
         places = bad.nonzero().flatten().tolist()
         first = metric[bad][0]
         low = (

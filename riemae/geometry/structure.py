@@ -1,0 +1,229 @@
+"""What a module is apart from the values of its weights: whether it is still the same function.
+
+The description of a module has its submodules with their classes and every attribute, shapes,
+dtypes and devices of its tensors, and the code that runs: methods of its own classes with the
+globals that they read. Two descriptions are equal only where nothing has changed that decides what
+the module computes from its weights.
+
+There is a description only where everything could be looked at. None is returned for hooks, methods
+that were replaced on an instance, closures, scripts, compiled modules, and attributes or globals of
+unknown kinds: such a module may change in ways that do not show here.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+import weakref
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Description = Hashable
+
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+# What torch keeps in every module, described by itself or without a part in what it computes.
+_OWN = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+# Parts of a class that do not run when the module is called.
+_SILENT = frozenset(("__init__", "__doc__", "__module__", "__qualname__", "__annotations__"))
+# Larger collections, and more functions, are not looked through at every first use.
+_LARGEST = 256
+# Names of packages that nobody changes while a program runs.
+_LIBRARIES = frozenset(
+    "torch numpy builtins math operator functools itertools collections typing abc enum".split()
+)
+
+
+class _Unknown(Exception):
+    """Something that cannot be described."""
+
+
+def structure(module: nn.Module) -> Description | None:
+    """The description of a module and of the settings of torch that it runs under, or None."""
+    if any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS):
+        return None
+    try:
+        return (_settings(), _Describer().module(module))
+    except (_Unknown, RecursionError):
+        return None
+
+
+def weights(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Its floating-point tensors, by name; those too that are neither parameters nor buffers."""
+    for prefix, part in module.named_modules():
+        for name, value in (*_tensors(part).items(), *vars(part).items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                yield f"{prefix}.{name}", value
+
+
+def _tensors(part: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module without its parts."""
+    parameters = part.named_parameters(recurse=False, remove_duplicate=False)
+    buffers = part.named_buffers(recurse=False, remove_duplicate=False)
+    return {**dict(parameters), **dict(buffers)}
+
+
+def _settings() -> Description:
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+    )
+
+
+class _Describer:
+    """Describes a module; each class and each function once.
+
+    Raises:
+        _Unknown: For what cannot be described.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[type, Description] = {}
+        self._functions: set[types.FunctionType] = set()
+
+    def module(self, root: nn.Module) -> Description:
+        """A module with all of its parts."""
+        named = root.named_modules(remove_duplicate=False)
+        return tuple((name, id(part), self._part(part)) for name, part in named)
+
+    def _part(self, part: nn.Module) -> Description:
+        kind = type(part)
+        scripted = isinstance(part, torch.jit.ScriptModule)
+        if scripted or any(getattr(part, name, None) for name in _HOOKS):
+            raise _Unknown
+        held = {name: x for name, x in vars(part).items() if name not in _OWN}
+        return (
+            self._class(kind),
+            part.training,
+            self._items(_tensors(part)),
+            self._items(held),
+        )
+
+    def _items(self, named: dict[Any, Any]) -> Description:
+        return tuple((name, self.value(x)) for name, x in named.items())
+
+    def value(self, value: Any) -> Description:
+        """An attribute, a default or a global.
+
+        Raises:
+            _Unknown: For what cannot be described.
+        """
+        kind = type(value)
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, weakref.ref):  # recurrent layers refer to their weights so
+            return (kind, self.value(value()))
+        if isinstance(value, _PLAIN):
+            return (kind, value)
+        if isinstance(value, (tuple, list, set, frozenset, dict)) and len(value) > _LARGEST:
+            raise _Unknown
+        if kind in (tuple, list, torch.Size):
+            return (kind, tuple(self.value(x) for x in value))
+        if kind in (set, frozenset):
+            return (kind, frozenset(self.value(x) for x in value))
+        if kind is dict:
+            keys = tuple(self.value(key) for key in value)
+            return (kind, keys, tuple(self.value(x) for x in value.values()))
+        if _is_permanent(value):
+            return value
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        raise _Unknown
+
+    def _class(self, kind: type) -> Description:
+        if kind not in self._classes:
+            # Torch's own classes are known; a method that somebody replaced shows.
+            calls = (kind, kind.__call__, getattr(kind, "forward", None))
+            own = [base for base in kind.__mro__ if not _is_library(base.__module__)]
+            self._classes[kind] = (calls, tuple(self._methods(base) for base in own))
+        return self._classes[kind]
+
+    def _methods(self, kind: type) -> Description:
+        found: list[Description] = []
+        for name, value in vars(kind).items():
+            if name in _SILENT or isinstance(value, types.GetSetDescriptorType):
+                continue
+            if isinstance(value, (staticmethod, classmethod)):
+                value = value.__func__
+            if isinstance(value, property):
+                parts = tuple(self.value(f) for f in (value.fget, value.fset))
+                found.append((name, parts))
+            else:
+                found.append((name, self.value(value)))
+        return tuple(found)
+
+    def _function(self, function: types.FunctionType) -> Description:
+        if function in self._functions:  # it calls itself, or was described before
+            return function.__code__
+        self._functions.add(function)
+        if len(self._functions) > _LARGEST:
+            raise _Unknown
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if any(name != "__class__" for name, _ in cells):
+            raise _Unknown
+        read = {}
+        for name in sorted(_names(function.__code__)):
+            if name in function.__globals__:
+                read[name] = function.__globals__[name]
+        return (
+            function.__code__,
+            self.value(function.__defaults__),
+            self.value(function.__kwdefaults__),
+            self._items(read),
+        )
+
+
+def _tensor(x: Tensor) -> Description:
+    """A tensor without its values."""
+    return (type(x), x.shape, x.dtype, x.device, x.layout, x.requires_grad)
+
+
+def _is_permanent(value: Any) -> bool:
+    """Whether it is a module, function or class of a library, which nobody changes."""
+    if isinstance(value, types.ModuleType):
+        return _is_library(value.__name__)
+    if isinstance(value, types.BuiltinFunctionType):
+        owner = value.__self__
+        return owner is None or isinstance(owner, (types.ModuleType, type))
+    known = isinstance(value, (type, types.FunctionType)) or callable(value)
+    named = getattr(value, "__module__", None)
+    if not known or not isinstance(named, str) or not _is_library(named):
+        return False
+    # An object of a library's class may hold anything; what a module has by a name is permanent.
+    name = getattr(value, "__name__", None)
+    return isinstance(name, str) and getattr(sys.modules.get(named), name, None) is value
+
+
+def _is_library(name: str) -> bool:
+    """Whether a module of this name belongs to torch, numpy, or to Python itself."""
+    return name.partition(".")[0] in _LIBRARIES
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that a function, or one inside of it, may look up among its globals."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
