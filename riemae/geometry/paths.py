@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.nn import functional as F
 
 from riemae.ambient import FeatureMetric
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
+from riemae.geometry.variation import laid_out, positive_part, remaining_part
 from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.metric import safe_sqrt
 from riemae.solvers.energy import (
@@ -24,12 +26,11 @@ from riemae.solvers.energy import (
     chord_force,
     differentiated,
     discrete_energy,
-    expand_by_autodiff,
     expand_chord,
-    gauss_newton_blocks,
     image_velocity,
     rounding,
 )
+from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products, from_graph, pulled
 
 
@@ -288,37 +289,56 @@ class PathMetric(Composition):
         return expand_chord(path, j, form)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
-        count = nodes.shape[1]
-        found = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
-        x, j = (y.unflatten(0, (-1, count)) for y in found)
-        first = x[:, :-1].flatten(0, 1)
-        last = x[:, 1:].flatten(0, 1)
-
-        def weighted(columns: Tensor) -> Tensor:
-            """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
-            flat = columns.flatten(0, 1)
-            start = self.ambient.apply_to(first, flat)
-            stop = self.ambient.apply_to(last, flat)
-            return ((start + stop) / 2).view(columns.shape)
-
-        def length(vectors: Tensor) -> Tensor:  # (p, n, D) -> (p, n)
-            squared = self.ambient.squared_norm(first, vectors.flatten(0, 1))
-            return safe_sqrt(squared).view(vectors.shape[:2])
-
-        left = j[:, :-1]
-        right = j[:, 1:]
-        weighted_left = weighted(left)
-        weighted_right = weighted(right)
-        blocks = gauss_newton_blocks(
-            left.mT @ weighted_left, right.mT @ weighted_right, left.mT @ weighted_right
+        """Without a feature map: see :mod:`riemae.geometry.variation`."""
+        assert self.variation is not None
+        p = len(nodes)
+        x = self._images(nodes)
+        steps = x.diff(dim=1)
+        interior = nodes[:, 1:-1].flatten(0, 1)
+        correction = None
+        if second_order:
+            j, correction = self._remaining(interior, x, steps)
+        else:
+            _, flat = self.batch_invariant.value_and_jacobian(interior)
+            j = laid_out(flat.unflatten(0, (p, -1)))[..., : x.shape[-1], :]
+        squared = self._squared_steps(x, steps)
+        sizes = self._squared_steps(x, x[:, :-1])
+        force = aligned(self._force(x), -1)[..., None]
+        return Expansion(
+            energy=discrete_energy(squared),
+            gradient=(laid_out(j).mT @ force)[..., 0],
+            gauss_newton=positive_part(self.variation.weighted(x, j), j),
+            correction=correction,
+            noise=rounding(safe_sqrt(sizes), safe_sqrt(squared)),
         )
-        sizes = length(x[:, :-1])
-        steps = length(x.diff(dim=1))
-        return expand_by_autodiff(
-            self.squared_chords,
-            nodes,
-            blocks,
-            rounding(sizes, steps),
-            second_order,
-            self.immersion.pushforward,
-        )
+
+    def _remaining(
+        self, interior: Tensor, x: Tensor, steps: Tensor
+    ) -> tuple[Tensor, BlockTridiagonal]:  # -> (p, n - 1, D, m)
+        """Jacobians at the interior nodes ``(p (n − 1), m)``, and what Gauss-Newton leaves out."""
+        assert self.variation is not None and self.varied is not None
+        p, n, d = steps.shape
+        before = steps[:, :-1].flatten(0, 1)
+        after = steps[:, 1:].flatten(0, 1)
+        bend = -2 * n * self._lowered(x, steps).diff(dim=1)
+        along_numbers = n / 2 * self.variation.covector(before, after)
+        covector = torch.cat([bend.flatten(0, 1), along_numbers], -1)
+        varied = self.varied.conditioned(self.variation.condition(self.condition, before, after))
+        _, flat, form = varied.contractions(interior, covector[:, None], _given)
+        slopes = flat.unflatten(0, (p, -1))
+        j = laid_out(slopes[..., :d, :])[..., :d, :]
+        changes = self.variation.changes(slopes[..., d:, :], steps[:, :-1], steps[:, 1:])
+        return j, remaining_part(changes, form[:, 0].unflatten(0, (p, -1)), j)
+
+    def _force(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
+        """The gradient of the energy in the images of the interior nodes."""
+
+        def energy(images: Tensor) -> Tensor:
+            squared = self._squared_steps(images, images.diff(dim=1))
+            return discrete_energy(squared).sum()
+
+        return grad(energy)(x)[:, 1:-1]
+
+
+def _given(x: Tensor, j: Tensor, covectors: Tensor) -> Tensor:
+    return covectors
