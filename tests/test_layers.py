@@ -68,7 +68,7 @@ LAYERS = {
         geometry.decoder geometry.distortion geometry.envelope geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
         geometry.latent geometry.paths geometry.pullback geometry.shaped
-        geometry.smoothness         geometry.training_mode geometry.varying
+        geometry.smoothness geometry.training_mode geometry.variation geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """

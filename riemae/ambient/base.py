@@ -459,4 +459,4 @@ def each_column(
     spread = x[:, None].expand(k, c, d).reshape(k * c, d)
     rows = columns.mT.reshape(k * c, d)
     products = product(spread, rows)
-    return products.reshape(k, c, -1).mT
+    return products.reshape(k, c, products.shape[-1]).mT

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric, as_kind
+from riemae.differential.jets import plain
 from riemae.distributions.closed_form import NAMED
 from riemae.distributions.family import Family, Params
 from riemae.distributions.layout import AnyLayout, Head, Layout
@@ -162,7 +163,7 @@ class FisherRao(AmbientMetric):
             return [self._named_head(x)]
         split = self.layout.split(x.flatten(1))
         pairs = zip(self.layout.heads, split, strict=True)
-        return [(head, head.complete(p)) for head, p in pairs]
+        return [(head, head.complete(_known(head, p))) for head, p in pairs]
 
     def _named_head(self, x: Tensor) -> tuple[Head, Params]:
         """The named family with its parameters at ``x``, constants included.
@@ -340,6 +341,12 @@ def _precise_diagonal(head: Head, p: Params) -> Params:
     if _wide_enough(family, p):
         return family.diagonal(p, head.free)
     return _like(p, family.diagonal(_wide(p), head.free))
+
+
+def _known(head: Head, p: Params) -> Params:
+    """The parameters; those that do not depend on the point carry no derivatives in Taylor mode."""
+    fixed = head.fixed or frozenset()
+    return {name: plain(value) if name in fixed else value for name, value in p.items()}
 
 
 def _wide_enough(family: Family, p: Params) -> bool:

@@ -9,9 +9,11 @@ import torch
 from scipy.special import bernoulli
 from torch import Tensor
 
+from riemae.differential.rules.elementwise import of_single_numbers
 from riemae.distributions.dispersion import excess_information
 
 
+@of_single_numbers
 def root(x: Tensor) -> Tensor:
     """Square root with derivative 0 at 0, where the parameter has reached the edge of its range.
 
@@ -23,6 +25,7 @@ def root(x: Tensor) -> Tensor:
     return torch.where(inside, positive.sqrt(), outside)
 
 
+@of_single_numbers
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
     right = a > 0
@@ -34,12 +37,14 @@ def arsinh_exp(a: Tensor) -> Tensor:
     return torch.where(right, far, near)
 
 
+@of_single_numbers
 def atanh_root(p: Tensor) -> Tensor:
     """``artanh √p = arsinh √(p/(1 − p))``."""
     odds = p / (1 - p)
     return root(odds).asinh()
 
 
+@of_single_numbers
 def resultant(kappa: Tensor) -> Tensor:
     """``A(κ) = I₁(κ)/I₀(κ)``."""
     first = torch.special.i1e(kappa)
@@ -47,6 +52,7 @@ def resultant(kappa: Tensor) -> Tensor:
     return first / zeroth
 
 
+@of_single_numbers
 def resultant_slope(kappa: Tensor) -> Tensor:
     """``A'(κ) = 1 − A/κ − A²``; by its asymptotic series where that difference would cancel."""
     large = kappa > 150
@@ -73,6 +79,7 @@ def _slope_series() -> tuple[float, ...]:
     return tuple(-n * a[n] for n in range(1, 11))
 
 
+@of_single_numbers
 def tilted_variance(logits: Tensor) -> Tensor:
     """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``.
 

@@ -299,10 +299,11 @@ class PathMetric(Composition):
         if second_order:
             j, correction = self._remaining(interior, x, steps)
         else:
-            _, flat = self.batch_invariant.value_and_jacobian(interior)
-            j = laid_out(flat.unflatten(0, (p, -1)))[..., : x.shape[-1], :]
+            across = self.batch_invariant.jets(interior, then=lambda x, j: j.mT)
+            j = laid_out(across.mT.unflatten(0, (p, -1)))[..., : x.shape[-1], :]
         squared = self._squared_steps(x, steps)
-        sizes = self._squared_steps(x, x[:, :-1])
+        starts = x[:, :-1].flatten(0, 1)
+        sizes = self.ambient.squared_norm(starts, starts).view(squared.shape)
         force = aligned(self._force(x), -1)[..., None]
         return Expansion(
             energy=discrete_energy(squared),
@@ -324,11 +325,11 @@ class PathMetric(Composition):
         along_numbers = n / 2 * self.variation.covector(before, after)
         covector = torch.cat([bend.flatten(0, 1), along_numbers], -1)
         varied = self.varied.conditioned(self.variation.condition(self.condition, before, after))
-        _, flat, form = varied.contractions(interior, covector[:, None], _given)
+        _, flat, form = varied.expansion(interior, lambda _: covector)
         slopes = flat.unflatten(0, (p, -1))
         j = laid_out(slopes[..., :d, :])[..., :d, :]
         changes = self.variation.changes(slopes[..., d:, :], steps[:, :-1], steps[:, 1:])
-        return j, remaining_part(changes, form[:, 0].unflatten(0, (p, -1)), j)
+        return j, remaining_part(changes, form.unflatten(0, (p, -1)), j)
 
     def _force(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
         """The gradient of the energy in the images of the interior nodes."""
@@ -338,7 +339,3 @@ class PathMetric(Composition):
             return discrete_energy(squared).sum()
 
         return grad(energy)(x)[:, 1:-1]
-
-
-def _given(x: Tensor, j: Tensor, covectors: Tensor) -> Tensor:
-    return covectors

@@ -107,7 +107,8 @@ class DiagonalVariation(Variation):
         middle = (h[:, :-1] + h[:, 1:]) / 2
         before = middle[:, :-1, :, None]
         after = middle[:, 1:, :, None]
-        return (before + after) * j, before * j
+        # The layout is that of the first factor.
+        return j * (before + after), j * before
 
 
 class ProductVariation(Variation):

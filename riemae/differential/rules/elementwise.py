@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -58,6 +59,23 @@ class Elementwise:
             else:
                 slope, bend = self.derivatives(x, out, 1 if tape.pairs is None else 2)
         return jet.chain(y, slope, bend)
+
+
+def of_single_numbers(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A decorator for smooth functions of one tensor, number by number, of several torch functions.
+
+    In Taylor mode they count as one: their slope, by forward mode through the values alone, meets
+    the tangents once.
+    """
+
+    @wraps(f)
+    def applied(x: Tensor) -> Tensor:
+        if not isinstance(x, Jet):
+            return f(x)
+        with torch._C.DisableTorchFunctionSubclass():
+            return SMOOTH(f, (x,), {})
+
+    return applied
 
 
 def _as_one_operation(jet: Jet) -> bool:
