@@ -36,7 +36,7 @@ LAYERS = {
         differential.rules.normalising differential.rules.norms differential.rules.products
         differential.rules.queries differential.rules.recurrent differential.rules.selections
         differential.rules.structural differential.rules.sums differential.spellings
-        differential.tape differential.trust
+        differential.tangents differential.tape differential.trust
     """,
     "solvers": """
         solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy

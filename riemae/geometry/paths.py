@@ -317,7 +317,8 @@ class PathMetric(Composition):
         self, interior: Tensor, x: Tensor, steps: Tensor
     ) -> tuple[Tensor, BlockTridiagonal]:  # -> (p, n - 1, D, m)
         """Jacobians at the interior nodes ``(p (n − 1), m)``, and what Gauss-Newton leaves out."""
-        assert self.variation is not None and self.varied is not None
+        assert self.variation is not None
+        assert self.varied is not None
         p, n, d = steps.shape
         before = steps[:, :-1].flatten(0, 1)
         after = steps[:, 1:].flatten(0, 1)

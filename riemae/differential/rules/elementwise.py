@@ -61,21 +61,32 @@ class Elementwise:
         return jet.chain(y, slope, bend)
 
 
-def of_single_numbers(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+Numberwise = Callable[[Tensor], Tensor]
+
+
+def of_single_numbers(
+    derivatives: Derivatives | None = None,
+) -> Callable[[Numberwise], Numberwise]:
     """A decorator for smooth functions of one tensor, number by number, of several torch functions.
 
-    In Taylor mode they count as one: their slope, by forward mode through the values alone, meets
-    the tangents once.
+    In Taylor mode they count as one function, whose slope meets the tangents once.
+
+    Args:
+        derivatives: Their closed form; by default by forward mode through the values.
     """
+    as_one = Elementwise(derivatives)
 
-    @wraps(f)
-    def applied(x: Tensor) -> Tensor:
-        if not isinstance(x, Jet):
-            return f(x)
-        with torch._C.DisableTorchFunctionSubclass():
-            return SMOOTH(f, (x,), {})
+    def decorated(f: Numberwise) -> Numberwise:
+        @wraps(f)
+        def applied(x: Tensor) -> Tensor:
+            if not isinstance(x, Jet):
+                return f(x)
+            with torch._C.DisableTorchFunctionSubclass():
+                return as_one(f, (x,), {})
 
-    return applied
+        return applied
+
+    return decorated
 
 
 def _as_one_operation(jet: Jet) -> bool:
