@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from riemae.differential.rules.elementwise import of_single_numbers
 from riemae.distributions.dispersion import excess_information
 
-
-_FAR = 20.0  # where e^{−2a} has vanished beside 1
+_FAR = 20.0  # e^{−2a} vanishes beyond, compared with 1
 
 
 @of_single_numbers()
@@ -38,7 +37,7 @@ def _arsinh_exp(a: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
 @of_single_numbers(_arsinh_exp)
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
-    # log1p (e^a + (√(1 + e^{2a}) − 1)), with the difference as a quotient; beyond 20, its logarithm.
+    # log1p (e^a + (√(1 + e^{2a}) − 1)), with the difference as a quotient.
     near = a.clamp(max=_FAR).exp()
     square = near * near
     rest = square / (1 + (1 + square).sqrt())

@@ -15,6 +15,7 @@ from riemae.differential.activations import Activation, Known
 from riemae.differential.jets import Jet, has_jets, rule
 from riemae.differential.rules.generic import generic
 from riemae.differential.spellings import spellings
+from riemae.differential.tangents import root_of
 from riemae.differential.tape import Tape
 from riemae.numerics.threads import jvp
 
@@ -109,7 +110,9 @@ def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
 
 def _one_plain_tangent(jet: Jet) -> bool:
     """Whether torch's kernel for the backward pass gives all that is wanted."""
-    return jet.tape.pairs is None and not jet.tape.create_graph and len(jet.first) == 1
+    if jet.tape.pairs is not None or jet.tape.create_graph:
+        return False
+    return len(root_of(jet.tangents).first) == 1  # what the chain ends with stays unasked
 
 
 def _by_forward_mode(
