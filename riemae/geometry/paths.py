@@ -300,7 +300,8 @@ class PathMetric(Composition):
             j, correction = self._remaining(interior, x, steps)
         else:
             across = self.batch_invariant.jets(interior, then=lambda x, j: j.mT)
-            j = laid_out(across.mT.unflatten(0, (p, -1)))[..., : x.shape[-1], :]
+            along = across.mT.unflatten(0, (p, -1))
+            j = laid_out(along)[..., : x.shape[-1], :]
         squared = self._squared_steps(x, steps)
         starts = x[:, :-1].flatten(0, 1)
         sizes = self.ambient.squared_norm(starts, starts).view(squared.shape)
@@ -320,17 +321,21 @@ class PathMetric(Composition):
         assert self.variation is not None
         assert self.varied is not None
         p, n, d = steps.shape
-        before = steps[:, :-1].flatten(0, 1)
-        after = steps[:, 1:].flatten(0, 1)
-        bend = -2 * n * self._lowered(x, steps).diff(dim=1)
+        sides = steps[:, :-1], steps[:, 1:]
+        before, after = (side.flatten(0, 1) for side in sides)
+        lowered = self._lowered(x, steps)
+        force = -2 * n * lowered.diff(dim=1)
         along_numbers = n / 2 * self.variation.covector(before, after)
-        covector = torch.cat([bend.flatten(0, 1), along_numbers], -1)
-        varied = self.varied.conditioned(self.variation.condition(self.condition, before, after))
-        _, flat, form = varied.expansion(interior, lambda _: covector)
+        covector = torch.cat([force.flatten(0, 1), along_numbers], -1)
+        condition = self.variation.condition(self.condition, before, after)
+        varied = self.varied.conditioned(condition)
+        _, flat, flat_form = varied.expansion(interior, lambda _: covector)
         slopes = flat.unflatten(0, (p, -1))
-        j = laid_out(slopes[..., :d, :])[..., :d, :]
-        changes = self.variation.changes(slopes[..., d:, :], steps[:, :-1], steps[:, 1:])
-        return j, remaining_part(changes, form.unflatten(0, (p, -1)), j)
+        form = flat_form.unflatten(0, (p, -1))
+        of_data, of_numbers = slopes.split([d, slopes.shape[-2] - d], -2)
+        j = laid_out(of_data)[..., :d, :]
+        changes = self.variation.changes(of_numbers, *sides)
+        return j, remaining_part(changes, form, j)
 
     def _force(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
         """The gradient of the energy in the images of the interior nodes."""

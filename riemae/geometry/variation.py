@@ -85,7 +85,8 @@ class DiagonalVariation(Variation):
 
         def with_diagonal(z: Tensor, condition: Condition | None = None) -> Tensor:
             x = decode(z, condition).flatten(1)
-            return torch.cat([x, self.ambient.diagonal(x)], -1)
+            h = self.ambient.diagonal(x)
+            return torch.cat([x, h], -1)
 
         return with_diagonal
 
@@ -103,7 +104,8 @@ class DiagonalVariation(Variation):
 
     def weighted(self, x: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """One product of numbers for each."""
-        h = self.ambient.diagonal(x.flatten(0, 1)).view(x.shape)
+        flat = self.ambient.diagonal(x.flatten(0, 1))
+        h = flat.view(x.shape)
         middle = (h[:, :-1] + h[:, 1:]) / 2
         before = middle[:, :-1, :, None]
         after = middle[:, 1:, :, None]
@@ -162,7 +164,9 @@ def positive_part(weighted: tuple[Tensor, Tensor], j: Tensor) -> BlockTridiagona
     """The Gauss-Newton part, of :meth:`Variation.weighted` and J ``(p, n − 1, D, m)``."""
     both, before = weighted
     n = j.shape[1] + 1
-    return BlockTridiagonal(2 * n * _pulled(j, both), -2 * n * _links(j, before))
+    diagonal = 2 * n * _pulled(j, both)
+    upper = -2 * n * _links(j, before)
+    return BlockTridiagonal(diagonal, upper)
 
 
 def remaining_part(changes: BothSides, form: Tensor, j: Tensor) -> BlockTridiagonal:

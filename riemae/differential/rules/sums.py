@@ -76,22 +76,29 @@ def _chained(args: Args, signs: tuple[int, int], jets: list[Jet], y: Tensor) -> 
     tape = jets[0].tape
     if len(jets) == 1:
         tangents = jets[0].tangents
-        if signs[0 if args[0] is jets[0] else 1] > 0:
+        sign = signs[0] if args[0] is jets[0] else signs[1]
+        if sign > 0:
             return tangents
         return None if tangents.link is None else tangents.link.mapped(torch.neg)
-    given = [jet.tangents for jet in jets]
-    root = common_root(*given)
+    left, right = (jet.tangents for jet in jets)
+    root = common_root(left, right)
     if root is None:
         return None
     with tape.tangents():
-        slopes = [slope_of(x, y) for x in given]
-        bends = [bend_of(x) for x in given]
-        left, right = [
-            (s, b) if sign > 0 else (-s, None if b is None else -b)
-            for s, b, sign in zip(slopes, bends, signs, strict=True)
-        ]
-        both = Link(root, left[0] + right[0], plus(left[1], right[1]), tape)
-        return both.tangents()
+        if signs[0] < 0:
+            left = _negated(left, y, tape)
+        if signs[1] < 0:
+            right = _negated(right, y, tape)
+        slope = slope_of(left, y) + slope_of(right, y)
+        bend = plus(bend_of(left), bend_of(right))
+        return Link(root, slope, bend, tape).tangents()
+
+
+def _negated(x: Tangents, y: Tensor, tape: Tape) -> Tangents:
+    link = x.link
+    if link is None:
+        link = Link(x, torch.ones_like(y), None, tape)
+    return link.mapped(torch.neg)
 
 
 def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape]:
