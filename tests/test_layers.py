@@ -38,7 +38,7 @@ LAYERS = {
         differential.rules.normalising differential.rules.norms differential.rules.products
         differential.rules.queries differential.rules.recurrent differential.rules.selections
         differential.rules.structural differential.rules.sums differential.spellings
-        differential.tape differential.trust
+        differential.tangents differential.tape differential.trust
     """,
     "solvers": """
         solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
@@ -71,7 +71,7 @@ LAYERS = {
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
         geometry.latent geometry.measured geometry.memory geometry.paths geometry.pullback
         geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
-        geometry.varying
+        geometry.variation geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """

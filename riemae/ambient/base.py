@@ -115,6 +115,11 @@ class AmbientMetric(nn.Module):
         """Whether there is a feature map φ, so that ``(f, H)`` has the geometry of ``(φ∘f, I)``."""
         return isinstance(self, FeatureMetric)
 
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether H is diagonal, and :meth:`diagonal` gives it without the rest of the matrix."""
+        return isinstance(self, DiagonalMetric)
+
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """Feature map φ with ``H = JφᵀJφ``.
 
@@ -171,6 +176,14 @@ class AmbientMetric(nn.Module):
 
         applied = vmap(column, in_dims=-1)(columns)
         return applied.movedim(0, -1)
+
+    def products(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """``H(x)`` times a few vectors, one after the other.
+
+        These are the numbers of :meth:`apply_to`, without ``vmap``: ``x`` may carry derivatives in
+        Taylor mode.
+        """
+        return torch.stack([self.product(x, v) for v in columns.unbind(-1)], -1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:  # (k, D) x 3 -> (k,)
         """``uᵀ H(x) v``."""
@@ -331,6 +344,10 @@ class DiagonalMetric(AmbientMetric):
         weights = self.diagonal(x)
         return weights[..., None] * columns
 
+    def products(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """As :meth:`apply_to`, which needs no ``vmap`` here."""
+        return self.apply_to(x, columns)
+
 
 class MatrixMetric(AmbientMetric):
     """A metric by ``matrix(x)``: ``(k, D) -> (k, D, D)``, or one ``(D, D)`` for all points."""
@@ -343,6 +360,10 @@ class MatrixMetric(AmbientMetric):
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
         """``H(x)`` times several vectors."""
         return self.matrix(x) @ columns
+
+    def products(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """As :meth:`apply_to`, which needs no ``vmap`` here."""
+        return self.apply_to(x, columns)
 
 
 class ProductMetric(AmbientMetric):
@@ -438,4 +459,4 @@ def each_column(
     spread = x[:, None].expand(k, c, d).reshape(k * c, d)
     rows = columns.mT.reshape(k * c, d)
     products = product(spread, rows)
-    return products.reshape(k, c, -1).mT
+    return products.reshape(k, c, products.shape[-1]).mT

@@ -199,6 +199,10 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
             out = out + part.pulled(scores)
         return out.flatten(1, 2)
 
+    def products(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """As :meth:`apply_to`, whose columns share the weights."""
+        return self.apply_to(x, columns)
+
     def extra_repr(self) -> str:
         """The settings that differ from their defaults."""
         rest = {

@@ -97,6 +97,17 @@ class Custom(ProductMetric):
         """
         return FORMS[self.form].apply_to(self._call, x, columns)
 
+    def products(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
+        """``H(x)`` times a few vectors: by one ``H`` where the function returns it."""
+        if issubclass(FORMS[self.form], Matrices):
+            return self.apply_to(x, columns)
+        return super().products(x, columns)
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the function was given as a diagonal."""
+        return FORMS[self.form] is Diagonals
+
     def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
         """The diagonal of ``H``."""
         found = FORMS[self.form].diagonal(self._call, x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric, as_kind
+from riemae.differential.jets import plain
 from riemae.distributions.closed_form import NAMED
 from riemae.distributions.family import Family, Params
 from riemae.distributions.layout import AnyLayout, Head, Layout
@@ -162,7 +163,7 @@ class FisherRao(AmbientMetric):
             return [self._named_head(x)]
         split = self.layout.split(x.flatten(1))
         pairs = zip(self.layout.heads, split, strict=True)
-        return [(head, head.complete(p)) for head, p in pairs]
+        return [(head, head.complete(_known(head, p))) for head, p in pairs]
 
     def _named_head(self, x: Tensor) -> tuple[Head, Params]:
         """The named family with its parameters at ``x``, constants included.
@@ -219,6 +220,25 @@ class _FisherRaoFeatures(FisherRao, FeatureMetric):
 
 class _FisherRaoProducts(FisherRao, ProductMetric):
     """Some family has no feature map, or none is known yet."""
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether that of every head is, in closed form."""
+        if self.layout is None:
+            heads = [] if self.family is None else [self._named_free(self.family)]
+        else:
+            heads = [(head.family, head.free) for head in self.layout.heads]
+        return bool(heads) and all(family.is_diagonal(free) for family, free in heads)
+
+    def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
+        """The diagonal of ``H``, head by head where each has one in closed form."""
+        if not self.is_diagonal:
+            return super().diagonal(x)
+        parts = [head.join(_precise_diagonal(head, p)) for head, p in self._heads(x)]
+        return torch.cat(parts, -1)
+
+    def _named_free(self, family: Family) -> tuple[Family, frozenset[str]]:
+        return family, frozenset(family.unknown(self._constants)) - family.support_parameters
 
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``, head by head."""
@@ -308,11 +328,37 @@ def _precise_product(family: Family, p: Params, v: Params) -> Params:
     """``H(p) v``; in float64 where it cancels and the device can."""
     if not v:
         return {}
+    if _wide_enough(family, p):
+        return family.product(p, v)
+    wide_v = {name: value.double() for name, value in v.items()}
+    found = family.product(_wide(p), wide_v)
+    return _like(p, found)
+
+
+def _precise_diagonal(head: Head, p: Params) -> Params:
+    """The diagonal of ``H(p)``, likewise."""
+    family = head.family
+    if _wide_enough(family, p):
+        return family.diagonal(p, head.free)
+    return _like(p, family.diagonal(_wide(p), head.free))
+
+
+def _known(head: Head, p: Params) -> Params:
+    """The parameters; those that do not depend on the point carry no derivatives in Taylor mode."""
+    fixed = head.fixed or frozenset()
+    return {name: plain(value) if name in fixed else value for name, value in p.items()}
+
+
+def _wide_enough(family: Family, p: Params) -> bool:
     like = next(iter(p.values()))
     wide_enough = like.dtype == torch.float64 or like.device.type == "mps"
-    if wide_enough or not family.needs_float64:
-        return family.product(p, v)
-    wide_p = {name: value.double() for name, value in p.items()}
-    wide_v = {name: value.double() for name, value in v.items()}
-    found = family.product(wide_p, wide_v)
+    return wide_enough or not family.needs_float64
+
+
+def _wide(p: Params) -> Params:
+    return {name: value.double() for name, value in p.items()}
+
+
+def _like(p: Params, found: Params) -> Params:
+    like = next(iter(p.values()))
     return {name: value.to(like) for name, value in found.items()}

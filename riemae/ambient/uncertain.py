@@ -143,6 +143,16 @@ class _AveragedFeatures(Averaged, FeatureMetric):
 class _AveragedProducts(Averaged, ProductMetric):
     """The mean of metrics without features."""
 
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether that of every member is."""
+        return self.base.is_diagonal
+
+    def diagonal(self, x: Tensor) -> Tensor:  # (k, D) -> (k, D)
+        """The members' diagonals side by side."""
+        points = x.reshape(len(x) * self.count, -1)
+        return self.base.diagonal(points).reshape(len(x), -1) / self.count
+
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``, one block per member."""
         rows = len(x) * self.count

@@ -74,6 +74,25 @@ class Condition:
         rows = torch.arange(batch.numel(), device=device)
         return cls(table, torch.zeros_like(rows) if shared else rows, count, _kind(table))
 
+    @classmethod
+    def with_rows(cls, given: Condition | None, numbers: Tensor) -> Condition:  # (k, *s)
+        """Conditions of k rows together with numbers that each row has for itself.
+
+        :meth:`parted` takes them apart.
+        """
+        own = () if given is None else given.spread(len(numbers)).values()
+        table = (own, numbers)
+        rows = torch.arange(len(numbers), device=numbers.device)
+        return cls(table, rows, len(numbers), _kind(table))
+
+    def parted(self) -> tuple[Condition | None, Tensor]:
+        """The conditions and the numbers of :meth:`with_rows`, row by row."""
+        own, numbers = self.values()
+        if isinstance(own, tuple) and not own:
+            return None, numbers
+        rows = torch.arange(len(numbers), device=numbers.device)
+        return Condition(own, rows, len(numbers), _kind(own)), numbers
+
     def __len__(self) -> int:
         return len(self.rows)
 

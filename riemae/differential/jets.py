@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.func import vmap
 
 from riemae.differential.placement import placed
 from riemae.differential.primitives import SUBSTITUTES
+from riemae.differential.tangents import Tangents, continued, root_of
 from riemae.differential.tape import ElementwiseBend, Tape
 
 # (function, arguments, keywords) -> jets
@@ -69,14 +71,30 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", "")
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """What a tensor was joined from.
+
+    Attributes:
+        axis: Along which, counted from the end.
+        lengths: Of each piece along it.
+        tangents: Of each piece; None for a constant.
+    """
+
+    axis: int
+    lengths: tuple[int, ...]
+    tangents: tuple[Tangents | None, ...]
+
+
 class Jet(Tensor):
     """A tensor that depends on the points, with its derivatives.
 
     Attributes:
         value: ``(*s,)``.
-        first: Tangents ``(k, *s)``.
-        second: Second derivatives ``(p, *s)`` for the tape's pairs; None where they vanish or are
-            not carried.
+        tangents: Tangents ``first`` ``(k, *s)``, and ``second`` derivatives ``(p, *s)`` for the
+            tape's pairs; None where these vanish or are not carried.
+        pieces: What the tensor was joined from, for :func:`torch.split`; None where that is not
+            known.
         tape: What the pass carries.
         ahead: Product of the lengths of the axes in front of that of the points; None where that
             is unknown (:mod:`riemae.differential.placement`). Only the sums of a recorded pass ask.
@@ -85,10 +103,10 @@ class Jet(Tensor):
     """
 
     value: Tensor
-    first: Tensor
-    second: Tensor | None
+    tangents: Tangents
     tape: Tape
     ahead: int | None
+    pieces: Pieces | None = None
     sharing: list[weakref.ref[Jet]] | None = None
 
     @staticmethod
@@ -113,13 +131,34 @@ class Jet(Tensor):
         tape: Tape,
         ahead: int | None = 1,
     ) -> None:
+        self._holds(value, Tangents(found=(first, second)), tape, ahead)
+
+    @classmethod
+    def carrying(cls, value: Tensor, tangents: Tangents, tape: Tape, ahead: int | None = 1) -> Jet:
+        """A jet whose derivatives may still have to be found."""
+        jet = Tensor._make_wrapper_subclass(
+            cls, value.shape, dtype=value.dtype, device=value.device
+        )
+        jet._holds(value, tangents, tape, ahead)
+        return jet
+
+    def _holds(self, value: Tensor, tangents: Tangents, tape: Tape, ahead: int | None) -> None:
         if value.dtype.is_complex:  # the rules are those of real numbers
             raise NotImplementedError("Taylor mode does not support complex numbers")
         self.value = value
-        self.first = first
-        self.second = second
+        self.tangents = tangents
         self.tape = tape
         self.ahead = ahead
+
+    @property
+    def first(self) -> Tensor:
+        """Tangents."""
+        return self.tangents.first
+
+    @property
+    def second(self) -> Tensor | None:
+        """Second derivatives."""
+        return self.tangents.second
 
     # The most frequent queries, without the cost of ``__torch_function__``. (For mypy, both are
     # fields of a tensor.)
@@ -167,33 +206,20 @@ class Jet(Tensor):
         """The jet of ``y = op(x)``, elementwise, from the derivatives of op at the value."""
         tape = self.tape
         with tape.tangents():
-            first = slope * self.first
-            second = None if self.second is None else slope * self.second
             if bend is not None and tape.recorded is not None:
-                tape.record(y, ElementwiseBend(bend, self.first, tape.batch, placed(self.ahead)))
-            elif bend is not None and tape.carries_second:
-                second = self._bent(bend * self.first, second)
-        return Jet(y, first, second, tape, self.ahead)
+                self.record(y, bend, self.tangents)
+                bend = None
+            elif not tape.carries_second:
+                bend = None
+            tangents = continued(self.tangents, slope, bend, tape)
+        return Jet.carrying(y, tangents, tape, self.ahead)
 
-    def _bent(self, left: Tensor, second: Tensor | None) -> Tensor:
-        """``second + left_i · first_j`` for all pairs, without copies of either."""
-        assert self.tape.pairs is not None
-        runs = self.tape.pairs.runs
-        if self.tape.create_graph:
-            return torch.cat([self._bent_run(left[i], second, js, rows) for i, js, rows in runs])
-        out = left.new_empty(len(self.tape.pairs), *left.shape[1:]) if second is None else second
-        for i, js, rows in runs:
-            if second is None:
-                torch.mul(left[i], self.first[js], out=out[rows])
-            else:
-                out[rows].addcmul_(left[i], self.first[js])
-        return out
-
-    def _bent_run(self, left: Tensor, second: Tensor | None, js: slice, rows: slice) -> Tensor:
-        """The same for one i and consecutive j, without writing in place."""
-        if second is None:
-            return left * self.first[js]
-        return torch.addcmul(second[rows], left, self.first[js])
+    def record(self, y: Tensor, bend: Tensor, inner: Tangents) -> None:
+        """Note the bend of ``y``, a function of single numbers of what has these tangents."""
+        if inner.link is not None:
+            bend = bend * inner.link.slope.square()
+        first = root_of(inner).first
+        self.tape.record(y, ElementwiseBend(bend, first, self.tape.batch, placed(self.ahead)))
 
     def mapped(self, y: Any, op: Callable[[Tensor], Any], ahead: Ahead = 1) -> Any:
         """The jets of ``y = op(x)`` for a linear op, which vmap applies to all derivatives."""
@@ -337,6 +363,6 @@ def written(func: Any, target: Any, out: Any) -> Jet:
 def taken_over(target: Jet, out: Jet) -> None:
     """Give ``target`` the value and the derivatives of ``out``."""
     target.value = out.value
-    target.first = out.first
-    target.second = out.second
+    target.tangents = out.tangents
+    target.pieces = out.pieces
     target.ahead = out.ahead

@@ -12,7 +12,7 @@ over all operations ``y = op(x)``. Only operations that bend contribute.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,9 +111,31 @@ def bending(
         return total
     slopes = sensitivities([y for y, _ in recorded])
     with tape.tangents():
-        for slope, (_, contribution) in zip(slopes, recorded, strict=True):
+        contributions = [contribution for _, contribution in recorded]
+        for contribution, slope in _gathered(contributions, slopes):
             total = total + contribution(slope)
     return total
+
+
+def _gathered(
+    contributions: list[Callable[[Tensor], Tensor]], slopes: tuple[Tensor, ...]
+) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Contributions with their sensitivities; one for all functions of the same single numbers."""
+    found: dict[int, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
+    for place, (contribution, slope) in enumerate(zip(contributions, slopes, strict=True)):
+        if not isinstance(contribution, ElementwiseBend):
+            found[-1 - place] = (contribution, slope)
+            continue
+        key = id(contribution.first)
+        if key not in found:
+            found[key] = (contribution, slope)
+            continue
+        other, before = found[key]
+        assert isinstance(other, ElementwiseBend)
+        weight = before * other.bend + slope * contribution.bend
+        one = torch.ones_like(weight)
+        found[key] = (replace(other, bend=one), weight)
+    return list(found.values())
 
 
 def per_point(x: Tensor, batch: int, ahead: int = 1) -> Tensor:  # (k, *s) -> (k, b, n)

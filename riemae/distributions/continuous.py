@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.distributions.family import Family, Free, OddsFamily, Params
+from riemae.distributions.family import DiagonalFamily, Family, Free, OddsFamily, Params
 from riemae.distributions.special import (
     degrees_information,
     resultant,
@@ -35,7 +35,7 @@ class LogScale(Family):
         return self.coefficient * p[name].log()
 
 
-class LocationScale(Family):
+class LocationScale(DiagonalFamily):
     """``H = diag(a, b)/σ²``: hyperbolic planes of curvature −1/b, one a variable, in (√(a/b) μ, σ).
 
     ``d = 2 √b arsinh ½ √(((a/b) Δμ² + Δσ²)/(σ₁σ₂))``. A line, hence flat, where μ or σ is fixed.
@@ -72,6 +72,13 @@ class LocationScale(Family):
             relative = tangent / sigma
             out[name] = weights[name] * relative / sigma
         return out
+
+    def diagonal(self, p: Params, free: Free) -> Params:
+        """The diagonal of ``H(p)``, one entry per free parameter."""
+        a, b = self.weights(p)
+        precision = p["scale"] ** -2
+        weights = {"loc": a, "scale": b}
+        return {name: weights[name] * precision for name in free}
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
@@ -117,6 +124,10 @@ class StudentT(LocationScale):
     def has_feature_map(self, free: Free) -> bool:
         """Whether there is a feature map when only ``free`` parameters vary."""
         return "df" not in free and super().has_feature_map(free)
+
+    def is_diagonal(self, free: Free) -> bool:
+        """Whether :meth:`diagonal` gives all of H when only ``free`` parameters vary."""
+        return "df" not in free
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""
@@ -222,7 +233,7 @@ class Beta(Family):
         return out
 
 
-class VonMises(Family):
+class VonMises(DiagonalFamily):
     """``diag(κA, A')`` with ``A = I₁(κ)/I₀(κ)``; circles of radius √(κA) where κ is fixed."""
 
     needs_float64 = True
@@ -239,15 +250,15 @@ class VonMises(Family):
         circle = [radius * angle.cos(), radius * angle.sin()]
         return torch.stack(circle, -1)
 
-    def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry per parameter."""
+    def diagonal(self, p: Params, free: Free) -> Params:
+        """The diagonal of ``H(p)``, one entry per free parameter."""
         kappa = p["concentration"]
         out = {}
-        if "loc" in v:
-            out["loc"] = kappa * resultant(kappa) * v["loc"]
-        if "concentration" in v:
-            out["concentration"] = resultant_slope(kappa) * v["concentration"]
-        return {name: out[name] for name in v}
+        if "loc" in free:
+            out["loc"] = kappa * resultant(kappa)
+        if "concentration" in free:
+            out["concentration"] = resultant_slope(kappa)
+        return out
 
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:
         """Squared Fisher-Rao distance, the sum over all variables; None if unknown."""
@@ -260,7 +271,7 @@ class VonMises(Family):
         return squared.flatten(1).sum(-1)
 
 
-class ContinuousBernoulli(OddsFamily):
+class ContinuousBernoulli(DiagonalFamily, OddsFamily):
     """``H = A''(l)`` with the log-normaliser ``A = log (e^l − 1)/l``.
 
     A curve, but one without a closed arc length.
@@ -270,12 +281,10 @@ class ContinuousBernoulli(OddsFamily):
         """Whether there is a feature map when only ``free`` parameters vary."""
         return False
 
-    def product(self, p: Params, v: Params) -> Params:
-        """``H(p) v``, one entry per parameter."""
+    def diagonal(self, p: Params, free: Free) -> Params:
+        """The diagonal of ``H(p)``, one entry per free parameter."""
         if "probs" not in p:
-            weight = tilted_variance(p["logits"])
-            return {"logits": weight * v["logits"]}
+            return {"logits": tilted_variance(p["logits"])}
         probs = p["probs"]
         slope = 1 / (probs * (1 - probs))  # dl/dp
-        weight = slope * tilted_variance(torch.logit(probs)) * slope
-        return {"probs": weight * v["probs"]}
+        return {"probs": slope * tilted_variance(torch.logit(probs)) * slope}

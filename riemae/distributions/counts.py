@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from riemae.distributions.discrete import NegativeBinomial, Poisson
 from riemae.distributions.dispersion import excess_information, log_odds_excess
-from riemae.distributions.family import Family, Free, Params
+from riemae.distributions.family import DiagonalFamily, Family, Free, Params
 from riemae.distributions.special import root
 
 
@@ -62,7 +62,7 @@ class ZeroNegativeBinomial(NegativeBinomial):
         return log_zero, slope
 
 
-class NegativeBinomialMean(Family):
+class NegativeBinomialMean(DiagonalFamily):
     """``diag(1/(μ + μ²/θ), I_θ)``.
 
     ``φ = 2 √θ arsinh √(μ/θ)`` where θ is fixed; ``q = (1 + μ/θ)^{−θ}``.
@@ -81,6 +81,19 @@ class NegativeBinomialMean(Family):
         radius = 2 * root(theta)
         arc = root(mu / theta).asinh()
         return radius * arc
+
+    def diagonal(self, p: Params, free: Free) -> Params:
+        """The diagonal of ``H(p)``, one entry per free parameter."""
+        mu = p["mu"]
+        theta = p["theta"]
+        out = {}
+        if "mu" in free:
+            out["mu"] = 1 / mu / (1 + mu / theta)
+        if "theta" in free:
+            log_theta = theta.log()
+            log_odds = mu.log() - log_theta
+            out["theta"] = excess_information(log_odds, log_theta)
+        return out
 
     def product(self, p: Params, v: Params) -> Params:
         """``H(p) v``, one entry per parameter."""

@@ -72,6 +72,14 @@ class Family:
         pushed = jvp(features, (point,), (v,))[1]
         return vjp(features, point)[1](pushed)[0]
 
+    def is_diagonal(self, free: Free) -> bool:
+        """Whether :meth:`diagonal` gives all of H when only ``free`` parameters vary."""
+        return False
+
+    def diagonal(self, p: Params, free: Free) -> Params:
+        """The diagonal of ``H(p)``, one entry per free parameter, where :meth:`is_diagonal`."""
+        raise NotImplementedError
+
     def squared_distance(self, p: Params, q: Params, free: Free) -> Tensor | None:  # -> (k,)
         """Squared Fisher-Rao distance, the sum over all variables.
 
@@ -81,6 +89,22 @@ class Family:
             return None
         difference = self.features(q, free) - self.features(p, free)
         return difference.flatten(1).square().sum(-1)
+
+
+class DiagonalFamily(Family):
+    """Families whose parameters are orthogonal: H is diagonal.
+
+    A subclass gives :meth:`diagonal`, and may say in :meth:`is_diagonal` when that is not all.
+    """
+
+    def is_diagonal(self, free: Free) -> bool:
+        """Whether :meth:`diagonal` gives all of H when only ``free`` parameters vary."""
+        return True
+
+    def product(self, p: Params, v: Params) -> Params:
+        """``H(p) v``, one entry per parameter."""
+        weights = self.diagonal(p, frozenset(v))
+        return {name: weights[name] * tangent for name, tangent in v.items()}
 
 
 def odds_form(distribution: Any) -> str:

@@ -8,10 +8,15 @@ from functools import lru_cache
 import torch
 from scipy.special import bernoulli
 from torch import Tensor
+from torch.nn import functional as F
 
+from riemae.differential.rules.elementwise import of_single_numbers
 from riemae.distributions.dispersion import excess_information
 
+_FAR = 20.0  # e^{−2a} vanishes beyond, compared with 1
 
+
+@of_single_numbers()
 def root(x: Tensor) -> Tensor:
     """Square root with derivative 0 at 0, where the parameter has reached the edge of its range.
 
@@ -23,23 +28,30 @@ def root(x: Tensor) -> Tensor:
     return torch.where(inside, positive.sqrt(), outside)
 
 
+def _arsinh_exp(a: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """``1/√(1 + e^{−2a})``, and its derivative."""
+    slope = (F.logsigmoid(2 * a) / 2).exp()
+    return slope, slope * torch.sigmoid(-2 * a)
+
+
+@of_single_numbers(_arsinh_exp)
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
-    right = a > 0
-    decay = torch.where(right, -2 * a, 0.0).exp()
-    growth = 1 + (1 + decay).sqrt()
-    far = a + growth.log()
-    left = torch.where(right, 0.0, a)
-    near = left.exp().asinh()
-    return torch.where(right, far, near)
+    # log1p (e^a + (√(1 + e^{2a}) − 1)), with the difference as a quotient.
+    near = a.clamp(max=_FAR).exp()
+    square = near * near
+    rest = square / (1 + (1 + square).sqrt())
+    return torch.where(a > _FAR, a + math.log(2), (near + rest).log1p())
 
 
+@of_single_numbers()
 def atanh_root(p: Tensor) -> Tensor:
     """``artanh √p = arsinh √(p/(1 − p))``."""
     odds = p / (1 - p)
     return root(odds).asinh()
 
 
+@of_single_numbers()
 def resultant(kappa: Tensor) -> Tensor:
     """``A(κ) = I₁(κ)/I₀(κ)``."""
     first = torch.special.i1e(kappa)
@@ -47,6 +59,7 @@ def resultant(kappa: Tensor) -> Tensor:
     return first / zeroth
 
 
+@of_single_numbers()
 def resultant_slope(kappa: Tensor) -> Tensor:
     """``A'(κ) = 1 − A/κ − A²``; by its asymptotic series where that difference would cancel."""
     large = kappa > 150
@@ -73,6 +86,7 @@ def _slope_series() -> tuple[float, ...]:
     return tuple(-n * a[n] for n in range(1, 11))
 
 
+@of_single_numbers()
 def tilted_variance(logits: Tensor) -> Tensor:
     """Variance of the density ∝ ``e^{lx}`` on [0, 1]: ``1/l² − 1/(4 sinh² l/2)``.
 

@@ -16,6 +16,7 @@ from riemae.differential.derivatives import Differential
 from riemae.distributions.layout import EnsembleLayout
 from riemae.exceptions import NonFiniteError
 from riemae.geometry.decoder import Decoder
+from riemae.geometry.variation import Variation, variation_of
 from riemae.numerics.deferral import holds
 from riemae.numerics.values import evidently_finite
 
@@ -55,6 +56,8 @@ class Composition:
             The immersion itself under the Euclidean metric.
         batch_invariant: The embedding, or else the immersion, with the same bits for a point in any
             batch: curves are solved with it. For a few points by themselves the others are cheaper.
+        variation: How an ambient metric without a feature map enters second derivatives, else None.
+        varied: Derivatives of ``f`` together with the numbers of ``variation``, else None.
         condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
         findings: Whether the decoder has kinks, once that was asked.
     """
@@ -187,6 +190,8 @@ class Composition:
     def _set_ambient(self, ambient: AmbientMetric) -> None:
         self.ambient = ambient
         self.embedding: Differential | None = None
+        self.variation: Variation | None = None
+        self.varied: Differential | None = None
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
@@ -196,6 +201,11 @@ class Composition:
 
             what = "features of the decoded points"
             self.embedding = Differential(features, self.chunk_size, what)
+        else:
+            self.variation = variation_of(ambient)
+            with_numbers = self.variation.map(self.decoder)
+            varied = Differential(with_numbers, self.chunk_size, what=None)
+            self.varied = varied.batch_invariant()
         self.batch_invariant = self.first_order.batch_invariant()
 
 

@@ -12,11 +12,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.nn import functional as F
 
 from riemae.ambient import FeatureMetric
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
+from riemae.geometry.variation import laid_out, positive_part, remaining_part
 from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.metric import safe_sqrt
 from riemae.numerics.tolerances import tolerance
@@ -26,12 +28,11 @@ from riemae.solvers.energy import (
     chord_force,
     differentiated,
     discrete_energy,
-    expand_by_autodiff,
     expand_chord,
-    gauss_newton_blocks,
     image_velocity,
     rounding,
 )
+from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products, from_graph, pulled
 
 
@@ -297,37 +298,59 @@ class PathMetric(Composition):
         return expand_chord(path, j, form)
 
     def _expand_general(self, nodes: Tensor, second_order: bool) -> Expansion:
-        count = nodes.shape[1]
-        found = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
-        x, j = (y.unflatten(0, (-1, count)) for y in found)
-        first = x[:, :-1].flatten(0, 1)
-        last = x[:, 1:].flatten(0, 1)
-
-        def weighted(columns: Tensor) -> Tensor:
-            """``½(H_i + H_{i+1})`` of each segment times columns ``(p, n, D, c)``."""
-            flat = columns.flatten(0, 1)
-            start = self.ambient.apply_to(first, flat)
-            stop = self.ambient.apply_to(last, flat)
-            return ((start + stop) / 2).view(columns.shape)
-
-        def length(vectors: Tensor) -> Tensor:  # (p, n, D) -> (p, n)
-            squared = self.ambient.squared_norm(first, vectors.flatten(0, 1))
-            return safe_sqrt(squared).view(vectors.shape[:2])
-
-        left = j[:, :-1]
-        right = j[:, 1:]
-        weighted_left = weighted(left)
-        weighted_right = weighted(right)
-        blocks = gauss_newton_blocks(
-            left.mT @ weighted_left, right.mT @ weighted_right, left.mT @ weighted_right
+        """Without a feature map: see :mod:`riemae.geometry.variation`."""
+        assert self.variation is not None
+        p = len(nodes)
+        x = self._images(nodes)
+        steps = x.diff(dim=1)
+        interior = nodes[:, 1:-1].flatten(0, 1)
+        correction = None
+        if second_order:
+            j, correction = self._remaining(interior, x, steps)
+        else:
+            across = self.batch_invariant.jets(interior, then=lambda x, j: j.mT)
+            along = across.mT.unflatten(0, (p, -1))
+            j = laid_out(along)[..., : x.shape[-1], :]
+        squared = self._squared_steps(x, steps)
+        starts = x[:, :-1].flatten(0, 1)
+        sizes = self.ambient.squared_norm(starts, starts).view(squared.shape)
+        force = aligned(self._force(x), -1)[..., None]
+        return Expansion(
+            energy=discrete_energy(squared),
+            gradient=(laid_out(j).mT @ force)[..., 0],
+            gauss_newton=positive_part(self.variation.weighted(x, j), j),
+            correction=correction,
+            noise=rounding(safe_sqrt(sizes), safe_sqrt(squared)),
         )
-        sizes = length(x[:, :-1])
-        steps = length(x.diff(dim=1))
-        return expand_by_autodiff(
-            self.squared_chords,
-            nodes,
-            blocks,
-            rounding(sizes, steps),
-            second_order,
-            self.immersion.pushforward,
-        )
+
+    def _remaining(
+        self, interior: Tensor, x: Tensor, steps: Tensor
+    ) -> tuple[Tensor, BlockTridiagonal]:  # -> (p, n - 1, D, m)
+        """Jacobians at the interior nodes ``(p (n − 1), m)``, and what Gauss-Newton leaves out."""
+        assert self.variation is not None
+        assert self.varied is not None
+        p, n, d = steps.shape
+        sides = steps[:, :-1], steps[:, 1:]
+        before, after = (side.flatten(0, 1) for side in sides)
+        lowered = self._lowered(x, steps)
+        force = -2 * n * lowered.diff(dim=1)
+        along_numbers = n / 2 * self.variation.covector(before, after)
+        covector = torch.cat([force.flatten(0, 1), along_numbers], -1)
+        condition = self.variation.condition(self.condition, before, after)
+        varied = self.varied.conditioned(condition)
+        _, flat, flat_form = varied.expansion(interior, lambda _: covector)
+        slopes = flat.unflatten(0, (p, -1))
+        form = flat_form.unflatten(0, (p, -1))
+        of_data, of_numbers = slopes.split([d, slopes.shape[-2] - d], -2)
+        j = laid_out(of_data)[..., :d, :]
+        changes = self.variation.changes(of_numbers, *sides)
+        return j, remaining_part(changes, form, j)
+
+    def _force(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
+        """The gradient of the energy in the images of the interior nodes."""
+
+        def energy(images: Tensor) -> Tensor:
+            squared = self._squared_steps(images, images.diff(dim=1))
+            return discrete_energy(squared).sum()
+
+        return grad(energy)(x)[:, 1:-1]

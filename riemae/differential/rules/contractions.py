@@ -12,8 +12,9 @@ from torch import Tensor
 
 from riemae.differential.jets import Jet, composition, plain, rule
 from riemae.differential.placement import axis_of, placed
-from riemae.differential.rules.generic import add_bend, generic, plus
+from riemae.differential.rules.generic import add_bend, generic
 from riemae.differential.spellings import spellings
+from riemae.differential.tangents import plus
 from riemae.differential.tape import BilinearBend, Pairs
 
 Args = tuple[Any, ...]

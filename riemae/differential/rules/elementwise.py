@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from riemae.differential.activations import Activation, Known
 from riemae.differential.jets import Jet, has_jets, rule
 from riemae.differential.rules.generic import generic
 from riemae.differential.spellings import spellings
+from riemae.differential.tangents import root_of
 from riemae.differential.tape import Tape
 from riemae.numerics.threads import jvp
 
@@ -60,6 +62,34 @@ class Elementwise:
         return jet.chain(y, slope, bend)
 
 
+Numberwise = Callable[[Tensor], Tensor]
+
+
+def of_single_numbers(
+    derivatives: Derivatives | None = None,
+) -> Callable[[Numberwise], Numberwise]:
+    """A decorator for smooth functions of one tensor, number by number, of several torch functions.
+
+    In Taylor mode they count as one function, whose slope meets the tangents once.
+
+    Args:
+        derivatives: Their closed form; by default by forward mode through the values.
+    """
+    as_one = Elementwise(derivatives)
+
+    def decorated(f: Numberwise) -> Numberwise:
+        @wraps(f)
+        def applied(x: Tensor) -> Tensor:
+            if not isinstance(x, Jet):
+                return f(x)
+            with torch._C.DisableTorchFunctionSubclass():
+                return as_one(f, (x,), {})
+
+        return applied
+
+    return decorated
+
+
 def _as_one_operation(jet: Jet) -> bool:
     """Whether the result is differentiated again, by torch.autograd alone."""
     tape = jet.tape
@@ -80,7 +110,9 @@ def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
 
 def _one_plain_tangent(jet: Jet) -> bool:
     """Whether torch's kernel for the backward pass gives all that is wanted."""
-    return jet.tape.pairs is None and not jet.tape.create_graph and len(jet.first) == 1
+    if jet.tape.pairs is not None or jet.tape.create_graph:
+        return False
+    return len(root_of(jet.tangents).first) == 1  # what the chain ends with stays unasked
 
 
 def _by_forward_mode(

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from riemae.differential.jets import ANY_OTHER, Jet, name_of, rule, viewed
 from riemae.differential.placement import placed
+from riemae.differential.tangents import plus
 from riemae.differential.tape import QuadraticBend, Tape
 from riemae.numerics.threads import jvp
 
@@ -133,10 +134,3 @@ def add_bend(
     assert tape.pairs is not None
     tape.record(y, QuadraticBend(quadratic, tape.pairs, k, tape.batch, placed(ahead)))
     return None
-
-
-def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of two derivatives; None stands for 0."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from riemae.differential.jets import Jet, composition, has_jets, plain, rule
 from riemae.differential.placement import placed
-from riemae.differential.rules.generic import generic, plus
+from riemae.differential.rules.generic import generic
 from riemae.differential.spellings import spellings
+from riemae.differential.tangents import plus
 from riemae.differential.tape import products
 
 Args = tuple[Any, ...]

@@ -12,10 +12,11 @@ from torch.func import vmap
 from riemae.differential.jets import Jet, has_jets, rule
 from riemae.differential.placement import of_all, on_the_right, placed
 from riemae.differential.rules.elementwise import CLOSED
-from riemae.differential.rules.generic import add_bend, generic, plus
+from riemae.differential.rules.generic import add_bend, generic
 from riemae.differential.rules.structural import linear
 from riemae.differential.spellings import spellings
-from riemae.differential.tape import BilinearBend
+from riemae.differential.tangents import Link, bend_of, common_root, plus, slope_of
+from riemae.differential.tape import BilinearBend, ElementwiseBend
 
 Args = tuple[Any, ...]
 Options = dict[str, Any]
@@ -48,6 +49,8 @@ def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
 # Products of two tensors.
 
 
+# Where a number of Python's has the bits of a tensor of one number.
+_EXACT = (torch.float32, torch.float64)
 ELEMENTWISE = tuple(spellings("mul multiply __mul__ __rmul__"))
 MATRICES = tuple(spellings("matmul __matmul__ mm bmm"))
 
@@ -76,12 +79,45 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
     jet = a if isinstance(a, Jet) else b
     y = op(jet.value)
     ahead = on_the_right(jet, y)
+    link = jet.tangents.link
+    if link is None and type(b if jet is a else a) in (int, float) and y.dtype in _EXACT:
+        # A chain may begin here, at no cost.
+        link = Link(jet.tangents, jet.value.new_ones(()), None, jet.tape)
+    if elementwise and jet.shape == y.shape and link is not None:
+        return Jet.carrying(y, link.mapped(op), jet.tape, jet.ahead)
     if elementwise and jet.shape == y.shape:  # broadcasting takes care of the axis in front
         return jet.stacked(y, op, ahead)
     return jet.mapped(y, op, ahead)
 
 
+def _of_one_root(func: Any, a: Jet, b: Jet) -> Jet | None:
+    """The product of two functions of the same numbers; None where they have no root in common."""
+    root = common_root(a.tangents, b.tangents)
+    if root is None or a.shape != b.shape:
+        return None
+    tape = a.tape
+    y = func(a.value, b.value)
+    with tape.tangents():
+        x = tape.frozen(a.value)
+        z = tape.frozen(b.value)
+        left = slope_of(a.tangents, y)
+        right = slope_of(b.tangents, y)
+        slope = left * z + right * x
+        bend = None
+        if tape.recorded is not None:
+            place = placed(a.ahead)
+            tape.record(y, ElementwiseBend(2 * left * right, root.first, tape.batch, place))
+        elif tape.carries_second:
+            inner = [(bend_of(a.tangents), z), (bend_of(b.tangents), x)]
+            bends = [b * other for b, other in inner if b is not None]
+            bend = sum(bends, 2 * left * right)
+        return Jet.carrying(y, Link(root, slope, bend, tape).tangents(), tape, a.ahead)
+
+
 def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
+    together = _of_one_root(func, a, b) if elementwise else None
+    if together is not None:
+        return together
     if elementwise and a.ndim == b.ndim:  # broadcasting takes care of the axis in front
         left = right = both = func
     else:
@@ -149,6 +185,10 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
     if isinstance(under, Jet):
         return _times_reciprocal(over, under)
     y = func(over.value, under)
+    link = over.tangents.link
+    if y.shape == over.shape and link is not None:
+        divided = link.mapped(lambda x: func(x, under))
+        return Jet.carrying(y, divided, over.tape, over.ahead)
     if y.shape == over.shape:  # broadcasting takes care of the axis in front
         return over.stacked(y, lambda x: func(x, under), over.ahead)
     return linear(func, args, kwargs)

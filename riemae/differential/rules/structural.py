@@ -33,6 +33,10 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
         return func(x, *rest, **kwargs)
 
     y = op(jet.value)
+    if lift is _in_order and y.shape == jet.shape and y.dtype == jet.value.dtype:
+        same = Jet.carrying(y, jet.tangents, jet.tape, jet.ahead)
+        same.pieces = jet.pieces
+        return viewed((jet,), same)
     lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
     ahead = _ahead(func, jet, y, op, lift)
     if lifted is None:
@@ -147,8 +151,28 @@ rule(*spellings("neg negative __neg__ positive __pos__ double float"))(_with_lif
 rule(*spellings("clone contiguous"))(_with_lift(_in_memory))
 rule(*spellings("__getitem__"))(_with_lift(_indexed))
 rule(*spellings("sum mean cumsum unbind select narrow"))(_with_lift(_along_axis(0)))
-rule(*spellings("split chunk unsafe_split unsafe_chunk"))(_with_lift(_along_axis(1)))
 rule(*spellings("to type_as expand_as"))(_linear_like)
+
+
+@rule(*spellings("split chunk unsafe_split unsafe_chunk"))
+def _split(func: Any, args: Args, kwargs: Options) -> Any:
+    """What was joined is parted as it was, without a copy, and constants come out as such."""
+    jet, *rest = args
+    pieces = jet.pieces if isinstance(jet, Jet) else None
+    axis = rest[1] if len(rest) > 1 else kwargs.get("dim", 0)
+    if pieces is not None and axis in (pieces.axis, pieces.axis + jet.ndim):
+        parts = func(jet.value, *rest, **kwargs)
+        if tuple(part.shape[pieces.axis] for part in parts) == pieces.lengths:
+            out = [
+                part if tangents is None else Jet.carrying(part, tangents, jet.tape, jet.ahead)
+                for part, tangents in zip(parts, pieces.tangents, strict=True)
+            ]
+            return viewed((jet,), tuple(out))
+        if len(parts) == 1:
+            same = Jet.carrying(parts[0], jet.tangents, jet.tape, jet.ahead)
+            same.pieces = pieces
+            return viewed((jet,), (same,))
+    return linear(func, args, kwargs, _along_axis(1))
 
 
 @rule(*spellings("view_as reshape_as"))

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from riemae.differential.jets import Jet, Rule, composition, has_jets, plain, rule, viewed
+from riemae.differential.jets import (
+    Jet,
+    Pieces,
+    Rule,
+    composition,
+    has_jets,
+    plain,
+    rule,
+    viewed,
+)
 from riemae.differential.placement import joined, of_all, on_the_right
-from riemae.differential.rules.generic import generic, plus
+from riemae.differential.rules.generic import generic
 from riemae.differential.spellings import spellings
+from riemae.differential.tangents import (
+    Link,
+    Tangents,
+    bend_of,
+    common_root,
+    plus,
+    slope_of,
+)
 from riemae.differential.tape import Tape
 
 Args = tuple[Any, ...]
@@ -31,6 +48,9 @@ def _sum(signs: tuple[int, int]) -> Rule:
         y = func(plain(a), plain(b))
         jets = [x for x in args if isinstance(x, Jet)]
         ahead = of_all(jets, y)
+        chained = _chained(args, signs, jets, y)
+        if chained is not None:
+            return Jet.carrying(y, chained, jets[0].tape, ahead)
         signed = zip(args, signs, strict=True)
         parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
         if len(parts) == 1:
@@ -61,6 +81,38 @@ def _scaled(args: Args, signs: tuple[int, int], alpha: float) -> Args:
 rule(*spellings("add __add__ __radd__"))(_sum((1, 1)))
 rule(*spellings("sub subtract __sub__"))(_sum((1, -1)))
 rule(*spellings("rsub __rsub__"))(_sum((-1, 1)))
+
+
+def _chained(args: Args, signs: tuple[int, int], jets: list[Jet], y: Tensor) -> Tangents | None:
+    """The tangents of the sum where they need not be found yet; None elsewhere."""
+    if any(jet.shape != y.shape for jet in jets):
+        return None
+    tape = jets[0].tape
+    if len(jets) == 1:
+        tangents = jets[0].tangents
+        sign = signs[0] if args[0] is jets[0] else signs[1]
+        if sign > 0:
+            return tangents
+        return None if tangents.link is None else tangents.link.mapped(torch.neg)
+    left, right = (jet.tangents for jet in jets)
+    root = common_root(left, right)
+    if root is None:
+        return None
+    with tape.tangents():
+        if signs[0] < 0:
+            left = _negated(left, y, tape)
+        if signs[1] < 0:
+            right = _negated(right, y, tape)
+        slope = slope_of(left, y) + slope_of(right, y)
+        bend = plus(bend_of(left), bend_of(right))
+        return Link(root, slope, bend, tape).tangents()
+
+
+def _negated(x: Tangents, y: Tensor, tape: Tape) -> Tangents:
+    link = x.link
+    if link is None:
+        link = Link(x, torch.ones_like(y), None, tape)
+    return link.mapped(torch.neg)
 
 
 def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape]:
@@ -140,24 +192,40 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
         return vmap(lambda *parts: func(parts, *rest, **kwargs))(*columns)
 
     tape = jets[0].tape
-    with tape.tangents():
-        first = join(_columns(members, len(jets[0].first), lambda x: x.first))
-        known = next((x.second for x in jets if x.second is not None), None)
-        second = None
-        if known is not None:
-            second = join(_columns(members, len(known), lambda x: x.second))
+    # As they are now: a jet may be written to before anybody asks.
+    carried = [x.tangents if isinstance(x, Jet) else None for x in members]
+    values = [plain(x) for x in members]
+
+    def found() -> tuple[Tensor, Tensor | None]:
+        known = [x for x in carried if x is not None]
+        with tape.tangents():
+            firsts = [None if x is None else x.first for x in carried]
+            first = join(_columns(values, len(known[0].first), firsts))
+            seconds = [None if x is None else x.second for x in carried]
+            bent = next((x for x in seconds if x is not None), None)
+            second = None if bent is None else join(_columns(values, len(bent), seconds))
+        return first, second
+
     along = axis % y.ndim if alike else None
-    return Jet(y, first, second, tape, joined(jets, len(members), y, along))
+    ahead = joined(jets, len(members), y, along)
+    if along is None or y.ndim > members[0].ndim:
+        return Jet(y, *found(), tape, ahead)
+    tangents = Tangents(found)
+    if len(members) == 1:
+        tangents = jets[0].tangents
+    out = Jet.carrying(y, tangents, tape, ahead)
+    lengths = tuple(x.shape[along] for x in values)
+    out.pieces = Pieces(along - y.ndim, lengths, tuple(carried))
+    if len(members) == 1 and jets[0].pieces is not None:
+        out.pieces = jets[0].pieces
+    return out
 
 
-def _columns(
-    members: Sequence[Tensor], count: int, part: Callable[[Jet], Tensor | None]
-) -> list[Tensor]:
+def _columns(members: Sequence[Tensor], count: int, parts: Sequence[Tensor | None]) -> list[Tensor]:
     """Derivatives of all members of a sequence; zeros for constants."""
     full = []
-    for x in members:
-        column = part(x) if isinstance(x, Jet) else None
-        full.append(plain(x).new_zeros(count, *x.shape) if column is None else column)
+    for x, column in zip(members, parts, strict=True):
+        full.append(x.new_zeros(count, *x.shape) if column is None else column)
     return full
 
 
