@@ -47,6 +47,7 @@ from riemae.numerics.values import concrete
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.budget import limited
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.pairs import paired_points, start_curve
@@ -968,6 +969,8 @@ class Manifold:
         progress: Callable[[int, int], object] | None = None,
         *,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> GeodesicResult:
         """Geodesics between pairs of points: :func:`riemae.solvers.geodesic` on this manifold.
 
@@ -990,6 +993,11 @@ class Manifold:
                 codes.
             progress: Called with (pairs done, pairs in all).
             condition: As in :class:`Manifold`, one for each pair.
+            max_decodings: What all pairs together may cost, in values of the decoder at one point;
+                a derivative in one direction counts as another one. Pairs that are not done end
+                with the status BUDGET and their shortest curve so far: see
+                :func:`riemae.solvers.geodesic`.
+            max_seconds: The same for seconds.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.
@@ -1017,17 +1025,18 @@ class Manifold:
             "throw": throw,
             "progress": progress,
         }
-        if self.latent is not None and init is None and n_starts is None and graph is None:
-            return latent_geodesic(
-                self.latent,
-                self._solver(core, z0, z1),
-                partial(self._decoded, core),
-                z0,
-                z1,
-                **options,
-            )
-        options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
-        return self._solver(core, z0, z1)(z0, z1, init=init, **options)
+        with limited("Manifold.geodesic", max_decodings, max_seconds):
+            if self.latent is not None and init is None and n_starts is None and graph is None:
+                return latent_geodesic(
+                    self.latent,
+                    self._solver(core, z0, z1),
+                    partial(self._decoded, core),
+                    z0,
+                    z1,
+                    **options,
+                )
+            options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
+            return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(
         self, core: PullbackMetric, z0: Tensor, z1: Tensor
@@ -1082,6 +1091,8 @@ class Manifold:
         per_member: bool = False,
         *,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
         """Geodesic distance, differentiable once.
 
@@ -1107,6 +1118,8 @@ class Manifold:
             per_member: One distance for each member of an ensemble, along a new first axis: their
                 spread, such as ``.std(0)``, says how sure the distance is.
             condition: As in :class:`Manifold`, one for each pair.
+            max_decodings: As in :meth:`geodesic`, for each member on its own where ``per_member``.
+            max_seconds: As in :meth:`geodesic`, likewise.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
@@ -1121,6 +1134,8 @@ class Manifold:
             "generator": generator,
             "throw": throw,
             "condition": condition,
+            "max_decodings": max_decodings,
+            "max_seconds": max_seconds,
         }
         if per_member:
             return torch.stack([M.distance(z0, z1, **options) for M in self.members])
@@ -1542,6 +1557,8 @@ class Manifold:
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> Tensor:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
@@ -1574,6 +1591,9 @@ class Manifold:
                 latent space, or of another version of riemae is refused, and so is one that another
                 process is writing.
             condition: One for all points, ``(1, *shape)``.
+            max_decodings: What all geodesics together may cost, as in :meth:`geodesic`; every block
+                gets its pairs' share.
+            max_seconds: The same for seconds; not with ``out``.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
@@ -1623,6 +1643,8 @@ class Manifold:
             identity=identity,
             throw=throw,
             progress=progress,
+            max_decodings=max_decodings,
+            max_seconds=max_seconds,
         ).distances
 
     def _identity(self) -> dict[str, object]:

@@ -10,18 +10,20 @@ WAITING  its start curve cannot be seen at this resolution      LEVEL, once it c
 LEVEL    the solver works on it at this resolution              the verdict: OVER, or LEVEL with
                                                                 twice as many segments
 OVER     it has a verdict, or was settled before anything was   its shortest curve is kept
-         solved
+         solved, or the budget of the call is spent
 =======  =====================================================  ====================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from riemae.solvers.budget import Exhausted, spent, strict
 from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve
 from riemae.solvers.measure import Evidence, Measure
@@ -29,7 +31,7 @@ from riemae.solvers.near import keep_near
 from riemae.solvers.outcome import started
 from riemae.solvers.progress import Progress
 from riemae.solvers.queue import Queue, even
-from riemae.solvers.result import GeodesicResult
+from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
 from riemae.solvers.solver import Solver, refined, refinement_ratio
 from riemae.solvers.space import Space
@@ -61,17 +63,33 @@ def solve_chunk(
         solver: The solver.
         start: Start curves ``(p,)``.
         rtol: Relative accuracy of the lengths.
-        progress: Called with (pairs done, pairs in all) after every level.
+        progress: Called with (pairs done, pairs in all) after every step and every level.
         at_once: How many curves with such nodes ``(p, n + 1, m)`` one step may work on.
 
     Returns:
         The result, and the lengths of the start curves' polygons, NaN where unknown.
     """
+    if spent(space):
+        return untouched(space, solver, start, rtol)
     chunk = _Chunk(space, solver, start, rtol, at_once)
     while chunk.unfinished():
         chunk.level(progress)
+        if spent(space):
+            chunk.stop()
+            break
         chunk.admit()
     return chunk.result(), chunk.begun
+
+
+def untouched(
+    space: Space, solver: Solver, start: Curve, rtol: float
+) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
+    """Pairs for which the budget has left nothing: their start curves, whose length is unknown."""
+    outcome = started(start)
+    outcome.give_up(start)
+    z0 = start.nodes[:, 0]
+    result = outcome.result(space, z0, solver.segments, None, rtol)
+    return result, np.full(len(z0), np.nan)
 
 
 class _Chunk:
@@ -151,7 +169,12 @@ class _Chunk:
             return
         share = _SOLVER_SHARE * self.rtol
         self.state = solve_level(
-            space=self.space, solver=self.solver, state=self.state, tol=share, at_once=self.at_once
+            space=strict(self.space),
+            solver=self.solver,
+            state=self.state,
+            tol=share,
+            at_once=self.at_once,
+            beat=partial(self._report, progress),
         )
         measure = Measure.of(self.space, Curve.from_nodes(self.state.nodes))
         self.evidence.add(self.rows, measure.length, measure.root_energy)
@@ -165,9 +188,13 @@ class _Chunk:
         running = self._judged(measure)
         self._conclude(measure, (~running).nonzero()[0])
         on = running.nonzero()[0]
-        if progress is not None:
-            progress(len(self.z0) - len(on) - len(self.queue.rows), len(self.z0))
+        self._report(progress, len(on))
         self._refine(measure, on)
+
+    def _report(self, progress: Progress | None, in_level: int) -> None:
+        """Tell how many pairs are OVER."""
+        if progress is not None:
+            progress(len(self.z0) - in_level - len(self.queue.rows), len(self.z0))
 
     def _judged(self, measure: Measure) -> np.ndarray:
         """Enter what the level says of its pairs; which of them go on."""
@@ -188,6 +215,9 @@ class _Chunk:
         )
         claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
         statuses = verdict(level, claims.worst, self.rtol)
+        if spent(self.space):
+            cut_short = (statuses == RUNNING) | ((status == RUNNING) & ~level.spent)
+            statuses[cut_short] = Status.BUDGET
         out.length[rows] = level.length
         out.error[rows] = reported_error(
             claims=claims, level=level, statuses=statuses, rtol=self.rtol
@@ -246,6 +276,14 @@ class _Chunk:
             self.state = new
         self.rows = np.concatenate([self.rows, joined])
 
+    def stop(self) -> None:
+        """WAITING → OVER, when the budget is spent."""
+        waiting = self.queue.rows
+        if len(waiting):
+            self.outcome.status[waiting] = Status.BUDGET
+            self.outcome.keep(waiting, self.queue.start)
+            self.queue.keep(np.zeros(len(waiting), dtype=bool))
+
     def result(self) -> GeodesicResult:
         """The result of all pairs."""
         out = self.outcome
@@ -255,21 +293,50 @@ class _Chunk:
 
 
 def solve_level(
-    space: Space, solver: Solver, state: Any, tol: float, at_once: Callable[[Tensor], int]
+    space: Space,
+    solver: Solver,
+    state: Any,
+    tol: float,
+    at_once: Callable[[Tensor], int],
+    beat: Callable[[int], None] | None = None,
 ) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps.
 
-    Those that have leave the batch.
+    Those that have leave the batch. When the budget does not allow a step, curves stay as they were
+    before it.
+
+    Args:
+        space: The space.
+        solver: The solver.
+        state: Its progress.
+        tol: As in ``solver.step``.
+        at_once: As in :func:`solve_chunk`.
+        beat: Called after every step, with the number of curves of this level.
     """
+    try:
+        for state in _steps(space, solver, state, tol, at_once):
+            if beat is not None:
+                beat(len(state.nodes))
+    except Exhausted:
+        pass
+    return state
+
+
+def _steps(
+    space: Space, solver: Solver, state: Any, tol: float, at_once: Callable[[Tensor], int]
+) -> Iterator[Any]:
+    """The states after each step, in the end none."""
     size = at_once(state.nodes)
     while True:
         running = (on_host(state.status) == RUNNING) & (on_host(state.steps) < solver.max_steps)
         active = running.nonzero()[0]
         if not len(active):
-            return state
+            return
         if len(active) == len(running) <= size:
             state = solver.step(space, state, tol)
+            yield state
             continue
         for first in range(0, len(active), size):
             rows = placed(active[first : first + size], state.nodes)
             state.update(rows, solver.step(space, state.select(rows), tol))
+            yield state

@@ -16,6 +16,7 @@ from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
+from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
@@ -72,6 +73,8 @@ def geodesic(
     generator: torch.Generator | int | None = 0,
     throw: bool = True,
     progress: Progress | bool | None = None,
+    max_decodings: int | None = None,
+    max_seconds: float | None = None,
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
@@ -104,7 +107,17 @@ def geodesic(
         generator: Source of the perturbations: a generator, or the seed of a new one; None draws
             from torch's own.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
-        progress: Called with (pairs done, pairs in all) after every level; True shows a bar.
+        progress: Called with (pairs done, pairs in all) after every step of the solver, so that a
+            long level is seen to go on; True shows a bar.
+        max_decodings: What all pairs together may cost. One decoding is the decoder's value at one
+            point; a derivative in one direction counts as another, and so does a reverse pass. No
+            step of a solver begins that would exceed it; what comes on top is the first look at the
+            start curves, and the last one at the curves as they are, some ten decodings per
+            segment. Pairs that are not done end with BUDGET, with their shortest curve so far, and
+            as error the distance from ``lower_bound`` where nothing better is known; those not
+            begun have their start curve and the length NaN. The result depends on this number, but
+            not on the machine.
+        max_seconds: The same for seconds, by the clock: results depend on the machine.
 
     Returns:
         One entry per pair. Not differentiable: see ``Manifold.distance`` for gradients.
@@ -114,7 +127,8 @@ def geodesic(
         DTypeError: When their dtypes differ, or are not float32 or float64.
         DeviceError: When their devices differ, or they have no values (meta device).
         GraphError: When ``graph`` is on points of another dimension, dtype or device.
-        OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
+        OptionError: When ``rtol``, ``n_starts``, ``max_decodings`` or ``max_seconds`` is not
+            positive.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it
             carries the result.
 
@@ -138,7 +152,12 @@ def geodesic(
         solver = default_solver(m, "stationary" if kept else "minimum")
         if isinstance(solver, Newton):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
-    with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
+    with (
+        torch.no_grad(),
+        limited("geodesic", max_decodings, max_seconds) as budget,
+        reported("geodesic", progress, "geodesics") as report,
+    ):
+        space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
             result = _solve(
