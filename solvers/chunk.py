@@ -314,7 +314,8 @@ def solve_level(
         beat: Called after every step, with the number of curves of this level.
     """
     try:
-        for state in _steps(space, solver, state, tol, at_once):
+        for reached in _steps(space, solver, state, tol, at_once):
+            state = reached
             if beat is not None:
                 beat(len(state.nodes))
     except Exhausted:

@@ -40,7 +40,8 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.budget solvers.certificate solvers.chunk solvers.curve solvers.edges
-        solvers.energy solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
+        solvers.energy solvers.flows solvers.flows.conjugate solvers.flows.exponential
+        solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
         solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
