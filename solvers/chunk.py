@@ -11,7 +11,7 @@ LEVEL    the solver works on it at this resolution              the verdict: OVE
                                                                 twice as many segments; UNROLLED
                                                                 where it has jumped
 UNROLLED its start curve has been shortened on more nodes       LEVEL at their resolution
-         (:mod:`~riemae.solvers.unroll`), once
+         (:mod:`~riemae.solvers.unroll`)
 OVER     it has a verdict, or was settled before anything was   its shortest curve is kept
          solved, or the budget of the call is spent
 =======  =====================================================  ====================================
@@ -175,7 +175,8 @@ class _Chunk:
             return
         share = _SOLVER_SHARE * self.rtol
         steps = on_host(self.state.steps)
-        watch = self.anew.watch(self.rows, self.begun[self.rows], steps, self.segments)
+        known = np.fmin(self.begun[self.rows], self.best.length[self.rows])
+        watch = self.anew.watch(known, steps, self.segments)
         watch.beat = partial(self._report, progress, len(self.rows))
         self.state = solve_level(
             space=strict(self.space),

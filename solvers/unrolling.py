@@ -77,24 +77,19 @@ class Watch:
 
 @dataclass
 class Unrolling:
-    """Pairs that begin anew, each at most once.
+    """Pairs that begin anew; if they jump again, once more on twice as many nodes.
 
     Attributes:
         space: The space.
         solver: The solver.
         start: ``(p,)``, the start curves.
         waiting: By the number of segments at which they go on: pairs, their nodes, steps so far.
-        used: ``(p,)`` bool: which pairs have begun anew.
     """
 
     space: Space
     solver: Solver
     start: Curve
     waiting: dict[int, list[tuple[np.ndarray, Tensor, np.ndarray]]] = field(default_factory=dict)
-    used: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.used = np.zeros(len(self.start.nodes), dtype=bool)
 
     @property
     def rows(self) -> np.ndarray:
@@ -102,22 +97,19 @@ class Unrolling:
         groups = [pairs for groups in self.waiting.values() for pairs, _, _ in groups]
         return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *groups]))
 
-    def watch(
-        self, rows: np.ndarray, lengths: np.ndarray, steps: np.ndarray, segments: int
-    ) -> Watch:
+    def watch(self, lengths: np.ndarray, steps: np.ndarray, segments: int) -> Watch:
         """For pairs that begin a level.
 
         Args:
-            rows: ``(q,)``, which pairs.
-            lengths: ``(q,)``, of their start curves.
+            lengths: ``(q,)``, of their start curves, or of shorter ones that are known.
             steps: ``(q,)``, taken so far.
             segments: Of the level.
         """
-        watch = Watch.of_none(len(rows))
+        watch = Watch.of_none(len(steps))
         if unrolls(self.solver) and self._first(segments) is not None:
             watch.space = self.space
             watch.before = steps.copy()
-            watch.start = np.where(self.used[rows], np.nan, lengths)
+            watch.start = lengths
             watch.allowed = self.solver.max_steps
         return watch
 
@@ -134,7 +126,6 @@ class Unrolling:
         """
         first = self._first(segments)
         assert first is not None
-        self.used[rows] = True
         start = self.start[placed(rows, self.start.nodes)]
         found = unrolled(self.space, start, first, self.solver.max_segments)
         for finer, (those, measure) in found.items():
