@@ -39,6 +39,7 @@ from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.shaped import shaped_codes
 from riemae.numerics import reach
 from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
+from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
@@ -63,10 +64,11 @@ _WITH_KINKS = 1e-2
 
 
 def _as_public(kind: type[Manifold]) -> type[Manifold]:
-    """Public methods compute in full precision, and take codes of any shape."""
+    """Public methods compute in full precision, take codes of any shape, and explain shortages."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
-            setattr(kind, name, in_full_precision(shaped_codes(method)))
+            public = in_full_precision(shaped_codes(method))
+            setattr(kind, name, within_memory(public))
     return kind
 
 
@@ -128,6 +130,7 @@ class Manifold:
       and decoder differ,
     - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the
       decoder,
+    - :class:`~riemae.exceptions.MemoryLimitError` where there is not enough memory,
     - :class:`~riemae.exceptions.DecoderError` for a decoder that is not a map, found by a probe at
       first use, and for a condition that is missing, or given to a decoder that takes none.
 

@@ -23,6 +23,8 @@ hook                     what it gives                                without it
                          solvers do not see
 ``ambient_features``     points of the ambient space whose Euclidean  ``ambient_distance``, row by
                          distance is the ambient distance             row
+``width``                numbers per point that a derivative holds:   as many as there are
+                         the widest layer of a decoder                coordinates
 ``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
                          better where to start
 =======================  ===========================================  ==============================
@@ -126,6 +128,15 @@ class HasAmbientFeatures(Protocol):
 
 
 @runtime_checkable
+class HasWidth(Protocol):
+    """A space that knows how much memory a derivative takes."""
+
+    def width(self, z: Tensor) -> int:  # (k, m)
+        """Numbers per point, and per direction, that a derivative holds at once."""
+        ...
+
+
+@runtime_checkable
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -188,6 +199,13 @@ def features_of(space: Space, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
     if isinstance(space, HasAmbientFeatures):
         return space.ambient_features(z)
     return None
+
+
+def width_of(space: Space, z: Tensor) -> int:  # (k, m)
+    """Numbers per point that a derivative holds; by default as many as there are coordinates."""
+    if isinstance(space, HasWidth):
+        return space.width(z)
+    return z.shape[-1]
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,6 +31,7 @@ from riemae.numerics.checks import (
     expect_shape,
     expect_values,
 )
+from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.budget import check_limits
@@ -79,6 +80,7 @@ class DistanceMatrix:
         return f"DistanceMatrix({n} x {q}: {self.summary()} at rtol={self.rtol:g})"
 
 
+@within_memory
 @in_full_precision
 def distance_matrix(
     space: Space | HasSpace,

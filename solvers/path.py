@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riemae.exceptions import FallbackWarning, NotConvergedError, stack_level
 from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.numerics.memory import total_memory, within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import tolerance
@@ -20,7 +21,7 @@ from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
-from riemae.solvers.hooks import labels_of
+from riemae.solvers.hooks import labels_of, width_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
@@ -57,8 +58,13 @@ _ROWS_MATRIX_FREE = 64
 # 128, where Newton's index and its indifference to the metric's condition weigh less; at 512 Newton
 # holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
 MATRIX_FREE_FROM = 96
+# Nodes of one curve on the levels that most curves end on, and which part of the memory there is
+# their second derivatives may take: beyond, NewtonCG holds a fifth of it.
+_POINTS_OF_A_CURVE = 16
+_SHARE_OF_A_CURVE = 16
 
 
+@within_memory
 @in_full_precision
 def geodesic(
     space: Space | HasSpace,
@@ -91,10 +97,11 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
-        solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`,
-            which is faster there but knows no Morse index; it also takes over pairs along which the
-            metric is singular. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
-            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+        solver: Settings. By default :class:`Newton`, or :class:`NewtonCG`, which knows no Morse
+            index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
+            decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
+            along which the metric is singular. Any :class:`Solver` will do: :class:`Adam`,
+            :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly a
@@ -149,7 +156,8 @@ def geodesic(
     resort: NewtonCG | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
-        solver = default_solver(m, "stationary" if kept else "minimum")
+        target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
+        solver = default_solver(m, target, _fits(space, z0, m))
         if isinstance(solver, Newton):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
     with (
@@ -185,14 +193,36 @@ def geodesic(
     return result
 
 
-def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
+def default_solver(
+    m: int, target: Literal["minimum", "stationary"] = "minimum", fits: bool = True
+) -> Solver:
     """Settings for ``m`` latent dimensions.
 
     Newton with its certificate; matrix-free where its blocks cost too much.
+
+    Args:
+        m: Latent dimensions.
+        target: Of Newton.
+        fits: Whether the second derivatives along a curve fit into memory well.
     """
-    if m < MATRIX_FREE_FROM:
+    if m < MATRIX_FREE_FROM and fits:
         return Newton(target=target)
     return NewtonCG()
+
+
+def _fits(space: Space, z: Tensor, m: int) -> bool:  # (*b, m)
+    """Whether the second derivatives at the nodes of one curve fit into memory well.
+
+    They hold a value, m tangents and m second derivatives of the widest layer at 16 points: that
+    may be a sixteenth of the memory there is in all. It does not depend on what is free.
+    """
+    flat = z.detach().reshape(-1, z.shape[-1])
+    flat = flat[flat.isfinite().all(-1)]
+    if not len(flat):
+        return True
+    numbers = width_of(space, flat[:1]) * (1 + 2 * m)
+    wanted = _POINTS_OF_A_CURVE * numbers * z.element_size()
+    return wanted <= total_memory(z.device) // _SHARE_OF_A_CURVE
 
 
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:

@@ -17,8 +17,9 @@ LAYERS = {
     "words": "exceptions version",
     "numerics": """
         numerics numerics.batch_invariance numerics.checks numerics.contradiction
-        numerics.dependence numerics.metric numerics.precision numerics.probe numerics.random
-        numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
+        numerics.dependence numerics.memory numerics.metric numerics.precision numerics.probe
+        numerics.random numerics.reach numerics.threads numerics.tolerances numerics.transforms
+        numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables

@@ -1,6 +1,7 @@
-"""What a call may spend: decodings are counted, solvers stop in time, and what is left is honest."""
+"""What a call may spend: decodings are counted, solvers stop in time, what is left is honest."""
 
 import math
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -91,9 +92,9 @@ def test_limits_hold():
         charged = []
         view = Metered(space, budget, strict=True)
         view._charge = lambda n, b=budget, c=charged: (b.charge(n, True), c.append(n))
+        ends = torch.stack([z0, z1], 1)
         with pytest.raises(Exhausted):
-            while True:
-                view.squared_chords(torch.stack([z0, z1], 1))
+            deque(view.squared_chords(ends) for _ in range(most))
         assert sum(charged) == budget.used <= most
         with pytest.raises(Exhausted):  # nothing more, however little
             view.norm(z0[:1], z0[:1])
@@ -140,7 +141,8 @@ def test_no_time_at_all():
     space = solvers.MetricSpace(half_plane)
     r = solvers.geodesic(space, z0, z1, max_seconds=1e-9, throw=False)
     assert r.status.tolist() == [Status.BUDGET] * 3
-    assert bool(r.length.isnan().all()) and bool(r.error.isnan().all())
+    assert bool(r.length.isnan().all())
+    assert bool(r.error.isnan().all())
     torch.testing.assert_close(r.curve(0.5), (z0 + z1) / 2)
     with pytest.raises(NotConvergedError, match="max_decodings or max_seconds") as found:
         solvers.geodesic(space, z0, z1, max_seconds=1e-9)
@@ -171,9 +173,11 @@ def test_an_outer_budget_holds():
     with limited("here", 500, None) as outer, limited("there", 400, None) as inner:
         with pytest.raises(Exhausted):
             strict(metered(space.as_space(z0), inner)).norm(z0.expand(300, 2), z0.expand(300, 2))
-        assert inner.spent and not outer.spent
+        assert inner.spent
+        assert not outer.spent
         inner.charge(500, strict=False)
-        assert outer.used == 500 and outer.spent
+        assert outer.used == 500
+        assert outer.spent
 
 
 def test_search():
@@ -237,4 +241,5 @@ def test_progress_beats_within_a_level():
     bursts = int(r.stats["steps"].max()) // solvers.LBFGS().burst
     assert len(calls) > bursts
     done = [a for a, _ in calls]
-    assert done == sorted(done) and calls[-1] == (3, 3)
+    assert done == sorted(done)
+    assert calls[-1] == (3, 3)

@@ -45,7 +45,8 @@ def test_not_for_every_solver():
     steps = np.zeros(2, dtype=np.int64)
     for solver in (solvers.Adam(), Newton(target="stationary"), Newton(max_segments=16)):
         watch = Unrolling(space(), solver, start).watch(lengths, steps, 8)
-        assert watch.space is None and np.isnan(watch.start).all()
+        assert watch.space is None
+        assert np.isnan(watch.start).all()
 
 
 def test_nothing_to_watch():
@@ -65,5 +66,7 @@ def test_waiting_pairs_come_back_at_their_resolution():
     assert anew.rows.tolist() == [0, 1]
     assert anew.admit(16) == []
     ((pairs, nodes, taken),) = anew.admit(32)
-    assert pairs.tolist() == [0, 1] and nodes.shape == (2, 33, 1) and taken.tolist() == [3, 4]
+    assert pairs.tolist() == [0, 1]
+    assert nodes.shape == (2, 33, 1)
+    assert taken.tolist() == [3, 4]
     assert not anew.waiting
