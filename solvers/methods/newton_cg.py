@@ -100,11 +100,6 @@ class NewtonCG:
         check_settings("NewtonCG", self, "max_products", "sketch")
         expect_range("NewtonCG", "floor", self.floor, 0.0, 1.0)
 
-    @property
-    def unrolls(self) -> bool:
-        """Pairs that have jumped begin anew."""
-        return True
-
     def begin(self, nodes: Tensor) -> NewtonCGState:
         """A state about new curves."""
         p, _, m = nodes.shape

@@ -43,7 +43,7 @@ def test_not_for_every_solver():
     start = solvers.Curve.from_nodes(rounds())
     lengths = np.ones(2)
     steps = np.zeros(2, dtype=np.int64)
-    for solver in (solvers.Adam(), Newton(target="stationary"), Newton(max_segments=16)):
+    for solver in (solvers.NewtonCG(), Newton(target="stationary"), Newton(max_segments=16)):
         watch = Unrolling(space(), solver, start).watch(lengths, steps, 8)
         assert watch.space is None
         assert np.isnan(watch.start).all()
