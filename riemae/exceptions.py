@@ -23,6 +23,7 @@ __all__ = [
     "FallbackWarning",
     "FileError",
     "GraphError",
+    "MemoryLimitError",
     "MetricError",
     "MissingExtraError",
     "NonFiniteError",
@@ -101,6 +102,10 @@ class FileError(RiemaeError, ValueError):
 
 class TransferError(RiemaeError, TypeError):
     """An object cannot be sent to another process."""
+
+
+class MemoryLimitError(RiemaeError, MemoryError):
+    """There is not enough memory for a call; its cause is what torch has raised."""
 
 
 class MissingExtraError(RiemaeError, ImportError):

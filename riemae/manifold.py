@@ -39,6 +39,7 @@ from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.shaped import shaped_codes
 from riemae.numerics import reach
 from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
+from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import coarser
@@ -47,6 +48,7 @@ from riemae.numerics.values import concrete
 from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
+from riemae.solvers.budget import limited
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.pairs import paired_points, start_curve
@@ -62,10 +64,11 @@ _WITH_KINKS = 1e-2
 
 
 def _as_public(kind: type[Manifold]) -> type[Manifold]:
-    """Public methods compute in full precision, and take codes of any shape."""
+    """Public methods compute in full precision, take codes of any shape, and explain shortages."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
-            setattr(kind, name, in_full_precision(shaped_codes(method)))
+            public = in_full_precision(shaped_codes(method))
+            setattr(kind, name, within_memory(public))
     return kind
 
 
@@ -127,6 +130,7 @@ class Manifold:
       and decoder differ,
     - :class:`~riemae.exceptions.NonFiniteError` for NaN or infinity in the points or out of the
       decoder,
+    - :class:`~riemae.exceptions.MemoryLimitError` where there is not enough memory,
     - :class:`~riemae.exceptions.DecoderError` for a decoder that is not a map, found by a probe at
       first use, and for a condition that is missing, or given to a decoder that takes none.
 
@@ -968,6 +972,8 @@ class Manifold:
         progress: Callable[[int, int], object] | None = None,
         *,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> GeodesicResult:
         """Geodesics between pairs of points: :func:`riemae.solvers.geodesic` on this manifold.
 
@@ -990,6 +996,11 @@ class Manifold:
                 codes.
             progress: Called with (pairs done, pairs in all).
             condition: As in :class:`Manifold`, one for each pair.
+            max_decodings: What all pairs together may cost, in values of the decoder at one point;
+                a derivative in one direction counts as another one. Pairs that are not done end
+                with the status BUDGET and their shortest curve so far: see
+                :func:`riemae.solvers.geodesic`.
+            max_seconds: The same for seconds.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.
@@ -1017,17 +1028,18 @@ class Manifold:
             "throw": throw,
             "progress": progress,
         }
-        if self.latent is not None and init is None and n_starts is None and graph is None:
-            return latent_geodesic(
-                self.latent,
-                self._solver(core, z0, z1),
-                partial(self._decoded, core),
-                z0,
-                z1,
-                **options,
-            )
-        options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
-        return self._solver(core, z0, z1)(z0, z1, init=init, **options)
+        with limited("Manifold.geodesic", max_decodings, max_seconds):
+            if self.latent is not None and init is None and n_starts is None and graph is None:
+                return latent_geodesic(
+                    self.latent,
+                    self._solver(core, z0, z1),
+                    partial(self._decoded, core),
+                    z0,
+                    z1,
+                    **options,
+                )
+            options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
+            return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(
         self, core: PullbackMetric, z0: Tensor, z1: Tensor
@@ -1082,6 +1094,8 @@ class Manifold:
         per_member: bool = False,
         *,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
         """Geodesic distance, differentiable once.
 
@@ -1107,6 +1121,8 @@ class Manifold:
             per_member: One distance for each member of an ensemble, along a new first axis: their
                 spread, such as ``.std(0)``, says how sure the distance is.
             condition: As in :class:`Manifold`, one for each pair.
+            max_decodings: As in :meth:`geodesic`, for each member on its own where ``per_member``.
+            max_seconds: As in :meth:`geodesic`, likewise.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
@@ -1121,6 +1137,8 @@ class Manifold:
             "generator": generator,
             "throw": throw,
             "condition": condition,
+            "max_decodings": max_decodings,
+            "max_seconds": max_seconds,
         }
         if per_member:
             return torch.stack([M.distance(z0, z1, **options) for M in self.members])
@@ -1543,6 +1561,8 @@ class Manifold:
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,
         condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
     ) -> Tensor:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
@@ -1575,6 +1595,9 @@ class Manifold:
                 latent space, or of another version of riemae is refused, and so is one that another
                 process is writing.
             condition: One for all points, ``(1, *shape)``.
+            max_decodings: What all geodesics together may cost, as in :meth:`geodesic`; every block
+                gets its pairs' share.
+            max_seconds: The same for seconds; not with ``out``.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
@@ -1624,6 +1647,8 @@ class Manifold:
             identity=identity,
             throw=throw,
             progress=progress,
+            max_decodings=max_decodings,
+            max_seconds=max_seconds,
         ).distances
 
     def _identity(self) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Pairs that are solved together, from level to level of resolution.
 
-A pair is in one of three states:
+A pair is in one of four states:
 
 =======  =====================================================  ====================================
 state    when                                                   what follows
@@ -8,20 +8,25 @@ state    when                                                   what follows
 WAITING  its start curve cannot be seen at this resolution      LEVEL, once it can
          (:class:`~riemae.solvers.queue.Queue`)
 LEVEL    the solver works on it at this resolution              the verdict: OVER, or LEVEL with
-                                                                twice as many segments
+                                                                twice as many segments; UNROLLED
+                                                                where it has jumped
+UNROLLED its start curve has been shortened on more nodes       LEVEL at their resolution
+         (:mod:`~riemae.solvers.unroll`)
 OVER     it has a verdict, or was settled before anything was   its shortest curve is kept
-         solved
+         solved, or the budget of the call is spent
 =======  =====================================================  ====================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from riemae.solvers.budget import Exhausted, spent, strict
 from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve
 from riemae.solvers.measure import Evidence, Measure
@@ -29,11 +34,12 @@ from riemae.solvers.near import keep_near
 from riemae.solvers.outcome import started
 from riemae.solvers.progress import Progress
 from riemae.solvers.queue import Queue, even
-from riemae.solvers.result import GeodesicResult
+from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
 from riemae.solvers.solver import Solver, refined, refinement_ratio
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING, on_host, placed
+from riemae.solvers.unrolling import Unrolling, Watch
 from riemae.solvers.verdict import Claims, Level, reported_error, verdict
 
 # The solver's own error must be small compared to the discretisation error that is being estimated;
@@ -61,17 +67,33 @@ def solve_chunk(
         solver: The solver.
         start: Start curves ``(p,)``.
         rtol: Relative accuracy of the lengths.
-        progress: Called with (pairs done, pairs in all) after every level.
+        progress: Called with (pairs done, pairs in all) after every step and every level.
         at_once: How many curves with such nodes ``(p, n + 1, m)`` one step may work on.
 
     Returns:
         The result, and the lengths of the start curves' polygons, NaN where unknown.
     """
+    if spent(space):
+        return untouched(space, solver, start, rtol)
     chunk = _Chunk(space, solver, start, rtol, at_once)
     while chunk.unfinished():
         chunk.level(progress)
+        if spent(space):
+            chunk.stop()
+            break
         chunk.admit()
     return chunk.result(), chunk.begun
+
+
+def untouched(
+    space: Space, solver: Solver, start: Curve, rtol: float
+) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
+    """Pairs for which the budget has left nothing: their start curves, whose length is unknown."""
+    outcome = started(start)
+    outcome.give_up(start)
+    z0 = start.nodes[:, 0]
+    result = outcome.result(space, z0, solver.segments, None, rtol)
+    return result, np.full(len(z0), np.nan)
 
 
 class _Chunk:
@@ -87,6 +109,7 @@ class _Chunk:
         best: The shortest curves.
         segments: Of the present level.
         rows: ``(q,)``, the pairs in LEVEL.
+        anew: The pairs in UNROLLED.
         state: The solver's progress on them.
     """
 
@@ -132,6 +155,7 @@ class _Chunk:
         self.segments = solver.segments
         self.rows, nodes = self.queue.admit(self.segments)
         self.state: Any = solver.begin(nodes)
+        self.anew = Unrolling(space, solver, start)
 
     def _keep_settled(self) -> None:
         """Straight lines for the pairs that are OVER before anything is solved."""
@@ -142,18 +166,29 @@ class _Chunk:
             self.outcome.keep(settled, line)
 
     def unfinished(self) -> bool:
-        """Whether a pair is in LEVEL or WAITING."""
-        return bool(len(self.rows) or len(self.queue.rows))
+        """Whether a pair is in LEVEL, WAITING or UNROLLED."""
+        return bool(len(self.rows) or len(self.queue.rows) or self.anew.waiting)
 
     def level(self, progress: Progress | None) -> None:
         """Solve the pairs in LEVEL at this resolution; those that go on get the next one."""
         if not len(self.rows):
             return
         share = _SOLVER_SHARE * self.rtol
+        steps = on_host(self.state.steps)
+        known = np.fmin(self.begun[self.rows], self.best.length[self.rows])
+        watch = self.anew.watch(known, steps, self.segments)
+        watch.beat = partial(self._report, progress, len(self.rows))
         self.state = solve_level(
-            space=self.space, solver=self.solver, state=self.state, tol=share, at_once=self.at_once
+            space=strict(self.space),
+            solver=self.solver,
+            state=self.state,
+            tol=share,
+            at_once=self.at_once,
+            watch=watch,
         )
-        measure = Measure.of(self.space, Curve.from_nodes(self.state.nodes))
+        measure = self._without_jumps(watch)
+        if not len(self.rows):
+            return
         self.evidence.add(self.rows, measure.length, measure.root_energy)
         measure = straightened(
             space=self.space,
@@ -165,9 +200,33 @@ class _Chunk:
         running = self._judged(measure)
         self._conclude(measure, (~running).nonzero()[0])
         on = running.nonzero()[0]
-        if progress is not None:
-            progress(len(self.z0) - len(on) - len(self.queue.rows), len(self.z0))
+        self._report(progress, len(on))
         self._refine(measure, on)
+
+    def _without_jumps(self, watch: Watch) -> Measure:
+        """The measure of the pairs that stay in LEVEL; LEVEL → UNROLLED for those that jumped."""
+        nodes = self.state.nodes
+        seen = (~watch.gone).nonzero()[0]
+        measure = Measure.of(self.space, Curve.from_nodes(nodes[placed(seen, nodes)]))
+        steps = on_host(self.state.steps)
+        gone = watch.gone.copy()
+        gone[seen] = watch.late(seen, measure, steps)
+        if not gone.any():
+            return measure
+        for pairs, anew in self.anew.begin(self.rows[gone], steps[gone], self.segments):
+            self.outcome.length[pairs] = self.best.take(pairs, anew)
+        stay = ~gone
+        kept = stay[seen].nonzero()[0]
+        measure = measure.select(kept, placed(kept, nodes))
+        self.rows = self.rows[stay]
+        self.state = self.state.select(placed(stay.nonzero()[0], nodes))
+        return measure
+
+    def _report(self, progress: Progress | None, in_level: int) -> None:
+        """Tell how many pairs are OVER."""
+        if progress is not None:
+            unfinished = in_level + len(self.queue.rows) + len(self.anew.rows)
+            progress(len(self.z0) - unfinished, len(self.z0))
 
     def _judged(self, measure: Measure) -> np.ndarray:
         """Enter what the level says of its pairs; which of them go on."""
@@ -188,6 +247,9 @@ class _Chunk:
         )
         claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
         statuses = verdict(level, claims.worst, self.rtol)
+        if spent(self.space):
+            cut_short = (statuses == RUNNING) | ((status == RUNNING) & ~level.spent)
+            statuses[cut_short] = Status.BUDGET
         out.length[rows] = level.length
         out.error[rows] = reported_error(
             claims=claims, level=level, statuses=statuses, rtol=self.rtol
@@ -234,17 +296,38 @@ class _Chunk:
         self.state.steps = placed(steps, self.z0)
 
     def admit(self) -> None:
-        """WAITING → LEVEL, at the next resolution."""
+        """WAITING → LEVEL and UNROLLED → LEVEL, at the next resolution."""
         self.segments *= 2
-        if not len(self.queue.rows):
-            return
-        joined, nodes = self.queue.admit(self.segments)
-        new: Any = self.solver.begin(nodes)
+        if len(self.queue.rows):
+            joined, nodes = self.queue.admit(self.segments)
+            self._join(joined, self.solver.begin(nodes))
+        for joined, nodes, steps in self.anew.admit(self.segments):
+            new: Any = self.solver.begin(nodes)
+            new.steps = placed(steps, nodes)
+            self._join(joined, new)
+
+    def _join(self, joined: np.ndarray, new: Any) -> None:
         if len(self.rows):
             self.state = type(new).cat([self.state, new])
         else:
             self.state = new
         self.rows = np.concatenate([self.rows, joined])
+
+    def stop(self) -> None:
+        """WAITING → OVER and UNROLLED → OVER, when the budget is spent."""
+        rows = self.anew.rows
+        if len(rows):
+            out = self.outcome
+            out.status[rows] = Status.BUDGET
+            out.error[rows] = np.maximum(out.length[rows] - self.least[rows], 0.0)
+            for pairs, curve in self.best.curves(rows):
+                out.keep(pairs, curve)
+            self.anew.waiting.clear()
+        waiting = self.queue.rows
+        if len(waiting):
+            self.outcome.status[waiting] = Status.BUDGET
+            self.outcome.keep(waiting, self.queue.start)
+            self.queue.keep(np.zeros(len(waiting), dtype=bool))
 
     def result(self) -> GeodesicResult:
         """The result of all pairs."""
@@ -255,21 +338,57 @@ class _Chunk:
 
 
 def solve_level(
-    space: Space, solver: Solver, state: Any, tol: float, at_once: Callable[[Tensor], int]
+    space: Space,
+    solver: Solver,
+    state: Any,
+    tol: float,
+    at_once: Callable[[Tensor], int],
+    watch: Watch | None = None,
 ) -> Any:
     """Iterate at one resolution until every curve has ended or spent its steps.
 
-    Those that have leave the batch.
+    Those that have leave the batch. When the budget does not allow a step, curves stay as they were
+    before it.
+
+    Args:
+        space: The space.
+        solver: The solver.
+        state: Its progress.
+        tol: As in ``solver.step``.
+        at_once: As in :func:`solve_chunk`.
+        watch: Sees the state after every step, and says which curves are to be left alone.
     """
+    watch = watch or Watch.of_none(len(state.nodes))
+    try:
+        for reached in _steps(space, solver, state, tol, at_once, watch):
+            state = reached
+            watch.see(state)
+    except Exhausted:
+        pass
+    return state
+
+
+def _steps(
+    space: Space,
+    solver: Solver,
+    state: Any,
+    tol: float,
+    at_once: Callable[[Tensor], int],
+    watch: Watch,
+) -> Iterator[Any]:
+    """The states after each step, in the end none."""
     size = at_once(state.nodes)
     while True:
         running = (on_host(state.status) == RUNNING) & (on_host(state.steps) < solver.max_steps)
+        running &= ~watch.gone
         active = running.nonzero()[0]
         if not len(active):
-            return state
+            return
         if len(active) == len(running) <= size:
             state = solver.step(space, state, tol)
+            yield state
             continue
         for first in range(0, len(active), size):
             rows = placed(active[first : first + size], state.nodes)
             state.update(rows, solver.step(space, state.select(rows), tol))
+            yield state

@@ -25,6 +25,8 @@ hook                     what it gives                                without it
                          distance is the ambient distance             row
 ``roundoff``             relative rounding inside, where it is      0: that of the points' dtype
                          more than that of the points' dtype
+``width``                numbers per point that a derivative holds:   as many as there are
+                         the widest layer of a decoder                coordinates
 ``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
                          better where to start
 =======================  ===========================================  ==============================
@@ -131,6 +133,14 @@ class HasRoundoff(Protocol):
         ...
 
 
+class HasWidth(Protocol):
+    """A space that knows how much memory a derivative takes."""
+
+    def width(self, z: Tensor) -> int:  # (k, m)
+        """Numbers per point, and per direction, that a derivative holds at once."""
+        ...
+
+
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -199,6 +209,13 @@ def precision_of(space: Space, dtype: torch.dtype) -> Tolerance:
     """What results of this dtype can promise in this space; by default what the dtype can."""
     inside = space.roundoff if offers(space, HasRoundoff) else 0.0
     return coarser(dtype, inside)
+
+
+def width_of(space: Space, z: Tensor) -> int:  # (k, m)
+    """Numbers per point that a derivative holds; by default as many as there are coordinates."""
+    if offers(space, HasWidth):
+        return space.width(z)
+    return z.shape[-1]
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:

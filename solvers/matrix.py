@@ -7,6 +7,7 @@ nor on the order in which blocks finish.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -16,7 +17,13 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, NonFiniteError, NotConvergedError, ShapeError
+from riemae.exceptions import (
+    DTypeError,
+    NonFiniteError,
+    NotConvergedError,
+    OptionError,
+    ShapeError,
+)
 from riemae.numerics.checks import (
     expect_choice,
     expect_range,
@@ -24,7 +31,9 @@ from riemae.numerics.checks import (
     expect_shape,
     expect_values,
 )
+from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
+from riemae.solvers.budget import check_limits
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import recognised
@@ -71,6 +80,7 @@ class DistanceMatrix:
         return f"DistanceMatrix({n} x {q}: {self.summary()} at rtol={self.rtol:g})"
 
 
+@within_memory
 @in_full_precision
 def distance_matrix(
     space: Space | HasSpace,
@@ -88,6 +98,8 @@ def distance_matrix(
     identity: Mapping[str, object] | None = None,
     throw: bool = True,
     progress: Progress | bool | None = None,
+    max_decodings: int | None = None,
+    max_seconds: float | None = None,
 ) -> DistanceMatrix:
     """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
@@ -121,6 +133,11 @@ def distance_matrix(
             names them.
         progress: Called with (distances done, distances in all), of which building a graph is the
             first half; True shows a bar.
+        max_decodings: What all geodesics together may cost, as in :func:`geodesic`: every block
+            gets its pairs' share, so that the result does not depend on the executor. Pairs that
+            are not done have BUDGET as status, and as distance the length of their shortest curve
+            so far, or NaN.
+        max_seconds: The same for seconds, by the clock, from now; not with ``out``.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the complete
@@ -130,7 +147,9 @@ def distance_matrix(
         DTypeError: When their dtypes or devices differ, or an option has a wrong type.
         DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
-        OptionError: For an unknown method, or a block size below 1.
+        OptionError: For an unknown method, a block size or a limit that is not positive, limits of
+            another method than geodesics, or ``max_seconds`` with ``out``, whose blocks must depend
+            on the problem alone.
         GraphError: When ``method="chord"`` and the space knows no ambient distance.
         TransferError: When the space cannot be sent to another process.
         FileError: When ``out`` is not a path, holds something else, is damaged, is being written by
@@ -139,6 +158,7 @@ def distance_matrix(
     space = space_of(space, a, b, where="distance_matrix")
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
+    _check_limits(method, out, max_decodings, max_seconds)
     if method == "graph":
         usual = GRAPH_RTOL
     else:
@@ -157,6 +177,8 @@ def distance_matrix(
             solver=solver,
             k=k,
             weight=weight,
+            max_decodings=max_decodings,
+            deadline=None if max_seconds is None else time.time() + max_seconds,
         )
         result = _run(
             task=task,
@@ -317,6 +339,24 @@ class _Share:
         """A block of so many distances is done."""
         self._ready += count
         self.within(0, 0)
+
+
+def _check_limits(
+    method: str,
+    out: str | PathLike[str] | None,
+    max_decodings: int | None,
+    max_seconds: float | None,
+) -> None:
+    where = "distance_matrix"
+    check_limits(where, max_decodings, max_seconds)
+    limited = max_decodings is not None or max_seconds is not None
+    if limited and method != "geodesic":
+        wanted = "max_decodings and max_seconds with method='geodesic' only"
+        raise OptionError(where, wanted, f"method={method!r}", "Leave them out.")
+    if max_seconds is not None and out is not None:
+        wanted = "a file that depends on the problem alone"
+        hint = "Use max_decodings; a killed call goes on from the blocks that are finished."
+        raise OptionError(where, wanted, f"max_seconds={max_seconds:g} with out", hint)
 
 
 def _check(

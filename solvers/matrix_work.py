@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import GraphError, TransferError
+from riemae.solvers.budget import limited
 from riemae.solvers.graph import Weight
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.hooks import features_of, solver_of
@@ -26,6 +28,8 @@ from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 
 Method = Literal["geodesic", "graph", "chord"]
+
+_NO_TIME = 1e-9  # seconds, for blocks that begin when time is up
 
 # Blocks that an executor holds at once: more than the workers of most clusters, fewer than would
 # fill a memory.
@@ -44,12 +48,18 @@ class Task:
     solver: Solver | None
     k: int
     weight: Weight
+    max_decodings: int | None = None
+    deadline: float | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What changes the numbers, besides space and points."""
         if self.method == "geodesic":
-            return {"rtol": self.rtol, "solver": None if self.solver is None else repr(self.solver)}
+            settings: dict[str, Any] = {"rtol": self.rtol}
+            settings["solver"] = None if self.solver is None else repr(self.solver)
+            if self.max_decodings is not None:
+                settings["max_decodings"] = self.max_decodings
+            return settings
         if self.method == "graph":
             return {"k": self.k, "weight": self.weight, "rtol": self.rtol}
         return {}
@@ -66,6 +76,8 @@ class Work:
     rtol: float
     solver: Solver | None
     layout: Layout
+    max_decodings: int | None = None
+    deadline: float | None = None  # by time.time(), which other processes share
 
     def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """The values of a block, and a status for each geodesic of it (none for other methods)."""
@@ -82,15 +94,25 @@ class Work:
     def _geodesics(self, block: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
         i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
         solve = solver_of(self.space, geodesic)
-        result = solve(
-            self.a[i],
-            self.b[j],
-            rtol=self.rtol,
-            solver=self.solver,
-            throw=False,
-            progress=progress,
-        )
+        decodings = self._share(block)
+        seconds = None if self.deadline is None else max(self.deadline - time.time(), _NO_TIME)
+        with limited("distance_matrix", decodings, seconds):
+            result = solve(
+                self.a[i],
+                self.b[j],
+                rtol=self.rtol,
+                solver=self.solver,
+                throw=False,
+                progress=progress,
+            )
         return result.length.cpu(), result.status.to("cpu", torch.int8)
+
+    def _share(self, block: int) -> int | None:
+        """What a block may cost: in proportion to its pairs, wherever and whenever it is solved."""
+        if self.max_decodings is None:
+            return None
+        share = self.max_decodings * self.layout.count(block) // self.layout.total
+        return max(share, 1)
 
     def _paths(self, first: int, last: int, column: int) -> Tensor:
         # The columns are the graph's last points.
@@ -121,7 +143,8 @@ def work_of(task: Task, layout: Layout, progress: Progress) -> Work:
         other = a
     else:
         other = b
-    common = (task.method, task.rtol, task.solver, layout)
+    limits = (task.max_decodings, task.deadline)
+    common = (task.method, task.rtol, task.solver, layout, *limits)
     if task.method == "graph":
         if b is None:
             joint = a

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import evidently_finite
+from riemae.solvers.budget import bare
 from riemae.solvers.curve import Curve
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.space import Space
@@ -65,6 +66,13 @@ class Outcome:
         """Pairs without a verdict."""
         return (self.status == RUNNING).nonzero()[0]
 
+    def give_up(self, start: Curve) -> None:
+        """The start curves ``(p,)`` of all pairs without a verdict; their budget is spent."""
+        rows = self.running()
+        self.status[rows] = Status.BUDGET
+        every = np.arange(len(self.status))
+        self.keep(every, start)
+
     def keep(self, rows: np.ndarray, curve: Curve) -> None:
         """Keep the curves of the pairs at ``rows``."""
         self.segments[rows] = curve.segments
@@ -113,7 +121,7 @@ class Outcome:
                 "steps": placed(self.steps, like),
                 "decrement": number(self.decrement),
             },
-            space=space,
+            space=bare(space),
         )
 
 

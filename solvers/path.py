@@ -13,12 +13,14 @@ from torch import Tensor
 
 from riemae.exceptions import FallbackWarning, NotConvergedError, stack_level
 from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.numerics.memory import total_memory, within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
+from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
-from riemae.solvers.hooks import labels_of, precision_of
+from riemae.solvers.hooks import labels_of, precision_of, width_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
@@ -55,8 +57,13 @@ _ROWS_MATRIX_FREE = 64
 # 128, where Newton's index and its indifference to the metric's condition weigh less; at 512 Newton
 # holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
 MATRIX_FREE_FROM = 96
+# Nodes of one curve on the levels that most curves end on, and which part of the memory there is
+# their second derivatives may take: beyond, NewtonCG holds a fifth of it.
+_POINTS_OF_A_CURVE = 16
+_SHARE_OF_A_CURVE = 16
 
 
+@within_memory
 @in_full_precision
 def geodesic(
     space: Space | HasSpace,
@@ -71,6 +78,8 @@ def geodesic(
     generator: torch.Generator | int | None = 0,
     throw: bool = True,
     progress: Progress | bool | None = None,
+    max_decodings: int | None = None,
+    max_seconds: float | None = None,
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
@@ -87,10 +96,11 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
-        solver: Settings. By default :class:`Newton`, or from 96 dimensions on :class:`NewtonCG`,
-            which is faster there but knows no Morse index; it also takes over pairs along which the
-            metric is singular. Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`,
-            :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+        solver: Settings. By default :class:`Newton`, or :class:`NewtonCG`, which knows no Morse
+            index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
+            decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
+            along which the metric is singular. Any :class:`Solver` will do: :class:`Adam`,
+            :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly a
@@ -103,7 +113,17 @@ def geodesic(
         generator: Source of the perturbations: a generator, or the seed of a new one; None draws
             from torch's own.
         throw: Raise when a pair misses ``rtol``; False returns the result with its status codes.
-        progress: Called with (pairs done, pairs in all) after every level; True shows a bar.
+        progress: Called with (pairs done, pairs in all) after every step of the solver, so that a
+            long level is seen to go on; True shows a bar.
+        max_decodings: What all pairs together may cost. One decoding is the decoder's value at one
+            point; a derivative in one direction counts as another, and so does a reverse pass. No
+            step of a solver begins that would exceed it; what comes on top is the first look at the
+            start curves, and the last one at the curves as they are, some ten decodings per
+            segment. Pairs that are not done end with BUDGET, with their shortest curve so far, and
+            as error the distance from ``lower_bound`` where nothing better is known; those not
+            begun have their start curve and the length NaN. The result depends on this number, but
+            not on the machine.
+        max_seconds: The same for seconds, by the clock: results depend on the machine.
 
     Returns:
         One entry per pair. Not differentiable: see ``Manifold.distance`` for gradients.
@@ -113,7 +133,8 @@ def geodesic(
         DTypeError: When their dtypes differ, or are not float32 or float64.
         DeviceError: When their devices differ, or they have no values (meta device).
         GraphError: When ``graph`` is on points of another dimension, dtype or device.
-        OptionError: When ``rtol`` is not positive, or ``n_starts`` not a positive number.
+        OptionError: When ``rtol``, ``n_starts``, ``max_decodings`` or ``max_seconds`` is not
+            positive.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it
             carries the result.
 
@@ -134,10 +155,16 @@ def geodesic(
     resort: NewtonCG | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
-        solver = default_solver(m, "stationary" if kept else "minimum")
+        target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
+        solver = default_solver(m, target, _fits(space, z0, m))
         if isinstance(solver, Newton):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
-    with torch.no_grad(), reported("geodesic", progress, "geodesics") as report:
+    with (
+        torch.no_grad(),
+        limited("geodesic", max_decodings, max_seconds) as budget,
+        reported("geodesic", progress, "geodesics") as report,
+    ):
+        space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
             result = _solve(
@@ -165,14 +192,36 @@ def geodesic(
     return result
 
 
-def default_solver(m: int, target: Literal["minimum", "stationary"] = "minimum") -> Solver:
+def default_solver(
+    m: int, target: Literal["minimum", "stationary"] = "minimum", fits: bool = True
+) -> Solver:
     """Settings for ``m`` latent dimensions.
 
     Newton with its certificate; matrix-free where its blocks cost too much.
+
+    Args:
+        m: Latent dimensions.
+        target: Of Newton.
+        fits: Whether the second derivatives along a curve fit into memory well.
     """
-    if m < MATRIX_FREE_FROM:
+    if m < MATRIX_FREE_FROM and fits:
         return Newton(target=target)
     return NewtonCG()
+
+
+def _fits(space: Space, z: Tensor, m: int) -> bool:  # (*b, m)
+    """Whether the second derivatives at the nodes of one curve fit into memory well.
+
+    They hold a value, m tangents and m second derivatives of the widest layer at 16 points: that
+    may be a sixteenth of the memory there is in all. It does not depend on what is free.
+    """
+    flat = z.detach().reshape(-1, z.shape[-1])
+    flat = flat[flat.isfinite().all(-1)]
+    if not len(flat):
+        return True
+    numbers = width_of(space, flat[:1]) * (1 + 2 * m)
+    wanted = _POINTS_OF_A_CURVE * numbers * z.element_size()
+    return wanted <= total_memory(z.device) // _SHARE_OF_A_CURVE
 
 
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:

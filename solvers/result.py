@@ -29,6 +29,7 @@ class Status(IntEnum):
     NON_FINITE = 6
     INVALID_POINT = 7
     ABSENT = 8
+    BUDGET = 9
 
 
 HINTS = {
@@ -57,6 +58,9 @@ HINTS = {
     Status.ABSENT: (
         "a search found fewer distinct geodesics for this pair than for others: raise n_starts for "
         "more"
+    ),
+    Status.BUDGET: (
+        "max_decodings or max_seconds was reached: raise it, loosen rtol, or solve fewer pairs"
     ),
 }
 

@@ -117,7 +117,9 @@ def _capped(longer: _Longer, slack: float, rtol: float) -> GeodesicResult:
     # What holds the longer one's length to rtol holds the shorter one's, too: its error is less by
     # the excess.
     error = np.where(converged, np.minimum(error, allowed), error)
-    status = np.where(converged, int(Status.CONVERGED), int(Status.STALLED))
+    cut_short = on_host(found.status) == Status.BUDGET
+    failure = np.where(cut_short, int(Status.BUDGET), int(Status.STALLED))
+    status = np.where(converged, int(Status.CONVERGED), failure)
 
     def number(x: np.ndarray) -> Tensor:
         return placed(x, rows).to(longer.start.nodes.dtype)

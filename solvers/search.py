@@ -85,7 +85,8 @@ def search(
     pair = pair[rows]
     found = scouts[rows]
     if rtol < _SCOUT_RTOL:
-        found = solve(found.curve, rtol, _share(progress, p, 0.5))
+        fine = solve(found.curve, rtol, _share(progress, p, 0.5))
+        found = _at_least_scouted(fine, found)
         chosen = _distinct(space, found, pair, p)
     else:
         # Counted among those that are left.
@@ -94,6 +95,17 @@ def search(
         chosen = torch.where(left, place.view_as(chosen), -1)
     every = _padded(found, chosen)
     return replace(every[0], alternatives=every)
+
+
+def _at_least_scouted(fine: GeodesicResult, scouts: GeodesicResult) -> GeodesicResult:
+    """The results; where the budget has ended the second round, not longer than the first's."""
+    cut_short = fine.status == Status.BUDGET
+    shorter = fine.length <= scouts.length  # False for NaN
+    wanted = cut_short & ~shorter
+    if not bool(wanted.any()):
+        return fine
+    kept = replace(scouts, status=torch.full_like(scouts.status, int(Status.BUDGET)))
+    return replace(GeodesicResult.where(wanted, kept, fine), rtol=fine.rtol)
 
 
 def start_curves(

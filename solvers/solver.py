@@ -27,8 +27,8 @@ class Solver(Protocol):
 
     The driver doubles the number of segments, estimates errors, and gives the verdict. A solver
     moves the nodes at one resolution, and begins anew at the next from where the coarser curve
-    ended. Two things are optional: :class:`HasRefinementRatio` of the solver, and
-    :class:`Refinable` of its state.
+    ended. Three things are optional: :class:`HasRefinementRatio` and :class:`HasUnrolls` of the
+    solver, and :class:`Refinable` of its state.
 
     Attributes:
         segments: Segments of the coarsest level.
@@ -73,6 +73,15 @@ class HasRefinementRatio(Protocol):
         ...
 
 
+class HasUnrolls(Protocol):
+    """A solver that descends, and so may slide into a jump where nodes are few."""
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether such a pair begins anew on more nodes: see :mod:`riemae.solvers.unroll`."""
+        ...
+
+
 class Refinable(Protocol):
     """A state that takes to the next resolution what the coarser one has taught."""
 
@@ -86,6 +95,11 @@ def refinement_ratio(solver: Solver) -> float:
     if offers(solver, HasRefinementRatio):
         return solver.refinement_ratio
     return RATIO
+
+
+def unrolls(solver: Solver) -> bool:
+    """Whether pairs that have jumped begin anew on more nodes; by default they do not."""
+    return offers(solver, HasUnrolls) and solver.unrolls
 
 
 def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:

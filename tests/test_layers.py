@@ -17,9 +17,9 @@ LAYERS = {
     "words": "exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks
-        numerics.contradiction numerics.deferral numerics.dependence numerics.metric
-        numerics.offers numerics.precision numerics.probe numerics.random numerics.reach
-        numerics.threads numerics.tolerances numerics.transforms numerics.values
+        numerics.contradiction numerics.deferral numerics.dependence numerics.memory
+        numerics.metric numerics.offers numerics.precision numerics.probe numerics.random
+        numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
@@ -41,8 +41,9 @@ LAYERS = {
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
-        solvers.flows solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
+        solvers solvers.budget solvers.certificate solvers.chunk solvers.curve solvers.edges
+        solvers.energy solvers.flows solvers.flows.conjugate solvers.flows.exponential
+        solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
         solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
@@ -53,7 +54,8 @@ LAYERS = {
         solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
         solvers.result solvers.safeguard solvers.search solvers.shortest solvers.solver
-        solvers.space solvers.speeds solvers.state solvers.verdict
+        solvers.space solvers.speeds solvers.state solvers.unroll
+        solvers.unrolling solvers.verdict
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts

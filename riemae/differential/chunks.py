@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from riemae.differential.primitives import untraced
 from riemae.differential.rowwise import Rowwise
 from riemae.numerics.batch_invariance import padded_rows, row_multiple
+from riemae.numerics.memory import total_memory
 
 # What one chunk may touch. On a processor, the tangents of the widest layer should stay in its
 # cache: 256 to 1,024 points at width 256 with 8 tangents in float64 run 1.6 to 1.9 times faster
@@ -20,6 +21,8 @@ from riemae.numerics.batch_invariance import padded_rows, row_multiple
 _CPU_BYTES = 8 * 2**20
 _DEVICE_BYTES = 512 * 2**20
 _MIN_CHUNK = 16
+# Fewer points where these would fill more than one part in so many of the memory.
+_LEAST_SHARE = 16
 
 # A map under the conditions of these rows, and these rows -> a tensor or a tuple of them.
 Evaluation = Callable[..., Any]
@@ -49,7 +52,9 @@ class Chunks:
         budget = _CPU_BYTES if z.device.type == "cpu" else _DEVICE_BYTES
         widest = self.widths_of(f, z)[-1]
         bytes_per_point = widest * passes * z.element_size()
-        return max(_MIN_CHUNK, budget // bytes_per_point)
+        share = total_memory(z.device) // _LEAST_SHARE
+        fewest = max(1, min(_MIN_CHUNK, share // bytes_per_point))
+        return max(fewest, budget // bytes_per_point)
 
     def apply(self, f: Rowwise, passes: int, evaluate: Evaluation, *args: Tensor) -> Any:
         """``evaluate`` of all rows, some at a time.

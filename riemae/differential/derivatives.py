@@ -37,6 +37,7 @@ from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
 from riemae.numerics.deferral import holds
+from riemae.numerics.memory import is_shortage
 from riemae.numerics.values import evidently_finite
 
 ALL_KINDS = ("jacobian", "contraction", "vjp")
@@ -312,6 +313,10 @@ class Differential:
         """Points ``(k, m)`` per chunk when ``passes`` tangents of the widest layer are held."""
         return self._chunks.rows(self._f, z, passes)
 
+    def width(self, z: Tensor) -> int:  # (k, m)
+        """Numbers per point in the widest layer."""
+        return self._chunks.widths_of(self._f, z)[-1]
+
     def _run(
         self, kind: str, passes: int, formula: Callable[..., Any], z: Tensor, *others: Tensor
     ) -> Any:
@@ -348,7 +353,7 @@ class Differential:
         try:
             return self._chunks.apply(self._f, passes, evaluate, *given)
         except RuntimeError as reason:
-            own = isinstance(reason, (RiemaeError, torch.OutOfMemoryError))
+            own = isinstance(reason, RiemaeError) or is_shortage(reason)
             if not isinstance(mode, Taylor) or own:
                 raise
             # A branch that no comparison has met, with something that Taylor mode cannot carry.

@@ -197,6 +197,11 @@ class Conditioned:
 
     # Points (k, m + labels).
 
+    def width(self, z: Tensor) -> int:  # (k, m + labels)
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.width`."""
+        core, points = self._apart(z)
+        return core.width(points)
+
     def metric(self, z: Tensor) -> Tensor:  # (k, m + labels) -> (k, m + labels, m + labels)
         """The metric tensor; the number has one of its own, of the same size."""
         core, points = self._apart(z)

@@ -59,6 +59,11 @@ class PullbackMetric(PathMetric):
         self.decoder.refuse_training_mode(f"Manifold.{where}")
         return self
 
+    def width(self, flat: Tensor) -> int:  # (k, m)
+        """Numbers per point in the decoder's widest layer."""
+        self.bind(flat)
+        return self.immersion.width(flat)
+
     def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """``G = Jᵀ H(f(z)) J`` (equation 3)."""
         self.bind(flat)

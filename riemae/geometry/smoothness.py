@@ -15,12 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from riemae.differential.derivatives import Differential
 from riemae.differential.primitives import untraced
+from riemae.differential.tape import Pairs
 from riemae.exceptions import SmoothnessWarning, stack_level
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.deferral import immediate
 from riemae.numerics.random import restored
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete
+
+# Second derivatives that may be there at once: 128 MiB in float64.
+_NUMBERS_AT_ONCE = 2**24
 
 _PIECEWISE_LINEAR = (
     nn.ReLU,
@@ -127,7 +131,7 @@ def kinks(core: PullbackMetric, flat: Tensor) -> str | None:
 def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
     """Whether second derivatives vanish at a point where second differences do not."""
     with torch.no_grad():
-        x, j, second = immersion.second_jet(z)
+        x, j, size_of_second = _second_order(immersion, z)
         reach = 1 + z.abs().amax()
         gap = torch.zeros_like(z[:, 0])
         for e in torch.eye(z.shape[-1]).to(z):
@@ -138,6 +142,30 @@ def _bends_without_curving(immersion: Differential, z: Tensor) -> bool:
         slope = j.flatten(1).norm(dim=-1)
         size = x.norm(dim=-1) + slope * reach
         eps = tolerance(z.dtype).eps
-        bend = second.flatten(1).norm(dim=-1) * reach**2
+        bend = size_of_second * reach**2
         vanish = bend <= 10 * eps * size
         return bool((vanish & (gap > 1e4 * eps * size)).any())
+
+
+def _second_order(immersion: Differential, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, Jacobians, and the norm of all second derivatives ``(k,)``.
+
+    Where these are many, they are never all there at once.
+    """
+    m = z.shape[-1]
+    width = immersion.value(z[:1]).shape[-1]
+    at_once = _NUMBERS_AT_ONCE // (len(z) * width)
+    if m * m <= at_once:
+        x, j, second = immersion.second_jet(z)
+        return x, j, second.flatten(1).norm(dim=-1)
+    pairs = Pairs.all(m)
+    total = torch.zeros_like(z[:, 0])
+    size = max(at_once, m)
+    for first in range(0, len(pairs), size):
+        i = pairs.i[first : first + size]
+        j_of_pair = pairs.j[first : first + size]
+        x, j, second = immersion.jets(z, pairs=Pairs(i, j_of_pair))
+        on_diagonal = torch.tensor(i) == torch.tensor(j_of_pair)
+        times = torch.where(on_diagonal, 1.0, 2.0).to(z)
+        total = total + second.square().sum(1) @ times
+    return x, j, total.sqrt()

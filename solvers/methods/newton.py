@@ -103,6 +103,11 @@ class Newton:
         expect_range("Newton", "gauss_newton_steps", self.gauss_newton_steps, 0, integer=True)
         expect_choice("Newton", "target", self.target, ("minimum", "stationary"))
 
+    @property
+    def unrolls(self) -> bool:
+        """Pairs that have jumped begin anew, unless start curves are kept as they are."""
+        return self.target == "minimum"
+
     def begin(self, nodes: Tensor) -> PathState:  # (p, n + 1, m)
         """A state about new curves."""
         return PathState.start(nodes)

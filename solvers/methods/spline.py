@@ -73,11 +73,12 @@ class CubicSpline(Descent):
         And 0 at the others.
         """
         segments = nodes.shape[1] - 1
-        return _basis(segments, max(segments // self.segments_per_piece, 2)).to(nodes)
+        return spline_basis(segments, max(segments // self.segments_per_piece, 2)).to(nodes)
 
 
 @lru_cache(maxsize=32)
-def _basis(segments: int, pieces: int) -> Tensor:  # (n - 1, k - 1)
+def spline_basis(segments: int, pieces: int) -> Tensor:  # (n - 1, k - 1)
+    """Values at the interior nodes of splines that are 1 at one interior knot, 0 at the others."""
     knots = torch.eye(pieces + 1, dtype=torch.float64)[1:-1, :, None]
     t = torch.linspace(0, 1, segments + 1, dtype=torch.float64)
     return Curve.from_nodes(knots)(t)[:, 1:-1, 0].T.contiguous()

@@ -9,7 +9,7 @@ import pytest
 from riemae import Manifold
 from riemae.numerics.offers import offers
 from riemae.solvers import MetricSpace, Newton, NewtonCG, hooks
-from riemae.solvers.solver import HasRefinementRatio, Refinable, Solver
+from riemae.solvers.solver import HasRefinementRatio, HasUnrolls, Refinable, Solver
 from riemae.solvers.space import HasSpace, Space
 from tests import spaces
 
@@ -21,9 +21,12 @@ PROTOCOLS = [
     hooks.HasLabels,
     hooks.HasProducts,
     hooks.HasRestored,
+    hooks.HasRoundoff,
     hooks.HasVelocities,
+    hooks.HasWidth,
     HasRefinementRatio,
     HasSpace,
+    HasUnrolls,
     Refinable,
     Solver,
     Space,
