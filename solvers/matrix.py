@@ -159,14 +159,7 @@ def distance_matrix(
     _check(a, b, method, block_size, executor, solver)
     check_weight("distance_matrix", weight)
     _check_limits(method, out, max_decodings, max_seconds)
-    if method == "graph":
-        usual = GRAPH_RTOL
-    else:
-        usual = precision_of(space, a.dtype).geodesic
-    if rtol is None:
-        rtol = usual
-    else:
-        rtol = expect_rtol("distance_matrix", rtol)
+    rtol = _tolerance(space, a, method, rtol)
     with reported("distance_matrix", progress, "distances") as report:
         task = Task(
             space=space,
@@ -198,6 +191,19 @@ def distance_matrix(
             result,
         )
     return result
+
+
+def _tolerance(space: Space, a: Tensor, method: Method, rtol: float | None) -> float:
+    """The relative accuracy asked for, by default that which is usual.
+
+    Raises:
+        OptionError: When it is not positive.
+    """
+    if rtol is not None:
+        return expect_rtol("distance_matrix", rtol)
+    if method == "graph":
+        return GRAPH_RTOL
+    return precision_of(space, a.dtype).geodesic
 
 
 def _run(

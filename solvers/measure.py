@@ -85,8 +85,6 @@ class Measure:
         From points where the space embeds them in float64, elsewhere by tangents.
         """
         known = precision_of(space, curve.nodes.dtype)
-        eps = known.eps
-        floor = known.length
         n = curve.segments
         embedded = embedding_of(space)
         seen = None
@@ -118,9 +116,9 @@ class Measure:
         # unresolved curve may.
         found = np.maximum(on_host(length), inscribed)
         with np.errstate(all="ignore"):
-            noise = eps * size * n
-            blur = 4 * eps * size
-            grain = floor * found + 2 * noise**2 / found
+            noise = known.eps * size * n
+            blur = 4 * known.eps * size
+            grain = known.length * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + blur * np.sqrt(4 * n)
         return cls(

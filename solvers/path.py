@@ -148,10 +148,7 @@ def geodesic(
     expect_solver("geodesic", solver)
     expect_graph(graph, z0[..., :m])
     source = as_generator("geodesic", generator)
-    if n_starts is None:
-        n_starts = 1 if graph is None else _STARTS_WITH_GRAPH
-    hint = "It counts the start curves per pair."
-    expect_range("geodesic", "n_starts", n_starts, 1, integer=True, hint=hint)
+    n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
@@ -167,16 +164,13 @@ def geodesic(
         space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(
-                space=space, solver=solver, resort=resort, start=start, rtol=rtol, progress=report
-            )
+            result = _solve(space, solver, resort, start, rtol, report)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             # A solver is a frozen dataclass.
             fine: Solver = replace(cast(Any, solver), segments=segments)
-            solve = partial(_solve, space, fine, resort)
             result = search(
-                solve=solve,
+                solve=partial(_solve, space, fine, resort),
                 space=space,
                 first=start,
                 count=n_starts,
@@ -190,6 +184,19 @@ def geodesic(
     if throw:
         return demand_convergence(result)
     return result
+
+
+def _starts(count: int | None, graph: Graph | None) -> int:
+    """How many start curves each pair gets.
+
+    Raises:
+        OptionError: For less than one.
+    """
+    if count is None:
+        return 1 if graph is None else _STARTS_WITH_GRAPH
+    hint = "It counts the start curves per pair."
+    expect_range("geodesic", "n_starts", count, 1, integer=True, hint=hint)
+    return count
 
 
 def default_solver(

@@ -332,8 +332,7 @@ class PathMetric(Composition):
         p, n, d = steps.shape
         sides = steps[:, :-1], steps[:, 1:]
         before, after = (side.flatten(0, 1) for side in sides)
-        lowered = self._lowered(x, steps)
-        force = -2 * n * lowered.diff(dim=1)
+        force = -2 * n * self._lowered(x, steps).diff(dim=1)
         along_numbers = n / 2 * self.variation.covector(before, after)
         covector = torch.cat([force.flatten(0, 1), along_numbers], -1)
         condition = self.variation.condition(self.condition, before, after)
@@ -341,7 +340,8 @@ class PathMetric(Composition):
         _, flat, flat_form = varied.expansion(interior, lambda _: covector)
         slopes = flat.unflatten(0, (p, -1))
         form = flat_form.unflatten(0, (p, -1))
-        of_data, of_numbers = slopes.split([d, slopes.shape[-2] - d], -2)
+        of_data = slopes[..., :d, :]
+        of_numbers = slopes[..., d:, :]
         j = laid_out(of_data)[..., :d, :]
         changes = self.variation.changes(of_numbers, *sides)
         return j, remaining_part(changes, form, j)

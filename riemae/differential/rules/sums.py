@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,19 +51,28 @@ def _sum(signs: tuple[int, int]) -> Rule:
         chained = _chained(args, signs, jets, y)
         if chained is not None:
             return Jet.carrying(y, chained, jets[0].tape, ahead)
-        signed = zip(args, signs, strict=True)
-        parts = [_spread(x, y, sign) for x, sign in signed if isinstance(x, Jet)]
+        parts = []
+        for x, sign in zip(args, signs, strict=True):
+            if isinstance(x, Jet):
+                parts.append(_spread(x, y, sign))
         if len(parts) == 1:
             return Jet(y, *parts[0], ahead)
-        one, other = parts
-        first, second, tape = one
-        other_first, other_second, _ = other
-        with tape.tangents():
-            both = first + other_first
-            bent = plus(second, other_second)
-        return Jet(y, both, bent, tape, ahead)
+        return Jet(y, *_added(*parts), ahead)
 
     return apply
+
+
+Spread = tuple[Tensor, Tensor | None, Tape]
+
+
+def _added(one: Spread, other: Spread) -> Spread:
+    """The derivatives of a sum, from those of its summands."""
+    first, second, tape = one
+    other_first, other_second, _ = other
+    with tape.tangents():
+        both = first + other_first
+        bent = plus(second, other_second)
+    return both, bent, tape
 
 
 def _scaled(args: Args, signs: tuple[int, int], alpha: float) -> Args:
@@ -115,7 +124,7 @@ def _negated(x: Tangents, y: Tensor, tape: Tape) -> Tangents:
     return link.mapped(torch.neg)
 
 
-def _spread(jet: Jet, y: Tensor, sign: int) -> tuple[Tensor, Tensor | None, Tape]:
+def _spread(jet: Jet, y: Tensor, sign: int) -> Spread:
     """The derivatives of a summand, broadcast to the sum."""
     with jet.tape.tangents():
         first = _spread_part(jet, jet.first, y, sign)
@@ -153,7 +162,12 @@ def _where(func: Any, args: Args, kwargs: Options) -> Any:
     if any(isinstance(x, Jet) and x.value.dtype != y.dtype for x in choices):
         return generic(func, args, kwargs)
     jets = [x for x in choices if isinstance(x, Jet)]
-    parts = [_spread(x, y, 1) if isinstance(x, Jet) else (0.0, None, None) for x in choices]
+    parts: list[Any] = []
+    for x in choices:
+        if isinstance(x, Jet):
+            parts.append(_spread(x, y, 1))
+        else:
+            parts.append((0.0, None, None))
     tape = jets[0].tape
     with tape.tangents():
         firsts = [part[0] for part in parts]
@@ -197,14 +211,8 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
     values = [plain(x) for x in members]
 
     def found() -> tuple[Tensor, Tensor | None]:
-        known = [x for x in carried if x is not None]
         with tape.tangents():
-            firsts = [None if x is None else x.first for x in carried]
-            first = join(_columns(values, len(known[0].first), firsts))
-            seconds = [None if x is None else x.second for x in carried]
-            bent = next((x for x in seconds if x is not None), None)
-            second = None if bent is None else join(_columns(values, len(bent), seconds))
-        return first, second
+            return _joined_parts(join, values, carried)
 
     along = axis % y.ndim if alike else None
     ahead = joined(jets, len(members), y, along)
@@ -219,6 +227,29 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
     if len(members) == 1 and jets[0].pieces is not None:
         out.pieces = jets[0].pieces
     return out
+
+
+def _joined_parts(
+    join: Callable[[Sequence[Tensor]], Tensor],
+    values: Sequence[Tensor],
+    carried: Sequence[Tangents | None],
+) -> tuple[Tensor, Tensor | None]:
+    """The derivatives of what is joined; ``carried`` is None for constants."""
+    firsts: list[Tensor | None] = []
+    seconds: list[Tensor | None] = []
+    for tangents in carried:
+        firsts.append(None if tangents is None else tangents.first)
+        seconds.append(None if tangents is None else tangents.second)
+    first = join(_columns(values, _count(firsts), firsts))
+    if all(part is None for part in seconds):
+        return first, None
+    second = join(_columns(values, _count(seconds), seconds))
+    return first, second
+
+
+def _count(parts: Sequence[Tensor | None]) -> int:
+    """How many directions there are."""
+    return next(len(part) for part in parts if part is not None)
 
 
 def _columns(members: Sequence[Tensor], count: int, parts: Sequence[Tensor | None]) -> list[Tensor]:
