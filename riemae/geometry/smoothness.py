@@ -153,7 +153,7 @@ def _second_order(immersion: Differential, z: Tensor) -> tuple[Tensor, Tensor, T
     Where these are many, they are never all there at once.
     """
     m = z.shape[-1]
-    width = immersion.value(z[:1]).shape[-1]
+    width = immersion.value(z).shape[-1]
     at_once = _NUMBERS_AT_ONCE // (len(z) * width)
     if m * m <= at_once:
         x, j, second = immersion.second_jet(z)
