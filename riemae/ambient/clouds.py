@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import FactorMetric, ShapedMetric
+from riemae.ambient.base import FactorMetric
+from riemae.ambient.shaped import ShapedMetric
 from riemae.exceptions import AmbientError, OptionError
 from riemae.numerics.checks import expect_choice, expect_range
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import FeatureMetric, InnerMetric, ShapedMetric
+from riemae.ambient.base import FeatureMetric, InnerMetric
+from riemae.ambient.shaped import ShapedMetric
 from riemae.exceptions import AmbientError
 from riemae.numerics.tolerances import tolerance
 
