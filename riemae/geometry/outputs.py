@@ -37,7 +37,9 @@ def single_tensor(output: Any) -> Any:
     if len(tensors) < 2:
         return next(iter(tensors.values()), output)
     first = next(iter(tensors))
-    taken = f"o[{first}]" if first.isdigit() else f"o.{first}"
+    taken = f"o.{first}"
+    if first.isdigit():
+        taken = f"o[{first}]"
     if isinstance(output, dict) and not hasattr(output, first):
         taken = f"o[{first!r}]"
     raise DecoderError(
@@ -58,7 +60,9 @@ def refuse_sparse_or_empty(z: Tensor, x: Tensor) -> None:
     empty = x.ndim > 1 and not x.numel() and len(z)
     if strided and not empty:
         return
-    got = f"shape {tuple(x.shape)}" if strided else f"{x.layout}"
+    got = f"{x.layout}"
+    if strided:
+        got = f"shape {tuple(x.shape)}"
     raise DecoderError(
         "Manifold",
         "a decoder that returns dense tensors with numbers in them",
