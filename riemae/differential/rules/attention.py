@@ -55,8 +55,7 @@ def _weights(scores: Any, mask: Any) -> Any:
         return scores.softmax(-1)
     if mask.dtype != torch.bool:
         return (scores + mask).softmax(-1)
-    among_allowed = scores.masked_fill(~mask, -math.inf)
-    weights = among_allowed.softmax(-1)
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
     nothing_allowed = ~mask.any(-1, keepdim=True)
     return weights.masked_fill(nothing_allowed, 0.0)
 

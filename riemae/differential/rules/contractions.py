@@ -139,11 +139,9 @@ def _contracted(y: Tensor, jets: list[Jet], sum_: Contraction) -> Jet:
         first: Any = None
         second: Any = None
         for i, jet in zip(sum_.places, jets, strict=True):
-            pushed = sum_.lifted({i: jet.first})
-            first = plus(first, pushed)
+            first = plus(first, sum_.lifted({i: jet.first}))
             if jet.second is not None:
-                passed_on = sum_.lifted({i: jet.second})
-                second = plus(second, passed_on)
+                second = plus(second, sum_.lifted({i: jet.second}))
         if len(jets) == 1 or tape.pairs is None:
             return Jet(y, first, second, tape, ahead)
         left, right = jets

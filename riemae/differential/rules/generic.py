@@ -46,12 +46,10 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     jets: list[Jet] = [leaves[i] for i in places]
 
     def call(*values: Tensor) -> Any:
-        filled = _filled(leaves, places, values)
-        args, kwargs = pytree.tree_unflatten(filled, spec)
+        args, kwargs = pytree.tree_unflatten(_filled(leaves, places, values), spec)
         return func(*args, **kwargs)
 
-    at_values = [jet.value for jet in jets]
-    out = call(*at_values)
+    out = call(*(x.value for x in jets))
     results, shape = pytree.tree_flatten(out)
     smooth = _smooth_places(func, results)
     if not smooth:
@@ -118,21 +116,23 @@ def _derivatives(
             return firsts, [None] * len(firsts)
         i = tape.pairs.i
         j = tape.pairs.j
-        left = tuple(t[i] for t in tangents)
-        right = tuple(t[j] for t in tangents)
         with torch.enable_grad():
-            bent = vmap(push_twice)(left, right)
+            bent = vmap(push_twice)(_at(tangents, i), _at(tangents, j))
         # torch marks derivatives that vanish identically: a linear function does not bend.
         quadratics = tuple(None if q._is_zerotensor() else tape.frozen(q) for q in bent)
         seconds: Any = [None] * len(firsts)
         if any(x.second is not None for x in jets):
-            known = [_second(x, len(i)) for x in jets]
-            seconds = vmap(push)(*known)
+            seconds = vmap(push)(*(_second(x, len(i)) for x in jets))
         k = len(tangents[0])
         added = []
         for y, quadratic, second in zip(results, quadratics, seconds, strict=True):
             added.append(add_bend(tape, y, quadratic, second, k, ahead))
         return firsts, added
+
+
+def _at(tangents: Values, places: Any) -> Values:
+    """One tangent of each of some pairs."""
+    return tuple(t[places] for t in tangents)
 
 
 def argument(rest: Sequence[Any], place: int, kwargs: dict[str, Any], name: str, other: Any) -> Any:

@@ -145,17 +145,13 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
     with tape.tangents():
         a_value = tape.frozen(a.value)
         b_value = tape.frozen(b.value)
-        by_a = left(a.first, b_value)
-        by_b = right(a_value, b.first)
-        first = by_a + by_b
+        first = left(a.first, b_value) + right(a_value, b.first)
         # What the factors' own second derivatives add.
-        bent_a = None
-        bent_b = None
+        second = None
         if a.second is not None:
-            bent_a = left(a.second, b_value)
+            second = left(a.second, b_value)
         if b.second is not None:
-            bent_b = right(a_value, b.second)
-        second = plus(bent_a, bent_b)
+            second = plus(second, right(a_value, b.second))
         ahead = of_all((a, b), y)
         transposed = None
         if tape.recorded is not None:
@@ -167,9 +163,7 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
         elif tape.pairs is not None:
             i = tape.pairs.i
             j = tape.pairs.j
-            one = both(a.first[i], b.first[j])
-            other = both(a.first[j], b.first[i])
-            quadratic = one + other
+            quadratic = both(a.first[i], b.first[j]) + both(a.first[j], b.first[i])
             second = add_bend(tape, y, quadratic, second, len(first), ahead)
     return Jet(y, first, second, tape, ahead)
 
