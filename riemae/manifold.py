@@ -38,7 +38,13 @@ from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_
 from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.shaped import shaped_codes
 from riemae.numerics import reach
-from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
+from riemae.numerics.checks import (
+    dtype_in_words,
+    expect_choice,
+    expect_dense,
+    expect_range,
+    expect_values,
+)
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
@@ -331,7 +337,7 @@ class Manifold:
         else:
             size = w.shape[-1] if isinstance(w, Tensor) else 0
         if not isinstance(w, Tensor) or w.dtype != z.dtype:
-            got = str(w.dtype) if isinstance(w, Tensor) else type(w).__name__
+            got = dtype_in_words(w)
             raise DTypeError(
                 "Manifold.pullback",
                 f"w as a tensor of dtype {z.dtype}",
@@ -627,7 +633,7 @@ class Manifold:
         """
         core, flat = self._checks.placed("principal_curvatures", z, condition)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
-            got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
+            got = dtype_in_words(normal)
             raise DTypeError(
                 "Manifold.principal_curvatures",
                 f"a tensor of dtype {z.dtype}",

@@ -42,7 +42,10 @@ class Estimate(NamedTuple):
         Over points it is a global measure: ``Estimate.of(M.extrinsic_curvature(z))``.
         """
         n = len(values)
-        error = values.std(0) / n**0.5 if n > 1 else torch.full_like(values[0], torch.nan)
+        if n > 1:
+            error = values.std(0) / n**0.5
+        else:
+            error = torch.full_like(values[0], torch.nan)
         return cls(values.mean(0), error)
 
     @classmethod

@@ -39,7 +39,7 @@ from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import recognised
 from riemae.solvers.matrix_layout import Layout
 from riemae.solvers.matrix_work import Method, Task, results, work_of
-from riemae.solvers.progress import Progress, reported
+from riemae.solvers.progress import Progress, Share, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
@@ -294,7 +294,7 @@ def _compute(
     missing = [block for block in range(len(layout)) if block not in finished]
     done = sum(layout.count(block) for block in finished)
     if missing:
-        share = _Share(progress, done, layout.total, half=task.method == "graph")
+        share = Share(progress, done, layout.total, half=task.method == "graph")
         work = work_of(task, layout, share.built)
         for block, values, status in results(
             work=work, blocks=missing, executor=executor, progress=share.within
@@ -311,40 +311,6 @@ def _compute(
             keep(whole, block, *stored(block))
     file.finish(sorted(failures))
     return file.matrix().to(a.device), sorted(failures)
-
-
-class _Share:
-    """Progress in distances.
-
-    It counts those that were there, those of finished blocks, and half of them for a graph's edges.
-    """
-
-    def __init__(self, progress: Progress | None, done: int, total: int, half: bool) -> None:
-        self._progress = progress
-        self._first = done
-        self._ready = 0
-        self._total = total
-        if half:
-            self._offset = (total - done) // 2
-        else:
-            self._offset = 0
-
-    def built(self, done: int, total: int) -> None:
-        """Edges of the graph, of all."""
-        if self._progress is not None:
-            self._progress(self._first + self._offset * done // max(total, 1), self._total)
-
-    def within(self, done: int, _: int) -> None:
-        """Distances of the block that is being computed."""
-        if self._progress is not None:
-            rest = self._total - self._first
-            ready = (self._ready + done) * (rest - self._offset) // max(rest, 1)
-            self._progress(self._first + self._offset + ready, self._total)
-
-    def finish(self, count: int) -> None:
-        """A block of so many distances is done."""
-        self._ready += count
-        self.within(0, 0)
 
 
 def _check_limits(

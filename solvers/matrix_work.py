@@ -95,7 +95,10 @@ class Work:
         i, j = (x.to(self.a.device) for x in self.layout.pairs(block))
         solve = solver_of(self.space, geodesic)
         decodings = self._share(block)
-        seconds = None if self.deadline is None else max(self.deadline - time.time(), _NO_TIME)
+        seconds = None
+        if self.deadline is not None:
+            left = self.deadline - time.time()
+            seconds = max(left, _NO_TIME)
         with limited("distance_matrix", decodings, seconds):
             result = solve(
                 self.a[i],

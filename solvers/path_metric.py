@@ -43,23 +43,22 @@ class PathMetric:
             Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
             Anal. Appl., 2023.
         """
-        _, count, m = nodes.shape
+        m = nodes.shape[-1]
         rank = min(rank, m)
         eps = torch.finfo(nodes.dtype).eps
         probes = _probes(m, rank).to(nodes)
-        looks = min(_SAMPLES, count) + 2
-        inner = torch.linspace(0, count - 1, looks)[1:-1]
-        where = inner.round().long()
-        product = _mean_metric(space, nodes[:, where], probes)
+        product = _mean_metric(space, _sampled(nodes), probes)
         core = probes.T @ product
         core = (core + core.mT) / 2
         # Of the rounding's size: the smallest eigenvalues of Ĝ are nothing but it.
-        trace = core.diagonal(dim1=-2, dim2=-1).sum(-1)
+        pivots = core.diagonal(dim1=-2, dim2=-1)
+        trace = pivots.sum(-1)
         shift = eps * trace * m
         root, sound = _sound_root(core, shift)
         shifted = product + shift[:, None, None] * probes
-        half = torch.where(sound[:, None, None], shifted, 0.0)
-        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT  # Ĝ = half halfᵀ
+        usable = torch.where(sound[:, None, None], shifted, 0.0)
+        rows = torch.linalg.solve_triangular(root, usable.mT, upper=False)
+        half = rows.mT  # Ĝ = half halfᵀ
         basis, values, rest = _spectrum(half)
         rest = torch.where(sound, rest, torch.nan)
         return cls(basis, values, rest)
@@ -82,23 +81,30 @@ class PathMetric:
         """
         least, top = self._range()
         softened = wanted & (least < _HIGHEST_FLOOR * top)
-        floor = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
-        return self._above(torch.where(softened, floor, 0.0)), softened
+        raised = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
+        floor = torch.where(softened, raised, 0.0)
+        return self._above(floor), softened
 
     def floored(self, share: float) -> PathMetric:
         """The metrics with values of at least a share of their largest one."""
-        return self._above(share * self._range()[1]) if share > 0 else self
+        if share <= 0:
+            return self
+        _, top = self._range()
+        return self._above(share * top)
 
     def _range(self) -> tuple[Tensor, Tensor]:  # (p,), (p,)
         """The least and the largest value."""
-        real = self.basis.abs().amax(1) > 0  # not those that stand for the rest
+        sizes = self.basis.abs().amax(1)
+        real = sizes > 0  # not those that stand for the rest
         known = torch.where(real, self.values, self.rest[:, None])
         least = torch.minimum(known.amin(1), self.rest)
-        return least, torch.maximum(known.amax(1), self.rest)
+        top = torch.maximum(known.amax(1), self.rest)
+        return least, top
 
     def _above(self, floor: Tensor) -> PathMetric:  # (p,)
         values = torch.maximum(self.values, floor[:, None])
-        return PathMetric(self.basis, values, torch.maximum(self.rest, floor))
+        rest = torch.maximum(self.rest, floor)
+        return PathMetric(self.basis, values, rest)
 
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
@@ -112,6 +118,16 @@ class PathMetric:
         return across + along @ self.basis.mT
 
 
+def _sampled(nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s, m)
+    """A few nodes of every curve, evenly spaced and without the ends."""
+    count = nodes.shape[1]
+    looks = min(_SAMPLES, count) + 2
+    evenly = torch.linspace(0, count - 1, looks)
+    inner = evenly[1:-1]
+    where = inner.round().long()
+    return nodes[:, where]
+
+
 def _spectrum(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (p, m, r), (p, r), (p,)
     """Eigenvectors and eigenvalues of ``half halfᵀ``, and its smallest eigenvalue.
 
@@ -119,15 +135,19 @@ def _spectrum(half: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # -> (p, m, r), (
     with 0 for a vector and 1 for a value.
     """
     number = torch.finfo(half.dtype)
-    squares, turn = torch.linalg.eigh(half.mT @ half)
+    gram = half.mT @ half
+    squares, turn = torch.linalg.eigh(gram)
     values = squares.clamp(min=0)
     top = values[:, -1:]
-    values = torch.maximum(values, 1e2 * number.eps * top)
-    roots = squares.clamp(min=number.tiny).sqrt()
+    rounding = 1e2 * number.eps * top
+    values = torch.maximum(values, rounding)
+    positive = squares.clamp(min=number.tiny)
+    roots = positive.sqrt()
     basis = half @ turn / roots[:, None]
     clear = squares > 1e3 * number.eps * top
     basis = torch.where(clear[:, None], basis, 0.0)
-    rest = torch.where(clear, values, torch.inf).amin(-1)
+    clear_values = torch.where(clear, values, torch.inf)
+    rest = clear_values.amin(-1)
     values = torch.where(clear, values, 1.0)
     return basis, values, rest
 
@@ -142,7 +162,8 @@ def _sound_root(core: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     root, info = torch.linalg.cholesky_ex(shifted)
     finite = root.isfinite().all((1, 2))
     sound = (info == 0) & finite & (shift > 0)
-    return torch.where(sound[:, None, None], root, eye), sound
+    factor = torch.where(sound[:, None, None], root, eye)
+    return factor, sound
 
 
 def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
@@ -154,7 +175,8 @@ def _integrated(f: Tensor) -> Tensor:  # (p, n - 1, m)
     fall = f.cumsum(1)
     # Σ_{j<i} (i − j) f_j, i = 1 … n
     zero = torch.zeros_like(f[:, :1])
-    bent = torch.cat([zero, fall], 1).cumsum(1)
+    from_zero = torch.cat([zero, fall], 1)
+    bent = from_zero.cumsum(1)
     node = torch.arange(1, n, device=f.device, dtype=f.dtype)
     ramp = node[:, None] / n
     last = bent[:, -1:]
@@ -171,8 +193,10 @@ def _mean_metric(
         every = points.detach()[:, :, None]
         z = every.expand(p, s, r, m).reshape(-1, m)
         directions = probes.T.expand(p, s, r, m)
-        v = directions.reshape(-1, m).clone().requires_grad_()
-        squares = space.norm(z, v).square()
+        flat = directions.reshape(-1, m).clone()
+        v = flat.requires_grad_()
+        lengths = space.norm(z, v)
+        squares = lengths.square()
         half = squares.sum() / 2
         (product,) = torch.autograd.grad(half, v, materialize_grads=True)
     products = product.view(p, s, r, m)

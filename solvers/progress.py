@@ -66,3 +66,37 @@ def _bar(label: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
 
         yield update
+
+
+class Share:
+    """Progress of a distance matrix, in distances.
+
+    It counts those that were there, those of finished blocks, and half of them for a graph's edges.
+    """
+
+    def __init__(self, progress: Progress | None, done: int, total: int, half: bool) -> None:
+        self._progress = progress
+        self._first = done
+        self._ready = 0
+        self._total = total
+        if half:
+            self._offset = (total - done) // 2
+        else:
+            self._offset = 0
+
+    def built(self, done: int, total: int) -> None:
+        """Edges of the graph, of all."""
+        if self._progress is not None:
+            self._progress(self._first + self._offset * done // max(total, 1), self._total)
+
+    def within(self, done: int, _: int) -> None:
+        """Distances of the block that is being computed."""
+        if self._progress is not None:
+            rest = self._total - self._first
+            ready = (self._ready + done) * (rest - self._offset) // max(rest, 1)
+            self._progress(self._first + self._offset + ready, self._total)
+
+    def finish(self, count: int) -> None:
+        """A block of so many distances is done."""
+        self._ready += count
+        self.within(0, 0)

@@ -71,16 +71,20 @@ def equalized(curve: Curve, speed: Tensor, weights: Tensor, segments: int) -> Cu
         segments: Pieces of the new curve.
     """
     ends = weights.cumsum(0)
-    corners = torch.nn.functional.pad(ends, (1, 0)).clamp(max=1.0)
-    travelled = (speed * weights).cumsum(-1)
+    times = torch.nn.functional.pad(ends, (1, 0))
+    corners = times.clamp(max=1.0)
+    pieces_of_length = speed * weights
+    travelled = pieces_of_length.cumsum(-1)
     arc = torch.nn.functional.pad(travelled, (1, 0))
-    return Curve.through(curve(corners), segments, arc)
+    points = curve(corners)
+    return Curve.through(points, segments, arc)
 
 
 def _norm(space: Space, z: Tensor, v: Tensor) -> Tensor:
     flat_z = z.flatten(0, -2)
     flat_v = v.flatten(0, -2)
-    return space.norm(flat_z, flat_v).view(z.shape[:-1])
+    lengths = space.norm(flat_z, flat_v)
+    return lengths.view(z.shape[:-1])
 
 
 def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +103,8 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise DTypeError("length", "a Curve or a tensor (*b, n, m)", type(curve).__name__, hint)
     n = nodes.shape[-2] - 1
     knots, _ = _gauss_legendre(_QUADRATURE_POINTS)
-    u = tuple(((knots + 1) / 2).tolist())
+    in_unit = (knots + 1) / 2
+    u = tuple(in_unit.tolist())
     w = quadrature_weights(n, _QUADRATURE_POINTS, nodes)
     if isinstance(curve, Curve):
         z = pieces(curve, u, 0)
@@ -108,7 +113,8 @@ def _quadrature(curve: Curve | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left = nodes[..., :-1, None, :]
         right = nodes[..., 1:, None, :]
         step = right - left
-        shares = torch.tensor(u, dtype=torch.float64)[:, None].to(nodes)
+        column = torch.tensor(u, dtype=torch.float64)[:, None]
+        shares = column.to(nodes)
         points = left + shares * step
         velocities = (n * step).expand(points.shape)
         z = points.flatten(-3, -2)
@@ -149,7 +155,8 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
     The image of a segment is interpolated through its points: two thirds of the cost of tangents,
     and closer. In float32 such differences drown in rounding, which tangents do not.
     """
-    first, *others = chords.unflatten(1, (-1, _SAMPLES - 1)).unbind(2)
+    by_segment = chords.unflatten(1, (-1, _SAMPLES - 1))
+    first, *others = by_segment.unbind(2)
     velocities = chords.new_empty(_SAMPLED_POINTS, *first.shape)
     _, matrix = _lobatto()
     for velocity, row in zip(velocities, matrix, strict=True):
@@ -159,8 +166,10 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
         for chord, weight in zip(others, row[1:], strict=True):
             velocity.add_(chord, alpha=weight)
     segments = first.shape[1]
-    sizes = velocities.square().sum(-1).sqrt()
-    return segments * sizes.movedim(0, -1).flatten(1)
+    squares = velocities.square().sum(-1)
+    sizes = squares.sqrt()
+    along = sizes.movedim(0, -1).flatten(1)
+    return segments * along
 
 
 @lru_cache(maxsize=1)
@@ -170,7 +179,8 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
     It maps the chords between them to velocities at Gauss points.
     """
     polynomial = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1)
-    inner = np.sort(polynomial.deriv().roots().real)
+    roots = polynomial.deriv().roots()
+    inner = np.sort(roots.real)
     symmetric = np.concatenate([[-1.0], inner, [1.0]])
     t = (symmetric + 1) / 2
     knots, _ = _gauss_legendre(_SAMPLED_POINTS)
@@ -180,5 +190,6 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
     velocities = powers * slopes  # of t, t², …, whose chords are next
     monomials = t[:, None] ** powers
     chords = np.diff(monomials, axis=0)
-    matrix = np.linalg.solve(chords.T, velocities.T).T
-    return tuple(t.tolist()), matrix.tolist()
+    transposed = np.linalg.solve(chords.T, velocities.T)
+    times = tuple(t.tolist())
+    return times, transposed.T.tolist()

@@ -32,7 +32,8 @@ LAYERS = {
         differential.known differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
         differential.modes.taylor differential.primitives differential.rowwise differential.rules
-        differential.placement differential.rules.attention differential.rules.contractions
+        differential.placement differential.results differential.rules.attention
+        differential.rules.contractions
         differential.rules.elementwise differential.rules.generic differential.rules.inplace
         differential.rules.matrices differential.rules.scans
         differential.rules.normalising differential.rules.norms differential.rules.products
@@ -50,7 +51,8 @@ LAYERS = {
         solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
         solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
         solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
-        solvers.methods.newton_saddles solvers.methods.shooting solvers.methods.spline
+        solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.shooting
+        solvers.methods.spline
         solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
         solvers.result solvers.safeguard solvers.search solvers.shortest solvers.solver
@@ -65,13 +67,15 @@ LAYERS = {
     """,
     "ambient metrics": """
         ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density
-        ambient.features ambient.fisher ambient.geoopt ambient.uncertain
+        ambient.features ambient.fisher ambient.geoopt ambient.kinds ambient.shaped
+        ambient.uncertain
     """,
     "geometry": """
         geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
         geometry.decoder geometry.distortion geometry.envelope geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
-        geometry.latent geometry.measured geometry.memory geometry.paths geometry.pullback
+        geometry.latent geometry.measured geometry.memory geometry.outputs geometry.paths
+        geometry.pullback
         geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
         geometry.variation geometry.varying
     """,

@@ -8,7 +8,6 @@ from riemae.ambient.base import (
     InnerMetric,
     MatrixMetric,
     ProductMetric,
-    ShapedMetric,
 )
 from riemae.ambient.clouds import InfoRiemannian
 from riemae.ambient.custom import Custom, as_ambient
@@ -23,6 +22,7 @@ from riemae.ambient.features import (
 )
 from riemae.ambient.fisher import FisherRao
 from riemae.ambient.geoopt import Geoopt
+from riemae.ambient.shaped import ShapedMetric
 from riemae.ambient.uncertain import Averaged, Expected
 from riemae.distributions.registry import register_family, unregister_family
 

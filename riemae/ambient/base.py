@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from riemae.ambient import checks
+from riemae.ambient.kinds import BASES, check_kind
 from riemae.exceptions import AmbientError
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
 
 if TYPE_CHECKING:
     from riemae.distributions.layout import AnyLayout
-
-# The method that a subclass writes, and the base that gives the rest.
-_BASES = {
-    "features": "FeatureMetric",
-    "factor_product": "FactorMetric",
-    "diagonal": "DiagonalMetric",
-    "matrix": "MatrixMetric",
-    "product": "ProductMetric",
-    "inner": "InnerMetric",
-}
-
-Metric = TypeVar("Metric", bound="AmbientMetric")
 
 
 class AmbientMetric(nn.Module):
@@ -68,31 +56,8 @@ class AmbientMetric(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        kind = type(self)
-        shipped = (AmbientMetric, *(globals()[name] for name in _BASES.values()), ShapedMetric)
-        bases = {base.__name__ for base in kind.__mro__ if base in shipped}
-        own: set[str] = set()
-        for base in kind.__mro__:
-            if base not in shipped:
-                own.update(vars(base))
-        written = [name for name in _BASES if name in own]
-        if any(_BASES[name] in bases for name in written):
-            return
-        if bases & set(_BASES.values()):
-            possible = [name for name, base in _BASES.items() if base in bases]
-            wanted = " or ".join(possible)
-            got = "one without it"
-            if written:
-                got = f"one that overrides {', '.join(written)}"
-            hint = f"Write {wanted} in {kind.__name__}, or take another base."
-            raise AmbientError(kind.__name__, f"a metric that overrides {wanted}", got, hint)
-        if written:
-            first = written[0]
-            hint = f"It overrides {first}: take {_BASES[first]} as its base."
-        else:
-            hint = "Take DiagonalMetric, say, and write its method diagonal(x)."
-        expected = f"a subclass of one of {', '.join(_BASES.values())}"
-        raise AmbientError(kind.__name__, expected, "one of AmbientMetric alone", hint)
+        bases = [globals()[name] for name in BASES.values()]
+        check_kind(type(self), shipped=(AmbientMetric, *bases))
 
     @property
     def title(self) -> str:
@@ -165,7 +130,7 @@ class AmbientMetric(nn.Module):
         Raises:
             AmbientError: When a subclass does not give it.
         """
-        hint = f"Take one of {', '.join(_BASES.values())} as base."
+        hint = f"Take one of {', '.join(BASES.values())} as base."
         raise AmbientError(self.title, "a product H(x) v", "a metric without", hint)
 
     def apply_to(self, x: Tensor, columns: Tensor) -> Tensor:  # (k, D), (k, D, c) -> (k, D, c)
@@ -393,59 +358,6 @@ class InnerMetric(AmbientMetric):
         """``vᵀ H(x) v``; NaN where it is negative."""
         squared = self.squared_norm(x, v)
         return torch.where(squared < 0, torch.nan, squared)
-
-
-class ShapedMetric(AmbientMetric):
-    """A metric that must know the shape of one datum, ``(n, d)`` say.
-
-    Its methods get flattened ``(k, D)``, as those of every metric. It comes together with one of
-    the other bases: ``class Mine(ShapedMetric, InnerMetric)``. ``Manifold`` binds it to the
-    decoder's shape; by itself, ``bind(None, shape)`` returns the metric that knows its shape.
-
-    Attributes:
-        data_shape: The shape of one datum, or None before it is known.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.data_shape: torch.Size | None = None
-
-    def bind(self, layout: AnyLayout | None, shape: torch.Size) -> ShapedMetric:
-        """A copy that knows the shape of one datum."""
-        bound = copy.copy(self)
-        bound.data_shape = torch.Size(shape)
-        return bound
-
-    def check(self, x: Tensor, tangents: Tensor | None = None) -> None:  # (k, *shape), (k, D, c)
-        """As in :meth:`AmbientMetric.check`, for the shape of ``x``."""
-        bound = self.bind(None, x.shape[1:])
-        super(ShapedMetric, bound).check(x, tangents)
-
-    def shaped(self, x: Tensor) -> Tensor:  # (k, D) or (k, *shape) -> (k, *shape)
-        """``x`` in the shape of the data.
-
-        Raises:
-            AmbientError: When the shape is not known, or another.
-        """
-        if self.data_shape is None:
-            hint = "Use it in a Manifold, or the metric that bind(None, shape) returns."
-            raise AmbientError(self.title, "to know the shape of one datum", "none", hint)
-        if len(x):
-            wrong = x[0].numel() != self.data_shape.numel()
-        else:
-            wrong = x.ndim < 2
-        if wrong:
-            expected = f"data of shape {tuple(self.data_shape)}"
-            hint = "Bind the metric to the shape of these data: bind(None, x.shape[1:])."
-            raise AmbientError(self.title, expected, str(tuple(x.shape[1:])), hint)
-        return x.reshape(len(x), *self.data_shape)
-
-
-def as_kind(metric: AmbientMetric, kind: type[Metric]) -> Metric:
-    """A metric of another class with the settings and tensors of a given one."""
-    other = kind.__new__(kind)
-    other.__dict__.update(metric.__dict__)
-    return other
 
 
 def each_column(

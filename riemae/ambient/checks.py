@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import AmbientError
+from riemae.numerics.checks import shape_in_words
 from riemae.numerics.tolerances import tolerance
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (k, D), (k, D, c) -> (k, D, c)
@@ -41,7 +42,7 @@ def check_features(where: str, features: Callable[[Tensor], Tensor], x: Tensor) 
             "Check its shapes, and move both at once with Manifold.to(device, dtype).",
         ) from reason
     if not isinstance(phi, Tensor) or phi.ndim < 1 or len(phi) != len(x):
-        got = str(tuple(phi.shape)) if isinstance(phi, Tensor) else type(phi).__name__
+        got = shape_in_words(phi)
         hint = "Keep the batch axis first."
         raise AmbientError(where, f"features with {len(x)} rows", got, hint)
     if not bool(phi.isfinite().all()):

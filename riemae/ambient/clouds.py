@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import FactorMetric, ShapedMetric
+from riemae.ambient.base import FactorMetric
+from riemae.ambient.shaped import ShapedMetric
 from riemae.exceptions import AmbientError, OptionError
-from riemae.numerics.checks import expect_choice, expect_range
+from riemae.numerics.checks import expect_choice, expect_range, shape_in_words
 
 if TYPE_CHECKING:
     from riemae.distributions.layout import AnyLayout
@@ -130,7 +131,7 @@ class InfoRiemannian(ShapedMetric, FactorMetric):
             or clouds.shape[1] < 2
             or not len(clouds)
         ):
-            got = str(tuple(clouds.shape)) if isinstance(clouds, Tensor) else type(clouds).__name__
+            got = shape_in_words(clouds)
             expected = "clouds of shape (N, n, d) with n of at least 2"
             hint = "Put clouds on the first axis, points on the second."
             raise AmbientError("InfoRiemannian", expected, got, hint)

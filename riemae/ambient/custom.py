@@ -12,6 +12,7 @@ from torch.func import vjp
 from riemae.ambient.base import AmbientMetric, ProductMetric, each_column
 from riemae.ambient.features import Constant, Diagonal, Euclidean
 from riemae.exceptions import AmbientError
+from riemae.numerics.checks import dtype_in_words
 from riemae.numerics.values import own
 
 MetricFunction = Callable[[Tensor], Tensor]
@@ -281,7 +282,7 @@ def _checked_dtype(h: Any, x: Tensor) -> Tensor:
     """
     if isinstance(h, Tensor) and h.dtype == x.dtype:
         return h
-    got = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
+    got = dtype_in_words(h)
     hint = "Keep the dtype of the data."
     raise AmbientError("Custom", f"H as a tensor of dtype {x.dtype}", got, hint)
 

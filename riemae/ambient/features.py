@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from riemae.ambient.base import FeatureMetric
 from riemae.exceptions import AmbientError
+from riemae.numerics.checks import dtype_in_words, shape_in_words
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import own
 
@@ -39,7 +40,9 @@ class Diagonal(FeatureMetric):
         check_floating("Diagonal", weights)
         fits = weights.ndim == 1 and len(weights) > 0
         if not fits or not bool((weights >= 0).all() & weights.isfinite().all()):
-            least = f" with minimum {weights.min():.3g}" if weights.numel() else ""
+            least = ""
+            if weights.numel():
+                least = f" with minimum {weights.min():.3g}"
             raise AmbientError(
                 "Diagonal",
                 "finite weights of shape (D,), none negative",
@@ -258,7 +261,7 @@ class ClassifierFisher(FeatureMetric):
     def _prediction(self, x: Tensor) -> Tensor:
         logits = self.classifier(own(x))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            got = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+            got = shape_in_words(logits)
             raise AmbientError(
                 "ClassifierFisher",
                 f"logits of shape ({len(x)}, c)",
@@ -278,7 +281,7 @@ def check_floating(where: str, constant: object) -> None:
         AmbientError: When it is not.
     """
     if not isinstance(constant, Tensor) or not constant.is_floating_point():
-        got = str(constant.dtype) if isinstance(constant, Tensor) else type(constant).__name__
+        got = dtype_in_words(constant)
         raise AmbientError(
             where, "a floating-point tensor", got, "Try torch.as_tensor(..., dtype=torch.float32)."
         )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric, as_kind
+from riemae.ambient.base import AmbientMetric, FeatureMetric, ProductMetric
+from riemae.ambient.kinds import as_kind
 from riemae.differential.jets import plain
 from riemae.distributions.closed_form import NAMED
 from riemae.distributions.family import Family, Params

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.ambient.base import FeatureMetric, InnerMetric, ShapedMetric
+from riemae.ambient.base import FeatureMetric, InnerMetric
+from riemae.ambient.shaped import ShapedMetric
 from riemae.exceptions import AmbientError
 from riemae.numerics.tolerances import tolerance
 
@@ -99,7 +100,9 @@ class Geoopt(ShapedMetric, InnerMetric):
         Raises:
             AmbientError: When it does not.
         """
-        points = x.to(self.manifold.dtype) if self.manifold.dtype is not None else x
+        points = x
+        if self.manifold.dtype is not None:
+            points = x.to(self.manifold.dtype)
         largest = float(points.abs().max())
         tol = tolerance(points.dtype).probe * (1 + largest**2)
         try:
@@ -197,8 +200,11 @@ def embedding(manifold: Any) -> Callable[[Tensor], Tensor] | None:
     if isinstance(manifold, (geoopt.Sphere, geoopt.Euclidean, geoopt.EuclideanStiefel)):
         return lambda x: x
     if isinstance(manifold, geoopt.Scaled):
-        base, scaled = embedding(manifold.base), manifold
-        return None if base is None else lambda x: scaled.scale.to(x) * base(x)
+        base = embedding(manifold.base)
+        scaled = manifold
+        if base is None:
+            return None
+        return lambda x: scaled.scale.to(x) * base(x)
     if isinstance(manifold, geoopt.ProductManifold):
         maps = [embedding(part) for part in manifold.manifolds]
         if any(part is None for part in maps):

@@ -90,13 +90,17 @@ def matrix_of_networkx(graph: networkx.Graph, weight: str | None) -> coo_array: 
         length = 1.0 if weight is None else float(value)
         i = place[a]
         j = place[b]
-        directions = [(i, j)] if graph.is_directed() else [(i, j), (j, i)]
+        directions = [(i, j)]
+        if not graph.is_directed():
+            directions.append((j, i))
         for direction in directions:
             known = shortest.get(direction, float("inf"))
             shortest[direction] = min(length, known)
     n = len(place)
-    pairs = np.array(list(shortest), dtype=np.int64).reshape(-1, 2)
-    lengths = np.array(list(shortest.values()), dtype=float)
+    known_pairs = list(shortest)
+    known_lengths = list(shortest.values())
+    pairs = np.array(known_pairs, dtype=np.int64).reshape(-1, 2)
+    lengths = np.array(known_lengths, dtype=float)
     rows = pairs[:, 0]
     columns = pairs[:, 1]
     return coo_array((lengths, (rows, columns)), shape=(n, n))

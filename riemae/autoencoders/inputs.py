@@ -83,7 +83,9 @@ def like_input(X: Any, out: Tensor) -> Any:
     """
     if isinstance(X, (DataLoader, Dataset)):
         return out.cpu()
-    return out.to(X.device) if isinstance(X, Tensor) else out.cpu().numpy()
+    if isinstance(X, Tensor):
+        return out.to(X.device)
+    return out.cpu().numpy()
 
 
 def samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
@@ -101,8 +103,12 @@ def samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
     """
     where = type(model).__name__
     X = dense(where, X)
-    x = _checked(model, X, reset) if isinstance(X, Tensor) else _converted(model, X, reset)
-    bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if isinstance(X, Tensor):
+        x = _checked(model, X, reset)
+    else:
+        x = _converted(model, X, reset)
+    finite = x.flatten(1).isfinite().all(1)
+    bad = (~finite).nonzero().flatten().tolist()
     if bad:
         got = f"NaN or infinity (inf) at {len(bad)} of {len(x)} rows (first: {bad[:5]})"
         raise NonFiniteError(where, "finite data", got, "Remove or impute them.")

@@ -184,8 +184,11 @@ class NegativeBinomial(Likelihood):
                 )
             return self
         mean = x.mean(0)
-        excess = (x.var(0, correction=min(1, len(x) - 1)) - mean).sum()
-        r = float(mean.square().sum() / excess) if bool(excess > 0) else 1e4
+        variance = x.var(0, correction=min(1, len(x) - 1))
+        excess = (variance - mean).sum()
+        r = 1e4
+        if bool(excess > 0):
+            r = float(mean.square().sum() / excess)
         return replace(self, dispersion=min(max(r, 1e-3), 1e4))
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:

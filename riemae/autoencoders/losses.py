@@ -344,7 +344,10 @@ def contraction(
         for w in covectors:
             (pulled,) = torch.autograd.grad(z, point, w, create_graph=grad, retain_graph=True)
             total = total + pulled.square().sum()
-    mean = total / len(x) if probes is None else total / (probes * len(x))
+    if probes is None:
+        mean = total / len(x)
+    else:
+        mean = total / (probes * len(x))
     data_spread = _squared_spread(x.flatten(1))
     code_spread = _squared_spread(z)
     ratio = mean * data_spread / code_spread

@@ -141,7 +141,9 @@ class NRAE(AE):
         best: NRAE | None = None
         losses = []
         for i in range(self.restarts):
-            folder = None if self.directory is None else Path(self.directory) / f"restart-{i}"
+            folder = None
+            if self.directory is not None:
+                folder = Path(self.directory) / f"restart-{i}"
             seed = self.seed if i == 0 else derived_seed(self.seed, 5, i)
             candidate = clone(self).set_params(restarts=1, seed=seed, directory=folder).fit(X)
             losses.append(_final_loss(candidate))
@@ -206,7 +208,10 @@ class NRAE(AE):
         """
         if self.init is None:
             return
-        codes = self._embedding(data) if isinstance(self.init, str) else torch.as_tensor(self.init)
+        if isinstance(self.init, str):
+            codes = self._embedding(data)
+        else:
+            codes = torch.as_tensor(self.init)
         shape = (len(data), self.latent_dim)
         expect_shape("NRAE", "init", codes, shape, "Give one code per sample.")
         varied = codes.isfinite().all(0) & (codes.amax(0) > codes.amin(0))

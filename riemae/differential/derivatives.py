@@ -31,14 +31,13 @@ from riemae.differential.comparison import IN_GRADIENT_MODE
 from riemae.differential.conditions import Condition
 from riemae.differential.known import Known
 from riemae.differential.modes import BatchedMap, Mode, Nested, Taylor, basis
+from riemae.differential.results import points_first, where_defined
 from riemae.differential.rowwise import Rowwise, unoptimised
 from riemae.differential.rules.generic import watched
 from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
-from riemae.numerics.deferral import holds
 from riemae.numerics.memory import is_shortage
-from riemae.numerics.values import evidently_finite
 
 ALL_KINDS = ("jacobian", "contraction", "vjp")
 
@@ -145,7 +144,7 @@ class Differential:
             u = given[0].transpose(0, 1) if given else basis(z)
             x, *parts = mode.forward(f, z, u, pairs, create_graph)
             points_first = [part.movedim(0, -1) for part in parts]
-            parts = _where_defined(x, points_first)
+            parts = where_defined(x, points_first)
             if then is None:
                 return (x, *parts)
             return then(x, *parts)
@@ -249,7 +248,7 @@ class Differential:
                 return found.transpose(0, 1)
 
             parts = mode.expansion(f, z, chosen, create_graph)
-            return _points_first(parts)
+            return points_first(parts)
 
         m = z.shape[-1]
         samples = a.shape[1]
@@ -270,7 +269,7 @@ class Differential:
                 return F.pad(own, (0, 0, 0, len(z) - k))[None]
 
             parts = mode.expansion(f, z, chosen, create_graph)
-            x, j, forms = _points_first(parts)
+            x, j, forms = points_first(parts)
             return x, j, forms[:, 0]
 
         return self._run("contraction", 0, formula, z)
@@ -377,27 +376,6 @@ def _flat_value(f: Rowwise, z: Tensor) -> Tensor:
     return f.flat(z)
 
 
-def _points_first(parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    x, j, forms = parts
-    (jacobian,) = _where_defined(x, [j.movedim(0, -1)])
-    return x, jacobian, forms.transpose(0, 1)
-
-
 def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
     """The coordinate directions, at every point."""
     return basis(z).transpose(0, 1)
-
-
-def _where_defined(x: Tensor, derivatives: list[Tensor]) -> list[Tensor]:
-    """Derivatives with NaN where the map has no value: those of log may exist there."""
-    if evidently_finite(x):
-        return derivatives
-    ok = x.isfinite().all(-1)
-    if holds(ok):
-        return derivatives
-    out = []
-    for d in derivatives:
-        inner_axes = (1,) * (d.ndim - 1)
-        mask = ok.view(-1, *inner_axes)
-        out.append(torch.where(mask, d, torch.nan))
-    return out

@@ -8,6 +8,7 @@ from torch import Tensor
 from riemae.differential.derivatives import Differential
 from riemae.differential.modes import BatchedMap
 from riemae.exceptions import DifferentiationError, ShapeError
+from riemae.numerics.checks import shape_in_words
 from riemae.numerics.dependence import dependence_around
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.probe import FAILURES
@@ -86,10 +87,13 @@ def _prepared(
 ) -> tuple[Differential, Tensor, torch.Size]:
     flat = z.reshape(-1, z.shape[-1])
     with torch.no_grad():
-        point = flat[:1].detach() if len(flat) else flat.new_zeros(1, z.shape[-1])
+        if len(flat):
+            point = flat[:1].detach()
+        else:
+            point = flat.new_zeros(1, z.shape[-1])
         sample = f(point)
     if not isinstance(sample, Tensor) or not sample.ndim or len(sample) != 1:
-        found = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
+        found = shape_in_words(sample)
         raise ShapeError(
             where,
             "a map (k, m) -> (k, *shape)",

@@ -253,7 +253,9 @@ def plain(x: Any) -> Any:
         return x.value
     if isinstance(x, (list, tuple)):
         return type(x)(map(plain, x)) if has_jets(x) else x
-    return {name: plain(value) for name, value in x.items()} if isinstance(x, dict) else x
+    if isinstance(x, dict):
+        return {name: plain(value) for name, value in x.items()}
+    return x
 
 
 def has_jets(x: Any) -> bool:

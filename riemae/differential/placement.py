@@ -57,6 +57,13 @@ def axis_of(shape: Sequence[int], ahead: int) -> tuple[int, int]:
     return 0, 1
 
 
+def from_the_end(axis: int, jet: Placed) -> int:
+    """An axis counted from the end, so that no axis in front matters."""
+    if axis < 0:
+        return axis
+    return axis - jet.ndim
+
+
 def on_the_right(jet: Placed, y: Tensor) -> int | None:
     """``ahead`` of a result whose last axes are those of the jet: broadcasting, products.
 

@@ -13,6 +13,7 @@ from riemae.differential.conditions import Condition
 from riemae.differential.modes import BatchedMap, Mode, Taylor
 from riemae.differential.primitives import with_primitives
 from riemae.exceptions import ShapeError
+from riemae.numerics.checks import shape_in_words
 
 
 def unoptimised(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -74,17 +75,24 @@ class Rowwise:
     def part(self, first: int, count: int) -> Rowwise:
         """The map under the conditions of consecutive rows."""
         c = self.condition
-        return self if c is None else self.conditioned(c.select(slice(first, first + count)))
+        if c is None:
+            return self
+        rows = slice(first, first + count)
+        return self.conditioned(c.select(rows))
 
     def spread(self, count: int) -> Rowwise:
         """The map with one condition for each of ``count`` rows."""
         c = self.condition
-        return self if c is None else self.conditioned(c.spread(count))
+        if c is None:
+            return self
+        return self.conditioned(c.spread(count))
 
     def padded(self, multiple: int) -> Rowwise:
         """The map for rows that are padded to a multiple of this number."""
         c = self.condition
-        return self if c is None else self.conditioned(c.padded_rows(multiple))
+        if c is None:
+            return self
+        return self.conditioned(c.padded_rows(multiple))
 
     def output(self, z: Tensor) -> Any:
         """What the function returns."""
@@ -103,10 +111,12 @@ class Rowwise:
             raise ShapeError(
                 "differential",
                 f"a map (k, m) -> (k, *shape) that returns {len(z)} rows for {len(z)} points",
-                str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__,
+                shape_in_words(x),
                 "The first axis of the output must be the batch.",
             )
-        return x if x.ndim == 2 else x.reshape(len(z), -1)
+        if x.ndim == 2:
+            return x
+        return x.reshape(len(z), -1)
 
     def exact(self, z: Tensor) -> Tensor:  # (k, m) -> (k, D)
         """The same, by primitives where torch's own derivatives are wrong or missing."""

@@ -145,8 +145,12 @@ def _bent(left: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Ten
     assert tape.pairs is not None
     runs = tape.pairs.runs
     if tape.create_graph:
-        return torch.cat([_bent_run(left[i], first[js], second, rows) for i, js, rows in runs])
-    out = left.new_empty(len(tape.pairs), *left.shape[1:]) if second is None else second
+        parts = [_bent_run(left[i], first[js], second, rows) for i, js, rows in runs]
+        return torch.cat(parts)
+    if second is not None:
+        out = second
+    else:
+        out = left.new_empty(len(tape.pairs), *left.shape[1:])
     for i, js, rows in runs:
         if second is None:
             torch.mul(left[i], first[js], out=out[rows])

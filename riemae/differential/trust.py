@@ -114,7 +114,9 @@ class Trust:
         # Another thread that switches kernels off would make modes seem to work.
         with TURN, immediate():
             trusted = self.known.modes.get(key)
-            return self._found(key, f.at(0), z) if trusted is None else trusted.mode
+            if trusted is not None:
+                return trusted.mode
+            return self._found(key, f.at(0), z)
 
     def distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
         """Never use a mode again where it was trusted."""
@@ -158,11 +160,15 @@ class Trust:
         inside = key[-1]
         place = _place(f, z)
         comparable = not z.is_meta and not inside and concrete(z) is not None
-        start = z.detach().contiguous() if len(z) else z.new_zeros(1, z.shape[-1])
+        if len(z):
+            start = z.detach().contiguous()
+        else:
+            start = z.new_zeros(1, z.shape[-1])
         sample = start[:1]
         if comparable:
             rows = self.chunks.rows(f, start, 1)
-            sample = torch.cat([probe.generic(f.flat, start, POINTS - 1, rows), sample])
+            others = probe.generic(f.flat, start, POINTS - 1, rows)
+            sample = torch.cat([others, sample])
             self._measure(f, place, sample[:rows])
             self._ask(f, start, sample)
         reasons: list[str] = []

@@ -205,7 +205,10 @@ class Gamma(Family):
         a = p["concentration"]
         b = p["rate"]
         da = v.get("concentration", torch.zeros_like(a))
-        growth = v["rate"] / b if "rate" in v else torch.zeros_like(b)
+        if "rate" in v:
+            growth = v["rate"] / b
+        else:
+            growth = torch.zeros_like(b)
         out = {
             "concentration": torch.polygamma(1, a) * da - growth,
             "rate": (a * growth - da) / b,

@@ -159,7 +159,10 @@ class ZeroInflated(Family):
         along = torch.zeros_like(log_zero)  # g · v
         for name, dv in inner.items():
             along = along + slope[name] * dv
-        shift = v[self.gate] - along if self.gate in v else -along
+        if self.gate in v:
+            shift = v[self.gate] - along
+        else:
+            shift = -along
         known = self.base.product(p, inner) if inner else {}
         out = {}
         for name in inner:

@@ -71,7 +71,10 @@ class NegativeBinomial(OddsFamily):
             logits = p["logits"]
             probs = logits.sigmoid()
             scale = torch.ones_like(logits)
-        dl = v[form] / scale if form in v else torch.zeros_like(logits)
+        if form in v:
+            dl = v[form] / scale
+        else:
+            dl = torch.zeros_like(logits)
         dr = v["total_count"]
         information = dispersion_information(r, logits)
         out = {

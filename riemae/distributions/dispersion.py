@@ -67,9 +67,12 @@ def excess_information(log_odds: Tensor, log_theta: Tensor) -> Tensor:  # (*b), 
     chunks_y = log_theta.reshape(-1).split(_AT_ONCE)
     parts = [_log_ratio(x, y) for x, y in zip(chunks_x, chunks_y, strict=True)]
     ratio = torch.cat(parts).view(log_odds.shape)
+    # log p²/(2 θ (θ + 1)), of which ρ is the share.
     squared_p = 2 * F.logsigmoid(log_odds)
-    size = squared_p - log_theta - F.softplus(log_theta) - math.log(2)
-    return (size + ratio).exp().to(dtype)
+    next_theta = F.softplus(log_theta)
+    size = squared_p - log_theta - next_theta - math.log(2)
+    information = (size + ratio).exp()
+    return information.to(dtype)
 
 
 def log_odds_excess(log_odds: Tensor) -> Tensor:
@@ -95,12 +98,17 @@ def _log_ratio(x: Tensor, y: Tensor) -> Tensor:  # (n,), (n,) -> (n,)
     first, across = _local(x, _ODDS)
     second, along = _local(y, _THETA)
     order = _DEGREE + 1
+    # The window of coefficients along log θ, in each of the rows whose splines live here.
     offsets = torch.arange(order, device=x.device)
-    rows = (first[:, None] + offsets) * width + second[:, None]
-    block = windows.index_select(0, rows.reshape(-1)).view(len(x), order, order)
-    inner = (block @ along[:, :, None])[..., 0]
+    starts = (first[:, None] + offsets) * width
+    rows = starts + second[:, None]
+    windows_here = windows.index_select(0, rows.reshape(-1))
+    block = windows_here.view(len(x), order, order)
+    column = along[:, :, None]
+    inner = (block @ column)[..., 0]
     value = (inner * across).sum(-1)
-    covered = (x <= _ODDS[1]) & ~y.isnan()
+    in_range = x <= _ODDS[1]
+    covered = in_range & ~y.isnan()
     return torch.where(covered, value, torch.nan)
 
 
@@ -109,9 +117,12 @@ def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
 
     Beyond the ends, as at the end.
     """
-    inside = torch.where(x.isnan(), 0.0, x).clamp(*ends)
-    place = (inside - ends[0]) / _STEP
-    index = place.detach().floor().clamp(0, _cells(ends) - 1)
+    low, high = ends
+    finite = torch.where(x.isnan(), 0.0, x)
+    inside = finite.clamp(low, high)
+    place = (inside - low) / _STEP
+    last = _cells(ends) - 1
+    index = place.detach().floor().clamp(0, last)
     u = place - index
     square = u * u
     cube = square * u
@@ -119,14 +130,16 @@ def _local(x: Tensor, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
     fifth = fourth * u
     sixth = cube * cube
     seventh = fourth * cube
-    powers = torch.stack([torch.ones_like(u), u, square, cube, fourth, fifth, sixth, seventh], -1)
+    one = torch.ones_like(u)
+    powers = torch.stack([one, u, square, cube, fourth, fifth, sixth, seventh], -1)
     pieces = torch.as_tensor(_pieces()).to(x)
     return index.long(), powers @ pieces
 
 
 def _cells(ends: tuple[float, float]) -> int:
     """How many cells a range has."""
-    return round((ends[1] - ends[0]) / _STEP)
+    low, high = ends
+    return round((high - low) / _STEP)
 
 
 @lru_cache(maxsize=1)
@@ -155,8 +168,9 @@ def _windows(device: str, dtype: torch.dtype) -> tuple[Tensor, int]:
     The runs are ``(rows · width, degree + 1)``.
     """
     table = _coefficients()
-    runs = np.lib.stride_tricks.sliding_window_view(table, _DEGREE + 1, axis=1)
-    flat = runs.reshape(-1, _DEGREE + 1).copy()
+    order = _DEGREE + 1
+    runs = np.lib.stride_tricks.sliding_window_view(table, order, axis=1)
+    flat = runs.reshape(-1, order).copy()
     with torch.inference_mode(False):
         windows = torch.tensor(flat).to(device, dtype)
     return windows, runs.shape[1]
@@ -170,17 +184,19 @@ def _coefficients() -> np.ndarray:
     # Beyond the ends as many cells as it takes until the knots of the interpolating spline are
     # evenly spaced.
     margin = _DEGREE + (_DEGREE + 1) // 2
-    grids = [_grid(ends, margin) for ends in (_ODDS, _THETA)]
-    ratios = ratio_by_quadrature(grids[0][:, None], grids[1][None])
+    log_odds = _grid(_ODDS, margin)
+    log_theta = _grid(_THETA, margin)
+    ratios = ratio_by_quadrature(log_odds[:, None], log_theta[None])
     table = np.log(ratios)
-    for axis, grid in enumerate(grids):
+    for axis, grid in enumerate((log_odds, log_theta)):
         spline = make_interp_spline(grid, table, k=_DEGREE, axis=axis)
         coefficients = spline.c
         if coefficients.shape != table.shape:
             coefficients = np.moveaxis(coefficients, 0, axis)
         # Knots are grid[0] × 8, grid[4:−4], grid[−1] × 8: spline i lives on knots i … i + 8.
         before_first = grid[margin] - _STEP / 2
-        start = int(np.searchsorted(spline.t, before_first)) - _DEGREE
+        first_knot = int(np.searchsorted(spline.t, before_first))
+        start = first_knot - _DEGREE
         cells = len(grid) - 2 * margin - 1
         places = np.arange(start, start + cells + _DEGREE)
         table = np.take(coefficients, places, axis=axis)
@@ -198,7 +214,8 @@ def _curvature(x: np.ndarray, rest: np.ndarray) -> np.ndarray:
     for k in range(24, 1, -1):
         series = series * x + 1 / k
     with np.errstate(divide="ignore", invalid="ignore"):
-        direct = (-np.log(rest) - x) / x**2
+        excess = -np.log(rest) - x
+        direct = excess / x**2
     return np.where(x < 0.1, series, direct)
 
 
@@ -207,20 +224,27 @@ def _grid(ends: tuple[float, float], margin: int) -> np.ndarray:
     return ends[0] + _STEP * numbers
 
 
+def _quadrature_nodes(log_odds: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
+    """Nodes in τ, on all of which the integrand is larger than rounding for some of the grid."""
+    largest_odds = max(float(log_odds.max()), 0.0)
+    largest_theta = max(float(log_theta.max()), 0.0)
+    low = -largest_theta - _REACH
+    high = largest_odds + 2.5 * _REACH
+    return np.arange(low, high, _NODE_STEP)
+
+
 def ratio_by_quadrature(
     log_odds: np.ndarray, log_theta: np.ndarray
 ) -> np.ndarray:  # (a, 1), (1, b) -> (a, b)
     """``ρ = 2 θ (θ + 1) I_θ/p²`` on a grid, by the trapezoidal rule in τ = logit s."""
-    top = max(float(log_odds.max()), 0.0)
-    low = -max(float(log_theta.max()), 0.0) - _REACH
-    high = top + 2.5 * _REACH
-    tau = np.arange(low, high, _NODE_STEP)
+    tau = _quadrature_nodes(log_odds, log_theta)
     theta = np.exp(log_theta)
     log_complement = -np.logaddexp(0, tau)  # log(1 − s)
     log_s = -np.logaddexp(0, -tau)
     s = np.exp(log_s)
     complement = np.exp(log_complement)
-    decay = np.exp((theta.T + 1) * log_complement)  # (b, nodes)
+    log_decay = (theta.T + 1) * log_complement
+    decay = np.exp(log_decay)  # (b, nodes)
     weights = decay * s**2 * _NODE_STEP
     log_p = -np.logaddexp(0, -log_odds)
     log_q = -np.logaddexp(0, log_odds)
@@ -229,5 +253,7 @@ def ratio_by_quadrature(
     x = p * s  # (a, nodes)
     rest = q + p * complement  # 1 − ps
     curvature = _curvature(x, rest)
-    integral = theta * (curvature @ weights.T) + (1 / rest) @ weights.T
+    of_curvature = theta * (curvature @ weights.T)
+    of_boundary = (1 / rest) @ weights.T
+    integral = of_curvature + of_boundary
     return 2 * (theta + 1) * integral

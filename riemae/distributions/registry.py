@@ -19,6 +19,7 @@ from riemae.distributions.closed_form import KNOWN, NAMED
 from riemae.distributions.discrete import Poisson
 from riemae.distributions.family import Family, Free, Params
 from riemae.exceptions import AmbientError, OptionError
+from riemae.numerics.checks import shape_in_words
 
 Information = Callable[[Params], Tensor]
 Reader = Callable[[Any], Params]
@@ -116,7 +117,7 @@ class Registered(Family):
                 self.name,
                 f"a Fisher information of shape {(*shape, n, n)}, "
                 f"for parameters of shape {tuple(shape)}",
-                str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
+                shape_in_words(found),
                 "Stack its entries along two new last axes, in the order of parameters=.",
             )
         if found.dtype != values[0].dtype:

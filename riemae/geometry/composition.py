@@ -104,7 +104,9 @@ class Composition:
 
     def select(self: Composed, rows: Any) -> Composed:
         """The same under the conditions of some of the points or curves."""
-        return self if self.condition is None else self.at(self.condition.select(rows))
+        if self.condition is None:
+            return self
+        return self.at(self.condition.select(rows))
 
     def parts(
         self: Composed, curves: Tensor, size: int
@@ -123,8 +125,12 @@ class Composition:
         if shape is not None:
             return shape
         # Values could not be looked at: meta device or vmap.
-        first = flat[:1] if len(flat) else flat.new_zeros(1, flat.shape[-1])
-        return self.decoder(first, first_of(self.condition)).shape[1:]
+        if len(flat):
+            first = flat[:1]
+        else:
+            first = flat.new_zeros(1, flat.shape[-1])
+        decoded = self.decoder(first, first_of(self.condition))
+        return decoded.shape[1:]
 
     def bind(self, flat: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Tell the ambient metric, once, what the decoder returns.

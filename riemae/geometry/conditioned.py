@@ -65,7 +65,9 @@ class Labels:
             )
         known = points.detach()
         sizes = concrete(torch.where(known.isfinite(), known.abs(), 0.0))
-        largest = float(sizes.max()) if sizes is not None and sizes.numel() else 0.0
+        largest = 0.0
+        if sizes is not None and sizes.numel():
+            largest = float(sizes.max())
         # A power of two, so that numbers are exact; none larger than the points, as sizes are taken
         # of all coordinates.
         exponent = math.log2((largest or 1.0) / condition.count)

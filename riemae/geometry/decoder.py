@@ -9,15 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from riemae.differential.conditions import Condition
-from riemae.differential.jets import Jet
 from riemae.differential.rowwise import unoptimised
-from riemae.distributions.layout import AnyLayout, Members, invalid_rows, read
+from riemae.distributions.layout import AnyLayout, invalid_rows, read
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
 from riemae.geometry.failures import explained_failure
+from riemae.geometry.outputs import (
+    refuse_other_rows,
+    refuse_other_shape,
+    refuse_other_structure,
+    refuse_sparse_or_empty,
+    single_tensor,
+    without_rows,
+)
 from riemae.geometry.training_mode import layers_in_training, refuse_layers_in_training
 from riemae.geometry.varying import varying_parameters, with_fixed
 from riemae.numerics import probe
@@ -134,32 +140,19 @@ class Decoder:
         self._training = layers_in_training(self.module)
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
-        x, layout = read(_single(output))
-        _refuse_sparse_or_empty(z, x)
+        x, layout = read(single_tensor(output))
+        refuse_sparse_or_empty(z, x)
         if is_half(x.dtype) and not is_half(z.dtype):
             x = x.to(z.dtype)
         if layout is not None:
-            x = _without(x, invalid_rows(output))
+            x = without_rows(x, invalid_rows(output))
         if self.layout is None:
             self.layout = layout
-        if layout != self.layout:
-            raise DecoderError(
-                "Manifold",
-                "a decoder that returns the same structure at every call",
-                "another one than before",
-                "Families and shapes must not depend on the point.",
-            )
-        _refuse_other_rows(z, x)
+        refuse_other_structure(layout, self.layout)
+        refuse_other_rows(z, x)
         if x.ndim == 1:  # one number per point is a data space of dimension 1
             x = x[:, None]
-        if self.output_shape is not None and x.shape[1:] != self.output_shape:
-            raise DecoderError(
-                "Manifold",
-                f"a decoder that returns outputs of shape {tuple(self.output_shape)} at every "
-                "call, as at first",
-                str(tuple(x.shape[1:])),
-                "Make a new Manifold for a decoder that has changed.",
-            )
+        refuse_other_shape(x, self.output_shape)
         return x
 
     def check_placement(self, where: str, z: Tensor) -> None:
@@ -379,66 +372,6 @@ class Decoder:
         return self._training is not None and self._training != training
 
 
-def _single(output: Any) -> Any:
-    """The one floating tensor of a tuple, a dict, or an output object of that kind.
-
-    Anything else as it is.
-
-    Raises:
-        DecoderError: When there are several, and no distributions among them.
-    """
-    known = (Tensor, Members, Distribution)
-    if isinstance(output, known):
-        return output
-    if isinstance(output, dict):
-        parts = {str(name): x for name, x in output.items()}
-    elif isinstance(output, (tuple, list)):
-        names = getattr(output, "_fields", range(len(output)))
-        parts = {str(name): x for name, x in zip(names, output, strict=True)}
-    else:
-        parts = dict(getattr(output, "__dict__", {}))
-    if any(isinstance(x, (Members, Distribution)) for x in parts.values()):
-        return output
-    tensors = {n: x for n, x in parts.items() if isinstance(x, Tensor) and x.is_floating_point()}
-    if len(tensors) < 2:
-        return next(iter(tensors.values()), output)
-    first = next(iter(tensors))
-    taken = f"o[{first}]" if first.isdigit() else f"o.{first}"
-    if isinstance(output, dict) and not hasattr(output, first):
-        taken = f"o[{first!r}]"
-    raise DecoderError(
-        "Manifold",
-        "a decoder that returns one tensor, or distributions",
-        f"{type(output).__name__} with the tensors {', '.join(tensors)}",
-        f"Say which one is the data: Manifold(decoder, output=lambda o: {taken}).",
-    )
-
-
-def _refuse_sparse_or_empty(z: Tensor, x: Tensor) -> None:
-    strided = x.layout == torch.strided
-    empty = x.ndim > 1 and not x.numel() and len(z)
-    if strided and not empty:
-        return
-    got = f"shape {tuple(x.shape)}" if strided else f"{x.layout}"
-    raise DecoderError(
-        "Manifold",
-        "a decoder that returns dense tensors with numbers in them",
-        got,
-        "Let it return x.to_dense(), of at least one number per point.",
-    )
-
-
-def _refuse_other_rows(z: Tensor, x: Tensor) -> None:
-    if x.ndim and len(x) == len(z):
-        return
-    raise DecoderError(
-        "Manifold",
-        f"a decoder that returns {len(z)} rows for {len(z)} points",
-        f"shape {tuple(x.shape)}",
-        "The first axis of the output must be the batch, unchanged.",
-    )
-
-
 class _Labelled:
     """Points with the number of their row as one more coordinate.
 
@@ -461,15 +394,3 @@ class _Labelled:
         numbers = points[:, -1].nan_to_num(0.0, 0.0, 0.0).round().long()
         rows = numbers.clamp(0, len(c) - 1)
         return points[:, :-1].contiguous(), c.select(rows)
-
-
-def _without(x: Tensor, invalid: Tensor | None) -> Tensor:  # (k, *shape), (k,) -> (k, *shape)
-    """``x``, NaN in rows whose parameters lie outside of their family."""
-    if invalid is None:
-        return x
-    inner_axes = (1,) * (x.ndim - 1)
-    mask = invalid.view(-1, *inner_axes)
-    if isinstance(x, Jet):
-        x.value = torch.where(mask, torch.nan, x.value)
-        return x
-    return torch.where(mask, torch.nan, x)

@@ -56,8 +56,11 @@ def ambient_factor(
             return roots[..., None] * j
     j, finite_jacobian = _sound(j)
     q, r = torch.linalg.qr(wide(j))
-    form = wide(q.to(j).mT @ ambient.apply_to(x, q.to(j)))
-    form, finite_form = _sound((form + form.mT) / 2)
+    frame = q.to(j)
+    lowered = ambient.apply_to(x, frame)
+    form = wide(frame.mT @ lowered)
+    symmetric = (form + form.mT) / 2
+    form, finite_form = _sound(symmetric)
     factor, info = torch.linalg.cholesky_ex(form)
     if holds(info == 0):
         root = factor.mT
@@ -79,7 +82,8 @@ def _semidefinite_root(
     values, vectors = torch.linalg.eigh(form)
     largest = values.abs().amax(-1, keepdim=True)
     floor = tolerance(dtype).probe * largest
-    lost = concrete((values < -floor).any(-1))
+    negative = (values < -floor).any(-1)
+    lost = concrete(negative)
     if lost is not None and bool(lost.any()):
         raise SingularMetricError(
             ambient.title,
@@ -93,12 +97,15 @@ def _semidefinite_root(
 
 def differentiated_later(x: Tensor) -> bool:
     """Whether somebody may differentiate what is made of ``x``."""
-    return x.requires_grad and torch.is_grad_enabled() or transformed()
+    by_graph = x.requires_grad and torch.is_grad_enabled()
+    return by_graph or transformed()
 
 
 def wide(x: Tensor) -> Tensor:
     """``x`` in float64, where the device has it."""
-    return x if x.device.type == "mps" else x.double()
+    if x.device.type == "mps":
+        return x
+    return x.double()
 
 
 def triangle(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m, m)
@@ -125,15 +132,17 @@ def _where_regular(r: Tensor, columns: Tensor) -> Tensor:  # (k, m, m), (k, q, m
 
     What is singular has no derivative, and must not spoil that of the others.
     """
-    pivots = r.detach().diagonal(dim1=-2, dim2=-1).abs()
-    bad = (pivots <= _DEPENDENT).any(-1)
+    known = r.detach()
+    pivots = known.diagonal(dim1=-2, dim2=-1).abs()
+    dependent = pivots <= _DEPENDENT
+    bad = dependent.any(-1)
     if holds(~bad):
         return r
     mask = bad[:, None, None]
     harmless = torch.eye(*columns.shape[1:]).to(columns)
     rest = torch.where(mask, harmless, columns)
     _, regular = torch.linalg.qr(rest)
-    return torch.where(mask, r.detach(), regular)
+    return torch.where(mask, known, regular)
 
 
 def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k, m, m) -> (k,)
@@ -149,7 +158,9 @@ def log_determinant(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
     regular = ~dependent.any(-1)
     # Twice where: what is singular has no derivative, and must not spoil that of the others.
     safe = torch.where(regular[:, None], pivots, 1.0)
-    logs = safe.log().sum(-1) + scale.log().sum(-1)
+    of_pivots = safe.log().sum(-1)
+    of_scales = scale.log().sum(-1)
+    logs = of_pivots + of_scales
     columns = r.detach() / scale[:, None]
     _warn_of_precision(where, columns, regular, dtype)
     return torch.where(regular, logs, -torch.inf).to(dtype)
@@ -175,7 +186,8 @@ def singular_values(where: str, r: Tensor, dtype: torch.dtype) -> Tensor:  # (k,
     values = torch.linalg.svdvals(r).flip(-1)
     smallest = values[:, 0]
     largest = values[:, -1]
-    close = concrete(~(smallest * _HARMLESS > largest))
+    harmless = smallest * _HARMLESS > largest  # False for NaN
+    close = concrete(~harmless)
     if close is not None and bool(close.any()):
         rows = close.nonzero().flatten()
         refined = _refined(where, r[rows], values[rows], dtype)
@@ -202,7 +214,8 @@ def _refined(
     small = 1 / torch.linalg.svdvals(safe_inverse)
     geometric_mean = values[:, -1:] * small[:, :1]
     below_middle = values.square() < geometric_mean
-    better = below_middle & (regular & sound)[:, None]
+    known = regular & sound
+    better = below_middle & known[:, None]
     chosen = torch.where(better, small, values)
     places = torch.arange(r.shape[-1], device=r.device)
     dependent = places < zeros[:, None]
@@ -216,7 +229,8 @@ def differentiable_singular_values(f: Tensor) -> Tensor:  # (k, q, m) -> (k, m)
     Zeros for missing rows.
     """
     f, ok = _sound(wide(f))
-    values = torch.linalg.svdvals(f).flip(-1)
+    descending = torch.linalg.svdvals(f)
+    values = descending.flip(-1)
     missing = f.shape[-1] - values.shape[-1]
     values = F.pad(values, (missing, 0))
     return torch.where(ok[:, None], values, torch.nan)
@@ -232,7 +246,8 @@ def check_triangle(where: str, r: Tensor, dtype: torch.dtype) -> None:  # (k, m,
     known = r.detach()
     diagonal = known.diagonal(dim1=-2, dim2=-1)
     pivots = diagonal.abs() / _lengths(known)
-    good = (pivots > tolerance(dtype).pivot).all(-1)
+    regular = pivots > tolerance(dtype).pivot
+    good = regular.all(-1)
     if not holds(good):
         bad = ~good
         places = bad.nonzero().flatten().tolist()
@@ -269,7 +284,8 @@ def _warn_of_precision(where: str, scaled: Tensor, regular: Tensor, dtype: torch
     # |R| |R⁻¹| by Frobenius norms: at most m times the condition.
     inverse = torch.linalg.solve_triangular(safe, identity.expand_as(safe), upper=True)
     condition = inverse.flatten(1).norm(dim=1)
-    lost = concrete(condition * tolerance(dtype).eps > _IMPRECISE)
+    rounding = condition * tolerance(dtype).eps
+    lost = concrete(rounding > _IMPRECISE)
     if lost is None or not bool(lost.any()):
         return
     largest = float(condition[lost].max())

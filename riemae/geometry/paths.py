@@ -71,7 +71,8 @@ class PathMetric(Composition):
         self.bind(nodes[:, 0])
         m = nodes.shape[-1]
         orders = 2 if second_order else 1
-        parts = self.parts(nodes, self._curves_at_once(nodes, 1 + orders * m))
+        curves = self._curves_at_once(nodes, 1 + orders * m)
+        parts = self.parts(nodes, curves)
         if self.embedding is None:
             expansions = [part._expand_general(x, second_order) for part, x in parts]
         else:
@@ -82,7 +83,9 @@ class PathMetric(Composition):
     def _noise(self, noise: Tensor) -> Tensor:
         """Rounding of an energy, in the decoder's own arithmetic."""
         eps = tolerance(noise.dtype).eps
-        return noise * (self.roundoff / eps) if self.roundoff > eps else noise
+        if self.roundoff <= eps:
+            return noise
+        return noise * (self.roundoff / eps)
 
     def energy_and_gradient(
         self, nodes: Tensor
@@ -113,7 +116,8 @@ class PathMetric(Composition):
             x = x.view(p, n - 1, -1)
             w = torch.zeros_like(x).requires_grad_()
             path = torch.cat([ends[:, :1], x, ends[:, 1:]], 1)
-            chords = self._squared_steps(path, path.diff(dim=1))
+            steps = path.diff(dim=1)
+            chords = self._squared_steps(path, steps)
         points = path.detach()
         pulled_w: list[Tensor] = []  # Jᵀw with its graph, made when it is first asked for
 
@@ -126,6 +130,7 @@ class PathMetric(Composition):
                     found = torch.autograd.grad(x, interior, w, **options)
                 pulled_w.extend(found)
             pushed = pulled(pulled_w[0], w, v)
+            # The ends do not move.
             step = F.pad(pushed, (0, 0, 1, 1)).diff(dim=1)
             bend = self._lowered(points, step).diff(dim=1)
             return pulled(x, interior, -2 * n * bend)
@@ -146,7 +151,9 @@ class PathMetric(Composition):
         # riemae.numerics.batch_invariance.
         padded = bending(aligned(x, -3))
         bend = padded[: len(x)]
-        _, lowered = self.batch_invariant.vjp(interior.flatten(0, 1), bend.flatten(0, 1))
+        flat = interior.flatten(0, 1)
+        covectors = bend.flatten(0, 1)
+        _, lowered = self.batch_invariant.vjp(flat, covectors)
         return lowered.view(interior.shape)
 
     def velocities(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
@@ -186,11 +193,14 @@ class PathMetric(Composition):
             ends = torch.stack([first, last], 1).flatten(0, 1)
             images = self.batch_invariant.value(ends)
             start, stop = images.unflatten(0, (-1, 2)).unbind(1)
-            return (stop - start).norm(dim=-1).view(batch)
+            chord = stop - start
+            return chord.norm(dim=-1).view(batch)
         start = self.shaped(self.immersion.value(first))
         stop = self.shaped(self.immersion.value(last))
         distance = self.ambient.distance(start, stop)
-        return None if distance is None else distance.view(batch)
+        if distance is None:
+            return None
+        return distance.view(batch)
 
     def ambient_features(self, z: Tensor) -> Tensor | None:  # (k, m) -> (k, F)
         """``φ(f(z))``, whose Euclidean distances are the ambient ones; None without features."""
@@ -210,17 +220,11 @@ class PathMetric(Composition):
 
     def _projected(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n + 1, m)
         """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node."""
-        found = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
-        x, j = (y.unflatten(0, nodes.shape[:2]) for y in found)
+        flat_x, flat_j = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
+        x = flat_x.unflatten(0, nodes.shape[:2])
+        j = flat_j.unflatten(0, nodes.shape[:2])
         padded = image_velocity(aligned(x, -3))  # as in `residual`
-        velocity = padded[: len(x)]
-        # With columns of unit length, the units of the coordinates do not matter for the condition.
-        squares = j.square().sum(-2, keepdim=True)
-        scale = safe_sqrt(squares)
-        q, r = torch.linalg.qr(j / scale)
-        lowered = q.mT @ velocity[..., None]
-        solved = torch.linalg.solve_triangular(r, lowered, upper=True)[..., 0]
-        return solved / scale[..., 0, :]
+        return _least_squares(j, padded[: len(x)])
 
     def _squared_steps(
         self, x: Tensor, step: Tensor
@@ -233,7 +237,8 @@ class PathMetric(Composition):
         stops = x[:, 1:].flatten(0, 1)
         first = self.ambient.squared_norm(starts, flat)
         last = self.ambient.squared_norm(stops, flat)
-        return ((first + last) / 2).view(step.shape[:2])
+        mean = (first + last) / 2
+        return mean.view(step.shape[:2])
 
     def _lowered(self, x: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, D), (p, n, D) -> (p, n, D)
         """``½(H(x_i) + H(x_{i+1})) step``."""
@@ -244,7 +249,8 @@ class PathMetric(Composition):
         stops = x[:, 1:].flatten(0, 1)
         first = self.ambient.product(starts, flat)
         last = self.ambient.product(stops, flat)
-        return ((first + last) / 2).view(step.shape)
+        mean = (first + last) / 2
+        return mean.view(step.shape)
 
     def _slope(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Energy and gradient of curves that fit into memory together."""
@@ -257,15 +263,18 @@ class PathMetric(Composition):
             """The gradient in the images; rows that were padded have none."""
             out = torch.zeros_like(x)
             x = x[: p * count].view(p, count, -1)
-            steps.append(x[:, 1:] - x[:, :-1])
+            step = x[:, 1:] - x[:, :-1]
+            steps.append(step)
             own = out[: p * count].view(x.shape)
-            own[:, 1:-1] = chord_force(steps[0])
+            own[:, 1:-1] = chord_force(step)
             return out
 
         _, lowered = self.batch_invariant.slope(nodes.flatten(0, 1), force)
         squares = aligned(steps[0], -1, m).square()
-        energy = discrete_energy(squares.sum(-1))
-        interior = lowered.view(p, count, m)[:, 1:-1]
+        chords = squares.sum(-1)
+        energy = discrete_energy(chords)
+        along = lowered.view(p, count, m)
+        interior = along[:, 1:-1]
         return energy, 2 * (count - 1) * interior
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
@@ -315,10 +324,13 @@ class PathMetric(Composition):
         starts = x[:, :-1].flatten(0, 1)
         sizes = self.ambient.squared_norm(starts, starts).view(squared.shape)
         force = aligned(self._force(x), -1)[..., None]
+        energy = discrete_energy(squared)
+        lowered = laid_out(j).mT @ force
+        weighted = self.variation.weighted(x, j)
         return Expansion(
-            energy=discrete_energy(squared),
-            gradient=(laid_out(j).mT @ force)[..., 0],
-            gauss_newton=positive_part(self.variation.weighted(x, j), j),
+            energy=energy,
+            gradient=lowered[..., 0],
+            gauss_newton=positive_part(weighted, j),
             correction=correction,
             noise=rounding(safe_sqrt(sizes), safe_sqrt(squared)),
         )
@@ -329,12 +341,11 @@ class PathMetric(Composition):
         """Jacobians at the interior nodes ``(p (n − 1), m)``, and what Gauss-Newton leaves out."""
         assert self.variation is not None
         assert self.varied is not None
-        p, n, d = steps.shape
-        sides = steps[:, :-1], steps[:, 1:]
-        before, after = (side.flatten(0, 1) for side in sides)
-        force = -2 * n * self._lowered(x, steps).diff(dim=1)
-        along_numbers = n / 2 * self.variation.covector(before, after)
-        covector = torch.cat([force.flatten(0, 1), along_numbers], -1)
+        p, _, d = steps.shape
+        sides = (steps[:, :-1], steps[:, 1:])
+        before = sides[0].flatten(0, 1)
+        after = sides[1].flatten(0, 1)
+        covector = self._covector(x, steps, before, after)
         condition = self.variation.condition(self.condition, before, after)
         varied = self.varied.conditioned(condition)
         _, flat, flat_form = varied.expansion(interior, lambda _: covector)
@@ -346,11 +357,36 @@ class PathMetric(Composition):
         changes = self.variation.changes(of_numbers, *sides)
         return j, remaining_part(changes, form, j)
 
+    def _covector(
+        self, x: Tensor, steps: Tensor, before: Tensor, after: Tensor
+    ) -> Tensor:  # -> (p (n − 1), D + c)
+        """The covector of the second derivatives that is held fixed, of data and of numbers."""
+        assert self.variation is not None
+        n = steps.shape[1]
+        lowered = self._lowered(x, steps)
+        force = -2 * n * lowered.diff(dim=1)
+        along_numbers = n / 2 * self.variation.covector(before, after)
+        return torch.cat([force.flatten(0, 1), along_numbers], -1)
+
     def _force(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
         """The gradient of the energy in the images of the interior nodes."""
 
         def energy(images: Tensor) -> Tensor:
-            squared = self._squared_steps(images, images.diff(dim=1))
+            steps = images.diff(dim=1)
+            squared = self._squared_steps(images, steps)
             return discrete_energy(squared).sum()
 
-        return grad(energy)(x)[:, 1:-1]
+        slope = grad(energy)(x)
+        return slope[:, 1:-1]
+
+
+def _least_squares(j: Tensor, x: Tensor) -> Tensor:  # (*b, D, m), (*b, D) -> (*b, m)
+    """The vectors ``z`` with ``Jz`` closest to ``x``."""
+    # With columns of unit length, the units of the coordinates do not matter for the condition.
+    squares = j.square().sum(-2, keepdim=True)
+    scale = safe_sqrt(squares)
+    q, r = torch.linalg.qr(j / scale)
+    lowered = q.mT @ x[..., None]
+    column = torch.linalg.solve_triangular(r, lowered, upper=True)
+    solved = column[..., 0]
+    return solved / scale[..., 0, :]

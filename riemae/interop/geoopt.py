@@ -202,9 +202,13 @@ class LatentManifold(geoopt.Manifold):
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        return (True, None) if bool(x.isfinite().all()) else (False, "a code is NaN or infinite")
+        if not bool(x.isfinite().all()):
+            return False, "a code is NaN or infinite"
+        return True, None
 
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        return (True, None) if bool(u.isfinite().all()) else (False, "a tangent is NaN or infinite")
+        if not bool(u.isfinite().all()):
+            return False, "a tangent is NaN or infinite"
+        return True, None

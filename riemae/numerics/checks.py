@@ -111,7 +111,8 @@ def expect_range(
         if not above or value != low:
             return
     if math.isinf(low) and math.isinf(high):
-        bounds = "as a whole number" if integer else "as a finite number"
+        kind_in_words = "whole" if integer else "finite"
+        bounds = f"as a {kind_in_words} number"
     elif math.isinf(high):
         bounds = f"> {low:g}" if above else f"of at least {low:g}"
     elif math.isinf(low):
@@ -123,6 +124,20 @@ def expect_range(
         bounds += ", a whole number"
     remedy = hint or f"Choose another {name}."
     raise OptionError(where, f"{name} {bounds}", repr(value), remedy)
+
+
+def shape_in_words(x: Any) -> str:
+    """The shape of a tensor, or the type of what is not one."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return str(tuple(x.shape))
+
+
+def dtype_in_words(x: Any) -> str:
+    """The dtype of a tensor, or the type of what is not one."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return str(x.dtype)
 
 
 def expect_tensor(where: str, name: str, x: Any) -> None:
@@ -154,9 +169,10 @@ def expect_shape(where: str, name: str, x: Any, shape: Sequence[int | str], hint
         if all(isinstance(size, str) or size == own for size, own in pairs):
             return
     text = ", ".join(map(str, shape))
-    closed = f"({text},)" if len(shape) == 1 else f"({text})"
+    if len(shape) == 1:
+        text += ","
     remedy = hint or f"Reshape {name}."
-    raise ShapeError(where, f"{name} of shape {closed}", str(tuple(x.shape)), remedy)
+    raise ShapeError(where, f"{name} of shape ({text})", str(tuple(x.shape)), remedy)
 
 
 def expect_like(where: str, name: str, x: Tensor, other: str, like: Tensor) -> None:

@@ -29,7 +29,9 @@ def own(x: Tensor) -> Tensor:
 
     Tensors of other classes are returned as they are.
     """
-    return x.clone() if type(x) in (Tensor, torch.nn.Parameter) else x
+    if type(x) in (Tensor, torch.nn.Parameter):
+        return x.clone()
+    return x
 
 
 def evidently_finite(*tensors: Tensor) -> bool:
@@ -39,7 +41,9 @@ def evidently_finite(*tensors: Tensor) -> bool:
     tensors cannot be looked at. True where the check is noted: :mod:`riemae.numerics.deferral`.
     """
     sums = [x.detach().sum() for x in tensors]
-    total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+    total = sums[0]
+    if len(sums) > 1:
+        total = torch.stack(sums).sum()
     if total.is_meta:
         return False
     if noted_as_finite(total):

@@ -186,7 +186,10 @@ def _is_ours(description: Any) -> bool:
     parts = description.get("modules")
     if isinstance(parts, Mapping):
         return all(map(_is_ours, parts.values()))
-    cls = _BY_NAME.get(description["name"]) if isinstance(description.get("name"), str) else None
+    name = description.get("name")
+    cls = None
+    if isinstance(name, str):
+        cls = _BY_NAME.get(name)
     return cls is None or cls in _LAYERS or cls.__module__.split(".")[0] == "riemae"
 
 

@@ -287,7 +287,9 @@ def _parsed(path: Path) -> dict[str, Any]:
             "storage.load", f"{path} in JSON", f"{_kind(content)}: {reason}", hint
         ) from reason
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
-        got = repr(body.get("format")) if isinstance(body, dict) else type(body).__name__
+        got = type(body).__name__
+        if isinstance(body, dict):
+            got = repr(body.get("format"))
         raise CheckpointError(
             "storage.load",
             f"{path} with the format {_FORMAT!r}",

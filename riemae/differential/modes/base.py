@@ -120,7 +120,9 @@ def basis(z: Tensor) -> Tensor:  # (b, m) -> (m, b, m)
 
 def leaf(z: Tensor, create_graph: bool) -> Tensor:
     """Points from which a reverse pass can start."""
-    return z.view_as(z) if create_graph and z.requires_grad else z.detach().requires_grad_()
+    if create_graph and z.requires_grad:
+        return z.view_as(z)
+    return z.detach().requires_grad_()
 
 
 def pulled_back(

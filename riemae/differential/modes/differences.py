@@ -105,10 +105,15 @@ class Differences(Nested):
             start = z.detach().requires_grad_()
             x = with_graph(f, start)
             units = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None]
-            j = pulled_back_all(x, start, units.expand(-1, *x.shape), False) if len(units) else None
+            j = None
+            if len(units):
+                covectors = units.expand(-1, *x.shape)
+                j = pulled_back_all(x, start, covectors, False)
+        value = x.detach()
         if j is None:
-            return x.detach(), z.new_zeros(len(z), x.shape[1], z.shape[1])
-        return x.detach(), j.movedim(0, 1)
+            nothing = z.new_zeros(len(z), x.shape[1], z.shape[1])
+            return value, nothing
+        return value, j.movedim(0, 1)
 
 
 def _step(z: Tensor) -> Tensor:  # (b, m) -> (b, 1)

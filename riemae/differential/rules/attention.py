@@ -34,7 +34,9 @@ def attention(
         times = query.shape[-3] // key.shape[-3]
         key = key.repeat_interleave(times, -3)
         value = value.repeat_interleave(times, -3)
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = scale
+    if factor is None:
+        factor = 1 / math.sqrt(query.shape[-1])
     scores = (query * factor) @ key.transpose(-2, -1)
     allowed = _causal(scores) if is_causal else attn_mask
     return _weights(scores, allowed) @ value
@@ -42,7 +44,9 @@ def attention(
 
 def _causal(scores: Any) -> Any:
     shape = scores.shape[-2:]
-    return torch.ones(shape, dtype=torch.bool, device=plain(scores).device).tril()
+    device = plain(scores).device
+    everything = torch.ones(shape, dtype=torch.bool, device=device)
+    return everything.tril()
 
 
 def _weights(scores: Any, mask: Any) -> Any:
@@ -52,7 +56,8 @@ def _weights(scores: Any, mask: Any) -> Any:
     if mask.dtype != torch.bool:
         return (scores + mask).softmax(-1)
     weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
-    return weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    nothing_allowed = ~mask.any(-1, keepdim=True)
+    return weights.masked_fill(nothing_allowed, 0.0)
 
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
@@ -73,15 +78,19 @@ def multi_head_attention(func: Any, *args: Any, **kwargs: Any) -> Any:
     mask = _mask(given.attn_mask, given.key_padding_mask, given.num_heads)
     if mask is not None:  # what was appended is always allowed
         more = key.shape[-2] - mask.shape[-1]
-        mask = F.pad(mask, (0, more), value=mask.dtype == torch.bool) if more else mask
-    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+        if more:
+            mask = F.pad(mask, (0, more), value=mask.dtype == torch.bool)
+    factor = 1 / math.sqrt(query.shape[-1])
+    scores = (query * factor) @ key.transpose(-2, -1)
     shares = _weights(scores, mask)
     mixed = shares @ value
     joined = mixed.permute(2, 0, 1, 3).flatten(2)
     out = F.linear(joined, given.out_proj_weight, given.out_proj_bias)
     if not given.need_weights:
         return out, None
-    return out, shares.mean(1) if given.average_attn_weights else shares
+    if given.average_attn_weights:
+        shares = shares.mean(1)
+    return out, shares
 
 
 def _projected(given: Any) -> list[Any]:  # three times (t, b, e) -> (b, h, t, e / h)
@@ -92,13 +101,16 @@ def _projected(given: Any) -> list[Any]:  # three times (t, b, e) -> (b, h, t, e
         weights = given.in_proj_weight.chunk(3)
     none = (None, None, None)
     biases = none if given.in_proj_bias is None else given.in_proj_bias.chunk(3)
-    inputs = (given.query, given.key, given.value)
-    query, key, value = (F.linear(*parts) for parts in zip(inputs, weights, biases, strict=True))
+    query = F.linear(given.query, weights[0], biases[0])
+    key = F.linear(given.key, weights[1], biases[1])
+    value = F.linear(given.value, weights[2], biases[2])
     if given.bias_k is not None:  # one key and one value more, the same for all points
         batch = query.shape[1]
         key = torch.cat([key, given.bias_k.expand(1, batch, -1)])
         value = torch.cat([value, given.bias_v.expand(1, batch, -1)])
-    query, key, value = (_heads(x, given.num_heads) for x in (query, key, value))
+    query = _heads(query, given.num_heads)
+    key = _heads(key, given.num_heads)
+    value = _heads(value, given.num_heads)
     if given.add_zero_attn:
         key = F.pad(key, (0, 0, 0, 1))
         value = F.pad(value, (0, 0, 0, 1))

@@ -30,8 +30,10 @@ def _explicit(equation: str) -> tuple[list[str], str]:
     operands = given.split(",")
     if not arrow:
         letters = "".join(operands).replace(".", "")
-        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
-        result = ("..." if "..." in equation else "") + "".join(once)
+        once = [letter for letter in sorted(set(letters)) if letters.count(letter) == 1]
+        result = "".join(once)
+        if "..." in equation:
+            result = "..." + result
     return operands, result
 
 
@@ -58,9 +60,13 @@ class Contraction:
 
     def lifted(self, parts: dict[int, Tensor]) -> Tensor:
         """The same sum with derivatives, whose axis is in front, for some of the operands."""
-        named = [self.free + x if i in parts else x for i, x in enumerate(self.letters)]
-        given = [parts.get(i, x) for i, x in enumerate(self.values)]
-        return torch.einsum(f"{','.join(named)}->{self.free}{self.result}", *given)
+        named = list(self.letters)
+        given = list(self.values)
+        for i, part in parts.items():
+            named[i] = self.free + named[i]
+            given[i] = part
+        operands = ",".join(named)
+        return torch.einsum(f"{operands}->{self.free}{self.result}", *given)
 
     def transposed(self) -> Transposed | None:
         """The transpose in the second jet, ``(δ, ∂a)`` to the shape of ``∂b``.
@@ -71,21 +77,30 @@ class Contraction:
         others = [i for i in range(len(self.letters)) if i not in self.places]
         constants = [self.letters[i] for i in others]
         target = self.letters[b]
-        known = set("".join([self.result, self.letters[a], *constants]))
-        once = len(set(target)) == len(target)
-        ellipsis = any("." in x for x in (*self.letters, self.result))
-        if ellipsis or not once or not set(target) <= known:
+        wanted = set(target)
+        known = set(self.result + self.letters[a])
+        known.update(*constants)
+        once = len(wanted) == len(target)
+        ellipsis = "." in self.result or any("." in x for x in self.letters)
+        if ellipsis or not once or not wanted <= known:
             return None
-        inputs = ",".join([self.free + self.letters[a], self.result, *constants])
+        tangent = self.free + self.letters[a]
+        inputs = ",".join([tangent, self.result, *constants])
         equation = f"{inputs}->{self.free}{target}"
         fixed = [self.values[i] for i in others]
-        return lambda slope, left: torch.einsum(equation, left, slope, *fixed)
+
+        def transpose(slope: Tensor, left: Tensor) -> Tensor:
+            return torch.einsum(equation, left, slope, *fixed)
+
+        return transpose
 
     def bent(self, pairs: Pairs, left: Jet, right: Jet) -> Tensor:
         """The second derivative along pairs of tangents."""
         a, b = self.places
-        one = self.lifted({a: left.first[pairs.i], b: right.first[pairs.j]})
-        other = self.lifted({a: left.first[pairs.j], b: right.first[pairs.i]})
+        i = pairs.i
+        j = pairs.j
+        one = self.lifted({a: left.first[i], b: right.first[j]})
+        other = self.lifted({a: left.first[j], b: right.first[i]})
         return one + other
 
 
@@ -98,21 +113,28 @@ def _einsum(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(equation, str) or kwargs or len(places) > 2:
         return generic(func, args, kwargs)
     letters, result = _explicit(equation)
-    free = next((letter for letter in _LETTERS if letter not in equation), None)
-    if free is None or len(letters) != len(operands):
+    unused = [letter for letter in _LETTERS if letter not in equation]
+    if not unused or len(letters) != len(operands):
         return generic(func, args, kwargs)
     jets = [operands[i] for i in places]
     tape = jets[0].tape
     values = plain(operands)
     y = torch.einsum(equation, *values)
-    frozen = [tape.frozen(x) for x in values]
-    return _contracted(y, jets, Contraction(letters, result, free, frozen, places))
+    contraction = Contraction(
+        letters=letters,
+        result=result,
+        free=unused[0],
+        values=[tape.frozen(x) for x in values],
+        places=places,
+    )
+    return _contracted(y, jets, contraction)
 
 
 def _contracted(y: Tensor, jets: list[Jet], sum_: Contraction) -> Jet:
     """The jet of the result ``y``."""
     tape = jets[0].tape
-    ahead = _ahead(jets, [sum_.letters[i] for i in sum_.places], sum_.result, y)
+    letters = [sum_.letters[i] for i in sum_.places]
+    ahead = _ahead(jets, letters, sum_.result, y)
     with tape.tangents():
         first: Any = None
         second: Any = None
@@ -123,13 +145,16 @@ def _contracted(y: Tensor, jets: list[Jet], sum_: Contraction) -> Jet:
         if len(jets) == 1 or tape.pairs is None:
             return Jet(y, first, second, tape, ahead)
         left, right = jets
-        swapped = sum_.transposed() if tape.recorded is not None else None
+        swapped = None
+        if tape.recorded is not None:
+            swapped = sum_.transposed()
         if swapped is None:
             bent = sum_.bent(tape.pairs, left, right)
             second = add_bend(tape, y, bent, second, len(first), ahead)
         else:
             place = placed(right.ahead)
-            tape.record(y, BilinearBend(swapped, left.first, right.first, tape.batch, place))
+            bend = BilinearBend(swapped, left.first, right.first, tape.batch, place)
+            tape.record(y, bend)
     return Jet(y, first, second, tape, ahead)
 
 
@@ -144,19 +169,27 @@ def _ahead(jets: list[Jet], letters: list[str], result: str, y: Tensor) -> int |
             continue
         axis, shared = axis_of(jet.shape, jet.ahead)
         if "." in names or "." in result:
-            found.add(1 if jet.ahead == 1 and y.shape[:1] == jet.shape[:1] else None)
+            in_front = jet.ahead == 1 and y.shape[:1] == jet.shape[:1]
+            found.add(1 if in_front else None)
             continue
         if names[axis] not in result:
             return None
-        found.add(math.prod(y.shape[: result.index(names[axis])]) * shared)
-    return found.pop() if len(found) == 1 else None
+        before = y.shape[: result.index(names[axis])]
+        found.add(math.prod(before) * shared)
+    if len(found) > 1:
+        return None
+    return found.pop()
 
 
 @composition(*spellings("bilinear"))
 def _bilinear(func: Any, a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
-    y = torch.einsum("oij,bi,bj->bo", weight, a.flatten(0, -2), b.flatten(0, -2))
-    y = y.reshape(*a.shape[:-1], len(weight))
-    return y if bias is None else y + bias
+    rows_a = a.flatten(0, -2)
+    rows_b = b.flatten(0, -2)
+    flat = torch.einsum("oij,bi,bj->bo", weight, rows_a, rows_b)
+    y = flat.reshape(*a.shape[:-1], len(weight))
+    if bias is None:
+        return y
+    return y + bias
 
 
 @composition(torch.linalg.vecdot)
@@ -185,18 +218,27 @@ def _chain(func: Any, matrices: Any, *, out: None = None) -> Any:
 @composition(*spellings("addmm addmv baddbmm"))
 def _added_product(func: Any, x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     product = a @ b
-    scaled = product if alpha == 1 else product * alpha
-    return scaled + (x if beta == 1 else x * beta)
+    if alpha != 1:
+        product = product * alpha
+    if beta != 1:
+        x = x * beta
+    return product + x
 
 
 @composition(*spellings("addcmul"))
 def _addcmul(func: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
-    return x + (a * b if value == 1 else a * b * value)
+    product = a * b
+    if value != 1:
+        product = product * value
+    return x + product
 
 
 @composition(*spellings("addcdiv"))
 def _addcdiv(func: Any, x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
-    return x + (a / b if value == 1 else a / b * value)
+    quotient = a / b
+    if value != 1:
+        quotient = quotient * value
+    return x + quotient
 
 
 @composition(*spellings("lerp"))

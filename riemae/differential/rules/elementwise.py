@@ -102,10 +102,14 @@ def _as_one_operation(jet: Jet) -> bool:
 
 def _one_operation(known: Known, func: Any, jet: Jet) -> Jet:
     pairs = jet.tape.pairs
-    listed = None if pairs is None else list(zip(pairs.i, pairs.j, strict=True))
+    listed = None
+    if pairs is not None:
+        listed = list(zip(pairs.i, pairs.j, strict=True))
     parts = Activation.apply(known, func, listed, jet.value, jet.first, jet.second)
+    y = parts[0]
+    first = parts[1]
     second = None if pairs is None else parts[2]
-    return Jet(parts[0], parts[1], second, jet.tape, jet.ahead)
+    return Jet(y, first, second, jet.tape, jet.ahead)
 
 
 def _one_plain_tangent(jet: Jet) -> bool:

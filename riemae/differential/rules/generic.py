@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -46,19 +46,12 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     jets: list[Jet] = [leaves[i] for i in places]
 
     def call(*values: Tensor) -> Any:
-        filled = list(leaves)
-        for i, value in zip(places, values, strict=True):
-            filled[i] = value
-        args, kwargs = pytree.tree_unflatten(filled, spec)
+        args, kwargs = pytree.tree_unflatten(_filled(leaves, places, values), spec)
         return func(*args, **kwargs)
 
     out = call(*(x.value for x in jets))
     results, shape = pytree.tree_flatten(out)
-    if any(isinstance(x, Tensor) and x.is_complex() for x in results):
-        raise NotImplementedError(
-            f"{name_of(func)} gives complex numbers, which Taylor mode does not support"
-        )
-    smooth = [i for i, x in enumerate(results) if isinstance(x, Tensor) and x.is_floating_point()]
+    smooth = _smooth_places(func, results)
     if not smooth:
         return out
 
@@ -68,11 +61,39 @@ def generic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     # Which axis is that of the points is known only where all arguments have it in front.
     ahead = 1 if all(x.ahead == 1 for x in jets) else None
-    firsts, seconds = _derivatives(f, jets, [results[i] for i in smooth], ahead)
+    smooth_results = [results[i] for i in smooth]
+    firsts, seconds = _derivatives(f, jets, smooth_results, ahead)
     for i, first, second in zip(smooth, firsts, seconds, strict=True):
         results[i] = Jet(results[i], first, second, jets[0].tape, ahead)
     viewed(jets, results)
     return pytree.tree_unflatten(results, shape)
+
+
+def _filled(leaves: Sequence[Any], places: Sequence[int], values: Values) -> list[Any]:
+    """Arguments with values at the places of jets."""
+    filled = list(leaves)
+    for i, value in zip(places, values, strict=True):
+        filled[i] = value
+    return filled
+
+
+def _smooth_places(func: Any, results: Sequence[Any]) -> list[int]:
+    """Which results have derivatives: tensors of real numbers.
+
+    Raises:
+        NotImplementedError: When there are complex numbers.
+    """
+    smooth = []
+    for i, x in enumerate(results):
+        if not isinstance(x, Tensor):
+            continue
+        if x.is_complex():
+            raise NotImplementedError(
+                f"{name_of(func)} gives complex numbers, which Taylor mode does not support"
+            )
+        if x.is_floating_point():
+            smooth.append(i)
+    return smooth
 
 
 def _derivatives(
@@ -96,19 +117,36 @@ def _derivatives(
         i = tape.pairs.i
         j = tape.pairs.j
         with torch.enable_grad():
-            bent = vmap(push_twice)(tuple(t[i] for t in tangents), tuple(t[j] for t in tangents))
+            bent = vmap(push_twice)(_at(tangents, i), _at(tangents, j))
         # torch marks derivatives that vanish identically: a linear function does not bend.
         quadratics = tuple(None if q._is_zerotensor() else tape.frozen(q) for q in bent)
         seconds: Any = [None] * len(firsts)
         if any(x.second is not None for x in jets):
             seconds = vmap(push)(*(_second(x, len(i)) for x in jets))
-        parts = zip(results, quadratics, seconds, strict=True)
-        return firsts, [add_bend(tape, *part, len(tangents[0]), ahead) for part in parts]
+        k = len(tangents[0])
+        added = []
+        for y, quadratic, second in zip(results, quadratics, seconds, strict=True):
+            added.append(add_bend(tape, y, quadratic, second, k, ahead))
+        return firsts, added
+
+
+def _at(tangents: Values, places: Any) -> Values:
+    """One tangent of each of some pairs."""
+    return tuple(t[places] for t in tangents)
+
+
+def argument(rest: Sequence[Any], place: int, kwargs: dict[str, Any], name: str, other: Any) -> Any:
+    """What was given at a place or by name, else ``other``."""
+    if len(rest) > place:
+        return rest[place]
+    return kwargs.get(name, other)
 
 
 def _second(jet: Jet, count: int) -> Tensor:
     """Its second derivatives, zeros where they vanish."""
-    return jet.value.new_zeros(count, *jet.shape) if jet.second is None else jet.second
+    if jet.second is not None:
+        return jet.second
+    return jet.value.new_zeros(count, *jet.shape)
 
 
 def add_bend(
@@ -132,5 +170,6 @@ def add_bend(
     if tape.recorded is None or quadratic is None:
         return plus(second, quadratic)
     assert tape.pairs is not None
-    tape.record(y, QuadraticBend(quadratic, tape.pairs, k, tape.batch, placed(ahead)))
+    bend = QuadraticBend(quadratic, tape.pairs, k, tape.batch, placed(ahead))
+    tape.record(y, bend)
     return None

@@ -31,7 +31,9 @@ def _curved(jet: Jet, y: Tensor, push: Push, quadratic: Quadratic) -> Jet:
     ahead = jet.ahead if jet.ndim > 2 else None
     with tape.tangents():
         first = push(jet.first)
-        second = None if jet.second is None else push(jet.second)
+        second = None
+        if jet.second is not None:
+            second = push(jet.second)
         if tape.pairs is not None:
             left = jet.first[tape.pairs.i]
             right = jet.first[tape.pairs.j]
@@ -57,7 +59,9 @@ def _inverse(func: Any, args: Args, kwargs: Options) -> Any:
         return -(inverse @ x @ inverse)
 
     def quadratic(u: Tensor, v: Tensor) -> Tensor:
-        both = u @ inverse @ v + v @ inverse @ u
+        forth = u @ inverse @ v
+        back = v @ inverse @ u
+        both = forth + back
         return inverse @ both @ inverse
 
     return _curved(jet, y, push, quadratic)
@@ -88,16 +92,24 @@ def _determinant(func: Any, args: Args, kwargs: Options) -> Any:
     trace, product = _traces(inverse)
 
     def quadratic(u: Tensor, v: Tensor) -> Tensor:
-        return size * (trace(u) * trace(v) - product(u, v))
+        traces = trace(u) * trace(v)
+        return size * (traces - product(u, v))
 
-    return _curved(jet, y, lambda x: size * trace(x), quadratic)
+    def push(x: Tensor) -> Tensor:
+        return size * trace(x)
+
+    return _curved(jet, y, push, quadratic)
 
 
 def _log_volume(jet: Jet, y: Tensor) -> Jet:
     """``log |det|``, whose value is y."""
     inverse = torch.linalg.inv(jet.tape.frozen(jet.value))
     trace, product = _traces(inverse)
-    return _curved(jet, y, trace, lambda u, v: -product(u, v))
+
+    def quadratic(u: Tensor, v: Tensor) -> Tensor:
+        return -product(u, v)
+
+    return _curved(jet, y, trace, quadratic)
 
 
 @rule(*spellings("logdet"))
@@ -114,7 +126,8 @@ def _sign_and_log(func: Any, args: Args, kwargs: Options) -> Any:
         return generic(func, args, kwargs)
     (jet,) = args
     out = func(jet.value)
-    return type(out)((out[0], _log_volume(jet, out[1])))
+    sign, log_size = out
+    return type(out)((sign, _log_volume(jet, log_size)))
 
 
 @rule(*spellings("cholesky", owners=EVERYWHERE))
@@ -126,7 +139,8 @@ def _cholesky(func: Any, args: Args, kwargs: Options) -> Any:
     y = func(jet.value)
     factor = jet.tape.frozen(y)
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    identities = eye.expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, identities, upper=False)
 
     def push(x: Tensor) -> Tensor:
         symmetric = (x + x.mT) / 2
@@ -151,5 +165,6 @@ def _solve(func: Any, a: Any, b: Any, *, left: bool = True, out: None = None) ->
     if not left:
         return b @ inverse
     if b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1]):
-        return (inverse @ b[..., None]).squeeze(-1)
+        column = b[..., None]
+        return (inverse @ column).squeeze(-1)
     return inverse @ b

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from riemae.differential.jets import Jet, composition, has_jets, plain, rule
-from riemae.differential.placement import placed
-from riemae.differential.rules.generic import generic
+from riemae.differential.placement import from_the_end, placed
+from riemae.differential.rules.generic import argument, generic
 from riemae.differential.spellings import spellings
 from riemae.differential.tangents import plus
 from riemae.differential.tape import products
@@ -61,12 +61,13 @@ def _pushed(jet: Jet, y: Tensor, form: Form, ahead: int | None) -> Jet:
 
 def _axis(jet: Jet, rest: tuple[Any, ...], kwargs: Options) -> int | None:
     """The axis, counted from the end; None where the call has other arguments than that."""
-    given = {name: x for name, x in kwargs.items() if name != "_stacklevel" and x is not None}
+    given = {name: x for name, x in kwargs.items() if x is not None}
+    given.pop("_stacklevel", None)
     axis = rest[0] if rest else given.pop("dim", None)
-    rest = tuple(x for x in rest[1:] if x is not None and x != 3)  # the level of a warning
-    if type(axis) is not int or rest or given or not jet.ndim:
+    others = [x for x in rest[1:] if x is not None and x != 3]  # 3 is the level of a warning
+    if type(axis) is not int or others or given or not jet.ndim:
         return None
-    return axis - jet.ndim if axis >= 0 else axis
+    return from_the_end(axis, jet)
 
 
 @rule(*spellings("softmax"))
@@ -84,14 +85,19 @@ def _softmax(func: Any, args: Args, kwargs: Options) -> Any:
         return x - (p * x).sum(axis, keepdim=True)
 
     def quadratic(u: Tensor, v: Tensor) -> Tensor:
-        return p * centred(centred(u) * centred(v))
+        together = centred(u) * centred(v)
+        return p * centred(together)
 
     def weighted(slope: Tensor, first: Tensor) -> Tensor:
         apart = centred(first)
         weights = p * centred(slope)
         return products(weights * apart, apart, batch, placed(ahead))
 
-    return _pushed(jet, y, Form(lambda x: p * centred(x), quadratic, weighted), ahead)
+    def push(x: Tensor) -> Tensor:
+        return p * centred(x)
+
+    form = Form(push, quadratic, weighted)
+    return _pushed(jet, y, form, ahead)
 
 
 @composition(*spellings("softmin"))
@@ -116,7 +122,8 @@ def _log_softmax(func: Any, args: Args, kwargs: Options) -> Any:
         return x - (p * x).sum(axis, keepdim=True)
 
     def quadratic(u: Tensor, v: Tensor) -> Tensor:
-        covariance = (p * centred(u) * centred(v)).sum(axis, keepdim=True)
+        together = p * centred(u) * centred(v)
+        covariance = together.sum(axis, keepdim=True)
         return -covariance.expand(len(covariance), *y.shape)
 
     def weighted(slope: Tensor, first: Tensor) -> Tensor:
@@ -124,7 +131,8 @@ def _log_softmax(func: Any, args: Args, kwargs: Options) -> Any:
         weights = -p * slope.sum(axis, keepdim=True)
         return products(weights * apart, apart, batch, placed(ahead))
 
-    return _pushed(jet, y, Form(centred, quadratic, weighted), ahead)
+    form = Form(centred, quadratic, weighted)
+    return _pushed(jet, y, form, ahead)
 
 
 @rule(*spellings("logsumexp"))
@@ -132,15 +140,16 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
     jet, *rest = args
     if not isinstance(jet, Jet) or has_jets(rest):
         return generic(func, args, kwargs)
-    dim = rest[0] if rest else kwargs["dim"]
-    keepdim = rest[1] if len(rest) > 1 else kwargs.get("keepdim", False)
+    dim = argument(rest, 0, kwargs, "dim", None)
+    keepdim = argument(rest, 1, kwargs, "keepdim", False)
     dims = [dim] if isinstance(dim, int) else list(dim)
-    axes = [axis - jet.ndim if axis >= 0 else axis for axis in dims]
+    axes = [from_the_end(axis, jet) for axis in dims]
     y = torch.logsumexp(jet.value, axes, keepdim)
     kept = jet.tape.frozen(y)
     for axis in () if keepdim else sorted(axes):
         kept = kept.unsqueeze(axis)
-    p = (jet.tape.frozen(jet.value) - kept).exp()
+    log_shares = jet.tape.frozen(jet.value) - kept
+    p = log_shares.exp()
     batch = jet.tape.batch
     ahead = jet.ahead
 
@@ -159,8 +168,10 @@ def _logsumexp(func: Any, args: Args, kwargs: Options) -> Any:
         return products(weights * apart, apart, batch, placed(ahead))
 
     form = Form(along, quadratic, weighted)
-    first_kept = -jet.ndim not in axes
-    return _pushed(jet, y, form, ahead if ahead == 1 and first_kept else None)
+    points_remain = -jet.ndim not in axes
+    if ahead != 1 or not points_remain:
+        return _pushed(jet, y, form, None)
+    return _pushed(jet, y, form, ahead)
 
 
 # Norms of layers.
@@ -235,20 +246,29 @@ def standardised(jet: Jet, eps: float, centring: bool = True) -> Jet:  # (*s, n)
     variance = centre.square().mean(-1, keepdim=True)
     rate = (variance + eps).rsqrt()
     y = centre * rate
-    form = Standardisation(
+    at_value = Standardisation(
         y=tape.frozen(y),
         rate=tape.frozen(rate),
         centring=centring,
         batch=tape.batch,
         ahead=jet.ahead,
     )
-    return _pushed(jet, y, Form(form.push, form.quadratic, form.weighted), jet.ahead)
+    form = Form(at_value.push, at_value.quadratic, at_value.weighted)
+    return _pushed(jet, y, form, jet.ahead)
 
 
 def _scaled(y: Any, weight: Any, bias: Any, shape: tuple[int, ...]) -> Any:
     if weight is not None:
         y = y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    if bias is not None:
+        y = y + bias.view(shape)
+    return y
+
+
+def _of_channels(x: Any) -> tuple[int, ...]:
+    """The shape of one number per channel, next to ``x`` ``(b, channels, …)``."""
+    inner_axes = (1,) * (x.ndim - 2)
+    return (-1, *inner_axes)
 
 
 def _in_groups(jet: Any, shape: tuple[int, ...], eps: float, centring: bool = True) -> Any:
@@ -272,8 +292,8 @@ def _layer_norm(
     """As ``torch.nn.functional.layer_norm``."""
     if not isinstance(x, Jet):
         return func(x, normalized_shape, weight, bias, eps)
-    axes = len(normalized_shape)
-    y = _in_groups(x, (*x.shape[: x.ndim - axes], -1), eps)
+    kept = x.shape[: x.ndim - len(normalized_shape)]
+    y = _in_groups(x, (*kept, -1), eps)
     return _scaled(y, weight, bias, tuple(normalized_shape))
 
 
@@ -284,9 +304,9 @@ def _rms_norm(
     """As ``torch.nn.functional.rms_norm``."""
     if not isinstance(x, Jet):
         return func(x, normalized_shape, weight, eps)
-    axes = len(normalized_shape)
+    kept = x.shape[: x.ndim - len(normalized_shape)]
     floor = torch.finfo(x.dtype).eps if eps is None else eps
-    y = _in_groups(x, (*x.shape[: x.ndim - axes], -1), floor, centring=False)
+    y = _in_groups(x, (*kept, -1), floor, centring=False)
     return _scaled(y, weight, None, tuple(normalized_shape))
 
 
@@ -304,7 +324,7 @@ def _group_norm(
     if not isinstance(x, Jet):
         return func(x, groups, weight, bias, eps)
     y = _in_groups(x, (len(x), groups, -1), eps)
-    return _scaled(y, weight, bias, (-1,) + (1,) * (x.ndim - 2))
+    return _scaled(y, weight, bias, _of_channels(x))
 
 
 @composition(*spellings("instance_norm"))
@@ -326,7 +346,7 @@ def _instance_norm(
         stats = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return func(x, *stats, *cudnn_enabled)
     y = _in_groups(x, (*x.shape[:2], -1), eps)
-    return _scaled(y, weight, bias, (-1,) + (1,) * (x.ndim - 2))
+    return _scaled(y, weight, bias, _of_channels(x))
 
 
 @rule(*spellings("batch_norm"))
@@ -334,15 +354,17 @@ def _batch_norm(func: Any, args: Args, kwargs: Options) -> Any:
     """With given statistics it is affine in each channel."""
     given = _named(args, kwargs)
     jet = given["input"]
-    constants = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
-    if not isinstance(jet, Jet) or has_jets(constants) or given["training"] or constants[1] is None:
-        return generic(func, args, kwargs)
-    variance = constants[1]
+    mean = given["running_mean"]
+    variance = given["running_var"]
     weight = given["weight"]
+    constant = not has_jets((mean, variance, weight, given["bias"]))
+    known = not given["training"] and variance is not None
+    if not isinstance(jet, Jet) or not constant or not known:
+        return generic(func, args, kwargs)
     slope = (variance + given["eps"]).rsqrt()
     if weight is not None:
         slope = slope * weight
-    slope = slope.view((-1,) + (1,) * (jet.ndim - 2))
+    slope = slope.view(_of_channels(jet))
     y = func(*plain(args), **plain(kwargs))
     return jet.stacked(y, lambda x: x * slope, jet.ahead)
 
@@ -353,6 +375,7 @@ def _named(args: Args, kwargs: Options) -> dict[str, Any]:
     other = "input weight bias running_mean running_var training momentum eps".split()
     given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
     # torch.batch_norm takes nine arguments, and the weight before the statistics.
-    given.update(zip(other if len(args) == 9 else functional, args, strict=False))
+    names = other if len(args) == 9 else functional
+    given.update(zip(names, args, strict=False))
     given.update(kwargs)
     return given

@@ -108,10 +108,17 @@ def _variance(
 ) -> Any:
     """The mean square distance from the mean along axes."""
     if isinstance(dim, bool):  # var(unbiased)
-        dim, unbiased = None, dim
-    axes = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        unbiased = dim
+        dim = None
+    if dim is None:
+        axes = tuple(range(x.ndim))
+    elif isinstance(dim, int):
+        axes = (dim,)
+    else:
+        axes = tuple(dim)
     if correction is None:
-        correction = 1 if unbiased is None or unbiased else 0
+        biased = unbiased is not None and not unbiased
+        correction = 0 if biased else 1
     count = math.prod(x.shape[axis] for axis in axes)
     centred = x - x.mean(axes, keepdim=True)
     squares = centred.square().sum(axes, keepdim=keepdim)

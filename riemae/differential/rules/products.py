@@ -31,8 +31,12 @@ def _linear_layer(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    # It takes any number of leading axes.
-    return jet.stacked(y, lambda x: func(x, weight), on_the_right(jet, y))
+    ahead = on_the_right(jet, y)
+
+    def without_bias(x: Tensor) -> Tensor:  # it takes any number of leading axes
+        return func(x, weight)
+
+    return jet.stacked(y, without_bias, ahead)
 
 
 @rule(*spellings("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"))
@@ -41,9 +45,13 @@ def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, weight, *rest, **kwargs)
-    without_bias = [None, *rest[1:]] if rest else []
+    others = [None, *rest[1:]] if rest else []
     options = {name: value for name, value in kwargs.items() if name != "bias"}
-    return jet.mapped(y, lambda x: func(x, weight, *without_bias, **options))
+
+    def without_bias(x: Tensor) -> Tensor:
+        return func(x, weight, *others, **options)
+
+    return jet.mapped(y, without_bias)
 
 
 # Products of two tensors.
@@ -70,24 +78,27 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
     if kwargs or len(args) != 2:
         return generic(func, args, kwargs)
     a, b = args
-    if isinstance(a, Jet) and isinstance(b, Jet):
+    jet_first = isinstance(a, Jet)
+    if jet_first and isinstance(b, Jet):
         return _bilinear(func, a, b, elementwise)
 
     def op(x: Tensor) -> Tensor:
-        return func(x, b) if isinstance(a, Jet) else func(a, x)
+        return func(x, b) if jet_first else func(a, x)
 
-    jet = a if isinstance(a, Jet) else b
+    jet, constant = (a, b) if jet_first else (b, a)
     y = op(jet.value)
     ahead = on_the_right(jet, y)
     link = jet.tangents.link
-    if link is None and type(b if jet is a else a) in (int, float) and y.dtype in _EXACT:
+    if link is None and type(constant) in (int, float) and y.dtype in _EXACT:
         # A chain may begin here, at no cost.
-        link = Link(jet.tangents, jet.value.new_ones(()), None, jet.tape)
-    if elementwise and jet.shape == y.shape and link is not None:
-        return Jet.carrying(y, link.mapped(op), jet.tape, jet.ahead)
-    if elementwise and jet.shape == y.shape:  # broadcasting takes care of the axis in front
+        one = jet.value.new_ones(())
+        link = Link(jet.tangents, one, None, jet.tape)
+    if not elementwise or jet.shape != y.shape:
+        return jet.mapped(y, op, ahead)
+    if link is None:  # broadcasting takes care of the axis in front
         return jet.stacked(y, op, ahead)
-    return jet.mapped(y, op, ahead)
+    multiplied = link.mapped(op)
+    return Jet.carrying(y, multiplied, jet.tape, jet.ahead)
 
 
 def _of_one_root(func: Any, a: Jet, b: Jet) -> Jet | None:
@@ -106,12 +117,15 @@ def _of_one_root(func: Any, a: Jet, b: Jet) -> Jet | None:
         bend = None
         if tape.recorded is not None:
             place = placed(a.ahead)
-            tape.record(y, ElementwiseBend(2 * left * right, root.first, tape.batch, place))
+            recorded = ElementwiseBend(2 * left * right, root.first, tape.batch, place)
+            tape.record(y, recorded)
         elif tape.carries_second:
+            # Leibniz: what both contribute together, then how each bends by itself.
             inner = [(bend_of(a.tangents), z), (bend_of(b.tangents), x)]
-            bends = [b * other for b, other in inner if b is not None]
+            bends = [own * other for own, other in inner if own is not None]
             bend = sum(bends, 2 * left * right)
-        return Jet.carrying(y, Link(root, slope, bend, tape).tangents(), tape, a.ahead)
+        link = Link(root, slope, bend, tape)
+        return Jet.carrying(y, link.tangents(), tape, a.ahead)
 
 
 def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
@@ -119,7 +133,9 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
     if together is not None:
         return together
     if elementwise and a.ndim == b.ndim:  # broadcasting takes care of the axis in front
-        left = right = both = func
+        left = func
+        right = func
+        both = func
     else:
         left = vmap(func, (0, None))
         right = vmap(func, (None, 0))
@@ -130,15 +146,20 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
         a_value = tape.frozen(a.value)
         b_value = tape.frozen(b.value)
         first = left(a.first, b_value) + right(a_value, b.first)
-        second = plus(
-            None if a.second is None else left(a.second, b_value),
-            None if b.second is None else right(a_value, b.second),
-        )
+        # What the factors' own second derivatives add.
+        second = None
+        if a.second is not None:
+            second = left(a.second, b_value)
+        if b.second is not None:
+            second = plus(second, right(a_value, b.second))
         ahead = of_all((a, b), y)
-        transposed = _transposed(func, a, b, y) if tape.recorded is not None else None
+        transposed = None
+        if tape.recorded is not None:
+            transposed = _transposed(func, a, b, y)
         if transposed is not None:
             place = placed(b.ahead)
-            tape.record(y, BilinearBend(transposed, a.first, b.first, tape.batch, place))
+            bend = BilinearBend(transposed, a.first, b.first, tape.batch, place)
+            tape.record(y, bend)
         elif tape.pairs is not None:
             i = tape.pairs.i
             j = tape.pairs.j
@@ -152,25 +173,38 @@ def _transposed(func: Any, a: Jet, b: Jet, y: Tensor) -> Callable[[Tensor, Tenso
 
     None for rare kinds.
     """
+
+    def single_numbers(slope: Tensor, left: Tensor) -> Tensor:
+        products = _in_front(left, y.ndim) * slope
+        return _summed(products, b.shape)
+
+    def matrices(slope: Tensor, left: Tensor) -> Tensor:
+        products = _in_front(left, y.ndim).mT @ slope
+        return _summed(products, b.shape)
+
     if func in ELEMENTWISE:
-        return lambda slope, left: _summed(_in_front(left, y.ndim) * slope, b.shape)
+        return single_numbers
     if func in MATRICES and a.ndim > 1 and b.ndim > 1:
-        return lambda slope, left: _summed(_in_front(left, y.ndim).mT @ slope, b.shape)
+        return matrices
     return None
 
 
 def _in_front(x: Tensor, ndim: int) -> Tensor:
     """Derivatives ``(k, *s)`` with axes of length 1 behind the first, to ``ndim`` axes more."""
-    return x.reshape(len(x), *(1,) * (ndim + 1 - x.ndim), *x.shape[1:])
+    missing = (1,) * (ndim + 1 - x.ndim)
+    return x.reshape(len(x), *missing, *x.shape[1:])
 
 
 def _summed(x: Tensor, shape: torch.Size) -> Tensor:
     """Derivatives ``(k, *s)`` summed over the axes along which ``shape`` was broadcast."""
     extra = x.ndim - 1 - len(shape)
     if extra:
-        x = x.sum(tuple(range(1, 1 + extra)))
+        leading = tuple(range(1, 1 + extra))
+        x = x.sum(leading)
     wide = [i for i, n in enumerate(shape, 1) if n == 1 and x.shape[i] != 1]
-    return x.sum(wide, keepdim=True) if wide else x
+    if wide:
+        x = x.sum(wide, keepdim=True)
+    return x
 
 
 # Quotients.
@@ -184,14 +218,18 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
     over, under = args
     if isinstance(under, Jet):
         return _times_reciprocal(over, under)
-    y = func(over.value, under)
+
+    def divide(x: Tensor) -> Tensor:
+        return func(x, under)
+
+    y = divide(over.value)
+    if y.shape != over.shape:
+        return linear(func, args, kwargs)
     link = over.tangents.link
-    if y.shape == over.shape and link is not None:
-        divided = link.mapped(lambda x: func(x, under))
-        return Jet.carrying(y, divided, over.tape, over.ahead)
-    if y.shape == over.shape:  # broadcasting takes care of the axis in front
-        return over.stacked(y, lambda x: func(x, under), over.ahead)
-    return linear(func, args, kwargs)
+    if link is None:  # broadcasting takes care of the axis in front
+        return over.stacked(y, divide, over.ahead)
+    divided = link.mapped(divide)
+    return Jet.carrying(y, divided, over.tape, over.ahead)
 
 
 @rule(*spellings("__rdiv__ __rtruediv__"))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from riemae.differential.jets import Jet, composition, has_jets, rule, viewed
-from riemae.differential.placement import selected
-from riemae.differential.rules.generic import generic
+from riemae.differential.placement import from_the_end, selected
+from riemae.differential.rules.generic import argument, generic
 from riemae.differential.spellings import spellings
 
 Args = tuple[Any, ...]
@@ -24,8 +24,10 @@ Options = dict[str, Any]
 def _taken(jet: Jet, y: Tensor, op: Callable[[Tensor], Tensor]) -> Jet:
     """The jet of picked numbers, each from its own place whatever the values are."""
     recorded = jet.tape.recorded is not None
-    ahead = selected(jet, y, op)[0] if recorded else jet.ahead
-    return jet.mapped(y, op, ahead)
+    if not recorded:
+        return jet.mapped(y, op, jet.ahead)
+    ahead = selected(jet, y, op)
+    return jet.mapped(y, op, ahead[0])
 
 
 # Along an axis, with the places of what was picked.
@@ -51,13 +53,10 @@ def _by_places(func: Any, jet: Jet, out: Any, rest: list[Any], kwargs: Options) 
     values, places = out
     position = _AXIS.get(func.__name__, 0)
     given = [x for x in rest if type(x) is int]
-    if len(given) > position:
-        axis = given[position]
-    else:
-        axis = kwargs.get("dim", -1)
+    axis = argument(given, position, kwargs, "dim", -1)
     if axis is None:
         axis = -1
-    axis = _from_the_end(axis, jet)
+    axis = from_the_end(axis, jet)
     kept = values.ndim == jet.ndim
     wide = places if kept else places.unsqueeze(axis)
 
@@ -65,7 +64,8 @@ def _by_places(func: Any, jet: Jet, out: Any, rest: list[Any], kwargs: Options) 
         found = x.gather(axis, wide)
         return found if kept else found.squeeze(axis)
 
-    return type(out)((_taken(jet, values, op), places))
+    taken = _taken(jet, values, op)
+    return type(out)((taken, places))
 
 
 @rule(*spellings("max min median nanmedian"))
@@ -88,23 +88,20 @@ def _extreme_alone(func: Any, args: Args, kwargs: Options) -> Any:
     jet, *rest = args
     if not isinstance(jet, Jet) or not jet.ndim:
         return generic(func, args, kwargs)
-    dim = rest[0] if rest else kwargs.get("dim", ())
-    keepdim = rest[1] if len(rest) > 1 else kwargs.get("keepdim", False)
+    dim = argument(rest, 0, kwargs, "dim", ())
+    keepdim = argument(rest, 1, kwargs, "keepdim", False)
     return _shared(func, jet, dim, keepdim)
-
-
-def _from_the_end(axis: int, jet: Jet) -> int:
-    """An axis counted from the end, so that no axis in front matters."""
-    if axis < 0:
-        return axis
-    return axis - jet.ndim
 
 
 def _shared(func: Any, jet: Jet, dim: Any, keepdim: bool) -> Jet:
     """The maximum or minimum along axes; the derivative is shared by all that attain it."""
-    dims = [dim] if isinstance(dim, int) else list(dim or range(jet.ndim))
-    axes = [_from_the_end(axis, jet) for axis in dims]
-    extreme = torch.amax if func.__name__ in ("max", "amax") else torch.amin
+    if isinstance(dim, int):
+        dims = [dim]
+    else:
+        dims = list(dim or range(jet.ndim))
+    axes = [from_the_end(axis, jet) for axis in dims]
+    greatest = func.__name__ in ("max", "amax")
+    extreme = torch.amax if greatest else torch.amin
     kept = extreme(jet.value, axes, keepdim=True)
     here = jet.value == kept
     attained = here.to(jet.value.dtype)
@@ -159,7 +156,8 @@ def _pooling(name: str) -> Callable[..., Any]:
 
         def op(x: Tensor) -> Tensor:
             flat = x.flatten(-axes)
-            return flat.gather(-1, places.flatten(-axes)).reshape(y.shape)
+            taken = flat.gather(-1, places.flatten(-axes))
+            return taken.reshape(y.shape)
 
         return jet.mapped(y, op, jet.ahead)
 
@@ -190,13 +188,10 @@ def _padded(func: Any, args: Args, kwargs: Options) -> Any:
     if not isinstance(jet, Jet) or has_jets((rest, kwargs)):
         return generic(func, args, kwargs)
     y = func(jet.value, *rest, **kwargs)
-    if func is not F.pad:
-        mode = "constant"
-    elif len(rest) > 1:
-        mode = rest[1]
-    else:
-        mode = kwargs.get("mode", "constant")
-    widths = rest[0] if rest else kwargs["pad"]
+    mode = "constant"
+    if func is F.pad:
+        mode = argument(rest, 1, kwargs, "mode", "constant")
+    widths = argument(rest, 0, kwargs, "pad", None)
     if mode == "constant":
         ahead = jet.ahead
         if len(widths) >= 2 * jet.ndim:  # the axis of the points, too
@@ -223,7 +218,8 @@ def _rrelu(
 @rule(*spellings("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"))
 def _dropped(func: Any, args: Args, kwargs: Options) -> Any:
     jet, *rest = args
-    training = rest[1] if len(rest) > 1 else kwargs.get("training", True)
+    training = argument(rest, 1, kwargs, "training", True)
     if training or not isinstance(jet, Jet):
         return generic(func, args, kwargs)
-    return viewed((jet,), jet.stacked(jet.value, lambda x: x, jet.ahead))
+    same = jet.stacked(jet.value, lambda x: x, jet.ahead)
+    return viewed((jet,), same)

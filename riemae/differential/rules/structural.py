@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from riemae.differential.jets import Jet, Rule, has_jets, plain, rule, viewed
-from riemae.differential.placement import on_the_right, permuted, selected
-from riemae.differential.rules.generic import generic
+from riemae.differential.placement import from_the_end, on_the_right, permuted, selected
+from riemae.differential.rules.generic import argument, generic
 from riemae.differential.spellings import spellings
 
 Args = tuple[Any, ...]
@@ -40,8 +40,10 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
     lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
     ahead = _ahead(func, jet, y, op, lift)
     if lifted is None:
-        return viewed((jet,), jet.mapped(y, op, ahead))
-    return viewed((jet,), jet.stacked(y, lifted, ahead))
+        out = jet.mapped(y, op, ahead)
+    else:
+        out = jet.stacked(y, lifted, ahead)
+    return viewed((jet,), out)
 
 
 def _ahead(
@@ -53,7 +55,9 @@ def _ahead(
     if func in PERMUTING:
         return permuted(jet, y, op)
     if func in COMBINING:
-        return on_the_right(jet, y) if jet.ahead != 1 else 1
+        if jet.ahead == 1:
+            return 1
+        return on_the_right(jet, y)
     return selected(jet, y, op)
 
 
@@ -97,10 +101,12 @@ def _indexed(
     func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
 ) -> Callable[[Tensor], Any] | None:
     """Indices that consist of numbers and slices alone."""
-    index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
-    basic = (part is None or part is Ellipsis or type(part) in (int, slice) for part in index)
-    if not all(basic):
-        return None
+    index = rest[0]
+    if not isinstance(index, tuple):
+        index = (index,)
+    for part in index:
+        if part is not None and part is not Ellipsis and type(part) not in (int, slice):
+            return None
     return lambda x: func(x, (slice(None), *index))
 
 
@@ -110,12 +116,11 @@ def _along_axis(place: int) -> Lift:
     def lift(
         func: Any, jet: Jet, y: Any, rest: list[Any], kwargs: Options
     ) -> Callable[[Tensor], Any] | None:
-        positional = len(rest) > place
-        axis = rest[place] if positional else kwargs.get("dim")
+        axis = argument(rest, place, kwargs, "dim", None)
         if type(axis) is not int or not jet.ndim:
             return None
-        axis -= jet.ndim if axis >= 0 else 0  # counted from the end, no axis in front matters
-        if positional:
+        axis = from_the_end(axis, jet)
+        if len(rest) > place:
             others = [*rest[:place], axis, *rest[place + 1 :]]
             return lambda x: func(x, *others, **kwargs)
         options = {**kwargs, "dim": axis}
@@ -159,14 +164,16 @@ def _split(func: Any, args: Args, kwargs: Options) -> Any:
     """What was joined is parted as it was, without a copy, and constants come out as such."""
     jet, *rest = args
     pieces = jet.pieces if isinstance(jet, Jet) else None
-    axis = rest[1] if len(rest) > 1 else kwargs.get("dim", 0)
+    axis = argument(rest, 1, kwargs, "dim", 0)
     if pieces is not None and axis in (pieces.axis, pieces.axis + jet.ndim):
         parts = func(jet.value, *rest, **kwargs)
-        if tuple(part.shape[pieces.axis] for part in parts) == pieces.lengths:
-            out = [
-                part if tangents is None else Jet.carrying(part, tangents, jet.tape, jet.ahead)
-                for part, tangents in zip(parts, pieces.tangents, strict=True)
-            ]
+        lengths = tuple(part.shape[pieces.axis] for part in parts)
+        if lengths == pieces.lengths:
+            out = []
+            for part, tangents in zip(parts, pieces.tangents, strict=True):
+                if tangents is not None:
+                    part = Jet.carrying(part, tangents, jet.tape, jet.ahead)
+                out.append(part)
             return viewed((jet,), tuple(out))
         if len(parts) == 1:
             same = Jet.carrying(parts[0], jet.tangents, jet.tape, jet.ahead)

@@ -20,7 +20,7 @@ from riemae.differential.jets import (
     viewed,
 )
 from riemae.differential.placement import joined, of_all, on_the_right
-from riemae.differential.rules.generic import generic
+from riemae.differential.rules.generic import argument, generic
 from riemae.differential.spellings import spellings
 from riemae.differential.tangents import (
     Link,
@@ -55,9 +55,10 @@ def _sum(signs: tuple[int, int]) -> Rule:
         for x, sign in zip(args, signs, strict=True):
             if isinstance(x, Jet):
                 parts.append(_spread(x, y, sign))
-        if len(parts) == 1:
-            return Jet(y, *parts[0], ahead)
-        return Jet(y, *_added(*parts), ahead)
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = _added(*parts)
+        return Jet(y, *whole, ahead)
 
     return apply
 
@@ -84,7 +85,9 @@ def _scaled(args: Args, signs: tuple[int, int], alpha: float) -> Args:
         x = x.stacked(y, lambda part: part * alpha, x.ahead)
     else:
         x = x * alpha
-    return (x, args[1]) if place == 0 else (args[0], x)
+    if place == 0:
+        return x, args[1]
+    return args[0], x
 
 
 rule(*spellings("add __add__ __radd__"))(_sum((1, 1)))
@@ -99,10 +102,12 @@ def _chained(args: Args, signs: tuple[int, int], jets: list[Jet], y: Tensor) -> 
     tape = jets[0].tape
     if len(jets) == 1:
         tangents = jets[0].tangents
-        sign = signs[0] if args[0] is jets[0] else signs[1]
-        if sign > 0:
+        place = 0 if args[0] is jets[0] else 1
+        if signs[place] > 0:
             return tangents
-        return None if tangents.link is None else tangents.link.mapped(torch.neg)
+        if tangents.link is None:
+            return None
+        return tangents.link.mapped(torch.neg)
     left, right = (jet.tangents for jet in jets)
     root = common_root(left, right)
     if root is None:
@@ -128,14 +133,17 @@ def _spread(jet: Jet, y: Tensor, sign: int) -> Spread:
     """The derivatives of a summand, broadcast to the sum."""
     with jet.tape.tangents():
         first = _spread_part(jet, jet.first, y, sign)
-        second = None if jet.second is None else _spread_part(jet, jet.second, y, sign)
+        second = None
+        if jet.second is not None:
+            second = _spread_part(jet, jet.second, y, sign)
     return first, second, jet.tape
 
 
 def _spread_part(jet: Jet, part: Tensor, y: Tensor, sign: int) -> Tensor:
     if jet.shape != y.shape:
         missing = (1,) * (y.ndim - jet.ndim)
-        part = part.reshape(len(part), *missing, *jet.shape).expand(-1, *y.shape)
+        aligned = part.reshape(len(part), *missing, *jet.shape)
+        part = aligned.expand(-1, *y.shape)
     return part if sign > 0 else -part
 
 
@@ -144,9 +152,11 @@ def _broadcast(func: Any, args: Args, kwargs: Options) -> Any:
     if not all(isinstance(x, Tensor) for x in args):
         return generic(func, args, kwargs)
     out = []
-    for x, y in zip(args, func(*plain(args)), strict=True):
+    values = func(*plain(args))
+    for x, y in zip(args, values, strict=True):
         if isinstance(x, Jet):
-            out.append(viewed((x,), Jet(y, *_spread(x, y, 1), on_the_right(x, y))))
+            spread = Jet(y, *_spread(x, y, 1), on_the_right(x, y))
+            out.append(viewed((x,), spread))
         else:
             out.append(y)
     return tuple(out)
@@ -195,10 +205,11 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
         return generic(func, args, kwargs)
     jets = [x for x in members if isinstance(x, Jet)]
     y = func(plain(members), *rest, **kwargs)
-    axis = rest[0] if rest else kwargs.get("dim", 0)
+    axis = argument(rest, 0, kwargs, "dim", 0)
     # With the axis of the derivatives in front, others are one further behind. (Members of another
     # rank are empty: cat ignores them.)
-    alike = with_axis and type(axis) is int and len({x.ndim for x in members}) == 1
+    ranks = {x.ndim for x in members}
+    alike = with_axis and type(axis) is int and len(ranks) == 1
 
     def join(columns: Sequence[Tensor]) -> Tensor:
         if alike:
@@ -240,23 +251,22 @@ def _joined_parts(
     for tangents in carried:
         firsts.append(None if tangents is None else tangents.first)
         seconds.append(None if tangents is None else tangents.second)
-    first = join(_columns(values, _count(firsts), firsts))
+    first = join(_columns(values, firsts))
     if all(part is None for part in seconds):
         return first, None
-    second = join(_columns(values, _count(seconds), seconds))
+    second = join(_columns(values, seconds))
     return first, second
 
 
-def _count(parts: Sequence[Tensor | None]) -> int:
-    """How many directions there are."""
-    return next(len(part) for part in parts if part is not None)
-
-
-def _columns(members: Sequence[Tensor], count: int, parts: Sequence[Tensor | None]) -> list[Tensor]:
+def _columns(members: Sequence[Tensor], parts: Sequence[Tensor | None]) -> list[Tensor]:
     """Derivatives of all members of a sequence; zeros for constants."""
+    count = next(len(part) for part in parts if part is not None)
     full = []
-    for x, column in zip(members, parts, strict=True):
-        full.append(x.new_zeros(count, *x.shape) if column is None else column)
+    for x, part in zip(members, parts, strict=True):
+        column = part
+        if column is None:
+            column = x.new_zeros(count, *x.shape)
+        full.append(column)
     return full
 
 
