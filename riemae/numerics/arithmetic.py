@@ -117,7 +117,16 @@ def _distance(x: Tensor, exact: Tensor) -> float:  # (k, D), (k, D)
     return float(gap / size) if bool(size > 0) else 0.0
 
 
-class _Watcher(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    """A dispatch mode that torch.compile need not know of."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else the first use imports the compiler, which takes longer than a geodesic.
+        return False
+
+
+class _Watcher(_Mode):
     """Collects the floating-point dtypes of results that are coarser than what they are made of."""
 
     def __init__(self) -> None:
@@ -139,7 +148,7 @@ class _Watcher(TorchDispatchMode):
         return out
 
 
-class _Double(TorchDispatchMode):
+class _Double(_Mode):
     """Every operation gets float64 in place of other floating-point numbers, and makes float64."""
 
     def __torch_dispatch__(
