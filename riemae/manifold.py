@@ -38,7 +38,13 @@ from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_
 from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.shaped import shaped_codes
 from riemae.numerics import reach
-from riemae.numerics.checks import expect_choice, expect_dense, expect_range, expect_values
+from riemae.numerics.checks import (
+    expect_choice,
+    expect_dense,
+    expect_device,
+    expect_range,
+    expect_values,
+)
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
@@ -322,9 +328,11 @@ class Manifold:
 
         Raises:
             DTypeError: When ``w`` is not a tensor, or of another dtype than ``z``.
+            DeviceError: When ``w`` is on another device than ``z``.
             ShapeError: When ``w`` does not hold one covector per point.
         """
         core, flat = self._checks.placed("pullback", z, condition)
+        expect_device("Manifold.pullback", "w", w, "z", z)
         shape = core.decoder.output_shape
         if shape is not None:
             size = shape.numel()
@@ -622,10 +630,12 @@ class Manifold:
 
         Raises:
             DTypeError: When ``normal`` is not a tensor, or of another dtype than ``z``.
+            DeviceError: When ``normal`` is on another device than ``z``.
             ShapeError: When ``normal`` does not hold one direction per point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
         core, flat = self._checks.placed("principal_curvatures", z, condition)
+        expect_device("Manifold.principal_curvatures", "normal", normal, "z", z)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = str(normal.dtype) if isinstance(normal, Tensor) else type(normal).__name__
             raise DTypeError(
