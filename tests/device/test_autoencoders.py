@@ -1,6 +1,7 @@
 """Losses and estimators on a device: known values, gradients, and a fit that stays there."""
 
 import inspect
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -96,6 +97,9 @@ def test_gradients_are_those_of_the_cpu(name, device, dtype):
 # Estimators.
 
 ALL = ("AE", "VAE", "DenoisingAE", "ContractiveAE", "NRAE", "MCAE", "IRAE", "IRVAE")
+needs_training = pytest.mark.skipif(
+    not all(map(find_spec, ("lightning", "sklearn"))), reason="the train extra is not installed"
+)
 SMALL = {"latent_dim": 2, "hidden": (8,), "epochs": 2, "batch_size": 16}
 
 
@@ -103,6 +107,7 @@ def data(dtype):
     return np.random.default_rng(0).normal(size=(32, 4)).astype(str(dtype)[6:])
 
 
+@needs_training
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, F32) for name in ALL), ("AE", F64), ("NRAE", F64)]
 )
@@ -125,6 +130,7 @@ def test_a_fit_stays_where_it_is(name, dtype, device):
         np.testing.assert_allclose(history, again, rtol=5e-3)
 
 
+@needs_training
 def test_models_travel(device, tmp_path):
     x = data(F32)
     model = autoencoders.IRAE(**SMALL, device=str(device)).fit(x)
@@ -137,6 +143,7 @@ def test_models_travel(device, tmp_path):
     assert_near(torch.as_tensor(there.transform(x)), codes, 1e-5)
 
 
+@needs_training
 def test_costs_and_report(device):
     x = data(F32)
     model = autoencoders.IRAE(**SMALL, device=str(device)).fit(x)

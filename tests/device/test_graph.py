@@ -8,6 +8,7 @@ from spaces import great_circle, sphere
 from riemae import Manifold, solvers
 from riemae.solvers import Graph
 
+pytest.importorskip("sklearn")  # finds neighbours
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
