@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test coverage fuzz lint types doctest wheel check bench clean
+.PHONY: demo test coverage fuzz lint types doctest wheel check bench device clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
@@ -53,6 +53,13 @@ bench:
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/training.py)
 
+# On an accelerator, in a few minutes, with the torch that PYTHON has: tests, the zoo, and the table of promises, which goes to
+# benchmarks/results/device.md. `make device DEVICE=cpu DEVICE_SIZES=--quick` tests the machinery.
+DEVICE ?= cuda
+DEVICE_SIZES ?=
+device:
+	sh benchmarks/device.sh $(PYTHON) $(DEVICE) $(DEVICE_SIZES)
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -60,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-bench-jax benchmarks/decoders build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-bench-jax .venv-device benchmarks/decoders build dist out *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

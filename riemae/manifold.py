@@ -42,6 +42,7 @@ from riemae.numerics.checks import (
     dtype_in_words,
     expect_choice,
     expect_dense,
+    expect_device,
     expect_range,
     expect_values,
 )
@@ -328,9 +329,11 @@ class Manifold:
 
         Raises:
             DTypeError: When ``w`` is not a tensor, or of another dtype than ``z``.
+            DeviceError: When ``w`` is on another device than ``z``.
             ShapeError: When ``w`` does not hold one covector per point.
         """
         core, flat = self._checks.placed("pullback", z, condition)
+        expect_device("Manifold.pullback", "w", w, "z", z)
         shape = core.decoder.output_shape
         if shape is not None:
             size = shape.numel()
@@ -628,10 +631,12 @@ class Manifold:
 
         Raises:
             DTypeError: When ``normal`` is not a tensor, or of another dtype than ``z``.
+            DeviceError: When ``normal`` is on another device than ``z``.
             ShapeError: When ``normal`` does not hold one direction per point.
             OptionError: When ``normal`` is tangent to the manifold.
         """
         core, flat = self._checks.placed("principal_curvatures", z, condition)
+        expect_device("Manifold.principal_curvatures", "normal", normal, "z", z)
         if not isinstance(normal, Tensor) or normal.dtype != z.dtype:
             got = dtype_in_words(normal)
             raise DTypeError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DeviceError, DTypeError, GraphError, ShapeError
-from riemae.numerics.checks import expect_dense, expect_values
+from riemae.numerics.checks import expect_dense, expect_device, expect_values
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
 
@@ -62,6 +62,7 @@ def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  
 
     Raises:
         DTypeError: When ``init`` is neither a curve nor a tensor, or of another dtype.
+        DeviceError: When ``init`` is on another device.
         ShapeError: When it does not fit the pairs.
     """
     m = z0.shape[-1]
@@ -76,6 +77,7 @@ def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  
         )
     if isinstance(init, Tensor):
         init = Curve.through(init, _SEGMENTS)
+    expect_device("geodesic", "init", init.nodes, "z0", z0)
     if init.nodes.dtype != z0.dtype:
         raise DTypeError(
             "geodesic", f"init of dtype {z0.dtype}", str(init.nodes.dtype), "Convert one of them."

@@ -199,7 +199,10 @@ def perturbed(
 def _swings(count: int, m: int, generator: torch.Generator | None) -> Tensor:  # -> (s, modes, m)
     """Amplitudes of the sine modes, of unit size, across the first axis and in opposite pairs."""
     pairs = (count + 1) // 2
-    draws = torch.randn(pairs, _MODES, m, generator=generator, dtype=torch.float64)
+    # Drawn where the generator lives: its numbers do not depend on where the points are.
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.randn(pairs, _MODES, m, generator=generator, dtype=torch.float64, device=device)
+    draws = drawn.cpu()
     mode = torch.arange(1, _MODES + 1)
     # on a line there is nothing but the line
     if m > 1:

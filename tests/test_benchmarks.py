@@ -1,6 +1,7 @@
 """The benchmark's arithmetic: quadrature, quantiles, exponents, tables. No timing, and no other
 package."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -20,7 +21,7 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
 sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
 
-from benchmarks import error_bars, error_cases, report, training  # noqa: E402
+from benchmarks import device, error_bars, error_cases, missing, report, training  # noqa: E402
 from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
 from benchmarks.geodesics import Row, _entry, _put, tasks  # noqa: E402
 from benchmarks.growth import surface  # noqa: E402
@@ -437,3 +438,60 @@ class TestErrorBars:
         found = error_bars.tally(problem, slice(0, 1), 1e-3, NewtonCG(), 60.0)
         assert (found.truth <= found.length).all()
         torch.testing.assert_close(found.length, found.truth, rtol=1e-3, atol=0)
+
+
+class TestDevice:
+    """The table of promises: its counts, its judgements, and every part of it with small sizes."""
+
+    SMALL = dataclasses.replace(device.QUICK, pairs=(2,), channels=4, decoders=("Gaussian",))
+
+    def test_operations_and_reads_are_counted(self):
+        x = torch.ones(3)
+        assert device.counted(lambda: x + x) == {"operations": 1, "reads": 0}
+        assert device.counted(lambda: (x[0].item(), x.nonzero(), bool(x.all())))["reads"] == 3
+
+    def test_a_copy_to_the_processor_is_a_read(self):
+        away = torch.ones(3, device="meta")
+        assert device._arrives(torch.ones(3), (away,))
+        assert not device._arrives(away, (torch.ones(3),))
+        assert not device._arrives(torch.ones(3), (torch.ones(3),))
+
+    @pytest.mark.parametrize("part", device.PARTS, ids=lambda part: part.__name__)
+    def test_every_part_runs(self, part):
+        rows = list(part(self.SMALL, "cpu"))
+        assert rows
+        assert all(row.kept for row in rows if row.promised == "0")
+        counts = [row for row in rows if row.operations is not None]
+        assert all(0 <= row.reads < row.operations for row in counts)
+
+    def test_what_fails_is_a_row_and_the_rest_is_measured(self, monkeypatch):
+        def broken(sizes, place):
+            raise RuntimeError("out of memory\nmore")
+            yield
+
+        monkeypatch.setattr(device, "PARTS", (broken, device.training_rows))
+        first, *rest = device.measured(self.SMALL, "cpu")
+        assert (first.found, first.kept) == ("RuntimeError: out of memory", False)
+        assert len(rest) == 5
+
+    def test_table_says_what_is_not_kept(self):
+        rows = [device.Row("a", "9 ms", "≤ 3 ms", False, 1234, 5), device.Row("b", "1")]
+        text = device.table(rows)
+        assert "| a | 9 ms | ≤ 3 ms | **no** | 1,234 | 5 |" in text
+        assert "| b | 1 |  |  |  |  |" in text
+        assert device.without_limits(rows[0]).kept is None
+
+    def test_the_caller_gets_torchs_setting_back(self):
+        before = torch.get_float32_matmul_precision()
+        with device.coarse_products():
+            assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_float32_matmul_precision() == before
+
+    def test_images_have_the_size_that_is_promised(self):
+        assert device.ResNet(64, 8)(torch.zeros(1, 8)).shape == (1, 3, 64, 64)
+
+    def test_missing_packages_are_named(self):
+        assert missing.missing(["no-such-package>=1", "torch", "scipy>=1.10"]) == [
+            "no-such-package>=1"
+        ]
+        assert "safetensors>=0.4" in missing.direct((ROOT / "pyproject.toml").read_text("utf-8"))

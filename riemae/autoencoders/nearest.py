@@ -123,7 +123,9 @@ def approximate_search(
 def _seed(where: str, generator: torch.Generator | int | None) -> int:
     if isinstance(generator, Integral) and not isinstance(generator, bool):
         return int(generator)
-    drawn = torch.randint(2**31, (), generator=as_generator(where, generator))
+    source = as_generator(where, generator)
+    device = "cpu" if source is None else source.device
+    drawn = torch.randint(2**31, (), generator=source, device=device)
     return int(drawn)
 
 

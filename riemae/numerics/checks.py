@@ -175,6 +175,18 @@ def expect_shape(where: str, name: str, x: Any, shape: Sequence[int | str], hint
     raise ShapeError(where, f"{name} of shape ({text})", str(tuple(x.shape)), remedy)
 
 
+def expect_device(where: str, name: str, x: Any, other: str, like: Tensor) -> None:
+    """A tensor on the device of another; what is not a tensor is left to other checks.
+
+    Raises:
+        DeviceError: When it is on another device.
+    """
+    if isinstance(x, Tensor) and x.device != like.device:
+        expected = f"{name} on {other}'s device {like.device}"
+        hint = f"Move one of them: {name}.to({other}.device)."
+        raise DeviceError(where, expected, str(x.device), hint)
+
+
 def expect_like(where: str, name: str, x: Tensor, other: str, like: Tensor) -> None:
     """A tensor of the dtype and on the device of another.
 
@@ -187,10 +199,7 @@ def expect_like(where: str, name: str, x: Tensor, other: str, like: Tensor) -> N
         expected = f"{name} of {other}'s dtype {like.dtype}"
         hint = f"Convert one of them: {name}.to({other}.dtype)."
         raise DTypeError(where, expected, str(x.dtype), hint)
-    if x.device != like.device:
-        expected = f"{name} on {other}'s device {like.device}"
-        hint = f"Move one of them: {name}.to({other}.device)."
-        raise DeviceError(where, expected, str(x.device), hint)
+    expect_device(where, name, x, other, like)
 
 
 def expect_finite(where: str, name: str, x: Tensor, hint: str = "") -> None:

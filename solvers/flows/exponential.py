@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
+from riemae.numerics.checks import expect_device
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.certificate import sound, sound_acceleration
@@ -172,9 +173,11 @@ def _flow(
 
     Raises:
         ShapeError: When ``z`` and ``v`` do not pair up.
+        DeviceError: When their devices differ.
         OptionError: When a time is not finite.
         NotConvergedError: When ``throw`` and a sample fails.
     """
+    expect_device(where, "v", v, "z", z)
     if z.shape[-1:] != v.shape[-1:] or not z.ndim or z.dtype != v.dtype:
         raise ShapeError(
             where,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, OptionError, ShapeError
+from riemae.numerics.checks import expect_device
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.threads import jvp
 from riemae.solvers.certificate import sound_acceleration
@@ -301,7 +302,10 @@ def paired(where: str, *vectors: Tensor) -> tuple[Tensor, ...]:
 
     Raises:
         ShapeError: When they do not broadcast, or their dtypes differ.
+        DeviceError: When their devices differ.
     """
+    for x in vectors[1:]:
+        expect_device(where, "v", x, "z", vectors[0])
     shapes = ", ".join(str(tuple(x.shape)) for x in vectors)
     problem = ShapeError(
         where, "points and vectors of one shape (*b, m) and dtype", shapes, "Pair them up."

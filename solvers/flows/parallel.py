@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError, ShapeError
+from riemae.numerics.checks import expect_device
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.curve import Curve, nodes_of
@@ -41,12 +42,14 @@ def transport(
 
     Raises:
         ShapeError: When ``v`` does not fit the curves.
+        DeviceError: When ``v`` is on another device than the curves.
         NotConvergedError: When ``throw`` and a vector misses ``rtol``; its ``result`` holds the
             transported vectors.
     """
     nodes = nodes_of(curve)
     space = space_of(space, nodes, where="transport", finite=True)
     refuse_vmap("transport")
+    expect_device("transport", "v", v, "nodes", nodes)
     wanted = (*nodes.shape[:-2], nodes.shape[-1])
     if v.shape != wanted or v.dtype != nodes.dtype:
         raise ShapeError(
