@@ -180,7 +180,7 @@ class Curve:
                 str(tuple(t.shape)),
                 "Evaluate one axis of times.",
             )
-        if t.numel() and not (t.min() >= 0 and t.max() <= 1):
+        if t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
             raise OptionError(
                 "Curve",
                 "times in [0, 1]",

@@ -56,6 +56,15 @@ class Expansion:
             return None
         return self.gauss_newton + self.correction
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All numbers that a step works with."""
+        gn = self.gauss_newton
+        parts = (self.energy, self.gradient, gn.diagonal, gn.upper)
+        if self.correction is None:
+            return parts
+        return (*parts, self.correction.diagonal, self.correction.upper)
+
     def select(self, index: Tensor) -> Expansion:
         """The curves at ``index``."""
         correction = None
