@@ -56,7 +56,7 @@ def keep_near(
     start = queue.start.nodes
     those = placed(near.nonzero()[0], start)
     nodes = start[those]
-    ends = nodes[:, [0, -1]]
+    ends = nodes[:, :: nodes.shape[1] - 1]
     # One segment: differences of nodes in between would be rounding.
     curve = Curve.line(ends[:, 0], ends[:, 1])
     speed, weights = speeds(space, curve)

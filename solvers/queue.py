@@ -153,7 +153,7 @@ def even(
 
 def _sizes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 1)
     """Norm of the larger end point."""
-    ends = x[:, [0, -1]]
+    ends = x[:, :: x.shape[1] - 1]
     norms = torch.linalg.vector_norm(ends, dim=-1)
     return norms.amax(-1, keepdim=True)
 

@@ -199,11 +199,18 @@ def read(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """
     if tensors[0].device.type in _ON_HOST:
         return tuple(map(on_host, tensors))
-    raw = [x.detach().reshape(-1).view(torch.uint8) for x in tensors]
+    raw = [_bytes(x) for x in tensors]
     ends = np.cumsum([len(x) for x in raw])
     parts = np.split(on_host(torch.cat(raw)), ends[:-1])
     found = zip(tensors, parts, strict=True)
     return tuple(part.view(_numpy_dtype(x.dtype)).reshape(x.shape) for x, part in found)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    flat = x.detach().reshape(-1)
+    if flat.stride(0) != 1:  # such as one number out of a row
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 @lru_cache
@@ -240,7 +247,7 @@ def put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
 def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m)
     """Nodes after a step of the interior ones."""
     nodes = nodes.clone()
-    nodes[:, 1:-1] += step
+    nodes[:, 1:-1].add_(step)
     return nodes
 
 
