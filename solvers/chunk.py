@@ -27,7 +27,6 @@ import numpy as np
 from torch import Tensor
 
 from riemae.solvers.budget import Exhausted, spent, strict
-from riemae.solvers.certificate import unevenness
 from riemae.solvers.curve import Curve
 from riemae.solvers.measure import Evidence, Measure
 from riemae.solvers.near import keep_near
@@ -38,7 +37,7 @@ from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
 from riemae.solvers.solver import Solver, refined, refinement_ratio
 from riemae.solvers.space import Space
-from riemae.solvers.state import RUNNING, on_host, placed
+from riemae.solvers.state import RUNNING, curves_at, hand_on, numbers, placed, select, update
 from riemae.solvers.unrolling import Unrolling, Watch
 from riemae.solvers.verdict import Claims, Level, reported_error, verdict
 
@@ -89,7 +88,7 @@ def untouched(
     space: Space, solver: Solver, start: Curve, rtol: float
 ) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
     """Pairs for which the budget has left nothing: their start curves, whose length is unknown."""
-    outcome = started(start)
+    outcome, _ = started(start, None)
     outcome.give_up(start)
     z0 = start.nodes[:, 0]
     result = outcome.result(space, z0, solver.segments, None, rtol)
@@ -127,16 +126,13 @@ class _Chunk:
         self.at_once = at_once
         self.z0 = start.nodes[:, 0]
         self.z1 = start.nodes[:, -1]
-        self.outcome = started(start)
-        self._keep_settled()
         p = len(self.z0)
         if p:
             self.bound = space.ambient_distance(self.z0, self.z1)
         else:
             self.bound = None
-        self.least = np.full(p, np.nan)
-        if self.bound is not None:
-            self.least = on_host(self.bound).astype(np.float64)
+        self.outcome, self.least = started(start, self.bound)
+        self._keep_settled()
         self.queue = Queue(space, start, self.outcome.running(), solver)
         self.begun = np.full(p, np.nan)
         self.begun[self.queue.rows] = self.queue.lengths
@@ -174,7 +170,7 @@ class _Chunk:
         if not len(self.rows):
             return
         share = _SOLVER_SHARE * self.rtol
-        steps = on_host(self.state.steps)
+        (steps,) = numbers(self.state, "steps")
         known = np.fmin(self.begun[self.rows], self.best.length[self.rows])
         watch = self.anew.watch(known, steps, self.segments)
         watch.beat = partial(self._report, progress, len(self.rows))
@@ -207,8 +203,8 @@ class _Chunk:
         """The measure of the pairs that stay in LEVEL; LEVEL → UNROLLED for those that jumped."""
         nodes = self.state.nodes
         seen = (~watch.gone).nonzero()[0]
-        measure = Measure.of(self.space, Curve.from_nodes(nodes[placed(seen, nodes)]))
-        steps = on_host(self.state.steps)
+        measure = Measure.of(self.space, Curve.from_nodes(*curves_at(seen, nodes)))
+        (steps,) = numbers(self.state, "steps")
         gone = watch.gone.copy()
         gone[seen] = watch.late(seen, measure, steps)
         if not gone.any():
@@ -219,7 +215,7 @@ class _Chunk:
         kept = stay[seen].nonzero()[0]
         measure = measure.select(kept, placed(kept, nodes))
         self.rows = self.rows[stay]
-        self.state = self.state.select(placed(stay.nonzero()[0], nodes))
+        self.state = select(self.state, stay.nonzero()[0])
         return measure
 
     def _report(self, progress: Progress | None, in_level: int) -> None:
@@ -232,9 +228,7 @@ class _Chunk:
         """Enter what the level says of its pairs; which of them go on."""
         rows = self.rows
         out = self.outcome
-        status, left, steps = map(
-            on_host, (self.state.status, self.state.decrement, self.state.steps)
-        )
+        status, left, steps = numbers(self.state, "status", "decrement", "steps")
         level = Level(
             rows=rows,
             measure=measure,
@@ -264,36 +258,37 @@ class _Chunk:
             return
         rows = self.rows[over]
         out = self.outcome
-        those = placed(over, self.z0)
-        out.index[rows] = on_host(self.state.index[those])
-        out.decrement[rows] = on_host(self.state.decrement)[over]
-        out.speed_deviation[rows] = on_host(unevenness(measure.speed[those], measure.weights))
+        index, decrement = numbers(self.state, "index", "decrement")
+        out.index[rows] = index[over]
+        out.decrement[rows] = decrement[over]
+        out.speed_deviation[rows] = measure.unevenness[over]
         for pairs, curve in self.best.curves(rows):
             out.keep(pairs, curve)
 
     def _refine(self, measure: Measure, on: np.ndarray) -> None:
         """LEVEL → LEVEL with twice as many segments."""
-        steps = on_host(self.state.steps)
-        if len(on) < len(self.rows):
-            those = placed(on, self.z0)
-            self.rows = self.rows[on]
-            self.state = self.state.select(those)
-            measure = measure.select(on, those)
-            steps = steps[on]
         if not len(on):
+            self.rows = self.rows[on]
             return
+        (steps,) = numbers(self.state, "steps")
+        if len(on) < len(self.rows):
+            self.rows = self.rows[on]
+            self.state = select(self.state, on)
+            measure = measure.select(on, placed(on, self.z0))
+            steps = steps[on]
         measure, lost = recovered(
             space=self.space, measure=measure, best=self.best, rows=self.rows, rtol=self.rtol
         )
+        anew = lost | measure.may_hide_a_jump
         finer = even(
             curve=measure.curve,
             speed=measure.speed,
             weights=measure.weights,
             segments=2 * self.segments,
-            wanted=lost,
+            wanted=anew,
         )
-        self.state = refined(self.solver, self.state, *finer)
-        self.state.steps = placed(steps, self.z0)
+        self.state = refined(self.solver, self.state, finer, anew)
+        hand_on(self.state, steps)
 
     def admit(self) -> None:
         """WAITING → LEVEL and UNROLLED → LEVEL, at the next resolution."""
@@ -303,7 +298,7 @@ class _Chunk:
             self._join(joined, self.solver.begin(nodes))
         for joined, nodes, steps in self.anew.admit(self.segments):
             new: Any = self.solver.begin(nodes)
-            new.steps = placed(steps, nodes)
+            hand_on(new, steps)
             self._join(joined, new)
 
     def _join(self, joined: np.ndarray, new: Any) -> None:
@@ -360,9 +355,9 @@ def solve_level(
     """
     watch = watch or Watch.of_none(len(state.nodes))
     try:
-        for reached in _steps(space, solver, state, tol, at_once, watch):
+        for reached, told in _steps(space, solver, state, tol, at_once, watch):
             state = reached
-            watch.see(state)
+            watch.see(state, told)
     except Exhausted:
         pass
     return state
@@ -375,20 +370,23 @@ def _steps(
     tol: float,
     at_once: Callable[[Tensor], int],
     watch: Watch,
-) -> Iterator[Any]:
-    """The states after each step, in the end none."""
+) -> Iterator[tuple[Any, Any]]:
+    """The states after each step, in the end none, and their statuses and steps on the host."""
     size = at_once(state.nodes)
+    told = numbers(state, "status", "steps")
     while True:
-        running = (on_host(state.status) == RUNNING) & (on_host(state.steps) < solver.max_steps)
-        running &= ~watch.gone
+        status, steps = told
+        running = (status == RUNNING) & (steps < solver.max_steps) & ~watch.gone
         active = running.nonzero()[0]
         if not len(active):
             return
         if len(active) == len(running) <= size:
             state = solver.step(space, state, tol)
-            yield state
+            told = numbers(state, "status", "steps")
+            yield state, told
             continue
         for first in range(0, len(active), size):
-            rows = placed(active[first : first + size], state.nodes)
-            state.update(rows, solver.step(space, state.select(rows), tol))
-            yield state
+            rows = active[first : first + size]
+            update(state, rows, solver.step(space, select(state, rows), tol))
+            told = numbers(state, "status", "steps")
+            yield state, told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from riemae.exceptions import OptionError, ShapeError
 from riemae.numerics.batch_invariance import apply_matrix
 from riemae.numerics.checks import expect_range
+from riemae.numerics.constants import constant
 from riemae.numerics.tolerances import tolerance
 
 
@@ -37,7 +37,7 @@ class Curve:
             ShapeError: With fewer than two nodes.
         """
         check_nodes("Curve.from_nodes", nodes)
-        matrix = torch.as_tensor(_slope_matrix(nodes.shape[-2])).to(nodes)
+        matrix = constant(_slope_matrix, (nodes.shape[-2],), nodes)
         return cls(nodes, apply_matrix(matrix, nodes))
 
     @classmethod
@@ -180,7 +180,7 @@ class Curve:
                 str(tuple(t.shape)),
                 "Evaluate one axis of times.",
             )
-        if t.numel() and not (t.min() >= 0 and t.max() <= 1):
+        if t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
             raise OptionError(
                 "Curve",
                 "times in [0, 1]",
@@ -241,7 +241,7 @@ def pieces(curve: Curve, u: tuple[float, ...], order: int) -> Tensor:  # -> (*b,
     """
     nodes = curve.nodes
     slopes = curve.slopes
-    basis = torch.as_tensor(_piece_basis(u, order, curve.segments)).to(nodes)
+    basis = constant(_piece_basis, (u, order, curve.segments), nodes)
     left = nodes[..., :-1, None, :]
     right = nodes[..., 1:, None, :]
     slope_left = slopes[..., :-1, None, :]
@@ -273,7 +273,6 @@ def _shares(count: int) -> tuple[float, ...]:
     return tuple(i / count for i in range(count))
 
 
-@lru_cache(maxsize=256)
 def _piece_basis(u: tuple[float, ...], order: int, n: int) -> np.ndarray:  # (k,) -> (4, k, 1)
     """The Hermite basis at times of a piece."""
     basis = hermite(torch.tensor(u, dtype=torch.float64), order, n)
@@ -300,11 +299,10 @@ def hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return left, slope_left, right, slope_right
 
 
-@lru_cache(maxsize=64)
 def _slope_matrix(count: int) -> np.ndarray:
     """Maps node values to the slopes of their not-a-knot spline, for :func:`apply_matrix`.
 
-    An array ``(count, count + r)``: a tensor would keep its mode.
+    An array ``(count, count + r)``.
     """
     # A third of a second to import: not before it is needed.
     from scipy.interpolate import CubicSpline

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from riemae.numerics.constants import constant
 from riemae.numerics.threads import jvp
 from riemae.solvers.linear import BlockTridiagonal
 
@@ -55,6 +55,15 @@ class Expansion:
         if self.correction is None:
             return None
         return self.gauss_newton + self.correction
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All numbers that a step works with."""
+        gn = self.gauss_newton
+        parts = (self.energy, self.gradient, gn.diagonal, gn.upper)
+        if self.correction is None:
+            return parts
+        return (*parts, self.correction.diagonal, self.correction.upper)
 
     def select(self, index: Tensor) -> Expansion:
         """The curves at ``index``."""
@@ -154,19 +163,17 @@ def bending(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n - 1, D)
     energy but for its second-order error.
     """
     n = x.shape[1] - 1
-    inner = _differences(n, 2, 7)[1:-1]
-    second = torch.as_tensor(inner).to(x)
+    second = constant(_differences, (n, 2, 7), x)[1:-1]
     return -2 * n * torch.einsum("ij,pjd->pid", second, x)
 
 
 def image_velocity(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n + 1, D)
     """``dx/dt`` at all nodes, to fourth order, exact where they lie evenly on a straight line."""
     n = x.shape[1] - 1
-    first = torch.as_tensor(_differences(n, 1, 5)).to(x)
+    first = constant(_differences, (n, 1, 5), x)
     return n * torch.einsum("ij,pjd->pid", first, x)
 
 
-@lru_cache(maxsize=64)
 def _differences(n: int, order: int, width: int) -> np.ndarray:  # -> (n + 1, n + 1)
     """Derivatives (times h to the order) at the nodes of an even grid.
 

@@ -83,8 +83,8 @@ class BlockTridiagonal:
         before = x[:, :-1]
         after = x[:, 1:]
         y = _times(self.diagonal, x)
-        y[:, :-1] += _times(self.upper, after)
-        y[:, 1:] += _times(self.upper.mT, before)
+        y[:, :-1].add_(_times(self.upper, after))
+        y[:, 1:].add_(_times(self.upper.mT, before))
         return y
 
     def dense(self) -> Tensor:

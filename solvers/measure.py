@@ -15,7 +15,7 @@ Differences of lengths alone deceive where two levels agree by accident. The thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from riemae.solvers.speeds import (
     speeds,
     speeds_of_chords,
 )
-from riemae.solvers.state import on_host
+from riemae.solvers.state import read
 
 # The ratio by which the length's error falls from one level to the next: h⁴ from the nodes. More is
 # believed only once three levels have shown it, and then by half.
@@ -52,6 +52,18 @@ _EXTRAPOLATION = 0.1
 _MARGIN = 1.1
 _WIDER = 3.0
 _UNRESOLVED = 1000.0
+# A curve whose speed exceeds the mean by more than this factor may hide a jump.
+_UNEVEN = 1.5
+_NUMBERS = (
+    "length",
+    "root_energy",
+    "wobble",
+    "grain",
+    "blur",
+    "mean",
+    "fastest",
+    "unevenness",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,9 @@ class Measure:
         wobble: Mean squared relative deviation of the speed from its mean.
         grain: What rounding makes of the length, absolute.
         blur: What rounding of points makes of the distance between two of them, absolute.
+        mean: Mean speed, by quadrature.
+        fastest: Largest speed.
+        unevenness: Largest relative deviation of the speed from its mean; 0 for a geodesic.
     """
 
     curve: Curve
@@ -77,6 +92,9 @@ class Measure:
     wobble: np.ndarray
     grain: np.ndarray
     blur: np.ndarray
+    mean: np.ndarray
+    fastest: np.ndarray
+    unevenness: np.ndarray
 
     @classmethod
     def of(cls, space: Space, curve: Curve) -> Measure:
@@ -95,51 +113,45 @@ class Measure:
             speed = seen[:, :-3]
             numbers = seen[:, -3:]
             weights = quadrature_weights(n, speed.shape[1] // n, curve.nodes)
-            root, inscribed, size = on_host(numbers).T
         else:
             speed, weights = speeds(space, curve)
-            if embedded is None:
-                seen = None
-            else:
-                seen = embedded(curve.nodes, _of_nodes)
-            if seen is None:
-                root = on_host(discrete_energy(space.squared_chords(curve.nodes)).sqrt())
-                inscribed = 0.0
-                first = curve.nodes[:, 0]
-                size = on_host(space.norm(first, first))
-            else:
-                root, inscribed, size = on_host(seen).T
-        length = (speed * weights).sum(-1)
-        deviation = speed / length[:, None] - 1
-        wobble = (deviation.square() * weights).sum(-1)
+            numbers = _numbers_of_nodes(space, curve.nodes)
+        told = read(numbers, *_statistics(speed, weights))
+        root, inscribed, size = told[0].T
+        mean, wobble, largest, fastest = told[1:]
         # Nothing through these points is shorter than the polygon through them: quadrature of an
         # unresolved curve may.
-        found = np.maximum(on_host(length), inscribed)
+        found = np.maximum(mean, inscribed)
         with np.errstate(all="ignore"):
             noise = known.eps * size * n
             blur = 4 * known.eps * size
             grain = known.length * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + blur * np.sqrt(4 * n)
+            unevenness = np.where(mean > 0, largest, mean * 0)
         return cls(
             curve=curve,
             speed=speed,
             weights=weights,
             length=found,
             root_energy=root,
-            wobble=on_host(wobble),
+            wobble=wobble,
             grain=grain,
             blur=blur,
+            mean=mean,
+            fastest=fastest,
+            unevenness=unevenness,
         )
+
+    @property
+    def may_hide_a_jump(self) -> np.ndarray:
+        """``(p,)`` bool: the speed is so uneven that something may lie between two nodes."""
+        return uneven(self.fastest, self.mean)
 
     def select(self, rows: np.ndarray, where: Tensor) -> Measure:
         """The curves at ``rows``, which are at ``where`` on the device."""
-        return Measure(
-            self.curve[where],
-            self.speed[where],
-            self.weights,
-            *(x[rows] for x in (self.length, self.root_energy, self.wobble, self.grain, self.blur)),
-        )
+        columns = {name: getattr(self, name)[rows] for name in _NUMBERS}
+        return replace(self, curve=self.curve[where], speed=self.speed[where], **columns)
 
     def put(self, rows: np.ndarray, where: Tensor, other: Measure) -> Measure:
         """These curves with others at ``rows``."""
@@ -149,18 +161,36 @@ class Measure:
         nodes[where] = other.curve.nodes
         slopes[where] = other.curve.slopes
         speed[where] = other.speed
-        columns = []
-        for mine, theirs in (
-            (self.length, other.length),
-            (self.root_energy, other.root_energy),
-            (self.wobble, other.wobble),
-            (self.grain, other.grain),
-            (self.blur, other.blur),
-        ):
-            column = mine.copy()
-            column[rows] = theirs
-            columns.append(column)
-        return Measure(Curve(nodes, slopes), speed, self.weights, *columns)
+        columns = {name: getattr(self, name).copy() for name in _NUMBERS}
+        for name, column in columns.items():
+            column[rows] = getattr(other, name)
+        return replace(self, curve=Curve(nodes, slopes), speed=speed, **columns)
+
+
+def uneven(fastest: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Which curves are so much faster somewhere than on the whole that they may hide a jump."""
+    return fastest > _UNEVEN * mean
+
+
+def _numbers_of_nodes(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, 3)
+    """As :func:`_of_nodes`; without images, nothing is known of the polygon."""
+    embedded = embedding_of(space)
+    if embedded is not None:
+        seen = embedded(nodes, _of_nodes)
+        if seen is not None:
+            return seen
+    root = discrete_energy(space.squared_chords(nodes)).sqrt()
+    first = nodes[:, 0]
+    size = space.norm(first, first)
+    return torch.stack([root, torch.zeros_like(root), size], 1)
+
+
+def _statistics(speed: Tensor, weights: Tensor) -> tuple[Tensor, ...]:  # (p, q), (q,)
+    """Mean speeds, the wobble, the largest relative deviation, and the largest speed."""
+    mean = (speed * weights).sum(-1)
+    deviation = speed / mean[:, None] - 1
+    wobble = (deviation.square() * weights).sum(-1)
+    return mean, wobble, deviation.abs().amax(-1), speed.amax(-1)
 
 
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)

@@ -9,12 +9,84 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
+from riemae.numerics.values import revealing
 from riemae.solvers.energy import Expansion
 from riemae.solvers.linear import BlockTridiagonal, Factorization
-from riemae.solvers.state import curves_at, on_host, placed
+from riemae.solvers.state import curves_at, on_host, placed, read
 
 _MOST_EIGENVECTORS = 768  # rows of a matrix whose eigenvalues are made positive
 _LEAST_CURVATURE = 0.02  # of Gauss-Newton's: bounds the step where the Hessian is nearly flat
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a step sees of an expansion of ``p`` curves, in one read.
+
+    Before anything is known, Hessians are taken for positive definite, as most of them are, and all
+    numbers for finite.
+
+    Attributes:
+        expansion: The expansion.
+        full: The Hessian as far as it is known.
+        factor: Its factorisation.
+        step: ``(p, n − 1, m)``, undamped, where it is positive definite.
+        decrement: ``(p,)``, ``gᵀ M⁻¹ g`` there.
+        promised: The same on the host.
+        energy: ``(p,)``, on the host.
+        noise: ``(p,)``, on the host.
+        definite: ``(p,)`` bool: the Hessian is positive definite.
+        singular: ``(p,)`` bool: the metric has been seen to be singular at a node.
+        finite: Whether all numbers of the expansion are, and even their sum.
+    """
+
+    expansion: Expansion
+    full: BlockTridiagonal
+    factor: Factorization
+    step: Tensor
+    decrement: Tensor
+    promised: np.ndarray
+    energy: np.ndarray
+    noise: np.ndarray
+    definite: np.ndarray
+    singular: np.ndarray
+    finite: bool
+
+    @classmethod
+    def at(cls, expansion: Expansion, unseen: np.ndarray) -> Look:
+        """Look at an expansion.
+
+        Args:
+            expansion: Of ``p`` curves.
+            unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be
+                looked at.
+        """
+        g = expansion.gradient
+        full = expansion.hessian or expansion.gauss_newton
+        factor = full.cholesky()
+        step = factor.solve(-g)
+        decrement = decrement_of(g, step)
+        asked = [decrement, expansion.energy, expansion.noise, factor.ok]
+        rows = unseen.nonzero()[0]
+        if len(rows):
+            (blocks,) = curves_at(rows, expansion.gauss_newton.diagonal)
+            asked.append(_rank_deficient(blocks))
+        total, promised, energy, noise, definite, *seen = read(revealing(*expansion.parts), *asked)
+        singular = np.zeros_like(unseen)
+        if len(rows):
+            (singular[rows],) = seen
+        return cls(
+            expansion=expansion,
+            full=full,
+            factor=factor,
+            step=step,
+            decrement=decrement,
+            promised=promised,
+            energy=energy,
+            noise=noise,
+            definite=definite,
+            singular=singular,
+            finite=bool(np.isfinite(total)),
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +106,7 @@ class QuadraticModel:
         gradient: g, ``(p, n − 1, m)``.
         step: ``(p, n − 1, m)``, undamped.
         decrement: ``(p,)``, ``gᵀ M⁻¹ g``.
+        promised: The same on the host.
         singular: ``(p,)`` bool: the metric is singular along the curve.
         indefinite: ``(p,)`` bool: the Hessian is known to have negative eigenvalues.
         index: ``(p,)``, how many; −1 where unknown.
@@ -49,6 +122,7 @@ class QuadraticModel:
     gradient: Tensor
     step: Tensor
     decrement: Tensor
+    promised: np.ndarray
     singular: np.ndarray
     indefinite: np.ndarray
     index: np.ndarray
@@ -56,68 +130,75 @@ class QuadraticModel:
     absolute: Tensor
 
     @classmethod
-    def of(
-        cls, expansion: Expansion, reused: np.ndarray, fresh: np.ndarray, unseen: np.ndarray
-    ) -> QuadraticModel:
+    def of(cls, look: Look, reused: np.ndarray, fresh: np.ndarray) -> QuadraticModel:
         """The model about an expansion.
 
         Args:
-            expansion: Of ``p`` curves.
+            look: At the expansion of ``p`` curves, whose numbers are finite.
             reused: ``(p,)`` bool: its matrix comes from elsewhere on the way.
             fresh: ``(p,)`` bool: it holds second derivatives of the present nodes.
-            unseen: ``(p,)`` bool: whether the metric may be singular along the curve is yet to be
-                looked at.
         """
-        gn = expansion.gauss_newton
-        g = expansion.gradient
-        correction = expansion.correction
-        singular = _seen_singular(gn, unseen)
-        full = gn
-        if correction is not None:
-            full = gn + correction
-        matrix = full
-        factor = full.cholesky()
-        definite = on_host(factor.ok)
-        index = np.where((reused | fresh) & definite, 0, -1)
-        ok = definite
-        if not definite.all():
-            # What was kept from elsewhere proves nothing about the index: only fresh second
-            # derivatives do.
-            doubtful = ~definite & fresh & ~singular
-            rest = doubtful.nonzero()[0]
-            those = full.select(placed(rest, g))
-            index[rest] = on_host(those.negative_eigenvalues())
-            matrix = full.where(factor.ok, gn)
-            factor = matrix.cholesky()
-            ok = on_host(factor.ok)
-        indefinite = index > 0
-        place, absolute = _made_positive(full, gn, indefinite)
-        step = factor.solve(-g)
-        if not ok.all():
-            sound = factor.ok[:, None, None]
-            step = torch.where(sound, step, 0.0)
+        gn = look.expansion.gauss_newton
+        g = look.expansion.gradient
+        correction = look.expansion.correction
         if correction is None:
             correction = gn.scaled(0.0)
+        definite = look.definite
+        index = np.where((reused | fresh) & definite, 0, -1)
         model = cls(
-            full=full,
-            matrix=matrix,
-            factor=factor,
+            full=look.full,
+            matrix=look.full,
+            factor=look.factor,
             gauss_newton=gn,
             correction=correction,
             gradient=g,
-            step=step,
-            decrement=decrement_of(g, step),
+            step=look.step,
+            decrement=look.decrement,
+            promised=look.promised,
             # What was interpolated proves nothing about the metric.
-            singular=singular | ~(ok | reused),
-            indefinite=indefinite,
+            singular=look.singular | ~(definite | reused),
+            indefinite=index > 0,
             index=index,
+            place=np.full(len(index), -1),
+            absolute=g.new_empty(0, 0, 0),
+        )
+        if definite.all():
+            return model
+        # What was kept from elsewhere proves nothing about the index: only fresh second derivatives
+        # do.
+        doubtful = ~definite & fresh & ~look.singular
+        return model._rescued(look, doubtful, reused)
+
+    def _rescued(self, look: Look, doubtful: np.ndarray, reused: np.ndarray) -> QuadraticModel:
+        """The model where Hessians are not positive definite; those ``doubtful`` are indefinite."""
+        g = self.gradient
+        index = self.index
+        rest = doubtful.nonzero()[0]
+        those = self.full.select(placed(rest, g))
+        index[rest] = on_host(those.negative_eigenvalues())
+        indefinite = index > 0
+        matrix = self.full.where(self.factor.ok, self.gauss_newton)
+        factor = matrix.cholesky()
+        place, absolute = _made_positive(self.full, self.gauss_newton, indefinite)
+        step = torch.where(factor.ok[:, None, None], factor.solve(-g), 0.0)
+        decrement = decrement_of(g, step)
+        ok, promised = read(factor.ok, decrement)
+        model = replace(
+            self,
+            matrix=matrix,
+            factor=factor,
+            step=step,
+            decrement=decrement,
+            promised=promised,
+            singular=look.singular | ~(ok | reused),
+            indefinite=indefinite,
             place=place,
             absolute=absolute,
         )
         if not len(absolute):
             return model
         step, decrement = model.solve(np.zeros(len(index)))
-        return replace(model, step=step, decrement=decrement)
+        return replace(model, step=step, decrement=decrement, promised=on_host(decrement))
 
     def newton(self, gradient: Tensor, rows: np.ndarray) -> Tensor:
         """Undamped steps from other gradients of the curves at ``rows``."""
@@ -257,16 +338,6 @@ def _absolute(
     wide = root @ vectors
     sizes = values.abs().clamp(min=_LEAST_CURVATURE)
     return wide @ (sizes[..., None] * wide.mT)
-
-
-def _seen_singular(gauss_newton: BlockTridiagonal, unseen: np.ndarray) -> np.ndarray:
-    """Which curves have a singular metric at a node, of those that are yet to be looked at."""
-    singular = np.zeros_like(unseen)
-    if unseen.any():
-        rows = unseen.nonzero()[0]
-        (blocks,) = curves_at(rows, gauss_newton.diagonal)
-        singular[rows] = on_host(_rank_deficient(blocks))
-    return singular
 
 
 def _rank_deficient(blocks: Tensor) -> Tensor:  # (p, n, m, m) -> (p,)

@@ -16,7 +16,7 @@ from riemae.solvers.result import Status
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 from riemae.solvers.speeds import speeds
-from riemae.solvers.state import on_host, placed
+from riemae.solvers.state import on_host, placed, read
 
 # Points of a straight line that is kept, where its speed is looked at.
 _LOOKS = 24
@@ -56,7 +56,7 @@ def keep_near(
     start = queue.start.nodes
     those = placed(near.nonzero()[0], start)
     nodes = start[those]
-    ends = nodes[:, [0, -1]]
+    ends = nodes[:, :: nodes.shape[1] - 1]
     # One segment: differences of nodes in between would be rounding.
     curve = Curve.line(ends[:, 0], ends[:, 1])
     speed, weights = speeds(space, curve)
@@ -117,6 +117,5 @@ def _measured(
     velocities = velocity.repeat_interleave(_LOOKS, 0)
     looks = space.norm(points, velocities)
     looked = looks.view(-1, _LOOKS).mean(-1)
-    length = on_host(long)
-    excess = on_host((turn / long).square() / 24)
-    return length, excess, np.abs(on_host(looked) - length)
+    length, excess, many = read(long, (turn / long).square() / 24, looked)
+    return length, excess, np.abs(many - length)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.tolerances import tolerance
-from riemae.numerics.values import evidently_finite
+from riemae.numerics.values import revealing
 from riemae.solvers.budget import bare
 from riemae.solvers.curve import Curve
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.space import Space
-from riemae.solvers.state import RUNNING, on_host, placed
+from riemae.solvers.state import RUNNING, on_host, placed, read
 
 
 @dataclass
@@ -125,30 +125,38 @@ class Outcome:
         )
 
 
-def started(start: Curve) -> Outcome:
-    """The outcome before anything is solved.
+def started(start: Curve, bound: Tensor | None) -> tuple[Outcome, np.ndarray]:
+    """The outcome before anything is solved, and lower bounds of the lengths, NaN where unknown.
 
     Pairs with invalid points, with NaN in their start curve, or of one point only, are done.
+
+    Args:
+        start: The start curves ``(p,)``.
+        bound: ``(p,)``, lower bounds; None where the space knows none.
     """
     nodes = start.nodes
     out = Outcome.unknown(len(nodes))
-    if not evidently_finite(nodes):
+    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves
+    # them.
+    returns = (nodes[:, 0] == nodes[:, -1]).all(-1)
+    known = [] if bound is None else [bound]
+    total, closes, *bounds = read(revealing(nodes), returns, *known)
+    least = np.full(len(nodes), np.nan)
+    for told in bounds:
+        least = told.astype(np.float64)
+    if not np.isfinite(total):
         finite = on_host(nodes.isfinite().all(-1))
         out.status[~finite.all(-1)] = Status.NON_FINITE
         ends_finite = finite[:, 0] & finite[:, -1]
         out.status[~ends_finite] = Status.INVALID_POINT
-    # Equal end points may ask for a closed geodesic, but not with a start curve that never leaves
-    # them.
-    returns = (nodes[:, 0] == nodes[:, -1]).all(-1)
-    closed = on_host(returns).nonzero()[0]
+    closed = closes.nonzero()[0]
     if len(closed):
         part = nodes[placed(closed, nodes)]
         way = part - part[:, :1]
-        span = on_host(way.abs().amax((1, 2)))
-        size = on_host(part.abs().amax((1, 2)))
+        span, size = read(way.abs().amax((1, 2)), part.abs().amax((1, 2)))
         rounding = 16 * tolerance(nodes.dtype).eps * size
         still = closed[span <= rounding]
-        for known in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
-            known[still] = 0
+        for column in (out.length, out.error, out.decrement, out.speed_deviation, out.index):
+            column[still] = 0
         out.status[still] = Status.CONVERGED
-    return out
+    return out, least

@@ -16,6 +16,7 @@ from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.memory import total_memory, within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
+from riemae.numerics.values import evidently_finite
 from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
@@ -30,6 +31,7 @@ from riemae.solvers.safeguard import exchanged, not_longer
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
+from riemae.solvers.state import placed, read
 
 _STARTS_WITH_GRAPH = 4
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
@@ -223,10 +225,13 @@ def _fits(space: Space, z: Tensor, m: int) -> bool:  # (*b, m)
     may be a sixteenth of the memory there is in all. It does not depend on what is free.
     """
     flat = z.detach().reshape(-1, z.shape[-1])
-    flat = flat[flat.isfinite().all(-1)]
-    if not len(flat):
+    first = flat[:1]
+    if not evidently_finite(first):
+        finite = flat.isfinite().all(-1)
+        first = flat[finite][:1]
+    if not len(first):
         return True
-    numbers = width_of(space, flat[:1]) * (1 + 2 * m)
+    numbers = width_of(space, first) * (1 + 2 * m)
     wanted = _POINTS_OF_A_CURVE * numbers * z.element_size()
     return wanted <= total_memory(z.device) // _SHARE_OF_A_CURVE
 
@@ -264,29 +269,34 @@ def _solve(
     result, lengths = _solve_all(
         space=space, solver=solver, start=start, rtol=rtol, progress=progress
     )
-    if resort is not None:
-        result = _resorted(space, resort, start, rtol, result)
+    told = read(result.status, result.index, result.length)
+    singular = (told[0] == Status.SINGULAR).nonzero()[0]
+    if resort is not None and len(singular):
+        result = _resorted(space, resort, start, rtol, result, placed(singular, start.nodes))
+        told = read(result.status, result.index, result.length)
     finer = start.segments > solver.segments
     if finer:
         again = partial(_again, space, solver, rtol)
     else:
         again = None
     return not_longer(
-        space=space, start=start, lengths=lengths, result=result, rtol=rtol, again=again
+        space=space, start=start, lengths=lengths, result=result, told=told, rtol=rtol, again=again
     )
 
 
 def _resorted(
-    space: Space, resort: NewtonCG, start: Curve, rtol: float, result: GeodesicResult
+    space: Space,
+    resort: NewtonCG,
+    start: Curve,
+    rtol: float,
+    result: GeodesicResult,
+    singular: Tensor,
 ) -> GeodesicResult:
     """The result with pairs along which the metric is singular solved by another solver.
 
     Warns:
         FallbackWarning: When that solves some of them.
     """
-    singular = (result.status == Status.SINGULAR).nonzero().flatten()
-    if not len(singular):
-        return result
     again = _across_null_directions(space, resort, start[singular], rtol)
     solved = again.converged
     if bool(solved.any()):

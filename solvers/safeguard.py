@@ -15,7 +15,7 @@ from riemae.solvers.hooks import precision_of
 from riemae.solvers.measure import Measure
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.space import Space
-from riemae.solvers.state import on_host, placed
+from riemae.solvers.state import on_host, placed, read
 
 # Solves start curves ``(q,)`` at their own resolution.
 Again = Callable[[Curve], GeodesicResult]
@@ -43,6 +43,7 @@ def not_longer(
     start: Curve,
     lengths: np.ndarray,
     result: GeodesicResult,
+    told: tuple[np.ndarray, ...],
     rtol: float,
     again: Again | None,
 ) -> GeodesicResult:
@@ -57,11 +58,15 @@ def not_longer(
         lengths: Lengths of their polygons, which are shorter than the curves; NaN where
             unknown.
         result: What came of them.
+        told: Its statuses, indices and lengths, on the host.
         rtol: The accuracy.
         again: Solves start curves at their own resolution; None where that has been done.
     """
     slack = 16 * precision_of(space, start.nodes.dtype).length
-    longer = _longer(space, start, lengths, result, slack)
+    suspects = _suspects(lengths, told, slack)
+    if not len(suspects):
+        return result
+    longer = _longer(space, start, result, suspects, slack)
     if longer is None:
         return result
     own = longer.own
@@ -70,21 +75,24 @@ def not_longer(
     if len(far) and again is not None:
         those = placed(far, longer.rows)
         anew = again(longer.start[those])
-        better = (anew.length < found.length[those]).nonzero().flatten()
+        better = placed(on_host(anew.length < found.length[those]).nonzero()[0], those)
         found = exchanged(found, those[better], anew[better])
     found = _capped(replace(longer, found=found), slack, rtol)
     return exchanged(result, longer.rows, found)
 
 
-def _longer(
-    space: Space, start: Curve, lengths: np.ndarray, result: GeodesicResult, slack: float
-) -> _Longer | None:
-    """Which results are longer than their start: first by polygons, then by the curves."""
+def _suspects(lengths: np.ndarray, told: tuple[np.ndarray, ...], slack: float) -> np.ndarray:
+    """Which results are longer than the polygons of their start curves."""
+    status, index, length = told
     # A geodesic that does not minimise may be longer than a curve near it. False for NaN.
-    saddle = on_host(result.converged & (result.index > 0))
-    suspects = ((on_host(result.length) > (1 + slack) * lengths) & ~saddle).nonzero()[0]
-    if not len(suspects):
-        return None
+    saddle = (status == Status.CONVERGED) & (index > 0)
+    return ((length > (1 + slack) * lengths) & ~saddle).nonzero()[0]
+
+
+def _longer(
+    space: Space, start: Curve, result: GeodesicResult, suspects: np.ndarray, slack: float
+) -> _Longer | None:
+    """Which of the suspects are longer than their start curves themselves."""
     rows = placed(suspects, start.nodes)
     part = start[rows]
     found = result[rows]
@@ -107,17 +115,18 @@ def _capped(longer: _Longer, slack: float, rtol: float) -> GeodesicResult:
     own = longer.own
     found = longer.found
     rows = longer.rows
-    excess = on_host(found.length) - own.length
+    length, bar, code = read(found.length, found.error, found.status)
+    excess = length - own.length
     failed = excess > slack * own.length
     if not failed.any():
         return found
     allowed = rtol * own.length
-    error = np.maximum(on_host(found.error), excess)
-    converged = on_host(found.converged) & (excess <= allowed)
+    error = np.maximum(bar, excess)
+    converged = (code == Status.CONVERGED) & (excess <= allowed)
     # What holds the longer one's length to rtol holds the shorter one's, too: its error is less by
     # the excess.
     error = np.where(converged, np.minimum(error, allowed), error)
-    cut_short = on_host(found.status) == Status.BUDGET
+    cut_short = code == Status.BUDGET
     failure = np.where(cut_short, int(Status.BUDGET), int(Status.STALLED))
     status = np.where(converged, int(Status.CONVERGED), failure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class HasUnrolls(Protocol):
 class Refinable(Protocol):
     """A state that takes to the next resolution what the coarser one has taught."""
 
-    def refined(self, nodes: Tensor, moved: Tensor) -> Any:  # (p, 2 n + 1, m), (p,) bool
+    def refined(self, nodes: Tensor, moved: np.ndarray) -> Any:  # (p, 2 n + 1, m), (p,) bool
         """The state about finer nodes; those of curves ``moved`` were placed anew."""
         ...
 
@@ -102,7 +103,7 @@ def unrolls(solver: Solver) -> bool:
     return offers(solver, HasUnrolls) and solver.unrolls
 
 
-def refined(solver: Solver, state: Any, nodes: Tensor, moved: Tensor) -> Any:
+def refined(solver: Solver, state: Any, nodes: Tensor, moved: np.ndarray) -> Any:
     """The state about finer nodes; by default a new one."""
     if offers(state, Refinable):
         return state.refined(nodes, moved)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError
+from riemae.numerics.constants import constant
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.curve import Curve, check_nodes, nodes_of, pieces, subdivided
 from riemae.solvers.space import HasSpace, Space, space_of
@@ -127,15 +128,12 @@ def quadrature_weights(n: int, points: int, like: Tensor) -> Tensor:  # -> (n po
 
     They sum to 1. Not to be written to.
     """
-    return _quadrature_weights(n, points, like.dtype, like.device)
+    return constant(_quadrature_weights, (n, points), like)
 
 
-@lru_cache(maxsize=64)
-def _quadrature_weights(n: int, points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _quadrature_weights(n: int, points: int) -> np.ndarray:  # -> (n points,)
     _, weights = _gauss_legendre(points)
-    every = np.tile(weights / (2 * n), n)
-    with torch.inference_mode(False):  # what is kept must do for later calls outside of it
-        return torch.as_tensor(every).to(device, dtype)
+    return np.tile(weights / (2 * n), n)
 
 
 def sampled_points(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)

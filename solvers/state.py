@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 RUNNING = -1  # in addition to the codes of Status
 
 N = TypeVar("N", Tensor, np.ndarray)
+
+# Devices whose memory is the host's: a number there is read without waiting.
+_ON_HOST = frozenset({"cpu"})
 
 # What a curve's steps are decided by, on the host, where decisions are made: they are many and
 # small, and would take longer to launch on a device, or through torch's dispatcher, than to carry
@@ -90,14 +94,17 @@ class PathState:
         """``(p,)``, steps taken at this resolution and at coarser ones."""
         return self._column("steps")
 
-    @steps.setter
-    def steps(self, steps: Tensor) -> None:
-        self.book["steps"] = on_host(steps)
+    def entries(self, *names: str) -> tuple[np.ndarray, ...]:
+        """Columns of the book, decrements as rounded as those of a tensor."""
+        columns = {name: self.book[name].copy() for name in names}
+        if "decrement" in columns:
+            columns["decrement"] = columns["decrement"].astype(_numpy_dtype(self.nodes.dtype))
+        return tuple(columns.values())
 
     def _column(self, name: str) -> Tensor:
         return placed(self.book[name].copy(), self.nodes)
 
-    def refined(self, nodes: Tensor, moved: Tensor) -> PathState:
+    def refined(self, nodes: Tensor, moved: np.ndarray) -> PathState:
         """A state about the same curves on twice as many segments.
 
         Args:
@@ -115,7 +122,7 @@ class PathState:
         new["scalable"] = old["scalable"]
         new["first"] = False
         usable = old["scalable"] & ~old["stale"] & ~old["kept"]
-        new["known"] = old["known"] & usable & ~on_host(moved)
+        new["known"] = old["known"] & usable & ~moved
         return fine
 
     @classmethod
@@ -127,30 +134,97 @@ class PathState:
         book = np.concatenate([part.book for part in parts])
         return cls(book, *tensors)
 
-    def select(self, index: Tensor) -> PathState:
-        """The curves at ``index``."""
-        book = self.book[on_host(index)]
-        return PathState(book, *(x[index] for x in self._tensors()))
+    def select(self, rows: np.ndarray) -> PathState:
+        """The curves at ``rows``."""
+        where = placed(rows, self.nodes)
+        return PathState(self.book[rows], *(x[where] for x in self._tensors()))
 
-    def update(self, index: Tensor, other: PathState) -> None:
-        """Write ``other`` back to the curves at ``index``."""
+    def update(self, rows: np.ndarray, other: PathState) -> None:
+        """Write ``other`` back to the curves at ``rows``."""
+        where = placed(rows, self.nodes)
         pairs = zip(self._tensors(), other._tensors(), strict=True)
         for mine, theirs in pairs:
-            mine[index] = theirs
-        self.book[on_host(index)] = other.book
+            mine[where] = theirs
+        self.book[rows] = other.book
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.nodes, self.tangents, self.crossings, self.diagonal, self.upper
 
 
+def numbers(state: Any, *names: str) -> tuple[np.ndarray, ...]:
+    """Fields of any solver's state with one entry per curve, as arrays.
+
+    In one read, or in none where the state keeps them on the host.
+    """
+    if isinstance(state, PathState):
+        return state.entries(*names)
+    return read(*(getattr(state, name) for name in names))
+
+
+def select(state: Any, rows: np.ndarray) -> Any:
+    """The curves of any solver's state at ``rows``."""
+    if isinstance(state, PathState):
+        return state.select(rows)
+    return state.select(placed(rows, state.nodes))
+
+
+def update(state: Any, rows: np.ndarray, other: Any) -> None:
+    """Write ``other`` back to the curves of any solver's state at ``rows``."""
+    if isinstance(state, PathState):
+        state.update(rows, other)
+    else:
+        state.update(placed(rows, state.nodes), other)
+
+
+def hand_on(state: Any, steps: np.ndarray) -> None:
+    """Tell any solver's state how many steps its curves have taken at coarser levels."""
+    if isinstance(state, PathState):
+        state.book["steps"] = steps
+    else:
+        state.steps = placed(steps, state.nodes)
+
+
 def on_host(x: Tensor) -> np.ndarray:
     """A tensor as an array, not to be written to."""
-    return x.detach().cpu().numpy()
+    if x.requires_grad:
+        x = x.detach()
+    return x.cpu().numpy()
+
+
+def read(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """Several tensors of one device as arrays, not to be written to.
+
+    Elsewhere than on a CPU the host waits for a number until the device has done all that was
+    asked for: they come in one transfer, as bytes, and so with the same bits.
+    """
+    if tensors[0].device.type in _ON_HOST:
+        return tuple(map(on_host, tensors))
+    raw = [_bytes(x) for x in tensors]
+    ends = np.cumsum([len(x) for x in raw])
+    parts = np.split(on_host(torch.cat(raw)), ends[:-1])
+    found = zip(tensors, parts, strict=True)
+    return tuple(part.view(_numpy_dtype(x.dtype)).reshape(x.shape) for x, part in found)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    flat = x.detach().reshape(-1)
+    if flat.stride(0) != 1:  # such as one number out of a row
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
+
+
+@lru_cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def placed(x: np.ndarray, like: Tensor) -> Tensor:
     """An array where a tensor is."""
-    return torch.from_numpy(x).to(like.device)
+    found = torch.from_numpy(x)
+    if like.is_cpu:
+        return found
+    # Memory that is not pinned has been taken in when the call returns.
+    return found.to(like.device, non_blocking=like.is_cuda)
 
 
 def curves_at(rows: np.ndarray, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,7 +247,7 @@ def put(whole: Tensor, rows: np.ndarray, part: Tensor) -> Tensor:
 def moved(nodes: Tensor, step: Tensor) -> Tensor:  # (p, n + 1, m), (p, n - 1, m)
     """Nodes after a step of the interior ones."""
     nodes = nodes.clone()
-    nodes[:, 1:-1] += step
+    nodes[:, 1:-1].add_(step)
     return nodes
 
 

@@ -30,7 +30,7 @@ from riemae.solvers.methods.lbfgs import LBFGS
 from riemae.solvers.methods.spline import spline_basis
 from riemae.solvers.queue import even
 from riemae.solvers.space import Space
-from riemae.solvers.state import placed
+from riemae.solvers.state import placed, read
 
 # A curve has jumped when its nodes show less than this share of its length.
 _SHOWN = 0.8
@@ -95,8 +95,12 @@ def unrolled(
     rows = np.arange(len(start.nodes))
     measure = Measure.of(space, start)
     while True:
-        nodes, _ = even(
-            curve=measure.curve, speed=measure.speed, weights=measure.weights, segments=segments
+        nodes = even(
+            curve=measure.curve,
+            speed=measure.speed,
+            weights=measure.weights,
+            segments=segments,
+            wanted=measure.may_hide_a_jump,
         )
         nodes = _descended(space, nodes)
         measure = Measure.of(space, Curve.from_nodes(nodes))
@@ -135,10 +139,11 @@ def _descended(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n
             every = torch.arange(len(x), device=x.device)
             moved = frame.nodes(x, every)
             reached = discrete_energy(space.squared_chords(moved))
-            better = reached < energy  # False for NaN
+            lower = reached < energy  # False for NaN
+            far = energy - reached > 2 * _ENOUGH * energy
+            better, on = (placed(x.nonzero()[0], nodes) for x in read(lower, far))
             nodes[active[better]] = moved[better]
-            on = energy - reached > 2 * _ENOUGH * energy
-            if not bool(on.any()):
+            if not len(on):
                 break
             active, x, memory, scalars = (y[on] for y in (active, x, memory, scalars))
             frame = frame.select(on)

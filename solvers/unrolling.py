@@ -13,7 +13,7 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.measure import Measure
 from riemae.solvers.solver import Solver, unrolls
 from riemae.solvers.space import Space
-from riemae.solvers.state import RUNNING, on_host, placed
+from riemae.solvers.state import RUNNING, numbers, placed
 from riemae.solvers.unroll import first_resolution, jumped, unrolled
 
 # A curve that has not ended after so many steps at one resolution is looked at, and again after
@@ -51,14 +51,19 @@ class Watch:
         none = np.zeros(count, dtype=np.int64)
         return cls(None, unknown, nothing, 0, none + _PATIENCE, none)
 
-    def see(self, state: Any) -> None:
-        """Look at curves that take long."""
+    def see(self, state: Any, told: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        """Look at curves that take long.
+
+        Args:
+            state: Of all curves.
+            told: ``(q,)``, their statuses and steps, where these have been read.
+        """
         if self.beat is not None:
             self.beat()
         if self.space is None or not (self.start > 0).any():
             return
-        steps = on_host(state.steps)
-        running = (on_host(state.status) == RUNNING) & ~self.gone
+        status, steps = told or numbers(state, "status", "steps")
+        running = (status == RUNNING) & ~self.gone
         taken = steps - self.before
         late = (taken >= self.looks) & (steps < self.allowed)
         due = (running & late & (self.start > 0)).nonzero()[0]

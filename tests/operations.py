@@ -10,6 +10,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Operations whose result decides on the processor what happens next, or how large it is.
 _READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"}
 _READING = {Tensor.tolist, Tensor.numpy}
+_INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+# Operations that only name a part of memory, or take it: nothing is launched for them.
+_NAMING = {
+    f"aten::{name}"
+    for name in (
+        "_reshape_alias",
+        "_unsafe_view",
+        "alias",
+        "as_strided",
+        "detach",
+        "diagonal",
+        "empty",
+        "empty_like",
+        "expand",
+        "lift_fresh",
+        "new_empty",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unbind",
+        "unfold",
+        "unsqueeze",
+        "view",
+    )
+}
 
 
 class _Operations(TorchDispatchMode):
@@ -20,8 +50,16 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         self.counts["operations"] += 1
+        self.counts["launches"] += name not in _NAMING
         self.counts["reads"] += name in _READS
+        if name in _INDEXING:
+            self.counts["reads"] += _masks(args[1])
         return func(*args, **(kwargs or {}))
+
+
+def _masks(indices):
+    """How many of them are masks, whose places have to be counted before memory is taken."""
+    return sum(i is not None and i.dtype == torch.bool for i in indices)
 
 
 class _Calls(TorchFunctionMode):
@@ -37,8 +75,8 @@ class _Calls(TorchFunctionMode):
 
 
 def counted(call):
-    """Operations and reads of a call, as a Counter."""
-    counts = Counter(operations=0, reads=0)
+    """Operations, those of them that launch something, and reads of a call, as a Counter."""
+    counts = Counter(operations=0, launches=0, reads=0)
     with _Calls(counts), _Operations(counts):
         call()
     return counts
@@ -46,6 +84,8 @@ def counted(call):
 
 def test_of_the_counter():  # collected nowhere: called by the tests that use it
     x = torch.ones(3)
-    assert counted(lambda: x + x) == Counter(operations=1, reads=0)
+    assert counted(lambda: x + x) == Counter(operations=1, launches=1, reads=0)
+    assert counted(lambda: x[1:]) == Counter(operations=1, launches=0, reads=0)
+    assert counted(lambda: x[x > 0])["reads"] == 1
     assert counted(lambda: (x[0].item(), x.nonzero(), bool((x > 0).all())))["reads"] == 3
     assert counted(x.tolist)["reads"] == 1

@@ -20,6 +20,7 @@ from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
 from riemae.geometry.variation import laid_out, positive_part, remaining_part
 from riemae.numerics.batch_invariance import aligned
+from riemae.numerics.deferral import left_to_the_caller
 from riemae.numerics.metric import safe_sqrt
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import (
@@ -294,11 +295,13 @@ class PathMetric(Composition):
             return chord_force(steps).flatten(0, 1)
 
         form = None
-        if second_order:
-            x, j, form = self.batch_invariant.expansion(interior, force)
-            form = form.view(p, count - 2, m, m)
-        else:
-            x, j = self.batch_invariant.value_and_jacobian(interior)
+        # Where the map has no value, the energy has none either: solvers look at that.
+        with left_to_the_caller():
+            if second_order:
+                x, j, form = self.batch_invariant.expansion(interior, force)
+                form = form.view(p, count - 2, m, m)
+            else:
+                x, j = self.batch_invariant.value_and_jacobian(interior)
         # In one layout for any number of curves, each Jacobian aligned alike: products must have
         # the same bits.
         along = j.unflatten(0, (p, -1))

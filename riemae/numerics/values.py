@@ -34,16 +34,19 @@ def own(x: Tensor) -> Tensor:
     return x
 
 
+def revealing(*tensors: Tensor) -> Tensor:  # -> ()
+    """The sum of all numbers, in which NaN and infinity would show; a sum may overflow as well."""
+    sums = [(x.detach() if x.requires_grad else x).sum() for x in tensors]
+    return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+
+
 def evidently_finite(*tensors: Tensor) -> bool:
     """Whether the sum is finite: NaN and infinity would show in it.
 
     It costs a fifth of looking at every number. False means nothing: a sum may overflow, and some
     tensors cannot be looked at. True where the check is noted: :mod:`riemae.numerics.deferral`.
     """
-    sums = [x.detach().sum() for x in tensors]
-    total = sums[0]
-    if len(sums) > 1:
-        total = torch.stack(sums).sum()
+    total = revealing(*tensors)
     if total.is_meta:
         return False
     if noted_as_finite(total):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.numerics.values import evidently_finite
 from riemae.solvers.energy import Expansion
 from riemae.solvers.hooks import energy_and_gradient
 from riemae.solvers.linear import BlockTridiagonal
+from riemae.solvers.model import Look
 from riemae.solvers.space import Space
 from riemae.solvers.state import PathState, on_host, placed
 
@@ -29,10 +29,11 @@ def expand(space: Space, state: PathState, carried: np.ndarray, fresh: np.ndarra
     for rows, look in looks:
         if rows.all():
             return look(space, state)
-    groups = [(placed(rows.nonzero()[0], state.nodes), look) for rows, look in looks]
+    groups = [(rows.nonzero()[0], look) for rows, look in looks]
     parts = [look(space, state.select(rows)) for rows, look in groups if len(rows)]
-    order = torch.cat([rows for rows, _ in groups]).argsort()
-    return Expansion.cat([_completed(part) for part in parts]).select(order)
+    order = np.concatenate([rows for rows, _ in groups]).argsort()
+    whole = Expansion.cat([_completed(part) for part in parts])
+    return whole.select(placed(order, state.nodes))
 
 
 def _full(space: Space, state: PathState) -> Expansion:
@@ -64,24 +65,27 @@ def _completed(expansion: Expansion) -> Expansion:
     return replace(expansion, correction=expansion.gauss_newton.scaled(0.0))
 
 
-def sound(expansion: Expansion) -> tuple[Expansion, np.ndarray]:
+def sound(expansion: Expansion, unseen: np.ndarray) -> tuple[Look, np.ndarray]:
     """Curves with NaN or infinity get harmless numbers, so that the others can go on.
 
+    Args:
+        expansion: Of ``p`` curves.
+        unseen: As in :meth:`Look.at`.
+
     Returns:
-        The expansion, and which curves ``(p,)`` are finite.
+        A look at the expansion, and which curves ``(p,)`` are finite.
     """
-    gn = expansion.gauss_newton
-    correction = expansion.correction or gn
-    parts = (expansion.gradient, gn.diagonal, gn.upper, correction.diagonal, correction.upper)
-    if evidently_finite(expansion.energy, *parts):
-        return expansion, np.ones(len(expansion.energy), dtype=bool)
-    finite = expansion.energy.isfinite()
+    look = Look.at(expansion, unseen)
+    if look.finite:
+        return look, np.ones(len(unseen), dtype=bool)
+    energy, *parts = expansion.parts
+    finite = energy.isfinite()
     for part in parts:
         finite = finite & part.flatten(1).isfinite().all(1)
     found = on_host(finite)
     if found.all():
-        return expansion, found
-    return _harmless(expansion, finite), found
+        return look, found
+    return Look.at(_harmless(expansion, finite), unseen), found
 
 
 def _harmless(expansion: Expansion, finite: Tensor) -> Expansion:

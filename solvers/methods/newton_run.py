@@ -27,13 +27,12 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.tolerances import Tolerance
-from riemae.solvers.energy import Expansion
 from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.methods.newton_limits import LIMITS
-from riemae.solvers.model import QuadraticModel, Secants
+from riemae.solvers.model import Look, QuadraticModel, Secants
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
-from riemae.solvers.state import curves_at, flags, masked, moved, on_host, put, relative_length
+from riemae.solvers.state import curves_at, flags, masked, moved, put, read, relative_length
 
 
 class Outcome:
@@ -147,21 +146,21 @@ class Run:
     def __call__(
         self,
         rows: np.ndarray,
-        expansion: Expansion,
+        look: Look,
         model: QuadraticModel,
         carried: np.ndarray,
         informed: np.ndarray,
     ) -> None:
         """Run the curves at ``rows`` as long as they converge fast."""
-        at, step, slope = curves_at(rows, self.nodes, model.step, expansion.gradient)
+        at, step, slope = curves_at(rows, self.nodes, model.step, model.gradient)
         curves = _Curves(
             rows=rows,
             nodes=at,
             step=step,
             slope=slope,
-            energy=on_host(expansion.energy)[rows],
-            noise=on_host(expansion.noise)[rows],
-            promised=on_host(model.decrement)[rows],
+            energy=look.energy[rows],
+            noise=look.noise[rows],
+            promised=model.promised[rows],
             entry=self.book[rows],
             carried=carried[rows],
             informed=informed[rows],
@@ -186,7 +185,7 @@ class Run:
         value, gradient = energy_and_gradient(self.space, nodes)
         curvature = secants.add(curves.step, gradient - curves.slope)
         ahead, decrement = secants.newton(gradient)
-        energy, bend, left = map(on_host, (value, curvature, decrement))
+        energy, bend, left = read(value, curvature, decrement)
         lower = curves.energy - energy >= LIMITS.enough * curves.promised - curves.noise
         curves.stiff |= bend < LIMITS.stiff * curves.promised
         relative = relative_length(left, energy)

@@ -13,7 +13,7 @@ from riemae.solvers.energy import Expansion, discrete_energy
 from riemae.solvers.methods.newton_limits import LIMITS
 from riemae.solvers.model import QuadraticModel
 from riemae.solvers.space import Space
-from riemae.solvers.state import moved, on_host, placed, relative_length
+from riemae.solvers.state import curves_at, moved, on_host, placed, read, relative_length
 
 
 def undamped(
@@ -42,7 +42,8 @@ def undamped(
     slope = (gradient * step).sum((-1, -2))
     promised = torch.maximum(slope.abs(), model.decrement[where])
     relative = relative_length(promised, expansion.energy[where])
-    return moved(nodes, step), on_host(relative), on_host(solved)
+    left, sure = read(relative, solved)
+    return moved(nodes, step), left, sure
 
 
 def escape(
@@ -71,20 +72,19 @@ def escape(
         lower, side = reached.min(0)
         before = expansion.energy[where]
         found = lower < before - expansion.noise[where]
-        if bool(found.any()):
-            every = torch.arange(len(where), device=nodes.device)
-            better = where[found]
+        fallen = on_host(found)
+        better = fallen.nonzero()[0]
+        if len(better):
+            those = placed(better, nodes)
             nodes = nodes.clone()
-            nodes[better] = both[side, every][found]
-            escaped.append(on_host(better))
-        where = where[~found]
-        size = size[~found]
-        direction = direction[~found]
-        if not len(where):
+            nodes[where[those]] = both[side[those], those]
+            escaped.append(rows[better])
+        rest = (~fallen).nonzero()[0]
+        rows = rows[rest]
+        if not len(rows):
             break
-    if not escaped:
-        return nodes, rows[:0]
-    return nodes, np.concatenate(escaped)
+        where, size, direction = curves_at(rest, where, size, direction)
+    return nodes, np.concatenate([rows[:0], *escaped])
 
 
 def _downhill(

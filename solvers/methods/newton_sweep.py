@@ -54,6 +54,7 @@ from riemae.solvers.state import (
     moved,
     on_host,
     put,
+    read,
     relative_length,
 )
 
@@ -106,6 +107,7 @@ class Sweep:
         carried: ``(p,)`` bool: the matrix comes from elsewhere on the way.
         fresh: ``(p,)`` bool: the expansion has second derivatives at the present nodes.
         informed: ``(p,)`` bool: second derivatives are known (or not wanted), so a curve may end.
+        look: At the expansion of the energy.
         expansion: Of the energy.
         model: The quadratic model.
         energy: ``(p,)``.
@@ -137,14 +139,12 @@ class Sweep:
         self.fresh = self._wants_second_order()
         first_look = (book["steps"] == 0) | ~book["first"]
         unseen = ~self.carried & first_look
-        self.expansion, finite = sound(
-            expand(space=self.space, state=state, carried=self.carried, fresh=self.fresh)
-        )
-        self.model = QuadraticModel.of(
-            expansion=self.expansion, reused=self.carried, fresh=self.fresh, unseen=unseen
-        )
-        self.energy = on_host(self.expansion.energy)
-        self.noise = on_host(self.expansion.noise)
+        expansion = expand(space=self.space, state=state, carried=self.carried, fresh=self.fresh)
+        self.look, finite = sound(expansion, unseen)
+        self.model = QuadraticModel.of(self.look, reused=self.carried, fresh=self.fresh)
+        self.expansion = self.look.expansion
+        self.energy = self.look.energy
+        self.noise = self.look.noise
         book["status"][self.model.singular] = Status.SINGULAR
         book["status"][~finite] = Status.NON_FINITE
         book["index"] = self.model.index
@@ -171,7 +171,7 @@ class Sweep:
         """The step of the model, and the decrement that it promises."""
         damping = self.book["damping"]
         self.step = self.model.step
-        self.promised = on_host(self.model.decrement)
+        self.promised = self.model.promised
         if (damping != 0).any():
             self.step, decrement = self.model.solve(damping)
             self.promised = on_host(decrement)
@@ -278,7 +278,7 @@ class Sweep:
             return
         allowed = (self.solver.max_steps, self.solver.gauss_newton_steps)
         run = Run(self.space, allowed, self.tol, self.nodes, self.book)
-        run(rows, self.expansion, self.model, self.carried, self.informed)
+        run(rows, self.look, self.model, self.carried, self.informed)
         self.nodes = run.nodes
         self.refused = run.refused
         again = self.refused & ~self.quiet
@@ -305,11 +305,13 @@ class Sweep:
         for attempt in range(LIMITS.attempts):
             if attempt:
                 step, less = self.model.solve(damping[rows], rows)
-                promised = on_host(less)
             (before,) = curves_at(rows, start)
             trial = moved(before, step)
             energies = discrete_energy(self.space.squared_chords(trial))
-            reached = on_host(energies)
+            if attempt:
+                reached, promised = read(energies, less)
+            else:
+                reached = on_host(energies)
             gain = self.energy[rows] - reached
             needed = LIMITS.enough * promised - self.noise[rows]
             enough = gain >= needed  # False for NaN

@@ -11,6 +11,7 @@ from riemae.numerics.deferral import (
     holds,
     immediate,
     in_one_look,
+    left_to_the_caller,
     noted_as_finite,
     noted_as_true,
 )
@@ -35,6 +36,15 @@ def test_a_condition_is_answered_at_once():
     assert torch.vmap(lambda ok: torch.tensor(holds(ok)))(BAD[:, None]).all()
     assert not noted_as_true(BAD)
     assert not noted_as_finite(torch.ones(()))
+
+
+def test_checks_that_the_caller_makes():
+    with left_to_the_caller():
+        assert holds(BAD)
+        assert evidently_finite(torch.tensor([torch.nan]))
+        with immediate():
+            assert not holds(BAD)
+    assert not holds(BAD)
 
 
 def run(masks=(), sums=()):

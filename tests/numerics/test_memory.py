@@ -110,9 +110,9 @@ def test_choice_of_the_solver(total, expected, monkeypatch):
     chosen = []
     solve = path._solve
 
-    def seen(**options):
-        chosen.append(options["solver"])
-        return solve(**options)
+    def seen(space, solver, *rest):
+        chosen.append(solver)
+        return solve(space, solver, *rest)
 
     monkeypatch.setattr(path, "total_memory", lambda device: total)
     monkeypatch.setattr(path, "_solve", seen)

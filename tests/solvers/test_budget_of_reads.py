@@ -1,0 +1,119 @@
+"""What a call for geodesics may ask of torch: operations, and numbers read back from the device.
+
+An operation costs a launch on an accelerator; a number that is read back makes the host wait until
+the device has done all before it. Numbers on a CPU are counted as if they were on a device. The
+limits on operations are about a twentieth above what is needed at present, those on reads are what
+is needed.
+"""
+
+import pytest
+import torch
+from operations import counted
+from torch import nn
+
+from riemae import Manifold, solvers
+from riemae.solvers import state
+
+LIMITS = {  # by the number of pairs: operations, without those that only name a part; and reads
+    1: (670, 12),
+    64: (1130, 14),
+}
+FIELDS = ("length", "error", "status", "index", "lower_bound", "speed_deviation")
+
+
+@pytest.fixture(autouse=True)
+def no_shared_memory(monkeypatch):
+    """The processor's memory counts as that of a device, from which numbers are transferred."""
+    monkeypatch.setattr(state, "_ON_HOST", frozenset())
+
+
+def manifold():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(8, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64)]
+    return Manifold(nn.Sequential(*layers).double())
+
+
+def points(count):
+    source = torch.Generator().manual_seed(1)
+    return torch.randn(2, count, 8, generator=source, dtype=torch.float64)
+
+
+def least(call):
+    """Counts of a warm call that does not look again at what it has found out before."""
+    for _ in range(5):
+        call()
+    both = [counted(call) for _ in range(2)]
+    return {name: min(counts[name] for counts in both) for name in ("launches", "reads")}
+
+
+@pytest.mark.parametrize("count", LIMITS)
+def test_a_call(count):
+    m = manifold()
+    z0, z1 = points(count)
+    found = least(lambda: m.geodesic(z0, z1, rtol=1e-4))
+    launches, reads = LIMITS[count]
+    assert found["launches"] <= launches
+    assert found["reads"] <= reads
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5, 1e-7])
+def test_one_read_a_step_and_one_a_level(rtol, monkeypatch):
+    m = manifold()
+    z0, z1 = points(4)
+    steps = []
+    step = solvers.Newton.step
+
+    def seen(self, space, before, tol):
+        steps.append(before)
+        return step(self, space, before, tol)
+
+    monkeypatch.setattr(solvers.Newton, "step", seen)
+    gradients = watched(monkeypatch)
+    found = []
+
+    def call():
+        found.append(m.geodesic(z0, z1, rtol=rtol))
+
+    reads = least(call)["reads"]
+    calls = len(found)
+    finest = int(found[0].stats["segments"].max())
+    levels = (finest // 8).bit_length()
+    # The first point, the start curves, what the chunk knows, what came of it, and the verdict.
+    a_call = 5
+    assert reads <= a_call + levels + (len(steps) + len(gradients)) / calls
+
+
+def watched(monkeypatch):
+    """Calls of the gradient by the space of a manifold: trial steps, and first looks."""
+    calls = []
+    space = type(manifold().as_space(points(1)[0]))
+    gradient = space.energy_and_gradient
+
+    def seen(self, nodes):
+        calls.append(nodes)
+        return gradient(self, nodes)
+
+    monkeypatch.setattr(space, "energy_and_gradient", seen)
+    return calls
+
+
+def test_numbers_that_are_transferred_together_change_nothing(monkeypatch):
+    m = manifold()
+    z0, z1 = points(6)
+    transferred = m.geodesic(z0, z1, rtol=1e-5)
+    monkeypatch.undo()
+    shared = m.geodesic(z0, z1, rtol=1e-5)
+    for name in FIELDS:
+        assert torch.equal(getattr(transferred, name), getattr(shared, name))
+    assert torch.equal(transferred.curve.nodes, shared.curve.nodes)
+
+
+@pytest.mark.parametrize("solver", [solvers.LBFGS(), solvers.NewtonCG(), solvers.GEORCE()])
+def test_for_any_solver(solver, monkeypatch):
+    m = manifold()
+    z0, z1 = points(3)
+    transferred = m.geodesic(z0, z1, rtol=1e-3, solver=solver, throw=False)
+    monkeypatch.undo()
+    shared = m.geodesic(z0, z1, rtol=1e-3, solver=solver, throw=False)
+    assert torch.equal(transferred.length, shared.length)
