@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from riemae.numerics.threads import Shared
+from riemae.numerics.transforms import refuse_compiling
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,7 +18,7 @@ _AUTOCAST = ("cpu", "cuda")
 
 
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """``method`` with autocast and TF32 switched off.
+    """``method`` with autocast and TF32 switched off, and refused inside ``torch.compile``.
 
     Half precision cannot carry derivatives, and results keep their dtype. On an accelerator torch
     computes convolutions of float32 numbers with the ten bits of TF32 by default: a row then
@@ -27,6 +28,7 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_compiling()  # at the door: further inside tracing fails with errors of torch
         autocast = torch._C._is_any_autocast_enabled()
         if not autocast and not _coarse_products():
             return method(*args, **kwargs)

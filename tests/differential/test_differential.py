@@ -547,9 +547,10 @@ class TestChunks:
 
     def test_default_is_where_the_processor_is_fastest(self):
         # Measured: 256 to 1,024 points at width 256 with 8 tangents in float64. Never so few that
-        # overhead rules.
+        # overhead rules, unless memory does.
         assert 256 <= Differential(mlp(width=256).double()).chunk(draw(K, M), 8) <= 1024
-        assert Differential(lambda z: z.repeat(1, 10**6)).chunk(draw(K, M), 100) >= 16
+        assert Differential(lambda z: z.repeat(1, 10**5)).chunk(draw(K, M), 20) >= 16
+        assert 1 <= Differential(lambda z: z.repeat(1, 10**6)).chunk(draw(K, M), 1000) < 16
 
     def test_shrinks_with_the_memory_of_a_point(self):
         narrow, wide = (Differential(mlp(width=width).double()) for width in (64, 256))

@@ -212,7 +212,10 @@ class TestOtherCalls:
 @pytest.mark.parametrize(
     "call", [SPHERE.metric, lambda x: SPHERE.distance(x, Q), lambda x: SPHERE.exp(x, Q)]
 )
-def test_torch_compile_is_refused(call):
-    call(P)
+@pytest.mark.parametrize("warm", [True, False])
+def test_torch_compile_is_refused(call, warm):
+    torch.compiler.reset()
+    if warm:
+        call(P)
     with pytest.raises(DifferentiationError, match="Compile the decoder"):
         torch.compile(call, backend="eager")(P)
