@@ -1,8 +1,12 @@
 """Shared set-up."""
 
+import os
+
 import pytest
 import torch
 
+# numba compiles whole libraries for milliseconds of work; it is faster when it does not optimise.
+os.environ.setdefault("NUMBA_OPT", "0")
 # The tensors of the tests are tiny. A second thread would not help, and would slow other processes.
 torch.set_num_threads(1)
 

@@ -166,11 +166,10 @@ class TestStatus:
     def test_one_bad_pair_leaves_the_others_alone(self, solver):
         z0, z1, _ = pairs(EASY[3], 1)
         space = EASY[3].space()
-        alone = solvers.geodesic(space, z0, z1, solver=solver)
+        options = {"solver": solver, "rtol": 1e-2, "throw": False}
+        alone = solvers.geodesic(space, z0, z1, **options)
         bad = torch.tensor([[torch.nan, 0.0]]).double()
-        r = solvers.geodesic(
-            space, torch.cat([z0, bad]), torch.cat([z1, z1]), solver=solver, throw=False
-        )
+        r = solvers.geodesic(space, torch.cat([z0, bad]), torch.cat([z1, z1]), **options)
         assert r.status.tolist() == [Status.CONVERGED, Status.INVALID_POINT]
         assert torch.allclose(r.length[0], alone.length[0], rtol=1e-10)
 
@@ -241,7 +240,7 @@ class TestSettings:
             Manifold(spaces.sphere).geodesic(torch.zeros(1, 2), torch.ones(1, 2), solver="newton")
 
     def test_one_shot(self):
-        z0, z1, d = pairs(EASY[3], 2)
+        z0, z1, d = pairs(EASY[3], 1)
         r = solvers.geodesic(EASY[3].space(), z0, z1, rtol=1e-3, solver=Shooting(shots=1))
         assert torch.allclose(r.length, d, rtol=1e-4)
 

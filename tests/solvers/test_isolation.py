@@ -212,11 +212,11 @@ class TestChunks:
     def test_saddles_beside_curves_that_are_none(self):
         # Arcs of a great circle beyond the antipode, bent a little and much: some are kept, the
         # others minimise.
-        u = torch.linspace(0, 1.1 * torch.pi, 33, dtype=F64)
+        u = torch.linspace(0, 1.1 * torch.pi, 17, dtype=F64)
         size = 1 + torch.tensor([0.003, 0.02, 0.3, -0.4], dtype=F64)[:, None] * torch.sin(u / 1.1)
         init = torch.stack([u.cos(), u.sin()], -1) * size[..., None]
         M = Manifold(spaces.sphere)
-        options = {"rtol": 1e-6, "throw": False}
+        options = {"rtol": 1e-4, "throw": False}
         batch = solvers.geodesic(M, init[:, 0], init[:, -1], init=init, **options)
         assert 1 in batch.index
         assert 0 in batch.index
