@@ -493,8 +493,8 @@ class TestManyPairs:
         with pytest.raises(Exception, match="another|differ|identity|holds"):
             matrix(condition=COND[1:2])
 
-    # What a child process is sent does not depend on how it starts; both ways are those of the tests
-    # of distance matrices.
+    # What a child process is sent does not depend on how it starts: tests of distance matrices try
+    # both ways.
     @pytest.mark.filterwarnings(
         "ignore:This process:DeprecationWarning"
     )  # Python 3.12 warns of fork in a process with threads
