@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test coverage fuzz lint types doctest wheel check bench device clean
+.PHONY: demo test thorough coverage fuzz lint types doctest wheel check bench device clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
@@ -17,6 +17,10 @@ test: $(READY)
 # The same with a list of lines that no test runs; half as long again.
 coverage: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
+
+# All cases of the large tables, of which `make test` takes every second or third.
+thorough: $(READY)
+	RIEMAE_THOROUGH=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # Fifty times as many random maps as `make test` tries.
 fuzz: $(READY)

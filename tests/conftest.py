@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from sampling import sampled
 
 # numba compiles whole libraries for milliseconds of work; it is faster when it does not optimise.
 os.environ.setdefault("NUMBA_OPT", "0")
@@ -15,6 +16,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--device", default="cpu", help="where the tests in tests/device compute: cpu, cuda, cuda:1"
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    named = any("::" in argument for argument in config.args)  # whoever names a test gets it
+    elsewhere = config.getoption("--device") != "cpu"
+    items[:], left = sampled(items, everything=named or elsewhere)
+    if left:
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")
