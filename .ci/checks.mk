@@ -1,4 +1,4 @@
-# What follows the tests, each on one core: `make -j 2 -f .ci/checks.mk` runs two at a time, the longest first.
+# What follows the tests: `make -j 2 -f .ci/checks.mk` runs two at a time, the longest first.
 export OMP_NUM_THREADS := 1
 CONTRACT := ../shared/acceptance/contract.py
 
@@ -7,7 +7,7 @@ CONTRACT := ../shared/acceptance/contract.py
 all: wheel contract types doctest demo lint
 
 wheel types doctest lint:
-	$(MAKE) --no-print-directory $@ WORKERS=1
+	$(MAKE) --no-print-directory $@
 
 # The promises of the public interface, where they are at hand.
 contract:

@@ -274,11 +274,7 @@ class Evidence:
         oldest, previous, now = self.lengths[:, rows]
         change = np.abs(previous - now)
         shown = np.abs((oldest - previous) / (previous - now))
-        falls = shown.clip(_RATIO_MIN, _RATIO_MAX) - 1
-        first = np.isnan(shown)
-        # A large ratio is often that of a curve which has just been resolved; the next is smaller.
-        careful = np.where(first, ratio - 1, np.minimum(falls, RATIO - 1))
-        hopeful = np.where(first, ratio - 1, np.maximum(careful, falls / _BELIEVED))
+        careful, hopeful = _divisors(shown, ratio)
         # The previous length is that of a real curve: a longer one is too long by all of the
         # difference.
         longer = now - previous
@@ -295,3 +291,18 @@ class Evidence:
         doubtful = np.maximum(np.maximum(change / careful, longer), unexplained)
         wide = np.fmin(stray, wider * doubtful)
         return _MARGIN * np.maximum(reported, wide), worst
+
+
+def _divisors(shown: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """What a difference of lengths is to be divided by: with care, and with hope.
+
+    Args:
+        shown: By which the differences have fallen; NaN with two levels.
+        ratio: By which they are said to fall.
+    """
+    falls = shown.clip(_RATIO_MIN, _RATIO_MAX) - 1
+    first = np.isnan(shown)
+    # A large ratio is often that of a curve which has just been resolved; the next is smaller.
+    careful = np.where(first, ratio - 1, np.minimum(falls, RATIO - 1))
+    hopeful = np.where(first, ratio - 1, np.maximum(careful, falls / _BELIEVED))
+    return careful, hopeful
