@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemae.numerics.reach import names_in
+
 Description = Hashable
 
 _PLAIN = (
@@ -183,7 +185,7 @@ class _Describer:
         if any(name != "__class__" for name, _ in cells):
             raise _Unknown
         read = {}
-        for name in sorted(_names(function.__code__)):
+        for name in sorted(names_in(function.__code__)):
             if name in function.__globals__:
                 read[name] = function.__globals__[name]
         return (
@@ -218,12 +220,3 @@ def _is_permanent(value: Any) -> bool:
 def _is_library(name: str) -> bool:
     """Whether a module of this name belongs to torch, numpy, or to Python itself."""
     return name.partition(".")[0] in _LIBRARIES
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Names that a function, or one inside of it, may look up among its globals."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found

@@ -67,7 +67,7 @@ def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
             yield "closure", name, cell.cell_contents
         except ValueError:  # not bound yet
             continue
-    for name in _names(function.__code__):
+    for name in names_in(function.__code__):
         if name in function.__globals__:
             yield "globals", name, function.__globals__[name]
     keywords = function.__kwdefaults__ or {}
@@ -78,12 +78,12 @@ def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
         yield "defaults", str(i), value
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Names that a function, or one inside it, may look up among its globals."""
+def names_in(code: types.CodeType) -> set[str]:
+    """Names that a function, or one inside of it, may look up among its globals."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _names(constant)
+            found |= names_in(constant)
     return found
 
 
