@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A recent pip finds the same packages several times as fast; what nobody imports need not be compiled.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
@@ -46,11 +48,13 @@ check: test lint types doctest wheel
 # `make bench BENCH=--quick` tests the machinery in a few minutes.
 bench:
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e ".[demo]"
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-alone.txt
+	.venv-bench/bin/$(INSTALL) --upgrade pip
+	.venv-bench/bin/$(INSTALL) -c constraints.txt torch
+	.venv-bench/bin/$(INSTALL) -c constraints.txt -r benchmarks/requirements.txt -e ".[demo]"
+	.venv-bench/bin/$(INSTALL) --no-deps -r benchmarks/requirements-alone.txt
 	$(PYTHON) -m venv .venv-bench-jax
-	.venv-bench-jax/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-jax.txt
+	.venv-bench-jax/bin/$(INSTALL) --upgrade pip
+	.venv-bench-jax/bin/$(INSTALL) -r benchmarks/requirements-jax.txt
 	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
 	.venv-bench/bin/python -m benchmarks.zoo $(BENCH)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
@@ -66,8 +70,9 @@ device:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/$(INSTALL) --upgrade pip
+	$(BIN)/$(INSTALL) -c constraints.txt torch
+	$(BIN)/$(INSTALL) -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
 clean:

@@ -10,9 +10,11 @@ case $builder in /*) ;; *) builder=$root/$builder ;; esac
 
 "$builder" -m build --wheel --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 "$1" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/constraints.txt" torch
+install() { "$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-compile "$@"; }
+install --upgrade pip
+install -c "$root/constraints.txt" torch
 wheel=$(ls "$work"/dist/*.whl)
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$wheel[test]"
+install -c "$root/constraints.txt" "$wheel[test]"
 cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
