@@ -146,7 +146,7 @@ class MetricSpace:
         where = "MetricSpace.metric"
         z = flat
         m = flat.shape[-1]
-        g = batch_invariant(self.tensor)(own(flat))
+        g = batch_invariant(self.tensor)(own(flat, self.tensor))
         if not isinstance(g, Tensor) or g.dtype != z.dtype:
             if isinstance(g, Tensor):
                 got = str(g.dtype)
@@ -205,7 +205,7 @@ class MetricSpace:
         known = torch.cat([flat[::stride], around])
         rows = known[: probe.ROWS]
         try:
-            found = dependence(lambda z: self.tensor(own(z)), rows)
+            found = dependence(lambda z: self.tensor(own(z, self.tensor)), rows)
         except probe.FAILURES as reason:
             got = f"{type(reason).__name__} for some of {len(rows)} points: {reason}"
             wanted = "a function of any number of points"

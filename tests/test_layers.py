@@ -17,7 +17,8 @@ LAYERS = {
     "words": "exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
-        numerics.contradiction numerics.deferral numerics.dependence numerics.memory
+        numerics.contradiction numerics.deferral numerics.dependence numerics.leftovers
+        numerics.memory
         numerics.metric numerics.offers numerics.precision numerics.probe numerics.random
         numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,

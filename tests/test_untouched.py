@@ -273,6 +273,79 @@ def test_every_method(kind):
     copy.deepcopy(decoder)
 
 
+def spectrum(kind):
+    """The power spectrum of its output, which only ``torch.func`` differentiates."""
+
+    class Spectrum(kind):
+        def forward(self, z):
+            return torch.fft.fft(super().forward(z)).abs().square()
+
+    return Spectrum()
+
+
+class Computes(Plain):
+    """A weight that a hook computes in every call, as those of spectral norm are."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net[0] = nn.utils.spectral_norm(nn.Linear(2, 8)).double()
+        self.eval().requires_grad_(False)
+
+
+class KeepsLists(Plain):
+    def __init__(self):
+        super().__init__()
+        self.kept = [{"grid": torch.arange(4.0)}, (torch.ones(4),)]
+
+    def forward(self, z):
+        self.kept[0]["grid"] = self.kept[0]["grid"].to(z)
+        self.kept[1] = (self.kept[1][0].to(z),)
+        return self.net(z) * self.kept[0]["grid"] + self.kept[1][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden"),
+    [*((kind, False) for kind in (*STORING, Computes, KeepsLists)), (All, True)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_no_wrapped_tensor_is_left_in_a_module(kind, hidden):
+    decoder, twin = spectrum(kind), spectrum(kind)
+    decoder(points())  # its cache is filled
+    before = state(decoder)
+    M = Manifold((lambda z: decoder(z)) if hidden else decoder)
+    reference = torch.stack(
+        [torch.autograd.functional.jacobian(lambda p: twin(1 * p[None])[0], p) for p in points()]
+    )
+    for call in (
+        lambda: M.scalar_curvature(points()),
+        lambda: M.metric(points().requires_grad_()).sum().backward(),
+        lambda: M.length(torch.stack([points(2, 1), points(2, 2)], 1), rtol=1e-2),
+    ):
+        call()
+        copy.deepcopy(decoder)  # wrapped tensors refuse it
+        after = state(decoder)
+        for name in before:
+            assert after[name][:3] == before[name][:3], name
+            if name != "last":
+                assert torch.equal(after[name][3], before[name][3]), name
+    torch.testing.assert_close(M.metric(points()), reference.mT @ reference)
+
+
+def test_no_wrapped_tensor_is_left_in_an_ambient_network():
+    net, network = Plain(), spectrum(Converts)
+    network.net[0] = nn.Linear(4, 8).double()
+    M = Manifold(net, ambient=ambient.FeatureMap(network))
+    M.metric(points())
+    copy.deepcopy(network)
+    space = solvers.MetricSpace(lambda y: torch.diag_embed(1 + spectral(y)[:, :2]))
+    spectral = spectrum(Converts)
+    space.metric(points())
+    solvers.geodesic(space, points(1, 1), points(1, 2), throw=False)
+    copy.deepcopy(spectral)
+
+
 @pytest.mark.parametrize("kind", WRITING, ids=lambda kind: kind.__name__)
 def test_right_numbers_of_decoders_that_write(kind):
     twin = kind()

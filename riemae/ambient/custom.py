@@ -125,7 +125,7 @@ class Custom(ProductMetric):
         return super().squared_norm(x, v) if found is None else found
 
     def _call(self, *given: Tensor) -> Tensor:
-        return self.function(*map(own, given))
+        return self.function(*(own(x, self.function) for x in given))
 
     def extra_repr(self) -> str:
         """The form of the function."""

@@ -203,7 +203,7 @@ class FeatureMap(FeatureMetric):
 
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, ...)
         """``φ(x)``."""
-        return self.network(own(x))
+        return self.network(own(x, self.network))
 
 
 class ClassifierFisher(FeatureMetric):
@@ -259,7 +259,7 @@ class ClassifierFisher(FeatureMetric):
         return squared.sqrt()
 
     def _prediction(self, x: Tensor) -> Tensor:
-        logits = self.classifier(own(x))
+        logits = self.classifier(own(x, self.classifier))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = shape_in_words(logits)
             raise AmbientError(

@@ -7,6 +7,8 @@ Those can be differentiated again.
   come out wrong (pytorch#196700, #198017).
 - Group norm: its forward mode needs contiguous memory.
 - The forward mode of ``glu`` cannot be differentiated again.
+- ``logaddexp``, ``logcumsumexp``: their derivatives are wrong or missing where exponentials
+  overflow, and second ones of the latter also where a covector vanishes.
 - ``cdist``, ``hardsigmoid`` and ``embedding_bag`` have no forward mode, or none of second order.
 - In ``2 * x`` torch makes a tensor of the number, whose tangent is a zero without memory. Each sum
   and product with such a zero asks a kernel written in Python for its shape, which takes
@@ -219,6 +221,31 @@ def glu(func: Callable[..., Tensor], x: Tensor, dim: int = -1) -> Tensor:
     return value * gate.sigmoid()
 
 
+def logaddexp(func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """As ``torch.logaddexp``."""
+    both = torch.broadcast_tensors(a, b)
+    return torch.stack(both, -1).logsumexp(-1)
+
+
+def logaddexp2(func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """As ``torch.logaddexp2``."""
+    log_two = math.log(2)
+    return logaddexp(func, a * log_two, b * log_two) / log_two
+
+
+def logcumsumexp(func: Callable[..., Tensor], x: Tensor, dim: int) -> Tensor:
+    """As ``torch.logcumsumexp``, by sums over 2, 4, 8, … numbers."""
+    if x.ndim == 0:
+        return x
+    y = x.movedim(dim, -1)
+    reach = 1
+    while reach < y.shape[-1]:
+        summed = logaddexp(func, y[..., reach:], y[..., :-reach])
+        y = torch.cat([y[..., :reach], summed], -1)
+        reach *= 2
+    return y.movedim(-1, dim)
+
+
 def divide_number(x: Tensor, number: float) -> Tensor:
     """``number / x``, as torch computes it."""
     return torch.ops.aten.mul.Scalar(x.reciprocal(), number)
@@ -241,5 +268,8 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(spellings("cdist"), cdist),
     **dict.fromkeys(spellings("hardsigmoid"), hardsigmoid),
     **dict.fromkeys(spellings("glu"), glu),
+    **dict.fromkeys(spellings("logaddexp"), logaddexp),
+    **dict.fromkeys(spellings("logaddexp2"), logaddexp2),
+    **dict.fromkeys(spellings("logcumsumexp"), logcumsumexp),
     F.embedding_bag: embedding_bag,
 }

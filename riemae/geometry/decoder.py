@@ -102,7 +102,7 @@ class Decoder:
 
     def _call(self, z: Tensor, *conditions: Any) -> Any:
         # A copy of its own: the decoder may write in place into what it gets.
-        codes = own(z)
+        codes = own(z, self.function)
         if self.latent_shape is not None:
             codes = codes.unflatten(-1, self.latent_shape)
         found = self._function(codes, *conditions)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae.numerics.deferral import noted_as_finite
+from riemae.numerics.leftovers import note
 
 
 def concrete(x: Tensor) -> Tensor | None:
@@ -24,11 +27,16 @@ def concrete(x: Tensor) -> Tensor | None:
     return x
 
 
-def own(x: Tensor) -> Tensor:
+def own(x: Tensor, function: Callable[..., Any]) -> Tensor:
     """A copy for a function of the user, which may write into its arguments.
 
     Tensors of other classes are returned as they are.
+
+    Args:
+        x: The argument.
+        function: What is called with it; what its modules keep of it stays a plain tensor.
     """
+    note(function)
     if type(x) in (Tensor, torch.nn.Parameter):
         return x.clone()
     return x

@@ -1,6 +1,7 @@
 """Functions whose own derivatives are wrong or missing in torch, taken by primitives: against
 formulas and autograd."""
 
+import math
 import sys
 
 import pytest
@@ -113,6 +114,33 @@ CASES = {
     "group norm, channels last": (
         lambda z: NORM(NET(z).view(-1, 4, 2, 1).contiguous(memory_format=torch.channels_last)),
         lambda z: group_formula(NET(z).view(-1, 4, 2, 1), 2, NORM.weight, NORM.bias),
+    ),
+}
+
+# Exponentials of their differences overflow. The spectrum keeps Taylor mode out, which has rules.
+APART = torch.tensor([0.0, 0.5, 800, 800.2, -900, 800.1, 2000, 1999.5], dtype=F64)
+
+
+def spectrum(f):
+    return lambda z: torch.fft.fft(f(NET(z) + APART) - 1000).abs().square() / 1e5
+
+
+CASES |= {
+    "running sums of exponentials": (
+        spectrum(lambda y: torch.logcumsumexp(y, -1)),
+        spectrum(lambda y: torch.stack([y[:, : i + 1].logsumexp(-1) for i in range(8)], -1)),
+    ),
+    "logaddexp": (
+        spectrum(lambda y: torch.logaddexp(y, y.roll(1, -1))),
+        spectrum(lambda y: torch.stack([y, y.roll(1, -1)]).logsumexp(0)),
+    ),
+    "logaddexp2": (
+        spectrum(lambda y: torch.logaddexp2(y, y.roll(1, -1))),
+        spectrum(
+            lambda y: (
+                math.log2(math.e) * (math.log(2) * torch.stack([y, y.roll(1, -1)])).logsumexp(0)
+            )
+        ),
     ),
 }
 

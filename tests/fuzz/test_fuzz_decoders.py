@@ -10,6 +10,7 @@ differences, which judge where it is wrong.
 """
 
 import copy
+import itertools
 import os
 import random
 import warnings
@@ -122,6 +123,14 @@ class Truth:
             torch.stack([differences(slope, p, step) for p in z]),
         )
 
+    def at(self, k):
+        """Of one point."""
+        return Truth(self.x[k : k + 1], self.j[k : k + 1], self.h[k : k + 1])
+
+    def agrees(self, other, limit):
+        size = other.h.abs().max() + other.j.abs().max()
+        return off(self.j, other.j) < limit and off(self.h, other.h, size) < limit
+
     def known(self):
         return all(bool(x.isfinite().all()) for x in (self.x, self.j, self.h))
 
@@ -165,7 +174,7 @@ class Findings:
     wrong: list = field(default_factory=list)
     refused: list = field(default_factory=list)
     raw: list = field(default_factory=list)
-    contradictions: list = field(default_factory=list)
+    unknown: int = 0  # points about which nothing is known
 
 
 def off(ours, theirs, size=None):
@@ -188,37 +197,38 @@ def examined(seed):
         truth = Truth.of(copy.deepcopy(f), z)
     except (RuntimeError, NotImplementedError):  # autograd has no second derivative
         truth = None
-    if truth is None or not truth.known():
-        truth = Truth.by_differences(copy.deepcopy(f), z)
-        if truth.known():  # elsewhere the points are outside of the decoder's domain
-            compare(found, f, z, truth, 1e-4)
-        return found
-    if TIMES > 1:
-        found.contradictions = contradictions(f, z[:1], truth)
-    if found.contradictions:  # autograd itself is wrong somewhere: differences judge
-        compare(found, f, z, Truth.by_differences(copy.deepcopy(f), z, 2e-4), 1e-3)
-    else:
+    if TIMES == 1 and truth is not None and truth.known():
         compare(found, f, z, truth, 1e-7)
+        return found
+    for k in range(len(z)):
+        at = z[k : k + 1]
+        witness, limit = judged(f, at, truth and truth.at(k))
+        if witness is None:
+            found.unknown += 1
+        else:
+            compare(found, f, at, witness, limit)
     return found
 
 
-def contradictions(f, z, truth):
-    """What autograd says that differences do not, whatever their step: it may cross a kink."""
-    j = truth.j[: len(z)]
-    h = truth.h[: len(z)]
-    size = h.abs().max() + j.abs().max()
-    slopes = bends = float("inf")
+def judged(f, z, truth):
+    """What holds at a point, and how exactly.
+
+    That is what autograd says where differences of some step agree; else what differences of two
+    steps agree on. Where these do not either, they cross a kink or leave the decoder's domain.
+    """
+    known = []
     for step in (2e-3, 2e-4, 2e-5):
-        check = Truth.by_differences(copy.deepcopy(f), z, step)
-        slopes = min(slopes, off(check.j, j))
-        bends = min(bends, off(check.h, h, size))
-        if slopes < 1e-5 and bends < 1e-3:
-            return []
-    return [f"autograd contradicts differences: J by {slopes:.2g}, second ones by {bends:.2g}"]
+        known.append(Truth.by_differences(copy.deepcopy(f), z, step))
+        if truth is not None and known[-1].agrees(truth, 1e-5):
+            return truth, 1e-7
+    for coarse, fine in itertools.pairwise(known):
+        if coarse.known() and coarse.agrees(fine, 1e-4):
+            return fine, 1e-3
+    return None, 0.0
 
 
 def compare(found, f, z, truth, limit):
-    a = points(7, truth.x.shape[1])
+    a = points(7, truth.x.shape[1])[: len(z)]
     v = z.flip(-1)
     condition = float(torch.linalg.cond(truth.j).max())
     regular = condition < 1e3
@@ -270,8 +280,11 @@ def silent(seed):
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_every_decoder_has_the_derivatives_of_autograd(block):
     count = EACH * TIMES
+    unknown = 0
     for seed in range(block * count, (block + 1) * count):
         found = silent(seed)
         assert not found.wrong, (found.name, found.wrong)
         assert not found.raw, (found.name, found.raw)
         assert not found.refused, (found.name, found.refused)
+        unknown += found.unknown
+    assert unknown <= count / 5  # of twice as many points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.func import vmap
 
 from riemae.differential.modes.base import BatchedMap, Covectors, Mode, basis
 from riemae.differential.tape import Pairs
+from riemae.numerics.leftovers import unwrapping
 from riemae.numerics.threads import jvp
 
 
@@ -25,6 +27,10 @@ class Nested(Mode):
     """
 
     vectorised: bool = True
+
+    def active(self, second_order: bool, primitives: bool = True) -> AbstractContextManager[Any]:
+        """As in :class:`~riemae.differential.modes.base.Mode`."""
+        return unwrapping(super().active(second_order, primitives))
 
     def push(self, f: BatchedMap, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f`` and ``Jv``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import reduce
 from itertools import accumulate
 from operator import mul
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from riemae.differential.jets import composition
+from riemae.differential.primitives import logaddexp, logaddexp2, logcumsumexp
 from riemae.differential.spellings import spellings
 
 # Along longer axes, forward mode through the function itself takes less than one step a number.
@@ -39,26 +39,5 @@ def _cumprod(func: Any, x: Any, dim: Any, *, dtype: Any = None) -> Any:
     return torch.stack(products, dim)
 
 
-@composition(*spellings("logcumsumexp"))
-def _logcumsumexp(func: Any, x: Any, dim: Any) -> Any:
-    """Each is the log-sum-exp of a row of which the rest is masked."""
-    if not _short(x, dim, None):
-        return func(x, dim)
-    along = x.movedim(dim, -1)
-    n = along.shape[-1]
-    later = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
-    rows = along.unsqueeze(-2).expand(*along.shape[:-1], n, n)
-    y = rows.masked_fill(later, -math.inf).logsumexp(-1)
-    return y.movedim(-1, dim)
-
-
-@composition(*spellings("logaddexp"))
-def _logaddexp(func: Any, a: Any, b: Any) -> Any:
-    both = torch.broadcast_tensors(a, b)
-    return torch.stack(both, -1).logsumexp(-1)
-
-
-@composition(*spellings("logaddexp2"))
-def _logaddexp2(func: Any, a: Any, b: Any) -> Any:
-    log_two = math.log(2)
-    return torch.logaddexp(a * log_two, b * log_two) / log_two
+for _function in (logaddexp, logaddexp2, logcumsumexp):
+    composition(*spellings(_function.__name__))(_function)
