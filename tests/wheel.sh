@@ -15,6 +15,7 @@ install --upgrade pip
 install -c "$root/constraints.txt" torch
 wheel=$(ls "$work"/dist/*.whl)
 install -c "$root/constraints.txt" "$wheel[test]"
+"$work/venv/bin/python" -m compileall -qq -j 0 -x '/tests?/' "$work/venv/lib" || true
 cp -r "$root/tests" "$root/docs" "$root/pyproject.toml" "$root/README.md" "$work"
 cd "$work"
 venv/bin/python -c 'import riemae, pathlib; p = pathlib.Path(riemae.__file__); assert "site-packages" in p.parts, p'
