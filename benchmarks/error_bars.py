@@ -33,7 +33,17 @@ from torch import Tensor
 
 from benchmarks.error_cases import CLOSED, DIGITS, FLAT, STEEP, WIDE, Case, Problem, cases
 from riemae import solvers
-from riemae.solvers import BVP, GEORCE, LBFGS, Adam, CubicSpline, NewtonCG, Shooting, Status
+from riemae.solvers import (
+    BVP,
+    GEORCE,
+    LBFGS,
+    Adam,
+    CubicSpline,
+    NewtonCG,
+    QuasiNewton,
+    Shooting,
+    Status,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "error_bars.json", ROOT / "docs" / "error_bars.md"
@@ -75,6 +85,7 @@ _LOOSE = (1e-2, 1e-3, 1e-4)
 PLANS = {
     "default": Plan(None, 200, _ALL, 4.0),
     "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0),
+    "quasi_newton": Plan(QuasiNewton(), 20, _SOME, 3.0),
     "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
     "georce": Plan(GEORCE(), 10, _SOME, 2.0),
     "spline": Plan(CubicSpline(max_steps=1000), 10, _SOME, 2.0),

@@ -19,6 +19,7 @@ from riemae.solvers.methods.georce import GEORCE
 from riemae.solvers.methods.lbfgs import LBFGS
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
+from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.methods.shooting import Shooting
 from riemae.solvers.methods.spline import CubicSpline
 from riemae.solvers.path import geodesic
@@ -46,6 +47,7 @@ __all__ = [
     "Newton",
     "NewtonCG",
     "Products",
+    "QuasiNewton",
     "Shooting",
     "Solver",
     "Space",

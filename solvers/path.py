@@ -101,8 +101,9 @@ def geodesic(
         solver: Settings. By default :class:`Newton`, or :class:`NewtonCG`, which knows no Morse
             index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
             decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
-            along which the metric is singular. Any :class:`Solver` will do: :class:`Adam`,
-            :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+            along which the metric is singular. Any :class:`Solver` will do: :class:`QuasiNewton`,
+            which takes gradients alone, :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`,
+            :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly a

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.space import Space
 
-_SAMPLES = 4  # nodes per curve at which the metric is sketched
+SAMPLES = 4  # nodes per curve at which the metric is sketched, or taken in full
 # How a floor under the eigenvalues is raised, and up to which share of the largest.
 _RAISED = 1e4
 _HIGHEST_FLOOR = 1e-2
@@ -118,10 +119,42 @@ class PathMetric:
         return across + along @ self.basis.mT
 
 
+def sampled_metric(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s, m, m)
+    """G in the middle of equally long parts of every curve; NaN for all of one that has no metric.
+
+    Eigenvalues within rounding of 0, relative to the largest at any place, are raised.
+    """
+    p, count, m = nodes.shape
+    places = (torch.arange(SAMPLES) + 0.5) * ((count - 1) / SAMPLES)
+    points = nodes[:, places.round().long()].reshape(-1, m)
+    g = space.metric(points).view(p, SAMPLES, m, m)
+    sound = g.isfinite().flatten(1).all(1)
+    g = torch.where(sound[:, None, None, None], g, 0.0)
+    top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
+    floor = 1e2 * torch.finfo(g.dtype).eps * top
+    eye = torch.eye(m).to(g)
+    raised = g + floor[:, None, None, None] * eye
+    return torch.where((sound & (top > 0))[:, None, None, None], raised, torch.nan)
+
+
+def laplacian(samples: Tensor, n: int) -> BlockTridiagonal:  # (p, s, m, m)
+    """The Hessian of ``n Σ |z_{i+1} − z_i|²_G``, with G interpolated between samples, in G fixed.
+
+    Positive definite, as every sample is.
+    """
+    s = samples.shape[1]
+    middle = (torch.arange(n, dtype=samples.dtype, device=samples.device) + 0.5) / n
+    place = (middle * s - 0.5).clamp(0, s - 1)
+    first = place.floor().long().clamp(max=s - 2)
+    share = (place - first)[:, None, None]
+    links = 2 * n * torch.lerp(samples[:, first], samples[:, first + 1], share)
+    return BlockTridiagonal(links[:, :-1] + links[:, 1:], -links[:, 1:-1])
+
+
 def _sampled(nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s, m)
     """A few nodes of every curve, evenly spaced and without the ends."""
     count = nodes.shape[1]
-    looks = min(_SAMPLES, count) + 2
+    looks = min(SAMPLES, count) + 2
     evenly = torch.linspace(0, count - 1, looks)
     inner = evenly[1:-1]
     where = inner.round().long()

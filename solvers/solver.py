@@ -78,8 +78,11 @@ class HasUnrolls(Protocol):
     """A solver that descends, and so may slide into a jump where nodes are few."""
 
     @property
-    def unrolls(self) -> bool:
-        """Whether such a pair begins anew on more nodes: see :mod:`riemae.solvers.unroll`."""
+    def unrolls(self) -> int:
+        """Steps at one resolution after which a curve is looked at; 0 for never.
+
+        A pair that has jumped begins anew on more nodes: see :mod:`riemae.solvers.unroll`.
+        """
         ...
 
 
@@ -98,9 +101,9 @@ def refinement_ratio(solver: Solver) -> float:
     return RATIO
 
 
-def unrolls(solver: Solver) -> bool:
-    """Whether pairs that have jumped begin anew on more nodes; by default they do not."""
-    return offers(solver, HasUnrolls) and solver.unrolls
+def unrolls(solver: Solver) -> int:
+    """Steps after which curves are looked at, whether they have jumped; 0 by default: never."""
+    return solver.unrolls if offers(solver, HasUnrolls) else 0
 
 
 def refined(solver: Solver, state: Any, nodes: Tensor, moved: np.ndarray) -> Any:

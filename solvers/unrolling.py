@@ -16,10 +16,6 @@ from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING, numbers, placed
 from riemae.solvers.unroll import first_resolution, jumped, unrolled
 
-# A curve that has not ended after so many steps at one resolution is looked at, and again after
-# twice as many. Most curves end before.
-_PATIENCE = 6
-
 
 @dataclass
 class Watch:
@@ -30,7 +26,8 @@ class Watch:
         start: ``(q,)``, lengths of their start curves; NaN where a jump does not matter.
         gone: ``(q,)`` bool: curves that have jumped, to be left alone.
         allowed: Steps that a pair may take in total.
-        looks: ``(q,)``, steps at this level after which a curve is looked at next.
+        looks: ``(q,)``, steps at this level after which a curve is looked at next, and again after
+            twice as many.
         before: ``(q,)``, steps at levels before.
         beat: Called after every step.
     """
@@ -49,7 +46,7 @@ class Watch:
         nothing = np.zeros(count, dtype=bool)
         unknown = np.full(count, np.nan)
         none = np.zeros(count, dtype=np.int64)
-        return cls(None, unknown, nothing, 0, none + _PATIENCE, none)
+        return cls(None, unknown, nothing, 0, none, none)
 
     def see(self, state: Any, told: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Look at curves that take long.
@@ -111,8 +108,10 @@ class Unrolling:
             segments: Of the level.
         """
         watch = Watch.of_none(len(steps))
-        if unrolls(self.solver) and self._first(segments) is not None:
+        patience = unrolls(self.solver)
+        if patience and self._first(segments) is not None:
             watch.space = self.space
+            watch.looks += patience
             watch.before = steps.copy()
             watch.start = lengths
             watch.allowed = self.solver.max_steps

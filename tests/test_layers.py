@@ -52,7 +52,8 @@ LAYERS = {
         solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
         solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
         solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
-        solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.shooting
+        solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
+        solvers.methods.shooting
         solvers.methods.spline
         solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue

@@ -19,6 +19,8 @@ from riemae.solvers.solver import check_settings
 from riemae.solvers.space import Space
 from riemae.solvers.state import PathState
 
+_PATIENCE = 6  # steps at one resolution after which a curve is looked at; most end before
+
 
 @dataclass(frozen=True)
 class Newton:
@@ -61,9 +63,9 @@ class Newton:
         expect_choice("Newton", "target", self.target, ("minimum", "stationary"))
 
     @property
-    def unrolls(self) -> bool:
+    def unrolls(self) -> int:
         """Pairs that have jumped begin anew, unless start curves are kept as they are."""
-        return self.target == "minimum"
+        return _PATIENCE if self.target == "minimum" else 0
 
     def begin(self, nodes: Tensor) -> PathState:  # (p, n + 1, m)
         """A state about new curves."""

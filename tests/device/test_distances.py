@@ -30,6 +30,7 @@ KNOWN = [
 SOLVERS = {
     "Newton": solvers.Newton(),
     "NewtonCG": solvers.NewtonCG(),
+    "QuasiNewton": solvers.QuasiNewton(),
     "LBFGS": solvers.LBFGS(),
     "Adam": solvers.Adam(max_steps=400),
     "GEORCE": solvers.GEORCE(),

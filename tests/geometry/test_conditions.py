@@ -426,6 +426,7 @@ class TestManyPairs:
         "solver",
         [
             solvers.NewtonCG(),
+            solvers.QuasiNewton(),
             solvers.LBFGS(),
             solvers.Adam(),
             solvers.CubicSpline(),

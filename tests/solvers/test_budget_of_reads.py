@@ -109,7 +109,9 @@ def test_numbers_that_are_transferred_together_change_nothing(monkeypatch):
     assert torch.equal(transferred.curve.nodes, shared.curve.nodes)
 
 
-@pytest.mark.parametrize("solver", [solvers.LBFGS(), solvers.NewtonCG(), solvers.GEORCE()])
+@pytest.mark.parametrize(
+    "solver", [solvers.LBFGS(), solvers.NewtonCG(), solvers.QuasiNewton(), solvers.GEORCE()]
+)
 def test_for_any_solver(solver, monkeypatch):
     m = manifold()
     z0, z1 = points(3)

@@ -279,7 +279,13 @@ class TestNeverLonger:
             assert bool((again.length <= good.length * (1 + 1e-12)).all())
 
     @pytest.mark.parametrize(
-        "solver", [Newton(max_steps=1), NewtonCG(max_steps=1), solvers.LBFGS(max_steps=2)]
+        "solver",
+        [
+            Newton(max_steps=1),
+            NewtonCG(max_steps=1),
+            solvers.LBFGS(max_steps=2),
+            solvers.QuasiNewton(max_steps=2),
+        ],
     )
     def test_than_the_straight_line(self, solver):
         net = network(2, 32, 32, 8, activation=nn.Tanh)

@@ -12,6 +12,7 @@ from riemae.solvers.solver import refinement_ratio
 SOLVERS = [
     solvers.Newton,
     solvers.NewtonCG,
+    solvers.QuasiNewton,
     solvers.Adam,
     solvers.LBFGS,
     solvers.CubicSpline,

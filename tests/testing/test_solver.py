@@ -14,6 +14,7 @@ SHIPPED = {
     "Newton": (solvers.Newton(), {}),
     "Newton, first order": (solvers.Newton(second_order=False), {}),
     "NewtonCG": (solvers.NewtonCG(), {}),
+    "QuasiNewton": (solvers.QuasiNewton(), {}),
     "LBFGS": (solvers.LBFGS(), {"pairs": 3}),
     "Adam": (solvers.Adam(), {"pairs": 3}),
     "CubicSpline": (solvers.CubicSpline(), {"pairs": 3, "same_bits": False}),

@@ -1,0 +1,350 @@
+"""Gradient-only minimisation of a discrete curve energy: preconditioned limited-memory BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.hooks import energy_and_gradient, precision_of
+from riemae.solvers.path_metric import SAMPLES, PathMetric, laplacian, sampled_metric
+from riemae.solvers.result import Status
+from riemae.solvers.solver import State, check_settings
+from riemae.solvers.space import Space
+from riemae.solvers.state import RUNNING
+
+# Of the line search: the share of the promised decrease that is enough, the range in which the
+# next stride is looked for, and misses in a row after which a curve counts as stalled.
+_SUFFICIENT = 1e-4
+_SHORTEST, _LONGEST = 0.1, 0.5
+_MISSES = 12
+# No first trial promises more than this share of the curve's energy.
+_BOLDEST = 0.5
+# How far the scale that a secant shows may be from that of the metric.
+_SCALES = 0.1, 10.0
+_ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
+# What is left to gain is taken for so many times what H or the last steps promise, and no slower
+# convergence than this is extrapolated.
+_DOUBT = 3
+_SLOWEST = 0.97
+_PATIENCE = 24  # steps at one resolution after which a curve is looked at; most end before
+
+
+@dataclass
+class QuasiNewtonState(State):
+    """Progress of a quasi-Newton method.
+
+    Attributes:
+        trial: ``(p, n + 1, m)``, nodes to be looked at next.
+        energy: ``(p,)``, at ``nodes``; infinite before the first look.
+        gradient: ``(p, n − 1, m)``, there.
+        noise: ``(p,)``, the rounding error to expect in an energy.
+        slope: ``(p,)``, of the energy along the direction to ``trial``; negative.
+        stride: ``(p,)``, the share of the direction that ``trial`` goes.
+        misses: ``(p,)``, trials in a row that were too long.
+        gains: ``(p, 3)``, by how much the last steps have lowered the energy, newest first; NaN
+            before there are so many.
+        moves: ``(p, h, n − 1, m)``, differences of nodes, newest first; zeros for none.
+        changes: ``(p, h, n − 1, m)``, of their gradients.
+        samples: ``(p, s, m, m)``, the metric along the curve: see :func:`sampled_metric`; none in
+            many dimensions.
+        basis: ``(p, m, r)``, with the next two: there, a sketch of it, see :class:`PathMetric`.
+        values: ``(p, r)``.
+        rest: ``(p,)``; NaN before the metric is known, 0 where there is none.
+    """
+
+    trial: Tensor
+    energy: Tensor
+    gradient: Tensor
+    noise: Tensor
+    slope: Tensor
+    stride: Tensor
+    misses: Tensor
+    gains: Tensor
+    moves: Tensor
+    changes: Tensor
+    samples: Tensor
+    basis: Tensor
+    values: Tensor
+    rest: Tensor
+
+    def refined(self, nodes: Tensor, moved: np.ndarray) -> QuasiNewtonState:
+        """The state about finer nodes ``(p, 2 n + 1, m)``.
+
+        Metric and secants of curves that were not placed anew (``moved``) hold there too: where
+        new nodes move as their neighbours do on average, the gradient changes at the old ones.
+        """
+        new = begun(nodes, self.moves.shape[1], self.samples.shape[1], self.basis.shape[2])
+        anew = torch.as_tensor(moved, device=nodes.device)[:, None, None, None]
+        moves = torch.where(anew, 0.0, _interpolated(self.moves))
+        changes = torch.where(anew, 0.0, _spread(self.changes))
+        return replace(
+            new,
+            moves=moves,
+            changes=changes,
+            samples=self.samples,
+            basis=self.basis,
+            values=self.values,
+            rest=self.rest,
+            index=self.index,
+        )
+
+
+def begun(nodes: Tensor, history: int, samples: int, rank: int) -> QuasiNewtonState:
+    """A state about new curves."""
+    p, _, m = nodes.shape
+    interior = torch.zeros_like(nodes[:, 1:-1])
+    zero = nodes.new_zeros(p)
+    none = interior[:, None].expand(-1, history, -1, -1)
+    return QuasiNewtonState.start(
+        nodes,
+        trial=nodes.clone(),
+        energy=torch.full_like(zero, torch.inf),
+        gradient=interior,
+        noise=zero,
+        slope=zero,
+        stride=torch.ones_like(zero),
+        misses=zero,
+        gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, 3).clone(),
+        moves=none.clone(),
+        changes=none.clone(),
+        samples=nodes.new_zeros(p, samples, m, m),
+        basis=nodes.new_zeros(p, m, rank),
+        values=nodes.new_ones(p, rank),
+        rest=torch.full_like(zero, torch.nan),
+    )
+
+
+@dataclass(frozen=True)
+class QuasiNewton:
+    """Settings of the quasi-Newton path solver, which takes gradients only.
+
+    Limited-memory BFGS whose first inverse Hessian is that of the path's Laplacian times the
+    curve's mean metric: the Hessian itself where the metric is constant. A step costs one decoding
+    and one reverse pass along the path, whatever the number of dimensions; secants and metric are
+    handed on to finer levels. A trial that does not lower its energy is shortened, and its secant
+    is learned from as well.
+
+    A curve ends when its Newton decrement, by the same inverse Hessian, is small. There is no
+    factorisation, hence no Morse index: it is −1.
+
+    Args:
+        segments: Segments of the coarsest level.
+        max_segments: Segments of the finest level allowed.
+        max_steps: Gradients that a pair may take in total.
+        history: Secants that are remembered.
+        sketch: Beyond twice as many latent dimensions the mean metric is sketched, by so many
+            products with it.
+
+    Raises:
+        OptionError: For a value out of range.
+
+    References:
+        D. C. Liu, J. Nocedal, On the limited memory BFGS method for large scale optimization,
+        Mathematical Programming 45, 1989. J. Nocedal, S. J. Wright, Numerical Optimization,
+        chapter 7, 2006.
+    """
+
+    segments: int = 8
+    max_segments: int = 512
+    max_steps: int = 500
+    history: int = 10
+    sketch: int = 32
+
+    def __post_init__(self) -> None:
+        check_settings("QuasiNewton", self, "history", "sketch")
+
+    @property
+    def unrolls(self) -> int:
+        """Pairs that have jumped begin anew."""
+        return _PATIENCE
+
+    def begin(self, nodes: Tensor) -> QuasiNewtonState:  # (p, n + 1, m)
+        """A state about new curves."""
+        if nodes.shape[-1] <= 2 * self.sketch:
+            return begun(nodes, self.history, SAMPLES, 0)
+        return begun(nodes, self.history, 0, self.sketch)
+
+    def step(self, space: Space, state: QuasiNewtonState, tol: float) -> QuasiNewtonState:
+        """One look at the trial nodes of every curve, and the next ones.
+
+        A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with
+        PRECISION where that is more than 50 ``tol``.
+        """
+        state = self._prepared(space, state)
+        energy, gradient = energy_and_gradient(space, state.trial)
+        fresh = state.energy.isinf()
+        state, good = _compared(state, energy, gradient, fresh)
+        live = state.energy.isfinite()
+        regular = (state.rest > 0) & (state.energy > 0)
+        first = _first_inverse(state)
+        g = torch.where(live[:, None, None], state.gradient, 0.0)
+        direction = _direction(g, state.moves, state.changes, first)
+        slope = (g * direction).sum((1, 2))
+        status, decrement = _judged(state, slope, tol, 4 * precision_of(space, energy.dtype).length)
+        status = torch.where(live, status, int(Status.NON_FINITE))
+        status = torch.where(live & ~regular, int(Status.SINGULAR), status)
+        boldest = (_BOLDEST / decrement).sqrt().clamp(max=1)
+        stride = torch.where(good, boldest, state.stride)
+        trial = state.nodes.clone()
+        trial[:, 1:-1] += stride[:, None, None] * direction
+        running = state.status == RUNNING
+        return replace(
+            state,
+            trial=trial,
+            slope=slope,
+            stride=stride,
+            status=torch.where(running, status, state.status),
+            decrement=torch.where(live, decrement, torch.nan),
+            steps=state.steps + 1,
+        )
+
+    def _prepared(self, space: Space, state: QuasiNewtonState) -> QuasiNewtonState:
+        """The state with a preconditioner and the energy's noise, where they are yet unknown."""
+        rows = state.rest.isnan().nonzero().flatten()
+        if not len(rows):
+            return state
+        nodes = state.nodes[rows]
+        rest = state.rest.clone()
+        if state.samples.shape[1]:
+            found = sampled_metric(space, nodes)
+            samples = state.samples.clone()
+            samples[rows] = found
+            rest[rows] = torch.where(found.isfinite().flatten(1).all(1), 1.0, 0.0).to(rest)
+            return replace(state, samples=samples, rest=rest)
+        sketch = PathMetric.sketched(space, nodes, state.basis.shape[2])
+        basis = state.basis.clone()
+        values = state.values.clone()
+        basis[rows] = sketch.basis
+        values[rows] = sketch.values
+        rest[rows] = sketch.rest.nan_to_num(0.0)
+        return replace(state, basis=basis, values=values, rest=rest)
+
+
+def _first_inverse(state: QuasiNewtonState) -> Callable[[Tensor], Tensor]:
+    """The inverse Hessian before any secant; of no meaning where there is no metric."""
+    if not state.samples.shape[1]:
+        return PathMetric(state.basis, state.values, state.rest).solve
+    eye = torch.eye(state.nodes.shape[-1]).to(state.nodes)
+    known = (state.rest > 0)[:, None, None, None]
+    samples = torch.where(known, state.samples, eye)
+    return laplacian(samples, state.nodes.shape[1] - 1).cholesky().solve
+
+
+def _compared(
+    state: QuasiNewtonState, energy: Tensor, gradient: Tensor, fresh: Tensor
+) -> tuple[QuasiNewtonState, Tensor]:
+    """The state after a look at its trial nodes, and ``(p,)`` bool: where they are taken."""
+    finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
+    promised = state.stride * state.slope
+    good = fresh | (finite & (energy <= state.energy + _SUFFICIENT * promised + state.noise))
+    move = (state.trial - state.nodes)[:, 1:-1]
+    change = gradient - state.gradient
+    moves, changes = _remembered(state, move, change, finite & ~fresh)
+    # Where the parabola through both energies and the slope is lowest.
+    excess = energy - state.energy - promised
+    lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
+    taken = good[:, None, None]
+    gain = torch.where(fresh, torch.nan, state.energy - energy)
+    gains = torch.cat([gain[:, None], state.gains[:, :-1]], 1)
+    return (
+        replace(
+            state,
+            nodes=torch.where(taken, state.trial, state.nodes),
+            energy=torch.where(good, energy, state.energy),
+            gradient=torch.where(taken, gradient, state.gradient),
+            stride=torch.where(good, 1.0, state.stride * lowest),
+            misses=torch.where(good, 0.0, state.misses + 1),
+            gains=torch.where(good[:, None], gains, state.gains),
+            moves=moves,
+            changes=changes,
+        ),
+        good,
+    )
+
+
+def _remembered(
+    state: QuasiNewtonState, move: Tensor, change: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Moves and changes with new secants before them, where they are seen and curve upwards."""
+    eps = torch.finfo(move.dtype).eps
+    curvature = (move * change).sum((1, 2))
+    size = move.square().sum((1, 2)).sqrt() * change.square().sum((1, 2)).sqrt()
+    useful = (seen & (curvature > eps * size))[:, None, None, None]
+    moves = torch.cat([move[:, None], state.moves[:, :-1]], 1)
+    changes = torch.cat([change[:, None], state.changes[:, :-1]], 1)
+    return torch.where(useful, moves, state.moves), torch.where(useful, changes, state.changes)
+
+
+def _direction(
+    g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``−H g`` by the two-loop recursion, from the ``first`` inverse Hessian."""
+    curvature = (moves * changes).sum((2, 3))
+    known = curvature > 0
+    rho = torch.where(known, 1 / curvature, 0.0)
+    history = moves.shape[1]
+    q = g
+    alphas = []
+    for k in range(history):
+        alpha = rho[:, k] * (moves[:, k] * q).sum((1, 2))
+        q = q - alpha[:, None, None] * changes[:, k]
+        alphas.append(alpha)
+    newest = changes[:, 0]
+    stiff = (newest * first(newest)).sum((1, 2))
+    scale = (curvature[:, 0] / stiff).clamp(*_SCALES)
+    scale = torch.where(known[:, 0], scale, 1.0)
+    r = scale[:, None, None] * first(q)
+    for k in reversed(range(history)):
+        beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
+        r = r + (alphas[k] - beta)[:, None, None] * moves[:, k]
+    return -r
+
+
+def _judged(
+    state: QuasiNewtonState, slope: Tensor, tol: float, rounding: float
+) -> tuple[Tensor, Tensor]:
+    """Statuses of curves with an energy and a metric, and their relative decrements."""
+    relative = _remaining(slope, state.gains) / (2 * state.energy)
+    quiet = (relative <= tol) | (-slope <= 2 * state.noise)
+    coarse = relative > max(_ACCEPTABLE * tol, rounding)
+    stalled = state.misses >= _MISSES
+    # Rounding hides how much lower the trials are.
+    spent = stalled & ~coarse
+    status = torch.where(quiet | spent, int(Status.CONVERGED), int(RUNNING))
+    status = torch.where(quiet & coarse, int(Status.PRECISION), status)
+    status = torch.where(stalled & coarse & ~quiet, int(Status.STALLED), status)
+    return status, relative
+
+
+def _remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, 3)
+    """How much lower the energy may come.
+
+    Half of ``gᵀHg``, if H is right. Where it is not, steps converge linearly: what follows is a
+    geometric series, of the slower ratio that the last steps have shown.
+    """
+    promised = -slope / 2
+    last, before, first = gains.clamp(min=0).unbind(1)
+    ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
+    series = last * ratio / (1 - ratio)
+    return _DOUBT * torch.fmax(promised, series)
+
+
+def _interpolated(x: Tensor) -> Tensor:  # (p, h, n - 1, m) -> (p, h, 2 n - 1, m)
+    """Displacements of interior nodes at twice as many; the ends do not move."""
+    padded = torch.nn.functional.pad(x, (0, 0, 1, 1))
+    between = (padded[:, :, 1:] + padded[:, :, :-1]) / 2
+    fine = _spread(x)
+    fine[:, :, 0::2] = between
+    return fine
+
+
+def _spread(x: Tensor) -> Tensor:  # (p, h, n - 1, m) -> (p, h, 2 n - 1, m)
+    """Covectors of interior nodes at twice as many; 0 at the new ones."""
+    p, h, count, m = x.shape
+    fine = x.new_zeros(p, h, 2 * count + 1, m)
+    fine[:, :, 1::2] = x
+    return fine
