@@ -27,6 +27,8 @@ hook                     what it gives                                without it
                          more than that of the points' dtype
 ``width``                numbers per point that a derivative holds:   as many as there are
                          the widest layer of a decoder                coordinates
+``gradients_only``       whether second derivatives cost far too      they do not
+                         much
 ``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
                          better where to start
 =======================  ===========================================  ==============================
@@ -141,6 +143,14 @@ class HasWidth(Protocol):
         ...
 
 
+class HasGradientsOnly(Protocol):
+    """A space that knows when second derivatives cost far more than gradients."""
+
+    def gradients_only(self, z: Tensor) -> bool:  # (k, m)
+        """Whether solvers should do without second derivatives."""
+        ...
+
+
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -216,6 +226,11 @@ def width_of(space: Space, z: Tensor) -> int:  # (k, m)
     if offers(space, HasWidth):
         return space.width(z)
     return z.shape[-1]
+
+
+def gradients_only(space: Space, z: Tensor) -> bool:  # (k, m)
+    """Whether solvers should do without second derivatives; by default not."""
+    return offers(space, HasGradientsOnly) and space.gradients_only(z)
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:

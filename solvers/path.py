@@ -21,9 +21,10 @@ from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
-from riemae.solvers.hooks import labels_of, precision_of, width_of
+from riemae.solvers.hooks import gradients_only, labels_of, precision_of, width_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
+from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
@@ -101,8 +102,9 @@ def geodesic(
         solver: Settings. By default :class:`Newton`, or :class:`NewtonCG`, which knows no Morse
             index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
             decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
-            along which the metric is singular. Any :class:`Solver` will do: :class:`QuasiNewton`,
-            which takes gradients alone, :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`,
+            along which the metric is singular. :class:`QuasiNewton`, which does not know it either,
+            under an ambient metric on 64 numbers or more that is known by its products alone. Any
+            :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`,
             :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
@@ -156,8 +158,10 @@ def geodesic(
     if solver is None:
         kept = init is not None and n_starts == 1
         target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
-        solver = default_solver(m, target, _fits(space, z0, m))
-        if isinstance(solver, Newton):
+        point = _first_finite(z0)
+        gradients = bool(len(point)) and gradients_only(space, point)
+        solver = default_solver(m, target, _fits(space, point, m), gradients)
+        if not isinstance(solver, NewtonCG):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
     with (
         torch.no_grad(),
@@ -203,7 +207,10 @@ def _starts(count: int | None, graph: Graph | None) -> int:
 
 
 def default_solver(
-    m: int, target: Literal["minimum", "stationary"] = "minimum", fits: bool = True
+    m: int,
+    target: Literal["minimum", "stationary"] = "minimum",
+    fits: bool = True,
+    gradients: bool = False,
 ) -> Solver:
     """Settings for ``m`` latent dimensions.
 
@@ -213,28 +220,35 @@ def default_solver(
         m: Latent dimensions.
         target: Of Newton.
         fits: Whether the second derivatives along a curve fit into memory well.
+        gradients: Whether second derivatives cost far more than gradients.
     """
+    if gradients and target == "minimum":
+        return QuasiNewton()
     if m < MATRIX_FREE_FROM and fits:
         return Newton(target=target)
     return NewtonCG()
 
 
-def _fits(space: Space, z: Tensor, m: int) -> bool:  # (*b, m)
+def _first_finite(z: Tensor) -> Tensor:  # (*b, m) -> (1, m)
+    """The first point without NaN and infinity; ``(0, m)`` where there is none."""
+    flat = z.detach().reshape(-1, z.shape[-1])
+    first = flat[:1]
+    if evidently_finite(first):
+        return first
+    return flat[flat.isfinite().all(-1)][:1]
+
+
+def _fits(space: Space, point: Tensor, m: int) -> bool:  # (1, m) or (0, m)
     """Whether the second derivatives at the nodes of one curve fit into memory well.
 
     They hold a value, m tangents and m second derivatives of the widest layer at 16 points: that
     may be a sixteenth of the memory there is in all. It does not depend on what is free.
     """
-    flat = z.detach().reshape(-1, z.shape[-1])
-    first = flat[:1]
-    if not evidently_finite(first):
-        finite = flat.isfinite().all(-1)
-        first = flat[finite][:1]
-    if not len(first):
+    if not len(point):
         return True
-    numbers = width_of(space, first) * (1 + 2 * m)
-    wanted = _POINTS_OF_A_CURVE * numbers * z.element_size()
-    return wanted <= total_memory(z.device) // _SHARE_OF_A_CURVE
+    numbers = width_of(space, point) * (1 + 2 * m)
+    wanted = _POINTS_OF_A_CURVE * numbers * point.element_size()
+    return wanted <= total_memory(point.device) // _SHARE_OF_A_CURVE
 
 
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:

@@ -114,7 +114,7 @@ def bending(
         contributions = [contribution for _, contribution in recorded]
         for contribution, slope in _gathered(contributions, slopes):
             total = total + contribution(slope)
-    return total
+        return total.to(z.dtype)  # parts of the map may compute in another
 
 
 def _gathered(

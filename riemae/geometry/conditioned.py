@@ -204,6 +204,11 @@ class Conditioned:
         core, points = self._apart(z)
         return core.width(points)
 
+    def gradients_only(self, z: Tensor) -> bool:  # (k, m + labels)
+        """As :meth:`riemae.geometry.pullback.PullbackMetric.gradients_only`."""
+        core, points = self._apart(z)
+        return core.gradients_only(points)
+
     def metric(self, z: Tensor) -> Tensor:  # (k, m + labels) -> (k, m + labels, m + labels)
         """The metric tensor; the number has one of its own, of the same size."""
         core, points = self._apart(z)

@@ -23,6 +23,7 @@ from riemae.geometry.factors import (
     triangle,
 )
 from riemae.geometry.paths import PathMetric
+from riemae.geometry.variation import ProductVariation
 from riemae.numerics.metric import safe_sqrt, solve_metric
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
@@ -31,6 +32,8 @@ from riemae.numerics.values import concrete
 
 # Fewer points than the quadrature of the shortest curve has; padded to 16, they would cost more.
 _FEW = 4
+# Numbers of an output from which products with an ambient metric decide what a step costs.
+_MANY = 64
 
 
 class PullbackMetric(PathMetric):
@@ -63,6 +66,18 @@ class PullbackMetric(PathMetric):
         """Numbers per point in the decoder's widest layer."""
         self.bind(flat)
         return self.immersion.width(flat)
+
+    def gradients_only(self, flat: Tensor) -> bool:  # (k, m)
+        """Whether second derivatives cost far more than gradients.
+
+        So under an ambient metric on many numbers that is known by its products alone: every
+        tangent takes one of those, and its derivatives.
+        """
+        self.bind(flat)
+        if self.embedding is not None or not isinstance(self.variation, ProductVariation):
+            return False
+        shape = self.decoder.output_shape
+        return shape is not None and shape.numel() >= _MANY
 
     def metric(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """``G = Jᵀ H(f(z)) J`` (equation 3)."""

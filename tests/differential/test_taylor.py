@@ -1,9 +1,11 @@
 """Taylor mode operation by operation, against torch.autograd.functional."""
 
+import copy
 from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.functional import hessian
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -572,6 +574,27 @@ class TestPairs:
         pairs = Pairs([0, 0, 2, 2, 1], [1, 2, 0, 3, 4])
         covered = [(i, j) for i, js, _ in pairs.runs for j in range(js.start, js.stop)]
         assert covered == list(zip(pairs.i, pairs.j, strict=True))
+
+
+def test_parts_in_another_precision():
+    """Derivatives have the dtype of the points, whatever parts of the map compute in."""
+    net = nn.Sequential(nn.Linear(M, 8), nn.Tanh(), nn.Linear(8, 5)).requires_grad_(False)
+
+    def f(z):
+        return (net(z).double().softmax(-1) * 3).log().to(z)
+
+    z = draw(K, M, seed=4).float()
+    wide = copy.deepcopy(net).double()
+    x, j, h = truth(lambda z: (wide(z).softmax(-1) * 3).log(), z.double())
+    a = draw(K, 5, seed=5).float()
+    with MODE.active(True):
+        value, first, second = MODE.forward(f, z, basis(z), Pairs.all(M), False)
+        _, _, forms = MODE.expansion(f, z, lambda x, j: a[None], False)
+    found = (value, first.movedim(0, -1), Pairs.all(M).full(second.movedim(0, -1)), forms[0])
+    bent = torch.einsum("kdij,kd->kij", h, a.double())
+    for ours, theirs in zip(found, (x, j, h, bent), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_taylor_mode_comes_first():

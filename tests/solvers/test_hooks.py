@@ -19,6 +19,7 @@ PROTOCOLS = {
     "labels": hooks.HasLabels,
     "restored": hooks.HasRestored,
     "ambient_features": hooks.HasAmbientFeatures,
+    "gradients_only": hooks.HasGradientsOnly,
     "geodesic": hooks.HasGeodesic,
 }
 
@@ -44,6 +45,9 @@ class Everything:
     def ambient_features(self, z):
         return 3 * z
 
+    def gradients_only(self, z):
+        return len(z) == 3
+
     def geodesic(self, z0, z1):
         return "own", z0, z1
 
@@ -64,6 +68,7 @@ def test_hooks_are_used():
     assert hooks.labels_of(space) == 1
     assert hooks.restored(space, Curve.from_nodes(NODES), {"a": 1}) == ("restored", {"a": 1})
     assert torch.equal(hooks.features_of(space, NODES[0]), 3 * NODES[0])
+    assert hooks.gradients_only(space, NODES[0])
     assert hooks.solver_of(space, solvers.geodesic)(1, 2) == ("own", 1, 2)
 
 
@@ -82,6 +87,7 @@ def test_defaults():
     curve = Curve.from_nodes(NODES)
     assert hooks.restored(PLANE, curve, {}) is curve
     assert hooks.features_of(PLANE, NODES[0]) is None
+    assert not hooks.gradients_only(PLANE, NODES[0])
     solve = hooks.solver_of(PLANE, solvers.geodesic)
     assert torch.allclose(
         solve(NODES[:, 0], NODES[:, -1]).length, torch.tensor(2.0).double().sqrt()
