@@ -26,6 +26,9 @@ _BOLDEST = 0.5
 # How far the scale that a secant shows may be from that of the metric.
 _SCALES = 0.1, 10.0
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
+# Rounding of an energy, relative to it: so many units per segment, where chords are differences of
+# points not much larger than the curve. Where those are larger, trials are missed in a row.
+_ROUNDING = 16
 # What is left to gain is taken for so many times what H or the last steps promise, and no slower
 # convergence than this is extrapolated.
 _DOUBT = 3
@@ -41,7 +44,6 @@ class QuasiNewtonState(State):
         trial: ``(p, n + 1, m)``, nodes to be looked at next.
         energy: ``(p,)``, at ``nodes``; infinite before the first look.
         gradient: ``(p, n − 1, m)``, there.
-        noise: ``(p,)``, the rounding error to expect in an energy.
         slope: ``(p,)``, of the energy along the direction to ``trial``; negative.
         stride: ``(p,)``, the share of the direction that ``trial`` goes.
         misses: ``(p,)``, trials in a row that were too long.
@@ -59,7 +61,6 @@ class QuasiNewtonState(State):
     trial: Tensor
     energy: Tensor
     gradient: Tensor
-    noise: Tensor
     slope: Tensor
     stride: Tensor
     misses: Tensor
@@ -104,7 +105,6 @@ def begun(nodes: Tensor, history: int, samples: int, rank: int) -> QuasiNewtonSt
         trial=nodes.clone(),
         energy=torch.full_like(zero, torch.inf),
         gradient=interior,
-        noise=zero,
         slope=zero,
         stride=torch.ones_like(zero),
         misses=zero,
@@ -122,22 +122,22 @@ def begun(nodes: Tensor, history: int, samples: int, rank: int) -> QuasiNewtonSt
 class QuasiNewton:
     """Settings of the quasi-Newton path solver, which takes gradients only.
 
-    Limited-memory BFGS whose first inverse Hessian is that of the path's Laplacian times the
-    curve's mean metric: the Hessian itself where the metric is constant. A step costs one decoding
-    and one reverse pass along the path, whatever the number of dimensions; secants and metric are
-    handed on to finer levels. A trial that does not lower its energy is shortened, and its secant
-    is learned from as well.
+    Limited-memory BFGS whose first inverse Hessian is that of the path's Laplacian in the metric at
+    four places of the curve: the Hessian itself where the metric is constant. A step costs one
+    decoding and one reverse pass along the path, whatever the number of dimensions; secants and
+    metric are handed on to finer levels. A trial that does not lower its energy is shortened, and
+    its secant is learned from as well.
 
-    A curve ends when its Newton decrement, by the same inverse Hessian, is small. There is no
-    factorisation, hence no Morse index: it is −1.
+    A curve ends when its Newton decrement, by the same inverse Hessian, is small, and its last
+    steps do not promise more. There is no factorisation, hence no Morse index: it is −1.
 
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
         max_steps: Gradients that a pair may take in total.
         history: Secants that are remembered.
-        sketch: Beyond twice as many latent dimensions the mean metric is sketched, by so many
-            products with it.
+        sketch: Beyond twice as many latent dimensions, the mean metric is sketched by so many
+            products with it, and stands for the metric everywhere.
 
     Raises:
         OptionError: For a value out of range.
@@ -177,14 +177,16 @@ class QuasiNewton:
         state = self._prepared(space, state)
         energy, gradient = energy_and_gradient(space, state.trial)
         fresh = state.energy.isinf()
-        state, good = _compared(state, energy, gradient, fresh)
+        known = precision_of(space, energy.dtype)
+        eps = _ROUNDING * known.eps * (state.nodes.shape[1] - 1)
+        state, good = _compared(state, energy, gradient, fresh, eps)
         live = state.energy.isfinite()
         regular = (state.rest > 0) & (state.energy > 0)
         first = _first_inverse(state)
         g = torch.where(live[:, None, None], state.gradient, 0.0)
         direction = _direction(g, state.moves, state.changes, first)
         slope = (g * direction).sum((1, 2))
-        status, decrement = _judged(state, slope, tol, 4 * precision_of(space, energy.dtype).length)
+        status, decrement = _judged(state, slope, tol, eps, 4 * known.length)
         status = torch.where(live, status, int(Status.NON_FINITE))
         status = torch.where(live & ~regular, int(Status.SINGULAR), status)
         boldest = (_BOLDEST / decrement).sqrt().clamp(max=1)
@@ -203,7 +205,7 @@ class QuasiNewton:
         )
 
     def _prepared(self, space: Space, state: QuasiNewtonState) -> QuasiNewtonState:
-        """The state with a preconditioner and the energy's noise, where they are yet unknown."""
+        """The state with a preconditioner, where it is yet unknown."""
         rows = state.rest.isnan().nonzero().flatten()
         if not len(rows):
             return state
@@ -235,12 +237,16 @@ def _first_inverse(state: QuasiNewtonState) -> Callable[[Tensor], Tensor]:
 
 
 def _compared(
-    state: QuasiNewtonState, energy: Tensor, gradient: Tensor, fresh: Tensor
+    state: QuasiNewtonState, energy: Tensor, gradient: Tensor, fresh: Tensor, eps: float
 ) -> tuple[QuasiNewtonState, Tensor]:
-    """The state after a look at its trial nodes, and ``(p,)`` bool: where they are taken."""
+    """The state after a look at its trial nodes, and ``(p,)`` bool: where they are taken.
+
+    Energies are rounded by ``eps``, relatively.
+    """
     finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
     promised = state.stride * state.slope
-    good = fresh | (finite & (energy <= state.energy + _SUFFICIENT * promised + state.noise))
+    limit = (1 + eps) * state.energy + _SUFFICIENT * promised
+    good = fresh | (finite & (energy <= limit))
     move = (state.trial - state.nodes)[:, 1:-1]
     change = gradient - state.gradient
     moves, changes = _remembered(state, move, change, finite & ~fresh)
@@ -305,11 +311,11 @@ def _direction(
 
 
 def _judged(
-    state: QuasiNewtonState, slope: Tensor, tol: float, rounding: float
+    state: QuasiNewtonState, slope: Tensor, tol: float, eps: float, rounding: float
 ) -> tuple[Tensor, Tensor]:
     """Statuses of curves with an energy and a metric, and their relative decrements."""
     relative = _remaining(slope, state.gains) / (2 * state.energy)
-    quiet = (relative <= tol) | (-slope <= 2 * state.noise)
+    quiet = (relative <= tol) | (-slope <= 2 * eps * state.energy)
     coarse = relative > max(_ACCEPTABLE * tol, rounding)
     stalled = state.misses >= _MISSES
     # Rounding hides how much lower the trials are.
