@@ -15,13 +15,19 @@ import pytest
 
 # One of so many cases is taken.
 SAMPLED = {
+    "tests/ambient/test_ambient.py": 2,
     "tests/ambient/test_fisher.py": 2,
     "tests/ambient/test_geoopt.py": 2,
     "tests/ambient/test_product.py": 2,
     "tests/differential/test_differential.py": 2,
+    "tests/differential/test_taylor.py": 2,
     "tests/differential/test_zoo.py": 2,
     "tests/distributions/test_counts.py": 2,
     "tests/distributions/test_families.py": 2,
+    "tests/geometry/test_conditions.py": 2,
+    "tests/solvers/test_quasi_newton.py": 2,
+    "tests/test_manifold.py": 2,
+    "tests/testing/test_manifold.py": 2,
     "tests/device/": 3,
 }
 
