@@ -2,8 +2,10 @@
 results."""
 
 import copy
+import gc
 import inspect
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -331,6 +333,26 @@ def test_no_wrapped_tensor_is_left_in_a_module(kind, hidden):
             if name != "last":
                 assert torch.equal(after[name][3], before[name][3]), name
     torch.testing.assert_close(M.metric(points()), reference.mT @ reference)
+
+
+def test_no_module_is_kept_alive_by_a_callers_transforms():
+    decoder = Plain()
+    M, known = Manifold(decoder), weakref.ref(decoder)
+    torch.func.jacrev(M.metric)(points())
+    del decoder, M
+    gc.collect()
+    assert known() is None
+
+
+def test_objects_without_weak_references_are_decoders_too():
+    class Slots:
+        __slots__ = ()
+
+        def __call__(self, z):
+            return torch.fft.fft(z).abs().square()
+
+    j = torch.stack([torch.autograd.functional.jacobian(Slots(), p) for p in points()])
+    torch.testing.assert_close(Manifold(Slots()).metric(points()), j.mT @ j)
 
 
 def test_no_wrapped_tensor_is_left_in_an_ambient_network():

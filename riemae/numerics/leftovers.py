@@ -2,13 +2,15 @@
 
 Inside ``torch.func``, results of torch are wrapped, constants as well. A module that stores one
 (``self.grid = self.grid.to(z)``, weights computed by a hook) would keep the wrapper, which cannot
-be copied or saved. Functions of the user that run inside are therefore noted, and tensors that
-their modules hold are unwrapped when the transforms have ended.
+be copied or saved. Functions of the user that run inside are therefore noted, weakly, and tensors
+that their modules hold are unwrapped when the transforms have ended.
 """
 
 from __future__ import annotations
 
 import threading
+import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -26,7 +28,7 @@ class _Noted(threading.local):
     """Functions that have run inside transforms of this thread, by identity."""
 
     def __init__(self) -> None:
-        self.functions: dict[int, Any] = {}
+        self.functions: dict[int, Callable[[], Any]] = {}
 
 
 _noted = _Noted()
@@ -34,8 +36,14 @@ _noted = _Noted()
 
 def note(function: Callable[..., Any]) -> None:
     """Remember a function of the user that is about to be called, if inside of ``torch.func``."""
-    if _functorch.peek_interpreter_stack() is not None:
-        _noted.functions[id(function)] = function
+    if _functorch.peek_interpreter_stack() is None:
+        return
+    # Weakly, because a caller's own transforms may never end in one of ours.
+    reference = weakref.WeakMethod if isinstance(function, types.MethodType) else weakref.ref
+    try:
+        _noted.functions[id(function)] = reference(function)
+    except TypeError:  # an object with slots alone, in which no module is found
+        pass
 
 
 @contextmanager
@@ -49,10 +57,10 @@ def unwrapping(context: AbstractContextManager[Any]) -> Iterator[None]:
             yield
     finally:
         if _noted.functions and _functorch.peek_interpreter_stack() is None:
-            functions = list(_noted.functions.values())
+            noted = list(_noted.functions.values())
             _noted.functions.clear()
-            for function in functions:
-                for module in modules(function):
+            for function in noted:
+                for module in modules(function()):
                     _unwrap(module)
 
 
