@@ -39,6 +39,8 @@ _STARTS_WITH_GRAPH = 4
 # same everywhere. Where a curve ran into a singular point, more of them come to nothing.
 _RESORT_STEPS = 50
 _NULL_FLOOR = 1e-2
+# Where a method of first order makes no headway, as at kinks, second derivatives may.
+_STUCK = (int(Status.STALLED), int(Status.MAX_STEPS), int(Status.PRECISION))
 
 # What the pairs of one chunk may hold in matrices, in bytes, and how few pairs may share it.
 _BYTES = 2**30
@@ -103,9 +105,10 @@ def geodesic(
             index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
             decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
             along which the metric is singular. :class:`QuasiNewton`, which does not know it either,
-            under an ambient metric on 64 numbers or more that is known by its products alone. Any
-            :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`,
-            :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
+            under an ambient metric on 64 numbers or more that is known by its products alone;
+            Newton takes over the pairs on which it makes no headway. Any :class:`Solver` will do:
+            :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`,
+            :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly a
@@ -155,6 +158,7 @@ def geodesic(
     source = as_generator("geodesic", generator)
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
+    second: Newton | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
         target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
@@ -163,6 +167,8 @@ def geodesic(
         solver = default_solver(m, target, _fits(space, point, m), gradients)
         if not isinstance(solver, NewtonCG):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
+        if isinstance(solver, QuasiNewton):
+            second = Newton()
     with (
         torch.no_grad(),
         limited("geodesic", max_decodings, max_seconds) as budget,
@@ -171,13 +177,13 @@ def geodesic(
         space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(space, solver, resort, start, rtol, report)
+            result = _solve(space, solver, resort, second, start, rtol, report)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             # A solver is a frozen dataclass.
             fine: Solver = replace(cast(Any, solver), segments=segments)
             result = search(
-                solve=partial(_solve, space, fine, resort),
+                solve=partial(_solve, space, fine, resort, second),
                 space=space,
                 first=start,
                 count=n_starts,
@@ -273,18 +279,24 @@ def _solve(
     space: Space,
     solver: Solver,
     resort: NewtonCG | None,
+    second: Newton | None,
     start: Curve,
     rtol: float,
     progress: Progress | None,
 ) -> GeodesicResult:  # a flat batch (p,)
     """All pairs, none longer than its start curve.
 
-    Those along which the metric is singular are solved by ``resort``, if there is one.
+    Those along which the metric is singular are solved by ``resort``, those on which the solver
+    makes no headway by ``second``, if there are such.
     """
     result, lengths = _solve_all(
         space=space, solver=solver, start=start, rtol=rtol, progress=progress
     )
     told = read(result.status, result.index, result.length)
+    stuck = np.isin(told[0], _STUCK).nonzero()[0]
+    if second is not None and len(stuck):
+        result = _taken_over(space, second, start, rtol, result, placed(stuck, start.nodes))
+        told = read(result.status, result.index, result.length)
     singular = (told[0] == Status.SINGULAR).nonzero()[0]
     if resort is not None and len(singular):
         result = _resorted(space, resort, start, rtol, result, placed(singular, start.nodes))
@@ -323,6 +335,21 @@ def _resorted(
             stacklevel=stack_level(),
         )
     return exchanged(result, singular[solved], again[solved])
+
+
+def _taken_over(
+    space: Space, second: Newton, start: Curve, rtol: float, result: GeodesicResult, stuck: Tensor
+) -> GeodesicResult:
+    """The result with pairs that a solver made no headway on solved by another one.
+
+    It begins where the first one began: levels that begin at a curve that has stuck at kinks may
+    agree by accident. What converges counts where it is no longer, and what is shorter in any case.
+    """
+    left = result[stuck]
+    again, _ = _solve_all(space, second, start[stuck], rtol, None)
+    solved = again.converged & ~(again.length > (1 + rtol) * left.length)
+    better = solved | (again.length < left.length)
+    return exchanged(result, stuck[better], again[better])
 
 
 def _across_null_directions(

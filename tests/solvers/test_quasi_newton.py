@@ -87,6 +87,61 @@ def test_wide_latent_spaces_cost_a_fraction_of_newton():
     assert quasi < newton / 2
 
 
+class Costly:
+    """A space that says of itself that second derivatives cost too much."""
+
+    METHODS = (
+        "metric norm acceleration squared_chords expand residual ambient_distance embedded "
+        "energy_and_gradient velocities"
+    )
+
+    def __init__(self, space, points):
+        inner = space_of(space, points)
+        for name in self.METHODS.split():
+            setattr(self, name, getattr(inner, name))
+
+    def gradients_only(self, z):
+        return True
+
+
+def flat(name):
+    return next(k for k in FLAT_ONTO if k.name == name)
+
+
+class TestNewtonTakesOver:
+    """Where second derivatives cost too much, and the method of first order is stuck at kinks."""
+
+    def both(self, name, rows, **options):
+        z0, z1, d = (x[rows] for x in flat(name).draw(8, seed=5))
+        space = Costly(flat(name).space(), z0)
+        alone = solvers.geodesic(space, z0, z1, rtol=1e-2, solver=QuasiNewton(), throw=False)
+        r = solvers.geodesic(space, z0, z1, rtol=1e-2, throw=False, **options)
+        return alone, r, d
+
+    @pytest.mark.parametrize("name", ["leaky m=8", "rational-quadratic m=5"])
+    def test_what_was_left_converges(self, name):
+        alone, r, d = self.both(name, [0, 1, 6])
+        stuck = ~alone.converged
+        assert bool(stuck.any())
+        assert bool((alone.index == -1).all())
+        assert bool(r.converged.all())
+        assert torch.equal(r.index >= 0, stuck)
+        assert torch.equal(r.length[~stuck], alone.length[~stuck])
+        assert bool(((r.length - d).abs() <= 1e-2 * d).all())
+
+    def test_what_nobody_solves_is_the_shorter_of_both(self):
+        alone, r, d = self.both("leaky m=2", [5, 6])
+        left = r.status == Status.MAX_STEPS
+        assert int(left.sum()) == 1
+        assert bool(r.length[left] < alone.length[left])
+        assert bool(((r.length - d)[left] <= 10 * r.error[left]).all())
+
+    def test_with_several_starts(self):
+        _, r, d = self.both("rational-quadratic m=5", [1], n_starts=2)
+        assert bool(r.converged.all())
+        assert bool(((r.length - d).abs() <= 1e-2 * d).all())
+
+
 class TestPreconditioner:
     def test_is_the_hessian_where_the_metric_is_constant(self):
         matrix = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
