@@ -254,7 +254,11 @@ def _compared(
     excess = energy - state.energy - promised
     lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
     taken = good[:, None, None]
-    gain = torch.where(fresh, torch.nan, state.energy - energy)
+    # Within the rounding of energies, the slopes at both ends tell the difference better.
+    told = state.energy - energy
+    shown = -((state.gradient + gradient) * move).sum((1, 2)) / 2
+    gain = torch.where(told.abs() <= eps * state.energy, shown, told)
+    gain = torch.where(fresh, torch.nan, gain)
     gains = torch.cat([gain[:, None], state.gains[:, :-1]], 1)
     return (
         replace(
@@ -315,7 +319,11 @@ def _judged(
 ) -> tuple[Tensor, Tensor]:
     """Statuses of curves with an energy and a metric, and their relative decrements."""
     relative = _remaining(slope, state.gains) / (2 * state.energy)
-    quiet = (relative <= tol) | (-slope <= 2 * eps * state.energy)
+    grain = eps * state.energy
+    # The last steps count as well: those that have gained much may be followed by others. What they
+    # gain is known beyond the rounding of energies, by their slopes.
+    silent = (-slope <= 2 * grain) & (state.gains.amax(1) <= grain / _ROUNDING)
+    quiet = (relative <= tol) | silent
     coarse = relative > max(_ACCEPTABLE * tol, rounding)
     stalled = state.misses >= _MISSES
     # Rounding hides how much lower the trials are.
