@@ -999,8 +999,9 @@ class Manifold:
                 periods the best of several ways round is returned, and its curve ends at ``z1``
                 plus whole periods.
             n_starts: Start curves per pair, for a global search: the shortest geodesic is returned,
-                with all others found as its ``alternatives``. 1 without a graph, 4 with one, unless
-                given. Then ``latent`` plays no part.
+                with all others found as its ``alternatives``. By default 4 with a graph, and
+                without one a start curve alone, and a bounded look for a shorter geodesic where
+                there may be one; 1 leaves that out. Where given, ``latent`` plays no part.
             graph: A :meth:`graph` on data, whose routes are start curves.
             generator: Source, or a seed, of the start curves that are perturbations.
             throw: Raise when a pair misses ``rtol``; False returns the result with its status

@@ -29,6 +29,7 @@ from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.safeguard import exchanged, not_longer
+from riemae.solvers.scouts import SEGMENTS, scouted
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
@@ -115,7 +116,9 @@ def geodesic(
             geodesic, even where it does not minimise (``target="stationary"``).
         n_starts: Start curves per pair: the straight line (or ``init``), routes through ``graph``,
             perturbations. The shortest geodesic is returned, the others are its ``alternatives``.
-            By default 1 without a graph and 4 with one.
+            By default 4 with a graph, else 1; then a call without ``solver`` and ``init`` also
+            looks for shorter geodesics where there may be some, for about half of what such pairs
+            cost: see :mod:`riemae.solvers.scouts`. With 1 it does not.
         graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the
             nearest point.
         generator: Source of the perturbations: a generator, or the seed of a new one; None draws
@@ -156,6 +159,7 @@ def geodesic(
     expect_solver("geodesic", solver)
     expect_graph(graph, z0[..., :m])
     source = as_generator("geodesic", generator)
+    alone = solver is None and init is None and n_starts is None and graph is None
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
     second: Newton | None = None
@@ -178,6 +182,8 @@ def geodesic(
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
             result = _solve(space, solver, resort, second, start, rtol, report)
+            if alone:
+                result = _with_scouts(space, solver, second, start, rtol, source, result)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             # A solver is a frozen dataclass.
@@ -273,6 +279,34 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
             result,
         )
     return result
+
+
+def _with_scouts(
+    space: Space,
+    solver: Solver,
+    second: Newton | None,
+    start: Curve,
+    rtol: float,
+    generator: torch.Generator | None,
+    result: GeodesicResult,
+) -> GeodesicResult:  # a flat batch (p,)
+    """The result after a bounded look for shorter geodesics."""
+    segments = min(max(solver.segments, SEGMENTS), solver.max_segments)
+    # A solver is a frozen dataclass.
+    fine: Solver = replace(cast(Any, solver), segments=segments)
+
+    def solve(found: Curve) -> GeodesicResult:
+        return _solve(space, fine, None, second, found, rtol, None)
+
+    return scouted(
+        space=space,
+        solver=solver,
+        solve=solve,
+        first=start,
+        result=result,
+        generator=generator,
+        at_once=partial(_curves_a_step, solver),
+    )
 
 
 def _solve(

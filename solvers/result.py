@@ -91,7 +91,7 @@ class GeodesicResult:
             the pairs.
         alternatives: All distinct local geodesics that a search with several starts found, the
             shortest first: a result of shape ``(s, *b)``, its places beyond what a pair has marked
-            ABSENT. None without a search.
+            ABSENT. None without a search, and where a default call has solved no second one.
         space: Where the curves live, for :attr:`residual`; not pickled.
     """
 
@@ -116,6 +116,19 @@ class GeodesicResult:
     def is_local_minimum(self) -> Tensor:
         """``(*b,)`` bool: converged, and no neighbouring curve is shorter (Morse index 0)."""
         return self.converged & (self.index == 0)
+
+    @property
+    def gap(self) -> Tensor:
+        """``(*b,)``, how much longer the next best geodesic found is, relatively; NaN for none.
+
+        Near 0, which of the two is the shortest hangs on little: a different training run of the
+        decoder, or a small move of an end point, may change it.
+        """
+        if self.alternatives is None or len(self.alternatives.length) < 2:
+            return torch.full_like(self.length, torch.nan)
+        second = self.alternatives[1]
+        longer = (second.length - self.length) / self.length
+        return torch.where(second.converged, longer, torch.nan)
 
     @cached_property
     def residual(self) -> Tensor:

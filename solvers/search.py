@@ -93,7 +93,17 @@ def search(
         left = chosen >= 0
         place = left.flatten().cumsum(0) - 1
         chosen = torch.where(left, place.view_as(chosen), -1)
-    every = _padded(found, chosen)
+    return _shortest_first(found, chosen)
+
+
+def ranked(space: Space, found: GeodesicResult, pair: Tensor, p: int) -> GeodesicResult:
+    """The shortest of the results ``(q,)`` of each pair ``(q,)``, with all distinct ones."""
+    return _shortest_first(found, _distinct(space, found, pair, p))
+
+
+def _shortest_first(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s, p) -> (p,)
+    """The results at the places of the first row of a table, with those of all rows."""
+    every = _padded(found, table)
     return replace(every[0], alternatives=every)
 
 
@@ -311,10 +321,17 @@ def _coincide(
     t = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device)[1:-1]
     one = found.curve[a](t)
     two = found.curve[b](t)
+    return run_together(space, one, two, found.length[a], _SAME_CURVE)
+
+
+def run_together(
+    space: Space, one: Tensor, two: Tensor, length: Tensor, share: float
+) -> Tensor:  # (k, c, m), (k, c, m), (k,) -> (k,)
+    """Whether points at the same times are close, relative to the curves' length."""
     middle = one.flatten(0, 1)
     across = (two - one).flatten(0, 1)
-    gap = space.norm(middle, across).view(len(a), -1)
-    return gap.amax(-1) <= _SAME_CURVE * found.length[a]
+    gap = space.norm(middle, across).view(one.shape[:2])
+    return gap.amax(-1) <= share * length
 
 
 def _padded(found: GeodesicResult, table: Tensor) -> GeodesicResult:  # (q,), (s, p) -> (s, p)
