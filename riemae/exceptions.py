@@ -6,7 +6,7 @@ An error says where it arose, what was expected, what came, and what to try.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "AmbientError",
@@ -106,6 +106,11 @@ class TransferError(RiemaeError, TypeError):
 
 class MemoryLimitError(RiemaeError, MemoryError):
     """There is not enough memory for a call; its cause is what torch has raised."""
+
+    # MemoryError's own, which would be found first, refuses a class that is laid out as Exception:
+    # tblib, with which Dask sends exceptions, calls it.
+    def __new__(cls, *args: Any) -> Self:
+        return Exception.__new__(cls, *args)
 
 
 class MissingExtraError(RiemaeError, ImportError):

@@ -28,12 +28,12 @@ from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
-from riemae.solvers.safeguard import exchanged, not_longer
+from riemae.solvers.safeguard import Told, exchanged, not_longer
 from riemae.solvers.scouts import SEGMENTS, scouted
 from riemae.solvers.search import SCOUT_SEGMENTS, search
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
-from riemae.solvers.state import placed, read
+from riemae.solvers.state import placed
 
 _STARTS_WITH_GRAPH = 4
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
@@ -117,8 +117,8 @@ def geodesic(
         n_starts: Start curves per pair: the straight line (or ``init``), routes through ``graph``,
             perturbations. The shortest geodesic is returned, the others are its ``alternatives``.
             By default 4 with a graph, else 1; then a call without ``solver`` and ``init`` also
-            looks for shorter geodesics where there may be some, for about half of what such pairs
-            cost: see :mod:`riemae.solvers.scouts`. With 1 it does not.
+            looks for shorter geodesics of pairs that were hard to solve, which costs about half as
+            much again on rough decoders: see :mod:`riemae.solvers.scouts`. With 1 it does not.
         graph: A neighbourhood graph on data, from :func:`graph`; end points enter it at the
             nearest point.
         generator: Source of the perturbations: a generator, or the seed of a new one; None draws
@@ -181,15 +181,15 @@ def geodesic(
         space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
         if n_starts == 1 or not len(start.nodes):
-            result = _solve(space, solver, resort, second, start, rtol, report)
+            result, told = _solve(space, solver, resort, second, start, rtol, report)
             if alone:
-                result = _with_scouts(space, solver, second, start, rtol, source, result)
+                result = _with_scouts(space, solver, second, start, rtol, source, result, told)
         else:
             segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
             # A solver is a frozen dataclass.
             fine: Solver = replace(cast(Any, solver), segments=segments)
             result = search(
-                solve=partial(_solve, space, fine, resort, second),
+                solve=lambda *start: _solve(space, fine, resort, second, *start)[0],
                 space=space,
                 first=start,
                 count=n_starts,
@@ -289,6 +289,7 @@ def _with_scouts(
     rtol: float,
     generator: torch.Generator | None,
     result: GeodesicResult,
+    told: Told,
 ) -> GeodesicResult:  # a flat batch (p,)
     """The result after a bounded look for shorter geodesics."""
     segments = min(max(solver.segments, SEGMENTS), solver.max_segments)
@@ -296,7 +297,7 @@ def _with_scouts(
     fine: Solver = replace(cast(Any, solver), segments=segments)
 
     def solve(found: Curve) -> GeodesicResult:
-        return _solve(space, fine, None, second, found, rtol, None)
+        return _solve(space, fine, None, second, found, rtol, None)[0]
 
     return scouted(
         space=space,
@@ -304,6 +305,7 @@ def _with_scouts(
         solve=solve,
         first=start,
         result=result,
+        told=told,
         generator=generator,
         at_once=partial(_curves_a_step, solver),
     )
@@ -317,8 +319,8 @@ def _solve(
     start: Curve,
     rtol: float,
     progress: Progress | None,
-) -> GeodesicResult:  # a flat batch (p,)
-    """All pairs, none longer than its start curve.
+) -> tuple[GeodesicResult, Told]:  # a flat batch (p,)
+    """All pairs, none longer than its start curve, and what is told of them on the host.
 
     Those along which the metric is singular are solved by ``resort``, those on which the solver
     makes no headway by ``second``, if there are such.
@@ -326,23 +328,24 @@ def _solve(
     result, lengths = _solve_all(
         space=space, solver=solver, start=start, rtol=rtol, progress=progress
     )
-    told = read(result.status, result.index, result.length)
-    stuck = np.isin(told[0], _STUCK).nonzero()[0]
+    told = Told.of(result)
+    stuck = np.isin(told.status, _STUCK).nonzero()[0]
     if second is not None and len(stuck):
         result = _taken_over(space, second, start, rtol, result, placed(stuck, start.nodes))
-        told = read(result.status, result.index, result.length)
-    singular = (told[0] == Status.SINGULAR).nonzero()[0]
+        told = Told.of(result)
+    singular = (told.status == Status.SINGULAR).nonzero()[0]
     if resort is not None and len(singular):
         result = _resorted(space, resort, start, rtol, result, placed(singular, start.nodes))
-        told = read(result.status, result.index, result.length)
+        told = Told.of(result)
     finer = start.segments > solver.segments
     if finer:
         again = partial(_again, space, solver, rtol)
     else:
         again = None
-    return not_longer(
+    found = not_longer(
         space=space, start=start, lengths=lengths, result=result, told=told, rtol=rtol, again=again
     )
+    return found, (told if found is result else Told.of(found))
 
 
 def _resorted(

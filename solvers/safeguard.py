@@ -22,6 +22,23 @@ Again = Callable[[Curve], GeodesicResult]
 
 
 @dataclass(frozen=True)
+class Told:
+    """What is asked of a result ``(p,)`` on the host, in one transfer."""
+
+    status: np.ndarray
+    index: np.ndarray
+    length: np.ndarray
+    bound: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def of(cls, result: GeodesicResult) -> Told:
+        """Of a result."""
+        steps = result.stats["steps"]
+        return cls(*read(result.status, result.index, result.length, result.lower_bound, steps))
+
+
+@dataclass(frozen=True)
 class _Longer:
     """Results that are longer than their start curves.
 
@@ -43,7 +60,7 @@ def not_longer(
     start: Curve,
     lengths: np.ndarray,
     result: GeodesicResult,
-    told: tuple[np.ndarray, ...],
+    told: Told,
     rtol: float,
     again: Again | None,
 ) -> GeodesicResult:
@@ -58,7 +75,7 @@ def not_longer(
         lengths: Lengths of their polygons, which are shorter than the curves; NaN where
             unknown.
         result: What came of them.
-        told: Its statuses, indices and lengths, on the host.
+        told: The same on the host.
         rtol: The accuracy.
         again: Solves start curves at their own resolution; None where that has been done.
     """
@@ -81,12 +98,11 @@ def not_longer(
     return exchanged(result, longer.rows, found)
 
 
-def _suspects(lengths: np.ndarray, told: tuple[np.ndarray, ...], slack: float) -> np.ndarray:
+def _suspects(lengths: np.ndarray, told: Told, slack: float) -> np.ndarray:
     """Which results are longer than the polygons of their start curves."""
-    status, index, length = told
     # A geodesic that does not minimise may be longer than a curve near it. False for NaN.
-    saddle = (status == Status.CONVERGED) & (index > 0)
-    return ((length > (1 + slack) * lengths) & ~saddle).nonzero()[0]
+    saddle = (told.status == Status.CONVERGED) & (told.index > 0)
+    return ((told.length > (1 + slack) * lengths) & ~saddle).nonzero()[0]
 
 
 def _longer(

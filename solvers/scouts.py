@@ -1,7 +1,7 @@
 """A bounded look for a shorter geodesic than the one next to the start curve.
 
 Most pairs need none, and cost nothing: their geodesic is hardly longer than the ambient distance,
-or was found in a few steps. For the others, curves that swing out to the side go down a few steps
+or took a few steps to find. For the others, curves that swing out to the side go down a few steps
 of a gradient-only descent, on few segments at first. Only where one of them is then lower than the
 geodesic that is known, and elsewhere, is it solved.
 """
@@ -9,6 +9,7 @@ geodesic that is known, and elsewhere, is it solved.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,20 +24,22 @@ from riemae.solvers.hooks import labels_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.result import GeodesicResult, Status
+from riemae.solvers.safeguard import Told
 from riemae.solvers.search import ranked, run_together, start_curves
 from riemae.solvers.solver import Solver, refined
 from riemae.solvers.space import Space
-from riemae.solvers.state import placed, read, select
+from riemae.solvers.state import placed, select
 
 # Of 200 pairs of digits in two dimensions 8 to 13 end in the wrong valley. Their geodesics are
 # longer than twice the chord, in eight dimensions than 1.37 times; they took Newton six steps or
-# more, where geodesics without rivals take 2 to 5.
-_STRAIGHT = 1.3
-_EASY_STEPS = 5
-# Scouts per pair, and in which rounds they go down: segments, steps, and how high they may then be,
-# relative to the geodesic that is known, to go on.
+# more, where geodesics without rivals take 2 to 5. A hill between two points takes a dozen, and the
+# way round it may be hardly longer than the chord.
+_STRAIGHT, _STEEP = 1.02, 1.3
+_EASY_STEPS, _HARD_STEPS = 5, 7
+# Scouts per pair, and in which rounds they go down: segments, steps, how high they may then be,
+# relative to the geodesic that is known, to go on, and how many of a pair do.
 _SCOUTS = 4
-_ROUNDS = ((8, 5, 1.3), (16, 8, 1.0), (32, 12, 0.998))
+_ROUNDS = ((8, 5, 1.3, 3), (16, 8, 1.0, 2), (32, 12, 1.03, 1))
 # Another geodesic is this far from the known one somewhere, relative to its length.
 _ELSEWHERE = 0.1
 _TOL = 1e-3
@@ -60,6 +63,7 @@ def scouted(
     solve: Solve,
     first: Curve,
     result: GeodesicResult,
+    told: Told,
     generator: torch.Generator | int | None,
     at_once: Callable[[Tensor], int],
 ) -> GeodesicResult:  # a flat batch (p,)
@@ -73,6 +77,7 @@ def scouted(
         solve: Solves pairs from start curves of ``SEGMENTS`` segments.
         first: The start curves ``(p,)``.
         result: What came of them.
+        told: The same on the host.
         generator: Source of the scouts' directions; None is torch's own.
         at_once: How many curves with such nodes one step may work on.
 
@@ -80,7 +85,7 @@ def scouted(
         The shortest geodesics. Where anything was solved, all distinct ones are its
         ``alternatives``.
     """
-    rows = _suspects(solver, result)
+    rows = _suspects(solver, told)
     moving = first.nodes.shape[-1] - labels_of(space)
     if moving < 2 or not len(rows) or spent(space):
         return result
@@ -99,18 +104,17 @@ def scouted(
     return ranked(space, every, pair, p)
 
 
-def _suspects(solver: Solver, result: GeodesicResult) -> np.ndarray:
+def _suspects(solver: Solver, told: Told) -> np.ndarray:
     """Which pairs may have a shorter geodesic elsewhere."""
-    status, length, bound, steps = read(
-        result.status, result.length, result.lower_bound, result.stats["steps"]
-    )
-    usable = ~np.isin(status, _HOPELESS) & (length > 0)  # False for NaN
-    straight = length <= _STRAIGHT * bound
+    usable = ~np.isin(told.status, _HOPELESS) & (told.length > 0)  # False for NaN
+    # Without a bound, a comparison is False.
+    straight = told.length <= _STRAIGHT * told.bound
+    steep = ~(told.length <= _STEEP * told.bound)
     if isinstance(solver, Newton):
-        easy = steps <= _EASY_STEPS
+        hard = (told.steps > _HARD_STEPS) | ((told.steps > _EASY_STEPS) & steep)
     else:
-        easy = np.isnan(bound)
-    return (usable & ~straight & ~easy).nonzero()[0]
+        hard = steep & ~np.isnan(told.bound)
+    return (usable & ~straight & hard).nonzero()[0]
 
 
 def _descended(
@@ -124,17 +128,18 @@ def _descended(
     straight = first.resample(_ROUNDS[0][0])
     swung = start_curves(straight, 1 + _SCOUTS, None, generator, labels_of(space))[1:]
     pair = torch.arange(len(known.length), device=swung.device).repeat(len(swung))
-    nodes = swung.flatten(0, 1)
-    state = None
-    for segments, steps, highest in _ROUNDS:
-        descent = QuasiNewton(max_steps=steps)
-        if state is None:
-            state = descent.begin(nodes)
-        else:
+    descent = QuasiNewton()
+    state = descent.begin(swung.flatten(0, 1))
+    for segments, steps, highest, count in _ROUNDS:
+        if segments > state.nodes.shape[1] - 1:
             fine = Curve.from_nodes(state.nodes).resample(segments).nodes
             state = refined(descent, state, fine, np.zeros(len(fine), dtype=bool))
         state = solve_level(
-            space=strict(space), solver=descent, state=state, tol=_TOL, at_once=at_once
+            space=strict(space),
+            solver=replace(descent, max_steps=steps),
+            state=state,
+            tol=_TOL,
+            at_once=at_once,
         )
         here = known.curve.resample(segments).nodes
         height = segments * space.squared_chords(here).sum(-1)
@@ -147,19 +152,18 @@ def _descended(
             share=_ELSEWHERE,
         )
         rows = rows[apart]
+        rows = rows[_lowest(pair[rows], state.energy[rows], count)]
         pair = pair[rows]
         state = select(state, rows.cpu().numpy())
         if not len(rows):
             break
-    lowest = _lowest(pair, state.energy)
-    return pair[lowest], state.nodes[lowest]
+    return pair, state.nodes
 
 
-def _lowest(pair: Tensor, energy: Tensor) -> Tensor:  # (k,), (k,) -> (q,)
-    """One place for each pair that occurs: that of its lowest energy."""
+def _lowest(pair: Tensor, energy: Tensor, count: int) -> Tensor:  # (k,), (k,) -> (q,)
+    """The places of the lowest energies of each pair that occurs, so many at most."""
     order = energy.argsort(stable=True)
     order = order[pair[order].argsort(stable=True)]
-    sorted_ = pair[order]
-    begins = torch.ones_like(sorted_, dtype=torch.bool)
-    begins[1:] = sorted_[1:] != sorted_[:-1]
-    return order[begins]
+    ordered = pair[order]
+    rank = torch.arange(len(ordered), device=pair.device) - torch.searchsorted(ordered, ordered)
+    return order[rank < count]

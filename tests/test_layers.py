@@ -57,8 +57,8 @@ LAYERS = {
         solvers.methods.spline
         solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
-        solvers.result solvers.safeguard solvers.search solvers.shortest solvers.solver
-        solvers.space solvers.speeds solvers.state solvers.unroll
+        solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
+        solvers.solver solvers.space solvers.speeds solvers.state solvers.unroll
         solvers.unrolling solvers.verdict
     """,
     "distributions": """

@@ -351,6 +351,24 @@ class TestExceptions:
         assert again.where == "Manifold.metric"
         assert getattr(again, "result", None) == getattr(made(error), "result", None)
 
+    def test_survives_the_way_of_dask(self):
+        pytest.importorskip("tblib")
+        code = (
+            "import pickle\n"
+            "from tblib import pickling_support\n"
+            "from riemae import exceptions\n"
+            "pickling_support.install()\n"
+            "for name in exceptions.__all__:\n"
+            "    error = getattr(exceptions, name)\n"
+            "    if issubclass(error, Warning):\n"
+            "        continue\n"
+            "    more = [None] if name == 'NotConvergedError' else []\n"
+            "    e = error('here', 'this', 'that', 'Try.', *more)\n"
+            "    again = pickle.loads(pickle.dumps(e))\n"
+            "    assert type(again) is error and str(again) == str(e), name\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     @pytest.mark.parametrize(
         ("error", "builtin"),
         [

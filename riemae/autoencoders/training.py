@@ -35,6 +35,7 @@ from riemae.exceptions import (
     TrainingError,
     stack_level,
 )
+from riemae.numerics.threads import Shared
 from riemae.storage.lock import Lock
 
 LOCK = "fit.lock"  # in the directory of a run, while it is trained
@@ -294,7 +295,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep lightning from logging hardware, advertisements, and advice on workers and loggers."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning")
     loggers = [logging.getLogger(name) for name in names]
@@ -312,3 +313,8 @@ def _silenced() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+# Filters and levels are the process's: with one context each, a thread that ends would take the
+# others' away.
+_silenced = Shared(_quiet)
