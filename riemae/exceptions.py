@@ -107,9 +107,12 @@ class TransferError(RiemaeError, TypeError):
 class MemoryLimitError(RiemaeError, MemoryError):
     """There is not enough memory for a call; its cause is what torch has raised."""
 
-    # MemoryError's own, which would be found first, refuses a class that is laid out as Exception:
-    # tblib, with which Dask sends exceptions, calls it.
     def __new__(cls, *args: Any) -> Self:
+        """As for other exceptions.
+
+        MemoryError's own would be found first, and refuses a class laid out as Exception: tblib,
+        with which Dask sends exceptions, calls it.
+        """
         return Exception.__new__(cls, *args)
 
 
