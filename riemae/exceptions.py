@@ -6,7 +6,7 @@ An error says where it arose, what was expected, what came, and what to try.
 from __future__ import annotations
 
 import sys
-from typing import Any, Self
+from typing import Any
 
 __all__ = [
     "AmbientError",
@@ -107,7 +107,7 @@ class TransferError(RiemaeError, TypeError):
 class MemoryLimitError(RiemaeError, MemoryError):
     """There is not enough memory for a call; its cause is what torch has raised."""
 
-    def __new__(cls, *args: Any) -> Self:
+    def __new__(cls, *args: Any) -> MemoryLimitError:
         """As for other exceptions.
 
         MemoryError's own would be found first, and refuses a class laid out as Exception: tblib,
