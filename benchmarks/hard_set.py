@@ -159,9 +159,9 @@ def main() -> None:
     bare = results["bare call"].length > best * (1 + LATE)
     dearer = seconds["bare call"] / seconds["straight line alone"]
     lines += [
-        f"The bare call looks for shorter geodesics of pairs that were hard to solve: {int(bare.sum())} "
-        f"of {PAIRS} are longer than Adam's best by {LATE:g}, for {dearer:.2f} times the time of the "
-        "straight line alone.",
+        "The bare call looks for shorter geodesics of pairs that were hard to solve: "
+        f"{int(bare.sum())} of {PAIRS} are longer than Adam's best by {LATE:g}, for {dearer:.2f} "
+        "times the time of the straight line alone.",
         "",
         f"With `graph=` and `n_starts` at its default: at least {TARGET:.0%} converged: "
         f"{'yes' if enough else 'no'}; "
