@@ -52,7 +52,15 @@ from riemae.numerics.random import as_generator
 from riemae.numerics.tolerances import coarser
 from riemae.numerics.transforms import refuse_transforms, refuse_vmap, transforms
 from riemae.numerics.values import concrete
-from riemae.solvers import ConjugatePoints, Curve, GeodesicResult, Graph, JacobiField, Solver
+from riemae.solvers import (
+    ConjugatePoints,
+    Curve,
+    GeodesicResult,
+    Graph,
+    JacobiField,
+    Neighbors,
+    Solver,
+)
 from riemae.solvers import energy as curve_energy_integral
 from riemae.solvers import length as curve_length
 from riemae.solvers.budget import limited
@@ -1662,6 +1670,72 @@ class Manifold:
             max_decodings=max_decodings,
             max_seconds=max_seconds,
         ).distances
+
+    def neighbors(
+        self,
+        points: Tensor,
+        k: int = 10,
+        queries: Tensor | None = None,
+        rtol: float | None = None,
+        throw: bool = True,
+        progress: Callable[[int, int], object] | bool | None = None,
+        *,
+        candidates: int | None = None,
+        solver: Solver | None = None,
+        condition: Conditions = None,
+    ) -> Neighbors:
+        """The ``k`` nearest points of each query by geodesic distance; not differentiable.
+
+        :func:`riemae.solvers.neighbors` on this manifold. Exact, and said to be so row by row: what
+        is farther in the ambient space than the k-th neighbour is along its geodesic is not solved,
+        everything else is.
+
+        Args:
+            points: ``(n, m)``.
+            k: Neighbours of each query.
+            queries: ``(q, m)``; by default the points themselves, each without itself.
+            rtol: Relative accuracy, by default that of :meth:`geodesic`.
+            throw: Raise when a geodesic misses ``rtol``; False returns the result, which names it.
+            progress: Called with (queries done, queries in all); True shows a bar.
+            candidates: Geodesics that are solved for a query at most; by default as many as it
+                takes.
+            solver: Settings of the path solver, as in :meth:`geodesic`.
+            condition: One for all points, ``(1, *shape)``.
+
+        Returns:
+            Indices, distances, errors and certificates, and the same as a sparse matrix or a graph.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
+            ShapeError: When a set has more or fewer than two axes.
+            DTypeError: When their dtypes or devices differ.
+            OptionError: When ``k`` is not from 1 to the number of points, or there are several
+                conditions.
+        """
+        refuse_transforms(
+            "Manifold.neighbors", "It is not differentiable, and takes all points at once."
+        )
+        others = points if queries is None else queries
+        for name, z in (("points", points), ("queries", others)):
+            expect_values("Manifold.neighbors", name, z)
+        core, flat = self._checks.placed("neighbors", points, condition)
+        space = self._under_one("neighbors", core, flat)
+        one = None if core.condition is None else core.condition.single("Manifold.neighbors")
+        for name, z in (("points", points), ("queries", others)):
+            flat = self._checks.points(f"neighbors ({name})", z, condition=one)
+        if rtol is None:
+            rtol = self._accuracy(core, flat)
+        return solvers.neighbors(
+            space,
+            points,
+            k,
+            queries,
+            rtol=rtol,
+            solver=solver,
+            candidates=candidates,
+            throw=throw,
+            progress=progress,
+        )
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""

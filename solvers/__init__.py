@@ -22,6 +22,7 @@ from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.methods.shooting import Shooting
 from riemae.solvers.methods.spline import CubicSpline
+from riemae.solvers.neighbors import Neighbors, neighbors
 from riemae.solvers.path import geodesic
 from riemae.solvers.products import Products
 from riemae.solvers.quadrature import energy, length
@@ -44,6 +45,7 @@ __all__ = [
     "Graph",
     "JacobiField",
     "MetricSpace",
+    "Neighbors",
     "Newton",
     "NewtonCG",
     "Products",
@@ -63,6 +65,7 @@ __all__ = [
     "jacobi",
     "length",
     "log",
+    "neighbors",
     "shoot",
     "transport",
 ]

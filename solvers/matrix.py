@@ -19,17 +19,13 @@ from torch import Tensor
 
 from riemae.exceptions import (
     DTypeError,
-    NonFiniteError,
     NotConvergedError,
     OptionError,
-    ShapeError,
 )
 from riemae.numerics.checks import (
     expect_choice,
     expect_range,
     expect_rtol,
-    expect_shape,
-    expect_values,
 )
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
@@ -39,6 +35,7 @@ from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import recognised
 from riemae.solvers.matrix_layout import Layout
 from riemae.solvers.matrix_work import Method, Task, results, work_of
+from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.progress import Progress, Share, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
@@ -340,24 +337,7 @@ def _check(
     solver: Solver | None,
 ) -> None:
     where = "distance_matrix"
-    if b is None:
-        other = a
-    else:
-        other = b
-    for name, points in (("a", a), ("b", other)):
-        expect_values(where, name, points)
-        expect_shape(where, name, points, ("n", "m"), "Flatten the batch axes.")
-        bad = (~points.isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            got = f"NaN or infinity at rows {bad[:5]} of {name}"
-            raise NonFiniteError(where, "finite points", got, "Remove them.")
-    if a.shape[1] != other.shape[1]:
-        got = f"{a.shape[1]} and {other.shape[1]}"
-        hint = "Both must be latent points of one space."
-        raise ShapeError(where, "a and b of one dimension", got, hint)
-    if a.dtype != other.dtype or a.device != other.device:
-        got = f"{a.dtype} on {a.device} and {other.dtype} on {other.device}"
-        raise DTypeError(where, "a and b of one dtype on one device", got, "Convert one.")
+    expect_point_sets(where, a=a, b=a if b is None else b)
     expect_choice(where, "method", method, ("geodesic", "graph", "chord"))
     if block_size is not None:
         hint = "Leave it out to have it chosen."

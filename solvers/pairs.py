@@ -1,12 +1,12 @@
-"""What a call for geodesics begins with: pairs of points, their start curves, and a graph."""
+"""What a call for geodesics begins with: points in pairs or sets, start curves, and a graph."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DeviceError, DTypeError, GraphError, ShapeError
-from riemae.numerics.checks import expect_dense, expect_device, expect_values
+from riemae.exceptions import DeviceError, DTypeError, GraphError, NonFiniteError, ShapeError
+from riemae.numerics.checks import expect_dense, expect_device, expect_shape, expect_values
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
 
@@ -53,6 +53,35 @@ def paired_points(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     except RuntimeError:
         raise problem from None
     return z0, z1
+
+
+def expect_point_sets(where: str, **sets: Tensor) -> None:
+    """Sets of points ``(n, m)`` of one space, by name.
+
+    Raises:
+        DTypeError: When one is not a tensor that solvers work with, or their dtypes or devices
+            differ.
+        DeviceError: When one has no values.
+        ShapeError: When one has more or fewer than two axes, or their dimensions differ.
+        NonFiniteError: When a point is NaN or infinite.
+    """
+    for name, points in sets.items():
+        expect_values(where, name, points)
+        expect_shape(where, name, points, ("n", "m"), "Flatten the batch axes.")
+        bad = (~points.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            got = f"NaN or infinity at rows {bad[:5]} of {name}"
+            raise NonFiniteError(where, "finite points", got, "Remove them.")
+    a, *others = sets.values()
+    names = " and ".join(sets)
+    for b in others:
+        if a.shape[1] != b.shape[1]:
+            got = f"{a.shape[1]} and {b.shape[1]}"
+            hint = "Both must be latent points of one space."
+            raise ShapeError(where, f"{names} of one dimension", got, hint)
+        if a.dtype != b.dtype or a.device != b.device:
+            got = f"{a.dtype} on {a.device} and {b.dtype} on {b.device}"
+            raise DTypeError(where, f"{names} of one dtype on one device", got, "Convert one.")
 
 
 def start_curve(z0: Tensor, z1: Tensor, init: Curve | Tensor | None) -> Curve:  # a flat batch (p,)

@@ -46,12 +46,12 @@ def polygon(decoder, curve, points=4001):  # an independent length, from below
 
 @pytest.mark.parametrize(("frequency", "m", "seed"), [(5.0, 2, 1), (10.0, 2, 0)])
 def test_rough_decoders_converge(frequency, m, seed):
-    """The default gets there, and its curves are geodesics."""
+    """The straight line gets there, and its curves are geodesics."""
     decoder = Sines(frequency, m, seed)
     space = Manifold(decoder)
     z0, z1 = pairs(2, m)
     with limited("test", 10**9, None) as budget:
-        r = space.geodesic(z0, z1, rtol=1e-3)
+        r = space.geodesic(z0, z1, rtol=1e-3, n_starts=1)
     torch.testing.assert_close(r.length, polygon(decoder, r.curve), rtol=2e-4, atol=0)
     straight = polygon(decoder, solvers.Curve.line(z0, z1, 32))
     assert bool((r.length <= straight).all())
