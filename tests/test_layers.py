@@ -55,7 +55,8 @@ LAYERS = {
         solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
         solvers.methods.shooting
         solvers.methods.spline
-        solvers.model solvers.near solvers.nearest solvers.outcome solvers.pairs solvers.path
+        solvers.model solvers.near solvers.nearest solvers.neighbors solvers.outcome solvers.pairs
+        solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
         solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
         solvers.solver solvers.space solvers.speeds solvers.state solvers.unroll

@@ -1,0 +1,288 @@
+"""Certified nearest neighbours: brute force, closed forms, certificates, formats, and bad input."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from riemae import Manifold, solvers
+from riemae.ambient import Custom
+from riemae.exceptions import (
+    DTypeError,
+    NonFiniteError,
+    NotConvergedError,
+    OptionError,
+    ShapeError,
+)
+from riemae.solvers import Newton, Status
+
+F64 = torch.float64
+MODULE = sys.modules["riemae.solvers.neighbors"]
+
+
+def network(m, seed, widths=(32, 24)):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hidden, outputs = widths
+        net = nn.Sequential(nn.Linear(m, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+    return net.double().requires_grad_(False)
+
+
+def points(n, m, seed=0):
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def sphere(z):
+    a, b = z.unbind(-1)
+    return torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()], -1)
+
+
+def brute(M, p, k, queries=None, rtol=1e-6):
+    d = M.distance_matrix(
+        p if queries is None else queries, None if queries is None else p, rtol=rtol
+    )
+    if queries is None:
+        d.fill_diagonal_(torch.inf)
+    return d.topk(k, largest=False)
+
+
+class TestTruths:
+    @pytest.mark.parametrize("seed", range(10))
+    def test_as_brute_force(self, seed):
+        m = 2 + seed % 4
+        M = Manifold(network(m, seed))
+        p = points(30, m, seed)
+        n = M.neighbors(p, k=5, rtol=1e-4)
+        exact = brute(M, p, 5)
+        assert bool(n.certified.all())
+        assert torch.equal(n.indices, exact.indices)
+        torch.testing.assert_close(n.distances, exact.values, rtol=1e-4, atol=0)
+        assert bool(((n.distances - exact.values).abs() <= 10 * n.errors + 1e-9).all())
+        assert n.solved < 30 * 29 // 2
+
+    def test_on_the_sphere(self):
+        p = 0.4 * points(60, 2)
+        n = Manifold(sphere).neighbors(p, k=4, rtol=1e-5)
+        angle = (sphere(p) @ sphere(p).T).clamp(-1, 1).acos().fill_diagonal_(torch.inf)
+        exact = angle.topk(4, largest=False)
+        assert bool(n.certified.all())
+        assert torch.equal(n.indices, exact.indices)
+        torch.testing.assert_close(n.distances, exact.values, rtol=1e-5, atol=1e-7)
+
+    def test_of_other_queries(self):
+        M = Manifold(network(3, 1))
+        p, q = points(40, 3), points(7, 3, seed=5)
+        n = M.neighbors(p, k=3, queries=q)
+        exact = brute(M, p, 3, q)
+        assert torch.equal(n.indices, exact.indices)
+        assert n.to_scipy().shape == (7, 40)
+
+    def test_a_query_that_is_one_of_the_points_finds_it(self):
+        p = points(20, 2)
+        n = Manifold(network(2, 0)).neighbors(p, k=2, queries=p[4:6])
+        assert n.indices[:, 0].tolist() == [4, 5]
+        assert bool((n.distances[:, 0] == 0).all())
+
+    def test_the_chord_deceives(self):
+        """Along a spiral, the nearest in the ambient space are on the next turn."""
+
+        def spiral(t):
+            return torch.cat([t * t.cos(), t * t.sin()], -1)
+
+        t = torch.linspace(6.0, 30.0, 60, dtype=F64)[:, None]
+        n = Manifold(spiral).neighbors(t, k=2)
+        inner = n.indices[1:-1].sort(1).values
+        assert torch.equal(inner, torch.arange(1, 59)[:, None] + torch.tensor([[-1, 1]]))
+        assert bool(n.certified.all())
+        near = Manifold(spiral).distance_matrix(t, method="chord").fill_diagonal_(torch.inf)
+        assert not torch.equal(near.topk(2, largest=False).indices[1:-1].sort(1).values, inner)
+
+    def test_under_an_ambient_metric_without_distances(self):
+        M = Manifold(network(2, 3), ambient=Custom(lambda x: 1 + x.square()))
+        p = points(12, 2)
+        n = M.neighbors(p, k=3, candidates=11)
+        assert bool(n.certified.all())
+        assert torch.equal(n.indices, brute(M, p, 3).indices)
+        assert not bool(M.neighbors(p, k=2).certified.any())
+
+    def test_in_single_precision(self):
+        p = points(25, 2)
+        net = network(2, 2)
+        wide = Manifold(net).neighbors(p, k=3)
+        single = Manifold(net).to(dtype=torch.float32).neighbors(p.float(), k=3)
+        assert single.distances.dtype == torch.float32
+        assert torch.equal(single.indices[single.certified], wide.indices[single.certified])
+        assert float(single.certified.double().mean()) > 0.9
+
+
+class TestCertificates:
+    def test_equal_distances_are_no_certificate(self):
+        """On a square grid, which of the equally near comes first is chance."""
+        grid = torch.cartesian_prod(*[torch.arange(4.0, dtype=F64)] * 2)
+        n = Manifold(lambda z: z).neighbors(grid, k=1)
+        assert not bool(n.certified.any())
+        assert bool((n.distances == 1).all())
+        whole = Manifold(lambda z: z).neighbors(grid, k=15)
+        assert bool(whole.certified.all())
+
+    def test_a_limit_on_candidates(self):
+        M = Manifold(network(3, 4))
+        p = points(40, 3)
+        few = M.neighbors(p, k=5, candidates=5)
+        whole = M.neighbors(p, k=5)
+        assert few.solved < whole.solved
+        assert not bool(few.certified.all())
+        assert torch.equal(few.indices[few.certified], whole.indices[few.certified])
+
+    def test_a_pair_that_fails_is_named_and_its_row_is_not_certified(self):
+        M = Manifold(network(2, 5))
+        p = 3 * points(12, 2)
+        solver = Newton(max_steps=1)
+        with pytest.raises(NotConvergedError) as caught:
+            M.neighbors(p, k=2, solver=solver, rtol=1e-9)
+        n = caught.value.result
+        assert len(n.failed)
+        assert bool((n.status != Status.CONVERGED).all())
+        assert not bool(n.certified[n.failed[:, 0]].any())
+        assert "row" in n.summary()
+
+    @pytest.mark.parametrize("pairs", [1, 60, 100])
+    def test_blocks_do_not_matter(self, monkeypatch, pairs):
+        M = Manifold(network(4, 6, (64, 64)))
+        p = points(30, 4)
+        whole = M.neighbors(p, k=4)
+        monkeypatch.setattr(MODULE, "_PAIRS", pairs)
+        parts = M.neighbors(p, k=4)
+        assert torch.equal(whole.indices, parts.indices)
+        assert torch.equal(whole.distances, parts.distances)
+        assert torch.equal(whole.certified, parts.certified)
+
+    def test_every_pair_is_solved_once(self):
+        M = Manifold(network(2, 7))
+        p = points(15, 2)
+        n = M.neighbors(p, k=14, rtol=1e-4)
+        assert n.solved == 15 * 14 // 2
+
+    def test_progress(self):
+        seen = []
+        Manifold(network(2, 7)).neighbors(points(9, 2), k=2, progress=lambda *x: seen.append(x))
+        assert seen[-1] == (9, 9)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return Manifold(network(2, 8)).neighbors(points(40, 2), k=6)
+
+
+class TestFormats:
+    def test_sparse(self, found):
+        matrix = found.to_scipy()
+        assert matrix.nnz == 240
+        row = matrix[3].toarray()[0]
+        assert set(np.flatnonzero(row)) == set(found.indices[3].tolist())
+        np.testing.assert_array_equal(row[found.indices[3]], found.distances[3])
+
+    def test_scikit_learn_takes_it(self, found):
+        neighbors = pytest.importorskip("sklearn.neighbors")
+        model = neighbors.KNeighborsClassifier(3, metric="precomputed")
+        labels = (points(40, 2)[:, 0] > 0).long().numpy()
+        matrix = found.to_scipy()
+        model.fit(matrix, labels)
+        assert model.predict(matrix).shape == (40,)
+
+    def test_graph(self, found):
+        graph = found.to_networkx()
+        assert graph.number_of_nodes() == 40
+        i, j = 0, int(found.indices[0, 0])
+        assert graph[i][j]["weight"] == float(found.distances[0, 0])
+
+    def test_connectivities(self, found):
+        weights = found.connectivities()
+        assert abs(weights - weights.T).max() < 1e-12
+        assert 0 < weights.data.min()
+        assert weights.data.max() <= 1
+        # Before both directions are joined, a row sums to log2 k.
+        for row in found.distances[:5].numpy():
+            one = MODULE._fuzzy(row)
+            assert one.max() == 1
+            np.testing.assert_allclose(one.sum(), np.log2(6), rtol=1e-6)
+        pattern = found.to_scipy() != 0
+        assert ((pattern + pattern.T) != (weights != 0)).nnz == 0
+
+    def test_connectivities_as_umap(self, found):
+        umap = pytest.importorskip("umap.umap_")
+        graph, *_ = umap.fuzzy_simplicial_set(
+            points(40, 2).numpy(),
+            6,
+            np.random.RandomState(0),
+            "precomputed",
+            knn_indices=found.indices.numpy(),
+            knn_dists=found.distances.numpy(),
+        )
+        np.testing.assert_allclose(graph.toarray(), found.connectivities().toarray(), atol=1e-3)
+
+    def test_text(self, found):
+        assert "40 of 40 rows certified" in repr(found)
+
+    def test_square_formats_of_queries(self):
+        p = points(10, 2)
+        n = Manifold(network(2, 8)).neighbors(p, k=2, queries=p[:3] + 0.1)
+        for name in ("connectivities", "to_networkx"):
+            with pytest.raises(OptionError, match="queries"):
+                getattr(n, name)()
+
+
+class TestEdges:
+    def test_repeated_points(self):
+        p = points(8, 2).repeat(2, 1)
+        n = Manifold(network(2, 9)).neighbors(p, k=1)
+        assert torch.equal(n.indices[:, 0], (torch.arange(16) + 8) % 16)
+        assert bool((n.distances == 0).all())
+        assert n.to_scipy().nnz == 16
+
+    def test_two_points(self):
+        n = Manifold(network(2, 9)).neighbors(points(2, 2), k=1)
+        assert n.indices.tolist() == [[1], [0]]
+
+    def test_no_queries(self):
+        n = Manifold(network(2, 9)).neighbors(points(5, 2), k=2, queries=points(0, 2))
+        assert n.indices.shape == (0, 2)
+        assert n.to_scipy().shape == (0, 5)
+
+    def test_a_condition_for_all(self):
+        def decoder(z, c):
+            return torch.cat([z, c * z.square()], -1)
+
+        p = points(15, 2)
+        c = torch.tensor([[0.7]], dtype=F64)
+        n = Manifold(decoder).neighbors(p, k=3, condition=c)
+        plain = Manifold(lambda z: torch.cat([z, 0.7 * z.square()], -1)).neighbors(p, k=3)
+        assert torch.equal(n.indices, plain.indices)
+        torch.testing.assert_close(n.distances, plain.distances)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "says"),
+        [
+            ({"k": 0}, OptionError, "k"),
+            ({"k": 5}, OptionError, "4 points"),
+            ({"k": 2.0}, (OptionError, DTypeError), "k"),
+            ({"k": 2, "candidates": 1}, OptionError, "candidates"),
+            ({"k": 2, "rtol": -1.0}, OptionError, "rtol"),
+            ({"k": 2, "queries": points(3, 3)}, ShapeError, "2"),
+            ({"k": 2, "queries": points(3, 2).float()}, DTypeError, "dtype"),
+        ],
+    )
+    def test_bad_options(self, options, error, says):
+        with pytest.raises(error, match=says):
+            solvers.neighbors(Manifold(network(2, 9)), points(5, 2), **options)
+
+    def test_bad_points(self):
+        M = Manifold(network(2, 9))
+        with pytest.raises(NonFiniteError):
+            M.neighbors(torch.tensor([[0.0, torch.nan], [1.0, 2.0]], dtype=F64), k=1)
+        with pytest.raises(ShapeError):
+            solvers.neighbors(M, points(4, 2)[None], 1)
+        with pytest.raises(OptionError):
+            M.neighbors(points(1, 2), k=1)
