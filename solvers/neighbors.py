@@ -100,7 +100,8 @@ class Neighbors:
 
         Those of UMAP's fuzzy simplicial set, as scanpy keeps them in
         ``obsp["connectivities"]``: of each row ``exp(−(d − ρ) / σ)`` beyond the nearest distance
-        ρ, with a width σ such that they sum to log₂ k; then ``a + b − ab`` of both directions
+        ρ, with a width σ such that they sum to log₂(k + 1), where UMAP counts a point as its own
+        neighbour; then ``a + b − ab`` of both directions
         (L. McInnes, J. Healy, J. Melville, UMAP, arXiv:1802.03426, 2018, algorithms 2 and 3).
 
         Raises:
@@ -531,7 +532,7 @@ def _fuzzy(distances: np.ndarray) -> np.ndarray:  # (k,) -> (k,)
     positive = distances[distances > 0]
     nearest = positive.min() if len(positive) else 0.0
     beyond = np.maximum(distances - nearest, 0.0)
-    target = np.log2(len(distances))
+    target = np.log2(len(distances) + 1)
     low, high, width = 0.0, np.inf, 1.0
     for _ in range(_HALVINGS):
         if np.exp(-beyond / width).sum() > target:

@@ -18,7 +18,7 @@ from torch import Tensor
 from riemae.exceptions import ShapeError
 
 # Arguments that are points or tangents, by name.
-_CODES = frozenset("z z0 z1 u v points a b init curve".split())
+_CODES = frozenset("z z0 z1 u v points queries a b init curve".split())
 # Methods that return points or tangents.
 _RETURNING = frozenset("pullback metric_product acceleration exp log transport".split())
 

@@ -203,23 +203,24 @@ class TestFormats:
         assert abs(weights - weights.T).max() < 1e-12
         assert 0 < weights.data.min()
         assert weights.data.max() <= 1
-        # Before both directions are joined, a row sums to log2 k.
+        # Before both directions are joined, a row sums to log2(k + 1).
         for row in found.distances[:5].numpy():
             one = MODULE._fuzzy(row)
             assert one.max() == 1
-            np.testing.assert_allclose(one.sum(), np.log2(6), rtol=1e-6)
+            np.testing.assert_allclose(one.sum(), np.log2(7), rtol=1e-6)
         pattern = found.to_scipy() != 0
         assert ((pattern + pattern.T) != (weights != 0)).nnz == 0
 
     def test_connectivities_as_umap(self, found):
         umap = pytest.importorskip("umap.umap_")
+        own = torch.arange(40)[:, None]  # a point is its own neighbour there
         graph, *_ = umap.fuzzy_simplicial_set(
             points(40, 2).numpy(),
-            6,
+            7,
             np.random.RandomState(0),
             "precomputed",
-            knn_indices=found.indices.numpy(),
-            knn_dists=found.distances.numpy(),
+            knn_indices=torch.cat([own, found.indices], 1).numpy(),
+            knn_dists=torch.cat([0.0 * own, found.distances], 1).numpy().astype("float32"),
         )
         np.testing.assert_allclose(graph.toarray(), found.connectivities().toarray(), atol=1e-3)
 
