@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from types import FunctionType
@@ -28,7 +28,7 @@ from riemae.exceptions import (
     OptionError,
     ShapeError,
 )
-from riemae.geometry import distortion, extrinsic, intrinsic, smoothness
+from riemae.geometry import distortion, extrinsic, intrinsic, operators, smoothness
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
@@ -499,6 +499,68 @@ class Manifold:
         return core.acceleration(flat, v).view(*batch, flat.shape[-1])
 
     # Curvature: riemae.geometry.extrinsic and riemae.geometry.intrinsic have the formulas.
+
+    # Functions and fields.
+
+    def gradient(
+        self, f: Callable[[Tensor], Tensor], z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b, m)
+        """The gradient ``G⁻¹ df`` of a function; not differentiable.
+
+        Args:
+            f: Values of points, ``(k, m) -> (k,)``, row by row, by torch.
+            z: Points ``(*b, m)``.
+            condition: As in :class:`Manifold`.
+
+        Raises:
+            ShapeError: When ``f`` gives anything but one value for each point.
+            DifferentiationError: When ``f`` changes and autograd does not know.
+        """
+        core, flat = self._checks.placed("gradient", z, condition)
+        found = operators.gradient(_Operand(core), "Manifold.gradient", f, flat)
+        return found.view(z.shape)
+
+    def laplacian(
+        self, f: Callable[[Tensor], Tensor], z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b,)
+        """The Laplace–Beltrami operator ``g^{ij} (∂_ij f − Γᵏ_ij ∂_k f)``; not differentiable.
+
+        By m second derivatives of ``f`` and m geodesic accelerations, without Christoffel symbols.
+        Its sign is that of the sum of second derivatives: −l(l + 1) on spherical harmonics.
+
+        Args:
+            f: Values of points, ``(k, m) -> (k,)``, row by row, twice differentiable by torch.
+            z: Points ``(*b, m)``.
+            condition: As in :class:`Manifold`.
+
+        Raises:
+            ShapeError: When ``f`` gives anything but one value for each point.
+            DifferentiationError: When ``f`` changes and autograd does not know.
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        core, flat = self._checks.placed("laplacian", z, condition)
+        found = operators.laplacian(_Operand(core), "Manifold.laplacian", f, flat)
+        return found.view(z.shape[:-1])
+
+    def divergence(
+        self, field: Callable[[Tensor], Tensor], z: Tensor, *, condition: Conditions = None
+    ) -> Tensor:  # (*b, m) -> (*b,)
+        """The divergence ``(1/√g) ∂_i(√g Vⁱ)`` of a vector field; not differentiable.
+
+        Args:
+            field: Tangent vectors in latent coordinates, ``(k, m) -> (k, m)``, row by row, by
+                torch.
+            z: Points ``(*b, m)``.
+            condition: As in :class:`Manifold`.
+
+        Raises:
+            ShapeError: When ``field`` gives anything but one vector for each point.
+            DifferentiationError: When ``field`` changes and autograd does not know.
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        core, flat = self._checks.placed("divergence", z, condition)
+        found = operators.divergence(_Operand(core), "Manifold.divergence", field, flat)
+        return found.view(z.shape[:-1])
 
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
@@ -1759,6 +1821,19 @@ class Manifold:
         for z in points:
             self._checks.points(where, z, finite)
         return self._pullback
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What operators ask of a pull-back metric."""
+
+    core: PullbackMetric
+
+    def metric_factor(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        return self.core.triangle("metric_factor", z).to(z.dtype)
+
+    def acceleration(self, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+        return self.core.acceleration(z, v)
 
 
 def _rebuilt(

@@ -77,8 +77,8 @@ LAYERS = {
         geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
         geometry.decoder geometry.distortion geometry.envelope geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
-        geometry.latent geometry.measured geometry.memory geometry.outputs geometry.paths
-        geometry.pullback
+        geometry.latent geometry.measured geometry.memory geometry.operators geometry.outputs
+        geometry.paths geometry.pullback
         geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
         geometry.variation geometry.varying
     """,

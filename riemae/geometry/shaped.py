@@ -20,7 +20,7 @@ from riemae.exceptions import ShapeError
 # Arguments that are points or tangents, by name.
 _CODES = frozenset("z z0 z1 u v points queries a b init curve".split())
 # Methods that return points or tangents.
-_RETURNING = frozenset("pullback metric_product acceleration exp log transport".split())
+_RETURNING = frozenset("pullback metric_product acceleration gradient exp log transport".split())
 
 
 def shaped_codes(method: Callable[..., Any]) -> Callable[..., Any]:
