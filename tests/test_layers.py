@@ -91,7 +91,9 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt plotting scores testing testing.ambient testing.laws testing.manifold
+        interop.geoopt plotting scores statistics statistics.clustering statistics.components
+        statistics.diffusion statistics.means statistics.tangents testing testing.ambient
+        testing.laws testing.manifold
         testing.solver testing.space
     """,
     "people": "cli cli.demo cli.main loading",

@@ -1,0 +1,275 @@
+"""Clusters by geodesic distance: k-means with Fréchet means, and k-medoids of given distances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae import solvers
+from riemae.exceptions import OptionError, ShapeError
+from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.numerics.random import as_generator
+from riemae.solvers import DistanceMatrix
+from riemae.statistics.means import frechet_mean
+from riemae.statistics.tangents import Somewhere, expect_points, expect_steps
+
+
+class GeodesicKMeans:
+    """k-means by geodesic distance, its centres Fréchet means.
+
+    Seeds are drawn as in k-means++ (D. Arthur, S. Vassilvitskii, 2007). The nearest centre of every
+    point is found exactly: :func:`riemae.solvers.neighbors` leaves out what the ambient distance
+    rules out.
+
+    Args:
+        geometry: A :class:`riemae.Manifold`, or a space.
+        n_clusters: How many.
+        n_init: Seedings; the best result counts.
+        max_steps: Rounds of assigning points and moving centres.
+        rtol: Relative accuracy of distances, and of centres relative to their cluster's spread.
+        generator: Of the seeds.
+
+    Attributes:
+        labels_: ``(n,)`` int64, the cluster of each point.
+        cluster_centers_: ``(c, m)``.
+        inertia_: The sum of squared distances to the nearest centre.
+        n_iter_: Rounds of the best result.
+        converged_: Whether its labels had settled.
+
+    Raises:
+        OptionError: For an option out of range.
+    """
+
+    def __init__(
+        self,
+        geometry: Somewhere,
+        n_clusters: int = 8,
+        *,
+        n_init: int = 1,
+        max_steps: int = 50,
+        rtol: float = 1e-3,
+        generator: torch.Generator | int | None = 0,
+    ) -> None:
+        where = "GeodesicKMeans"
+        expect_range(where, "n_clusters", n_clusters, 1, integer=True, hint="It counts clusters.")
+        expect_range(where, "n_init", n_init, 1, integer=True, hint="It counts seedings.")
+        expect_steps(where, "max_steps", max_steps)
+        self.geometry = geometry
+        self.n_clusters = n_clusters
+        self.n_init = n_init
+        self.max_steps = max_steps
+        self.rtol = expect_rtol(where, rtol)
+        self.generator = generator
+
+    def fit(self, points: Tensor) -> GeodesicKMeans:  # (n, m)
+        """Find the clusters.
+
+        Raises:
+            OptionError: For fewer points than clusters.
+            NotConvergedError: When a geodesic or a centre is not found.
+        """
+        expect_points("GeodesicKMeans.fit", points, self.n_clusters)
+        points = points.detach()
+        source = as_generator("GeodesicKMeans", self.generator)
+        runs = [self._run(points, source) for _ in range(self.n_init)]
+        best = min(runs, key=lambda run: run[2])
+        self.labels_, self.cluster_centers_, self.inertia_, self.n_iter_, self.converged_ = best
+        return self
+
+    def predict(self, points: Tensor) -> Tensor:  # (k, m) -> (k,)
+        """The nearest centre of each point.
+
+        Raises:
+            OptionError: Before ``fit``.
+        """
+        if not hasattr(self, "cluster_centers_"):
+            raise OptionError("GeodesicKMeans.predict", "a fitted model", "none", "Call fit first.")
+        return self._nearest(points, self.cluster_centers_)[0]
+
+    def fit_predict(self, points: Tensor) -> Tensor:  # (n, m) -> (n,)
+        """``fit``, and its labels."""
+        return self.fit(points).labels_
+
+    def __repr__(self) -> str:
+        told = f", inertia {self.inertia_:.4g}" if hasattr(self, "inertia_") else ""
+        return f"GeodesicKMeans({self.n_clusters} clusters{told})"
+
+    def _run(
+        self, points: Tensor, source: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, float, int, bool]:
+        centers = self._seeds(points, source)
+        labels, distances = self._nearest(points, centers)
+        for step in range(1, self.max_steps + 1):
+            centers = self._moved(points, labels, distances, centers)
+            before = labels
+            labels, distances = self._nearest(points, centers)
+            if torch.equal(labels, before):
+                return labels, centers, float(distances.square().sum()), step, True
+        return labels, centers, float(distances.square().sum()), self.max_steps, False
+
+    def _nearest(self, points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+        found = solvers.neighbors(self.geometry, centers, 1, points, rtol=self.rtol)
+        return found.indices[:, 0], found.distances[:, 0]
+
+    def _seeds(self, points: Tensor, source: torch.Generator | None) -> Tensor:
+        def draw(weights: Tensor) -> int:
+            return int(torch.multinomial(weights.cpu().double(), 1, generator=source))
+
+        chosen = [draw(torch.ones(len(points)))]
+        _, nearest = self._nearest(points, points[chosen])
+        while len(chosen) < self.n_clusters:
+            weights = nearest.square()
+            if not bool(weights.sum() > 0):
+                weights = torch.ones_like(weights)
+                weights[chosen] = 0
+            chosen.append(draw(weights))
+            _, distances = self._nearest(points, points[chosen[-1:]])
+            nearest = torch.minimum(nearest, distances)
+        return points[chosen]
+
+    def _moved(
+        self, points: Tensor, labels: Tensor, distances: Tensor, centers: Tensor
+    ) -> Tensor:  # -> (c, m)
+        """Means of the clusters; an empty one gets the point that is farthest from its centre."""
+        moved = centers.clone()
+        farthest = distances.argsort(descending=True).tolist()
+        for cluster in range(len(centers)):
+            members = points[labels == cluster]
+            if len(members):
+                mean = frechet_mean(
+                    self.geometry, members, init=centers[cluster], rtol=max(self.rtol, 1e-6)
+                )
+                moved[cluster] = mean.point
+            else:
+                moved[cluster] = points[farthest.pop(0)]
+        return moved
+
+
+class GeodesicKMedoids:
+    """k-medoids of given distances: centres are points of the data.
+
+    Greedy seeds, then the exchange of a medoid and another point that gains most, while one does
+    (L. Kaufman, P. J. Rousseeuw, Finding Groups in Data, 1990, in the form of E. Schubert, P. J.
+    Rousseeuw, Information Systems 101, 2021). It needs no generator.
+
+    Args:
+        n_clusters: How many.
+        max_steps: Exchanges.
+
+    Attributes:
+        labels_: ``(n,)`` int64, the cluster of each point.
+        medoid_indices_: ``(c,)`` int64, the points that are centres.
+        inertia_: The sum of distances to the nearest medoid.
+        n_iter_: Exchanges made.
+        converged_: Whether no exchange gains any more.
+
+    Raises:
+        OptionError: For an option out of range.
+    """
+
+    def __init__(self, n_clusters: int = 8, *, max_steps: int = 300) -> None:
+        where = "GeodesicKMedoids"
+        expect_range(where, "n_clusters", n_clusters, 1, integer=True, hint="It counts clusters.")
+        expect_steps(where, "max_steps", max_steps)
+        self.n_clusters = n_clusters
+        self.max_steps = max_steps
+
+    def fit(self, distances: Tensor | np.ndarray | DistanceMatrix) -> GeodesicKMedoids:  # (n, n)
+        """Find the medoids of a matrix of distances, such as ``M.distance_matrix`` gives.
+
+        Raises:
+            ShapeError: When it is not square.
+            OptionError: For fewer points than clusters, or distances that are NaN, infinite or
+                negative.
+        """
+        d = _matrix(distances, self.n_clusters)
+        medoids = _greedy(d, self.n_clusters)
+        self.converged_ = False
+        self.n_iter_ = 0
+        while self.n_iter_ < self.max_steps:
+            exchange = _best_exchange(d, medoids)
+            if exchange is None:
+                self.converged_ = True
+                break
+            place, point = exchange
+            medoids[place] = point
+            self.n_iter_ += 1
+        self.medoid_indices_ = torch.as_tensor(medoids)
+        near = d[:, medoids]
+        self.labels_ = torch.as_tensor(near.argmin(1))
+        self.inertia_ = float(near.min(1).sum())
+        return self
+
+    def fit_predict(self, distances: Tensor | np.ndarray | DistanceMatrix) -> Tensor:  # -> (n,)
+        """``fit``, and its labels."""
+        return self.fit(distances).labels_
+
+    def __repr__(self) -> str:
+        told = f", inertia {self.inertia_:.4g}" if hasattr(self, "inertia_") else ""
+        return f"GeodesicKMedoids({self.n_clusters} clusters{told})"
+
+
+def _matrix(distances: Any, clusters: int) -> np.ndarray:
+    """A square matrix of distances in double precision.
+
+    Raises:
+        ShapeError: When it is not square.
+        OptionError: For too few points, or entries that are no distances.
+    """
+    where = "GeodesicKMedoids.fit"
+    if isinstance(distances, DistanceMatrix):
+        distances = distances.distances
+    if isinstance(distances, Tensor):
+        distances = distances.detach().cpu()
+    d = np.asarray(distances, dtype=np.float64)
+    if d.ndim != 2 or d.shape[0] != d.shape[1]:
+        hint = "Give M.distance_matrix(points)."
+        raise ShapeError(where, "distances of shape (n, n)", str(d.shape), hint)
+    if len(d) < clusters:
+        wanted = f"at least {clusters} points"
+        raise OptionError(where, wanted, str(len(d)), "Ask for fewer clusters.")
+    bad = np.argwhere(~(np.isfinite(d) & (d >= 0)))
+    if len(bad):
+        i, j = bad[0].tolist()
+        got = f"{d[i, j]:g} at ({i}, {j}), and {len(bad) - 1} more"
+        hint = "Geodesics that failed have the length NaN: see DistanceMatrix.failed."
+        raise OptionError(where, "finite distances of at least 0", got, hint)
+    return d
+
+
+def _greedy(d: np.ndarray, count: int) -> np.ndarray:
+    """Medoids one after the other, each where it lowers the sum most."""
+    medoids = [int(d.sum(0).argmin())]
+    nearest = d[:, medoids[0]].copy()
+    while len(medoids) < count:
+        gains = np.maximum(nearest[:, None] - d, 0.0).sum(0)
+        gains[medoids] = -1.0
+        medoids.append(int(gains.argmax()))
+        nearest = np.minimum(nearest, d[:, medoids[-1]])
+    return np.array(medoids, dtype=np.int64)
+
+
+def _best_exchange(d: np.ndarray, medoids: np.ndarray) -> tuple[int, int] | None:
+    """Which medoid gives way to which point; None where no exchange lowers the sum."""
+    near = d[:, medoids]
+    order = near.argsort(1, kind="stable")
+    rows = np.arange(len(d))
+    own = order[:, 0]
+    first = near[rows, own]
+    if len(medoids) > 1:
+        second = near[rows, order[:, 1]]
+    else:
+        second = np.full(len(d), np.inf)
+    # What a new medoid gains where no old one goes, and what the loss of each old one changes.
+    shared = np.minimum(d - first[:, None], 0.0)
+    instead = np.minimum(d, second[:, None]) - first[:, None] - shared
+    change = np.tile(shared.sum(0), (len(medoids), 1))
+    np.add.at(change, own, instead)
+    change[:, medoids] = np.inf
+    place, point = np.unravel_index(change.argmin(), change.shape)
+    if change[place, point] >= -1e-12 * first.sum():
+        return None
+    return int(place), int(point)

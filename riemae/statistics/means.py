@@ -1,0 +1,442 @@
+"""Fréchet mean and geometric median: the points nearest to all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from riemae.exceptions import NotConvergedError
+from riemae.numerics.checks import expect_range, expect_rtol, expect_shape
+from riemae.numerics.random import as_generator
+from riemae.solvers import Curve, Status
+from riemae.solvers.result import remedies
+from riemae.solvers.space import Space, space_of
+from riemae.statistics.tangents import (
+    Logarithms,
+    Somewhere,
+    expect_points,
+    expect_steps,
+    factor,
+    normalised,
+    stepped,
+)
+
+# Until the mean tangent is this small, relative to the spread of the points, velocities of paths
+# are enough; then geodesics are shot.
+_SHARP = 1e-3
+_PATH_RTOL = 1e-4
+# How much more accurate end points of shots are than what is left, or asked for, and how much more
+# they must be when a descent ends.
+_SHARE = 1e-2
+_ENOUGH = 0.1
+# An objective rises when it does by more than this, relatively: paths are that accurate.
+_SLACK = 1e-3
+# What keeps the median's Hessian regular where all points lie on a line.
+_RIDGE = 1e-3
+_FINEST = 1e-12
+# Residuals that Anderson's extrapolation looks at, and how far it may go, in plain steps.
+_MEMORY = 5
+_BOLDEST = 4.0
+# Two minima are one when they are this close, relative to the spread.
+_SAME = 1e-2
+# A point counts as one of the data when it is this near, relative to the spread.
+_TOUCHES = 1e-9
+# No slower convergence is extrapolated.
+_SLOWEST = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """A point that minimises a mean of distances.
+
+    Attributes:
+        point: ``(m,)``.
+        variance: The weighted mean of squared distances to it; ``()``.
+        objective: What is minimised: ``variance``, or for a median the mean distance; ``()``.
+        error: Estimated distance of ``point`` from the minimiser; ``()``. It assumes that there is
+            one nearby, and that the last steps tell how fast the others would shrink.
+        status: A :class:`~riemae.solvers.Status` code: CONVERGED when ``error`` is at most ``rtol``
+            times the points' spread, the root of ``variance``; MAX_STEPS when it took too long;
+            the status of a geodesic where one did not converge.
+        distances: ``(n,)``, to the points.
+        logarithms: ``(n, m)``, tangents at ``point`` that lead to the points.
+        steps: How many rounds of geodesics it took.
+        failed: Numbers of the points whose geodesics failed.
+        alternatives: Other local minima that were found from other starts, the best first.
+    """
+
+    point: Tensor
+    variance: Tensor
+    objective: Tensor
+    error: Tensor
+    status: int
+    distances: Tensor
+    logarithms: Tensor
+    steps: int
+    failed: Tensor
+    alternatives: tuple[Mean, ...] = field(default=(), repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the point is as accurate as was asked for."""
+        return self.status == Status.CONVERGED
+
+    def __repr__(self) -> str:
+        return (
+            f"Mean(variance {float(self.variance):.4g}, error {float(self.error):.1e}, "
+            f"{Status(self.status).name} after {self.steps} steps, "
+            f"{len(self.alternatives)} other minima found)"
+        )
+
+
+def frechet_mean(
+    geometry: Somewhere,
+    points: Tensor,
+    weights: Tensor | None = None,
+    *,
+    rtol: float = 1e-6,
+    init: Tensor | None = None,
+    n_starts: int = 1,
+    max_steps: int = 100,
+    generator: torch.Generator | int | None = 0,
+    throw: bool = True,
+) -> Mean:
+    """The Fréchet mean ``argmin_μ Σ wᵢ d(μ, xᵢ)²``; not differentiable.
+
+    Steps along the mean of the logarithms, accelerated by Anderson's extrapolation; geodesics begin
+    with those of the step before. Within a ball of radius ``π / (2 √K)``, where K bounds the
+    sectional curvature from above, there is one minimum only (H. Karcher, Riemannian center of mass
+    and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere there may be several:
+    ``n_starts`` looks for them.
+
+    Args:
+        geometry: A :class:`riemae.Manifold`, or a space.
+        points: ``(n, m)``.
+        weights: ``(n,)``, at least 0; equal by default.
+        rtol: Accuracy of the point, relative to the points' spread.
+        init: Where to begin, ``(m,)``; by default the point nearest to all others in the ambient
+            space, or by straight lines.
+        n_starts: Starts: the first, and some of the points, drawn by chance. The best minimum is
+            returned, the others are its ``alternatives``.
+        max_steps: Rounds of geodesics for each start.
+        generator: Of the draws.
+        throw: Raise when the mean is not accurate.
+
+    Raises:
+        NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
+        ShapeError: When ``points`` has more or fewer than two axes.
+        NonFiniteError: When a point is NaN or infinite.
+        OptionError: For weights that are none, or an option out of range.
+    """
+    options = _Options("frechet_mean", rtol, n_starts, max_steps, throw)
+    return _minimised(geometry, points, weights, init, generator, options, median=False)
+
+
+def geometric_median(
+    geometry: Somewhere,
+    points: Tensor,
+    weights: Tensor | None = None,
+    *,
+    rtol: float = 1e-6,
+    init: Tensor | None = None,
+    n_starts: int = 1,
+    max_steps: int = 300,
+    generator: torch.Generator | int | None = 0,
+    throw: bool = True,
+) -> Mean:
+    """The geometric median ``argmin_μ Σ wᵢ d(μ, xᵢ)``; not differentiable.
+
+    Newton's steps on the mean distance in the tangent space, where Weiszfeld's would take the trace
+    of its Hessian (P. T. Fletcher, S. Venkatasubramanian, S. Joshi, The geometric median on
+    Riemannian manifolds, NeuroImage 45, 2009); at a point of the data as Y. Vardi and C.-H. Zhang
+    (PNAS 97, 2000) do. Less than half of the weight far away does not move it far. Arguments and
+    errors are those of :func:`frechet_mean`.
+
+    Raises:
+        NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
+    """
+    options = _Options("geometric_median", rtol, n_starts, max_steps, throw)
+    return _minimised(geometry, points, weights, init, generator, options, median=True)
+
+
+@dataclass(frozen=True)
+class _Options:
+    where: str
+    rtol: float
+    n_starts: int
+    max_steps: int
+    throw: bool
+
+
+def _minimised(
+    geometry: Somewhere,
+    points: Tensor,
+    weights: Tensor | None,
+    init: Tensor | None,
+    generator: torch.Generator | int | None,
+    options: _Options,
+    median: bool,
+) -> Mean:
+    """The best of several descents.
+
+    Raises:
+        NotConvergedError: When it is not accurate.
+    """
+    where = options.where
+    expect_points(where, points)
+    expect_rtol(where, options.rtol)
+    expect_steps(where, "max_steps", options.max_steps)
+    expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
+    share = normalised(where, weights, points)
+    points = points.detach()
+    source = as_generator(where, generator)
+    with torch.no_grad():
+        space = space_of(geometry, points, where=where, finite=True)
+        if init is None:
+            first = _central(space, points, share)
+        else:
+            expect_shape(where, "init", init, (points.shape[1],), "One point.")
+            first = init.detach().to(points)
+        starts = [first]
+        if options.n_starts > 1:
+            drawn = torch.randperm(len(points), generator=source)[: options.n_starts - 1]
+            starts += list(points[drawn.to(points.device)])
+        found = [
+            _Descent(geometry, space, points, share, options, median).run(start) for start in starts
+        ]
+    best = _ranked(space, found)
+    if options.throw and not best.converged:
+        kind = Status(best.status).name
+        raise NotConvergedError(
+            where,
+            f"a point accurate to rtol={options.rtol:g} of the spread",
+            f"{kind} after {best.steps} steps, error {float(best.error):.1e}"
+            + (
+                f", geodesics to points {best.failed[:5].tolist()} failed"
+                if len(best.failed)
+                else ""
+            ),
+            f"{remedies(torch.tensor([best.status]))} The error's .result holds the point; "
+            "throw=False returns it.",
+            best,
+        )
+    return best
+
+
+def _central(space: Space, points: Tensor, weights: Tensor) -> Tensor:  # (n, m) -> (m,)
+    """The point with the least weighted sum of squared ambient distances, or straight lengths."""
+    n = len(points)
+    if n == 1:
+        return points[0]
+    # Of many points some are enough.
+    stride = -(-n // 256)
+    some = points[::stride]
+    other = weights[::stride]
+    sums = []
+    for z in some:
+        line = Curve.line(z.expand_as(some), some, 4)
+        lengths = space.squared_chords(line.nodes).sqrt().sum(-1)
+        sums.append((other * lengths.square()).sum())
+    return some[int(torch.stack(sums).nan_to_num(torch.inf).argmin())]
+
+
+def _ranked(space: Space, found: list[Mean]) -> Mean:
+    """The best minimum, with the other distinct ones."""
+    order = sorted(found, key=lambda mean: (not mean.converged, float(mean.objective)))
+    kept: list[Mean] = []
+    for mean in order:
+        near = False
+        for other in kept:
+            gap = space.norm(other.point[None], (mean.point - other.point)[None])[0]
+            near = near or bool(gap <= _SAME * other.variance.sqrt())
+        if not near and (mean.converged or not kept):
+            kept.append(mean)
+    best = kept[0]
+    return Mean(**{**best.__dict__, "alternatives": tuple(kept[1:])})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A point of a descent.
+
+    Attributes:
+        z: ``(m,)``.
+        logs: Of the data there.
+        step: ``(m,)``, the tangent to go along.
+        size: Its length.
+        spread: The root of the mean squared distance.
+        objective: What is minimised.
+        error: The estimated distance from the minimiser.
+    """
+
+    z: Tensor
+    logs: Logarithms
+    step: Tensor
+    size: Tensor
+    spread: Tensor
+    objective: Tensor
+    error: Tensor
+
+    def halved(self) -> _Place:
+        """The same point with half the step."""
+        return replace(self, step=self.step / 2)
+
+
+class _Descent:
+    """One start."""
+
+    def __init__(
+        self,
+        geometry: Somewhere,
+        space: Space,
+        points: Tensor,
+        weights: Tensor,
+        options: _Options,
+        median: bool,
+    ) -> None:
+        self.geometry = geometry
+        self.space = space
+        self.points = points
+        self.weights = weights
+        self.options = options
+        self.median = median
+
+    def run(self, start: Tensor) -> Mean:
+        """Until the step is small."""
+        z = start
+        curves: Curve | None = None
+        rtol = _PATH_RTOL
+        sharp = False
+        last: _Place | None = None
+        memory = _Memory()
+        steps = 0
+        while True:
+            logs = Logarithms.of(self.geometry, z, self.points, rtol, curves, sharp)
+            steps += 1
+            here = self._look(z, logs, last if sharp else None)
+            spent = steps >= self.options.max_steps
+            small = bool(here.error <= self.options.rtol * here.spread)
+            done = sharp and small and rtol <= _ENOUGH * self.options.rtol
+            if done or spent or not bool(here.size.isfinite()):
+                return self._mean(here, steps, done)
+            if last is not None and bool(here.objective > (1 + _SLACK) * last.objective):
+                # Too far: half of the way, which is no sequence to extrapolate.
+                memory = _Memory()
+                last = last.halved()
+                z = stepped(self.space, last.z[None], last.step[None])[0]
+                continue
+            curves = logs.curves
+            if not sharp and bool(here.size <= _SHARP * here.spread):
+                sharp = True
+                memory = _Memory()
+                rtol = self._rtol(here)
+                last = None
+                continue
+            if sharp:
+                rtol = min(rtol, self._rtol(here))
+            last = here
+            z = memory.next(z, stepped(self.space, z[None], here.step[None])[0])
+
+    def _rtol(self, here: _Place) -> float:
+        """The accuracy of shots that tells the next step from none."""
+        left = float(here.error / here.spread) if bool(here.spread > 0) else 0.0
+        finest = max(_FINEST, 8 * torch.finfo(self.points.dtype).eps)
+        return max(_SHARE * self.options.rtol, _SHARE * left, finest)
+
+    def _look(self, z: Tensor, logs: Logarithms, last: _Place | None) -> _Place:
+        """What the logarithms at a point say."""
+        weights = self.weights
+        spread = (weights * logs.lengths.square()).sum().sqrt()
+        if self.median:
+            step = self._towards_median(z, logs, spread)
+            objective = (weights * logs.lengths).sum()
+        else:
+            step = (weights[:, None] * logs.vectors).sum(0)
+            objective = spread.square()
+        size = self.space.norm(z[None], step[None])[0]
+        error = self._error(size, None if last is None else last.size)
+        return _Place(z, logs, step, size, spread, objective, error)
+
+    def _towards_median(self, z: Tensor, logs: Logarithms, spread: Tensor) -> Tensor:  # -> (m,)
+        """A Newton step on the mean distance as if space were flat.
+
+        Its Hessian is the mean of ``(1 − u uᵀ) / d`` over unit tangents u to the points. At a point
+        of the data, only what the others pull beyond its weight counts.
+        """
+        touching = logs.lengths <= _TOUCHES * spread
+        pull = torch.where(touching, 0.0, self.weights / logs.lengths)
+        if not bool(pull.sum() > 0):
+            return torch.zeros_like(z)
+        upper = factor(self.geometry, z[None])[0]
+        flat = logs.vectors @ upper.T
+        force = (pull[:, None] * flat).sum(0)
+        held = self.weights[touching].sum()
+        if bool(held > 0):
+            force = (1 - held / force.norm()).clamp(min=0).nan_to_num(0.0) * force
+        units = torch.where(touching[:, None], 0.0, flat / logs.lengths[:, None])
+        eye = torch.eye(len(z)).to(z)
+        hessian = (1 + _RIDGE) * pull.sum() * eye - torch.einsum("n,ni,nj->ij", pull, units, units)
+        step = torch.linalg.solve(hessian, force[:, None])
+        # On a line there is no curvature: the step is a few of Weiszfeld's at most.
+        most = _BOLDEST * force.norm() / pull.sum()
+        step = step * (most / step.norm()).clamp(max=1).nan_to_num(0.0)
+        return torch.linalg.solve_triangular(upper, step, upper=True)[:, 0]
+
+    def _error(self, size: Tensor, before: Tensor | None) -> Tensor:
+        """What all further steps may add up to: a geometric series."""
+        if before is None:
+            return 2 * size
+        ratio = (size / before).clamp(0.0, _SLOWEST).nan_to_num(0.0)
+        return size / (1 - ratio)
+
+    def _mean(self, here: _Place, steps: int, done: bool) -> Mean:
+        logs = here.logs
+        failed = logs.failed[self.weights[logs.failed] > 0]
+        if len(failed):
+            status = int(logs.status[failed[0]])
+        elif done:
+            status = int(Status.CONVERGED)
+        elif not bool(here.error.isfinite()):
+            status = int(Status.NON_FINITE)
+        else:
+            status = int(Status.MAX_STEPS)
+        return Mean(
+            point=here.z,
+            variance=here.spread.square(),
+            objective=here.objective,
+            error=here.error,
+            status=status,
+            distances=logs.lengths,
+            logarithms=logs.vectors,
+            steps=steps,
+            failed=failed,
+        )
+
+
+class _Memory:
+    """Anderson's extrapolation of a fixed-point iteration.
+
+    The next point is where a linear model of the last steps has none left (H. Walker, P. Ni,
+    Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49, 2011).
+    """
+
+    def __init__(self) -> None:
+        self._points: list[Tensor] = []
+        self._images: list[Tensor] = []
+
+    def next(self, z: Tensor, image: Tensor) -> Tensor:
+        """The next point, after ``z`` and what the plain step makes of it."""
+        self._points = [*self._points, z][-_MEMORY:]
+        self._images = [*self._images, image][-_MEMORY:]
+        if len(self._points) < 2:
+            return image
+        images = torch.stack(self._images)
+        steps = images - torch.stack(self._points)
+        changes = (steps[1:] - steps[:-1]).T
+        weights = torch.linalg.lstsq(changes, steps[-1][:, None], driver="gelsd").solution[:, 0]
+        moved = image - (images[1:] - images[:-1]).T @ weights
+        if bool((moved - z).norm() <= _BOLDEST * (image - z).norm()):
+            return moved
+        return image

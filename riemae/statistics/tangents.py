@@ -1,0 +1,143 @@
+"""Points as seen from one point: logarithms, orthonormal frames, and small steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from riemae import solvers
+from riemae.exceptions import DTypeError, OptionError
+from riemae.numerics.checks import expect_range
+from riemae.solvers import Curve, Status
+from riemae.solvers.pairs import expect_point_sets
+from riemae.solvers.space import HasSpace, Space, space_of
+
+Somewhere = Space | HasSpace
+
+
+@dataclass(frozen=True)
+class Logarithms:
+    """Logarithms of points ``(n,)`` at one point.
+
+    Attributes:
+        vectors: ``(n, m)``, velocities that lead there at time 1.
+        lengths: ``(n,)``, their norms: the distances.
+        status: ``(n,)`` codes of the geodesics.
+        curves: The geodesics, for the next ones to begin with.
+    """
+
+    vectors: Tensor
+    lengths: Tensor
+    status: Tensor
+    curves: Curve
+
+    @classmethod
+    def of(
+        cls,
+        geometry: Somewhere,
+        point: Tensor,
+        points: Tensor,
+        rtol: float,
+        init: Curve | None = None,
+        sharp: bool = False,
+    ) -> Logarithms:
+        """At a point ``(m,)``.
+
+        Args:
+            geometry: Where.
+            point: The point.
+            points: ``(n, m)``.
+            rtol: Of the lengths; with ``sharp`` of the end points, by shooting.
+            init: Curves to begin with.
+            sharp: Whether the velocities of the paths are not enough.
+        """
+        here = point.expand_as(points)
+        found = solvers.geodesic(
+            geometry, here, points, rtol=max(rtol, 1e-6), init=init, throw=False
+        )
+        vectors = found.curve.velocity(0.0)
+        if sharp:
+            shot = solvers.log(geometry, here, points, rtol=rtol, init=found.curve, throw=False)
+            vectors = torch.where(shot.isfinite().all(-1, keepdim=True), shot, vectors)
+            lengths = space_of(geometry, points).norm(here, vectors)
+        else:
+            lengths = found.length
+            speed = space_of(geometry, points).norm(here, vectors)
+            scale = torch.where(speed > 0, lengths / speed, 0.0)
+            vectors = scale[:, None] * vectors
+        return cls(vectors, lengths, found.status, found.curve)
+
+    @property
+    def failed(self) -> Tensor:
+        """The numbers of the points whose geodesics did not converge."""
+        return (self.status != Status.CONVERGED).nonzero().flatten()
+
+
+def factor(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """Upper triangular factors of the metric: ``|R v|`` is the length of a tangent v."""
+    known = getattr(geometry, "metric_factor", None)
+    if known is not None:
+        found: Tensor = known(z)
+        return found
+    metric = space_of(geometry, z).metric(z)
+    return torch.linalg.cholesky(metric).mT
+
+
+def frame(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """Columns that are orthonormal in the metric."""
+    upper = factor(geometry, z)
+    eye = torch.eye(z.shape[-1]).to(z).expand_as(upper)
+    return torch.linalg.solve_triangular(upper, eye, upper=True)
+
+
+def stepped(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
+    """``exp(z, v)`` to second order in v."""
+    return z + v + space.acceleration(z, v) / 2
+
+
+def expect_points(where: str, points: Tensor, least: int = 1) -> None:
+    """A set of points ``(n, m)``.
+
+    Raises:
+        OptionError: When there are too few.
+        ShapeError: When it has more or fewer than two axes.
+        DTypeError: When it is not a tensor that solvers work with.
+        NonFiniteError: When a point is NaN or infinite.
+    """
+    expect_point_sets(where, points=points)
+    if len(points) < least:
+        wanted = f"at least {least} point" + ("s" if least > 1 else "")
+        raise OptionError(where, wanted, str(len(points)), "Give more of them.")
+
+
+def normalised(where: str, weights: Tensor | None, points: Tensor) -> Tensor:  # (n,)
+    """Weights that sum to 1; equal ones by default.
+
+    Raises:
+        DTypeError: When they are not a tensor.
+        OptionError: When they are not n numbers of at least 0, with a positive sum.
+    """
+    n = len(points)
+    if weights is None:
+        return points.new_full((n,), 1 / n)
+    if not isinstance(weights, Tensor):
+        got = type(weights).__name__
+        raise DTypeError(where, "weights as a tensor", got, "Try torch.tensor(weights).")
+    known = weights.detach().to(points)
+    sound = known.shape == (n,) and bool(known.isfinite().all()) and bool((known >= 0).all())
+    if not sound or not float(known.sum()) > 0:
+        wanted = f"{n} weights of at least 0, not all of them 0"
+        got = f"{tuple(weights.shape)}, sum {float(weights.sum()):.3g}"
+        raise OptionError(where, wanted, got, "One for each point.")
+    return known / known.sum()
+
+
+def expect_steps(where: str, name: str, value: int) -> None:
+    """A number of steps.
+
+    Raises:
+        OptionError: For less than 1.
+    """
+    expect_range(where, name, value, 1, integer=True, hint="It counts steps.")
