@@ -102,7 +102,7 @@ class Trust:
         """
         key = self.key(kind, f, z)
         trusted = self.known.modes.get(key)
-        if trusted is not None:
+        if trusted is not None and len(z):
             trusted.calls += 1
             unseen = len(z) >= probe.LARGE_BATCH and not trusted.large
             if trusted.calls == trusted.due or unseen:

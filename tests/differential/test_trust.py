@@ -778,3 +778,11 @@ class TestNothingIsTrustedBecauseItWasRefusedOnce:
     def test_a_metric_space(self):
         space = solvers.MetricSpace(lambda z: torch.diag_embed(1 + z.detach().square()))
         self.refused(lambda: solvers.geodesic(space, points(2), points(2) + 1), MetricError)
+
+
+def test_no_points_are_never_looked_at_again():
+    """However many calls there were: the standing check has no points to draw from."""
+    M = Manifold(lambda z: torch.cat([z.sin(), z.square()], -1))
+    M.metric(torch.ones(2, 2, dtype=torch.float64))
+    for _ in range(70):
+        assert M.metric(torch.ones(0, 2, dtype=torch.float64)).shape == (0, 2, 2)

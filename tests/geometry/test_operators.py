@@ -1,4 +1,4 @@
-"""Gradient, divergence and Laplacian: spherical harmonics, the hyperbolic plane, and bad functions."""
+"""Gradient, divergence and Laplacian: closed forms, other formulas, and bad functions."""
 
 import pytest
 import torch
