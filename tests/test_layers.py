@@ -92,7 +92,8 @@ LAYERS = {
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
         interop.geoopt plotting scores statistics statistics.clustering statistics.components
-        statistics.diffusion statistics.means statistics.tangents testing testing.ambient
+        statistics.diffusion statistics.means statistics.regression statistics.tangents
+        testing testing.ambient
         testing.laws testing.manifold
         testing.solver testing.space
     """,

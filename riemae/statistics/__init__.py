@@ -8,15 +8,25 @@ from riemae.statistics.clustering import GeodesicKMeans, GeodesicKMedoids
 from riemae.statistics.components import TangentPCA, tangent_pca
 from riemae.statistics.diffusion import brownian_motion, langevin
 from riemae.statistics.means import Mean, frechet_mean, geometric_median
+from riemae.statistics.regression import (
+    GeodesicRegression,
+    PrincipalGeodesic,
+    geodesic_regression,
+    principal_geodesics,
+)
 
 __all__ = [
     "GeodesicKMeans",
     "GeodesicKMedoids",
+    "GeodesicRegression",
     "Mean",
+    "PrincipalGeodesic",
     "TangentPCA",
     "brownian_motion",
     "frechet_mean",
+    "geodesic_regression",
     "geometric_median",
     "langevin",
+    "principal_geodesics",
     "tangent_pca",
 ]
