@@ -89,12 +89,12 @@ class TestRegression:
     def test_p_values(self):
         """Small where the times tell something, and anything where they do not."""
         M = Manifold(lambda z: torch.cat([z, z.square()], -1))
-        t = torch.linspace(0, 1, 8, dtype=F64)
-        told = torch.outer(t, torch.tensor([1.0, 0.5], dtype=F64)) + points(8, 2, scale=0.05)
-        fit = geodesic_regression(M, t, told, permutations=9, rtol=1e-3)
-        assert float(fit.p_value) == pytest.approx(1 / 10)
-        untold = geodesic_regression(M, t, points(8, 2, 6), permutations=9, rtol=1e-3)
-        assert float(untold.p_value) > 0.15
+        t = torch.linspace(0, 1, 6, dtype=F64)
+        told = torch.outer(t, torch.tensor([1.0, 0.5], dtype=F64)) + points(6, 2, scale=0.05)
+        fit = geodesic_regression(M, t, told, permutations=4, rtol=1e-2)
+        assert float(fit.p_value) == pytest.approx(1 / 5)
+        untold = geodesic_regression(M, t, points(6, 2, 6), permutations=4, rtol=1e-2)
+        assert float(untold.p_value) > 0.25
         assert bool(geodesic_regression(M, t, told).p_value.isnan())
 
     def test_bad_input(self):
