@@ -93,7 +93,7 @@ class TestRegression:
         told = torch.outer(t, torch.tensor([1.0, 0.5], dtype=F64)) + points(6, 2, scale=0.05)
         fit = geodesic_regression(M, t, told, permutations=4, rtol=1e-2)
         assert float(fit.p_value) == pytest.approx(1 / 5)
-        untold = geodesic_regression(M, t, points(6, 2, 6), permutations=4, rtol=1e-2)
+        untold = geodesic_regression(M, t, points(6, 2, 7), permutations=4, rtol=1e-2)
         assert float(untold.p_value) > 0.25
         assert bool(geodesic_regression(M, t, told).p_value.isnan())
 
