@@ -181,7 +181,13 @@ def _solve(
     # By default this signal ends the process, wherever it is.
     signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would switch the timer off
     r = solvers.geodesic(
-        problem.space, problem.z0[rows], problem.z1[rows], rtol=rtol, solver=solver, throw=False
+        problem.space,
+        problem.z0[rows],
+        problem.z1[rows],
+        rtol=rtol,
+        solver=solver,
+        throw=False,
+        n_starts=1,
     )
     truth = problem.truth(r, rows)
     signal.setitimer(signal.ITIMER_PROF, 0)

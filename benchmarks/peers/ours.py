@@ -21,7 +21,7 @@ def prepare(layers: Layers, threads: int) -> Solver:
     def solve(a: np.ndarray, b: np.ndarray, settings: dict[str, Any]) -> Callable[[], Answer]:
         dtype = settings.get("dtype", "float64")
         z0, z1 = (z.to(getattr(torch, dtype)) for z in mlp.tensors(a, b))
-        r = manifolds[dtype].geodesic(z0, z1, rtol=settings["rtol"], throw=False)
+        r = manifolds[dtype].geodesic(z0, z1, rtol=settings["rtol"], n_starts=1, throw=False)
         points = int((r.stats["segments"] + 1).sum())
         return lambda: Answer(
             r.curve.nodes.double().numpy(),
