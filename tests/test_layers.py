@@ -91,8 +91,9 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt plotting scores statistics statistics.clustering statistics.components
-        statistics.diffusion statistics.means statistics.regression statistics.tangents
+        interop.geoopt plotting scores statistics statistics.clustering
+        statistics.comparison statistics.components statistics.diffusion statistics.means
+        statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient
         testing.laws testing.manifold
         testing.solver testing.space

@@ -5,6 +5,7 @@ its coordinates. They use what these offer to everybody: geodesics, logarithms, 
 """
 
 from riemae.statistics.clustering import GeodesicKMeans, GeodesicKMedoids
+from riemae.statistics.comparison import DistanceDistribution, compare_distances
 from riemae.statistics.components import TangentPCA, tangent_pca
 from riemae.statistics.diffusion import brownian_motion, langevin
 from riemae.statistics.means import Mean, frechet_mean, geometric_median
@@ -14,8 +15,10 @@ from riemae.statistics.regression import (
     geodesic_regression,
     principal_geodesics,
 )
+from riemae.statistics.sampling import sample_uniform
 
 __all__ = [
+    "DistanceDistribution",
     "GeodesicKMeans",
     "GeodesicKMedoids",
     "GeodesicRegression",
@@ -23,10 +26,12 @@ __all__ = [
     "PrincipalGeodesic",
     "TangentPCA",
     "brownian_motion",
+    "compare_distances",
     "frechet_mean",
     "geodesic_regression",
     "geometric_median",
     "langevin",
     "principal_geodesics",
+    "sample_uniform",
     "tangent_pca",
 ]
