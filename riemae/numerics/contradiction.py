@@ -17,6 +17,13 @@ from riemae.numerics.threads import Shared
 from riemae.numerics.tolerances import Tolerance, coarser, tolerance
 
 
+# How many times shorter steps are tried where differences contradict autograd; what they may differ
+# by, and how much of them may be rounding, relative to what they tell.
+_CLOSER = (8, 64, 512, 4096, 32768)
+_FOLLOWS = 1e-3
+_SHARP = 5e-3
+
+
 @dataclass(frozen=True)
 class Contradiction:
     """A derivative that is not that of the map.
@@ -142,6 +149,8 @@ def contradiction(
         # What autograd cannot differentiate at all is refused elsewhere, with its own words.
         return None
     bad = verdict.bad
+    if bool(bad.any()):
+        bad = bad & ~_followed_closer(curves, verdict, step, known)
     if bool(verdict.flat.any()):
         bad = bad & ~_finely_stepped(curves, verdict, step)
     if int(bad.sum()) < min(2, count) or int(bad.sum()) < int(verdict.good.sum()):
@@ -180,6 +189,30 @@ def _verdict(curves: _Curves, step: float, known: Tolerance) -> _Verdict:
     good = ~bad & (limit < 0.1 * (size + reported.abs()))
     flat = bad & (size < 1e-3 * reported.abs())
     return _Verdict(reported, actual, bad, good, flat)
+
+
+def _followed_closer(
+    curves: _Curves, verdict: _Verdict, step: float, known: Tolerance
+) -> Tensor:  # -> (k,)
+    """Where the map follows its derivative over shorter steps, as long as rounding lets them tell.
+
+    Far from the origin steps are long, and a map that swings may have come round: over both, z +
+    sin z grows as z does.
+    """
+    weight = curves.reported.weight
+    added_up = (weight * curves.reported.values).abs().sum(-1)
+    found = torch.zeros_like(verdict.bad)
+    for shrink in _CLOSER:
+        try:
+            secant, tangent = curves.differences(step / shrink)
+        except FAILURES:
+            continue
+        size = (weight * secant).abs().sum(-1) + tangent.abs()
+        rounding = 16 * known.eps * shrink / step * added_up
+        gap = ((weight * secant).sum(-1) - tangent).abs()
+        follows = gap <= rounding + _FOLLOWS * size
+        found = found | (verdict.bad & follows & (rounding < _SHARP * size))
+    return found
 
 
 def _finely_stepped(curves: _Curves, verdict: _Verdict, step: float) -> Tensor:  # -> (k,)

@@ -786,3 +786,22 @@ def test_no_points_are_never_looked_at_again():
     M.metric(torch.ones(2, 2, dtype=torch.float64))
     for _ in range(70):
         assert M.metric(torch.ones(0, 2, dtype=torch.float64)).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float64, 1e6), (torch.float64, 1e8)])
+@pytest.mark.parametrize("f", [lambda z: z + 0.45 * (2 * z).sin(), lambda z: z + (3 * z).cos()])
+def test_a_map_that_swings_is_not_refused_far_from_the_origin(f, dtype, far):
+    """Differences over a step that is long there see the slope without its swings."""
+    z = far * torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    M = Manifold(f)
+    z = z.to(dtype)
+    M.metric(z[:4])
+    slope = torch.func.vmap(torch.func.jacrev(lambda p: f(p)))(z)
+    torch.testing.assert_close(M.metric(z), slope.mT @ slope)
+
+
+@pytest.mark.parametrize("far", [1.0, 1e6])
+def test_a_detached_swing_is_refused_there_too(far):
+    z = far * torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(DifferentiationError, match="detach"):
+        Manifold(lambda z: 0.1 * z + (z / far).detach().exp()).metric(z)
