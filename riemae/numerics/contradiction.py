@@ -16,7 +16,6 @@ from riemae.numerics.probe import FAILURES, RowMap, generator, normal
 from riemae.numerics.threads import Shared
 from riemae.numerics.tolerances import Tolerance, coarser, tolerance
 
-
 # How many times shorter steps are tried where differences contradict autograd; what they may differ
 # by, and how much of them may be rounding, relative to what they tell.
 _CLOSER = (8, 64, 512, 4096, 32768)

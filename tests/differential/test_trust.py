@@ -804,4 +804,4 @@ def test_a_map_that_swings_is_not_refused_far_from_the_origin(f, dtype, far):
 def test_a_detached_swing_is_refused_there_too(far):
     z = far * torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with pytest.raises(DifferentiationError, match="detach"):
-        Manifold(lambda z: 0.1 * z + (z / far).detach().exp()).metric(z)
+        Manifold(lambda z: 0.1 * z + far * (z / far).detach().exp()).metric(z)
