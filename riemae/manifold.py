@@ -508,7 +508,7 @@ class Manifold:
         """The gradient ``G⁻¹ df`` of a function; not differentiable.
 
         Args:
-            f: Values of points, ``(k, m) -> (k,)``, row by row, by torch.
+            f: Values of points, ``(k, m) -> (k,)``, row by row, by torch. Codes are flat.
             z: Points ``(*b, m)``.
             condition: As in :class:`Manifold`.
 
@@ -530,6 +530,7 @@ class Manifold:
 
         Args:
             f: Values of points, ``(k, m) -> (k,)``, row by row, twice differentiable by torch.
+                Codes are flat.
             z: Points ``(*b, m)``.
             condition: As in :class:`Manifold`.
 
@@ -549,7 +550,7 @@ class Manifold:
 
         Args:
             field: Tangent vectors in latent coordinates, ``(k, m) -> (k, m)``, row by row, by
-                torch.
+                torch. Codes are flat.
             z: Points ``(*b, m)``.
             condition: As in :class:`Manifold`.
 

@@ -60,8 +60,9 @@ class Neighbors:
         distances: ``(q, k)``, lengths of geodesics; NaN where there is none.
         errors: ``(q, k)``, their estimated errors.
         certified: ``(q,)`` bool: nothing else is nearer. Every other point is farther in the
-            ambient space already, or its geodesic was found and is longer, beyond the errors of
-            both; and all that were solved for the row converged.
+            ambient space already, or its geodesic was found and is longer by more than its error
+            (lengths are not shorter than distances); and all that were solved for the row
+            converged.
         failed: ``(f, 2)`` int64: query and point of geodesics that miss ``rtol``.
         status: Their :class:`~riemae.solvers.Status` codes, ``(f,)`` int64.
         rtol: The relative accuracy that was asked for.
@@ -324,6 +325,9 @@ class _Search:
         else:
             bound = self._ambient(queries, features)
             order = bound.copy()
+        # Where nothing is known, a point may be near, and comes last.
+        bound = np.where(np.isnan(bound), 0.0, bound)
+        order = np.where(np.isfinite(order), order, np.finfo(order.dtype).max)
         if self.queries is None:
             own = np.arange(b)
             bound[own, first + own] = np.inf
@@ -467,6 +471,7 @@ class _Search:
             rtol=rtol,
             solver=self.solver,
             throw=False,
+            progress=None,
         )
         place = place.reshape(-1)
         status = result.status.cpu().numpy()[place]

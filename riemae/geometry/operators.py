@@ -8,6 +8,7 @@ down: m of them for a Laplacian, 2 m + 1 for a divergence.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,6 +33,25 @@ class Geometry(Protocol):
         ...
 
 
+Operator = Callable[["Geometry", str, Function, Tensor], Tensor]
+
+
+def _detached(operator: Operator) -> Operator:
+    """The operator, at points and with results that autograd does not follow."""
+
+    @functools.wraps(operator)
+    def called(geometry: Geometry, where: str, f: Function, z: Tensor) -> Tensor:
+        if not callable(f):
+            wanted = "a function of points (k, m)"
+            raise DTypeError(where, wanted, type(f).__name__, "Give a function.")
+        # Inference tensors cannot be differentiated.
+        with torch.inference_mode(False), torch.no_grad():
+            return operator(geometry, where, f, z.detach().clone())
+
+    return called
+
+
+@_detached
 def gradient(geometry: Geometry, where: str, f: Function, z: Tensor) -> Tensor:  # (k, m) -> (k, m)
     """``G⁻¹ df``."""
     slope = _slope(where, f, z)
@@ -40,6 +60,7 @@ def gradient(geometry: Geometry, where: str, f: Function, z: Tensor) -> Tensor: 
     return torch.linalg.solve_triangular(factor, half, upper=True)[..., 0]
 
 
+@_detached
 def laplacian(geometry: Geometry, where: str, f: Function, z: Tensor) -> Tensor:  # (k, m) -> (k,)
     """``g^{ij} (∂_ij f − Γ^k_ij ∂_k f)``."""
     m = z.shape[-1]
@@ -60,6 +81,7 @@ def laplacian(geometry: Geometry, where: str, f: Function, z: Tensor) -> Tensor:
     return second + (slope.detach() * bent).sum(-1)
 
 
+@_detached
 def divergence(
     geometry: Geometry, where: str, field: Function, z: Tensor
 ) -> Tensor:  # (k, m) -> (k,)
@@ -117,7 +139,8 @@ def _values(where: str, f: Function, points: Tensor, shape: torch.Size) -> Tenso
         DTypeError: When they are not a tensor of the points' dtype.
         ShapeError: When they have another shape.
     """
-    values = f(points)
+    # Multiplied by 1: a function may write to what it gets, which a leaf does not allow.
+    values = f(1 * points)
     if not isinstance(values, Tensor) or values.dtype != points.dtype:
         got = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
         hint = "Make its constants like the points."

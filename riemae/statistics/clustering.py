@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae import solvers
-from riemae.exceptions import OptionError, ShapeError
+from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.random import as_generator
 from riemae.solvers import DistanceMatrix
@@ -217,14 +217,26 @@ def _matrix(distances: Any, clusters: int) -> np.ndarray:
 
     Raises:
         ShapeError: When it is not square.
+        DTypeError: When it is no dense matrix of real numbers.
         OptionError: For too few points, or entries that are no distances.
     """
+    from scipy.sparse import issparse
+
     where = "GeodesicKMedoids.fit"
     if isinstance(distances, DistanceMatrix):
         distances = distances.distances
     if isinstance(distances, Tensor):
         distances = distances.detach().cpu()
-    d = np.asarray(distances, dtype=np.float64)
+    if issparse(distances):
+        hint = "What it leaves out is not a distance of 0: give M.distance_matrix(points)."
+        raise DTypeError(where, "a dense matrix of distances", type(distances).__name__, hint)
+    if np.iscomplexobj(distances):
+        raise DTypeError(where, "real distances", "complex ones", "Take their absolute value.")
+    try:
+        d = np.asarray(distances, dtype=np.float64)
+    except (ValueError, TypeError) as reason:
+        wanted = "a matrix of numbers"
+        raise DTypeError(where, wanted, str(reason), "Give M.distance_matrix(points).") from reason
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
         hint = "Give M.distance_matrix(points)."
         raise ShapeError(where, "distances of shape (n, n)", str(d.shape), hint)

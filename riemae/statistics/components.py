@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from riemae import solvers
-from riemae.exceptions import OptionError
+from riemae.exceptions import NotConvergedError, OptionError
 from riemae.numerics.checks import expect_range, expect_shape
+from riemae.solvers.pairs import expect_point_sets
+from riemae.solvers.result import remedies
 from riemae.statistics.means import Mean, frechet_mean
 from riemae.statistics.tangents import (
+    Logarithms,
     Somewhere,
+    accuracy,
     expect_points,
     factor,
     normalised,
@@ -42,14 +46,17 @@ class TangentPCA:
     error: Tensor
     geometry: Somewhere
 
-    def transform(self, points: Tensor, rtol: float = 1e-6) -> Tensor:  # (k, m) -> (k, c)
+    def transform(self, points: Tensor, rtol: float | None = None) -> Tensor:  # (k, m) -> (k, c)
         """Coordinates of other points.
 
         Raises:
             NotConvergedError: When a geodesic from the mean is not found.
+            ShapeError: For points of another dimension.
+            DTypeError: For points of another dtype.
         """
-        expect_points("TangentPCA.transform", points, 0)
-        vectors = solvers.log(self.geometry, self.mean.expand_as(points), points, rtol=rtol)
+        where = "TangentPCA.transform"
+        expect_point_sets(where, points=points, mean=self.mean[None])
+        vectors = _logarithms(where, self.geometry, self.mean, points.detach(), rtol)
         upper = factor(self.geometry, self.mean[None])[0]
         return vectors @ upper.T @ (upper @ self.components.T)
 
@@ -61,7 +68,7 @@ class TangentPCA:
         """
         c = len(self.components)
         expect_shape("TangentPCA.inverse_transform", "scores", scores, ("k", c), "")
-        vectors = scores @ self.components
+        vectors = scores.to(self.components) @ self.components
         return solvers.exp(self.geometry, self.mean.expand_as(vectors), vectors)
 
     def __repr__(self) -> str:
@@ -76,7 +83,7 @@ def tangent_pca(
     weights: Tensor | None = None,
     *,
     mean: Mean | Tensor | None = None,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
 ) -> TangentPCA:
     """Principal components of the logarithms at the Fréchet mean; not differentiable.
 
@@ -91,7 +98,8 @@ def tangent_pca(
         weights: ``(n,)``, at least 0; equal by default.
         mean: Where to look from, as a :class:`Mean` or a point ``(m,)``; by default
             :func:`frechet_mean`.
-        rtol: Accuracy of mean and logarithms, relative to the points' spread.
+        rtol: Accuracy of mean and logarithms, relative to the points' spread; by default 1e-6, and
+            1e-3 in float32.
 
     Raises:
         NotConvergedError: When the mean or a geodesic from it is not found.
@@ -114,7 +122,7 @@ def tangent_pca(
         else:
             expect_shape(where, "mean", mean, (m,), "One point.")
             center = mean.detach().to(points)
-            vectors = solvers.log(geometry, center.expand_as(points), points, rtol=rtol)
+            vectors = _logarithms(where, geometry, center, points, rtol)
             error = points.new_zeros(())
         upper = factor(geometry, center[None])[0]
         flat = vectors @ upper.T
@@ -135,6 +143,28 @@ def tangent_pca(
             error=error,
             geometry=geometry,
         )
+
+
+def _logarithms(
+    where: str, geometry: Somewhere, center: Tensor, points: Tensor, rtol: float | None
+) -> Tensor:  # (m,), (n, m) -> (n, m)
+    """Tangents at the centre that lead to points.
+
+    Raises:
+        NotConvergedError: When a geodesic is not found.
+    """
+    rtol = accuracy(where, rtol, points)
+    with torch.no_grad():
+        logs = Logarithms.of(geometry, center, points, rtol, sharp=True)
+    if len(logs.failed):
+        raise NotConvergedError(
+            where,
+            "geodesics from the mean to all points",
+            f"{len(logs.failed)} that failed (first: {logs.failed[:5].tolist()})",
+            remedies(logs.status),
+            logs.vectors,
+        )
+    return logs.vectors
 
 
 def _expect_all(where: str, mean: Mean, points: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import OptionError
+from riemae.exceptions import DTypeError, OptionError
 from riemae.geometry import operators
 from riemae.numerics.checks import expect_range, expect_values
 from riemae.numerics.random import as_generator
@@ -85,7 +85,11 @@ def langevin(
         OptionError: When ``time`` or ``steps`` is not positive.
         ShapeError: When ``log_density`` gives anything but one value for each point.
         DifferentiationError: When it changes and autograd does not know.
+        DTypeError: When it is not a function.
     """
+    if not callable(log_density):
+        got = type(log_density).__name__
+        raise DTypeError("langevin", "log_density as a function", got, "(k, m) -> (k,)")
     return _walk("langevin", geometry, z, log_density, time, steps, path, generator)
 
 
@@ -103,6 +107,11 @@ def _walk(
     expect_range(where, "time", time, 0.0, above=True, hint="It is how long the walks take.")
     space = space_of(geometry, z, where=where)
     source = as_generator(where, generator)
+    shape = getattr(geometry, "latent_shape", None)
+    if shape is not None and z.shape[-len(shape) :] == shape:
+        codes = z.flatten(-len(shape))
+        walked = _walk(where, geometry, codes, log_density, time, steps, path, generator)
+        return walked.unflatten(-1, shape)
     m = z.shape[-1]
     flat = z.detach().reshape(-1, m)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NotConvergedError
-from riemae.numerics.checks import expect_range, expect_rtol, expect_shape
+from riemae.numerics.checks import expect_range, expect_shape
 from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
@@ -16,6 +16,7 @@ from riemae.solvers.space import Space, space_of
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
+    accuracy,
     expect_points,
     expect_steps,
     factor,
@@ -96,7 +97,7 @@ def frechet_mean(
     points: Tensor,
     weights: Tensor | None = None,
     *,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     init: Tensor | None = None,
     n_starts: int = 1,
     max_steps: int = 100,
@@ -115,7 +116,8 @@ def frechet_mean(
         geometry: A :class:`riemae.Manifold`, or a space.
         points: ``(n, m)``.
         weights: ``(n,)``, at least 0; equal by default.
-        rtol: Accuracy of the point, relative to the points' spread.
+        rtol: Accuracy of the point, relative to the points' spread; by default 1e-6, and 1e-3 in
+            float32.
         init: Where to begin, ``(m,)``; by default the point nearest to all others in the ambient
             space, or by straight lines.
         n_starts: Starts: the first, and some of the points, drawn by chance. The best minimum is
@@ -130,7 +132,10 @@ def frechet_mean(
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For weights that are none, or an option out of range.
     """
-    options = _Options("frechet_mean", rtol, n_starts, max_steps, throw)
+    expect_points("frechet_mean", points)
+    options = _Options(
+        "frechet_mean", accuracy("frechet_mean", rtol, points), n_starts, max_steps, throw
+    )
     return _minimised(geometry, points, weights, init, generator, options, median=False)
 
 
@@ -139,7 +144,7 @@ def geometric_median(
     points: Tensor,
     weights: Tensor | None = None,
     *,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     init: Tensor | None = None,
     n_starts: int = 1,
     max_steps: int = 300,
@@ -157,7 +162,10 @@ def geometric_median(
     Raises:
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
     """
-    options = _Options("geometric_median", rtol, n_starts, max_steps, throw)
+    expect_points("geometric_median", points)
+    options = _Options(
+        "geometric_median", accuracy("geometric_median", rtol, points), n_starts, max_steps, throw
+    )
     return _minimised(geometry, points, weights, init, generator, options, median=True)
 
 
@@ -185,8 +193,6 @@ def _minimised(
         NotConvergedError: When it is not accurate.
     """
     where = options.where
-    expect_points(where, points)
-    expect_rtol(where, options.rtol)
     expect_steps(where, "max_steps", options.max_steps)
     expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
     share = normalised(where, weights, points)
@@ -302,6 +308,7 @@ class _Descent:
         self.weights = weights
         self.options = options
         self.median = median
+        self._finest = max(_FINEST, 8 * torch.finfo(points.dtype).eps)
 
     def run(self, start: Tensor) -> Mean:
         """Until the step is small."""
@@ -318,7 +325,7 @@ class _Descent:
             here = self._look(z, logs, last if sharp else None)
             spent = steps >= self.options.max_steps
             small = bool(here.error <= self.options.rtol * here.spread)
-            done = sharp and small and rtol <= _ENOUGH * self.options.rtol
+            done = sharp and small and rtol <= max(_ENOUGH * self.options.rtol, self._finest)
             if done or spent or not bool(here.size.isfinite()):
                 return self._mean(here, steps, done)
             if last is not None and bool(here.objective > (1 + _SLACK) * last.objective):
@@ -342,8 +349,7 @@ class _Descent:
     def _rtol(self, here: _Place) -> float:
         """The accuracy of shots that tells the next step from none."""
         left = float(here.error / here.spread) if bool(here.spread > 0) else 0.0
-        finest = max(_FINEST, 8 * torch.finfo(self.points.dtype).eps)
-        return max(_SHARE * self.options.rtol, _SHARE * left, finest)
+        return max(_SHARE * self.options.rtol, _SHARE * left, self._finest)
 
     def _look(self, z: Tensor, logs: Logarithms, last: _Place | None) -> _Place:
         """What the logarithms at a point say."""

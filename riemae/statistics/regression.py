@@ -16,7 +16,7 @@ from torch import Tensor
 
 from riemae import solvers
 from riemae.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
-from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.numerics.checks import expect_range, expect_shape
 from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, JacobiField, Status
 from riemae.solvers.result import remedies
@@ -24,7 +24,9 @@ from riemae.solvers.space import Space, space_of
 from riemae.statistics.components import tangent_pca
 from riemae.statistics.means import Mean, frechet_mean
 from riemae.statistics.tangents import (
+    Logarithms,
     Somewhere,
+    accuracy,
     expect_points,
     expect_steps,
     factor,
@@ -33,7 +35,6 @@ from riemae.statistics.tangents import (
 )
 
 _SHOT_RTOL = 1e-2
-_PATH_RTOL = 1e-6
 _HALVINGS = 12
 _SLACK = 1e-9
 # The least curvature of an objective that a step divides by, relative to Gauss and Newton's.
@@ -78,8 +79,8 @@ class GeodesicRegression:
         Raises:
             NotConvergedError: When it leaves the domain.
         """
-        times = t.to(self.point)
-        return _along(self.geometry, self.point, self.velocity, times)
+        where = "GeodesicRegression.predict"
+        return _along(where, self.geometry, self.point, self.velocity, t)
 
     def __repr__(self) -> str:
         return (
@@ -123,7 +124,8 @@ class PrincipalGeodesic:
         Raises:
             NotConvergedError: When it leaves the domain.
         """
-        return _along(self.geometry, self.point, self.direction, scores.to(self.point))
+        where = "PrincipalGeodesic.curve"
+        return _along(where, self.geometry, self.point, self.direction, scores)
 
     def __repr__(self) -> str:
         return (
@@ -139,7 +141,7 @@ def geodesic_regression(
     weights: Tensor | None = None,
     *,
     permutations: int = 0,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     max_steps: int = 50,
     generator: torch.Generator | int | None = 0,
     throw: bool = True,
@@ -155,7 +157,8 @@ def geodesic_regression(
         points: ``(n, m)``.
         weights: ``(n,)``, at least 0; equal by default.
         permutations: How often times are shuffled for the p-value; each costs a regression.
-        rtol: How small the last step is, relative to the data's spread.
+        rtol: How small the last step is, relative to the data's spread; by default 1e-6, and 1e-3
+            in float32.
         max_steps: Gauss–Newton steps.
         generator: Of the permutations.
         throw: Raise when the steps do not come to an end.
@@ -168,16 +171,16 @@ def geodesic_regression(
     """
     where = "geodesic_regression"
     expect_points(where, points, 2)
-    expect_rtol(where, rtol)
+    rtol = accuracy(where, rtol, points)
     expect_steps(where, "max_steps", max_steps)
     hint = "0 for no p-value."
     expect_range(where, "permutations", permutations, 0, integer=True, hint=hint)
-    times = _times(where, t, points)
     share = normalised(where, weights, points)
+    times = _times(where, t, points, share)
     points = points.detach()
     source = as_generator(where, generator)
     with torch.no_grad():
-        mean = frechet_mean(geometry, points, weights)
+        mean = frechet_mean(geometry, points, weights, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         found = fit.regression(mean, times)
         r2 = 1 - found.objective / mean.variance
@@ -209,7 +212,7 @@ def principal_geodesics(
     n_components: int = 1,
     weights: Tensor | None = None,
     *,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     max_steps: int = 50,
     throw: bool = True,
 ) -> list[PrincipalGeodesic]:
@@ -225,7 +228,8 @@ def principal_geodesics(
         points: ``(n, m)``, n of at least 2.
         n_components: How many.
         weights: ``(n,)``, at least 0; equal by default.
-        rtol: How small the last step is, relative to the data's spread.
+        rtol: How small the last step is, relative to the data's spread; by default 1e-6, and 1e-3
+            in float32.
         max_steps: Gauss–Newton steps for each.
         throw: Raise when the steps do not come to an end.
 
@@ -236,7 +240,7 @@ def principal_geodesics(
     """
     where = "principal_geodesics"
     expect_points(where, points, 2)
-    expect_rtol(where, rtol)
+    rtol = accuracy(where, rtol, points)
     expect_steps(where, "max_steps", max_steps)
     m = points.shape[1]
     hint = f"The points have {m} coordinates."
@@ -245,8 +249,8 @@ def principal_geodesics(
     points = points.detach()
     found: list[PrincipalGeodesic] = []
     with torch.no_grad():
-        mean = frechet_mean(geometry, points, weights, rtol=min(rtol, 1e-6))
-        pca = tangent_pca(geometry, points, weights=weights, mean=mean)
+        mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        pca = tangent_pca(geometry, points, weights=weights, mean=mean, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         for _ in range(n_components):
             line = fit.principal(mean, pca.components, [other.direction for other in found])
@@ -266,7 +270,7 @@ def principal_geodesics(
     return found
 
 
-def _times(where: str, t: Tensor, points: Tensor) -> Tensor:  # -> (n,)
+def _times(where: str, t: Tensor, points: Tensor, weights: Tensor) -> Tensor:  # -> (n,)
     """Times of the points' dtype.
 
     Raises:
@@ -280,13 +284,17 @@ def _times(where: str, t: Tensor, points: Tensor) -> Tensor:  # -> (n,)
         wanted = f"one time for each of {len(points)} points"
         raise ShapeError(where, wanted, str(tuple(t.shape)), "Give t of shape (n,).")
     times = t.detach().to(points)
-    if not bool(times.isfinite().all()) or bool((times == times[0]).all()):
-        raise OptionError(where, "at least two different finite times", f"{t.tolist()[:5]}", "")
+    counted = times[weights > 0]
+    if not bool(times.isfinite().all()) or bool((counted == counted[0]).all()):
+        wanted = "at least two different finite times of positive weight"
+        raise OptionError(where, wanted, f"{counted.tolist()[:5]}", "A line needs two.")
     return times
 
 
-def _along(geometry: Somewhere, point: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+def _along(where: str, geometry: Somewhere, point: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """``exp(point, t velocity)`` for each time ``(k,)``."""
+    expect_shape(where, "t", t, ("k",), "A tensor of times.")
+    t = t.detach().to(point)
     return solvers.exp(geometry, point.expand(len(t), -1), t[:, None] * velocity)
 
 
@@ -407,17 +415,9 @@ class _Fit:
         start = point.expand(len(times), -1)
         pace = times[:, None] * velocity
         field = solvers.jacobi(self.geometry, start, pace)
-        found = solvers.geodesic(
-            self.geometry, field.points, self.points, rtol=_PATH_RTOL, init=init, throw=False
-        )
-        logs = solvers.log(
-            self.geometry,
-            field.points,
-            self.points,
-            rtol=max(_SHOT_RTOL * self.rtol, 1e-12),
-            init=found.curve,
-            throw=False,
-        )
+        shot = max(_SHOT_RTOL * self.rtol, 1e-12, 8 * torch.finfo(times.dtype).eps)
+        found = Logarithms.between(self.geometry, field.points, self.points, shot, init, sharp=True)
+        logs = found.vectors
         distances = self.space.norm(field.points, logs)
         return _Line(
             point=point,
@@ -428,7 +428,7 @@ class _Fit:
             residuals=logs,
             distances=distances,
             objective=(self.weights * distances.square()).sum(),
-            curves=found.curve,
+            curves=found.curves,
         )
 
     def _forward(self, velocity: Tensor, paces: Tensor, times: Tensor) -> Tensor:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemae import solvers
 from riemae.exceptions import DTypeError, OptionError
-from riemae.numerics.checks import expect_range
+from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.solvers import Curve, Status
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
 
 Somewhere = Space | HasSpace
+# Paths that shots begin with, at best.
+_PATH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,38 @@ class Logarithms:
             init: Curves to begin with.
             sharp: Whether the velocities of the paths are not enough.
         """
-        here = point.expand_as(points)
-        found = solvers.geodesic(
-            geometry, here, points, rtol=max(rtol, 1e-6), init=init, throw=False
-        )
+        return cls.between(geometry, point.expand_as(points), points, rtol, init, sharp)
+
+    @classmethod
+    def between(
+        cls,
+        geometry: Somewhere,
+        here: Tensor,
+        points: Tensor,
+        rtol: float,
+        init: Curve | None = None,
+        sharp: bool = False,
+    ) -> Logarithms:
+        """At a point ``(n, m)`` for each.
+
+        Where coordinates are periodic, curves may end at other copies of the points.
+        """
+        space = space_of(geometry, points)
+        path_rtol = max(rtol, _PATH)
+        if getattr(geometry, "latent", None) is not None:
+            own: Any = geometry
+            found = own.geodesic(here, points, rtol=path_rtol, throw=False)
+        else:
+            found = solvers.geodesic(geometry, here, points, rtol=path_rtol, init=init, throw=False)
         vectors = found.curve.velocity(0.0)
         if sharp:
-            shot = solvers.log(geometry, here, points, rtol=rtol, init=found.curve, throw=False)
+            ends = found.curve(1.0)
+            shot = solvers.log(space, here, ends, rtol=rtol, init=found.curve, throw=False)
             vectors = torch.where(shot.isfinite().all(-1, keepdim=True), shot, vectors)
-            lengths = space_of(geometry, points).norm(here, vectors)
+            lengths = space.norm(here, vectors)
         else:
             lengths = found.length
-            speed = space_of(geometry, points).norm(here, vectors)
+            speed = space.norm(here, vectors)
             scale = torch.where(speed > 0, lengths / speed, 0.0)
             vectors = scale[:, None] * vectors
         return cls(vectors, lengths, found.status, found.curve)
@@ -125,6 +148,8 @@ def normalised(where: str, weights: Tensor | None, points: Tensor) -> Tensor:  #
     if not isinstance(weights, Tensor):
         got = type(weights).__name__
         raise DTypeError(where, "weights as a tensor", got, "Try torch.tensor(weights).")
+    if weights.is_complex():
+        raise DTypeError(where, "real weights", str(weights.dtype), "Take their real part.")
     known = weights.detach().to(points)
     sound = known.shape == (n,) and bool(known.isfinite().all()) and bool((known >= 0).all())
     if not sound or not float(known.sum()) > 0:
@@ -132,6 +157,17 @@ def normalised(where: str, weights: Tensor | None, points: Tensor) -> Tensor:  #
         got = f"{tuple(weights.shape)}, sum {float(weights.sum()):.3g}"
         raise OptionError(where, wanted, got, "One for each point.")
     return known / known.sum()
+
+
+def accuracy(where: str, rtol: float | None, points: Tensor) -> float:
+    """A relative accuracy; by default 1e-6, and 1e-3 in float32.
+
+    Raises:
+        OptionError: When it is not positive.
+    """
+    if rtol is None:
+        return 1e-6 if points.dtype == torch.float64 else 1e-3
+    return expect_rtol(where, rtol)
 
 
 def expect_steps(where: str, name: str, value: int) -> None:

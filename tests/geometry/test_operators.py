@@ -165,6 +165,28 @@ class TestDivergence:
         assert float(found.abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["gradient", "laplacian", "divergence"])
+def test_results_are_not_followed_by_autograd(name):
+    """Half a gradient would be a wrong one."""
+    z = points(4, 2).requires_grad_()
+    f = swirl if name == "divergence" else wave
+    method = getattr(Manifold(network(2).requires_grad_(True)), name)
+    found = method(f, z)
+    assert not found.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(method(f, z.detach().clone()), found)
+
+
+def test_a_function_may_write_to_what_it_gets():
+    z = points(3, 2)
+    before = z.clone()
+    M = Manifold(sphere)
+    torch.testing.assert_close(
+        M.gradient(lambda z: z.mul_(2)[:, 0], z), M.gradient(lambda z: 2 * z[:, 0], z)
+    )
+    assert torch.equal(z, before)
+
+
 class TestBadFunctions:
     @pytest.mark.parametrize("name", ["gradient", "laplacian"])
     def test_functions(self, name):
@@ -176,6 +198,8 @@ class TestBadFunctions:
             method(lambda z: z[:, 0].float(), z)
         with pytest.raises(DTypeError):
             method(lambda z: 1.0, z)
+        with pytest.raises(DTypeError, match="function"):
+            method("f", z)
         with pytest.raises(DifferentiationError, match="autograd"):
             method(lambda z: z[:, 0].detach().sin(), z)
 

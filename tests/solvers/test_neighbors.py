@@ -236,6 +236,20 @@ class TestFormats:
 
 
 class TestEdges:
+    def test_a_point_without_a_value_is_nobodys_neighbour(self):
+        """Nor is it certified that it is not: its geodesics fail, and are named."""
+
+        def torn(z):
+            return torch.cat([z, z[:, :1].log()], -1)
+
+        p = points(8, 2).abs() + 0.2
+        p[3, 0] = -1.0
+        for queries in (None, p[:2] + 0.01):
+            n = solvers.neighbors(Manifold(torn).as_space(p[:2]), p, 1, queries, throw=False)
+            assert 3 in n.failed[:, 1].tolist()
+            assert not bool(n.certified.any())
+            assert int(n.indices[0, 0]) not in (3, 0 if queries is None else 3)
+
     def test_repeated_points(self):
         p = points(8, 2).repeat(2, 1)
         n = Manifold(network(2, 9)).neighbors(p, k=1)

@@ -87,6 +87,14 @@ class TestBrownianMotion:
         brownian_motion(Manifold(sphere), torch.zeros(1, 2, dtype=F64), 0.1, 5)
         assert torch.equal(torch.random.get_rng_state(), before)
 
+    def test_shaped_codes(self):
+        M = Manifold(lambda c: c.flatten(1), latent_shape=(2, 2))
+        codes = torch.zeros(3, 2, 2, dtype=F64)
+        ends = brownian_motion(M, codes, 0.1, 5)
+        assert ends.shape == (3, 2, 2)
+        assert torch.equal(ends.flatten(1), brownian_motion(M, codes.flatten(1), 0.1, 5))
+        assert brownian_motion(M, codes, 0.1, 5, path=True).shape == (3, 6, 2, 2)
+
 
 class TestLangevin:
     def test_settles_to_the_density(self):

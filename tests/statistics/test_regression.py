@@ -107,6 +107,8 @@ class TestRegression:
             geodesic_regression(M, 0 * t, z)
         with pytest.raises(DTypeError, match="tensor"):
             geodesic_regression(M, t.tolist(), z)
+        with pytest.raises(OptionError, match="positive weight"):
+            geodesic_regression(M, t, z, torch.eye(5, dtype=F64)[0])
         with pytest.raises(OptionError, match="permutations"):
             geodesic_regression(M, t, z, permutations=-1)
         with pytest.raises(NotConvergedError) as caught:
@@ -115,6 +117,12 @@ class TestRegression:
 
 
 class TestPrincipalGeodesics:
+    def test_in_one_dimension(self):
+        """There is one direction: the whole variance."""
+        z = points(6, 1, scale=1.0)
+        (line,) = principal_geodesics(Manifold(lambda z: torch.cat([z, z.square()], -1)), z)
+        assert float(line.explained_variance_ratio) == pytest.approx(1, abs=1e-8)
+
     def test_planted(self):
         """On a great circle, and nothing else: it is found, and explains all."""
         arcs = torch.tensor([-0.8, -0.5, 0.1, 0.4, 0.8], dtype=F64)
