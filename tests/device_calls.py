@@ -55,6 +55,19 @@ def rtol(g):
     return RTOL[g.z.dtype]
 
 
+def wave(z):
+    return (z[:, 0] + 2 * z[:, 1]).sin()
+
+
+def swirl(z):
+    return torch.stack([z[:, 1].sin(), z[:, 0].square()], -1)
+
+
+def nearest(M, g):
+    found = M.neighbors(g.z, min(2, len(g.z) - 1), g.end, rtol=rtol(g))
+    return found.distances, found.errors
+
+
 def graph(M, g):
     """Distances along a graph, its points, and a curve."""
     found = M.graph(g.z, k=min(3, len(g.z) - 1))
@@ -79,6 +92,9 @@ METRIC = {
     "volume_density": second(lambda M, g: M.volume_density(g.z)),
     "christoffel": second(lambda M, g: M.christoffel(g.z)),
     "acceleration": second(lambda M, g: M.acceleration(g.z, g.v)),
+    "gradient": second(lambda M, g: M.gradient(wave, g.z)),
+    "laplacian": second(lambda M, g: M.laplacian(wave, g.z)),
+    "divergence": second(lambda M, g: M.divergence(swirl, g.z)),
     "distortion": second(lambda M, g: M.distortion(g.z, local=True)),
     "distortion, area": second(lambda M, g: M.distortion(g.z, "area"), rows=False),
     "distortion, drawn": second(stochastic("distortion"), rows=False),
@@ -110,6 +126,7 @@ DISTANCES = {
         lambda M, g: M.distance_matrix(g.z, method="graph", k=2), rows=False
     ),
     "graph": flow(graph, rows=False),
+    "neighbors": flow(nearest, rows=False),
 }
 FLOWS = {
     "exp": flow(lambda M, g: M.exp(g.z, g.v, rtol=rtol(g))),

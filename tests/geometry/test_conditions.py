@@ -74,6 +74,15 @@ COND = draw(N, C, seed=5)
 X = draw(N, 4, seed=6)
 LINE = torch.stack([Z, (Z + Z1) / 2 + 0.1 * V, Z1], 1)
 
+
+def wave(z):
+    return (z[:, 0] + 2 * z[:, 1]).sin()
+
+
+def swirl(z):
+    return torch.stack([z[:, 1].sin(), z[:, 0].square()], -1)
+
+
 # Each method, given one manifold and the rows to take.
 CALLS = {
     "decode": lambda M, i, **c: M.decode(Z[i], **c),
@@ -90,6 +99,9 @@ CALLS = {
     "volume_density": lambda M, i, **c: M.volume_density(Z[i], **c),
     "christoffel": lambda M, i, **c: M.christoffel(Z[i], **c),
     "acceleration": lambda M, i, **c: M.acceleration(Z[i], V[i], **c),
+    "gradient": lambda M, i, **c: M.gradient(wave, Z[i], **c),
+    "laplacian": lambda M, i, **c: M.laplacian(wave, Z[i], **c),
+    "divergence": lambda M, i, **c: M.divergence(swirl, Z[i], **c),
     "second_fundamental_form": lambda M, i, **c: M.second_fundamental_form(Z[i], U[i], V[i], **c),
     "curvature_form": lambda M, i, **c: M.curvature_form(Z[i], **c),
     "extrinsic_curvature": lambda M, i, **c: M.extrinsic_curvature(Z[i], **c),
@@ -174,6 +186,7 @@ class TestEveryMethodAgainstALoop:
             "distribution",
             "graph",
             "distance_matrix",
+            "neighbors",
             "explain",
             "kinks",
             "metric_factor",
