@@ -118,8 +118,8 @@ def frechet_mean(
         weights: ``(n,)``, at least 0; equal by default.
         rtol: Accuracy of the point, relative to the points' spread; by default 1e-6, and 1e-3 in
             float32.
-        init: Where to begin, ``(m,)``; by default the point nearest to all others in the ambient
-            space, or by straight lines.
+        init: Where to begin, ``(m,)``; by default the point of the data that is nearest to the
+            others by straight lines.
         n_starts: Starts: the first, and some of the points, drawn by chance. The best minimum is
             returned, the others are its ``alternatives``.
         max_steps: Rounds of geodesics for each start.
@@ -232,7 +232,7 @@ def _minimised(
 
 
 def _central(space: Space, points: Tensor, weights: Tensor) -> Tensor:  # (n, m) -> (m,)
-    """The point with the least weighted sum of squared ambient distances, or straight lengths."""
+    """The point with the least weighted sum of squared lengths of straight lines."""
     n = len(points)
     if n == 1:
         return points[0]
