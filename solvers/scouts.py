@@ -32,7 +32,7 @@ from riemae.solvers.state import placed, select
 
 # Of 200 pairs of digits in two dimensions 8 to 13 end in the wrong valley. Their geodesics are
 # longer than twice the chord, in eight dimensions than 1.37 times; they took Newton six steps or
-# more, where geodesics without rivals take 2 to 5. A hill between two points takes a dozen, and the
+# more, where geodesics without rivals take 2 to 5. A hill between two points takes 8 to 19, and the
 # way round it may be hardly longer than the chord.
 _STRAIGHT, _STEEP = 1.02, 1.3
 _EASY_STEPS, _HARD_STEPS = 5, 7

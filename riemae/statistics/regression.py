@@ -1,9 +1,10 @@
 """Geodesics through data: regression on a time, and principal geodesics.
 
-Both minimise the sum of squared distances from the data to points of a geodesic by Gauss–Newton:
-residuals are logarithms at those points, and how the points move with the geodesic's start and
-velocity is told by Jacobi fields. Principal geodesics choose the times as well, which leaves of
-every residual the part across the geodesic.
+Both minimise the sum of squared distances from the data to points of a geodesic: residuals are
+logarithms at those points, and how the points move with the geodesic's start and velocity is told
+by Jacobi fields. Regression takes Gauss–Newton steps. Principal geodesics choose the times as well,
+and count how fast the fields grow along the geodesic: only the curvature of the distances is left
+out.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class PrincipalGeodesic:
         explained_variance_ratio: Share of the data's variance that it explains, ``()``.
         distances: ``(n,)``, from the data to it.
         status: As of :class:`GeodesicRegression`.
-        steps: Gauss–Newton steps.
+        steps: Newton steps.
         geometry: Where it lies.
     """
 
@@ -230,7 +231,7 @@ def principal_geodesics(
         weights: ``(n,)``, at least 0; equal by default.
         rtol: How small the last step is, relative to the data's spread; by default 1e-6, and 1e-3
             in float32.
-        max_steps: Gauss–Newton steps for each.
+        max_steps: Newton steps for each.
         throw: Raise when the steps do not come to an end.
 
     Raises:

@@ -160,7 +160,9 @@ class TestDivergence:
         torch.testing.assert_close(M.divergence(swirl, z), expected, rtol=1e-8, atol=1e-8)
 
     def test_rotations_have_none(self):
-        turn = lambda z: torch.stack([torch.zeros_like(z[:, 0]), torch.ones_like(z[:, 0])], -1)  # noqa: E731
+        def turn(z):
+            return torch.stack([torch.zeros_like(z[:, 0]), torch.ones_like(z[:, 0])], -1)
+
         found = Manifold(sphere).divergence(turn, points(5, 2))
         assert float(found.abs().max()) < 1e-12
 
