@@ -2,6 +2,7 @@
 
 from riemae import ambient, datasets, differential, exceptions, scores, solvers, storage
 from riemae.ensembles import Ensemble
+from riemae.environment import show_versions
 from riemae.geometry.training_mode import frozen_statistics
 from riemae.loading import load
 from riemae.manifold import Manifold
@@ -18,6 +19,7 @@ __all__ = [
     "frozen_statistics",
     "load",
     "scores",
+    "show_versions",
     "solvers",
     "storage",
 ]

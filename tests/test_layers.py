@@ -14,7 +14,7 @@ ROOT = Path(riemae.__file__).parent
 # From the lowest layer up. A module imports from layers below its own, and from its own as long as
 # imports form no circle. Imports inside functions and for annotations alone count as well.
 LAYERS = {
-    "words": "exceptions version",
+    "words": "environment exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
         numerics.contradiction numerics.deferral numerics.dependence numerics.leftovers
