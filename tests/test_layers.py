@@ -17,15 +17,15 @@ LAYERS = {
     "words": "environment exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
-        numerics.contradiction numerics.deferral numerics.dependence numerics.leftovers
-        numerics.memory
+        numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
+        numerics.leftovers numerics.memory
         numerics.metric numerics.offers numerics.precision numerics.probe numerics.random
         numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.lock storage.runs
+        storage.digests storage.identity storage.kinds storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -43,9 +43,9 @@ LAYERS = {
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.budget solvers.certificate solvers.chunk solvers.curve solvers.edges
-        solvers.energy solvers.flows solvers.flows.conjugate solvers.flows.exponential
-        solvers.flows.integrator
+        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk
+        solvers.curve solvers.edges solvers.energy solvers.flows solvers.flows.conjugate
+        solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
         solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
@@ -55,7 +55,8 @@ LAYERS = {
         solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
         solvers.methods.shooting
         solvers.methods.spline
-        solvers.model solvers.near solvers.nearest solvers.neighbors solvers.outcome solvers.pairs
+        solvers.model solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors
+        solvers.outcome solvers.pairs
         solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
         solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
@@ -98,7 +99,7 @@ LAYERS = {
         testing.laws testing.manifold
         testing.solver testing.space
     """,
-    "people": "cli cli.demo cli.main loading",
+    "people": "citations cli cli.demo cli.main loading",
     "package": "",
 }
 # What solvers may know: neither networks nor manifolds.
