@@ -29,6 +29,7 @@ from riemae.exceptions import (
     ShapeError,
 )
 from riemae.geometry import distortion, extrinsic, intrinsic, operators, smoothness
+from riemae.geometry.arrays import takes_arrays
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
@@ -82,10 +83,13 @@ _WITH_KINKS = 1e-2
 
 
 def _as_public(kind: type[Manifold]) -> type[Manifold]:
-    """Public methods compute in full precision, take codes of any shape, and explain shortages."""
+    """Public methods compute in full precision and explain shortages.
+
+    They take codes of any shape, and arrays.
+    """
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
-            public = in_full_precision(shaped_codes(method))
+            public = in_full_precision(takes_arrays(shaped_codes(method)))
             setattr(kind, name, within_memory(public))
     return kind
 
@@ -97,6 +101,11 @@ class Manifold:
     Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as
     ``(*b, D)``. Every method keeps dtype and device, changes no input, and is differentiable by
     torch unless it says otherwise.
+
+    Arrays of numpy and tables of pandas may stand for tensors: they are computed with in the dtype
+    of the decoder's parameters (float64 where it has none), and where only arrays are given,
+    tensors come back as arrays. Results that are more than a tensor (geodesics, curves, neighbours,
+    graphs, distributions) hold tensors all the same, and functions that are arguments get tensors.
 
     Args:
         decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats
@@ -1781,7 +1790,7 @@ class Manifold:
         identity = None if out is None else self._identity()
         if identity is not None and one is not None:
             identity["condition"] = ", ".join(digest(x) for x in one.leaves)
-        return solvers.distance_matrix(
+        result = solvers.distance_matrix(
             space,
             a,
             b,
@@ -1798,8 +1807,9 @@ class Manifold:
             progress=progress,
             max_decodings=max_decodings,
             max_seconds=max_seconds,
-            return_result=return_result,
+            return_result=True,
         )
+        return result if return_result else result.distances
 
     def neighbors(
         self,
@@ -1843,17 +1853,11 @@ class Manifold:
                 conditions.
         """
         space, flat, core = self._among("neighbors", points, queries, condition)
-        return solvers.neighbors(
-            space,
-            points,
-            k,
-            queries,
-            rtol=self._accuracy(core, flat) if rtol is None else rtol,
-            solver=solver,
-            candidates=candidates,
-            throw=throw,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+        options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
+        found = solvers.neighbors(space, points, k, queries, progress=progress, **options)
+        again = partial(self.neighbors, points, k=k, condition=condition, **options)
+        return replace(found, search=again)
 
     def radius_neighbors(
         self,
@@ -1895,17 +1899,15 @@ class Manifold:
             OptionError: When ``radius`` is negative, or there are several conditions.
         """
         space, flat, core = self._among("radius_neighbors", points, queries, condition)
-        return solvers.radius_neighbors(
-            space,
-            points,
-            radius,
-            queries,
-            rtol=self._accuracy(core, flat) if rtol is None else rtol,
-            solver=solver,
-            candidates=candidates,
-            throw=throw,
-            progress=progress,
+        options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+        options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
+        found = solvers.radius_neighbors(
+            space, points, radius, queries, progress=progress, **options
         )
+        again = partial(
+            self.radius_neighbors, points, radius=radius, condition=condition, **options
+        )
+        return replace(found, search=again)
 
     def _among(
         self, where: str, points: Tensor, queries: Tensor | None, condition: Conditions

@@ -158,8 +158,9 @@ class Neighborhoods(ABC):
         """
         tensors, metadata = storage.load(directory, device)
         expect_kind(f"{cls.__name__}.load", directory, metadata, cls.__name__)
-        plain = {name: metadata[name] for name in cls.values}
-        return cls(**{name: tensors[name] for name in cls.tensors}, **plain)
+        parts: dict[str, Any] = {name: tensors[name] for name in cls.tensors}
+        parts |= {name: metadata[name] for name in cls.values}
+        return cls(**parts)
 
     def query(self: Found, queries: Tensor, **options: Any) -> Found:  # (q, m)
         """The neighbours of other points among the same points, found in the same way.

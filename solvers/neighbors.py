@@ -90,8 +90,9 @@ def neighbors(
         expect_range("neighbors", "candidates", candidates, k, integer=True, hint=hint)
     with torch.no_grad(), reported("neighbors", progress, "queries") as report:
         result = _Nearest(**shared, candidates=candidates, k=k).run(report)
-    options = {"rtol": rtol, "solver": solver, "candidates": candidates, "throw": throw}
-    again = partial(neighbors, shared["space"], shared["points"], **{**options, "k": k})
+    options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+    options["rtol"] = result.rtol
+    again = partial(neighbors, shared["space"], shared["points"], k=k, **options)
     return _demanded("neighbors", replace(result, search=again), throw)
 
 
@@ -145,10 +146,9 @@ def radius_neighbors(
         expect_range(where, "candidates", candidates, 1, integer=True)
     with torch.no_grad(), reported(where, progress, "queries") as report:
         result = _Within(**shared, candidates=candidates, radius=float(radius)).run(report)
-    options = {"rtol": rtol, "solver": solver, "candidates": candidates, "throw": throw}
-    again = partial(
-        radius_neighbors, shared["space"], shared["points"], **{**options, "radius": radius}
-    )
+    options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+    options["rtol"] = result.rtol
+    again = partial(radius_neighbors, shared["space"], shared["points"], radius=radius, **options)
     return _demanded(where, replace(result, search=again), throw)
 
 

@@ -381,8 +381,9 @@ def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, Any], prefix: str)
     alternatives = None
     if metadata["alternatives"] is not None:
         alternatives = _unpacked(tensors, metadata["alternatives"], f"{prefix}alternatives.")
+    numbers: dict[str, Any] = {name: tensors[f"{prefix}{name}"] for name in _NUMBERS}
     result = GeodesicResult(
-        **{name: tensors[f"{prefix}{name}"] for name in _NUMBERS},
+        **numbers,
         curve=Curve(tensors[f"{prefix}curve.nodes"], tensors[f"{prefix}curve.slopes"]),
         rtol=metadata["rtol"],
         stats={name: tensors[f"{prefix}stats.{name}"] for name in metadata["stats"]},

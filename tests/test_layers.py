@@ -75,8 +75,9 @@ LAYERS = {
         ambient.uncertain
     """,
     "geometry": """
-        geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
-        geometry.decoder geometry.distortion geometry.envelope geometry.explanation
+        geometry geometry.arrays geometry.bending geometry.checks geometry.composition
+        geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
+        geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
         geometry.latent geometry.measured geometry.memory geometry.operators geometry.outputs
         geometry.paths geometry.pullback
