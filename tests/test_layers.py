@@ -93,7 +93,7 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt plotting scores statistics statistics.clustering
+        interop.geoopt interop.sklearn plotting scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient

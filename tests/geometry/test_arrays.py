@@ -60,12 +60,9 @@ CODES = {
     "curve": torch.stack([Z, Z + U], 1),
     "start": U,
     "slope": V,
-    "t": torch.tensor(0.5, dtype=F64),
     "normal": draw(4, 3),
 }
-OTHERS = {"f": wave, "field": swirl, "radius": 0.8, "k": 2, "rtol": 1e-3}
-# Optional ones that only some methods take as an array.
-LEFT_OUT = {"t"}
+OTHERS = {"f": wave, "field": swirl, "radius": 0.8, "k": 2, "rtol": 1e-3, "t": 0.02}
 METHODS = sorted(
     name
     for name, method in vars(Manifold).items()
@@ -79,9 +76,9 @@ def arguments(name, of):
     for parameter in inspect.signature(getattr(Manifold, name)).parameters.values():
         key = parameter.name
         required = parameter.default is parameter.empty and key != "self"
-        if key in OTHERS and (required or key in ("k", "rtol")):
+        if key in OTHERS and (required or key in ("k", "rtol", "t")):
             given[key] = OTHERS[key]
-        elif key in CODES and (required or key not in LEFT_OUT):
+        elif key in CODES:
             given[key] = of(CODES[key])
         elif required:
             pytest.fail(f"Manifold.{name} takes {key}: give it a value in this file")
