@@ -24,15 +24,15 @@ from riemae.numerics.precision import in_full_precision
 from riemae.solvers.path import geodesic
 from riemae.solvers.space import HasSpace, Space, space_of
 
-# Nodes so near the source are solved as geodesics, in spacings and as a share of the box: level sets
-# are bent there, and errors of a scheme that begins closer fall with the spacing only.
+# Nodes so near the source are solved as geodesics, in spacings and as a share of the box: level
+# sets are bent there, and errors of a scheme that begins closer fall with the spacing only.
 _NEAR = 4.5
 _NEAR_SHARE = 0.1
 _NEAR_RTOL = 1e-5
 # Rounds, in nodes along the longest axis: a value travels an offset in each.
 _ROUNDS = 12
 _SETTLED = 1e-10
-# Offsets that a skew metric may ask for, in spacings; and exchanges until it is reduced.
+# Rounds of exchanges until a metric is reduced.
 _REDUCTIONS = 200
 # Of the second-order differences, the share of a change that is taken: they need not contract.
 _DAMPING = 0.7
@@ -170,7 +170,7 @@ class _Grid:
         return torch.where((lowest > 0)[:, None, None], metric, torch.nan)
 
     def _there(self, offsets: Tensor) -> Tensor:  # (k, c, m) -> (k, c)
-        """Numbers of the nodes at offsets; those outside are one behind the last, which is infinite."""
+        """Numbers of the nodes at offsets; of those outside, that of a last node at infinity."""
         place = torch.zeros(offsets.shape[:2], dtype=torch.int64, device=offsets.device)
         sound = torch.ones_like(place, dtype=torch.bool)
         own = torch.arange(len(self.nodes), device=offsets.device)
@@ -246,7 +246,7 @@ class _Grid:
 
 
 def _root(weights: Tensor, known: Tensor) -> Tensor:  # (k, c), (k, c) -> (k,)
-    """u with ``Σ ρ max(0, u − v)² = 1``: of the smallest v so many as lie below it."""
+    """The u with ``Σ ρ max(0, u − v)² = 1``: of the smallest v so many as lie below it."""
     # Offsets without weight come last, as do nodes without a value.
     order = torch.where(weights > 0, known, torch.inf).argsort(1)
     v = known.gather(1, order)

@@ -72,10 +72,14 @@ def box(where: str, region: Any, m: int | None, like: Tensor) -> tuple[Tensor, T
     """
     wanted = "region as one pair (low, high) for each coordinate"
     try:
-        ends = torch.as_tensor(region).detach().to(like)
+        given = isinstance(region, Tensor)
+        ends = region.detach() if given else torch.as_tensor(region, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as reason:
         hint = "Try [(0.0, 1.0), (0.0, 1.0)]."
         raise DTypeError(where, wanted, type(region).__name__, hint) from reason
+    # A floating tensor says itself where and how exactly.
+    if not given or not ends.is_floating_point():
+        ends = ends.to(like)
     if ends.ndim != 2 or ends.shape[1] != 2 or (m is not None and len(ends) != m):
         wanted = f"region of shape ({'m' if m is None else m}, 2)"
         raise ShapeError(where, wanted, str(tuple(ends.shape)), "One pair for each coordinate.")
@@ -83,6 +87,27 @@ def box(where: str, region: Any, m: int | None, like: Tensor) -> tuple[Tensor, T
     if not bool((low < high).all()) or not bool(ends.isfinite().all()):
         raise OptionError(where, "low < high, both finite", str(ends.tolist())[:120], "")
     return low, high
+
+
+def function_values(
+    where: str, name: str, f: Function, z: Tensor, single: bool = False
+) -> Tensor:  # (k, m) -> (k, ...)
+    """Values of a function at points; with ``single`` one for each.
+
+    Raises:
+        DTypeError: When it is not a function that returns tensors.
+        ShapeError: When there are more or fewer values than points.
+    """
+    if not callable(f):
+        raise DTypeError(where, f"{name} as a function", type(f).__name__, "(k, m) -> (k,)")
+    values = f(z)
+    if not isinstance(values, Tensor):
+        got = type(values).__name__
+        raise DTypeError(where, f"{name}(z) as a tensor", got, "Use torch's functions.")
+    if values.shape[:1] != z.shape[:1] or (single and values.ndim != 1):
+        wanted = f"{name}(z) of shape ({len(z)},{'' if single else ' ...'})"
+        raise ShapeError(where, wanted, str(tuple(values.shape)), "One value for each point.")
+    return values.to(z)
 
 
 def integrate(

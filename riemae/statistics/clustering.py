@@ -250,7 +250,7 @@ class GeodesicHierarchy:
         even = (d + d.T) / 2
         np.fill_diagonal(even, 0.0)
         tree = hierarchy.linkage(squareform(even, checks=False), method=self.linkage)
-        # Of the merges, the last ones are left out: as many as clusters stay, whatever their heights.
+        # The last merges are left out, whatever their heights: as many clusters stay.
         labels = hierarchy.cut_tree(tree, n_clusters=self.n_clusters)[:, 0]
         self.tree_ = torch.as_tensor(tree)
         self.labels_ = torch.as_tensor(labels.astype(np.int64))

@@ -18,7 +18,7 @@ from riemae.statistics.normal import default_directions, gaussian
 from riemae.statistics.polar import Directions, Polar, rays
 from riemae.statistics.tangents import Somewhere, expect_points, paths
 
-# How far a kernel reaches, in bandwidths beyond the root of the dimension, and where it counts as 0.
+# How far a kernel reaches, in bandwidths beyond the root of the dimension, and where it is 0.
 _REACH = 4.0
 _NOTHING = 8.0
 _KERNEL_RTOL = 1e-3
@@ -34,7 +34,8 @@ class GeodesicBall:
         center: ``(m,)``.
         radius: In units of length of the data space.
         volume: Riemannian, ``()``.
-        error: Standard error of the volume, ``()``, by the directions.
+        error: Estimated error of the volume, ``()``: by the directions (a standard error where they
+            are drawn), by the radii, and by rays that could not be followed.
         boundary: ``(d, m)``, the ends of rays in d directions, in the plane in their order around
             the center; NaN where a ray leaves the domain.
         cut: ``(d,)``, how far each ray is the shortest way: less than the radius where another
@@ -96,9 +97,7 @@ def geodesic_ball(
     def one(_: Tensor, r: Tensor) -> Tensor:
         return torch.ones_like(r)
 
-    ends = exp(
-        space_of(geometry, ray.starts), ray.starts, float(radius) * ray.ahead, throw=False
-    )
+    ends = exp(space_of(geometry, ray.starts), ray.starts, float(radius) * ray.ahead, throw=False)
     return GeodesicBall(
         center, float(radius), polar.integral(one), polar.error(one), ends, polar.cut
     )

@@ -53,7 +53,9 @@ def distance_values(where: str, distances: Any, least: int) -> np.ndarray:  # ->
         raise ShapeError(where, "distances of shape (n, n)", str(d.shape), hint)
     if len(d) < least:
         wanted = f"at least {least} points"
-        raise OptionError(where, wanted, str(len(d)), "Ask for fewer clusters, or give more points.")
+        raise OptionError(
+            where, wanted, str(len(d)), "Ask for fewer clusters, or give more points."
+        )
     bad = np.argwhere(~(np.isfinite(d) & (d >= 0)))
     if len(bad):
         i, j = bad[0].tolist()
@@ -61,7 +63,6 @@ def distance_values(where: str, distances: Any, least: int) -> np.ndarray:  # ->
         hint = "Geodesics that failed have the length NaN: see DistanceMatrix.failed."
         raise OptionError(where, "finite distances of at least 0", got, hint)
     return d
-
 
 
 @dataclass(frozen=True)
@@ -212,16 +213,14 @@ class GeodesicMDS:
         return f"GeodesicMDS({self.n_components} axes{told})"
 
 
-def _edges(
-    where: str, found: Neighbors
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _edges(where: str, found: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of a neighbour graph with their distances, and shortest paths in it.
 
     Raises:
         GraphError: When it is not connected.
     """
-    from scipy.sparse.csgraph import shortest_path
     from scipy.sparse import triu
+    from scipy.sparse.csgraph import shortest_path
 
     matrix = _symmetric(found)
     whole = shortest_path(matrix, directed=False)

@@ -10,7 +10,7 @@ from riemae.numerics.checks import expect_choice, expect_range
 from riemae.numerics.random import as_generator
 from riemae.statistics.clustering import GeodesicKMeans
 from riemae.statistics.means import frechet_mean
-from riemae.statistics.normal import Fit, RiemannianNormal, default_directions
+from riemae.statistics.normal import Fit, default_directions
 from riemae.statistics.tangents import Somewhere, expect_points, expect_steps
 
 
@@ -135,9 +135,7 @@ class LAND:
         """
         return self.predict_proba(z).argmax(1)
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | int | None = 0
-    ) -> Tensor:  # -> (n, m)
+    def sample(self, n: int, *, generator: torch.Generator | int | None = 0) -> Tensor:  # -> (n, m)
         """Points of the mixture, in random order.
 
         Args:

@@ -27,7 +27,7 @@ from riemae.statistics.tangents import (
 # made longer where mass lies at its end.
 _TAIL = 4.0
 _LONGEST = 6
-_NEGLIGIBLE = 1e-4
+_NEGLIGIBLE = 1e-5
 # Directions by default: in the plane they are evenly spaced, elsewhere drawn.
 _PLANE = 48
 _SPACE = 128
@@ -66,8 +66,9 @@ class RiemannianNormal:
         covariance: ``(m, m)``.
         scale: ``σ``, ``()``, where that was given; None with a general covariance.
         log_normalizer: ``log ∫ exp(−½ …) dV``, ``()``.
-        log_normalizer_error: Its standard error, ``()``: by chance, or by the finite number of
-            directions. The distance to the cut locus, known to a thousandth, is not in it.
+        log_normalizer_error: Its estimated error, ``()``: by the directions (a standard error where
+            they are drawn), by the radii, and by rays that could not be followed. The distance to
+            the cut locus, known to a thousandth, is not in it.
 
     Raises:
         ShapeError: When the mean is not a point, or the covariance no matrix for it.
@@ -114,7 +115,9 @@ class RiemannianNormal:
         weight = gaussian(self._precision)
         total = self._polar.integral(weight)
         self.log_normalizer = total.log()
-        self.log_normalizer_error = self._polar.error(weight) / total
+        # What lies beyond the reach is less than what lies in the last interval before it.
+        beyond = self._polar.tail(weight)
+        self.log_normalizer_error = self._polar.error(weight) / total + beyond
 
     @classmethod
     def fit(
@@ -203,9 +206,7 @@ class RiemannianNormal:
         values[logs.failed] = torch.nan
         return values
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | int | None = 0
-    ) -> Tensor:  # -> (n, m)
+    def sample(self, n: int, *, generator: torch.Generator | int | None = 0) -> Tensor:  # -> (n, m)
         """Points of the distribution, by rejection.
 
         Directions are drawn and weighed by their radial integrals, radii by their distribution
@@ -239,7 +240,9 @@ class RiemannianNormal:
                 kept = _uniform(source, len(taken)).to(taken) * largest < bound
                 taken = taken[kept]
                 bound = largest
-            accepted = (_uniform(source, count).to(chance) * bound < chance) & points.isfinite().all(1)
+            accepted = (
+                _uniform(source, count).to(chance) * bound < chance
+            ) & points.isfinite().all(1)
             taken = torch.cat([taken, points[accepted]])
         return taken[:n]
 
@@ -318,7 +321,9 @@ def _within(where: str, covariance: Tensor | None, axes: Tensor) -> Tensor:  # -
         raise ShapeError(where, f"covariance as a tensor ({m}, {m})", got, "One row each.")
     known = covariance.detach().to(axes)
     inner = _inside(axes, _inside(axes, known).mT)
-    lowest = float(torch.linalg.eigvalsh((inner + inner.mT) / 2)[0]) if inner.isfinite().all() else -1
+    lowest = (
+        float(torch.linalg.eigvalsh((inner + inner.mT) / 2)[0]) if inner.isfinite().all() else -1
+    )
     even = bool((inner - inner.mT).abs().amax() <= 1e-5 * inner.abs().amax())
     if not even or not lowest > 0:
         wanted = "a symmetric, positive definite covariance"
@@ -451,6 +456,9 @@ class Fit:
         """Of the points, as the last round saw them; NaN where a geodesic failed.
 
         With the normaliser of where the table was made: the last round's mean, or nearly.
+
+        Raises:
+            OptionError: Before the first round.
         """
         if self.logs is None or self.inner is None or self._polar is None:
             raise OptionError("RiemannianNormal.fit", "a round", "none", "Call round first.")
@@ -462,7 +470,11 @@ class Fit:
         return values
 
     def normal(self) -> RiemannianNormal:
-        """The distribution as it stands."""
+        """The distribution as it stands.
+
+        Raises:
+            OptionError: Before the first round.
+        """
         if self.inner is None:
             raise OptionError("RiemannianNormal.fit", "a round", "none", "Call round first.")
         scale = self.inner[0, 0].sqrt() if self.kind == "isotropic" else None

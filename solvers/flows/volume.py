@@ -43,7 +43,7 @@ def exponential_volume(
     rtol: float | None = None,
     max_steps: int = 2000,
 ) -> ExponentialVolume:  # (*b, m), (*b, m), (k,)
-    """The volume density of the exponential map, in geodesic normal coordinates; not differentiable.
+    """The volume density of the exponential map, in normal coordinates; not differentiable.
 
     Its columns are Jacobi fields: ``d exp(t v) w = J(t) / t`` with ``J(0) = 0`` and
     ``DJ/dt(0) = w``. All m of them are integrated along each geodesic. In polar coordinates the
