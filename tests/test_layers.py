@@ -93,8 +93,9 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt interop.sklearn plotting scores statistics statistics.clustering
-        statistics.comparison statistics.components statistics.diffusion statistics.means
+        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
+        interop.scvi interop.sklearn interop.transformers plotting scores statistics
+        statistics.clustering statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient
         testing.laws testing.manifold
