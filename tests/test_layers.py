@@ -95,8 +95,8 @@ LAYERS = {
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
         interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
         interop.scvi interop.sklearn interop.transformers plotting scores statistics
-        statistics.clustering statistics.comparison statistics.components statistics.diffusion statistics.means
-        statistics.regression statistics.sampling statistics.tangents
+        statistics.clustering statistics.comparison statistics.components statistics.diffusion
+        statistics.means statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient
         testing.laws testing.manifold
         testing.solver testing.space
