@@ -81,7 +81,7 @@ class Tail(nn.Module):
         self.register_buffer("hidden", seen[0][0, -1].clone())
         # What these blocks would compute is known, or replaced.
         for block in list(blocks)[: number + 1]:
-            block.forward = _Passing(self._inside_tuples)  # type: ignore[method-assign]
+            block.forward = _Passing(self._inside_tuples)
 
     def forward(self, states: Tensor) -> Categorical:  # (k, d)
         """The next token's distributions."""
