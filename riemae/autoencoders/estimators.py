@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from riemae.autoencoders import saved
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
 from riemae.autoencoders.report import Report, report
-from riemae.autoencoders.settings import Settings, check_settings, check_split, device_of
+from riemae.autoencoders.settings import (
+    Settings,
+    check_settings,
+    check_split,
+    device_of,
+    steps_of,
+)
 from riemae.exceptions import (
     DTypeError,
     MissingExtraError,
@@ -98,7 +105,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         (40, 2)
     """
 
-    def fit(self, X: Any, y: Any = None) -> AE:
+    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> AE:
         """Train.
 
         Args:
@@ -106,13 +113,20 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 sequences that begin with one, or of ``{"x": …}``; a sparse matrix; or an AnnData,
                 whose ``X`` is taken. See :mod:`riemae.autoencoders.inputs`.
             y: Ignored.
+            validation: Data of the same kinds on which the loss is measured after every epoch;
+                ``validation_fraction`` takes a share of the training data instead.
+            weights: One number of at least 0 for each sample, by which it counts in the loss. They
+                are not called ``sample_weight`` because scikit-learn asks of those that a weight
+                of 2 is the same as having the sample twice, which no training by random batches
+                keeps. The batches of a DataLoader hold them, as ``{"x": …, "weights": …}``, with a
+                mean of 1.
 
         Raises:
             FileError: When another fit is writing to ``directory``; the model is then unchanged.
             KeyboardInterrupt: When the user interrupts; the model keeps the training so far.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
-        return self._train(X, self.epochs, fresh, optimizer_state=None)
+        return self._train(X, self.epochs, fresh, None, validation, weights)
 
     def partial_fit(self, X: Any, y: Any = None) -> AE:
         """One more epoch on these data; units, likelihood and networks are those of the first call.
@@ -285,7 +299,13 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
     # Training.
 
     def _train(
-        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+        self,
+        X: Any,
+        epochs: int,
+        fresh: bool,
+        optimizer_state: dict[str, Any] | None,
+        validation: Any = None,
+        weights: Any = None,
     ) -> AE:
         from riemae.autoencoders.fitting import run_of
         from riemae.autoencoders.training import claimed
@@ -293,50 +313,78 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         check_settings(self, epochs)
         run = run_of(self, self.get_params(deep=False), epochs, None, fresh)
         with claimed(run):  # before anything of the model is changed
-            return self._trained(X, epochs, fresh, optimizer_state)
+            return self._trained(X, epochs, fresh, optimizer_state, validation, weights)
 
     def _trained(
-        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+        self,
+        X: Any,
+        epochs: int,
+        fresh: bool,
+        optimizer_state: dict[str, Any] | None,
+        validation: Any,
+        weights: Any,
     ) -> AE:
-        from riemae.autoencoders.fitting import new_objective, run_of, sample_of, split
+        from riemae.autoencoders import fitting
         from riemae.autoencoders.module import GeometricModule
         from riemae.autoencoders.training import train
 
         loader = X if isinstance(X, DataLoader) else None
         device = device_of(self)
+        if loader is not None:
+            _refuse_for_loaders(self, weights)
         data = all_samples(self, X, reset=fresh).to(device)
+        own_weights = fitting.sample_weights(type(self).__name__, weights, data)
         if loader is None:
             check_split(self, len(data))
         if fresh:
-            self.objective_ = new_objective(self, data)
+            self.objective_ = fitting.new_objective(self, data)
             if loader is None:
                 self.initialise(self.objective_, data)
             self.history_: dict[str, list[float]] = {}
+        else:
+            self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()
         module = GeometricModule.of(
             objective.to(device),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
+            # Terms need no time to come in where the networks are trained already.
+            steps_of(self) if fresh else replace(steps_of(self), warmup=0),
             seed=derived_seed(self.seed, len(self.history_.get("loss", []))),
             history=self.history_,
             optimizer_state=optimizer_state,
         )
         batches: Any = loader
-        validation = None
+        held: Any = None
         whole = None
         if loader is None:
-            batches, validation = split(self, data)
+            batches, held = fitting.split(self, objective, data, own_weights)
             whole = data
+        if validation is not None:
+            held = fitting.validation_of(self, objective, validation)
         try:
-            run = run_of(self, self.get_params(deep=False), epochs, whole, fresh)
-            train(module, batches, run, validation)
+            run = fitting.run_of(self, self.get_params(deep=False), epochs, whole, fresh)
+            train(module, batches, run, held)
         finally:
             self.history_ = module.history
             self.n_epochs_: int = len(module.history.get("loss", []))
             self._optimizer_state: dict[str, Any] | None = module.optimizer_state
-            self._sample: Tensor | None = sample_of(data, self.seed)
+            self._sample: Tensor | None = fitting.sample_of(data, self.seed)
             self._report = None
             objective.to(device).eval().requires_grad_(False)
             objective.zero_grad()
         return self
+
+
+def _refuse_for_loaders(model: AE, weights: Any) -> None:
+    """Refuse what cannot be done with batches that come from elsewhere.
+
+    Raises:
+        OptionError: For a share of the data to be kept out, and for weights.
+    """
+    where = type(model).__name__
+    if model.validation_fraction:
+        expected = "validation_fraction=0 with a DataLoader"
+        hint = "Split its Dataset, and give the other part as fit(…, validation=…)."
+        raise OptionError(where, expected, str(model.validation_fraction), hint)
+    if weights is not None:
+        hint = "Let its batches hold them: {'x': …, 'weights': …}."
+        raise OptionError(where, "weights=None with a DataLoader", type(weights).__name__, hint)
