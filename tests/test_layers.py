@@ -84,13 +84,16 @@ LAYERS = {
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
+        autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
+        autoencoders.diagnostics
         autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
         autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
         autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
+        autoencoders.networks autoencoders.objective autoencoders.optimization
+        autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
-        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
+        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants
+        autoencoders.wants interop
         interop.geoopt plotting scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents

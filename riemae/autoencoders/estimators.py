@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from riemae.autoencoders import saved
+from riemae.autoencoders.balance import Balance
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
 from riemae.autoencoders.report import Report, report
@@ -247,8 +248,17 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 raise OptionError(f"{type(self).__name__}.report_", expected, got, hint)
             k = min(_NEIGHBORHOOD, len(self._sample) // 2 - 1)
             found = report(self.manifold_, self.objective_.encode, self._sample, k=k)
+            found = replace(found, sentences=self._balance().sentences(found))
             self._report: Report | None = found
         return found
+
+    def _balance(self) -> Balance:
+        objective = self.objective_
+        weights = {name: term.weight for name, term in objective.terms.items()}
+        if objective.variation.contraction:
+            weights["contraction"] = objective.variation.contraction
+        limit = steps_of(self).limit(objective.geometric)
+        return Balance.of(weights, self.history_, limit, self.warmup)
 
     def costs(self, X: Any) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds per training step of every part.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.likelihoods import Likelihood
 from riemae.autoencoders.objective import Objective
-from riemae.autoencoders.optimization import CLIP, MakeOptimizer, MakeSchedule, Steps
+from riemae.autoencoders.optimization import MakeOptimizer, MakeSchedule, Steps
 from riemae.autoencoders.terms import Term, Variation
 from riemae.exceptions import (
     DTypeError,
@@ -215,10 +215,8 @@ class GeometricModule(LightningModule):
             gradient_clip_val: The trainer's.
             gradient_clip_algorithm: The trainer's.
         """
-        own = self.steps.clip
-        if own == "auto":
-            own = CLIP if self.objective.geometric else None
-        if gradient_clip_val is None and isinstance(own, int | float):
+        own = self.steps.limit(self.objective.geometric)
+        if gradient_clip_val is None and own is not None:
             gradient_clip_val = own
             gradient_clip_algorithm = "norm"
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

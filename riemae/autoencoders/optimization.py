@@ -91,6 +91,16 @@ class Steps:
             hint = "Use None for no limit."
             expect_range(where, "clip", self.clip, 0, above=True, hint=hint)
 
+    def limit(self, geometric: bool) -> float | None:
+        """The largest norm of the gradient, or None for no limit.
+
+        Args:
+            geometric: Whether there are geometric terms.
+        """
+        if isinstance(self.clip, str):
+            return CLIP if geometric else None
+        return self.clip
+
     @property
     def depends_on_epochs(self) -> bool:
         """Whether another number of epochs changes the steps from the beginning."""
