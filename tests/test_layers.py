@@ -86,14 +86,16 @@ LAYERS = {
     "clients": """
         autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
         autoencoders.diagnostics
-        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
+        autoencoders.edges autoencoders.embedding autoencoders.encoder_losses
+        autoencoders.estimators autoencoders.expansion
+        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs
+        autoencoders.likelihoods autoencoders.losses
         autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.optimization
         autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants
-        autoencoders.wants interop
+        autoencoders.wants autoencoders.weighting interop
         interop.geoopt plotting scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents

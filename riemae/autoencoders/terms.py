@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from riemae.autoencoders import losses
+from riemae.autoencoders import encoder_losses, graph_losses, losses
 from riemae.autoencoders.optimization import Factor, as_factor
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_range
@@ -48,11 +48,22 @@ class Term:
 
 
 # The losses known by name: function, options in training, power of 1/length.
+# A class makes a loss with a state from the options.
 KNOWN: dict[str, tuple[Loss, dict[str, Any], int]] = {
     "relaxed_distortion": (losses.relaxed_distortion, {"mixup": 0.2}, 0),
     "conformal_distortion": (losses.conformal_distortion, {"mixup": 0.2}, 0),
     "extrinsic_curvature": (losses.extrinsic_curvature, {"ridge": RIDGE}, 2),
     "intrinsic_curvature": (losses.intrinsic_curvature, {"ridge": RIDGE}, 4),
+    "contraction": (losses.contraction, {"probes": 1}, 0),
+    "encoder_isometry": (encoder_losses.encoder_isometry, {}, 0),
+    "jacobian_matching": (encoder_losses.jacobian_matching, {}, 0),
+    "bi_lipschitz": (encoder_losses.bi_lipschitz, {}, 0),
+    "absolute_isometry": (encoder_losses.AbsoluteIsometry, {}, 0),
+    "topology": (encoder_losses.topology, {}, 0),
+    "temporal_straightening": (encoder_losses.TemporalStraightening, {}, 0),
+    "distance_matching": (graph_losses.DistanceMatching, {}, 0),
+    "separation": (graph_losses.Separation, {}, 0),
+    "embedding_pull": (graph_losses.EmbeddingPull, {}, 0),
 }
 
 
