@@ -321,7 +321,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         from riemae.autoencoders.training import claimed
 
         check_settings(self, epochs)
-        run = run_of(self, self.get_params(deep=False), epochs, None, fresh)
+        run = run_of(self, self.get_params(deep=False), epochs, (), fresh)
         with claimed(run):  # before anything of the model is changed
             return self._trained(X, epochs, fresh, optimizer_state, validation, weights)
 
@@ -364,14 +364,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         )
         batches: Any = loader
         held: Any = None
-        whole = None
+        decisive = []  # data on which the weights depend
         if loader is None:
             batches, held = fitting.split(self, objective, data, own_weights)
-            whole = data
+            decisive += [data] if own_weights is None else [data, own_weights]
         if validation is not None:
             held = fitting.validation_of(self, objective, validation)
+            decisive += [batch["x"] for batch in held] if held is not validation else []
         try:
-            run = fitting.run_of(self, self.get_params(deep=False), epochs, whole, fresh)
+            run = fitting.run_of(self, self.get_params(deep=False), epochs, decisive, fresh)
             train(module, batches, run, held)
         finally:
             self.history_ = module.history

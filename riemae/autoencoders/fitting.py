@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -199,7 +199,7 @@ def run_of(
     settings: Settings,
     parameters: Mapping[str, Any],
     epochs: int,
-    data: Tensor | None,
+    data: Iterable[Tensor],
     fresh: bool,
 ) -> Run:
     """The settings of a run on lightning.
@@ -208,7 +208,7 @@ def run_of(
         settings: Of the autoencoder.
         parameters: All constructor arguments by name.
         epochs: Passes over the data.
-        data: What the networks are trained on; None when it comes from a loader.
+        data: What the networks are trained and judged on, as far as it does not come from loaders.
         fresh: Whether training starts from new weights; only then there are checkpoints.
     """
     device = device_of(settings)

@@ -240,14 +240,14 @@ def steps_of(settings: Settings) -> Steps:
 
 
 def fingerprint(
-    settings: Settings, parameters: Iterable[tuple[str, Any]], data: Tensor | None
+    settings: Settings, parameters: Iterable[tuple[str, Any]], data: Iterable[Tensor]
 ) -> str:
     """A digest of settings and data, by which the checkpoint of another training is refused.
 
     Args:
         settings: Of the training.
         parameters: Names and values of all constructor arguments.
-        data: What the networks are trained on; None when it comes from a loader.
+        data: What the networks are trained and judged on, as far as it does not come from loaders.
     """
     # The number of epochs may change, except where a rate or a weight depends on it.
     depends = steps_of(settings).depends_on_epochs or _scheduled(settings)
@@ -258,8 +258,8 @@ def fingerprint(
     }
     described = repr((type(settings).__name__, sorted(decisive.items())))
     digest = hashlib.sha256(described.encode())
-    if data is not None:
-        digest.update(np.ascontiguousarray(data.cpu().numpy()).tobytes())
+    for part in data:
+        digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
     return digest.hexdigest()
 
 

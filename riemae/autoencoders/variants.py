@@ -143,7 +143,7 @@ class NRAE(AE):
         from riemae.autoencoders.fitting import run_of
         from riemae.autoencoders.training import claimed
 
-        with claimed(run_of(self, self.get_params(deep=False), self.epochs, None, fresh=True)):
+        with claimed(run_of(self, self.get_params(deep=False), self.epochs, (), fresh=True)):
             return self._restarted(X, validation, weights)
 
     def _restarted(self, X: Any, validation: Any, weights: Any) -> NRAE:
