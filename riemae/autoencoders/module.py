@@ -152,6 +152,8 @@ class GeometricModule(LightningModule):
         # The lowest loss of the validation data, and the weights that had it.
         self.best_loss = float("inf")
         self.best: dict[str, Tensor] = {}
+        self._plateau: Any = None
+        self._plateau_state: dict[str, Any] = {}
 
     @property
     def manifold(self) -> Manifold:
@@ -183,6 +185,9 @@ class GeometricModule(LightningModule):
             for group, rate in zip(_groups(optimizer), rates, strict=True):
                 group.pop("initial_lr", None)
                 group.update(rate)
+        self._plateau = self.steps.plateau_of(optimizer)
+        if self._plateau is not None and self._plateau_state:
+            self._plateau.load_state_dict(self._plateau_state)
         schedule = self.steps.schedule_of(
             optimizer, self.trainer.max_epochs, self._all_steps(), self._monitor
         )
@@ -338,6 +343,8 @@ class GeometricModule(LightningModule):
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
         self._remember(values.get("val_loss"))
+        if self._plateau is not None:
+            self._plateau.step(values[self._monitor])
         if values["loss"] < self._kept_loss:
             self._kept_loss = values["loss"]
             self._kept, self._pending, self._good = self._pending, self._kept, True
@@ -347,7 +354,8 @@ class GeometricModule(LightningModule):
             self.log_dict(own, on_step=False, on_epoch=True, batch_size=1)
 
     def on_train_end(self) -> None:
-        """Keep the optimizer's state, and drop the spare copies of the weights."""
+        """Keep the optimizer's state, and drop what only the training needs."""
+        self._plateau = None
         self._kept, self._pending, self._weights = [], [], []
         self.optimizer_state = self.trainer.optimizers[0].state_dict()
 
@@ -366,14 +374,17 @@ class GeometricModule(LightningModule):
             self.best = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the best weights as well, so that a resumed run ends with the same."""
+        """Write the best weights and the state of the schedule, so that a run can be resumed."""
         checkpoint["riemae_best"] = {"loss": self.best_loss, "state": self.best}
+        if self._plateau is not None:
+            checkpoint["riemae_plateau"] = self._plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the best weights of the earlier run."""
+        """Go on with the best weights and the schedule of the earlier run."""
         found = checkpoint.get("riemae_best", {"loss": float("inf"), "state": {}})
         self.best_loss = found["loss"]
         self.best = found["state"]
+        self._plateau_state = checkpoint.get("riemae_plateau", {})
 
     def get_extra_state(self) -> dict[str, Any]:
         """The history, so that it is saved in checkpoints and sent between processes."""

@@ -134,20 +134,20 @@ class Steps:
     def schedule_of(
         self, optimizer: Optimizer, epochs: int | None, steps: float, monitor: str
     ) -> dict[str, Any] | None:
-        """Lightning's description of the schedule of the learning rate; None when it is constant.
+        """Lightning's description of the schedule of the learning rate; None when it has none.
 
         Args:
             optimizer: Whose rate it changes.
             epochs: Of the whole training, or None when it has no end.
             steps: Of the whole training; infinite when they are not known.
-            monitor: The loss that ``"plateau"`` watches.
+            monitor: The loss that a schedule of the user's may watch.
 
         Raises:
             OptionError: When the schedule needs an end and there is none.
         """
         if not isinstance(self.schedule, str):
             return {"scheduler": self.schedule(optimizer), "monitor": monitor}
-        if self.schedule == "constant":
+        if self.schedule in ("constant", "plateau"):
             return None
         ends = steps if self.schedule == "warmup_cosine" else epochs or 0
         if self.depends_on_epochs and not 1 <= ends < math.inf:
@@ -160,12 +160,21 @@ class Steps:
         if self.schedule == "cosine":
             falling = lr_scheduler.CosineAnnealingLR(optimizer, int(ends))
             return {"scheduler": falling}
-        if self.schedule == "plateau":
-            halved = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=_PATIENCE)
-            return {"scheduler": halved, "monitor": monitor}
         end = steps if self.schedule == "warmup_cosine" else None
         by_step = lr_scheduler.LambdaLR(optimizer, _Rise(end))
         return {"scheduler": by_step, "interval": "step"}
+
+    def plateau_of(self, optimizer: Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
+        """The schedule ``"plateau"``, or None when there is another one.
+
+        Lightning would step it after a checkpoint is written, and not at all when it resumes.
+
+        Args:
+            optimizer: Whose rate it changes.
+        """
+        if self.schedule != "plateau":
+            return None
+        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=_PATIENCE)
 
 
 class _Rise:

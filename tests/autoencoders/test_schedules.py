@@ -89,10 +89,9 @@ class TestSchedules:
 
     def test_plateau_halves_when_nothing_gets_lower(self):
         # A rate so small that no loss gets lower by the threshold of 1e-4.
-        seen = rates(schedule="plateau", epochs=14, lr=1e-7).values
-        assert seen[0] == 1e-7
-        assert seen[-1] == 5e-8
-        held = rates(schedule="plateau", epochs=14, lr=1e-7, validation_fraction=0.2).values
+        seen = rates(schedule="plateau", epochs=13, lr=1e-7, batch_size=40).values
+        assert seen == pytest.approx([1e-7] * 12 + [5e-8])
+        held = rates(schedule="plateau", epochs=13, lr=1e-7, validation_fraction=0.2).values
         assert held[-1] == 5e-8
 
     def test_a_function_of_the_optimizer(self):
@@ -228,6 +227,20 @@ class TestCheckpoints:
         whole = IRAE(**settings, directory=tmp_path / "b").fit(x)
         assert torch.equal(weights(resumed), weights(whole))
         assert resumed.history_ == whole.history_
+
+    def test_a_plateau_is_counted_across_the_interruption(self, tmp_path):
+        settings = {**SMALL, "epochs": 14, "lr": 1e-7, "schedule": "plateau", "batch_size": 40}
+        for cut in (True, False):
+            seen = Rates()
+            callbacks = [seen, Cut()] if cut else [seen]
+            m = AE(**settings, directory=tmp_path, checkpoint_every=2)
+            m.set_params(trainer={"callbacks": callbacks})
+            if cut:
+                with pytest.raises(InterruptedError):
+                    m.fit(data())
+            else:
+                m.fit(data())
+                assert seen.values == pytest.approx([1e-7] * 8 + [5e-8] * 2)
 
     def test_weights_belong_to_the_run(self, tmp_path):
         w = np.arange(40.0)
