@@ -92,7 +92,7 @@ LAYERS = {
         autoencoders.likelihoods autoencoders.losses
         autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.optimization
-        autoencoders.plain autoencoders.progress
+        autoencoders.plain autoencoders.priors autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants
         autoencoders.wants autoencoders.weighting interop

@@ -26,6 +26,7 @@ from riemae.autoencoders import losses
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
 from riemae.autoencoders.optimization import as_factor
+from riemae.autoencoders.priors import log_normal, prior_of
 from riemae.autoencoders.terms import Term, Variation, fitted, resolved, without_ridge
 from riemae.autoencoders.timing import seconds
 from riemae.autoencoders.units import check_finite, check_varied, metric_of, squared_extent
@@ -34,7 +35,7 @@ from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 from riemae.numerics.deferral import in_one_look
-from riemae.numerics.random import gaussian
+from riemae.numerics.random import gaussian, seeded
 
 
 class Mean(nn.Module):
@@ -162,6 +163,10 @@ class Objective(nn.Module):
         self.register_buffer("extent", extent)
         variational = self.variation.beta is not None
         self.latent_dim = latent_dim_of(encoder, decoder, data, variational, latent_dim)
+        self.prior = None
+        if variational:
+            own = self.variation
+            self.prior = prior_of(own.prior, own.components, data, self.latent_dim)
 
     @property
     def manifold(self) -> Manifold:
@@ -182,6 +187,40 @@ class Objective(nn.Module):
     def decode(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
         """Expected data."""
         return self.likelihood.mean(self.decoder(z))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
+        """Means and standard deviations of the codes of a variational autoencoder."""
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        return mean, (log_variance / 2).exp()
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:  # -> (n, m)
+        """Codes from the prior of a variational autoencoder.
+
+        Args:
+            n: Their number.
+            generator: Source of the randomness.
+        """
+        if self.prior is None:
+            return gaussian(self.null.new_zeros(n, self.latent_dim), generator)
+        return self.prior.sample(n, self.encoder, generator)
+
+    def noisy(
+        self, z: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:  # (k, m) -> (k, *shape)
+        """Data drawn from the likelihood at codes.
+
+        Args:
+            z: Codes.
+            generator: Source of the randomness.
+        """
+        parameter = self.decoder(z)
+        if self.likelihood.linear:
+            variance = self.variation.noise**2 * self.null / self._numbers
+            return parameter + variance.sqrt() * gaussian(parameter, generator)
+        device = parameter.device if generator is None else generator.device
+        drawn = torch.randint(2**31, (), generator=generator, device=device)
+        with seeded(parameter.device, int(drawn)):
+            return self.likelihood.distribution(parameter).sample()
 
     def unexplained(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
         """Fraction of deviance left unexplained by the reconstruction of each sample."""
@@ -405,8 +444,8 @@ class Objective(nn.Module):
         divergence = None
         if self.variation.beta is not None:
             mean, log_variance = code.chunk(2, -1)
-            divergence = batch.mean(_divergence(mean, log_variance))
             code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
+            divergence = batch.mean(self._divergence(code, mean, log_variance))
         # The reconstruction has the first place among the parts, though a term may come before it.
         parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
@@ -419,6 +458,14 @@ class Objective(nn.Module):
         if divergence is not None:
             parts["divergence"] = divergence
         return parts, code, decoded
+
+    def _divergence(self, code: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # -> (k,)
+        """Kullback-Leibler divergence of Gaussian codes from the prior, or its estimate."""
+        if self.prior is None:
+            per_code = mean.square() + log_variance.exp() - 1 - log_variance
+            return per_code.sum(-1) / 2
+        own = log_normal(code, mean, log_variance)
+        return own - self.prior.log_density(code, self.encoder)
 
     @property
     def _per_nat(self) -> Tensor:
@@ -554,12 +601,6 @@ def _check_layers(where: str, decoder: nn.Module) -> None:
             "and no dropout."
         )
         raise DecoderError(where, expected, reason.got, hint) from None
-
-
-def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:  # (k, m), (k, m) -> (k,)
-    """Kullback-Leibler divergence of Gaussian codes from the standard normal."""
-    per_code = mean.square() + log_variance.exp() - 1 - log_variance
-    return per_code.sum(-1) / 2
 
 
 def _missing(name: str, missing: list[str]) -> OptionError:

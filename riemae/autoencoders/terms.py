@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from riemae.autoencoders import encoder_losses, graph_losses, losses
 from riemae.autoencoders.optimization import Factor, as_factor
+from riemae.autoencoders.priors import check_prior
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_range
 from riemae.numerics.reach import copied
@@ -76,6 +77,8 @@ class Variation:
         contraction: Weight of :func:`~riemae.autoencoders.losses.contraction`.
         beta: Weight of the Kullback-Leibler term, or None when codes are not distributions.
         beta_schedule: How ``beta`` changes in training; see :class:`Term`.
+        prior: Of the codes, ``"normal"``, ``"mixture"`` or ``"vamp"``, where ``beta`` is a number.
+        components: Of a prior that is a mixture.
         noise: Standard deviation of the likelihood in the variational squared error, in units of
             the data's.
         order: Of the expansion in the neighbourhood reconstruction, or None for no neighbours.
@@ -88,6 +91,8 @@ class Variation:
     contraction: float = 0.0
     beta: float | None = None
     beta_schedule: str | Factor | None = None
+    prior: str = "normal"
+    components: int = 10
     noise: float = 0.1
     order: Literal[1, 2] | None = None
     neighbor_weight: float = 1.0
@@ -101,6 +106,7 @@ class Variation:
                 expect_range(where, name, value, 0, hint="It is a weight or a size: try 0.")
         expect_range(where, "noise", self.noise, 0, above=True, hint="Try noise=0.1.")
         as_factor(where, self.beta_schedule)
+        check_prior(where, self.prior, self.components)
         if self.kernel is not None and not callable(self.kernel):
             hint = "Give a bandwidth, a function (x', x) -> (k,), or None."
             expect_range(where, "kernel", self.kernel, 0, above=True, hint=hint)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from riemae.autoencoders.batches import Neighbors, derived_seed
-from riemae.autoencoders.estimators import AE
+from riemae.autoencoders.estimators import AE, check_is_fitted
+from riemae.autoencoders.inputs import like_input
 from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import fit_codes
 from riemae.autoencoders.objective import Objective
@@ -20,6 +21,7 @@ from riemae.autoencoders.optimization import Factor
 from riemae.autoencoders.terms import RIDGE, Term, Variation
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_shape
+from riemae.numerics.random import as_generator
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -30,6 +32,10 @@ class VAE(AE):
         beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
         beta_schedule: How ``beta`` changes in training: ``"linear"``, ``"cosine"``, ``"cyclical"``,
             or a function of the progress from 0 to 1; see :class:`~riemae.autoencoders.Term`.
+        prior: ``"normal"``; ``"mixture"``, of normal distributions, which are learned; or
+            ``"vamp"``, the mixture of what the encoder says of learned pseudo-inputs (Tomczak &
+            Welling 2018).
+        components: Of the prior's mixture.
         noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
             data's.
 
@@ -39,11 +45,50 @@ class VAE(AE):
 
     beta: float = 1.0
     beta_schedule: str | Factor | None = None
+    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    components: int = 10
     noise: float = 0.1
 
     def variation(self) -> Variation:
         """See :meth:`AE.variation`."""
-        return Variation(beta=self.beta, beta_schedule=self.beta_schedule, noise=self.noise)
+        return Variation(
+            beta=self.beta,
+            beta_schedule=self.beta_schedule,
+            prior=self.prior,
+            components=self.components,
+            noise=self.noise,
+        )
+
+    def posterior(self, X: Any) -> tuple[Any, Any]:
+        """Means and standard deviations of the codes, both ``(n, latent_dim)``.
+
+        Args:
+            X: As in :meth:`AE.transform`.
+        """
+        check_is_fitted(self, "objective_")
+        both = self._apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
+        mean, deviation = both.chunk(2, 1)
+        return like_input(X, mean), like_input(X, deviation)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int = 1, generator: torch.Generator | int | None = None, noise: bool = False
+    ) -> Tensor:  # -> (n, *shape)
+        """New data, as a tensor: codes from the prior, decoded.
+
+        Args:
+            n: Number of samples.
+            generator: Source of the randomness; an integer is the seed of a new one.
+            noise: Whether to draw from the likelihood; otherwise expected data are returned.
+
+        Raises:
+            OptionError: For fewer than one sample, or noise of a likelihood without a density.
+        """
+        check_is_fitted(self, "objective_")
+        expect_range("sample", "n", n, 1, integer=True, hint="Try n=10.")
+        source = as_generator("sample", generator)
+        z = self.objective_.draw(n, source)
+        return self.objective_.noisy(z, source) if noise else self.objective_.decode(z)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
