@@ -127,9 +127,15 @@ class Scores(NamedTuple):
     curvature: Estimate
 
     def __repr__(self) -> str:
+        measured = {
+            "MCN": self.mcn,
+            "VoR": self.vor,
+            "distortion": self.distortion,
+            "curvature": self.curvature,
+        }
         rows = [
-            f"  {k:<12}{float(v.mean):>11.4g} ± {float(v.standard_error):.2g}"
-            for k, v in self._asdict().items()
+            f"  {name:<12}{float(found.mean):>11.4g} ± {float(found.standard_error):.2g}"
+            for name, found in measured.items()
         ]
         return "\n".join(["Scores", *rows])
 

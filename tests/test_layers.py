@@ -92,8 +92,10 @@ LAYERS = {
         autoencoders.likelihoods autoencoders.losses
         autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
         autoencoders.networks autoencoders.objective autoencoders.optimization
+        autoencoders.outputs
         autoencoders.plain autoencoders.priors autoencoders.progress
-        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
+        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.step
+        autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants
         autoencoders.wants autoencoders.weighting interop
         interop.geoopt plotting scores statistics statistics.clustering

@@ -145,7 +145,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         A tensor for tensors, Datasets and DataLoaders; an array for everything else.
         """
         check_is_fitted(self, "objective_")
-        return like_input(X, self._apply(self.objective_.encode, X))
+        return like_input(X, self.apply(self.objective_.encode, X))
 
     def inverse_transform(self, Z: Any) -> Any:
         """Expected data ``(n, *shape)`` of codes.
@@ -193,7 +193,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             y: Ignored.
         """
         check_is_fitted(self, "objective_")
-        return 1.0 - float(self._apply(self.objective_.unexplained, X).mean())
+        return 1.0 - float(self.apply(self.objective_.unexplained, X).mean())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trained model; an earlier one in the same directory is replaced.
@@ -302,7 +302,14 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         return tags
 
     @torch.no_grad()
-    def _apply(self, f: Callable[[Tensor], Tensor], X: Any) -> Tensor:
+    def apply(self, f: Callable[[Tensor], Tensor], X: Any) -> Tensor:  # -> (n, …)
+        """A function of tensors at data of any kind, part by part, without a gradient.
+
+        Args:
+            f: ``(k, *shape) -> (k, …)``, such as ``model.objective_.unexplained``.
+            X: Data as in :meth:`fit`.
+        """
+        check_is_fitted(self, "objective_")
         parts = chunks(self, X, _CHUNK, self.objective_.null)
         return torch.cat([f(part) for part in parts])
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +25,9 @@ from riemae.autoencoders import losses
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
 from riemae.autoencoders.optimization import as_factor
+from riemae.autoencoders.outputs import Distributions, Mean
 from riemae.autoencoders.priors import log_normal, prior_of
+from riemae.autoencoders.step import Batch
 from riemae.autoencoders.terms import Term, Variation, fitted, resolved, without_ridge
 from riemae.autoencoders.timing import seconds
 from riemae.autoencoders.units import check_finite, check_varied, metric_of, squared_extent
@@ -36,51 +37,6 @@ from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 from riemae.numerics.deferral import in_one_look
 from riemae.numerics.random import gaussian, seeded
-
-
-class Mean(nn.Module):
-    """Codes to expected data."""
-
-    def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.decoder, self.likelihood = decoder, likelihood
-
-    def forward(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
-        """``E[x | z]``."""
-        return self.likelihood.mean(self.decoder(z))
-
-
-class Distributions(nn.Module):
-    """Codes to distributions of the data."""
-
-    def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.decoder, self.likelihood = decoder, likelihood
-
-    def forward(self, z: Tensor) -> Any:  # (k, m) -> distribution over (k, *shape)
-        """``p(x | z)``."""
-        return self.likelihood.distribution(self.decoder(z))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step is about.
-
-    Attributes:
-        x: Data ``(k, *shape)``.
-        neighbor: One neighbour of each sample, or None.
-        index: Numbers of the samples in the training data ``(k,)``, or None.
-        weights: Weights of the samples ``(k,)``, or None for equal ones.
-    """
-
-    x: Tensor
-    neighbor: Tensor | None = None
-    index: Tensor | None = None
-    weights: Tensor | None = None
-
-    def mean(self, values: Tensor) -> Tensor:  # (k,) -> ()
-        """The mean over the batch, with the weights of the samples."""
-        return values.mean() if self.weights is None else (self.weights * values).mean()
 
 
 class Objective(nn.Module):

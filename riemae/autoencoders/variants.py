@@ -66,7 +66,7 @@ class VAE(AE):
             X: As in :meth:`AE.transform`.
         """
         check_is_fitted(self, "objective_")
-        both = self._apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
+        both = self.apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
         mean, deviation = both.chunk(2, 1)
         return like_input(X, mean), like_input(X, deviation)
 

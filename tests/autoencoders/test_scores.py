@@ -75,7 +75,7 @@ class TestSummary:
         distortion = M.distortion(z, kind="scaled_isometry")
         assert float(s.distortion.mean) == pytest.approx(float(distortion))
         assert float(s.curvature.mean) == pytest.approx(float(M.extrinsic_curvature(z).mean()))
-        assert "vor" in repr(s)
+        assert "VoR" in repr(s)
         assert "±" in repr(s)
 
     def test_weights_are_repetitions(self):
