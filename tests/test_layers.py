@@ -81,13 +81,16 @@ LAYERS = {
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
-        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
-        autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
-        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
-        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
+        autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
+        autoencoders.diagnostics autoencoders.edges autoencoders.embedding
+        autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
+        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihoods
+        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.neighborhood autoencoders.networks autoencoders.objective
+        autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
+        autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings
+        autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
+        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting interop
         interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
         interop.sklearn interop.transformers plotting scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.density statistics.diffusion
