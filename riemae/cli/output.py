@@ -1,0 +1,206 @@
+"""What commands write: files that appear whole or not at all, JSON, and tables on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.exceptions import FileError, MissingExtraError, OptionError
+from riemae.storage.atomic import write_atomically
+
+_PLACE = "Choose another --out, or make room and permissions for this one."
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def expect_format(path: Path, formats: Sequence[str]) -> None:
+    """Refuse a file whose ending says no format that the command writes.
+
+    Raises:
+        OptionError: When it does not.
+    """
+    if path.suffix.lower() not in formats:
+        known = ", ".join(formats)
+        got = f"{str(path)!r}"
+        raise OptionError("--out", f"a file that ends in {known}", got, f"Try {path.stem}.csv.")
+
+
+def expect_place_for(path: Path, folder: bool = False) -> None:
+    """Make the folder of a result, and try whether it can be written to, before the work begins.
+
+    Args:
+        path: Of the file, or of the folder.
+        folder: Whether the result is a folder.
+
+    Raises:
+        FileError: When there is no place for it.
+    """
+    place = path if folder else path.parent
+    with _writing(path):
+        if not folder and path.is_dir():
+            raise IsADirectoryError(None, "is a folder", str(path))
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Put bytes at a path in one step; the folder is made again if it has vanished.
+
+    Raises:
+        FileError: When it cannot be written; nothing is then left at the path.
+    """
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """A JSON file, with null for numbers that do not exist."""
+    return write_file(path, json.dumps(plain(content), indent=1).encode() + b"\n")
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray | Tensor]) -> Path:
+    """A table with named columns of equal length, as csv, tsv or parquet.
+
+    Numbers are written with all their digits.
+
+    Raises:
+        MissingExtraError: For parquet, when pyarrow is not installed.
+    """
+    named = {name: _listed(values) for name, values in columns.items()}
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as reason:
+            hint = "Try: pip install 'riemae[tables]'"
+            raise MissingExtraError("--out", "pyarrow", "no such package", hint) from reason
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(named), buffer)
+        return write_file(path, buffer.getvalue())
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=_SEPARATORS[path.suffix.lower()], lineterminator="\n")
+    writer.writerow(named)
+    writer.writerows(zip(*named.values(), strict=True))
+    return write_file(path, text.getvalue().encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
+    """Arrays by name as npz, or one array as npy; strings are kept as text, never as objects."""
+    buffer = io.BytesIO()
+    ready = {name: _array(value) for name, value in arrays.items() if value is not None}
+    if path.suffix.lower() == ".npy":
+        (array,) = ready.values()
+        np.save(buffer, array, allow_pickle=False)
+    else:
+        np.savez_compressed(buffer, **ready)
+    return write_file(path, buffer.getvalue())
+
+
+def write_matrix(path: Path, matrix: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Path:
+    """A matrix with names of its rows and columns, as csv or tsv."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=_SEPARATORS[path.suffix.lower()], lineterminator="\n")
+    writer.writerow(["", *columns])
+    writer.writerows([name, *line] for name, line in zip(rows, matrix.tolist(), strict=True))
+    return write_file(path, text.getvalue().encode())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it; NaN and infinity, which it has not, become null."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple, set)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def say_json(content: Mapping[str, Any]) -> None:
+    """One line of JSON on stdout."""
+    click.echo(json.dumps(plain(content)))
+
+
+def say(text: str) -> None:
+    """A line for people on stdout."""
+    click.echo(text)
+
+
+def say_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people on stdout; columns of numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    lines = [tuple(row) for row in rows]
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(head):
+        numeric = all(_is_number(line[i]) for line in lines)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def number(value: float | Tensor, digits: str = ".5g") -> str:
+    """A number for a table; a dash where there is none."""
+    value = float(value)
+    return f"{value:{digits}}" if math.isfinite(value) else "—"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "—"
+    return True
+
+
+def _listed(values: Sequence[Any] | np.ndarray | Tensor) -> list[Any]:
+    return values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    array = np.asarray(value)
+    return array.astype(str) if array.dtype == object else array
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Any:
+    try:
+        yield
+    except OSError as reason:
+        got = (reason.strerror or str(reason)).rstrip(".").lower()
+        if reason.filename and str(reason.filename) != str(path):
+            got = f"{got} ({reason.filename})"
+        raise FileError("--out", f"a place where {path} can be written", got, _PLACE) from reason
+
+
+def as_tensor(values: np.ndarray, like: torch.dtype, device: torch.device) -> Tensor:
+    """An array as a tensor of a dtype on a device."""
+    return torch.as_tensor(np.ascontiguousarray(values)).to(device, like)
