@@ -42,11 +42,13 @@ class Shipped:
         values: ``(n, *shape)``.
         names: Of the columns, or None.
         labels: One for each row, or None.
+        pixels: The shape of an image, where a flat row is one.
     """
 
     values: np.ndarray
     names: tuple[str, ...] | None
     labels: list[str] | None
+    pixels: tuple[int, ...] | None = None
 
 
 def shipped(name: str, seed: int) -> Shipped:
@@ -69,7 +71,7 @@ def shipped(name: str, seed: int) -> Shipped:
         raise MissingExtraError("riemae", expected, "no such package", hint) from reason
     found = getattr(tables, _TABLES[name])()
     if name == "digits":
-        return Shipped(found.data / _WHITE, None, [str(digit) for digit in found.target])
+        return Shipped(found.data / _WHITE, None, [str(digit) for digit in found.target], (1, 8, 8))
     names = tuple(
         str(column).replace(" (cm)", "").replace(" ", "_") for column in found.feature_names
     )

@@ -11,11 +11,12 @@ from riemae.cli.commands.embed import embed
 from riemae.cli.commands.geodesic import geodesic
 from riemae.cli.commands.info import info
 from riemae.cli.commands.neighbors import neighbors
+from riemae.cli.commands.report import report
 from riemae.cli.commands.train import train
 from riemae.cli.failures import Group
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("riemae", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="riemae")
 def main() -> None:
     """The geometry of the space that a neural network parametrises.
@@ -26,7 +27,7 @@ def main() -> None:
     """
 
 
-for _command in (train, embed, geodesic, distances, neighbors, check, info, demo):
+for _command in (train, embed, geodesic, distances, neighbors, report, check, info, demo):
     main.add_command(_command)
 main.closing = (
     "Completion in the shell",

@@ -264,7 +264,7 @@ def _pixels(image: Any) -> np.ndarray:  # -> (height, width, 3)
 
 def _shipped(name: str, seed: int) -> Source:
     found = shipped(name, seed)
-    return Source(name, array=_numeric(name, found.values), names=found.names, labels=found.labels)
+    return Source(name, array=_numeric(name, found.values), names=found.names, labels=found.labels, pixels=found.pixels)
 
 
 _READERS: dict[str, Callable[[Path, Reading], Source]] = {

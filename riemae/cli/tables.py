@@ -28,6 +28,7 @@ class Table:
         rows: The names of the rows, or their numbers as text.
         index_name: What the names of the rows are called; None when they are numbers.
         dropped: How many rows were left out because cells were missing.
+        pixels: The shape of an image, where a flat row is one.
     """
 
     name: str
@@ -38,6 +39,15 @@ class Table:
     rows: list[str]
     index_name: str | None
     dropped: int = 0
+    pixels: tuple[int, ...] | None = None
+
+    @property
+    def picture(self) -> tuple[int, ...] | None:
+        """The shape of the image that a row is, ``(channels, height, width)``; or None."""
+        shape = self.values.shape[1:]
+        if len(shape) == 3 and shape[0] in (1, 3):
+            return shape
+        return self.pixels
 
     def __len__(self) -> int:
         return len(self.values)
@@ -65,6 +75,7 @@ class Source:
         labels: One for each row, where the data bring them.
         find: Labels by a name in the data; None where the data have no names for them.
         findable: The names that ``find`` knows.
+        pixels: The shape of an image, where a flat row is one.
     """
 
     name: str
@@ -75,6 +86,7 @@ class Source:
     labels: list[str] | None = None
     find: Callable[[str], list[str]] | None = None
     findable: tuple[str, ...] = ()
+    pixels: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.columns[0].numbers if self.columns is not None else self._array)
@@ -123,6 +135,7 @@ class Source:
             rows=[names[i] for i in picked],
             index_name=index_name,
             dropped=int((~kept).sum()),
+            pixels=self.pixels,
         )
 
     def _labels(self, reading: Reading) -> tuple[list[str] | None, str]:

@@ -106,6 +106,7 @@ def check(
 _MARKS = {"good": "✓", "note": "·", "wrong": "✗"}
 
 
+@torch.no_grad()
 def examined(model: Model, z: Tensor, seed: int) -> list[Finding]:
     """All that is found at points ``(n, m)``.
 
@@ -182,8 +183,8 @@ def _speed(model: Model, z: Tensor, seed: int) -> list[Finding]:
     found = model.manifold.explain(z)
     slow = found.sweep > _SLOW * (z.shape[1] + 1)
     text = (
-        f"value and Jacobian cost {found.sweep:.2g} decodings, second derivatives "
-        f"{found.expansion:.2g}."
+        f"value and Jacobian cost {found.sweep:.3g} decodings, second derivatives "
+        f"{found.expansion:.3g}."
     )
     if found.generic:
         text += f" Without a rule of their own, and slower: {', '.join(found.generic)}."
@@ -255,13 +256,18 @@ def _points(
 ) -> tuple[Tensor, str]:
     """Where the decoder is looked at, and what these points are."""
     of_training = Path(model.name) / CODES
+    kind = ""
     if data is None and model.estimator is not None and of_training.is_file():
-        data, codes_given, reading = str(of_training), True, Reading()
+        data = str(of_training)
+        codes_given = True
+        reading = Reading()
+        kind = "codes of the training"
     if data is not None:
         found = points(model, data, reading, run, codes_given)
         rows = drawn(len(found), 1, min(_LOOKED_AT, len(found)), run.seed)
-        kind = "codes of" if found.encoded else "codes in"
-        return found.codes[rows.to(found.codes.device)], f"{kind} {found.table.name}"
+        if not kind:
+            kind = f"{'codes of' if found.encoded else 'codes in'} {found.table.name}"
+        return found.codes[rows.to(found.codes.device)], kind
     m = model.latent_dim or latent_dim or _inputs(model.manifold.decoder)
     if m is None:
         hint = "Try --latent-dim 2."

@@ -127,7 +127,7 @@ def geodesic(
             progress=bars.of("geodesics"),
         )
     line = Curve.line(ends.start, ends.end, 64)
-    straight = opened.manifold.length(line, rtol=1e-3, throw=False)
+    straight = opened.manifold.length(line, rtol=1e-3, throw=False).detach()
     files = []
     if run.out is not None:
         files.append(str(_written(run.out, opened, ends, result, straight, samples)))
