@@ -117,7 +117,7 @@ def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[C
     rest = _chained(start, stream)
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     delimiter = "\t" if suffix.lower() == ".tsv" else max(_DELIMITERS, key=start.count)
-    lines = csv.reader(rest, delimiter=delimiter, skipinitialspace=True)
+    lines: Iterator[list[str]] = csv.reader(rest, delimiter=delimiter, skipinitialspace=True)
     head = next(lines)
     numbers, bad = as_numbers(head)
     named = bad is not None or bool(np.isnan(numbers).any())

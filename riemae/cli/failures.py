@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 import click
-from click.exceptions import Exit
+from click.exceptions import Abort, ClickException, Exit
 from rich_click import RichCommand, RichGroup
 
 from riemae import exceptions
@@ -33,7 +33,7 @@ _SAID = "riemae.cli.warnings"  # the entry of a click context
 _DEBUG = "Run it again with --debug, which shows where."
 
 
-class Refusal(click.ClickException):
+class Refusal(ClickException):
     """The one sentence for which a command ends with exit code 2."""
 
     exit_code = 2
@@ -60,11 +60,15 @@ class Command(RichCommand):
 
         Raises:
             Refusal: For every error, unless the user debugs.
+            ClickException: For what click itself refuses.
+            Exit: When the command ends with an exit code of its own.
+            Abort: When the user interrupts.
+            BrokenPipeError: When nobody reads stdout any more.
         """
         with _one_line_each(ctx.meta.setdefault(_SAID, [])):
             try:
                 return super().invoke(ctx)
-            except (click.ClickException, Exit, click.Abort, BrokenPipeError):
+            except (ClickException, Exit, Abort, BrokenPipeError):
                 raise
             except Exception as problem:
                 if ctx.params.get("debug"):
@@ -88,24 +92,26 @@ class Group(RichGroup):
     command_class = Command
     closing: tuple[str, tuple[str, ...]] = ("", ())
 
-    def main(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line, and end the process with its exit code.
 
         Args:
             arguments: As of a click group.
             options: As of a click group; with ``standalone_mode=False`` the process goes on.
         """
-        if not options.pop("standalone_mode", True):
-            return super().main(*arguments, **options, standalone_mode=False)
+        alone = options.pop("standalone_mode", True)
+        run: Any = super().main
+        if not alone:
+            return run(*arguments, **options, standalone_mode=False)
         try:
-            code = super().main(*arguments, **options, standalone_mode=False)
+            code = run(*arguments, **options, standalone_mode=False)
         except click.UsageError as problem:
             _complain(f"{one_line(problem.format_message())}{_help_of(problem.ctx)}")
             sys.exit(problem.exit_code)
-        except click.ClickException as problem:
+        except ClickException as problem:
             _complain(one_line(problem.format_message()))
             sys.exit(problem.exit_code)
-        except click.Abort:
+        except Abort:
             _complain("Interrupted.")
             sys.exit(INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)

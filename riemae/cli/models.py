@@ -172,7 +172,12 @@ def _manifold(
 
 
 def _program(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
-    """The decoder of a file, and the shape of one code."""
+    """The decoder of a file, and the shape of one code.
+
+    Raises:
+        FileError: When it is no program, or holds objects.
+        DecoderError: When it takes something else than any number of codes.
+    """
     _expect_no_pickles(path)
     try:
         program = torch.export.load(path)
@@ -233,7 +238,11 @@ def _expect_tensors(path: Path, name: str, archive: zipfile.ZipFile) -> None:
 
 
 def _named(text: str) -> Any:
-    """What ``module:name`` stands for: a decoder or a manifold."""
+    """What ``module:name`` stands for: a decoder or a manifold.
+
+    Raises:
+        OptionError: When there is no such name, or it is neither.
+    """
     home, _, name = text.rpartition(":")
     with _from_here(), _of_the_user(text):
         module = _module(text, home)
@@ -302,6 +311,7 @@ def _of_the_user(text: str) -> Iterator[None]:
 
     Raises:
         DecoderError: For any error but those of riemae.
+        RiemaeError: For those, as they are.
     """
     try:
         yield

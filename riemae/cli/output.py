@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def expect_format(path: Path, formats: Sequence[str]) -> None:
 
 
 def expect_place_for(path: Path, folder: bool = False) -> None:
-    """Make the folder of a result, and try whether it can be written to, before the work begins.
+    """Try whether a result can be written, before the work begins; nothing is left behind.
 
     Args:
         path: Of the file, or of the folder.
@@ -48,13 +48,41 @@ def expect_place_for(path: Path, folder: bool = False) -> None:
     Raises:
         FileError: When there is no place for it.
     """
+    if path.is_dir() and not folder:
+        raise FileError("--out", "a file", f"the folder {path}", "Name a file in it.")
     place = path if folder else path.parent
-    with _writing(path):
-        if not folder and path.is_dir():
-            raise IsADirectoryError(None, "is a folder", str(path))
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            pass
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with writing(path), tempfile.TemporaryFile(dir=place):
+        pass
+
+
+def make_folder(folder: Path, path: Path) -> None:
+    """Make the folder of a result, also when it has vanished since the work began.
+
+    Args:
+        folder: The folder.
+        path: The result, for the error.
+    """
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence why something cannot be written.
+
+    Args:
+        path: What is written.
+
+    Raises:
+        FileError: For an error of the file system.
+    """
+    try:
+        yield
+    except OSError as reason:
+        got = (reason.strerror or str(reason)).rstrip(".").lower()
+        raise FileError("--out", f"a place where {path} can be written", got, _PLACE) from reason
 
 
 def write_file(path: Path, content: bytes) -> Path:
@@ -63,7 +91,7 @@ def write_file(path: Path, content: bytes) -> Path:
     Raises:
         FileError: When it cannot be written; nothing is then left at the path.
     """
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     return path
@@ -103,7 +131,9 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray |
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     """Arrays by name as npz, or one array as npy; strings are kept as text, never as objects."""
     buffer = io.BytesIO()
-    ready = {name: _array(value) for name, value in arrays.items() if value is not None}
+    ready: dict[str, Any] = {
+        name: _array(value) for name, value in arrays.items() if value is not None
+    }
     if path.suffix.lower() == ".npy":
         (array,) = ready.values()
         np.save(buffer, array, allow_pickle=False)
@@ -188,17 +218,6 @@ def _array(value: Any) -> np.ndarray:
         return value.detach().cpu().numpy()
     array = np.asarray(value)
     return array.astype(str) if array.dtype == object else array
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Any:
-    try:
-        yield
-    except OSError as reason:
-        got = (reason.strerror or str(reason)).rstrip(".").lower()
-        if reason.filename and str(reason.filename) != str(path):
-            got = f"{got} ({reason.filename})"
-        raise FileError("--out", f"a place where {path} can be written", got, _PLACE) from reason
 
 
 def as_tensor(values: np.ndarray, like: torch.dtype, device: torch.device) -> Tensor:

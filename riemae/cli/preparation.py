@@ -109,8 +109,7 @@ class Preparation:
             return None
         try:
             found = json.loads(path.read_bytes())
-            if found["format"] != _FORMAT:
-                raise ValueError(f"the format {found['format']!r}")
+            kind = found["format"]
             columns = found["columns"]
             preparation = cls(
                 columns=None if columns is None else tuple(map(str, columns)),
@@ -122,6 +121,8 @@ class Preparation:
         except (ValueError, LookupError, TypeError, RecursionError) as reason:
             got = f"{type(reason).__name__}: {reason}"
             raise CheckpointError(str(path), "the preparation of data", got, _AGAIN) from reason
+        if kind != _FORMAT:
+            raise CheckpointError(str(path), f"the format {_FORMAT!r}", repr(kind), _AGAIN)
         if model != _digest(folder):
             expected = "the preparation of the data of this model"
             raise CheckpointError(str(path), expected, "that of another one", _AGAIN)

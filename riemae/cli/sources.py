@@ -56,8 +56,8 @@ def find(data: str, reading: Reading, seed: int = 0) -> Source:
         FileError: When there is no such thing, or it cannot be read.
     """
     path = Path(data)
+    name = data.lower().replace("-", "_")
     if not path.exists():
-        name = data.lower().replace("-", "_")
         if name in NAMES:
             return _shipped(name, seed)
         here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -66,7 +66,9 @@ def find(data: str, reading: Reading, seed: int = 0) -> Source:
         )
         raise FileError(data, "a file, a folder, or the name of a data set", "nothing there", hint)
     if path.is_dir():
-        return _images(path)
+        images = _pictures(path)
+        # A model may lie in a folder with the name of the data that it was trained on.
+        return _images(path, images) if images or name not in NAMES else _shipped(name, seed)
     suffix = path.suffix.lower()
     inner = path.with_suffix("").suffix.lower() if suffix == ".gz" else suffix
     if inner in _TEXT:
@@ -222,10 +224,13 @@ def _cells(path: Path, reading: Reading) -> Source:
     )
 
 
-def _images(folder: Path) -> Source:
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
+
+
+def _images(folder: Path, paths: Sequence[Path]) -> Source:
     from PIL import Image, UnidentifiedImageError
 
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGES and p.is_file())
     if not paths:
         hint = f"Images end in {', '.join(_IMAGES)}; a model is not data."
         raise FileError(str(folder), "a folder with images", "one without", hint)
@@ -264,7 +269,13 @@ def _pixels(image: Any) -> np.ndarray:  # -> (height, width, 3)
 
 def _shipped(name: str, seed: int) -> Source:
     found = shipped(name, seed)
-    return Source(name, array=_numeric(name, found.values), names=found.names, labels=found.labels, pixels=found.pixels)
+    return Source(
+        name,
+        array=_numeric(name, found.values),
+        names=found.names,
+        labels=found.labels,
+        pixels=found.pixels,
+    )
 
 
 _READERS: dict[str, Callable[[Path, Reading], Source]] = {

@@ -179,7 +179,11 @@ class Source:
         return column.text if column.text is not None else [f"{x:g}" for x in column.numbers]
 
     def _chosen(self, reading: Reading, wanted: Sequence[str] | None) -> list[str] | None:
-        """Names of the columns to take; None for an array without names."""
+        """Names of the columns to take; None for an array without names.
+
+        Raises:
+            OptionError: When one is not there.
+        """
         if self.names is None:
             if reading.columns or reading.exclude:
                 hint = "Leave --columns and --exclude out."
@@ -231,7 +235,11 @@ class Source:
     def _complete(
         self, values: np.ndarray, chosen: list[str] | None, reading: Reading
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows without missing cells, and which rows they are."""
+        """Rows without missing cells, and which rows they are.
+
+        Raises:
+            NonFiniteError: When cells are missing and the user has not said what to do.
+        """
         missing = np.isnan(values)
         broken = missing.reshape(len(values), -1).any(1)
         if not broken.any():
@@ -254,7 +262,11 @@ def _quoted(name: str) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """Labels in a file: one in a line, or an array of them."""
+    """Labels in a file: one in a line, or an array of them.
+
+    Raises:
+        FileError: When it holds something else.
+    """
     try:
         if path.suffix.lower() == ".npy":
             return [str(label) for label in np.load(path, allow_pickle=False).reshape(-1)]

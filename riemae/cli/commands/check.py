@@ -254,7 +254,11 @@ def _points(
     reading: Reading,
     run: Run,
 ) -> tuple[Tensor, str]:
-    """Where the decoder is looked at, and what these points are."""
+    """Where the decoder is looked at, and what these points are.
+
+    Raises:
+        OptionError: When nothing tells how many numbers a code has.
+    """
     of_training = Path(model.name) / CODES
     kind = ""
     if data is None and model.estimator is not None and of_training.is_file():

@@ -12,7 +12,14 @@ from riemae.cli.commands.geodesic import status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Name, Reading, Run, reading, running
-from riemae.cli.output import expect_format, expect_place_for, number, write_arrays, write_matrix
+from riemae.cli.output import (
+    expect_format,
+    expect_place_for,
+    make_folder,
+    number,
+    write_arrays,
+    write_matrix,
+)
 from riemae.cli.points import as_option, drawn, points
 from riemae.exceptions import NotConvergedError
 
@@ -75,6 +82,8 @@ def distances(
     labels = found.table.labels
     chosen = None if labels is None else [labels[i] for i in rows.tolist()]
     resumable = run.target.suffix == ".npy"
+    if resumable:
+        make_folder(run.target.parent, run.target)
     with run.bars() as bars:
         try:
             matrix = opened.manifold.distance_matrix(

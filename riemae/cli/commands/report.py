@@ -13,7 +13,7 @@ from riemae import Manifold
 from riemae.cli.failures import Command
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, Words, reading, running
-from riemae.cli.output import as_tensor, expect_format, expect_place_for
+from riemae.cli.output import as_tensor, expect_format, expect_place_for, make_folder
 from riemae.cli.points import Points, as_option, points
 from riemae.cli.preparation import Preparation
 from riemae.cli.sources import find, read
@@ -44,9 +44,7 @@ _WHERE = "riemae report"
     "--coordinates", type=Words(), default=(), metavar="A,B", help="The columns of --embedding."
 )
 @click.option("--title", metavar="TEXT", help="Of the page.")
-@click.option(
-    "--image-shape", metavar="HxW", help="Show rows as images, such as 8x8 or 3x32x32."
-)
+@click.option("--image-shape", metavar="HxW", help="Show rows as images, such as 8x8 or 3x32x32.")
 @click.option(
     "--pair-count",
     type=click.IntRange(1),
@@ -109,6 +107,7 @@ def report(
             found = points(opened, data, reading, run, codes_given)
             M, z, table = opened.manifold, found.codes, found.table
             shown = _of_model(opened, found, shape)
+        make_folder(run.target.parent, run.target)
         made = riemae.report(
             M,
             z,

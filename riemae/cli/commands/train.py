@@ -15,7 +15,16 @@ from click.exceptions import Exit
 from riemae.autoencoders.likelihoods import LIKELIHOODS
 from riemae.cli.failures import INTERRUPTED, Command, warned_of
 from riemae.cli.options import Name, Reading, Run, Widths, reading, running, suggestion
-from riemae.cli.output import as_tensor, expect_place_for, number, plain, write_columns, write_json
+from riemae.cli.output import (
+    as_tensor,
+    expect_place_for,
+    make_folder,
+    number,
+    plain,
+    write_columns,
+    write_json,
+    writing,
+)
 from riemae.cli.points import code_names
 from riemae.cli.preparation import FILE, Preparation
 from riemae.cli.progress import Bars
@@ -192,7 +201,7 @@ def train(
         "standardized": standardize,
         "diverged": stopped,
     }
-    files = _written(model, folder, table, preparation, summary)
+    files = _written(model, folder, table, preparation, model.transform(x), summary)
     _tell(run, model, table, summary, files, data)
     run.finish({**summary, "files": files}, converged=not stopped)
 
@@ -332,18 +341,13 @@ def _written(
     folder: Path,
     table: Table,
     preparation: Preparation,
+    codes: Tensor,
     summary: Mapping[str, Any],
 ) -> list[str]:
-    expect_place_for(folder, folder=True)  # it may have vanished meanwhile
-    model.save(folder)
-    preparation.save(folder)
-    codes = model.transform(
-        as_tensor(
-            preparation.apply(table.values),
-            model.objective_.null.dtype,
-            model.objective_.null.device,
-        )
-    )
+    make_folder(folder, folder)
+    with writing(folder):
+        model.save(folder)
+        preparation.save(folder)
     write_columns(folder / CODES, code_columns(codes, table))
     write_json(folder / SUMMARY, summary)
     return [str(folder / name) for name in ("checkpoint.json", FILE, CODES, SUMMARY)]
