@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -104,8 +103,9 @@ def as_numbers(cells: Sequence[str]) -> tuple[np.ndarray, int | None]:
 
 
 def _opened(path: Path) -> IO[str]:
-    raw: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[Column], bool]:
@@ -122,10 +122,10 @@ def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[C
     numbers, bad = as_numbers(head)
     named = bad is not None or bool(np.isnan(numbers).any())
     names = [name.strip() for name in head] if named else [f"x{i + 1}" for i in range(len(head))]
-    kept = {
-        name: [] if name in keep or (i == 0 and not name) else None for i, name in enumerate(names)
-    }
-    columns = [_Growing(name, text=kept[name]) for name in names]
+    columns = []
+    for i, name in enumerate(names):
+        unnamed = i == 0 and not name  # the names of the rows
+        columns.append(_Growing(name, text=[] if name in keep or unnamed else None))
     done = 0
     if not named:
         lines = _after(head, lines)

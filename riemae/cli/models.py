@@ -30,8 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import riemae
-from riemae import Manifold
 from riemae.cli.failures import one_line
 from riemae.cli.options import Run, suggestion
 from riemae.cli.output import as_tensor
@@ -39,6 +37,8 @@ from riemae.cli.preparation import Preparation
 from riemae.cli.sources import PICKLES
 from riemae.cli.tables import Table
 from riemae.exceptions import DecoderError, FileError, OptionError, RiemaeError
+from riemae.loading import load
+from riemae.manifold import Manifold
 
 _KINDS = "a riemae folder, a torch.export program (.pt2), or package.module:factory"
 _SAFE = (
@@ -72,6 +72,9 @@ class Model:
     @property
     def latent_dim(self) -> int | None:
         """m, or None where only points can tell."""
+        if self.estimator is not None:
+            found: int = self.estimator.latent_dim
+            return found
         return self.manifold.latent_dim
 
     @property
@@ -148,7 +151,7 @@ def _trained(text: str, folder: Path, run: Run) -> Model:
     if not (folder / "checkpoint.json").exists():
         hint = "riemae train --out writes one; a folder of images is data."
         raise FileError(text, "a folder with a trained model", "one without checkpoint.json", hint)
-    estimator = riemae.load(folder, run.device)
+    estimator = load(folder, run.device)
     manifold = estimator.manifold_.to(run.device, run.dtype)
     return Model(text, manifold, estimator, Preparation.load(folder))
 

@@ -23,6 +23,7 @@ from riemae.exceptions import FileError, MissingExtraError, OptionError
 from riemae.storage.atomic import write_atomically
 
 _PLACE = "Choose another --out, or make room and permissions for this one."
+_WIDE = 200  # characters in a line of a file
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -186,13 +187,16 @@ def say_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) ->
     from rich.table import Table
 
     lines = [tuple(row) for row in rows]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
         numeric = all(_is_number(line[i]) for line in lines)
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    console.print(table)
 
 
 def number(value: float | Tensor, digits: str = ".5g") -> str:

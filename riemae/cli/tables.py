@@ -241,7 +241,7 @@ class Source:
             NonFiniteError: When cells are missing and the user has not said what to do.
         """
         missing = np.isnan(values)
-        broken = missing.reshape(len(values), -1).any(1)
+        broken = missing.any(axis=tuple(range(1, missing.ndim)))
         if not broken.any():
             return values, ~broken
         if reading.drop_missing:

@@ -23,7 +23,7 @@ from riemae.testing import check_manifold
 
 _CHECKED = 16  # points on which the laws are tested
 _LOOKED_AT = 200  # points on which everything else is
-_PAIRS = 8
+_PAIRS = 4
 _DRAWN = 64  # points when no data are given
 _DEAD = 1e-6  # ratio of eigenvalues below which a direction has practically no length
 _SLOW = 10.0  # decodings for value and Jacobian, for each latent dimension

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from riemae.cli.demo import Demo
 
 
-@click.command(cls=Command, examples=("riemae demo --epochs 20 --pairs 2 --subset 4 --out demo",))
+@click.command(cls=Command, examples=("riemae demo", "riemae demo --out pictures --json"))
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default="out/demo", show_default=True
 )

@@ -7,10 +7,10 @@ from typing import Any
 
 import rich_click as click
 
-import riemae
 from riemae.cli.failures import Command
 from riemae.cli.options import talking
 from riemae.cli.output import expect_place_for, say, say_json, write_json
+from riemae.environment import show_versions
 
 
 @click.command(cls=Command, examples=("riemae info", "riemae info --json"))
@@ -21,7 +21,7 @@ def info(out: Path | None, as_json: bool, **_: Any) -> None:
 
     Paste it into reports of problems.
     """  # noqa: DOC501 (this text is what --help prints)
-    versions = riemae.show_versions()
+    versions = show_versions()
     if out is not None:
         expect_place_for(out)
         write_json(out, versions.to_dict())

@@ -72,7 +72,8 @@ def neighbors(
 ) -> None:
     """Find the k nearest rows of every row of DATA, by geodesic distance.
 
-    A row is certified when no other row can be nearer. Exit code 0 when every row is.
+    A row is certified when no other row can be nearer; one with a tie at its last place cannot be.
+    Exit code 0 when every geodesic has converged and, with --candidates, every row is certified.
     """  # noqa: DOC501 (this text is what --help prints)
     expect_format(run.target, FORMATS)
     expect_place_for(run.target)
@@ -107,7 +108,8 @@ def neighbors(
         "rtol": found.rtol,
         "files": [str(run.target)],
     }
-    run.finish(numbers, converged=certified == len(given) and not len(found.failed))
+    complete = candidates is None or certified == len(given)
+    run.finish(numbers, converged=complete and not len(found.failed))
 
 
 def _write(path: Path, found: Neighbors, given: Points, kind: str) -> Path:

@@ -8,8 +8,6 @@ import rich_click as click
 import torch
 from torch import Tensor
 
-import riemae
-from riemae import Manifold
 from riemae.cli.failures import Command
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, Words, reading, running
@@ -19,6 +17,9 @@ from riemae.cli.preparation import Preparation
 from riemae.cli.sources import find, read
 from riemae.cli.tables import Table
 from riemae.exceptions import DataError, OptionError
+from riemae.manifold import Manifold
+from riemae.reporting import fit_decoder
+from riemae.reporting import report as write_report
 
 if TYPE_CHECKING:
     from riemae.cli.progress import Bars
@@ -108,7 +109,7 @@ def report(
             M, z, table = opened.manifold, found.codes, found.table
             shown = _of_model(opened, found, shape)
         make_folder(run.target.parent, run.target)
-        made = riemae.report(
+        made = write_report(
             M,
             z,
             table.labels,
@@ -208,6 +209,6 @@ def _judged(
     x = Preparation.of(table, standardize=False).apply(table.values)
     z = as_tensor(plane.values, torch.float64, run.device).flatten(1)
     bars("decoder", 0, 1)
-    M = riemae.fit_decoder(z, as_tensor(x, torch.float64, run.device))
+    M = fit_decoder(z, as_tensor(x, torch.float64, run.device))
     bars("decoder", 1, 1)
     return M, z, table

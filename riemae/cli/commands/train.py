@@ -373,8 +373,9 @@ def _tell(
     shape = " × ".join(map(str, table.values.shape[1:]))
     dropped = f" ({table.dropped} with missing cells left out)" if table.dropped else ""
     run.say(
-        f"{table.name}: {len(table)} rows{dropped} of {shape} numbers, {summary['latent_dim']} latent "
-        f"dimensions; {summary['method']}, {summary['epochs']} epochs in {summary['seconds']} s.",
+        f"{table.name}: {len(table)} rows{dropped} of {shape} numbers.",
+        f"{summary['method']} with {summary['latent_dim']} latent dimensions: "
+        f"{summary['epochs']} epochs in {summary['seconds']} s.",
         f"Explained: {number(100 * summary['explained'], '.1f')} % of the "
         f"{'variance' if model.likelihood == 'squared_error' else 'deviance'}.",
     )
