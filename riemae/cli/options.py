@@ -83,6 +83,8 @@ class Reading:
         drop_missing: Whether rows with missing cells are left out.
         key: The array of an npz file.
         layer: The layer of an h5ad file.
+        usual: How the data of the training were read: what the user does not say is taken from
+            there, as far as the data have it.
     """
 
     labels: str | None = None
@@ -92,6 +94,28 @@ class Reading:
     drop_missing: bool = False
     key: str | None = None
     layer: str | None = None
+    usual: Reading | None = None
+
+    def choice(self, name: str, known: Iterable[str]) -> str | None:
+        """What was chosen for one of these attributes: by the user, or as in the training.
+
+        Args:
+            name: Of the attribute.
+            known: What the data have.
+        """
+        given: str | None = getattr(self, name)
+        if given is not None or self.usual is None:
+            return given
+        before: str | None = getattr(self.usual, name)
+        return before if before in set(known) else None
+
+    @property
+    def named(self) -> set[str]:
+        """Columns that may hold labels or the names of rows."""
+        found = {self.labels, self.index}
+        if self.usual is not None:
+            found |= {self.usual.labels, self.usual.index}
+        return {name for name in found if name is not None}
 
 
 class Name(click.ParamType):
@@ -299,7 +323,7 @@ def reading(function: Function) -> Function:
 
     @functools.wraps(function)
     def command(**given: Any) -> Any:
-        names = Reading.__dataclass_fields__
+        names = [name for name in Reading.__dataclass_fields__ if name != "usual"]
         return function(reading=Reading(**{name: given.pop(name) for name in names}), **given)
 
     return _with(options, command)

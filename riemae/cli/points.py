@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rich_click as click
@@ -65,6 +65,8 @@ def points(
         run: Says where the codes go.
         codes_given: The user's word on whether they are codes.
     """
+    if model.preparation is not None:
+        reading = replace(reading, usual=model.preparation.reading)
     source = find(data, reading, run.seed)
     if _are_codes(model, source, reading) if codes_given is None else codes_given:
         names = code_names(_count(model, source))

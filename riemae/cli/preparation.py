@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from riemae.cli.options import Reading
 from riemae.cli.output import write_json
 from riemae.cli.tables import Table
 from riemae.exceptions import CheckpointError
 
 FILE = "preparation.json"
 _CHECKPOINT = "checkpoint.json"
+_NAMES = ("labels", "index", "key", "layer")
 _FORMAT = "riemae preparation"
 _AGAIN = "Train the model again, or take the whole folder from where it was trained."
 
@@ -33,15 +35,28 @@ class Preparation:
         shape: Of one row.
         center: Flat, one number for each entry of a row; or None without standardisation.
         scale: The same.
+        labels: The column of labels, as the user of the training has named it, or None.
+        index: The column of the names of rows, or None.
+        key: The array of an npz file, or None.
+        layer: The layer of an h5ad file, or None.
     """
 
     columns: tuple[str, ...] | None
     shape: tuple[int, ...]
     center: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
+    labels: str | None = None
+    index: str | None = None
+    key: str | None = None
+    layer: str | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the data of the training were read."""
+        return Reading(labels=self.labels, index=self.index, key=self.key, layer=self.layer)
 
     @classmethod
-    def of(cls, table: Table, standardize: bool) -> Preparation:
+    def of(cls, table: Table, standardize: bool, reading: Reading) -> Preparation:
         """The preparation of the data of a training.
 
         Columns that do not vary keep their units.
@@ -49,16 +64,18 @@ class Preparation:
         Args:
             table: The data.
             standardize: Whether every column gets mean 0 and variance 1.
+            reading: How the data were read.
         """
         shape = table.values.shape[1:]
+        names = {name: getattr(reading, name) for name in _NAMES}
         if not standardize:
-            return cls(table.columns, shape)
+            return cls(table.columns, shape, **names)
         flat = table.values.reshape(len(table), -1).astype(float)
         center = flat.mean(0)
         scale = flat.std(0)
         constant = scale <= 1e-12 * np.maximum(np.abs(center), 1e-300)
         scale[constant] = 1.0
-        return cls(table.columns, shape, tuple(center.tolist()), tuple(scale.tolist()))
+        return cls(table.columns, shape, tuple(center.tolist()), tuple(scale.tolist()), **names)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Rows for the model.
@@ -116,6 +133,7 @@ class Preparation:
                 shape=tuple(map(int, found["shape"])),
                 center=_numbers(found["center"]),
                 scale=_numbers(found["scale"]),
+                **{name: _text(found[name]) for name in _NAMES},
             )
             model = found["model"]
         except (ValueError, LookupError, TypeError, RecursionError) as reason:
@@ -131,6 +149,10 @@ class Preparation:
 
 def _digest(folder: Path) -> str:
     return hashlib.sha256((folder / _CHECKPOINT).read_bytes()).hexdigest()
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

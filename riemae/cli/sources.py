@@ -85,8 +85,7 @@ def find(data: str, reading: Reading, seed: int = 0) -> Source:
 
 
 def _table(path: Path, reading: Reading) -> Source:
-    keep = {name for name in (reading.labels, reading.index) if name is not None}
-    columns, named = read_delimited(path, keep)
+    columns, named = read_delimited(path, reading.named)
     names = tuple(c.name for c in columns) if named else None
     return Source(path.name, columns=columns, names=names)
 
@@ -103,11 +102,12 @@ def _loaded(path: Path) -> np.ndarray:
 
 
 def _numeric(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "fiub" or array.ndim < 1 or array.ndim < 2 and not len(array):
+    if array.dtype.kind not in "fiub" or array.ndim < 1:
         hint = "Convert it with array.astype(float)."
         got = f"{array.dtype} of shape {array.shape}"
         raise DataError(name, "an array of numbers (n, *shape)", got, hint)
-    return np.asarray(array[:, None] if array.ndim == 1 else array, dtype=float)
+    kind = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
+    return np.asarray(array[:, None] if array.ndim == 1 else array, dtype=kind)
 
 
 def _array(path: Path, reading: Reading) -> Source:
@@ -130,7 +130,7 @@ def _archive(path: Path, reading: Reading) -> Source:
             hint = "Save labels as text: numpy.array(labels, dtype=str)."
             raise FileError(path.name, f"labels in {name!r}", "objects", hint) from reason
 
-    key = reading.key
+    key = reading.choice("key", names)
     if key is None:
         candidates = [name for name in names if name != reading.labels]
         preferred = [name for name in ("x", "X", "data", "codes", "z") if name in candidates]
@@ -175,11 +175,7 @@ def _parquet(path: Path, reading: Reading) -> Source:
             or pyarrow.types.is_boolean(kind)
         ):
             numbers = cells.cast("double").to_numpy(zero_copy_only=False)
-            text = (
-                [str(cell) for cell in cells.to_pylist()]
-                if name in (reading.labels, reading.index)
-                else None
-            )
+            text = [str(cell) for cell in cells.to_pylist()] if name in reading.named else None
             column = Column("" if of_pandas else name, numbers, text=text)
         else:
             text = ["" if cell is None else str(cell) for cell in cells.to_pylist()]
@@ -203,16 +199,19 @@ def _cells(path: Path, reading: Reading) -> Source:
         adata = anndata.read_h5ad(path)
     except OSError as reason:
         raise FileError(path.name, "an h5ad file", str(reason), "Write it again.") from reason
-    if reading.layer is None:
+    layer = reading.layer
+    if layer is None and reading.usual is not None:
+        layer = reading.usual.layer  # X in its place would be other numbers
+    if layer is None:
         values = adata.X
         if values is None:
             known = " or ".join(f"--layer {name}" for name in adata.layers)
             raise DataError(path.name, "numbers in X", "nothing", f"Try {known}." if known else "")
-    elif reading.layer in adata.layers:
-        values = adata.layers[reading.layer]
+    elif layer in adata.layers:
+        values = adata.layers[layer]
     else:
-        hint = suggestion(reading.layer, adata.layers)
-        raise OptionError(path.name, "a layer for --layer", repr(reading.layer), hint)
+        hint = suggestion(layer, adata.layers)
+        raise OptionError(path.name, "a layer for --layer", repr(layer), hint)
     array = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     return Source(
         path.name,

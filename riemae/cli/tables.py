@@ -139,7 +139,7 @@ class Source:
         )
 
     def _labels(self, reading: Reading) -> tuple[list[str] | None, str]:
-        given = reading.labels
+        given = reading.choice("labels", [*(self.names or ()), *self.findable])
         if given is None:
             return self.labels, "label"
         if self.columns is not None and given in (self.names or ()):
@@ -159,14 +159,15 @@ class Source:
         return labels
 
     def _rows(self, reading: Reading) -> tuple[list[str] | None, str | None]:
-        if reading.index is None:
+        given = reading.choice("index", self.names or ())
+        if given is None:
             if self._has_index:
                 return self._text(""), "index"
             return self.rows, None if self.rows is None else "index"
-        if self.columns is None or reading.index not in (self.names or ()):
-            hint = suggestion(reading.index, self.names or ())
-            raise OptionError(self.name, "a column for --index", repr(reading.index), hint)
-        return self._text(reading.index), reading.index
+        if self.columns is None or given not in (self.names or ()):
+            hint = suggestion(given, self.names or ())
+            raise OptionError(self.name, "a column for --index", repr(given), hint)
+        return self._text(given), given
 
     @property
     def _has_index(self) -> bool:
@@ -201,7 +202,7 @@ class Source:
             return list(wanted)
         if reading.columns:
             return list(reading.columns)
-        away = {reading.labels, reading.index, *reading.exclude}
+        away = {*reading.named, *reading.exclude}
         if self._has_index:
             away.add("")
         return [name for name in self.names if name not in away]

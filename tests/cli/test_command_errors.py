@@ -164,8 +164,9 @@ class TestPairs:
     def test_rows_need_data(self, flowers):
         assert "DATA, which the rows are of" in refusal("geodesic", flowers.model, "--pairs", "0:1")
 
-    def test_names_need_names(self, flowers):
-        line = refusal("geodesic", flowers.model, flowers.table, "--between", "p1", "p2")
+    def test_names_need_names(self, here, flowers):
+        np.save("x.npy", np.ones((3, 4)))
+        line = refusal("geodesic", flowers.model, "x.npy", "--between", "p1", "p2")
         assert "--labels COLUMN or --index COLUMN" in line
 
     def test_more_neighbours_than_rows(self, here, flowers):

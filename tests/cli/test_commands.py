@@ -103,6 +103,8 @@ class TestTrain:
         said = numbers("train", "iris", *tiny, "--epochs", "3", "--out", "parts", "--resume")
         assert said["epochs"] == 3
         assert (here / "parts/codes.csv").read_bytes() == (here / "whole/codes.csv").read_bytes()
+        finished = numbers("train", "iris", *tiny, "--epochs", "3", "--out", "parts", "--resume")
+        assert finished["explained"] == said["explained"]
         again = numbers("train", "iris", *tiny, "--epochs", "2", "--out", "parts", "--overwrite")
         assert again["epochs"] == 2
 
@@ -203,6 +205,25 @@ class TestEmbed:
         done("embed", flowers.model, "x.npy", "--out", "z.npy")
         np.testing.assert_allclose(np.load("z.npy"), codes[:7], rtol=1e-6, atol=1e-6)
 
+    def test_labels_and_names_are_those_of_the_training(self, here, flowers, iris):
+        done("embed", flowers.model, flowers.table, "--out", "z.csv")
+        assert (here / "z.csv").read_text().startswith("plant,z1,z2,species\np0,")
+        without = {name: iris[name] for name in COLUMNS}
+        done("embed", flowers.model, write_table(here / "t.csv", without), "--out", "z.csv")
+        assert (here / "z.csv").read_text().startswith("row,z1,z2\n0,")
+
+    def test_the_layer_is_that_of_the_training(self, here):
+        anndata = pytest.importorskip("anndata")
+        counts = np.random.default_rng(0).poisson(3.0, (20, 4)).astype(np.float32)
+        adata = anndata.AnnData(np.log1p(counts))
+        adata.layers["counts"] = counts
+        adata.write_h5ad("cells.h5ad")
+        done("train", "cells.h5ad", "--layer", "counts", *TINY, "--out", "model")
+        np.save("counts.npy", counts)
+        done("embed", "model", "cells.h5ad", "--out", "a.npy")
+        done("embed", "model", "counts.npy", "--out", "b.npy")
+        np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
+
     def test_images_keep_their_shape(self, here):
         from PIL import Image
 
@@ -225,11 +246,11 @@ class TestGeodesic:
         assert said["status"] == ["converged", "converged"]
         straight = M.length(Curve.line(codes[[0, 3]], codes[[50, 149]], 64))
         assert said["straight"] == pytest.approx(straight.tolist(), rel=1e-2)
-        assert said["pairs"] == [["0", "50"], ["3", "149"]]
+        assert said["pairs"] == [["p0", "p50"], ["p3", "p149"]]
 
     def test_names_and_labels(self, flowers, codes, M):
         names = ("--between", "p0", "p50", "--between", "setosa", "virginica")
-        said = numbers("geodesic", flowers.model, flowers.table, *flowers.names, *names)
+        said = numbers("geodesic", flowers.model, flowers.table, *names)
         assert said["pairs"] == [["p0", "p50"], ["setosa", "virginica"]]
         medians = []
         for part in (codes[:50], codes[100:]):
@@ -270,7 +291,7 @@ class TestGeodesic:
         lines = (here / "c.csv").read_text().splitlines()
         assert lines[0] == "pair,from,to,t,z1,z2"
         assert len(lines) == 6
-        assert lines[-1].startswith("0,0,50,1.0,")
+        assert lines[-1].startswith("0,p0,p50,1.0,")
 
     def test_exit_code_1_when_one_has_not_converged(self, flowers):
         asked = ("geodesic", flowers.model, "--codes", "0,0:1,1", "--rtol", "1e-12")
@@ -427,6 +448,9 @@ class TestOwnDecoders:
 
     def test_codes_of_a_decoder(self, code, here):
         np.save("z.npy", np.random.default_rng(0).normal(size=(12, 2)))
+        said = numbers("report", "mine:good", "z.npy", "--pair-count", "3")
+        assert said["converged"]
+        assert (here / "report.html").stat().st_size > 10_000
         said = numbers("neighbors", "mine:good", "z.npy", "-k", "2", "--rtol", "1e-2")
         assert (said["codes_given"], said["certified"]) == (True, 12)
 
@@ -516,6 +540,17 @@ class TestReport:
         r = call("report", "--embedding", "c.csv", flowers.table, *flowers.names)
         assert r.exit_code == 2
         assert "expected 150 rows of coordinates, got 3 in c.csv" in r.stderr
+
+
+class TestBars:
+    def test_only_on_stderr_and_only_for_those_who_want_them(self, here, monkeypatch):
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+        r = call("train", "iris", *TINY, "--out", "a", "--json")
+        assert r.exit_code == 0
+        assert "training" in r.stderr
+        assert "3/3" in r.stderr
+        assert json.loads(r.stdout)["epochs"] == 3
+        assert call("train", "iris", *TINY, "--out", "b", "--json", "--quiet").stderr == ""
 
 
 class TestInfo:

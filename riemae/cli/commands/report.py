@@ -13,7 +13,6 @@ from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, Words, reading, running
 from riemae.cli.output import as_tensor, expect_format, expect_place_for, make_folder
 from riemae.cli.points import Points, as_option, points
-from riemae.cli.preparation import Preparation
 from riemae.cli.sources import find, read
 from riemae.cli.tables import Table
 from riemae.exceptions import DataError, OptionError
@@ -206,9 +205,8 @@ def _judged(
         hint = "Give one row of coordinates for each row of the data, in the same order."
         got = f"{len(plane)} in {plane.name}"
         raise DataError(_WHERE, f"{len(table)} rows of coordinates", got, hint)
-    x = Preparation.of(table, standardize=False).apply(table.values)
     z = as_tensor(plane.values, torch.float64, run.device).flatten(1)
     bars("decoder", 0, 1)
-    M = fit_decoder(z, as_tensor(x, torch.float64, run.device))
+    M = fit_decoder(z, as_tensor(table.values, torch.float64, run.device))
     bars("decoder", 1, 1)
     return M, z, table

@@ -164,7 +164,7 @@ def train(
         raise OptionError("--standardize", "the squared error", settings["likelihood"], hint)
     expect_place_for(folder, folder=True)
     table = read(data, reading, run.seed)
-    preparation = Preparation.of(table, standardize)
+    preparation = Preparation.of(table, standardize, reading)
     x = as_tensor(preparation.apply(table.values), run.dtype, run.device)
     settings |= {
         "ambient": _ambient(ambient, x),
