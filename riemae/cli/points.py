@@ -105,6 +105,20 @@ def code_names(count: int) -> tuple[str, ...]:
     return tuple(f"z{i + 1}" for i in range(count))
 
 
+def code_columns(codes: Tensor, table: Table) -> dict[str, Any]:
+    """Codes as a table: the names of the rows, the numbers, and the labels if there are any.
+
+    Args:
+        codes: ``(n, m)``.
+        table: The rows that they belong to.
+    """
+    columns: dict[str, Any] = {table.index_name or "row": table.rows}
+    columns |= dict(zip(code_names(codes.shape[1]), codes.cpu().mT, strict=True))
+    if table.labels is not None:
+        columns[table.label_name] = table.labels
+    return columns
+
+
 def _has(source: Source, names: tuple[str, ...]) -> bool:
     return bool(names) and set(names) <= set(source.names or ())
 

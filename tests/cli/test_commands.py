@@ -103,6 +103,11 @@ class TestTrain:
         said = numbers("train", "iris", *tiny, "--epochs", "3", "--out", "parts", "--resume")
         assert said["epochs"] == 3
         assert (here / "parts/codes.csv").read_bytes() == (here / "whole/codes.csv").read_bytes()
+        r = call(
+            "train", "iris", *tiny, "--epochs", "3", "--out", "parts", "--resume", "--seed", "1"
+        )
+        assert r.exit_code == 2
+        assert "begin anew with --overwrite" in r.stderr
         finished = numbers("train", "iris", *tiny, "--epochs", "3", "--out", "parts", "--resume")
         assert finished["explained"] == said["explained"]
         again = numbers("train", "iris", *tiny, "--epochs", "2", "--out", "parts", "--overwrite")

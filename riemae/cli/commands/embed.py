@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import rich_click as click
 
-from riemae.cli.commands.train import code_columns
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Reading, Run, reading, running
 from riemae.cli.output import expect_format, expect_place_for, write_arrays, write_columns
-from riemae.cli.points import points
+from riemae.cli.points import code_columns, points
 from riemae.exceptions import OptionError
 
 FORMATS = (".csv", ".tsv", ".parquet", ".npy", ".npz")

@@ -25,12 +25,18 @@ from riemae.cli.output import (
     write_json,
     writing,
 )
-from riemae.cli.points import code_names
+from riemae.cli.points import code_columns
 from riemae.cli.preparation import FILE, Preparation
 from riemae.cli.progress import Bars
 from riemae.cli.sources import read
 from riemae.cli.tables import Table
-from riemae.exceptions import DivergenceWarning, FileError, MissingExtraError, OptionError
+from riemae.exceptions import (
+    DivergenceWarning,
+    FileError,
+    MissingExtraError,
+    OptionError,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,12 +184,7 @@ def train(
     if overwrite and not resume:
         _forget(folder)
     start = time.perf_counter()
-    with run.bars() as bars:
-        try:
-            model.set_params(trainer={"callbacks": [_reporter(bars)]}).fit(x)
-        except KeyboardInterrupt:
-            click.echo("Interrupted. The same command with --resume goes on from there.", err=True)
-            raise Exit(INTERRUPTED) from None
+    _fit(model, x, run, resume)
     seconds = time.perf_counter() - start
     model.set_params(trainer=None, directory=None)
     stopped = warned_of(DivergenceWarning)
@@ -192,14 +193,14 @@ def train(
         "model": str(folder),
         "method": method,
         "latent_dim": settings["latent_dim"],
+        "standardized": standardize,
         "epochs": model.n_epochs_,
         "seconds": round(seconds, 2),
+        "diverged": stopped,
         "explained": model.score(x),
         "loss": {name: values[-1] for name, values in model.history_.items() if values},
         "report": plain(model.report_) if len(table) >= _FEW else None,
         "advice": _advice(table, standardize),
-        "standardized": standardize,
-        "diverged": stopped,
     }
     files = _written(model, folder, table, preparation, model.transform(x), summary)
     _tell(run, model, table, summary, files, data)
@@ -214,17 +215,13 @@ def _expect_free(folder: Path, resume: bool, overwrite: bool) -> None:
     """
     if resume or overwrite:
         return
-    choices = "go on with --resume, begin anew with --overwrite, or choose another --out."
+    hint = "Go on with --resume, begin anew with --overwrite, or choose another --out."
     if (folder / "checkpoint.json").exists():
-        raise FileError(
-            "--out",
-            "a folder without a model",
-            f"{folder}, which has one",
-            f"To keep it, {choices}",
-        )
+        got = f"{folder}, which has one"
+        raise FileError("--out", "a folder without a model", got, hint)
     if any((folder / CHECKPOINTS).glob("**/*.ckpt")):
         got = f"{folder}, where one was interrupted"
-        raise FileError("--out", "a folder without a training", got, f"You may {choices}")
+        raise FileError("--out", "a folder without a training", got, hint)
 
 
 def _forget(folder: Path) -> None:
@@ -304,6 +301,27 @@ def _value(text: str) -> Any:
     return tuple(found) if isinstance(found, list) else found
 
 
+def _fit(model: AE, x: Tensor, run: Run, resume: bool) -> None:
+    """Train, with a bar.
+
+    Raises:
+        Exit: When the user interrupts.
+        TrainingError: When training cannot go on, or is not the one that is to be resumed.
+    """
+    with run.bars() as bars:
+        try:
+            model.set_params(trainer={"callbacks": [_reporter(bars)]}).fit(x)
+        except KeyboardInterrupt:
+            text = "Interrupted. The same command with --resume goes on from the last checkpoint."
+            click.echo(text, err=True)
+            raise Exit(INTERRUPTED) from None
+        except TrainingError as reason:
+            if not (resume and reason.expected.startswith("a checkpoint")):
+                raise
+            hint = "Repeat its settings and data, or begin anew with --overwrite."
+            raise TrainingError("--resume", reason.expected, reason.got, hint) from reason
+
+
 def _reporter(bars: Bars) -> Any:
     from lightning.pytorch.callbacks import Callback
 
@@ -351,15 +369,6 @@ def _written(
     write_columns(folder / CODES, code_columns(codes, table))
     write_json(folder / SUMMARY, summary)
     return [str(folder / name) for name in ("checkpoint.json", FILE, CODES, SUMMARY)]
-
-
-def code_columns(codes: Tensor, table: Table) -> dict[str, Any]:
-    """Codes as a table: the names of the rows, the numbers, and the labels if there are any."""
-    columns: dict[str, Any] = {table.index_name or "row": table.rows}
-    columns |= dict(zip(code_names(codes.shape[1]), codes.cpu().mT, strict=True))
-    if table.labels is not None:
-        columns[table.label_name] = table.labels
-    return columns
 
 
 def _tell(
