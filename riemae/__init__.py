@@ -1,6 +1,7 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
 from riemae import ambient, datasets, differential, exceptions, scores, solvers, storage
+from riemae.citations import cite
 from riemae.ensembles import Ensemble
 from riemae.environment import show_versions
 from riemae.geometry.training_mode import frozen_statistics
@@ -14,6 +15,7 @@ __all__ = [
     "Manifold",
     "__version__",
     "ambient",
+    "cite",
     "datasets",
     "differential",
     "exceptions",

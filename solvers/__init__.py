@@ -22,7 +22,8 @@ from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.methods.shooting import Shooting
 from riemae.solvers.methods.spline import CubicSpline
-from riemae.solvers.neighbors import Neighbors, neighbors
+from riemae.solvers.neighborhoods import Neighbors, RadiusNeighbors
+from riemae.solvers.neighbors import neighbors, radius_neighbors
 from riemae.solvers.path import geodesic
 from riemae.solvers.products import Products
 from riemae.solvers.quadrature import energy, length
@@ -50,6 +51,7 @@ __all__ = [
     "NewtonCG",
     "Products",
     "QuasiNewton",
+    "RadiusNeighbors",
     "Shooting",
     "Solver",
     "Space",
@@ -66,6 +68,7 @@ __all__ = [
     "length",
     "log",
     "neighbors",
+    "radius_neighbors",
     "shoot",
     "transport",
 ]

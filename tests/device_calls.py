@@ -68,6 +68,11 @@ def nearest(M, g):
     return found.distances, found.errors
 
 
+def within(M, g):
+    found = M.radius_neighbors(g.z, 0.5, g.end, rtol=rtol(g))
+    return found.distances, found.errors
+
+
 def graph(M, g):
     """Distances along a graph, its points, and a curve."""
     found = M.graph(g.z, k=min(3, len(g.z) - 1))
@@ -127,6 +132,7 @@ DISTANCES = {
     ),
     "graph": flow(graph, rows=False),
     "neighbors": flow(nearest, rows=False),
+    "radius_neighbors": flow(within, rows=False),
 }
 FLOWS = {
     "exp": flow(lambda M, g: M.exp(g.z, g.v, rtol=rtol(g))),

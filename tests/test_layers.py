@@ -17,15 +17,15 @@ LAYERS = {
     "words": "environment exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
-        numerics.contradiction numerics.deferral numerics.dependence numerics.leftovers
-        numerics.memory
+        numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
+        numerics.leftovers numerics.memory
         numerics.metric numerics.offers numerics.precision numerics.probe numerics.random
         numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.lock storage.runs
+        storage.digests storage.identity storage.kinds storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -43,9 +43,9 @@ LAYERS = {
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.budget solvers.certificate solvers.chunk solvers.curve solvers.edges
-        solvers.energy solvers.flows solvers.flows.conjugate solvers.flows.exponential
-        solvers.flows.integrator
+        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk
+        solvers.curve solvers.edges solvers.energy solvers.flows solvers.flows.conjugate
+        solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
         solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
@@ -55,7 +55,8 @@ LAYERS = {
         solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
         solvers.methods.shooting
         solvers.methods.spline
-        solvers.model solvers.near solvers.nearest solvers.neighbors solvers.outcome solvers.pairs
+        solvers.model solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors
+        solvers.outcome solvers.pairs
         solvers.path
         solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
         solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
@@ -74,8 +75,9 @@ LAYERS = {
         ambient.uncertain
     """,
     "geometry": """
-        geometry geometry.bending geometry.checks geometry.composition geometry.conditioned
-        geometry.decoder geometry.distortion geometry.envelope geometry.explanation
+        geometry geometry.arrays geometry.bending geometry.checks geometry.composition
+        geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
+        geometry.explanation
         geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
         geometry.latent geometry.measured geometry.memory geometry.operators geometry.outputs
         geometry.paths geometry.pullback
@@ -91,7 +93,7 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt plotting scores statistics statistics.clustering
+        interop.geoopt interop.sklearn plotting scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient
@@ -99,8 +101,8 @@ LAYERS = {
         testing.solver testing.space
     """,
     "people": """
-        __main__ cli cli.builtin cli.commands cli.commands.check cli.commands.demo
-        cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
+        __main__ citations cli cli.builtin cli.commands cli.commands.check
+        cli.commands.demo cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
         cli.commands.neighbors cli.commands.report cli.commands.train cli.delimited cli.demo
         cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points
         cli.preparation cli.progress cli.sources cli.tables loading reporting

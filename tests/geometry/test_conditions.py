@@ -187,6 +187,7 @@ class TestEveryMethodAgainstALoop:
             "graph",
             "distance_matrix",
             "neighbors",
+            "radius_neighbors",
             "explain",
             "kinks",
             "metric_factor",
