@@ -101,12 +101,11 @@ LAYERS = {
         testing.solver testing.space
     """,
     "people": """
-        __main__ citations cli cli.builtin cli.commands cli.commands.check
-        cli.commands.demo cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
+        __main__ citations cli cli.builtin cli.commands cli.commands.check cli.commands.demo
+        cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
         cli.commands.neighbors cli.commands.report cli.commands.train cli.delimited cli.demo
-        cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points
-        cli.preparation cli.progress cli.sources cli.tables loading reporting
-        reporting.arguments reporting.document
+        cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points cli.preparation
+        cli.progress cli.sources cli.tables loading reporting reporting.arguments reporting.document
         reporting.embedding reporting.findings reporting.lattice reporting.measures
         reporting.payload reporting.pictures reporting.training
     """,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, cast
 
 import rich_click as click
 import torch
 from torch import Tensor
 
-from riemae.cli.commands.geodesic import status_names
+from riemae.cli.commands.geodesic import remedies, status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Name, Reading, Run, reading, running
@@ -21,7 +21,6 @@ from riemae.cli.output import (
     write_matrix,
 )
 from riemae.cli.points import as_option, drawn, points
-from riemae.exceptions import NotConvergedError
 
 FORMATS = (".npz", ".csv", ".tsv", ".npy")
 METHODS = ("geodesic", "graph", "chord")
@@ -76,35 +75,33 @@ def distances(
     expect_format(run.target, FORMATS)
     expect_place_for(run.target)
     opened = open_model(model, run, latent_dim)
-    found = points(opened, data, reading, run, codes_given)
-    rows = drawn(len(found), 2, sample, run.seed)
-    names = [found.table.rows[i] for i in rows.tolist()]
-    labels = found.table.labels
+    given = points(opened, data, reading, run, codes_given)
+    rows = drawn(len(given), 2, sample, run.seed)
+    names = [given.table.rows[i] for i in rows.tolist()]
+    labels = given.table.labels
     chosen = None if labels is None else [labels[i] for i in rows.tolist()]
     resumable = run.target.suffix == ".npy"
     if resumable:
         make_folder(run.target.parent, run.target)
     with run.bars() as bars:
-        try:
-            matrix = opened.manifold.distance_matrix(
-                found.codes[rows.to(found.codes.device)],
-                method=method,  # type: ignore[arg-type]
-                rtol=rtol,
-                k=k,
-                progress=bars.of("distances"),
-                out=run.target if resumable else None,
-            )
-            failed, status = torch.empty(0, 2, dtype=torch.int64), []
-        except NotConvergedError as reason:
-            matrix = reason.result.distances
-            failed, status = reason.result.failed, status_names(reason.result.status)
-            run.say(str(reason))
+        found = opened.manifold.distance_matrix(
+            given.codes[rows.to(given.codes.device)],
+            method=cast("Literal['geodesic', 'graph', 'chord']", method),
+            rtol=rtol,
+            k=k,
+            throw=False,
+            progress=bars.of("distances"),
+            out=run.target if resumable else None,
+            return_result=True,
+        )
+    matrix = found.distances
+    status = status_names(found.status)
     if run.target.suffix == ".npz":
         arrays = {
             "distances": matrix,
             "rows": names,
             "labels": chosen,
-            "failed": failed,
+            "failed": found.failed,
             "status": status,
         }
         write_arrays(run.target, arrays)
@@ -115,16 +112,18 @@ def distances(
         f"{len(rows)} × {len(rows)} distances ({method}) in {run.target}: median "
         f"{number(summary['median'])}, largest {number(summary['largest'])}.",
     )
+    if len(found.failed):
+        run.say(f"Not converged: {found.summary()}.", *remedies(found.status))
     numbers = {
-        **found.described(),
+        **given.described(),
         "method": method,
         "rows_taken": rows,
         **summary,
-        "failed": [[names[i], names[j]] for i, j in failed.tolist()],
+        "failed": [[names[i], names[j]] for i, j in found.failed.tolist()],
         "status": status,
         "files": [str(run.target)],
     }
-    run.finish(numbers, converged=not len(failed))
+    run.finish(numbers, converged=not len(found.failed))
 
 
 def _summary(matrix: Tensor) -> dict[str, Any]:

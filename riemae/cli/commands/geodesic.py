@@ -166,6 +166,12 @@ def status_names(status: Tensor) -> list[str]:
     return [Status(code).name.lower() for code in status.tolist()]
 
 
+def remedies(status: Tensor) -> list[str]:
+    """What to do about every kind of failure among some pairs."""
+    codes = sorted(set(status.tolist()) - {int(Status.CONVERGED)})
+    return [f"{Status(code).name.lower()}: {HINTS[Status(code)]}." for code in codes]
+
+
 def _numbers(ends: Pairs, result: GeodesicResult, straight: Tensor) -> dict[str, Any]:
     return {
         "pairs": ends.names,
@@ -200,8 +206,7 @@ def _show(
     if len(rows) > _SHOWN:
         run.say(f"… and {len(rows) - _SHOWN} more.")
     run.say(f"{result.summary()} at rtol={result.rtol:g}.")
-    for code in sorted(set(result.status.tolist()) - {int(Status.CONVERGED)}):
-        run.say(f"{Status(code).name.lower()}: {HINTS[Status(code)]}.")
+    run.say(*remedies(result.status))
     run.say(*(f"Written: {file}" for file in files))
 
 

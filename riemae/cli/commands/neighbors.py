@@ -8,7 +8,7 @@ from typing import Any
 
 import rich_click as click
 
-from riemae.cli.commands.geodesic import status_names
+from riemae.cli.commands.geodesic import remedies, status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Name, Reading, Run, reading, running
@@ -97,7 +97,7 @@ def neighbors(
         f"{found.solved} geodesics solved, mean distance {number(mean)}.",
     )
     if len(found.failed):
-        run.say(f"{len(found.failed)} geodesics did not converge: loosen --rtol, or see --json.")
+        run.say(f"Not converged: {len(found.failed)} geodesics.", *remedies(found.status))
     numbers = {
         **given.described(),
         "k": k,
