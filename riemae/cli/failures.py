@@ -24,11 +24,17 @@ from typing import Any, NoReturn, TextIO
 import click
 from click.exceptions import Abort, ClickException, Exit
 from rich_click import RichCommand, RichGroup
+from rich_click.rich_panel import RichOptionPanel
 
 from riemae import exceptions
 from riemae.exceptions import RiemaeError
 
 INTERRUPTED = 130
+# What help pages are divided into; the first holds what only this command has.
+ARGUMENTS = "Arguments"
+READING = "Reading data"
+RUNNING = "Running"
+_PANELS = (ARGUMENTS, "Options", READING, RUNNING)
 _SAID = "riemae.cli.warnings"  # the entry of a click context
 _DEBUG = "Run it again with --debug, which shows where."
 
@@ -49,7 +55,8 @@ class Command(RichCommand):
     """
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        panels: list[Any] = [RichOptionPanel(name) for name in _PANELS]
+        super().__init__(*arguments, panels=panels, **options)
         self.examples = tuple(examples)
 
     def invoke(self, ctx: click.Context) -> Any:

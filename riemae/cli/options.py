@@ -13,13 +13,11 @@ import rich_click as click
 import torch
 
 from riemae import storage
-from riemae.cli.failures import end
+from riemae.cli.failures import ARGUMENTS, READING, RUNNING, end
 from riemae.cli.output import say, say_json
 from riemae.cli.progress import Bars
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_READING = "Reading data"
-_RUNNING = "Running"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -232,7 +230,7 @@ def running(
     path = click.Path(path_type=Path, file_okay=not folder, dir_okay=folder)
     options = (
         click.option(
-            "--out", type=path, default=out, show_default=True, panel=_RUNNING, help=out_help
+            "--out", type=path, default=out, show_default=True, panel=RUNNING, help=out_help
         ),
         click.option(
             "--seed",
@@ -240,13 +238,13 @@ def running(
             default=0,
             show_default=True,
             metavar="N",
-            panel=_RUNNING,
+            panel=RUNNING,
             help="Decides everything random.",
         ),
         click.option(
             "--device",
             metavar="NAME",
-            panel=_RUNNING,
+            panel=RUNNING,
             default="auto",
             show_default=True,
             help="Where to compute: cpu, cuda, cuda:1, or auto for an accelerator if there is one.",
@@ -254,7 +252,7 @@ def running(
         click.option(
             "--dtype",
             type=click.Choice(list(DTYPES)),
-            panel=_RUNNING,
+            panel=RUNNING,
             default=dtype,
             show_default=True,
             help="Numbers in which to compute.",
@@ -287,20 +285,44 @@ def talking(function: Function) -> Function:
             "--json",
             "as_json",
             is_flag=True,
-            panel=_RUNNING,
+            panel=RUNNING,
             help="Print the numbers as JSON on stdout, and nothing else.",
         ),
-        click.option("--quiet", is_flag=True, panel=_RUNNING, help="No progress bars."),
+        click.option("--quiet", is_flag=True, panel=RUNNING, help="No progress bars."),
         click.option(
-            "--debug", is_flag=True, panel=_RUNNING, help="Show the traceback of an error."
+            "--debug", is_flag=True, panel=RUNNING, help="Show the traceback of an error."
         ),
     )
     return _with(options, function)
 
 
+def model_argument(function: Function) -> Function:
+    """Decorator: the argument MODEL."""
+    return click.argument(
+        "model",
+        panel=ARGUMENTS,
+        type=click.Path(),
+        help="A folder of riemae train, a torch.export program (.pt2), or module:factory.",
+    )(function)
+
+
+def data_argument(required: bool = True, codes: bool = True) -> Callable[[Function], Function]:
+    """Decorator: the argument DATA.
+
+    Args:
+        required: Whether it has to be there.
+        codes: Whether codes are taken as well.
+    """
+    kinds = "csv, tsv, parquet, npy, npz, h5ad, a folder of images, or a data set by its name"
+    more = "; or codes, as riemae embed writes them" if codes else ""
+    return click.argument(
+        "data", required=required, type=click.Path(), panel=ARGUMENTS, help=f"{kinds}{more}."
+    )
+
+
 def reading(function: Function) -> Function:
     """Decorator: the options on how data are read, handed on as ``reading=``."""
-    flag = functools.partial(click.option, panel=_READING)
+    flag = functools.partial(click.option, panel=READING)
     options = (
         flag(
             "--labels",

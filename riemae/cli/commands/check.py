@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from riemae.cli.commands.train import CODES
 from riemae.cli.failures import Command, one_line
 from riemae.cli.models import Model, open_model
-from riemae.cli.options import Reading, Run, reading, running
+from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
 from riemae.cli.output import expect_place_for, write_json
 from riemae.cli.points import as_option, drawn, points
 from riemae.exceptions import ContractError, OptionError, RiemaeError, SmoothnessWarning
@@ -48,8 +48,8 @@ class Finding:
     cls=Command,
     examples=("riemae check flowers", "riemae check flowers iris --json"),
 )
-@click.argument("model")
-@click.argument("data", required=False)
+@model_argument
+@data_argument(required=False)
 @click.option(
     "--latent-dim", type=click.IntRange(1), metavar="N", help="Of a decoder that does not tell."
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from riemae.cli.commands.geodesic import remedies, status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
-from riemae.cli.options import Name, Reading, Run, reading, running
+from riemae.cli.options import Name, Reading, Run, data_argument, model_argument, reading, running
 from riemae.cli.output import (
     expect_format,
     expect_place_for,
@@ -34,8 +34,8 @@ METHODS = ("geodesic", "graph", "chord")
         "riemae distances flowers iris --method graph --out distances.npz",
     ),
 )
-@click.argument("model")
-@click.argument("data")
+@model_argument
+@data_argument()
 @click.option(
     "--method",
     type=Name("method", METHODS),

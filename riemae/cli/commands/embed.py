@@ -6,7 +6,7 @@ import rich_click as click
 
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
-from riemae.cli.options import Reading, Run, reading, running
+from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
 from riemae.cli.output import expect_format, expect_place_for, write_arrays, write_columns
 from riemae.cli.points import code_columns, points
 from riemae.exceptions import OptionError
@@ -21,8 +21,8 @@ FORMATS = (".csv", ".tsv", ".parquet", ".npy", ".npz")
         "riemae embed flowers iris --out flowers.npy --json",
     ),
 )
-@click.argument("model")
-@click.argument("data")
+@model_argument
+@data_argument(codes=False)
 @reading
 @running(out="codes.csv", out_help=f"A file: {', '.join(FORMATS)}.")
 def embed(model: str, data: str, reading: Reading, run: Run) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from riemae.cli import pairs as pairs_of
 from riemae.cli.failures import Command
 from riemae.cli.models import Model, open_model
-from riemae.cli.options import Reading, Run, reading, running
+from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
 from riemae.cli.output import (
     expect_format,
     expect_place_for,
@@ -40,8 +40,8 @@ _SHOWN = 40  # rows of the table on the terminal
         "riemae geodesic flowers iris --random 5 --graph --rtol 1e-3",
     ),
 )
-@click.argument("model")
-@click.argument("data", required=False)
+@model_argument
+@data_argument(required=False)
 @click.option("--pairs", help="Rows to join, counted from 0, as 0:5,3:7.")
 @click.option(
     "--between",

@@ -11,7 +11,7 @@ import rich_click as click
 from riemae.cli.commands.geodesic import remedies, status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
-from riemae.cli.options import Name, Reading, Run, reading, running
+from riemae.cli.options import Name, Reading, Run, data_argument, model_argument, reading, running
 from riemae.cli.output import expect_format, expect_place_for, number, write_columns, write_file
 from riemae.cli.points import Points, as_option, points
 from riemae.solvers import Neighbors
@@ -27,8 +27,8 @@ KINDS = ("distances", "connectivities")
         "riemae neighbors flowers flowers/codes.csv -k 3 --rtol 1e-2 --out edges.csv",
     ),
 )
-@click.argument("model")
-@click.argument("data")
+@model_argument
+@data_argument()
 @click.option(
     "-k",
     type=click.IntRange(1),

@@ -8,7 +8,7 @@ import rich_click as click
 import torch
 from torch import Tensor
 
-from riemae.cli.failures import Command
+from riemae.cli.failures import ARGUMENTS, Command
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, Words, reading, running
 from riemae.cli.output import as_tensor, expect_format, expect_place_for, make_folder
@@ -34,7 +34,14 @@ _WHERE = "riemae report"
         "riemae report --embedding flowers.csv iris --out judged.html --pair-count 10",
     ),
 )
-@click.argument("model_and_data", nargs=-1, metavar="[MODEL] DATA")
+@click.argument(
+    "model_and_data",
+    nargs=-1,
+    type=click.Path(),
+    metavar="[MODEL] DATA",
+    panel=ARGUMENTS,
+    help="A model and data or codes, as of riemae geodesic; with --embedding data alone.",
+)
 @click.option(
     "--embedding",
     metavar="FILE",

@@ -14,7 +14,16 @@ from click.exceptions import Exit
 
 from riemae.autoencoders.likelihoods import LIKELIHOODS
 from riemae.cli.failures import INTERRUPTED, Command, warned_of
-from riemae.cli.options import Name, Reading, Run, Widths, reading, running, suggestion
+from riemae.cli.options import (
+    Name,
+    Reading,
+    Run,
+    Widths,
+    data_argument,
+    reading,
+    running,
+    suggestion,
+)
 from riemae.cli.output import (
     as_tensor,
     expect_place_for,
@@ -68,7 +77,7 @@ _FEW = 4  # rows, without which there is no report
         "riemae train swiss_roll --out roll --term extrinsic_curvature=1e-3 --epochs 5",
     ),
 )
-@click.argument("data")
+@data_argument(codes=False)
 @click.option(
     "--method",
     type=Name("method", METHODS),
