@@ -187,7 +187,16 @@ def _parquet(path: Path, reading: Reading) -> Source:
     return Source(path.name, columns=columns, names=tuple(c.name for c in columns))
 
 
-def _cells(path: Path, reading: Reading) -> Source:
+def open_cells(path: Path) -> Any:
+    """An AnnData object.
+
+    Args:
+        path: An h5ad file.
+
+    Raises:
+        MissingExtraError: When anndata is not installed.
+        FileError: When the file is something else.
+    """
     try:
         import anndata
     except ImportError as reason:
@@ -196,9 +205,13 @@ def _cells(path: Path, reading: Reading) -> Source:
             path.name, "anndata to read h5ad", "no such package", hint
         ) from reason
     try:
-        adata = anndata.read_h5ad(path)
+        return anndata.read_h5ad(path)
     except OSError as reason:
         raise FileError(path.name, "an h5ad file", str(reason), "Write it again.") from reason
+
+
+def _cells(path: Path, reading: Reading) -> Source:
+    adata = open_cells(path)
     layer = reading.layer
     if layer is None and reading.usual is not None:
         layer = reading.usual.layer  # X in its place would be other numbers

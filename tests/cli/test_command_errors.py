@@ -214,7 +214,7 @@ class TestPlaces:
 
     def test_unknown_ending(self, here, flowers):
         line = refusal("embed", flowers.model, flowers.table, "--out", "z.xls")
-        assert "a file that ends in .csv, .tsv, .parquet, .npy, .npz, got 'z.xls'" in line
+        assert "a file that ends in .csv, .tsv, .parquet, .npy, .npz, .h5ad, got 'z.xls'" in line
 
     def test_a_folder_that_vanishes_is_made_again(self, here, flowers, monkeypatch):
         # Hours of work are worth more than the wish of whoever has removed the folder.
@@ -266,6 +266,12 @@ class TestPlaces:
         assert f"a place where {name} can be written" in line
         assert (here / name).read_text() == "the earlier result"
         assert untouched(here, name)
+
+    def test_cells_are_written_for_cells_only(self, here, flowers):
+        for command in ("embed", "neighbors"):
+            line = refusal(command, flowers.model, flowers.table, "--out", "cells.h5ad")
+            assert "DATA in h5ad for a result in h5ad" in line
+        assert untouched(here)
 
     def test_an_earlier_model_is_not_lost(self, flowers):
         line = refusal(*TRAIN, "iris", "--out", flowers.model)

@@ -77,7 +77,11 @@ def test_cells(home):
     write_cells(home / CELLS)
     for line in (line for block in BLOCKS for line in block.splitlines() if "cells" in line):
         run(line)
-    assert (home / "cells.npz").exists()
+    found = pytest.importorskip("anndata").read_h5ad(home / "neighbors.h5ad")
+    assert found.obsm["X_riemae"].shape == (60, 2)
+    assert found.obsp["distances"].shape == (60, 60)
+    assert (found.obsp["distances"].getnnz(1) == 10).all()
+    assert found.uns["neighbors"]["connectivities_key"] == "connectivities"
 
 
 def test_the_page_knows_every_command_and_every_method():

@@ -228,6 +228,10 @@ class TestEmbed:
         done("embed", "model", "cells.h5ad", "--out", "a.npy")
         done("embed", "model", "counts.npy", "--out", "b.npy")
         np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
+        done("embed", "model", "cells.h5ad", "--out", "c.h5ad")
+        codes = anndata.read_h5ad("c.h5ad").obsm["X_riemae"]
+        np.testing.assert_array_equal(codes, np.load("a.npy"))
+        assert [path.name for path in here.glob("*.part*")] == []
 
     def test_images_keep_their_shape(self, here):
         from PIL import Image

@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from riemae.cli.cells import ENDING, expect_cells, write_neighbors
 from riemae.cli.commands.geodesic import remedies, status_names
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
@@ -16,7 +17,7 @@ from riemae.cli.output import expect_format, expect_place_for, number, write_col
 from riemae.cli.points import Points, as_option, points
 from riemae.solvers import Neighbors
 
-FORMATS = (".npz", ".csv", ".tsv", ".parquet")
+FORMATS = (".npz", ".csv", ".tsv", ".parquet", ENDING)
 KINDS = ("distances", "connectivities")
 
 
@@ -56,7 +57,8 @@ KINDS = ("distances", "connectivities")
 @reading
 @running(
     out="neighbors.npz",
-    out_help="npz for a sparse matrix (scipy.sparse.load_npz); csv, tsv, parquet for edges.",
+    out_help="npz for a sparse matrix (scipy.sparse.load_npz); csv, tsv, parquet for edges; h5ad "
+    "for cells with neighbours as scanpy keeps them.",
 )
 def neighbors(
     model: str,
@@ -76,19 +78,21 @@ def neighbors(
     Exit code 0 when every geodesic has converged and, with --candidates, every row is certified.
     """  # noqa: DOC501 (this text is what --help prints)
     expect_format(run.target, FORMATS)
+    expect_cells(data, run.target)
     expect_place_for(run.target)
     opened = open_model(model, run, latent_dim)
     given = points(opened, data, reading, run, codes_given)
     with run.bars() as bars:
-        found = opened.manifold.neighbors(
-            given.codes,
-            k=k,
-            rtol=rtol,
-            candidates=candidates,
-            throw=False,
-            progress=bars.of("neighbours"),
-        )
-    _write(run.target, found, given, kind)
+        progress = bars.of("neighbours")
+        if run.target.suffix == ENDING:
+            found = write_neighbors(
+                run.target, data, given, opened.manifold, k, rtol, candidates, progress
+            )
+        else:
+            found = opened.manifold.neighbors(
+                given.codes, k, rtol=rtol, candidates=candidates, throw=False, progress=progress
+            )
+            _write(run.target, found, given, kind)
     certified = int(found.certified.sum())
     known = found.distances[found.distances.isfinite()]
     mean = float(known.mean()) if len(known) else float("nan")
