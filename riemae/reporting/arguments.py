@@ -15,7 +15,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.checks import expect_finite
 
-_CLASSES = 42  # that seven colours and six shapes tell apart; the rarest of more are shown as one
+_CLASSES = 60  # that colours and shapes tell apart; the rarest of more are shown as one
 _FEW = 12  # different numbers up to which they are classes
 _OTHER = "other"
 _MISSING = "missing"

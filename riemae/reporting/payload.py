@@ -176,8 +176,11 @@ def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
     backgrounds = []
     grid = lattice.resized((_BACKGROUND, _BACKGROUND))
     nodes = grid.nodes(z)
-    curvature = curvature_at(scene.M, nodes)
-    if len(curvature):
+    known = table.knows(nodes)  # looking for what is unknown takes longer than computing
+    inner = curvature_at(scene.M, nodes[known])
+    if len(inner):
+        curvature = inner.new_full((len(nodes),), torch.nan)
+        curvature[known] = inner
         backgrounds.append(_background("curvature", "Gaussian curvature", grid, curvature))
     away = _distance_to_codes(table, nodes, z)
     backgrounds.append(_background("distance", "Distance to the data", grid, away))
@@ -238,14 +241,7 @@ def _distance_to_codes(table: MetricTable, nodes: Tensor, z: Tensor) -> Tensor: 
     way = z[nearest] - nodes
     g = table.metric(nodes)
     length = torch.einsum("ki,kij,kj->k", way, g, way).clamp(min=0).sqrt()
-    if table.defined.all():
-        return length
-    place = []
-    for axis in range(2):
-        at = (nodes[:, axis] - table.lattice.low[axis]) / table.lattice.steps[axis]
-        place.append(at.round().long().clamp(0, table.lattice.counts[axis] - 1))
-    known = torch.as_tensor(table.defined, device=nodes.device)
-    return torch.where(known[place[0], place[1]], length, torch.nan)
+    return torch.where(table.knows(nodes), length, torch.nan)
 
 
 # Decoded data on a lattice.

@@ -6,8 +6,8 @@
    metric is added, which is. The curve is refined by doubling N. Its length is measured along the
    cubic curve through the nodes, so that the error of the midpoint rule hardly matters. */
 
-const SEGMENTS = [16, 32, 64, 128];
-const RESOLVED = 2e-4; // relative change of the length with twice as many segments
+const SEGMENTS = [16, 32, 64, 128, 256];
+const RESOLVED = 3e-4; // relative change of the length with twice as many segments
 const STEPS = 40; // of Newton's method, per refinement
 const DECREMENT = 1e-9; // of the energy, relative, at which Newton's method stops
 
