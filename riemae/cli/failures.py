@@ -30,7 +30,7 @@ from riemae import exceptions
 from riemae.exceptions import RiemaeError
 
 INTERRUPTED = 130
-# What help pages are divided into; the first holds what only this command has.
+# What help pages are divided into, in this order.
 ARGUMENTS = "Arguments"
 READING = "Reading data"
 RUNNING = "Running"

@@ -117,7 +117,7 @@ class TestOptions:
         [
             (("--hidden", "8,x"), "Try 128,128"),
             (("--epochs", "0"), "--epochs"),
-            (("--epoch", "3"), "Did you mean '--epochs'?"),
+            (("--epoch", "3"), "--epochs"),
             (("--method", "ae", "--weight", "1"), "a method with a weight, got ae"),
             (("--term", "relaxed_distortion"), "a name and a value"),
             (("--term", "relaxed_distortion=x"), "Try relaxed_distortion=0.01"),

@@ -523,6 +523,23 @@ class TestReport:
         assert "<html" in (here / "judged.html").read_text().lower()
         assert "Written: judged.html" in r.stdout
 
+    def test_of_coordinates_in_cells_with_a_label_on_a_scale(self, here):
+        anndata = pytest.importorskip("anndata")
+        rng = np.random.default_rng(0)
+        z = rng.normal(size=(60, 2))
+        x = np.concatenate([z, np.sin(z)], 1) + rng.normal(scale=0.01, size=(60, 4))
+        adata = anndata.AnnData(x.astype(np.float32))
+        adata.obsm["X_umap"] = z
+        adata.obs["age"] = z[:, 0]
+        adata.write_h5ad("cells.h5ad")
+        asked = ("report", "cells.h5ad", "--labels", "age", "--pair-count", "3")
+        said = numbers(*asked, "--embedding", "X_umap")
+        assert said["converged"]
+        assert "cells.h5ad in the coordinates of X_umap" in (here / "report.html").read_text()
+        r = call(*asked, "--embedding", "X_umpa")
+        assert r.exit_code == 2
+        assert "Did you mean 'X_umap'?" in r.stderr
+
     def test_images(self, here):
         done("train", "digits", *TINY, "--out", "model")
         asked = ("report", "model", "digits", "--pair-count", "2")

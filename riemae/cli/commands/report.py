@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import rich_click as click
 import torch
 from torch import Tensor
 
+from riemae.cli.cells import ENDING
+from riemae.cli.delimited import as_numbers
 from riemae.cli.failures import ARGUMENTS, Command
 from riemae.cli.models import Model, open_model
-from riemae.cli.options import Reading, Run, Words, reading, running
+from riemae.cli.options import Reading, Run, Words, reading, running, suggestion
 from riemae.cli.output import as_tensor, expect_format, expect_place_for, make_folder
 from riemae.cli.points import Points, as_option, points
-from riemae.cli.sources import find, read
+from riemae.cli.sources import find, open_cells, read
 from riemae.cli.tables import Table
 from riemae.exceptions import DataError, OptionError
 from riemae.manifold import Manifold
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".html", ".htm")
 _WHERE = "riemae report"
+_NUMBERED = ("", "row", "index", "id")  # columns of coordinates that are none
 
 
 @click.command(
@@ -45,7 +50,8 @@ _WHERE = "riemae report"
 @click.option(
     "--embedding",
     metavar="FILE",
-    help="Coordinates of DATA (UMAP, t-SNE, PCA …) to be judged in place of a model.",
+    help="Coordinates of DATA (UMAP, t-SNE, PCA …) to be judged in place of a model; of h5ad also "
+    "their name in obsm, such as X_umap.",
 )
 @click.option(
     "--coordinates", type=Words(), default=(), metavar="A,B", help="The columns of --embedding."
@@ -98,7 +104,6 @@ def report(
     shape = None if image_shape is None else _shape(image_shape)
     expect_place_for(run.target)
     options: dict[str, Any] = {
-        "title": title,
         "pairs": pair_count,
         "landmarks": landmarks,
         "rtol": rtol,
@@ -107,6 +112,7 @@ def report(
     with run.bars() as bars:
         if embedding is not None:
             M, z, table = _judged(embedding, coordinates, data, reading, run, bars)
+            named = f"{table.name} in the coordinates of {Path(embedding).name}"
             shown: dict[str, Any] = {"images": shape or table.picture, "features": table.columns}
         else:
             assert model is not None
@@ -114,12 +120,14 @@ def report(
             found = points(opened, data, reading, run, codes_given)
             M, z, table = opened.manifold, found.codes, found.table
             shown = _of_model(opened, found, shape)
+            named = f"{table.name} in the latent space of {Path(model).name}"
         make_folder(run.target.parent, run.target)
         made = write_report(
             M,
             z,
-            table.labels,
+            _labels(table),
             path=run.target,
+            title=title or named,
             progress=bars.of("report"),
             **shown,
             **options,
@@ -201,19 +209,49 @@ def _judged(
     Raises:
         DataError: When there are not as many coordinates as rows.
     """
-    source = find(embedding, Reading(), run.seed)
-    text = [c.name for c in source.columns or () if c.bad is not None]
-    names = source.names or ()
-    numbered = tuple(name for name in names if name.lower() in ("row", "index", "", "id"))
-    chosen = Reading(columns=coordinates, exclude=() if coordinates else (*text, *numbered))
-    plane = source.table(chosen if names else Reading())
+    plane = _plane(embedding, coordinates, data, run)
     table = read(data, reading, run.seed)
     if len(plane) != len(table):
         hint = "Give one row of coordinates for each row of the data, in the same order."
-        got = f"{len(plane)} in {plane.name}"
+        got = f"{len(plane)} in {embedding}"
         raise DataError(_WHERE, f"{len(table)} rows of coordinates", got, hint)
-    z = as_tensor(plane.values, torch.float64, run.device).flatten(1)
+    z = as_tensor(plane, torch.float64, run.device).flatten(1)
     bars("decoder", 0, 1)
     M = fit_decoder(z, as_tensor(table.values, torch.float64, run.device))
     bars("decoder", 1, 1)
     return M, z, table
+
+
+def _plane(
+    embedding: str, coordinates: tuple[str, ...], data: str, run: Run
+) -> np.ndarray:  # -> (n, m)
+    """Coordinates in a file, or in ``obsm`` of cells.
+
+    Raises:
+        OptionError: When the cells have none of that name.
+    """
+    path = Path(data)
+    if path.suffix.lower() == ENDING and path.exists() and not Path(embedding).exists():
+        adata = open_cells(path)
+        if embedding not in adata.obsm:
+            hint = suggestion(embedding, adata.obsm)
+            expected = f"a file, or coordinates in obsm of {path.name}"
+            raise OptionError("--embedding", expected, repr(embedding), hint)
+        return np.asarray(adata.obsm[embedding])
+    source = find(embedding, Reading(), run.seed)
+    names = source.names
+    if names is None:
+        return source.table(Reading()).values
+    words = [column.name for column in source.columns or () if column.bad is not None]
+    numbered = [name for name in names if name.lower() in _NUMBERED]
+    away = () if coordinates else (*words, *numbered)
+    return source.table(Reading(columns=coordinates, exclude=away)).values
+
+
+def _labels(table: Table) -> list[str] | list[float] | None:
+    """Labels as the page takes them: fractional numbers, which get a scale, or words."""
+    if table.labels is None:
+        return None
+    numbers, bad = as_numbers(table.labels)
+    fractional = bad is None and np.isfinite(numbers).all() and bool((numbers % 1).any())
+    return numbers.tolist() if fractional else table.labels
