@@ -191,13 +191,13 @@ class Source:
                 raise OptionError(self.name, "columns with names", "data without", hint)
             return None if self.columns is None else [c.name for c in self.columns]
         asked = [*(reading.columns if wanted is None else wanted), *reading.exclude]
-        for name in asked:
-            if name not in self.names:
-                role = "a column" if wanted is None else "a column of the model"
-                hint = suggestion(name, self.names)
-                missing = len([n for n in asked if n not in self.names])
-                got = f"no {name!r}" + (f" (nor {missing - 1} others)" if missing > 1 else "")
-                raise OptionError(self.name, f"{role} in the data", got, hint)
+        known = set(self.names)
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            role = "a column" if wanted is None else "a column of the model"
+            more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            hint = suggestion(unknown[0], self.names)
+            raise OptionError(self.name, f"{role} in the data", f"no {unknown[0]!r}{more}", hint)
         if wanted is not None:
             return list(wanted)
         if reading.columns:
@@ -222,16 +222,24 @@ class Source:
                 )
             by_name.setdefault(column.name, column)
         found = [by_name[name] for name in chosen or ()]
-        for column in found:
-            if column.bad is not None:
-                row, text = column.bad
-                hint = (
-                    f"If it holds labels or names, say --labels {_quoted(column.name)} or --index "
-                    f"{_quoted(column.name)}; to leave it out, --exclude {_quoted(column.name)}."
-                )
-                expected = f"numbers in the column {column.name!r}"
-                raise DataError(self.name, expected, f"{text!r} in row {row}", hint)
+        words = [column for column in found if column.bad is not None]
+        if words:
+            raise self._of_words(words)
         return np.stack([c.numbers for c in found], 1) if found else np.empty((len(self), 0))
+
+    def _of_words(self, columns: Sequence[Column]) -> DataError:
+        """The error of columns that hold no numbers."""
+        first = columns[0]
+        assert first.bad is not None
+        row, text = first.bad
+        name = _quoted(first.name)
+        everyone = _quoted(",".join(column.name for column in columns))
+        hint = (
+            f"If it holds labels or names, say --labels {name} or --index {name}; to leave "
+            f"{'it' if len(columns) == 1 else 'all such columns'} out, --exclude {everyone}."
+        )
+        expected = f"numbers in the column {first.name!r}"
+        return DataError(self.name, expected, f"{text!r} in row {row}", hint)
 
     def _complete(
         self, values: np.ndarray, chosen: list[str] | None, reading: Reading

@@ -51,6 +51,9 @@ class TestData:
         line = refusal(*TRAIN, table(here), "--out", "model")
         assert "numbers in the column 'kind', got 'x' in row 1" in line
         assert "--labels kind" in line
+        assert "--exclude kind" in line
+        more = table(here, "u,v,kind,my site\n1,2,x,a\n3,4,y,b\n")
+        assert "all such columns out, --exclude 'kind,my site'" in refusal(*TRAIN, more)
         assert untouched(here, "t.csv")
 
     def test_missing_cells(self, here):
