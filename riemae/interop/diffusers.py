@@ -34,16 +34,16 @@ def manifold(vae: Any, size: int | Sequence[int] | None = None, **options: Any) 
     """
     expected = "an AutoencoderKL of diffusers"
     copy = frozen("interop.diffusers.manifold", vae, expected, "decode", "config")
-    config = copy.config
+    config: Any = copy.config
     if size is None:
         # Every block but the last of the encoder halves the image.
-        halvings = len(config.down_block_types) - 1  # type: ignore[union-attr]
-        sample = config.sample_size  # type: ignore[union-attr]
+        halvings = len(config.down_block_types) - 1
+        sample = config.sample_size
         sides = sample if isinstance(sample, (tuple, list)) else (sample, sample)
         size = [side // 2**halvings for side in sides]
     elif isinstance(size, int):
         size = [size, size]
-    shape = (config.latent_channels, *size)  # type: ignore[union-attr]
+    shape = (config.latent_channels, *size)
     return Manifold(_Images(copy), latent_shape=shape, **options)
 
 

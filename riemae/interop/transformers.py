@@ -68,8 +68,13 @@ class Tail(nn.Module):
             self._options["logits_to_keep"] = 1
         self.register_buffer("input_ids", ids.to(next(self.model.parameters()).device))
         seen: list[Tensor] = []
+
+        def kept(state: Tensor) -> Tensor:
+            seen.append(state[0, -1])
+            return state
+
         with torch.no_grad():
-            self._run(1, lambda state: seen.append(state[0, -1]) or state)
+            self._run(1, kept)
         self.register_buffer("hidden", seen[0].clone())
 
     def forward(self, states: Tensor) -> Categorical:  # (k, d)

@@ -65,7 +65,7 @@ def expect_codes(where: str, z: Tensor) -> None:
         hint = "One row of coordinates per point; try z.reshape(len(z), -1)."
         raise ShapeError(where, "z of shape (n, m)", str(tuple(z.shape)), hint)
     if len(z) < 2:
-        raise OptionError(where, "at least two points", str(len(z)), "Distances need pairs.")
+        raise OptionError(where, "z with at least two points", str(len(z)), "Distances need pairs.")
     expect_finite(where, "z", z, "Drop these rows.")
 
 

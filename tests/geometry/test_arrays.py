@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from riemae import Manifold
+from riemae import Manifold, solvers
 from riemae.exceptions import DTypeError, NonFiniteError, ShapeError
 from riemae.geometry import arrays
 
@@ -63,10 +63,12 @@ CODES = {
     "normal": draw(4, 3),
 }
 OTHERS = {"f": wave, "field": swirl, "radius": 0.8, "k": 2, "rtol": 1e-3, "t": 0.02}
+# No arrays among their arguments, and one that has a test of its own.
+ELSEWHERE = ("to", "as_space", "conjugate_points")
 METHODS = sorted(
     name
     for name, method in vars(Manifold).items()
-    if inspect.isfunction(method) and not name.startswith("_") and name not in ("to", "as_space")
+    if inspect.isfunction(method) and not name.startswith("_") and name not in ELSEWHERE
 )
 
 
@@ -130,6 +132,23 @@ def test_signatures_and_docstrings_stay(name):
     assert method.__doc__
     assert list(inspect.signature(method).parameters)[0] == "self"
     assert method.__qualname__ == f"Manifold.{name}"
+
+
+def test_conjugate_points(monkeypatch):
+    """They take seconds to find: what is looked at is what the search for them gets."""
+
+    class Found(Exception):
+        pass
+
+    def found(space, z, v, t, **options):
+        raise Found(z, v)
+
+    monkeypatch.setattr(solvers, "conjugate_points", found)
+    with pytest.raises(Found) as caught:
+        Manifold(Bowl()).conjugate_points(**arguments("conjugate_points", array))
+    z, v = caught.value.args
+    assert torch.equal(z, Z)
+    assert torch.equal(v, V)
 
 
 def test_in_order_as_well_as_by_name():

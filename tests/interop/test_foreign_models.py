@@ -118,7 +118,7 @@ class TestScvi:
         data = anndata.AnnData(counts)
         data.obs["batch"] = ["a"] * 20 + ["b"] * 20
         package.model.SCVI.setup_anndata(data, batch_key="batch")
-        given = package.model.SCVI(data, n_latent=2, n_hidden=8)
+        given = package.model.SCVI(data, n_latent=2, n_hidden=8, gene_likelihood="nb")
         given.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
         M = scvi.manifold(given, "b", library=100.0)
         z = torch.as_tensor(given.get_latent_representation())[:4]

@@ -363,7 +363,9 @@ class PlotMap {
       line(context, px, this.height - 5, px, this.height);
       if (px > 30 && px < this.width - 30) context.fillText(text(x), px + 3, this.height - 5);
     }
-    for (let y = Math.ceil(y0 / step) * step; y <= y1; y += step) {
+    // On a page about a line only the horizontal axis means something.
+    const rows = this.page.data.m > 1 ? y1 : -Infinity;
+    for (let y = Math.ceil(y0 / step) * step; y <= rows; y += step) {
       const [, py] = this.toScreen(0, y);
       line(context, 0, py, 5, py);
       if (py > 20 && py < this.height - 30) context.fillText(text(y), 7, py + 4);

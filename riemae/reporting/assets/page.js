@@ -562,8 +562,8 @@ class SectionPage extends Page {
 
   short(index) {
     const row = this.rowOf.get(index);
-    const text = row === undefined ? undefined : this.points.texts[row];
-    return text === undefined ? String(index) : text;
+    if (row === undefined || this.points.values.length) return `#${index}`;
+    return this.points.texts[row] ?? `#${index}`;
   }
 
   moved() {
