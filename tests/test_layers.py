@@ -91,7 +91,10 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.geoopt plotting scores statistics statistics.clustering
+        interop.geoopt plotting plotting.balls plotting.canvas plotting.colours
+        plotting.comparison plotting.curves plotting.distances plotting.ellipses plotting.images
+        plotting.inputs plotting.maps plotting.matrices plotting.movies plotting.overview
+        plotting.scatter plotting.spectra plotting.training scores statistics statistics.clustering
         statistics.comparison statistics.components statistics.diffusion statistics.means
         statistics.regression statistics.sampling statistics.tangents
         testing testing.ambient

@@ -183,7 +183,9 @@ class TestMetadata:
         declared = {re.match(r"[A-Za-z0-9_-]+", text).group().lower() for text in requirements}
         roots = {name.split(".")[0] for path in SOURCES for name in imported(parsed(path))}
         foreign = roots - {"riemae"} - set(sys.stdlib_module_names)
-        assert foreign <= {{"scikit-learn": "sklearn"}.get(name, name) for name in declared}
+        assert foreign <= {
+            {"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name) for name in declared
+        }
         assert "torch" in foreign
 
     @pytest.mark.parametrize(
