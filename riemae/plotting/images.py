@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Channels = Literal["first", "last"]
 _CHANNELS = (1, 3, 4)
 # Usual ranges of pixels; the first that holds nearly all of them counts, with room for decoders.
-_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+# Whole numbers up to 255 reach a tenth of it at least.
+_RANGES = ((0.0, 1.0, 0.0), (-1.0, 1.0, -1.0), (0.0, 255.0, 25.0))
 _ROOM = 0.15
 _NEARLY_ALL = (0.01, 0.99)
 
@@ -217,9 +218,9 @@ def limits_of(
     if not known.size:
         raise NonFiniteError(where, "finite images", "NaN or infinity only", "Look at them.")
     below, above = np.quantile(known, _NEARLY_ALL)
-    for low, high in _RANGES:
+    for low, high, reached in _RANGES:
         room = _ROOM * (high - low)
-        if low - room <= below and above <= high + room:
+        if low - room <= below and reached <= above <= high + room:
             return low, high
     least, most = float(known.min()), float(known.max())
     return (least, most) if least < most else (least - 1, most + 1)
@@ -244,7 +245,10 @@ def _shaped(where: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _found_channels(where: str, x: np.ndarray) -> Channels:
-    first, last = (x.shape[axis] in _CHANNELS for axis in (2, -1))
+    sizes = x.shape[2], x.shape[-1]
+    first, last = (size in _CHANNELS for size in sizes)
+    if first and last and 3 in sizes and sizes[0] != sizes[1]:
+        first, last = (size == 3 for size in sizes)  # a few pixels are rarer than three colours
     if first == last:
         got = f"images of shape {x.shape[2:]}"
         hint = "Say channels='first' or channels='last'."

@@ -109,7 +109,7 @@ def _legend_of_lines(ax: Axes) -> None:
 
 def _around(geodesics: GeodesicResult, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The box that also holds the curves."""
-    lines = geodesics.curve(torch.linspace(0, 1, 50)).detach().to(low).reshape(-1, 2)
-    known = lines[lines.isfinite().all(1)]
-    outer = torch.cat([low[None], high[None], known])
-    return outer.amin(0), outer.amax(0)
+    lines = geodesics.curve(torch.linspace(0, 1, 200)).detach().to(low).reshape(-1, 2)
+    around = region(torch.cat([low[None], high[None], lines]), 0.02)
+    inside = (lines >= low).all() & (lines <= high).all()
+    return (low, high) if bool(inside) else around
