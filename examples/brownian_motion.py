@@ -29,15 +29,16 @@ from riemae.datasets import paraboloid
 from riemae.statistics import brownian_motion, frechet_mean
 
 TIMES = (0.01, 0.03, 0.1)
+STEPS = 50
 GROUPS = 4
 
 
 def main() -> None:
     """Train, walk, print, draw."""
     options = _run.options(__doc__)
-    walkers, members = (200, 6) if options.quick else (20_000, 40)
+    walkers, members = (200, 6) if options.quick else (5_000, 40)
     data = paraboloid(500, generator=0)
-    model = AE(latent_dim=2, hidden=(64, 64), epochs=2 if options.quick else 200, lr=2e-3, seed=0)
+    model = AE(latent_dim=2, hidden=(64, 64), epochs=10 if options.quick else 100, lr=2e-3, seed=0)
     model.fit(data.x)
     M = model.manifold_.to(dtype=torch.float64)
     codes = model.transform(data.x).double()
@@ -60,7 +61,7 @@ def walk(M: Manifold, start: Tensor, walkers: int) -> None:
     print(f"{walkers} walkers; half the Laplacian of the height at the start: {rate:.4f}")
     print(f"{'time':>6} {'mean rise':>10} {'standard error':>15} {'rise / time':>12}")
     for time in TIMES:
-        ends = brownian_motion(M, start.expand(walkers, 2), time, generator=0)
+        ends = brownian_motion(M, start.expand(walkers, 2), time, STEPS, generator=0)
         rise = height(M, ends[ends.isfinite().all(1)]) - now
         error = float(rise.std()) / math.sqrt(len(rise))
         mean = float(rise.mean())
@@ -101,7 +102,7 @@ def draw(
     means: list[tuple[Tensor, Tensor]],
 ) -> None:
     """Walks in the latent space and on the surface, and the means."""
-    paths = brownian_motion(M, start.expand(5, 2), 0.3, 300, path=True, generator=1)
+    paths = brownian_motion(M, start.expand(5, 2), 0.3, 150, path=True, generator=1)
     figure = plt.figure(figsize=(16, 4.8), layout="constrained")
     left, middle, right = figure.subfigures(1, 3)
     axes = plotting.latent(M, codes, ax=left.subplots(), ellipses=40, resolution=80)
