@@ -5,6 +5,7 @@ from riemae.ensembles import Ensemble
 from riemae.geometry.training_mode import frozen_statistics
 from riemae.loading import load
 from riemae.manifold import Manifold
+from riemae.reporting import fit_decoder, report
 from riemae.version import __version__
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "datasets",
     "differential",
     "exceptions",
+    "fit_decoder",
     "frozen_statistics",
     "load",
+    "report",
     "scores",
     "solvers",
     "storage",

@@ -101,7 +101,11 @@ LAYERS = {
         testing.laws testing.manifold
         testing.solver testing.space
     """,
-    "people": "cli cli.demo cli.main loading",
+    "people": """
+        cli cli.demo cli.main loading reporting reporting.arguments reporting.document
+        reporting.embedding reporting.findings reporting.lattice reporting.measures
+        reporting.payload reporting.pictures reporting.training
+    """,
     "package": "",
 }
 # What solvers may know: neither networks nor manifolds.
