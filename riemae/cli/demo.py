@@ -184,7 +184,7 @@ def run(
 
 
 def write(demo: Demo, folder: Path) -> list[Path]:
-    """Write the figures and the numbers; returns the files."""
+    """Write the figures, the numbers and the report; returns the files, the report last."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [_draw_latent(demo, folder), _draw_strips(demo, folder), _draw_matrices(demo, folder)]
     numbers = folder / "distances.npz"
@@ -195,7 +195,24 @@ def write(demo: Demo, folder: Path) -> list[Path]:
         geodesic=demo.by_geodesic.numpy(),
         graph=demo.by_graph.numpy(),
     )
-    return [*written, numbers]
+    return [*written, numbers, _write_report(demo, folder)]
+
+
+def _write_report(demo: Demo, folder: Path) -> Path:
+    """The page for a browser, with the digits behind the codes."""
+    from riemae.reporting import report
+
+    images, _ = load_digits()
+    path = folder / "report.html"
+    report(
+        demo.manifold,
+        demo.codes,
+        demo.labels,
+        path=path,
+        title="Digits in the latent space of an autoencoder",
+        images=images.double().view(-1, 8, 8),
+    )
+    return path
 
 
 def rows(demo: Demo) -> Iterator[tuple[str, str, str, str, str, str, str]]:
@@ -221,8 +238,8 @@ def summary(demo: Demo) -> list[str]:
     straight = torch.cat([demo.straight, demo.between_straight])
     longer = 100 * (straight / length - 1)[converged & (length > 0)]
     lines = [
-        f"The same small step changes the image {uneven_steps(demo):.0f} times as much in one "
-        "place of the plot as in another (between the most and the least stretched 5 % of digits)."
+        f"A small step in the plot changes the image {uneven_steps(demo):.0f} times as much where "
+        "the plot is dark as where it is light (95 % and 5 % of the digits)."
     ]
     if len(longer):
         lines.append(

@@ -133,6 +133,7 @@ def _show(console: Console, result: Demo, files: list[Path]) -> None:
         f"Autoencoder: mean squared error {result.loss:.4f} per pixel. "
         f"Geodesics: {r.summary()}; {int(r.is_local_minimum.sum())} locally minimising."
     )
+    console.print("Written: " + ", ".join(str(f) for f in files), highlight=False)
     for sentence in demonstration.summary(result):
         console.print(f"• {sentence}")
-    console.print("Written: " + ", ".join(str(f) for f in files), highlight=False)
+    console.print(f"Open {files[-1]} in a browser, and drag two points.", highlight=False)
