@@ -37,9 +37,9 @@ def maps(M: Manifold, z: Tensor, labels: Tensor) -> Figure:
     named(plotting.curvature(M, low, high, resolution=120, ax=next(panels)), "curvature")
     named(plotting.distortion(M, low, high, ax=next(panels)), "distortion")
     named(plotting.distance_field(M, z[0], low, high, ax=next(panels)), "distance_field")
-    ax = plotting.codes(z, labels, names=False, legend=False, ax=next(panels), alpha=0.4)
+    ax = plotting.codes(z, names=False, ax=next(panels), alpha=0.3, color="0.5")
     plotting.balls(M, plotting.spread_points(z, 9), [0.4, 0.8], ax=ax)
-    ax.legend(*ax.get_legend_handles_labels()[:0], loc="lower left")
+    ax.legend(loc="lower left", framealpha=0.8, fontsize=9)
     named(ax, "balls")
     return figure
 
@@ -47,7 +47,7 @@ def maps(M: Manifold, z: Tensor, labels: Tensor) -> Figure:
 def data(M: Manifold, z: Tensor, labels: Tensor, history: dict[str, list[float]]) -> Figure:
     """What is drawn of images and numbers."""
     figure = Figure(figsize=(16, 7.6), layout="constrained")
-    grid = figure.add_gridspec(2, 4, height_ratios=[1, 2.2])
+    grid = figure.add_gridspec(2, 4, height_ratios=[1, 2.2], width_ratios=[1.5, 1, 1, 1])
     r = M.geodesic(z[:1], z[300:301], graph=M.graph(z))
     curves = {"geodesic": r.curve[0], "straight": Curve.line(z[0], z[300])}
     ax = plotting.strips(M, curves, 16, ax=figure.add_subplot(grid[0, :]), shape=(8, 8))
@@ -73,16 +73,16 @@ def named(ax: Axes, name: str) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """As a PNG of 128 colours, a third of the size."""
+    """As a PNG of 256 colours, a third of the size."""
     path = DOCS / name
     figure.savefig(path, dpi=80, metadata={"Software": None})
     smaller(path)
 
 
 def smaller(path: Path) -> None:
-    """The same picture in 128 colours."""
+    """The same picture in 256 colours."""
     with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
     few.save(path, optimize=True)
 
 

@@ -31,6 +31,7 @@ from riemae.statistics import brownian_motion, frechet_mean
 TIMES = (0.01, 0.03, 0.1)
 STEPS = 50
 GROUPS = 4
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 
 
 def main() -> None:
@@ -109,7 +110,7 @@ def draw(
     surface = middle.subplots(subplot_kw={"projection": "3d"})
     surface.scatter(*M.decode(codes).T, s=2, color="0.7")
     for number, path in enumerate(paths):
-        style = {**dict(zip(("color", "linestyle"), LINES[number], strict=True)), "linewidth": 0.9}
+        style = {"color": COLOURS[number], "linewidth": 0.9}
         axes.plot(*path.T, **style)
         surface.plot(*M.decode(path).T, **style)
     for panel in (axes, surface):
@@ -119,7 +120,14 @@ def draw(
     last = right.subplots()
     numbers = [str(number) for number, points in enumerate(groups) for _ in points]
     plotting.latent(
-        M, torch.cat(groups), numbers, ax=last, resolution=80, names=False, legend=False
+        M,
+        torch.cat(groups),
+        numbers,
+        ax=last,
+        colorbar=False,
+        resolution=80,
+        names=False,
+        legend=False,
     )
     for number, (mean, plain) in enumerate(means):
         first = number == 0
@@ -128,17 +136,8 @@ def draw(
         label = "mean of codes" if first else None
         last.plot(*plain, "P", ms=9, mfc="#D55E00", mec="white", label=label, zorder=5)
     last.set_title("means of four groups")
-    last.legend(frameon=False)
+    last.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _run.save(figure, options, "brownian_motion.png", dpi=110)
-
-
-LINES = (
-    ("#0072B2", "-"),
-    ("#D55E00", "-"),
-    ("#009E73", "-"),
-    ("#CC79A7", "-"),
-    ("#000000", "-"),
-)
 
 
 if __name__ == "__main__":

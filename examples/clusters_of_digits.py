@@ -1,10 +1,11 @@
-"""Do digits fall into their classes? k-means by geodesic and by Euclidean distance, over seeds.
+"""Do digits fall into their classes? Clusters by geodesic and by Euclidean distance, over seeds.
 
-Autoencoders with two and with eight latent dimensions are trained on scikit-learn's digits, each
-from several seeds. Codes of 300 digits are then clustered into ten groups: by plain k-means on the
-codes, by geodesic k-means (Fréchet means as centres), and by plain k-means on the images. All get
-the same number of seedings and keep the best. The score is the adjusted Rand index against the true
-classes, 1 for the same groups and 0 for chance. The table says who wins in which run.
+An autoencoder with eight latent dimensions is trained on scikit-learn's digits from several seeds.
+Its codes are grouped into ten clusters in two ways each: by k-means, whose geodesic form has
+Fréchet means as centres and needs a geodesic to every centre, for 100 digits; and by k-medoids,
+which needs a matrix of distances only, for 1,000 digits, with distances along a neighbourhood graph
+as geodesic ones. The score is the adjusted Rand index against the true classes, 1 for the same
+groups and 0 for chance. The last lines say who wins, in how many runs.
 
     python examples/clusters_of_digits.py              # 5 seeds; writes out/clusters_of_digits.png
 """
@@ -20,97 +21,91 @@ import torch
 from matplotlib import pyplot as plt
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from riemae import plotting
+from riemae import Manifold, plotting
 from riemae.autoencoders import AE
-from riemae.statistics import GeodesicKMeans
+from riemae.statistics import GeodesicKMeans, GeodesicKMedoids
 
 CLASSES = 10
-SETTINGS = {"hidden": (128, 128), "epochs": 100, "batch_size": 128, "lr": 2e-3}
-MODELS = {f"m = {m}": AE(latent_dim=m, **SETTINGS) for m in (2, 8)}
-WAYS = ("Euclidean, images", "Euclidean, codes", "geodesic, codes")
+MODELS = {"AE": AE(latent_dim=8, hidden=(64, 64), epochs=40, batch_size=128, lr=2e-3)}
+WAYS = ("k-means", "k-means, geodesic", "k-medoids", "k-medoids, geodesic")
+COLOURS = ("#D55E00", "#0072B2", "#D55E00", "#0072B2")
 
 
 def main() -> None:
     """Train, cluster, print, draw."""
     options = _run.options(__doc__, seeds=5)
-    count, seedings = (40, 1) if options.quick else (300, 2)
+    few, many = (20, 60) if options.quick else (100, 1000)
     found = load_digits()
     x = torch.as_tensor(found.data / 16, dtype=torch.float32)
-    order = np.random.default_rng(0).permutation(len(x))[:count]
-    chosen, classes = x[order], found.target[order]
-
-    scores: dict[str, list[tuple[float, float, float]]] = {}
+    order = np.random.default_rng(0).permutation(len(x))
+    x, classes = x[order], found.target[order]
+    print(f"adjusted Rand index: k-means of {few} digits, k-medoids of {many}")
+    print(f"{'seed':>4} " + " ".join(f"{way:>20}" for way in WAYS) + f" {'seconds':>8}")
+    scores = []
     shown = None
-    print(f"adjusted Rand index of {count} digits in {CLASSES} groups")
-    print(f"{'seed':>4} {'model':7} " + " ".join(f"{way:>18}" for way in WAYS) + f" {'seconds':>8}")
     for seed in range(options.seeds):
-        plain = KMeans(CLASSES, n_init=seedings, random_state=seed).fit(chosen.numpy())
-        for name, model in _run.trained(_run.models_for(options, MODELS), x, seed):
-            codes = model.transform(chosen).double()
-            flat = KMeans(CLASSES, n_init=seedings, random_state=seed).fit(codes.numpy())
-            manifold = model.manifold_.to(dtype=torch.float64)
+        for _, model in _run.trained(_run.models_for(options, MODELS), x, seed):
+            codes = model.transform(x[:many]).double()
             start = time.perf_counter()
-            curved = GeodesicKMeans(manifold, CLASSES, n_init=seedings, rtol=1e-2, generator=seed)
-            curved.fit(codes)
+            groups = clusters(model.manifold_.to(dtype=torch.float64), codes, few, seed)
             seconds = time.perf_counter() - start
-            groups = (plain.labels_, flat.labels_, curved.labels_.numpy())
-            row = tuple(adjusted_rand_score(classes, own) for own in groups)
-            scores.setdefault(name, []).append(row)
-            numbers = " ".join(f"{score:18.3f}" for score in row)
-            print(f"{seed:4} {name:7} {numbers} {seconds:8.1f}", flush=True)
-            if shown is None:
-                shown = manifold, codes, groups
-    for name, rows in scores.items():
-        told = verdict(np.array(rows))
-        print(f"{name}: {told}")
-    draw(options, shown, classes, scores)
+            row = [adjusted_rand_score(classes[: len(own)], own) for own in groups]
+            numbers = " ".join(f"{score:20.3f}" for score in row)
+            print(f"{seed:4} {numbers} {seconds:8.0f}", flush=True)
+            scores.append(row)
+            shown = shown or (codes, groups[2], groups[3])
+    table = np.array(scores)
+    print(f"{'mean':>4} " + " ".join(f"{score:20.3f}" for score in table.mean(0)))
+    for name, first in (("k-means", 0), ("k-medoids", 2)):
+        print(f"{name}: {verdict(table[:, first], table[:, first + 1])}")
+    draw(options, shown, classes[:many], table)
 
 
-def verdict(rows: np.ndarray) -> str:  # (seeds, 3)
-    """Who wins between the two ways to cluster codes, in how many runs, and by how much."""
-    gain = rows[:, 2] - rows[:, 1]
+def clusters(M: Manifold, codes: Tensor, few: int, seed: int) -> list[np.ndarray]:
+    """The groups that each way finds, from the same seed."""
+    z = codes[:few]
+    flat = KMeans(CLASSES, n_init=1, random_state=seed).fit(z.numpy())
+    curved = GeodesicKMeans(M, CLASSES, rtol=1e-2, generator=seed).fit(z)
+    medoids = [
+        GeodesicKMedoids(CLASSES).fit(distances).labels_.numpy()
+        for distances in (torch.cdist(codes, codes), M.distance_matrix(codes, method="graph"))
+    ]
+    return [flat.labels_, curved.labels_.numpy(), *medoids]
+
+
+def verdict(flat: np.ndarray, curved: np.ndarray) -> str:  # (seeds,) twice
+    """Who wins in how many runs, and by how much."""
+    gain = curved - flat
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
-    spread = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
-    return (
-        f"geodesic k-means is better in {wins} runs and worse in {losses} of {len(rows)}; "
-        f"mean gain over Euclidean {gain.mean():+.3f} ± {spread:.3f}"
-    )
+    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    text = f"geodesic is better in {wins} and worse in {losses} of {len(gain)} runs; mean gain"
+    return f"{text} {gain.mean():+.3f}, standard error {error:.3f}"
 
 
 def draw(
     options: Namespace,
-    shown: tuple[object, Tensor, tuple[np.ndarray, ...]],
+    shown: tuple[Tensor, np.ndarray, np.ndarray],
     classes: np.ndarray,
-    scores: dict[str, list[tuple[float, float, float]]],
+    table: np.ndarray,
 ) -> None:
-    """The classes and both groupings of a plane, and the scores of all runs."""
-    manifold, codes, (_, flat, curved) = shown
+    """The codes of the first seed by class and by both groupings, and all scores."""
+    codes, flat, curved = shown
+    plane = PCA(2).fit_transform(codes.numpy())
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained")
-    panels = (("true classes", classes), ("Euclidean k-means", flat), ("geodesic k-means", curved))
+    panels = (("true classes", classes), ("k-medoids", flat), ("k-medoids, geodesic", curved))
     for axis, (title, groups) in zip(axes, panels, strict=False):
-        style = {"background": "magnification", "names": title == "true classes"}
-        named = groups if style["names"] else [f"group {group}" for group in groups]
-        plotting.latent(manifold, codes, named, ax=axis, resolution=60, legend=False, **style)
-        axis.set_title(title)
-    for number, (name, rows) in enumerate(scores.items()):
-        for way, values in enumerate(np.array(rows).T):
-            place = way + 0.25 * (number - 0.5)
-            style = {"color": ("#0072B2", "#D55E00")[number], "marker": "os"[number]}
-            axes[3].plot([place] * len(values), values, ls="", alpha=0.7, **style)
-            label = name if way == 0 else None
-            axes[3].plot(
-                [place - 0.1, place + 0.1],
-                [values.mean()] * 2,
-                lw=2,
-                label=label,
-                color=style["color"],
-            )
-    axes[3].set_xticks(range(3), [way.replace(", ", "\n") for way in WAYS])
-    axes[3].set(ylabel="adjusted Rand index", title="all seeds; lines: means")
-    axes[3].legend(frameon=False)
+        plotting.codes(plane, groups, ax=axis, names=title == "true classes", legend=False)
+        axis.set(title=title, xlabel="first component of the codes", ylabel="second component")
+    for way, (values, colour) in enumerate(zip(table.T, COLOURS, strict=True)):
+        axes[3].plot([way] * len(values), values, "o", color=colour, alpha=0.7)
+        axes[3].plot([way - 0.2, way + 0.2], [values.mean()] * 2, color=colour, lw=2)
+    axes[3].set_xticks(range(4), [way.replace(", ", "\n") for way in WAYS])
+    axes[3].set(ylabel="adjusted Rand index", title=f"{len(table)} seeds; lines: means")
+    axes[3].grid(axis="y", alpha=0.25)
     _run.save(figure, options, "clusters_of_digits.png", dpi=110)
 
 

@@ -310,9 +310,7 @@ def _draw_latent(demo: Demo, folder: Path) -> Path:
     figure = Figure(figsize=(13.5, 6.8), layout="constrained")
     grid = figure.add_gridspec(max(len(shown), 1), 2, width_ratios=[1, 1])
     axes = figure.add_subplot(grid[:, 0])
-    low, high = plotting.region(demo.codes)
-    plotting.magnification(demo.manifold, low, high, ax=axes, colorbar=False, alpha=0.6)
-    plotting.latent(demo.manifold, demo.codes, demo.labels, ax=axes, background=None, geodesics=r)
+    plotting.latent(demo.manifold, demo.codes, demo.labels, ax=axes, colorbar=False, geodesics=r)
     axes.set_title("Each dot is a handwritten digit. Where it is dark,\na small step changes much.")
     for row, (letter, pair) in enumerate(zip("ABC", shown, strict=False)):
         panel = figure.add_subplot(grid[row, 1])

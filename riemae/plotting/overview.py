@@ -38,6 +38,7 @@ def latent(
     *,
     ax: Axes | None = None,
     background: Background | None = "magnification",
+    colorbar: bool | str = "left",
     resolution: int = 120,
     ellipses: int = 0,
     geodesics: GeodesicResult | None = None,
@@ -54,6 +55,7 @@ def latent(
         ax: Where to draw; by default in a new figure.
         background: ``"magnification"``, ``"curvature"``, ``"distortion"``, ``"condition_number"``,
             or None.
+        colorbar: Whether the background has a colour bar, or on which side.
         resolution: Points of the background along each side.
         ellipses: How many codes get their circle of the metric.
         geodesics: Geodesics to draw with their straight lines.
@@ -77,7 +79,7 @@ def latent(
         expect_choice(where, "background", background, _BACKGROUNDS)
         ax = axes_for(where, ax, (8.5, 6.0))
         draw = _BACKGROUNDS[background]
-        style = {"alpha": 0.6, "colorbar": "left", "condition": condition}
+        style = {"alpha": 0.6, "colorbar": colorbar, "condition": condition}
         draw(manifold, low, high, resolution=resolution, ax=ax, **style)
     ax = axes_for(where, ax, (7.5, 6.0))
     if ellipses:
