@@ -93,10 +93,13 @@ LAYERS = {
         autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
         autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
-        interop.scvi interop.sklearn interop.transformers plotting scores statistics
-        statistics.clustering statistics.comparison statistics.components statistics.diffusion
-        statistics.means statistics.regression statistics.sampling statistics.tangents
+        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
+        interop.sklearn interop.transformers plotting scores statistics statistics.clustering
+        statistics.comparison statistics.components statistics.diffusion statistics.means
+        statistics.regression statistics.sampling statistics.tangents plotting.balls plotting.canvas
+        plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
+        plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
+        plotting.overview plotting.scatter plotting.spectra plotting.training
         testing testing.ambient
         testing.laws testing.manifold
         testing.solver testing.space

@@ -101,16 +101,11 @@ def _show(result: Demo, files: list[Path]) -> None:
     for row in demonstration.rows(result):
         table.add_row(*row)
     console.print(table)
-    off = ~result.by_graph.isinf() & (result.by_geodesic > 0)
-    excess = (result.by_graph / result.by_geodesic - 1)[off]
     console.print(
         f"Autoencoder: mean squared error {result.loss:.4f} per pixel. "
         f"Geodesics: {r.summary()}; {int(r.is_local_minimum.sum())} locally minimising."
     )
-    if len(excess):
-        console.print(
-            f"In the {len(result.subset)} × {len(result.subset)} distance matrix the graph is "
-            f"{100 * float(excess.median()):.1f} % longer than the geodesics (median), "
-            f"{100 * float(excess.max()):.1f} % at most."
-        )
     console.print("Written: " + ", ".join(str(f) for f in files), highlight=False)
+    for sentence in demonstration.summary(result):
+        console.print(f"• {sentence}")
+    console.print(f"Open {files[-1]} in a browser, and drag two points.", highlight=False)
