@@ -37,7 +37,9 @@ def expect_format(path: Path, formats: Sequence[str]) -> None:
     if path.suffix.lower() not in formats:
         known = ", ".join(formats)
         got = f"{str(path)!r}"
-        raise OptionError("--out", f"a file that ends in {known}", got, f"Try {path.stem}.csv.")
+        raise OptionError(
+            "--out", f"a file that ends in {known}", got, f"Try {path.stem}{formats[0]}."
+        )
 
 
 def expect_place_for(path: Path, folder: bool = False) -> None:

@@ -415,6 +415,11 @@ def random(z):
 def folded(z):
     return torch.cat([z[:, :1], z[:, :1].square(), 0 * z], 1)
 
+def shaped():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(16, 6)
+    return riemae.Manifold(nn.Sequential(*layers).eval(), latent_shape=(1, 2, 2))
+
 def manifold():
     return riemae.Manifold(good(), ambient=torch.diag(torch.tensor([1.0, 2.0, 3.0])))
 
@@ -470,6 +475,7 @@ class TestOwnDecoders:
             ("kinks", "note", "smoothness", "piecewise linear"),
             ("dropout", "wrong", "map", "eval()"),
             ("random", "wrong", "map", "a deterministic decoder"),
+            ("shaped", "good", "laws", "laws of geometry hold"),
             ("folded", "note", "directions", "1 of 2 directions hardly move the data"),
         ],
     )
