@@ -146,8 +146,8 @@ def _about_ranks(pairs: Pairs) -> Iterator[Finding]:
         _choose(
             spread <= _EVEN,
             "",
-            "Do not compare gaps between far apart regions; see the background “volume”, and train "
-            "with a term that evens the scale (IRAE, or RelaxedDistortion).",
+            "Do not compare gaps between far apart regions; see the background “Volume”, and train "
+            "with relaxed_distortion (IRAE), which evens the scale.",
         ),
         _level(-spread, -_EVEN, -_UNEVEN),
     )
