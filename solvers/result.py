@@ -314,8 +314,12 @@ class GeodesicResult:
         )
 
     def __repr__(self) -> str:
+        return f"GeodesicResult({tuple(self.length.shape)}: {self._told()})"
+
+    def _told(self) -> str:
+        """What there is to say of all pairs together."""
         if not self.length.numel():
-            return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
+            return "no pairs"
         length = self.length.detach().flatten()
         good = self.converged.flatten()
         parts = [
@@ -339,7 +343,7 @@ class GeodesicResult:
                 f"{int((self.alternatives.status != Status.ABSENT).sum())} distinct geodesics found"
             )
         parts.append(f"up to {int(self.stats['segments'].max())} segments")
-        return f"GeodesicResult({tuple(self.length.shape)}: {'; '.join(parts)})"
+        return "; ".join(parts)
 
     def _repr_html_(self) -> str:
         """The first pairs as a table, for notebooks."""
@@ -350,8 +354,9 @@ class GeodesicResult:
         ]
         header = ("pair", "length", "error", "status", "index")
         left = self.length.numel() - len(rows)
-        note = f"and {left} more pairs" if left else ""
-        return table(repr(self), rows, header, note)
+        shape = " × ".join(map(str, self.length.shape)) or "1"
+        more = f"and {left} more pairs; " if left else ""
+        return table(f"GeodesicResult, pairs: {shape}", rows, header, more + self._told())
 
 
 def _column(values: Tensor) -> np.ndarray:

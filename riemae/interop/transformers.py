@@ -46,6 +46,7 @@ class Tail(nn.Module):
     """
 
     hidden: Tensor
+    past: Tensor
     input_ids: Tensor
 
     def __init__(self, model: Any, input_ids: Tensor, layer: int = -1) -> None:
@@ -60,7 +61,8 @@ class Tail(nn.Module):
         if not -len(blocks) <= layer < len(blocks):
             wanted = f"layer from {-len(blocks)} to {len(blocks) - 1}"
             raise OptionError(where, wanted, repr(layer), "Try layer=-1.")
-        self._block = [blocks[layer]]  # in a list: it is a part of the model already
+        number = layer % len(blocks)
+        self._block = [blocks[number]]  # in a list: it is a part of the model already
         accepted = inspect.signature(self.model.forward).parameters
         # The head is as wide as the vocabulary: the last token's is enough.
         self._options: dict[str, Any] = {"use_cache": False}
@@ -70,18 +72,23 @@ class Tail(nn.Module):
         seen: list[Tensor] = []
 
         def kept(state: Tensor) -> Tensor:
-            seen.append(state[0, -1])
+            seen.append(state)
             return state
 
         with torch.no_grad():
             self._run(1, kept)
-        self.register_buffer("hidden", seen[0].clone())
+        self.register_buffer("past", seen[0][:, :-1].clone())
+        self.register_buffer("hidden", seen[0][0, -1].clone())
+        # What these blocks would compute is known, or replaced.
+        for block in list(blocks)[: number + 1]:
+            block.forward = _Passing(self._inside_tuples)
 
     def forward(self, states: Tensor) -> Categorical:  # (k, d)
         """The next token's distributions."""
 
         def replaced(state: Tensor) -> Tensor:
-            return torch.cat([state[:, :-1], states[:, None].to(state)], 1)
+            past = self.past.expand(len(states), -1, -1)
+            return torch.cat([past, states[:, None].to(past)], 1)
 
         return Categorical(logits=self._run(len(states), replaced))
 
@@ -89,6 +96,7 @@ class Tail(nn.Module):
         """The last token's logits, with the state behind the layer changed."""
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            self._inside_tuples = not isinstance(output, Tensor)
             if isinstance(output, Tensor):
                 return change(output)
             return (change(output[0]), *output[1:])
@@ -100,6 +108,16 @@ class Tail(nn.Module):
             handle.remove()
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+class _Passing:
+    """In place of a block's computation: its input comes out again."""
+
+    def __init__(self, inside_tuple: bool) -> None:
+        self.inside_tuple = inside_tuple
+
+    def __call__(self, hidden_states: Tensor, *others: Any, **options: Any) -> Any:
+        return (hidden_states,) if self.inside_tuple else hidden_states
 
 
 class _Plane(nn.Module):

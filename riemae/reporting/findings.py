@@ -56,7 +56,8 @@ def verdict(found: list[Finding]) -> tuple[Level, str]:
     spread = by_key["stretch_spread"].value
     if by_key["converged"].value < 0.5 or math.isnan(ranks) or math.isnan(spread):
         return "note", (
-            "Too few geodesics could be solved to say. See which pairs failed, and why, below."
+            "Too little could be measured to say: that takes several pairs of points whose "
+            "geodesics are solved. Below is what could be measured."
         )
     worst = by_key.get("folded")
     folded = worst is not None and worst.value > _TORN
@@ -146,8 +147,8 @@ def _about_ranks(pairs: Pairs) -> Iterator[Finding]:
         _choose(
             spread <= _EVEN,
             "",
-            "Do not compare gaps between far apart regions; see the background “volume”, and train "
-            "with a term that evens the scale (IRAE, or RelaxedDistortion).",
+            "Do not compare gaps between far apart regions; see the background “Volume”, and train "
+            "with relaxed_distortion (IRAE), which evens the scale.",
         ),
         _level(-spread, -_EVEN, -_UNEVEN),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,17 @@ from riemae import scores
 from riemae.exceptions import (
     ApproximationWarning,
     DifferentiationError,
+    FallbackWarning,
     SingularMetricError,
+    SmoothnessWarning,
 )
 from riemae.manifold import Manifold
 from riemae.reporting.lattice import Lattice, outputs_defined, routes, tabulated, where_defined
 from riemae.solvers import Curve, GeodesicResult
 
 _LOCAL = 2000  # codes at which local measures are taken
+_CURVED = 32  # dimensions up to which curvature is computed
+_SECOND = 1200  # second derivatives for it, over all codes
 _ENOUGH = 20  # samples whose neighbourhoods say something
 _TENTH = 0.1  # of the other samples are near
 _DATA = 2000  # samples whose neighbourhoods are compared
@@ -86,6 +91,18 @@ def sampled_pairs(n: int, count: int, seed: int) -> Tensor:  # -> (p, 2)
     return torch.tensor(list(seen)[:count])
 
 
+@contextmanager
+def in_the_report() -> Iterator[None]:
+    """Without warnings of what a report says itself.
+
+    What is approximate about a length is in its error bar; kinks and singular metrics have entries.
+    """
+    with warnings.catch_warnings():
+        for kind in (ApproximationWarning, FallbackWarning, SmoothnessWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
 def solve_pairs(
     M: Manifold,
     z: Tensor,
@@ -100,9 +117,7 @@ def solve_pairs(
     """
     a, b = z[index[:, 0]], z[index[:, 1]]
     straight = straight_lengths(M, a, b)
-    with warnings.catch_warnings():
-        # What is approximate about a length is in its error bar.
-        warnings.simplefilter("ignore", ApproximationWarning)
+    with in_the_report():
         if z.shape[1] == 2 and M.latent is None:
             result, gap = _solve_in_the_plane(M, z, a, b, straight, rtol, told)
         else:
@@ -222,8 +237,8 @@ def measure_locally(M: Manifold, z: Tensor, seed: int) -> Local:
         except SingularMetricError:
             vor = float("inf")
     curvature = z.new_empty(0)
-    if m > 1 and kinks is None and len(kept) > 1:
-        curvature = curvature_at(M, kept[:400])
+    if 1 < m <= _CURVED and kinks is None and len(kept) > 1:
+        curvature = curvature_at(M, kept[: _SECOND // (m * (m + 1) // 2)])
     return Local(condition, volume, curvature, vor, isometry, kinks, float((~good).double().mean()))
 
 

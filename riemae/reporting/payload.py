@@ -25,7 +25,7 @@ from riemae.manifold import Manifold
 from riemae.plotting import spread_points
 from riemae.reporting.arguments import Images, Labels
 from riemae.reporting.lattice import Lattice, MetricTable, refined, tabulated, where_defined
-from riemae.reporting.measures import Pairs, curvature_at, decoded, straight_lengths
+from riemae.reporting.measures import Pairs, curvature_at, decoded, in_the_report, straight_lengths
 from riemae.reporting.pictures import (
     Sheet,
     as_base64,
@@ -447,7 +447,8 @@ def _section(scene: Scene, landmarks: int, told: Told) -> dict[str, Any]:
     y = section.coordinates(z)
     marks = choose_landmarks(z, scene.labels, landmarks)
     i, j = torch.triu_indices(len(marks), len(marks), 1, device=z.device)
-    result = M.geodesic(z[marks[i]], z[marks[j]], throw=False, progress=told)
+    with in_the_report():
+        result = M.geodesic(z[marks[i]], z[marks[j]], throw=False, progress=told)
     m = z.shape[1]
     t = torch.linspace(0, 1, 33 if m <= 32 else 17, dtype=z.dtype, device=z.device)
     along = result.curve(t)

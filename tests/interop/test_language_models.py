@@ -1,5 +1,6 @@
 """The tail of a language model as a decoder, and steering along its geodesics."""
 
+import pickle
 import warnings
 from types import SimpleNamespace
 
@@ -118,6 +119,14 @@ class TestManifold:
         N = manifold(model, PROMPT, directions())
         z = torch.tensor([[0.3, 0.1]], dtype=F64)
         torch.testing.assert_close(M.metric(z), N.metric(z + torch.tensor([1.0, 0.0])))
+
+    def test_elsewhere(self):
+        """In another dtype, and in another process."""
+        M = manifold(StandIn(), PROMPT, directions(), layer=0)
+        z = torch.tensor([[0.1, -0.2]], dtype=F64)
+        single = M.to(dtype=torch.float32).metric(z.float())
+        torch.testing.assert_close(single.double(), M.metric(z), rtol=1e-3, atol=1e-6)
+        assert torch.equal(pickle.loads(pickle.dumps(M)).metric(z), M.metric(z))
 
     def test_bad_directions(self):
         with pytest.raises(ShapeError, match="directions"):

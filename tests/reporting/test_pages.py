@@ -102,7 +102,7 @@ class TestNumbers:
         failed = next(f for f in plane.findings if f.key == "converged")
         level, sentence = verdict([*found, type(failed)(**{**vars(failed), "value": 0.2})])
         assert level == "note"
-        assert "Too few" in sentence
+        assert "Too little" in sentence
 
     def test_geodesics_go_round_what_the_straight_line_crosses(self, tmp_path):
         # A steep hill between two points at the same height: the way round is far shorter.
