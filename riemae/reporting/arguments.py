@@ -15,7 +15,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.numerics.checks import expect_finite
 
-_CLASSES = 42  # that seven colours and six shapes tell apart; the rarest of more are shown as one
+_CLASSES = 60  # that colours and shapes tell apart; the rarest of more are shown as one
 _FEW = 12  # different numbers up to which they are classes
 _OTHER = "other"
 _MISSING = "missing"
@@ -65,7 +65,7 @@ def expect_codes(where: str, z: Tensor) -> None:
         hint = "One row of coordinates per point; try z.reshape(len(z), -1)."
         raise ShapeError(where, "z of shape (n, m)", str(tuple(z.shape)), hint)
     if len(z) < 2:
-        raise OptionError(where, "at least two points", str(len(z)), "Distances need pairs.")
+        raise OptionError(where, "z with at least two points", str(len(z)), "Distances need pairs.")
     expect_finite(where, "z", z, "Drop these rows.")
 
 

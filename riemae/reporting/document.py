@@ -103,7 +103,7 @@ def report(
     data: Any = None,
     features: Sequence[str] | None = None,
     history: Any = None,
-    pairs: int = 200,
+    pairs: int = 100,
     landmarks: int = 10,
     rtol: float | None = None,
     resolution: int | None = None,

@@ -138,8 +138,8 @@ def fit_decoder(
     A smooth decoder is fitted from the coordinates back to the data, in float64; its smoothing is
     chosen by the leave-one-out error. Everything that riemae says of a manifold is then said of the
     coordinates: ``riemae.report(riemae.fit_decoder(y, x), y)`` judges them. How much of the data
-    they explain is in ``manifold.decoder.summary``, a :class:`Fit`. The same input gives the same
-    decoder.
+    they explain is in ``manifold.decoder.summary``, a :class:`Fit`. Nothing is random: the same
+    input gives the same decoder, up to rounding.
 
     Args:
         embedding: Coordinates ``(n, m)``, as a tensor, an array, or a data frame.

@@ -242,7 +242,7 @@ def _about_trust(pairs: Pairs) -> Iterator[Finding]:
         ),
         _level(share, _CONVERGED, 0.8),
     )
-    gap = result.gap[pairs.usable]
+    gap = pairs.gap[pairs.usable]
     close = float((gap < 0.02).double().mean()) if len(gap) else math.nan
     if close > 0:
         yield Finding(
@@ -297,8 +297,8 @@ def _about_data(fidelity: Fidelity | None, fit: Fit | None) -> Iterator[Finding]
         "Folds",
         fidelity.folded,
         _number(100 * fidelity.folded, ".1f", " %"),
-        "Share of the points whose nearest neighbour in the plot is far from them in the data: "
-        "there the plot lays different data on top of each other.",
+        "Share of the points whose nearest neighbour in the plot is not even among the nearest "
+        "tenth of the data: there the plot lays different data on top of each other.",
         _choose(
             fidelity.folded <= _FOLDED,
             "",

@@ -40,6 +40,7 @@ def where_defined(
     z: Tensor,
     rows: int = _ROWS,
     told: Callable[[int, int], object] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:  # (k, m) -> (k, *s)
     """Values of a function that refuses bad points: NaN there, after halving the batch.
 
@@ -48,7 +49,13 @@ def where_defined(
         z: Points.
         rows: Points at a time.
         told: Called with (points done, points in all).
+        known: Which points are worth a try, ``(k,)``; all by default.
     """
+    if known is not None and not bool(known.all()):
+        inner = where_defined(function, z[known], rows, told)
+        out = inner.new_full((len(z), *inner.shape[1:]), torch.nan)
+        out[known] = inner
+        return out
     parts: list[tuple[int, Tensor]] = []
     waiting = [range(k, min(k + rows, len(z))) for k in range(0, len(z), rows)][::-1]
     done = 0
@@ -75,6 +82,19 @@ def where_defined(
     for start, values in parts:
         out[start : start + len(values)] = values
     return out
+
+
+def outputs_defined(M: Manifold, z: Tensor) -> Tensor:  # (k, m) -> (k,)
+    """Where the decoder gives numbers, as far as one call tells: halving batches takes longer."""
+    every = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    if M.latent_shape is not None:
+        return every
+    with torch.no_grad():
+        parts = [M.decoder(rows) for rows in z.split(_ROWS)]
+    if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        return every
+    finite = torch.cat([part.flatten(1).isfinite().all(1) for part in parts])
+    return finite if len(finite) == len(z) else every
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +186,28 @@ class MetricTable:
                 total += share[:, None] * self.coefficients[places[0] + a, places[1] + b]
         return torch.as_tensor(_exponential(total)).to(z)
 
+    def knows(self, z: Tensor) -> Tensor:  # (k, 2) -> (k,)
+        """Whether the metric is known at all corners of the cell of a point."""
+        if self.defined.all():
+            return torch.ones(len(z), dtype=torch.bool, device=z.device)
+        places = []
+        points = z.detach().cpu().double().numpy()
+        for axis in range(2):
+            at = (points[:, axis] - self.lattice.low[axis]) / self.lattice.steps[axis]
+            places.append(np.clip(np.floor(at).astype(int), 0, self.lattice.counts[axis] - 2))
+        i, j = places
+        known = self.defined[i, j] & self.defined[i + 1, j]
+        known &= self.defined[i, j + 1] & self.defined[i + 1, j + 1]
+        return torch.as_tensor(known, device=z.device)
+
 
 def tabulated(
     M: Manifold, lattice: Lattice, like: Tensor, told: Callable[[int, int], object] | None = None
 ) -> MetricTable:
     """The metric of a two-dimensional latent space at the nodes of a lattice."""
-    return MetricTable.of(lattice, where_defined(M.metric, lattice.nodes(like), told=told))
+    nodes = lattice.nodes(like)
+    known = outputs_defined(M, nodes)
+    return MetricTable.of(lattice, where_defined(M.metric, nodes, told=told, known=known))
 
 
 def _log_parts(g: np.ndarray) -> np.ndarray:  # (*b, 2, 2) -> (*b, 3)
@@ -251,3 +287,77 @@ def refined(counts: tuple[int, int], most: int) -> tuple[int, int] | None:
     """Half as many nodes again a side, or None at the limit."""
     finer = tuple(min(most, math.ceil(1.5 * n)) for n in counts)
     return None if finer == counts else (finer[0], finer[1])
+
+
+# Moves on a lattice: sixteen neighbours keep paths within 3 % of the shortest ones.
+_MOVES = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, 2), (2, -1), (1, -2))
+
+
+def routes(
+    table: MetricTable, a: Tensor, b: Tensor, nodes: int = 48, corners: int = 33
+) -> Tensor:  # (p, 2), (p, 2) -> (p, corners, 2)
+    """Shortest paths on a lattice of the tabulated metric, with corners at equal lengths.
+
+    Start curves for geodesics that find round what the straight line crosses. Straight lines for
+    pairs without a path.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import dijkstra
+
+    grid = table.lattice.resized((nodes, nodes))
+    places = grid.nodes(torch.zeros(1, dtype=torch.float64))
+    number = np.arange(nodes * nodes).reshape(nodes, nodes)
+    first, second = [], []
+    for i, j in _MOVES:
+        down, up = max(0, -j), nodes - max(0, j)
+        first.append(number[: nodes - i, down:up].ravel())
+        second.append(number[i:, down + j : up + j].ravel())
+    start, stop = np.concatenate(first), np.concatenate(second)
+    weights = _edge_lengths(table, places[start], places[stop])
+    kept = np.isfinite(weights)
+    graph = coo_matrix(
+        (weights[kept], (start[kept], stop[kept])), shape=(nodes * nodes, nodes * nodes)
+    ).tocsr()
+    ends = [_nearest_node(grid, z) for z in (a, b)]
+    sources, which = np.unique(ends[0], return_inverse=True)
+    _, before = dijkstra(graph, directed=False, indices=sources, return_predecessors=True)
+    found = []
+    for k in range(len(a)):
+        path = [int(ends[1][k])]
+        while (node := int(before[which[k], path[-1]])) >= 0:
+            path.append(node)
+        # The nodes next to the ends are left out: the ends themselves take their place.
+        inner = places[path[::-1]][1:-1]
+        line = torch.cat([a[k : k + 1].to(places), inner, b[k : k + 1].to(places)])
+        found.append(_evenly(table, line, corners))
+    return torch.stack(found).to(a)
+
+
+def _edge_lengths(table: MetricTable, a: Tensor, b: Tensor) -> np.ndarray:  # (k, 2) x 2 -> (k,)
+    """Lengths of short straight lines by Simpson's rule; infinite next to undefined nodes."""
+    way = b - a
+    total = torch.zeros(len(a), dtype=a.dtype)
+    for t, weight in ((0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)):
+        points = a + t * way
+        g = table.metric(points)
+        speed = torch.einsum("ki,kij,kj->k", way, g, way).clamp(min=0).sqrt()
+        total += weight * torch.where(table.knows(points), speed, torch.inf)
+    return total.numpy()
+
+
+def _nearest_node(grid: Lattice, z: Tensor) -> np.ndarray:  # (p, 2) -> (p,)
+    at = []
+    for axis in range(2):
+        place = (z[:, axis].double().cpu().numpy() - grid.low[axis]) / grid.steps[axis]
+        at.append(np.clip(place.round().astype(int), 0, grid.counts[axis] - 1))
+    return at[0] * grid.counts[1] + at[1]
+
+
+def _evenly(table: MetricTable, line: Tensor, corners: int) -> Tensor:  # (k, 2) -> (corners, 2)
+    """Points of a polyline at equal lengths, as the table has them."""
+    passed = np.concatenate([[0.0], np.cumsum(_edge_lengths(table, line[:-1], line[1:]))])
+    if not np.isfinite(passed).all():
+        passed = np.arange(len(line), dtype=float)
+    wanted = np.linspace(0, passed[-1], corners)
+    columns = [np.interp(wanted, passed, line[:, axis].numpy()) for axis in range(2)]
+    return torch.as_tensor(np.stack(columns, -1))

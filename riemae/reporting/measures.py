@@ -16,12 +16,18 @@ from riemae.exceptions import (
     SingularMetricError,
 )
 from riemae.manifold import Manifold
-from riemae.reporting.lattice import where_defined
+from riemae.reporting.lattice import Lattice, outputs_defined, routes, tabulated, where_defined
 from riemae.solvers import Curve, GeodesicResult
 
 _LOCAL = 2000  # codes at which local measures are taken
-_NEIGHBORS = 10  # that make up a neighbourhood
+_ENOUGH = 20  # samples whose neighbourhoods say something
+_TENTH = 0.1  # of the other samples are near
 _DATA = 2000  # samples whose neighbourhoods are compared
+_NODES = 64  # a side of the lattice that gives start curves
+_MARGIN = 0.15  # of that lattice around the codes
+_SEGMENTS = 32  # of a start curve
+_DETOUR = 1.15  # straight lines that are no longer than this times the geodesic are starts too
+_SAME = 5.0  # times the accuracy: geodesics whose lengths are closer are one and the same
 _ROWS = 512  # of a matrix of distances at a time
 
 
@@ -34,12 +40,14 @@ class Pairs:
         result: Their geodesics.
         straight: Lengths of the straight latent lines, ``(p,)``; NaN where one leaves the domain.
         euclidean: Distances of the codes in the latent space, ``(p,)``.
+        gap: How much longer a second geodesic is, relatively, ``(p,)``; NaN where none was found.
     """
 
     index: Tensor
     result: GeodesicResult
     straight: Tensor
     euclidean: Tensor
+    gap: Tensor
 
     @property
     def usable(self) -> Tensor:
@@ -83,15 +91,63 @@ def solve_pairs(
     z: Tensor,
     index: Tensor,
     rtol: float | None,
-    told: Callable[[int, int], object] | None,
+    told: Callable[[int, int], object],
 ) -> Pairs:
-    """Geodesics and straight lines between pairs of codes; pairs that fail say so."""
+    """Geodesics and straight lines between pairs of codes; pairs that fail say so.
+
+    In two dimensions the start curves are shortest paths on a lattice, and straight lines as well
+    where these are not much longer: without them, many geodesics of a rough decoder are local ones.
+    """
     a, b = z[index[:, 0]], z[index[:, 1]]
+    straight = straight_lengths(M, a, b)
     with warnings.catch_warnings():
         # What is approximate about a length is in its error bar.
         warnings.simplefilter("ignore", ApproximationWarning)
-        result = M.geodesic(a, b, rtol=rtol, throw=False, progress=told)
-    return Pairs(index, result, straight_lengths(M, a, b), (a - b).norm(dim=1))
+        if z.shape[1] == 2 and M.latent is None:
+            result, gap = _solve_in_the_plane(M, z, a, b, straight, rtol, told)
+        else:
+            result = M.geodesic(a, b, rtol=rtol, throw=False, progress=told)
+            gap = result.gap
+    return Pairs(index, result, straight, (a - b).norm(dim=1), gap)
+
+
+def _solve_in_the_plane(
+    M: Manifold,
+    z: Tensor,
+    a: Tensor,
+    b: Tensor,
+    straight: Tensor,
+    rtol: float | None,
+    told: Callable[[int, int], object],
+) -> tuple[GeodesicResult, Tensor]:
+    """The shorter geodesics from two starts, and how much longer the others are."""
+    total = 2 * len(a)
+    table = tabulated(M, Lattice.around(z, (_NODES, _NODES), _MARGIN), z)
+    start = Curve.through(routes(table, a, b), _SEGMENTS)
+
+    def first(done: int, _: int) -> None:
+        told(done, total)
+
+    found = M.geodesic(a, b, rtol=rtol, init=start, throw=False, progress=first)
+    gap = torch.full_like(found.length, torch.nan)
+    rows = ((straight < _DETOUR * found.length) | ~found.converged).nonzero()[:, 0]
+    if not len(rows):
+        return found, gap
+    before = total - len(rows)
+
+    def second(done: int, _: int) -> None:
+        told(before + done, total)
+
+    other = M.geodesic(a[rows], b[rows], rtol=rtol, n_starts=1, throw=False, progress=second)
+    own = found[rows]
+    better = other.converged & ((other.length < own.length) | ~own.converged)
+    longer = (own.length - other.length).abs() / torch.minimum(own.length, other.length)
+    two = own.converged & other.converged & (longer > _SAME * found.rtol)
+    gap[rows] = torch.where(two, longer, torch.nan)
+    choice = torch.arange(len(a), device=a.device)
+    choice[rows[better]] = len(a) + better.nonzero()[:, 0]
+    both = GeodesicResult.cat([found, other], torch.Size([len(a) + len(rows)]))
+    return both[choice], gap
 
 
 def straight_lengths(M: Manifold, a: Tensor, b: Tensor) -> Tensor:  # (p, m), (p, m) -> (p,)
@@ -183,7 +239,8 @@ def decoded(M: Manifold, z: Tensor, rows: int = 1024) -> Tensor:  # (k, m) -> (k
     """Decoded values, or means of decoded distributions; NaN outside the domain."""
     from riemae.autoencoders.diagnostics import expected_data
 
-    return where_defined(lambda part: expected_data(M, part, None), z, rows)
+    known = outputs_defined(M, z)
+    return where_defined(lambda part: expected_data(M, part, None), z, rows, known=known)
 
 
 @dataclass(frozen=True)
@@ -191,7 +248,8 @@ class Fidelity:
     """What the codes say about given data.
 
     Attributes:
-        folded: Share of the codes whose nearest other code is far in the data.
+        folded: Share of the codes whose nearest other code is not among the nearest tenth of the
+            others in the data.
         explained: Share of the variance of the data that the decoded codes reproduce.
     """
 
@@ -201,25 +259,35 @@ class Fidelity:
 
 def compare_with_data(M: Manifold, z: Tensor, x: Tensor, seed: int) -> Fidelity:
     """Folds and explained variance of data ``(n, D)``."""
-    from riemae.autoencoders.diagnostics import folded_share
-
     if len(z) > _DATA:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(z), generator=generator)[:_DATA].sort().values.to(z.device)
         z, x = z[chosen], x[chosen]
     y = decoded(M, z)
     good = y.isfinite().all(-1)
-    z, x = z[good], x[good].to(y)
-    residual = x - y[good]
-    total = float((x - x.mean(0)).square().sum())
-    left = float(residual.square().sum())
+    kept = x[good].to(y)
+    total = float((kept - kept.mean(0)).square().sum())
+    left = float((kept - y[good]).square().sum())
     explained = 1 - left / total if total else float("nan")
-    k = min(_NEIGHBORS, len(z) - 2)
-    if k < 1:
-        return Fidelity(float("nan"), explained)
-    near = []
-    for rows in torch.arange(len(z), device=z.device).split(_ROWS):
-        d = torch.cdist(z[rows], z)
-        d[torch.arange(len(rows), device=z.device), rows] = torch.inf
-        near.append(d.argmin(1))
-    return Fidelity(folded_share(x, residual, torch.cat(near), k), explained)
+    return Fidelity(folded_share(z, x), explained)
+
+
+def folded_share(z: Tensor, x: Tensor) -> float:  # (n, m), (n, D)
+    """Share of the codes whose nearest other code is not among their nearest tenth in the data.
+
+    Of several codes at the same place, the nearest in the data is taken.
+    """
+    n = len(z)
+    if n < _ENOUGH:
+        return float("nan")
+    far = 0
+    for rows in torch.arange(n, device=z.device).split(_ROWS):
+        itself = torch.arange(len(rows), device=z.device), rows
+        plotted = torch.cdist(z[rows], z)
+        true = torch.cdist(x[rows], x)
+        plotted[itself] = true[itself] = torch.inf
+        nearest = plotted == plotted.min(1, keepdim=True).values
+        own = torch.where(nearest, true, torch.inf).min(1, keepdim=True).values
+        rank = (true < own).sum(1)
+        far += int((rank >= _TENTH * (n - 1)).sum())
+    return far / n

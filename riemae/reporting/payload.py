@@ -48,7 +48,7 @@ _THUMB = 32  # pixels a side of the image of a point
 _TILE = 64  # pixels a side of a decoded image
 _THUMBS = 2**22  # numbers in the images of all points
 _AXES = 24  # parallel coordinates
-_FOR_PCA = 150  # codes from which a section is chosen
+_FOR_PCA = 100  # codes from which a section is chosen
 _ROWS = 512
 
 Told = Callable[[int, int], object]
@@ -176,8 +176,11 @@ def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
     backgrounds = []
     grid = lattice.resized((_BACKGROUND, _BACKGROUND))
     nodes = grid.nodes(z)
-    curvature = curvature_at(scene.M, nodes)
-    if len(curvature):
+    known = table.knows(nodes)  # looking for what is unknown takes longer than computing
+    inner = curvature_at(scene.M, nodes[known])
+    if len(inner):
+        curvature = inner.new_full((len(nodes),), torch.nan)
+        curvature[known] = inner
         backgrounds.append(_background("curvature", "Gaussian curvature", grid, curvature))
     away = _distance_to_codes(table, nodes, z)
     backgrounds.append(_background("distance", "Distance to the data", grid, away))
@@ -238,14 +241,7 @@ def _distance_to_codes(table: MetricTable, nodes: Tensor, z: Tensor) -> Tensor: 
     way = z[nearest] - nodes
     g = table.metric(nodes)
     length = torch.einsum("ki,kij,kj->k", way, g, way).clamp(min=0).sqrt()
-    if table.defined.all():
-        return length
-    place = []
-    for axis in range(2):
-        at = (nodes[:, axis] - table.lattice.low[axis]) / table.lattice.steps[axis]
-        place.append(at.round().long().clamp(0, table.lattice.counts[axis] - 1))
-    known = torch.as_tensor(table.defined, device=nodes.device)
-    return torch.where(known[place[0], place[1]], length, torch.nan)
+    return torch.where(table.knows(nodes), length, torch.nan)
 
 
 # Decoded data on a lattice.
@@ -403,7 +399,7 @@ class Section:
 
 
 def choose_section(M: Manifold, z: Tensor, seed: int = 0) -> Section:
-    """The plane of the first two principal directions at the mean.
+    """The plane of the first two principal directions at the mean of the codes.
 
     By tangent PCA, in units of the data; by PCA of the codes where its geodesics fail.
     """
@@ -414,7 +410,8 @@ def choose_section(M: Manifold, z: Tensor, seed: int = 0) -> Section:
     if len(z) > _FOR_PCA:
         few = z[torch.randperm(len(z), generator=generator)[:_FOR_PCA].sort().values.to(z.device)]
     try:
-        found = tangent_pca(M, few, 2, rtol=1e-2)
+        # At the mean of the codes: the Fréchet mean takes many more geodesics than are worth it.
+        found = tangent_pca(M, few, 2, mean=z.mean(0), rtol=1e-2)
         g = M.metric(found.mean).detach()
         reading = g @ found.components.mT
         return Section(found.mean, found.components, reading, "tangent PCA")

@@ -101,7 +101,7 @@ function lineChart(parent, lines, label) {
       .map((v, i) => [x(values.length > 1 ? i / (values.length - 1) : 0), y(v)])
       .filter((p) => Number.isFinite(p[1]));
     const style = {
-      class: "curve", stroke: COLOURS[k % COLOURS.length], "stroke-dasharray": DASHES[k % 8],
+      class: "curve", stroke: colourOf(k), "stroke-dasharray": DASHES[k % 8],
     };
     shape(svg, "polyline", { ...style, points: points.map((p) => p.join(",")).join(" ") });
     const row = rows.get(k) - over;

@@ -6,8 +6,10 @@
    metric is added, which is. The curve is refined by doubling N. Its length is measured along the
    cubic curve through the nodes, so that the error of the midpoint rule hardly matters. */
 
-const SEGMENTS = [16, 32, 64, 128];
-const RESOLVED = 2e-4; // relative change of the length with twice as many segments
+const SEGMENTS = [16, 32, 64, 128, 256];
+const RESOLVED = 3e-4; // relative change of the length with twice as many segments
+const SEEN = 0.02; // relative error of the length with as few segments as one begins with
+const LONGER = 1.01; // than its start a curve may be
 const STEPS = 40; // of Newton's method, per refinement
 const DECREMENT = 1e-9; // of the energy, relative, at which Newton's method stops
 
@@ -48,20 +50,37 @@ class GeodesicSolver {
 
   /** Newton's method from a polyline, with more and more segments. */
   relax(polyline) {
-    let nodes = this.resampled(polyline, SEGMENTS[0]);
-    if (!nodes) return null;
-    let before = NaN;
-    let length = NaN;
-    let resolved = false;
-    for (const n of SEGMENTS) {
-      if (nodes.length !== 2 * (n + 1)) nodes = refined(nodes);
+    const fine = this.resampled(polyline, SEGMENTS[SEGMENTS.length - 1]);
+    if (!fine) return null;
+    const bound = this.length(fine);
+    const first = this.coarsest(polyline, bound);
+    let kept = null;
+    for (const n of SEGMENTS.slice(first)) {
+      let nodes = kept ? refined(kept.nodes, true) : this.resampled(polyline, n);
+      if (!Number.isFinite(this.energy(nodes, n))) nodes = refined(kept.nodes, false);
       const settled = this.minimise(nodes, n);
-      length = this.length(nodes);
-      resolved = settled && Math.abs(length - before) <= RESOLVED * length;
-      if (resolved || !Number.isFinite(length)) break;
-      before = length;
+      const length = this.length(nodes);
+      // Too few segments: their middles have jumped over a ridge. Begin again with more of them.
+      if (!(length <= LONGER * bound)) {
+        kept = null;
+        continue;
+      }
+      const change = kept ? Math.abs(length - kept.length) : Infinity;
+      kept = { nodes, length, resolved: settled && change <= RESOLVED * length };
+      if (kept.resolved) break;
     }
-    return { nodes, length, resolved };
+    return kept || { nodes: fine, length: bound, resolved: false };
+  }
+
+  /* How many segments see the ground under a polyline: with fewer, the middles of the segments miss
+     ridges, and a minimum of the energy leads across them. */
+  coarsest(polyline, length) {
+    for (let k = 0; k < SEGMENTS.length - 2; k++) {
+      const nodes = this.resampled(polyline, SEGMENTS[k]);
+      const coarse = Math.sqrt(this.energy(nodes, SEGMENTS[k]));
+      if (Math.abs(coarse - length) < SEEN * length) return k;
+    }
+    return SEGMENTS.length - 2;
   }
 
   /** Moves the inner nodes to a minimum of the energy; whether it was reached. */
@@ -344,8 +363,8 @@ class GeodesicSolver {
   }
 }
 
-/** Twice as many segments: between two nodes the cubic through four of them. */
-function refined(nodes) {
+/** Twice as many segments: between two nodes the cubic through four of them, or the middle. */
+function refined(nodes, smooth) {
   const n = nodes.length / 2 - 1;
   const fine = new Float64Array(2 * (2 * n + 1));
   for (let k = 0; k <= n; k++) {
@@ -353,7 +372,7 @@ function refined(nodes) {
       fine[4 * k + c] = nodes[2 * k + c];
       if (k === n) continue;
       const [p, q] = [nodes[2 * k + c], nodes[2 * k + 2 + c]];
-      const inner = k > 0 && k < n - 1;
+      const inner = smooth && k > 0 && k < n - 1;
       fine[4 * k + 2 + c] = inner
         ? (9 * (p + q) - nodes[2 * k - 2 + c] - nodes[2 * k + 4 + c]) / 16
         : (p + q) / 2;

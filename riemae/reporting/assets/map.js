@@ -1,10 +1,27 @@
 /* The map: points, background and ellipses on one canvas, curves on another one above it, and
    buttons for the ends of a curve. Zooming and panning change the view; nothing is computed anew. */
 
-// Distinguishable with every kind of colour vision (Okabe & Ito); with the shapes, 42 classes.
-const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#767676"];
+/* Distinguishable with every kind of colour vision (seven of Okabe & Ito, three of Tol's muted
+   ones); together with the shapes they make 60 classes. Dark ones are lighter on a dark map. */
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#767676",
+  "#332288", "#882255", "#999933"];
+const ON_DARK = { "#0072b2": "#3d9be0", "#767676": "#a8a8a8", "#332288": "#9488ee",
+  "#882255": "#d4648f", "#009e73": "#25bd91" };
 const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "down"];
 const SCALE = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"]; // viridis
+
+const darkness = window.matchMedia("(prefers-color-scheme: dark)");
+
+/** The colour of a class. */
+function colourOf(code) {
+  const colour = COLOURS[code % COLOURS.length];
+  return (darkness.matches && ON_DARK[colour]) || colour;
+}
+
+/** The shape of a class: another one when colours begin again. */
+function shapeOf(code) {
+  return SHAPES[(code + Math.floor(code / COLOURS.length)) % SHAPES.length];
+}
 
 function rgb(hex) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -114,9 +131,9 @@ class PlotMap {
     this.rasters = new Map();
     this.fit();
     new ResizeObserver(() => this.resize()).observe(root);
-    const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    dark.addEventListener("change", () => {
+    darkness.addEventListener("change", () => {
       this.rasters.clear();
+      this.page.classButtons();
       this.draw();
     });
     this.listen();
@@ -346,7 +363,9 @@ class PlotMap {
       line(context, px, this.height - 5, px, this.height);
       if (px > 30 && px < this.width - 30) context.fillText(text(x), px + 3, this.height - 5);
     }
-    for (let y = Math.ceil(y0 / step) * step; y <= y1; y += step) {
+    // On a page about a line only the horizontal axis means something.
+    const rows = this.page.data.m > 1 ? y1 : -Infinity;
+    for (let y = Math.ceil(y0 / step) * step; y <= rows; y += step) {
       const [, py] = this.toScreen(0, y);
       line(context, 0, py, 5, py);
       if (py > 20 && py < this.height - 30) context.fillText(text(y), 7, py + 4);
@@ -397,7 +416,6 @@ class PlotMap {
     const radius = Math.max(2.2, Math.min(5, 90 / Math.sqrt(count))) * Math.min(1.8, this.zoom ** 0.3);
     context.lineWidth = 0.7;
     context.strokeStyle = themed("--map");
-    const order = new Map();
     for (let i = 0; 2 * i < coordinates.length; i++) {
       const code = codes.length ? codes[i] : -1;
       if (this.hidden.has(code)) continue;
@@ -407,13 +425,12 @@ class PlotMap {
         const [low, high] = this.page.points.range;
         context.fillStyle = `rgb(${between(SCALE, (values[i] - low) / (high - low || 1))})`;
       } else {
-        context.fillStyle = code < 0 ? themed("--point") : COLOURS[code % COLOURS.length];
+        context.fillStyle = code < 0 ? themed("--point") : colourOf(code);
       }
-      marker(context, code < 0 ? "circle" : SHAPES[code % SHAPES.length], px, py, radius);
+      marker(context, code < 0 ? "circle" : shapeOf(code), px, py, radius);
       context.fill();
       context.stroke();
     }
-    this.drawn = order;
   }
 
   drawOverlay() {

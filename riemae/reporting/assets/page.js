@@ -101,6 +101,7 @@ class Page {
 
   classButtons() {
     const box = $("classes");
+    box.replaceChildren();
     const { names, values, range } = this.points;
     if (values.length) {
       element(box, "span", "", brief(range[0]));
@@ -111,12 +112,12 @@ class Page {
     names.forEach((name, code) => {
       const button = element(box, "button");
       button.type = "button";
-      button.setAttribute("aria-pressed", "true");
+      button.setAttribute("aria-pressed", String(!this.map.hidden.has(code)));
       const icon = element(button, "canvas");
       icon.width = icon.height = 32;
       const context = icon.getContext("2d");
-      context.fillStyle = COLOURS[code % COLOURS.length];
-      marker(context, SHAPES[code % SHAPES.length], 16, 16, 9);
+      context.fillStyle = colourOf(code);
+      marker(context, shapeOf(code), 16, 16, 9);
       context.fill();
       element(button, "span", "", name).title = name;
       button.addEventListener("click", () => {
@@ -360,9 +361,7 @@ class PlanePage extends WithHandles {
       const k = this.pair;
       const difference = this.compare(k, solution);
       const bar = pairs.error[k] === null ? "" : ` ± ${brief(pairs.error[k])}`;
-      const shown = Number.isFinite(difference)
-        ? `${difference >= 0 ? "+" : "−"}${(100 * Math.abs(difference)).toFixed(2)} % here` : "";
-      rows.push(["riemae's own", `${brief(pairs.length[k])}${bar}`, shown]);
+      rows.push(["riemae's own", `${brief(pairs.length[k])}${bar}`, signed(difference)]);
       mark = explain(difference, pairs.converged[k]);
     } else {
       rows.push(["riemae's own", "–", "known for checked pairs"]);
@@ -412,6 +411,14 @@ class PlanePage extends WithHandles {
     }
     if (marked.length > 12) element(list, "li", "", `and ${marked.length - 12} more`);
   }
+}
+
+/** What the length here differs by, in words. */
+function signed(difference) {
+  if (!Number.isFinite(difference)) return "";
+  const size = (100 * Math.abs(difference)).toFixed(2);
+  const sign = size === "0.00" ? "" : difference > 0 ? "+" : "−";
+  return `${sign}${size} % here`;
 }
 
 function explain(difference, converged) {
@@ -490,7 +497,7 @@ class LinePage extends WithHandles {
     if (this.pair >= 0) {
       const own = pairs.length[this.pair];
       const difference = (length - own) / own;
-      rows.push(["riemae's own", brief(own), `${(100 * difference).toFixed(2)} % here`]);
+      rows.push(["riemae's own", brief(own), signed(difference)]);
       mark = explain(difference, pairs.converged[this.pair]);
     }
     this.lengths(rows);
@@ -555,8 +562,8 @@ class SectionPage extends Page {
 
   short(index) {
     const row = this.rowOf.get(index);
-    const text = row === undefined ? undefined : this.points.texts[row];
-    return text === undefined ? String(index) : text;
+    if (row === undefined || this.points.values.length) return `#${index}`;
+    return this.points.texts[row] ?? `#${index}`;
   }
 
   moved() {
