@@ -6,6 +6,7 @@ It trains the demonstration's autoencoder on digits, which takes a minute.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def maps(M: Manifold, z: Tensor, labels: Tensor) -> Figure:
 def data(M: Manifold, z: Tensor, labels: Tensor, history: dict[str, list[float]]) -> Figure:
     """What is drawn of images and numbers."""
     figure = Figure(figsize=(16, 7.6), layout="constrained")
-    grid = figure.add_gridspec(2, 4, height_ratios=[1, 2.2], width_ratios=[1.5, 1, 1, 1])
+    grid = figure.add_gridspec(2, 4, height_ratios=[1, 2.2], width_ratios=[1.4, 1, 1, 1])
     r = M.geodesic(z[:1], z[300:301], graph=M.graph(z))
     curves = {"geodesic": r.curve[0], "straight": Curve.line(z[0], z[300])}
     ax = plotting.strips(M, curves, 16, ax=figure.add_subplot(grid[0, :]), shape=(8, 8))
@@ -73,26 +74,24 @@ def named(ax: Axes, name: str) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """As a PNG of 256 colours, a third of the size."""
-    path = DOCS / name
-    figure.savefig(path, dpi=80, metadata={"Software": None})
-    smaller(path)
+    """As a PNG of 256 colours."""
+    figure.savefig(DOCS / name, dpi=80, metadata={"Software": None})
+    smaller(DOCS / name, DOCS / name)
 
 
-def smaller(path: Path) -> None:
-    """The same picture in 256 colours."""
-    with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-    few.save(path, optimize=True)
+def smaller(source: Path, target: Path) -> None:
+    """The same picture in 256 colours, a third of the size."""
+    with Image.open(source) as picture:
+        colours = picture.convert("RGB")
+    few = colours.quantize(256, Image.Quantize.MEDIANCUT, kmeans=8, dither=Image.Dither.NONE)
+    few.save(target, optimize=True)
 
 
 def main() -> None:
     """Train, and draw everything."""
     found = demo.run()
-    smaller(demo.write(found, DOCS / "demo")[0].rename(DOCS / "latent.png"))
-    for file in (DOCS / "demo").iterdir():
-        file.unlink()
-    (DOCS / "demo").rmdir()
+    with TemporaryDirectory() as folder:
+        smaller(demo.write(found, Path(folder))[0], DOCS / "latent.png")
     M, z, labels = found.manifold, found.codes, found.labels
     save(maps(M, z, labels), "figures_maps.png")
     from riemae.autoencoders import IRAE

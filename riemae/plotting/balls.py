@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def balls(
     manifold: Manifold,
     z: Any,
-    radius: float | Sequence[float],
+    radius: float | Sequence[float] | np.ndarray | Tensor,
     points: int = 96,
     *,
     ax: Axes | None = None,
@@ -57,6 +58,8 @@ def balls(
     z = on_manifold(where, "centres z", manifold, z)
     expect_plane(where, "centres z", z)
     expect_range(where, "points", points, 4, integer=True, hint="Try 96.")
+    if isinstance(radius, (np.ndarray, Tensor)):
+        radius = radius.tolist()
     radii = sorted(radius) if isinstance(radius, Sequence) else [radius]
     for one in radii:
         expect_range(where, "radius", one, 0.0, above=True, hint="It is a length.")

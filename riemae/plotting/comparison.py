@@ -69,7 +69,7 @@ def error_against_time(
     ax.set_xlabel(time)
     ax.set_ylabel(error)
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False)
+    ax.legend(framealpha=0.8)
     if exact:
         remark(ax, "▼ error 0")
     return ax

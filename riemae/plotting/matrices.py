@@ -74,7 +74,7 @@ def matrix(
     elif found is not None:
         ax.set_xlabel("in ascending order of the labels")
     if colorbar:
-        colour_bar(ax, image, label)
+        colour_bar(ax, image, label, shrink=0.8)
     if missing.any():
         remark(ax, f"{missing.sum()} of {missing.size} entries are not finite")
     return ax

@@ -339,7 +339,7 @@ class TestDistances:
 
     def test_balls_have_their_radius(self, ax):
         z = points(2) / 2
-        plotting.balls(SPHERE, z, [0.5, 0.2], 16, ax=ax)
+        plotting.balls(SPHERE, z, torch.tensor([0.5, 0.2]), 16, ax=ax)
         rings = ax.collections[0].get_segments()
         assert len(rings) == 4
         centres = z.repeat_interleave(2, 0)
