@@ -54,10 +54,6 @@ _ROWS = 512
 Told = Callable[[int, int], object]
 
 
-def nothing_told(done: int, total: int) -> None:
-    """Progress for nobody."""
-
-
 @dataclass
 class Scene:
     """Everything that is known when a page is put together.
@@ -189,7 +185,7 @@ def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
         "coordinates": _flat(z[scene.shown]),
         "axes": ["z₁", "z₂"],
         "table": _table(table),
-        "tableError": error,
+        "tableError": error if np.isfinite(error) else None,
         "backgrounds": backgrounds,
         **_decoded(scene, lattice, lambda points: points),
     }
@@ -448,7 +444,8 @@ def _section(scene: Scene, landmarks: int, told: Told) -> dict[str, Any]:
     marks = choose_landmarks(z, scene.labels, landmarks)
     i, j = torch.triu_indices(len(marks), len(marks), 1, device=z.device)
     with in_the_report():
-        result = M.geodesic(z[marks[i]], z[marks[j]], throw=False, progress=told)
+        rtol = scene.pairs.result.rtol
+        result = M.geodesic(z[marks[i]], z[marks[j]], rtol=rtol, throw=False, progress=told)
     m = z.shape[1]
     t = torch.linspace(0, 1, 33 if m <= 32 else 17, dtype=z.dtype, device=z.device)
     along = result.curve(t)

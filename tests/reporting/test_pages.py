@@ -314,6 +314,22 @@ class TestKinds:
         found = content_of(report(M, codes(), tmp_path / "r.html").path)
         assert found["features"]["names"] == ["x1", "x2", "x3"]
 
+    def test_a_metric_that_is_singular_everywhere_is_reported_and_not_hidden(self, tmp_path):
+        M = riemae.Manifold(lambda z: torch.cat([z[:, :1], 2 * z[:, :1]], -1))
+        r = report(M, codes(), tmp_path / "r.html")
+        assert r.numbers["singular"] == 1
+        assert not any(
+            np.frombuffer(base64.b64decode(content_of(r.path)["table"]["defined"]), "u1")
+        )
+
+    def test_geodesics_that_fail_are_counted(self, tmp_path):
+        # An accuracy that no arithmetic delivers.
+        r = report(riemae.Manifold(bowl), codes(), tmp_path / "r.html", pairs=4, rtol=1e-17)
+        assert not r.converged
+        assert r.numbers["converged"] == 0
+        assert r.level == "note"
+        assert "4 precision" in next(f.meaning for f in r.findings if f.key == "converged")
+
     def test_domains_with_limits(self, tmp_path):
         M = riemae.Manifold(lambda z: torch.cat([z, z[:, 1:].log()], -1))
         z = torch.stack([codes()[:, 0], codes()[:, 1].abs() + 0.05], 1)
