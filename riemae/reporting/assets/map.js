@@ -15,7 +15,8 @@ const darkness = window.matchMedia("(prefers-color-scheme: dark)");
 /** The colour of a class. */
 function colourOf(code) {
   const colour = COLOURS[code % COLOURS.length];
-  return (darkness.matches && ON_DARK[colour]) || colour;
+  const dark = darkness.matches && !document.documentElement.classList.contains("printing");
+  return (dark && ON_DARK[colour]) || colour;
 }
 
 /** The shape of a class: another one when colours begin again. */
@@ -131,12 +132,23 @@ class PlotMap {
     this.rasters = new Map();
     this.fit();
     new ResizeObserver(() => this.resize()).observe(root);
-    darkness.addEventListener("change", () => {
-      this.rasters.clear();
-      this.page.classButtons();
-      this.draw();
-    });
+    darkness.addEventListener("change", () => this.repaint());
+    // Paper is light, whatever the screen is.
+    for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+      window.addEventListener(event, () => {
+        document.documentElement.classList.toggle("printing", printing);
+        this.repaint();
+      });
+    }
     this.listen();
+  }
+
+  /** Everything in other colours, at once: a printer does not wait for the next picture. */
+  repaint() {
+    this.rasters.clear();
+    this.page.classButtons();
+    this.drawBase();
+    this.drawOverlay();
   }
 
   /** Shows everything. */
