@@ -428,12 +428,14 @@ def choose_landmarks(z: Tensor, labels: Labels, count: int) -> Tensor:  # -> (L,
             if len(members):
                 own = z[members]
                 chosen.append(int(members[(own - own.median(0).values).norm(dim=1).argmin()]))
-    if len(chosen) < 2:
+    if len(chosen) < count:
         radius = (z - z.mean(0)).norm(dim=1)
         inner = (radius <= radius.quantile(0.8)).nonzero()[:, 0]
-        spread = spread_points(z[inner], min(count, len(inner)))
+        spread = spread_points(z[inner], min(count - len(chosen), len(inner)))
         nearest = torch.cdist(spread, z[inner]).argmin(1)
-        chosen = list(dict.fromkeys(inner[nearest].tolist()))
+        chosen = list(dict.fromkeys([*chosen, *inner[nearest].tolist()]))
+    if len(chosen) < 2:  # codes that coincide
+        chosen = [0, len(z) - 1]
     return torch.tensor(chosen, device=z.device)
 
 
