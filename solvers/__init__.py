@@ -6,11 +6,13 @@ Knows no network and no decoder.
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import Expansion
+from riemae.solvers.fields import DistanceField, distance_field
 from riemae.solvers.flows.conjugate import ConjugatePoints, conjugate_points
 from riemae.solvers.flows.exponential import exp, shoot
 from riemae.solvers.flows.jacobi import JacobiField, jacobi
 from riemae.solvers.flows.logarithm import log
 from riemae.solvers.flows.parallel import transport
+from riemae.solvers.flows.volume import ExponentialVolume, exponential_volume
 from riemae.solvers.graph import Graph, graph
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.methods.adam import Adam
@@ -40,8 +42,10 @@ __all__ = [
     "ConjugatePoints",
     "CubicSpline",
     "Curve",
+    "DistanceField",
     "DistanceMatrix",
     "Expansion",
+    "ExponentialVolume",
     "GeodesicResult",
     "Graph",
     "JacobiField",
@@ -58,9 +62,11 @@ __all__ = [
     "State",
     "Status",
     "conjugate_points",
+    "distance_field",
     "distance_matrix",
     "energy",
     "exp",
+    "exponential_volume",
     "geodesic",
     "geodesic_residual",
     "graph",

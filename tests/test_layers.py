@@ -44,9 +44,11 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk
-        solvers.curve solvers.edges solvers.energy solvers.flows solvers.flows.conjugate
+        solvers.curve solvers.edges solvers.energy solvers.fields
+        solvers.flows solvers.flows.conjugate
         solvers.flows.exponential solvers.flows.integrator
-        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.graph
+        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume
+        solvers.graph
         solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
         solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
@@ -78,7 +80,8 @@ LAYERS = {
         geometry geometry.arrays geometry.bending geometry.checks geometry.composition
         geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
         geometry.explanation
-        geometry.extrinsic geometry.factors geometry.failures geometry.frames geometry.intrinsic
+        geometry.extrinsic geometry.factors geometry.failures geometry.frames
+        geometry.integration geometry.intrinsic
         geometry.latent geometry.measured geometry.memory geometry.operators geometry.outputs
         geometry.paths geometry.pullback
         geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
@@ -95,8 +98,10 @@ LAYERS = {
         autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
         interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
         interop.scvi interop.sklearn interop.transformers plotting scores statistics
-        statistics.clustering statistics.comparison statistics.components statistics.diffusion
-        statistics.means statistics.regression statistics.sampling statistics.tangents
+        statistics.clustering statistics.comparison statistics.components statistics.density
+        statistics.diffusion statistics.matrices statistics.means statistics.mixture
+        statistics.normal statistics.polar statistics.regression statistics.sampling
+        statistics.tangents
         testing testing.ambient
         testing.laws testing.manifold
         testing.solver testing.space

@@ -46,7 +46,7 @@ def takes_arrays(method: Callable[..., Any]) -> Callable[..., Any]:
         tensors = [x for x in named if isinstance(x, Tensor)]
         like = next((x for x in tensors if x.is_floating_point()), None)
         if like is None:
-            like = _home(self.decoder)
+            like = home(self.decoder)
         given = [_tensor(where, x, like) if _is_array(x) else x for x in args]
         more = {name: _tensor(where, x, like) if _is_array(x) else x for name, x in kwargs.items()}
         if condition is not None:
@@ -80,7 +80,7 @@ def _has_arrays(x: Any) -> bool:
     return _is_array(x)
 
 
-def _home(decoder: Any) -> Tensor:
+def home(decoder: Any) -> Tensor:
     """An empty tensor of the dtype and on the device that a decoder computes in."""
     for own in _weights(decoder):
         dtype = own.dtype if own.dtype in _GEOMETRIC else torch.float32
