@@ -235,7 +235,10 @@ class Search(ABC):
                 break
             share = _Share(progress, number, len(stages), self._queries())
             known = self._solved(known, self._unique(pairs), stage, executor, share)
-        return [self.chosen(rows) for rows in self._all_rows(known)]
+        answer = [self.chosen(rows) for rows in self._all_rows(known)]
+        if progress is not None:
+            progress(self._queries(), self._queries())
+        return answer
 
     def stages(self) -> list[Stage]:
         """What is solved, one after the other: the search's own, then closer looks."""

@@ -90,9 +90,9 @@ LAYERS = {
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
         autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings
         autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
-        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting interop
-        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
-        interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
+        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting citations
+        interop interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
+        interop.scvi interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
         plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
@@ -103,26 +103,13 @@ LAYERS = {
         testing.space
     """,
     "people": """
-        __main__ autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
-        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
-        autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
-        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
-        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants citations
-        cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo
+        __main__ cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo
         cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
         cli.commands.neighbors cli.commands.report cli.commands.train cli.delimited cli.demo
         cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points cli.preparation
-        cli.progress cli.sources cli.tables interop interop.anndata interop.diffusers interop.frozen
-        interop.geoopt interop.pythae interop.scvi interop.sklearn interop.transformers loading
-        plotting reporting reporting.arguments reporting.document reporting.embedding
-        reporting.findings reporting.lattice reporting.measures reporting.payload reporting.pictures
-        reporting.training scores statistics statistics.clustering statistics.comparison
-        statistics.components statistics.density statistics.diffusion statistics.matrices
-        statistics.means statistics.mixture statistics.normal statistics.polar statistics.regression
-        statistics.sampling statistics.tangents testing testing.ambient testing.laws
-        testing.manifold testing.solver testing.space
+        cli.progress cli.sources cli.tables loading reporting reporting.arguments reporting.document
+        reporting.embedding reporting.findings reporting.lattice reporting.measures
+        reporting.payload reporting.pictures reporting.training
     """,
     "package": "",
 }
