@@ -125,6 +125,7 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> No
         axis.set(title=name, xlim=(-1.3, 1.3), ylim=(-0.6, 1.6), zlim=(-1.3, 1.3))
         axis.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="$x_3$")
         axis.view_init(30, -70)
+        axis.set_box_aspect(None, zoom=0.85)  # room for the names of the axes
     axes[0].legend(frameon=False, loc="upper left")
     figure.suptitle("Decoded surfaces over the convex hull of the codes")
     _run.save(figure, options, "fig12_minimum_curvature.png", dpi=130)

@@ -250,8 +250,8 @@ class TestAbsoluteIsometry:
             value = loss(M, z)
             value.backward()
             optimizer.step()
-        assert float(value) < 1e-6
-        assert float(loss.unit * loss.log_scale.exp()) == pytest.approx(3, rel=1e-3)
+        assert value.item() < 1e-6
+        assert (loss.unit * loss.log_scale.exp()).item() == pytest.approx(3, rel=1e-3)
 
     def test_it_is_saved_with_its_scale(self, tmp_path):
         m = AE(**SMALL, lr=0.05, terms={"absolute_isometry": 0.1}).fit(data())
