@@ -42,7 +42,7 @@ doctest: $(READY)
 
 # The site, in out/docs; a warning is an error, and so is a page that needs a network.
 docs: $(READY)
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going docs out/docs
 	$(BIN)/python docs/extensions/check_site.py out/docs
 
 # The wheel, in a clean environment, tested away from the checkout.

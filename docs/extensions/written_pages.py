@@ -110,7 +110,7 @@ def notebook_page(path: Path) -> str:
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            page.append(source + "\n")
+            page.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", source) + "\n")
             continue
         page.append(fenced("python", source))
         for place, output in enumerate(cell["outputs"]):
