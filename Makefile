@@ -49,7 +49,7 @@ docs: $(READY)
 wheel: $(READY)
 	sh tests/wheel.sh $(PYTHON) $(BIN)/python $(WORKERS)
 
-check: test lint types doctest wheel
+check: test lint types doctest docs wheel
 
 # Benchmarks beside peers, in environments of their own; tables and a picture go to benchmarks/results/.
 # `make bench BENCH=--quick` tests the machinery in a few minutes.

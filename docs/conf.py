@@ -18,6 +18,7 @@ copyright = author
 version = release = riemae.__version__
 
 extensions = [
+    "api_pages",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",

@@ -4,8 +4,8 @@
 """
 
 import importlib
+import importlib.util
 import json
-import pkgutil
 import re
 from functools import reduce
 from pathlib import Path
@@ -19,55 +19,47 @@ from riemae.solvers import HINTS, Status
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-API = {path.stem: path.read_text("utf-8") for path in sorted((DOCS / "api").glob("*.md"))}
-DIRECTIVES = re.findall(
-    r"^\.\. (?:auto(\w+)|py:\w+):: ([\w.]+)(?:\n   :(members):)?", "\n".join(API.values()), re.M
-)
-WHOLE = {name for kind, name, members in DIRECTIVES if kind == "module" and members}
-NAMED = {name for _, name, _ in DIRECTIVES}
-# Packages that hold parts of the house and no names for users; the command line has pages.
-INTERNAL = ("numerics", "geometry", "distributions", "cli", "solvers.methods", "solvers.flows")
-INTERNAL += ("differential.modes", "differential.rules")
 
 
-def public_modules():
-    """Modules for users: riemae, and those of its packages that have a table of names."""
-    yield riemae
-    for found in pkgutil.walk_packages(riemae.__path__, "riemae."):
-        inner = found.name.removeprefix("riemae.")
-        if inner.startswith(INTERNAL) or inner.rpartition(".")[2].startswith("_"):
-            continue
-        module = importlib.import_module(found.name)
-        if hasattr(module, "__all__"):
-            yield module
+def extension(name):
+    """A module of ``docs/extensions``, which are not installed."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "extensions" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-PUBLIC = [(m.__name__, name) for m in public_modules() for name in m.__all__]
+api_pages = extension("api_pages")
+check_site = extension("check_site")
+NAMED, WHOLE = api_pages.placed()
+ALSO = {line.split(":: ")[1].split()[0] for v in api_pages.unplaced().values() for line in v}
+PUBLIC = [(m.__name__, name) for m in api_pages.public_modules() for name in m.__all__]
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[".".join(pair) for pair in PUBLIC])
 def test_every_public_name_is_in_the_api(module, name):
-    if name.startswith("__"):
-        return
     full = f"{module}.{name}"
-    known = {module, full, f"riemae.{name}"}  # a package may hand on the name of a module below it
-    assert known & (WHOLE | NAMED) or any(page.startswith(f"{full}.") for page in WHOLE | NAMED), (
-        f"add {full} to a page in docs/api"
-    )
+    pages = WHOLE | NAMED | ALSO
+    inside = any(page.startswith(f"{full}.") for page in pages)  # a module, by what is in it
+    assert name.startswith("__") or module in WHOLE or full in pages or inside
 
 
 def test_every_method_of_a_manifold_is_in_the_api():
     methods = {name for name in vars(riemae.Manifold) if not name.startswith("_")}
-    named = {name.rpartition(".")[2] for name in NAMED if name.startswith("riemae.Manifold.")}
-    assert methods == named
+    start = "riemae.Manifold."
+    assert methods == {n.removeprefix(start) for n in NAMED | ALSO if n.startswith(start)}
 
 
-def attribute(path):
-    """What a dotted name means: an attribute, or a module."""
-    try:
-        return reduce(getattr, path.split(".")[1:], riemae)
-    except AttributeError:
-        return importlib.import_module(path)
+def test_a_new_name_comes_to_the_page_of_its_package(monkeypatch):
+    def simplex():
+        pass
+
+    monkeypatch.setattr(riemae.solvers, "simplex", simplex, raising=False)
+    monkeypatch.setattr(riemae.solvers, "__all__", [*riemae.solvers.__all__, "simplex"])
+    monkeypatch.setattr(riemae.Manifold, "simplex", simplex, raising=False)
+    found = api_pages.unplaced()
+    assert ".. autofunction:: riemae.solvers.simplex" in found["solvers"]
+    assert ".. automethod:: riemae.Manifold.simplex" in found["manifold"]
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE | NAMED))
@@ -82,14 +74,44 @@ def test_what_the_api_names_exists(name):
         return
 
 
-def test_a_missing_name_is_noticed():
-    with pytest.raises((AttributeError, ModuleNotFoundError)):
-        attribute("riemae.solvers.Simplex")
-
-
 def test_every_page_of_the_api_is_in_its_contents():
-    listed = API["index"].rpartition("```{toctree}")[2].split()
-    assert set(API) - {"index"} <= set(listed)
+    listed = (DOCS / "api" / "index.md").read_text("utf-8").rpartition("```{toctree}")[2].split()
+    assert {path.stem for path in (DOCS / "api").glob("*.md")} - {"index"} <= set(listed)
+
+
+class TestCheckedSite:
+    """What ``make docs`` says of a site that needs a network, or has dead links."""
+
+    def faults(self, folder, body):
+        (folder / "a.html").write_text(f"<html><body>{body}</body></html>", "utf-8")
+        (folder / "b.html").write_text("<h1 id='here'>B</h1>", "utf-8")
+        pages = check_site.read(folder)
+        return check_site.remote(folder, pages) + check_site.dead(folder, pages)
+
+    def test_a_good_site(self, tmp_path):
+        body = (
+            '<a href="b.html#here">b</a> <a href="https://example.org">out</a> <a href="#">up</a>'
+        )
+        assert self.faults(tmp_path, body) == []
+
+    @pytest.mark.parametrize(
+        ("body", "fault"),
+        [
+            ('<script src="https://cdn.example.org/x.js"></script>', "loads https://cdn"),
+            ('<img src="//example.org/x.png">', "loads //example"),
+            ('<a href="c.html">c</a>', "does not exist"),
+            ('<a href="b.html#there">b</a>', "no such anchor"),
+            ('<img src="missing.png">', "does not exist"),
+        ],
+    )
+    def test_a_fault_is_named(self, tmp_path, body, fault):
+        (found,) = self.faults(tmp_path, body)
+        assert found.startswith("a.html")
+        assert fault in found
+
+    def test_a_style_sheet_that_loads_a_font(self, tmp_path):
+        (tmp_path / "s.css").write_text("@import url('https://fonts.example.org/f.css');", "utf-8")
+        assert "s.css loads https://fonts" in self.faults(tmp_path, "")[0]
 
 
 class TestStatuses:

@@ -26,7 +26,17 @@ LOADED = {
     "object": "data",
 }
 # Links of the head that say something and load nothing.
-SAID = {"canonical", "author", "license", "next", "prev", "index", "search", "genindex", "copyright"}
+SAID = {
+    "canonical",
+    "author",
+    "license",
+    "next",
+    "prev",
+    "index",
+    "search",
+    "genindex",
+    "copyright",
+}
 REMOTE = re.compile(r"(https?:)?//")
 
 
@@ -69,11 +79,8 @@ def remote(site: Path, pages: dict[Path, Page]) -> list[str]:
     ]
     for sheet in sorted(site.rglob("*.css")):
         text = sheet.read_text("utf-8", errors="replace")
-        found += [
-            f"{sheet.relative_to(site)} loads {target}"
-            for target in re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s]+)", text)
-            if REMOTE.match(target)
-        ]
+        loads = re.findall(r"(?:url\(\s*|@import\s+)[\"']?((?:https?:)?//[^\"')\s]+)", text)
+        found += [f"{sheet.relative_to(site)} loads {target}" for target in loads]
     return found
 
 

@@ -28,9 +28,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = [line if line.lstrip().startswith(">>>") else escaped(line) for line in lines]
 
 
-def not_ours(
-    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
-) -> bool | None:
+def not_ours(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Skip methods that scikit-learn adds to estimators by itself."""
     module = getattr(obj, "__module__", None) or ""
     return True if module.startswith("sklearn.") or name.endswith("_request") else None

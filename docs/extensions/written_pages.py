@@ -74,6 +74,15 @@ def example_page(path: Path) -> tuple[str, str]:
     return title.rstrip("."), "\n".join(page)
 
 
+def short(name: str) -> str:
+    """A title of a few words: ``fig13_isometric_square`` is "Figure 13: isometric square"."""
+    figure = re.fullmatch(r"fig(\d+(?:_\d+)*)_(.+)", name)
+    words = name.replace("_", " ")
+    if figure is None:
+        return words[0].upper() + words[1:]
+    return f"Figure {figure[1].replace('_', ', ')}: {figure[2].replace('_', ' ')}"
+
+
 def gallery() -> None:
     """A page for every example, and one that shows them all."""
     examples = sorted(p for p in (ROOT / "examples").glob("*.py") if not p.stem.startswith("_"))
@@ -99,7 +108,8 @@ def gallery() -> None:
                 lines += [f":img-bottom: ../gallery/{name}.png"]
             lines += [":::\n"]
         lines += ["::::\n"]
-    lines += ["```{toctree}\n:hidden:\n", *(f"gallery/{name}" for name in titles), "```\n"]
+    entries = [f"{short(name)} <gallery/{name}>" for name in titles]
+    lines += ["```{toctree}\n:hidden:\n", *entries, "```\n"]
     write(WRITTEN / "gallery.md", "\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""The pictures of ``docs/concepts.md`` and its neighbours.
+"""The pictures of ``docs/concepts.md`` and ``docs/uncertainty.md``.
 
     python docs/pictures/draw.py          # writes docs/pictures/*.png; half a minute
 
@@ -32,7 +32,7 @@ START, END = torch.tensor([-1.9, -0.35]).double(), torch.tensor([1.9, 0.15]).dou
 
 
 def hills(z: Tensor) -> Tensor:  # (k, 2) -> (k, 3)
-    """A plane with a high hill in its middle and a low one beside it."""
+    """A plane with a high hill in its middle and a low one next to it."""
     high = 1.6 * (-z.square().sum(-1) / 0.5).exp()
     low = 0.7 * (-(z - torch.tensor([1.1, 1.3]).to(z)).square().sum(-1) / 0.4).exp()
     return torch.cat([z, (high + low)[..., None]], -1)
