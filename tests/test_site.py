@@ -41,7 +41,8 @@ def test_every_public_name_is_in_the_api(module, name):
     full = f"{module}.{name}"
     pages = WHOLE | NAMED | ALSO
     inside = any(page.startswith(f"{full}.") for page in pages)  # a module, by what is in it
-    assert name.startswith("__") or module in WHOLE or full in pages or inside
+    known = bool({full, f"riemae.{name}"} & pages)  # riemae may hand it on
+    assert name.startswith("__") or module in WHOLE or known or inside
 
 
 def test_every_method_of_a_manifold_is_in_the_api():

@@ -29,7 +29,9 @@ HOMES = {
     "riemae.autoencoders": "autoencoders",
     "riemae.interop": "interop",
     "riemae.plotting": "plotting",
-    "riemae.reporting": "plotting",
+    "riemae.reporting": "reports",
+    "riemae.citations": "reports",
+    "riemae.environment": "reports",
     "riemae.solvers": "solvers",
     "riemae.storage": "data_and_files",
     "riemae": "manifold",
@@ -88,7 +90,10 @@ def unplaced() -> dict[str, list[str]]:
                 continue
             if inspect.ismodule(value) and hasattr(value, "__all__"):
                 continue  # it comes by itself
-            add(found, module.__name__, kind_of(value), full)
+            if module is not riemae and getattr(riemae, name, None) is value:
+                continue  # riemae hands it on
+            home = module.__name__ if module is not riemae else getattr(value, "__module__", "")
+            add(found, home or "riemae", kind_of(value), full)
     for name, value in vars(riemae.Manifold).items():
         full = f"riemae.Manifold.{name}"
         if not name.startswith("_") and full not in names:
@@ -99,7 +104,7 @@ def unplaced() -> dict[str, list[str]]:
 
 def add(found: dict[str, list[str]], module: str, kind: str, full: str) -> None:
     """Put a directive on the page of its module."""
-    home = next(page for start, page in HOMES.items() if module.startswith(start))
+    home = next((page for start, page in HOMES.items() if module.startswith(start)), "manifold")
     options = "\n   :members:" if kind in ("autoclass", "automodule") else ""
     found.setdefault(home, []).append(f".. {kind}:: {full}{options}")
 
