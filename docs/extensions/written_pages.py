@@ -34,6 +34,7 @@ GROUPS = {
         "fisher_and_clouds",
     ),
 }
+ABBREVIATIONS = {"irvae", "mnist"}
 BENCHMARKS = {
     "geodesics": "Geodesics, next to other packages",
     "hard_set": "Pairs with several geodesics",
@@ -77,10 +78,11 @@ def example_page(path: Path) -> tuple[str, str]:
 def short(name: str) -> str:
     """A title of a few words: ``fig13_isometric_square`` is "Figure 13: isometric square"."""
     figure = re.fullmatch(r"fig(\d+(?:_\d+)*)_(.+)", name)
-    words = name.replace("_", " ")
+    words = (figure[2] if figure else name).split("_")
+    text = " ".join(word.upper() if word in ABBREVIATIONS else word for word in words)
     if figure is None:
-        return words[0].upper() + words[1:]
-    return f"Figure {figure[1].replace('_', ', ')}: {figure[2].replace('_', ' ')}"
+        return text[0].upper() + text[1:]
+    return f"Figure {figure[1].replace('_', ', ')}: {text}"
 
 
 def gallery() -> None:
