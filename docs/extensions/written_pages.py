@@ -2,7 +2,8 @@
 
 The gallery (from ``examples/`` and what ``docs/extensions/run_examples.py`` kept of them), the
 notebooks, and the tables of ``benchmarks/results``. Pages that no table of contents names are put
-at the end of that of ``index.md``, and names of pages that do not exist are left out of it.
+at the end of that of ``index.md``, and names of pages that do not exist are left out of it. Links
+from a page to files of the repository, as they work where Markdown is read, lead to these pages.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import base64
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
@@ -174,6 +176,33 @@ def write_all(app: Sphinx, config: Any) -> None:
     benchmarks()
 
 
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./|notebooks/)[^)\s#]*)(#[^)\s]*)?\)")
+
+
+def page_of(file: str) -> str | None:
+    """The page that shows a file of the repository; None where there is none."""
+    path = Path(file)
+    if file.rstrip("/") in ("../examples", "../benchmarks/results"):
+        return "_written/gallery.md" if "examples" in file else "_written/tables.md"
+    if file == "../README.md":
+        return "index.md"
+    folders = {"examples": "gallery", "results": "benchmarks", "notebooks": "notebooks"}
+    page = f"_written/{folders.get(path.parent.name)}/{path.stem}.md"
+    return page if (DOCS / page).exists() else None
+
+
+def lead_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Links of a page of ``docs`` to files outside lead to their pages, or are left as text."""
+    if "/" in docname:
+        return
+
+    def replaced(found: re.Match[str]) -> str:
+        page = page_of(found[2])
+        return found[1] if page is None else f"[{found[1]}]({page}{found[3] or ''})"
+
+    source[0] = LINK.sub(replaced, source[0])
+
+
 def complete_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """The table of contents of ``index.md`` names the pages that exist, and all of them."""
     if docname != "index":
@@ -195,4 +224,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Write pages first, and mend the table of contents when it is read."""
     app.connect("config-inited", write_all)
     app.connect("source-read", complete_contents)
+    app.connect("source-read", lead_to_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
