@@ -1,7 +1,9 @@
 """riemae: the geometry of the space that a neural network parametrises."""
 
 from riemae import ambient, datasets, differential, exceptions, scores, solvers, storage
+from riemae.citations import cite
 from riemae.ensembles import Ensemble
+from riemae.environment import show_versions
 from riemae.geometry.training_mode import frozen_statistics
 from riemae.loading import load
 from riemae.manifold import Manifold
@@ -12,12 +14,14 @@ __all__ = [
     "Manifold",
     "__version__",
     "ambient",
+    "cite",
     "datasets",
     "differential",
     "exceptions",
     "frozen_statistics",
     "load",
     "scores",
+    "show_versions",
     "solvers",
     "storage",
 ]

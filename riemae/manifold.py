@@ -29,11 +29,13 @@ from riemae.exceptions import (
     ShapeError,
 )
 from riemae.geometry import distortion, extrinsic, intrinsic, operators, smoothness
+from riemae.geometry.arrays import home, takes_arrays
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
 from riemae.geometry.explanation import Explanation, explained
+from riemae.geometry.integration import Integral, Region, box, function_values, integrate
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
 from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.shaped import shaped_codes
@@ -46,6 +48,7 @@ from riemae.numerics.checks import (
     expect_range,
     expect_values,
 )
+from riemae.numerics.html import table
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
@@ -55,10 +58,12 @@ from riemae.numerics.values import concrete
 from riemae.solvers import (
     ConjugatePoints,
     Curve,
+    DistanceMatrix,
     GeodesicResult,
     Graph,
     JacobiField,
     Neighbors,
+    RadiusNeighbors,
     Solver,
 )
 from riemae.solvers import energy as curve_energy_integral
@@ -79,10 +84,13 @@ _WITH_KINKS = 1e-2
 
 
 def _as_public(kind: type[Manifold]) -> type[Manifold]:
-    """Public methods compute in full precision, take codes of any shape, and explain shortages."""
+    """Public methods compute in full precision and explain shortages.
+
+    They take codes of any shape, and arrays.
+    """
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and not name.startswith("_"):
-            public = in_full_precision(shaped_codes(method))
+            public = in_full_precision(takes_arrays(shaped_codes(method)))
             setattr(kind, name, within_memory(public))
     return kind
 
@@ -94,6 +102,11 @@ class Manifold:
     Points ``z`` and tangents ``v`` are ``(*b, m)`` with any leading axes; data are seen as
     ``(*b, D)``. Every method keeps dtype and device, changes no input, and is differentiable by
     torch unless it says otherwise.
+
+    Arrays of numpy and tables of pandas may stand for tensors: they are computed with in the dtype
+    of the decoder's parameters (float64 where it has none), and where only arrays are given,
+    tensors come back as arrays. Results that are more than a tensor (geodesics, curves, neighbours,
+    graphs, distributions) hold tensors all the same, and functions that are arguments get tensors.
 
     Args:
         decoder: An ``nn.Module`` (in eval mode) or a function ``(k, m) -> (k, *shape)`` that treats
@@ -244,6 +257,23 @@ class Manifold:
         data = "?" if shape is None else "×".join(map(str, shape))
         m = self._checks.latent_dim or "?"
         return f"Manifold({name}: R^{m} -> R^{data}, ambient={self._pullback.ambient})"
+
+    def _repr_html_(self) -> str:
+        """What the manifold is made of as a table, for notebooks."""
+        decoder = self._pullback.decoder
+        shape = decoder.output_shape
+        name = getattr(self.decoder, "__qualname__", type(self.decoder).__name__)
+        rows: list[tuple[str, object]] = [
+            ("decoder", name),
+            ("latent dimension", self._checks.latent_dim or "known at first use"),
+            ("data", "known at first use" if shape is None else "×".join(map(str, shape))),
+            ("ambient metric", self._pullback.ambient),
+        ]
+        if self.latent_shape is not None:
+            rows.insert(2, ("shape of a code", "×".join(map(str, self.latent_shape))))
+        if self.latent is not None:
+            rows.append(("latent space", self.latent))
+        return table("Manifold", rows)
 
     @property
     def members(self) -> tuple[Manifold, ...]:
@@ -562,6 +592,91 @@ class Manifold:
         core, flat = self._checks.placed("divergence", z, condition)
         found = operators.divergence(_Operand(core), "Manifold.divergence", field, flat)
         return found.view(z.shape[:-1])
+
+    # Integrals.
+
+    def integrate(
+        self,
+        f: Callable[[Tensor], Tensor],
+        region: Region,
+        density: Callable[[Tensor], Tensor] | None = None,
+        *,
+        rtol: float | None = None,
+        max_points: int | None = None,
+        throw: bool = True,
+        generator: torch.Generator | int | None = 0,
+        condition: Conditions = None,
+    ) -> Integral:
+        """``∫ f dV`` over a box of coordinates, or ``∫ f p dz``; not differentiable.
+
+        With respect to the Riemannian volume ``dV = √det G dz``, or to a measure of one's own. In
+        up to three dimensions by Gauss and Legendre's rule on ever more cells; in more by scrambled
+        Sobol sequences, with a standard error.
+
+        Args:
+            f: ``(k, m) -> (k, ...)``, row by row. Codes are flat.
+            region: ``(m, 2)``, lower and upper ends of each coordinate.
+            density: ``p``, ``(k, m) -> (k,)``, with respect to ``dz``; by default the volume's.
+            rtol: Accuracy relative to the largest value; by default 1e-6 (1e-4 in float32), and
+                1e-2 in more than three dimensions.
+            max_points: By default about a million.
+            throw: Raise when the accuracy is missed.
+            generator: Of the sequences: a generator, or the seed of a new one.
+            condition: One condition, as in :class:`Manifold`.
+
+        Raises:
+            ShapeError: When ``f``, ``density`` or ``region`` has another shape.
+            DTypeError: When one of them is of another kind.
+            OptionError: When a lower end is not below its upper end.
+            NotConvergedError: When ``throw`` and the accuracy is missed; its result is the
+                integral.
+        """
+        where = "Manifold.integrate"
+        low, high = box(where, region, self.latent_dim, home(self.decoder))
+
+        def integrand(z: Tensor) -> Tensor:
+            values = function_values(where, "f", f, z)
+            if density is None:
+                weight = self.volume_density(z, condition=condition)
+            else:
+                weight = function_values(where, "density", density, z, single=True)
+            return weight.view(-1, *[1] * (values.ndim - 1)) * values
+
+        source = as_generator(where, generator)
+        return integrate(where, integrand, low, high, rtol, max_points, source, throw)
+
+    def volume(
+        self,
+        region: Region,
+        *,
+        rtol: float | None = None,
+        max_points: int | None = None,
+        throw: bool = True,
+        generator: torch.Generator | int | None = 0,
+        condition: Conditions = None,
+    ) -> Integral:
+        """The Riemannian volume ``∫ √det G dz`` of a box of coordinates; not differentiable.
+
+        Args:
+            region: As in :meth:`integrate`.
+            rtol: As in :meth:`integrate`.
+            max_points: As in :meth:`integrate`.
+            throw: As in :meth:`integrate`.
+            generator: As in :meth:`integrate`.
+            condition: As in :meth:`integrate`.
+
+        Raises:
+            NotConvergedError: When ``throw`` and the accuracy is missed; its result is the
+                integral.
+        """
+        where = "Manifold.volume"
+        low, high = box(where, region, self.latent_dim, home(self.decoder))
+
+        def density(z: Tensor) -> Tensor:
+            return self.volume_density(z, condition=condition)
+
+        source = as_generator(where, generator)
+        return integrate(where, density, low, high, rtol, max_points, source, throw)
 
     def second_fundamental_form(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
@@ -1628,6 +1743,50 @@ class Manifold:
         core.condition.single(f"Manifold.{where}")
         return self._space(core, flat)[0]
 
+    @overload
+    def distance_matrix(
+        self,
+        a: Tensor,
+        b: Tensor | None = None,
+        method: Literal["geodesic", "graph", "chord"] = ...,
+        rtol: float | None = None,
+        k: int = ...,
+        throw: bool = ...,
+        progress: Callable[[int, int], object] | bool | None = None,
+        *,
+        weight: Literal["length", "chord"] = ...,
+        solver: Solver | None = None,
+        block_size: int | None = None,
+        executor: Executor | None = None,
+        out: str | PathLike[str] | None = None,
+        condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
+        return_result: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def distance_matrix(
+        self,
+        a: Tensor,
+        b: Tensor | None = None,
+        method: Literal["geodesic", "graph", "chord"] = ...,
+        rtol: float | None = None,
+        k: int = ...,
+        throw: bool = ...,
+        progress: Callable[[int, int], object] | bool | None = None,
+        *,
+        weight: Literal["length", "chord"] = ...,
+        solver: Solver | None = None,
+        block_size: int | None = None,
+        executor: Executor | None = None,
+        out: str | PathLike[str] | None = None,
+        condition: Conditions = None,
+        max_decodings: int | None = None,
+        max_seconds: float | None = None,
+        return_result: Literal[True],
+    ) -> DistanceMatrix: ...
+
     def distance_matrix(
         self,
         a: Tensor,
@@ -1646,11 +1805,11 @@ class Manifold:
         condition: Conditions = None,
         max_decodings: int | None = None,
         max_seconds: float | None = None,
-    ) -> Tensor:  # (n, m), (q, m) -> (n, q)
+        return_result: bool = False,
+    ) -> Tensor | DistanceMatrix:  # (n, m), (q, m) -> (n, q)
         """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
-        :func:`riemae.solvers.distance_matrix` on this manifold, which also tells which pairs miss
-        their accuracy.
+        :func:`riemae.solvers.distance_matrix` on this manifold.
 
         Args:
             a: ``(n, m)``.
@@ -1681,6 +1840,8 @@ class Manifold:
             max_decodings: What all geodesics together may cost, as in :meth:`geodesic`; every block
                 gets its pairs' share.
             max_seconds: The same for seconds; not with ``out``.
+            return_result: Return a :class:`~riemae.solvers.DistanceMatrix`, which also tells which
+                pairs miss their accuracy.
 
         Raises:
             NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries a
@@ -1715,7 +1876,7 @@ class Manifold:
         identity = None if out is None else self._identity()
         if identity is not None and one is not None:
             identity["condition"] = ", ".join(digest(x) for x in one.leaves)
-        return solvers.distance_matrix(
+        result = solvers.distance_matrix(
             space,
             a,
             b,
@@ -1732,7 +1893,9 @@ class Manifold:
             progress=progress,
             max_decodings=max_decodings,
             max_seconds=max_seconds,
-        ).distances
+            return_result=True,
+        )
+        return result if return_result else result.distances
 
     def neighbors(
         self,
@@ -1775,30 +1938,79 @@ class Manifold:
             OptionError: When ``k`` is not from 1 to the number of points, or there are several
                 conditions.
         """
+        space, flat, core = self._among("neighbors", points, queries, condition)
+        options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+        options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
+        found = solvers.neighbors(space, points, k, queries, progress=progress, **options)
+        again = partial(self.neighbors, points, k=k, condition=condition, **options)
+        return replace(found, search=again)
+
+    def radius_neighbors(
+        self,
+        points: Tensor,
+        radius: float,
+        queries: Tensor | None = None,
+        rtol: float | None = None,
+        throw: bool = True,
+        progress: Callable[[int, int], object] | bool | None = None,
+        *,
+        candidates: int | None = None,
+        solver: Solver | None = None,
+        condition: Conditions = None,
+    ) -> RadiusNeighbors:
+        """All points within a geodesic distance of each query; not differentiable.
+
+        :func:`riemae.solvers.radius_neighbors` on this manifold. Exact, and said to be so row by
+        row: what is farther than the radius in the ambient space is not solved, everything else is.
+
+        Args:
+            points: ``(n, m)``.
+            radius: The largest distance, in units of the data.
+            queries: ``(q, m)``; by default the points themselves, each without itself.
+            rtol: Relative accuracy, by default that of :meth:`geodesic`.
+            throw: As in :meth:`neighbors`.
+            progress: As in :meth:`neighbors`.
+            candidates: As in :meth:`neighbors`.
+            solver: As in :meth:`neighbors`.
+            condition: As in :meth:`neighbors`.
+
+        Returns:
+            For each query its points, distances, errors and a certificate, and the same as a sparse
+            matrix or a graph.
+
+        Raises:
+            NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
+            ShapeError: When a set has more or fewer than two axes.
+            DTypeError: When their dtypes or devices differ.
+            OptionError: When ``radius`` is negative, or there are several conditions.
+        """
+        space, flat, core = self._among("radius_neighbors", points, queries, condition)
+        options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+        options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
+        found = solvers.radius_neighbors(
+            space, points, radius, queries, progress=progress, **options
+        )
+        again = partial(
+            self.radius_neighbors, points, radius=radius, condition=condition, **options
+        )
+        return replace(found, search=again)
+
+    def _among(
+        self, where: str, points: Tensor, queries: Tensor | None, condition: Conditions
+    ) -> tuple[Space, Tensor, PullbackMetric]:
+        """What neighbours are looked for in, the last of the points, and their metric."""
         refuse_transforms(
-            "Manifold.neighbors", "It is not differentiable, and takes all points at once."
+            f"Manifold.{where}", "It is not differentiable, and takes all points at once."
         )
         others = points if queries is None else queries
         for name, z in (("points", points), ("queries", others)):
-            expect_values("Manifold.neighbors", name, z)
-        core, flat = self._checks.placed("neighbors", points, condition)
-        space = self._under_one("neighbors", core, flat)
-        one = None if core.condition is None else core.condition.single("Manifold.neighbors")
+            expect_values(f"Manifold.{where}", name, z)
+        core, flat = self._checks.placed(where, points, condition)
+        space = self._under_one(where, core, flat)
+        one = None if core.condition is None else core.condition.single(f"Manifold.{where}")
         for name, z in (("points", points), ("queries", others)):
-            flat = self._checks.points(f"neighbors ({name})", z, condition=one)
-        if rtol is None:
-            rtol = self._accuracy(core, flat)
-        return solvers.neighbors(
-            space,
-            points,
-            k,
-            queries,
-            rtol=rtol,
-            solver=solver,
-            candidates=candidates,
-            throw=throw,
-            progress=progress,
-        )
+            flat = self._checks.points(f"{where} ({name})", z, condition=one)
+        return space, flat, core
 
     def _identity(self) -> dict[str, object]:
         """What distances depend on, besides points and settings."""

@@ -6,11 +6,13 @@ Knows no network and no decoder.
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
 from riemae.solvers.energy import Expansion
+from riemae.solvers.fields import DistanceField, distance_field
 from riemae.solvers.flows.conjugate import ConjugatePoints, conjugate_points
 from riemae.solvers.flows.exponential import exp, shoot
 from riemae.solvers.flows.jacobi import JacobiField, jacobi
 from riemae.solvers.flows.logarithm import log
 from riemae.solvers.flows.parallel import transport
+from riemae.solvers.flows.volume import ExponentialVolume, exponential_volume
 from riemae.solvers.graph import Graph, graph
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.methods.adam import Adam
@@ -22,7 +24,8 @@ from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.methods.shooting import Shooting
 from riemae.solvers.methods.spline import CubicSpline
-from riemae.solvers.neighbors import Neighbors, neighbors
+from riemae.solvers.neighborhoods import Neighbors, RadiusNeighbors
+from riemae.solvers.neighbors import neighbors, radius_neighbors
 from riemae.solvers.path import geodesic
 from riemae.solvers.products import Products
 from riemae.solvers.quadrature import energy, length
@@ -39,8 +42,10 @@ __all__ = [
     "ConjugatePoints",
     "CubicSpline",
     "Curve",
+    "DistanceField",
     "DistanceMatrix",
     "Expansion",
+    "ExponentialVolume",
     "GeodesicResult",
     "Graph",
     "JacobiField",
@@ -50,15 +55,18 @@ __all__ = [
     "NewtonCG",
     "Products",
     "QuasiNewton",
+    "RadiusNeighbors",
     "Shooting",
     "Solver",
     "Space",
     "State",
     "Status",
     "conjugate_points",
+    "distance_field",
     "distance_matrix",
     "energy",
     "exp",
+    "exponential_volume",
     "geodesic",
     "geodesic_residual",
     "graph",
@@ -66,6 +74,7 @@ __all__ = [
     "length",
     "log",
     "neighbors",
+    "radius_neighbors",
     "shoot",
     "transport",
 ]

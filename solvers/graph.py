@@ -24,6 +24,7 @@ from riemae.exceptions import (
     stack_level,
 )
 from riemae.numerics.checks import expect_choice, expect_rtol, expect_shape, expect_values
+from riemae.numerics.html import table
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.curve import Curve
 from riemae.solvers.edges import chord_lengths, line_lengths
@@ -58,6 +59,19 @@ class Graph:
     points: Tensor
     adjacency: csr_array
     components: Tensor
+
+    def _repr_html_(self) -> str:
+        """What the graph is as a table, for notebooks."""
+        lengths = self.adjacency.data
+        reach = f"{lengths.min():.4g} to {lengths.max():.4g}" if len(lengths) else "none"
+        parts = len(self.components.unique())
+        rows = [
+            ("points", " × ".join(map(str, self.points.shape))),
+            ("edges", self.adjacency.nnz // 2),
+            ("lengths", reach),
+            ("components", parts),
+        ]
+        return table("Graph", rows)
 
     def distances(self, sources: Tensor | Sequence[int] | None = None) -> Tensor:  # -> (s, n)
         """Shortest-path lengths from ``sources`` to every point.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from os import PathLike
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from riemae.numerics.checks import (
     expect_range,
     expect_rtol,
 )
+from riemae.numerics.frames import frame
+from riemae.numerics.html import table
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.budget import check_limits
@@ -41,6 +44,9 @@ from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
 from riemae.storage.blocks import BlockFile
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +78,71 @@ class DistanceMatrix:
             return f"{named} (first pairs: {first})"
         return "all converged"
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The distances as a square table. Needs pandas.
+
+        Raises:
+            MissingExtraError: When pandas is not installed.
+        """
+        values = self.distances.cpu().numpy()
+        columns = {str(j): values[:, j] for j in range(values.shape[1])}
+        return frame("DistanceMatrix.to_dataframe", columns, {"row": range(len(values))})
+
+    def _repr_html_(self) -> str:
+        """What was computed as a table, for notebooks."""
+        n, q = self.distances.shape
+        rows = [("distances", f"{n} × {q}"), ("rtol", f"{self.rtol:g}"), ("pairs", self.summary())]
+        return table("DistanceMatrix", rows)
+
     def __repr__(self) -> str:
         n, q = self.distances.shape
         return f"DistanceMatrix({n} x {q}: {self.summary()} at rtol={self.rtol:g})"
+
+
+@overload
+def distance_matrix(
+    space: Space | HasSpace,
+    a: Tensor,
+    b: Tensor | None = None,
+    *,
+    method: Method = ...,
+    rtol: float | None = None,
+    solver: Solver | None = None,
+    k: int = ...,
+    weight: Weight = ...,
+    block_size: int | None = None,
+    executor: Executor | None = None,
+    out: str | PathLike[str] | None = None,
+    identity: Mapping[str, object] | None = None,
+    throw: bool = ...,
+    progress: Progress | bool | None = None,
+    max_decodings: int | None = None,
+    max_seconds: float | None = None,
+    return_result: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def distance_matrix(
+    space: Space | HasSpace,
+    a: Tensor,
+    b: Tensor | None = None,
+    *,
+    method: Method = ...,
+    rtol: float | None = None,
+    solver: Solver | None = None,
+    k: int = ...,
+    weight: Weight = ...,
+    block_size: int | None = None,
+    executor: Executor | None = None,
+    out: str | PathLike[str] | None = None,
+    identity: Mapping[str, object] | None = None,
+    throw: bool = ...,
+    progress: Progress | bool | None = None,
+    max_decodings: int | None = None,
+    max_seconds: float | None = None,
+    return_result: Literal[True],
+) -> DistanceMatrix: ...
 
 
 @within_memory
@@ -97,7 +165,8 @@ def distance_matrix(
     progress: Progress | bool | None = None,
     max_decodings: int | None = None,
     max_seconds: float | None = None,
-) -> DistanceMatrix:
+    return_result: bool = False,
+) -> Tensor | DistanceMatrix:  # (n, m), (q, m) -> (n, q)
     """Distances between all points of ``a`` and all of ``b``; not differentiable.
 
     Args:
@@ -126,8 +195,8 @@ def distance_matrix(
             anything else by the tensors, modules, settings and captured variables that it is made
             of. By default ``space`` itself. Besides, lengths at up to 2048 points and along as many
             lines between them must be the same.
-        throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed``
-            names them.
+        throw: Raise when a geodesic misses ``rtol``; with False such distances come back all the
+            same, NaN where there is none.
         progress: Called with (distances done, distances in all), of which building a graph is the
             first half; True shows a bar.
         max_decodings: What all geodesics together may cost, as in :func:`geodesic`: every block
@@ -135,6 +204,8 @@ def distance_matrix(
             are not done have BUDGET as status, and as distance the length of their shortest curve
             so far, or NaN.
         max_seconds: The same for seconds, by the clock, from now; not with ``out``.
+        return_result: Return a :class:`DistanceMatrix`, whose ``failed`` names the pairs that miss
+            their accuracy, in place of the distances alone.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the complete
@@ -184,10 +255,10 @@ def distance_matrix(
             f"every pair accurate to rtol={rtol:g}",
             result.summary(),
             f"{remedies(result.status)} The error's .result holds all distances and what failed; "
-            "throw=False returns the distances.",
+            "throw=False returns the distances, and return_result=True what failed as well.",
             result,
         )
-    return result
+    return result if return_result else result.distances
 
 
 def _tolerance(space: Space, a: Tensor, method: Method, rtol: float | None) -> float:

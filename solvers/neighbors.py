@@ -8,163 +8,32 @@ distance is more than the k-th length that was found are not, whatever their geo
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.exceptions import NotConvergedError, OptionError
+from riemae.exceptions import NotConvergedError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
-from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import features_of, precision_of, solver_of
+from riemae.solvers.candidates import Rows, Search
+from riemae.solvers.hooks import precision_of
+from riemae.solvers.neighborhoods import Found, Neighbors, RadiusNeighbors
 from riemae.solvers.pairs import expect_point_sets
-from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
-
-if TYPE_CHECKING:
-    import networkx
-    from scipy.sparse import csr_matrix
 
 # Candidates for the first neighbours, in k: of 160 digit codes the ten nearest lie among the twenty
 # nearest chords with a recall of 0.999.
 _CANDIDATES = 3
 # Without lower bounds, so many candidates in k are solved unless the call says otherwise.
 _UNBOUNDED = 4
-_LINE_SEGMENTS = 8
-# Rows of a block: so many pairs of a query and a point.
-_PAIRS = 2**22
-# How much finer pairs are solved whose order with the k-th neighbour their errors leave open, and
-# how often.
-_FINER = 1e-2
-_FINEST = 1e-10
-_ROUNDS = 2
-# UMAP's bisection for the width of a neighbourhood.
-_HALVINGS = 64
-_LEAST_WIDTH = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbors:
-    """The k nearest points of each query, nearest first.
-
-    Attributes:
-        indices: ``(q, k)`` int64; −1 where too few geodesics have a length.
-        distances: ``(q, k)``, lengths of geodesics; NaN where there is none.
-        errors: ``(q, k)``, their estimated errors.
-        certified: ``(q,)`` bool: nothing else is nearer. Every other point is farther in the
-            ambient space already, or its geodesic was found and is longer by more than its error
-            (lengths are not shorter than distances); and all that were solved for the row
-            converged.
-        failed: ``(f, 2)`` int64: query and point of geodesics that miss ``rtol``.
-        status: Their :class:`~riemae.solvers.Status` codes, ``(f,)`` int64.
-        rtol: The relative accuracy that was asked for.
-        solved: How many geodesics were solved.
-        points: How many points there are to choose from.
-        among_themselves: Whether the queries are the points themselves.
-    """
-
-    indices: Tensor
-    distances: Tensor
-    errors: Tensor
-    certified: Tensor
-    failed: Tensor
-    status: Tensor
-    rtol: float
-    solved: int
-    points: int
-    among_themselves: bool
-
-    def to_scipy(self) -> csr_matrix:
-        """Distances as a sparse matrix ``(q, points)``, in the order of the neighbours.
-
-        A distance of 0 is an entry of its own. ``metric="precomputed"`` of scikit-learn's
-        neighbours, DBSCAN and t-SNE, of HDBSCAN and UMAP take it.
-        """
-        from scipy.sparse import csr_matrix
-
-        known = self.indices >= 0
-        ends = np.concatenate([[0], known.sum(1).cumsum(0).cpu().numpy()])
-        columns = self.indices[known].cpu().numpy()
-        values = self.distances[known].cpu().numpy()
-        return csr_matrix((values, columns, ends), shape=(len(self.indices), self.points))
-
-    def connectivities(self) -> csr_matrix:
-        """Weights in [0, 1] of a symmetric neighbourhood graph, ``(points, points)``.
-
-        Those of UMAP's fuzzy simplicial set, as scanpy keeps them in
-        ``obsp["connectivities"]``: of each row ``exp(−(d − ρ) / σ)`` beyond the nearest distance
-        ρ, with a width σ such that they sum to log₂(k + 1), where UMAP counts a point as its own
-        neighbour; then ``a + b − ab`` of both directions
-        (L. McInnes, J. Healy, J. Melville, UMAP, arXiv:1802.03426, 2018, algorithms 2 and 3).
-
-        Raises:
-            OptionError: Of queries that are not the points themselves.
-        """
-        self._expect_square("connectivities")
-        matrix = self.to_scipy()
-        weights = matrix.copy()
-        for row in range(len(self.indices)):
-            part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-            weights.data[part] = _fuzzy(matrix.data[part])
-        other = weights.T.tocsr()
-        joined = weights + other - weights.multiply(other)
-        return joined.tocsr()
-
-    def to_networkx(self) -> networkx.Graph:
-        """An undirected ``networkx.Graph`` on all points, distances as edge attribute ``weight``.
-
-        Two points are joined when one is a neighbour of the other.
-
-        Raises:
-            OptionError: Of queries that are not the points themselves.
-        """
-        import networkx
-
-        self._expect_square("to_networkx")
-        graph = networkx.Graph()
-        graph.add_nodes_from(range(self.points))
-        rows, places = (self.indices >= 0).nonzero(as_tuple=True)
-        stops = self.indices[rows, places].tolist()
-        weights = self.distances[rows, places].tolist()
-        edges = zip(rows.tolist(), stops, weights, strict=True)
-        graph.add_weighted_edges_from(edges)
-        return graph
-
-    def summary(self) -> str:
-        """How many rows are certified, and which geodesics failed."""
-        told = f"{int(self.certified.sum())} of {len(self.certified)} rows certified"
-        if not len(self.failed):
-            return told
-        counts = Counter(self.status.tolist())
-        named = ", ".join(
-            f"{count} {Status(code).name.lower()}" for code, count in sorted(counts.items())
-        )
-        first = ", ".join(str(tuple(pair)) for pair in self.failed[:3].tolist())
-        return f"{told}; {named} (first pairs: {first})"
-
-    def __repr__(self) -> str:
-        q, k = self.indices.shape
-        return (
-            f"Neighbors({k} of {self.points} points for each of {q}: {self.summary()}; "
-            f"{self.solved} geodesics at rtol={self.rtol:g})"
-        )
-
-    def _expect_square(self, where: str) -> None:
-        if not self.among_themselves:
-            raise OptionError(
-                f"Neighbors.{where}",
-                "neighbours of the points among themselves",
-                "those of other queries",
-                "Leave queries out, or use to_scipy().",
-            )
 
 
 @within_memory
@@ -212,33 +81,111 @@ def neighbors(
             ``k``.
     """
     others = points if queries is None else queries
-    space = space_of(space, points, queries, where="neighbors", finite=True)
-    expect_point_sets("neighbors", points=points, queries=others)
-    most = len(points) - (queries is None)
+    most = len(points) - (queries is None) if isinstance(points, Tensor) else 0
+    shared = _checked("neighbors", space, points, others, queries, rtol, solver)
     hint = f"There are {most} points to choose from."
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)
     if candidates is not None:
         hint = "At least the neighbours themselves must be solved."
         expect_range("neighbors", "candidates", candidates, k, integer=True, hint=hint)
-    expect_solver("neighbors", solver)
-    known = precision_of(space, points.dtype)
-    rtol = expect_rtol("neighbors", known.geodesic if rtol is None else rtol)
     with torch.no_grad(), reported("neighbors", progress, "queries") as report:
-        search = _Search(
-            space=space,
-            points=points.detach(),
-            queries=None if queries is None else queries.detach(),
-            k=k,
-            rtol=rtol,
-            solver=solver,
-            candidates=candidates,
-            slack=16 * known.length,
-        )
-        result = search.run(report)
+        result = _Nearest(**shared, candidates=candidates, k=k).run(report)
+    options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+    options["rtol"] = result.rtol
+    again = partial(neighbors, shared["space"], shared["points"], k=k, **options)
+    return _demanded("neighbors", replace(result, search=again), throw)
+
+
+@within_memory
+@in_full_precision
+def radius_neighbors(
+    space: Space | HasSpace,
+    points: Tensor,
+    radius: float,
+    queries: Tensor | None = None,
+    *,
+    rtol: float | None = None,
+    solver: Solver | None = None,
+    candidates: int | None = None,
+    throw: bool = True,
+    progress: Progress | bool | None = None,
+) -> RadiusNeighbors:
+    """All points within a geodesic distance of each query; not differentiable.
+
+    Without ``queries``, those of each point among the others, itself left out. Nothing is solved
+    that is farther than the radius in the ambient space; every other pair is, once. Where the space
+    knows no ambient distance, those are all pairs.
+
+    Args:
+        space: A :class:`riemae.Manifold`, or anything with the :class:`Space` protocol.
+        points: ``(n, m)``.
+        radius: The largest distance, not negative.
+        queries: ``(q, m)``; by default the points themselves.
+        rtol: Relative accuracy of the lengths, as in :func:`geodesic`. Pairs that their errors
+            leave on either side of the radius are solved more finely.
+        solver: Settings of the path solver, as in :func:`geodesic`.
+        candidates: Geodesics that are solved for a query at most, those that are nearest in the
+            ambient space; by default as many as it takes.
+        throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed``
+            names it.
+        progress: Called with (queries done, queries in all); True shows a bar.
+
+    Raises:
+        NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
+        ShapeError: When a set has more or fewer than two axes, or they differ in dimension.
+        DTypeError: When their dtypes or devices differ, or an option has a wrong type.
+        DeviceError: When a tensor has no values.
+        NonFiniteError: When a point is NaN or infinite.
+        OptionError: When ``radius`` is negative, or ``candidates`` less than 1.
+    """
+    where = "radius_neighbors"
+    others = points if queries is None else queries
+    shared = _checked(where, space, points, others, queries, rtol, solver)
+    expect_range(where, "radius", radius, 0)
+    if candidates is not None:
+        expect_range(where, "candidates", candidates, 1, integer=True)
+    with torch.no_grad(), reported(where, progress, "queries") as report:
+        result = _Within(**shared, candidates=candidates, radius=float(radius)).run(report)
+    options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
+    options["rtol"] = result.rtol
+    again = partial(radius_neighbors, shared["space"], shared["points"], radius=radius, **options)
+    return _demanded(where, replace(result, search=again), throw)
+
+
+def _checked(
+    where: str,
+    space: Space | HasSpace,
+    points: Tensor,
+    others: Tensor,
+    queries: Tensor | None,
+    rtol: float | None,
+    solver: Solver | None,
+) -> dict[str, Any]:
+    """What every search takes, after a look at it."""
+    space = space_of(space, points, queries, where=where, finite=True)
+    expect_point_sets(where, points=points, queries=others)
+    expect_solver(where, solver)
+    known = precision_of(space, points.dtype)
+    return {
+        "space": space,
+        "points": points.detach(),
+        "queries": None if queries is None else queries.detach(),
+        "rtol": expect_rtol(where, known.geodesic if rtol is None else rtol),
+        "solver": solver,
+        "slack": 16 * known.length,
+    }
+
+
+def _demanded(where: str, result: Found, throw: bool) -> Found:
+    """The result, unless a geodesic failed that must not.
+
+    Raises:
+        NotConvergedError: When ``throw`` and one misses its accuracy.
+    """
     if throw and len(result.failed):
         raise NotConvergedError(
-            "neighbors",
-            f"every geodesic accurate to rtol={rtol:g}",
+            where,
+            f"every geodesic accurate to rtol={result.rtol:g}",
             result.summary(),
             f"{remedies(result.status)} The error's .result holds all neighbours and what failed; "
             "throw=False returns it.",
@@ -247,158 +194,45 @@ def neighbors(
     return result
 
 
-@dataclass
-class _Rows:
-    """What is known of a block of queries ``(b,)`` and all points ``(n,)``, on the host.
+@dataclass(kw_only=True)
+class _Nearest(Search):
+    """The k nearest."""
 
-    Attributes:
-        first: The number of the first query.
-        bound: ``(b, n)``, lower bounds; infinite for a point and itself.
-        order: ``(b, n)``, what the first neighbours are looked for by: smaller is more likely.
-        length: ``(b, n)``, of the geodesics that were solved; NaN for others.
-        error: ``(b, n)``.
-        status: ``(b, n)`` codes; −1 where nothing was solved.
-        spent: ``(b,)``, geodesics solved for each.
-    """
-
-    first: int
-    bound: np.ndarray
-    order: np.ndarray
-    length: np.ndarray
-    error: np.ndarray
-    status: np.ndarray
-    spent: np.ndarray
-
-    def reach(self, k: int) -> np.ndarray:
-        """``(b,)``, the k-th length known; infinite for fewer."""
-        lengths = np.where(np.isnan(self.length), np.inf, self.length)
-        return np.partition(lengths, k - 1, axis=1)[:, k - 1]
-
-
-@dataclass
-class _Search:
-    """One call, its arguments checked."""
-
-    space: Space
-    points: Tensor
-    queries: Tensor | None
     k: int
-    rtol: float
-    solver: Solver | None
-    candidates: int | None
-    slack: float
-    solved: int = 0
 
     def run(self, progress: Progress | None) -> Neighbors:
-        others = self.points if self.queries is None else self.queries
-        n = len(self.points)
-        size = max(1, _PAIRS // max(n, 1))
-        features = features_of(self.space, self.points)
-        metric = None
-        if features is None and not self._bounded():
-            metric = self.space.metric(self.points)
-        parts = []
-        for first in range(0, len(others), size):
-            rows = self._rows(first, others[first : first + size], features, metric)
-            self._solve_nearest(rows)
-            self._solve_rivals(rows)
-            self._settle_ties(rows)
-            parts.append(self._chosen(rows))
-            if progress is not None:
-                progress(min(first + size, len(others)), len(others))
-        return self._joined(parts, len(others))
+        """The whole search."""
+        parts = self.blocks(progress)
+        like = self.points
+        empty = np.zeros((0, self.k))
 
-    def _bounded(self) -> bool:
-        """Whether the space knows lower bounds."""
-        one = self.points[:1]
-        return self.space.ambient_distance(one, one) is not None
+        def joined(place: int) -> Tensor:
+            return torch.as_tensor(np.concatenate([part[place] for part in parts] or [empty]))
 
-    def _rows(
-        self, first: int, queries: Tensor, features: Tensor | None, metric: Tensor | None
-    ) -> _Rows:
-        """Lower bounds of a block, and nothing else."""
-        b = len(queries)
-        n = len(self.points)
-        if metric is not None:
-            bound = np.zeros((b, n))
-            order = self._mean_norms(queries, metric)
-        else:
-            bound = self._ambient(queries, features)
-            order = bound.copy()
-        # Where nothing is known, a point may be near, and comes last.
-        bound = np.where(np.isnan(bound), 0.0, bound)
-        order = np.where(np.isfinite(order), order, np.finfo(order.dtype).max)
-        if self.queries is None:
-            own = np.arange(b)
-            bound[own, first + own] = np.inf
-            order[own, first + own] = np.inf
-        return _Rows(
-            first=first,
-            bound=bound,
-            order=order,
-            length=np.full((b, n), np.nan),
-            error=np.full((b, n), np.nan),
-            status=np.full((b, n), -1, dtype=np.int8),
-            spent=np.zeros(b, dtype=np.int64),
+        return Neighbors(
+            indices=joined(0).long().to(like.device),
+            distances=joined(1).to(like),
+            errors=joined(2).to(like),
+            **self.facts(parts),
         )
 
-    def _ambient(self, queries: Tensor, features: Tensor | None) -> np.ndarray:  # -> (b, n)
-        """Ambient distances, less their rounding."""
-        if features is not None:
-            here = features_of(self.space, queries)
-            assert here is not None
-            # Differences, not scalar products: near points must not lose their digits.
-            exact = "donot_use_mm_for_euclid_dist"
-            found = torch.cdist(here.flatten(1), features.flatten(1), compute_mode=exact)
-        else:
-            rows = []
-            for z in queries:
-                distance = self.space.ambient_distance(z.expand_as(self.points), self.points)
-                assert distance is not None
-                rows.append(distance)
-            found = torch.stack(rows)
-        return np.asarray((1 - self.slack) * found.double().cpu().numpy())
+    def look(self, rows: Rows) -> None:
+        """See :meth:`Search.look`."""
+        self._solve_nearest(rows)
+        self._solve_rivals(rows)
 
-    def _mean_norms(self, queries: Tensor, metric: Tensor) -> np.ndarray:  # -> (b, n)
-        """Differences in the mean metric of both ends: an order where no bound is known."""
-        rows = []
-        for z, g in zip(queries, self.space.metric(queries), strict=True):
-            v = self.points - z
-            rows.append(torch.einsum("ni,nij,nj->n", v, (metric + g) / 2, v).clamp(min=0).sqrt())
-        return np.asarray(torch.stack(rows).double().cpu().numpy())
-
-    def _solve_nearest(self, rows: _Rows) -> None:
+    def _solve_nearest(self, rows: Rows) -> None:
         """The k that are nearest by straight lines, among those with the smallest bounds."""
         count = min(_CANDIDATES * self.k, rows.bound.shape[1] - (self.queries is None))
         near = np.argpartition(rows.order, count - 1, axis=1)[:, :count]
-        straight = self._straight(rows, near)
+        straight = self.straight(rows, near)
         best = np.argpartition(straight, self.k - 1, axis=1)[:, : self.k]
         chosen = np.take_along_axis(near, best, 1)
         wanted = np.zeros(rows.bound.shape, dtype=bool)
         np.put_along_axis(wanted, chosen, True, 1)
-        self._solve(rows, wanted, self.rtol)
+        self.solve(rows, wanted, self.rtol)
 
-    def _straight(self, rows: _Rows, near: np.ndarray) -> np.ndarray:  # (b, c) -> (b, c)
-        """Lengths of straight lines by a few chords."""
-        i, j = (torch.as_tensor(x) for x in self._ends(rows, near))
-        found = []
-        size = max(1, _PAIRS // (64 * _LINE_SEGMENTS))
-        for first in range(0, len(i), size):
-            part = slice(first, first + size)
-            line = Curve.line(self._query(i[part]), self.points[j[part]], _LINE_SEGMENTS)
-            found.append(self.space.squared_chords(line.nodes).sqrt().sum(-1).double().cpu())
-        return torch.cat(found).view(near.shape).nan_to_num(torch.inf).numpy()
-
-    def _ends(self, rows: _Rows, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries and points ``(b c,)`` of a table of points ``(b, c)``."""
-        i = rows.first + np.arange(len(near)).repeat(near.shape[1])
-        return i, near.reshape(-1)
-
-    def _query(self, i: Tensor) -> Tensor:
-        others = self.points if self.queries is None else self.queries
-        return others[i.to(others.device)]
-
-    def _solve_rivals(self, rows: _Rows) -> None:
+    def _solve_rivals(self, rows: Rows) -> None:
         """Whatever could still be nearer than the k-th length that is known."""
         bounded = bool((rows.bound[np.isfinite(rows.bound)] > 0).any())
         limit = self.candidates
@@ -406,28 +240,10 @@ class _Search:
             limit = _UNBOUNDED * self.k
         rivals = (rows.status < 0) & (rows.bound < rows.reach(self.k)[:, None])
         if limit is not None:
-            rivals &= self._first(rows, rivals, limit)
-        self._solve(rows, rivals, self.rtol)
+            rivals &= self.first(rows, rivals, limit)
+        self.solve(rows, rivals, self.rtol)
 
-    def _first(self, rows: _Rows, rivals: np.ndarray, limit: int) -> np.ndarray:
-        """The most likely rivals of each row, as many as the limit leaves."""
-        order = np.where(rivals, rows.order, np.inf)
-        rank = order.argsort(1, kind="stable").argsort(1, kind="stable")
-        return np.asarray(rank < (limit - rows.spent)[:, None])
-
-    def _settle_ties(self, rows: _Rows) -> None:
-        """Solve more finely what may or may not be among the k nearest."""
-        rtol = self.rtol
-        for _ in range(_ROUNDS):
-            rtol = max(_FINER * rtol, _FINEST)
-            if rtol >= self.rtol:
-                return
-            open_ = self._open(rows)
-            if not open_.any():
-                return
-            self._solve(rows, open_, rtol, again=True)
-
-    def _open(self, rows: _Rows) -> np.ndarray:  # -> (b, n)
+    def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """Pairs of which it is open whether they are among the k nearest.
 
         A neighbour that may be farther than the nearest of the others, and others that may be
@@ -443,7 +259,7 @@ class _Search:
         apart = np.where(inside, most > nearest[:, None], least < farthest[:, None])
         return np.asarray(met & torn & apart)
 
-    def _inside(self, rows: _Rows) -> np.ndarray:  # -> (b, n)
+    def _inside(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """The k shortest lengths of each row."""
         lengths = np.where(np.isnan(rows.length), np.inf, rows.length)
         nearest = lengths.argsort(1, kind="stable")[:, : self.k]
@@ -451,42 +267,7 @@ class _Search:
         np.put_along_axis(inside, nearest, True, 1)
         return inside & np.isfinite(lengths)
 
-    def _solve(self, rows: _Rows, wanted: np.ndarray, rtol: float, again: bool = False) -> None:
-        """Solve some pairs of a block, each once in both directions."""
-        row, j = wanted.nonzero()
-        if not len(row):
-            return
-        i = rows.first + row
-        if self.queries is None:
-            # From the smaller number to the larger: so a pair has the same bits in every block.
-            pairs = np.stack([np.minimum(i, j), np.maximum(i, j)], 1)
-        else:
-            pairs = np.stack([i, j], 1)
-        unique, place = np.unique(pairs, axis=0, return_inverse=True)
-        start, stop = (torch.as_tensor(x) for x in unique.T)
-        solve = solver_of(self.space, geodesic)
-        result = solve(
-            self._query(start),
-            self.points[stop.to(self.points.device)],
-            rtol=rtol,
-            solver=self.solver,
-            throw=False,
-            progress=None,
-        )
-        place = place.reshape(-1)
-        status = result.status.cpu().numpy()[place]
-        length, error = (x.double().cpu().numpy()[place] for x in (result.length, result.error))
-        # What a finer look cannot reach was accurate enough for the call before.
-        better = np.full(len(row), True) if not again else status == Status.CONVERGED
-        at = row[better], j[better]
-        rows.length[at] = length[better]
-        rows.error[at] = error[better]
-        rows.status[at] = status[better]
-        if not again:
-            np.add.at(rows.spent, row, 1)
-        self.solved += len(unique)
-
-    def _chosen(self, rows: _Rows) -> tuple[np.ndarray, ...]:
+    def chosen(self, rows: Rows) -> tuple[np.ndarray, ...]:
         """The neighbours of a block, their certificates, and what failed."""
         lengths = np.where(np.isnan(rows.length), np.inf, rows.length)
         indices = lengths.argsort(1, kind="stable")[:, : self.k]
@@ -496,55 +277,60 @@ class _Search:
         tried = rows.status >= 0
         sound = ~(tried & (rows.status != Status.CONVERGED)).any(1)
         unseen = ~tried & (rows.bound < distances[:, -1:])
-        certified = sound & ~missing.any(1) & ~unseen.any(1) & ~self._open(rows).any(1)
-        row, j = (tried & (rows.status != Status.CONVERGED)).nonzero()
-        failed = np.stack([rows.first + row, j, rows.status[row, j]], 1)
+        certified = sound & ~missing.any(1) & ~unseen.any(1) & ~self.open(rows).any(1)
         indices = np.where(missing, -1, indices)
         distances = np.where(missing, np.nan, distances)
-        return indices, distances, np.where(missing, np.nan, errors), certified, failed
+        return indices, distances, np.where(missing, np.nan, errors), certified, self.failed(rows)
 
-    def _joined(self, parts: list[tuple[np.ndarray, ...]], count: int) -> Neighbors:
-        def joined(place: int, like: Tensor | None = None) -> Tensor:
-            whole = torch.as_tensor(np.concatenate([part[place] for part in parts]))
-            return whole.to(self.points.device if like is None else like)
 
+@dataclass(kw_only=True)
+class _Within(Search):
+    """Those within a radius."""
+
+    radius: float
+
+    def run(self, progress: Progress | None) -> RadiusNeighbors:
+        """The whole search."""
+        parts = self.blocks(progress)
         like = self.points
-        if not count:
-            none = torch.zeros(0, self.k, dtype=torch.int64, device=like.device)
-            empty = like.new_zeros(0, self.k)
-            certified = none[:, 0] >= 0
-            failed = torch.zeros(0, 3, dtype=torch.int64)
-            table = none, empty, empty, certified, failed
-        else:
-            table = joined(0), joined(1, like), joined(2, like), joined(3), joined(4).long().cpu()
-        indices, distances, errors, certified, failed = table
-        return Neighbors(
-            indices=indices,
-            distances=distances,
-            errors=errors,
-            certified=certified,
-            failed=failed[:, :2],
-            status=failed[:, 2],
-            rtol=self.rtol,
-            solved=self.solved,
-            points=len(self.points),
-            among_themselves=self.queries is None,
+        counts, indices, distances, errors = (
+            np.concatenate([part[place] for part in parts] or [np.zeros(0)]) for place in range(4)
+        )
+        starts = np.concatenate([[0], counts.cumsum()])
+        return RadiusNeighbors(
+            radius=self.radius,
+            starts=torch.as_tensor(starts).long().to(like.device),
+            indices=torch.as_tensor(indices).long().to(like.device),
+            distances=torch.as_tensor(distances).to(like),
+            errors=torch.as_tensor(errors).to(like),
+            **self.facts(parts),
         )
 
+    def look(self, rows: Rows) -> None:
+        """See :meth:`Search.look`."""
+        wanted = rows.bound <= self.radius
+        if self.candidates is not None:
+            wanted &= self.first(rows, wanted, self.candidates)
+        self.solve(rows, wanted, self.rtol)
 
-def _fuzzy(distances: np.ndarray) -> np.ndarray:  # (k,) -> (k,)
-    """UMAP's memberships of one row."""
-    positive = distances[distances > 0]
-    nearest = positive.min() if len(positive) else 0.0
-    beyond = np.maximum(distances - nearest, 0.0)
-    target = np.log2(len(distances) + 1)
-    low, high, width = 0.0, np.inf, 1.0
-    for _ in range(_HALVINGS):
-        if np.exp(-beyond / width).sum() > target:
-            high = width
-            width = (low + high) / 2
-        else:
-            low = width
-            width = 2 * width if np.isinf(high) else (low + high) / 2
-    width = max(width, _LEAST_WIDTH * distances.mean())
-    return np.exp(-beyond / width) if width > 0 else np.ones_like(distances)
+    def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
+        """See :meth:`Search.open`: longer than the radius, by less than the error.
+
+        A length is not less than the distance, so what is no longer than the radius is inside.
+        """
+        met = rows.status == Status.CONVERGED
+        least = np.maximum(rows.length - rows.error, rows.bound)
+        return np.asarray(met & (rows.length > self.radius) & (least <= self.radius))
+
+    def chosen(self, rows: Rows) -> tuple[np.ndarray, ...]:
+        """See :meth:`Search.chosen`."""
+        tried = rows.status >= 0
+        inside = tried & (rows.length <= self.radius)
+        sound = ~(tried & (rows.status != Status.CONVERGED)).any(1)
+        unseen = ~tried & (rows.bound <= self.radius)
+        certified = sound & ~unseen.any(1) & ~self.open(rows).any(1)
+        row, j = inside.nonzero()
+        order = np.lexsort((rows.length[row, j], row))
+        row, j = row[order], j[order]
+        length, error = rows.length[row, j], rows.error[row, j]
+        return inside.sum(1), j, length, error, certified, self.failed(rows)

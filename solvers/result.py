@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from riemae import storage
 from riemae.exceptions import OptionError
+from riemae.numerics.frames import frame
+from riemae.numerics.html import table
 from riemae.solvers.certificate import geodesic_residual
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import restored
 from riemae.solvers.space import Space
+from riemae.storage.kinds import expect_kind
+
+if TYPE_CHECKING:
+    import pandas
+
+# What a saved result calls itself.
+_KIND = "GeodesicResult"
+# Fields with one number for each pair, in the order of a table's columns.
+_NUMBERS = ("length", "error", "status", "index", "lower_bound", "speed_deviation")
+# Pairs that a notebook shows.
+_SHOWN = 8
 
 
 class Status(IntEnum):
@@ -234,6 +252,59 @@ class GeodesicResult:
             space=a.space if a.space is b.space else None,
         )
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each pair, with all numbers; curves and alternatives are left out.
+
+        The index counts along each batch axis, and ``status`` is its name. Needs pandas.
+
+        Raises:
+            MissingExtraError: When pandas is not installed.
+        """
+        shape = tuple(self.length.shape)
+        places = np.indices(shape or (1,)).reshape(max(len(shape), 1), -1)
+        columns = {name: _column(getattr(self, name)) for name in _NUMBERS}
+        columns["status"] = np.array([Status(c).name for c in columns["status"]], dtype=object)
+        columns["converged"] = _column(self.converged)
+        columns |= {name: _column(value) for name, value in self.stats.items()}
+        names = ["pair"] if len(places) == 1 else [f"axis_{i}" for i in range(len(places))]
+        index = dict(zip(names, places, strict=True))
+        return frame("GeodesicResult.to_dataframe", columns, index)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the result into a folder: tensors in safetensors, the rest in JSON.
+
+        Everything is kept, to the bit, but for the space. Killed at any moment, it leaves what was
+        there before, or the new result. :meth:`load` reads it.
+
+        Args:
+            directory: Made when missing.
+
+        Returns:
+            The directory.
+
+        Raises:
+            CheckpointError: When the directory is a file, or is not a path.
+        """
+        tensors, metadata = _packed(self)
+        return storage.save(directory, tensors, {"kind": _KIND, "result": metadata})
+
+    @classmethod
+    def load(
+        cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu"
+    ) -> GeodesicResult:
+        """The result that :meth:`save` wrote, without its space.
+
+        Args:
+            directory: Where it lies.
+            device: Where the tensors go.
+
+        Raises:
+            CheckpointError: When a file is missing, changed, or of something else.
+        """
+        tensors, metadata = storage.load(directory, device)
+        expect_kind("GeodesicResult.load", directory, metadata, _KIND)
+        return _unpacked(tensors, metadata["result"], "")
+
     def summary(self) -> str:
         """How many pairs ended with which status."""
         counts = Counter(self.status.flatten().tolist())
@@ -243,8 +314,12 @@ class GeodesicResult:
         )
 
     def __repr__(self) -> str:
+        return f"GeodesicResult({tuple(self.length.shape)}: {self._told()})"
+
+    def _told(self) -> str:
+        """What there is to say of all pairs together."""
         if not self.length.numel():
-            return f"GeodesicResult({tuple(self.length.shape)}: no pairs)"
+            return "no pairs"
         length = self.length.detach().flatten()
         good = self.converged.flatten()
         parts = [
@@ -268,7 +343,60 @@ class GeodesicResult:
                 f"{int((self.alternatives.status != Status.ABSENT).sum())} distinct geodesics found"
             )
         parts.append(f"up to {int(self.stats['segments'].max())} segments")
-        return f"GeodesicResult({tuple(self.length.shape)}: {'; '.join(parts)})"
+        return "; ".join(parts)
+
+    def _repr_html_(self) -> str:
+        """The first pairs as a table, for notebooks."""
+        numbers = [_column(getattr(self, name))[:_SHOWN] for name in _NUMBERS[:4]]
+        rows = [
+            (i, f"{length:.6g}", f"{error:.1e}", Status(status).name.lower(), index)
+            for i, (length, error, status, index) in enumerate(zip(*numbers, strict=True))
+        ]
+        header = ("pair", "length", "error", "status", "index")
+        left = self.length.numel() - len(rows)
+        shape = " × ".join(map(str, self.length.shape)) or "1"
+        more = f"and {left} more pairs; " if left else ""
+        return table(f"GeodesicResult, pairs: {shape}", rows, header, more + self._told())
+
+
+def _column(values: Tensor) -> np.ndarray:
+    """One number for each pair, flat, on the host."""
+    flat: np.ndarray = values.detach().reshape(-1).cpu().numpy()
+    return flat
+
+
+def _packed(result: GeodesicResult, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a result and of its alternatives by name, and what else there is."""
+    tensors = {f"{prefix}{name}": getattr(result, name) for name in _NUMBERS}
+    tensors[f"{prefix}curve.nodes"] = result.curve.nodes
+    tensors[f"{prefix}curve.slopes"] = result.curve.slopes
+    tensors |= {f"{prefix}stats.{name}": value for name, value in result.stats.items()}
+    metadata: dict[str, Any] = {"rtol": float(result.rtol), "stats": list(result.stats)}
+    if "residual" in result.__dict__:
+        tensors[f"{prefix}residual"] = result.residual
+    metadata["residual"] = "residual" in result.__dict__
+    metadata["alternatives"] = None
+    if result.alternatives is not None:
+        more, metadata["alternatives"] = _packed(result.alternatives, f"{prefix}alternatives.")
+        tensors |= more
+    return tensors, metadata
+
+
+def _unpacked(tensors: dict[str, Tensor], metadata: dict[str, Any], prefix: str) -> GeodesicResult:
+    alternatives = None
+    if metadata["alternatives"] is not None:
+        alternatives = _unpacked(tensors, metadata["alternatives"], f"{prefix}alternatives.")
+    numbers: dict[str, Any] = {name: tensors[f"{prefix}{name}"] for name in _NUMBERS}
+    result = GeodesicResult(
+        **numbers,
+        curve=Curve(tensors[f"{prefix}curve.nodes"], tensors[f"{prefix}curve.slopes"]),
+        rtol=metadata["rtol"],
+        stats={name: tensors[f"{prefix}stats.{name}"] for name in metadata["stats"]},
+        alternatives=alternatives,
+    )
+    if metadata["residual"]:
+        result.__dict__["residual"] = tensors[f"{prefix}residual"]
+    return result
 
 
 def _under(index: object) -> tuple[object, ...]:

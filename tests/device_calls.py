@@ -63,8 +63,17 @@ def swirl(z):
     return torch.stack([z[:, 1].sin(), z[:, 0].square()], -1)
 
 
+def box(g):
+    return torch.tensor([[0.0, 1.0], [-0.5, 0.5]]).to(g.z)
+
+
 def nearest(M, g):
     found = M.neighbors(g.z, min(2, len(g.z) - 1), g.end, rtol=rtol(g))
+    return found.distances, found.errors
+
+
+def within(M, g):
+    found = M.radius_neighbors(g.z, 0.5, g.end, rtol=rtol(g))
     return found.distances, found.errors
 
 
@@ -92,6 +101,8 @@ METRIC = {
     "volume_density": second(lambda M, g: M.volume_density(g.z)),
     "christoffel": second(lambda M, g: M.christoffel(g.z)),
     "acceleration": second(lambda M, g: M.acceleration(g.z, g.v)),
+    "integrate": second(lambda M, g: M.integrate(wave, box(g), rtol=1e-3).value, rows=False),
+    "volume": second(lambda M, g: M.volume(box(g), rtol=1e-3).value, rows=False),
     "gradient": second(lambda M, g: M.gradient(wave, g.z)),
     "laplacian": second(lambda M, g: M.laplacian(wave, g.z)),
     "divergence": second(lambda M, g: M.divergence(swirl, g.z)),
@@ -127,6 +138,7 @@ DISTANCES = {
     ),
     "graph": flow(graph, rows=False),
     "neighbors": flow(nearest, rows=False),
+    "radius_neighbors": flow(within, rows=False),
 }
 FLOWS = {
     "exp": flow(lambda M, g: M.exp(g.z, g.v, rtol=rtol(g))),

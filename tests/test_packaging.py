@@ -199,6 +199,7 @@ class TestMetadata:
                     "estimators.py",
                     "inputs.py",
                     "nearest.py",
+                    "sklearn.py",
                     "variants.py",
                 },
             ),

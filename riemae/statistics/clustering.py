@@ -1,18 +1,16 @@
-"""Clusters by geodesic distance: k-means with Fréchet means, and k-medoids of given distances."""
+"""Clusters by geodesic distance: k-means with Fréchet means, k-medoids, and a hierarchy."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemae import solvers
-from riemae.exceptions import DTypeError, OptionError, ShapeError
-from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.exceptions import OptionError
+from riemae.numerics.checks import expect_choice, expect_range, expect_rtol
 from riemae.numerics.random import as_generator
-from riemae.solvers import DistanceMatrix
+from riemae.statistics.matrices import Distances, distance_values
 from riemae.statistics.means import frechet_mean
 from riemae.statistics.tangents import Somewhere, expect_points, expect_steps
 
@@ -177,7 +175,7 @@ class GeodesicKMedoids:
         self.n_clusters = n_clusters
         self.max_steps = max_steps
 
-    def fit(self, distances: Tensor | np.ndarray | DistanceMatrix) -> GeodesicKMedoids:  # (n, n)
+    def fit(self, distances: Distances) -> GeodesicKMedoids:  # (n, n)
         """Find the medoids of a matrix of distances, such as ``M.distance_matrix`` gives.
 
         Raises:
@@ -185,7 +183,7 @@ class GeodesicKMedoids:
             OptionError: For fewer points than clusters, or distances that are NaN, infinite or
                 negative.
         """
-        d = _matrix(distances, self.n_clusters)
+        d = distance_values("GeodesicKMedoids.fit", distances, self.n_clusters)
         medoids = _greedy(d, self.n_clusters)
         self.converged_ = False
         self.n_iter_ = 0
@@ -203,7 +201,7 @@ class GeodesicKMedoids:
         self.inertia_ = float(near.min(1).sum())
         return self
 
-    def fit_predict(self, distances: Tensor | np.ndarray | DistanceMatrix) -> Tensor:  # -> (n,)
+    def fit_predict(self, distances: Distances) -> Tensor:  # -> (n,)
         """``fit``, and its labels."""
         return self.fit(distances).labels_
 
@@ -212,44 +210,58 @@ class GeodesicKMedoids:
         return f"GeodesicKMedoids({self.n_clusters} clusters{told})"
 
 
-def _matrix(distances: Any, clusters: int) -> np.ndarray:
-    """A square matrix of distances in double precision.
+class GeodesicHierarchy:
+    """Clusters that merge from single points up, by scipy's agglomerative clustering.
+
+    Args:
+        n_clusters: How many are left.
+        linkage: ``"average"``, ``"complete"`` or ``"single"``: which distance of their points is
+            the distance of two clusters. Ward's needs means, which a matrix does not have.
+
+    Attributes:
+        labels_: ``(n,)`` int64, the cluster of each point.
+        tree_: ``(n − 1, 4)`` float64, the merges as :func:`scipy.cluster.hierarchy.linkage` gives
+            them, for its ``dendrogram`` and ``fcluster``.
 
     Raises:
-        ShapeError: When it is not square.
-        DTypeError: When it is no dense matrix of real numbers.
-        OptionError: For too few points, or entries that are no distances.
+        OptionError: For an option out of range.
     """
-    from scipy.sparse import issparse
 
-    where = "GeodesicKMedoids.fit"
-    if isinstance(distances, DistanceMatrix):
-        distances = distances.distances
-    if isinstance(distances, Tensor):
-        distances = distances.detach().cpu()
-    if issparse(distances):
-        hint = "What it leaves out is not a distance of 0: give M.distance_matrix(points)."
-        raise DTypeError(where, "a dense matrix of distances", type(distances).__name__, hint)
-    if np.iscomplexobj(distances):
-        raise DTypeError(where, "real distances", "complex ones", "Take their absolute value.")
-    try:
-        d = np.asarray(distances, dtype=np.float64)
-    except (ValueError, TypeError) as reason:
-        wanted = "a matrix of numbers"
-        raise DTypeError(where, wanted, str(reason), "Give M.distance_matrix(points).") from reason
-    if d.ndim != 2 or d.shape[0] != d.shape[1]:
-        hint = "Give M.distance_matrix(points)."
-        raise ShapeError(where, "distances of shape (n, n)", str(d.shape), hint)
-    if len(d) < clusters:
-        wanted = f"at least {clusters} points"
-        raise OptionError(where, wanted, str(len(d)), "Ask for fewer clusters.")
-    bad = np.argwhere(~(np.isfinite(d) & (d >= 0)))
-    if len(bad):
-        i, j = bad[0].tolist()
-        got = f"{d[i, j]:g} at ({i}, {j}), and {len(bad) - 1} more"
-        hint = "Geodesics that failed have the length NaN: see DistanceMatrix.failed."
-        raise OptionError(where, "finite distances of at least 0", got, hint)
-    return d
+    def __init__(self, n_clusters: int = 2, *, linkage: str = "average") -> None:
+        where = "GeodesicHierarchy"
+        expect_range(where, "n_clusters", n_clusters, 1, integer=True, hint="It counts clusters.")
+        expect_choice(where, "linkage", linkage, ("average", "complete", "single"))
+        self.n_clusters = n_clusters
+        self.linkage = linkage
+
+    def fit(self, distances: Distances) -> GeodesicHierarchy:  # (n, n)
+        """Merge the points of a matrix of distances, such as ``M.distance_matrix`` gives.
+
+        Raises:
+            ShapeError: When it is not square.
+            OptionError: For fewer points than clusters, fewer than two, or distances that are NaN,
+                infinite or negative.
+        """
+        from scipy.cluster import hierarchy
+        from scipy.spatial.distance import squareform
+
+        d = distance_values("GeodesicHierarchy.fit", distances, max(2, self.n_clusters))
+        # Both directions of a geodesic agree to its accuracy only.
+        even = (d + d.T) / 2
+        np.fill_diagonal(even, 0.0)
+        tree = hierarchy.linkage(squareform(even, checks=False), method=self.linkage)
+        # The last merges are left out, whatever their heights: as many clusters stay.
+        labels = hierarchy.cut_tree(tree, n_clusters=self.n_clusters)[:, 0]
+        self.tree_ = torch.as_tensor(tree)
+        self.labels_ = torch.as_tensor(labels.astype(np.int64))
+        return self
+
+    def fit_predict(self, distances: Distances) -> Tensor:  # -> (n,)
+        """``fit``, and its labels."""
+        return self.fit(distances).labels_
+
+    def __repr__(self) -> str:
+        return f"GeodesicHierarchy({self.n_clusters} clusters, {self.linkage} linkage)"
 
 
 def _greedy(d: np.ndarray, count: int) -> np.ndarray:

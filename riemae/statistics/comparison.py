@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riemae import solvers
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.solvers.space import space_of
-from riemae.statistics.tangents import Somewhere
+from riemae.statistics.tangents import Somewhere, paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +117,7 @@ def compare_distances(
     with torch.no_grad():
         for geometry, z in zip(geometries, codes, strict=True):
             a, b = (z.detach()[i] for i in pairs.to(z.device).T)
-            r = solvers.geodesic(geometry, a, b, rtol=rtol, throw=False)
+            r = paths(geometry, a, b, rtol)
             chord = space_of(geometry, z).ambient_distance(a, b)
             if chord is None:
                 chord = torch.full_like(r.length, torch.nan)

@@ -11,7 +11,7 @@ from torch import Tensor
 from riemae import solvers
 from riemae.exceptions import DTypeError, OptionError
 from riemae.numerics.checks import expect_range, expect_rtol
-from riemae.solvers import Curve, Status
+from riemae.solvers import Curve, GeodesicResult, Status
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -74,11 +74,7 @@ class Logarithms:
         """
         space = space_of(geometry, points)
         path_rtol = max(rtol, _PATH)
-        if getattr(geometry, "latent", None) is not None:
-            own: Any = geometry
-            found = own.geodesic(here, points, rtol=path_rtol, throw=False)
-        else:
-            found = solvers.geodesic(geometry, here, points, rtol=path_rtol, init=init, throw=False)
+        found = paths(geometry, here, points, path_rtol, init)
         vectors = found.curve.velocity(0.0)
         if sharp:
             ends = found.curve(1.0)
@@ -96,6 +92,17 @@ class Logarithms:
     def failed(self) -> Tensor:
         """The numbers of the points whose geodesics did not converge."""
         return (self.status != Status.CONVERGED).nonzero().flatten()
+
+
+def paths(
+    geometry: Somewhere, z0: Tensor, z1: Tensor, rtol: float, init: Curve | None = None
+) -> GeodesicResult:
+    """Geodesics; the way around periodic coordinates is a manifold's own to choose."""
+    if getattr(geometry, "latent", None) is not None:
+        own: Any = geometry
+        found: GeodesicResult = own.geodesic(z0, z1, rtol=rtol, throw=False)
+        return found
+    return solvers.geodesic(geometry, z0, z1, rtol=rtol, init=init, throw=False)
 
 
 def factor(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

@@ -173,6 +173,15 @@ class TestEveryMethodAgainstALoop:
         M, single = joined
         against_a_loop(name, M, lambda i: single[0], condition=COND[:1])
 
+    def test_integrals_under_one_condition(self, joined):
+        M, single = joined
+        region = [(-0.2, 0.2)] * M_DIM
+        alone = single[0]
+        for name, arguments in (("volume", ()), ("integrate", (wave,))):
+            found = getattr(M, name)(*arguments, region, condition=COND[:1], rtol=1e-4)
+            expected = getattr(alone, name)(*arguments, region, rtol=1e-4)
+            torch.testing.assert_close(found.value, expected.value)
+
     def test_all_methods_that_take_points_are_here(self):
         own = {
             n for n, f in vars(Manifold).items() if not n.startswith("_") and inspect.isfunction(f)
@@ -187,6 +196,9 @@ class TestEveryMethodAgainstALoop:
             "graph",
             "distance_matrix",
             "neighbors",
+            "radius_neighbors",
+            "integrate",
+            "volume",
             "explain",
             "kinks",
             "metric_factor",

@@ -124,7 +124,7 @@ class TestBlocks:
 
     def test_spaces_without_a_decoder(self):
         a = draw(9, 5) + torch.tensor([0.0, 1.5], dtype=F64)
-        result = solvers.distance_matrix(HALF_PLANE, a, rtol=1e-8)
+        result = solvers.distance_matrix(HALF_PLANE, a, rtol=1e-8, return_result=True)
         assert torch.allclose(
             result.distances, spaces.half_plane(a[:, None], a[None]), rtol=1e-8, atol=1e-12
         )
@@ -300,7 +300,7 @@ class TestFailures:
 
     def test_without_throwing_the_distances_come_back(self):
         M, z = diverging()
-        result = solvers.distance_matrix(M, z, solver=self.solver, throw=False)
+        result = M.distance_matrix(z, solver=self.solver, throw=False, return_result=True)
         assert torch.equal(M.distance_matrix(z, solver=self.solver, throw=False), result.distances)
         assert result.failed.tolist() == [[0, 3], [1, 3], [2, 3]]
         assert "first pairs: (0, 3)" in repr(result)

@@ -19,7 +19,8 @@ from riemae.exceptions import (
 from riemae.solvers import Newton, Status
 
 F64 = torch.float64
-MODULE = sys.modules["riemae.solvers.neighbors"]
+BLOCKS = sys.modules["riemae.solvers.candidates"]
+RESULTS = sys.modules["riemae.solvers.neighborhoods"]
 
 
 def network(m, seed, widths=(32, 24)):
@@ -153,7 +154,7 @@ class TestCertificates:
         M = Manifold(network(4, 6, (64, 64)))
         p = points(30, 4)
         whole = M.neighbors(p, k=4)
-        monkeypatch.setattr(MODULE, "_PAIRS", pairs)
+        monkeypatch.setattr(BLOCKS, "_PAIRS", pairs)
         parts = M.neighbors(p, k=4)
         assert torch.equal(whole.indices, parts.indices)
         assert torch.equal(whole.distances, parts.distances)
@@ -205,7 +206,7 @@ class TestFormats:
         assert weights.data.max() <= 1
         # Before both directions are joined, a row sums to log2(k + 1).
         for row in found.distances[:5].numpy():
-            one = MODULE._fuzzy(row)
+            one = RESULTS._fuzzy(row)
             assert one.max() == 1
             np.testing.assert_allclose(one.sum(), np.log2(7), rtol=1e-6)
         pattern = found.to_scipy() != 0
@@ -301,3 +302,121 @@ class TestEdges:
             solvers.neighbors(M, points(4, 2)[None], 1)
         with pytest.raises(OptionError):
             M.neighbors(points(1, 2), k=1)
+
+
+class TestRadius:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_as_brute_force(self, seed):
+        M = Manifold(network(2 + seed, seed))
+        p = points(30, 2 + seed, seed)
+        d = M.distance_matrix(p, rtol=1e-7).fill_diagonal_(torch.inf)
+        radius = float(d.flatten().sort().values[120:122].mean())
+        n = M.radius_neighbors(p, radius, rtol=1e-4)
+        assert bool(n.certified.all())
+        assert n.solved < 30 * 29 // 2
+        rows, columns, distances, errors = n.edges()
+        inside = (d <= radius).nonzero()
+        assert set(map(tuple, inside.tolist())) == set(
+            zip(rows.tolist(), columns.tolist(), strict=True)
+        )
+        torch.testing.assert_close(distances, d[rows, columns], rtol=1e-4, atol=0)
+        assert bool((errors >= 0).all())
+        for query in (0, -1):
+            assert bool((n[query][1].diff() >= 0).all())
+
+    def test_of_other_queries(self):
+        M = Manifold(network(2, 1))
+        p, q = points(40, 2), points(7, 2, seed=5)
+        n = M.radius_neighbors(p, 0.5, queries=q)
+        d = M.distance_matrix(q, p, rtol=1e-7)
+        assert torch.equal(torch.as_tensor(n.to_scipy().toarray() > 0), d <= 0.5)
+        assert n.to_scipy().shape == (7, 40)
+
+    def test_formats(self):
+        M = Manifold(network(2, 1))
+        n = M.radius_neighbors(points(20, 2), 0.4)
+        graph = n.to_networkx()
+        assert graph.number_of_nodes() == 20
+        assert 2 * graph.number_of_edges() == len(n.indices)
+        assert "certified" in repr(n)
+        with pytest.raises(IndexError):
+            n[20]
+
+    def test_nothing_is_near(self):
+        n = Manifold(network(2, 1)).radius_neighbors(points(8, 2), 0.0)
+        assert n.starts.tolist() == [0] * 9
+        assert n.to_scipy().nnz == 0
+        assert bool(n.certified.all())
+
+    def test_exactly_on_the_radius_is_no_certificate(self):
+        """Of a length that is longer by its error, either may be true."""
+        p = points(20, 2)
+        M = Manifold(network(2, 1))
+        distance = float(M.distance(p[:1], p[1:2], rtol=1e-8).detach())
+        n = M.radius_neighbors(p[:2], distance * (1 - 1e-13), rtol=1e-3)
+        assert not bool(n.certified.all())
+
+    def test_a_limit_on_candidates(self):
+        M = Manifold(network(3, 4))
+        p = points(30, 3)
+        few = M.radius_neighbors(p, 1.5, candidates=2)
+        whole = M.radius_neighbors(p, 1.5)
+        assert few.solved < whole.solved
+        assert not bool(few.certified.all())
+        assert bool(whole.certified.all())
+
+    def test_under_an_ambient_metric_without_distances(self):
+        M = Manifold(network(2, 3), ambient=Custom(lambda x: 1 + x.square()))
+        n = M.radius_neighbors(points(10, 2), 0.8)
+        assert bool(n.certified.all())
+        assert n.solved == 45
+
+    def test_a_pair_that_fails_is_named(self):
+        M = Manifold(network(2, 5))
+        with pytest.raises(NotConvergedError, match="radius_neighbors") as caught:
+            M.radius_neighbors(3 * points(8, 2), 9.0, solver=Newton(max_steps=1), rtol=1e-9)
+        n = caught.value.result
+        assert len(n.failed)
+        assert not bool(n.certified[n.failed[:, 0]].any())
+
+    def test_no_queries(self):
+        n = Manifold(network(2, 9)).radius_neighbors(points(5, 2), 1.0, queries=points(0, 2))
+        assert n.to_scipy().shape == (0, 5)
+
+    @pytest.mark.parametrize(
+        "options", [{"radius": -1.0}, {"radius": 1.0, "candidates": 0}, {"radius": torch.inf}]
+    )
+    def test_bad_options(self, options):
+        with pytest.raises(OptionError):
+            Manifold(network(2, 9)).radius_neighbors(points(5, 2), **options)
+
+
+class TestKept:
+    """A result answers queries of new points."""
+
+    def test_nearest(self):
+        M = Manifold(network(2, 1))
+        p, q = points(30, 2), points(6, 2, seed=3)
+        index = M.neighbors(p, k=4, rtol=1e-5)
+        again = index.query(q)
+        whole = M.neighbors(p, k=4, queries=q, rtol=1e-5)
+        assert torch.equal(again.indices, whole.indices)
+        assert torch.equal(again.distances, whole.distances)
+        assert again.rtol == 1e-5
+        assert index.query(q, k=2).indices.shape == (6, 2)
+        assert torch.equal(again.query(q).indices, whole.indices)
+
+    def test_within(self):
+        M = Manifold(network(2, 1))
+        p, q = points(30, 2), points(6, 2, seed=3)
+        index = M.radius_neighbors(p, 0.6)
+        whole = M.radius_neighbors(p, 0.6, queries=q)
+        assert torch.equal(index.query(q).indices, whole.indices)
+        assert len(index.query(q, radius=0.1).indices) <= len(whole.indices)
+
+    def test_wrong_queries(self):
+        index = Manifold(network(2, 1)).neighbors(points(9, 2), k=2)
+        with pytest.raises(ShapeError):
+            index.query(points(3, 4))
+        with pytest.raises(NonFiniteError):
+            index.query(points(3, 2) / 0)

@@ -105,7 +105,7 @@ class TestKMedoids:
         M = Manifold(sphere)
         k = GeodesicKMedoids(3).fit(M.distance_matrix(z))
         assert same_partition(k.labels_, truth)
-        whole = GeodesicKMedoids(3).fit_predict(distance_matrix(M, z))
+        whole = GeodesicKMedoids(3).fit_predict(distance_matrix(M, z, return_result=True))
         assert torch.equal(whole, k.labels_)
         assert torch.equal(k.labels_[k.medoid_indices_], torch.arange(3))
 
