@@ -138,7 +138,9 @@ class TestWrittenPages:
             "[a](../examples/world_maps.py) [b](../README.md#x) [c](../LICENSE) ![d](../e.png)"
         ]
         written_pages.lead_to_pages(None, "page", source)
-        assert source == ["[a](_written/gallery/world_maps.md) [b](index.md#x) c ![d](../e.png)"]
+        assert source == [
+            "e [f](never.md) [a](_written/gallery/world_maps.md) [b](index.md#x) c ![d](../e.png)"
+        ]
 
     def test_an_example_has_its_text_figure_and_code(self):
         title, page = written_pages.example_page(ROOT / "examples" / "density.py")
@@ -231,7 +233,7 @@ def test_links_and_pictures_of_a_page_exist(path):
         file = target.partition("#")[0]
         if not file or "://" in file:
             continue
-        assert (path.parent / file).exists(), target
+        assert (path.parent / file).exists() or written_pages.is_planned(file), target
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():

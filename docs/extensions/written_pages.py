@@ -176,7 +176,13 @@ def write_all(app: Sphinx, config: Any) -> None:
     benchmarks()
 
 
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./|notebooks/)[^)\s#]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./|notebooks/)[^)\s#]*|\w+\.md)(#[^)\s]*)?\)")
+
+
+def is_planned(file: str) -> bool:
+    """Whether a page does not exist yet, and the contents already name it."""
+    entry = f"\n{file.removesuffix('.md')}\n"
+    return not (DOCS / file).exists() and entry in (DOCS / "index.md").read_text("utf-8")
 
 
 def page_of(file: str) -> str | None:
@@ -197,6 +203,8 @@ def lead_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
         return
 
     def replaced(found: re.Match[str]) -> str:
+        if "/" not in found[2]:
+            return found[1] if is_planned(found[2]) else found[0]
         page = page_of(found[2])
         return found[1] if page is None else f"[{found[1]}]({page}{found[3] or ''})"
 
