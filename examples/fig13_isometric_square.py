@@ -100,7 +100,7 @@ def draw(shown: list[tuple[str, AE, datasets.Dataset]], options: Namespace) -> N
         axes = figure.add_subplot(1, 3, 2 + i)
         z = model.transform(data.x)
         axes.scatter(*z.T, s=3, c=colours, alpha=0.5)
-        plotting.indicatrices(model.manifold_, axes, plotting.spread_points(z, 60))
+        plotting.indicatrices(model.manifold_, plotting.spread_points(z, 60), ax=axes)
         axes.set_aspect("equal")
         mcn = measured(model, data)["MCN"]
         axes.set(title=f"codes, {name}: MCN {mcn:.2f}", xlabel="$z_1$", ylabel="$z_2$")

@@ -105,7 +105,7 @@ def draw(shown: dict[str, tuple[AE, datasets.Dataset]], options: Namespace) -> N
         z = model.transform(data.x)
         line = torch.linspace(float(z.min()), float(z.max()), 14)[:, None]
         images = model.inverse_transform(line if z[-1] > z[0] else line.flip(0))
-        plotting.strip(images.permute(1, 0, 2, 3), axis)
+        plotting.strip(images.permute(1, 0, 2, 3), ax=axis)
         axis.set_ylabel(
             name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=8
         )

@@ -92,13 +92,25 @@ LAYERS = {
         autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
         autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting interop
         interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
-        interop.sklearn interop.transformers plotting scores statistics statistics.clustering
-        statistics.comparison statistics.components statistics.density statistics.diffusion
-        statistics.matrices statistics.means statistics.mixture statistics.normal statistics.polar
-        statistics.regression statistics.sampling statistics.tangents testing testing.ambient
-        testing.laws testing.manifold testing.solver testing.space
+        interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
+        plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
+        plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
+        plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
+        statistics.clustering statistics.comparison statistics.components statistics.density
+        statistics.diffusion statistics.matrices statistics.means statistics.mixture
+        statistics.normal statistics.polar statistics.regression statistics.sampling
+        statistics.tangents testing testing.ambient testing.laws testing.manifold testing.solver
+        testing.space
     """,
-    "people": "citations cli cli.demo cli.main loading",
+    "people": """
+        __main__ citations cli cli.builtin cli.cells cli.commands cli.commands.check
+        cli.commands.demo cli.commands.distances cli.commands.embed cli.commands.geodesic
+        cli.commands.info cli.commands.neighbors cli.commands.report cli.commands.train
+        cli.delimited cli.demo cli.failures cli.main cli.models cli.options cli.output cli.pairs
+        cli.points cli.preparation cli.progress cli.sources cli.tables loading reporting
+        reporting.arguments reporting.document reporting.embedding reporting.findings
+        reporting.lattice reporting.measures reporting.payload reporting.pictures reporting.training
+    """,
     "package": "",
 }
 # What solvers may know: neither networks nor manifolds.
