@@ -133,9 +133,10 @@ class TestWrittenPages:
         page = tmp_path / "_written" / "gallery" / "world_maps.md"
         page.parent.mkdir(parents=True)
         page.write_text("# Maps\n", "utf-8")
+        (tmp_path / "index.md").write_text("```{toctree}\nlater\n```\n", "utf-8")
         monkeypatch.setattr(written_pages, "DOCS", tmp_path)
         source = [
-            "[a](../examples/world_maps.py) [b](../README.md#x) [c](../LICENSE) ![d](../e.png)"
+            "[e](later.md) [f](never.md) [a](../examples/world_maps.py) [b](../README.md#x) [c](../LICENSE) ![d](../e.png)"
         ]
         written_pages.lead_to_pages(None, "page", source)
         assert source == [
