@@ -1908,6 +1908,7 @@ class Manifold:
         *,
         candidates: int | None = None,
         solver: Solver | None = None,
+        executor: Executor | None = None,
         condition: Conditions = None,
     ) -> Neighbors:
         """The ``k`` nearest points of each query by geodesic distance; not differentiable.
@@ -1926,6 +1927,7 @@ class Manifold:
             candidates: Geodesics that are solved for a query at most; by default as many as it
                 takes.
             solver: Settings of the path solver, as in :meth:`geodesic`.
+            executor: Where geodesics are solved, as in :meth:`distance_matrix`.
             condition: One for all points, ``(1, *shape)``.
 
         Returns:
@@ -1941,7 +1943,9 @@ class Manifold:
         space, flat, core = self._among("neighbors", points, queries, condition)
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
-        found = solvers.neighbors(space, points, k, queries, progress=progress, **options)
+        found = solvers.neighbors(
+            space, points, k, queries, progress=progress, executor=executor, **options
+        )
         again = partial(self.neighbors, points, k=k, condition=condition, **options)
         return replace(found, search=again)
 
@@ -1956,6 +1960,7 @@ class Manifold:
         *,
         candidates: int | None = None,
         solver: Solver | None = None,
+        executor: Executor | None = None,
         condition: Conditions = None,
     ) -> RadiusNeighbors:
         """All points within a geodesic distance of each query; not differentiable.
@@ -1972,6 +1977,7 @@ class Manifold:
             progress: As in :meth:`neighbors`.
             candidates: As in :meth:`neighbors`.
             solver: As in :meth:`neighbors`.
+            executor: As in :meth:`neighbors`.
             condition: As in :meth:`neighbors`.
 
         Returns:
@@ -1988,7 +1994,7 @@ class Manifold:
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
         found = solvers.radius_neighbors(
-            space, points, radius, queries, progress=progress, **options
+            space, points, radius, queries, progress=progress, executor=executor, **options
         )
         again = partial(
             self.radius_neighbors, points, radius=radius, condition=condition, **options

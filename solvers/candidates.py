@@ -7,6 +7,8 @@ once in both directions, and closer looks at what errors leave open.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
+from riemae.solvers.executors import computed
 from riemae.solvers.hooks import features_of, solver_of
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress
@@ -23,8 +26,10 @@ from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
 
 _LINE_SEGMENTS = 8
-# Rows of a block: so many pairs of a query and a point.
+# Rows of a block of bounds: so many pairs of a query and a point.
 _PAIRS = 2**22
+# Geodesics of a block of work.
+_BLOCK = 1024
 # How much finer pairs are solved that their errors leave open, and how often.
 _FINER = 1e-2
 _FINEST = 1e-10
@@ -59,11 +64,136 @@ class Rows:
         return np.partition(lengths, k - 1, axis=1)[:, k - 1]
 
 
+Wanted = Callable[[Rows], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Pairs to solve.
+
+    Attributes:
+        wanted: Which, of a block.
+        rtol: How accurately.
+        again: Whether they were solved before.
+    """
+
+    wanted: Wanted
+    rtol: float
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """Geodesics that were solved, by query and point, in ascending order: ``(s,)`` each."""
+
+    query: np.ndarray
+    point: np.ndarray
+    length: np.ndarray
+    error: np.ndarray
+    status: np.ndarray
+
+    @classmethod
+    def none(cls) -> Known:
+        """Nothing."""
+        whole = np.zeros(0, dtype=np.int64)
+        return cls(whole, whole, np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int8))
+
+    def joined(
+        self,
+        pairs: np.ndarray,
+        length: np.ndarray,
+        error: np.ndarray,
+        status: np.ndarray,
+        both: bool,
+    ) -> Known:
+        """With more pairs, that replace what was known of them.
+
+        Args:
+            pairs: ``(p, 2)``, query and point.
+            length: ``(p,)``.
+            error: ``(p,)``.
+            status: ``(p,)``.
+            both: Whether they hold in both directions.
+        """
+        query, point = pairs.T
+        if both:
+            query, point = np.concatenate([query, point]), np.concatenate([point, query])
+            length, error, status = (np.concatenate([x, x]) for x in (length, error, status))
+        query = np.concatenate([query, self.query])
+        point = np.concatenate([point, self.point])
+        values = [
+            np.concatenate([new, old])
+            for new, old in ((length, self.length), (error, self.error), (status, self.status))
+        ]
+        # The first of each stays: the new ones.
+        _, place = np.unique(np.stack([query, point], 1), axis=0, return_index=True)
+        return Known(query[place], point[place], *(x[place] for x in values))
+
+    def fill(self, rows: Rows) -> None:
+        """Write what is known of a block of queries."""
+        first, last = np.searchsorted(self.query, [rows.first, rows.first + len(rows.spent)])
+        part = slice(first, last)
+        row = self.query[part] - rows.first
+        at = row, self.point[part]
+        rows.length[at] = self.length[part]
+        rows.error[at] = self.error[part]
+        rows.status[at] = self.status[part]
+        np.add.at(rows.spent, row, 1)
+
+
+@dataclass(frozen=True)
+class Geodesics:
+    """Pairs to be solved, wherever they are sent, in blocks."""
+
+    space: Space
+    starts: Tensor
+    stops: Tensor
+    pairs: Tensor
+    rtol: float
+    solver: Solver | None
+
+    @property
+    def blocks(self) -> list[int]:
+        """Their numbers."""
+        return list(range(-(-len(self.pairs) // _BLOCK)))
+
+    def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, ...]:
+        """Lengths, errors and statuses of a block."""
+        i, j = self.pairs[block * _BLOCK : (block + 1) * _BLOCK].to(self.stops.device).T
+        with torch.no_grad():
+            found = solver_of(self.space, geodesic)(
+                self.starts[i],
+                self.stops[j],
+                rtol=self.rtol,
+                solver=self.solver,
+                throw=False,
+                progress=progress,
+            )
+        length, error = (x.detach().double().cpu() for x in (found.length, found.error))
+        return length, error, found.status.to("cpu", torch.int8)
+
+
+class _Share:
+    """Progress of one stage, told in queries of the whole search."""
+
+    def __init__(self, progress: Progress | None, stage: int, stages: int, queries: int) -> None:
+        self.progress = progress
+        self.stage = stage
+        self.stages = stages
+        self.queries = queries
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            share = (self.stage + done / total) / self.stages
+            self.progress(int(share * self.queries), self.queries)
+
+
 @dataclass(kw_only=True)
 class Search(ABC):
     """One search, its arguments checked.
 
     Attributes:
+        where: The call, for errors.
         space: Where geodesics are.
         points: ``(n, m)``.
         queries: ``(q, m)``; None for the points themselves.
@@ -74,6 +204,7 @@ class Search(ABC):
         solved: How many geodesics were.
     """
 
+    where: str
     space: Space
     points: Tensor
     queries: Tensor | None
@@ -83,28 +214,47 @@ class Search(ABC):
     slack: float
     solved: int = 0
 
-    def blocks(self, progress: Progress | None) -> list[tuple[np.ndarray, ...]]:
-        """What :meth:`chosen` says of every block of queries."""
-        others = self.points if self.queries is None else self.queries
-        n = len(self.points)
-        size = max(1, _PAIRS // max(n, 1))
-        features = features_of(self.space, self.points)
-        metric = None
-        if features is None and not self._bounded():
-            metric = self.space.metric(self.points)
-        parts = []
-        for first in range(0, len(others), size):
-            rows = self._rows(first, others[first : first + size], features, metric)
-            self.look(rows)
-            self._settle(rows)
-            parts.append(self.chosen(rows))
-            if progress is not None:
-                progress(min(first + size, len(others)), len(others))
-        return parts
+    def blocks(
+        self, progress: Progress | None, executor: Executor | None
+    ) -> list[tuple[np.ndarray, ...]]:
+        """What :meth:`chosen` says of every block of queries.
+
+        Each stage asks, block by block, for the pairs that it needs; each pair is solved once, for
+        both of its points.
+        """
+        known = Known.none()
+        stages = self.stages()
+        for number, stage in enumerate(stages):
+            asked = [
+                np.stack([rows.first + i, j], 1)
+                for rows in self._all_rows(known)
+                for i, j in [stage.wanted(rows).nonzero()]
+            ]
+            pairs = np.concatenate(asked) if asked else np.zeros((0, 2), dtype=np.int64)
+            if stage.again and not len(pairs):
+                break
+            share = _Share(progress, number, len(stages), self._queries())
+            known = self._solved(known, self._unique(pairs), stage, executor, share)
+        answer = [self.chosen(rows) for rows in self._all_rows(known)]
+        if progress is not None:
+            progress(self._queries(), self._queries())
+        return answer
+
+    def stages(self) -> list[Stage]:
+        """What is solved, one after the other: the search's own, then closer looks."""
+        stages = [Stage(wanted, self.rtol) for wanted in self.looks()]
+        rtol = self.rtol
+        for _ in range(_ROUNDS):
+            finer = max(_FINER * rtol, _FINEST)
+            if finer >= self.rtol:
+                break
+            stages.append(Stage(self.open, finer, again=True))
+            rtol = finer
+        return stages
 
     @abstractmethod
-    def look(self, rows: Rows) -> None:
-        """Solve what the answer needs."""
+    def looks(self) -> list[Wanted]:
+        """Pairs ``(b, n)`` that the answer needs; each with what those before have told."""
 
     @abstractmethod
     def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
@@ -138,6 +288,23 @@ class Search(ABC):
         """Whether the space knows lower bounds."""
         one = self.points[:1]
         return self.space.ambient_distance(one, one) is not None
+
+    def _queries(self) -> int:
+        return len(self.points if self.queries is None else self.queries)
+
+    def _all_rows(self, known: Known) -> Iterator[Rows]:
+        """Blocks of queries, with bounds and with what is known."""
+        others = self.points if self.queries is None else self.queries
+        n = len(self.points)
+        size = max(1, _PAIRS // max(n, 1))
+        features = features_of(self.space, self.points)
+        metric = None
+        if features is None and not self._bounded():
+            metric = self.space.metric(self.points)
+        for first in range(0, len(others), size):
+            rows = self._rows(first, others[first : first + size], features, metric)
+            known.fill(rows)
+            yield rows
 
     def _rows(
         self, first: int, queries: Tensor, features: Tensor | None, metric: Tensor | None
@@ -219,49 +386,43 @@ class Search(ABC):
         rank = order.argsort(1, kind="stable").argsort(1, kind="stable")
         return np.asarray(rank < (limit - rows.spent)[:, None])
 
-    def _settle(self, rows: Rows) -> None:
-        """Solve more finely what is open."""
-        rtol = self.rtol
-        for _ in range(_ROUNDS):
-            rtol = max(_FINER * rtol, _FINEST)
-            if rtol >= self.rtol:
-                return
-            open_ = self.open(rows)
-            if not open_.any():
-                return
-            self.solve(rows, open_, rtol, again=True)
-
-    def solve(self, rows: Rows, wanted: np.ndarray, rtol: float, again: bool = False) -> None:
-        """Solve some pairs of a block, each once in both directions."""
-        row, j = wanted.nonzero()
-        if not len(row):
-            return
-        i = rows.first + row
+    def _unique(self, pairs: np.ndarray) -> np.ndarray:  # (p, 2) -> (u, 2)
+        """Every pair once: of points among themselves from the smaller number to the larger."""
         if self.queries is None:
-            # From the smaller number to the larger: so a pair has the same bits in every block.
-            pairs = np.stack([np.minimum(i, j), np.maximum(i, j)], 1)
-        else:
-            pairs = np.stack([i, j], 1)
-        unique, place = np.unique(pairs, axis=0, return_inverse=True)
-        start, stop = (torch.as_tensor(x) for x in unique.T)
-        solve = solver_of(self.space, geodesic)
-        result = solve(
-            self._query(start),
-            self.points[stop.to(self.points.device)],
-            rtol=rtol,
+            pairs = np.sort(pairs, axis=1)
+        return np.unique(pairs, axis=0)
+
+    def _solved(
+        self,
+        known: Known,
+        pairs: np.ndarray,
+        stage: Stage,
+        executor: Executor | None,
+        progress: Progress | None,
+    ) -> Known:
+        """What is known, and these pairs."""
+        if not len(pairs):
+            return known
+        work = Geodesics(
+            space=self.space,
+            starts=self.points if self.queries is None else self.queries,
+            stops=self.points,
+            pairs=torch.as_tensor(pairs),
+            rtol=stage.rtol,
             solver=self.solver,
-            throw=False,
-            progress=None,
         )
-        place = place.reshape(-1)
-        status = result.status.cpu().numpy()[place]
-        length, error = (x.double().cpu().numpy()[place] for x in (result.length, result.error))
+        parts: dict[int, tuple[Tensor, ...]] = {}
+        done = 0
+        for block, found in computed(self.where, work, work.blocks, executor, None):
+            parts[block] = found
+            done += len(found[0])
+            if progress is not None:
+                progress(done, len(pairs))
+        length, error, status = (
+            torch.cat([parts[block][place] for block in work.blocks]).numpy() for place in range(3)
+        )
+        self.solved += len(pairs)
         # What a finer look cannot reach was accurate enough for the call before.
-        better = np.full(len(row), True) if not again else status == Status.CONVERGED
-        at = row[better], j[better]
-        rows.length[at] = length[better]
-        rows.error[at] = error[better]
-        rows.status[at] = status[better]
-        if not again:
-            np.add.at(rows.spent, row, 1)
-        self.solved += len(unique)
+        better = status == Status.CONVERGED if stage.again else np.full(len(pairs), True)
+        more = pairs[better], length[better], error[better], status[better]
+        return known.joined(*more, both=self.queries is None)

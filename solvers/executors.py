@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -70,14 +70,14 @@ def computed(
     # Threads share the work; everything else gets one string of bytes, unpacked once a process.
     threaded = isinstance(executor, ThreadPoolExecutor)
     sent: Any = work if threaded else _packed(where, work)
-    call = _in_thread if threaded else _in_process
+    call = partial(_in_thread if threaded else _in_process, turns)
     queue = iter(blocks)
     pending = dict[Future[Any], int]()
     threads = torch.get_num_threads()
     try:
         while True:
             for block in islice(queue, _IN_FLIGHT - len(pending)):
-                pending[executor.submit(call, sent, block, turns)] = block
+                pending[executor.submit(call, sent, block)] = block
             if not pending:
                 return
             finished = wait(pending, return_when=FIRST_COMPLETED).done
@@ -111,17 +111,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_thread(work: Work, block: int, turns: bool) -> tuple[Tensor, ...]:
+def _in_thread(turns: bool, work: Work, block: int) -> tuple[Tensor, ...]:
     with _TURN if turns else nullcontext(), one_thread():
         return work(block)
 
 
-def _in_process(packed: bytes, block: int, turns: bool) -> tuple[np.ndarray, ...]:
+def _in_process(turns: bool, packed: bytes, block: int) -> tuple[np.ndarray, ...]:
     """A block as numpy arrays.
 
     Tensors would travel through shared memory, of which containers have little.
     """
-    return tuple(part.numpy() for part in _in_thread(_unpacked(packed), block, turns))
+    return tuple(part.numpy() for part in _in_thread(turns, _unpacked(packed), block))
 
 
 @lru_cache(maxsize=2)

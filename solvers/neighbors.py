@@ -8,6 +8,7 @@ distance is more than the k-th length that was found are not, whatever their geo
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,8 @@ from riemae.exceptions import NotConvergedError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
-from riemae.solvers.candidates import Rows, Search
+from riemae.solvers.candidates import Rows, Search, Wanted
+from riemae.solvers.executors import expect_executor
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.neighborhoods import Found, Neighbors, RadiusNeighbors
 from riemae.solvers.pairs import expect_point_sets
@@ -49,12 +51,13 @@ def neighbors(
     candidates: int | None = None,
     throw: bool = True,
     progress: Progress | bool | None = None,
+    executor: Executor | None = None,
 ) -> Neighbors:
     """The ``k`` nearest points of each query by geodesic distance; not differentiable.
 
     Without ``queries``, those of each point among the others, itself left out. Nothing is solved
     that is farther in the ambient space than the k-th neighbour is along its geodesic; every other
-    pair is, once. Memory grows with ``q k``, and with blocks of queries times all points.
+    pair is, once. Memory grows with ``q k``, and with blocks of four million pairs.
 
     Args:
         space: A :class:`riemae.Manifold`, or anything with the :class:`Space` protocol.
@@ -70,6 +73,8 @@ def neighbors(
         throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed``
             names it.
         progress: Called with (queries done, queries in all); True shows a bar.
+        executor: Any ``concurrent.futures.Executor``, as in :func:`distance_matrix`: geodesics are
+            solved there in blocks of 1,024. The result has the same bits as without.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
@@ -82,14 +87,14 @@ def neighbors(
     """
     others = points if queries is None else queries
     most = len(points) - (queries is None) if isinstance(points, Tensor) else 0
-    shared = _checked("neighbors", space, points, others, queries, rtol, solver)
+    shared = _checked("neighbors", space, points, others, queries, rtol, solver, executor)
     hint = f"There are {most} points to choose from."
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)
     if candidates is not None:
         hint = "At least the neighbours themselves must be solved."
         expect_range("neighbors", "candidates", candidates, k, integer=True, hint=hint)
     with torch.no_grad(), reported("neighbors", progress, "queries") as report:
-        result = _Nearest(**shared, candidates=candidates, k=k).run(report)
+        result = _Nearest(**shared, candidates=candidates, k=k).run(report, executor)
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
     again = partial(neighbors, shared["space"], shared["points"], k=k, **options)
@@ -109,6 +114,7 @@ def radius_neighbors(
     candidates: int | None = None,
     throw: bool = True,
     progress: Progress | bool | None = None,
+    executor: Executor | None = None,
 ) -> RadiusNeighbors:
     """All points within a geodesic distance of each query; not differentiable.
 
@@ -129,6 +135,8 @@ def radius_neighbors(
         throw: Raise when a geodesic misses ``rtol``; False returns the result, in which ``failed``
             names it.
         progress: Called with (queries done, queries in all); True shows a bar.
+        executor: Any ``concurrent.futures.Executor``, as in :func:`distance_matrix`: geodesics are
+            solved there in blocks of 1,024. The result has the same bits as without.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
@@ -140,12 +148,14 @@ def radius_neighbors(
     """
     where = "radius_neighbors"
     others = points if queries is None else queries
-    shared = _checked(where, space, points, others, queries, rtol, solver)
+    shared = _checked(where, space, points, others, queries, rtol, solver, executor)
     expect_range(where, "radius", radius, 0)
     if candidates is not None:
         expect_range(where, "candidates", candidates, 1, integer=True)
     with torch.no_grad(), reported(where, progress, "queries") as report:
-        result = _Within(**shared, candidates=candidates, radius=float(radius)).run(report)
+        result = _Within(**shared, candidates=candidates, radius=float(radius)).run(
+            report, executor
+        )
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
     again = partial(radius_neighbors, shared["space"], shared["points"], radius=radius, **options)
@@ -160,13 +170,16 @@ def _checked(
     queries: Tensor | None,
     rtol: float | None,
     solver: Solver | None,
+    executor: Executor | None,
 ) -> dict[str, Any]:
     """What every search takes, after a look at it."""
+    expect_executor(where, executor)
     space = space_of(space, points, queries, where=where, finite=True)
     expect_point_sets(where, points=points, queries=others)
     expect_solver(where, solver)
     known = precision_of(space, points.dtype)
     return {
+        "where": where,
         "space": space,
         "points": points.detach(),
         "queries": None if queries is None else queries.detach(),
@@ -200,9 +213,9 @@ class _Nearest(Search):
 
     k: int
 
-    def run(self, progress: Progress | None) -> Neighbors:
+    def run(self, progress: Progress | None, executor: Executor | None) -> Neighbors:
         """The whole search."""
-        parts = self.blocks(progress)
+        parts = self.blocks(progress, executor)
         like = self.points
         empty = np.zeros((0, self.k))
 
@@ -216,12 +229,11 @@ class _Nearest(Search):
             **self.facts(parts),
         )
 
-    def look(self, rows: Rows) -> None:
-        """See :meth:`Search.look`."""
-        self._solve_nearest(rows)
-        self._solve_rivals(rows)
+    def looks(self) -> list[Wanted]:
+        """See :meth:`Search.looks`."""
+        return [self._nearest, self._rivals]
 
-    def _solve_nearest(self, rows: Rows) -> None:
+    def _nearest(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """The k that are nearest by straight lines, among those with the smallest bounds."""
         count = min(_CANDIDATES * self.k, rows.bound.shape[1] - (self.queries is None))
         near = np.argpartition(rows.order, count - 1, axis=1)[:, :count]
@@ -230,9 +242,9 @@ class _Nearest(Search):
         chosen = np.take_along_axis(near, best, 1)
         wanted = np.zeros(rows.bound.shape, dtype=bool)
         np.put_along_axis(wanted, chosen, True, 1)
-        self.solve(rows, wanted, self.rtol)
+        return wanted
 
-    def _solve_rivals(self, rows: Rows) -> None:
+    def _rivals(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """Whatever could still be nearer than the k-th length that is known."""
         bounded = bool((rows.bound[np.isfinite(rows.bound)] > 0).any())
         limit = self.candidates
@@ -241,7 +253,7 @@ class _Nearest(Search):
         rivals = (rows.status < 0) & (rows.bound < rows.reach(self.k)[:, None])
         if limit is not None:
             rivals &= self.first(rows, rivals, limit)
-        self.solve(rows, rivals, self.rtol)
+        return rivals
 
     def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """Pairs of which it is open whether they are among the k nearest.
@@ -289,9 +301,9 @@ class _Within(Search):
 
     radius: float
 
-    def run(self, progress: Progress | None) -> RadiusNeighbors:
+    def run(self, progress: Progress | None, executor: Executor | None) -> RadiusNeighbors:
         """The whole search."""
-        parts = self.blocks(progress)
+        parts = self.blocks(progress, executor)
         like = self.points
         counts, indices, distances, errors = (
             np.concatenate([part[place] for part in parts] or [np.zeros(0)]) for place in range(4)
@@ -306,12 +318,15 @@ class _Within(Search):
             **self.facts(parts),
         )
 
-    def look(self, rows: Rows) -> None:
-        """See :meth:`Search.look`."""
+    def looks(self) -> list[Wanted]:
+        """See :meth:`Search.looks`."""
+        return [self._inside_by_bound]
+
+    def _inside_by_bound(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         wanted = rows.bound <= self.radius
         if self.candidates is not None:
             wanted &= self.first(rows, wanted, self.candidates)
-        self.solve(rows, wanted, self.rtol)
+        return wanted
 
     def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
         """See :meth:`Search.open`: longer than the radius, by less than the error.

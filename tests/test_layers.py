@@ -43,21 +43,21 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
-        solvers.edges solvers.energy solvers.fields solvers.flows solvers.flows.conjugate
-        solvers.flows.exponential solvers.flows.integrator solvers.flows.jacobi
-        solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume solvers.graph
-        solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
-        solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
-        solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
-        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
-        solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
-        solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
-        solvers.methods.shooting solvers.methods.spline solvers.model solvers.near solvers.nearest
-        solvers.neighborhoods solvers.neighbors solvers.outcome solvers.pairs solvers.path
-        solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
-        solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
-        solvers.solver solvers.space solvers.speeds solvers.state solvers.unroll solvers.unrolling
-        solvers.verdict
+        solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
+        solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
+        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume
+        solvers.graph solvers.hooks solvers.krylov solvers.linear solvers.matrix
+        solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure
+        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent
+        solvers.methods.georce solvers.methods.lbfgs solvers.methods.newton
+        solvers.methods.newton_cg solvers.methods.newton_expansion solvers.methods.newton_limits
+        solvers.methods.newton_run solvers.methods.newton_saddles solvers.methods.newton_sweep
+        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spline solvers.model
+        solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors solvers.outcome
+        solvers.pairs solvers.path solvers.path_metric solvers.products solvers.progress
+        solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.scouts
+        solvers.search solvers.shortest solvers.solver solvers.space solvers.speeds solvers.state
+        solvers.unroll solvers.unrolling solvers.verdict
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts
@@ -90,9 +90,9 @@ LAYERS = {
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
         autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings
         autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
-        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting interop
-        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
-        interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
+        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting citations
+        interop interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
+        interop.scvi interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
         plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
@@ -103,13 +103,13 @@ LAYERS = {
         testing.space
     """,
     "people": """
-        __main__ citations cli cli.builtin cli.cells cli.commands cli.commands.check
-        cli.commands.demo cli.commands.distances cli.commands.embed cli.commands.geodesic
-        cli.commands.info cli.commands.neighbors cli.commands.report cli.commands.train
-        cli.delimited cli.demo cli.failures cli.main cli.models cli.options cli.output cli.pairs
-        cli.points cli.preparation cli.progress cli.sources cli.tables loading reporting
-        reporting.arguments reporting.document reporting.embedding reporting.findings
-        reporting.lattice reporting.measures reporting.payload reporting.pictures reporting.training
+        __main__ cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo
+        cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
+        cli.commands.neighbors cli.commands.report cli.commands.train cli.delimited cli.demo
+        cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points cli.preparation
+        cli.progress cli.sources cli.tables loading reporting reporting.arguments reporting.document
+        reporting.embedding reporting.findings reporting.lattice reporting.measures
+        reporting.payload reporting.pictures reporting.training
     """,
     "package": "",
 }

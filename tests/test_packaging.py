@@ -210,7 +210,7 @@ class TestMetadata:
                 },
             ),
             ("pynndescent", "neighbors", "pynndescent", {"nearest.py"}),
-            ("cloudpickle", "dask", "cloudpickle", {"matrix_work.py"}),
+            ("cloudpickle", "dask", "cloudpickle", {"executors.py"}),
             ("dask", "dask", "dask", set()),
             ("anndata", "cells", "anndata", {"sources.py"}),
             ("pyarrow", "tables", "pyarrow", {"output.py", "sources.py"}),

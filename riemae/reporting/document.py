@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, FileError, ShapeError
+from riemae.exceptions import DTypeError, FileError, NonFiniteError, ShapeError
 from riemae.manifold import Manifold
 from riemae.numerics.checks import expect_finite, expect_range
 from riemae.reporting.arguments import Images, Labels, as_history, as_tensor, expect_codes
 from riemae.reporting.embedding import FittedDecoder
 from riemae.reporting.findings import Finding, Level, findings, verdict
 from riemae.reporting.measures import (
-    Fidelity,
     Pairs,
     compare_with_data,
     decoded,
@@ -188,7 +186,7 @@ def report(
     level, sentence = verdict(found)
     numbers = {finding.key: finding.value for finding in found} | scene.numbers
     heading = title or "A latent space and its geometry"
-    page = _Page(heading, level, sentence, found, scene, curves, fidelity).html(content)
+    page = _Page(heading, level, sentence, found, scene, curves).html(content)
     _write(file, page.encode("utf-8"))
     stages.within("page", 1, 1)
     return Report(file, sentence, level, numbers, tuple(found), solved)
@@ -267,9 +265,11 @@ def _codes(M: Manifold, z: Any) -> Tensor:
         return codes
     for dtype in (codes.dtype, torch.float64, torch.float32):
         try:
-            M.metric(codes[:1].to(dtype))
+            M.decode(codes[:1].to(dtype))
         except DTypeError:
             continue
+        except NonFiniteError:
+            pass  # the dtype is right, and this code is outside the domain
         return codes.to(dtype)
     return codes
 
@@ -345,7 +345,6 @@ class _Page:
     findings: list[Finding]
     scene: Scene
     history: dict[str, list[float]]
-    fidelity: Fidelity | None
 
     def html(self, content: dict[str, Any]) -> str:
         """The whole page around its data."""
@@ -412,10 +411,11 @@ class _Page:
             f"{len(result.length)} geodesics to a relative accuracy of {result.rtol:.0e}",
             f"{str(self.scene.z.dtype).removeprefix('torch.')}",
         ]
-        error = content.get("tableError", math.nan)
-        if content["kind"] == "plane" and not math.isnan(error):
+        if content["kind"] == "plane":
             nodes = "×".join(map(str, content["table"]["counts"]))
-            parts.append(f"metric tabulated at {nodes} points, lengths right to {error:.1e}")
+            parts.append(f"metric tabulated at {nodes} points")
+            if content["tableError"] is not None:
+                parts.append(f"lengths by the table right to {content['tableError']:.1e}")
         if content["kind"] == "section":
             parts.append(f"section chosen by {content['chosenBy']}")
         return " · ".join(parts)

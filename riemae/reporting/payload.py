@@ -54,10 +54,6 @@ _ROWS = 512
 Told = Callable[[int, int], object]
 
 
-def nothing_told(done: int, total: int) -> None:
-    """Progress for nobody."""
-
-
 @dataclass
 class Scene:
     """Everything that is known when a page is put together.
@@ -189,7 +185,7 @@ def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
         "coordinates": _flat(z[scene.shown]),
         "axes": ["z₁", "z₂"],
         "table": _table(table),
-        "tableError": error,
+        "tableError": error if np.isfinite(error) else None,
         "backgrounds": backgrounds,
         **_decoded(scene, lattice, lambda points: points),
     }
@@ -432,12 +428,14 @@ def choose_landmarks(z: Tensor, labels: Labels, count: int) -> Tensor:  # -> (L,
             if len(members):
                 own = z[members]
                 chosen.append(int(members[(own - own.median(0).values).norm(dim=1).argmin()]))
-    if len(chosen) < 2:
+    if len(chosen) < count:
         radius = (z - z.mean(0)).norm(dim=1)
         inner = (radius <= radius.quantile(0.8)).nonzero()[:, 0]
-        spread = spread_points(z[inner], min(count, len(inner)))
+        spread = spread_points(z[inner], min(count - len(chosen), len(inner)))
         nearest = torch.cdist(spread, z[inner]).argmin(1)
-        chosen = list(dict.fromkeys(inner[nearest].tolist()))
+        chosen = list(dict.fromkeys([*chosen, *inner[nearest].tolist()]))
+    if len(chosen) < 2:  # codes that coincide
+        chosen = [0, len(z) - 1]
     return torch.tensor(chosen, device=z.device)
 
 
@@ -448,7 +446,8 @@ def _section(scene: Scene, landmarks: int, told: Told) -> dict[str, Any]:
     marks = choose_landmarks(z, scene.labels, landmarks)
     i, j = torch.triu_indices(len(marks), len(marks), 1, device=z.device)
     with in_the_report():
-        result = M.geodesic(z[marks[i]], z[marks[j]], throw=False, progress=told)
+        rtol = scene.pairs.result.rtol
+        result = M.geodesic(z[marks[i]], z[marks[j]], rtol=rtol, throw=False, progress=told)
     m = z.shape[1]
     t = torch.linspace(0, 1, 33 if m <= 32 else 17, dtype=z.dtype, device=z.device)
     along = result.curve(t)

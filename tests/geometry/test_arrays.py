@@ -63,6 +63,7 @@ CODES = {
     "normal": draw(4, 3),
 }
 OTHERS = {"f": wave, "field": swirl, "radius": 0.8, "k": 2, "rtol": 1e-3, "t": 0.02}
+OTHERS["region"] = [(0.0, 1.0), (0.0, 1.0)]
 # No arrays among their arguments, and one that has a test of its own.
 ELSEWHERE = ("to", "as_space", "conjugate_points")
 METHODS = sorted(

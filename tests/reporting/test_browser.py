@@ -250,6 +250,33 @@ class TestPage:
 
 
 class TestOtherPages:
+    def test_paper_is_light_in_the_dark_as_well(self, browser, folded):
+        def corner(page):
+            return page.evaluate(
+                "Array.from(document.querySelector('.base').getContext('2d')"
+                ".getImageData(2, 2, 1, 1).data).slice(0, 3)"
+            )
+
+        with browsers.opened(browser, folded.path, color_scheme="dark") as page:
+            page.wait_for_timeout(100)
+            assert max(corner(page)) < 60
+            page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            assert min(corner(page)) > 200
+            page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+            assert max(corner(page)) < 60
+            # Chromium remarks that this test reads pixels often.
+            assert [text for text in page.said if "willReadFrequently" not in text] == []
+
+    def test_nothing_defined_is_said_and_breaks_nothing(self, browser, tmp_path):
+        M = riemae.Manifold(lambda z: torch.cat([z[:, :1], 2 * z[:, :1]], -1))
+        r = riemae.report(M, points(20), path=tmp_path / "r.html", pairs=3)
+        with browsers.opened(browser, r.path) as page:
+            page.wait_for_timeout(300)
+            assert "outside the mapped region" in page.inner_text("#mark")
+            assert "No pair could be checked" in page.inner_text("#checked")
+            page.check("#ellipses")
+            assert page.said == []
+
     def test_labels_run_no_code(self, browser, tmp_path):
         evil = "</script><img src=x onerror=window.evil=1><script>window.evil=1</script>"
         M = riemae.Manifold(lambda z: torch.cat([z, z.square()], -1))

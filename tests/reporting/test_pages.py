@@ -280,13 +280,16 @@ class TestKinds:
         scale = torch.tensor([3.0, 1.0, 2.0, 1.0], dtype=torch.float64)
         M = riemae.Manifold(lambda z: torch.cat([z * scale, z[:, :1].square() / 4], -1))
         labels = ["a", "b", "c"] * 10
-        r = report(M, codes(30, 4), tmp_path / "r.html", labels, images=(1, 5))
+        r = report(M, codes(30, 4), tmp_path / "r.html", labels, images=(1, 5), landmarks=6)
         found = content_of(r.path)
         assert found["kind"] == "section"
         assert found["chosenBy"] == "tangent PCA"
         marks = found["landmarks"]
-        assert [labels[i] for i in marks["index"]] == ["a", "b", "c"]
-        assert len(marks["pairs"]) == len(marks["length"]) == 3
+        assert [labels[i] for i in marks["index"][:3]] == ["a", "b", "c"]
+        count = len(marks["index"])
+        assert 3 < count <= 6
+        assert len(set(marks["index"])) == count
+        assert len(marks["pairs"]) == len(marks["length"]) == count * (count - 1) // 2
         z = codes(30, 4)
         i, j = (marks["index"][k] for k in marks["pairs"][0])
         assert marks["length"][0] == pytest.approx(float(M.distance(z[i], z[j])), rel=1e-3)
@@ -313,6 +316,22 @@ class TestKinds:
         M = riemae.Manifold(decoder)
         found = content_of(report(M, codes(), tmp_path / "r.html").path)
         assert found["features"]["names"] == ["x1", "x2", "x3"]
+
+    def test_a_metric_that_is_singular_everywhere_is_reported_and_not_hidden(self, tmp_path):
+        M = riemae.Manifold(lambda z: torch.cat([z[:, :1], 2 * z[:, :1]], -1))
+        r = report(M, codes(), tmp_path / "r.html")
+        assert r.numbers["singular"] == 1
+        assert not any(
+            np.frombuffer(base64.b64decode(content_of(r.path)["table"]["defined"]), "u1")
+        )
+
+    def test_geodesics_that_fail_are_counted(self, tmp_path):
+        # An accuracy that no arithmetic delivers.
+        r = report(riemae.Manifold(bowl), codes(), tmp_path / "r.html", pairs=4, rtol=1e-17)
+        assert not r.converged
+        assert r.numbers["converged"] == 0
+        assert r.level == "note"
+        assert "4 precision" in next(f.meaning for f in r.findings if f.key == "converged")
 
     def test_domains_with_limits(self, tmp_path):
         M = riemae.Manifold(lambda z: torch.cat([z, z[:, 1:].log()], -1))

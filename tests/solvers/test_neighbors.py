@@ -1,6 +1,7 @@
 """Certified nearest neighbours: brute force, closed forms, certificates, formats, and bad input."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ class TestTruths:
         n = M.neighbors(p, k=3, candidates=11)
         assert bool(n.certified.all())
         assert torch.equal(n.indices, brute(M, p, 3).indices)
-        assert not bool(M.neighbors(p, k=2).certified.any())
+        # Eight candidates each, and those for which a point is a candidate of another's.
+        assert not bool(M.neighbors(points(40, 2), k=2).certified.any())
 
     def test_in_single_precision(self):
         p = points(25, 2)
@@ -159,6 +161,22 @@ class TestCertificates:
         assert torch.equal(whole.indices, parts.indices)
         assert torch.equal(whole.distances, parts.distances)
         assert torch.equal(whole.certified, parts.certified)
+
+    def test_an_executor_gives_the_same_bits(self, monkeypatch):
+        M = Manifold(network(2, 5))
+        p = points(40, 2)
+        here = M.neighbors(p, k=4)
+        monkeypatch.setattr(BLOCKS, "_BLOCK", 16)
+        with ThreadPoolExecutor(2) as pool:
+            there = M.neighbors(p, k=4, executor=pool)
+            around = M.radius_neighbors(p, 0.5, executor=pool)
+        assert torch.equal(there.indices, here.indices)
+        assert torch.equal(there.distances, here.distances)
+        assert torch.equal(there.errors, here.errors)
+        assert there.solved == here.solved
+        assert torch.equal(around.distances, M.radius_neighbors(p, 0.5).distances)
+        with pytest.raises(DTypeError, match="get_executor"):
+            M.neighbors(p, k=4, executor="all")
 
     def test_every_pair_is_solved_once(self):
         M = Manifold(network(2, 7))

@@ -15,7 +15,8 @@ const darkness = window.matchMedia("(prefers-color-scheme: dark)");
 /** The colour of a class. */
 function colourOf(code) {
   const colour = COLOURS[code % COLOURS.length];
-  return (darkness.matches && ON_DARK[colour]) || colour;
+  const dark = darkness.matches && !document.documentElement.classList.contains("printing");
+  return (dark && ON_DARK[colour]) || colour;
 }
 
 /** The shape of a class: another one when colours begin again. */
@@ -131,12 +132,23 @@ class PlotMap {
     this.rasters = new Map();
     this.fit();
     new ResizeObserver(() => this.resize()).observe(root);
-    darkness.addEventListener("change", () => {
-      this.rasters.clear();
-      this.page.classButtons();
-      this.draw();
-    });
+    darkness.addEventListener("change", () => this.repaint());
+    // Paper is light, whatever the screen is.
+    for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+      window.addEventListener(event, () => {
+        document.documentElement.classList.toggle("printing", printing);
+        this.repaint();
+      });
+    }
     this.listen();
+  }
+
+  /** Everything in other colours, at once: a printer does not wait for the next picture. */
+  repaint() {
+    this.rasters.clear();
+    this.page.classButtons();
+    this.drawBase();
+    this.drawOverlay();
   }
 
   /** Shows everything. */
@@ -357,11 +369,13 @@ class PlotMap {
     const step = [1, 2, 5, 10].map((c) => c * power).find((s) => s >= rough);
     const [x0, y1] = this.toPlane(0, 0);
     const [x1, y0] = this.toPlane(this.width, this.height);
+    const [horizontal, vertical] = this.page.axes;
+    const free = this.width - context.measureText(horizontal).width - 34;
     const text = (value) => brief(Math.abs(value) < step / 2 ? 0 : value);
     for (let x = Math.ceil(x0 / step) * step; x <= x1; x += step) {
       const [px] = this.toScreen(x, 0);
       line(context, px, this.height - 5, px, this.height);
-      if (px > 30 && px < this.width - 30) context.fillText(text(x), px + 3, this.height - 5);
+      if (px > 30 && px < free) context.fillText(text(x), px + 3, this.height - 5);
     }
     // On a page about a line only the horizontal axis means something.
     const rows = this.page.data.m > 1 ? y1 : -Infinity;
@@ -370,7 +384,6 @@ class PlotMap {
       line(context, 0, py, 5, py);
       if (py > 20 && py < this.height - 30) context.fillText(text(y), 7, py + 4);
     }
-    const [horizontal, vertical] = this.page.axes;
     context.textAlign = "right";
     context.fillText(horizontal, this.width - 6, this.height - 5);
     context.textAlign = "left";
