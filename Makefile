@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test thorough coverage fuzz lint types doctest wheel check bench device clean
+.PHONY: demo test thorough coverage fuzz lint types doctest docs wheel check bench device clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
@@ -40,11 +40,16 @@ types: $(READY)
 doctest: $(READY)
 	$(BIN)/python -m pytest --doctest-modules riemae solvers --import-mode=importlib -q
 
+# The site, in out/docs; a warning is an error, and so is a page that needs a network.
+docs: $(READY)
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going docs out/docs
+	$(BIN)/python docs/extensions/check_site.py out/docs
+
 # The wheel, in a clean environment, tested away from the checkout.
 wheel: $(READY)
 	sh tests/wheel.sh $(PYTHON) $(BIN)/python $(WORKERS)
 
-check: test lint types doctest wheel
+check: test lint types doctest docs wheel
 
 # Benchmarks beside peers, in environments of their own; tables and a picture go to benchmarks/results/.
 # `make bench BENCH=--quick` tests the machinery in a few minutes.

@@ -319,7 +319,10 @@ def hierarchy(
         condition: As in ``Manifold.distortion``.
     """
     options: dict[str, Any] = {"latent_metric": latent_metric, "condition": condition}
-    measure = {kind: float(M.distortion(z, kind=kind, **options)) ** 0.5 for kind in get_args(Kind)}
+    measure = {
+        kind: float(M.distortion(z, kind=kind, **options).detach()) ** 0.5
+        for kind in get_args(Kind)
+    }
     if measure["isometry"] <= tol:
         return MapClass.ISOMETRY
     if measure["scaled_isometry"] <= tol:

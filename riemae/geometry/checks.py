@@ -98,7 +98,9 @@ class Checks:
                 if not self._recalled(flat, ok, condition, kind):
                     self._probe(where, flat, ok, finite, condition, kind)
                 self.latent_dim = z.shape[-1]
-        if len(flat) >= LARGE_BATCH and kind not in self._large:
+        # Inside a transform, as where another decoder calls this manifold, nothing can be drawn:
+        # the next call from outside looks.
+        if len(flat) >= LARGE_BATCH and kind not in self._large and not transformed():
             if known and concrete(flat) is not None:
                 with immediate():
                     self._probe_rows(where, flat, condition)

@@ -316,6 +316,17 @@ class TestInputs:
         ):
             assert_accepted(f, draw(3, 2))
 
+    def test_another_manifold_inside(self):
+        # It is called with many points at once inside vmap, where its look at them cannot draw.
+        f = net(nn.Tanh, out=4)
+        inner = Manifold(lambda z: torch.distributions.Poisson(f(z).exp()))
+        outer = Manifold(lambda z: inner.distribution(z).mean)
+        z = draw(700, 2)
+        outer.metric(z[:4])
+        assert_close(outer.metric(z)[:3], pulled_back(lambda y: f(y).exp(), z[:3]))
+        v = z.flip(1)
+        assert_close(outer.norm(z, v)[:3], Manifold(lambda y: f(y).exp()).norm(z[:3], v[:3]))
+
     def test_an_error_of_the_decoder_itself_is_chained(self):
         def broken(z):
             raise ValueError("no codebook loaded")

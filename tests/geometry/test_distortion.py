@@ -111,6 +111,10 @@ class TestHierarchy:
         assert scores.hierarchy(nearly, z, tol=1e-3) is MapClass.ISOMETRY
         assert scores.hierarchy(nearly, z, tol=1e-12) is MapClass.NONE
 
+    def test_networks_whose_weights_are_trained(self):
+        # A warning of torch's about numbers that require a gradient would be an error here.
+        assert scores.hierarchy(Manifold(network().requires_grad_()), draw(9, 3)) is MapClass.NONE
+
     def test_one_dimension_is_conformal(self):
         assert (
             scores.hierarchy(Manifold(lambda z: torch.cat([z, z**2], -1)), draw(9, 1))
