@@ -136,7 +136,8 @@ class TestWrittenPages:
         (tmp_path / "index.md").write_text("```{toctree}\nlater\n```\n", "utf-8")
         monkeypatch.setattr(written_pages, "DOCS", tmp_path)
         source = [
-            "[e](later.md) [f](never.md) [a](../examples/world_maps.py) [b](../README.md#x) [c](../LICENSE) ![d](../e.png)"
+            "[e](later.md) [f](never.md) "
+            "[a](../examples/world_maps.py) [b](../README.md#x) [c](../LICENSE) ![d](../e.png)"
         ]
         written_pages.lead_to_pages(None, "page", source)
         assert source == [
