@@ -85,6 +85,17 @@ def decoded_curve(model: AE, data: Dataset, count: int = 1000) -> Tensor:  # -> 
     return model.inverse_transform(codes)
 
 
+def kendall(model: AE, data: Dataset) -> float:
+    """Kendall's τ between codes and true positions on a curve, without its sign.
+
+    1 is the right order; a single exchange of neighbours costs ``4/(n (n − 1))``.
+    """
+    from scipy.stats import kendalltau
+
+    found = kendalltau(model.transform(data.x)[:, 0].numpy(), data.z.reshape(-1).numpy())
+    return abs(float(found.statistic))
+
+
 def save(figure: Figure, given: argparse.Namespace, name: str, dpi: int = 130) -> None:
     """Write a figure to the folder of the command line, and print where."""
     given.out.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,9 @@ def picture(
     )
     low, high = z.quantile(0.005, dim=0) - 0.2, z.quantile(0.995, dim=0) + 0.2
     for panel, (name, manifold) in zip(axes, manifolds.items(), strict=True):
-        magnification(manifold, panel, low, high, resolution=20 if options.quick else 80, alpha=0.5)
+        resolution = 20 if options.quick else 80
+        style = {"alpha": 0.5, "colorbar": False}
+        magnification(manifold, low, high, resolution, ax=panel, **style)
         for kind in np.unique(labels):
             panel.scatter(
                 *z[torch.as_tensor(labels == kind)].T,

@@ -128,7 +128,7 @@ def draw(
 ) -> None:
     """Cells, coloured by development, and geodesics on the magnification factor."""
     low, high = z.quantile(0.005, dim=0) - 0.2, z.quantile(0.995, dim=0) + 0.2
-    magnification(manifold, axes, low, high, resolution=80, alpha=0.5)
+    magnification(manifold, low, high, 80, ax=axes, colorbar=False, alpha=0.5)
     points = axes.scatter(*z.T, c=factor, s=5, cmap="viridis", linewidths=0)
     curves = manifold.geodesic(*pairs, rtol=1e-3).curve(torch.linspace(0, 1, 60).double())
     for curve in curves:

@@ -84,12 +84,12 @@ def draw(shown: dict[str, VAE], x: Tensor, y: Tensor, options: Namespace) -> Non
         z = model.transform(x)
         for kind in KINDS:
             top.scatter(*z[y == kind].T, s=6, alpha=0.5, label=str(kind))
-        plotting.indicatrices(model.manifold_, top, plotting.spread_points(z, 60))
+        plotting.indicatrices(model.manifold_, plotting.spread_points(z, 60), ax=top)
         # From the median of the first kind of digit to that of the last.
         a, b = (z[y == kind].median(0).values for kind in (KINDS[0], KINDS[-1]))
         top.plot([a[0], b[0]], [a[1], b[1]], color="black", lw=1, ls=":")
         line = a + torch.linspace(0, 1, 10)[:, None] * (b - a)
-        plotting.strip(model.inverse_transform(line).permute(1, 0, 2, 3), bottom)
+        plotting.strip(model.inverse_transform(line).permute(1, 0, 2, 3), ax=bottom)
         top.set(title=name, aspect="equal")
     axes[0, 0].legend(frameon=False, markerscale=2)
     figure.suptitle(

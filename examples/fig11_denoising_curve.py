@@ -74,7 +74,7 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> No
         axis.plot(
             *_run.decoded_curve(model, data).T, color="tab:red", lw=1.5, label="learned curve"
         )
-        axis.set(title=name, aspect="equal")
+        axis.set(title=name, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     axes[0].legend(frameon=False, fontsize=8)
     _run.save(figure, options, "fig11_denoising_curve.png", dpi=130)
 

@@ -45,22 +45,26 @@ def main() -> None:
     shown: dict[str, AE] = {}
     first = datasets.sparse_spiral(generator=0, dtype=torch.float32)
     print(
-        f"{'model':16} {'right order':>12} {'clean error':>12} "
+        f"{'model':16} {'right order':>12} {'Kendall':>8} {'clean error':>12} "
         f"{'length / true length':>21}   (means)"
     )
     models = _run.models_for(options, MODELS | (FULL if options.full else {}))
     for name, model in models.items():
-        right, errors, lengths = 0, 0.0, 0.0
+        right, taus, errors, lengths = 0, 0.0, 0.0, 0.0
         for seed in range(options.seeds):
             data = datasets.sparse_spiral(generator=seed, dtype=torch.float32)
             ((_, fitted),) = _run.trained({name: model}, data.x, seed)
             right += datasets.in_order(fitted.transform(data.x), data.z)
+            taus += _run.kendall(fitted, data)
             errors += datasets.clean_error(data, _run.reconstruction(fitted))
             lengths += datasets.length_ratio(data, _run.decoded_curve(fitted, data))
             if not seed:
                 shown[name] = fitted
         n = options.seeds
-        print(f"{name:16} {right:6} of {n:2} {errors / n:12.2e} {lengths / n:21.3f}", flush=True)
+        print(
+            f"{name:16} {right:6} of {n:2} {taus / n:8.3f} {errors / n:12.2e} {lengths / n:21.3f}",
+            flush=True,
+        )
     graph = Neighborhood.nearest(first.x, 2)
     draw(shown, first, graph, options)
 
@@ -88,7 +92,9 @@ def draw(
         z = model.transform(data.x)[:, 0]
         axis.scatter(*data.x.T, c=z.argsort().argsort(), cmap="viridis", s=22, zorder=3)
         order = "right" if datasets.in_order(z, data.z) else "wrong"
-        axis.set(title=f"{name}: {order} order", aspect="equal", xlim=(-2.2, 3.4), ylim=(-2.2, 1.6))
+        tau = _run.kendall(model, data)
+        axis.set(title=f"{name}: {order} order, τ = {tau:.2f}", aspect="equal")
+        axis.set(xlim=(-2.2, 3.4), ylim=(-2.2, 1.6), xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle("Colour: rank of the code; red: decoded curve; grey: two nearest neighbours")
     _run.save(figure, options, "fig11_sparse_curve.png", dpi=130)
 

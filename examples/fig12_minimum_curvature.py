@@ -14,8 +14,11 @@ from __future__ import annotations
 from argparse import Namespace
 
 import _run
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from scipy.spatial import ConvexHull, Delaunay
+from torch import Tensor
 
 from riemae import datasets, scores
 from riemae.autoencoders import AE, MCAE
@@ -87,36 +90,43 @@ def line(seed: str, name: str, s: dict[str, float], plain: dict[str, float]) -> 
     )
 
 
+def inside(codes: Tensor, steps: int = 45) -> tuple[Tensor, np.ndarray]:
+    """A grid in the convex hull of codes, with the corners of the hull, and its triangles."""
+    hull = codes[ConvexHull(codes.numpy()).vertices]
+    low, high = codes.amin(0), codes.amax(0)
+    axes = [torch.linspace(float(a), float(b), steps) for a, b in zip(low, high, strict=True)]
+    grid = torch.cartesian_prod(*axes)
+    kept = Delaunay(hull.numpy()).find_simplex(grid.numpy()) >= 0
+    points = torch.cat([hull, grid[torch.as_tensor(kept)]])
+    # In units in which the hull is as wide as high, so that no triangle is a needle.
+    return points, Delaunay(((points - low) / (high - low)).numpy()).simplices
+
+
 def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
-    """The true surface, its reconstruction by each model, and the samples."""
+    """The true surface and the learned ones over the hull of the codes, with the samples."""
     figure, axes = plt.subplots(
-        1, 4, figsize=(14, 4), subplot_kw={"projection": "3d"}, layout="constrained"
+        1, 4, figsize=(15, 4.3), subplot_kw={"projection": "3d"}, layout="constrained"
     )
-    u, v = torch.meshgrid(
-        *(torch.linspace(float(a), float(b), 30) for a, b in data.bounds.T), indexing="ij"
+    low, high = data.bounds
+    corners = torch.stack(
+        [low, torch.stack([low[0], high[1]]), high, torch.stack([high[0], low[1]])]
     )
-    truth = data.surface(torch.stack([u, v], -1).reshape(-1, 2)).reshape(30, 30, 3)
-    with torch.no_grad():
-        sheets = {"truth": truth}
-        for name, model in shown.items():
-            sheets[name] = model.inverse_transform(model.transform(truth.reshape(-1, 3))).reshape(
-                30, 30, 3
-            )
-    for axis, (name, surface) in zip(axes, sheets.items(), strict=True):
-        axis.plot_surface(
-            *surface.permute(2, 0, 1).numpy(), color="tab:blue", alpha=0.45, linewidth=0
+    sheets = {"truth": (data.surface, corners)}
+    for name, model in shown.items():
+        sheets[name] = (model.inverse_transform, model.transform(data.x))
+    for axis, (name, (decode, codes)) in zip(axes, sheets.items(), strict=True):
+        points, triangles = inside(codes)
+        with torch.no_grad():
+            x, y, z = decode(points).T.numpy()
+        axis.plot_trisurf(
+            x, y, z, triangles=triangles, color="tab:blue", alpha=0.55, linewidth=0.15, shade=True
         )
-        axis.plot_wireframe(
-            *surface[::3, ::3].permute(2, 0, 1).numpy(),
-            color="tab:blue",
-            linewidth=0.4,
-            alpha=0.7,
-            rstride=1,
-            cstride=1,
-        )
-        axis.scatter(*data.x.T, s=8, color="black", depthshade=False)
+        axis.scatter(*data.x.T, s=8, color="black", depthshade=False, label="samples")
         axis.set(title=name, xlim=(-1.3, 1.3), ylim=(-0.6, 1.6), zlim=(-1.3, 1.3))
+        axis.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="$x_3$")
         axis.view_init(30, -70)
+    axes[0].legend(frameon=False, loc="upper left")
+    figure.suptitle("Decoded surfaces over the convex hull of the codes")
     _run.save(figure, options, "fig12_minimum_curvature.png", dpi=130)
 
 

@@ -144,7 +144,7 @@ def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> No
         z = model.transform(data.x)
         M = Manifold(lambda c, f=model: torch.distributions.Poisson(f.decoder_(c).exp()))
         axis.scatter(*z.T, s=6, c=plotting.plane_colours(data.z), alpha=0.6)
-        plotting.indicatrices(M, axis, plotting.spread_points(z, 40))
+        plotting.indicatrices(M, plotting.spread_points(z, 40), ax=axis)
         axis.set(title=name, aspect="equal")
     figure.suptitle(
         "Counts: codes, coloured by the true coordinates; "

@@ -71,7 +71,7 @@ def main() -> None:
     print("Mean squared errors over all pixels, of unseen images and of midpoints in latent space,")
     print("as shares of variance")
     print(
-        f"{'images':8} {'seed':>4} {'model':15} {'order':>6} "
+        f"{'images':8} {'seed':>4} {'model':15} {'order':>6} {'Kendall':>8} "
         f"{'samples':>8} {'unseen':>8} {'midpoints':>10}"
     )
     for case, (make, settings) in CASES.items():
@@ -86,7 +86,8 @@ def main() -> None:
                 between = float(gaps.flatten(1).sum(1).mean()) / variance
                 order = "right" if datasets.in_order(fitted.transform(data.x), data.z) else "wrong"
                 print(
-                    f"{case:8} {seed:4} {name:15} {order:>6} {1 - fitted.score(data.x):8.4f} "
+                    f"{case:8} {seed:4} {name:15} {order:>6} {_run.kendall(fitted, data):8.3f} "
+                    f"{1 - fitted.score(data.x):8.4f} "
                     f"{unseen:8.4f} {between:10.4f}",
                     flush=True,
                 )
@@ -104,7 +105,7 @@ def draw(shown: dict[str, tuple[AE, datasets.Dataset]], options: Namespace) -> N
         z = model.transform(data.x)
         line = torch.linspace(float(z.min()), float(z.max()), 14)[:, None]
         images = model.inverse_transform(line if z[-1] > z[0] else line.flip(0))
-        plotting.strip(images.permute(1, 0, 2, 3), axis)
+        plotting.strip(images.permute(1, 0, 2, 3), ax=axis)
         axis.set_ylabel(
             name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=8
         )

@@ -7,6 +7,7 @@ from riemae.environment import show_versions
 from riemae.geometry.training_mode import frozen_statistics
 from riemae.loading import load
 from riemae.manifold import Manifold
+from riemae.reporting import fit_decoder, report
 from riemae.version import __version__
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "datasets",
     "differential",
     "exceptions",
+    "fit_decoder",
     "frozen_statistics",
     "load",
+    "report",
     "scores",
     "show_versions",
     "solvers",

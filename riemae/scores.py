@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemae.differential.conditions import Conditions
+from riemae.exceptions import OptionError
 from riemae.geometry.distortion import Kind, LatentMetric, latent_factor, relative_triangle
 from riemae.geometry.factors import (
     check_triangle,
@@ -23,8 +24,9 @@ from riemae.geometry.factors import (
     wide,
 )
 from riemae.manifold import Manifold
+from riemae.numerics.checks import expect_range, expect_shape
 
-__all__ = ["Estimate", "MapClass", "condition_number", "hierarchy", "vor"]
+__all__ = ["Estimate", "MapClass", "Scores", "condition_number", "hierarchy", "summary", "vor"]
 
 
 class Estimate(NamedTuple):
@@ -34,14 +36,35 @@ class Estimate(NamedTuple):
     standard_error: Tensor
 
     @classmethod
-    def of(cls, values: Tensor) -> Estimate:  # (n, *b) -> (*b,), (*b,)
+    def of(
+        cls, values: Tensor, weights: Tensor | None = None
+    ) -> Estimate:  # (n, *b), (n,) -> (*b,), (*b,)
         """Mean and standard error over the first axis of independent values.
 
         The error of a single value is NaN.
 
-        Over points it is a global measure: ``Estimate.of(M.extrinsic_curvature(z))``.
+        Over points it is a global measure: ``Estimate.of(M.extrinsic_curvature(z))``. With weights
+        it is the mean over another measure, such as the volume of the manifold:
+        ``Estimate.of(values, M.volume_density(z))`` for points that are uniform in latent space.
+
+        Args:
+            values: Independent values.
+            weights: One number of at least 0 for each, known up to a factor. The error is that of
+                a quotient of means.
+
+        Raises:
+            ShapeError: When there is not one weight for each value.
+            OptionError: For weights that are negative, not finite, or all 0.
         """
         n = len(values)
+        if weights is not None:
+            share = _shares("Estimate.of", weights, n)
+            each = share.view(-1, *[1] * (values.ndim - 1))
+            mean = (each * values).sum(0)
+            counts = int((share > 0).sum())
+            spread = (each * (values - mean)).square().sum(0)
+            error = (spread * counts / (counts - 1)).sqrt() if counts > 1 else mean * torch.nan
+            return cls(mean, error)
         if n > 1:
             error = values.std(0) / n**0.5
         else:
@@ -55,6 +78,66 @@ class Estimate(NamedTuple):
         ``Estimate.repeated(lambda: M.extrinsic_curvature(z, "hutchinson", generator=g), 100)``.
         """
         return cls.of(torch.stack([draw() for _ in range(samples)]))
+
+    @classmethod
+    def jackknife(cls, score: Callable[[Tensor], Tensor], n: int, blocks: int = 20) -> Estimate:
+        """A score of many points that is not a mean of values, with its standard error.
+
+        The points are cut into blocks, the score is computed without each of them, and the error
+        is that of the jackknife over blocks (Tukey 1958). It includes the error of what the score
+        itself averages, such as the mean metric of VoR.
+
+        Args:
+            score: ``rows (k,) -> ()``, the score of the points with these numbers. The numbers are
+                in random order, the same every time.
+            n: Number of points.
+            blocks: Number of blocks, at most n.
+
+        Raises:
+            OptionError: For fewer than 2 points or blocks.
+        """
+        expect_range("Estimate.jackknife", "n", n, 2, integer=True, hint="Give more points.")
+        expect_range("Estimate.jackknife", "blocks", blocks, 2, integer=True, hint="Try 20.")
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        parts = order.tensor_split(min(blocks, n))
+        whole = score(order)
+        left = []
+        for i in range(len(parts)):
+            rest = torch.cat([*parts[:i], *parts[i + 1 :]])
+            left.append(score(rest))
+        without = torch.stack(left)
+        b = len(parts)
+        variance = (without - without.mean(0)).square().sum(0) * (b - 1) / b
+        return cls(whole, variance.sqrt())
+
+
+class Scores(NamedTuple):
+    """What :func:`summary` measures, each with its standard error.
+
+    Attributes:
+        mcn: Mean condition number of the metric.
+        vor: Variance of the metric, ``E Σ log² λ_i(Ḡ⁻¹G)``.
+        distortion: Relaxed distortion ``m² E Tr G² / (E Tr G)² − m``.
+        curvature: Mean extrinsic curvature ``E Tr(G⁻¹C)``.
+    """
+
+    mcn: Estimate
+    vor: Estimate
+    distortion: Estimate
+    curvature: Estimate
+
+    def __repr__(self) -> str:
+        measured = {
+            "MCN": self.mcn,
+            "VoR": self.vor,
+            "distortion": self.distortion,
+            "curvature": self.curvature,
+        }
+        rows = [
+            f"  {name:<12}{float(found.mean):>11.4g} ± {float(found.standard_error):.2g}"
+            for name, found in measured.items()
+        ]
+        return "\n".join(["Scores", *rows])
 
 
 class MapClass(str, Enum):
@@ -105,21 +188,117 @@ def condition_number(
     return squared.to(z.dtype).view(z.shape[:-1])
 
 
-def vor(M: Manifold, z: Tensor, *, condition: Conditions = None) -> Tensor:  # (n, m) -> ()
+def vor(
+    M: Manifold,
+    z: Tensor,
+    *,
+    weights: Tensor | None = None,
+    condition: Conditions = None,
+) -> Tensor:  # (n, m) -> ()
     """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``.
 
     It is 0 when the metric is the same everywhere.
 
+    Args:
+        M: The manifold.
+        z: Points.
+        weights: Of the points ``(n,)``, known up to a factor, for both means.
+        condition: As in ``Manifold.distortion``.
+
     Raises:
         SingularMetricError: When the mean metric is singular.
+        ShapeError: When there is not one weight for each point.
+        OptionError: For weights that are negative, not finite, or all 0.
     """
     r = wide(M.metric_factor(z, condition=condition).flatten(0, -3))
-    mean = triangle(r.flatten(0, 1)[None] / len(r) ** 0.5)  # the mean of RᵀR as one product
-    check_triangle("scores.vor", mean, z.dtype)
+    share = None if weights is None else _shares("scores.vor", weights, len(r)).to(r)
+    return _variation(r, share, z.dtype)
+
+
+def _variation(r: Tensor, share: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """VoR of factors ``R`` with ``G = RᵀR``, under shares that sum to 1."""
+    if share is not None:
+        r = r[share > 0]
+        share = share[share > 0]
+    root = 1 / len(r) ** 0.5 if share is None else share.sqrt().view(-1, 1, 1)
+    mean = triangle((r * root).flatten(0, 1)[None])  # the mean of RᵀR as one product
+    check_triangle("scores.vor", mean, dtype)
     values = differentiable_singular_values(relative_triangle(r, mean.expand_as(r)))
     log_eigenvalues = 2 * values.log()
     squared = log_eigenvalues.square().sum(-1)
-    return squared.mean().to(z.dtype)
+    found = squared.mean() if share is None else (share * squared).sum()
+    return found.to(dtype)
+
+
+def summary(
+    M: Manifold,
+    z: Tensor,
+    *,
+    weights: Tensor | None = None,
+    blocks: int = 20,
+    condition: Conditions = None,
+) -> Scores:  # (n, m)
+    """The scores of a latent space with their standard errors, for independent points.
+
+    Args:
+        M: The manifold.
+        z: Points ``(n, m)``.
+        weights: Of the points ``(n,)``, known up to a factor: ``M.volume_density(z)`` for the
+            manifold's volume instead of the law of the points.
+        blocks: Of the jackknife for those scores that are not means.
+        condition: As in ``Manifold.distortion``.
+
+    Raises:
+        SingularMetricError: When the mean metric is singular.
+        ShapeError: When there is not one weight for each point.
+        OptionError: For fewer than 2 points, or weights that are negative, not finite, or all 0.
+    """
+    where = "scores.summary"
+    z = z.reshape(-1, z.shape[-1])
+    share = None if weights is None else _shares(where, weights, len(z))
+    with torch.no_grad():
+        r = wide(M.metric_factor(z, condition=condition))
+        curvature = M.extrinsic_curvature(z, condition=condition)
+        mcn = condition_number(M, z, condition=condition)
+
+    def varied(rows: Tensor) -> Tensor:
+        rows = rows.to(r.device)
+        own = None if share is None else share[rows].to(r) / share[rows].sum().to(r)
+        return _variation(r[rows], own, z.dtype)
+
+    g = r.mT @ r
+    trace = g.diagonal(dim1=-2, dim2=-1).sum(-1)
+    square = g.square().sum((-1, -2))
+
+    def distorted(rows: Tensor) -> Tensor:
+        rows = rows.to(r.device)
+        own = torch.ones_like(trace[rows]) if share is None else share[rows].to(trace)
+        own = own / own.sum()
+        m = z.shape[-1]
+        mean = (own * trace[rows]).sum()
+        return (m * m * (own * square[rows]).sum() / mean.square() - m).to(z.dtype)
+
+    return Scores(
+        mcn=Estimate.of(mcn, share),
+        vor=Estimate.jackknife(varied, len(z), blocks),
+        distortion=Estimate.jackknife(distorted, len(z), blocks),
+        curvature=Estimate.of(curvature, share),
+    )
+
+
+def _shares(where: str, weights: Tensor, n: int) -> Tensor:  # (n,) -> (n,)
+    """Weights divided by their sum.
+
+    Raises:
+        OptionError: For weights that are negative, not finite, or all 0.
+    """
+    expect_shape(where, "weights", weights, (n,), "Give one weight for each point.")
+    allowed = bool(weights.isfinite().all() & (weights >= 0).all() & (weights.sum() > 0))
+    if not allowed:
+        got = f"values from {float(weights.min()):.3g} to {float(weights.max()):.3g}"
+        hint = "They are masses, known up to a factor."
+        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
+    return weights / weights.sum()
 
 
 def hierarchy(

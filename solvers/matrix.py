@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import (
-    DTypeError,
     NotConvergedError,
     OptionError,
 )
@@ -33,6 +32,7 @@ from riemae.numerics.html import table
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.budget import check_limits
+from riemae.solvers.executors import expect_executor
 from riemae.solvers.graph import GRAPH_RTOL, Weight, check_weight
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import recognised
@@ -413,8 +413,5 @@ def _check(
     if block_size is not None:
         hint = "Leave it out to have it chosen."
         expect_range(where, "block_size", block_size, 1, integer=True, hint=hint)
-    if executor is not None and not isinstance(executor, Executor):
-        got = type(executor).__name__
-        hint = "Of a Dask client: client.get_executor()."
-        raise DTypeError(where, "a concurrent.futures.Executor", got, hint)
+    expect_executor(where, executor)
     expect_solver(where, solver)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import NonFiniteError
+from riemae.solvers.executors import one_thread
 from riemae.solvers.matrix_layout import Layout
-from riemae.solvers.matrix_work import Task, one_thread
+from riemae.solvers.matrix_work import Task
 from riemae.solvers.space import Space
 from riemae.storage.digests import digest
 from riemae.storage.identity import fingerprint, parts

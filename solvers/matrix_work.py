@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from riemae.exceptions import GraphError, TransferError
+from riemae.exceptions import GraphError
 from riemae.solvers.budget import limited
+from riemae.solvers.executors import computed
 from riemae.solvers.graph import Weight
 from riemae.solvers.graph import graph as build_graph
 from riemae.solvers.hooks import features_of, solver_of
@@ -30,10 +26,6 @@ from riemae.solvers.space import Space
 Method = Literal["geodesic", "graph", "chord"]
 
 _NO_TIME = 1e-9  # seconds, for blocks that begin when time is up
-
-# Blocks that an executor holds at once: more than the workers of most clusters, fewer than would
-# fill a memory.
-_IN_FLIGHT = 256
 
 
 @dataclass(frozen=True)
@@ -179,102 +171,7 @@ def results(
     work: Work, blocks: list[int], executor: Executor | None, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Blocks with their values and statuses, as they finish."""
-    if executor is None:
-        for block in blocks:
-            with one_thread():
-                values, status = work(block, progress)
-            yield block, values, status
-        return
-    # Threads share the work; everything else gets one string of bytes, unpacked once a process.
-    call: Callable[[Any, int], Any]
-    sent: Any
-    if isinstance(executor, ThreadPoolExecutor):
-        call = _in_thread
-        sent = work
-    else:
-        call = _in_process
-        sent = _packed(work)
-    queue = iter(blocks)
-    pending = dict[Future[Any], int]()
-    threads = torch.get_num_threads()
-    try:
-        while True:
-            for block in islice(queue, _IN_FLIGHT - len(pending)):
-                pending[executor.submit(call, sent, block)] = block
-            if not pending:
-                return
-            finished = wait(pending, return_when=FIRST_COMPLETED).done
-            # Errors last: a block that is finished is kept.
-            for future in sorted(finished, key=lambda f: (f.exception() is not None, pending[f])):
-                values, status = future.result()
-                yield pending.pop(future), torch.as_tensor(values), torch.as_tensor(status)
-    finally:
-        for future in pending:
-            future.cancel()
-        torch.set_num_threads(threads)  # what new threads of this process start with
-
-
-# torch's forward mode keeps its levels in one place for all threads of a process: two derivatives
-# at once break both.
-_TURN = threading.Lock()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread per block.
-
-    Rounding depends on how many threads share the work, and there are as many workers as
-    processors.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_thread(work: Work, block: int) -> tuple[Tensor, Tensor]:
-    with _TURN if work.method == "geodesic" else nullcontext(), one_thread():
-        return work(block)
-
-
-def _in_process(packed: bytes, block: int) -> tuple[Any, Any]:
-    """A block as numpy arrays.
-
-    Tensors would travel through shared memory, of which containers have little.
-    """
-    values, status = _in_thread(_unpacked(packed), block)
-    return values.numpy(), status.numpy()
-
-
-@lru_cache(maxsize=2)
-def _unpacked(packed: bytes) -> Work:
-    work: Work = pickle.loads(packed)
-    return work
-
-
-def _packed(work: Work) -> bytes:
-    """The work as bytes, by cloudpickle where it is installed.
-
-    It also takes lambdas and what a notebook defines.
-
-    Raises:
-        TransferError: When some part of it cannot be sent.
-    """
-    try:
-        from cloudpickle import dumps
-    except ImportError:
-        from pickle import dumps
-    try:
-        packed: bytes = dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as reason:
-        by = dumps.__module__.split(".")[0].strip("_")
-        raise TransferError(
-            "distance_matrix",
-            "a space that can be sent to other processes",
-            f"{reason} ({by})",
-            "Make the decoder an nn.Module or a function at the top level of a module, install "
-            "cloudpickle (pip install 'riemae[dask]'), or use a ThreadPoolExecutor.",
-        ) from reason
-    return packed
+    turns = work.method == "geodesic"
+    for block, parts in computed("distance_matrix", work, blocks, executor, progress, turns):
+        values, status = parts
+        yield block, values, status

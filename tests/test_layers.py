@@ -18,9 +18,9 @@ LAYERS = {
     "numerics": """
         numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
         numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
-        numerics.leftovers numerics.memory
-        numerics.metric numerics.offers numerics.precision numerics.probe numerics.random
-        numerics.reach numerics.threads numerics.tolerances numerics.transforms numerics.values
+        numerics.leftovers numerics.memory numerics.metric numerics.offers numerics.precision
+        numerics.probe numerics.random numerics.reach numerics.threads numerics.tolerances
+        numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
@@ -32,44 +32,38 @@ LAYERS = {
         differential.conditions differential.derivatives differential.functional differential.jets
         differential.known differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
-        differential.modes.taylor differential.primitives differential.rowwise differential.rules
-        differential.placement differential.results differential.rules.attention
-        differential.rules.contractions
-        differential.rules.elementwise differential.rules.generic differential.rules.inplace
-        differential.rules.matrices differential.rules.scans
-        differential.rules.normalising differential.rules.norms differential.rules.products
-        differential.rules.queries differential.rules.recurrent differential.rules.selections
+        differential.modes.taylor differential.placement differential.primitives
+        differential.results differential.rowwise differential.rules differential.rules.attention
+        differential.rules.contractions differential.rules.elementwise differential.rules.generic
+        differential.rules.inplace differential.rules.matrices differential.rules.normalising
+        differential.rules.norms differential.rules.products differential.rules.queries
+        differential.rules.recurrent differential.rules.scans differential.rules.selections
         differential.rules.structural differential.rules.sums differential.spellings
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk
-        solvers.curve solvers.edges solvers.energy solvers.fields
-        solvers.flows solvers.flows.conjugate
-        solvers.flows.exponential solvers.flows.integrator
+        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
+        solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
+        solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume
-        solvers.graph
-        solvers.hooks solvers.krylov solvers.linear solvers.matrix solvers.matrix_identity
-        solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
-        solvers.methods.adam solvers.methods.bvp solvers.methods.descent solvers.methods.georce
-        solvers.methods.lbfgs solvers.methods.newton solvers.methods.newton_cg
-        solvers.methods.newton_expansion solvers.methods.newton_limits solvers.methods.newton_run
-        solvers.methods.newton_saddles solvers.methods.newton_sweep solvers.methods.quasi_newton
-        solvers.methods.shooting
-        solvers.methods.spline
-        solvers.model solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors
-        solvers.outcome solvers.pairs
-        solvers.path
-        solvers.path_metric solvers.products solvers.progress solvers.quadrature solvers.queue
-        solvers.result solvers.safeguard solvers.scouts solvers.search solvers.shortest
-        solvers.solver solvers.space solvers.speeds solvers.state solvers.unroll
-        solvers.unrolling solvers.verdict
+        solvers.graph solvers.hooks solvers.krylov solvers.linear solvers.matrix
+        solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure
+        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent
+        solvers.methods.georce solvers.methods.lbfgs solvers.methods.newton
+        solvers.methods.newton_cg solvers.methods.newton_expansion solvers.methods.newton_limits
+        solvers.methods.newton_run solvers.methods.newton_saddles solvers.methods.newton_sweep
+        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spline solvers.model
+        solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors solvers.outcome
+        solvers.pairs solvers.path solvers.path_metric solvers.products solvers.progress
+        solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.scouts
+        solvers.search solvers.shortest solvers.solver solvers.space solvers.speeds solvers.state
+        solvers.unroll solvers.unrolling solvers.verdict
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts
-        distributions.discrete distributions.dispersion distributions.fallback
-        distributions.family distributions.layout distributions.multivariate
-        distributions.numerical distributions.registry distributions.special
+        distributions.discrete distributions.dispersion distributions.fallback distributions.family
+        distributions.layout distributions.multivariate distributions.numerical
+        distributions.registry distributions.special
     """,
     "ambient metrics": """
         ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density
@@ -79,34 +73,44 @@ LAYERS = {
     "geometry": """
         geometry geometry.arrays geometry.bending geometry.checks geometry.composition
         geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
-        geometry.explanation
-        geometry.extrinsic geometry.factors geometry.failures geometry.frames
-        geometry.integration geometry.intrinsic
-        geometry.latent geometry.measured geometry.memory geometry.operators geometry.outputs
-        geometry.paths geometry.pullback
-        geometry.shaped geometry.smoothness geometry.structure geometry.training_mode
-        geometry.variation geometry.varying
+        geometry.explanation geometry.extrinsic geometry.factors geometry.failures geometry.frames
+        geometry.integration geometry.intrinsic geometry.latent geometry.measured geometry.memory
+        geometry.operators geometry.outputs geometry.paths geometry.pullback geometry.shaped
+        geometry.smoothness geometry.structure geometry.training_mode geometry.variation
+        geometry.varying
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.batches autoencoders.checkpoints autoencoders.diagnostics
-        autoencoders.edges autoencoders.embedding autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.inputs autoencoders.likelihoods autoencoders.losses
-        autoencoders.metadata autoencoders.module autoencoders.nearest autoencoders.neighborhood
-        autoencoders.networks autoencoders.objective autoencoders.plain autoencoders.progress
-        autoencoders.report autoencoders.saved autoencoders.settings autoencoders.terms
-        autoencoders.timing autoencoders.training autoencoders.units autoencoders.variants interop
-        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae
-        interop.scvi interop.sklearn interop.transformers plotting scores statistics
+        autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
+        autoencoders.diagnostics autoencoders.edges autoencoders.embedding
+        autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
+        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihoods
+        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.neighborhood autoencoders.networks autoencoders.objective
+        autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
+        autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings
+        autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
+        autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting interop
+        interop.anndata interop.diffusers interop.frozen interop.geoopt interop.pythae interop.scvi
+        interop.sklearn interop.transformers plotting plotting.balls plotting.canvas
+        plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
+        plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
+        plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
         statistics.clustering statistics.comparison statistics.components statistics.density
         statistics.diffusion statistics.matrices statistics.means statistics.mixture
         statistics.normal statistics.polar statistics.regression statistics.sampling
-        statistics.tangents
-        testing testing.ambient
-        testing.laws testing.manifold
-        testing.solver testing.space
+        statistics.tangents testing testing.ambient testing.laws testing.manifold testing.solver
+        testing.space
     """,
-    "people": "citations cli cli.demo cli.main loading",
+    "people": """
+        __main__ citations cli cli.builtin cli.cells cli.commands cli.commands.check
+        cli.commands.demo cli.commands.distances cli.commands.embed cli.commands.geodesic
+        cli.commands.info cli.commands.neighbors cli.commands.report cli.commands.train
+        cli.delimited cli.demo cli.failures cli.main cli.models cli.options cli.output cli.pairs
+        cli.points cli.preparation cli.progress cli.sources cli.tables loading reporting
+        reporting.arguments reporting.document reporting.embedding reporting.findings
+        reporting.lattice reporting.measures reporting.payload reporting.pictures reporting.training
+    """,
     "package": "",
 }
 # What solvers may know: neither networks nor manifolds.

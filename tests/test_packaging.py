@@ -40,6 +40,10 @@ HEAVY = (
     "geoopt",
     "click",
     "rich",
+    "rich_click",
+    "PIL",
+    "pyarrow",
+    "anndata",
     "pandas",
 )
 HEAVY += ("dask", "distributed", "cloudpickle", "pynndescent", "numba", "safetensors")
@@ -183,7 +187,8 @@ class TestMetadata:
         declared = {re.match(r"[A-Za-z0-9_-]+", text).group().lower() for text in requirements}
         roots = {name.split(".")[0] for path in SOURCES for name in imported(parsed(path))}
         foreign = roots - {"riemae"} - set(sys.stdlib_module_names)
-        assert foreign <= {{"scikit-learn": "sklearn"}.get(name, name) for name in declared}
+        modules = {"scikit-learn": "sklearn", "rich-click": "rich_click", "pillow": "PIL"}
+        assert foreign <= {modules.get(name, name) for name in declared}
         assert "torch" in foreign
 
     @pytest.mark.parametrize(
@@ -194,6 +199,7 @@ class TestMetadata:
                 "demo",
                 "sklearn",
                 {
+                    "builtin.py",
                     "demo.py",
                     "diagnostics.py",
                     "estimators.py",
@@ -204,8 +210,10 @@ class TestMetadata:
                 },
             ),
             ("pynndescent", "neighbors", "pynndescent", {"nearest.py"}),
-            ("cloudpickle", "dask", "cloudpickle", {"matrix_work.py"}),
+            ("cloudpickle", "dask", "cloudpickle", {"executors.py"}),
             ("dask", "dask", "dask", set()),
+            ("anndata", "cells", "anndata", {"sources.py"}),
+            ("pyarrow", "tables", "pyarrow", {"output.py", "sources.py"}),
         ],
     )
     def test_what_only_some_need_is_an_extra(self, requirement, extra, module, files):

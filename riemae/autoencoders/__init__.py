@@ -21,6 +21,8 @@ _HOME = {
     "Term": "terms",
     "VAE": "variants",
     "Variation": "terms",
+    "encoder_losses": "",
+    "graph_losses": "",
     "likelihoods": "",
     "losses": "",
     "networks": "",

@@ -35,15 +35,28 @@ class Batches:
         seed: Of the order.
         neighbors: A graph on the samples, or None. With a graph, batches also hold one neighbour of
             each sample.
+        index: ``(n,)``, the numbers of the samples, or None to leave them out of the batches.
+        weights: ``(n,)``, the weights of the samples, or None.
     """
 
     def __init__(
-        self, x: Tensor, batch_size: int, seed: int, neighbors: Neighbors | None = None
+        self,
+        x: Tensor,
+        batch_size: int,
+        seed: int,
+        neighbors: Neighbors | None = None,
+        index: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         self.x = x
         self.batch_size = min(batch_size, len(x))
         self.seed = seed
         self.neighbors = neighbors
+        self.columns = {
+            name: column
+            for name, column in (("index", index), ("weights", weights))
+            if column is not None
+        }
         self._epoch = 0
 
     @property
@@ -77,6 +90,8 @@ class Batches:
             index = order[mine].to(self.x.device)
             # The order within the only batch of an epoch does not matter, so nothing is copied.
             batch = {"x": self.x if whole else self.x[index]}
+            for name, column in self.columns.items():
+                batch[name] = column if whole else column[index]
             if other is not None:
                 batch["neighbor"] = self.x[other[mine].to(self.x.device)]
             yield batch

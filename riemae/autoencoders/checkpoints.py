@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from riemae.exceptions import TrainingError
 from riemae.storage.lock import alive
 
 CHECKPOINT = "last.ckpt"
-_RUN = "riemae_run"  # the entry of a checkpoint that says which run it belongs to
+# The entries of a checkpoint that say which run it belongs to, and whether training stopped early.
+_RUN = "riemae_run"
+_STOPPED = "riemae_stopped"
 # Files that are being written. Their names hold machine and process, so that those of processes
 # which have ended can be recognised.
 _PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>\d+)\.part")
 
 
-def checkpoint_of(folder: Path, fingerprint: str) -> str | None:
+def checkpoint_of(folder: Path, fingerprint: str) -> tuple[str | None, int, bool]:
     """The checkpoint in a directory from which a run goes on, or None when there is none.
+
+    Also the number of its epochs, and whether training stopped early there.
 
     Args:
         folder: Where the run keeps its checkpoints.
@@ -36,9 +40,11 @@ def checkpoint_of(folder: Path, fingerprint: str) -> str | None:
     """
     path = folder / CHECKPOINT
     if not path.exists():
-        return None
+        return None, 0, False
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)[_RUN]
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content[_RUN]
+        epochs = content["epoch"] + 1
     except Exception as reason:
         raise TrainingError(
             "training",
@@ -53,7 +59,34 @@ def checkpoint_of(folder: Path, fingerprint: str) -> str | None:
             "one of other settings or other data",
             "Use another directory, or remove it to start anew.",
         )
-    return str(path)
+    return str(path), epochs, bool(content.get(_STOPPED, False))
+
+
+class EveryAndLast(ModelCheckpoint):
+    """Writes a checkpoint every few epochs, and one after the last epoch.
+
+    Args:
+        folder: Where it is written.
+        every: Epochs between checkpoints.
+    """
+
+    def __init__(self, folder: Any, every: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=CHECKPOINT.removesuffix(".ckpt"),
+            every_n_epochs=every,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.every = every
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write it, if it is time."""
+        super().on_train_epoch_end(trainer, pl_module)
+        done = trainer.current_epoch + 1
+        ends = trainer.should_stop or done == trainer.max_epochs
+        if ends and done % self.every and self.dirpath is not None:
+            trainer.save_checkpoint(Path(self.dirpath) / CHECKPOINT)
 
 
 class Fingerprint(Callback):
@@ -71,6 +104,8 @@ class Fingerprint(Callback):
     ) -> None:
         """Add the fingerprint."""
         checkpoint[_RUN] = self.fingerprint
+        stopped = [callback.stopped_epoch for callback in trainer.early_stopping_callbacks]
+        checkpoint[_STOPPED] = trainer.should_stop and any(stopped)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -95,6 +95,24 @@ def folded_share(flat: Tensor, residual: Tensor, near: Tensor, k: int) -> float:
     return float((square > limit).double().mean())
 
 
+def plane_residual(flat: Tensor, m: int) -> float:  # (n, D) -> float
+    """Share of the variance that the best plane of m dimensions leaves, by PCA.
+
+    Args:
+        flat: Data ``(n, D)``.
+        m: Dimensions of the plane.
+    """
+    away = (flat - flat.mean(0)).double()
+    # The smaller of the two matrices with the same eigenvalues other than 0.
+    wide = away.shape[1] > len(away)
+    variances = torch.linalg.eigvalsh(away @ away.mT if wide else away.mT @ away)
+    total = float(variances.sum())
+    if not total > 0:
+        return 0.0
+    kept = float(variances[-m:].sum())
+    return max(0.0, 1 - kept / total)
+
+
 def residual_correlation(residual: Tensor, near: Tensor) -> float:
     """Moran's I of the residuals, over pairs of a sample and its nearest one; 0 without residuals.
 

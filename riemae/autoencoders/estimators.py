@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from riemae.autoencoders import saved
+from riemae.autoencoders.balance import Balance
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
 from riemae.autoencoders.report import Report, report
-from riemae.autoencoders.settings import Settings, check_settings, check_split, device_of
+from riemae.autoencoders.settings import (
+    Settings,
+    check_settings,
+    check_split,
+    device_of,
+    steps_of,
+)
 from riemae.exceptions import (
     DTypeError,
     MissingExtraError,
@@ -98,7 +106,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         (40, 2)
     """
 
-    def fit(self, X: Any, y: Any = None) -> AE:
+    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> AE:
         """Train.
 
         Args:
@@ -106,13 +114,20 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 sequences that begin with one, or of ``{"x": …}``; a sparse matrix; or an AnnData,
                 whose ``X`` is taken. See :mod:`riemae.autoencoders.inputs`.
             y: Ignored.
+            validation: Data of the same kinds on which the loss is measured after every epoch;
+                ``validation_fraction`` takes a share of the training data instead.
+            weights: One number of at least 0 for each sample, by which it counts in the loss. They
+                are not called ``sample_weight`` because scikit-learn asks of those that a weight
+                of 2 is the same as having the sample twice, which no training by random batches
+                keeps. The batches of a DataLoader hold them, as ``{"x": …, "weights": …}``, with a
+                mean of 1.
 
         Raises:
             FileError: When another fit is writing to ``directory``; the model is then unchanged.
             KeyboardInterrupt: When the user interrupts; the model keeps the training so far.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
-        return self._train(X, self.epochs, fresh, optimizer_state=None)
+        return self._train(X, self.epochs, fresh, None, validation, weights)
 
     def partial_fit(self, X: Any, y: Any = None) -> AE:
         """One more epoch on these data; units, likelihood and networks are those of the first call.
@@ -130,7 +145,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         A tensor for tensors, Datasets and DataLoaders; an array for everything else.
         """
         check_is_fitted(self, "objective_")
-        return like_input(X, self._apply(self.objective_.encode, X))
+        return like_input(X, self.apply(self.objective_.encode, X))
 
     def inverse_transform(self, Z: Any) -> Any:
         """Expected data ``(n, *shape)`` of codes.
@@ -178,7 +193,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             y: Ignored.
         """
         check_is_fitted(self, "objective_")
-        return 1.0 - float(self._apply(self.objective_.unexplained, X).mean())
+        return 1.0 - float(self.apply(self.objective_.unexplained, X).mean())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trained model; an earlier one in the same directory is replaced.
@@ -233,8 +248,17 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 raise OptionError(f"{type(self).__name__}.report_", expected, got, hint)
             k = min(_NEIGHBORHOOD, len(self._sample) // 2 - 1)
             found = report(self.manifold_, self.objective_.encode, self._sample, k=k)
+            found = replace(found, sentences=self._balance().sentences(found))
             self._report: Report | None = found
         return found
+
+    def _balance(self) -> Balance:
+        objective = self.objective_
+        weights = {name: term.weight for name, term in objective.terms.items()}
+        if objective.variation.contraction:
+            weights["contraction"] = objective.variation.contraction
+        limit = steps_of(self).limit(objective.geometric)
+        return Balance.of(weights, self.history_, limit, self.warmup)
 
     def costs(self, X: Any) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds per training step of every part.
@@ -278,65 +302,107 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         return tags
 
     @torch.no_grad()
-    def _apply(self, f: Callable[[Tensor], Tensor], X: Any) -> Tensor:
+    def apply(self, f: Callable[[Tensor], Tensor], X: Any) -> Tensor:  # -> (n, …)
+        """A function of tensors at data of any kind, part by part, without a gradient.
+
+        Args:
+            f: ``(k, *shape) -> (k, …)``, such as ``model.objective_.unexplained``.
+            X: Data as in :meth:`fit`.
+        """
+        check_is_fitted(self, "objective_")
         parts = chunks(self, X, _CHUNK, self.objective_.null)
         return torch.cat([f(part) for part in parts])
 
     # Training.
 
     def _train(
-        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+        self,
+        X: Any,
+        epochs: int,
+        fresh: bool,
+        optimizer_state: dict[str, Any] | None,
+        validation: Any = None,
+        weights: Any = None,
     ) -> AE:
         from riemae.autoencoders.fitting import run_of
         from riemae.autoencoders.training import claimed
 
         check_settings(self, epochs)
-        run = run_of(self, self.get_params(deep=False), epochs, None, fresh)
+        run = run_of(self, self.get_params(deep=False), epochs, (), fresh)
         with claimed(run):  # before anything of the model is changed
-            return self._trained(X, epochs, fresh, optimizer_state)
+            return self._trained(X, epochs, fresh, optimizer_state, validation, weights)
 
     def _trained(
-        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+        self,
+        X: Any,
+        epochs: int,
+        fresh: bool,
+        optimizer_state: dict[str, Any] | None,
+        validation: Any,
+        weights: Any,
     ) -> AE:
-        from riemae.autoencoders.fitting import new_objective, run_of, sample_of, split
+        from riemae.autoencoders import fitting
         from riemae.autoencoders.module import GeometricModule
         from riemae.autoencoders.training import train
 
         loader = X if isinstance(X, DataLoader) else None
         device = device_of(self)
+        if loader is not None:
+            _refuse_for_loaders(self, weights)
         data = all_samples(self, X, reset=fresh).to(device)
+        own_weights = fitting.sample_weights(type(self).__name__, weights, data)
         if loader is None:
             check_split(self, len(data))
         if fresh:
-            self.objective_ = new_objective(self, data)
+            self.objective_ = fitting.new_objective(self, data)
             if loader is None:
                 self.initialise(self.objective_, data)
             self.history_: dict[str, list[float]] = {}
+        else:
+            self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()
         module = GeometricModule.of(
             objective.to(device),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
+            # Terms need no time to come in where the networks are trained already.
+            steps_of(self) if fresh else replace(steps_of(self), warmup=0),
             seed=derived_seed(self.seed, len(self.history_.get("loss", []))),
             history=self.history_,
             optimizer_state=optimizer_state,
         )
         batches: Any = loader
-        validation = None
-        whole = None
+        held: Any = None
+        decisive = []  # data on which the weights depend
         if loader is None:
-            batches, validation = split(self, data)
-            whole = data
+            batches, held = fitting.split(self, objective, data, own_weights)
+            decisive += [data] if own_weights is None else [data, own_weights]
+        if validation is not None:
+            held = fitting.validation_of(self, objective, validation)
+            decisive += [batch["x"] for batch in held] if held is not validation else []
         try:
-            run = run_of(self, self.get_params(deep=False), epochs, whole, fresh)
-            train(module, batches, run, validation)
+            run = fitting.run_of(self, self.get_params(deep=False), epochs, decisive, fresh)
+            train(module, batches, run, held)
         finally:
             self.history_ = module.history
             self.n_epochs_: int = len(module.history.get("loss", []))
             self._optimizer_state: dict[str, Any] | None = module.optimizer_state
-            self._sample: Tensor | None = sample_of(data, self.seed)
+            self._sample: Tensor | None = fitting.sample_of(data, self.seed)
             self._report = None
             objective.to(device).eval().requires_grad_(False)
             objective.zero_grad()
         return self
+
+
+def _refuse_for_loaders(model: AE, weights: Any) -> None:
+    """Refuse what cannot be done with batches that come from elsewhere.
+
+    Raises:
+        OptionError: For a share of the data to be kept out, and for weights.
+    """
+    where = type(model).__name__
+    if model.validation_fraction:
+        expected = "validation_fraction=0 with a DataLoader"
+        hint = "Split its Dataset, and give the other part as fit(…, validation=…)."
+        raise OptionError(where, expected, str(model.validation_fraction), hint)
+    if weights is not None:
+        hint = "Let its batches hold them: {'x': …, 'weights': …}."
+        raise OptionError(where, "weights=None with a DataLoader", type(weights).__name__, hint)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from riemae.autoencoders.batches import Batches, Fixed, derived_seed
+from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
+from riemae.autoencoders.inputs import samples
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
 from riemae.autoencoders.networks import build_decoder, build_encoder
 from riemae.autoencoders.objective import Objective
 from riemae.autoencoders.settings import Settings, device_of, fingerprint, widths_of
 from riemae.autoencoders.training import Run
-from riemae.exceptions import DataError, OptionError
+from riemae.exceptions import DataError, OptionError, ShapeError
 from riemae.numerics.random import restored
 from riemae.numerics.reach import copied
 
 _LOOKED_AT = 2000  # samples for a report
+_NEIGHBORS = 10  # in the graph for terms that ask for a neighbour
 
 
 def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
@@ -89,27 +92,114 @@ def _networks(
     return encoder, decoder
 
 
-def split(settings: Settings, data: Tensor) -> tuple[Batches, Fixed | None]:
-    """Batches to train on, and batches of the samples that are kept out of training, if any."""
+def split(
+    settings: Settings, objective: Objective, data: Tensor, weights: Tensor | None
+) -> tuple[Batches, Fixed | None]:
+    """Batches to train on, and batches of the samples that are kept out of training, if any.
+
+    Args:
+        settings: Of the autoencoder.
+        objective: Says what its terms need of a batch.
+        data: All samples.
+        weights: Of the samples ``(n,)``, or None.
+    """
     seed = derived_seed(settings.seed, 4)
+    rows = torch.arange(len(data), device=data.device)
     held = round(settings.validation_fraction * len(data))
     if not held:
-        return Batches(data, settings.batch_size, seed, settings.neighbors_of(data)), None
+        return _batches(settings, objective, data, rows, weights, settings.batch_size), None
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator).to(data.device)
-    rest = data[order[held:]]
-    kept = data[order[:held]]
+    kept = order[:held]
+    rest = order[held:]
     # The samples kept out have a graph of their own, of the same kind.
-    validation = Fixed(list(Batches(kept, held, seed, settings.neighbors_of(kept))))
-    training = Batches(rest, settings.batch_size, seed, settings.neighbors_of(rest))
-    return training, validation
+    validation = Fixed(list(_batches(settings, objective, data, kept, weights, held)))
+    return _batches(settings, objective, data, rest, weights, settings.batch_size), validation
+
+
+def _batches(
+    settings: Settings,
+    objective: Objective,
+    data: Tensor,
+    rows: Tensor,
+    weights: Tensor | None,
+    size: int,
+) -> Batches:
+    """Batches of some rows of the data, with what the objective asks for."""
+    x = data if len(rows) == len(data) else data[rows]
+    index = rows if objective.asks_for("index") else None
+    own = None if weights is None else weights[rows]
+    graph = graph_of(settings, objective, x)
+    return Batches(x, size, derived_seed(settings.seed, 4), graph, index, own)
+
+
+def graph_of(settings: Settings, objective: Objective, x: Tensor) -> Neighbors | None:
+    """The graph from which neighbours are drawn: the variant's own, or one for terms that ask."""
+    own = settings.neighbors_of(x)
+    if own is not None or not objective.asks_for("neighbor"):
+        return own
+    from riemae.autoencoders.neighborhood import Neighborhood
+
+    return Neighborhood.nearest(x.cpu(), min(_NEIGHBORS, len(x) - 1))
+
+
+def validation_of(settings: Settings, objective: Objective, X: Any) -> Any:
+    """Batches of data for validation that the caller gives.
+
+    Args:
+        settings: Of the autoencoder, whose data have the shape of these.
+        objective: Gives dtype and device, and says what its terms need.
+        X: The data; a DataLoader is used as it is.
+
+    Raises:
+        OptionError: When a part of the training data is kept for validation as well.
+    """
+    if settings.validation_fraction:
+        raise OptionError(
+            type(settings).__name__,
+            "validation data, or a share of the training data",
+            f"validation= and validation_fraction = {settings.validation_fraction}",
+            "Leave one of them out.",
+        )
+    if isinstance(X, DataLoader):
+        return X
+    x = samples(settings, X, reset=False).to(objective.null)
+    graph = graph_of(settings, objective, x)
+    seed = derived_seed(settings.seed, 4)
+    return Fixed(list(Batches(x, max(len(x), 1), seed, graph)))
+
+
+def sample_weights(where: str, weights: Any, data: Tensor) -> Tensor | None:  # (n,) -> (n,)
+    """Weights of the samples, divided by their mean.
+
+    Args:
+        where: The call that asks, for the error.
+        weights: One number of at least 0 for each sample, or None.
+        data: The samples.
+
+    Raises:
+        ShapeError: When there are more or fewer weights than samples.
+        OptionError: When they are negative, not finite, or all 0.
+    """
+    if weights is None:
+        return None
+    found = torch.as_tensor(weights).to(data)
+    if found.shape != (len(data),):
+        expected = f"weights ({len(data)},), one for each sample"
+        raise ShapeError(where, expected, str(tuple(found.shape)), "Give one row per sample.")
+    allowed = bool(found.isfinite().all()) and bool((found >= 0).all()) and bool(found.sum() > 0)
+    if not allowed:
+        got = f"values from {float(found.min()):.3g} to {float(found.max()):.3g}"
+        hint = "A sample of weight 0 counts nothing."
+        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
+    return found / found.mean()
 
 
 def run_of(
     settings: Settings,
     parameters: Mapping[str, Any],
     epochs: int,
-    data: Tensor | None,
+    data: Iterable[Tensor],
     fresh: bool,
 ) -> Run:
     """The settings of a run on lightning.
@@ -118,7 +208,7 @@ def run_of(
         settings: Of the autoencoder.
         parameters: All constructor arguments by name.
         epochs: Passes over the data.
-        data: What the networks are trained on; None when it comes from a loader.
+        data: What the networks are trained and judged on, as far as it does not come from loaders.
         fresh: Whether training starts from new weights; only then there are checkpoints.
     """
     device = device_of(settings)
@@ -133,13 +223,13 @@ def run_of(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=1 if device.index is None else [device.index],
         precision=precision,
-        clip=settings.clip,
         patience=settings.early_stopping,
         progress=settings.progress,
         logger=settings.logger,
         directory=settings.directory,
         checkpoints=fresh,
         checkpoint_every=settings.checkpoint_every,
+        restore_best=settings.restore_best,
         fingerprint=identity,
         trainer=settings.trainer or {},
     )

@@ -48,7 +48,7 @@ def all_samples(model: Any, X: Any, reset: bool) -> Tensor:  # -> (n, *shape)
 
     parts: list[Tensor] = []
     for batch in X:
-        parts.append(unpacked(batch)[0])
+        parts.append(unpacked(batch)["x"])
         if sum(map(len, parts)) >= _REFERENCE:
             break
     if not parts:
@@ -73,7 +73,7 @@ def chunks(model: Any, X: Any, size: int, like: Tensor) -> Iterator[Tensor]:
     from riemae.autoencoders.module import unpacked
 
     for batch in X:
-        yield samples(model, unpacked(batch)[0], reset=False).to(like)
+        yield samples(model, unpacked(batch)["x"], reset=False).to(like)
 
 
 def like_input(X: Any, out: Tensor) -> Any:

@@ -11,7 +11,7 @@ dimension or the units of the data. Weights of geometric terms are relative to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ from torch.distributions import Poisson as PoissonDistribution
 from torch.nn import functional as F
 
 from riemae.exceptions import DataError, OptionError
+
+_LARGEST = 1e4  # dispersion: as good as Poisson
 
 
 class Likelihood:
@@ -130,15 +132,31 @@ class Bernoulli(Likelihood):
 
 @dataclass(frozen=True)
 class Poisson(Likelihood):
-    """Counts; θ are log rates."""
+    """Counts; θ are log rates.
+
+    Args:
+        library: Whether rates are relative to the size of each sample, its sum of counts. θ is then
+            that of a sample of mean size, and so is all geometry; a sample of twice that size has
+            twice the rates.
+        size: Mean size of the samples, by default that of the data.
+    """
+
+    library: bool = False
+    size: float | None = None
 
     def fitted(self, x: Tensor) -> Likelihood:
-        """Checks the range."""
+        """Checks the range, and measures the mean size when it is None.
+
+        Raises:
+            DataError: For samples without counts, when rates are relative to their size.
+        """
         _check_range("Poisson", x, 0.0, float("inf"))
-        return self
+        return replace(self, size=_mean_size("Poisson", x, self.size)) if self.library else self
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``2 Σ [x log(x/λ) − (x − λ)]``."""
+        if self.library:
+            parameter = parameter + _log_size(x, self.size)
         half = torch.xlogy(x, x) - x * parameter - x + parameter.exp()
         return 2 * half.flatten(1).sum(1)
 
@@ -148,6 +166,7 @@ class Poisson(Likelihood):
 
     def null(self, x: Tensor) -> Tensor:
         """Log of the mean; finite also for entries that are always 0."""
+        # With sizes, the sum of the relative ones is n, and the best rates are the same.
         return x.mean(0).clamp(min=0.5 / len(x)).log()
 
     def distribution(self, parameter: Tensor) -> Distribution:
@@ -162,38 +181,59 @@ class NegativeBinomial(Likelihood):
 
     Args:
         dispersion: r; the larger it is, the closer to Poisson. By default one number for all
-            entries, estimated from the data by the method of moments.
+            entries, estimated from the data by the method of moments; ``"feature"`` estimates one
+            for each entry; a tuple gives them.
+        library: As in :class:`Poisson`.
+        size: As in :class:`Poisson`.
     """
 
-    dispersion: float | None = None
+    dispersion: float | str | Sequence[float] | None = None
+    library: bool = False
+    size: float | None = None
 
     def fitted(self, x: Tensor) -> Likelihood:
         """Checks the range, and estimates r when it is None.
 
         Raises:
-            OptionError: When r is given and not positive.
+            OptionError: When r is given and not positive, or not one for each entry.
+            DataError: For samples without counts, when means are relative to their size.
         """
-        _check_range("NegativeBinomial", x, 0.0, float("inf"))
-        if self.dispersion is not None:
-            if not self.dispersion > 0:
-                raise OptionError(
-                    "NegativeBinomial",
-                    "a positive dispersion",
-                    str(self.dispersion),
-                    "Try dispersion=1.0, or None for the method of moments.",
-                )
-            return self
-        mean = x.mean(0)
-        variance = x.var(0, correction=min(1, len(x) - 1))
-        excess = (variance - mean).sum()
-        r = 1e4
-        if bool(excess > 0):
-            r = float(mean.square().sum() / excess)
-        return replace(self, dispersion=min(max(r, 1e-3), 1e4))
+        where = "NegativeBinomial"
+        _check_range(where, x, 0.0, float("inf"))
+        size = _mean_size(where, x, self.size) if self.library else None
+        if self.dispersion is not None and self.dispersion != "feature":
+            self._check_dispersion(x[0].numel())
+            return replace(self, size=size)
+        relative = x / _log_size(x, size).exp() if self.library else x
+        mean = relative.mean(0)
+        variance = relative.var(0, correction=min(1, len(x) - 1))
+        excess = variance - mean
+        if self.dispersion is None:
+            r = float(mean.square().sum() / excess.sum()) if bool(excess.sum() > 0) else _LARGEST
+            return replace(self, dispersion=min(max(r, 1 / _LARGEST), _LARGEST), size=size)
+        each = torch.where(excess > 0, mean.square() / excess.clamp(min=1e-30), _LARGEST)
+        clamped = each.clamp(1 / _LARGEST, _LARGEST)
+        return replace(self, dispersion=tuple(clamped.flatten().tolist()), size=size)
+
+    def _check_dispersion(self, entries: int) -> None:
+        given = self.dispersion
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        values = list(given) if several else [given]  # type: ignore[arg-type]
+        positive = all(isinstance(r, int | float) and r > 0 for r in values)
+        if positive and (not several or len(values) == entries):
+            return
+        raise OptionError(
+            "NegativeBinomial",
+            f"a positive dispersion, or {entries} of them",
+            str(given)[:80],
+            "Try dispersion=1.0, 'feature', or None for the method of moments.",
+        )
 
     def deviance(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``2 Σ [x log(x/μ) − (x + r) log((x + r)/(μ + r))]``."""
-        r = self._r
+        r = self._r(parameter)
+        if self.library:
+            parameter = parameter + _log_size(x, self.size)
         ratio = torch.log((x + r) / (parameter.exp() + r))
         half = torch.xlogy(x, x) - x * parameter - (x + r) * ratio
         return 2 * half.flatten(1).sum(1)
@@ -204,22 +244,23 @@ class NegativeBinomial(Likelihood):
 
     def null(self, x: Tensor) -> Tensor:
         """Log of the mean; finite also for entries that are always 0."""
+        # With sizes, the sum of the relative ones is n, and the best rates are the same.
         return x.mean(0).clamp(min=0.5 / len(x)).log()
 
     def distribution(self, parameter: Tensor) -> Distribution:
         """Negative binomial in torch's parameters: a total count of r, and odds of μ/r."""
-        total = torch.full_like(parameter, self._r)
-        logits = parameter - torch.as_tensor(self._r).log()
+        total = self._r(parameter).expand_as(parameter)
+        logits = parameter - total.log()
         family = NegativeBinomialDistribution(total, logits=logits, validate_args=False)
         return Independent(family, parameter.ndim - 1)
 
-    @property
-    def _r(self) -> float:
-        if self.dispersion is None:
+    def _r(self, parameter: Tensor) -> Tensor:  # (k, *shape) -> () or (*shape,)
+        if self.dispersion is None or isinstance(self.dispersion, str):
             raise OptionError(
                 "NegativeBinomial", "a dispersion", "None", "Call fitted(x) first, or give one."
             )
-        return self.dispersion
+        r = torch.as_tensor(self.dispersion, dtype=parameter.dtype, device=parameter.device)
+        return r if r.ndim == 0 else r.view(parameter.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -349,6 +390,26 @@ def _check_range(where: str, x: Tensor, low: float, high: float) -> None:
             f"values from {float(x.min()):.4g} to {float(x.max()):.4g}",
             "Rescale the data, or use likelihood='squared_error'.",
         )
+
+
+def _mean_size(where: str, x: Tensor, given: float | None) -> float:
+    """Mean sum of the counts of a sample.
+
+    Raises:
+        DataError: When a sample has no counts.
+    """
+    sizes = x.flatten(1).sum(1)
+    if not bool((sizes > 0).all()):
+        empty = int((sizes <= 0).sum())
+        hint = "Remove these samples, or use library=False."
+        raise DataError(where, "samples with counts", f"{empty} without", hint)
+    return float(sizes.mean()) if given is None else given
+
+
+def _log_size(x: Tensor, mean: float | None) -> Tensor:  # (k, *shape) -> (k, 1, …)
+    """Logarithm of the size of each sample, relative to the mean size."""
+    sizes = x.flatten(1).sum(1).clamp(min=1e-6) / (1.0 if mean is None else mean)
+    return sizes.log().view(-1, *[1] * (x.ndim - 1))
 
 
 def _picked(cloud: Tensor, index: Tensor) -> Tensor:  # (k, n, d), (k, q) -> (k, q, d)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from riemae.autoencoders.expansion import neighborhood_errors
+from riemae.autoencoders.weighting import weighted_mean
 from riemae.exceptions import OptionError
 from riemae.manifold import Manifold
 from riemae.numerics.random import gaussian, signs
@@ -50,6 +51,7 @@ def relaxed_distortion(
     probe: Probe = "signs",
     independent: bool = False,
     mixup: float | None = None,
+    weights: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (k, m) -> ()
     """How far the decoder is from a scaled isometry: ``m² E Tr G² / (E Tr G)² − m``.
@@ -71,6 +73,8 @@ def relaxed_distortion(
             square of one mean is not. The estimate can be negative.
         mixup: η, to measure between the points, at ``α z_i + (1 − α) z_π(i)`` with
             ``α ~ U(−η, 1 + η)``; None to measure at the points. 0.2 in the paper.
+        weights: Of the points ``(k,)``, such as importance weights; with ``mixup`` a pair has the
+            product of the weights of its points.
         generator: Source of all randomness.
 
     Raises:
@@ -82,9 +86,13 @@ def relaxed_distortion(
     _check_probes("relaxed_distortion", probes, probe)
     z = z.reshape(-1, m)
     if mixup is not None:
-        z = latent_mixup(z, mixup, generator)
+        z, weights = _mixed(z, mixup, weights, generator)
     if probes is None:
-        return M.distortion(z, kind="scaled_isometry")
+        if weights is None:
+            return M.distortion(z, kind="scaled_isometry")
+        g = M.metric(z)
+        mean = weighted_mean(g.diagonal(dim1=-2, dim2=-1).sum(-1), weights)
+        return m * m * weighted_mean(g.square().sum((-1, -2)), weights) / mean.square() - m
     draw = signs if probe == "signs" else gaussian
     squares: list[Tensor] = []
     traces: list[Tensor] = []
@@ -92,13 +100,13 @@ def relaxed_distortion(
     for _ in range(probes):
         v = draw(z, generator)
         gv = M.metric_product(z, v)
-        traces.append((v * gv).sum(-1).mean())
+        traces.append(weighted_mean((v * gv).sum(-1), weights))
         if independent:
             w = draw(z, generator)
-            squares.append((w * gv).sum(-1).square().mean())
-            others.append(M.norm(z, w).square().mean())
+            squares.append(weighted_mean((w * gv).sum(-1).square(), weights))
+            others.append(weighted_mean(M.norm(z, w).square(), weights))
         else:
-            squares.append(gv.square().sum(-1).mean())
+            squares.append(weighted_mean(gv.square().sum(-1), weights))
     trace = torch.stack(traces).mean()
     other = torch.stack(others).mean() if independent else trace
     square = torch.stack(squares).mean()
@@ -111,6 +119,7 @@ def conformal_distortion(
     *,
     probes: int | None = None,
     mixup: float | None = None,
+    weights: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (k, m) -> ()
     """How far the decoder is from preserving angles: ``E[m² Tr G²/(Tr G)²] − m``.
@@ -124,15 +133,25 @@ def conformal_distortion(
             taken at each point, so the bias of the estimate is of the order of 1/probes, and it can
             be negative. For small m the exact value is better, and costs no more.
         mixup: As in :func:`relaxed_distortion`.
+        weights: As in :func:`relaxed_distortion`.
         generator: Source of all randomness.
 
     Raises:
-        OptionError: For fewer than one probe, or a negative mixup.
+        OptionError: For fewer than one probe, a negative mixup, or weights together with probes.
     """
-    _check_probes("conformal_distortion", probes, "signs")
+    where = "conformal_distortion"
+    _check_probes(where, probes, "signs")
     z = z.reshape(-1, z.shape[-1])
     if mixup is not None:
-        z = latent_mixup(z, mixup, generator)
+        z, weights = _mixed(z, mixup, weights, generator)
+    if weights is not None:
+        if probes is not None:
+            got = f"probes={probes}"
+            raise OptionError(where, "probes=None with weights", got, "Leave probes out.")
+        g = M.metric(z)
+        trace = g.diagonal(dim1=-2, dim2=-1).sum(-1)
+        m = z.shape[-1]
+        return weighted_mean(m * m * g.square().sum((-1, -2)) / trace.square(), weights) - m
     if probes is None:
         return M.distortion(z, kind="conformal")
     return M.distortion(
@@ -148,6 +167,7 @@ def extrinsic_curvature(
     estimator: Estimator = "auto",
     probes: int = 1,
     ridge: float = 0.0,
+    weights: Tensor | None = None,
     generator: torch.Generator | None = None,
     decoded: Literal[False] = False,
 ) -> Tensor: ...
@@ -161,6 +181,7 @@ def extrinsic_curvature(
     estimator: Estimator = "auto",
     probes: int = 1,
     ridge: float = 0.0,
+    weights: Tensor | None = None,
     generator: torch.Generator | None = None,
     decoded: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -173,6 +194,7 @@ def extrinsic_curvature(
     estimator: Estimator = "auto",
     probes: int = 1,
     ridge: float = 0.0,
+    weights: Tensor | None = None,
     generator: torch.Generator | None = None,
     decoded: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # (k, m) -> (), or with (k, *shape)
@@ -189,6 +211,7 @@ def extrinsic_curvature(
         probes: Draws per point.
         ridge: Relative regularisation of the metrics that are inverted: ``ridge × mean eigenvalue``
             is added to their diagonal.
+        weights: Of the points ``(k,)``.
         generator: Source of the randomness.
         decoded: Whether to return ``f(z)`` as well, from the same pass of the decoder.
 
@@ -203,11 +226,12 @@ def extrinsic_curvature(
     if estimator == "auto":
         estimator = "exact" if z.shape[-1] <= _EXACT else "hutchinson"
     if not decoded:
-        return M.extrinsic_curvature(
+        values = M.extrinsic_curvature(
             z, estimator=estimator, samples=probes, generator=generator, ridge=ridge
-        ).mean()
+        )
+        return weighted_mean(values, weights)
     values, x = M.extrinsic_curvature(z, estimator, probes, generator, ridge, decoded=True)
-    return values.mean(), x
+    return weighted_mean(values, weights), x
 
 
 def intrinsic_curvature(
@@ -216,6 +240,7 @@ def intrinsic_curvature(
     *,
     kind: Literal["riemann", "scalar", "ricci"] = "riemann",
     ridge: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:  # (k, m) -> ()
     """The curvature that a flat sheet cannot have without stretching (MICAE); exact, for small m.
 
@@ -226,6 +251,7 @@ def intrinsic_curvature(
             (2K²); ``"scalar"``: ``S²`` (4K²). For m ≥ 3, positive and negative curvature may cancel
             in S.
         ridge: As in :func:`extrinsic_curvature`; for ambient metrics with a feature map.
+        weights: Of the points ``(k,)``.
 
     Raises:
         OptionError: For an unknown kind, or m = 1.
@@ -257,11 +283,11 @@ def intrinsic_curvature(
         "...ijkl,...ia,...jb,...kc,...ld->...abcd", tensor, frame, frame, frame, frame
     )
     if kind == "riemann":
-        return tensor.square().sum((-1, -2, -3, -4)).mean()
+        return weighted_mean(tensor.square().sum((-1, -2, -3, -4)), weights)
     ricci = torch.einsum("...ijki->...jk", tensor)
     if kind == "ricci":
-        return ricci.square().sum((-1, -2)).mean()
-    return ricci.diagonal(dim1=-2, dim2=-1).sum(-1).square().mean()
+        return weighted_mean(ricci.square().sum((-1, -2)), weights)
+    return weighted_mean(ricci.diagonal(dim1=-2, dim2=-1).sum(-1).square(), weights)
 
 
 def neighborhood_reconstruction(
@@ -369,13 +395,25 @@ def latent_mixup(
     Raises:
         OptionError: For a negative η.
     """
+    return _mixed(z, eta, None, generator)[0]
+
+
+def _mixed(
+    z: Tensor, eta: float, weights: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Mixed codes, and the weights of the pairs.
+
+    Raises:
+        OptionError: For a negative η.
+    """
     if not eta >= 0:
         raise OptionError("latent_mixup", "eta of at least 0", str(eta), "0.2 is usual.")
     device = z.device if generator is None else generator.device
     uniform = torch.rand(len(z), 1, generator=generator, dtype=z.dtype, device=device)
     alpha = uniform.to(z.device) * (1 + 2 * eta) - eta
     other = torch.randperm(len(z), generator=generator, device=device).to(z.device)
-    return alpha * z + (1 - alpha) * z[other]
+    pairs = None if weights is None else weights * weights[other]
+    return alpha * z + (1 - alpha) * z[other], pairs
 
 
 def _squared_spread(y: Tensor) -> Tensor:  # (n, d) -> ()

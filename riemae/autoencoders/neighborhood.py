@@ -291,11 +291,6 @@ class Neighborhood:
         place = drawn.to(index.device) % degree
         return self.neighbors[first + place]
 
-    @staticmethod
-    def kernel(centre: Tensor, neighbor: Tensor, weight: float) -> Tensor:  # (b,), (b,) -> (b,)
-        """NRAE's kernel (equation 19): 1 where both are the same sample, ``weight`` elsewhere."""
-        return torch.where(centre == neighbor, 1.0, weight)
-
     def embedding(
         self,
         m: int,

@@ -24,38 +24,19 @@ from torch import Tensor, nn
 from riemae.autoencoders import losses
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
-from riemae.autoencoders.terms import Term, Variation, resolved, takes, without_ridge
+from riemae.autoencoders.optimization import as_factor
+from riemae.autoencoders.outputs import Distributions, Mean
+from riemae.autoencoders.priors import log_normal, prior_of
+from riemae.autoencoders.step import Batch
+from riemae.autoencoders.terms import Term, Variation, fitted, resolved, without_ridge
 from riemae.autoencoders.timing import seconds
 from riemae.autoencoders.units import check_finite, check_varied, metric_of, squared_extent
+from riemae.autoencoders.wants import Wants
 from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 from riemae.numerics.deferral import in_one_look
-from riemae.numerics.random import gaussian
-
-
-class Mean(nn.Module):
-    """Codes to expected data."""
-
-    def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.decoder, self.likelihood = decoder, likelihood
-
-    def forward(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
-        """``E[x | z]``."""
-        return self.likelihood.mean(self.decoder(z))
-
-
-class Distributions(nn.Module):
-    """Codes to distributions of the data."""
-
-    def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
-        super().__init__()
-        self.decoder, self.likelihood = decoder, likelihood
-
-    def forward(self, z: Tensor) -> Any:  # (k, m) -> distribution over (k, *shape)
-        """``p(x | z)``."""
-        return self.likelihood.distribution(self.decoder(z))
+from riemae.numerics.random import gaussian, seeded
 
 
 class Objective(nn.Module):
@@ -72,6 +53,7 @@ class Objective(nn.Module):
         terms: By name, a weight or a :class:`Term`; see :mod:`riemae.autoencoders.terms`.
         variation: What differs from a plain autoencoder.
         latent_dim: m, or None to take it from the encoder.
+        prepare: Whether losses with a method ``fitted`` get the data now.
 
     Raises:
         DataError: When the data do not vary, or the likelihood does not allow them.
@@ -94,6 +76,7 @@ class Objective(nn.Module):
         terms: Mapping[str, float | Term] | None = None,
         variation: Variation | None = None,
         latent_dim: int | None = None,
+        prepare: bool = True,
     ) -> None:
         super().__init__()
         check_finite(data)
@@ -106,6 +89,7 @@ class Objective(nn.Module):
         check_varied(null, data)
         variances = data.flatten(1).var(0, correction=0)
         self.register_buffer("null", null.detach())
+        self._numbers = data[0].numel()
         self.register_buffer("spread", variances.mean().sqrt())
         self.fisher = isinstance(ambient, str)
         self.ambient = metric_of(ambient, self.variation, self.likelihood, data)
@@ -113,6 +97,21 @@ class Objective(nn.Module):
             # The connection of such metrics is differentiated directly, without an inverse that a
             # ridge would regularise.
             self.terms = {name: without_ridge(term) for name, term in self.terms.items()}
+        # What each loss asks for is read once. Losses that are modules are trained.
+        self._wants = {
+            name: Wants.of(name, term.loss, term.options)
+            for name, term in self.terms.items()
+            if term.loss is not None
+        }
+        self._factors = {name: as_factor(name, term.schedule) for name, term in self.terms.items()}
+        if prepare:
+            self.prepare(data)
+        learned = {
+            name.replace(".", "_"): term.loss
+            for name, term in self.terms.items()
+            if isinstance(term.loss, nn.Module)
+        }
+        self.learned = nn.ModuleDict(learned)
         # Manifolds serve the whole training, so that each probes its decoder and chooses its way of
         # differentiation once.
         self._manifolds: dict[str, Manifold] = {}
@@ -120,6 +119,10 @@ class Objective(nn.Module):
         self.register_buffer("extent", extent)
         variational = self.variation.beta is not None
         self.latent_dim = latent_dim_of(encoder, decoder, data, variational, latent_dim)
+        self.prior = None
+        if variational:
+            own = self.variation
+            self.prior = prior_of(own.prior, own.components, data, self.latent_dim)
 
     @property
     def manifold(self) -> Manifold:
@@ -141,13 +144,54 @@ class Objective(nn.Module):
         """Expected data."""
         return self.likelihood.mean(self.decoder(z))
 
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
+        """Means and standard deviations of the codes of a variational autoencoder."""
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        return mean, (log_variance / 2).exp()
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:  # -> (n, m)
+        """Codes from the prior of a variational autoencoder.
+
+        Args:
+            n: Their number.
+            generator: Source of the randomness.
+        """
+        if self.prior is None:
+            return gaussian(self.null.new_zeros(n, self.latent_dim), generator)
+        return self.prior.sample(n, self.encoder, generator)
+
+    def noisy(
+        self, z: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:  # (k, m) -> (k, *shape)
+        """Data drawn from the likelihood at codes.
+
+        Args:
+            z: Codes.
+            generator: Source of the randomness.
+        """
+        parameter = self.decoder(z)
+        if self.likelihood.linear:
+            variance = self.variation.noise**2 * self.null / self._numbers
+            return parameter + variance.sqrt() * gaussian(parameter, generator)
+        device = parameter.device if generator is None else generator.device
+        drawn = torch.randint(2**31, (), generator=generator, device=device)
+        with seeded(parameter.device, int(drawn)):
+            return self.likelihood.distribution(parameter).sample()
+
     def unexplained(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
         """Fraction of deviance left unexplained by the reconstruction of each sample."""
         parameter = self.decoder(self.encode(x))
         return self.likelihood.deviance(parameter, x) / self.null
 
     def forward(
-        self, x: Tensor, neighbor: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        neighbor: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        index: Tensor | None = None,
+        weights: Tensor | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its parts without their weights.
 
@@ -155,32 +199,106 @@ class Objective(nn.Module):
             x: ``(k, *shape)``.
             neighbor: One neighbour of each sample, where the variation needs them.
             generator: Source of noise and probes.
+            index: Numbers of the samples in the training data, where a term asks for them.
+            weights: Of the samples, 1 on average over the data; None for equal ones.
+            factors: By which the weights of parts are multiplied, by name.
 
         Raises:
-            OptionError: When neighbours are needed and missing.
+            OptionError: When something is missing that the variation or a term needs.
         """
-        if self.variation.order is not None:
-            if neighbor is None:
-                hint = "Give {'x': …, 'neighbor': …}."
-                raise OptionError("NRAE", "batches with neighbours", "none", hint)
-            loss, parts, z = self._neighborhood(x, neighbor, generator)
-        else:
-            loss, parts, z = self._reconstruction(x, generator)
+        batch = Batch(x, neighbor, index, weights)
+        parts, z, decoded = self._base(batch, generator)
         if self.variation.contraction:
             parts["contraction"] = losses.contraction(self.encode, x, probes=1, generator=generator)
-            loss = loss + self.variation.contraction * parts["contraction"]
         for name in self.terms:
             if name not in parts:
-                parts[name] = self.term(name, z, generator)
-            loss = loss + self.terms[name].weight * parts[name]
-        return loss, parts
+                parts[name] = self._term(name, z, batch, generator, decoded)
+        return self.total(parts, factors), parts
+
+    def total(
+        self, parts: Mapping[str, Tensor], factors: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """The weighted sum of the parts.
+
+        Args:
+            parts: Values by name.
+            factors: By which the weights are multiplied, by name.
+        """
+        loss = parts["reconstruction"]
+        for name, part in parts.items():
+            if name == "reconstruction":
+                continue
+            factor = 1.0 if factors is None else factors.get(name, 1.0)
+            loss = loss + factor * self.weight_of(name) * part
+        return loss
+
+    def weight_of(self, name: str) -> Any:
+        """The whole weight of a part of the loss."""
+        if name in self.terms:
+            return self.terms[name].weight
+        if name == "neighborhood":
+            return self.variation.neighbor_weight
+        if name == "contraction":
+            return self.variation.contraction
+        if name == "divergence" and self.variation.beta is not None:
+            return self.variation.beta * self._per_nat
+        return 1.0
+
+    def factors(self, progress: float, rise: float = 1.0) -> dict[str, float]:
+        """What the weights of parts are multiplied by at some progress of the training.
+
+        Args:
+            progress: From 0 to 1.
+            rise: A further factor of all geometric terms, from 0 to 1.
+        """
+        found: dict[str, float] = {}
+        for name, schedule in self._factors.items():
+            found[name] = rise * (1.0 if schedule is None else float(schedule(progress)))
+        schedule = as_factor("beta", self.variation.beta_schedule)
+        if schedule is not None:
+            found["divergence"] = float(schedule(progress))
+        return {name: factor for name, factor in found.items() if factor != 1.0}
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether any weight depends on the progress of the training."""
+        own = any(schedule is not None for schedule in self._factors.values())
+        return own or self.variation.beta_schedule is not None
+
+    @property
+    def geometric(self) -> bool:
+        """Whether the loss has more parts than a likelihood and a prior."""
+        varied = self.variation.order is not None or bool(self.variation.contraction)
+        return bool(self.terms) or varied
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a term has a parameter of this name."""
+        return any(name in wants.names for wants in self._wants.values())
+
+    def prepare(self, data: Tensor) -> None:
+        """Give the training data to the losses that take something from them.
+
+        Args:
+            data: ``(n, *shape)``, whose order is that of ``index``.
+        """
+        self.terms = {name: fitted(term, data) for name, term in self.terms.items()}
 
     def term(
-        self, name: str, z: Tensor, generator: torch.Generator | None = None
+        self,
+        name: str,
+        z: Tensor,
+        generator: torch.Generator | None = None,
+        **given: Tensor | None,
     ) -> Tensor:  # (k, m) -> ()
-        """One geometric term, without its weight, as a pure number."""
-        value: Tensor = self._evaluated(name, z, generator)
-        return value * self._unit(name)
+        """One geometric term, without its weight, as a pure number.
+
+        Args:
+            name: Of the term.
+            z: Codes.
+            generator: Source of its randomness.
+            given: ``x``, ``index``, ``neighbor`` and ``weights``, for a term that asks for them.
+        """
+        return self._term(name, z, Batch(**{"x": None, **given}), generator, None)  # type: ignore[arg-type]
 
     def costs(
         self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5
@@ -203,8 +321,11 @@ class Objective(nn.Module):
             parameter = self.decoder(self.encode(x))
             return self.likelihood.deviance(parameter, x).mean() / self.null
 
+        index = torch.arange(len(x), device=x.device) if self.asks_for("index") else None
+        batch = Batch(x, neighbor, index)
+
         def base() -> Tensor:
-            return self._base(x, neighbor, generator)[0]
+            return self.total(self._base(batch, generator)[0])
 
         def row(part: Callable[[], Tensor]) -> dict[str, float]:
             value = part().item()
@@ -212,11 +333,12 @@ class Objective(nn.Module):
             return {"value": value, "weight": 1.0, "seconds": duration}
 
         rows = {"plain": row(plain)}
-        loss, parts = self(x, neighbor, generator)
+        loss, parts = self(x, neighbor, generator, index=index)
         varied = self.variation.order is not None or self.variation.beta is not None
         if varied or self.variation.corruption:
             rows["objective without terms"] = row(base)
         z = self.encode(x).detach()
+        decoded = self.decode(z).detach() if self.asks_for("decoded") else None
 
         def decoding() -> Tensor:
             codes = z.clone().requires_grad_()
@@ -228,7 +350,7 @@ class Objective(nn.Module):
             def alone(name: str = name) -> Tensor:
                 # Codes have a gradient, as in training, but the encoder is not timed again.
                 codes = z.clone().requires_grad_()
-                return self.term(name, codes, generator)
+                return self._term(name, codes, batch, generator, decoded)
 
             cost = seconds(alone, self, x, repeats)
             if name == self._sharing:
@@ -258,14 +380,19 @@ class Objective(nn.Module):
 
     # The parts.
 
-    def _base(self, x: Tensor, neighbor: Tensor | None, generator: torch.Generator | None) -> Any:
-        if self.variation.order is not None and neighbor is not None:
-            return self._neighborhood(x, neighbor, generator)
-        return self._reconstruction(x, generator)
+    def _base(
+        self, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """The parts without the terms, the codes, and what the decoder returned for them."""
+        if self.variation.order is not None:
+            parts, z = self._neighborhood(batch, generator)
+            return parts, z, None
+        return self._reconstruction(batch, generator)
 
     def _reconstruction(
-        self, x: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        self, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        x = batch.x
         seen = x
         if self.variation.corruption:
             seen = x + self.variation.corruption * self.spread * gaussian(x, generator)
@@ -273,28 +400,37 @@ class Objective(nn.Module):
         divergence = None
         if self.variation.beta is not None:
             mean, log_variance = code.chunk(2, -1)
-            divergence = _divergence(mean, log_variance)
             code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
+            divergence = batch.mean(self._divergence(code, mean, log_variance))
         # The reconstruction has the first place among the parts, though a term may come before it.
         parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
         if name is None:
             decoded = self.decoder(code)
         else:
-            value, decoded = self._evaluated(name, code, generator, decoded=True)
+            value, decoded = self._evaluated(name, code, batch, generator, share=True)
             parts[name] = value * self._unit(name)
-        fit = self.likelihood.deviance(decoded, x).mean() / self.null
-        parts["reconstruction"] = fit
-        if divergence is None:
-            return fit, parts, code
-        # The ELBO in units of the null deviance; a Gaussian's variance is noise² times the data's.
+        parts["reconstruction"] = batch.mean(self.likelihood.deviance(decoded, x)) / self.null
+        if divergence is not None:
+            parts["divergence"] = divergence
+        return parts, code, decoded
+
+    def _divergence(self, code: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # -> (k,)
+        """Kullback-Leibler divergence of Gaussian codes from the prior, or its estimate."""
+        if self.prior is None:
+            per_code = mean.square() + log_variance.exp() - 1 - log_variance
+            return per_code.sum(-1) / 2
+        own = log_normal(code, mean, log_variance)
+        return own - self.prior.log_density(code, self.encoder)
+
+    @property
+    def _per_nat(self) -> Tensor:
+        """The weight of the divergence in the ELBO in units of the null deviance."""
+        # A Gaussian's variance is noise² times the data's.
         variance: Tensor | float = 1.0
         if self.likelihood.linear:
-            variance = self.variation.noise**2 * self.null / x[0].numel()
-        parts["divergence"] = divergence
-        assert self.variation.beta is not None
-        weight = self.variation.beta * 2 * variance / self.null
-        return fit + weight * divergence, parts, code
+            variance = self.variation.noise**2 * self.null / self._numbers
+        return 2 * variance / self.null
 
     @property
     def _sharing(self) -> str | None:
@@ -302,30 +438,72 @@ class Objective(nn.Module):
         # Elsewhere a term's decoder does not return the likelihood's parameters.
         if self.variation.order is not None or self.fisher or not self.likelihood.linear:
             return None
-        sharing = (name for name, term in self.terms.items() if takes(term.loss, "decoded"))
-        return next(sharing, None)
+        return next((name for name, wants in self._wants.items() if wants.shares), None)
+
+    def _term(
+        self,
+        name: str,
+        z: Tensor,
+        batch: Batch,
+        generator: torch.Generator | None,
+        decoded: Tensor | None,
+    ) -> Tensor:
+        value: Tensor = self._evaluated(name, z, batch, generator, decoded)
+        return value * self._unit(name)
 
     def _evaluated(
-        self, name: str, z: Tensor, generator: torch.Generator | None, **options: Any
+        self,
+        name: str,
+        z: Tensor,
+        batch: Batch,
+        generator: torch.Generator | None,
+        decoded: Tensor | None = None,
+        share: bool = False,
     ) -> Any:
-        term = self.terms[name]
-        assert term.loss is not None
-        options = {**term.options, **options}
-        if takes(term.loss, "generator"):
-            options["generator"] = generator
-        loss = term.loss
+        loss = self.terms[name].loss
+        wants = self._wants[name]
+        assert loss is not None
+        dtype = self.null.dtype
         with _full_precision(z):
-            codes = z.to(self.null.dtype)
-            return in_one_look(lambda: loss(self.manifold, codes, **options), generator)
+            codes = z.to(dtype)
+            known: dict[str, Any] = {
+                "manifold": self.manifold,
+                "z": codes,
+                "x": batch.x,
+                "encoder": self.encode,
+                "index": batch.index,
+                "neighbor": batch.neighbor,
+                "weights": batch.weights,
+                "generator": generator,
+            }
+            if "decoded" in wants.names:
+                known["decoded"] = (
+                    self.decode(codes) if decoded is None else self.likelihood.mean(decoded)
+                ).to(dtype)
+            options = {**self.terms[name].options}
+            options |= {key: known[key] for key in wants.names}
+            missing = sorted(key for key in wants.needed & known.keys() if known[key] is None)
+            missing = [key for key in missing if key not in ("weights", "generator")]
+            if missing:
+                raise _missing(name, missing)
+            if share:
+                options["decoded"] = True
+            first = (self.manifold, codes) if wants.positional else ()
+            return in_one_look(lambda: loss(*first, **options), generator)
 
     def _unit(self, name: str) -> Tensor:
         power = self.terms[name].power or 0
         return self.extent ** (power / 2)
 
     def _neighborhood(
-        self, x: Tensor, neighbor: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        self, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         order = self.variation.order
+        x = batch.x
+        neighbor = batch.neighbor
+        if neighbor is None:
+            hint = "Give {'x': …, 'neighbor': …}."
+            raise OptionError("NRAE", "batches with neighbours", "none", hint)
         assert order is not None
         z, other = self.encoder(torch.cat([x, neighbor])).chunk(2)
         by_likelihood = self.ambient is None
@@ -343,11 +521,20 @@ class Objective(nn.Module):
 
             center, near = in_one_look(errors, generator)
         assert center is not None
-        reconstruction = center.mean() / unit
-        neighborhood = near.mean() / unit
-        parts = {"reconstruction": reconstruction, "neighborhood": neighborhood}
-        loss = reconstruction + self.variation.neighbor_weight * neighborhood
-        return loss, parts, z
+        if self.variation.kernel is not None:
+            near = near * self._kernel(neighbor, x)
+        reconstruction = batch.mean(center) / unit
+        neighborhood = batch.mean(near) / unit
+        return {"reconstruction": reconstruction, "neighborhood": neighborhood}, z
+
+    def _kernel(self, neighbor: Tensor, x: Tensor) -> Tensor:  # (k, *shape), (k, *shape) -> (k,)
+        """What the weight of each neighbour is multiplied by (equation 19)."""
+        kernel = self.variation.kernel
+        if callable(kernel):
+            return kernel(neighbor, x)
+        assert kernel is not None
+        square = (neighbor - x).square().flatten(1).sum(1)
+        return (-square / (2 * kernel**2 * self.extent)).exp()
 
     def _shaped_deviance(self, predicted: Tensor, true: Tensor) -> Tensor:
         return self.likelihood.deviance(predicted.view_as(true), true)
@@ -372,10 +559,13 @@ def _check_layers(where: str, decoder: nn.Module) -> None:
         raise DecoderError(where, expected, reason.got, hint) from None
 
 
-def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:  # (k, m), (k, m) -> ()
-    """Mean Kullback-Leibler divergence of Gaussian codes from the standard normal."""
-    per_code = mean.square() + log_variance.exp() - 1 - log_variance
-    return per_code.sum(-1).mean() / 2
+def _missing(name: str, missing: list[str]) -> OptionError:
+    got = f"none of: {', '.join(missing)}"
+    hint = (
+        "fit gives them for arrays and tensors. A DataLoader has to return them in its batches, as "
+        "{'x': …, 'index': …}, and other data for validation have none: use validation_fraction."
+    )
+    return OptionError("terms", f"batches with what {name!r} asks for", got, hint)
 
 
 @contextmanager

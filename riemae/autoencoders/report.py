@@ -15,6 +15,7 @@ from riemae.autoencoders.diagnostics import (
     folded_share,
     mean_curvature,
     nearest_by_metric,
+    plane_residual,
     rank_agreement,
     residual_correlation,
     variance_shares,
@@ -70,6 +71,8 @@ class Report:
         trustworthiness: Whether neighbours in latent space are neighbours in the data (Venna &
             Kaski 2001), in [0, 1].
         continuity: Whether neighbours in the data are neighbours in latent space, in [0, 1].
+        plane: The unexplained share of the variance for the plane of m dimensions that fits these
+            samples best (PCA); NaN in reports of earlier versions.
         sentences: What is wrong, and what to try; empty when nothing is wrong.
     """
 
@@ -88,6 +91,7 @@ class Report:
     spread: tuple[float, ...]
     trustworthiness: float
     continuity: float
+    plane: float = math.nan
     sentences: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -95,7 +99,7 @@ class Report:
             (
                 "reconstruction error",
                 self.reconstruction,
-                f"{self.unexplained:.2%} of the variance",
+                f"{self.unexplained:.2%} of the variance; a plane {self.plane:.2%}",
             ),
             (
                 "residual correlation",
@@ -229,6 +233,7 @@ def _report(
         spread=spread,
         trustworthiness=trust,
         continuity=continuity,
+        plane=plane_residual(flat, z.shape[1]),
     )
     return replace(found, sentences=tuple(_sentences(found)))
 

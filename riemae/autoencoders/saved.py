@@ -250,6 +250,7 @@ def _objective(
         {**model.own_terms(), **(model.terms or {})},
         model.variation(),
         metadata["latent_dim"],
+        prepare=False,
     )
     if foreign and objective.ambient is not None:
         own = objective.ambient.state_dict()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from riemae.autoencoders.batches import Neighbors
 from riemae.autoencoders.likelihoods import Likelihood
 from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.optimization import MakeOptimizer, MakeSchedule, Steps
 from riemae.autoencoders.terms import Term, Variation
-from riemae.exceptions import OptionError
+from riemae.exceptions import DeviceError, OptionError
 from riemae.numerics.checks import expect_range
 
 if TYPE_CHECKING:
@@ -59,13 +60,25 @@ class Settings:
             Poisson and negative binomial.
         epochs: Passes over the data.
         batch_size: Samples per step, over all processes.
-        lr: Learning rate of Adam.
+        lr: Learning rate.
         weight_decay: Decoupled weight decay.
-        schedule: Of the learning rate: ``"constant"``, or ``"cosine"`` down to 0.
-        clip: Largest norm of the gradient, or None for no limit.
+        optimizer: ``"adam"``, ``"nadam"``, ``"radam"``, ``"rmsprop"``, ``"sgd"`` (with momentum),
+            or a function of the parameters that returns an optimizer, such as
+            ``functools.partial(torch.optim.Adagrad, lr=0.1)``; ``lr`` and ``weight_decay`` are then
+            not used.
+        schedule: Of the learning rate: ``"constant"``; ``"cosine"`` down to 0 at the last epoch;
+            ``"plateau"``, halved after 10 epochs without a lower loss; ``"warmup"``, which rises
+            over the first 100 steps; ``"warmup_cosine"``; or a function of the optimizer that
+            returns a scheduler, which is stepped every epoch.
+        clip: Largest norm of the gradient; None for no limit; ``"auto"`` is 1 where there are
+            geometric terms, and no limit elsewhere.
+        warmup: Steps over which the weights of all geometric terms rise from 0 in a first fit.
         early_stopping: Number of epochs without a lower loss after which training stops, or None to
-            train for all epochs. It is the loss of the validation data if there are any.
+            train for all epochs. It is the loss of the validation data if there are any. With
+            validation data, the weights with the lowest loss are those that are kept.
         validation_fraction: Share of the samples that is kept out of training.
+        restore_best: Whether the weights with the lowest loss of the validation data are kept, and
+            not those of the last epoch.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
         precision: Lightning's ``"bf16-mixed"`` or ``"16-mixed"``, or None for the data's own;
             geometric terms are computed in float32 in any case.
@@ -76,7 +89,7 @@ class Settings:
             interruption. Warm starts and ``partial_fit`` neither read nor write checkpoints, which
             do not hold the weights that they start from. A second fit into the same directory at
             the same time raises a ``FileError`` at once.
-        checkpoint_every: Epochs between checkpoints.
+        checkpoint_every: Epochs between checkpoints. There is one at the end in any case.
         trainer: Further arguments of lightning's ``Trainer``, such as
             ``{"devices": 2, "strategy": "ddp"}``.
         warm_start: Whether ``fit`` goes on from the weights of the previous ``fit``.
@@ -95,10 +108,13 @@ class Settings:
     batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: float | None = None
+    optimizer: str | MakeOptimizer = "adam"
+    schedule: str | MakeSchedule = "constant"
+    clip: float | str | None = "auto"
+    warmup: int = 0
     early_stopping: int | None = None
     validation_fraction: float = 0.0
+    restore_best: bool = True
     device: str = "cpu"
     precision: str | None = None
     progress: bool = False
@@ -145,10 +161,10 @@ def check_settings(settings: Settings, epochs: int) -> None:
     if not _is_number(share) or not 0 <= share < 1:
         hint = "Try 0.1, or 0 to train on all samples."
         raise OptionError(where, "validation_fraction in [0, 1)", repr(share), hint)
-    if settings.clip is not None:
-        expect_range(where, "clip", settings.clip, 0, above=True, hint="Use None for no limit.")
+    steps_of(settings).check(where)
     weight = getattr(settings, "weight", 0.0)
-    expect_range(where, "weight", weight, hint="Use 0 to leave the term out.")
+    hint = "Use 0 to leave the term out, and terms={…: Term(…, schedule=…)} for one that changes."
+    expect_range(where, "weight", weight, hint=hint)
     if settings.early_stopping is not None:
         hint = "Use None to train for all epochs."
         expect_range(where, "early_stopping", settings.early_stopping, 1, hint=hint)
@@ -192,34 +208,66 @@ def widths_of(settings: Settings) -> tuple[int, ...]:
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Where the networks are trained."""
+    """Where the networks are trained.
+
+    Raises:
+        DeviceError: When this machine has no such device.
+    """
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
+    try:
+        found = torch.device(settings.device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as reason:
+        problem = (str(reason) or type(reason).__name__).splitlines()[0]
+        where = type(settings).__name__
+        got = f"{settings.device!r}: {problem}"
+        hint = "Try device='auto', or 'cpu'."
+        raise DeviceError(where, "a device of this machine", got, hint) from reason
+    return found
+
+
+def steps_of(settings: Settings) -> Steps:
+    """How the steps of the training are made."""
+    return Steps(
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        clip=settings.clip,
+        warmup=settings.warmup,
+    )
 
 
 def fingerprint(
-    settings: Settings, parameters: Iterable[tuple[str, Any]], data: Tensor | None
+    settings: Settings, parameters: Iterable[tuple[str, Any]], data: Iterable[Tensor]
 ) -> str:
     """A digest of settings and data, by which the checkpoint of another training is refused.
 
     Args:
         settings: Of the training.
         parameters: Names and values of all constructor arguments.
-        data: What the networks are trained on; None when it comes from a loader.
+        data: What the networks are trained and judged on, as far as it does not come from loaders.
     """
-    # The number of epochs may change, except where the learning rate depends on it.
-    cosine = settings.schedule == "cosine"
+    # The number of epochs may change, except where a rate or a weight depends on it.
+    depends = steps_of(settings).depends_on_epochs or _scheduled(settings)
     decisive = {
         name: value
         for name, value in parameters
-        if name not in _FREE or (name == "epochs" and cosine)
+        if name not in _FREE or (name == "epochs" and depends)
     }
     described = repr((type(settings).__name__, sorted(decisive.items())))
     digest = hashlib.sha256(described.encode())
-    if data is not None:
-        digest.update(np.ascontiguousarray(data.cpu().numpy()).tobytes())
+    for part in data:
+        digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
     return digest.hexdigest()
+
+
+def _scheduled(settings: Settings) -> bool:
+    """Whether a weight depends on the progress of the training."""
+    terms = [*settings.own_terms().values(), *(settings.terms or {}).values()]
+    own = any(isinstance(term, Term) and term.schedule is not None for term in terms)
+    return own or settings.variation().beta_schedule is not None
 
 
 def _is_number(value: Any) -> bool:

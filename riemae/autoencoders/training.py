@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
 from riemae.autoencoders.checkpoints import (
-    CHECKPOINT,
     AtomicCheckpoints,
+    EveryAndLast,
     Fingerprint,
     checkpoint_of,
     sweep,
@@ -50,13 +50,13 @@ class Run:
         accelerator: As in lightning's trainer.
         devices: As in lightning's trainer.
         precision: As in lightning's trainer; by default the data's own.
-        clip: Largest norm of the gradient, or None for no limit.
         patience: Epochs without a lower loss after which training stops, or None for all epochs.
         progress: Whether a bar is shown.
         logger: ``"csv"``, ``"tensorboard"``, a lightning logger, or None.
         directory: For checkpoints and logs, or None.
         checkpoints: Whether checkpoints are read from the directory and written to it.
         checkpoint_every: Epochs between checkpoints.
+        restore_best: Whether the weights with the lowest loss of the validation data are kept.
         fingerprint: Identifies settings and data; a checkpoint of another run is refused.
         trainer: Further arguments of lightning's trainer.
     """
@@ -65,13 +65,13 @@ class Run:
     accelerator: str = "cpu"
     devices: Any = 1
     precision: str | None = None
-    clip: float | None = None
     patience: int | None = None
     progress: bool = False
     logger: Any = None
     directory: str | Path | None = None
     checkpoints: bool = True
     checkpoint_every: int = 50
+    restore_best: bool = True
     fingerprint: str = ""
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
@@ -148,6 +148,7 @@ def train(
     Raises:
         TrainingError: When the loss explodes before an epoch has ended, or a checkpoint belongs to
             another run.
+        OptionError: When the checkpoint has more epochs than the run.
         KeyboardInterrupt: When the user interrupts.
 
     Warns:
@@ -157,7 +158,16 @@ def train(
     resume = None
     if folder is not None:
         sweep(folder)
-        resume = checkpoint_of(folder, run.fingerprint)
+        resume, done, stopped_early = checkpoint_of(folder, run.fingerprint)
+        if done > run.epochs:
+            raise OptionError(
+                "fit",
+                f"epochs of at least {done}, which the checkpoint in {folder} has",
+                f"epochs = {run.epochs}",
+                "Raise epochs, or use another directory.",
+            )
+        if stopped_early:
+            run = replace(run, epochs=done)
     with _silenced(), _interruptible():
         trainer = _trainer(run, validated=validation is not None)
         try:
@@ -177,6 +187,9 @@ def train(
         finally:
             # Without its trainer the module can be pickled, and trained again.
             module.trainer = None
+    if run.restore_best and not stopped:
+        module.restore_best()
+    module.best = {}
     if stopped:
         warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
 
@@ -189,7 +202,6 @@ def _trainer(run: Run, validated: bool) -> Trainer:
         "accelerator": run.accelerator,
         "devices": run.devices,
         "precision": run.precision,
-        "gradient_clip_val": run.clip,
         "logger": _logger(run),
         "callbacks": callbacks,
         "enable_checkpointing": saves,
@@ -225,13 +237,7 @@ def _callbacks(run: Run, validated: bool) -> list[Callback]:
         )
         callbacks.append(stopping)
     if run.checkpoint_folder is not None:
-        saving = ModelCheckpoint(
-            dirpath=run.directory,
-            filename=CHECKPOINT.removesuffix(".ckpt"),
-            every_n_epochs=run.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        saving = EveryAndLast(run.directory, run.checkpoint_every)
         callbacks += [Fingerprint(run.fingerprint), saving]
     if run.progress:
         callbacks.append(EpochProgress())

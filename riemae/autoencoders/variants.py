@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 
 from riemae.autoencoders.batches import Neighbors, derived_seed
-from riemae.autoencoders.estimators import AE
+from riemae.autoencoders.estimators import AE, check_is_fitted
+from riemae.autoencoders.inputs import like_input
 from riemae.autoencoders.neighborhood import Neighborhood, as_neighborhood
 from riemae.autoencoders.networks import fit_codes
 from riemae.autoencoders.objective import Objective
+from riemae.autoencoders.optimization import Factor
 from riemae.autoencoders.terms import RIDGE, Term, Variation
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_shape
+from riemae.numerics.random import as_generator
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -26,6 +30,12 @@ class VAE(AE):
 
     Args:
         beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
+        beta_schedule: How ``beta`` changes in training: ``"linear"``, ``"cosine"``, ``"cyclical"``,
+            or a function of the progress from 0 to 1; see :class:`~riemae.autoencoders.Term`.
+        prior: ``"normal"``; ``"mixture"``, of normal distributions, which are learned; or
+            ``"vamp"``, the mixture of what the encoder says of learned pseudo-inputs (Tomczak &
+            Welling 2018).
+        components: Of the prior's mixture.
         noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
             data's.
 
@@ -34,11 +44,51 @@ class VAE(AE):
     """
 
     beta: float = 1.0
+    beta_schedule: str | Factor | None = None
+    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    components: int = 10
     noise: float = 0.1
 
     def variation(self) -> Variation:
         """See :meth:`AE.variation`."""
-        return Variation(beta=self.beta, noise=self.noise)
+        return Variation(
+            beta=self.beta,
+            beta_schedule=self.beta_schedule,
+            prior=self.prior,
+            components=self.components,
+            noise=self.noise,
+        )
+
+    def posterior(self, X: Any) -> tuple[Any, Any]:
+        """Means and standard deviations of the codes, both ``(n, latent_dim)``.
+
+        Args:
+            X: As in :meth:`AE.transform`.
+        """
+        check_is_fitted(self, "objective_")
+        both = self.apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
+        mean, deviation = both.chunk(2, 1)
+        return like_input(X, mean), like_input(X, deviation)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int = 1, generator: torch.Generator | int | None = None, noise: bool = False
+    ) -> Tensor:  # -> (n, *shape)
+        """New data, as a tensor: codes from the prior, decoded.
+
+        Args:
+            n: Number of samples.
+            generator: Source of the randomness; an integer is the seed of a new one.
+            noise: Whether to draw from the likelihood; otherwise expected data are returned.
+
+        Raises:
+            OptionError: For fewer than one sample, or noise of a likelihood without a density.
+        """
+        check_is_fitted(self, "objective_")
+        expect_range("sample", "n", n, 1, integer=True, hint="Try n=10.")
+        source = as_generator("sample", generator)
+        z = self.objective_.draw(n, source)
+        return self.objective_.noisy(z, source) if noise else self.objective_.decode(z)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -88,6 +138,9 @@ class NRAE(AE):
         order: Of the decoder's local expansion: 1 (NRAE-L) or 2 (NRAE-Q).
         neighbors: Number of nearest neighbours in the directed graph.
         weight: λ, of the neighbours relative to the reconstruction.
+        kernel: ``K(x', x) -> (k,)`` of neighbours and centres, by which λ is multiplied (equation
+            19); a number is the bandwidth of a Gaussian of their distance, in units of the data's
+            extent, the square root of their mean squared distance from the mean; None is 1.
         neighborhood: A graph of your own: a
             :class:`~riemae.autoencoders.neighborhood.Neighborhood`, an adjacency matrix, a networkx
             graph, a table of neighbours ``(n, k)``, any object with
@@ -110,32 +163,35 @@ class NRAE(AE):
     order: Literal[1, 2] = 2
     neighbors: int = 5
     weight: float = 1.0
+    kernel: float | Callable[[Tensor, Tensor], Tensor] | None = None
     neighborhood: Any = None
     init: Any = None
     restarts: int = 1
 
-    def fit(self, X: Any, y: Any = None) -> NRAE:
+    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> NRAE:
         """Train, as often as ``restarts`` says.
 
         Args:
             X: As in :meth:`AE.fit`.
             y: Ignored.
+            validation: As in :meth:`AE.fit`.
+            weights: As in :meth:`AE.fit`.
 
         Raises:
             OptionError: For fewer than one restart.
         """
         expect_range("NRAE", "restarts", self.restarts, 1, integer=True, hint="Try restarts=1.")
         if self.restarts == 1:
-            super().fit(X, y)
+            super().fit(X, y, validation=validation, weights=weights)
             self.restart_losses_ = [_final_loss(self)]
             return self
         from riemae.autoencoders.fitting import run_of
         from riemae.autoencoders.training import claimed
 
-        with claimed(run_of(self, self.get_params(deep=False), self.epochs, None, fresh=True)):
-            return self._restarted(X)
+        with claimed(run_of(self, self.get_params(deep=False), self.epochs, (), fresh=True)):
+            return self._restarted(X, validation, weights)
 
-    def _restarted(self, X: Any) -> NRAE:
+    def _restarted(self, X: Any, validation: Any, weights: Any) -> NRAE:
         from sklearn.base import clone
 
         best: NRAE | None = None
@@ -145,7 +201,8 @@ class NRAE(AE):
             if self.directory is not None:
                 folder = Path(self.directory) / f"restart-{i}"
             seed = self.seed if i == 0 else derived_seed(self.seed, 5, i)
-            candidate = clone(self).set_params(restarts=1, seed=seed, directory=folder).fit(X)
+            candidate = clone(self).set_params(restarts=1, seed=seed, directory=folder)
+            candidate.fit(X, validation=validation, weights=weights)
             losses.append(_final_loss(candidate))
             if best is None or losses[-1] < _final_loss(best):
                 best = candidate
@@ -159,14 +216,20 @@ class NRAE(AE):
 
     def variation(self) -> Variation:
         """See :meth:`AE.variation`."""
-        return Variation(order=self.order, neighbor_weight=self.weight)
+        return Variation(order=self.order, neighbor_weight=self.weight, kernel=self.kernel)
 
     def _train(
-        self, X: Any, epochs: int, fresh: bool, optimizer_state: dict[str, Any] | None
+        self,
+        X: Any,
+        epochs: int,
+        fresh: bool,
+        optimizer_state: dict[str, Any] | None,
+        validation: Any = None,
+        weights: Any = None,
     ) -> AE:
         self._graph_of: Tensor | None = None
         try:
-            return super()._train(X, epochs, fresh, optimizer_state)
+            return super()._train(X, epochs, fresh, optimizer_state, validation, weights)
         finally:
             del self._graph_of
 
@@ -244,14 +307,15 @@ class MCAE(AE):
         weight: Of the curvature in units of the data's extent, in which that of data on a sphere
             S^m is 2m.
         probes: Random directions per point and step for the extrinsic curvature; None computes it
-            exactly, by m (m + 1)/2 second derivatives per point.
+            exactly, by m (m + 1)/2 second derivatives per point; ``"auto"`` is None up to m = 2,
+            where the exact value hardly costs more, and 1 for larger m.
 
     All others as in :class:`AE`.
     """
 
     kind: Literal["extrinsic", "intrinsic"] = "extrinsic"
     weight: float = 1e-3
-    probes: int | None = 1
+    probes: int | Literal["auto"] | None = "auto"
 
     def own_terms(self) -> dict[str, float | Term]:
         """See :meth:`AE.own_terms`.
@@ -264,7 +328,11 @@ class MCAE(AE):
             hint = "A curve has no curvature of its own: use kind='extrinsic'."
             expect_range("MCAE", "latent_dim", self.latent_dim, 2, integer=True, hint=hint)
             return {"intrinsic_curvature": self.weight}
-        how = {"estimator": "exact"} if self.probes is None else {"probes": self.probes}
+        how: dict[str, Any] = {}
+        if self.probes is None:
+            how["estimator"] = "exact"
+        elif self.probes != "auto":
+            how |= {"estimator": "hutchinson", "probes": self.probes}
         return {"extrinsic_curvature": Term(self.weight, options={**how, "ridge": RIDGE})}
 
 
@@ -278,14 +346,16 @@ class IRAE(AE):
         weight: Of the relaxed distortion.
         mixup: η: distortion is measured between the codes, and beyond them by this fraction of
             their distance; None measures it at the codes.
-        probes: Random directions per point and step.
+        probes: Random directions per point and step; None computes the distortion exactly, by m
+            forward products; ``"auto"`` is None up to m = 2, where that costs no more, and 1 for
+            larger m.
 
     All others as in :class:`AE`.
     """
 
     weight: float = 0.1
     mixup: float | None = 0.2
-    probes: int = 1
+    probes: int | Literal["auto"] | None = "auto"
 
     def own_terms(self) -> dict[str, float | Term]:
         """See :meth:`AE.own_terms`."""
@@ -306,7 +376,7 @@ class IRVAE(VAE):
 
     weight: float = 0.1
     mixup: float | None = 0.2
-    probes: int = 1
+    probes: int | Literal["auto"] | None = "auto"
 
     def own_terms(self) -> dict[str, float | Term]:
         """See :meth:`AE.own_terms`."""
@@ -319,7 +389,9 @@ KINDS: dict[str, type[AE]] = {
 }
 
 
-def _distortion(weight: float, mixup: float | None, probes: int) -> dict[str, float | Term]:
+def _distortion(
+    weight: float, mixup: float | None, probes: int | Literal["auto"] | None
+) -> dict[str, float | Term]:
     return {"relaxed_distortion": Term(weight, options={"mixup": mixup, "probes": probes})}
 
 

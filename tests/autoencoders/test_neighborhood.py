@@ -303,10 +303,6 @@ class TestSample:
         with pytest.raises(GraphError, match="from 0 to 4"):
             hood.of(5)
 
-    def test_kernel_tells_the_centre_by_its_number(self):
-        centre, neighbor = torch.tensor([0, 1, 2]), torch.tensor([0, 2, 2])
-        assert Neighborhood.kernel(centre, neighbor, 0.25).tolist() == [1, 0.25, 1]
-
     def test_elsewhere(self):
         hood = Neighborhood.from_networkx(ring(5)).to("meta")
         assert hood.sample(torch.zeros(3, dtype=torch.int64, device="meta")).shape == (3,)

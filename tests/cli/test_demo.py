@@ -3,49 +3,26 @@ four distances."""
 
 import dataclasses
 import importlib.metadata
-import json
 import sys
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import call, strictly
 from matplotlib import pyplot as plt
 from sklearn import datasets
 
 from riemae import Manifold, solvers
 from riemae.cli import demo
-from riemae.cli import main as cli
-from riemae.exceptions import DisconnectedGraphWarning, MissingExtraError
+from riemae.exceptions import MissingExtraError
 
 SIZE = {"epochs": 3, "pairs": 2, "subset": 4}
-FILES = ("latent.png", "strips.png", "distances.png", "distances.npz")
-
-
-def call(*arguments):
-    """Run ``riemae`` with separate stdout and stderr.
-
-    Click 8.1 needs an argument for this, and later versions always do it.
-    """
-    try:
-        runner = CliRunner(mix_stderr=False)
-    except TypeError:
-        runner = CliRunner()
-    return runner.invoke(cli, [str(a) for a in arguments])
+FILES = ("latent.png", "strips.png", "distances.png", "distances.npz", "report.html")
 
 
 def sized(size=SIZE):
     return [text for name, value in size.items() for text in (f"--{name}", value)]
-
-
-def strictly(text):
-    """JSON according to its standard, without NaN and Infinity."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +42,12 @@ def few(monkeypatch):
     """A few of the digits, which are enough to test that everything runs."""
     images, labels = demo.load_digits()
     monkeypatch.setattr(demo, "load_digits", lambda: (images[:200], labels[:200]))
+
+
+@pytest.fixture
+def unreported(monkeypatch):
+    """No page for a browser, which takes as long as all the rest."""
+    monkeypatch.setattr(demo, "_write_report", lambda _, folder: folder / FILES[-1])
 
 
 @pytest.fixture
@@ -130,6 +113,8 @@ class TestFiles:
         assert sorted(f.name for f in folder.iterdir()) == sorted(FILES)
         for name in FILES[:3]:
             assert plt.imread(folder / name).std() > 0.01  # something is drawn
+        page = (folder / FILES[-1]).read_text("utf-8")
+        assert "<title>Digits in the latent space" in page
 
     def test_distance_matrices(self, command, result):
         numbers = np.load(command[1] / "distances.npz")
@@ -145,11 +130,11 @@ class TestFiles:
             assert not matrix.diagonal().any()
         assert (graph >= geodesic * (1 - 1e-4)).all()
 
-    def test_drawn_again_to_the_byte(self, command, result, tmp_path):
+    def test_drawn_again_to_the_byte(self, command, result, tmp_path, unreported):
         for again in demo.write(result, tmp_path)[:3]:
             assert again.read_bytes() == (command[1] / again.name).read_bytes()  # no dates inside
 
-    def test_drawing_changes_nothing_of_matplotlib(self, result, tmp_path, monkeypatch):
+    def test_drawing_changes_nothing_of_matplotlib(self, result, tmp_path, monkeypatch, unreported):
         monkeypatch.setattr(demo, "_draw_latent", lambda _, folder: folder / "latent.png")
         before = matplotlib.get_backend()
         try:
@@ -182,21 +167,22 @@ class TestLibrary:
         assert not torch.equal(other.subset, one.subset)
         assert (other.geodesics.length != one.geodesics.length).all()
 
-    def test_survives_a_graph_in_pieces(self, few, monkeypatch, tmp_path):
+    def test_survives_a_graph_in_pieces(self, few, monkeypatch, tmp_path, unreported):
         # Training may leave the codes in clusters that no neighbourhood joins. There is then no
         # path, and the straight line is used.
         build = Manifold.graph
         monkeypatch.setattr(Manifold, "graph", lambda self, points, **_: build(self, points, k=1))
-        with pytest.warns(DisconnectedGraphWarning):
-            r = call("demo", "--json", "--quiet", "--out", tmp_path, *sized())
+        r = call("demo", "--json", "--quiet", "--out", tmp_path, *sized())
         assert r.exit_code == 0, repr(r.exception)
+        (line,) = r.stderr.splitlines()
+        assert line.startswith("Warning: ")
+        assert "components" in line
         numbers = strictly(r.stdout)
         assert numbers["graph"] == [None, None]
         assert all(
             0 < g <= s for g, s in zip(numbers["geodesic"], numbers["straight"], strict=True)
         )
-        with pytest.warns(DisconnectedGraphWarning):
-            r = call("demo", "--quiet", "--out", tmp_path, *sized())
+        r = call("demo", "--quiet", "--out", tmp_path, *sized())
         assert r.exit_code == 0, repr(r.exception)
         assert "nan" not in r.stdout
 
@@ -213,6 +199,37 @@ class TestLibrary:
         images = torch.as_tensor(datasets.load_digits().data) / 16
         loss = (result.manifold.decode(result.codes) - images).square().mean()
         assert float(loss) == pytest.approx(result.loss, rel=1e-5)
+
+    def test_the_numbers_that_matter(self, result):
+        steps, straight, accuracy = demo.summary(result)
+        density = result.manifold.volume_density(result.codes)
+        low, high = density.quantile(torch.tensor([0.05, 0.95]).double())
+        assert f"{(high / low).sqrt():.0f} times as much" in steps
+        longer = torch.cat([result.straight, result.between_straight]) / torch.cat(
+            [result.geodesics.length, result.between.length]
+        )
+        assert f"up to {100 * (longer.max() - 1):.0f} % longer" in straight
+        assert "(8 pairs;" in straight
+        assert accuracy.startswith("8 of 8 geodesics")
+
+    def test_the_numbers_that_matter_when_nothing_converged(self, result):
+        def failed(r):
+            return dataclasses.replace(r, status=torch.ones_like(r.status))
+
+        bad = {name: failed(getattr(result, name)) for name in ("geodesics", "between")}
+        _, accuracy = demo.summary(dataclasses.replace(result, **bad))
+        assert accuracy.startswith("0 of 8 geodesics")
+
+    def test_highlighted_pairs_are_the_worst_straight_lines(self, result):
+        shown = demo._highlighted(result)
+        i, j = torch.triu_indices(4, 4, 1)[:, shown]
+        ends = torch.cat([i, j]).tolist()
+        assert len(set(ends)) == len(ends)
+        longer = result.between_straight / result.between.length
+        classes = result.labels[result.subset]
+        a, b = torch.triu_indices(4, 4, 1)
+        differ = classes[a] != classes[b]
+        assert longer[shown[0]] == longer[differ].max()
 
     def test_lengths_of_straight_lines(self, result):
         # ∫ |J (z₁ − z₀)| dt by the chords of many decoded points: second order, 2,000 of them.
@@ -252,6 +269,7 @@ class TestCommand:
             assert f"{number:.4f}" in r.stdout
         assert "2 converged" in " ".join(r.stdout.split())
         assert all(name in r.stdout.replace("\n", "") for name in FILES)
+        assert " ".join(r.stdout.split()).endswith("in a browser, and drag two points.")
 
     def test_progress_goes_to_stderr(self, computed, tmp_path):
         assert call("demo", "--json", "--out", tmp_path).stdout.startswith("{")
@@ -267,7 +285,7 @@ class TestCommand:
     def test_without_scikit_learn(self, monkeypatch, tmp_path, options):
         monkeypatch.setitem(sys.modules, "sklearn", None)
         r = call("demo", "--out", tmp_path, *options)
-        assert r.exit_code == 1
+        assert r.exit_code == 2
         assert isinstance(r.exception, SystemExit)  # no traceback
         assert r.stdout == ""
         (line,) = [line for line in r.stderr.splitlines() if line.strip()]
