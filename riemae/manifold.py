@@ -1873,9 +1873,7 @@ class Manifold:
                 str(self._pullback.ambient),
                 "Use method='geodesic' or 'graph'.",
             )
-        identity = None if out is None else self._identity()
-        if identity is not None and one is not None:
-            identity["condition"] = ", ".join(digest(x) for x in one.leaves)
+        identity = None if out is None else self._identity(one)
         result = solvers.distance_matrix(
             space,
             a,
@@ -1909,6 +1907,7 @@ class Manifold:
         candidates: int | None = None,
         solver: Solver | None = None,
         executor: Executor | None = None,
+        out: str | PathLike[str] | None = None,
         condition: Conditions = None,
     ) -> Neighbors:
         """The ``k`` nearest points of each query by geodesic distance; not differentiable.
@@ -1928,6 +1927,8 @@ class Manifold:
                 takes.
             solver: Settings of the path solver, as in :meth:`geodesic`.
             executor: Where geodesics are solved, as in :meth:`distance_matrix`.
+            out: A folder for the result, as in :func:`riemae.solvers.neighbors`: a call that was
+                killed goes on from its finished blocks.
             condition: One for all points, ``(1, *shape)``.
 
         Returns:
@@ -1940,12 +1941,12 @@ class Manifold:
             OptionError: When ``k`` is not from 1 to the number of points, or there are several
                 conditions.
         """
-        space, flat, core = self._among("neighbors", points, queries, condition)
+        space, flat, core, one = self._among("neighbors", points, queries, condition)
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
-        found = solvers.neighbors(
-            space, points, k, queries, progress=progress, executor=executor, **options
-        )
+        identity = None if out is None else self._identity(one)
+        kept: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
+        found = solvers.neighbors(space, points, k, queries, progress=progress, **kept, **options)
         again = partial(self.neighbors, points, k=k, condition=condition, **options)
         return replace(found, search=again)
 
@@ -1961,6 +1962,7 @@ class Manifold:
         candidates: int | None = None,
         solver: Solver | None = None,
         executor: Executor | None = None,
+        out: str | PathLike[str] | None = None,
         condition: Conditions = None,
     ) -> RadiusNeighbors:
         """All points within a geodesic distance of each query; not differentiable.
@@ -1978,6 +1980,7 @@ class Manifold:
             candidates: As in :meth:`neighbors`.
             solver: As in :meth:`neighbors`.
             executor: As in :meth:`neighbors`.
+            out: As in :meth:`neighbors`.
             condition: As in :meth:`neighbors`.
 
         Returns:
@@ -1990,11 +1993,13 @@ class Manifold:
             DTypeError: When their dtypes or devices differ.
             OptionError: When ``radius`` is negative, or there are several conditions.
         """
-        space, flat, core = self._among("radius_neighbors", points, queries, condition)
+        space, flat, core, one = self._among("radius_neighbors", points, queries, condition)
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
+        identity = None if out is None else self._identity(one)
+        kept: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
         found = solvers.radius_neighbors(
-            space, points, radius, queries, progress=progress, executor=executor, **options
+            space, points, radius, queries, progress=progress, **kept, **options
         )
         again = partial(
             self.radius_neighbors, points, radius=radius, condition=condition, **options
@@ -2003,8 +2008,8 @@ class Manifold:
 
     def _among(
         self, where: str, points: Tensor, queries: Tensor | None, condition: Conditions
-    ) -> tuple[Space, Tensor, PullbackMetric]:
-        """What neighbours are looked for in, the last of the points, and their metric."""
+    ) -> tuple[Space, Tensor, PullbackMetric, Condition | None]:
+        """Where neighbours are looked for: space, the last of the points, metric and condition."""
         refuse_transforms(
             f"Manifold.{where}", "It is not differentiable, and takes all points at once."
         )
@@ -2016,19 +2021,22 @@ class Manifold:
         one = None if core.condition is None else core.condition.single(f"Manifold.{where}")
         for name, z in (("points", points), ("queries", others)):
             flat = self._checks.points(f"{where} ({name})", z, condition=one)
-        return space, flat, core
+        return space, flat, core, one
 
-    def _identity(self) -> dict[str, object]:
-        """What distances depend on, besides points and settings."""
+    def _identity(self, condition: Condition | None) -> dict[str, object]:
+        """What distances depend on under one condition, besides points and settings."""
         ambient = self.ambient.title, self._pullback.given
         latent = getattr(self.latent, "periods", None) or getattr(self.latent, "manifold", None)
-        return {
+        known: dict[str, object] = {
             "riemae": version.__version__,
             "decoder": self.decoder,
             "ambient": ambient,
             "latent": (latent,),
             "codes": (self.latent_shape, self._pullback.decoder.output),
         }
+        if condition is not None:
+            known["condition"] = ", ".join(digest(x) for x in condition.leaves)
+        return known
 
     # For riemae.solvers.
 

@@ -24,12 +24,15 @@ from riemae.solvers.progress import Progress
 from riemae.solvers.result import Status
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.storage.blocks import BlockFolder
 
 _LINE_SEGMENTS = 8
 # Rows of a block of bounds: so many pairs of a query and a point.
 _PAIRS = 2**22
-# Geodesics of a block of work.
+# Geodesics of a block of work, and numbers that each stage has for its blocks.
 _BLOCK = 1024
+_STAGE = 10_000_000
+_NAMES = ("length", "error", "status")
 # How much finer pairs are solved that their errors leave open, and how often.
 _FINER = 1e-2
 _FINEST = 1e-10
@@ -157,6 +160,10 @@ class Geodesics:
         """Their numbers."""
         return list(range(-(-len(self.pairs) // _BLOCK)))
 
+    def count(self, block: int) -> int:
+        """How many pairs a block has."""
+        return min(_BLOCK, len(self.pairs) - block * _BLOCK)
+
     def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, ...]:
         """Lengths, errors and statuses of a block."""
         i, j = self.pairs[block * _BLOCK : (block + 1) * _BLOCK].to(self.stops.device).T
@@ -171,6 +178,49 @@ class Geodesics:
             )
         length, error = (x.detach().double().cpu() for x in (found.length, found.error))
         return length, error, found.status.to("cpu", torch.int8)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the blocks of a stage are solved and kept.
+
+    Attributes:
+        executor: Where they are solved; None for here.
+        progress: Told of (pairs done, pairs in all).
+        folder: Where finished blocks lie; None for nowhere.
+        first: The number of the stage's first block among all.
+    """
+
+    executor: Executor | None
+    progress: Progress | None
+    folder: BlockFolder | None
+    first: int
+
+    def solved(self, where: str, work: Geodesics) -> list[tuple[Tensor, ...]]:
+        """Lengths, errors and statuses of all blocks in order: from the folder, or solved now."""
+        parts: dict[int, tuple[Tensor, ...]] = {}
+        finished = self.folder.finished() if self.folder is not None else set()
+        for block in work.blocks:
+            if self.first + block in finished:
+                parts[block] = self._read(block, work.count(block))
+        missing = [block for block in work.blocks if block not in parts]
+        done = sum(len(part[0]) for part in parts.values())
+        for block, found in computed(where, work, missing, self.executor, None):
+            parts[block] = found
+            if self.folder is not None:
+                named = dict(zip(_NAMES, found, strict=True))
+                self.folder.write(self.first + block, named)
+            done += len(found[0])
+            if self.progress is not None:
+                self.progress(done, len(work.pairs))
+        return [parts[block] for block in work.blocks]
+
+    def _read(self, block: int, count: int) -> tuple[Tensor, ...]:
+        assert self.folder is not None
+        kinds = (torch.float64, torch.float64, torch.int8)
+        shapes = {name: ((count,), kind) for name, kind in zip(_NAMES, kinds, strict=True)}
+        found = self.folder.read(self.first + block, shapes)
+        return tuple(found[name] for name in _NAMES)
 
 
 class _Share:
@@ -215,7 +265,7 @@ class Search(ABC):
     solved: int = 0
 
     def blocks(
-        self, progress: Progress | None, executor: Executor | None
+        self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None
     ) -> list[tuple[np.ndarray, ...]]:
         """What :meth:`chosen` says of every block of queries.
 
@@ -234,11 +284,18 @@ class Search(ABC):
             if stage.again and not len(pairs):
                 break
             share = _Share(progress, number, len(stages), self._queries())
-            known = self._solved(known, self._unique(pairs), stage, executor, share)
+            blocks = Blocks(executor, share, folder, first=number * _STAGE)
+            known = self._solved(known, self._unique(pairs), stage, blocks)
         answer = [self.chosen(rows) for rows in self._all_rows(known)]
         if progress is not None:
             progress(self._queries(), self._queries())
         return answer
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings of every search."""
+        solver = None if self.solver is None else repr(self.solver)
+        return {"rtol": self.rtol, "solver": solver, "candidates": self.candidates}
 
     def stages(self) -> list[Stage]:
         """What is solved, one after the other: the search's own, then closer looks."""
@@ -397,8 +454,7 @@ class Search(ABC):
         known: Known,
         pairs: np.ndarray,
         stage: Stage,
-        executor: Executor | None,
-        progress: Progress | None,
+        blocks: Blocks,
     ) -> Known:
         """What is known, and these pairs."""
         if not len(pairs):
@@ -411,15 +467,9 @@ class Search(ABC):
             rtol=stage.rtol,
             solver=self.solver,
         )
-        parts: dict[int, tuple[Tensor, ...]] = {}
-        done = 0
-        for block, found in computed(self.where, work, work.blocks, executor, None):
-            parts[block] = found
-            done += len(found[0])
-            if progress is not None:
-                progress(done, len(pairs))
+        parts = blocks.solved(self.where, work)
         length, error, status = (
-            torch.cat([parts[block][place] for block in work.blocks]).numpy() for place in range(3)
+            torch.cat([part[place] for part in parts]).numpy() for place in range(3)
         )
         self.solved += len(pairs)
         # What a finer look cannot reach was accurate enough for the call before.

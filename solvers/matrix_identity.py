@@ -33,40 +33,51 @@ def recognised(
 
     Together they say whether a file is of the same run.
     """
-    things: Mapping[str, object]
-    if identity is None:
-        things = {"contents": task.space}
-    else:
-        things = identity
-    if task.b is None:
-        other = task.a
-        digest_of_b = "a"
-    else:
-        other = task.b
-        digest_of_b = digest(task.b)
-    # Strings name themselves; of everything else the contents are looked at.
-    names = [name for name, thing in things.items() if not isinstance(thing, str)]
-    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
-    with torch.no_grad(), one_thread():
-        _speeds(task.space, task.a[:2])  # what is made at the first call is there now
-        before = {name: parts(things[name]) for name in names}
-        probe = _probe(task.space, task.a, other)
-        after = {name: parts(things[name]) for name in names}
-    for name in names:
-        known[name] = fingerprint(before[name], after[name])
     settings = {
         "method": task.method,
         "block_size": layout.size,
         **task.settings,
     }
-    description = {
+    about = {
         "format": "riemae distance matrix",
         "version": 2,
         "shape": list(layout.shape),
-        "dtype": str(task.a.dtype).removeprefix("torch."),
-        "points": {"a": digest(task.a), "b": digest_of_b},
         "settings": settings,
-        "space": {"class": type(task.space).__name__, **known},
+    }
+    known, probe = described(task.space, task.a, task.b, identity)
+    return {**about, **known}, probe
+
+
+def described(
+    space: Space, a: Tensor, b: Tensor | None, identity: Mapping[str, object] | None
+) -> tuple[dict[str, Any], list[float]]:
+    """What identifies points and space, and a probe of the space.
+
+    Args:
+        space: The space.
+        a: Points ``(n, m)``.
+        b: Points ``(q, m)``; None for ``a`` itself.
+        identity: What the space depends on, by name; by default the space itself.
+    """
+    things: Mapping[str, object]
+    if identity is None:
+        things = {"contents": space}
+    else:
+        things = identity
+    # Strings name themselves; of everything else the contents are looked at.
+    names = [name for name, thing in things.items() if not isinstance(thing, str)]
+    known = {name: thing for name, thing in things.items() if isinstance(thing, str)}
+    with torch.no_grad(), one_thread():
+        _speeds(space, a[:2])  # what is made at the first call is there now
+        before = {name: parts(things[name]) for name in names}
+        probe = _probe(space, a, a if b is None else b)
+        after = {name: parts(things[name]) for name in names}
+    for name in names:
+        known[name] = fingerprint(before[name], after[name])
+    description = {
+        "dtype": str(a.dtype).removeprefix("torch."),
+        "points": {"a": digest(a), "b": "a" if b is None else digest(b)},
+        "space": {"class": type(space).__name__, **known},
     }
     return description, probe
 

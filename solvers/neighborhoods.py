@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -161,6 +161,15 @@ class Neighborhoods(ABC):
         parts: dict[str, Any] = {name: tensors[name] for name in cls.tensors}
         parts |= {name: metadata[name] for name in cls.values}
         return cls(**parts)
+
+    def to(self: Found, device: torch.device | str) -> Found:
+        """The same with its tensors on a device; what failed stays on the CPU."""
+        parts = {
+            name: getattr(self, name).to(device)
+            for name in self.tensors
+            if name not in ("failed", "status")
+        }
+        return replace(self, **parts)
 
     def query(self: Found, queries: Tensor, **options: Any) -> Found:  # (q, m)
         """The neighbours of other points among the same points, found in the same way.

@@ -8,9 +8,11 @@ distance is more than the k-th length that was found are not, whatever their geo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,14 @@ from riemae.numerics.precision import in_full_precision
 from riemae.solvers.candidates import Rows, Search, Wanted
 from riemae.solvers.executors import expect_executor
 from riemae.solvers.hooks import precision_of
+from riemae.solvers.matrix_identity import described
 from riemae.solvers.neighborhoods import Found, Neighbors, RadiusNeighbors
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
+from riemae.storage.blocks import BlockFolder, path_of_a_result
 
 # Candidates for the first neighbours, in k: of 160 digit codes the ten nearest lie among the twenty
 # nearest chords with a recall of 0.999.
@@ -52,6 +56,8 @@ def neighbors(
     throw: bool = True,
     progress: Progress | bool | None = None,
     executor: Executor | None = None,
+    out: str | PathLike[str] | None = None,
+    identity: Mapping[str, object] | None = None,
 ) -> Neighbors:
     """The ``k`` nearest points of each query by geodesic distance; not differentiable.
 
@@ -75,6 +81,10 @@ def neighbors(
         progress: Called with (queries done, queries in all); True shows a bar.
         executor: Any ``concurrent.futures.Executor``, as in :func:`distance_matrix`: geodesics are
             solved there in blocks of 1,024. The result has the same bits as without.
+        out: A folder for the result, as :meth:`Neighbors.save` writes it. Until it is complete,
+            finished blocks lie in ``out.blocks``, and the same call takes them from there, after a
+            process was killed as well. One process writes it at a time: ``out.lock`` names it.
+        identity: As in :func:`distance_matrix`.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
@@ -84,6 +94,7 @@ def neighbors(
         NonFiniteError: When a point is NaN or infinite.
         OptionError: When ``k`` is not from 1 to the number of points, or ``candidates`` less than
             ``k``.
+        FileError: When ``out`` is of another run, is damaged, or cannot be written.
     """
     others = points if queries is None else queries
     most = len(points) - (queries is None) if isinstance(points, Tensor) else 0
@@ -94,7 +105,8 @@ def neighbors(
         hint = "At least the neighbours themselves must be solved."
         expect_range("neighbors", "candidates", candidates, k, integer=True, hint=hint)
     with torch.no_grad(), reported("neighbors", progress, "queries") as report:
-        result = _Nearest(**shared, candidates=candidates, k=k).run(report, executor)
+        search = _Nearest(**shared, candidates=candidates, k=k)
+        result = _kept(search, report, executor, out, identity)
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
     again = partial(neighbors, shared["space"], shared["points"], k=k, **options)
@@ -115,6 +127,8 @@ def radius_neighbors(
     throw: bool = True,
     progress: Progress | bool | None = None,
     executor: Executor | None = None,
+    out: str | PathLike[str] | None = None,
+    identity: Mapping[str, object] | None = None,
 ) -> RadiusNeighbors:
     """All points within a geodesic distance of each query; not differentiable.
 
@@ -137,6 +151,10 @@ def radius_neighbors(
         progress: Called with (queries done, queries in all); True shows a bar.
         executor: Any ``concurrent.futures.Executor``, as in :func:`distance_matrix`: geodesics are
             solved there in blocks of 1,024. The result has the same bits as without.
+        out: A folder for the result, as :meth:`Neighbors.save` writes it. Until it is complete,
+            finished blocks lie in ``out.blocks``, and the same call takes them from there, after a
+            process was killed as well. One process writes it at a time: ``out.lock`` names it.
+        identity: As in :func:`distance_matrix`.
 
     Raises:
         NotConvergedError: When ``throw`` and a geodesic misses ``rtol``; it carries the result.
@@ -145,6 +163,7 @@ def radius_neighbors(
         DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: When ``radius`` is negative, or ``candidates`` less than 1.
+        FileError: When ``out`` is of another run, is damaged, or cannot be written.
     """
     where = "radius_neighbors"
     others = points if queries is None else queries
@@ -153,9 +172,8 @@ def radius_neighbors(
     if candidates is not None:
         expect_range(where, "candidates", candidates, 1, integer=True)
     with torch.no_grad(), reported(where, progress, "queries") as report:
-        result = _Within(**shared, candidates=candidates, radius=float(radius)).run(
-            report, executor
-        )
+        search = _Within(**shared, candidates=candidates, radius=float(radius))
+        result = _kept(search, report, executor, out, identity)
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
     again = partial(radius_neighbors, shared["space"], shared["points"], radius=radius, **options)
@@ -189,6 +207,38 @@ def _checked(
     }
 
 
+def _kept(
+    search: Any,
+    progress: Progress | None,
+    executor: Executor | None,
+    out: str | PathLike[str] | None,
+    identity: Mapping[str, object] | None,
+) -> Any:
+    """The result of a search, from ``out`` where it lies there, or put there."""
+    if out is None:
+        return search.run(progress, executor, None)
+    known, probe = described(search.space, search.points, search.queries, identity)
+    about = {
+        "format": f"riemae {search.kind.__name__}",
+        "version": 1,
+        "settings": search.settings,
+        **known,
+    }
+    path = path_of_a_result(search.where, out, "neighbors")
+    with BlockFolder(path, about, probe, search.where) as folder:
+        found = folder.result(search.kind.load)
+        if found is None:
+            folder.begin()
+            found = folder.result(search.kind.load)  # another has finished it in this moment
+            if found is None:
+                found = search.run(progress, executor, folder)
+                folder.keep(found.save)
+        elif progress is not None:
+            count = len(found.certified)
+            progress(count, count)
+    return found.to(search.points.device)
+
+
 def _demanded(where: str, result: Found, throw: bool) -> Found:
     """The result, unless a geodesic failed that must not.
 
@@ -211,11 +261,19 @@ def _demanded(where: str, result: Found, throw: bool) -> Found:
 class _Nearest(Search):
     """The k nearest."""
 
+    kind = Neighbors
     k: int
 
-    def run(self, progress: Progress | None, executor: Executor | None) -> Neighbors:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the answer, besides space and points."""
+        return {**self.shared, "k": self.k}
+
+    def run(
+        self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None
+    ) -> Neighbors:
         """The whole search."""
-        parts = self.blocks(progress, executor)
+        parts = self.blocks(progress, executor, folder)
         like = self.points
         empty = np.zeros((0, self.k))
 
@@ -299,11 +357,19 @@ class _Nearest(Search):
 class _Within(Search):
     """Those within a radius."""
 
+    kind = RadiusNeighbors
     radius: float
 
-    def run(self, progress: Progress | None, executor: Executor | None) -> RadiusNeighbors:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the answer, besides space and points."""
+        return {**self.shared, "radius": self.radius}
+
+    def run(
+        self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None
+    ) -> RadiusNeighbors:
         """The whole search."""
-        parts = self.blocks(progress, executor)
+        parts = self.blocks(progress, executor, folder)
         like = self.points
         counts, indices, distances, errors = (
             np.concatenate([part[place] for part in parts] or [np.zeros(0)]) for place in range(4)

@@ -174,6 +174,7 @@ def calls():
         "jacobi_field": (a[0], 0.1 * b[0], b[0]),
         "conjugate_points": (a[0], 0.1 * b[0]),
         "distance_matrix": (a,),
+        "volume": (torch.stack([a.amin(0), a.amin(0) + 1], 1),),
         **dict.fromkeys(
             ("squared_chords", "energy_and_gradient", "products", "residual"),
             (torch.stack([a, b, z[:2]], 1),),

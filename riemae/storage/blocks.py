@@ -13,21 +13,26 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.exceptions import FileError
+from riemae.exceptions import CheckpointError, FileError
 from riemae.storage.atomic import allocate, sync_folder, write_atomically
 from riemae.storage.digests import digest, file_digest
 from riemae.storage.lock import Lock
 from riemae.storage.runs import agreed, as_json, check_array, check_failures, refuse
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Result = TypeVar("Result")
 
 # What file managers and network file systems leave in folders.
 _STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
@@ -36,60 +41,39 @@ _LABEL = {"run": "a block of this run", "block": "this block", "sha256": "unchan
 
 
 @dataclass
-class BlockFile:
-    """The file of one run, found or begun.
+class BlockFolder:
+    """The finished blocks of one run, found or begun.
 
     As a context, it gives the right to write back at the end.
 
     Attributes:
-        path: Of the result.
-        description: What the result is of: plain JSON; ``shape`` and ``dtype`` are the array's.
+        path: Of the result, next to which the blocks lie.
+        description: What the result is of: plain JSON; ``dtype`` is that of its numbers.
         probe: Numbers that the same space reproduces up to rounding.
-        statuses: Codes that a pair that failed may have.
-        complete: Whether ``path`` holds the result.
+        where: The call, for errors.
     """
 
     path: Path
     description: dict[str, Any]
     probe: list[float]
-    statuses: frozenset[int]
-    complete: bool = False
-    _found: dict[str, Any] = field(default_factory=dict)
-    _lock: Lock | None = None
+    where: str = "distance_matrix"
+    _lock: Lock | None = field(default=None, kw_only=True)
 
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        description: dict[str, Any],
-        probe: list[float],
-        statuses: frozenset[int],
-    ) -> BlockFile:
-        """Find what an earlier call left at ``path``, or begin.
+    def begin(self) -> None:
+        """Take the right to write, and find what an earlier call left, or make a folder.
 
         Raises:
-            FileError: When the folder of ``path`` does not exist, or what lies there is of another
-                run, or damaged.
+            FileError: When another process writes, or what lies there is of another run, or
+                damaged.
         """
-        file = cls(_path_of_a_file(path), description, probe, statuses)
-        if file._find():
-            return file
-        with _on_disk(file.path):
-            beside = file.path.with_name(file.path.name + ".lock")
-            lock = Lock(beside, "distance_matrix", f"out={str(path)!r}")
-            lock.acquire()
-        file._lock = lock
+        self._acquire()
         try:
-            if file._find():  # the one before has finished it in this moment
-                file.__exit__()
-            else:
-                file._begin()
+            self._begin()
         except BaseException:
-            file.__exit__()
+            self.__exit__()
             raise
-        return file
 
-    def __enter__(self) -> BlockFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,22 +81,12 @@ class BlockFile:
             self._lock.release()
             self._lock = None
 
-    def _find(self) -> bool:
-        """Whether the result is there, and of this run.
-
-        Raises:
-            FileError: When it is of another run, or damaged.
-        """
-        if not self.path.exists():
-            return False
-        self._found = self._agreed(self._beside, "the description of a result")
-        n, q = self.description["shape"]
-        check_array(self.path, self._found)
-        check_failures(self._beside, self._found.get("failed"), (n, q), self.statuses)
-        self.complete = True
-        # Blocks are left when a run was killed in its last moment.
-        shutil.rmtree(self._blocks, ignore_errors=True)
-        return True
+    def _acquire(self) -> None:
+        with self._on_disk():
+            beside = self.path.with_name(self.path.name + ".lock")
+            lock = Lock(beside, self.where, f"out={str(self.path)!r}")
+            lock.acquire()
+        self._lock = lock
 
     def _begin(self) -> None:
         """Find the blocks of an unfinished run, or make a folder for them.
@@ -124,17 +98,46 @@ class BlockFile:
             self._agreed(self._run, "the description of an unfinished run")
             return
         about = {**self.description, "probe": self.probe}
-        with _on_disk(self.path):
+        with self._on_disk():
             self._blocks.mkdir(exist_ok=True)
             write_atomically(self._run, as_json(about))
 
     def _agreed(self, path: Path, what: str) -> dict[str, Any]:
-        return agreed(path, what, self.description, self.probe)
+        return agreed(self.where, path, what, self.description, self.probe)
+
+    # A result that is a folder of its own.
+
+    def result(self, load: Callable[[Path], Result]) -> Result | None:
+        """The result that :meth:`keep` left; None where there is none.
+
+        Raises:
+            FileError: When something else lies at ``path``.
+        """
+        if not self.path.exists() and not self._about.exists():
+            return None
+        if not self.path.exists() or not self._about.exists():
+            got = "one without the other"
+            refuse(self.where, self.path, f"a result described by {self._about.name}", got)
+        self._agreed(self._about, "the description of a result")
+        try:
+            found = load(self.path)
+        except CheckpointError as reason:
+            refuse(self.where, self.path, "a whole result", str(reason), reason)
+        self.drop()
+        return found
+
+    def keep(self, save: Callable[[Path], object]) -> None:
+        """Write the result, with its description last, and drop the blocks."""
+        about = {**self.description, "probe": self.probe}
+        with self._on_disk():
+            save(self.path)
+            write_atomically(self._about, as_json(about))
+        self.drop()
 
     # Blocks.
 
-    def finished(self, count: int) -> set[int]:
-        """Numbers of the blocks that are on disk, of ``count``.
+    def finished(self, count: int | None = None) -> set[int]:
+        """Numbers of the blocks that are on disk, of ``count`` where that is known.
 
         Raises:
             FileError: When the folder holds a file that is none of them.
@@ -144,9 +147,11 @@ class BlockFile:
             if _is_stray(entry) or entry == self._run:
                 continue
             numbered = entry.suffix == ".safetensors" and entry.stem.isdecimal()
-            if not numbered or int(entry.stem) >= count:
-                expected = f"blocks 0 to {count - 1} of a run"
-                refuse(entry, expected, f"a file named {entry.name!r}")
+            if not numbered or (count is not None and int(entry.stem) >= count):
+                wanted = "blocks of a run"
+                if count is not None:
+                    wanted = f"blocks 0 to {count - 1} of a run"
+                refuse(self.where, entry, wanted, f"a file named {entry.name!r}")
             numbers.add(int(entry.stem))
         return numbers
 
@@ -156,7 +161,7 @@ class BlockFile:
 
         parts = {name: x.contiguous() for name, x in tensors.items()}
         label = self._label(block, parts)
-        with _on_disk(self.path):
+        with self._on_disk():
             write_atomically(self._block(block), save(parts, label))
 
     def read(
@@ -179,71 +184,26 @@ class BlockFile:
                 label = stored.metadata() or {}
                 parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as reason:
-            refuse(path, "a whole safetensors file", str(reason), reason)
+            refuse(self.where, path, "a whole safetensors file", str(reason), reason)
         wanted = {name: [*shape, dtype] for name, (shape, dtype) in expected.items()}
         got = {name: [*x.shape, x.dtype] for name, x in parts.items()}
         if got != wanted:
-            refuse(path, f"tensors {wanted}", str(got))
+            refuse(self.where, path, f"tensors {wanted}", str(got))
         correct = self._label(block, parts)
         for key, what in _LABEL.items():
             if label.get(key) != correct[key]:
-                refuse(path, f"{what} ({key} {correct[key]})", str(label.get(key)))
+                refuse(self.where, path, f"{what} ({key} {correct[key]})", str(label.get(key)))
         return parts
 
-    # The whole.
-
-    @contextmanager
-    def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`.
-
-        Zeros at first.
-
-        The space on the disk is taken before anything is written to the map: a disk that is full
-        would kill the process there, by SIGBUS.
-        """
-        kind = torch.empty(0, dtype=dtype).numpy().dtype
-        head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        with _on_disk(self.path, drop=self._part):
-            with self._part.open("w+b") as stream:
-                np.lib.format.write_array_header_1_0(stream, head)
-                allocate(stream, math.prod(shape) * kind.itemsize)
-            array = np.load(self._part, mmap_mode="r+", allow_pickle=False)
-        yield torch.from_numpy(array)
-        with _on_disk(self.path):
-            array.flush()
-
-    def finish(self, failures: list[tuple[int, int, int]]) -> None:
-        """Make the assembled array the result, with its description, and drop the blocks."""
-        with _on_disk(self.path):
-            with self._part.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            about = {"sha256": file_digest(self._part), "failed": failures}
-            self._found = {**self.description, "probe": self.probe, **about}
-            write_atomically(self._beside, as_json(self._found))
-            os.replace(self._part, self.path)
-            sync_folder(self.path.parent)
-        self.complete = True
+    def drop(self) -> None:
+        """Remove the blocks: the result is there."""
         shutil.rmtree(self._blocks, ignore_errors=True)
-
-    def matrix(self) -> Tensor:
-        """The result, mapped from the file; what is written to the tensor stays out of the file."""
-        array = np.load(self.path, mmap_mode="c", allow_pickle=False)
-        return torch.from_numpy(array)
-
-    def failures(self) -> list[tuple[int, int, int]]:
-        """Rows, columns and statuses that :meth:`finish` stored."""
-        stored = self._found["failed"]
-        return [(int(i), int(j), int(code)) for i, j, code in stored]
 
     # Names and labels.
 
     @property
-    def _beside(self) -> Path:
+    def _about(self) -> Path:
         return self.path.with_name(self.path.name + ".json")
-
-    @property
-    def _part(self) -> Path:
-        return self.path.with_name(self.path.name + ".part")
 
     @property
     def _blocks(self) -> Path:
@@ -262,8 +222,147 @@ class BlockFile:
         contents = hashlib.sha256("".join(digests).encode())
         return {"run": run.hexdigest(), "block": str(block), "sha256": contents.hexdigest()}
 
+    @contextmanager
+    def _on_disk(self, drop: Path | None = None) -> Iterator[None]:
+        """Say what to do where the disk refuses.
 
-def _path_of_a_file(path: object) -> Path:
+        Raises:
+            FileError: Then; what ``drop`` had taken is free again.
+        """
+        try:
+            yield
+        except OSError as reason:
+            if drop is not None:
+                drop.unlink(missing_ok=True)
+            raise FileError(
+                self.where,
+                f"a disk that takes out={str(self.path)!r}",
+                str(reason),
+                "Finished blocks are kept: make room, or mend what is wrong, and repeat the same "
+                "call.",
+            ) from reason
+
+
+@dataclass
+class BlockFile(BlockFolder):
+    """The file of one run's matrix, found or begun.
+
+    Attributes, besides those of the blocks, of whose description ``shape`` and ``dtype`` are the
+    array's:
+        statuses: Codes that a pair that failed may have.
+        complete: Whether ``path`` holds the result.
+    """
+
+    statuses: frozenset[int] = field(kw_only=True)
+    complete: bool = field(default=False, kw_only=True)
+    _found: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        description: dict[str, Any],
+        probe: list[float],
+        statuses: frozenset[int],
+    ) -> BlockFile:
+        """Find what an earlier call left at ``path``, or begin.
+
+        Raises:
+            FileError: When the folder of ``path`` does not exist, or what lies there is of another
+                run, or damaged.
+        """
+        known = path_of_a_result("distance_matrix", path, "distances.npy")
+        if known.is_dir():
+            raise FileError(
+                "distance_matrix",
+                "out as the path of a file",
+                f"the folder {path}",
+                "Add the name of a file.",
+            )
+        file = cls(known, description, probe, statuses=statuses)
+        if file._find():
+            return file
+        file._acquire()
+        try:
+            if file._find():  # the one before has finished it in this moment
+                file.__exit__()
+            else:
+                file._begin()
+        except BaseException:
+            file.__exit__()
+            raise
+        return file
+
+    def _find(self) -> bool:
+        """Whether the result is there, and of this run.
+
+        Raises:
+            FileError: When it is of another run, or damaged.
+        """
+        if not self.path.exists():
+            return False
+        self._found = self._agreed(self._about, "the description of a result")
+        n, q = self.description["shape"]
+        check_array(self.where, self.path, self._found)
+        check_failures(self.where, self._about, self._found.get("failed"), (n, q), self.statuses)
+        self.complete = True
+        # Blocks are left when a run was killed in its last moment.
+        self.drop()
+        return True
+
+    # The whole.
+
+    @contextmanager
+    def assembling(self, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """The array of the result, mapped to a file that becomes ``path`` at :meth:`finish`.
+
+        Zeros at first.
+
+        The space on the disk is taken before anything is written to the map: a disk that is full
+        would kill the process there, by SIGBUS.
+        """
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        with self._on_disk(drop=self._part):
+            with self._part.open("w+b") as stream:
+                np.lib.format.write_array_header_1_0(stream, head)
+                allocate(stream, math.prod(shape) * kind.itemsize)
+            array = np.load(self._part, mmap_mode="r+", allow_pickle=False)
+        yield torch.from_numpy(array)
+        with self._on_disk():
+            array.flush()
+
+    def finish(self, failures: list[tuple[int, int, int]]) -> None:
+        """Make the assembled array the result, with its description, and drop the blocks."""
+        with self._on_disk():
+            with self._part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            about = {"sha256": file_digest(self._part), "failed": failures}
+            self._found = {**self.description, "probe": self.probe, **about}
+            write_atomically(self._about, as_json(self._found))
+            os.replace(self._part, self.path)
+            sync_folder(self.path.parent)
+        self.complete = True
+        self.drop()
+
+    def matrix(self) -> Tensor:
+        """The result, mapped from the file; what is written to the tensor stays out of the file."""
+        array = np.load(self.path, mmap_mode="c", allow_pickle=False)
+        return torch.from_numpy(array)
+
+    def failures(self) -> list[tuple[int, int, int]]:
+        """Rows, columns and statuses that :meth:`finish` stored."""
+        stored = self._found["failed"]
+        return [(int(i), int(j), int(code)) for i, j, code in stored]
+
+    # Names.
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+
+def path_of_a_result(where: str, path: object, example: str) -> Path:
     """A path in a folder that exists.
 
     Raises:
@@ -271,45 +370,17 @@ def _path_of_a_file(path: object) -> Path:
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not Path(text).name:
-        hint = "Try out='distances.npy'."
-        raise FileError("distance_matrix", "out as the path of a file", repr(path), hint)
+        raise FileError(where, "out as the path of a file", repr(path), f"Try out={example!r}.")
     found = Path(text)
     folder = found.parent
     if not folder.is_dir():
         raise FileError(
-            "distance_matrix",
+            where,
             f"an existing folder for out={str(path)!r}",
             str(folder),
             "Make the folder first.",
         )
-    if found.is_dir():
-        raise FileError(
-            "distance_matrix",
-            "out as the path of a file",
-            f"the folder {path}",
-            "Add the name of a file.",
-        )
     return found
-
-
-@contextmanager
-def _on_disk(path: Path, drop: Path | None = None) -> Iterator[None]:
-    """Say what to do where the disk refuses.
-
-    Raises:
-        FileError: Then; what ``drop`` had taken is free again.
-    """
-    try:
-        yield
-    except OSError as reason:
-        if drop is not None:
-            drop.unlink(missing_ok=True)
-        raise FileError(
-            "distance_matrix",
-            f"a disk that takes out={str(path)!r}",
-            str(reason),
-            "Finished blocks are kept: make room, or mend what is wrong, and repeat the same call.",
-        ) from reason
 
 
 def _is_stray(entry: Path) -> bool:

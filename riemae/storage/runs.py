@@ -24,22 +24,25 @@ def as_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
-def refuse(path: Path, expected: str, got: str, reason: Exception | None = None) -> NoReturn:
-    """Refuse a file that does not hold what it should.
+def refuse(
+    where: str, path: Path, expected: str, got: str, reason: Exception | None = None
+) -> NoReturn:
+    """Refuse a file that does not hold what it should, on behalf of a call.
 
     Raises:
         FileError: Always.
     """
     remedy = "Give another out=, or delete it to compute it anew."
-    raise FileError("distance_matrix", f"{path} to hold {expected}", got, remedy) from reason
+    raise FileError(where, f"{path} to hold {expected}", got, remedy) from reason
 
 
 def agreed(
-    path: Path, what: str, description: Mapping[str, Any], probe: list[float]
+    where: str, path: Path, what: str, description: Mapping[str, Any], probe: list[float]
 ) -> dict[str, Any]:
     """The description at ``path``.
 
     Args:
+        where: The call, for errors.
         path: A file in JSON.
         what: What it describes, in words.
         description: That of the call.
@@ -52,9 +55,34 @@ def agreed(
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as reason:
-        refuse(path, expected, str(reason), reason)
+        refuse(where, path, expected, str(reason), reason)
     if not isinstance(found, dict):
-        refuse(path, expected, type(found).__name__)
+        refuse(where, path, expected, type(found).__name__)
+    expect_same(where, path, expected, found, description, probe)
+    return found
+
+
+def expect_same(
+    where: str,
+    path: Path,
+    expected: str,
+    found: Mapping[str, Any],
+    description: Mapping[str, Any],
+    probe: list[float],
+) -> None:
+    """Compare a description that was found with that of the call.
+
+    Args:
+        where: The call, for errors.
+        path: Where it was found.
+        expected: What was looked for, in words.
+        found: What was found.
+        description: That of the call.
+        probe: Numbers that the same space reproduces up to rounding.
+
+    Raises:
+        FileError: When it is of another run.
+    """
     differences = list(_differences(description, found))
     dtype = getattr(torch, description["dtype"])
     share = tolerance(dtype).probe
@@ -66,14 +94,14 @@ def agreed(
     if differences:
         if len(differences) > _NAMED:
             differences = [*differences[: _NAMED - 1], differences[-1]]
-        refuse(path, expected, "another one: " + "; ".join(differences))
-    return found
+        refuse(where, path, expected, "another one: " + "; ".join(differences))
 
 
-def check_array(path: Path, about: Mapping[str, Any]) -> None:
+def check_array(where: str, path: Path, about: Mapping[str, Any]) -> None:
     """Look whether a result is whole and unchanged.
 
     Args:
+        where: The call, for errors.
         path: The result, in numpy's format.
         about: Its description, with shape, dtype and digest.
 
@@ -83,23 +111,24 @@ def check_array(path: Path, about: Mapping[str, Any]) -> None:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as reason:
-        refuse(path, "a whole .npy file", str(reason), reason)
+        refuse(where, path, "a whole .npy file", str(reason), reason)
     wanted = (tuple(about["shape"]), about["dtype"])
     got = (array.shape, array.dtype.name)
     if got != wanted:
-        refuse(path, f"an array of shape and dtype {wanted}", str(got))
+        refuse(where, path, f"an array of shape and dtype {wanted}", str(got))
     known = about.get("sha256")
     actual = file_digest(path)
     if known != actual:
-        refuse(path, f"unchanged contents (sha256 {known})", actual)
+        refuse(where, path, f"unchanged contents (sha256 {known})", actual)
 
 
 def check_failures(
-    path: Path, failed: object, shape: tuple[int, int], statuses: frozenset[int]
+    where: str, path: Path, failed: object, shape: tuple[int, int], statuses: frozenset[int]
 ) -> None:
     """Look whether the pairs that failed are rows, columns and statuses of a matrix.
 
     Args:
+        where: The call, for errors.
         path: The file that names them.
         failed: What it says.
         shape: Of the matrix.
@@ -113,7 +142,7 @@ def check_failures(
     for entry in entries:
         if not _is_failure(entry, n, q, statuses):
             expected = f"failed pairs as [row, column, status] of a {n} x {q} matrix"
-            refuse(path, expected, repr(entry)[:80])
+            refuse(where, path, expected, repr(entry)[:80])
 
 
 def _is_failure(entry: object, n: int, q: int, statuses: frozenset[int]) -> bool:

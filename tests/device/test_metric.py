@@ -99,6 +99,7 @@ def test_scores(given, generator):
     def drawn():
         return ROUND.distortion(z, "isometry", True, "hutchinson", 16, generator)
 
+    assert_placed(scores.summary(ROUND, z, blocks=2).vor, z.device, z.dtype)
     estimate = scores.Estimate.repeated(drawn, 16)
     assert_placed(estimate, z.device, z.dtype)
     exact = ROUND.distortion(z, "isometry", True)
