@@ -29,5 +29,5 @@ for module in pkgutil.walk_packages(riemae.__path__, "riemae."):
 END
 venv/bin/python -m pytest -q -n "$3" -p no:cacheprovider \
     tests/test_packaging.py tests/test_layers.py tests/plotting tests/autoencoders/test_persistence.py \
-    tests/cli tests/datasets tests/interop tests/storage \
+    tests/cli tests/datasets tests/interop tests/reporting tests/storage \
     tests/solvers/test_distance_matrix.py::TestExecutors::test_a_dask_cluster_changes_no_bit
