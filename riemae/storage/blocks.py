@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,8 @@ from riemae.storage.digests import digest, file_digest
 from riemae.storage.lock import Lock
 from riemae.storage.runs import agreed, as_json, check_array, check_failures, refuse
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Result = TypeVar("Result")
+Folder = TypeVar("Folder", bound="BlockFolder")
 
 # What file managers and network file systems leave in folders.
 _STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
@@ -73,7 +71,7 @@ class BlockFolder:
             self.__exit__()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Folder) -> Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
