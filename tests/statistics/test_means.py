@@ -346,3 +346,24 @@ def test_a_space_of_solvers():
     assert isinstance(frechet_mean(HALF_PLANE, z).variance, torch.Tensor)
     assert solvers.geodesic(HALF_PLANE, z[0], z[1]).converged
     assert math.isfinite(float(geometric_median(HALF_PLANE, z).objective))
+
+
+class TestRough:
+    """An accuracy of a hundredth of the spread takes paths, and no shots."""
+
+    @pytest.mark.parametrize("find", [frechet_mean, geometric_median])
+    def test_as_the_accurate_one_to_a_hundredth(self, find, monkeypatch):
+        z = torch.randn(12, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) / 3
+        space = MetricSpace(
+            lambda z: 4 * torch.eye(2).to(z) / (1 + z.square().sum(-1))[:, None, None].square()
+        )
+        exact = find(space, z, rtol=1e-6)
+
+        def refused(*_, **__):
+            raise AssertionError("a shot")
+
+        monkeypatch.setattr("riemae.solvers.log", refused)
+        rough = find(space, z, rtol=1e-2)
+        assert rough.converged
+        off = space.norm(exact.point[None], (rough.point - exact.point)[None])[0]
+        assert off <= rough.error <= 1e-2 * rough.variance.sqrt()
