@@ -35,6 +35,8 @@ ENTRY = np.dtype(
         ("scalable", bool),  # they serve a finer level
         ("first", bool),  # this is the curve's first level, which a second always follows
         ("near", bool),  # without second derivatives it would have ended
+        ("seen", np.float64),  # the energy when headway was last looked at, NaN before
+        ("then", np.int64),  # and the steps taken until then
     ],
     align=True,
 )
@@ -68,6 +70,7 @@ class PathState:
         book["status"] = RUNNING
         book["index"] = -1
         book["decrement"] = np.inf
+        book["seen"] = np.nan
         book["first"] = True
         inner = count - 2
         sizes = (inner, inner - 1, inner, inner - 1)

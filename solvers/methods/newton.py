@@ -77,7 +77,8 @@ class Newton:
 
         A curve ends when its relative decrement is at most ``tol``, or within rounding of 0: with
         PRECISION where that is more than 50 ``tol``. On its first level, one that converges slowly
-        also ends when it is roughly there.
+        also ends when it is roughly there. One that would not get a tenth of the way in the steps
+        that it has left is STALLED.
         """
         sweep = Sweep(self, space, state, tol)
         sweep.towards_saddles()
@@ -87,5 +88,6 @@ class Newton:
         sweep.run()
         sweep.descend()
         sweep.end()
+        sweep.give_up()
         sweep.polish()
         return sweep.state()

@@ -32,6 +32,9 @@ class Limits:
         believed: The share of the rounding error within which a decrement from a coarser level's
             matrix is believed without a step.
         rough: Relative decrement at which a curve that converges slowly leaves its first level.
+        patience: Steps after which a curve's headway is looked at.
+        headway: A curve that will not gain this share of what its model promises, in all the steps
+            that it has left, is given up.
         sharp: Tolerances up to this one get a last step on a sixth-order residual. It is worth two
             levels of accuracy and costs half an expansion.
         sharp_segments: Segments that such a curve must have at least.
@@ -54,6 +57,8 @@ class Limits:
     stiff: float = 0.45
     believed: float = 1e-4
     rough: float = 2e-4
+    patience: int = 20
+    headway: float = 0.1
     sharp: float = 2e-8
     sharp_segments: int = 32
     sharp_limit: float = 1e-4

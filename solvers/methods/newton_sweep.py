@@ -172,11 +172,12 @@ class Sweep:
         damping = self.book["damping"]
         self.step = self.model.step
         self.promised = self.model.promised
+        # What is left is told by the undamped model alone: a damped one does not see what long
+        # waves of a curve have to gain.
+        self.relative = relative_length(self.promised, self.energy)
         if (damping != 0).any():
             self.step, decrement = self.model.solve(damping)
             self.promised = on_host(decrement)
-        undamped = self.promised * (1 + damping)
-        self.relative = relative_length(undamped, self.energy)
 
     def _assign(self) -> None:
         """The phase of every curve."""
@@ -187,7 +188,7 @@ class Sweep:
         saddle = live & self._kept()
         rest = live & ~saddle
         self.informed = (self.model.index >= 0) | (not self.solver.second_order)
-        negligible = self.promised <= 2 * self.noise
+        negligible = self.model.promised <= 2 * self.noise
         small = (self.relative <= self.tol) | negligible
         self.quiet = rest & self.informed & small
         trusted = self.informed | ~self.carried
@@ -356,6 +357,24 @@ class Sweep:
         known = precision_of(self.space, self.nodes.dtype)
         verdict = ended(book["decrement"], known, self.tol)
         book["status"] = np.where(ending, verdict, book["status"])
+
+    def give_up(self) -> None:
+        """STALLED are curves that would not get far in all the steps that are left to them.
+
+        Where a decoder has a kink, each step may be good as far as the kink only: the energy then
+        falls by ever smaller shares of what is left to gain.
+        """
+        book = self.book
+        running = book["status"] == RUNNING
+        due = running & ~(book["steps"] - book["then"] < LIMITS.patience)
+        gained = (book["seen"] - self.energy) / (book["steps"] - book["then"])
+        expected = gained * (self.solver.max_steps - book["steps"])
+        # False for NaN, before a first look. Of an indefinite model's promise little is known.
+        hopeless = expected < LIMITS.headway * self.model.promised / 2
+        book["status"][due & hopeless & ~self.model.indefinite] = Status.STALLED
+        first = running & np.isnan(book["seen"])
+        book["seen"] = np.where(due | first, self.energy, book["seen"])
+        book["then"] = np.where(due | first, book["steps"], book["then"])
 
     def polish(self) -> None:
         """Correct the nodes of finished curves for the second order of the energy."""
