@@ -33,7 +33,13 @@ from riemae.geometry.arrays import home, takes_arrays
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
 from riemae.geometry.decoder import Decoder
-from riemae.geometry.envelope import Ruler, once_differentiable, transformed_distance
+from riemae.geometry.envelope import (
+    Ruler,
+    Twice,
+    once_differentiable,
+    transformed_distance,
+    twice_differentiable,
+)
 from riemae.geometry.explanation import Explanation, explained
 from riemae.geometry.integration import Integral, Region, box, function_values, integrate
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
@@ -64,6 +70,7 @@ from riemae.solvers import (
     JacobiField,
     Neighbors,
     RadiusNeighbors,
+    SecondVariation,
     Solver,
 )
 from riemae.solvers import energy as curve_energy_integral
@@ -1290,20 +1297,22 @@ class Manifold:
         generator: torch.Generator | int | None = 0,
         throw: bool = True,
         per_member: bool = False,
+        twice: bool = False,
         *,
         condition: Conditions = None,
         max_decodings: int | None = None,
         max_seconds: float | None = None,
     ) -> Tensor:  # (*b, m), (*b, m) -> (*b,) or (K, *b)
-        """Geodesic distance, differentiable once.
+        """Geodesic distance, differentiable once, and with ``twice`` twice in the end points.
 
         In the end points, in the decoder's parameters and in conditions.
 
         A geodesic's length is stationary in its interior, so the derivative of the distance is that
         of the length of the frozen optimal curve (envelope theorem): one more pass through the
         decoder, nothing is unrolled. At coinciding points, where no derivative exists, it is taken
-        as 0. A second derivative raises: it is not the frozen curve's. ``torch.func``'s ``grad``,
-        ``jvp``, ``vmap`` and ``jacrev`` work, in the end points.
+        as 0. A second derivative is not the frozen curve's: it raises, unless ``twice``, where it
+        comes from the Jacobi fields along the geodesic. ``torch.func``'s ``grad``, ``jvp``,
+        ``vmap`` and ``jacrev`` work, in the end points.
 
         Args:
             z0: Start points ``(*b, m)``.
@@ -1318,13 +1327,16 @@ class Manifold:
                 the same.
             per_member: One distance for each member of an ensemble, along a new first axis: their
                 spread, such as ``.std(0)``, says how sure the distance is.
+            twice: Let ``torch.autograd`` differentiate twice in the end points, such as
+                ``torch.autograd.functional.hessian``; see :meth:`second_variation` for matrices.
             condition: As in :class:`Manifold`, one for each pair.
             max_decodings: As in :meth:`geodesic`, for each member on its own where ``per_member``.
             max_seconds: As in :meth:`geodesic`, likewise.
 
         Raises:
             NotConvergedError: When ``throw`` and a pair misses ``rtol``.
-            DifferentiationError: When a gradient of the result is differentiated again.
+            DifferentiationError: When a gradient of the result is differentiated again; with
+                ``twice``, when a second one is, or points coincide.
         """
         options: dict[str, Any] = {
             "rtol": rtol,
@@ -1339,7 +1351,7 @@ class Manifold:
             "max_seconds": max_seconds,
         }
         if per_member:
-            return torch.stack([M.distance(z0, z1, **options) for M in self.members])
+            return torch.stack([M.distance(z0, z1, twice=twice, **options) for M in self.members])
         if transforms():
             if condition is not None:
                 z0, z1 = paired_points(z0, z1)
@@ -1355,10 +1367,33 @@ class Manifold:
         result = self.geodesic(z0, z1, **options)
         if not torch.is_grad_enabled():
             return result.length
+        if twice:
+            return self._twice_differentiable(z0, z1, result, throw, condition)
         usable, length = self._frozen_length(z0, z1, result)
         # The value is the solver's own; only the derivative comes from the frozen curve.
         value = result.length[usable] + (once_differentiable(length) - length.detach())
         return result.length.masked_scatter(usable, value)
+
+    def _twice_differentiable(
+        self, z0: Tensor, z1: Tensor, result: GeodesicResult, throw: bool, condition: Conditions
+    ) -> Tensor:  # -> (*b,)
+        """Lengths that can be differentiated twice in the end points, once in all else."""
+        z0, z1 = torch.broadcast_tensors(z0, z1)
+
+        def variation() -> SecondVariation:
+            with torch.no_grad():
+                start, stop = z0.detach(), result.curve.nodes[..., -1, :]
+                v = self.log(start, stop, init=result.curve, throw=throw, condition=condition)
+                return self.second_variation(start, v, throw=throw, condition=condition)
+
+        value = twice_differentiable(z0, z1, Twice(result.length.detach(), variation))
+        usable, fixed = self._frozen_length(z0.detach(), z1.detach(), result)
+        if not fixed.requires_grad:
+            return value
+        more = torch.zeros_like(value).masked_scatter(
+            usable, once_differentiable(fixed) - fixed.detach()
+        )
+        return value + more
 
     @staticmethod
     def _accuracy(core: PullbackMetric, flat: Tensor) -> float:  # (k, m)
@@ -1597,6 +1632,40 @@ class Manifold:
         found = solvers.jacobi(space, z, v, start, slope, t, rtol=rtol, throw=throw)
         parts = (found.points, found.velocities, found.values, found.derivatives)
         return JacobiField(*map(labels.narrow, parts)) if labels.labels else found
+
+    def second_variation(
+        self,
+        z: Tensor,
+        v: Tensor,
+        rtol: float | None = None,
+        throw: bool = True,
+        *,
+        condition: Conditions = None,
+    ) -> SecondVariation:
+        """First and second derivatives of ``½ d²`` in both ends of the geodesic ``exp(z, t v)``.
+
+        :func:`riemae.solvers.second_variation` on this manifold. For two points, ``v`` is their
+        :meth:`log`.
+
+        Args:
+            z: Start points ``(*b, m)``.
+            v: Velocities ``(*b, m)``.
+            rtol: As in :meth:`exp`.
+            throw: As in :meth:`exp`.
+            condition: As in :class:`Manifold`.
+
+        Raises:
+            NotConvergedError: When ``throw``, and a geodesic cannot be followed or its ends are
+                conjugate.
+        """
+        refuse_transforms(
+            "Manifold.second_variation",
+            "It is not differentiable; batch axes take the place of vmap.",
+        )
+        core, flat, w, batch = self._checks.tangents("second_variation", condition, z, v)
+        space, labels = self._space(core, flat)
+        z, v = (x.view(*batch, x.shape[-1]) for x in (labels.lift(flat), labels.wide(w)))
+        return solvers.second_variation(space, z, v, rtol=rtol, throw=throw)
 
     def conjugate_points(
         self,

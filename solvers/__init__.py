@@ -12,6 +12,7 @@ from riemae.solvers.flows.exponential import exp, shoot
 from riemae.solvers.flows.jacobi import JacobiField, jacobi
 from riemae.solvers.flows.logarithm import log
 from riemae.solvers.flows.parallel import transport
+from riemae.solvers.flows.second_variation import SecondVariation, second_variation
 from riemae.solvers.flows.volume import ExponentialVolume, exponential_volume
 from riemae.solvers.graph import Graph, graph
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
@@ -56,6 +57,7 @@ __all__ = [
     "Products",
     "QuasiNewton",
     "RadiusNeighbors",
+    "SecondVariation",
     "Shooting",
     "Solver",
     "Space",
@@ -75,6 +77,7 @@ __all__ = [
     "log",
     "neighbors",
     "radius_neighbors",
+    "second_variation",
     "shoot",
     "transport",
 ]

@@ -146,6 +146,7 @@ FLOWS = {
     "log": flow(lambda M, g: M.log(g.z, g.end, rtol=rtol(g))),
     "shoot": flow(lambda M, g: M.shoot(g.z, g.v, segments=4, rtol=rtol(g)).nodes),
     "jacobi_field": flow(lambda M, g: M.jacobi_field(g.z, g.v, slope=g.u), slow=True),
+    "second_variation": flow(lambda M, g: M.second_variation(g.z, g.v), slow=True),
     "conjugate_points": flow(lambda M, g: M.conjugate_points(g.z, g.v), slow=True),
     "transport": flow(lambda M, g: M.transport(torch.stack([g.z, g.end], 1), g.u, rtol(g))),
 }

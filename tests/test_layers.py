@@ -45,7 +45,8 @@ LAYERS = {
         solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
         solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
-        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume
+        solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
+        solvers.flows.second_variation solvers.flows.volume
         solvers.graph solvers.hooks solvers.krylov solvers.linear solvers.matrix
         solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure
         solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent

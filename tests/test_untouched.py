@@ -172,6 +172,7 @@ def calls():
         "log": (a, a + 0.1 * b),
         "transport": (torch.stack([a, b], 1), b),
         "jacobi_field": (a[0], 0.1 * b[0], b[0]),
+        "second_variation": (a[0], 0.1 * b[0]),
         "conjugate_points": (a[0], 0.1 * b[0]),
         "distance_matrix": (a,),
         "volume": (torch.stack([a.amin(0), a.amin(0) + 1], 1),),
@@ -180,7 +181,7 @@ def calls():
             (torch.stack([a, b, z[:2]], 1),),
         ),
     }
-    loose = {"exp", "log", "jacobi_field", "conjugate_points"}
+    loose = {"exp", "log", "jacobi_field", "second_variation", "conjugate_points"}
     skipped = {
         "to",
         "members",
@@ -212,7 +213,7 @@ def calls():
 
 
 CALLS = list(calls())
-SLOW = {"jacobi_field", "conjugate_points"}
+SLOW = {"jacobi_field", "second_variation", "conjugate_points"}
 
 
 def state(module):

@@ -3,12 +3,13 @@
 A geodesic's length is stationary in its interior: the first derivative of the distance is that of
 the length of the frozen curve. A second derivative is not: the curve moves with its ends, which the
 frozen one does not know. Asked for it, autograd would return the frozen curve's, and be wrong; here
-it raises.
+it raises, or comes from the second variation of the geodesic where that was asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd import Function
 
 from riemae.exceptions import DifferentiationError
 from riemae.numerics.transforms import transforms
+from riemae.solvers.flows.second_variation import SecondVariation
 
 Measured = tuple[Tensor, Tensor, Tensor]  # lengths (*b), and their gradients (*b, m) in both ends
 
@@ -58,11 +60,115 @@ _SECOND_DERIVATIVE = (
     "Manifold.distance",
     "at most one derivative",
     "a second one",
-    "The first comes from the frozen geodesic, which says nothing of the second. Take differences "
-    "of gradients, "
-    "(∇d(z + h) − ∇d(z − h))/2h with a small rtol, or of Manifold.log: −G(z) log(z, y) is the "
-    "derivative of d²/2.",
+    "The first comes from the frozen geodesic, which says nothing of the second. In the end "
+    "points, distance(..., twice=True) has it for torch.autograd, and Manifold.second_variation "
+    "has the Hessian of d²/2 as matrices.",
 )
+_THIRD_DERIVATIVE = (
+    "Manifold.distance",
+    "at most two derivatives",
+    "a third one",
+    "Take differences of Manifold.second_variation.",
+)
+_AT_ONE_POINT = (
+    "Manifold.distance",
+    "pairs of different points for a second derivative",
+    "{} of {} that coincide",
+    "There d has a corner. Manifold.second_variation has the Hessian of d²/2, which is smooth.",
+)
+
+
+class Twice:
+    """Distances of pairs ``(*b)``, and what their derivatives in both ends are made of.
+
+    Args:
+        length: ``(*b,)``.
+        variation: Finds the derivatives of ``½ d²``; it is called once, when the first derivative
+            is asked for.
+    """
+
+    def __init__(self, length: Tensor, variation: Callable[[], SecondVariation]) -> None:
+        self.length = length
+        self._variation = variation
+
+    @cached_property
+    def variation(self) -> SecondVariation:
+        """The derivatives of ``½ d²``."""
+        return self._variation()
+
+    @cached_property
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Of d in both ends, ``(*b, m)`` each; 0 where points coincide."""
+        found = self.variation
+        length = self.length[..., None]
+        first, last = (
+            torch.where(length > 0, x / length, 0.0 * x)
+            for x in (found.start_gradient, found.stop_gradient)
+        )
+        return first, last
+
+
+def twice_differentiable(z0: Tensor, z1: Tensor, known: Twice) -> Tensor:
+    """Distances that autograd can differentiate twice in ``z0`` and ``z1`` ``(*b, m)``.
+
+    A third derivative raises :class:`DifferentiationError`, and so does a second one where points
+    coincide.
+    """
+    return _Twice.apply(z0, z1, known)
+
+
+class _Twice(Function):
+    @staticmethod
+    def forward(ctx: Any, z0: Tensor, z1: Tensor, known: Twice) -> Tensor:
+        ctx.save_for_backward(z0, z1)
+        ctx.known = known
+        return known.length.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        first, last = _Slopes.apply(g, *ctx.saved_tensors, ctx.known)
+        return first, last, None
+
+
+class _Slopes(Function):
+    """The gradients of distances, as functions of both ends."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, z0: Tensor, z1: Tensor, known: Twice) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(g, z0, z1)
+        ctx.known = known
+        first, last = known.gradients
+        return g[..., None] * first, g[..., None] * last
+
+    @staticmethod
+    def backward(ctx: Any, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        g, z0, z1 = ctx.saved_tensors
+        known: Twice = ctx.known
+        length = known.length
+        together = int((length == 0).sum())
+        if together:
+            where, expected, got, hint = _AT_ONE_POINT
+            raise DifferentiationError(where, expected, got.format(together, length.numel()), hint)
+        # ∂²d = (∂²(½ d²) − ∂d ∂d) / d.
+        found = known.variation
+        first, last = known.gradients
+        along = (first * c0 + last * c1).sum(-1)
+        bent = (
+            _product(found.start_hessian, c0) + _product(found.mixed, c1),
+            _product(found.mixed.mT, c0) + _product(found.stop_hessian, c1),
+        )
+        share = (g / length)[..., None]
+        turned = [
+            share * (b - along[..., None] * x) for b, x in zip(bent, (first, last), strict=True)
+        ]
+        # A third derivative would be one in any of these.
+        gate = sum(x.sum() for x in (g, z0, z1, c0, c1))
+        out = [_Gate.apply(x, gate, _THIRD_DERIVATIVE) for x in (along, *turned)]
+        return out[0], out[1], out[2], None
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:  # (*b, m, m), (*b, m) -> (*b, m)
+    return (matrix @ vector[..., None])[..., 0]
 
 
 class _Once(Function):
@@ -75,19 +181,20 @@ class _Once(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Gate.apply(gradient, *ctx.saved_tensors)
+        return _Gate.apply(gradient, *ctx.saved_tensors, _SECOND_DERIVATIVE)
 
 
 class _Gate(Function):
     """The identity in its first argument; no derivative in either."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, length: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, length: Tensor, problem: tuple[str, ...]) -> Tensor:
+        ctx.problem = problem
         return gradient.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise DifferentiationError(*_SECOND_DERIVATIVE)
+        raise DifferentiationError(*ctx.problem)
 
 
 class _Distance(Function):

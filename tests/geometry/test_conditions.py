@@ -125,6 +125,7 @@ CALLS = {
     "jacobi_field": lambda M, i, **c: (
         M.jacobi_field(Z[i], V[i] / 16, slope=U[i], t=0.2, rtol=1e-4, **c).values
     ),
+    "second_variation": lambda M, i, **c: M.second_variation(Z[i], V[i] / 16, rtol=1e-6, **c).mixed,
     "conjugate_points": lambda M, i, **c: M.conjugate_points(Z[i], V[i] / 64, rtol=1e-4, **c).index,
     "transport": lambda M, i, **c: M.transport(LINE[i], V[i], **c),
 }
@@ -134,13 +135,14 @@ INTEGRATED = {
     "exp": 1e-8,
     "shoot": 1e-8,
     "jacobi_field": 1e-4,
+    "second_variation": 1e-5,
     "transport": 1e-8,
     "length": 1e-8,
 }
 
 
 # Of these only the last row is done alone.
-SLOW = ("log", "jacobi_field", "conjugate_points", "shoot", "exp", "distance")
+SLOW = ("log", "jacobi_field", "second_variation", "conjugate_points", "shoot", "exp", "distance")
 
 
 def against_a_loop(name, M, single, rtol=1e-9, rows=N, **given):
@@ -163,7 +165,9 @@ class TestEveryMethodAgainstALoop:
     def test_one_condition_for_each(self, name, joined, monkeypatch):
         monkeypatch.setattr("riemae.solvers.flows.conjugate._SAMPLES", 2)
         M, single = joined
-        rows = 2 if name in ("jacobi_field", "conjugate_points") else N  # these take long
+        rows = (
+            2 if name in ("jacobi_field", "second_variation", "conjugate_points") else N
+        )  # these take long
         against_a_loop(name, M, single.__getitem__, rows=rows, condition=COND[:rows])
 
     @pytest.mark.parametrize(

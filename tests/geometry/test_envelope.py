@@ -1,5 +1,5 @@
-"""Derivatives of distances: first ones are those of closed forms, second ones are refused, inside
-and outside torch.func.
+"""Derivatives of distances: first ones are those of closed forms, second ones are as well where
+they are asked for, and refused elsewhere, inside and outside torch.func.
 """
 
 import math
@@ -114,7 +114,7 @@ class TestSecond:
         x = P.clone().requires_grad_()
         (slope,) = torch.autograd.grad(distance(x), x, create_graph=True)
         assert close(slope.detach(), grad(arc)(P))
-        with pytest.raises(DifferentiationError, match="log"):
+        with pytest.raises(DifferentiationError, match="twice=True"):
             slope.square().sum().backward()
 
     def test_in_parameters_and_mixed(self):
@@ -136,6 +136,79 @@ class TestSecond:
         found = torch.stack([(grad(squared)(P + e) - grad(squared)(P - e)) / 2e-3 for e in h])
         true = torch.autograd.functional.hessian(lambda x: arc(x) ** 2 / 2, P)
         assert torch.allclose(found, true, atol=5e-3)
+
+
+class TestTwice:
+    """Autograd's second derivatives, where ``twice`` asks for them."""
+
+    @staticmethod
+    def hessians(of, x, y):
+        both = torch.cat([x, y])
+        found = torch.autograd.functional.hessian(lambda w: of(*w.chunk(2)), both)
+        return torch.autograd.functional.jacobian(lambda w: of(*w.chunk(2)), both), found
+
+    @pytest.mark.parametrize(
+        "of", [lambda d: d, lambda d: d**2 / 2, lambda d: (-d).exp()], ids=["d", "d²/2", "exp(−d)"]
+    )
+    def test_sphere(self, of):
+        found = self.hessians(lambda x, y: of(SPHERE.distance(x, y, rtol=1e-8, twice=True)), P, Q)
+        true = self.hessians(lambda x, y: of(arc(x, y)), P, Q)
+        for one, other in zip(found, true, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+    def test_each_pair_of_a_batch_has_its_own(self):
+        x = POINTS.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(
+            SPHERE.distance(x, Q, rtol=1e-8, twice=True).sum(), x, create_graph=True
+        )
+        rows = [torch.autograd.grad(slope[:, k].sum(), x, retain_graph=True)[0] for k in range(2)]
+        true = torch.stack([torch.autograd.functional.hessian(arc, p) for p in POINTS])
+        torch.testing.assert_close(torch.stack(rows, 1), true, rtol=1e-6, atol=1e-7)
+
+    def test_across_a_period(self):
+        # A cylinder is flat: across its seam, d² is that of the plane, one turn away.
+        M = Manifold(
+            lambda z: torch.stack([z[:, 0].cos(), z[:, 0].sin(), z[:, 1]], -1),
+            latent=(2 * math.pi, None),
+        )
+        x, y = torch.tensor([0.2, 0.1], dtype=F64), torch.tensor([6.1, 0.6], dtype=F64)
+        turn = torch.tensor([2 * math.pi, 0.0], dtype=F64)
+        found = self.hessians(lambda a, b: M.distance(a, b, rtol=1e-8, twice=True), x, y)
+        true = self.hessians(lambda a, b: (a - b + turn).norm(), x, y)
+        for one, other in zip(found, true, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+    def test_a_decoder_has_its_first_derivative_beside_them(self):
+        f = torch.nn.Linear(2, 3).double()
+        once, twice = (
+            torch.autograd.grad(Manifold(f).distance(P, Q, twice=twice), f.weight)[0]
+            for twice in (False, True)
+        )
+        assert torch.equal(once, twice)
+        x = P.clone().requires_grad_()
+        length = Manifold(f).distance(x, Q, twice=True)
+        slopes = torch.autograd.grad(length, (x, f.weight), create_graph=True)
+        step = f.weight.detach() @ (P - Q)
+        true = torch.autograd.functional.hessian(lambda p: (f.weight.detach() @ (p - Q)).norm(), P)
+        assert close(slopes[0].detach(), f.weight.detach().T @ step / step.norm())
+        rows = [torch.autograd.grad(c, x, retain_graph=True)[0] for c in slopes[0]]
+        torch.testing.assert_close(torch.stack(rows), true, rtol=1e-6, atol=1e-8)
+        with pytest.raises(DifferentiationError, match="second"):
+            torch.autograd.grad(slopes[1].sum(), f.weight)
+
+    def test_a_third_is_refused(self):
+        x = P.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(SPHERE.distance(x, Q, twice=True), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+        with pytest.raises(DifferentiationError, match="third"):
+            bend.sum().backward()
+
+    def test_where_points_coincide_there_is_a_first_one_only(self):
+        x = P.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(SPHERE.distance(x, P, twice=True), x, create_graph=True)
+        assert slope.tolist() == [0, 0]
+        with pytest.raises(DifferentiationError, match="second_variation"):
+            slope.sum().backward()
 
 
 class TestTransformedParameters:
