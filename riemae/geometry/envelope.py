@@ -18,6 +18,7 @@ from torch.autograd import Function
 from riemae.exceptions import DifferentiationError
 from riemae.numerics.transforms import transforms
 
+Problem = tuple[str, str, str, str]  # where, what was expected, what came, what to try
 Measured = tuple[Tensor, Tensor, Tensor]  # lengths (*b), and their gradients (*b, m) in both ends
 
 
@@ -35,9 +36,14 @@ class Ruler(NamedTuple):
     order: int
 
 
-def once_differentiable(length: Tensor) -> Tensor:
-    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated."""
-    return _Once.apply(length)
+def once_differentiable(value: Tensor, problem: Problem | None = None) -> Tensor:
+    """``value``, whose gradient raises :class:`DifferentiationError` when it is differentiated.
+
+    Args:
+        value: A tensor with a first derivative.
+        problem: What the error says; by default that distances have no second derivative.
+    """
+    return _Once.apply(value, _SECOND_DERIVATIVE if problem is None else problem)
 
 
 def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
@@ -54,7 +60,7 @@ def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
     return _Distance.apply(z0, z1, ruler)[0]
 
 
-_SECOND_DERIVATIVE = (
+_SECOND_DERIVATIVE: Problem = (
     "Manifold.distance",
     "at most one derivative",
     "a second one",
@@ -66,28 +72,30 @@ _SECOND_DERIVATIVE = (
 
 
 class _Once(Function):
-    """The identity, whose gradient passes a gate that depends on all that the length depends on."""
+    """The identity, whose gradient passes a gate that depends on all that the value depends on."""
 
     @staticmethod
-    def forward(ctx: Any, length: Tensor) -> Tensor:
-        ctx.save_for_backward(length)
-        return length.clone()
+    def forward(ctx: Any, value: Tensor, problem: Problem) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.problem = problem
+        return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Gate.apply(gradient, *ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Gate.apply(gradient, *ctx.saved_tensors, ctx.problem), None
 
 
 class _Gate(Function):
     """The identity in its first argument; no derivative in either."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, length: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, value: Tensor, problem: Problem) -> Tensor:
+        ctx.problem = problem
         return gradient.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise DifferentiationError(*_SECOND_DERIVATIVE)
+        raise DifferentiationError(*ctx.problem)
 
 
 class _Distance(Function):
