@@ -25,8 +25,9 @@ from riemae.statistics.joint import SEGMENTS, Group, minimised
 from riemae.statistics.means import means_of_groups
 from riemae.statistics.tangents import Somewhere, paths
 
-# Relative decrement of the last step of means while points change sides: a hundredth of the spread.
-_ROUGH = 1e-4
+# Relative decrement of the last step of means while points change sides. The step is taken, so that
+# about as large a share of the spread is left.
+_ROUGH = 1e-3
 _LOOKS = 50
 # Pairs whose order is open although both were solved are solved again, so much more finely.
 _FINER = 1e-2

@@ -75,7 +75,7 @@ class Mean:
         variance: The weighted mean of squared distances to it; ``()``.
         objective: What is minimised: ``variance``, or for a median the mean distance; ``()``.
         error: Estimated distance of ``point`` from the minimiser; ``()``. It assumes that there is
-            one nearby, and that the last steps tell how fast the others would shrink.
+            one nearby, and that the last levels or steps tell how fast what is left would shrink.
         status: A :class:`~riemae.solvers.Status` code: CONVERGED when ``error`` is at most ``rtol``
             times the points' spread, the root of ``variance``; MAX_STEPS when it took too long;
             the status of a geodesic where one did not converge.
@@ -124,13 +124,19 @@ def frechet_mean(
     generator: torch.Generator | int | None = 0,
     throw: bool = True,
 ) -> Mean:
-    """The Fréchet mean ``argmin_μ Σ wᵢ d(μ, xᵢ)²``; not differentiable.
+    """The Fréchet mean ``argmin_μ Σ wᵢ d(μ, xᵢ)²``, differentiable once.
 
-    Steps along the mean of the logarithms, accelerated by Anderson's extrapolation; geodesics begin
-    with those of the step before. Within a ball of radius ``π / (2 √K)``, where K bounds the
-    sectional curvature from above, there is one minimum only (H. Karcher, Riemannian center of mass
-    and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere there may be several:
-    ``n_starts`` looks for them.
+    Newton's method on the mean and all geodesics together: each is a discrete curve from the mean
+    to a point, and these share only their start. Levels of 8, 16, 32, … segments are extrapolated;
+    ``error`` is what the last extrapolation has changed. Within a ball of radius ``π / (2 √K)``,
+    where K bounds the sectional curvature from above, there is one minimum only (H. Karcher,
+    Riemannian center of mass and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere
+    there may be several: ``n_starts`` looks for them.
+
+    ``point`` and ``variance`` are differentiable in the points, in the weights and in the
+    decoder's parameters, by the implicit function theorem and the envelope theorem; distances and
+    logarithms are not. That takes one more look at all curves, and memory for it; under
+    ``torch.no_grad()`` it is left out.
 
     Args:
         geometry: A :class:`riemae.Manifold`, or a space.
@@ -138,16 +144,17 @@ def frechet_mean(
         weights: ``(n,)``, at least 0; equal by default.
         rtol: Accuracy of the point, relative to the points' spread; by default 1e-6, and 1e-3 in
             float32.
-        init: Where to begin, ``(m,)``; by default the point of the data that is nearest to the
-            others by straight lines.
+        init: Where to begin, ``(m,)``; by default the average of the coordinates, or a point of the
+            data near it, whichever is nearer to all by straight lines.
         n_starts: Starts: the first, and some of the points, drawn by chance. The best minimum is
             returned, the others are its ``alternatives``.
-        max_steps: Rounds of geodesics for each start.
+        max_steps: Looks at all curves, for each start.
         generator: Of the draws.
         throw: Raise when the mean is not accurate.
 
     Raises:
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
+        DifferentiationError: When a gradient of the result is differentiated again.
         ShapeError: When ``points`` has more or fewer than two axes.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For weights that are none, or an option out of range.
@@ -177,7 +184,8 @@ def geometric_median(
     of its Hessian (P. T. Fletcher, S. Venkatasubramanian, S. Joshi, The geometric median on
     Riemannian manifolds, NeuroImage 45, 2009); at a point of the data as Y. Vardi and C.-H. Zhang
     (PNAS 97, 2000) do. Less than half of the weight far away does not move it far. Arguments and
-    errors are those of :func:`frechet_mean`.
+    errors are those of :func:`frechet_mean`, but that it begins at a point of the data, and that
+    ``max_steps`` counts rounds of geodesics.
 
     Raises:
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
@@ -314,6 +322,7 @@ def means_of_groups(
         status = found.status
     lost = ~curves.nodes.flatten(1).isfinite().all(1)
     lost |= torch.isin(status, torch.tensor(_LOST, device=status.device))
+    status = torch.where(lost & (status == 0), int(Status.NON_FINITE), status)
     alive = groups.all(~lost)
     # Curves that lead nowhere have a place in the batch, but no weight in any mean.
     some, rows = groups.part(alive)
@@ -329,7 +338,7 @@ def means_of_groups(
     names = joint.status.clone()
     for name in (~alive).nonzero().flatten().tolist():
         members = lost & (groups.of == name) & (groups.weights > 0)
-        names[name] = status[members].max().clamp(min=1)
+        names[name] = status[members].max()
     distances = joint.squares.clamp(min=0).sqrt()
     vectors = logarithms(space, joint.centers[groups.of], joint.slopes)
     size = space.norm(joint.centers[groups.of], vectors)
