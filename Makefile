@@ -66,6 +66,7 @@ bench:
 	.venv-bench-jax/bin/$(COMPILE) .venv-bench-jax/lib || true
 	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
 	.venv-bench/bin/python -m benchmarks.zoo $(BENCH)
+	.venv-bench/bin/python -m benchmarks.statistics $(BENCH)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/training.py)

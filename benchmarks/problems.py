@@ -67,9 +67,10 @@ def prepare(problem: Problem) -> Path:
     """Train the decoder and draw the pairs, unless the file exists already.
 
     Every run on every machine gives the same numbers. Pairs are codes of random images. The file
-    holds ``w0, b0, w1, …`` as float64, and ``z0, z1`` of shape ``(p, m)``.
+    holds ``w0, b0, w1, …`` as float64, ``z0, z1`` of shape ``(p, m)``, and the ``codes`` of all
+    images.
     """
-    if problem.path.exists():
+    if problem.path.exists() and "codes" in np.load(problem.path).files:
         return problem.path
     images, _ = load_digits()
     if problem.side != 8:
@@ -89,7 +90,7 @@ def prepare(problem: Problem) -> Path:
     with torch.no_grad():
         codes = encoder(images).double()
     chosen = torch.randint(len(codes), (2, PAIRS), generator=torch.Generator().manual_seed(1))
-    arrays = {"z0": codes[chosen[0]], "z1": codes[chosen[1]]}
+    arrays = {"z0": codes[chosen[0]], "z1": codes[chosen[1]], "codes": codes}
     for i, layer in enumerate(layer for layer in decoder if isinstance(layer, nn.Linear)):
         arrays[f"w{i}"], arrays[f"b{i}"] = (
             layer.weight.detach().double(),

@@ -43,7 +43,7 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
-        solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
+        solvers.edges solvers.energy solvers.executors solvers.fans solvers.fields solvers.flows
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
         solvers.flows.second_variation solvers.flows.volume
@@ -98,7 +98,8 @@ LAYERS = {
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
         statistics.clustering statistics.comparison statistics.components statistics.density
-        statistics.diffusion statistics.matrices statistics.means statistics.mixture
+        statistics.diffusion statistics.implicit statistics.joint statistics.lloyd
+        statistics.matrices statistics.means statistics.mixture
         statistics.normal statistics.polar statistics.regression statistics.sampling
         statistics.tangents testing testing.ambient testing.laws testing.manifold testing.solver
         testing.space

@@ -20,6 +20,7 @@ from riemae.exceptions import DifferentiationError
 from riemae.numerics.transforms import transforms
 from riemae.solvers.flows.second_variation import SecondVariation
 
+Problem = tuple[str, str, str, str]  # where, what was expected, what came, what to try
 Measured = tuple[Tensor, Tensor, Tensor]  # lengths (*b), and their gradients (*b, m) in both ends
 
 
@@ -37,9 +38,14 @@ class Ruler(NamedTuple):
     order: int
 
 
-def once_differentiable(length: Tensor) -> Tensor:
-    """``length``, whose gradient raises :class:`DifferentiationError` when it is differentiated."""
-    return _Once.apply(length)
+def once_differentiable(value: Tensor, problem: Problem | None = None) -> Tensor:
+    """``value``, whose gradient raises :class:`DifferentiationError` when it is differentiated.
+
+    Args:
+        value: A tensor with a first derivative.
+        problem: What the error says; by default that distances have no second derivative.
+    """
+    return _Once.apply(value, _SECOND_DERIVATIVE if problem is None else problem)
 
 
 def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
@@ -56,7 +62,7 @@ def transformed_distance(z0: Tensor, z1: Tensor, ruler: Ruler) -> Tensor:
     return _Distance.apply(z0, z1, ruler)[0]
 
 
-_SECOND_DERIVATIVE = (
+_SECOND_DERIVATIVE: Problem = (
     "Manifold.distance",
     "at most one derivative",
     "a second one",
@@ -172,23 +178,24 @@ def _product(matrix: Tensor, vector: Tensor) -> Tensor:  # (*b, m, m), (*b, m) -
 
 
 class _Once(Function):
-    """The identity, whose gradient passes a gate that depends on all that the length depends on."""
+    """The identity, whose gradient passes a gate that depends on all that the value depends on."""
 
     @staticmethod
-    def forward(ctx: Any, length: Tensor) -> Tensor:
-        ctx.save_for_backward(length)
-        return length.clone()
+    def forward(ctx: Any, value: Tensor, problem: Problem) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.problem = problem
+        return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Gate.apply(gradient, *ctx.saved_tensors, _SECOND_DERIVATIVE)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Gate.apply(gradient, *ctx.saved_tensors, ctx.problem), None
 
 
 class _Gate(Function):
     """The identity in its first argument; no derivative in either."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, length: Tensor, problem: tuple[str, ...]) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, value: Tensor, problem: Problem) -> Tensor:
         ctx.problem = problem
         return gradient.clone()
 

@@ -10,12 +10,10 @@ from riemae import solvers
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_rtol
 from riemae.numerics.random import as_generator
+from riemae.solvers.space import Space, space_of
+from riemae.statistics.lloyd import Lloyd
 from riemae.statistics.matrices import Distances, distance_values
-from riemae.statistics.means import frechet_mean
 from riemae.statistics.tangents import Somewhere, expect_points, expect_steps
-
-# The accuracy of centres, relative to their clusters' spread, while points change sides.
-_ROUGH = 1e-2
 
 
 class GeodesicKMeans:
@@ -73,10 +71,13 @@ class GeodesicKMeans:
             OptionError: For fewer points than clusters.
             NotConvergedError: When a geodesic or a centre is not found.
         """
-        expect_points("GeodesicKMeans.fit", points, self.n_clusters)
+        where = "GeodesicKMeans.fit"
+        expect_points(where, points, self.n_clusters)
         points = points.detach()
         source = as_generator("GeodesicKMeans", self.generator)
-        runs = [self._run(points, source) for _ in range(self.n_init)]
+        with torch.no_grad():
+            space = space_of(self.geometry, points, where=where, finite=True)
+            runs = [self._run(space, points, source) for _ in range(self.n_init)]
         best = min(runs, key=lambda run: run[2])
         self.labels_, self.cluster_centers_, self.inertia_, self.n_iter_, self.converged_ = best
         return self
@@ -100,59 +101,67 @@ class GeodesicKMeans:
         return f"GeodesicKMeans({self.n_clusters} clusters{told})"
 
     def _run(
-        self, points: Tensor, source: torch.Generator | None
+        self, space: Space, points: Tensor, source: torch.Generator | None
     ) -> tuple[Tensor, Tensor, float, int, bool]:
-        centers = self._seeds(points, source)
-        labels, distances = self._nearest(points, centers)
+        state = Lloyd(self.geometry, space, points, self.n_clusters, self.rtol)
+        self._seed(state, source)
+        state.assign()
+        stale = torch.ones(self.n_clusters, dtype=torch.bool, device=points.device)
         for step in range(1, self.max_steps + 1):
-            rough = max(self.rtol, _ROUGH)
-            centers = self._moved(points, labels, distances, centers, rough)
-            before = labels
-            labels, distances = self._nearest(points, centers)
-            if torch.equal(labels, before):
-                # While points change sides, centres need not be accurate.
-                centers = self._moved(points, labels, distances, centers, self.rtol)
-                labels, distances = self._nearest(points, centers)
-            if torch.equal(labels, before):
-                return labels, centers, float(distances.square().sum()), step, True
-        return labels, centers, float(distances.square().sum()), self.max_steps, False
+            self._fill(state, stale)
+            before = state.labels
+            # Clusters that nobody has joined or left have their means already.
+            state.refine(stale.nonzero().flatten())
+            state.assign()
+            stale = _changed(before, state.labels, self.n_clusters)
+            if not bool(stale.any()):
+                squares = state.finish()
+                state.assign()
+                stale = _changed(before, state.labels, self.n_clusters)
+            if not bool(stale.any()):
+                return state.labels, state.centers, float(squares.sum()), step, True
+        inertia = float(state.high.amin(1).square().sum())
+        return state.labels, state.centers, inertia, self.max_steps, False
 
     def _nearest(self, points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         found = solvers.neighbors(self.geometry, centers, 1, points, rtol=self.rtol)
         return found.indices[:, 0], found.distances[:, 0]
 
-    def _seeds(self, points: Tensor, source: torch.Generator | None) -> Tensor:
-        def draw(weights: Tensor) -> int:
-            return int(torch.multinomial(weights.cpu().double(), 1, generator=source))
-
-        chosen = [draw(torch.ones(len(points)))]
-        _, nearest = self._nearest(points, points[chosen])
-        while len(chosen) < self.n_clusters:
-            weights = nearest.square()
+    def _seed(self, state: Lloyd, source: torch.Generator | None) -> None:
+        """Centres at points, drawn by their squared distances to those before."""
+        points = state.points
+        weights = torch.ones(len(points))
+        chosen: list[int] = []
+        for column in range(self.n_clusters):
             if not bool(weights.sum() > 0):
-                weights = torch.ones_like(weights)
+                weights = torch.ones(len(points))
                 weights[chosen] = 0
-            chosen.append(draw(weights))
-            _, distances = self._nearest(points, points[chosen[-1:]])
-            nearest = torch.minimum(nearest, distances)
-        return points[chosen]
+            drawn = torch.multinomial(weights.cpu().double(), 1, generator=source)
+            chosen.append(int(drawn))
+            weights = state.seed(column, points[chosen[-1]]).square()
 
-    def _moved(
-        self, points: Tensor, labels: Tensor, distances: Tensor, centers: Tensor, rtol: float
-    ) -> Tensor:  # -> (c, m)
-        """Means of the clusters; an empty one gets the point that is farthest from its centre."""
-        moved = centers.clone()
-        farthest = distances.argsort(descending=True).tolist()
-        for cluster in range(len(centers)):
-            members = points[labels == cluster]
-            if len(members):
-                mean = frechet_mean(
-                    self.geometry, members, init=centers[cluster], rtol=max(rtol, 1e-6)
-                )
-                moved[cluster] = mean.point
-            else:
-                moved[cluster] = points[farthest.pop(0)]
-        return moved
+    def _fill(self, state: Lloyd, stale: Tensor) -> None:
+        """Every empty cluster gets the point that is farthest from its centre."""
+        empty = torch.bincount(state.labels, minlength=self.n_clusters) == 0
+        farthest = state.high.amin(1).argsort(descending=True).tolist()
+        for cluster in empty.nonzero().flatten().tolist():
+            sizes = torch.bincount(state.labels, minlength=self.n_clusters)
+            # Nobody is left alone for it.
+            point = next((i for i in farthest if sizes[state.labels[i]] > 1), None)
+            if point is None:
+                continue
+            stale[state.labels[point]] = True
+            stale[cluster] = True
+            state.take(point, cluster)
+
+
+def _changed(before: Tensor, after: Tensor, count: int) -> Tensor:  # -> (count,) bool
+    """The clusters that points have left or joined."""
+    moved = before != after
+    found = torch.zeros(count, dtype=torch.bool, device=after.device)
+    found[before[moved]] = True
+    found[after[moved]] = True
+    return found
 
 
 class GeodesicKMedoids:

@@ -114,7 +114,8 @@ def tangent_pca(
     share = normalised(where, weights, points)
     points = points.detach()
     if mean is None:
-        mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        with torch.no_grad():
+            mean = frechet_mean(geometry, points, weights, rtol=rtol)
     with torch.no_grad():
         if isinstance(mean, Mean):
             _expect_all(where, mean, points)

@@ -13,6 +13,8 @@ from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.implicit import attached, wanted
+from riemae.statistics.joint import SEGMENTS, Group, Joint, logarithms, solve
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
@@ -21,6 +23,7 @@ from riemae.statistics.tangents import (
     expect_steps,
     factor,
     normalised,
+    paths,
     stepped,
 )
 
@@ -36,6 +39,17 @@ _COARSE_PATHS = 1e-6
 # they must be when a descent ends.
 _SHARE = 1e-2
 _ENOUGH = 0.1
+# Accuracy of the paths that means begin with, and statuses with which they lead nowhere.
+_PATHS = 1e-2
+_LOST = (int(Status.SINGULAR), int(Status.NON_FINITE), int(Status.INVALID_POINT))
+# How often geodesics that are not the shortest any more are replaced, and from which ratio of
+# lengths on, of straight lines on so many segments.
+_ROUTES = 3
+_SHORTER = 0.98
+_LINE = 16
+# Points of the data that a mean may begin with: near their average, and in all.
+_CENTRAL = 4
+_CANDIDATES = 256
 # An objective rises when it does by more than this, relatively: paths are that accurate.
 _SLACK = 1e-3
 # What keeps the median's Hessian regular where all points lie on a line.
@@ -61,13 +75,14 @@ class Mean:
         variance: The weighted mean of squared distances to it; ``()``.
         objective: What is minimised: ``variance``, or for a median the mean distance; ``()``.
         error: Estimated distance of ``point`` from the minimiser; ``()``. It assumes that there is
-            one nearby, and that the last steps tell how fast the others would shrink.
+            one nearby, and that the last levels or steps tell how fast what is left would shrink.
         status: A :class:`~riemae.solvers.Status` code: CONVERGED when ``error`` is at most ``rtol``
             times the points' spread, the root of ``variance``; MAX_STEPS when it took too long;
             the status of a geodesic where one did not converge.
         distances: ``(n,)``, to the points.
         logarithms: ``(n, m)``, tangents at ``point`` that lead to the points.
-        steps: How many rounds of geodesics it took.
+        steps: How many looks at all geodesics it took.
+        index: How many directions lower the objective: 0 for a local minimum; −1 where unknown.
         failed: Numbers of the points whose geodesics failed.
         alternatives: Other local minima that were found from other starts, the best first.
     """
@@ -81,6 +96,7 @@ class Mean:
     logarithms: Tensor
     steps: int
     failed: Tensor
+    index: int = -1
     alternatives: tuple[Mean, ...] = field(default=(), repr=False)
 
     @property
@@ -90,7 +106,7 @@ class Mean:
 
     def __repr__(self) -> str:
         return (
-            f"Mean(variance {float(self.variance):.4g}, error {float(self.error):.1e}, "
+            f"Mean(variance {float(self.variance.detach()):.4g}, error {float(self.error):.1e}, "
             f"{Status(self.status).name} after {self.steps} steps, "
             f"{len(self.alternatives)} other minima found)"
         )
@@ -108,13 +124,19 @@ def frechet_mean(
     generator: torch.Generator | int | None = 0,
     throw: bool = True,
 ) -> Mean:
-    """The Fréchet mean ``argmin_μ Σ wᵢ d(μ, xᵢ)²``; not differentiable.
+    """The Fréchet mean ``argmin_μ Σ wᵢ d(μ, xᵢ)²``, differentiable once.
 
-    Steps along the mean of the logarithms, accelerated by Anderson's extrapolation; geodesics begin
-    with those of the step before. Within a ball of radius ``π / (2 √K)``, where K bounds the
-    sectional curvature from above, there is one minimum only (H. Karcher, Riemannian center of mass
-    and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere there may be several:
-    ``n_starts`` looks for them.
+    Newton's method on the mean and all geodesics together: each is a discrete curve from the mean
+    to a point, and these share only their start. Levels of 8, 16, 32, … segments are extrapolated;
+    ``error`` is what the last extrapolation has changed. Within a ball of radius ``π / (2 √K)``,
+    where K bounds the sectional curvature from above, there is one minimum only (H. Karcher,
+    Riemannian center of mass and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere
+    there may be several: ``n_starts`` looks for them.
+
+    ``point`` and ``variance`` are differentiable in the points, in the weights and in the
+    decoder's parameters, by the implicit function theorem and the envelope theorem; distances and
+    logarithms are not. That takes one more look at all curves, and memory for it; under
+    ``torch.no_grad()`` it is left out.
 
     Args:
         geometry: A :class:`riemae.Manifold`, or a space.
@@ -122,16 +144,17 @@ def frechet_mean(
         weights: ``(n,)``, at least 0; equal by default.
         rtol: Accuracy of the point, relative to the points' spread; by default 1e-6, and 1e-3 in
             float32.
-        init: Where to begin, ``(m,)``; by default the point of the data that is nearest to the
-            others by straight lines.
+        init: Where to begin, ``(m,)``; by default the average of the coordinates, or a point of the
+            data near it, whichever is nearer to all by straight lines.
         n_starts: Starts: the first, and some of the points, drawn by chance. The best minimum is
             returned, the others are its ``alternatives``.
-        max_steps: Rounds of geodesics for each start.
+        max_steps: Looks at all curves, for each start.
         generator: Of the draws.
         throw: Raise when the mean is not accurate.
 
     Raises:
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
+        DifferentiationError: When a gradient of the result is differentiated again.
         ShapeError: When ``points`` has more or fewer than two axes.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For weights that are none, or an option out of range.
@@ -140,7 +163,7 @@ def frechet_mean(
     options = _Options(
         "frechet_mean", accuracy("frechet_mean", rtol, points), n_starts, max_steps, throw
     )
-    return _minimised(geometry, points, weights, init, generator, options, median=False)
+    return _mean(geometry, points, weights, init, generator, options)
 
 
 def geometric_median(
@@ -161,7 +184,8 @@ def geometric_median(
     of its Hessian (P. T. Fletcher, S. Venkatasubramanian, S. Joshi, The geometric median on
     Riemannian manifolds, NeuroImage 45, 2009); at a point of the data as Y. Vardi and C.-H. Zhang
     (PNAS 97, 2000) do. Less than half of the weight far away does not move it far. Arguments and
-    errors are those of :func:`frechet_mean`.
+    errors are those of :func:`frechet_mean`, but that it begins at a point of the data, and that
+    ``max_steps`` counts rounds of geodesics.
 
     Raises:
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
@@ -170,7 +194,7 @@ def geometric_median(
     options = _Options(
         "geometric_median", accuracy("geometric_median", rtol, points), n_starts, max_steps, throw
     )
-    return _minimised(geometry, points, weights, init, generator, options, median=True)
+    return _median(geometry, points, weights, init, generator, options)
 
 
 @dataclass(frozen=True)
@@ -182,45 +206,263 @@ class _Options:
     throw: bool
 
 
-def _minimised(
+def _mean(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
     init: Tensor | None,
     generator: torch.Generator | int | None,
     options: _Options,
-    median: bool,
 ) -> Mean:
-    """The best of several descents.
+    """The best of several starts, all solved at once."""
+    # Where coordinates are periodic, their average may be on the other side.
+    between = getattr(geometry, "latent", None) is None
+    share, starts, space = _begun(geometry, points, weights, init, generator, options, between)
+    known = points.detach()
+    n = len(known)
+    count = len(starts)
+    of = torch.arange(count, device=known.device).repeat_interleave(n)
+    groups = Group(of, share.detach().repeat(count), count)
+    keep = wanted(space, points, weights)
+    with torch.no_grad():
+        every = known.repeat(count, 1)
+        found = means_of_groups(
+            geometry, space, starts, every, groups, options.rtol, options.max_steps, keep=keep
+        )
+        means = [_single(found, name, groups) for name in range(count)]
+    best = _ranked(space, means)
+    if keep and best.converged:
+        # Of the start that counts alone.
+        name = next(i for i, mean in enumerate(means) if mean.point is best.point)
+        one = Group(of[:n], share.detach(), 1)
+        own = found.joint.alone(name, groups)
+        seen = attached(space, own, points, share, one)
+        variance = seen.variances[0]
+        best = replace(best, point=seen.centers[0], variance=variance, objective=variance)
+    return _demanded(best, options)
+
+
+def _begun(
+    geometry: Somewhere,
+    points: Tensor,
+    weights: Tensor | None,
+    init: Tensor | None,
+    generator: torch.Generator | int | None,
+    options: _Options,
+    between: bool,
+) -> tuple[Tensor, Tensor, Space]:
+    """Weights that add up to 1, starts ``(s, m)``, and the space."""
+    where = options.where
+    expect_steps(where, "max_steps", options.max_steps)
+    expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
+    share = normalised(where, weights, points, graph=True)
+    source = as_generator(where, generator)
+    known = points.detach()
+    with torch.no_grad():
+        space = space_of(geometry, known, where=where, finite=True)
+        if init is None:
+            first = _central(space, known, share.detach(), between)
+        else:
+            expect_shape(where, "init", init, (points.shape[1],), "One point.")
+            first = init.detach().to(known)
+        starts = first[None]
+        if options.n_starts > 1:
+            drawn = torch.randperm(len(known), generator=source)[: options.n_starts - 1]
+            starts = torch.cat([starts, known[drawn.to(known.device)]])
+    return share, starts, space
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of ``c`` groups of ``n`` points.
+
+    Attributes:
+        joint: Their numbers.
+        status: ``(c,)`` int64 codes.
+        failed: ``(n,)`` bool: the geodesic was not found.
+        distances: ``(n,)``.
+        logarithms: ``(n, m)``.
+    """
+
+    joint: Joint
+    status: Tensor
+    failed: Tensor
+    distances: Tensor
+    logarithms: Tensor
+
+
+def means_of_groups(
+    geometry: Somewhere,
+    space: Space,
+    starts: Tensor,
+    points: Tensor,
+    groups: Group,
+    rtol: float,
+    max_steps: int,
+    curves: Curve | None = None,
+    keep: bool = False,
+) -> Means:
+    """Fréchet means of groups of points, in one batch.
+
+    Args:
+        geometry: Where.
+        space: Its space.
+        starts: ``(c, m)``, a point near each mean.
+        points: ``(n, m)``.
+        groups: Who belongs together; none is empty.
+        rtol: Accuracy of the means, relative to the spread of their groups.
+        max_steps: Looks at the curves of a group.
+        curves: From the starts to the points, if they are known.
+        keep: Whether derivatives are wanted.
+    """
+    status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    if curves is None:
+        found = paths(geometry, starts[groups.of], points, _PATHS)
+        curves = found.curve
+        status = found.status
+    lost = ~curves.nodes.flatten(1).isfinite().all(1)
+    lost |= torch.isin(status, torch.tensor(_LOST, device=status.device))
+    status = torch.where(lost & (status == 0), int(Status.NON_FINITE), status)
+    alive = groups.all(~lost)
+    # Curves that lead nowhere have a place in the batch, but no weight in any mean.
+    some, rows = groups.part(alive)
+    own = solve(space, curves[rows], some, rtol, max_steps, keep) if some.count else None
+    for _ in range(_ROUTES):
+        if own is None:
+            break
+        better = _shorter(geometry, space, own, points[rows], some)
+        if better is None:
+            break
+        own = solve(space, better, some, rtol, max_steps, keep)
+    joint = _whole(own, alive, rows, starts, groups, curves)
+    names = joint.status.clone()
+    for name in (~alive).nonzero().flatten().tolist():
+        members = lost & (groups.of == name) & (groups.weights > 0)
+        names[name] = status[members].max()
+    distances = joint.squares.clamp(min=0).sqrt()
+    vectors = logarithms(space, joint.centers[groups.of], joint.slopes)
+    size = space.norm(joint.centers[groups.of], vectors)
+    # Lengths are more accurate than directions.
+    vectors = torch.where(size > 0, distances / size, 1.0)[:, None] * vectors
+    return Means(joint, names, lost, distances, vectors)
+
+
+def _whole(
+    own: Joint | None,
+    alive: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    groups: Group,
+    curves: Curve,
+) -> Joint:
+    """The numbers of all groups; those that could not be solved stay at their starts."""
+    if own is not None and bool(alive.all()):
+        return own
+    n, _, m = curves.nodes.shape
+    c = groups.count
+    zero = torch.zeros(c, dtype=torch.int64, device=starts.device)
+    joint = Joint(
+        centers=starts.clone(),
+        error=starts.new_full((c,), torch.inf),
+        squares=starts.new_full((n,), torch.nan),
+        square_errors=starts.new_full((n,), torch.inf),
+        slopes=starts.new_full((n, m), torch.nan),
+        nodes=curves.knots(SEGMENTS).clone(),
+        index=zero - 1,
+        status=zero + int(Status.NON_FINITE),
+        steps=zero + 1,
+        depth=zero,
+    )
+    if own is not None:
+        names = alive.nonzero().flatten()
+        for name in ("centers", "error", "index", "status", "steps", "depth"):
+            getattr(joint, name)[names] = getattr(own, name)
+        for name in ("squares", "square_errors", "slopes", "nodes"):
+            getattr(joint, name)[rows] = getattr(own, name)
+        joint.levels = [
+            replace(level, groups=names[level.groups], rows=rows[level.rows])
+            for level in own.levels
+        ]
+    return joint
+
+
+def _shorter(
+    geometry: Somewhere, space: Space, joint: Joint, points: Tensor, groups: Group
+) -> Curve | None:
+    """The curves, with shorter ones in place of some; None where none is known.
+
+    As a mean moves, its geodesics go along, and another way may become the shortest.
+    """
+    here = joint.centers[groups.of]
+    distances = joint.squares.clamp(min=0).sqrt()
+    if getattr(geometry, "latent", None) is not None:
+        rows = torch.arange(len(points), device=points.device)
+    else:
+        line = Curve.line(here, points, _LINE)
+        lengths = space.squared_chords(line.nodes).clamp(min=0).sqrt().sum(1)
+        rows = (lengths < _SHORTER * distances).nonzero().flatten()
+    if not len(rows):
+        return None
+    found = paths(geometry, here[rows], points[rows], _PATHS)
+    shorter = found.converged & (found.length < _SHORTER * distances[rows])
+    if not bool(shorter.any()):
+        return None
+    nodes = joint.nodes.clone()
+    # Extrapolated means are not where the curves of one level begin.
+    nodes[:, 0] = here
+    nodes[rows[shorter]] = found.curve.knots(SEGMENTS)[shorter]
+    return Curve.from_nodes(nodes)
+
+
+def _single(found: Means, name: int, groups: Group) -> Mean:
+    """The mean of one of the groups."""
+    joint = found.joint.alone(name, groups)
+    rows = groups.of == name
+    weights = groups.weights[rows]
+    variance = torch.where(weights > 0, weights * joint.squares, 0.0).sum()
+    failed = (found.failed[rows] & (weights > 0)).nonzero().flatten()
+    return Mean(
+        point=joint.centers[0],
+        variance=variance,
+        objective=variance,
+        error=joint.error[0],
+        status=int(found.status[name]),
+        distances=found.distances[rows],
+        logarithms=found.logarithms[rows],
+        steps=int(joint.steps[0]),
+        failed=failed,
+        index=int(joint.index[0]),
+    )
+
+
+def _median(
+    geometry: Somewhere,
+    points: Tensor,
+    weights: Tensor | None,
+    init: Tensor | None,
+    generator: torch.Generator | int | None,
+    options: _Options,
+) -> Mean:
+    """The best of several descents."""
+    share, starts, space = _begun(geometry, points, weights, init, generator, options, False)
+    known = points.detach()
+    with torch.no_grad():
+        found = [
+            _Descent(geometry, space, known, share.detach(), options).run(start) for start in starts
+        ]
+    return _demanded(_ranked(space, found), options)
+
+
+def _demanded(best: Mean, options: _Options) -> Mean:
+    """The result, unless it is not accurate and must be.
 
     Raises:
         NotConvergedError: When it is not accurate.
     """
-    where = options.where
-    expect_steps(where, "max_steps", options.max_steps)
-    expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
-    share = normalised(where, weights, points)
-    points = points.detach()
-    source = as_generator(where, generator)
-    with torch.no_grad():
-        space = space_of(geometry, points, where=where, finite=True)
-        if init is None:
-            first = _central(space, points, share)
-        else:
-            expect_shape(where, "init", init, (points.shape[1],), "One point.")
-            first = init.detach().to(points)
-        starts = [first]
-        if options.n_starts > 1:
-            drawn = torch.randperm(len(points), generator=source)[: options.n_starts - 1]
-            starts += list(points[drawn.to(points.device)])
-        found = [
-            _Descent(geometry, space, points, share, options, median).run(start) for start in starts
-        ]
-    best = _ranked(space, found)
     if options.throw and not best.converged:
         kind = Status(best.status).name
         raise NotConvergedError(
-            where,
+            options.where,
             f"a point accurate to rtol={options.rtol:g} of the spread",
             f"{kind} after {best.steps} steps, error {float(best.error):.1e}"
             + (
@@ -235,21 +477,33 @@ def _minimised(
     return best
 
 
-def _central(space: Space, points: Tensor, weights: Tensor) -> Tensor:  # (n, m) -> (m,)
-    """The point with the least weighted sum of squared lengths of straight lines."""
-    n = len(points)
-    if n == 1:
+def _central(
+    space: Space, points: Tensor, weights: Tensor, between: bool
+) -> Tensor:  # (n, m) -> (m,)
+    """Where the sum of squared lengths of straight lines is small.
+
+    One of the points, or, if it may lie ``between`` them, the average of their coordinates.
+    """
+    if len(points) == 1:
         return points[0]
-    # Of many points some are enough.
-    stride = -(-n // 256)
-    some = points[::stride]
-    other = weights[::stride]
-    sums = []
-    for z in some:
-        line = Curve.line(z.expand_as(some), some, 4)
-        lengths = space.squared_chords(line.nodes).sqrt().sum(-1)
-        sums.append((other * lengths.square()).sum())
-    return some[int(torch.stack(sums).nan_to_num(torch.inf).argmin())]
+    if between:
+        average = (weights[:, None] * points).sum(0)
+        near = _lines(space, average, points).nan_to_num(torch.inf)
+        some = points[near.argsort(stable=True)[:_CENTRAL]]
+        candidates = torch.cat([some, average[None]])
+    else:
+        # Of many points some are enough.
+        candidates = points[:: -(-len(points) // _CANDIDATES)]
+    # Weights of 0 may belong to points that no line reaches.
+    squares = [_lines(space, z, points).square() for z in candidates]
+    sums = [torch.where(weights > 0, weights * x, 0.0).sum() for x in squares]
+    return candidates[int(torch.stack(sums).nan_to_num(torch.inf).argmin())]
+
+
+def _lines(space: Space, z: Tensor, points: Tensor) -> Tensor:  # (m,), (n, m) -> (n,)
+    """Lengths of straight lines."""
+    line = Curve.line(z.expand_as(points), points, 4)
+    return space.squared_chords(line.nodes).clamp(min=0).sqrt().sum(-1)
 
 
 def _ranked(space: Space, found: list[Mean]) -> Mean:
@@ -304,14 +558,12 @@ class _Descent:
         points: Tensor,
         weights: Tensor,
         options: _Options,
-        median: bool,
     ) -> None:
         self.geometry = geometry
         self.space = space
         self.points = points
         self.weights = weights
         self.options = options
-        self.median = median
         self._finest = max(_FINEST, 8 * torch.finfo(points.dtype).eps)
         self._coarse = max(_COARSE_PATHS, 1e3 * torch.finfo(points.dtype).eps)
 
@@ -369,12 +621,8 @@ class _Descent:
         """What the logarithms at a point say."""
         weights = self.weights
         spread = (weights * logs.lengths.square()).sum().sqrt()
-        if self.median:
-            step = self._towards_median(z, logs, spread)
-            objective = (weights * logs.lengths).sum()
-        else:
-            step = (weights[:, None] * logs.vectors).sum(0)
-            objective = spread.square()
+        step = self._towards_median(z, logs, spread)
+        objective = (weights * logs.lengths).sum()
         size = self.space.norm(z[None], step[None])[0]
         error = self._error(size, None if last is None else last.size)
         return _Place(z, logs, step, size, spread, objective, error)

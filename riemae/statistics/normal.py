@@ -155,9 +155,10 @@ class RiemannianNormal:
             raise OptionError(where, "kind 'isotropic' or 'full'", repr(kind), "")
         expect_points(where, points, 2)
         share = normalised(where, weights, points)
-        mean = frechet_mean(geometry, points, weights, rtol=1e-4, throw=False)
-        if not mean.converged:
-            frechet_mean(geometry, points, weights, rtol=1e-3)
+        with torch.no_grad():
+            mean = frechet_mean(geometry, points, weights, rtol=1e-4, throw=False)
+            if not mean.converged:
+                frechet_mean(geometry, points, weights, rtol=1e-3)
         count = default_directions(where, n_directions, points.shape[1])
         fit = Fit(geometry, points.detach(), mean.point, kind, count, generator)
         for _ in range(_ROUNDS):

@@ -181,7 +181,8 @@ def geodesic_regression(
     points = points.detach()
     source = as_generator(where, generator)
     with torch.no_grad():
-        mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        with torch.no_grad():
+            mean = frechet_mean(geometry, points, weights, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         found = fit.regression(mean, times)
         r2 = 1 - found.objective / mean.variance
@@ -250,7 +251,8 @@ def principal_geodesics(
     points = points.detach()
     found: list[PrincipalGeodesic] = []
     with torch.no_grad():
-        mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        with torch.no_grad():
+            mean = frechet_mean(geometry, points, weights, rtol=rtol)
         pca = tangent_pca(geometry, points, weights=weights, mean=mean, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         for _ in range(n_components):

@@ -14,10 +14,14 @@ from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.solvers import Curve, GeodesicResult, Status
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
+from riemae.statistics.joint import logarithms, settled
 
 Somewhere = Space | HasSpace
-# Paths that shots begin with, at best.
-_PATH = 1e-6
+# The finest paths.
+_FINEST = 1e-6
+# Paths that sharp logarithms begin with, at best, and looks at them that are enough.
+_PATH = 1e-4
+_LOOKS = 40
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Logarithms:
             geometry: Where.
             point: The point.
             points: ``(n, m)``.
-            rtol: Of the lengths; with ``sharp`` of the end points, by shooting.
+            rtol: Of the lengths; with ``sharp`` of the logarithms.
             init: Curves to begin with.
             sharp: Whether the velocities of the paths are not enough.
         """
@@ -73,13 +77,11 @@ class Logarithms:
         Where coordinates are periodic, curves may end at other copies of the points.
         """
         space = space_of(geometry, points)
-        path_rtol = max(rtol, _PATH)
+        path_rtol = max(rtol, _PATH) if sharp else max(rtol, _FINEST)
         found = paths(geometry, here, points, path_rtol, init)
         vectors = found.curve.velocity(0.0)
         if sharp:
-            ends = found.curve(1.0)
-            shot = solvers.log(space, here, ends, rtol=rtol, init=found.curve, throw=False)
-            vectors = torch.where(shot.isfinite().all(-1, keepdim=True), shot, vectors)
+            vectors = _sharpened(space, here, found.curve, vectors, rtol)
             lengths = space.norm(here, vectors)
         else:
             lengths = found.length
@@ -92,6 +94,22 @@ class Logarithms:
     def failed(self) -> Tensor:
         """The numbers of the points whose geodesics did not converge."""
         return (self.status != Status.CONVERGED).nonzero().flatten()
+
+
+def _sharpened(
+    space: Space, here: Tensor, curves: Curve, vectors: Tensor, rtol: float
+) -> Tensor:  # -> (n, m)
+    """The velocities of paths, more accurate: extrapolated, or else shot for."""
+    found = settled(space, curves, rtol, _LOOKS)
+    exact = logarithms(space, here, found.slopes)
+    known = (found.status == Status.CONVERGED) & exact.isfinite().all(-1)
+    rows = (~known).nonzero().flatten()
+    if len(rows):
+        ends = curves[rows](1.0)
+        shot = solvers.log(space, here[rows], ends, rtol=rtol, init=curves[rows], throw=False)
+        sound = shot.isfinite().all(-1, keepdim=True)
+        exact[rows] = torch.where(sound, shot, vectors[rows])
+    return exact
 
 
 def paths(
@@ -142,8 +160,10 @@ def expect_points(where: str, points: Tensor, least: int = 1) -> None:
         raise OptionError(where, wanted, str(len(points)), "Give more of them.")
 
 
-def normalised(where: str, weights: Tensor | None, points: Tensor) -> Tensor:  # (n,)
-    """Weights that sum to 1; equal ones by default.
+def normalised(
+    where: str, weights: Tensor | None, points: Tensor, graph: bool = False
+) -> Tensor:  # (n,)
+    """Weights that sum to 1; equal ones by default; with ``graph`` as autograd sees them.
 
     Raises:
         DTypeError: When they are not a tensor.
@@ -157,11 +177,12 @@ def normalised(where: str, weights: Tensor | None, points: Tensor) -> Tensor:  #
         raise DTypeError(where, "weights as a tensor", got, "Try torch.tensor(weights).")
     if weights.is_complex():
         raise DTypeError(where, "real weights", str(weights.dtype), "Take their real part.")
-    known = weights.detach().to(points)
-    sound = known.shape == (n,) and bool(known.isfinite().all()) and bool((known >= 0).all())
-    if not sound or not float(known.sum()) > 0:
+    known = (weights if graph else weights.detach()).to(points)
+    plain = known.detach()
+    sound = plain.shape == (n,) and bool(plain.isfinite().all()) and bool((plain >= 0).all())
+    if not sound or not float(plain.sum()) > 0:
         wanted = f"{n} weights of at least 0, not all of them 0"
-        got = f"{tuple(weights.shape)}, sum {float(weights.sum()):.3g}"
+        got = f"{tuple(weights.shape)}, sum {float(plain.sum()):.3g}"
         raise OptionError(where, wanted, got, "One for each point.")
     return known / known.sum()
 

@@ -5,11 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from riemae import Manifold
 from riemae.exceptions import OptionError, ShapeError
 from riemae.solvers import distance_matrix
 from riemae.statistics import GeodesicKMeans, GeodesicKMedoids, frechet_mean
+from riemae.statistics.lloyd import Lloyd
 
 F64 = torch.float64
 CENTERS = torch.tensor([[0.5, 0.0], [-0.4, 0.6], [-0.4, -0.7]], dtype=F64)
@@ -28,6 +30,26 @@ def planted(n=10, seed=0, scale=0.05):
 
 def same_partition(a, b):
     return len(set(zip(a.tolist(), b.tolist(), strict=True))) == len(set(b.tolist()))
+
+
+def brute_force(M, z, count, seed):
+    source = torch.Generator().manual_seed(seed)
+    weights = torch.ones(len(z), dtype=F64)
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(torch.multinomial(weights, 1, generator=source)))
+        weights = M.distance_matrix(z, z[chosen]).square().amin(1)
+    centers = z[chosen].clone()
+    labels = M.distance_matrix(z, centers).argmin(1)
+    for _ in range(50):
+        centers = torch.stack(
+            [frechet_mean(M, z[labels == c], rtol=1e-5).point for c in range(count)]
+        )
+        distances = M.distance_matrix(z, centers)
+        before, labels = labels, distances.argmin(1)
+        if torch.equal(before, labels):
+            return labels, centers, float(distances.square().amin(1).sum())
+    raise AssertionError("does not settle")
 
 
 class TestKMeans:
@@ -56,6 +78,51 @@ class TestKMeans:
         t = torch.cat(turns)[:, None]
         k = GeodesicKMeans(Manifold(spiral), 2, n_init=3).fit(t)
         assert same_partition(k.labels_, torch.arange(2).repeat_interleave(12))
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_as_brute_force(self, seed):
+        """Lloyd's algorithm with all distances, from the same seeds."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5)).double()
+        M = Manifold(net.requires_grad_(False))
+        z = torch.randn(40, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
+        labels, centers, inertia = brute_force(M, z, 4, seed)
+        k = GeodesicKMeans(M, 4, rtol=1e-4, generator=seed).fit(z)
+        assert k.converged_
+        assert torch.equal(k.labels_, labels)
+        torch.testing.assert_close(k.cluster_centers_, centers, rtol=0, atol=1e-3)
+        assert k.inertia_ == pytest.approx(inertia, rel=1e-3)
+
+    def test_few_geodesics_decide(self):
+        """Where clusters are apart, the ambient distance rules out nearly all pairs."""
+        z, truth = planted(30)
+        M = Manifold(sphere)
+        state = Lloyd(M, M.as_space(z), z, 3, 1e-2)
+        for column in range(3):
+            state.seed(column, CENTERS[column])
+        state.assign()
+        assert torch.equal(state.labels, truth)
+        # The first centre is far from all others; the next ones are compared where they may win.
+        assert state.solved < 2 * len(z)
+        before = state.solved
+        state.refine(torch.arange(3))
+        state.assign()
+        assert state.solved == before
+
+    def test_bounds_hold(self):
+        """After centres have moved, lower bounds and upper bounds are those of real distances."""
+        z, _ = planted(8, scale=0.3)
+        M = Manifold(sphere)
+        state = Lloyd(M, M.as_space(z), z, 3, 1e-3)
+        for column in range(3):
+            state.seed(column, z[8 * column])
+        state.assign()
+        state.refine(torch.arange(3))
+        images = sphere(state.centers)
+        exact = (sphere(z) @ images.T).clamp(-1, 1).acos()
+        assert (state.low <= exact + 1e-9).all()
+        assert (state.high >= exact - 1e-4).all()
 
     def test_seeds(self):
         z, _ = planted(6)

@@ -10,19 +10,22 @@ from torch import nn
 
 from riemae import Manifold, solvers
 from riemae.exceptions import (
+    DifferentiationError,
     DTypeError,
     NonFiniteError,
     NotConvergedError,
     OptionError,
     ShapeError,
 )
-from riemae.solvers import MetricSpace, Status
+from riemae.solvers import Curve, MetricSpace, Status
 from riemae.statistics import (
     frechet_mean,
     geodesic_regression,
     geometric_median,
     tangent_pca,
 )
+from riemae.statistics.joint import Group
+from riemae.statistics.means import means_of_groups
 
 F64 = torch.float64
 
@@ -62,6 +65,48 @@ def hyperbolic_distances(p, q):
 def log_of(matrices):
     values, vectors = torch.linalg.eigh(matrices)
     return vectors @ torch.diag_embed(values.log()) @ vectors.mT
+
+
+def whole(z):
+    """Symmetric matrices from their three numbers."""
+    rows = [torch.stack([z[:, 0], z[:, 1]], -1), torch.stack([z[:, 1], z[:, 2]], -1)]
+    return torch.stack(rows, -2)
+
+
+def affine_invariant(z):
+    inverse = whole(z).inverse()
+    basis = whole(torch.eye(3).to(z))
+    turned = torch.einsum("bij,ajk->baik", inverse, basis)
+    return torch.einsum("baij,bcji->bac", turned, turned)
+
+
+def spherical_distances(p, z):
+    return (sphere(p) * sphere(z)).sum(-1).clamp(-1, 1).acos()
+
+
+def affine_invariant_distances(p, z):
+    """geoopt's."""
+    geoopt = pytest.importorskip("geoopt")
+    return geoopt.SymmetricPositiveDefinite().dist(whole(p), whole(z))
+
+
+def positive(n, seed=0):
+    values = points(n, 3, seed)
+    return torch.stack([values[:, 0].exp(), 0.3 * values[:, 1], values[:, 2].exp()], -1)
+
+
+def implicit(distances, p, z, weights, covector):
+    """Gradients of ``covector · p`` in points and weights, by autograd on closed-form distances.
+
+    ``∂_p F = 0`` holds on, so ``dp = −(∂_pp F)⁻¹ d(∂_p F)``.
+    """
+    p, z, weights = (x.detach().clone().requires_grad_() for x in (p, z, weights))
+    share = weights / weights.sum()
+    objective = (share * distances(p.expand_as(z), z).square()).sum()
+    (slope,) = torch.autograd.grad(objective, p, create_graph=True)
+    rows = [torch.autograd.grad(s, p, retain_graph=True)[0] for s in slope]
+    adjoint = -torch.linalg.solve(torch.stack(rows).T, covector)
+    return torch.autograd.grad(slope, (z, weights), adjoint)
 
 
 def network(m, seed=0, outputs=10):
@@ -107,17 +152,6 @@ class TestMean:
     def test_on_spd(self):
         """Of commuting matrices it is the exponential of the mean logarithm."""
 
-        def whole(z):
-            return torch.stack(
-                [torch.stack([z[:, 0], z[:, 1]], -1), torch.stack([z[:, 1], z[:, 2]], -1)], -2
-            )
-
-        def tensor(z):
-            inverse = whole(z).inverse()
-            basis = whole(torch.eye(3).to(z))
-            turned = torch.einsum("bij,ajk->baik", inverse, basis)
-            return torch.einsum("baij,bcji->bac", turned, turned)
-
         angle = torch.tensor(0.6, dtype=F64)
         turn = torch.stack(
             [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
@@ -125,7 +159,7 @@ class TestMean:
         values = points(6, 2, scale=0.5).exp()
         matrices = turn @ torch.diag_embed(values) @ turn.T
         z = torch.stack([matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 1]], -1)
-        m = frechet_mean(MetricSpace(tensor), z, rtol=1e-9)
+        m = frechet_mean(MetricSpace(affine_invariant), z, rtol=1e-9)
         exact = turn @ torch.diag(values.log().mean(0).exp()) @ turn.T
         torch.testing.assert_close(whole(m.point[None])[0], exact, rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(
@@ -228,6 +262,133 @@ class TestMean:
             first.point,
             frechet_mean(Manifold(sphere), z, n_starts=2, rtol=1e-3, generator=4).point,
         )
+
+
+class TestDerivatives:
+    """By the implicit function theorem, against closed-form distances and differences."""
+
+    COVECTOR = torch.tensor([0.3, -0.7, 0.4], dtype=F64)
+
+    @pytest.mark.parametrize(
+        ("geometry", "distances", "z"),
+        [
+            (Manifold(sphere), spherical_distances, points(7, 2)),
+            (HALF_PLANE, hyperbolic_distances, points(7, 2) + torch.tensor([0.0, 2.0])),
+            (MetricSpace(affine_invariant), affine_invariant_distances, positive(5)),
+        ],
+        ids=["sphere", "hyperbolic plane", "SPD(2)"],
+    )
+    def test_in_points_and_weights(self, geometry, distances, z):
+        z = z.clone().requires_grad_()
+        weights = points(len(z), 1, 3)[:, 0].abs().requires_grad_()
+        covector = self.COVECTOR[: z.shape[1]]
+        m = frechet_mean(geometry, z, weights, rtol=1e-8)
+        found = torch.autograd.grad(m.point @ covector, (z, weights), retain_graph=True)
+        exact = implicit(distances, m.point, z, weights, covector)
+        for own, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-8)
+        share = weights / weights.sum()
+        at = m.point.detach().expand_as(z)
+        variance = (share * distances(at, z).square()).sum()
+        torch.testing.assert_close(m.variance, variance, rtol=1e-7, atol=0)
+        # The point moves, too, but to first order that changes nothing.
+        found = torch.autograd.grad(m.variance, (z, weights))
+        exact = torch.autograd.grad(variance, (z, weights))
+        for own, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-8)
+
+    def test_in_the_decoder(self):
+        net = network(2).requires_grad_(True)
+        z = points(7, 2)
+        m = frechet_mean(Manifold(net), z, rtol=1e-9)
+        first = net[0].weight
+        covector = self.COVECTOR[:2]
+        (moved,) = torch.autograd.grad(m.point @ covector, first, retain_graph=True)
+        (spread,) = torch.autograd.grad(m.variance, first)
+        step = 1e-2 * points(*first.shape, seed=5)
+        found = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                first += sign * step
+                found.append(frechet_mean(Manifold(net), z, rtol=1e-10))
+                first -= sign * step
+        there, back = found
+        change = (there.point - back.point) @ covector / 2
+        torch.testing.assert_close((moved * step).sum(), change, rtol=1e-3, atol=0)
+        change = (there.variance - back.variance) / 2
+        torch.testing.assert_close((spread * step).sum(), change, rtol=1e-3, atol=0)
+
+    @pytest.mark.parametrize("name", ["point", "variance"])
+    def test_no_second_derivative(self, name):
+        z = points(5, 2).requires_grad_()
+        value = getattr(frechet_mean(Manifold(sphere), z, rtol=1e-3), name)
+        (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+        with pytest.raises(DifferentiationError, match="frechet_mean"):
+            torch.autograd.grad(slope.sum(), z)
+
+    def test_nobody_asks(self):
+        z = points(5, 2)
+        assert not frechet_mean(Manifold(sphere), z, rtol=1e-3).point.requires_grad
+        with torch.no_grad():
+            m = frechet_mean(Manifold(sphere), z.requires_grad_(), rtol=1e-3)
+        assert not m.point.requires_grad
+
+    def test_of_several_starts(self):
+        z = points(6, 2).requires_grad_()
+        one = frechet_mean(Manifold(sphere), z, rtol=1e-6)
+        some = frechet_mean(Manifold(sphere), z, rtol=1e-6, n_starts=3)
+        slopes = [torch.autograd.grad(m.point[0], z)[0] for m in (one, some)]
+        torch.testing.assert_close(*slopes, rtol=0, atol=1e-5)
+
+
+class TestManyAtOnce:
+    def test_groups_as_one_by_one(self):
+        M = Manifold(network(3))
+        z = points(24, 3)
+        of = torch.arange(24) % 4
+        groups = Group(of, torch.full((24,), 1 / 6, dtype=F64), 4)
+        space = M.as_space(z)
+        found = means_of_groups(M, space, z[:4], z, groups, 1e-7, 100)
+        assert (found.status == Status.CONVERGED).all()
+        for name in range(4):
+            alone = frechet_mean(M, z[of == name], rtol=1e-7)
+            torch.testing.assert_close(found.joint.centers[name], alone.point, rtol=0, atol=1e-6)
+            torch.testing.assert_close(found.distances[of == name], alone.distances)
+
+    def test_one_that_fails_does_not_touch_the_others(self):
+        z = points(12, 2)
+        of = torch.arange(12) % 2
+        groups = Group(of, torch.full((12,), 1 / 6, dtype=F64), 2)
+        M = Manifold(sphere)
+        curves = Curve.line(z[:2][of], z, 8)
+        curves.nodes[3, 4] = torch.nan
+        found = means_of_groups(M, M.as_space(z), z[:2], z, groups, 1e-6, 100, curves)
+        assert found.status[1] == Status.NON_FINITE
+        assert torch.equal(found.joint.centers[1], z[1])
+        alone = frechet_mean(M, z[of == 0])
+        torch.testing.assert_close(found.joint.centers[0], alone.point, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+    def test_errors_of_networks_are_honest(self, rtol):
+        for seed in range(3):
+            M = Manifold(network(4, seed))
+            z = points(20, 4, seed, scale=0.8)
+            fine = frechet_mean(M, z, rtol=1e-9)
+            m = frechet_mean(M, z, rtol=rtol)
+            off = M.norm(fine.point, m.point - fine.point)
+            assert float(off) <= float(m.error) + float(fine.error)
+            assert float(m.error) <= rtol * float(m.variance.sqrt())
+
+    def test_a_saddle_is_left(self):
+        """From the top of a hill between two minima, where the slope is zero."""
+        hill = Manifold(
+            lambda z: torch.cat([z, 2 * torch.exp(-2 * z.square().sum(-1, keepdim=True))], -1)
+        )
+        z = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=F64)
+        m = frechet_mean(hill, z, init=torch.zeros(2, dtype=F64), rtol=1e-4)
+        assert m.index == 0
+        top = frechet_mean(hill, z, init=torch.tensor([0.0, 1.0], dtype=F64), rtol=1e-4)
+        torch.testing.assert_close(m.variance, top.variance, rtol=1e-3, atol=0)
 
 
 class TestPeriodicCoordinates:
