@@ -93,11 +93,29 @@ def space_of(
         points: Points that the call is about, checked by what has the space; None is left out.
         where: The name of the call.
         finite: Whether NaN and infinity are refused; else they are reported with the results.
+
+    Raises:
+        DTypeError: When it is neither a space nor has one.
     """
+    expect_space(where, space)
     if offers(space, HasSpace):
         known = (z for z in points if z is not None)
         return space.as_space(*known, where=where, finite=finite)
     return cast(Space, space)
+
+
+def expect_space(where: str, space: Any) -> None:
+    """Something that solvers work on.
+
+    Raises:
+        DTypeError: For anything else, such as the class of one.
+    """
+    is_class = isinstance(space, type)
+    if not is_class and (offers(space, HasSpace) or offers(space, Space)):
+        return
+    got = f"the class {space.__name__}" if is_class else type(space).__name__
+    hint = "Try riemae.Manifold(decoder), or solvers.MetricSpace(tensor)."
+    raise DTypeError(where, "a riemae.Manifold or a space", got, hint)
 
 
 @dataclass(frozen=True)

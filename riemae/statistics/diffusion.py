@@ -13,6 +13,7 @@ from riemae.geometry import operators
 from riemae.numerics.checks import expect_range, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.arguments import takes_and_gives_codes
 from riemae.statistics.tangents import Somewhere, expect_steps, factor, frame, stepped
 
 # By default a step is so short that its geodesic bends by at most this share of it in coordinates,
@@ -21,6 +22,7 @@ _BEND = 0.05
 _FEWEST = 50
 
 
+@takes_and_gives_codes
 def brownian_motion(
     geometry: Somewhere,
     z: Tensor,
@@ -54,6 +56,7 @@ def brownian_motion(
     return _walk("brownian_motion", geometry, z, None, time, steps, path, generator)
 
 
+@takes_and_gives_codes
 def langevin(
     geometry: Somewhere,
     z: Tensor,
@@ -107,11 +110,6 @@ def _walk(
     expect_range(where, "time", time, 0.0, above=True, hint="It is how long the walks take.")
     space = space_of(geometry, z, where=where)
     source = as_generator(where, generator)
-    shape = getattr(geometry, "latent_shape", None)
-    if shape is not None and z.shape[-len(shape) :] == shape:
-        codes = z.flatten(-len(shape))
-        walked = _walk(where, geometry, codes, log_density, time, steps, path, generator)
-        return walked.unflatten(-1, shape)
     m = z.shape[-1]
     flat = z.detach().reshape(-1, m)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from riemae.exceptions import DTypeError, GraphError, OptionError, ShapeError
 from riemae.numerics.checks import expect_range
 from riemae.numerics.random import as_generator
 from riemae.solvers import DistanceMatrix, Neighbors
+from riemae.statistics.arguments import takes_codes
 from riemae.statistics.tangents import expect_steps
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class GeodesicMDS:
         self.stress_ = (stress / scale) ** 0.5 if scale else 0.0
         return self
 
+    @takes_codes
     def fit_transform(self, distances: Distances | Neighbors) -> Tensor:  # -> (n, d)
         """``fit``, and its embedding."""
         return self.fit(distances).embedding_
@@ -285,6 +287,7 @@ def _majoriser(i: np.ndarray, j: np.ndarray, n: int) -> Any:
     return solve
 
 
+@takes_codes
 def heat_kernel(
     neighbors: Neighbors,
     time: float,

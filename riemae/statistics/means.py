@@ -13,6 +13,7 @@ from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.arguments import takes_codes
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
@@ -96,6 +97,7 @@ class Mean:
         )
 
 
+@takes_codes
 def frechet_mean(
     geometry: Somewhere,
     points: Tensor,
@@ -143,6 +145,7 @@ def frechet_mean(
     return _minimised(geometry, points, weights, init, generator, options, median=False)
 
 
+@takes_codes
 def geometric_median(
     geometry: Somewhere,
     points: Tensor,

@@ -11,6 +11,7 @@ from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.numerics.checks import expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import space_of
+from riemae.statistics.arguments import takes_and_gives_codes
 from riemae.statistics.tangents import Somewhere, factor
 
 # Proposals of a round, how much above the largest density seen the bound lies, and how many
@@ -20,6 +21,7 @@ _MARGIN = 1.25
 _MOST = 100_000
 
 
+@takes_and_gives_codes
 def sample_uniform(
     geometry: Somewhere,
     n: int,
