@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, MetricError, ShapeError
+from riemae.exceptions import DTypeError, MetricError, RiemaeError, ShapeError
 from riemae.numerics import probe
 from riemae.numerics.batch_invariance import batch_invariant
 from riemae.numerics.contradiction import contradiction, explained
@@ -192,7 +192,7 @@ class MetricSpace:
             return
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone()
-            g = self._tensor(flat)
+            g = self._first(flat)
             metric_known = g.isfinite().flatten(1).all(-1)
             point_finite = flat.isfinite().all(-1)
             known = metric_known & point_finite
@@ -209,6 +209,21 @@ class MetricSpace:
             self._expect_rows_alone(flat, around)
         self._expect_derivative(flat, around)
         self._looked_at.add(key)
+
+    def _first(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """What the function makes of the first points.
+
+        Raises:
+            MetricError: When it fails.
+        """
+        try:
+            return self._tensor(flat)
+        except (RiemaeError, torch.OutOfMemoryError):
+            raise
+        except probe.FAILURES as reason:
+            got = f"{type(reason).__name__} for points of shape {tuple(flat.shape)}: {reason}"
+            hint = "Have the points as many coordinates as the metric?"
+            raise MetricError("MetricSpace", "a metric tensor", got, hint) from reason
 
     def _entries(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m²)
         return self._tensor(z).flatten(1)

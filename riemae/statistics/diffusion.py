@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError
 from riemae.geometry import operators
-from riemae.numerics.checks import expect_range, expect_values
+from riemae.numerics.checks import expect_finite, expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import Space, space_of
 from riemae.statistics.arguments import takes_and_gives_codes
@@ -52,6 +52,8 @@ def brownian_motion(
 
     Raises:
         OptionError: When ``time`` or ``steps`` is not positive.
+        ShapeError: When ``z`` is not points.
+        NonFiniteError: When a start point is NaN or infinite.
     """
     return _walk("brownian_motion", geometry, z, None, time, steps, path, generator)
 
@@ -107,6 +109,8 @@ def _walk(
     generator: torch.Generator | int | None,
 ) -> Tensor:
     expect_values(where, "z", z)
+    expect_shape(where, "z", z, ("*b", "m"), "Batch axes come first.")
+    expect_finite(where, "z", z, "Leave these points out.")
     expect_range(where, "time", time, 0.0, above=True, hint="It is how long the walks take.")
     space = space_of(geometry, z, where=where)
     source = as_generator(where, generator)

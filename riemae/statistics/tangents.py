@@ -106,13 +106,17 @@ def paths(
 
 
 def factor(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
-    """Upper triangular factors of the metric: ``|R v|`` is the length of a tangent v."""
+    """Upper triangular factors of the metric: ``|R v|`` is the length of a tangent v.
+
+    NaN where the metric is not positive definite, as outside the domain.
+    """
     known = getattr(geometry, "metric_factor", None)
     if known is not None:
         found: Tensor = known(z)
         return found
     metric = space_of(geometry, z).metric(z)
-    return torch.linalg.cholesky(metric).mT
+    known, problem = torch.linalg.cholesky_ex(metric)
+    return torch.where((problem > 0)[:, None, None], torch.nan, known).mT
 
 
 def frame(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

@@ -131,3 +131,24 @@ class TestLangevin:
 def test_bad_options(options):
     with pytest.raises(OptionError):
         brownian_motion(Manifold(sphere), torch.zeros(1, 2, dtype=F64), **options)
+
+
+HALF_PLANE = MetricSpace(lambda z: torch.eye(2).to(z) / z[:, 1, None, None].square())
+
+
+class TestStarts:
+    def test_that_are_no_points_are_refused(self):
+        with pytest.raises(ShapeError, match=r"z of shape \(\*b, m\)"):
+            brownian_motion(HALF_PLANE, torch.tensor(1.0), 0.1)
+        with pytest.raises(NonFiniteError, match="finite z"):
+            brownian_motion(HALF_PLANE, torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]), 0.1)
+
+    def test_a_walk_that_leaves_the_domain_is_not_a_number_and_stops_no_other(self):
+        """The disc's metric is none where 1 − |z|² is negative to an odd power."""
+        disc = MetricSpace(
+            lambda z: torch.eye(2).to(z) / (1 - z.square().sum(-1))[:, None, None] ** 3
+        )
+        z = torch.tensor([[0.0, 0.0], [0.0, 0.99]], dtype=F64)
+        both = brownian_motion(disc, z, 2.0, 4, path=True, generator=1)
+        left = both.isnan().any(-1).any(-1)
+        assert left.tolist() == [False, True]
