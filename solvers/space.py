@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import DTypeError, MetricError, RiemaeError, ShapeError
+from riemae.exceptions import DTypeError, MetricError, ShapeError
 from riemae.numerics import probe
 from riemae.numerics.batch_invariance import batch_invariant
 from riemae.numerics.contradiction import contradiction, explained
@@ -218,9 +218,9 @@ class MetricSpace:
         """
         try:
             return self._tensor(flat)
-        except (RiemaeError, torch.OutOfMemoryError):
-            raise
-        except probe.FAILURES as reason:
+        except (IndexError, RuntimeError) as reason:
+            if isinstance(reason, torch.OutOfMemoryError):
+                return self._tensor(flat)  # which is told apart by its caller, again
             got = f"{type(reason).__name__} for points of shape {tuple(flat.shape)}: {reason}"
             hint = "Have the points as many coordinates as the metric?"
             raise MetricError("MetricSpace", "a metric tensor", got, hint) from reason

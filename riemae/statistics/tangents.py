@@ -12,6 +12,7 @@ from riemae import solvers
 from riemae.exceptions import DTypeError, OptionError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.solvers import Curve, GeodesicResult, Status
+from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
 
@@ -127,8 +128,8 @@ def frame(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
 
 
 def stepped(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
-    """``exp(z, v)`` to second order in v."""
-    return z + v + space.acceleration(z, v) / 2
+    """``exp(z, v)`` to second order in v; NaN where there is no metric."""
+    return z + v + sound_acceleration(space, z, v) / 2
 
 
 def expect_points(where: str, points: Tensor, least: int = 1) -> None:
