@@ -12,6 +12,7 @@ box, whatever lies between.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,7 @@ def distance_field(
     source: Tensor,
     low: Tensor,
     high: Tensor,
-    shape: int | tuple[int, ...] = 65,
+    shape: int | Sequence[int] = 65,
 ) -> DistanceField:  # (m,), (m,), (m,)
     """Geodesic distances from a point to all nodes of a grid in m ≤ 3 dimensions.
 
@@ -97,6 +98,8 @@ def distance_field(
     expect_values(where, "source", source)
     expect_shape(where, "source", source, ("m",), "One point.")
     m = len(source)
+    expect_values(where, "low", low)
+    expect_values(where, "high", high)
     source, low, high = (x.detach().to(source) for x in (source, low, high))
     expect_shape(where, "low", low, (m,), "One corner of a box.")
     expect_shape(where, "high", high, (m,), "One corner of a box.")
@@ -107,7 +110,8 @@ def distance_field(
     if not inside:
         got = f"{source.tolist()} for {low.tolist()} to {high.tolist()}"
         raise OptionError(where, "a source inside a box with low < high", got, "Widen the box.")
-    sizes = (shape,) * m if isinstance(shape, int) else tuple(shape)
+    several = isinstance(shape, Sequence) and not isinstance(shape, str)
+    sizes = tuple(shape) if several else (shape,) * m
     if len(sizes) != m:
         raise OptionError(where, f"shape as one number or {m}", str(shape), "Try shape=65.")
     for n in sizes:

@@ -97,7 +97,8 @@ def neighbors(
         FileError: When ``out`` is of another run, is damaged, or cannot be written.
     """
     others = points if queries is None else queries
-    most = len(points) - (queries is None) if isinstance(points, Tensor) else 0
+    countable = isinstance(points, Tensor) and points.ndim > 0
+    most = len(points) - (queries is None) if countable else 0
     shared = _checked("neighbors", space, points, others, queries, rtol, solver, executor)
     hint = f"There are {most} points to choose from."
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)

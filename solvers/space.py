@@ -93,11 +93,29 @@ def space_of(
         points: Points that the call is about, checked by what has the space; None is left out.
         where: The name of the call.
         finite: Whether NaN and infinity are refused; else they are reported with the results.
+
+    Raises:
+        DTypeError: When it is neither a space nor has one.
     """
+    expect_space(where, space)
     if offers(space, HasSpace):
         known = (z for z in points if z is not None)
         return space.as_space(*known, where=where, finite=finite)
     return cast(Space, space)
+
+
+def expect_space(where: str, space: Any) -> None:
+    """Something that solvers work on.
+
+    Raises:
+        DTypeError: For anything else, such as the class of one.
+    """
+    is_class = isinstance(space, type)
+    if not is_class and (offers(space, HasSpace) or offers(space, Space)):
+        return
+    got = f"the class {space.__name__}" if is_class else type(space).__name__
+    hint = "Try riemae.Manifold(decoder), or solvers.MetricSpace(tensor)."
+    raise DTypeError(where, "a riemae.Manifold or a space", got, hint)
 
 
 @dataclass(frozen=True)
@@ -174,7 +192,7 @@ class MetricSpace:
             return
         with torch.inference_mode(False), torch.no_grad():
             flat = flat.detach().clone()
-            g = self._tensor(flat)
+            g = self._first(flat)
             metric_known = g.isfinite().flatten(1).all(-1)
             point_finite = flat.isfinite().all(-1)
             known = metric_known & point_finite
@@ -191,6 +209,21 @@ class MetricSpace:
             self._expect_rows_alone(flat, around)
         self._expect_derivative(flat, around)
         self._looked_at.add(key)
+
+    def _first(self, flat: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+        """What the function makes of the first points.
+
+        Raises:
+            MetricError: When it fails.
+        """
+        try:
+            return self._tensor(flat)
+        except (IndexError, RuntimeError) as reason:
+            if isinstance(reason, torch.OutOfMemoryError):
+                return self._tensor(flat)  # which is told apart by its caller, again
+            got = f"{type(reason).__name__} for points of shape {tuple(flat.shape)}: {reason}"
+            hint = "Have the points as many coordinates as the metric?"
+            raise MetricError("MetricSpace", "a metric tensor", got, hint) from reason
 
     def _entries(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m²)
         return self._tensor(z).flatten(1)

@@ -97,12 +97,12 @@ LAYERS = {
         plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
-        statistics.clustering statistics.comparison statistics.components statistics.density
-        statistics.diffusion statistics.implicit statistics.joint statistics.lloyd
-        statistics.matrices statistics.means statistics.mixture
-        statistics.normal statistics.polar statistics.regression statistics.sampling
-        statistics.tangents testing testing.ambient testing.laws testing.manifold testing.solver
-        testing.space
+        statistics.arguments statistics.clustering statistics.comparison
+        statistics.components statistics.density statistics.diffusion statistics.implicit
+        statistics.joint statistics.lloyd statistics.matrices statistics.means
+        statistics.mixture statistics.normal statistics.polar statistics.regression
+        statistics.sampling statistics.tangents testing testing.ambient testing.laws
+        testing.manifold testing.solver testing.space
     """,
     "people": """
         __main__ cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo

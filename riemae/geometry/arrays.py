@@ -1,4 +1,4 @@
-"""Arrays of numpy and tables of pandas as arguments of a manifold's methods.
+"""Arrays of numpy and tables of pandas as arguments of a manifold's methods, and of statistics.
 
 Where points, tangents or data are arrays, so are the tensors that come back. What is more than a
 tensor (geodesics, curves, neighbours, distributions) stays with torch, and so do functions that are
@@ -38,7 +38,7 @@ def takes_arrays(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not any(map(_is_array, args)) and not any(map(_has_arrays, kwargs.values())):
+        if not any(map(is_array, args)) and not any(map(_has_arrays, kwargs.values())):
             return method(self, *args, **kwargs)
         where = f"Manifold.{method.__name__}"
         condition = kwargs.pop("condition", None)
@@ -47,17 +47,18 @@ def takes_arrays(method: Callable[..., Any]) -> Callable[..., Any]:
         like = next((x for x in tensors if x.is_floating_point()), None)
         if like is None:
             like = home(self.decoder)
-        given = [_tensor(where, x, like) if _is_array(x) else x for x in args]
-        more = {name: _tensor(where, x, like) if _is_array(x) else x for name, x in kwargs.items()}
+        given = [as_tensor(where, x, like) for x in args]
+        more = {name: as_tensor(where, x, like) for name, x in kwargs.items()}
         if condition is not None:
             more["condition"] = _condition(where, condition, like)
         found = method(self, *given, **more)
-        return found if tensors else _arrays(found)
+        return found if tensors else as_arrays(found)
 
     return called
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
+    """Whether something is an array of numpy, or a table or a column of pandas."""
     if isinstance(x, _PLAIN):
         return False
     return isinstance(x, np.ndarray) or _is_table(x)
@@ -74,10 +75,10 @@ def _has_arrays(x: Any) -> bool:
     if isinstance(x, _PLAIN):
         return False
     if isinstance(x, dict):
-        return any(map(_is_array, x.values()))
+        return any(map(is_array, x.values()))
     if isinstance(x, (tuple, list)):
-        return any(map(_is_array, x))
-    return _is_array(x)
+        return any(map(is_array, x))
+    return is_array(x)
 
 
 def home(decoder: Any) -> Tensor:
@@ -94,8 +95,14 @@ def _weights(decoder: Any) -> Iterator[Tensor]:
         yield from (x for x in module.buffers() if x.is_floating_point())
 
 
-def _tensor(where: str, x: Any, like: Tensor) -> Tensor:
-    """Numbers as a tensor of the dtype and on the device of another."""
+def as_tensor(where: str, x: Any, like: Tensor) -> Any:
+    """An array as a tensor of the dtype and on the device of another; anything else as it is.
+
+    Raises:
+        DTypeError: When it holds anything but numbers.
+    """
+    if not is_array(x):
+        return x
     numbers = _numbers(where, x).astype(np.float64)
     return torch.from_numpy(numbers).to(like)
 
@@ -122,19 +129,19 @@ def _condition(where: str, condition: Any, like: Tensor) -> Any:
         return {name: _condition(where, x, like) for name, x in condition.items()}
     if isinstance(condition, (tuple, list)):
         return type(condition)(_condition(where, x, like) for x in condition)
-    if not _is_array(condition):
+    if not is_array(condition):
         return condition
     values = _numbers(where, condition)
     if values.dtype.kind == "f":
-        return _tensor(where, values, like)
+        return torch.from_numpy(values.astype(np.float64)).to(like)
     whole = values.astype(bool if values.dtype.kind == "b" else np.int64)
     return torch.from_numpy(whole).to(like.device)
 
 
-def _arrays(found: Any) -> Any:
+def as_arrays(found: Any) -> Any:
     """Tensors of a result as arrays, in tuples as well; anything else as it is."""
     if isinstance(found, Tensor):
         return found.detach().cpu().numpy()
     if type(found) is tuple:
-        return tuple(map(_arrays, found))
+        return tuple(map(as_arrays, found))
     return found

@@ -39,10 +39,10 @@ def shaped_codes(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         where = f"Manifold.{method.__name__}"
         given = [
-            _flat(where, x, shape) if variadic or i in places else x for i, x in enumerate(args)
+            flattened(where, x, shape) if variadic or i in places else x for i, x in enumerate(args)
         ]
         named = {
-            name: _flat(where, x, shape) if name in _CODES else x for name, x in kwargs.items()
+            name: flattened(where, x, shape) if name in _CODES else x for name, x in kwargs.items()
         }
         out = method(self, *given, **named)
         if method.__name__ in _RETURNING and isinstance(out, Tensor):
@@ -52,7 +52,7 @@ def shaped_codes(method: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _flat(where: str, x: Any, shape: tuple[int, ...]) -> Any:
+def flattened(where: str, x: Any, shape: tuple[int, ...]) -> Any:
     """Codes as ``(*b, m)``; those that are flat already, and what is not a tensor, as they are.
 
     Raises:

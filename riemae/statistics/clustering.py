@@ -10,7 +10,8 @@ from riemae import solvers
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_rtol
 from riemae.numerics.random import as_generator
-from riemae.solvers.space import Space, space_of
+from riemae.solvers.space import Space, expect_space, space_of
+from riemae.statistics.arguments import takes_codes
 from riemae.statistics.lloyd import Lloyd
 from riemae.statistics.matrices import Distances, distance_values
 from riemae.statistics.tangents import Somewhere, expect_points, expect_steps
@@ -54,6 +55,7 @@ class GeodesicKMeans:
         generator: torch.Generator | int | None = 0,
     ) -> None:
         where = "GeodesicKMeans"
+        expect_space(where, geometry)
         expect_range(where, "n_clusters", n_clusters, 1, integer=True, hint="It counts clusters.")
         expect_range(where, "n_init", n_init, 1, integer=True, hint="It counts seedings.")
         expect_steps(where, "max_steps", max_steps)
@@ -64,6 +66,7 @@ class GeodesicKMeans:
         self.rtol = expect_rtol(where, rtol)
         self.generator = generator
 
+    @takes_codes
     def fit(self, points: Tensor) -> GeodesicKMeans:  # (n, m)
         """Find the clusters.
 
@@ -82,6 +85,7 @@ class GeodesicKMeans:
         self.labels_, self.cluster_centers_, self.inertia_, self.n_iter_, self.converged_ = best
         return self
 
+    @takes_codes
     def predict(self, points: Tensor) -> Tensor:  # (k, m) -> (k,)
         """The nearest centre of each point.
 
@@ -92,6 +96,7 @@ class GeodesicKMeans:
             raise OptionError("GeodesicKMeans.predict", "a fitted model", "none", "Call fit first.")
         return self._nearest(points, self.cluster_centers_)[0]
 
+    @takes_codes
     def fit_predict(self, points: Tensor) -> Tensor:  # (n, m) -> (n,)
         """``fit``, and its labels."""
         return self.fit(points).labels_
@@ -219,6 +224,7 @@ class GeodesicKMedoids:
         self.inertia_ = float(near.min(1).sum())
         return self
 
+    @takes_codes
     def fit_predict(self, distances: Distances) -> Tensor:  # -> (n,)
         """``fit``, and its labels."""
         return self.fit(distances).labels_
@@ -274,6 +280,7 @@ class GeodesicHierarchy:
         self.labels_ = torch.as_tensor(labels.astype(np.int64))
         return self
 
+    @takes_codes
     def fit_predict(self, distances: Distances) -> Tensor:  # -> (n,)
         """``fit``, and its labels."""
         return self.fit(distances).labels_

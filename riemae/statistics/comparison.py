@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError, ShapeError
+from riemae.geometry.arrays import is_array
+from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import space_of
+from riemae.statistics.arguments import codes_of
 from riemae.statistics.tangents import Somewhere, paths
 
 
@@ -96,19 +100,28 @@ def compare_distances(
     Raises:
         OptionError: For fewer than two models, or pairs that are none of the data.
         ShapeError: When ``pairs`` or the codes have another shape.
-        DTypeError: When ``pairs`` is not a tensor of integers.
+        DTypeError: When ``pairs`` are not integers, or codes are not what solvers work with.
+        NonFiniteError: When a code is NaN or infinite.
     """
     where = "compare_distances"
+    if not isinstance(geometries, Sequence) or not isinstance(codes, Sequence):
+        got = f"{type(geometries).__name__} and {type(codes).__name__}"
+        raise DTypeError(where, "a list of manifolds and one of their codes", got, "Use lists.")
     if len(geometries) < 2 or len(geometries) != len(codes):
         got = f"{len(geometries)} manifolds and {len(codes)} sets of codes"
         raise OptionError(where, "at least two manifolds, with codes for each", got, "")
+    codes = [codes_of(where, geometry, z) for geometry, z in zip(geometries, codes, strict=True)]
+    if is_array(pairs) and np.asarray(pairs).dtype.kind in "iu":
+        pairs = torch.from_numpy(np.asarray(pairs, dtype=np.int64))
     if not isinstance(pairs, Tensor) or pairs.is_floating_point() or pairs.dtype == torch.bool:
         got = str(pairs.dtype) if isinstance(pairs, Tensor) else type(pairs).__name__
         raise DTypeError(where, "pairs as a tensor of integers", got, "Try torch.tensor(pairs).")
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ShapeError(where, "pairs of shape (p, 2)", str(tuple(pairs.shape)), "")
+    for z in codes:
+        expect_point_sets(where, codes=z)
     n = len(codes[0])
-    if any(z.ndim != 2 or len(z) != n for z in codes):
+    if any(len(z) != n for z in codes):
         got = ", ".join(str(tuple(z.shape)) for z in codes)
         raise ShapeError(where, "codes (n, m) of the same n data", got, "")
     if bool(((pairs < 0) | (pairs >= n)).any()):
@@ -122,5 +135,7 @@ def compare_distances(
             if chord is None:
                 chord = torch.full_like(r.length, torch.nan)
             parts.append((r.length, chord, (a - b).norm(dim=-1), r.error, r.status))
-    table = [torch.stack(list(column)) for column in zip(*parts, strict=True)]
+    device = codes[0].device
+    columns = zip(*parts, strict=True)
+    table = [torch.stack([x.to(device) for x in column]) for column in columns]
     return DistanceDistribution(*table)

@@ -12,6 +12,7 @@ from riemae.exceptions import NotConvergedError, OptionError
 from riemae.numerics.checks import expect_range, expect_shape
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.result import remedies
+from riemae.statistics.arguments import takes_and_gives_codes, takes_codes
 from riemae.statistics.means import Mean, frechet_mean
 from riemae.statistics.tangents import (
     Logarithms,
@@ -46,6 +47,7 @@ class TangentPCA:
     error: Tensor
     geometry: Somewhere
 
+    @takes_codes
     def transform(self, points: Tensor, rtol: float | None = None) -> Tensor:  # (k, m) -> (k, c)
         """Coordinates of other points.
 
@@ -60,6 +62,7 @@ class TangentPCA:
         upper = factor(self.geometry, self.mean[None])[0]
         return vectors @ upper.T @ (upper @ self.components.T)
 
+    @takes_and_gives_codes
     def inverse_transform(self, scores: Tensor) -> Tensor:  # (k, c) -> (k, m)
         """Points with these coordinates, by geodesics from the mean.
 
@@ -76,6 +79,7 @@ class TangentPCA:
         return f"TangentPCA({len(self.components)} components: {shares} of the variance)"
 
 
+@takes_codes
 def tangent_pca(
     geometry: Somewhere,
     points: Tensor,

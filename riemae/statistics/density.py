@@ -12,7 +12,8 @@ from riemae.exceptions import NotConvergedError, OptionError
 from riemae.numerics.checks import expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers import exp
-from riemae.solvers.space import space_of
+from riemae.solvers.space import expect_space, space_of
+from riemae.statistics.arguments import takes_codes
 from riemae.statistics.means import frechet_mean
 from riemae.statistics.normal import default_directions, gaussian
 from riemae.statistics.polar import Directions, Polar, rays
@@ -58,6 +59,7 @@ class GeodesicBall:
         )
 
 
+@takes_codes
 def geodesic_ball(
     geometry: Somewhere,
     center: Tensor,
@@ -136,6 +138,7 @@ class GeodesicKDE:
         generator: torch.Generator | int | None = 0,
     ) -> None:
         where = "GeodesicKDE"
+        expect_space(where, geometry)
         if bandwidth is not None:
             expect_range(where, "bandwidth", bandwidth, 0.0, above=True, hint="It is a length.")
         self.geometry = geometry
@@ -143,6 +146,7 @@ class GeodesicKDE:
         self.n_directions = default_directions(where, n_directions, 2)
         self.generator = generator
 
+    @takes_codes
     def fit(self, points: Tensor) -> GeodesicKDE:  # (n, m)
         """Normalise the kernels.
 
@@ -182,6 +186,7 @@ class GeodesicKDE:
             raise OptionError("GeodesicKDE.fit", wanted, "none that do", "Give a bandwidth.")
         return n ** (-1 / (m + 4)) * math.sqrt(variance / m)
 
+    @takes_codes
     def log_prob(self, z: Tensor) -> Tensor:  # (k, m) -> (k,)
         """Log density with respect to the Riemannian volume; not differentiable.
 

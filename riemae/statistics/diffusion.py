@@ -10,9 +10,10 @@ from torch import Tensor
 
 from riemae.exceptions import DTypeError, OptionError
 from riemae.geometry import operators
-from riemae.numerics.checks import expect_range, expect_values
+from riemae.numerics.checks import expect_finite, expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.arguments import takes_and_gives_codes
 from riemae.statistics.tangents import Somewhere, expect_steps, factor, frame, stepped
 
 # By default a step is so short that its geodesic bends by at most this share of it in coordinates,
@@ -21,6 +22,7 @@ _BEND = 0.05
 _FEWEST = 50
 
 
+@takes_and_gives_codes
 def brownian_motion(
     geometry: Somewhere,
     z: Tensor,
@@ -50,10 +52,13 @@ def brownian_motion(
 
     Raises:
         OptionError: When ``time`` or ``steps`` is not positive.
+        ShapeError: When ``z`` is not points.
+        NonFiniteError: When a start point is NaN or infinite.
     """
     return _walk("brownian_motion", geometry, z, None, time, steps, path, generator)
 
 
+@takes_and_gives_codes
 def langevin(
     geometry: Somewhere,
     z: Tensor,
@@ -104,14 +109,11 @@ def _walk(
     generator: torch.Generator | int | None,
 ) -> Tensor:
     expect_values(where, "z", z)
+    expect_shape(where, "z", z, ("*b", "m"), "Batch axes come first.")
+    expect_finite(where, "z", z, "Leave these points out.")
     expect_range(where, "time", time, 0.0, above=True, hint="It is how long the walks take.")
     space = space_of(geometry, z, where=where)
     source = as_generator(where, generator)
-    shape = getattr(geometry, "latent_shape", None)
-    if shape is not None and z.shape[-len(shape) :] == shape:
-        codes = z.flatten(-len(shape))
-        walked = _walk(where, geometry, codes, log_density, time, steps, path, generator)
-        return walked.unflatten(-1, shape)
     m = z.shape[-1]
     flat = z.detach().reshape(-1, m)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.arguments import takes_codes
 from riemae.statistics.implicit import attached, wanted
 from riemae.statistics.joint import SEGMENTS, Group, Joint, logarithms, solve
 from riemae.statistics.tangents import (
@@ -112,6 +113,7 @@ class Mean:
         )
 
 
+@takes_codes
 def frechet_mean(
     geometry: Somewhere,
     points: Tensor,
@@ -166,6 +168,7 @@ def frechet_mean(
     return _mean(geometry, points, weights, init, generator, options)
 
 
+@takes_codes
 def geometric_median(
     geometry: Somewhere,
     points: Tensor,

@@ -8,6 +8,8 @@ from torch import Tensor
 from riemae.exceptions import NotConvergedError, OptionError
 from riemae.numerics.checks import expect_choice, expect_range
 from riemae.numerics.random import as_generator
+from riemae.solvers.space import expect_space
+from riemae.statistics.arguments import takes_and_gives_codes, takes_codes
 from riemae.statistics.clustering import GeodesicKMeans
 from riemae.statistics.means import frechet_mean
 from riemae.statistics.normal import Fit, default_directions
@@ -53,6 +55,7 @@ class LAND:
         n_directions: int | None = None,
         generator: torch.Generator | int | None = 0,
     ) -> None:
+        expect_space("LAND", geometry)
         expect_range(
             "LAND", "n_components", n_components, 1, integer=True, hint="It counts components."
         )
@@ -67,6 +70,7 @@ class LAND:
         self.n_directions = n_directions
         self.generator = generator
 
+    @takes_codes
     def fit(self, points: Tensor) -> LAND:  # (n, m)
         """Find the components, from geodesic k-means on.
 
@@ -103,6 +107,7 @@ class LAND:
         self.labels_ = share.argmax(1)
         return self
 
+    @takes_codes
     def log_prob(self, z: Tensor) -> Tensor:  # (k, m) -> (k,)
         """Log density with respect to the Riemannian volume.
 
@@ -119,6 +124,7 @@ class LAND:
             raise NotConvergedError("LAND.log_prob", wanted, got, "Leave them out.", values)
         return values
 
+    @takes_codes
     def predict_proba(self, z: Tensor) -> Tensor:  # (k, m) -> (k, c)
         """Probabilities of the components, given the points.
 
@@ -127,6 +133,7 @@ class LAND:
         """
         return self._joint(z).nan_to_num(-torch.inf).softmax(1)
 
+    @takes_codes
     def predict(self, z: Tensor) -> Tensor:  # (k, m) -> (k,)
         """The likeliest component of each point, int64.
 
@@ -135,6 +142,7 @@ class LAND:
         """
         return self.predict_proba(z).argmax(1)
 
+    @takes_and_gives_codes
     def sample(self, n: int, *, generator: torch.Generator | int | None = 0) -> Tensor:  # -> (n, m)
         """Points of the mixture, in random order.
 
@@ -156,6 +164,7 @@ class LAND:
             out[own.to(out.device)] = component.sample(int(own.sum()), generator=source)
         return out
 
+    @takes_codes
     def bic(self, points: Tensor) -> float:
         """Schwarz's criterion, of which less is better: to choose ``n_components``.
 

@@ -12,6 +12,7 @@ from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.numerics.checks import expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import space_of
+from riemae.statistics.arguments import takes_and_gives_codes, takes_codes
 from riemae.statistics.means import frechet_mean
 from riemae.statistics.polar import Directions, Polar, Radial, longer, rays
 from riemae.statistics.tangents import (
@@ -78,6 +79,7 @@ class RiemannianNormal:
             faster than the density falls.
     """
 
+    @takes_codes
     def __init__(
         self,
         geometry: Somewhere,
@@ -120,6 +122,7 @@ class RiemannianNormal:
         self.log_normalizer_error = self._polar.error(weight) / total + beyond
 
     @classmethod
+    @takes_codes
     def fit(
         cls,
         geometry: Somewhere,
@@ -173,6 +176,7 @@ class RiemannianNormal:
             fit.normal(),
         )
 
+    @takes_codes
     def log_prob(self, z: Tensor, *, throw: bool = True) -> Tensor:  # (k, m) -> (k,)
         """Log density with respect to the Riemannian volume; not differentiable.
 
@@ -207,6 +211,7 @@ class RiemannianNormal:
         values[logs.failed] = torch.nan
         return values
 
+    @takes_and_gives_codes
     def sample(self, n: int, *, generator: torch.Generator | int | None = 0) -> Tensor:  # -> (n, m)
         """Points of the distribution, by rejection.
 

@@ -22,6 +22,7 @@ from riemae.numerics.random import as_generator
 from riemae.solvers import Curve, JacobiField, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
+from riemae.statistics.arguments import takes_and_gives_codes, takes_codes
 from riemae.statistics.components import tangent_pca
 from riemae.statistics.means import Mean, frechet_mean
 from riemae.statistics.tangents import (
@@ -74,6 +75,7 @@ class GeodesicRegression:
         """Whether the steps have come to an end."""
         return self.status == Status.CONVERGED
 
+    @takes_and_gives_codes
     def predict(self, t: Tensor) -> Tensor:  # (k,) -> (k, m)
         """Its points at times.
 
@@ -119,6 +121,7 @@ class PrincipalGeodesic:
         """Whether the steps have come to an end."""
         return self.status == Status.CONVERGED
 
+    @takes_and_gives_codes
     def curve(self, scores: Tensor) -> Tensor:  # (k,) -> (k, m)
         """Its points at lengths from the mean.
 
@@ -135,6 +138,7 @@ class PrincipalGeodesic:
         )
 
 
+@takes_codes
 def geodesic_regression(
     geometry: Somewhere,
     t: Tensor,
@@ -208,6 +212,7 @@ def geodesic_regression(
     return result
 
 
+@takes_codes
 def principal_geodesics(
     geometry: Somewhere,
     points: Tensor,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from riemae.exceptions import NotConvergedError, OptionError, ShapeError
+from riemae.exceptions import DTypeError, NotConvergedError, OptionError, ShapeError
 from riemae.numerics.checks import expect_range, expect_shape, expect_values
 from riemae.numerics.random import as_generator
 from riemae.solvers.space import space_of
+from riemae.statistics.arguments import takes_and_gives_codes
 from riemae.statistics.tangents import Somewhere, factor
 
 # Proposals of a round, how much above the largest density seen the bound lies, and how many
@@ -20,6 +21,7 @@ _MARGIN = 1.25
 _MOST = 100_000
 
 
+@takes_and_gives_codes
 def sample_uniform(
     geometry: Somewhere,
     n: int,
@@ -46,6 +48,7 @@ def sample_uniform(
 
     Raises:
         ShapeError: When the corners are not points, or ``inside`` gives no truth value for each.
+        DTypeError: When ``inside`` is no function.
         OptionError: When ``low`` is not below ``high``.
         NotConvergedError: When nearly all proposals are rejected, because the region is small or
             the density peaked; it carries the points accepted.
@@ -59,6 +62,9 @@ def sample_uniform(
     if not bool((low < high).all()) or not bool((high - low).isfinite().all()):
         got = f"{low.tolist()} and {high.tolist()}"
         raise OptionError(where, "low below high, both finite", got, "Swap them?")
+    if inside is not None and not callable(inside):
+        hint = "(k, m) -> (k,) bool"
+        raise DTypeError(where, "inside as a function", type(inside).__name__, hint)
     source = as_generator(where, generator)
     low, high = low.detach(), high.detach().to(low)
     space_of(geometry, low[None], where=where)

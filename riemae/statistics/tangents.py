@@ -12,6 +12,7 @@ from riemae import solvers
 from riemae.exceptions import DTypeError, OptionError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.solvers import Curve, GeodesicResult, Status
+from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
 from riemae.statistics.joint import logarithms, settled
@@ -124,13 +125,17 @@ def paths(
 
 
 def factor(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
-    """Upper triangular factors of the metric: ``|R v|`` is the length of a tangent v."""
+    """Upper triangular factors of the metric: ``|R v|`` is the length of a tangent v.
+
+    NaN where the metric is not positive definite, as outside the domain.
+    """
     known = getattr(geometry, "metric_factor", None)
     if known is not None:
         found: Tensor = known(z)
         return found
     metric = space_of(geometry, z).metric(z)
-    return torch.linalg.cholesky(metric).mT
+    known, problem = torch.linalg.cholesky_ex(metric)
+    return torch.where((problem > 0)[:, None, None], torch.nan, known).mT
 
 
 def frame(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
@@ -141,8 +146,8 @@ def frame(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
 
 
 def stepped(space: Space, z: Tensor, v: Tensor) -> Tensor:  # (k, m), (k, m) -> (k, m)
-    """``exp(z, v)`` to second order in v."""
-    return z + v + space.acceleration(z, v) / 2
+    """``exp(z, v)`` to second order in v; NaN where there is no metric."""
+    return z + v + sound_acceleration(space, z, v) / 2
 
 
 def expect_points(where: str, points: Tensor, least: int = 1) -> None:

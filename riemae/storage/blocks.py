@@ -113,6 +113,10 @@ class BlockFolder:
         """
         if not self.path.exists() and not self._about.exists():
             return None
+        if self.path.is_dir() and not self._about.exists() and self._run.exists():
+            # Killed between the two: the blocks are still there, and of this run.
+            self._agreed(self._run, "the description of an unfinished run")
+            return None
         if not self.path.exists() or not self._about.exists():
             got = "one without the other"
             refuse(self.where, self.path, f"a result described by {self._about.name}", got)

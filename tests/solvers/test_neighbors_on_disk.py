@@ -15,6 +15,7 @@ from riemae.exceptions import FileError, OptionError
 from riemae.solvers import MetricSpace, Neighbors
 
 F64 = torch.float64
+BLOCKS = sys.modules["riemae.storage.blocks"]
 SEARCH = sys.modules["riemae.solvers.candidates"]
 
 
@@ -27,6 +28,19 @@ def network(seed=0):
 
 def points(n, seed=0):
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+class Killed:
+    """Writes descriptions of runs, and ends the process where that of a result is due."""
+
+    def __init__(self):
+        self.write = BLOCKS.as_json
+
+    def __call__(self, content):
+        in_keep = sys._getframe(1).f_code.co_name == "keep"
+        if in_keep:
+            raise KeyboardInterrupt
+        return self.write(content)
 
 
 def assert_same(a, b):
@@ -120,6 +134,22 @@ class TestKept:
         with pytest.raises(OptionError, match="There are 39 points"):
             self.M.neighbors(self.z, 40, out=tmp_path / "n")
         assert not list(tmp_path.iterdir())
+
+
+def test_a_process_killed_between_result_and_description_goes_on(tmp_path, monkeypatch):
+    M, z = Manifold(network()), points(20)
+    expected = M.neighbors(z, 3)
+    with monkeypatch.context() as patched:
+        # What SIGKILL leaves there: the result, the blocks, and no description.
+        patched.setattr(BLOCKS, "as_json", Killed())
+        with pytest.raises(KeyboardInterrupt):
+            M.neighbors(z, 3, out=tmp_path / "n")
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["n", "n.blocks"]
+    with pytest.raises(FileError, match="settings.k"):
+        M.neighbors(z, 4, out=tmp_path / "n")
+    assert_same(M.neighbors(z, 3, out=tmp_path / "n"), expected)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n.json"]
 
 
 def test_a_killed_process_loses_no_block(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.functional import hessian, jacobian
 
 from riemae import Manifold, ambient, solvers
-from riemae.exceptions import DTypeError, RiemaeError, ShapeError, SingularMetricError
+from riemae.exceptions import DTypeError, MetricError, RiemaeError, ShapeError, SingularMetricError
 from riemae.solvers import MetricSpace, Space
 from riemae.solvers.energy import Expansion
 from riemae.solvers.hooks import energy_and_gradient
@@ -436,6 +436,11 @@ class TestProtocol:
     @pytest.mark.parametrize("thing", [object(), torch.nn.Linear(2, 3), spaces.sphere, None])
     def test_other_things_are_not(self, thing):
         assert not isinstance(thing, Space)
+
+    def test_functions_that_fail_at_the_points_say_so(self):
+        half_plane = MetricSpace(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2)
+        with pytest.raises(MetricError, match=r"IndexError for points of shape \(3, 1\)"):
+            half_plane.metric(torch.ones(3, 1, dtype=torch.float64))
 
     def test_a_space_of_ones_own(self):
         class Stretched:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from riemae import Manifold
-from riemae.exceptions import DifferentiationError, OptionError, ShapeError
+from riemae.exceptions import DifferentiationError, NonFiniteError, OptionError, ShapeError
 from riemae.solvers import MetricSpace
 from riemae.statistics import brownian_motion, langevin
 
@@ -92,7 +92,7 @@ class TestBrownianMotion:
         codes = torch.zeros(3, 2, 2, dtype=F64)
         ends = brownian_motion(M, codes, 0.1, 5)
         assert ends.shape == (3, 2, 2)
-        assert torch.equal(ends.flatten(1), brownian_motion(M, codes.flatten(1), 0.1, 5))
+        assert torch.equal(ends, brownian_motion(M, codes.flatten(1), 0.1, 5))
         assert brownian_motion(M, codes, 0.1, 5, path=True).shape == (3, 6, 2, 2)
 
 
@@ -131,3 +131,19 @@ class TestLangevin:
 def test_bad_options(options):
     with pytest.raises(OptionError):
         brownian_motion(Manifold(sphere), torch.zeros(1, 2, dtype=F64), **options)
+
+
+class TestStarts:
+    def test_that_are_no_points_are_refused(self):
+        with pytest.raises(ShapeError, match=r"z of shape \(\*b, m\)"):
+            brownian_motion(HALF_PLANE, torch.tensor(1.0), 0.1)
+        with pytest.raises(NonFiniteError, match="finite z"):
+            brownian_motion(HALF_PLANE, torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]), 0.1)
+
+    def test_a_walk_that_leaves_the_domain_is_not_a_number_and_stops_no_other(self):
+        """``(1 − |z|²) I`` is a metric inside the disc only, whose edge is not far."""
+        disc = MetricSpace(lambda z: torch.eye(2).to(z) * (1 - z.square().sum(-1))[:, None, None])
+        z = torch.tensor([[0.0, 0.0], [0.0, 0.99]], dtype=F64)
+        both = brownian_motion(disc, z, 0.04, 4, path=True, generator=1)
+        left = both.isnan().any(-1).any(-1)
+        assert left.tolist() == [False, True]

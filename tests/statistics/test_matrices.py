@@ -5,9 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 from riemae import Manifold
-from riemae.exceptions import DTypeError, GraphError, OptionError, ShapeError
+from riemae.exceptions import (
+    DeviceError,
+    DTypeError,
+    GraphError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
 from riemae.solvers import Neighbors
 from riemae.statistics import GeodesicHierarchy, GeodesicMDS, energy_test, heat_kernel
 
@@ -102,6 +110,14 @@ class TestHierarchy:
             GeodesicHierarchy(3).fit(torch.zeros(2, 2))
 
 
+@pytest.mark.parametrize("fit", [GeodesicHierarchy(2).fit, GeodesicMDS(1).fit])
+def test_tensors_without_a_matrix(fit):
+    with pytest.raises(DTypeError, match="dense"):
+        fit(torch.zeros(3, 3).to_sparse())
+    with pytest.raises(DeviceError, match="meta"):
+        fit(torch.zeros(3, 3, device="meta"))
+
+
 class TestScaling:
     def test_points_of_the_plane_are_found_again(self):
         x = seeded(30, 2)
@@ -125,6 +141,12 @@ class TestScaling:
         d = (u @ u.T).clamp(-1, 1).arccos()
         assert GeodesicMDS(2).fit(d).stress_ > 0.1
         assert GeodesicMDS(3).fit(d).stress_ < GeodesicMDS(2).fit(d).stress_
+
+    def test_copies_are_joined(self):
+        x = seeded(12, 2).repeat(2, 1)
+        d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        y = GeodesicMDS(2).fit_transform(nearest(d, 9))
+        torch.testing.assert_close(y[:12], y[12:], rtol=1e-3, atol=1e-3)
 
     def test_parts_that_are_not_joined(self):
         x = torch.cat([seeded(8, 2), seeded(8, 2, seed=1) + 50])
@@ -163,6 +185,39 @@ class TestHeat:
             heat_kernel(nearest(torch.cdist(x, x), 8), 0.0, 2), torch.eye(50, dtype=F64)
         )
 
+    def test_it_is_the_exponential_of_its_generator(self):
+        """By scipy's dense exponential; for long times, too, and with copies among the points."""
+        x = seeded(20, 2)
+        x = torch.cat([x, x[:5]])
+        near = nearest(torch.cdist(x, x), 6)
+        step = 1e-4
+        small = heat_kernel(near, step, 2, bandwidth=0.5)
+        generator = (linalg.logm(small.numpy()) / step).real
+        for time in (0.1, 3.0, 100.0):
+            exact = linalg.expm(time * generator)
+            found = heat_kernel(near, time, 2, bandwidth=0.5).numpy()
+            np.testing.assert_allclose(found, exact, rtol=0, atol=1e-8)
+        even = heat_kernel(near, 1e6, 2, x, bandwidth=0.5)
+        assert float((even - even[0]).abs().max()) < 1e-9
+
+    def test_copies_exchange_heat(self):
+        """They are the nearest neighbours of all: heat on one of them flows to the other."""
+        x = seeded(12, 2)
+        near = nearest(torch.cdist(x, x).fill_diagonal_(0.0).repeat(2, 2), 5)
+        heat = torch.cat([torch.ones(12, dtype=F64), torch.zeros(12, dtype=F64)])
+        spread = heat_kernel(near, 3.0, 2, heat)
+        torch.testing.assert_close(spread[:12], spread[12:], rtol=0.2, atol=0.1)
+
+    def test_numbers_that_are_whole_become_heat(self):
+        whole = torch.arange(len(self.near.indices))
+        expected = heat_kernel(self.near, 0.1, 2, whole.double())
+        assert torch.equal(heat_kernel(self.near, 0.1, 2, whole), expected)
+
+    def test_nobody_elses_random_numbers_are_drawn(self):
+        before = np.random.get_state()[1].copy()
+        heat_kernel(self.near, 50.0, 2, torch.ones(len(self.near.indices), dtype=F64))
+        np.testing.assert_array_equal(np.random.get_state()[1], before)
+
     def test_it_is_a_semigroup(self):
         f = self.u[:, 0].exp()
         twice = heat_kernel(self.near, 0.1, 2, heat_kernel(self.near, 0.2, 2, f))
@@ -177,6 +232,14 @@ class TestHeat:
             heat_kernel(self.near, 1.0, 2, torch.ones(3))
         with pytest.raises(DTypeError, match="M.neighbors"):
             heat_kernel(self.d, 1.0, 2)
+        with pytest.raises(OptionError, match="a time of at most"):
+            heat_kernel(self.near, 1e15, 2)
+        with pytest.raises(NonFiniteError):
+            heat_kernel(self.near, 1.0, 2, torch.full((len(self.near.indices),), torch.nan))
+        with pytest.raises(DTypeError, match="values as a torch tensor"):
+            heat_kernel(self.near, 1.0, 2, [1.0] * len(self.near.indices))
+        with pytest.raises(OptionError, match="copies of one another"):
+            heat_kernel(nearest(torch.zeros(6, 6, dtype=F64), 2), 1.0, 2)
         M = Manifold(lambda z: torch.cat([z, z], -1))
         z = seeded(6, 1)
         with pytest.raises(OptionError, match="queries"):
