@@ -25,7 +25,7 @@ LAYERS = {
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.kinds storage.lock storage.runs
+        storage.claims storage.digests storage.identity storage.kinds storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -42,8 +42,8 @@ LAYERS = {
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
-        solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
+        solvers solvers.bounds solvers.budget solvers.candidates solvers.certificate solvers.chunk
+        solvers.curve solvers.edges solvers.energy solvers.executors solvers.fields solvers.flows
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel solvers.flows.volume
         solvers.graph solvers.hooks solvers.krylov solvers.linear solvers.matrix

@@ -21,6 +21,7 @@ from riemae.solvers import Newton, Status
 
 F64 = torch.float64
 BLOCKS = sys.modules["riemae.solvers.candidates"]
+BOUNDS = sys.modules["riemae.solvers.bounds"]
 RESULTS = sys.modules["riemae.solvers.neighborhoods"]
 
 
@@ -156,7 +157,7 @@ class TestCertificates:
         M = Manifold(network(4, 6, (64, 64)))
         p = points(30, 4)
         whole = M.neighbors(p, k=4)
-        monkeypatch.setattr(BLOCKS, "_PAIRS", pairs)
+        monkeypatch.setattr(BOUNDS, "_PAIRS", pairs)
         parts = M.neighbors(p, k=4)
         assert torch.equal(whole.indices, parts.indices)
         assert torch.equal(whole.distances, parts.distances)
