@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from riemae.solvers.bounds import Below, Bounds, Near
 from riemae.solvers.curve import Curve
 from riemae.solvers.executors import computed
 from riemae.solvers.hooks import solver_of
+from riemae.solvers.neighborhoods import Neighborhoods
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress
 from riemae.solvers.result import Status
@@ -337,10 +338,12 @@ class Before:
         known: Its neighbours, as geodesics that were solved.
         certain: ``(n,)``: queries whose neighbours among the first ``n`` points are certified; of
             those, points that were added alone can change the answer.
+        digest: A fingerprint of both.
     """
 
     known: Known
     certain: np.ndarray
+    digest: str
 
 
 @dataclass(kw_only=True)
@@ -359,6 +362,8 @@ class Search(ABC):
         before: What an earlier search has settled; None for nothing.
         solved: How many geodesics were.
     """
+
+    kind: ClassVar[type[Neighborhoods]]
 
     where: str
     space: Space
@@ -416,6 +421,15 @@ class Search(ABC):
             stages.append(Stage(self._doubts, finer, again=True))
             rtol = finer
         return stages
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What changes the answer, besides space and points."""
+
+    @abstractmethod
+    def coarser(self, kept: Any) -> str | None:
+        """What an earlier result lacks that this search asks for, in words; None for nothing."""
 
     @abstractmethod
     def looks(self) -> list[Callable[[Known], Plan]]:

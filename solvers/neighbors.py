@@ -19,22 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.exceptions import FileError, NotConvergedError
+from riemae.exceptions import CheckpointError, FileError, NotConvergedError, OptionError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.bounds import Near
-from riemae.solvers.candidates import Known, Plan, Search
+from riemae.solvers.candidates import Before, Known, Plan, Search
 from riemae.solvers.executors import expect_executor
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.matrix_identity import described
-from riemae.solvers.neighborhoods import Found, Neighbors, RadiusNeighbors
+from riemae.solvers.neighborhoods import Again, Found, Neighbors, RadiusNeighbors
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.progress import Progress, reported
-from riemae.solvers.result import remedies
+from riemae.solvers.result import Status, remedies
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
 from riemae.storage.blocks import BlockFolder, path_of_a_result
+from riemae.storage.digests import digest
+from riemae.storage.runs import refuse
 
 # Candidates for the first neighbours, in k: of 160 digit codes the ten nearest lie among the twenty
 # nearest chords with a recall of 0.999.
@@ -61,6 +63,7 @@ def neighbors(
     progress: Progress | bool | None = None,
     executor: Executor | None = None,
     out: str | PathLike[str] | None = None,
+    kept: Neighbors | str | PathLike[str] | None = None,
     identity: Mapping[str, object] | None = None,
 ) -> Neighbors:
     """The ``k`` nearest points of each query by geodesic distance; not differentiable.
@@ -90,6 +93,8 @@ def neighbors(
             process was killed as well. One process writes it at a time: ``out.lock`` names it. The
             processes of a ``torch.distributed`` group, as under torchrun, give the same ``out`` and
             share the work, each on the device of its points.
+        kept: A result of an earlier search among the first of the points, or the folder where its
+            ``out`` lies: what it settles is not solved again, see :meth:`Neighbors.add`.
         identity: As in :func:`distance_matrix`.
 
     Raises:
@@ -99,7 +104,7 @@ def neighbors(
         DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
         OptionError: When ``k`` is not from 1 to the number of points, or ``candidates`` less than
-            ``k``.
+            ``k``, or ``kept`` does not fit.
         FileError: When ``out`` is of another run, is damaged, or cannot be written.
     """
     others = points if queries is None else queries
@@ -112,10 +117,11 @@ def neighbors(
         expect_range("neighbors", "candidates", candidates, k, integer=True, hint=hint)
     with torch.no_grad(), reported("neighbors", progress, "queries") as report:
         search = _Nearest(**shared, candidates=candidates, k=k)
+        search.before = _before(search, kept, identity)
         result = _kept(search, report, executor, out, identity)
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
-    again = partial(neighbors, shared["space"], shared["points"], k=k, **options)
+    again = Again(partial(neighbors, shared["space"], k=k, **options), shared["points"])
     return _demanded("neighbors", replace(result, search=again), throw)
 
 
@@ -134,6 +140,7 @@ def radius_neighbors(
     progress: Progress | bool | None = None,
     executor: Executor | None = None,
     out: str | PathLike[str] | None = None,
+    kept: RadiusNeighbors | str | PathLike[str] | None = None,
     identity: Mapping[str, object] | None = None,
 ) -> RadiusNeighbors:
     """All points within a geodesic distance of each query; not differentiable.
@@ -162,6 +169,8 @@ def radius_neighbors(
             process was killed as well. One process writes it at a time: ``out.lock`` names it. The
             processes of a ``torch.distributed`` group, as under torchrun, give the same ``out`` and
             share the work, each on the device of its points.
+        kept: A result of an earlier search among the first of the points, or the folder where its
+            ``out`` lies: what it settles is not solved again, see :meth:`Neighbors.add`.
         identity: As in :func:`distance_matrix`.
 
     Raises:
@@ -170,7 +179,8 @@ def radius_neighbors(
         DTypeError: When their dtypes or devices differ, or an option has a wrong type.
         DeviceError: When a tensor has no values.
         NonFiniteError: When a point is NaN or infinite.
-        OptionError: When ``radius`` is negative, or ``candidates`` less than 1.
+        OptionError: When ``radius`` is negative, ``candidates`` less than 1, or ``kept`` does not
+            fit.
         FileError: When ``out`` is of another run, is damaged, or cannot be written.
     """
     where = "radius_neighbors"
@@ -181,10 +191,12 @@ def radius_neighbors(
         expect_range(where, "candidates", candidates, 1, integer=True)
     with torch.no_grad(), reported(where, progress, "queries") as report:
         search = _Within(**shared, candidates=candidates, radius=float(radius))
+        search.before = _before(search, kept, identity)
         result = _kept(search, report, executor, out, identity)
     options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
     options["rtol"] = result.rtol
-    again = partial(radius_neighbors, shared["space"], shared["points"], radius=radius, **options)
+    call = partial(radius_neighbors, shared["space"], radius=radius, **options)
+    again = Again(call, shared["points"])
     return _demanded(where, replace(result, search=again), throw)
 
 
@@ -215,6 +227,80 @@ def _checked(
     }
 
 
+def _before(search: Search, kept: Any, identity: Mapping[str, object] | None) -> Before | None:
+    """What an earlier search has settled.
+
+    Raises:
+        OptionError: When it is not one among the first of the points, or asked for less.
+        FileError: When the folder holds no result of these points, settings and space.
+    """
+    if kept is None:
+        return None
+    if search.queries is not None:
+        hint = "The result's query() takes queries."
+        raise OptionError(search.where, "kept without queries", "both", hint)
+    if isinstance(kept, (str, PathLike)):
+        kept = _found_at(search, kept, identity)
+    reason = _unfit(search, kept)
+    if reason is not None:
+        wanted = "kept as a result among the first of these points, at least as fine"
+        raise OptionError(search.where, wanted, reason, "Leave kept out to search anew.")
+    query, point, length, error = (x.cpu().numpy() for x in kept.edges())
+    none = Known.none(len(search.points), len(search.points))
+    failed = none.key(*kept.failed.numpy().T)
+    turned = none.key(*kept.failed.numpy().T[::-1])
+    good = ~np.isin(none.key(query, point), np.concatenate([failed, turned]))
+    pairs = np.stack([query, point], 1)[good]
+    length, error = length[good].astype(float), error[good].astype(float)
+    bound = search.bounds.of(*pairs.T)
+    if bool((length * (1 + 1e-3) < bound).any()):
+        wanted = "kept as a result of this space"
+        hint = "Leave kept out to search anew."
+        raise OptionError(search.where, wanted, "distances below those in data space", hint)
+    status = np.full(len(pairs), Status.CONVERGED, dtype=np.int8)
+    known = none.joined(pairs, bound, length, error, status, both=True)
+    return Before(
+        known,
+        kept.certified.cpu().numpy(),
+        digest(torch.cat([x.cpu().double().flatten() for x in (kept.certified, *kept.edges())])),
+    )
+
+
+def _found_at(
+    search: Search, kept: str | PathLike[str], identity: Mapping[str, object] | None
+) -> Any:
+    """The result in a folder, of the first of the points.
+
+    Raises:
+        FileError: When there is none.
+    """
+    path = path_of_a_result(search.where, kept, "neighbors")
+    try:
+        found = search.kind.load(path)
+    except CheckpointError as reason:
+        refuse(search.where, path, "a whole result", str(reason), reason)
+    about, probe = _described(search, search.points[: found.points], identity)
+    folder = BlockFolder(path, about, probe, search.where)
+    return folder.result(search.kind.load)
+
+
+def _unfit(search: Search, kept: Any) -> str | None:
+    """Why a result is of no use for a search; None when it is."""
+    if not isinstance(kept, search.kind):
+        return type(kept).__name__
+    if not kept.among_themselves:
+        return "neighbours of other queries"
+    if kept.points > len(search.points):
+        return f"one of {kept.points} points, more than there are"
+    if kept.search is not None:
+        first = search.points[: kept.points]
+        if not torch.equal(kept.search.points.to(first.device), first):
+            return "one of other points"
+    if kept.rtol > search.rtol:
+        return f"one at rtol={kept.rtol:g}"
+    return search.coarser(kept)
+
+
 def _kept(
     search: Any,
     progress: Progress | None,
@@ -225,13 +311,8 @@ def _kept(
     """The result of a search, from ``out`` where it lies there, or put there."""
     if out is None:
         return search.run(progress, executor, None)
-    known, probe = described(search.space, search.points, search.queries, identity)
-    about = {
-        "format": f"riemae {search.kind.__name__}",
-        "version": 2,
-        "settings": search.settings,
-        **known,
-    }
+    about, probe = _described(search, search.points, identity)
+    about["kept"] = None if search.before is None else search.before.digest
     path = path_of_a_result(search.where, out, "neighbors")
     with BlockFolder(path, about, probe, search.where) as folder:
         found = folder.result(search.kind.load)
@@ -244,6 +325,19 @@ def _kept(
             count = len(found.certified)
             progress(count, count)
     return found.to(search.points.device)
+
+
+def _described(
+    search: Search, points: Tensor, identity: Mapping[str, object] | None
+) -> tuple[dict[str, Any], list[float]]:
+    """What identifies a result on the disk, and a probe of its space."""
+    known, probe = described(search.space, points, search.queries, identity)
+    about = {
+        "format": f"riemae {search.kind.__name__}",
+        "version": 2,
+        "settings": search.settings,
+    }
+    return {**about, **known}, probe
 
 
 def _together(
@@ -295,6 +389,11 @@ class _Nearest(Search):
     def settings(self) -> dict[str, Any]:
         """What changes the answer, besides space and points."""
         return {**self.shared, "k": self.k}
+
+    def coarser(self, kept: Neighbors) -> str | None:
+        """See :meth:`Search.coarser`."""
+        count = kept.indices.shape[1]
+        return f"one of {count} neighbours" if count < self.k else None
 
     def run(
         self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None
@@ -428,6 +527,10 @@ class _Within(Search):
     def settings(self) -> dict[str, Any]:
         """What changes the answer, besides space and points."""
         return {**self.shared, "radius": self.radius}
+
+    def coarser(self, kept: RadiusNeighbors) -> str | None:
+        """See :meth:`Search.coarser`."""
+        return f"one within {kept.radius:g}" if kept.radius < self.radius else None
 
     def run(
         self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None

@@ -261,6 +261,8 @@ class BlockFolder:
             compute: Gives numbers and tensors of missing blocks, whose numbers it takes one by one.
         """
         while True:
+            if self.shared and self._over():
+                refuse(self.where, self._blocks, "blocks of a run", "those of one that is over")
             finished = self.finished()
             yield from (block for block in blocks if block in finished)
             missing = [block for block in blocks if block not in finished]
@@ -268,7 +270,8 @@ class BlockFolder:
             with Claims(self._blocks, self.where) as claims:
                 mine = iter(missing)
                 if self.shared:
-                    mine = claims.of((block, self._block(block)) for block in missing)
+                    files = ((block, self._block(block)) for block in missing)
+                    mine = claims.of(files, self._over)
                 for block, tensors in compute(mine):
                     self.write(block, tensors)
                     if self.shared:
@@ -279,6 +282,10 @@ class BlockFolder:
             if not blocks:
                 return
             time.sleep(_PAUSE)
+
+    def _over(self) -> bool:
+        """Whether the result is there."""
+        return self.path.exists() and self._about.exists()
 
     def drop(self) -> None:
         """Remove the blocks: the result is there."""

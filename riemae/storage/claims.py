@@ -7,7 +7,7 @@ come: one alone does everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -42,11 +42,12 @@ class Claims:
         for block in list(self._held):
             self.release(block)
 
-    def of(self, blocks: Iterable[tuple[int, Path]]) -> Iterator[int]:
+    def of(self, blocks: Iterable[tuple[int, Path]], over: Callable[[], bool]) -> Iterator[int]:
         """Blocks that are neither finished nor in another's hand, claimed as they are taken.
 
         Args:
             blocks: Their numbers and files.
+            over: Whether the result is there, and the blocks are being removed.
         """
         for block, path in blocks:
             beside = self.folder / f".{block:08d}.lock"
@@ -58,7 +59,7 @@ class Claims:
             except FileNotFoundError:  # another has finished everything, and removed the folder
                 return
             self._held[block] = lock
-            if path.exists():  # finished a moment ago
+            if path.exists() or over():  # finished a moment ago
                 self.release(block)
             else:
                 yield block
