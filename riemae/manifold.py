@@ -78,6 +78,7 @@ from riemae.solvers import length as curve_length
 from riemae.solvers.budget import limited
 from riemae.solvers.graph import GRAPH_RTOL
 from riemae.solvers.graph import graph as build_graph
+from riemae.solvers.neighborhoods import Again
 from riemae.solvers.pairs import paired_points, start_curve
 from riemae.solvers.path import demand_convergence
 from riemae.solvers.path import geodesic as solve_geodesic
@@ -1977,6 +1978,7 @@ class Manifold:
         solver: Solver | None = None,
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,
+        kept: Neighbors | str | PathLike[str] | None = None,
         condition: Conditions = None,
     ) -> Neighbors:
         """The ``k`` nearest points of each query by geodesic distance; not differentiable.
@@ -1998,6 +2000,8 @@ class Manifold:
             executor: Where geodesics are solved, as in :meth:`distance_matrix`.
             out: A folder for the result, as in :func:`riemae.solvers.neighbors`: a call that was
                 killed goes on from its finished blocks.
+            kept: What an earlier call found among the first of the points, or its ``out``: only
+                pairs with a new point are solved.
             condition: One for all points, ``(1, *shape)``.
 
         Returns:
@@ -2013,11 +2017,13 @@ class Manifold:
         space, flat, core, one = self._among("neighbors", points, queries, condition)
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
-        identity = None if out is None else self._identity(one)
-        kept: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
-        found = solvers.neighbors(space, points, k, queries, progress=progress, **kept, **options)
-        again = partial(self.neighbors, points, k=k, condition=condition, **options)
-        return replace(found, search=again)
+        identity = None if out is None and kept is None else self._identity(one)
+        work: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
+        found = solvers.neighbors(
+            space, points, k, queries, progress=progress, kept=kept, **work, **options
+        )
+        again = partial(self.neighbors, k=k, condition=condition, **options)
+        return replace(found, search=Again(again, points))
 
     def radius_neighbors(
         self,
@@ -2032,6 +2038,7 @@ class Manifold:
         solver: Solver | None = None,
         executor: Executor | None = None,
         out: str | PathLike[str] | None = None,
+        kept: RadiusNeighbors | str | PathLike[str] | None = None,
         condition: Conditions = None,
     ) -> RadiusNeighbors:
         """All points within a geodesic distance of each query; not differentiable.
@@ -2050,6 +2057,7 @@ class Manifold:
             solver: As in :meth:`neighbors`.
             executor: As in :meth:`neighbors`.
             out: As in :meth:`neighbors`.
+            kept: As in :meth:`neighbors`.
             condition: As in :meth:`neighbors`.
 
         Returns:
@@ -2065,15 +2073,13 @@ class Manifold:
         space, flat, core, one = self._among("radius_neighbors", points, queries, condition)
         options: dict[str, Any] = {"solver": solver, "candidates": candidates, "throw": throw}
         options["rtol"] = self._accuracy(core, flat) if rtol is None else rtol
-        identity = None if out is None else self._identity(one)
-        kept: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
+        identity = None if out is None and kept is None else self._identity(one)
+        work: dict[str, Any] = {"executor": executor, "out": out, "identity": identity}
         found = solvers.radius_neighbors(
-            space, points, radius, queries, progress=progress, **kept, **options
+            space, points, radius, queries, progress=progress, kept=kept, **work, **options
         )
-        again = partial(
-            self.radius_neighbors, points, radius=radius, condition=condition, **options
-        )
-        return replace(found, search=again)
+        again = partial(self.radius_neighbors, radius=radius, condition=condition, **options)
+        return replace(found, search=Again(again, points))
 
     def _among(
         self, where: str, points: Tensor, queries: Tensor | None, condition: Conditions

@@ -9,16 +9,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.solvers.bounds import Below, Bounds, Near
 from riemae.solvers.curve import Curve
 from riemae.solvers.executors import computed
-from riemae.solvers.hooks import features_of, solver_of
+from riemae.solvers.hooks import solver_of
+from riemae.solvers.neighborhoods import Neighborhoods
 from riemae.solvers.path import geodesic
 from riemae.solvers.progress import Progress
 from riemae.solvers.result import Status
@@ -27,11 +30,12 @@ from riemae.solvers.space import Space
 from riemae.storage.blocks import BlockFolder
 
 _LINE_SEGMENTS = 8
-# Rows of a block of bounds: so many pairs of a query and a point.
-_PAIRS = 2**22
+# Lines that are measured at once.
+_LINES = 2**13
 # Geodesics of a block of work, and numbers that each stage has for its blocks.
 _BLOCK = 1024
 _STAGE = 10_000_000
+_LISTS = 10 * _STAGE
 _NAMES = ("length", "error", "status")
 # How much finer pairs are solved that their errors leave open, and how often.
 _FINER = 1e-2
@@ -39,35 +43,18 @@ _FINEST = 1e-10
 _ROUNDS = 2
 
 
-@dataclass
-class Rows:
-    """What is known of a block of queries ``(b,)`` and all points ``(n,)``, on the host.
+@dataclass(frozen=True)
+class Plan:
+    """What a stage solves.
 
     Attributes:
-        first: The number of the first query.
-        bound: ``(b, n)``, lower bounds; infinite for a point and itself.
-        order: ``(b, n)``, what the first neighbours are looked for by: smaller is more likely.
-        length: ``(b, n)``, of the geodesics that were solved; NaN for others.
-        error: ``(b, n)``.
-        status: ``(b, n)`` codes; −1 where nothing was solved.
-        spent: ``(b,)``, geodesics solved for each.
+        pairs: ``(p, 2)``, query and point.
+        beyond: ``(q,)``, no more than the bound of any pair that is neither listed as near nor
+            solved after the stage; None where the stage does not change it.
     """
 
-    first: int
-    bound: np.ndarray
-    order: np.ndarray
-    length: np.ndarray
-    error: np.ndarray
-    status: np.ndarray
-    spent: np.ndarray
-
-    def reach(self, k: int) -> np.ndarray:
-        """``(b,)``, the k-th length known; infinite for fewer."""
-        lengths = np.where(np.isnan(self.length), np.inf, self.length)
-        return np.partition(lengths, k - 1, axis=1)[:, k - 1]
-
-
-Wanted = Callable[[Rows], np.ndarray]
+    pairs: np.ndarray
+    beyond: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,73 +62,130 @@ class Stage:
     """Pairs to solve.
 
     Attributes:
-        wanted: Which, of a block.
+        wanted: Which, with what is known.
         rtol: How accurately.
         again: Whether they were solved before.
     """
 
-    wanted: Wanted
+    wanted: Callable[[Known], Plan]
     rtol: float
     again: bool = False
 
 
 @dataclass(frozen=True)
 class Known:
-    """Geodesics that were solved, by query and point, in ascending order: ``(s,)`` each."""
+    """Geodesics that were solved, by query and point, in ascending order: ``(s,)`` each.
 
+    Attributes:
+        queries: How many there are.
+        points: How many there are.
+        query: Of each geodesic.
+        point: Of each geodesic.
+        bound: Lower bounds of their lengths.
+        length: NaN where there is none.
+        error: Estimated.
+        status: Codes.
+    """
+
+    queries: int
+    points: int
     query: np.ndarray
     point: np.ndarray
+    bound: np.ndarray
     length: np.ndarray
     error: np.ndarray
     status: np.ndarray
 
     @classmethod
-    def none(cls) -> Known:
+    def none(cls, queries: int, points: int) -> Known:
         """Nothing."""
         whole = np.zeros(0, dtype=np.int64)
-        return cls(whole, whole, np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int8))
+        real = np.zeros(0)
+        return cls(queries, points, whole, whole, real, real, real, np.zeros(0, dtype=np.int8))
 
-    def joined(
-        self,
-        pairs: np.ndarray,
-        length: np.ndarray,
-        error: np.ndarray,
-        status: np.ndarray,
-        both: bool,
-    ) -> Known:
+    def joined(self, pairs: np.ndarray, *values: np.ndarray, both: bool) -> Known:
         """With more pairs, that replace what was known of them.
 
         Args:
             pairs: ``(p, 2)``, query and point.
-            length: ``(p,)``.
-            error: ``(p,)``.
-            status: ``(p,)``.
+            values: Bounds, lengths, errors and statuses, ``(p,)`` each.
             both: Whether they hold in both directions.
         """
-        query, point = pairs.T
+        new = [pairs[:, 0], pairs[:, 1], *values]
         if both:
-            query, point = np.concatenate([query, point]), np.concatenate([point, query])
-            length, error, status = (np.concatenate([x, x]) for x in (length, error, status))
-        query = np.concatenate([query, self.query])
-        point = np.concatenate([point, self.point])
-        values = [
-            np.concatenate([new, old])
-            for new, old in ((length, self.length), (error, self.error), (status, self.status))
-        ]
+            turned = [pairs[:, 1], pairs[:, 0], *values]
+            new = [np.concatenate(part) for part in zip(new, turned, strict=True)]
+        old = [self.query, self.point, self.bound, self.length, self.error, self.status]
+        whole = [np.concatenate(part) for part in zip(new, old, strict=True)]
         # The first of each stays: the new ones.
-        _, place = np.unique(np.stack([query, point], 1), axis=0, return_index=True)
-        return Known(query[place], point[place], *(x[place] for x in values))
+        _, place = np.unique(self.key(whole[0], whole[1]), return_index=True)
+        return Known(self.queries, self.points, *(x[place] for x in whole))
 
-    def fill(self, rows: Rows) -> None:
-        """Write what is known of a block of queries."""
-        first, last = np.searchsorted(self.query, [rows.first, rows.first + len(rows.spent)])
-        part = slice(first, last)
-        row = self.query[part] - rows.first
-        at = row, self.point[part]
-        rows.length[at] = self.length[part]
-        rows.error[at] = self.error[part]
-        rows.status[at] = self.status[part]
-        np.add.at(rows.spent, row, 1)
+    def key(self, query: np.ndarray, point: np.ndarray) -> np.ndarray:
+        """One number for each pair."""
+        return query * self.points + point
+
+    def has(self, query: np.ndarray, point: np.ndarray) -> np.ndarray:  # (p,), (p,) -> (p,)
+        """Whether pairs were solved."""
+        wanted = self.key(query, point)
+        keys = self.key(self.query, self.point)
+        place = np.searchsorted(keys, wanted)
+        found = np.zeros(len(wanted), dtype=bool)
+        there = place < len(keys)
+        found[there] = keys[place[there]] == wanted[there]
+        return found
+
+    @cached_property
+    def met(self) -> np.ndarray:  # (s,)
+        """Which converged."""
+        return np.asarray(self.status == Status.CONVERGED)
+
+    @cached_property
+    def starts(self) -> np.ndarray:  # (q + 1,)
+        """Where the geodesics of each query begin."""
+        return np.searchsorted(self.query, np.arange(self.queries + 1))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:  # (s,)
+        """Lengths, infinite where there is none."""
+        return np.where(np.isnan(self.length), np.inf, self.length)
+
+    @cached_property
+    def ascending(self) -> np.ndarray:  # (s,)
+        """Places of the geodesics, shortest first for each query."""
+        return np.lexsort((self.point, self.lengths, self.query))
+
+    @cached_property
+    def rank(self) -> np.ndarray:  # (s,)
+        """Which is the how-shortest of its query, from 0."""
+        rank = np.empty(len(self.query), dtype=np.int64)
+        number = np.arange(len(self.query))
+        rank[self.ascending] = number - self.starts[self.query[self.ascending]]
+        return rank
+
+    def reach(self, k: int) -> np.ndarray:
+        """``(q,)``, the k-th length known; infinite for fewer."""
+        return self.least(np.where(self.rank == k - 1, self.lengths, np.inf))
+
+    def least(self, values: np.ndarray) -> np.ndarray:  # (s,) -> (q,)
+        """The smallest of each query; infinite where there is none."""
+        found = np.full(self.queries, np.inf)
+        np.minimum.at(found, self.query, values)
+        return found
+
+    def some(self, flags: np.ndarray) -> np.ndarray:  # (s,) -> (q,)
+        """Whether any of each query is."""
+        found = np.zeros(self.queries, dtype=bool)
+        found[self.query[flags]] = True
+        return found
+
+    def spent(self) -> np.ndarray:
+        """``(q,)``, geodesics solved for each query."""
+        return self.starts[1:] - self.starts[:-1]
+
+    def pairs(self, flags: np.ndarray) -> np.ndarray:  # (s,) -> (p, 2)
+        """Queries and points of some."""
+        return np.stack([self.query[flags], self.point[flags]], 1)
 
 
 @dataclass(frozen=True)
@@ -181,6 +225,33 @@ class Geodesics:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """Blocks of work under the numbers that they have in a folder."""
+
+    work: Geodesics
+    shift: int
+
+    def __call__(self, block: int, progress: Progress | None = None) -> tuple[Tensor, ...]:
+        """Of the block with this number."""
+        return self.work(block - self.shift, progress)
+
+
+class Tally:
+    """Pairs that are done, told to whom they concern."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = 0
+
+    def __call__(self, count: int) -> None:
+        """More are done."""
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Where the blocks of a stage are solved and kept.
 
@@ -196,30 +267,51 @@ class Blocks:
     folder: BlockFolder | None
     first: int
 
+    def planned(self, make: Callable[[], Plan], queries: int) -> Plan:
+        """What the stage solves: as the folder says, or made now.
+
+        A stage is planned once: a plan that differs in a rounding would give blocks other pairs.
+        """
+        if self.folder is None:
+            return make()
+        shapes = {"pairs": ((-1, 2), torch.int64), "beyond": ((-1,), torch.float64)}
+
+        def made() -> dict[str, Tensor]:
+            plan = make()
+            beyond = np.zeros(0) if plan.beyond is None else plan.beyond
+            return {"pairs": torch.as_tensor(plan.pairs), "beyond": torch.as_tensor(beyond)}
+
+        found = self.folder.once(self.first, made, shapes)
+        beyond = found["beyond"].numpy()
+        return Plan(found["pairs"].numpy(), beyond if len(beyond) == queries else None)
+
     def solved(self, where: str, work: Geodesics) -> list[tuple[Tensor, ...]]:
         """Lengths, errors and statuses of all blocks in order: from the folder, or solved now."""
+        done = Tally(self.progress, len(work.pairs))
         parts: dict[int, tuple[Tensor, ...]] = {}
-        finished = self.folder.finished() if self.folder is not None else set()
-        for block in work.blocks:
-            if self.first + block in finished:
-                parts[block] = self._read(block, work.count(block))
-        missing = [block for block in work.blocks if block not in parts]
-        done = sum(len(part[0]) for part in parts.values())
-        for block, found in computed(where, work, missing, self.executor, None):
-            parts[block] = found
-            if self.folder is not None:
-                named = dict(zip(_NAMES, found, strict=True))
-                self.folder.write(self.first + block, named)
-            done += len(found[0])
-            if self.progress is not None:
-                self.progress(done, len(work.pairs))
+        if self.folder is None:
+            for block, found in computed(where, work, work.blocks, self.executor, None):
+                parts[block] = found
+                done(len(found[0]))
+            return [parts[block] for block in work.blocks]
+        shift = self.first + 1
+        solve = Shifted(work, shift)
+
+        def compute(missing: Iterator[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            for number, found in computed(where, solve, missing, self.executor, None):
+                yield number, dict(zip(_NAMES, found, strict=True))
+
+        for number in self.folder.all([shift + block for block in work.blocks], compute):
+            block = number - shift
+            parts[block] = self._read(number, work.count(block))
+            done(work.count(block))
         return [parts[block] for block in work.blocks]
 
-    def _read(self, block: int, count: int) -> tuple[Tensor, ...]:
+    def _read(self, number: int, count: int) -> tuple[Tensor, ...]:
         assert self.folder is not None
         kinds = (torch.float64, torch.float64, torch.int8)
         shapes = {name: ((count,), kind) for name, kind in zip(_NAMES, kinds, strict=True)}
-        found = self.folder.read(self.first + block, shapes)
+        found = self.folder.read(number, shapes)
         return tuple(found[name] for name in _NAMES)
 
 
@@ -238,6 +330,22 @@ class _Share:
             self.progress(int(share * self.queries), self.queries)
 
 
+@dataclass(frozen=True)
+class Before:
+    """What an earlier search among the first of the points has settled.
+
+    Attributes:
+        known: Its neighbours, as geodesics that were solved.
+        certain: ``(n,)``: queries whose neighbours among the first ``n`` points are certified; of
+            those, points that were added alone can change the answer.
+        digest: A fingerprint of both.
+    """
+
+    known: Known
+    certain: np.ndarray
+    digest: str
+
+
 @dataclass(kw_only=True)
 class Search(ABC):
     """One search, its arguments checked.
@@ -251,8 +359,11 @@ class Search(ABC):
         solver: Settings of the path solver.
         candidates: Geodesics that are solved for a query at most; None for no limit of the caller.
         slack: Relative rounding of ambient distances.
+        before: What an earlier search has settled; None for nothing.
         solved: How many geodesics were.
     """
+
+    kind: ClassVar[type[Neighborhoods]]
 
     where: str
     space: Space
@@ -262,34 +373,36 @@ class Search(ABC):
     solver: Solver | None
     candidates: int | None
     slack: float
+    before: Before | None = None
     solved: int = 0
+    folder: BlockFolder | None = None
+    beyond: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def blocks(
+    def known(
         self, progress: Progress | None, executor: Executor | None, folder: BlockFolder | None
-    ) -> list[tuple[np.ndarray, ...]]:
-        """What :meth:`chosen` says of every block of queries.
+    ) -> Known:
+        """All geodesics that the answer takes.
 
-        Each stage asks, block by block, for the pairs that it needs; each pair is solved once, for
-        both of its points.
+        Each stage asks for the pairs that it needs; each pair is solved once, for both of its
+        points.
         """
-        known = Known.none()
+        self.folder = folder
+        known = Known.none(self.count, len(self.points))
+        if self.before is not None:
+            known = self.before.known
         stages = self.stages()
         for number, stage in enumerate(stages):
-            asked = [
-                np.stack([rows.first + i, j], 1)
-                for rows in self._all_rows(known)
-                for i, j in [stage.wanted(rows).nonzero()]
-            ]
-            pairs = np.concatenate(asked) if asked else np.zeros((0, 2), dtype=np.int64)
-            if stage.again and not len(pairs):
-                break
-            share = _Share(progress, number, len(stages), self._queries())
+            share = _Share(progress, number, len(stages), self.count)
             blocks = Blocks(executor, share, folder, first=number * _STAGE)
-            known = self._solved(known, self._unique(pairs), stage, blocks)
-        answer = [self.chosen(rows) for rows in self._all_rows(known)]
+            plan = blocks.planned(lambda s=stage, k=known: s.wanted(k), self.count)  # type: ignore[misc]
+            if plan.beyond is not None:
+                self.beyond = plan.beyond
+            if stage.again and not len(plan.pairs):
+                break
+            known = self._solved(known, plan.pairs, stage, blocks)
         if progress is not None:
-            progress(self._queries(), self._queries())
-        return answer
+            progress(self.count, self.count)
+        return known
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -305,157 +418,135 @@ class Search(ABC):
             finer = max(_FINER * rtol, _FINEST)
             if finer >= self.rtol:
                 break
-            stages.append(Stage(self.open, finer, again=True))
+            stages.append(Stage(self._doubts, finer, again=True))
             rtol = finer
         return stages
 
+    @property
     @abstractmethod
-    def looks(self) -> list[Wanted]:
-        """Pairs ``(b, n)`` that the answer needs; each with what those before have told."""
-
-    @abstractmethod
-    def open(self, rows: Rows) -> np.ndarray:  # -> (b, n)
-        """Pairs whose errors leave open whether they belong to the answer."""
+    def settings(self) -> dict[str, Any]:
+        """What changes the answer, besides space and points."""
 
     @abstractmethod
-    def chosen(self, rows: Rows) -> tuple[np.ndarray, ...]:
-        """The answer for a block, in the end."""
+    def coarser(self, kept: Any) -> str | None:
+        """What an earlier result lacks that this search asks for, in words; None for nothing."""
 
-    def failed(self, rows: Rows) -> np.ndarray:  # -> (f, 3)
-        """Query, point and status of the geodesics of a block that miss their accuracy."""
-        row, j = ((rows.status >= 0) & (rows.status != Status.CONVERGED)).nonzero()
-        return np.stack([rows.first + row, j, rows.status[row, j]], 1)
+    @abstractmethod
+    def looks(self) -> list[Callable[[Known], Plan]]:
+        """Pairs that the answer needs; each with what those before have told."""
 
-    def facts(self, parts: list[tuple[np.ndarray, ...]]) -> dict[str, Any]:
-        """What all results say, of blocks whose last entries are certificates and failures."""
-        certified = [part[-2] for part in parts] or [np.zeros(0, dtype=bool)]
-        failures = [part[-1] for part in parts] or [np.zeros((0, 3), dtype=np.int64)]
-        failed = torch.as_tensor(np.concatenate(failures)).long()
+    @abstractmethod
+    def open(self, known: Known) -> np.ndarray:  # -> (s,)
+        """Geodesics whose errors leave open whether they belong to the answer."""
+
+    @property
+    def count(self) -> int:
+        """Queries."""
+        return len(self.points if self.queries is None else self.queries)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Of all pairs, as they are asked for."""
+        return Bounds(self.space, self.points, self.queries, self.slack)
+
+    def near(self, count: int) -> Near:
+        """The points with the smallest bounds of each query.
+
+        Of queries whose answer is settled but for points that were added, those alone. A folder
+        keeps the list.
+        """
+        if self.folder is None:
+            return self._listed_near(count)
+
+        def made() -> dict[str, Tensor]:
+            return {n: torch.as_tensor(x) for n, x in vars(self._listed_near(count)).items()}
+
+        table = ((self.count, count), torch.float64)
+        shapes = {
+            "point": (table[0], torch.int64),
+            "bound": table,
+            "beyond": ((self.count,), torch.float64),
+        }
+        found = self.folder.once(_LISTS, made, shapes)
+        return Near(**{name: x.numpy() for name, x in found.items()})
+
+    def below(self, rows: np.ndarray, limit: np.ndarray) -> Below:
+        """Points with bounds below a limit, of some queries; of settled ones, those added alone."""
+        found = self.bounds.below(rows, limit)
+        if self.before is None:
+            return found
+        first = len(self.before.certain)
+        settled = self._certain[found.query] & (found.point < first)
+        kept = ~settled
+        return Below(found.query[kept], found.point[kept], found.bound[kept], found.beyond)
+
+    @cached_property
+    def _certain(self) -> np.ndarray:  # (q,)
+        """Queries whose answer points that were added alone can change."""
+        certain = np.zeros(self.count, dtype=bool)
+        if self.before is not None:
+            certain[: len(self.before.certain)] = self.before.certain
+        return certain
+
+    def _listed_near(self, count: int) -> Near:
+        everyone = np.arange(self.count)
+        if self.before is None:
+            return self.bounds.near(everyone, count)
+        certain = self._certain
+        whole = self.bounds.near(everyone[~certain], count)
+        added = self.bounds.near(everyone[certain], count, first=len(self.before.certain))
+        near = Near(
+            point=np.empty((self.count, count), dtype=np.int64),
+            bound=np.empty((self.count, count)),
+            beyond=np.empty(self.count),
+        )
+        for which, part in ((~certain, whole), (certain, added)):
+            near.point[which] = part.point
+            near.bound[which] = part.bound
+            near.beyond[which] = part.beyond
+        return near
+
+    def facts(self, known: Known, certified: np.ndarray) -> dict[str, Any]:
+        """What all results say."""
+        failed = torch.as_tensor(known.pairs(~known.met)).long()
         return {
-            "certified": torch.as_tensor(np.concatenate(certified)).to(self.points.device),
-            "failed": failed[:, :2],
-            "status": failed[:, 2],
+            "certified": torch.as_tensor(certified).to(self.points.device),
+            "failed": failed,
+            "status": torch.as_tensor(known.status[~known.met]).long(),
             "rtol": self.rtol,
             "solved": self.solved,
             "points": len(self.points),
             "among_themselves": self.queries is None,
         }
 
-    def _bounded(self) -> bool:
-        """Whether the space knows lower bounds."""
-        one = self.points[:1]
-        return self.space.ambient_distance(one, one) is not None
+    def sound(self, known: Known) -> np.ndarray:  # -> (q,)
+        """Queries of which all geodesics converged, and none is open."""
+        return ~known.some(~known.met) & ~known.some(self.open(known))
 
-    def _queries(self) -> int:
-        return len(self.points if self.queries is None else self.queries)
-
-    def _all_rows(self, known: Known) -> Iterator[Rows]:
-        """Blocks of queries, with bounds and with what is known."""
+    def straight(self, query: np.ndarray, point: np.ndarray) -> np.ndarray:  # (p,) -> (p,)
+        """Lengths of straight lines by a few chords; infinite where there is none."""
         others = self.points if self.queries is None else self.queries
-        n = len(self.points)
-        size = max(1, _PAIRS // max(n, 1))
-        features = features_of(self.space, self.points)
-        metric = None
-        if features is None and not self._bounded():
-            metric = self.space.metric(self.points)
-        for first in range(0, len(others), size):
-            rows = self._rows(first, others[first : first + size], features, metric)
-            known.fill(rows)
-            yield rows
+        found = [np.zeros(0)]
+        for first in range(0, len(query), _LINES):
+            part = slice(first, first + _LINES)
+            i, j = (torch.as_tensor(x[part]).to(others.device) for x in (query, point))
+            line = Curve.line(others[i], self.points[j], _LINE_SEGMENTS)
+            lengths = self.space.squared_chords(line.nodes).sqrt().sum(-1)
+            found.append(lengths.double().cpu().nan_to_num(torch.inf).numpy())
+        return np.concatenate(found)
 
-    def _rows(
-        self, first: int, queries: Tensor, features: Tensor | None, metric: Tensor | None
-    ) -> Rows:
-        """Lower bounds of a block, and nothing else."""
-        b = len(queries)
-        n = len(self.points)
-        if metric is not None:
-            bound = np.zeros((b, n))
-            order = self._mean_norms(queries, metric)
-        else:
-            bound = self._ambient(queries, features)
-            order = bound.copy()
-        # Where nothing is known, a point may be near, and comes last.
-        bound = np.where(np.isnan(bound), 0.0, bound)
-        order = np.where(np.isfinite(order), order, np.finfo(order.dtype).max)
-        if self.queries is None:
-            own = np.arange(b)
-            bound[own, first + own] = np.inf
-            order[own, first + own] = np.inf
-        return Rows(
-            first=first,
-            bound=bound,
-            order=order,
-            length=np.full((b, n), np.nan),
-            error=np.full((b, n), np.nan),
-            status=np.full((b, n), -1, dtype=np.int8),
-            spent=np.zeros(b, dtype=np.int64),
-        )
-
-    def _ambient(self, queries: Tensor, features: Tensor | None) -> np.ndarray:  # -> (b, n)
-        """Ambient distances, less their rounding."""
-        if features is not None:
-            here = features_of(self.space, queries)
-            assert here is not None
-            # Differences, not scalar products: near points must not lose their digits.
-            exact = "donot_use_mm_for_euclid_dist"
-            found = torch.cdist(here.flatten(1), features.flatten(1), compute_mode=exact)
-        else:
-            rows = []
-            for z in queries:
-                distance = self.space.ambient_distance(z.expand_as(self.points), self.points)
-                assert distance is not None
-                rows.append(distance)
-            found = torch.stack(rows)
-        return np.asarray((1 - self.slack) * found.double().cpu().numpy())
-
-    def _mean_norms(self, queries: Tensor, metric: Tensor) -> np.ndarray:  # -> (b, n)
-        """Differences in the mean metric of both ends: an order where no bound is known."""
-        rows = []
-        for z, g in zip(queries, self.space.metric(queries), strict=True):
-            v = self.points - z
-            rows.append(torch.einsum("ni,nij,nj->n", v, (metric + g) / 2, v).clamp(min=0).sqrt())
-        return np.asarray(torch.stack(rows).double().cpu().numpy())
-
-    def straight(self, rows: Rows, near: np.ndarray) -> np.ndarray:  # (b, c) -> (b, c)
-        """Lengths of straight lines by a few chords."""
-        i, j = (torch.as_tensor(x) for x in self._ends(rows, near))
-        found = []
-        size = max(1, _PAIRS // (64 * _LINE_SEGMENTS))
-        for first in range(0, len(i), size):
-            part = slice(first, first + size)
-            line = Curve.line(self._query(i[part]), self.points[j[part]], _LINE_SEGMENTS)
-            found.append(self.space.squared_chords(line.nodes).sqrt().sum(-1).double().cpu())
-        return torch.cat(found).view(near.shape).nan_to_num(torch.inf).numpy()
-
-    def _ends(self, rows: Rows, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries and points ``(b c,)`` of a table of points ``(b, c)``."""
-        i = rows.first + np.arange(len(near)).repeat(near.shape[1])
-        return i, near.reshape(-1)
-
-    def _query(self, i: Tensor) -> Tensor:
-        others = self.points if self.queries is None else self.queries
-        return others[i.to(others.device)]
-
-    def first(self, rows: Rows, rivals: np.ndarray, limit: int) -> np.ndarray:
-        """The most likely rivals of each row, as many as the limit leaves."""
-        order = np.where(rivals, rows.order, np.inf)
-        rank = order.argsort(1, kind="stable").argsort(1, kind="stable")
-        return np.asarray(rank < (limit - rows.spent)[:, None])
+    def _doubts(self, known: Known) -> Plan:
+        return Plan(self._unique(known.pairs(self.open(known))))
 
     def _unique(self, pairs: np.ndarray) -> np.ndarray:  # (p, 2) -> (u, 2)
         """Every pair once: of points among themselves from the smaller number to the larger."""
         if self.queries is None:
             pairs = np.sort(pairs, axis=1)
-        return np.unique(pairs, axis=0)
+        n = len(self.points)
+        key = np.unique(pairs[:, 0] * n + pairs[:, 1])
+        return np.stack([key // n, key % n], 1)
 
-    def _solved(
-        self,
-        known: Known,
-        pairs: np.ndarray,
-        stage: Stage,
-        blocks: Blocks,
-    ) -> Known:
+    def _solved(self, known: Known, pairs: np.ndarray, stage: Stage, blocks: Blocks) -> Known:
         """What is known, and these pairs."""
         if not len(pairs):
             return known
@@ -474,5 +565,7 @@ class Search(ABC):
         self.solved += len(pairs)
         # What a finer look cannot reach was accurate enough for the call before.
         better = status == Status.CONVERGED if stage.again else np.full(len(pairs), True)
-        more = pairs[better], length[better], error[better], status[better]
-        return known.joined(*more, both=self.queries is None)
+        pairs = pairs[better]
+        bound = self.bounds.of(pairs[:, 0], pairs[:, 1])
+        values = (bound, length[better], error[better], status[better])
+        return known.joined(pairs, *values, both=self.queries is None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
@@ -46,7 +46,7 @@ def expect_executor(where: str, executor: Any) -> None:
 def computed(
     where: str,
     work: Work,
-    blocks: list[int],
+    blocks: Iterable[int],
     executor: Executor | None,
     progress: Progress | None,
     turns: bool = True,
@@ -56,7 +56,7 @@ def computed(
     Args:
         where: The call, for errors.
         work: What computes them.
-        blocks: Their numbers.
+        blocks: Their numbers, taken as they are sent.
         executor: Where; None for here.
         progress: Told of what is done within a block, where that is here.
         turns: Whether threads take turns: torch's forward mode is not safe in several.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import (
+    FileError,
     NotConvergedError,
     OptionError,
 )
@@ -190,7 +192,9 @@ def distance_matrix(
             get the space by ``cloudpickle`` where it is installed, else by ``pickle``.
         out: A file for the result, in numpy's ``.npy`` format, described by ``out.json`` next to
             it. Until it is complete, finished blocks lie in the folder ``out.blocks``, and the same
-            call takes them from there. One process writes it at a time: ``out.lock`` names it.
+            call takes them from there. One process writes it at a time: ``out.lock`` names it. The
+            processes of a ``torch.distributed`` group, as under torchrun, give the same ``out`` and
+            share the work, each on the device of its points.
         identity: What the file must agree on when it is found again, by name: strings as they are,
             anything else by the tensors, modules, settings and captured variables that it is made
             of. By default ``space`` itself. Besides, lengths at up to 2048 points and along as many
@@ -305,16 +309,18 @@ def _run(
     else:
         description, probe = recognised(task, identity, layout)
         with BlockFile.open(out, description, probe, frozenset(map(int, Status))) as file:
+            if file.complete and progress is not None:
+                progress(layout.total, layout.total)
             if not file.complete:
-                with torch.no_grad():
-                    matrix, failures = _compute(
-                        task=task, layout=layout, file=file, executor=executor, progress=progress
-                    )
-            else:
-                matrix = file.matrix().to(a.device)
-                failures = file.failures()
-                if progress is not None:
-                    progress(layout.total, layout.total)
+                try:
+                    with torch.no_grad():
+                        _compute(task, layout, file, executor, progress)
+                except FileError:
+                    # Another process may have finished it, and removed the blocks.
+                    if not file.found():
+                        raise
+            matrix = file.matrix().to(a.device)
+            failures = file.failures()
     failed = torch.tensor(failures, dtype=torch.int64).view(-1, 3)
     return DistanceMatrix(
         distances=matrix, failed=failed[:, :2], status=failed[:, 2], rtol=task.rtol
@@ -364,21 +370,32 @@ def _compute(
     if missing:
         share = Share(progress, done, layout.total, half=task.method == "graph")
         work = work_of(task, layout, share.built)
-        for block, values, status in results(
-            work=work, blocks=missing, executor=executor, progress=share.within
-        ):
-            if file is None:
+        found = partial(results, work, executor=executor, progress=share.within)
+        if file is None:
+            for block, values, status in found(missing):
                 keep(matrix, block, values, status)
-            else:
-                file.write(block, {"distances": values, "status": status})
-            share.finish(layout.count(block))
+                share.finish(layout.count(block))
+        else:
+            named = partial(_named, found)
+            for block in file.all(missing, named):
+                share.finish(layout.count(block))
     if file is None:
         return matrix, sorted(failures)
-    with file.assembling(layout.shape, a.dtype) as whole:
-        for block in range(len(layout)):
-            keep(whole, block, *stored(block))
-    file.finish(sorted(failures))
-    return file.matrix().to(a.device), sorted(failures)
+    with file.finishing():
+        if not file.found():  # another has not finished it meanwhile
+            with file.assembling(layout.shape, a.dtype) as whole:
+                for block in range(len(layout)):
+                    keep(whole, block, *stored(block))
+            file.finish(sorted(failures))
+    return file.matrix().to(a.device), file.failures()
+
+
+def _named(
+    found: Callable[[Iterator[int]], Iterator[tuple[int, Tensor, Tensor]]], blocks: Iterator[int]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Blocks as a file takes them."""
+    for block, values, status in found(blocks):
+        yield block, {"distances": values, "status": status}
 
 
 def _check_limits(

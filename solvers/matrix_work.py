@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -168,7 +168,7 @@ def work_of(task: Task, layout: Layout, progress: Progress) -> Work:
 
 
 def results(
-    work: Work, blocks: list[int], executor: Executor | None, progress: Progress | None
+    work: Work, blocks: Iterable[int], executor: Executor | None, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Blocks with their values and statuses, as they finish."""
     turns = work.method == "geodesic"

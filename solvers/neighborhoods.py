@@ -22,6 +22,7 @@ from riemae import storage
 from riemae.exceptions import OptionError
 from riemae.numerics.frames import frame
 from riemae.numerics.html import table
+from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.result import Status
 from riemae.storage.kinds import expect_kind
 
@@ -35,6 +36,19 @@ Found = TypeVar("Found", bound="Neighborhoods")
 # UMAP's bisection for the width of a neighbourhood.
 _HALVINGS = 64
 _LEAST_WIDTH = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Again:
+    """How a search is made once more.
+
+    Attributes:
+        call: With points and options.
+        points: ``(n, m)``, those of the search.
+    """
+
+    call: Callable[..., Any]
+    points: Tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,7 +66,7 @@ class Neighborhoods(ABC):
         solved: How many geodesics were solved.
         points: How many points there are to choose from.
         among_themselves: Whether the queries are the points themselves.
-        search: How :meth:`query` finds the neighbours of other points; neither pickled nor saved.
+        search: How :meth:`query` and :meth:`add` look for more; neither pickled nor saved.
     """
 
     certified: Tensor
@@ -62,7 +76,7 @@ class Neighborhoods(ABC):
     solved: int
     points: int
     among_themselves: bool
-    search: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    search: Again | None = field(default=None, repr=False, compare=False)
 
     # Fields that are tensors, and those that are plain values.
     tensors: ClassVar[tuple[str, ...]] = ("certified", "failed", "status")
@@ -182,16 +196,47 @@ class Neighborhoods(ABC):
         Raises:
             OptionError: When the result was pickled or loaded: the space does not travel with it.
         """
+        again = self._again("query", "Pass queries= to the manifold's method instead.")
+        found: Found = again.call(again.points, queries=queries, **options)
+        return found
+
+    def add(self: Found, points: Tensor, **options: Any) -> Found:  # (p, m)
+        """The neighbours of the same points and of more, all among each other.
+
+        Rows that are certified are not searched again: of their pairs those with a new point are
+        solved, where they are near enough. Certified rows are those of a search among all points,
+        with the same neighbours, and distances that are equal within their errors. ``solved``
+        counts what was solved now.
+
+        Args:
+            points: ``(p, m)``; their numbers follow those of the points that are there.
+            options: As of :meth:`query`, and ``executor`` and ``out``.
+
+        Raises:
+            OptionError: When the result was pickled or loaded: pass it as ``kept=`` to the
+                manifold's method, with all points. Also of queries that are not the points.
+            ShapeError: When the points have another dimension.
+            DTypeError: When they have another dtype.
+        """
+        self._expect_square("add")
+        again = self._again("add", "Pass kept=, and all points, to the manifold's method instead.")
+        where = f"{type(self).__name__}.add"
+        like = again.points
+        more = points if isinstance(points, Tensor) else torch.as_tensor(points).to(like)
+        more = more.flatten(1) if more.ndim > 2 else more
+        expect_point_sets(where, added=more, points=like)
+        found: Found = again.call(torch.cat([like, more]), kept=self, **options)
+        return found
+
+    def _again(self, where: str, hint: str) -> Again:
         if self.search is None:
-            name = type(self).__name__
             raise OptionError(
-                f"{name}.query",
+                f"{type(self).__name__}.{where}",
                 "a result that knows its points",
                 "one that was pickled or loaded",
-                "Pass queries= to the manifold's method instead.",
+                hint,
             )
-        found: Found = self.search(queries=queries, **options)
-        return found
+        return self.search
 
     def summary(self) -> str:
         """How many rows are certified, and which geodesics failed."""

@@ -25,7 +25,7 @@ LAYERS = {
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
         storage storage.architectures storage.atomic storage.blocks storage.checkpoint
-        storage.digests storage.identity storage.kinds storage.lock storage.runs
+        storage.claims storage.digests storage.identity storage.kinds storage.lock storage.runs
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
@@ -42,8 +42,9 @@ LAYERS = {
         differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.budget solvers.candidates solvers.certificate solvers.chunk solvers.curve
-        solvers.edges solvers.energy solvers.executors solvers.fans solvers.fields solvers.flows
+        solvers solvers.bounds solvers.budget solvers.candidates solvers.certificate
+        solvers.chunk solvers.curve solvers.edges solvers.energy solvers.executors
+        solvers.fans solvers.fields solvers.flows
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
         solvers.flows.second_variation solvers.flows.volume

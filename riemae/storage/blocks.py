@@ -3,8 +3,10 @@
 While a run lasts, ``PATH.blocks/`` holds one safetensors file per block and ``run.json``, which
 says which run they belong to. A complete result is ``PATH`` in numpy's format with its description
 in ``PATH.json``. Every file is written under another name and renamed when it is whole and on the
-disk; nothing is ever pickled. The process that writes holds ``PATH.lock``. A full disk raises an
-error; what is finished stays.
+disk; nothing is ever pickled. The process that writes holds ``PATH.lock``. The processes of a
+``torch.distributed`` group share the folder: each computes some blocks, and the first that is
+through holds ``PATH.lock`` while it writes the result. A full disk raises an error; what is
+finished stays.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +28,18 @@ from torch import Tensor
 
 from riemae.exceptions import CheckpointError, FileError
 from riemae.storage.atomic import allocate, sync_folder, write_atomically
+from riemae.storage.claims import Claims, several
 from riemae.storage.digests import digest, file_digest
 from riemae.storage.lock import Lock
 from riemae.storage.runs import agreed, as_json, check_array, check_failures, refuse
 
 Result = TypeVar("Result")
 Folder = TypeVar("Folder", bound="BlockFolder")
+# Of the numbers of missing blocks: numbers and tensors of the blocks, as they finish.
+Compute = Callable[[Iterator[int]], Iterable[tuple[int, Mapping[str, Tensor]]]]
+
+# Seconds until a process looks again what the others have finished.
+_PAUSE = 0.05
 
 # What file managers and network file systems leave in folders.
 _STRAYS = ("Thumbs.db", "desktop.ini", "Icon\r")
@@ -49,12 +58,14 @@ class BlockFolder:
         description: What the result is of: plain JSON; ``dtype`` is that of its numbers.
         probe: Numbers that the same space reproduces up to rounding.
         where: The call, for errors.
+        shared: Whether several processes work on it together.
     """
 
     path: Path
     description: dict[str, Any]
     probe: list[float]
     where: str = "distance_matrix"
+    shared: bool = field(default_factory=several, kw_only=True)
     _lock: Lock | None = field(default=None, kw_only=True)
 
     def begin(self) -> None:
@@ -64,7 +75,8 @@ class BlockFolder:
             FileError: When another process writes, or what lies there is of another run, or
                 damaged.
         """
-        self._acquire()
+        if not self.shared:
+            self._acquire()
         try:
             self._begin()
         except BaseException:
@@ -78,6 +90,28 @@ class BlockFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """The right to write the result, which one of several processes has at a time.
+
+        Raises:
+            FileError: When the disk refuses.
+        """
+        if not self.shared:
+            yield
+            return
+        while self._lock is None:
+            try:
+                self._acquire()
+            except FileError as reason:
+                if reason.__cause__ is not None:  # the disk refuses; else another has the lock
+                    raise
+                time.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            self.__exit__()
 
     def _acquire(self) -> None:
         with self._on_disk():
@@ -129,12 +163,16 @@ class BlockFolder:
         return found
 
     def keep(self, save: Callable[[Path], object]) -> None:
-        """Write the result, with its description last, and drop the blocks."""
+        """Write the result, with its description last, and drop the blocks.
+
+        Of several processes the first does it, and the others wait for it.
+        """
         about = {**self.description, "probe": self.probe}
-        with self._on_disk():
-            save(self.path)
-            write_atomically(self._about, as_json(about))
-        self.drop()
+        with self.finishing(), self._on_disk():
+            if not (self.shared and self._about.exists()):
+                save(self.path)
+                write_atomically(self._about, as_json(about))
+            self.drop()
 
     # Blocks.
 
@@ -145,7 +183,9 @@ class BlockFolder:
             FileError: When the folder holds a file that is none of them.
         """
         numbers = set()
-        for entry in self._blocks.iterdir():
+        with self._on_disk():
+            entries = list(self._blocks.iterdir())
+        for entry in entries:
             if _is_stray(entry) or entry == self._run:
                 continue
             numbered = entry.suffix == ".safetensors" and entry.stem.isdecimal()
@@ -173,7 +213,7 @@ class BlockFolder:
 
         Args:
             block: Its number.
-            expected: Shape and dtype of each tensor.
+            expected: Shape and dtype of each tensor; −1 stands for any length.
 
         Raises:
             FileError: When the file is cut short, changed, or of another run.
@@ -189,13 +229,67 @@ class BlockFolder:
             refuse(self.where, path, "a whole safetensors file", str(reason), reason)
         wanted = {name: [*shape, dtype] for name, (shape, dtype) in expected.items()}
         got = {name: [*x.shape, x.dtype] for name, x in parts.items()}
-        if got != wanted:
+        if not _fit(got, wanted):
             refuse(self.where, path, f"tensors {wanted}", str(got))
         correct = self._label(block, parts)
         for key, what in _LABEL.items():
             if label.get(key) != correct[key]:
                 refuse(self.where, path, f"{what} ({key} {correct[key]})", str(label.get(key)))
         return parts
+
+    def once(
+        self,
+        block: int,
+        make: Callable[[], Mapping[str, Tensor]],
+        expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    ) -> dict[str, Tensor]:
+        """A block that is made where it is not there yet, and then read.
+
+        Args:
+            block: Its number.
+            make: Gives its tensors.
+            expected: As in :meth:`read`.
+        """
+        for _ in self.all([block], lambda missing: ((number, make()) for number in missing)):
+            pass
+        return self.read(block, expected)
+
+    def all(self, blocks: list[int], compute: Compute) -> Iterator[int]:
+        """Numbers of blocks, once they are on the disk: found there, computed, or another's.
+
+        Where several processes share the folder, each computes what no other has in hand, or what
+        one that died had.
+
+        Args:
+            blocks: Their numbers.
+            compute: Gives numbers and tensors of missing blocks, whose numbers it takes one by one.
+        """
+        while True:
+            if self.shared and self._over():
+                refuse(self.where, self._blocks, "blocks of a run", "those of one that is over")
+            finished = self.finished()
+            yield from (block for block in blocks if block in finished)
+            missing = [block for block in blocks if block not in finished]
+            computed = set()
+            with Claims(self._blocks, self.where) as claims:
+                mine = iter(missing)
+                if self.shared:
+                    files = ((block, self._block(block)) for block in missing)
+                    mine = claims.of(files, self._over)
+                for block, tensors in compute(mine):
+                    self.write(block, tensors)
+                    if self.shared:
+                        claims.release(block)
+                    computed.add(block)
+                    yield block
+            blocks = [block for block in missing if block not in computed]
+            if not blocks:
+                return
+            time.sleep(_PAUSE)
+
+    def _over(self) -> bool:
+        """Whether the result is there."""
+        return self.path.exists() and self._about.exists()
 
     def drop(self) -> None:
         """Remove the blocks: the result is there."""
@@ -282,11 +376,12 @@ class BlockFile(BlockFolder):
                 "Add the name of a file.",
             )
         file = cls(known, description, probe, statuses=statuses)
-        if file._find():
+        if file.found():
             return file
-        file._acquire()
+        if not file.shared:
+            file._acquire()
         try:
-            if file._find():  # the one before has finished it in this moment
+            if file.found():  # the one before has finished it in this moment
                 file.__exit__()
             else:
                 file._begin()
@@ -295,7 +390,7 @@ class BlockFile(BlockFolder):
             raise
         return file
 
-    def _find(self) -> bool:
+    def found(self) -> bool:
         """Whether the result is there, and of this run.
 
         Raises:
@@ -383,6 +478,18 @@ def path_of_a_result(where: str, path: object, example: str) -> Path:
             "Make the folder first.",
         )
     return found
+
+
+def _fit(got: Mapping[str, list[Any]], wanted: Mapping[str, list[Any]]) -> bool:
+    """Whether shapes and dtypes are those that are wanted; −1 stands for any length."""
+    if got.keys() != wanted.keys():
+        return False
+    for name, sizes in wanted.items():
+        if len(sizes) != len(got[name]):
+            return False
+        if any(w not in (-1, g) for w, g in zip(sizes, got[name], strict=True)):
+            return False
+    return True
 
 
 def _is_stray(entry: Path) -> bool:

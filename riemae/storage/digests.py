@@ -15,7 +15,9 @@ def digest(x: Tensor) -> str:
     """A fingerprint of a tensor: its values, shape and dtype."""
     array = x.detach().cpu().contiguous()
     head = f"{array.dtype} {tuple(array.shape)} ".encode()
-    content = array.reshape(-1).view(torch.uint8).numpy().tobytes()
+    content = b""
+    if array.numel():  # torch has no other view of nothing
+        content = array.reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(head + content).hexdigest()
 
 

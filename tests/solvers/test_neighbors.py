@@ -21,6 +21,7 @@ from riemae.solvers import Newton, Status
 
 F64 = torch.float64
 BLOCKS = sys.modules["riemae.solvers.candidates"]
+BOUNDS = sys.modules["riemae.solvers.bounds"]
 RESULTS = sys.modules["riemae.solvers.neighborhoods"]
 
 
@@ -156,7 +157,7 @@ class TestCertificates:
         M = Manifold(network(4, 6, (64, 64)))
         p = points(30, 4)
         whole = M.neighbors(p, k=4)
-        monkeypatch.setattr(BLOCKS, "_PAIRS", pairs)
+        monkeypatch.setattr(BOUNDS, "_PAIRS", pairs)
         parts = M.neighbors(p, k=4)
         assert torch.equal(whole.indices, parts.indices)
         assert torch.equal(whole.distances, parts.distances)
@@ -438,3 +439,136 @@ class TestKept:
             index.query(points(3, 4))
         with pytest.raises(NonFiniteError):
             index.query(points(3, 2) / 0)
+
+
+def assert_as_one(more, whole):
+    """What a search among all points finds, from an earlier result and new points."""
+    both = more.certified & whole.certified
+    assert bool(both.all())
+    for a, b in zip(more.edges()[:2], whole.edges()[:2], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(more.edges()[2], whole.edges()[2], rtol=1e-6, atol=0)
+
+
+class TestAdded:
+    """Points that are added to a result."""
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_nearest(self, seed):
+        M = Manifold(network(3, seed))
+        p = points(60, 3, seed)
+        first = M.neighbors(p[:50], k=4, rtol=1e-5)
+        more = first.add(p[50:])
+        whole = M.neighbors(p, k=4, rtol=1e-5)
+        assert_as_one(more, whole)
+        assert torch.equal(more.indices, brute(M, p, 4).indices)
+        assert more.solved < whole.solved / 2
+        assert more.points == 60
+
+    def test_every_new_pair_is_solved_once(self, monkeypatch):
+        asked = []
+        solve = BLOCKS.geodesic
+
+        def told(space, start, stop, **options):
+            asked.extend(map(tuple, torch.cat([start, stop], 1).tolist()))
+            return solve(space, start, stop, **options)
+
+        monkeypatch.setattr(BLOCKS, "geodesic", told)
+        net = network(2, 2)
+        jacobian = torch.func.vmap(torch.func.jacfwd(net))
+        space = solvers.MetricSpace(lambda z: jacobian(z).mT @ jacobian(z))
+        p = points(14, 2)
+        first = solvers.neighbors(space, p[:12], 3, candidates=11, rtol=1e-4)
+        assert bool(first.certified.all())
+        asked.clear()
+        more = first.add(p[12:], candidates=13)
+        old = {tuple(z) for z in p[:12].tolist()}
+        assert len(asked) == len(set(asked)) == more.solved
+        assert all(not ({a[:2], a[2:]} <= old) for a in asked)
+        assert_as_one(more, solvers.neighbors(space, p, 3, candidates=13, rtol=1e-4))
+
+    def test_within(self):
+        M = Manifold(network(2, 1))
+        p = points(50, 2)
+        first = M.radius_neighbors(p[:40], 0.5)
+        more = first.add(p[40:])
+        whole = M.radius_neighbors(p, 0.5)
+        assert_as_one(more, whole)
+        assert more.solved < whole.solved
+        assert torch.equal(more.starts, whole.starts)
+        again = M.radius_neighbors(p, 0.4, kept=first)
+        assert_as_one(again, M.radius_neighbors(p, 0.4))
+
+    def test_again_and_again(self):
+        M = Manifold(network(2, 3))
+        p = points(40, 2)
+        grown = M.neighbors(p[:10], k=3)
+        for i in range(10, 40, 6):
+            grown = grown.add(p[i : i + 6])
+        assert_as_one(grown, M.neighbors(p, k=3))
+
+    def test_nothing(self):
+        M = Manifold(network(2, 3))
+        first = M.neighbors(points(20, 2), k=3)
+        same = first.add(points(0, 2))
+        assert same.solved == 0
+        assert_as_one(same, first)
+
+    def test_rows_that_were_not_certain_are_searched_again(self):
+        M = Manifold(network(3, 4))
+        p = points(50, 3)
+        rough = M.neighbors(p[:40], k=5, candidates=5)
+        assert not bool(rough.certified.all())
+        assert_as_one(rough.add(p[40:], candidates=None), M.neighbors(p, k=5))
+
+    def test_what_failed_is_named_again(self):
+        M = Manifold(network(2, 5))
+        p = 3 * points(12, 2)
+        options = {"solver": Newton(max_steps=1), "rtol": 1e-9, "throw": False}
+        first = M.neighbors(p[:10], k=2, **options)
+        more = first.add(p[10:])
+        whole = M.neighbors(p, k=2, **options)
+        assert len(first.failed)
+        assert torch.equal(more.failed, whole.failed)
+        assert torch.equal(more.certified, whole.certified)
+
+    def test_arrays_and_other_shapes(self):
+        M = Manifold(network(2, 3))
+        p = points(20, 2)
+        first = M.neighbors(p[:15], k=3)
+        assert torch.equal(first.add(p[15:].numpy()).indices, M.neighbors(p, k=3).indices)
+        with pytest.raises(ShapeError):
+            first.add(points(3, 4))
+        with pytest.raises(DTypeError):
+            first.add(p[15:].float())
+        with pytest.raises(NonFiniteError):
+            first.add(p[15:] / 0)
+
+    def test_what_does_not_fit(self):
+        M = Manifold(network(2, 3))
+        p = points(20, 2)
+        first = M.neighbors(p[:15], k=3)
+        for options, says in (
+            ({"k": 4}, "one of 3 neighbours"),
+            ({"k": 3, "rtol": 1e-6}, "rtol"),
+            ({"k": 3, "points": p[5:]}, "other points"),
+            ({"k": 3, "points": p[:10]}, "more than there are"),
+            ({"k": 3, "queries": p[:2]}, "both"),
+            ({"k": 3, "kept": M.radius_neighbors(p[:15], 0.1)}, "RadiusNeighbors"),
+            ({"k": 3, "kept": M.neighbors(p[:15], k=3, queries=p[:2])}, "other queries"),
+        ):
+            with pytest.raises(OptionError, match=says):
+                M.neighbors(**{"points": p, "kept": first, **options})
+        with pytest.raises(OptionError, match="queries"):
+            M.neighbors(p[:15], k=3, queries=p[:2]).add(p[15:])
+
+    def test_a_result_of_another_space(self, tmp_path):
+        """One from a file does not know its space; distances below those in data space tell."""
+        M = Manifold(network(2, 3))
+        p = points(20, 2)
+        first = solvers.Neighbors.load(M.neighbors(p[:15], k=3).save(tmp_path / "n"))
+        with pytest.raises(OptionError, match="kept="):
+            first.add(p[15:])
+        assert_as_one(M.neighbors(p, k=3, kept=first), M.neighbors(p, k=3))
+        with pytest.raises(OptionError, match="this space"):
+            Manifold(lambda z: 10 * z).neighbors(p, k=3, kept=first)

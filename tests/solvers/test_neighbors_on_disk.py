@@ -13,6 +13,7 @@ from torch import nn
 from riemae import Manifold, solvers
 from riemae.exceptions import FileError, OptionError
 from riemae.solvers import MetricSpace, Neighbors
+from riemae.storage.blocks import BlockFolder
 
 F64 = torch.float64
 BLOCKS = sys.modules["riemae.storage.blocks"]
@@ -93,7 +94,8 @@ class TestKept:
         with pytest.raises(KeyboardInterrupt):
             solvers.neighbors(space, self.z, 3, out=out)
         assert not out.exists()
-        assert len(list((tmp_path / "n.blocks").glob("*.safetensors"))) == 3
+        # The list of candidates, the first plan, and what was solved of it.
+        assert len(list((tmp_path / "n.blocks").glob("*.safetensors"))) == 2 + 3
         monkeypatch.setattr(SEARCH, "geodesic", solve)
         found = solvers.neighbors(space, self.z, 3, out=out)
         assert_same(found, solvers.neighbors(space, self.z, 3))
@@ -125,6 +127,42 @@ class TestKept:
         (tmp_path / "n.json").unlink()
         with pytest.raises(FileError, match="n.json"):
             self.M.neighbors(self.z, 4, out=out)
+
+    def test_more_points_than_a_folder_holds(self, tmp_path, monkeypatch):
+        first = self.M.neighbors(self.z[:30], 4, out=tmp_path / "first")
+        more = self.M.neighbors(self.z, 4, kept=tmp_path / "first", out=tmp_path / "more")
+        assert_same(more, first.add(self.z[30:]))
+        monkeypatch.setattr(SEARCH, "geodesic", None)
+        again = self.M.neighbors(self.z, 4, kept=tmp_path / "first", out=tmp_path / "more")
+        assert_same(again, more)
+        with pytest.raises(FileError, match="kept: expected None"):
+            self.M.neighbors(self.z, 4, out=tmp_path / "more")
+        with pytest.raises(FileError, match="points.a"):
+            self.M.neighbors(points(40, 1), 4, kept=tmp_path / "first")
+        with pytest.raises(FileError, match="space.decoder|metric has other values"):
+            Manifold(network(1)).neighbors(self.z, 4, kept=tmp_path / "first")
+        with pytest.raises(FileError, match="whole result"):
+            self.M.neighbors(self.z, 4, kept=tmp_path / "nothing")
+
+    def test_a_killed_run_with_more_points_goes_on(self, tmp_path, monkeypatch):
+        first = self.M.neighbors(self.z[:30], 4)
+        whole = first.add(self.z[30:])
+        write = BlockFolder.write
+        written = []
+
+        def cut_short(folder, block, tensors):
+            write(folder, block, tensors)
+            written.append(block)
+            if len(written) == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(BlockFolder, "write", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            first.add(self.z[30:], out=tmp_path / "n")
+        monkeypatch.setattr(BlockFolder, "write", write)
+        with pytest.raises(FileError, match="kept: expected None"):
+            self.M.neighbors(self.z, 4, out=tmp_path / "n")
+        assert_same(first.add(self.z[30:], out=tmp_path / "n"), whole)
 
     def test_no_place(self, tmp_path):
         with pytest.raises(FileError, match="existing folder"):
