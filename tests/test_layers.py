@@ -109,7 +109,7 @@ LAYERS = {
         cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points cli.preparation
         cli.progress cli.sources cli.tables loading reporting reporting.arguments reporting.document
         reporting.embedding reporting.findings reporting.lattice reporting.measures
-        reporting.payload reporting.pictures reporting.training
+        reporting.payload reporting.periods reporting.pictures reporting.training
     """,
     "package": "",
 }

@@ -32,6 +32,7 @@ from riemae.reporting.measures import (
     solve_pairs,
 )
 from riemae.reporting.payload import Scene, payload
+from riemae.reporting.periods import drawn_once
 from riemae.reporting.training import training_chart
 from riemae.solvers.progress import reported
 from riemae.storage.atomic import write_atomically
@@ -163,6 +164,7 @@ def report(
     with reported(_WHERE, progress, "report") as told, torch.no_grad():
         stages = _Stages(told)
         known = _expect_data(M, codes, data, shown_as, features)
+        codes = drawn_once(M, codes)
         stages.within("pairs", 0, 1)
         index = sampled_pairs(n, pairs, seed).to(codes.device)
         solved = solve_pairs(M, codes, index, rtol, stages.of("pairs"))
