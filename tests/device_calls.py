@@ -164,6 +164,7 @@ ELSEWHERE = {
     "decoder",
     "distribution",
     "explain",
+    "given",
     "kinks",
     "latent_dim",
     "members",
