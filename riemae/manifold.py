@@ -32,6 +32,7 @@ from riemae.geometry import distortion, extrinsic, intrinsic, operators, smoothn
 from riemae.geometry.arrays import home, takes_arrays
 from riemae.geometry.checks import Checks
 from riemae.geometry.conditioned import Conditioned, Labels
+from riemae.geometry.coordinates import coordinates, telling
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.envelope import (
     Ruler,
@@ -41,6 +42,7 @@ from riemae.geometry.envelope import (
     twice_differentiable,
 )
 from riemae.geometry.explanation import Explanation, explained
+from riemae.geometry.given import at_condition
 from riemae.geometry.integration import Integral, Region, box, function_values, integrate
 from riemae.geometry.latent import LatentMetric, LatentSpace, as_latent, latent_geodesic
 from riemae.geometry.pullback import PullbackMetric
@@ -68,6 +70,7 @@ from riemae.solvers import (
     GeodesicResult,
     Graph,
     JacobiField,
+    MetricSpace,
     Neighbors,
     RadiusNeighbors,
     SecondVariation,
@@ -121,7 +124,9 @@ class Manifold:
             every row alone. It may return a ``torch.distributions.Distribution`` instead, a tuple
             or dict of them, or be an :class:`~riemae.Ensemble`. Of a tuple, dict or output object
             with exactly one floating tensor, that tensor is taken. One that takes a condition as
-            well is a function ``(z, c)``.
+            well is a function ``(z, c)``. A :class:`~riemae.solvers.MetricSpace`, a metric tensor
+            written by hand, has no decoder and no ``ambient``: what is about an image in a data
+            space (second fundamental form, mean, principal and extrinsic curvature, chords) raises.
         ambient: An :class:`~riemae.ambient.AmbientMetric`, a function ``x (k, D) -> H`` as
             ``(k, D, D)``, ``(D, D)`` or diagonal ``(k, D)``, or a constant tensor. Unless given, it
             is Euclidean for tensors and :class:`~riemae.ambient.FisherRao` for distributions, whose
@@ -182,7 +187,7 @@ class Manifold:
 
     def __init__(
         self,
-        decoder: nn.Module | Callable[..., Tensor],
+        decoder: nn.Module | Callable[..., Tensor] | MetricSpace,
         ambient: AmbientMetric | Callable[[Tensor], Tensor] | Tensor | None = None,
         latent_dim: int | None = None,
         chunk_size: int | None = None,
@@ -200,6 +205,12 @@ class Manifold:
         if output is not None and not callable(output):
             hint = "Try output=lambda o: o.sample."
             raise DTypeError("Manifold", "output as a function", repr(output), hint)
+        if isinstance(decoder, MetricSpace):
+            if ambient is not None or output is not None or latent_shape is not None:
+                hint = "Its tensor is the metric; latent_dim, chunk_size and latent go with it."
+                raise OptionError("Manifold", "a MetricSpace alone", "more arguments", hint)
+            ambient = decoder.metric
+            decoder = coordinates
         adapted = Decoder(decoder, self.latent_shape, output)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)
@@ -243,6 +254,40 @@ class Manifold:
             copy.deepcopy(self.latent),
             latent_shape=self.latent_shape,
             output=output,
+        )
+
+    def given(self, condition: Conditions) -> Manifold:
+        """The manifold of the decoder at one condition, whose methods take points alone.
+
+        What works with one manifold then works at a condition: a report, the statistics,
+        neighbours.
+
+        Args:
+            condition: One condition ``(1, *shape)``, in the structure in which the decoder takes
+                conditions; an integer is a label.
+
+        Raises:
+            DecoderError: When the decoder takes no condition.
+            DTypeError: For anything but tensors and tuples, lists and dicts of them.
+            OptionError: For several conditions.
+            ShapeError: When the first axis is not 1.
+        """
+        decoder = self._pullback.decoder
+        where = "Manifold.given"
+        alone: Callable[..., Any]
+        if isinstance(self.decoder, Ensemble):
+            members = [at_condition(where, one, condition) for one in self.decoder.members]
+            alone = Ensemble(members)
+        else:
+            alone = at_condition(where, decoder.function, condition)
+        return Manifold(
+            alone,
+            self._pullback.given,
+            self._checks.latent_dim,
+            self._pullback.chunk_size,
+            self.latent,
+            latent_shape=self.latent_shape,
+            output=decoder.output,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -1282,8 +1327,10 @@ class Manifold:
     def _decoded(
         self, core: PullbackMetric, z: Tensor, rows: Tensor
     ) -> Tensor:  # (k, m), (k,) -> (k, D)
-        """Data of points of some pairs."""
+        """Data of points of some pairs, or their metric where there are no data."""
         c = core.condition
+        if self.decoder is coordinates:
+            return telling(core, z)
         return self.decode(z, condition=None if c is None else c.select(rows))
 
     def distance(

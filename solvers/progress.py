@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from riemae.exceptions import DTypeError
+from riemae.numerics.bars import bars
 
 Progress = Callable[[int, int], object]
 
@@ -42,7 +43,6 @@ def reported(where: str, progress: Progress | bool | None, label: str) -> Iterat
 
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -50,7 +50,6 @@ def _bar(label: str) -> Iterator[Progress]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.progress import Progress as Bar
 
     columns: tuple[Any, ...] = (
         TextColumn("{task.description}"),
@@ -59,7 +58,7 @@ def _bar(label: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with bars(*columns) as bar:
         task = bar.add_task(label, total=None)
 
         def update(done: int, total: int) -> None:

@@ -122,6 +122,10 @@ def expect_space(where: str, space: Any) -> None:
 class MetricSpace:
     """A space whose metric tensor is written by hand; no decoder, no ambient space.
 
+    Functions of :mod:`riemae.solvers` take it as it is. ``riemae.Manifold(space)`` has all methods
+    of a manifold as well: curvature, volume, differential operators, neighbours; and the statistics
+    take that.
+
     Args:
         tensor: ``G``, maps ``(k, m)`` to symmetric positive definite ``(k, m, m)``, row by row,
             differentiable by torch. It is looked at when it is first used, and at the first large

@@ -165,6 +165,7 @@ ELSEWHERE = {
     "decoder",
     "distribution",
     "explain",
+    "given",
     "kinks",
     "latent_dim",
     "members",

@@ -16,7 +16,8 @@ ROOT = Path(riemae.__file__).parent
 LAYERS = {
     "words": "environment exceptions version",
     "numerics": """
-        numerics numerics.arithmetic numerics.batch_invariance numerics.checks numerics.constants
+        numerics numerics.arithmetic numerics.bars numerics.batch_invariance numerics.checks
+        numerics.constants
         numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
         numerics.leftovers numerics.memory numerics.metric numerics.offers numerics.precision
         numerics.probe numerics.random numerics.reach numerics.threads numerics.tolerances
@@ -76,6 +77,7 @@ LAYERS = {
         geometry geometry.arrays geometry.bending geometry.checks geometry.composition
         geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
         geometry.explanation geometry.extrinsic geometry.factors geometry.failures geometry.frames
+        geometry.coordinates geometry.given
         geometry.integration geometry.intrinsic geometry.latent geometry.measured geometry.memory
         geometry.operators geometry.outputs geometry.paths geometry.pullback geometry.shaped
         geometry.smoothness geometry.structure geometry.training_mode geometry.variation
@@ -83,10 +85,12 @@ LAYERS = {
     """,
     "manifold": "ensembles manifold",
     "clients": """
-        autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
+        autoencoders autoencoders.balance autoencoders.batches autoencoders.card
+        autoencoders.checkpoints
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihoods
+        autoencoders.fitting autoencoders.graph_losses autoencoders.history autoencoders.inputs
+        autoencoders.likelihoods
         autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
         autoencoders.neighborhood autoencoders.networks autoencoders.objective
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
@@ -108,11 +112,12 @@ LAYERS = {
     "people": """
         __main__ cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo
         cli.commands.distances cli.commands.embed cli.commands.geodesic cli.commands.info
-        cli.commands.neighbors cli.commands.report cli.commands.train cli.delimited cli.demo
+        cli.commands.neighbors cli.commands.report cli.commands.train cli.conditions cli.delimited
+        cli.demo
         cli.failures cli.main cli.models cli.options cli.output cli.pairs cli.points cli.preparation
         cli.progress cli.sources cli.tables loading reporting reporting.arguments reporting.document
         reporting.embedding reporting.findings reporting.lattice reporting.measures
-        reporting.payload reporting.pictures reporting.training
+        reporting.payload reporting.periods reporting.pictures reporting.training
     """,
     "package": "",
 }

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from riemae.autoencoders import saved
 from riemae.autoencoders.balance import Balance
 from riemae.autoencoders.batches import derived_seed
+from riemae.autoencoders.history import History
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
 from riemae.autoencoders.report import Report, report
 from riemae.autoencoders.settings import (
@@ -201,7 +202,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         The files are safetensors and JSON, never a pickle, and are replaced atomically. They hold
         networks, settings, units, history and report, which :func:`riemae.load` reads. They do not
         hold the optimizer's state (``partial_fit`` begins with a new one), loggers, callbacks and
-        graphs of neighbours.
+        graphs of neighbours. A page for people, ``README.md``, says what the model is, how it did
+        on the training data, and how to load and to cite it; nothing reads it, and a file of that
+        name that riemae has not written stays.
 
         Args:
             directory: Where to write; it is made when it does not exist.
@@ -357,7 +360,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             self.objective_ = fitting.new_objective(self, data)
             if loader is None:
                 self.initialise(self.objective_, data)
-            self.history_: dict[str, list[float]] = {}
+            self.history_ = History()
         else:
             self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()

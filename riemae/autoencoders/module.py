@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders.batches import derived_seed
+from riemae.autoencoders.history import History
 from riemae.autoencoders.likelihoods import Likelihood
 from riemae.autoencoders.objective import Objective
 from riemae.autoencoders.optimization import MakeOptimizer, MakeSchedule, Steps
@@ -128,7 +129,7 @@ class GeometricModule(LightningModule):
         """
         module = cls.__new__(cls)
         module._begin(objective, steps or Steps(), seed)
-        module.history = {name: list(values) for name, values in (history or {}).items()}
+        module.history = History((name, list(part)) for name, part in (history or {}).items())
         module.optimizer_state = optimizer_state
         return module
 
@@ -138,7 +139,7 @@ class GeometricModule(LightningModule):
         self.objective = objective
         self.steps = steps
         self.seed = seed
-        self.history: dict[str, list[float]] = {}
+        self.history = History()
         self._parts: list[Tensor] = []
         self._names: list[str] = []
         self.optimizer_state: dict[str, Any] | None = None
@@ -388,11 +389,12 @@ class GeometricModule(LightningModule):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The history, so that it is saved in checkpoints and sent between processes."""
-        return {"history": self.history}
+        # A plain dict: checkpoints are read without classes of riemae.
+        return {"history": dict(self.history)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue an earlier history."""
-        self.history = {name: list(values) for name, values in state["history"].items()}
+        self.history = History((name, list(part)) for name, part in state["history"].items())
         self._kept_loss = min(self.history.get("loss", []), default=float("inf"))
 
     def _limit(self) -> float:

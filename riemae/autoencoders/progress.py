@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from riemae.numerics.bars import bars
+
 
 class EpochProgress(ProgressBar):
     """One bar for the whole training, with the latest value of every part of the loss."""
@@ -36,7 +38,7 @@ class EpochProgress(ProgressBar):
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        self._bar = Progress(*columns)
+        self._bar = bars(*columns)
         self._bar.start()
         self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
 

@@ -23,6 +23,7 @@ from riemae.autoencoders.diagnostics import (
 from riemae.differential.conditions import Condition, Conditions
 from riemae.exceptions import OptionError, ShapeError
 from riemae.manifold import Manifold
+from riemae.numerics.html import table
 
 _DEAD = 1e-3  # share of the decoded variance below which a latent dimension is dead
 # Values from which a sentence of the report is written.
@@ -94,8 +95,9 @@ class Report:
     plane: float = math.nan
     sentences: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
-        rows = [
+    def rows(self) -> list[tuple[str, float, str]]:
+        """The numbers with their names and how to read them."""
+        return [
             (
                 "reconstruction error",
                 self.reconstruction,
@@ -118,9 +120,19 @@ class Report:
             ("trustworthiness", self.trustworthiness, "1 is best"),
             ("continuity", self.continuity, "1 is best"),
         ]
-        table = [f"  {name:<22}{value:>10.4g}  {note}" for name, value, note in rows]
-        head = f"Report({self.samples} samples, {self.data_dim} -> {self.latent_dim} dimensions)"
-        return "\n".join([head, *table, *(f"- {sentence}" for sentence in self.sentences)])
+
+    def __repr__(self) -> str:
+        lines = [f"  {name:<22}{value:>10.4g}  {note}" for name, value, note in self.rows()]
+        return "\n".join([self._head(), *lines, *(f"- {text}" for text in self.sentences)])
+
+    def _repr_html_(self) -> str:
+        """The numbers as a table, with the sentences below, for notebooks."""
+        rows = [(name, f"{value:.4g}", note) for name, value, note in self.rows()]
+        notes = self.sentences or ("Nothing to complain about.",)
+        return table(self._head(), rows, ("", "value", "how to read it"), notes)
+
+    def _head(self) -> str:
+        return f"Report({self.samples} samples, {self.data_dim} -> {self.latent_dim} dimensions)"
 
 
 def report(

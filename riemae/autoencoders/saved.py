@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from riemae import storage
+from riemae.autoencoders.card import card
+from riemae.autoencoders.history import History
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.metadata import DESCRIBED, LEAST_NUMBERS, PARTS, SAMPLES, check_metadata
 from riemae.autoencoders.objective import Objective
@@ -60,7 +62,8 @@ def save(model: Any, directory: str | os.PathLike[str]) -> Path:
         "dtype": str(objective.null.dtype).removeprefix("torch."),
         **_described_data(model),
     }
-    return storage.save(directory, tensors, metadata)
+    page = card(model, metadata, model._report)
+    return storage.save(directory, tensors, metadata, page)
 
 
 def _described_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +166,8 @@ def restored(
         model.n_features_in_ = metadata["n_features"]
         if metadata["feature_names"] is not None:
             model.feature_names_in_ = np.array(metadata["feature_names"], dtype=object)
-        model.history_ = {name: list(values) for name, values in metadata["history"].items()}
+        history = metadata["history"].items()
+        model.history_ = History((name, list(values)) for name, values in history)
         model.n_epochs_ = len(model.history_.get("loss", []))
         if metadata["restart_losses"] is not None:
             model.restart_losses_ = metadata["restart_losses"]

@@ -3,8 +3,9 @@
 ==========================  ========================================================================
 a folder                    that ``riemae train`` or ``model.save`` has written
 ``decoder.pt2``             a program of ``torch.export``, with a batch axis of any length
-``package.module:name``     an ``nn.Module``, a ``Manifold`` or a decoder function, or a function
-                            without arguments that returns one; found from the current folder
+``package.module:name``     an ``nn.Module``, a ``Manifold`` or a decoder function (of points, or
+                            of points and conditions), or a function without arguments that returns
+                            one; found from the current folder
 ``path/file.py:name``       the same in a file
 ==========================  ========================================================================
 
@@ -23,13 +24,14 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from riemae.cli.conditions import placed
 from riemae.cli.failures import one_line
 from riemae.cli.options import Run, suggestion
 from riemae.cli.output import as_tensor
@@ -115,18 +117,27 @@ class Model:
         return codes.to(run.device, run.dtype)
 
 
-def open_model(text: str, run: Run, latent_dim: int | None = None) -> Model:
+def open_model(text: str, run: Run, latent_dim: int | None = None, condition: Any = None) -> Model:
     """The model that a user has named.
 
     Args:
         text: As typed.
         run: Says where it goes and in which dtype.
         latent_dim: m of a decoder that does not tell.
+        condition: For one point, of a decoder that takes conditions.
 
     Raises:
+        DecoderError: When there is a condition, and the decoder takes none.
         FileError: When there is no such model, or it must not be read.
         OptionError: When a name in Python is not found, or is something else.
     """
+    model = _opened(text, run, latent_dim)
+    if condition is None:
+        return model
+    return replace(model, manifold=model.manifold.given(placed(condition, run.device, run.dtype)))
+
+
+def _opened(text: str, run: Run, latent_dim: int | None) -> Model:
     path = Path(text)
     if path.is_dir():
         return _trained(text, path, run)
@@ -257,7 +268,7 @@ def _named(text: str) -> Any:
             found = getattr(found, part)
         if not isinstance(found, (nn.Module, Manifold)) and callable(found):
             found = found() if _takes(found, 0) else found
-    if isinstance(found, (nn.Module, Manifold)) or (callable(found) and _takes(found, 1)):
+    if isinstance(found, (nn.Module, Manifold)) or _is_decoder(found):
         return found
     expected = "a factory that returns an nn.Module or a Manifold"
     got = type(found).__name__
@@ -285,6 +296,11 @@ def _module(text: str, home: str) -> Any:
         hint = suggestion(home, [p.stem for p in Path.cwd().glob("*.py")])
         expected = f"a module {home!r} in this folder or installed"
         raise OptionError(text, expected, "none", hint) from reason
+
+
+def _is_decoder(found: Any) -> bool:
+    """Whether something can be called with points, or with points and conditions."""
+    return callable(found) and (_takes(found, 1) or _takes(found, 2))
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

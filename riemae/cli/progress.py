@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from riemae.numerics.bars import bars
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -20,27 +22,24 @@ class Bars:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
-        console = Console(stderr=True)
-        self._bars = Progress(
+        self._bars = bars(
             TextColumn("{task.description:<26}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=quiet or not console.is_terminal,
+            only_where_seen=True,
         )
+        self._bars.disable |= quiet
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:

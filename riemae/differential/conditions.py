@@ -126,6 +126,11 @@ class Condition:
         """The same conditions as constants."""
         return replace(self, table=_mapped(lambda x: x.detach(), self.table))
 
+    def holding(self, leaves: list[Tensor]) -> Condition:
+        """The same conditions with these tensors in place of those of the table, in their order."""
+        left = iter(leaves)
+        return replace(self, table=_mapped(lambda _: next(left), self.table))
+
     def values(self) -> Any:
         """What the decoder gets: the given structure, with tensors ``(k, *shape)``."""
         return _mapped(self._gathered, self.table)

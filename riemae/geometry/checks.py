@@ -18,6 +18,7 @@ from riemae.exceptions import (
     NonFiniteError,
     ShapeError,
 )
+from riemae.geometry.coordinates import refuse_without_image
 from riemae.geometry.measured import check_ambient
 from riemae.geometry.memory import Remembered, key_of, learn, recall
 from riemae.geometry.pullback import PullbackMetric
@@ -73,8 +74,9 @@ class Checks:
             ShapeError: For a wrong last axis.
             NonFiniteError: For NaN or infinity, unless ``finite`` is False.
         """
-        where = f"Manifold.{where}"
         decoder = self.metric.decoder
+        refuse_without_image(where, decoder.function)
+        where = f"Manifold.{where}"
         expect_dense(where, "z", z)
         tolerance(z.dtype)
         self._check_width(where, z)

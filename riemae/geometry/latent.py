@@ -20,6 +20,7 @@ from riemae.ambient import AmbientMetric
 from riemae.ambient.geoopt import metric_tensor
 from riemae.differential.conditions import Condition
 from riemae.exceptions import DecoderError, OptionError, ShapeError
+from riemae.geometry.coordinates import telling
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.tolerances import tolerance
@@ -293,7 +294,7 @@ class LatentMetric(PullbackMetric):
         """
 
         def decoded(z: Tensor, rows: Tensor) -> Tensor:
-            return self.immersion.value(z)
+            return telling(self, z)
 
         solve = partial(geodesic, self)
         return latent_geodesic(self.latent, solve, decoded, z0, z1, rtol, solver, throw, progress)

@@ -22,6 +22,7 @@ from riemae.numerics.checks import expect_choice, expect_range
 from riemae.solvers import Neighbors
 
 try:
+    from sklearn import get_config
     from sklearn.base import (
         BaseEstimator,
         ClassifierMixin,
@@ -222,8 +223,11 @@ class GeodesicNeighborsTransformer(
         self._n_features_out = self.n_samples_fit_
         return self
 
-    def transform(self, X: Any) -> csr_matrix:
+    def transform(self, X: Any) -> Any:
         """The graph from queries to the fitted codes, ``(q, n_samples_fit_)``.
+
+        A sparse matrix; after ``set_output(transform="pandas")`` a table of sparse columns, which
+        estimators take as well. There is no sparse table in polars.
 
         Args:
             X: Codes ``(q, m)``.
@@ -237,7 +241,18 @@ class GeodesicNeighborsTransformer(
         graph = self._graph(queries, self.n_neighbors + (self.mode == "distance"))
         if self.mode == "connectivity":
             graph.data = np.ones_like(graph.data)
-        return graph
+        return self._contained(graph, X)
+
+    def _contained(self, graph: csr_matrix, X: Any) -> Any:
+        """The graph as the user wants it: scikit-learn itself refuses sparse results in tables."""
+        chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
+        if (chosen or get_config()["transform_output"]) != "pandas":
+            return graph
+        import pandas
+
+        index = X.index if isinstance(X, pandas.DataFrame) else None
+        names = self.get_feature_names_out()
+        return pandas.DataFrame.sparse.from_spmatrix(graph, index=index, columns=names)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -13,7 +13,7 @@ def table(
     title: str,
     rows: Iterable[Sequence[object]],
     header: Sequence[str] | None = None,
-    note: str = "",
+    note: str | Sequence[str] = "",
 ) -> str:
     """A table with a title; every text is escaped.
 
@@ -21,7 +21,7 @@ def table(
         title: Above the table.
         rows: Cells of each row. Without a header the first cell of a row is its name.
         header: Names of the columns.
-        note: Below the table.
+        note: Below the table: a paragraph, or several.
     """
     parts = [_TABLE, f'<caption style="text-align:left"><b>{escape(title)}</b></caption>']
     if header is not None:
@@ -33,8 +33,8 @@ def table(
         cells = "".join(_cell(kind, value) for kind, value in zip(kinds, row, strict=True))
         parts.append(f"<tr>{cells}</tr>")
     parts.append("</tbody></table>")
-    if note:
-        parts.append(f"<p>{escape(note)}</p>")
+    notes = [note] if isinstance(note, str) else note
+    parts += [f"<p>{escape(text)}</p>" for text in notes if text]
     return f"<div>{''.join(parts)}</div>"
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, FileError, NonFiniteError, ShapeError
 from riemae.manifold import Manifold
 from riemae.numerics.checks import expect_finite, expect_range
+from riemae.numerics.html import table
 from riemae.reporting.arguments import Images, Labels, as_history, as_tensor, expect_codes
 from riemae.reporting.embedding import FittedDecoder
 from riemae.reporting.findings import Finding, Level, findings, verdict
@@ -32,6 +33,7 @@ from riemae.reporting.measures import (
     solve_pairs,
 )
 from riemae.reporting.payload import Scene, payload
+from riemae.reporting.periods import drawn_once
 from riemae.reporting.training import training_chart
 from riemae.solvers.progress import reported
 from riemae.storage.atomic import write_atomically
@@ -78,16 +80,10 @@ class Report:
         return "\n".join([f"Report({self.path})", self.verdict, *rows])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(f.title)}</td><td>{html.escape(f.text)}</td>"
-            f"<td>{html.escape(f.level)}</td></tr>"
-            for f in self.findings
-        )
+        rows = [(f.title, f.text, f.level) for f in self.findings]
         path = html.escape(str(self.path))
-        return (
-            f'<p><a href="{path}">{path}</a></p><p>{html.escape(self.verdict)}</p>'
-            f"<table>{rows}</table>"
-        )
+        page = table("Report", rows, ("", "value", "level"), self.verdict)
+        return f'<div><p><a href="{path}">{path}</a></p>{page}</div>'
 
 
 def report(
@@ -105,6 +101,7 @@ def report(
     landmarks: int = 10,
     rtol: float | None = None,
     resolution: int | None = None,
+    condition: Any = None,
     seed: int = 0,
     progress: Callable[[int, int], object] | bool | None = None,
 ) -> Report:
@@ -137,6 +134,9 @@ def report(
         rtol: Accuracy of all geodesics, as in :meth:`riemae.Manifold.geodesic`.
         resolution: Nodes a side of the metric's table, for m = 2; by default 64, and more where
             lengths would be wrong by more than 0.2 %.
+        condition: Of a decoder that takes conditions, the one of all codes: ``(1, *shape)``, in the
+            structure in which the decoder takes conditions; an integer is a label. See
+            :meth:`riemae.Manifold.given`.
         seed: Of what is drawn.
         progress: Called with (per cent done, 100); True shows a bar.
 
@@ -144,13 +144,16 @@ def report(
         ShapeError: When codes, labels, images, data or features do not fit each other.
         NonFiniteError: For NaN or infinity in the codes or the data.
         DTypeError: For arguments of a wrong type.
-        OptionError: For options out of their range, or fewer than two codes.
+        OptionError: For options out of their range, several conditions, or fewer than two codes.
+        DecoderError: For a condition of a decoder that takes none.
         FileError: When the file cannot be written; nothing is left behind then.
     """
     file = _expect_path(path)
     if not isinstance(M, Manifold):
         hint = "Wrap the decoder: riemae.Manifold(decoder)."
         raise DTypeError(_WHERE, "a riemae.Manifold", type(M).__name__, hint)
+    if condition is not None:
+        M = M.given(condition)
     codes = _codes(M, z)
     n = len(codes)
     expect_range(_WHERE, "pairs", pairs, 1, integer=True)
@@ -163,6 +166,7 @@ def report(
     with reported(_WHERE, progress, "report") as told, torch.no_grad():
         stages = _Stages(told)
         known = _expect_data(M, codes, data, shown_as, features)
+        codes = drawn_once(M, codes)
         stages.within("pairs", 0, 1)
         index = sampled_pairs(n, pairs, seed).to(codes.device)
         solved = solve_pairs(M, codes, index, rtol, stages.of("pairs"))

@@ -8,7 +8,8 @@ lattice, and interpolates its logarithm, whose exponential is positive definite 
 
 ``s``, ``d`` and ``b`` are tensor products of uniform cubic B-splines that pass through the nodes,
 with the not-a-knot condition at the sides: fourth-order accurate up to them, twice continuously
-differentiable (de Boor, A Practical Guide to Splines, 2001).
+differentiable (de Boor, A Practical Guide to Splines, 2001). Along a coordinate that comes round
+the lattice covers one period, its last nodes are its first ones, and the splines are periodic.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +31,7 @@ from riemae.exceptions import (
     SmoothnessWarning,
 )
 from riemae.manifold import Manifold
+from riemae.reporting.periods import Periods
 
 _ROWS = 1024  # of a lattice at a time, so that one bad node spoils few
 _FLAT = 1e-12  # eigenvalues below this share of the largest are as good as none
@@ -105,25 +107,33 @@ class Lattice:
         low: Its lower left corner, ``(x, y)``.
         high: Its upper right corner.
         counts: Nodes along x and y.
+        periods: Of x and y; None for a coordinate that does not come round. A side with a period
+            is as long as that, and its last nodes are its first ones.
     """
 
     low: tuple[float, float]
     high: tuple[float, float]
     counts: tuple[int, int]
+    periods: Periods = (None, None)
 
     @classmethod
-    def around(cls, z: Tensor, counts: tuple[int, int], margin: float) -> Lattice:  # (n, 2)
+    def around(
+        cls, z: Tensor, counts: tuple[int, int], margin: float, periods: Periods = (None, None)
+    ) -> Lattice:  # (n, 2)
         """The box of points with a margin, a share of its larger side.
 
-        A box that is flat in one direction gets a width.
+        A box that is flat in one direction gets a width; one that comes round has its period.
         """
         low, high = z.amin(0), z.amax(0)
         extent = (high - low).clamp(min=float((high - low).max()) * 0.05)
         extent = torch.where(extent > 0, extent, torch.ones_like(extent))
         center = (low + high) / 2
         half = extent / 2 + margin * extent.max()
+        for axis, period in enumerate(periods):
+            if period is not None:
+                half[axis] = period / 2
         corner, other = (center - half).tolist(), (center + half).tolist()
-        return cls((corner[0], corner[1]), (other[0], other[1]), counts)
+        return cls((corner[0], corner[1]), (other[0], other[1]), counts, periods)
 
     @property
     def steps(self) -> tuple[float, float]:
@@ -142,7 +152,25 @@ class Lattice:
 
     def resized(self, counts: tuple[int, int]) -> Lattice:
         """The same rectangle with other nodes."""
-        return Lattice(self.low, self.high, counts)
+        return replace(self, counts=counts)
+
+    def cells(self, z: Tensor) -> tuple[list[np.ndarray], list[np.ndarray]]:  # (k, 2)
+        """The cells in which points lie, and their places in them as shares of a step.
+
+        Outside the rectangle the nearest cell is meant, and along a period the one that is the
+        same.
+        """
+        points = z.detach().cpu().double().numpy()
+        cells, shares = [], []
+        for axis, period in enumerate(self.periods):
+            at = (points[:, axis] - self.low[axis]) / self.steps[axis]
+            last = self.counts[axis] - 1
+            if period is not None:
+                at = at % last
+            cell = np.clip(np.floor(at).astype(int), 0, last - 1)
+            cells.append(cell)
+            shares.append(at - cell)
+        return cells, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,21 +193,18 @@ class MetricTable:
         logs = _log_parts(metric.double().cpu().numpy().reshape(*lattice.counts, 2, 2))
         defined = np.isfinite(logs).all(-1)
         filled = _filled(logs, defined)
-        first, second = (_interpolation(n) for n in lattice.counts)
+        first, second = (
+            _interpolation(n) if period is None else _periodic_interpolation(n)
+            for n, period in zip(lattice.counts, lattice.periods, strict=True)
+        )
         coefficients = np.einsum("ai,bj,ijc->abc", first, second, filled, optimize=True)
         return cls(lattice, coefficients, defined)
 
     def metric(self, z: Tensor) -> Tensor:  # (k, 2) -> (k, 2, 2)
         """The metric at points of the rectangle."""
-        points = z.detach().cpu().double().numpy()
-        total = np.zeros((len(points), 3))
-        places, weights = [], []
-        for axis in range(2):
-            low, step = self.lattice.low[axis], self.lattice.steps[axis]
-            at = (points[:, axis] - low) / step
-            cell = np.clip(np.floor(at).astype(int), 0, self.lattice.counts[axis] - 2)
-            places.append(cell)
-            weights.append(_weights(at - cell))
+        total = np.zeros((len(z), 3))
+        places, shares = self.lattice.cells(z)
+        weights = [_weights(share) for share in shares]
         for a in range(4):
             for b in range(4):
                 share = weights[0][:, a] * weights[1][:, b]
@@ -190,12 +215,7 @@ class MetricTable:
         """Whether the metric is known at all corners of the cell of a point."""
         if self.defined.all():
             return torch.ones(len(z), dtype=torch.bool, device=z.device)
-        places = []
-        points = z.detach().cpu().double().numpy()
-        for axis in range(2):
-            at = (points[:, axis] - self.lattice.low[axis]) / self.lattice.steps[axis]
-            places.append(np.clip(np.floor(at).astype(int), 0, self.lattice.counts[axis] - 2))
-        i, j = places
+        i, j = self.lattice.cells(z)[0]
         known = self.defined[i, j] & self.defined[i + 1, j]
         known &= self.defined[i, j + 1] & self.defined[i + 1, j + 1]
         return torch.as_tensor(known, device=z.device)
@@ -281,6 +301,20 @@ def _interpolation(n: int) -> np.ndarray:  # -> (n + 2, n)
         system[k + 1, k : k + 3] = (1 / 6, 4 / 6, 1 / 6)
     inverse: np.ndarray = np.linalg.inv(system)[:, 1:-1]
     return inverse
+
+
+@lru_cache(maxsize=16)
+def _periodic_interpolation(n: int) -> np.ndarray:  # -> (n + 2, n)
+    """From values at n nodes to a periodic spline's coefficients; the last node is the first."""
+    period = n - 1
+    rows = np.arange(period)
+    system = np.zeros((period, period))
+    for shift, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
+        system[rows, (rows + shift) % period] += weight
+    inverse = np.linalg.inv(system)
+    # Coefficient a of a cell belongs to the node before its own.
+    wrapped = inverse[(np.arange(n + 2) - 1) % period]
+    return np.concatenate([wrapped, np.zeros((n + 2, 1))], 1)
 
 
 def refined(counts: tuple[int, int], most: int) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from riemae.exceptions import (
 )
 from riemae.manifold import Manifold
 from riemae.reporting.lattice import Lattice, outputs_defined, routes, tabulated, where_defined
+from riemae.reporting.periods import periods_of, short_way
 from riemae.solvers import Curve, GeodesicResult
 
 _LOCAL = 2000  # codes at which local measures are taken
@@ -44,7 +46,8 @@ class Pairs:
         index: Which codes, ``(p, 2)``.
         result: Their geodesics.
         straight: Lengths of the straight latent lines, ``(p,)``; NaN where one leaves the domain.
-        euclidean: Distances of the codes in the latent space, ``(p,)``.
+            In a periodic coordinate they take the shorter way round.
+        euclidean: Distances of the codes in the latent space, ``(p,)``, by the same ways.
         gap: How much longer a second geodesic is, relatively, ``(p,)``; NaN where none was found.
     """
 
@@ -116,6 +119,7 @@ def solve_pairs(
     where these are not much longer: without them, many geodesics of a rough decoder are local ones.
     """
     a, b = z[index[:, 0]], z[index[:, 1]]
+    way = short_way(M, b - a)
     straight = straight_lengths(M, a, b)
     with in_the_report():
         if z.shape[1] == 2 and M.latent is None:
@@ -123,7 +127,7 @@ def solve_pairs(
         else:
             result = M.geodesic(a, b, rtol=rtol, throw=False, progress=told)
             gap = result.gap
-    return Pairs(index, result, straight, (a - b).norm(dim=1), gap)
+    return Pairs(index, result, straight, way.norm(dim=1), gap)
 
 
 def _solve_in_the_plane(
@@ -166,8 +170,9 @@ def _solve_in_the_plane(
 
 
 def straight_lengths(M: Manifold, a: Tensor, b: Tensor) -> Tensor:  # (p, m), (p, m) -> (p,)
-    """Lengths of straight latent lines; NaN where one leaves the domain."""
+    """Lengths of straight latent lines, the short way round; NaN where one leaves the domain."""
     m = a.shape[1]
+    b = a + short_way(M, b - a)
 
     def measure(rows: Tensor) -> Tensor:
         line = Curve.line(rows[:, :m], rows[:, m:], 32)
@@ -284,10 +289,12 @@ def compare_with_data(M: Manifold, z: Tensor, x: Tensor, seed: int) -> Fidelity:
     total = float((kept - kept.mean(0)).square().sum())
     left = float((kept - y[good]).square().sum())
     explained = 1 - left / total if total else float("nan")
-    return Fidelity(folded_share(z, x), explained)
+    return Fidelity(folded_share(z, x, partial(plotted_distances, M)), explained)
 
 
-def folded_share(z: Tensor, x: Tensor) -> float:  # (n, m), (n, D)
+def folded_share(
+    z: Tensor, x: Tensor, plotted_between: Callable[[Tensor, Tensor], Tensor] = torch.cdist
+) -> float:  # (n, m), (n, D)
     """Share of the codes whose nearest other code is not among their nearest tenth in the data.
 
     Of several codes at the same place, the nearest in the data is taken.
@@ -298,7 +305,7 @@ def folded_share(z: Tensor, x: Tensor) -> float:  # (n, m), (n, D)
     far = 0
     for rows in torch.arange(n, device=z.device).split(_ROWS):
         itself = torch.arange(len(rows), device=z.device), rows
-        plotted = torch.cdist(z[rows], z)
+        plotted = plotted_between(z[rows], z)
         true = torch.cdist(x[rows], x)
         plotted[itself] = true[itself] = torch.inf
         nearest = plotted == plotted.min(1, keepdim=True).values
@@ -306,3 +313,10 @@ def folded_share(z: Tensor, x: Tensor) -> float:  # (n, m), (n, D)
         rank = (true < own).sum(1)
         far += int((rank >= _TENTH * (n - 1)).sum())
     return far / n
+
+
+def plotted_distances(M: Manifold, a: Tensor, b: Tensor) -> Tensor:  # (k, m), (n, m) -> (k, n)
+    """Distances in the plot; in a periodic coordinate by the shorter way round."""
+    if all(period is None for period in periods_of(M, a.shape[1])):
+        return torch.cdist(a, b)
+    return short_way(M, b - a[:, None]).norm(dim=-1)

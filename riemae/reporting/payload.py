@@ -25,7 +25,15 @@ from riemae.manifold import Manifold
 from riemae.plotting import spread_points
 from riemae.reporting.arguments import Images, Labels
 from riemae.reporting.lattice import Lattice, MetricTable, refined, tabulated, where_defined
-from riemae.reporting.measures import Pairs, curvature_at, decoded, in_the_report, straight_lengths
+from riemae.reporting.measures import (
+    Pairs,
+    curvature_at,
+    decoded,
+    in_the_report,
+    plotted_distances,
+    straight_lengths,
+)
+from riemae.reporting.periods import periods_of, short_way
 from riemae.reporting.pictures import (
     Sheet,
     as_base64,
@@ -143,6 +151,7 @@ def _rectangle(lattice: Lattice) -> dict[str, Any]:
         "low": list(lattice.low),
         "high": list(lattice.high),
         "counts": list(lattice.counts),
+        "periods": list(lattice.periods),
     }
 
 
@@ -163,9 +172,12 @@ def _table(table: MetricTable) -> dict[str, Any]:
 def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
     z = scene.z
     curves = scene.pairs.result.curve.nodes[scene.pairs.result.converged]
-    everything = torch.cat([z, curves.reshape(-1, 2)])
+    periods = periods_of(scene.M, 2)
+    # A curve that goes round leaves the box of the codes and comes back on its other side.
+    comes_round = torch.tensor([period is not None for period in periods], device=z.device)
+    curves = torch.where(comes_round, z[0], curves.reshape(-1, 2))
     side = resolution or _NODES
-    lattice = Lattice.around(everything, (side, side), _MARGIN)
+    lattice = Lattice.around(torch.cat([z, curves]), (side, side), _MARGIN, periods)
     table, error = _accurate_table(scene, lattice, resolution is None, told)
     scene.numbers["table_error"] = error
     scene.numbers["table_nodes"] = float(table.lattice.counts[0])
@@ -178,7 +190,7 @@ def _plane(scene: Scene, resolution: int | None, told: Told) -> dict[str, Any]:
         curvature = inner.new_full((len(nodes),), torch.nan)
         curvature[known] = inner
         backgrounds.append(_background("curvature", "Gaussian curvature", grid, curvature))
-    away = _distance_to_codes(table, nodes, z)
+    away = _distance_to_codes(scene.M, table, nodes, z)
     backgrounds.append(_background("distance", "Distance to the data", grid, away))
     return {
         "kind": "plane",
@@ -231,10 +243,13 @@ def _table_error(table: MetricTable, points: Tensor, velocity: Tensor, true: Ten
     return float(relative.max()) if len(relative) else float("nan")
 
 
-def _distance_to_codes(table: MetricTable, nodes: Tensor, z: Tensor) -> Tensor:  # -> (k,)
+def _distance_to_codes(
+    M: Manifold, table: MetricTable, nodes: Tensor, z: Tensor
+) -> Tensor:  # -> (k,)
     """To first order, the length to the nearest code; NaN where the metric is undefined."""
-    nearest = torch.cat([torch.cdist(rows, z).argmin(1) for rows in nodes.split(_ROWS)])
-    way = z[nearest] - nodes
+    parts = nodes.split(_ROWS)
+    nearest = torch.cat([plotted_distances(M, rows, z).argmin(1) for rows in parts])
+    way = short_way(M, z[nearest] - nodes)
     g = table.metric(nodes)
     length = torch.einsum("ki,kij,kj->k", way, g, way).clamp(min=0).sqrt()
     return torch.where(table.knows(nodes), length, torch.nan)
@@ -353,7 +368,8 @@ def _thumbs(scene: Scene) -> dict[str, object] | None:
 def _line(scene: Scene) -> dict[str, Any]:
     z = scene.z
     flat = torch.cat([z, torch.zeros_like(z)], 1)
-    lattice = Lattice.around(flat, (_LINE_NODES, 2), _MARGIN)
+    periods = (*periods_of(scene.M, 1), None)
+    lattice = Lattice.around(flat, (_LINE_NODES, 2), _MARGIN, periods)
     t = torch.linspace(lattice.low[0], lattice.high[0], _LINE_NODES, dtype=torch.float64)
     speed = where_defined(scene.M.volume_density, t[:, None].to(z))
     return {

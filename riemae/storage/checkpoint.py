@@ -1,11 +1,12 @@
 """Checkpoints on disk: tensors in safetensors, the rest in JSON, no pickles.
 
 After a crash there is the old checkpoint or the new one, never half of one. It is a directory with
-two files::
+two files, and a third one for people::
 
     checkpoint.json                        format, version, metadata; about the tensor file: its
                                            name, size and SHA-256
     tensors-<16 hex digits>.safetensors    named by its content
+    README.md                              a page about it, if there is one; never read
 
 :func:`save` writes the tensors under their new name first and replaces ``checkpoint.json`` last, in
 one step of the file system; only then the tensors of the previous checkpoint go. So a directory
@@ -41,11 +42,19 @@ _COPY = "The file is damaged; take another copy of the checkpoint."
 _PERMISSION = "Check the permissions of the file and of its folder."
 _JSON = "checkpoint.json"
 _TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
-_PART = re.compile(r"(checkpoint\.json|tensors-[0-9a-f]{16}\.safetensors)\.[0-9a-f]{8}\.part")
+_CARD = "README.md"
+# Its first line, by which a page of riemae is known from one that somebody else has written.
+_OURS = "<!-- Written by riemae about the checkpoint in this folder; the next save replaces it. -->"
+_PART = re.compile(
+    r"(checkpoint\.json|README\.md|tensors-[0-9a-f]{16}\.safetensors)\.[0-9a-f]{8}\.part"
+)
 
 
 def save(
-    directory: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    directory: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    page: str | None = None,
 ) -> Path:
     """Write a checkpoint, in place of the one that may be there.
 
@@ -58,6 +67,8 @@ def save(
             separately.
         metadata: Anything that JSON holds: strings, numbers (NaN and infinity too), booleans, None,
             lists, and dictionaries with strings as keys. Tuples come back as lists.
+        page: A text about the checkpoint in Markdown, which becomes its ``README.md``. A file of
+            that name that was not written by riemae is left alone.
 
     Returns:
         The directory.
@@ -87,8 +98,27 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / name, content)
     write_atomically(folder / _JSON, json.dumps(body, indent=1).encode())
+    _write_page(folder / _CARD, page)
     _sweep(folder, keep=name)
     return folder
+
+
+def _write_page(path: Path, page: str | None) -> None:
+    """Put the page in place of the one about the previous checkpoint, if that is riemae's own."""
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
+        return
+    if page is not None:
+        write_atomically(path, f"{_OURS}\n\n{page}".encode())
+    else:
+        path.unlink(missing_ok=True)  # it would be about another checkpoint
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_OURS.encode())) == _OURS.encode()
+    except OSError:  # a folder, or a file that nobody may read
+        return False
 
 
 def load(

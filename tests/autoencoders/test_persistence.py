@@ -361,3 +361,78 @@ class TestReport:
         )
         assert r.data_dim == 3
         assert r.unexplained < 0.7
+
+
+class TestCard:
+    """README.md: a page for people, which nothing reads."""
+
+    def test_it_says_what_the_model_is(self, tmp_path):
+        m = IRAE(**SMALL, likelihood="poisson", ambient="fisher", weight=0.25).fit(counts())
+        text = (m.save(tmp_path) / "README.md").read_text("utf-8")
+        assert "# IRAE" in text
+        assert "3 numbers per sample, float64" in text
+        assert "poisson" in text
+        assert "FisherRao" in text
+        assert "`relaxed_distortion` × 0.25" in text
+        assert f"loss of the last one {m.history_['loss'][-1]:.6g}" in text
+        assert f"{m.report_.trustworthiness:.4g} (1 is best)" in text
+        for sentence in m.report_.sentences:
+            assert f"- {sentence}" in text
+        for version in (riemae.__version__, torch.__version__):
+            assert version in text
+        assert riemae.cite(m).strip() in text
+
+    def test_the_lines_that_load_it_run(self, tmp_path, monkeypatch):
+        x = data()
+        m = AE(**SMALL).fit(x)
+        text = (m.save(tmp_path) / "README.md").read_text("utf-8")
+        code = text.split("```python\n")[1].split("```")[0]
+        names = {"x": x}
+        exec(code.replace("this folder", str(tmp_path)), names)
+        assert np.array_equal(names["z"], m.transform(x))
+        z = torch.as_tensor(names["z"])
+        assert torch.equal(names["M"].metric(z), m.manifold_.metric(z))
+
+    def test_what_has_to_be_given_is_named(self, tmp_path):
+        m = AE(**SMALL, encoder=Scale(3).double(), latent_dim=3).fit(data())
+        text = (m.save(tmp_path) / "README.md").read_text("utf-8")
+        assert 'riemae.load("this folder", encoder=encoder)' in text
+
+    def test_names_of_features_are_no_markup(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        evil = ["a|b\n# c", "`x` <script>", "<img src=y>"]
+        m = AE(**SMALL).fit(pandas.DataFrame(data(), columns=evil))
+        text = (m.save(tmp_path) / "README.md").read_text("utf-8")
+        (row,) = [line for line in text.splitlines() if line.startswith("| features |")]
+        assert row == "| features | `a\\|b # c`, `'x' <script>`, `<img src=y>` |"
+
+    def test_folders_with_and_without_are_read(self, tmp_path):
+        x = data()
+        m = AE(**SMALL).fit(x)
+        page = m.save(tmp_path) / "README.md"
+        page.write_text("anything")
+        assert same(m, riemae.load(tmp_path), x)
+        page.unlink()
+        assert same(m, riemae.load(tmp_path), x)
+
+    def test_a_page_of_somebody_else_stays(self, tmp_path):
+        page = tmp_path / "README.md"
+        page.write_text("my notes")
+        AE(**SMALL).fit(data()).save(tmp_path)
+        assert page.read_text() == "my notes"
+        page.unlink()
+        elsewhere = tmp_path / "elsewhere.md"
+        elsewhere.write_text("my notes")
+        page.symlink_to(elsewhere)
+        AE(**SMALL).fit(data()).save(tmp_path)
+        assert page.is_symlink()
+        assert elsewhere.read_text() == "my notes"
+
+    def test_the_next_save_replaces_it_and_leaves_no_parts(self, tmp_path):
+        AE(**SMALL).fit(data()).save(tmp_path)
+        (tmp_path / "README.md.0123abcd.part").write_text("of a save that was killed")
+        VAE(**SMALL).fit(data()).save(tmp_path)
+        assert "# VAE" in (tmp_path / "README.md").read_text("utf-8")
+        assert len(list(tmp_path.iterdir())) == 3
+        storage.save(tmp_path, {}, {})  # a checkpoint without a page
+        assert not (tmp_path / "README.md").exists()

@@ -1,6 +1,8 @@
 """Training on lightning: it is silent, can be resumed bit for bit, runs on several processes, and
 keeps the best weights when the loss explodes."""
 
+import html
+import importlib.util
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from riemae.autoencoders import AE, IRAE, MCAE, NRAE, VAE, GeometricModule, Variation
 from riemae.autoencoders.batches import Batches, derived_seed
+from riemae.autoencoders.history import History
 from riemae.exceptions import (
     DecoderError,
     DivergenceWarning,
@@ -31,6 +34,7 @@ from riemae.exceptions import (
     RiemaeError,
     TrainingError,
 )
+from riemae.numerics.bars import bars
 
 SMALL = {"hidden": (8,), "epochs": 4, "batch_size": 16}
 # Weight 0: the term is computed in each process, by its own probes and its own mean, and changes no
@@ -111,9 +115,48 @@ class TestSilence:
 
     def test_a_bar_with_the_terms_when_asked(self, capfd):
         IRAE(**SMALL, progress=True).fit(data())
-        out, _ = capfd.readouterr()
-        assert "4/4" in out
-        assert "relaxed_distortion" in out
+        out, err = capfd.readouterr()
+        assert out == ""  # stdout belongs to what a program prints
+        assert "4/4" in err
+        assert "relaxed_distortion" in err
+
+    def test_in_a_notebook_a_widget_or_the_last_state(self, monkeypatch, capfd):
+        """As rich sees a notebook; without ipywidgets it would warn in every call."""
+        from rich import console
+
+        monkeypatch.setattr(console, "_is_jupyter", lambda: True)
+        find = importlib.util.find_spec
+        for there in (False, True):
+            known = {"ipywidgets": object() if there else None}
+            monkeypatch.setattr(
+                importlib.util, "find_spec", lambda name, known=known: known.get(name, find)
+            )
+            assert bars().console.is_jupyter == there
+            assert bars(only_where_seen=True).disable != there
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with bars() as shown:
+            shown.update(shown.add_task("work", total=3), completed=3)
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert "100%" in err
+
+    def test_history_and_report_as_tables(self):
+        m = IRAE(**SMALL).fit(data())
+        text = m.history_._repr_html_()
+        assert "Training, 4 epochs" in text
+        assert text.count("<tr>") == 5
+        for name, values in m.history_.items():
+            assert name in text
+            assert f"{values[-1]:.4g}" in text
+        assert f"The lowest loss is {min(m.history_['loss']):.4g}" in text
+        assert isinstance(m.history_, dict)
+        long = History(loss=[float(k) for k in range(100)], late=[1.0])
+        assert long._repr_html_().count("<tr>") == 11
+        assert "0 epochs" in History()._repr_html_()
+        page = m.report_._repr_html_()
+        assert f"{m.report_.trustworthiness:.4g}" in page
+        for sentence in m.report_.sentences:
+            assert html.escape(sentence) in page
 
     def test_settings_of_lightning_are_restored(self):
         import logging

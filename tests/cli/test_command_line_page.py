@@ -28,8 +28,8 @@ def home(tmp_path, monkeypatch, iris):
     plane = x @ np.linalg.svd(x, full_matrices=False)[2][:2].T
     plane += np.random.default_rng(0).normal(scale=1e-2, size=plane.shape)
     write_table(tmp_path / "coords.csv", {"pc1": plane[:, 0], "pc2": plane[:, 1]})
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
-    (tmp_path / "decoder.py").write_text(code)
+    code = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
+    (tmp_path / "decoder.py").write_text("\n".join(code))
     yield tmp_path
     sys.modules.pop("decoder", None)
 

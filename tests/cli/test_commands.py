@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from command_line import COLUMNS, TINY, call, done, numbers, write_table
+from command_line import COLUMNS, TINY, call, done, numbers, refusal, write_table
 from scipy import sparse
 
 import riemae
@@ -517,6 +517,80 @@ class TestOwnDecoders:
         assert any(f["about"] == "training" for f in said["findings"])
         said = numbers("check", flowers.model, flowers.table)
         assert said["drawn_from"] == "codes of iris.csv"
+
+
+CONDITIONAL = """
+import torch
+
+def labelled(z, c):
+    shift = torch.tensor([0.0, 1.0, 2.0]).to(z)[c]
+    return torch.cat([z, (z + shift[:, None]).square()], 1)
+
+def named(z, c):
+    return labelled(z, c["kind"]) * c["size"]
+"""
+
+
+class TestConditions:
+    """Decoders f(z, c), the same condition for all points."""
+
+    @pytest.fixture
+    def module(self, here):
+        (here / "conditional.py").write_text(CONDITIONAL)
+        yield "conditional"
+        sys.modules.pop("conditional", None)
+
+    @pytest.fixture
+    def z(self, here):
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+        np.save(here / "z.npy", z.numpy())
+        return z
+
+    @staticmethod
+    def shifted(shift, size=1.0):
+        return riemae.Manifold(lambda z: size * torch.cat([z, (z + shift).square()], 1))
+
+    def test_a_label(self, here, module, z):
+        ends = ("--codes", "0,0:1,1")
+        said = numbers("geodesic", f"{module}:labelled", *ends, "--condition", "2")
+        expected = self.shifted(2.0).distance(torch.zeros(2).double(), torch.ones(2).double())
+        assert said["length"] == [pytest.approx(float(expected), rel=1e-4)]
+        out = here / "d.npy"
+        numbers("distances", f"{module}:labelled", "z.npy", "--condition", "1", "--out", out)
+        expected = self.shifted(1.0).distance_matrix(z)
+        np.testing.assert_allclose(np.load(out), expected, rtol=1e-3)
+
+    def test_several_by_name(self, module, z):
+        ends = ("--codes", "0,0:1,1")
+        c = ("--condition", "kind=1", "--condition", "size=0.5,")
+        said = numbers("geodesic", f"{module}:named", *ends, *c)
+        expected = self.shifted(1.0, 0.5).distance(torch.zeros(2).double(), torch.ones(2).double())
+        assert said["length"] == [pytest.approx(float(expected), rel=1e-4)]
+
+    def test_reports_neighbours_and_checks(self, here, module, z):
+        c = ("--condition", "1", "--latent-dim", "2")
+        model = f"{module}:labelled"
+        assert numbers("report", model, "z.npy", *c, "--pair-count", "5")["converged"]
+        assert "at one condition" in (here / "report.html").read_text()
+        found = numbers("neighbors", model, "z.npy", "-k", "2", "--rtol", "1e-2", *c)
+        assert found["certified"] == 12
+        assert numbers("check", model, *c)["good"]
+
+    def test_refusals(self, module, z, flowers):
+        model = f"{module}:labelled"
+        ends = ("--codes", "0,0:1,1")
+        assert "a condition for each point" in refusal("geodesic", model, *ends)
+        said = refusal("geodesic", flowers.model, *ends, "--condition", "1")
+        assert "takes a condition, got one that takes" in said
+        said = refusal("geodesic", model, *ends, "--condition", "blue")
+        assert "neither VALUE nor NAME=VALUE" in said
+        twice = ("--condition", "a=1", "--condition", "a=2")
+        assert "'a' twice" in refusal("geodesic", model, *ends, *twice)
+        mixed = ("--condition", "a=1", "--condition", "2")
+        assert "each of them a name" in refusal("geodesic", model, *ends, *mixed)
+        judged = ("report", "--embedding", "z.npy", "z.npy", "--condition", "1")
+        assert "no --condition with --embedding" in refusal(*judged)
 
 
 class TestReport:

@@ -197,6 +197,7 @@ class TestEveryMethodAgainstALoop:
         assert taking == {
             *CALLS,
             "distribution",
+            "given",
             "graph",
             "distance_matrix",
             "neighbors",
@@ -779,3 +780,65 @@ class TestErrors:
         with pytest.raises(OptionError, match="Split the batch"):
             Labels(c, torch.ones(1, 2))
         assert Labels(c, torch.ones(1, 2).double()).labels == 1
+
+
+class TestGiven:
+    """The manifold at one condition."""
+
+    @pytest.mark.parametrize("name", ["metric", "riemann", "distance", "exp", "eigenvalues"])
+    def test_it_is_the_call_under_that_condition(self, name, joined):
+        M, _ = joined
+        rows = slice(0, N)
+        expected = CALLS[name](M, rows, condition=COND[:1])
+        torch.testing.assert_close(CALLS[name](M.given(COND[:1]), rows), expected)
+
+    def test_structures_labels_functions_and_methods(self):
+        f = Labelled().requires_grad_(False)
+        c = {"a": COND[:1], "b": torch.tensor([[2]])}
+        expected = Manifold(f).metric(Z, condition=c)
+        for decoder in (f, f.forward, lambda z, c: f(z, c)):
+            torch.testing.assert_close(Manifold(decoder).given(c).metric(Z), expected)
+        table = draw(3, C)
+
+        def labelled(z, c):
+            return f.net(z, table[c])
+
+        M = Manifold(labelled)
+        under = M.metric(Z, condition=torch.tensor([2]))
+        torch.testing.assert_close(M.given(2).metric(Z), under)
+
+    def test_it_moves_with_its_condition_and_leaves_the_decoder_alone(self):
+        f = Joined()
+        M = Manifold(f, latent_dim=2).given(COND[:1])
+        G = M.to(dtype=torch.float32).metric(Z.float())
+        torch.testing.assert_close(G, M.metric(Z).float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(M)).metric(Z), M.metric(Z))
+        assert next(f.parameters()).dtype == torch.float64
+        assert list(f.state_dict()) == list(Joined().state_dict())
+        assert M.latent_dim == 2
+        assert "Joined at one condition" in repr(M)
+
+    def test_ambient_period_and_members_stay(self):
+        first, second = Joined(), Joined()
+        with torch.no_grad():
+            second.net[0].weight *= 2
+        c = COND[:1]
+        M = Manifold(Ensemble([first, second]), lambda x: torch.diag_embed(1 + x.square()))
+        found = M.given(c)
+        assert len(found.members) == 2
+        torch.testing.assert_close(found.metric(Z), M.metric(Z, condition=c))
+        around = Manifold(lambda z, c: first(z.sin(), c), latent=(2 * torch.pi, None))
+        assert around.given(c).latent.periods == (2 * torch.pi, None)
+
+    def test_refusals(self):
+        M = Manifold(Joined())
+        with pytest.raises(ShapeError, match="condition of shape"):
+            M.given(COND)  # one for each of four points
+        with pytest.raises(DTypeError, match="a condition, got None"):
+            M.given(None)
+        with pytest.raises(DTypeError, match="a condition as a tensor"):
+            M.given("blue")
+        with pytest.raises(DecoderError, match="takes a condition, got one that takes"):
+            Manifold(network()).given(COND[:1])
+        with pytest.raises(DecoderError, match="decoder"):
+            M.given(torch.tensor([[1, 2]])).metric(Z)  # of another size than the network takes

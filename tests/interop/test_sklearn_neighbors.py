@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.cluster import DBSCAN
 from sklearn.model_selection import GridSearchCV
@@ -76,6 +77,27 @@ class TestTransformer:
         labels = model.fit_predict(T[gap])
         assert len(set(labels)) == 2
         assert len(set(labels[T[gap, 0] < 14])) == 1
+
+    def test_a_table_of_sparse_columns(self):
+        pandas = pytest.importorskip("pandas")
+        codes = pandas.DataFrame(T, columns=["t"], index=[f"row {i}" for i in range(60)])
+        plain = GeodesicNeighborsTransformer(M, 3).fit(codes)
+        graph = plain.transform(codes)
+        tabled = clone(plain).set_output(transform="pandas")
+        with config_context(transform_output="pandas"):
+            everywhere = clone(plain).fit_transform(codes)
+        for found in (tabled.fit_transform(codes), everywhere):
+            assert list(found.index) == list(codes.index)
+            assert list(found.columns) == list(plain.get_feature_names_out())
+            # The zeros of each code to itself are entries, as in the matrix.
+            assert found.sparse.to_coo().nnz == graph.nnz == 240
+            np.testing.assert_array_equal(found.to_numpy(), graph.toarray())
+        gap = (T[:, 0] < 14) | (T[:, 0] > 20)
+        clusters = DBSCAN(eps=15.0, min_samples=2, metric="precomputed")
+        labels = make_pipeline(tabled, clusters).fit_predict(codes[gap])
+        assert np.array_equal(labels, make_pipeline(plain, clusters).fit_predict(codes[gap]))
+        back = tabled.set_output(transform="default").transform(codes)
+        assert not isinstance(back, pandas.DataFrame)
 
     def test_numbers_of_features_out(self):
         names = GeodesicNeighborsTransformer(M).fit(T).get_feature_names_out()

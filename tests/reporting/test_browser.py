@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,129 @@ class TestSolver:
             "() => { const p = riemae.page; p.data.pairs.length[7] *= 1.2; p.showPair(7); }"
         )
         assert "more than 1 % shorter than riemae's" in page.inner_text("#mark")
+
+
+def around(n, seed=0):
+    """Angles in [0, 2π)."""
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * math.pi * torch.rand(n, 2, generator=generator, dtype=torch.float64)
+
+
+def short(angle):
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def ring(z):  # a torus of revolution
+    radius = 2 + z[:, 1].cos()
+    return torch.stack([radius * z[:, 0].cos(), radius * z[:, 0].sin(), z[:, 1].sin()], -1)
+
+
+@pytest.fixture(scope="module")
+def torus(tmp_path_factory):
+    """The report of a torus of revolution."""
+    path = tmp_path_factory.mktemp("torus") / "torus.html"
+    M = riemae.Manifold(ring, latent=(2 * math.pi, 2 * math.pi))
+    return riemae.report(M, around(60), path=path, pairs=40)
+
+
+class TestComingRound:
+    def test_a_flat_torus(self, browser, tmp_path):
+        def angles(z):
+            return torch.cat([z.cos(), z.sin()], -1)
+
+        def ambient(x):  # the second circle is twice as wide
+            return torch.diag(torch.tensor([1.0, 4.0, 1.0, 4.0]).to(x)).expand(len(x), 4, 4)
+
+        M = riemae.Manifold(angles, ambient, latent=(2 * math.pi, 2 * math.pi))
+        z = around(40)
+        r = riemae.report(M, z, path=tmp_path / "flat.html", pairs=5)
+        found = solved(browser, r.path, torch.stack([z[:20], z[20:]], 1))
+        exact = (short(z[:20] - z[20:]) * torch.tensor([1.0, 2.0])).norm(dim=1)
+        torch.testing.assert_close(found[:, 0], exact, rtol=1e-5, atol=0)
+        # The straight line takes the short way as well, and is the geodesic.
+        torch.testing.assert_close(found[:, 1], exact, rtol=1e-5, atol=0)
+
+    def test_a_cylinder_whose_codes_lie_in_another_period(self, browser, tmp_path):
+        def cylinder(z):
+            return torch.stack([z[:, 0].cos(), z[:, 0].sin(), z[:, 1]], -1)
+
+        z = torch.stack([3 * around(40)[:, 0], points(40)[:, 1]], 1)  # up to three turns
+        M = riemae.Manifold(cylinder, latent=(2 * math.pi, None))
+        r = riemae.report(M, z, path=tmp_path / "cylinder.html", pairs=5)
+        assert r.numbers["spearman"] > 0.999  # it can be unrolled
+        found = solved(browser, r.path, torch.stack([z[:20], z[20:]], 1))
+        way = z[:20] - z[20:]
+        exact = torch.stack([short(way[:, 0]), way[:, 1]], 1).norm(dim=1)
+        torch.testing.assert_close(found[:, 0], exact, rtol=1e-5, atol=0)
+
+    def test_a_torus_within_one_per_cent_of_riemae(self, browser, torus):
+        with browsers.opened(browser, torus.path) as page:
+            while page.evaluate("riemae.page.differences.length") < 40:
+                page.wait_for_timeout(50)
+            differences = torch.tensor(page.evaluate("riemae.page.differences")).double()
+            assert page.said == []
+        assert bool(torus.pairs.result.converged.all())
+        assert float(differences.abs().max()) < 1e-3
+        # Some of these geodesics cross a side: they would be longer without.
+        stop = torus.pairs.result.curve.nodes[:, -1]
+        assert bool(((stop < 0) | (stop > 2 * math.pi)).any())
+
+    def test_a_curve_across_a_side_is_drawn_on_both(self, browser, torus):
+        with browsers.opened(browser, torus.path) as page:
+            page.evaluate(
+                "() => { const [a, b] = riemae.page.handles;"
+                "a.moveTo([0.4, 3]); b.moveTo([6, 3.2]); }"
+            )
+            page.wait_for_timeout(100)
+            nodes = page.evaluate("Array.from(riemae.page.solution.nodes)")
+            assert nodes[-2] == pytest.approx(6 - 2 * math.pi)
+            copies = page.evaluate(
+                "riemae.page.map.copiesOf(riemae.page.map.curves[1])"
+                ".map(({points}) => [points[0], points[points.length - 1]])"
+            )
+            ends = sorted((a[0], b[0]) for a, b in copies)
+            turn = 2 * math.pi
+            shown = [(0.4, 6 - turn), (0.4 + turn, 6.0)]
+            assert ends == [pytest.approx(pair) for pair in shown]
+            # Curve pixels next to both sides, and none beyond them.
+            columns = page.evaluate(
+                "() => { const m = riemae.page.map; const c = m.overlay;"
+                "const { width, height } = c; const d = width / m.width;"
+                "const data = c.getContext('2d').getImageData(0, 0, width, height).data;"
+                "const drawn = (x) => { let n = 0; const i = Math.round(x * d);"
+                "for (let y = 0; y < height; y++) n += data[4 * (y * width + i) + 3] > 0;"
+                "return n; };"
+                "const { low, high } = riemae.page.extent;"
+                "const l = m.toScreen(...low)[0]; const r = m.toScreen(...high)[0];"
+                "return [l + 4, r - 4, l - 4, r + 4, (l + r) / 2].map(drawn); }"
+            )
+            assert min(columns[:2]) > 0
+            assert columns[2:] == [0, 0, 0]
+            assert "sides are the same" in page.inner_text("#how")
+            assert [text for text in page.said if "willReadFrequently" not in text] == []
+
+    def test_a_handle_that_leaves_on_one_side_comes_in_on_the_other(self, browser, torus):
+        with browsers.opened(browser, torus.path) as page:
+            page.evaluate("riemae.page.handles[0].moveTo([-0.25, 7])")
+            found = page.evaluate("riemae.page.handles[0].position")
+            turn = 2 * math.pi
+            low = page.evaluate("riemae.page.extent.low")
+            expected = [(c - s) % turn + s for c, s in zip((-0.25, 7), low, strict=True)]
+            assert found == pytest.approx(expected)
+
+    def test_a_circle(self, browser, tmp_path):
+        M = riemae.Manifold(lambda z: torch.cat([z.cos(), z.sin()], -1), latent=(2 * math.pi,))
+        r = riemae.report(M, around(15)[:, :1], path=tmp_path / "r.html", pairs=4)
+        assert r.numbers["spearman"] > 0.999
+        with browsers.opened(browser, r.path) as page:
+            page.evaluate(
+                "() => { const [a, b] = riemae.page.handles;"
+                "a.moveTo([0.5, 0]); b.moveTo([5.9, 0]); }"
+            )
+            page.wait_for_timeout(80)
+            exact = 2 * math.pi - 5.4
+            assert float(lengths_shown(page)[0].split()[0]) == pytest.approx(exact, rel=1e-3)
+            assert page.said == []
 
 
 class TestPage:

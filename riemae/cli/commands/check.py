@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 import torch
 from torch import Tensor, nn
 
 from riemae.cli.commands.train import CODES
+from riemae.cli.conditions import condition_option
 from riemae.cli.failures import Command, one_line
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
@@ -62,6 +64,7 @@ class Finding:
     show_default=True,
     help="Standard deviation of the codes that are drawn when there are no DATA.",
 )
+@condition_option
 @as_option
 @reading
 @running(out_help="A JSON file for what was found.")
@@ -69,6 +72,7 @@ def check(
     model: str,
     data: str | None,
     latent_dim: int | None,
+    condition: Any,
     spread: float,
     codes_given: bool | None,
     reading: Reading,
@@ -83,7 +87,7 @@ def check(
     """  # noqa: DOC501 (this text is what --help prints)
     if run.out is not None:
         expect_place_for(run.out)
-    opened = open_model(model, run, latent_dim)
+    opened = open_model(model, run, latent_dim, condition)
     z, where = _points(opened, data, latent_dim, spread, codes_given, reading, run)
     findings = examined(opened, z, run.seed)
     wrong = [f for f in findings if f.verdict == "wrong"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae.cli.commands.geodesic import remedies, status_names
+from riemae.cli.conditions import condition_option
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Name, Reading, Run, data_argument, model_argument, reading, running
@@ -52,6 +53,7 @@ METHODS = ("geodesic", "graph", "chord")
 @click.option(
     "--latent-dim", type=click.IntRange(1), metavar="N", help="Of a decoder that does not tell."
 )
+@condition_option
 @as_option
 @reading
 @running(out="distances.npz", out_help=f"A file: {', '.join(FORMATS)}. Only npy can be resumed.")
@@ -63,6 +65,7 @@ def distances(
     k: int,
     sample: int | None,
     latent_dim: int | None,
+    condition: Any,
     codes_given: bool | None,
     reading: Reading,
     run: Run,
@@ -74,7 +77,7 @@ def distances(
     """  # noqa: DOC501 (this text is what --help prints)
     expect_format(run.target, FORMATS)
     expect_place_for(run.target)
-    opened = open_model(model, run, latent_dim)
+    opened = open_model(model, run, latent_dim, condition)
     given = points(opened, data, reading, run, codes_given)
     rows = drawn(len(given), 2, sample, run.seed)
     names = [given.table.rows[i] for i in rows.tolist()]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemae.cli import pairs as pairs_of
+from riemae.cli.conditions import condition_option
 from riemae.cli.failures import Command
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
@@ -73,6 +74,7 @@ _SHOWN = 40  # rows of the table on the terminal
 @click.option(
     "--latent-dim", type=click.IntRange(1), metavar="N", help="Of a decoder that does not tell."
 )
+@condition_option
 @as_option
 @reading
 @running(out_help=f"A file for the curves: {', '.join(FORMATS)}.")
@@ -89,6 +91,7 @@ def geodesic(
     n_starts: int | None,
     samples: int,
     latent_dim: int | None,
+    condition: Any,
     codes_given: bool | None,
     reading: Reading,
     run: Run,
@@ -109,7 +112,7 @@ def geodesic(
     if needs_rows and data is None:
         hint = f"Try: riemae geodesic {model} DATA …, or --codes."
         raise OptionError("riemae geodesic", "DATA, which the rows are of", "none", hint)
-    opened = open_model(model, run, latent_dim)
+    opened = open_model(model, run, latent_dim, condition)
     found = None if data is None else points(opened, data, reading, run, codes_given)
     ends = _ends(opened, found, run, pairs, between, codes, count)
     with run.bars() as bars:

@@ -10,6 +10,7 @@ import rich_click as click
 
 from riemae.cli.cells import ENDING, expect_cells, write_neighbors
 from riemae.cli.commands.geodesic import remedies, status_names
+from riemae.cli.conditions import condition_option
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Name, Reading, Run, data_argument, model_argument, reading, running
@@ -53,6 +54,7 @@ KINDS = ("distances", "connectivities")
 @click.option(
     "--latent-dim", type=click.IntRange(1), metavar="N", help="Of a decoder that does not tell."
 )
+@condition_option
 @as_option
 @reading
 @running(
@@ -68,6 +70,7 @@ def neighbors(
     candidates: int | None,
     kind: str,
     latent_dim: int | None,
+    condition: Any,
     codes_given: bool | None,
     reading: Reading,
     run: Run,
@@ -80,7 +83,7 @@ def neighbors(
     expect_format(run.target, FORMATS)
     expect_cells(data, run.target)
     expect_place_for(run.target)
-    opened = open_model(model, run, latent_dim)
+    opened = open_model(model, run, latent_dim, condition)
     given = points(opened, data, reading, run, codes_given)
     with run.bars() as bars:
         progress = bars.of("neighbours")

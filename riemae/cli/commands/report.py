@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemae.cli.cells import ENDING
+from riemae.cli.conditions import condition_option
 from riemae.cli.delimited import as_numbers
 from riemae.cli.failures import ARGUMENTS, Command
 from riemae.cli.models import Model, open_model
@@ -76,6 +77,7 @@ _NUMBERED = ("", "row", "index", "id")  # columns of coordinates that are none
 )
 @click.option("--rtol", type=float, metavar="X", help="Relative accuracy of all geodesics.")
 @click.option("--latent-dim", type=click.IntRange(1), metavar="N", help="Of a decoder alone.")
+@condition_option
 @as_option
 @reading
 @running(out="report.html", out_help="The HTML file.")
@@ -89,6 +91,7 @@ def report(
     landmarks: int,
     rtol: float | None,
     latent_dim: int | None,
+    condition: Any,
     codes_given: bool | None,
     reading: Reading,
     run: Run,
@@ -109,6 +112,9 @@ def report(
         "rtol": rtol,
         "seed": run.seed,
     }
+    if embedding is not None and condition is not None:
+        hint = "Leave --condition out; a decoder is fitted to the coordinates."
+        raise OptionError(_WHERE, "no --condition with --embedding", "one", hint)
     with run.bars() as bars:
         if embedding is not None:
             M, z, table = _judged(embedding, coordinates, data, reading, run, bars)
@@ -116,7 +122,7 @@ def report(
             shown: dict[str, Any] = {"images": shape or table.picture, "features": table.columns}
         else:
             assert model is not None
-            opened = open_model(model, run, latent_dim)
+            opened = open_model(model, run, latent_dim, condition)
             found = points(opened, data, reading, run, codes_given)
             M, z, table = opened.manifold, found.codes, found.table
             shown = _of_model(opened, found, shape)

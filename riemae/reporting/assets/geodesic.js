@@ -27,11 +27,15 @@ class GeodesicSolver {
     this.grid = null;
   }
 
-  /** The shorter of the geodesics from the straight line and from the best path on a grid. */
+  /** The shortest of the geodesics from straight lines and from the best path on a grid. */
   solve(a, b) {
-    const straight = this.lineLength(a, b);
     const found = [];
-    if (Number.isFinite(straight)) found.push(this.relax([a, b]));
+    let straight = NaN;
+    copies(this.table.periods, a, b).forEach((copy, k) => {
+      const length = this.lineLength(a, copy);
+      if (k === 0) straight = length;
+      if (Number.isFinite(length)) found.push(this.relax([a, copy]));
+    });
     if (!this.grid) this.grid = new PathGrid(this.table);
     const path = this.grid.path(a, b);
     if (path) found.push(this.relax(path));
@@ -363,6 +367,21 @@ class GeodesicSolver {
   }
 }
 
+/* Where a line from a to b may end: at the copy of b that is the nearest, and, the long way round,
+   at its neighbours along one periodic coordinate or two. */
+function copies(periods, a, b) {
+  let found = [nearestCopy(periods, b, a)];
+  periods.forEach((period, axis) => {
+    if (!period) return;
+    found = found.concat(found.map((end) => {
+      const other = [...end];
+      other[axis] += end[axis] > a[axis] ? -period : period;
+      return other;
+    }));
+  });
+  return found;
+}
+
 /** Twice as many segments: between two nodes the cubic through four of them, or the middle. */
 function refined(nodes, smooth) {
   const n = nodes.length / 2 - 1;
@@ -406,7 +425,9 @@ class PathGrid {
     const longest = Math.max(table.high[0] - table.low[0], table.high[1] - table.low[1]);
     this.counts = [0, 1].map((a) =>
       Math.max(12, Math.round((52 * (table.high[a] - table.low[a])) / longest)));
-    this.steps = [0, 1].map((a) => (table.high[a] - table.low[a]) / (this.counts[a] - 1));
+    // Along a period the last node would be the first one again.
+    this.steps = [0, 1].map((a) =>
+      (table.high[a] - table.low[a]) / (table.periods[a] ? this.counts[a] : this.counts[a] - 1));
     const moves = [[1, 0], [0, 1], [1, 1], [1, -1], [2, 1], [1, 2], [2, -1], [1, -2]];
     this.moves = moves.concat(moves.map(([i, j]) => [-i, -j]));
     const [nx, ny] = this.counts;
@@ -415,17 +436,26 @@ class PathGrid {
       for (let j = 0; j < ny; j++) {
         for (let m = 0; m < 8; m++) {
           const [di, dj] = this.moves[m];
-          const [k, l] = [i + di, j + dj];
-          if (k < 0 || l < 0 || k >= nx || l >= ny) continue;
-          const length = this.edge(this.point(i, j), this.point(k, l));
+          const other = this.node(i + di, j + dj);
+          if (other < 0) continue;
+          const length = this.edge(this.point(i, j), this.point(i + di, j + dj));
           this.weights[(i * ny + j) * 16 + m] = length;
-          this.weights[(k * ny + l) * 16 + m + 8] = length;
+          this.weights[other * 16 + m + 8] = length;
         }
       }
     }
     this.root = null;
     this.distance = new Float64Array(nx * ny);
     this.before = new Int32Array(nx * ny);
+  }
+
+  /** The number of a node; -1 outside. */
+  node(i, j) {
+    const [nx, ny] = this.counts;
+    const { periods } = this.table;
+    const k = periods[0] ? modulo(i, nx) : i;
+    const l = periods[1] ? modulo(j, ny) : j;
+    return k < 0 || l < 0 || k >= nx || l >= ny ? -1 : k * ny + l;
   }
 
   point(i, j) {
@@ -439,15 +469,16 @@ class PathGrid {
   }
 
   corners(z) {
-    const [nx, ny] = this.counts;
-    const at = [0, 1].map((a) =>
-      Math.min(Math.max(Math.floor((z[a] - this.table.low[a]) / this.steps[a]), 0),
-        this.counts[a] - 2));
+    const { low, periods } = this.table;
+    const at = [0, 1].map((a) => {
+      const cell = Math.floor((z[a] - low[a]) / this.steps[a]);
+      return periods[a] ? cell : Math.min(Math.max(cell, 0), this.counts[a] - 2);
+    });
     const found = [];
-    for (let i = at[0]; i < Math.min(nx, at[0] + 2); i++) {
-      for (let j = at[1]; j < Math.min(ny, at[1] + 2); j++) {
+    for (const i of [at[0], at[0] + 1]) {
+      for (const j of [at[1], at[1] + 1]) {
         const length = this.edge(z, this.point(i, j));
-        if (Number.isFinite(length)) found.push([i * ny + j, length]);
+        if (Number.isFinite(length)) found.push([this.node(i, j), length]);
       }
     }
     return found;
@@ -455,7 +486,7 @@ class PathGrid {
 
   /** Distances of all nodes from a point (Dijkstra). */
   flood(z) {
-    const [nx, ny] = this.counts;
+    const ny = this.counts[1];
     const { distance, before, weights } = this;
     distance.fill(Infinity);
     before.fill(-1);
@@ -470,10 +501,8 @@ class PathGrid {
       const j = node - i * ny;
       for (let m = 0; m < 16; m++) {
         const length = distance[node] + weights[node * 16 + m];
-        const k = i + this.moves[m][0];
-        const l = j + this.moves[m][1];
-        if (k < 0 || l < 0 || k >= nx || l >= ny) continue;
-        const other = k * ny + l;
+        if (!Number.isFinite(length)) continue; // among them all moves that leave the grid
+        const other = this.node(i + this.moves[m][0], j + this.moves[m][1]);
         if (length < distance[other]) {
           distance[other] = length;
           before[other] = node;
@@ -509,7 +538,13 @@ class PathGrid {
     }
     points.push(this.root);
     if (!turned) points.reverse();
-    return points.length > 3 ? points : [a, b];
+    const { periods } = this.table;
+    if (points.length <= 3) return [a, nearestCopy(periods, b, a)];
+    // Nodes are numbered within one period: each point where it is the nearest to the one before.
+    for (let k = 1; k < points.length; k++) {
+      points[k] = nearestCopy(periods, points[k], points[k - 1]);
+    }
+    return points;
   }
 }
 

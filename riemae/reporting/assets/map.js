@@ -299,6 +299,7 @@ class PlotMap {
     this.drawBackground(context);
     this.drawAxes(context);
     if (this.ellipses) this.drawEllipses(context);
+    this.drawSides(context);
     this.drawPoints(context);
   }
 
@@ -446,10 +447,62 @@ class PlotMap {
     }
   }
 
+  /* A curve with all its copies, whole periods away, that reach into the map: a curve that leaves
+     it on one side comes in on the other. */
+  copiesOf(curve) {
+    const { extent, periods } = this.page;
+    if (!periods.some(Boolean) || !curve.points.length) return [curve];
+    let shifts = [[0, 0]];
+    periods.forEach((period, a) => {
+      if (!period) return;
+      const values = curve.points.map((point) => point[a]);
+      const first = Math.ceil((extent.low[a] - Math.max(...values)) / period);
+      const last = Math.floor((extent.high[a] - Math.min(...values)) / period);
+      const turns = Array.from({ length: Math.max(0, last - first + 1) }, (_, k) => first + k);
+      shifts = shifts.flatMap((shift) => turns.map((turn) => {
+        const moved = [...shift];
+        moved[a] = turn * period;
+        return moved;
+      }));
+    });
+    const move = (points, shift) => points.map((point) => point.map((c, a) => c + shift[a]));
+    return shifts.map((shift) => ({
+      ...curve, points: move(curve.points, shift), marks: move(curve.marks || [], shift),
+    }));
+  }
+
+  /** Nothing is drawn beyond the sides that are the same. */
+  clipToPeriods(context) {
+    const { extent: { low, high }, periods } = this.page;
+    const [left, top] = this.toScreen(low[0], high[1]);
+    const [right, bottom] = this.toScreen(high[0], low[1]);
+    const [x0, x1] = periods[0] ? [left, right] : [0, this.width];
+    const [y0, y1] = periods[1] ? [top, bottom] : [0, this.height];
+    context.beginPath();
+    context.rect(x0, y0, x1 - x0, y1 - y0);
+    context.clip();
+  }
+
+  /** The sides that are the same, dashed. */
+  drawSides(context) {
+    const { extent: { low, high }, periods } = this.page;
+    context.strokeStyle = themed("--quiet");
+    context.lineWidth = 1;
+    context.setLineDash([2, 4]);
+    for (const side of [low, high]) {
+      const [px, py] = this.toScreen(side[0], side[1]);
+      if (periods[0]) line(context, px, 0, px, this.height);
+      if (periods[1]) line(context, 0, py, this.width, py);
+    }
+    context.setLineDash([]);
+  }
+
   drawOverlay() {
     const context = this.overlay.getContext("2d");
     context.clearRect(0, 0, this.width, this.height);
-    for (const { points, dashed, marks, faint } of this.curves) {
+    context.save();
+    this.clipToPeriods(context);
+    for (const { points, dashed, marks, faint } of this.curves.flatMap((c) => this.copiesOf(c))) {
       const path = () => {
         context.beginPath();
         points.forEach(([x, y], k) => context[k ? "lineTo" : "moveTo"](...this.toScreen(x, y)));
@@ -476,6 +529,7 @@ class PlotMap {
         context.stroke();
       }
     }
+    context.restore();
     if (this.hover >= 0) {
       const { coordinates } = this.page.points;
       const at = this.toScreen(coordinates[2 * this.hover], coordinates[2 * this.hover + 1]);
@@ -526,8 +580,10 @@ class Handle {
   }
 
   moveTo(position) {
-    const { low, high } = this.map.page.extent;
-    this.position = position.map((c, a) => Math.min(high[a], Math.max(low[a], c)));
+    const { extent: { low, high }, periods } = this.map.page;
+    // Beyond a side that comes round is its other side.
+    this.position = home({ low, periods }, position)
+      .map((c, a) => Math.min(high[a], Math.max(low[a], c)));
     this.show();
     this.changed(this);
   }

@@ -4,7 +4,9 @@
 
    The table holds the coefficients of uniform cubic B-splines for s, d and b, the parts of the
    logarithm of the metric: log G = s I + [[d, b], [b, -d]]. Its exponential is positive definite
-   wherever one looks. The same formulas stand in riemae/reporting/lattice.py. */
+   wherever one looks. The same formulas stand in riemae/reporting/lattice.py.
+
+   A coordinate with a period comes round: the table covers one period, and is asked anywhere. */
 
 /** Numbers that were packed as base64. */
 function unpack(text, Kind) {
@@ -31,11 +33,33 @@ function splineWeights(u, out) {
   out[11] = u;
 }
 
+/** The remainder that is not negative. */
+function modulo(x, n) {
+  return x - n * Math.floor(x / n);
+}
+
+/** The same point inside one period. */
+function home(lattice, point) {
+  return point.map((value, a) => {
+    const period = lattice.periods[a];
+    return period ? lattice.low[a] + modulo(value - lattice.low[a], period) : value;
+  });
+}
+
+/** The copy of a point that is the nearest to another one. */
+function nearestCopy(periods, point, other) {
+  return point.map((value, a) => {
+    const period = periods[a];
+    return period ? value - period * Math.round((value - other[a]) / period) : value;
+  });
+}
+
 class MetricTable {
   constructor(table) {
     this.low = table.low;
     this.high = table.high;
     this.counts = table.counts;
+    this.periods = table.periods;
     this.steps = [0, 1].map((a) => (this.high[a] - this.low[a]) / (this.counts[a] - 1));
     this.center = table.center;
     this.coefficients = Float64Array.from(unpack(table.coefficients, Float32Array));
@@ -47,10 +71,16 @@ class MetricTable {
     this.g = new Float64Array(3);
   }
 
+  /** A coordinate in steps from the first node. */
+  place(value, axis) {
+    const at = (value - this.low[axis]) / this.steps[axis];
+    return this.periods[axis] ? modulo(at, this.counts[axis] - 1) : at;
+  }
+
   /** Whether the metric is known around a point: at all four corners of its cell. */
   inside(x, y) {
-    const a = (x - this.low[0]) / this.steps[0];
-    const b = (y - this.low[1]) / this.steps[1];
+    const a = this.place(x, 0);
+    const b = this.place(y, 1);
     const [nx, ny] = this.counts;
     if (!(a >= -1e-9 && b >= -1e-9 && a <= nx - 1 + 1e-9 && b <= ny - 1 + 1e-9)) return false;
     if (this.complete) return true;
@@ -64,8 +94,8 @@ class MetricTable {
   /** s, d and b with their derivatives: for each channel value, x, y, xx, xy, yy. */
   expand(x, y, order) {
     const [nx, ny] = this.counts;
-    const a = (x - this.low[0]) / this.steps[0];
-    const b = (y - this.low[1]) / this.steps[1];
+    const a = this.place(x, 0);
+    const b = this.place(y, 1);
     const i = Math.min(Math.max(Math.floor(a), 0), nx - 2);
     const j = Math.min(Math.max(Math.floor(b), 0), ny - 2);
     const { wx, wy, jet, coefficients } = this;

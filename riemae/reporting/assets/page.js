@@ -23,6 +23,7 @@ class Page {
     this.table = data.table ? new MetricTable(data.table) : null;
     const lattice = data.table || data.speed;
     this.extent = { low: lattice.low, high: lattice.high };
+    this.periods = lattice.periods;
     this.backgrounds = this.allBackgrounds();
     this.thumbs = data.thumbs && new Tiles(data.thumbs, () => {});
     this.atlas = data.atlas && new Tiles(data.atlas, () => this.refresh());
@@ -159,9 +160,22 @@ class Page {
     }
   }
 
+  /** A point where the map shows it. */
+  home(point) {
+    return home({ low: this.extent.low, periods: this.periods }, point);
+  }
+
+  /** Which sides of the map are one and the same, in words. */
+  sides() {
+    const names = ["left and right", "lower and upper"].filter((_, a) => this.periods[a]);
+    const one = (name) => `the ${name} sides are the same`;
+    return names.length ? ` Curves may go round: ${names.map(one).join(", and ")}.` : "";
+  }
+
   /** Decoded images, or features, at points of the plane. */
-  showAlong(points, straight) {
+  showAlong(curve, line) {
     const box = $("along");
+    const [points, straight] = [curve, line].map((one) => one?.map((z) => this.home(z)));
     if (this.atlas) {
       this.strip(box, 0, "Decoded along the geodesic", points);
       if (straight) this.strip(box, 1, "Decoded along the straight line", straight);
@@ -292,7 +306,8 @@ class PlanePage extends WithHandles {
     this.pairEnds = unpack(data.pairs.ends, Float64Array);
     this.pair = -1;
     $("how").textContent = "Drag A and B, or move them with the arrow keys; Enter puts one on the " +
-      "nearest point. The geodesic is solved in this page. Drag the map to pan, Ctrl and wheel to zoom.";
+      `nearest point. The geodesic is solved in this page.${this.sides()} Drag the map to pan, ` +
+      "Ctrl and wheel to zoom.";
     this.pairChoice();
     this.addHandles(this.ends(0));
     this.showPair(this.firstPair());
@@ -330,7 +345,7 @@ class PlanePage extends WithHandles {
     const [a, b] = this.handles.map((handle) => handle.position);
     const solution = this.solver.solve(a, b);
     this.solution = solution;
-    const line = [a, b];
+    const line = [a, nearestCopy(this.periods, b, a)];
     const curve = solution.nodes ? pointsAlong(solution.nodes, NUMBERS) : [];
     this.map.curves = [{ points: line, dashed: true }];
     if (curve.length) {
@@ -340,7 +355,7 @@ class PlanePage extends WithHandles {
     this.showLengths(solution);
     const frames = this.atlas ? 9 : 41;
     const straight = Array.from({ length: frames }, (_, k) =>
-      [0, 1].map((c) => a[c] + (k / (frames - 1)) * (b[c] - a[c])));
+      [0, 1].map((c) => a[c] + (k / (frames - 1)) * (line[1][c] - a[c])));
     this.showAlong(solution.nodes ? pointsAlong(solution.nodes, frames) : straight, straight);
     this.nameHandles();
     this.timings.push(performance.now() - began);
@@ -429,7 +444,8 @@ function explain(difference, converged) {
     : "≠ riemae's geodesic is more than 1 % shorter: it takes another way.";
 }
 
-/** One latent dimension: the way is given, and its length is the integral of the magnification. */
+/* One latent dimension: the way is given, or two ways where the line comes round, and its length is
+   the integral of the magnification. */
 class LinePage extends WithHandles {
   constructor(data) {
     const counts = data.speed.counts;
@@ -462,8 +478,8 @@ class LinePage extends WithHandles {
       .filter((p) => Number.isFinite(p[1]));
     this.pairEnds = unpack(data.pairs.ends, Float64Array);
     this.pair = -1;
-    $("how").textContent = "Drag A and B along the line, or use the arrow keys. The curve above " +
-      `the points is the magnification |df/dz|, from ${brief(10 ** low)} to ${brief(10 ** high)}, ` +
+    $("how").textContent = `Drag A and B along the line, or use the arrow keys.${this.sides()} The ` +
+      `curve above the points is the magnification |df/dz|, from ${brief(10 ** low)} to ${brief(10 ** high)}, ` +
       "on a logarithmic scale: where it is high, the same step means more.";
     this.pairChoice();
     this.addHandles(this.ends(0));
@@ -488,11 +504,19 @@ class LinePage extends WithHandles {
       handle.show();
     }
     const [a, b] = this.handles.map((handle) => handle.position[0]);
-    const length = Math.abs(this.until(b) - this.until(a));
+    const [period] = this.periods;
+    let length = Math.abs(this.until(b) - this.until(a));
+    let stop = b;
+    const around = period ? this.passed[this.passed.length - 1] - length : Infinity;
+    if (around < length) {
+      length = around;
+      stop += b > a ? -period : period;
+    }
     this.solution = { length };
     const { pairs } = this.data;
-    const rows = [["Length", brief(length), "of the only way", "main"],
-      ["In the plot", brief(Math.abs(b - a)), ""]];
+    const [near] = nearestCopy([period], [b], [a]);
+    const rows = [["Length", brief(length), `of the ${period ? "shorter" : "only"} way`, "main"],
+      ["In the plot", brief(Math.abs(near - a)), ""]];
     let mark = "";
     if (this.pair >= 0) {
       const own = pairs.length[this.pair];
@@ -502,10 +526,10 @@ class LinePage extends WithHandles {
     }
     this.lengths(rows);
     $("mark").textContent = mark;
-    this.map.curves = [{ points: this.speedCurve, faint: true }, { points: [[a, 0], [b, 0]] }];
+    this.map.curves = [{ points: this.speedCurve, faint: true }, { points: [[a, 0], [stop, 0]] }];
     this.map.drawOverlay();
     const frames = this.atlas ? 9 : 61;
-    this.showAlong(Array.from({ length: frames }, (_, k) => [a + (k / (frames - 1)) * (b - a), 0]));
+    this.showAlong(Array.from({ length: frames }, (_, k) => [a + (k / (frames - 1)) * (stop - a), 0]));
     this.nameHandles();
     this.timings.push(performance.now() - began);
   }
