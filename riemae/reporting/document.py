@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,7 @@ def report(
     title: str | None = None,
     images: Any = None,
     data: Any = None,
+    explained: float | None = None,
     features: Sequence[str] | None = None,
     history: Any = None,
     pairs: int = 100,
@@ -129,6 +131,8 @@ def report(
         data: ``(n, *shape)``, the data behind the codes, in the units of the decoder's output; for
             folds and for what the codes explain. By default the images, if they are given, and what
             a decoder of ``fit_decoder`` was fitted to.
+        explained: Share of the data that the codes explain, where data cannot be compared with
+            outputs, as counts with logarithms of rates: such as ``model.score(x)`` of an estimator.
         features: Names of the D outputs.
         history: Of the training, to be shown: numbers per epoch by name, such as ``history_`` of an
             estimator.
@@ -157,6 +161,8 @@ def report(
     expect_range(_WHERE, "landmarks", landmarks, 2, 64, integer=True)
     if resolution is not None:
         expect_range(_WHERE, "resolution", resolution, 8, 512, integer=True)
+    if explained is not None:
+        expect_range(_WHERE, "explained", explained, -math.inf, 1)
     named = Labels.of(_WHERE, labels, n)
     shown_as = Images.of(_WHERE, images, n)
     curves = as_history(_WHERE, history)
@@ -182,7 +188,7 @@ def report(
         )
         content = payload(scene, resolution, landmarks, stages.of("page"))
     fit = M.decoder.summary if isinstance(M.decoder, FittedDecoder) else None
-    found = findings(solved, local, fidelity, fit, codes.shape[1])
+    found = findings(solved, local, fidelity, fit, codes.shape[1], explained)
     level, sentence = verdict(found)
     numbers = {finding.key: finding.value for finding in found} | scene.numbers
     heading = title or "A latent space and its geometry"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,13 +187,17 @@ def _of_model(model: Model, found: Points, shape: tuple[int, ...] | None) -> dic
     shown["history"] = model.estimator.history_
     shown["features"] = model.columns
     plain = model.preparation is None or model.preparation.center is None
-    linear = model.estimator.objective_.likelihood.linear
-    if found.encoded and linear:
-        x = model.prepared(found.table).to(found.codes)
-        shown["data"] = x
-        picture = shape or found.table.picture
-        if picture is not None and plain:
-            shown["images"] = x.reshape(len(x), *picture)
+    if not found.encoded:
+        return shown
+    x = model.prepared(found.table)
+    if not model.estimator.objective_.likelihood.linear:
+        shown["explained"] = model.estimator.score(x)
+        return shown
+    x = x.to(found.codes)
+    shown["data"] = x
+    picture = shape or found.table.picture
+    if picture is not None and plain and math.prod(picture) == x[0].numel():
+        shown["images"] = x.reshape(len(x), *picture)
     return shown
 
 
