@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.exceptions import NotConvergedError
+from riemae.exceptions import NotConvergedError, OptionError
 from riemae.numerics.checks import expect_range, expect_rtol
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
@@ -100,6 +100,9 @@ def neighbors(
     most = len(points) - (queries is None) if isinstance(points, Tensor) else 0
     shared = _checked("neighbors", space, points, others, queries, rtol, solver, executor)
     hint = f"There are {most} points to choose from."
+    if most < 1:
+        expected = "at least two points"
+        raise OptionError("neighbors", expected, f"{len(points)}", "Give more points.")
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)
     if candidates is not None:
         hint = "At least the neighbours themselves must be solved."

@@ -42,6 +42,7 @@ __all__ = ["Report", "report"]
 
 _WHERE = "report"
 _SHOWN = 20000  # points in the page at most
+_LABEL = 24  # letters of a label in its table
 _WORST = 8  # pairs in its table
 _STAGES = {"pairs": 50, "numbers": 15, "page": 35}  # shares of the progress, in per cent
 # The order matters: each uses those before it.
@@ -371,6 +372,8 @@ class _Page:
             "facts": html.escape(self._facts()),
             "findings": "\n".join(map(_card, self.findings)),
             "worst": self._worst(),
+            "scope": self._scope(),
+            "place": "In the plot" if self.scene.z.shape[1] <= 2 else "In latent space",
             "training": training_chart(self.history),
             "colophon": html.escape(self._colophon(content)),
             "data": as_json(content),
@@ -391,12 +394,23 @@ class _Page:
             facts.insert(1, f"{len(self.scene.shown):,} of them drawn")
         return " · ".join(facts)
 
+    def _scope(self) -> str:
+        """What the numbers call the plot, where the map shows a part of it only."""
+        m = self.scene.z.shape[1]
+        if m <= 2:
+            return ""
+        return (
+            f"<p>Here, distances in the plot are those in the latent space of all {m} dimensions. "
+            "The map above is a plane through it, onto which the points are projected.</p>"
+        )
+
     def _worst(self) -> str:
         pairs = self.scene.pairs
         texts = self.scene.labels.texts
         rows = []
         for k in pairs.worst(_WORST):
-            names = [f"#{i}" + (f" ({texts[i]})" if texts else "") for i in pairs.index[k].tolist()]
+            ends = pairs.index[k].tolist()
+            names = [f"#{i}" + (f" ({_clipped(texts[i])})" if texts else "") for i in ends]
             stretch = float(pairs.stretch[k])
             word = "farther" if stretch > 1 else "closer"
             factor = stretch if stretch > 1 else 1 / stretch
@@ -425,6 +439,14 @@ class _Page:
         if content["kind"] == "section":
             parts.append(f"section chosen by {content['chosenBy']}")
         return " · ".join(parts)
+
+
+def _clipped(label: str) -> str:
+    """A label that may be long, shortened in the middle."""
+    if len(label) <= _LABEL:
+        return label
+    tail = _LABEL // 3
+    return f"{label[: _LABEL - tail - 1]}…{label[-tail:]}"
 
 
 def _card(finding: Finding) -> str:

@@ -90,6 +90,22 @@ class TestNumbers:
         assert float(stretch[k].log().abs()) == pytest.approx(float(stretch.log().abs().max()))
         assert f'data-pair="{k}"' in plane.path.read_text("utf-8")
 
+    def test_long_labels_are_shortened_in_the_middle(self, tmp_path):
+        labels = [f"{'long ' * 20}{kind}" for kind in ("first", "other")] * 15
+        r = report(riemae.Manifold(bowl), codes(30), tmp_path / "r.html", labels=labels, pairs=5)
+        text = r.path.read_text("utf-8")
+        rows = text[text.index("<tbody>") : text.index("</tbody>")]
+        assert "long long long …" in rows
+        assert "first)" in rows or "other)" in rows
+        assert "long " * 5 not in rows
+
+    def test_more_than_two_dimensions_are_not_called_the_plot(self, tmp_path):
+        for m, place in ((2, "In the plot"), (3, "In latent space")):
+            r = report(riemae.Manifold(bowl), codes(30, m), tmp_path / "r.html", pairs=5)
+            text = r.path.read_text("utf-8")
+            assert f'<th scope="col">{place}</th>' in text
+            assert ("latent space of all 3 dimensions" in text) == (m == 3)
+
     def test_data_give_folds_and_what_is_explained(self, tmp_path):
         z = codes(60)
         M = riemae.Manifold(bowl)
