@@ -66,7 +66,7 @@ def keep_near(
     # no curve is shorter than.
     bound = least[queue.rows[near]]
     rounding = 4 * eps * queue.size[near]
-    error = np.fmax(error, bound - length - rounding)
+    error = np.fmax(error, np.maximum(bound - length - rounding, 0.0))
     straight = _straight(nodes, queue.start.segments, tolerance(nodes.dtype).eps)
     settled = (straight & (error <= rtol * length)).nonzero()[0]
     rows = queue.rows[near][settled]

@@ -112,6 +112,9 @@ def neighbors(
     most = len(points) - (queries is None) if countable else 0
     shared = _checked("neighbors", space, points, others, queries, rtol, solver, executor)
     hint = f"There are {most} points to choose from."
+    if most < 1:
+        expected = "at least two points"
+        raise OptionError("neighbors", expected, f"{len(points)}", "Give more points.")
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)
     if candidates is not None:
         hint = "At least the neighbours themselves must be solved."

@@ -9,6 +9,9 @@ from riemae.autoencoders.report import Report
 
 _MARGIN = 0.02  # of the variance, by which the reconstruction is worse than a plane's
 _RECENT = 20  # the last twentieth of the epochs is averaged
+_TREND = 10  # the last tenth of the epochs is compared with the one before
+_FALLING = 0.005  # of the reconstruction, by which it was still better in the last tenth
+_FEW = 20  # epochs from which there are tenths to be compared
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Balance:
             reconstruction, which is 1 for a model that ignores its input.
         clip: The largest norm of the gradient in the training, or None.
         warmup: The steps over which the weights rose.
+        falling: Whether the reconstruction was still getting better when training ended.
     """
 
     weights: Mapping[str, float]
     sizes: Mapping[str, float]
     clip: float | None
     warmup: int
+    falling: bool = False
 
     @classmethod
     def of(
@@ -51,7 +56,8 @@ class Balance:
                 continue
             last = values[-max(1, len(values) // _RECENT) :]
             sizes[name] = weight * sum(last) / len(last)
-        return cls(weights, sizes, clip, warmup)
+        falling = _still_falling(history.get("reconstruction", ()))
+        return cls(weights, sizes, clip, warmup, falling)
 
     def sentences(self, found: Report) -> tuple[str, ...]:
         """The sentences of a report, with one about the terms where they are the likely cause.
@@ -70,6 +76,13 @@ class Balance:
     def _advice(self, found: Report, weighed: Mapping[str, float]) -> str:
         name = max(weighed, key=lambda key: weighed[key])
         weight = self.weights[name]
+        if self.falling:
+            return (
+                f"The reconstruction misses {found.unexplained:.1%} of the variance where a plane "
+                f"misses {found.plane:.1%}, and was still falling when training ended: train for "
+                f"more epochs first. If that does not help, a term outweighs it: lower the weight "
+                f"of {name!r} (now {weight:g}, try {weight / 10:g})."
+            )
         clip = "keep" if self.clip is not None else "with clip=None they are not limited: set"
         more = max(200, 2 * self.warmup)
         return (
@@ -79,3 +92,16 @@ class Balance:
             f"(try {weight / 10:g}); limit its gradients ({clip} clip=1.0); and let the weights "
             f"rise later (warmup={more} steps, now {self.warmup})."
         )
+
+
+def _still_falling(values: Sequence[float]) -> bool:
+    """Whether more epochs would have gone on to lower a loss.
+
+    Of a few epochs that can be said only where the last one is the best.
+    """
+    if len(values) < _FEW:
+        return len(values) > 1 and values[-1] < min(values[:-1])
+    tenth = len(values) // _TREND
+    late = sum(values[-tenth:]) / tenth
+    before = sum(values[-2 * tenth : -tenth]) / tenth
+    return late < (1 - _FALLING) * before

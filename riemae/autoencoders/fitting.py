@@ -46,7 +46,7 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
             where,
             "latent_dim of at most the number of features",
             f"latent_dim = {settings.latent_dim} with n_features = {size}",
-            "A decoder cannot be an immersion into a smaller space.",
+            f"A decoder cannot unfold more numbers than the data have: try latent_dim={size}.",
         )
     likelihood = as_likelihood(settings.likelihood).fitted(data)
     encoder, decoder = _networks(settings, likelihood, data)

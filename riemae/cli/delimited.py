@@ -20,6 +20,8 @@ MISSING = frozenset(
 )
 _PIECE = 20_000  # rows at once
 _DELIMITERS = ",;\t|"
+_SWAPPED = str.maketrans(",.", ".,")
+_POINTED = {cell: cell for cell in MISSING if "." in cell}
 
 
 @dataclass
@@ -46,10 +48,10 @@ class _Growing:
     bad: tuple[int, str] | None = None
     text: list[str] | None = None
 
-    def take(self, cells: Sequence[str], first: int) -> None:
+    def take(self, cells: Sequence[str], first: int, decimal: str) -> None:
         if self.text is not None:
             self.text.extend(cells)
-        numbers, bad = as_numbers(cells)
+        numbers, bad = as_numbers(cells, decimal)
         self.parts.append(numbers)
         if bad is not None and self.bad is None:
             self.bad = first + bad, cells[bad]
@@ -59,7 +61,9 @@ class _Growing:
         return Column(self.name, numbers, self.bad, self.text)
 
 
-def read_delimited(path: Path, keep: Collection[str]) -> tuple[list[Column], bool]:
+def read_delimited(
+    path: Path, keep: Collection[str], decimal: str | None = None, usual: str | None = None
+) -> tuple[list[Column], bool]:
     """The columns of a text table.
 
     The delimiter of a file that does not end in ``.tsv`` is the most frequent of comma, semicolon,
@@ -69,6 +73,8 @@ def read_delimited(path: Path, keep: Collection[str]) -> tuple[list[Column], boo
     Args:
         path: The file; one that ends in ``.gz`` is unpacked.
         keep: Columns whose text is kept.
+        decimal: What divides whole numbers from fractions, a point or a comma.
+        usual: The same where the user does not say it, of files whose delimiter is no comma.
 
     Returns:
         The columns, and whether the file has named them.
@@ -79,14 +85,23 @@ def read_delimited(path: Path, keep: Collection[str]) -> tuple[list[Column], boo
     """
     try:
         with _opened(path) as stream:
-            return _columns(path, stream, keep)
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as reason:
-        hint = "Is it a table in UTF-8? Save it as csv again."
+            return _columns(path, stream, keep, decimal, usual)
+    except UnicodeDecodeError as reason:
+        got = f"a byte 0x{reason.object[reason.start]:02x}, which is none"
+        hint = "Save it again in UTF-8: spreadsheets call that 'CSV UTF-8'."
+        raise FileError(path.name, "text in UTF-8", got, hint) from reason
+    except (csv.Error, gzip.BadGzipFile, EOFError) as reason:
+        hint = "Save it as csv again."
         raise FileError(path.name, "a table of text", str(reason), hint) from reason
 
 
-def as_numbers(cells: Sequence[str]) -> tuple[np.ndarray, int | None]:
-    """Cells as numbers, NaN where there is none; and the place of the first that is no number."""
+def as_numbers(cells: Sequence[str], decimal: str = ".") -> tuple[np.ndarray, int | None]:
+    """Cells as numbers, NaN where there is none; and the place of the first that is no number.
+
+    With a decimal comma, a cell with a point is no number: it may divide thousands.
+    """
+    if decimal != ".":
+        cells = [_POINTED.get(cell.strip(), cell.translate(_SWAPPED)) for cell in cells]
     try:
         return np.array(cells, dtype=float), None
     except ValueError:
@@ -108,7 +123,13 @@ def _opened(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[Column], bool]:
+def _columns(
+    path: Path,
+    stream: IO[str],
+    keep: Collection[str],
+    decimal: str | None,
+    usual: str | None,
+) -> tuple[list[Column], bool]:
     start = stream.readline()
     if not start.strip():
         raise FileError(
@@ -116,10 +137,11 @@ def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[C
         )
     rest = _chained(start, stream)
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    delimiter = "\t" if suffix.lower() == ".tsv" else max(_DELIMITERS, key=start.count)
+    delimiter = "\t" if suffix.lower() == ".tsv" else _delimiter(start, decimal)
+    point = decimal or (usual if delimiter != "," else None) or "."
     lines: Iterator[list[str]] = csv.reader(rest, delimiter=delimiter, skipinitialspace=True)
     head = next(lines)
-    numbers, bad = as_numbers(head)
+    numbers, bad = as_numbers(head, point)
     named = bad is not None or bool(np.isnan(numbers).any())
     names = [name.strip() for name in head] if named else [f"x{i + 1}" for i in range(len(head))]
     columns = []
@@ -136,9 +158,16 @@ def _columns(path: Path, stream: IO[str], keep: Collection[str]) -> tuple[list[C
                 hint = "Is a delimiter missing, or a cell with one not quoted?"
                 raise DataError(path.name, f"{len(names)} cells in every row", got, hint)
         for column, cells in zip(columns, zip(*piece, strict=True), strict=True):
-            column.take(cells, done + 1)
+            column.take(cells, done + 1, point)
         done += len(piece)
     return [column.whole() for column in columns], named
+
+
+def _delimiter(line: str, decimal: str | None) -> str:
+    """The most frequent delimiter; a decimal comma is one only where there is no other."""
+    others = _DELIMITERS.replace(",", "")
+    known = others if decimal == "," and any(sign in line for sign in others) else _DELIMITERS
+    return max(known, key=line.count)
 
 
 def _chained(start: str, stream: IO[str]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from rich_click import RichCommand, RichGroup
 from rich_click.rich_panel import RichOptionPanel
 
 from riemae import exceptions
+from riemae.cli.output import stdout_for_results
 from riemae.exceptions import RiemaeError
 
 INTERRUPTED = 130
@@ -72,7 +73,7 @@ class Command(RichCommand):
             Abort: When the user interrupts.
             BrokenPipeError: When nobody reads stdout any more.
         """
-        with _one_line_each(ctx.meta.setdefault(_SAID, [])):
+        with _one_line_each(ctx.meta.setdefault(_SAID, [])), stdout_for_results(ctx.meta):
             try:
                 return super().invoke(ctx)
             except (ClickException, Exit, Abort, BrokenPipeError):

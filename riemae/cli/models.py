@@ -14,6 +14,7 @@ A pickle is never read, because reading one runs whatever its author wanted.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -52,6 +53,8 @@ _BATCH = (
     "Export it with a batch of any length: torch.export.export(decoder, (z,), "
     "dynamic_shapes=({0: torch.export.Dim.AUTO},)), with several rows in z."
 )
+_CHECKPOINT = "checkpoint.json"
+_LISTED = 4  # names in a hint
 _EXPORT = "Write it with torch.export.save."
 
 
@@ -83,6 +86,11 @@ class Model:
     def columns(self) -> tuple[str, ...] | None:
         """Names of the columns of the data, or None."""
         return None if self.preparation is None else self.preparation.columns
+
+    @property
+    def standardized(self) -> bool:
+        """Whether the data have other units than those in which they are stored."""
+        return self.preparation is not None and self.preparation.center is not None
 
     @property
     def data_shape(self) -> tuple[int, ...] | None:
@@ -145,21 +153,26 @@ def _opened(text: str, run: Run, latent_dim: int | None) -> Model:
     if path.exists() and suffix == ".pt2":
         decoder, shape = _program(path)
         return Model(text, _manifold(decoder, run, latent_dim, shape))
+    named = _names_in(path)
+    if ":" not in text and named and not path.is_file():
+        expected = f"the name of a decoder in {text}, as in {text}:factory"
+        raise OptionError(text, expected, "none", named)
     if path.exists() or (suffix in PICKLES and ":" not in text):
         kind = "a pickle, which could run any program when it is read"
         got = kind if suffix in PICKLES else f"a file {suffix or 'without an ending'}"
         got = got if path.exists() else "nothing there"
-        raise FileError(text, _KINDS, got, _SAFE)
+        raise FileError(text, _KINDS, got, named or _SAFE)
     if ":" in text:
         return Model(text, _manifold(_named(text), run, latent_dim))
     around = path.parent
-    here = [e.name for e in around.iterdir() if e.is_dir()] if around.is_dir() else []
+    entries = around.iterdir() if around.is_dir() else ()
+    here = [entry.name for entry in entries if (entry / _CHECKPOINT).is_file()]
     hint = suggestion(path.name, here) if here else "riemae train makes one."
     raise FileError(text, _KINDS, "nothing there", hint)
 
 
 def _trained(text: str, folder: Path, run: Run) -> Model:
-    if not (folder / "checkpoint.json").exists():
+    if not (folder / _CHECKPOINT).exists():
         hint = "riemae train --out writes one; a folder of images is data."
         raise FileError(text, "a folder with a trained model", "one without checkpoint.json", hint)
     estimator = load(folder, run.device)
@@ -258,6 +271,10 @@ def _named(text: str) -> Any:
         OptionError: When there is no such name, or it is neither.
     """
     home, _, name = text.rpartition(":")
+    if not home or not name:
+        got = f"nothing {'after' if home else 'before'} the colon"
+        hint = _names_in(Path(home)) or "Try my_module:function."
+        raise OptionError(text, "module:factory", got, hint)
     with _from_here(), _of_the_user(text):
         module = _module(text, home)
         found: Any = module
@@ -274,6 +291,35 @@ def _named(text: str) -> Any:
     got = type(found).__name__
     hint = "Write a function without arguments that returns the decoder in eval mode."
     raise OptionError(text, expected, got, hint)
+
+
+def _names_in(path: Path) -> str:
+    """A hint at the functions, classes and variables of a Python file, which is not run.
+
+    Args:
+        path: Of the file, with or without its ending.
+
+    Returns:
+        The hint; empty when there is no such file.
+    """
+    if not path.name:
+        return ""
+    file = path if path.suffix == ".py" else path.with_name(f"{path.name}.py")
+    if not file.is_file():
+        return ""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return f"Try {path}:function."
+    found: list[str] = []
+    for entry in body:
+        if isinstance(entry, (ast.FunctionDef, ast.ClassDef)):
+            found.append(entry.name)
+        elif isinstance(entry, ast.Assign):
+            found += [target.id for target in entry.targets if isinstance(target, ast.Name)]
+    public = [name for name in found if not name.startswith("_")]
+    listed = ", ".join(f"{path}:{name}" for name in public[:_LISTED])
+    return f"Try {listed or f'{path}:function'}."
 
 
 def _module(text: str, home: str) -> Any:
@@ -336,7 +382,7 @@ def _of_the_user(text: str) -> Iterator[None]:
         yield
     except RiemaeError:
         raise
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:  # a script may end the process when it is imported
         got = f"{type(reason).__name__}: {str(reason).rstrip('.')}"
         hint = "Run it again with --debug, which shows where."
         raise DecoderError(text, "code that builds a decoder", got, hint) from reason

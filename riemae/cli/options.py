@@ -81,6 +81,7 @@ class Reading:
         drop_missing: Whether rows with missing cells are left out.
         key: The array of an npz file.
         layer: The layer of an h5ad file.
+        decimal: A point or a comma, as fractions have in a text table.
         usual: How the data of the training were read: what the user does not say is taken from
             there, as far as the data have it.
     """
@@ -92,6 +93,7 @@ class Reading:
     drop_missing: bool = False
     key: str | None = None
     layer: str | None = None
+    decimal: str | None = None
     usual: Reading | None = None
 
     def choice(self, name: str, known: Iterable[str]) -> str | None:
@@ -339,6 +341,11 @@ def reading(function: Function) -> Function:
         ),
         flag("--exclude", type=Words(), default=(), metavar="A,B", help="Leave these columns out."),
         flag("--drop-missing", is_flag=True, help="Leave rows with missing cells out."),
+        flag(
+            "--decimal",
+            type=click.Choice([".", ","]),
+            help="What numbers in a text table have before their fractions; by default a point.",
+        ),
         flag("--key", metavar="NAME", help="The array of an npz file."),
         flag("--layer", metavar="NAME", help="The layer of an h5ad file; by default X."),
     )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from riemae.storage.atomic import write_atomically
 
 _PLACE = "Choose another --out, or make room and permissions for this one."
 _WIDE = 200  # characters in a line of a file
+_STDOUT = "riemae.cli.stdout"  # the entry of a click context
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -194,14 +196,34 @@ def plain(value: Any) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def stdout_for_results(meta: dict[str, Any]) -> Iterator[None]:
+    """Keep stdout for what the command says itself.
+
+    What anything else prints, such as the module of a decoder, goes to stderr.
+
+    Args:
+        meta: Of the context of the command, which remembers where stdout was.
+    """
+    meta[_STDOUT] = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def stdout() -> Any:
+    """Where results go, whatever else is printed meanwhile."""
+    context = click.get_current_context(silent=True)
+    return sys.stdout if context is None else context.meta.get(_STDOUT, sys.stdout)
+
+
 def say_json(content: Mapping[str, Any]) -> None:
     """One line of JSON on stdout."""
-    click.echo(json.dumps(plain(content)))
+    click.echo(json.dumps(plain(content)), file=stdout())
 
 
 def say(text: str) -> None:
     """A line for people on stdout."""
-    click.echo(text)
+    click.echo(text, file=stdout())
 
 
 def say_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -210,9 +232,9 @@ def say_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) ->
     from rich.table import Table
 
     lines = [tuple(row) for row in rows]
-    console = Console()
+    console = Console(file=stdout())
     if not console.is_terminal:
-        console = Console(width=_WIDE)
+        console = Console(file=stdout(), width=_WIDE)
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
         numeric = all(_is_number(line[i]) for line in lines)
@@ -220,6 +242,11 @@ def say_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) ->
     for line in lines:
         table.add_row(*line)
     console.print(table)
+
+
+def counted(count: int, word: str) -> str:
+    """So many of something, such as "1 row" or "20,000 rows"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def number(value: float | Tensor, digits: str = ".5g") -> str:

@@ -21,7 +21,7 @@ from riemae.exceptions import CheckpointError
 
 FILE = "preparation.json"
 _CHECKPOINT = "checkpoint.json"
-_NAMES = ("labels", "index", "key", "layer")
+_NAMES = ("labels", "index", "key", "layer", "decimal")
 _FORMAT = "riemae preparation"
 _AGAIN = "Train the model again, or take the whole folder from where it was trained."
 
@@ -39,6 +39,7 @@ class Preparation:
         index: The column of the names of rows, or None.
         key: The array of an npz file, or None.
         layer: The layer of an h5ad file, or None.
+        decimal: Of numbers in a text table, where the user has said it, or None.
     """
 
     columns: tuple[str, ...] | None
@@ -49,11 +50,12 @@ class Preparation:
     index: str | None = None
     key: str | None = None
     layer: str | None = None
+    decimal: str | None = None
 
     @property
     def reading(self) -> Reading:
         """How the data of the training were read."""
-        return Reading(labels=self.labels, index=self.index, key=self.key, layer=self.layer)
+        return Reading(**{name: getattr(self, name) for name in _NAMES})
 
     @classmethod
     def of(cls, table: Table, standardize: bool, reading: Reading) -> Preparation:
@@ -133,7 +135,7 @@ class Preparation:
                 shape=tuple(map(int, found["shape"])),
                 center=_numbers(found["center"]),
                 scale=_numbers(found["scale"]),
-                **{name: _text(found[name]) for name in _NAMES},
+                **{name: _text(found.get(name)) for name in _NAMES},
             )
             model = found["model"]
         except (ValueError, LookupError, TypeError, RecursionError) as reason:

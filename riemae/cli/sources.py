@@ -85,7 +85,8 @@ def find(data: str, reading: Reading, seed: int = 0) -> Source:
 
 
 def _table(path: Path, reading: Reading) -> Source:
-    columns, named = read_delimited(path, reading.named)
+    usual = None if reading.usual is None else reading.usual.decimal
+    columns, named = read_delimited(path, reading.named, reading.decimal, usual)
     names = tuple(c.name for c in columns) if named else None
     return Source(path.name, columns=columns, names=names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Table:
         rows: The names of the rows, or their numbers as text.
         index_name: What the names of the rows are called; None when they are numbers.
         dropped: How many rows were left out because cells were missing.
+        kept: Which rows of the data these are, ``(rows,)`` bool; None for all.
         pixels: The shape of an image, where a flat row is one.
     """
 
@@ -39,6 +41,7 @@ class Table:
     rows: list[str]
     index_name: str | None
     dropped: int = 0
+    kept: np.ndarray | None = None
     pixels: tuple[int, ...] | None = None
 
     @property
@@ -120,10 +123,7 @@ class Source:
                 self.name, "finite numbers", f"an infinite one in row {place[0] + 1}", hint
             )
         if not values.size:
-            got = f"{len(values)} rows with {values[:1].size} columns"
-            raise DataError(
-                self.name, "at least one row and one column", got, "Is a selection too narrow?"
-            )
+            raise self._of_nothing(reading, chosen, int((~kept).sum()))
         picked = np.flatnonzero(kept)
         names = rows if rows is not None else [str(i) for i in range(len(kept))]
         return Table(
@@ -135,6 +135,7 @@ class Source:
             rows=[names[i] for i in picked],
             index_name=index_name,
             dropped=int((~kept).sum()),
+            kept=kept,
             pixels=self.pixels,
         )
 
@@ -195,9 +196,10 @@ class Source:
         unknown = [name for name in asked if name not in known]
         if unknown:
             role = "a column" if wanted is None else "a column of the model"
-            more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             hint = suggestion(unknown[0], self.names)
-            raise OptionError(self.name, f"{role} in the data", f"no {unknown[0]!r}{more}", hint)
+            expected = f"{role} called {unknown[0]!r}{more}"
+            raise OptionError(self.name, expected, "none", hint)
         if wanted is not None:
             return list(wanted)
         if reading.columns:
@@ -227,12 +229,31 @@ class Source:
             raise self._of_words(words)
         return np.stack([c.numbers for c in found], 1) if found else np.empty((len(self), 0))
 
+    def _of_nothing(self, reading: Reading, chosen: list[str] | None, dropped: int) -> DataError:
+        """The error of a table in which nothing is left."""
+        expected = "at least one row and one column"
+        if dropped:
+            got = f"{dropped} rows, all of which have missing cells"
+            hint = "Leave out the columns that are hardly filled, with --exclude."
+        elif not len(self):
+            got, hint = "no rows", "Is it the right file?"
+        else:
+            got = "no columns"
+            away = ", ".join(sorted(map(repr, {*reading.named, *reading.exclude})))
+            hint = f"All are labels, names of rows or left out: {away}." if away else ""
+        return DataError(self.name, expected, got, hint)
+
     def _of_words(self, columns: Sequence[Column]) -> DataError:
         """The error of columns that hold no numbers."""
         first = columns[0]
         assert first.bad is not None
         row, text = first.bad
         name = _quoted(first.name)
+        if other := _other_decimal(text):
+            hint = f"If that is a fraction, say --decimal {other}; if it divides thousands, "
+            expected = f"numbers in the column {first.name!r}"
+            got = f"{text!r} in row {row}"
+            return DataError(self.name, expected, got, hint + "write the number without it.")
         everyone = _quoted(",".join(column.name for column in columns))
         hint = (
             f"If it holds labels or names, say --labels {name} or --index {name}; to leave "
@@ -256,6 +277,7 @@ class Source:
         if reading.drop_missing:
             return values[~broken], ~broken
         where = ""
+        names: list[str] = []
         if chosen is not None:
             names = [name for name, bad in zip(chosen, missing.any(0), strict=True) if bad]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -263,7 +285,19 @@ class Source:
         cells = int(missing.sum())
         got = f"{cells} missing (NaN) in {int(broken.sum())} of {len(values)} rows{where}"
         hint = "Leave these rows out with --drop-missing, or fill the cells in first."
+        if broken.all():
+            away = _quoted(",".join(names[:_NAMED]))
+            hint = f"No row is complete: leave columns out with --exclude {away}."
+            hint = hint if names else "No row is complete: fill the cells in first."
         raise NonFiniteError(self.name, "a number in every cell", got, hint)
+
+
+def _other_decimal(text: str) -> str:
+    """The comma or point that makes a cell no number; empty where it is something else."""
+    for sign in ",.":
+        if re.fullmatch(rf"[+-]?\d*\{sign}\d+([eE][+-]?\d+)?", text.strip()):
+            return sign
+    return ""
 
 
 def _quoted(name: str) -> str:

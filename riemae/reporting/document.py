@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ __all__ = ["Report", "report"]
 
 _WHERE = "report"
 _SHOWN = 20000  # points in the page at most
+_LABEL = 24  # letters of a label in its table
 _WORST = 8  # pairs in its table
 _STAGES = {"pairs": 50, "numbers": 15, "page": 35}  # shares of the progress, in per cent
 # The order matters: each uses those before it.
@@ -95,6 +97,7 @@ def report(
     title: str | None = None,
     images: Any = None,
     data: Any = None,
+    explained: float | None = None,
     features: Sequence[str] | None = None,
     history: Any = None,
     pairs: int = 100,
@@ -126,6 +129,8 @@ def report(
         data: ``(n, *shape)``, the data behind the codes, in the units of the decoder's output; for
             folds and for what the codes explain. By default the images, if they are given, and what
             a decoder of ``fit_decoder`` was fitted to.
+        explained: Share of the data that the codes explain, where data cannot be compared with
+            outputs, as counts with logarithms of rates: such as ``model.score(x)`` of an estimator.
         features: Names of the D outputs.
         history: Of the training, to be shown: numbers per epoch by name, such as ``history_`` of an
             estimator.
@@ -160,6 +165,8 @@ def report(
     expect_range(_WHERE, "landmarks", landmarks, 2, 64, integer=True)
     if resolution is not None:
         expect_range(_WHERE, "resolution", resolution, 8, 512, integer=True)
+    if explained is not None:
+        expect_range(_WHERE, "explained", explained, -math.inf, 1)
     named = Labels.of(_WHERE, labels, n)
     shown_as = Images.of(_WHERE, images, n)
     curves = as_history(_WHERE, history)
@@ -186,7 +193,7 @@ def report(
         )
         content = payload(scene, resolution, landmarks, stages.of("page"))
     fit = M.decoder.summary if isinstance(M.decoder, FittedDecoder) else None
-    found = findings(solved, local, fidelity, fit, codes.shape[1])
+    found = findings(solved, local, fidelity, fit, codes.shape[1], explained)
     level, sentence = verdict(found)
     numbers = {finding.key: finding.value for finding in found} | scene.numbers
     heading = title or "A latent space and its geometry"
@@ -369,6 +376,8 @@ class _Page:
             "facts": html.escape(self._facts()),
             "findings": "\n".join(map(_card, self.findings)),
             "worst": self._worst(),
+            "scope": self._scope(),
+            "place": "In the plot" if self.scene.z.shape[1] <= 2 else "In latent space",
             "training": training_chart(self.history),
             "colophon": html.escape(self._colophon(content)),
             "data": as_json(content),
@@ -389,12 +398,23 @@ class _Page:
             facts.insert(1, f"{len(self.scene.shown):,} of them drawn")
         return " · ".join(facts)
 
+    def _scope(self) -> str:
+        """What the numbers call the plot, where the map shows a part of it only."""
+        m = self.scene.z.shape[1]
+        if m <= 2:
+            return ""
+        return (
+            f"<p>Here, distances in the plot are those in the latent space of all {m} dimensions. "
+            "The map above is a plane through it, onto which the points are projected.</p>"
+        )
+
     def _worst(self) -> str:
         pairs = self.scene.pairs
         texts = self.scene.labels.texts
         rows = []
         for k in pairs.worst(_WORST):
-            names = [f"#{i}" + (f" ({texts[i]})" if texts else "") for i in pairs.index[k].tolist()]
+            ends = pairs.index[k].tolist()
+            names = [f"#{i}" + (f" ({_clipped(texts[i])})" if texts else "") for i in ends]
             stretch = float(pairs.stretch[k])
             word = "farther" if stretch > 1 else "closer"
             factor = stretch if stretch > 1 else 1 / stretch
@@ -423,6 +443,14 @@ class _Page:
         if content["kind"] == "section":
             parts.append(f"section chosen by {content['chosenBy']}")
         return " · ".join(parts)
+
+
+def _clipped(label: str) -> str:
+    """A label that may be long, shortened in the middle."""
+    if len(label) <= _LABEL:
+        return label
+    tail = _LABEL // 3
+    return f"{label[: _LABEL - tail - 1]}…{label[-tail:]}"
 
 
 def _card(finding: Finding) -> str:

@@ -59,13 +59,16 @@ def verdict(found: list[Finding]) -> tuple[Level, str]:
             "Too little could be measured to say: that takes several pairs of points whose "
             "geodesics are solved. Below is what could be measured."
         )
+    share = _explained(by_key)
+    if share <= 0:
+        return "poor", (
+            "No: the plot explains nothing of the data. Distances in it are between decoded points "
+            "that have little to do with the data."
+        )
     worst = by_key.get("folded")
     folded = worst is not None and worst.value > _TORN
     if ranks >= _HIGH and spread <= _EVEN and not folded:
-        return "good", (
-            "Yes: distances that one reads off the plot are proportional to distances in the data, "
-            f"to within a factor of {spread:.1f}."
-        )
+        return _even(share, spread)
     if ranks >= _MIDDLE and not folded:
         return "fair", (
             "Roughly: near and far can be told apart "
@@ -84,19 +87,52 @@ def verdict(found: list[Finding]) -> tuple[Level, str]:
     )
 
 
+def _explained(by_key: dict[str, Finding]) -> float:
+    """The share of the data that the plot explains; 1 where it is not known."""
+    known = [by_key[key].value for key in ("explained", "loo_r2") if key in by_key]
+    return known[0] if known and not math.isnan(known[0]) else 1.0
+
+
+def _even(share: float, spread: float) -> tuple[Level, str]:
+    """The verdict on a plot whose scale is even, which is one on the part that it shows."""
+    proportional = f"to within a factor of {spread:.1f}"
+    if share >= _EXPLAINED:
+        return "good", (
+            "Yes: distances that one reads off the plot are proportional to distances in the data, "
+            f"{proportional}."
+        )
+    return "fair" if share >= _PARTLY else "poor", (
+        f"Only for the {100 * share:.0f} % of the data that the plot explains: distances that one "
+        f"reads off it are proportional to distances in that part, {proportional}. The rest of the "
+        "data is invisible here."
+    )
+
+
 def findings(
     pairs: Pairs,
     local: Local,
     fidelity: Fidelity | None,
     fit: Fit | None,
     m: int,
+    explained: float | None = None,
 ) -> list[Finding]:
-    """All that can be said, the most important first."""
+    """All that can be said, the most important first.
+
+    Args:
+        pairs: The sampled geodesics.
+        local: Measures at the codes.
+        fidelity: What a comparison with the data has found, or None.
+        fit: Of a decoder that was fitted to coordinates, or None.
+        m: Latent dimensions.
+        explained: What share of the data a model says that it explains, where ``fidelity`` does
+            not tell.
+    """
     out = [
         *_about_ranks(pairs),
         *_about_local_distortion(local, m),
         *_about_trust(pairs),
         *_about_data(fidelity, fit),
+        *_about_score(explained if fidelity is None and fit is None else None),
         *_about_curvature(local, pairs, m),
     ]
     if local.kinks is not None:
@@ -257,6 +293,26 @@ def _about_trust(pairs: Pairs) -> Iterator[Finding]:
             "(riemae.statistics.compare_distances).",
             "fair" if close > 0.05 else "note",
         )
+
+
+def _about_score(explained: float | None) -> Iterator[Finding]:
+    if explained is None:
+        return
+    yield Finding(
+        "explained",
+        "What the codes explain",
+        explained,
+        _number(100 * explained, ".0f", " %"),
+        "Share of the deviance of the data that the decoded codes explain, the variance of a "
+        "likelihood. Noise that nothing can explain counts as unexplained; of counts it is often "
+        "the larger part. Distances of this report are between decoded codes.",
+        _choose(
+            explained >= _EXPLAINED,
+            "",
+            "Train longer, or with more latent dimensions, and see whether it rises.",
+        ),
+        _level(explained, _EXPLAINED, _PARTLY),
+    )
 
 
 def _about_data(fidelity: Fidelity | None, fit: Fit | None) -> Iterator[Finding]:

@@ -149,6 +149,16 @@ class TestBalance:
         assert "'a', with weight=2 times a value of 5" in first
         assert "keep clip=1.0" in first
         assert "warmup=600 steps, now 300" in first
+        # A training that was too short is not the fault of its terms.
+        for falling in ([0.99**k for k in range(40)], [1.02, 1.01, 1.0]):
+            short = Balance.of({"a": 2.0}, history | {"reconstruction": falling}, 1.0, 0)
+            first, *others = short.sentences(bad)
+            assert "still falling" in first
+            assert "more epochs" in first
+            assert not any(s.startswith("The reconstruction ") for s in others)
+        for rested in ([1.0] * 40, [0.5, 0.6], [0.9, 0.5, 0.6] * 10, [1.0]):
+            rest = Balance.of({"a": 2.0}, history | {"reconstruction": rested}, 1.0, 0)
+            assert "drowned" in rest.sentences(bad)[0]
         free = Balance.of({"a": 0.0}, history, clip=None, warmup=0)
         assert free.sentences(bad) == bad.sentences
         assert Balance.of({}, {}, None, 0).sentences(bad) == bad.sentences

@@ -84,7 +84,7 @@ class TestData:
     def test_column_of_the_training_that_is_not_there(self, here, flowers):
         data = table(here, "sepal_length,sepal_width,petal_lenght,petal_width\n1,2,3,4\n")
         line = refusal("embed", flowers.model, data)
-        assert "expected a column of the model in the data, got no 'petal_length'" in line
+        assert "expected a column of the model called 'petal_length', got none" in line
         assert "Did you mean 'petal_lenght'?" in line
 
     def test_codes_of_another_size(self, here, flowers):
@@ -296,8 +296,12 @@ class TestModels:
         sys.modules.pop("mine", None)
 
     def test_missing(self, here):
-        (here / "models").mkdir()
+        for name in ("models", "modes"):
+            (here / name).mkdir()
+        (here / "models" / "checkpoint.json").touch()
         assert "Did you mean 'models'?" in refusal("check", "model")
+        # Folders without a model are not offered.
+        assert "'modes'" not in refusal("check", "nothing-like-it")
 
     def test_an_empty_folder(self, here):
         (here / "model").mkdir()
@@ -324,10 +328,22 @@ class TestModels:
             ("mine:number", "a factory that returns an nn.Module or a Manifold, got int"),
             ("mine:broken", "KeyError: 'weights'"),
             ("none.py:make", "the file none.py"),
+            # The name of the function is missing: those in the file are offered.
+            ("mine", "Try mine:make, mine:number, mine:broken."),
+            ("mine.py", "Try mine.py:make, mine.py:number, mine.py:broken."),
+            ("mine:", "nothing after the colon. Try mine:make, "),
+            (":make", "nothing before the colon. Try my_module:function."),
         ],
     )
     def test_names_in_python(self, code, name, match):
         assert match in refusal("check", name)
+
+    def test_a_module_may_end_the_process(self, here):
+        # As scripts do at their end, and with the code of success.
+        for name in ("leaves", "leaves.py"):
+            (here / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+            assert "SystemExit: 0" in refusal("check", f"{name}:make")
+            sys.modules.pop("leaves", None)
 
     def test_a_decoder_has_no_encoder(self, code, here):
         assert "a model with an encoder, got a decoder alone" in refusal(

@@ -434,6 +434,12 @@ def shaped():
 def manifold():
     return riemae.Manifold(good(), ambient=torch.diag(torch.tensor([1.0, 2.0, 3.0])))
 
+def still(z):
+    return torch.ones(len(z), 3).to(z) + 0 * z.sum()
+
+def line(z):
+    return torch.cat([z, z.square()], 1)
+
 ready = good()
 """
 
@@ -487,7 +493,8 @@ class TestOwnDecoders:
             ("dropout", "wrong", "map", "eval()"),
             ("random", "wrong", "map", "a deterministic decoder"),
             ("shaped", "good", "laws", "laws of geometry hold"),
-            ("folded", "note", "directions", "1 of 2 directions hardly move the data"),
+            ("folded", "note", "directions", "1 of 2 directions hardly moves the data"),
+            ("still", "wrong", "directions", "no direction moves the data"),
         ],
     )
     def test_what_is_wrong_with_a_decoder(self, code, name, verdict, about, match):
@@ -500,6 +507,28 @@ class TestOwnDecoders:
         texts = [f["text"] for f in found["findings"] if f["about"] == about]
         assert [f["verdict"] for f in found["findings"] if f["about"] == about] == [verdict]
         assert match in texts[0]
+
+    def test_one_direction_has_none_to_be_compared_with(self, code, here):
+        assert "directions" not in [
+            f["about"] for f in numbers("check", "mine:line", "--latent-dim", "1")["findings"]
+        ]
+
+    def test_stdout_is_for_results(self, here):
+        # Modules, factories and decoders may print: their lines go to stderr.
+        (here / "talks.py").write_text(
+            "print('importing')\n"
+            "def make():\n    print('building')\n    return decode\n"
+            "def decode(z):\n    print('decoding')\n    return z.sin()\n"
+        )
+        asked = ("geodesic", "talks:make", "--codes", "0,0:1,1")
+        for more in ((), ("--json",)):
+            r = call(*asked, *more)
+            sys.modules.pop("talks", None)
+            assert r.exit_code == 0
+            assert {"importing", "building", "decoding"} <= set(r.stderr.splitlines())
+            assert "ing\n" not in r.stdout.replace("Geodesics", "")
+        (line,) = r.stdout.splitlines()
+        assert json.loads(line)["converged"] == [True]
 
     def test_check_in_words(self, code, here):
         r = done("check", "mine:good", "--out", "found.json")

@@ -293,3 +293,57 @@ class TestNames:
         monkeypatch.chdir(tmp_path)
         np.save(tmp_path / "wine", np.ones((2, 2)))
         assert find("wine.npy", Reading()).array.shape == (2, 2)
+
+
+class TestDecimalComma:
+    """Numbers as spreadsheets write them where the comma divides whole numbers from fractions."""
+
+    TEXT = "name;height;width\na;1,5;2\nb;-,5;4e1\nc;NA;.\n"
+
+    def test_is_read_when_it_is_named(self, tmp_path):
+        path = written(tmp_path / "t.csv", self.TEXT)
+        found = read(path, Reading(index="name", decimal=",", drop_missing=True))
+        np.testing.assert_array_equal(found.values, [[1.5, 2], [-0.5, 40]])
+        assert found.kept.tolist() == [True, True, False]
+        bare = written(tmp_path / "bare.csv", "1,5;2\n3;4,25\n")
+        found = read(bare, Reading(decimal=","))
+        np.testing.assert_array_equal(found.values, [[1.5, 2], [3, 4.25]])
+
+    def test_is_offered_where_it_would_help(self, tmp_path):
+        with pytest.raises(DataError, match="If that is a fraction, say --decimal ,;"):
+            read(written(tmp_path / "t.csv", self.TEXT), Reading(index="name"))
+        points = written(tmp_path / "p.csv", "u;v\n1.5;2\n3;4\n")
+        with pytest.raises(DataError, match=r"say --decimal \.;"):
+            read(points, Reading(decimal=","))
+        with pytest.raises(DataError, match="--labels"):  # no number in any country
+            read(written(tmp_path / "w.csv", "u;v\n1,2,3;2\n3;4\n"), Reading())
+
+    def test_is_remembered_for_files_like_those_of_the_training(self, tmp_path):
+        then = Reading(decimal=",")
+        path = written(tmp_path / "t.csv", "u;v\n1,5;2\n")
+        assert read(path, Reading(usual=then)).values.tolist() == [[1.5, 2]]
+        codes = written(tmp_path / "codes.csv", "z1,z2\n1.5,2\n")
+        assert read(codes, Reading(usual=then)).values.tolist() == [[1.5, 2]]
+        points = written(tmp_path / "p.csv", "u;v\n1.5;2\n")
+        assert read(points, Reading(usual=then, decimal=".")).values.tolist() == [[1.5, 2]]
+
+
+class TestNothingLeft:
+    def test_each_kind_says_what_it_is(self, tmp_path):
+        empty = written(tmp_path / "h.csv", "u,v\n")
+        with pytest.raises(DataError, match=r"got no rows\. Is it the right file"):
+            read(empty, Reading())
+        holes = written(tmp_path / "n.csv", "u,v\n1,\n2,\n")
+        with pytest.raises(NonFiniteError, match="No row is complete: leave .* --exclude v"):
+            read(holes, Reading())
+        with pytest.raises(DataError, match="got 2 rows, all of which have missing cells"):
+            read(holes, Reading(drop_missing=True))
+        with pytest.raises(DataError, match="got no columns.* left out: 'u', 'v'"):
+            read(written(tmp_path / "w.csv", "u,v\n1,2\n"), Reading(exclude=("u", "v")))
+
+    def test_text_in_another_encoding(self, tmp_path):
+        path = tmp_path / "t.csv"
+        for encoding, byte in (("latin-1", "0xf6"), ("utf-16", "0xff")):
+            path.write_text("größe,v\n1,2\n", encoding=encoding)
+            with pytest.raises(FileError, match=f"UTF-8, got a byte {byte}.*CSV UTF-8"):
+                read(str(path), Reading())

@@ -90,6 +90,22 @@ class TestNumbers:
         assert float(stretch[k].log().abs()) == pytest.approx(float(stretch.log().abs().max()))
         assert f'data-pair="{k}"' in plane.path.read_text("utf-8")
 
+    def test_long_labels_are_shortened_in_the_middle(self, tmp_path):
+        labels = [f"{'long ' * 20}{kind}" for kind in ("first", "other")] * 15
+        r = report(riemae.Manifold(bowl), codes(30), tmp_path / "r.html", labels=labels, pairs=5)
+        text = r.path.read_text("utf-8")
+        rows = text[text.index("<tbody>") : text.index("</tbody>")]
+        assert "long long long …" in rows
+        assert "first)" in rows or "other)" in rows
+        assert "long " * 5 not in rows
+
+    def test_more_than_two_dimensions_are_not_called_the_plot(self, tmp_path):
+        for m, place in ((2, "In the plot"), (3, "In latent space")):
+            r = report(riemae.Manifold(bowl), codes(30, m), tmp_path / "r.html", pairs=5)
+            text = r.path.read_text("utf-8")
+            assert f'<th scope="col">{place}</th>' in text
+            assert ("latent space of all 3 dimensions" in text) == (m == 3)
+
     def test_data_give_folds_and_what_is_explained(self, tmp_path):
         z = codes(60)
         M = riemae.Manifold(bowl)
@@ -103,6 +119,35 @@ class TestNumbers:
         level, sentence = verdict([*found, type(failed)(**{**vars(failed), "value": 0.2})])
         assert level == "note"
         assert "Too little" in sentence
+
+    def test_an_even_plot_of_little_of_the_data_is_no_yes(self, tmp_path):
+        # An isometry onto a plane: the scale is even, whatever the share of the data.
+        M = riemae.Manifold(lambda z: torch.cat([z, 0 * z[:, :1]], -1))
+        z = codes(60)
+        noise = torch.randn(60, 1, generator=torch.Generator().manual_seed(0)).to(z)
+        levels = []
+        for size in (0.0, 0.8, 3.0):
+            x = torch.cat([z, size * noise], 1)
+            r = report(M, z, tmp_path / "r.html", pairs=20, data=x)
+            left = (size * noise).square().sum() / (x - x.mean(0)).square().sum()
+            assert r.numbers["explained"] == pytest.approx(1 - float(left))
+            found = {f.key: f for f in r.findings if f.key != "folded"}
+            level, sentence = verdict(list(found.values()))
+            levels.append(level)
+            if level != "good":
+                assert sentence.startswith(f"Only for the {100 * r.numbers['explained']:.0f} %")
+        assert levels == ["good", "fair", "poor"]
+        wrong = report(M, z, tmp_path / "r.html", pairs=20, data=-torch.cat([z, z[:, :1]], 1))
+        assert wrong.level == "poor"
+        assert wrong.verdict.startswith("No: the plot explains nothing")
+
+    def test_a_model_may_say_what_it_explains(self, tmp_path):
+        M = riemae.Manifold(lambda z: torch.cat([z, 0 * z[:, :1]], -1))
+        r = report(M, codes(30), tmp_path / "r.html", pairs=10, explained=0.15)
+        assert r.numbers["explained"] == 0.15
+        assert r.verdict.startswith("Only for the 15 %")
+        with pytest.raises(OptionError, match="explained"):
+            report(M, codes(30), tmp_path / "r.html", pairs=10, explained=1.5)
 
     def test_geodesics_go_round_what_the_straight_line_crosses(self, tmp_path):
         # A steep hill between two points at the same height: the way round is far shorter.

@@ -17,7 +17,7 @@ from riemae.cli.conditions import condition_option
 from riemae.cli.failures import Command, one_line
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
-from riemae.cli.output import expect_place_for, write_json
+from riemae.cli.output import counted, expect_place_for, write_json
 from riemae.cli.points import as_option, drawn, points
 from riemae.exceptions import ContractError, OptionError, RiemaeError, SmoothnessWarning
 from riemae.manifold import Manifold
@@ -128,7 +128,7 @@ def examined(model: Model, z: Tensor, seed: int) -> list[Finding]:
             shape = " × ".join(map(str, M.decode(z[:1]).shape[1:]))
     except RiemaeError as reason:
         return [Finding("map", "wrong", one_line(str(reason)))]
-    text = f"the decoder maps codes of {z.shape[1]} numbers to data of {shape}"
+    text = f"the decoder maps codes of {counted(z.shape[1], 'number')} to data of {shape}"
     found = [Finding("map", "good", f"{text}, row by row, and always alike.")]
     for look in (_laws, _smoothness, _directions, _speed, _geodesics):
         try:
@@ -182,13 +182,20 @@ def _directions(model: Model, z: Tensor, seed: int) -> list[Finding]:
     largest = values.amax(-1)
     smallest = values.amin(-1)
     ratio = smallest / largest
-    dead = int((values.median(0).values < _DEAD * largest.median()).sum())
+    dead = int((values.median(0).values <= _DEAD * largest.median()).sum())
+    m = z.shape[1]
+    if dead == m:
+        text = "no direction moves the data: all distances are 0. Is the decoder trained?"
+        return [Finding("directions", "wrong", text)]
     if dead:
         text = (
-            f"{dead} of {z.shape[1]} directions hardly move the data: distances along them are 0. "
-            "Lower latent_dim, or the weight of a prior that shuts them off."
+            f"{dead} of {m} directions hardly {'moves' if dead == 1 else 'move'} the data: "
+            f"distances along {'it' if dead == 1 else 'them'} are 0. Lower latent_dim, or the "
+            "weight of a prior that shuts such directions off."
         )
         return [Finding("directions", "note", text)]
+    if m == 1:
+        return []  # there is no other one to compare it with
     stretch = float((1 / ratio).sqrt().median())
     text = (
         f"one direction is stretched {stretch:.3g} times as much as another (median; "

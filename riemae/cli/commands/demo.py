@@ -9,7 +9,7 @@ import rich_click as click
 
 from riemae.cli.failures import Command, end
 from riemae.cli.options import talking
-from riemae.cli.output import say_json
+from riemae.cli.output import say_json, stdout
 from riemae.cli.progress import Bars
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _show(result: Demo, files: list[Path]) -> None:
 
     from riemae.cli import demo as demonstration
 
-    console = Console()
+    console = Console(file=stdout())
     r = result.geodesics
     table = Table(title="Riemannian length between digits, in three ways")
     for name in ("digits", "straight", "graph", "geodesic", "error", "nodes", "status"):

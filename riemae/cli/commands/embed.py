@@ -8,7 +8,13 @@ from riemae.cli.cells import ENDING, expect_cells, write_codes
 from riemae.cli.failures import Command
 from riemae.cli.models import open_model
 from riemae.cli.options import Reading, Run, data_argument, model_argument, reading, running
-from riemae.cli.output import expect_format, expect_place_for, write_arrays, write_columns
+from riemae.cli.output import (
+    counted,
+    expect_format,
+    expect_place_for,
+    write_arrays,
+    write_columns,
+)
 from riemae.cli.points import code_columns, points
 from riemae.exceptions import OptionError
 
@@ -50,5 +56,5 @@ def embed(model: str, data: str, reading: Reading, run: Run) -> None:
     else:
         write_columns(run.target, code_columns(found.codes, found.table))
     n, m = found.codes.shape
-    run.say(f"{n} codes of {m} numbers in {run.target}.")
+    run.say(f"{counted(n, 'code')} of {counted(m, 'number')} in {run.target}.")
     run.finish({**found.described(), "latent_dim": m, "files": [str(run.target)]})

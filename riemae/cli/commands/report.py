@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from riemae.cli.delimited import as_numbers
 from riemae.cli.failures import ARGUMENTS, Command
 from riemae.cli.models import Model, open_model
 from riemae.cli.options import Reading, Run, Words, reading, running, suggestion
-from riemae.cli.output import as_tensor, expect_format, expect_place_for, make_folder
+from riemae.cli.output import as_tensor, counted, expect_format, expect_place_for, make_folder
 from riemae.cli.points import Points, as_option, points
 from riemae.cli.sources import find, open_cells, read
 from riemae.cli.tables import Table
@@ -127,6 +128,8 @@ def report(
             M, z, table = opened.manifold, found.codes, found.table
             shown = _of_model(opened, found, shape)
             named = f"{table.name} in the latent space of {Path(model).name}"
+            if opened.standardized:
+                named += ", columns standardised"
         make_folder(run.target.parent, run.target)
         made = write_report(
             M,
@@ -163,11 +166,11 @@ def _named(given: tuple[str, ...], embedding: str | None) -> tuple[str | None, s
         if len(given) != 1:
             hint = "Try: riemae report --embedding coords.csv DATA"
             expected = "DATA alone with --embedding"
-            raise OptionError(_WHERE, expected, f"{len(given)} arguments", hint)
+            raise OptionError(_WHERE, expected, counted(len(given), "argument"), hint)
         return None, given[0]
     if len(given) != 2:
         hint = "Try: riemae report MODEL DATA, or riemae report --embedding coords.csv DATA"
-        raise OptionError(_WHERE, "MODEL and DATA", f"{len(given)} arguments", hint)
+        raise OptionError(_WHERE, "MODEL and DATA", counted(len(given), "argument"), hint)
     return given
 
 
@@ -191,14 +194,17 @@ def _of_model(model: Model, found: Points, shape: tuple[int, ...] | None) -> dic
         return shown
     shown["history"] = model.estimator.history_
     shown["features"] = model.columns
-    plain = model.preparation is None or model.preparation.center is None
-    linear = model.estimator.objective_.likelihood.linear
-    if found.encoded and linear:
-        x = model.prepared(found.table).to(found.codes)
-        shown["data"] = x
-        picture = shape or found.table.picture
-        if picture is not None and plain:
-            shown["images"] = x.reshape(len(x), *picture)
+    if not found.encoded:
+        return shown
+    x = model.prepared(found.table)
+    if not model.estimator.objective_.likelihood.linear:
+        shown["explained"] = model.estimator.score(x)
+        return shown
+    x = x.to(found.codes)
+    shown["data"] = x
+    picture = shape or found.table.picture
+    if picture is not None and not model.standardized and math.prod(picture) == x[0].numel():
+        shown["images"] = x.reshape(len(x), *picture)
     return shown
 
 
@@ -215,8 +221,10 @@ def _judged(
     Raises:
         DataError: When there are not as many coordinates as rows.
     """
-    plane = _plane(embedding, coordinates, data, run)
+    plane = _plane(embedding, coordinates, data, reading, run)
     table = read(data, reading, run.seed)
+    if table.kept is not None and len(plane) == len(table.kept):
+        plane = plane[table.kept]  # the coordinates of rows with missing cells go with them
     if len(plane) != len(table):
         hint = "Give one row of coordinates for each row of the data, in the same order."
         got = f"{len(plane)} in {embedding}"
@@ -229,7 +237,7 @@ def _judged(
 
 
 def _plane(
-    embedding: str, coordinates: tuple[str, ...], data: str, run: Run
+    embedding: str, coordinates: tuple[str, ...], data: str, reading: Reading, run: Run
 ) -> np.ndarray:  # -> (n, m)
     """Coordinates in a file, or in ``obsm`` of cells.
 
@@ -244,7 +252,7 @@ def _plane(
             expected = f"a file, or coordinates in obsm of {path.name}"
             raise OptionError("--embedding", expected, repr(embedding), hint)
         return np.asarray(adata.obsm[embedding])
-    source = find(embedding, Reading(), run.seed)
+    source = find(embedding, Reading(decimal=reading.decimal), run.seed)
     names = source.names
     if names is None:
         return source.table(Reading()).values

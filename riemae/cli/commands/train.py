@@ -13,6 +13,7 @@ import rich_click as click
 from click.exceptions import Exit
 
 from riemae.autoencoders.likelihoods import LIKELIHOODS
+from riemae.autoencoders.networks import ACTIVATIONS
 from riemae.cli.failures import INTERRUPTED, Command, warned_of
 from riemae.cli.options import (
     Name,
@@ -26,6 +27,7 @@ from riemae.cli.options import (
 )
 from riemae.cli.output import (
     as_tensor,
+    counted,
     expect_place_for,
     make_folder,
     number,
@@ -97,7 +99,14 @@ _FEW = 4  # rows, without which there is no report
 @click.option(
     "--hidden", type=Widths(), default="128,128", show_default=True, help="Widths of the layers."
 )
-@click.option("--activation", default="silu", show_default=True, help="Of the layers.")
+@click.option(
+    "--activation",
+    type=Name("activation", ACTIVATIONS),
+    default="silu",
+    show_default=True,
+    metavar="NAME",
+    help=f"Of the layers: {', '.join(ACTIVATIONS)}.",
+)
 @click.option(
     "--epochs",
     type=click.IntRange(1),
@@ -253,8 +262,8 @@ def _terms(given: tuple[str, ...]) -> dict[str, float] | None:
     for text in given:
         name, value = _split("--term", text, "relaxed_distortion=0.1")
         if name not in KNOWN:
-            hint = suggestion(name, KNOWN)
-            raise OptionError("--term", f"one of {', '.join(KNOWN)}", repr(name), hint)
+            hint = suggestion(name, KNOWN, most=len(KNOWN))
+            raise OptionError("--term", "a term that is known", repr(name), hint)
         try:
             terms[name] = float(value)
         except ValueError as reason:
@@ -388,12 +397,13 @@ def _tell(
     files: list[str],
     data: str,
 ) -> None:
-    shape = " × ".join(map(str, table.values.shape[1:]))
+    *outer, last = table.values.shape[1:]
+    shape = " × ".join([*map(str, outer), f"{last} numbers" if outer else counted(last, "number")])
     dropped = f" ({table.dropped} with missing cells left out)" if table.dropped else ""
     run.say(
-        f"{table.name}: {len(table)} rows{dropped} of {shape} numbers.",
-        f"{summary['method']} with {summary['latent_dim']} latent dimensions: "
-        f"{summary['epochs']} epochs in {summary['seconds']} s.",
+        f"{table.name}: {counted(len(table), 'row')}{dropped} of {shape}.",
+        f"{summary['method']} with {counted(summary['latent_dim'], 'latent dimension')}: "
+        f"{counted(summary['epochs'], 'epoch')} in {summary['seconds']} s.",
         f"Explained: {number(100 * summary['explained'], '.1f')} % of the "
         f"{'variance' if model.likelihood == 'squared_error' else 'deviance'}.",
     )

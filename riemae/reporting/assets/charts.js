@@ -22,6 +22,14 @@ function element(parent, name, kind, text) {
   return made;
 }
 
+/** Long names are shortened in the middle: they often begin alike. */
+function clipped(name, most) {
+  const letters = [...name];
+  if (letters.length <= most) return name;
+  const tail = Math.floor(most / 3);
+  return `${letters.slice(0, most - tail - 1).join("")}…${letters.slice(-tail).join("")}`;
+}
+
 /** Tiles of one picture. */
 class Tiles {
   constructor(sheet, ready) {
@@ -68,7 +76,7 @@ function strip(parent, count, show) {
 /** Lines over the way from A to B. Each entry of lines has a name and values. */
 function lineChart(parent, lines, label) {
   parent.replaceChildren();
-  const [width, height, left, right, top, bottom] = [360, 200, 44, 82, 10, 22];
+  const [width, height, left, right, top, bottom] = [380, 200, 44, 112, 10, 22];
   const svg = shape(parent, "svg", {
     viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label,
   });
@@ -106,8 +114,7 @@ function lineChart(parent, lines, label) {
     shape(svg, "polyline", { ...style, points: points.map((p) => p.join(",")).join(" ") });
     const row = rows.get(k) - over;
     shape(svg, "line", { ...style, x1: width - right + 4, x2: width - right + 22, y1: row, y2: row });
-    const short = name.length > 9 ? `${name.slice(0, 8)}…` : name;
-    const text = shape(svg, "text", { x: width - right + 26, y: row + 4 }, short);
+    const text = shape(svg, "text", { x: width - right + 26, y: row + 4 }, clipped(name, 13));
     shape(text, "title", {}, name);
   });
 }

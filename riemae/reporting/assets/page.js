@@ -1,6 +1,7 @@
 /* The page: reads the data, draws the map, and answers what a person does with it. */
 
 const NUMBERS = 200; // points of a curve on the screen
+const LABEL = 24; // letters of a label, where it stands in a line
 const DIFFERENT = 0.01; // relative difference from riemae's own length that is marked
 
 function $(id) {
@@ -133,14 +134,14 @@ class Page {
   /** "#12 (seven)" for a drawn point. */
   nameOf(row) {
     const text = this.points.texts[row];
-    return `#${this.points.index[row]}${text === undefined ? "" : ` (${text})`}`;
+    return `#${this.points.index[row]}${text === undefined ? "" : ` (${clipped(text, LABEL)})`}`;
   }
 
   describe(row, box) {
     box.replaceChildren();
     if (this.thumbs) this.thumbs.show(element(box, "canvas"), row);
     const { texts, coordinates, index } = this.points;
-    if (texts.length) element(box, "strong", "", texts[row]);
+    if (texts.length) element(box, "strong", "", clipped(texts[row], 4 * LABEL));
     element(box, "div", "", `#${index[row]}`);
     const shown = this.data.kind === "line" ? 1 : 2;
     const numbers = [0, 1].slice(0, shown).map((a) => brief(coordinates[2 * row + a]));
@@ -432,8 +433,8 @@ class PlanePage extends WithHandles {
 function signed(difference) {
   if (!Number.isFinite(difference)) return "";
   const size = (100 * Math.abs(difference)).toFixed(2);
-  const sign = size === "0.00" ? "" : difference > 0 ? "+" : "−";
-  return `${sign}${size} % here`;
+  if (size === "0.00") return "the same here, to 0.01 %";
+  return `${size} % ${difference > 0 ? "longer" : "shorter"} here`;
 }
 
 function explain(difference, converged) {
@@ -587,7 +588,8 @@ class SectionPage extends Page {
   short(index) {
     const row = this.rowOf.get(index);
     if (row === undefined || this.points.values.length) return `#${index}`;
-    return this.points.texts[row] ?? `#${index}`;
+    const text = this.points.texts[row];
+    return text === undefined ? `#${index}` : clipped(text, 16);
   }
 
   moved() {
