@@ -85,7 +85,8 @@ LAYERS = {
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
         autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihoods
-        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.loop autoencoders.losses autoencoders.metadata autoencoders.module
+        autoencoders.nearest
         autoencoders.neighborhood autoencoders.networks autoencoders.objective
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
         autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings

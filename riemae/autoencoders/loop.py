@@ -15,9 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
-from torch.optim import Optimizer
-
-from riemae.autoencoders.module import GeometricModule
 
 
 class Steps(_TrainingEpochLoop):
@@ -74,8 +71,8 @@ class Steps(_TrainingEpochLoop):
             raise SIGTERMException
 
     def _step(self, batch: Any) -> None:
-        module: GeometricModule = self.trainer.lightning_module
-        optimizer: Optimizer = self.trainer.optimizers[0]
+        module: Any = self.trainer.lightning_module  # a GeometricModule
+        optimizer: Any = self.trainer.optimizers[0]
         index = self.batch_idx
 
         def closure() -> Tensor:
