@@ -48,7 +48,7 @@ class Steps(_TrainingEpochLoop):
         progress.increment_processed()
         if self.trainer.lr_scheduler_configs:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if self._num_ready_batches_reached():
+            if progress.is_last_batch:
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         progress.increment_completed()
 
@@ -61,7 +61,7 @@ class Steps(_TrainingEpochLoop):
         Raises:
             SIGTERMException: When the process is asked to end, as from lightning's loop.
         """
-        if self._num_ready_batches_reached():
+        if self.batch_progress.is_last_batch:
             super().on_advance_end(data_fetcher)
             return
         if self.trainer.lr_scheduler_configs:
