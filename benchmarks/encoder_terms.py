@@ -8,9 +8,11 @@ weights, in float32 on one thread. Measured on the training data, for five seeds
 - *recall*: of the ten nearest samples along the graph of the data, the share that is among the ten
   nearest codes;
 - *ranks*: Spearman's correlation between latent distances and distances along that graph;
+- *τ*: Kendall's correlation of the same;
 - *R²* of the reconstruction.
 
-Writes ``benchmarks/results/encoder_terms.md``.
+What was measured is kept by seed in ``benchmarks/results/encoder_terms.json``, and not measured
+again unless ``--again`` is given. Writes ``benchmarks/results/encoder_terms.md``.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from benchmarks.kept import Kept, Measures
 from riemae import datasets
 from riemae.autoencoders import AE, IRAE, Term
 from riemae.autoencoders.graph_losses import DistanceMatching
 
 RESULTS = Path(__file__).parent / "results" / "encoder_terms.md"
+VALUES = RESULTS.with_suffix(".json")
 SETTINGS = {"hidden": (64, 64), "epochs": 400, "batch_size": 512, "lr": 5e-3, "schedule": "cosine"}
 NEIGHBORS = 10
 TERMS: dict[str, dict[str, Any]] = {
@@ -67,18 +71,23 @@ def digits(seed: int) -> Tensor:
 DATA = {"Swiss roll with a hole": roll, "rotated digit": digits}
 
 
-def measured(model: AE, x: Tensor, lengths: Tensor) -> tuple[float, float, float]:
-    """Recall, ranks and R²."""
+def measured(model: AE, x: Tensor, lengths: Tensor) -> Measures:
+    """Recall, ranks, τ and R²."""
     z = model.transform(x)
     latent = torch.cdist(z, z)
     n = len(x)
     upper = torch.triu_indices(n, n, 1)
-    ranks = spearmanr(latent[tuple(upper)], lengths[tuple(upper)]).statistic
+    both = latent[tuple(upper)], lengths[tuple(upper)]
     eye = torch.eye(n).bool()
     near = lengths.masked_fill(eye, torch.inf).topk(NEIGHBORS, largest=False).indices
     found = latent.masked_fill(eye, torch.inf).topk(NEIGHBORS, largest=False).indices
     recall = (near[:, :, None] == found[:, None]).any(2).float().mean()
-    return float(recall), float(ranks), model.score(x)
+    return {
+        "recall": float(recall),
+        "ranks": float(spearmanr(*both).statistic),
+        "τ": float(kendalltau(*both).statistic),
+        "R²": model.score(x),
+    }
 
 
 def models(epochs: int) -> dict[str, AE]:
@@ -91,30 +100,50 @@ def models(epochs: int) -> dict[str, AE]:
     return found
 
 
-def table(name: str, seeds: int, epochs: int) -> list[str]:
-    """The rows of one kind of data."""
-    rows = [f"## {name}", "", "| | recall | ranks | R² |", "| --- | --- | --- | --- |"]
-    data = [DATA[name](seed) for seed in range(seeds)]
-    lengths = [DistanceMatching(NEIGHBORS).fitted(x).lengths for x in data]
-    for label, model in models(epochs).items():
-        found = np.array(
-            [
-                measured(model.set_params(seed=seed).fit(x), x, d)
-                for seed, (x, d) in enumerate(zip(data, lengths, strict=True))
+def measure(name: str, kept: Kept, only: list[str], seeds: int, epochs: int) -> None:
+    """Train on one kind of data, as far as it is not measured yet."""
+    for seed in range(seeds):
+        x = DATA[name](seed)
+        lengths = DistanceMatching(NEIGHBORS).fitted(x).lengths
+        for label, model in models(epochs).items():
+            if kept.has(name, label, seed) or (only and label not in only):
+                continue
+            found = measured(model.set_params(seed=seed).fit(x), x, lengths)
+            kept.add(name, label, seed, found)
+            print(name, seed, label, found, flush=True)
+
+
+def table(name: str, kept: Kept) -> list[str]:
+    """The rows of one kind of data, by seed, and by how much each loss is above IRAE on average."""
+    values = kept.of(name)
+    names = list(next(iter(values.values()))[0])
+    rows = [f"## {name}", "", "| | " + " | ".join(names) + " | recall, ranks above IRAE's on |"]
+    rows.append("|" + " --- |" * (len(names) + 2))
+    base = values.get("IRAE", [])
+    for label, many in values.items():
+        cells = [" ".join(f"{s[key]:.3f}" for s in many) for key in names]
+        above = ""
+        if label not in ("AE", "IRAE"):
+            wins = [
+                sum(s[key] > b[key] for s, b in zip(many, base, strict=True))
+                for key in ("recall", "ranks")
             ]
-        )
-        cells = [" ".join(f"{v:.3f}" for v in column) for column in found.T]
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
-        print(name, rows[-1], flush=True)
+            above = f"{wins[0]}, {wins[1]} of {len(many)} seeds"
+        rows.append(f"| {label} | " + " | ".join([*cells, above]) + " |")
     return [*rows, ""]
 
 
 def main() -> None:
-    """Run everything and write the tables."""
+    """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="*", help=f"some of {', '.join(DATA)}")
+    parser.add_argument("--models", nargs="*", default=[], help="by default all")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs, no file")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)
+    kept = Kept(None if quick else VALUES)
     lines = [
         "# Losses that see the encoder",
         "",
@@ -122,8 +151,14 @@ def main() -> None:
         "are added.",
         "",
     ]
+    for name in options.data or DATA:
+        if options.again:
+            kept.values.pop(name, None)
+        measure(name, kept, options.models, 1 if quick else 5, 2 if quick else SETTINGS["epochs"])
     for name in DATA:
-        lines += table(name, 1 if quick else 5, 2 if quick else SETTINGS["epochs"])
+        if name in kept.values:
+            lines += table(name, kept)
+    print("\n".join(lines))
     lines += [
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
         f"{os.cpu_count()} cores, 1 thread, float32.",

@@ -8,7 +8,8 @@ Trustworthiness is that of the training data with ten neighbours. MCN, VoR and c
 at the training codes; curvature is in units of the data's extent, in which a sphere S^m has 2m.
 *Cost* is the process time of the fit, relative to that of AE.
 
-Writes ``benchmarks/results/trainers.md``.
+What was measured is kept in ``benchmarks/results/trainers.json``, and not measured again unless
+``--again`` is given. Writes ``benchmarks/results/trainers.md``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.defaults import MODELS
+from benchmarks.kept import Kept, Measures
 from riemae import autoencoders, scores
 from riemae.autoencoders import AE
 
 RESULTS = Path(__file__).parent / "results" / "trainers.md"
+VALUES = RESULTS.with_suffix(".json")
 HEAD = [
     "| | R² train | R² test | kNN | trustworthiness | MCN | VoR | curvature | cost |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -53,17 +56,28 @@ def named_right(
     return float(KNeighborsClassifier(5).fit(train, labels).score(test, truth))
 
 
-def row(name: str, model: AE, split: Split, cost: float) -> str:
-    """The row of a trained model."""
+def measured(model: AE, split: Split, spent: float) -> Measures:
+    """What a trained model is like."""
     x, test, labels, truth = split
     z = model.transform(x)
-    right = named_right(z, model.transform(test), labels, truth)
     found = scores.summary(model.manifold_, torch.as_tensor(z))
-    extent = float(model.objective_.extent)
+    return {
+        "train": model.score(x),
+        "test": model.score(test),
+        "right": named_right(z, model.transform(test), labels, truth),
+        "trust": float(trustworthiness(x, z, n_neighbors=10)),
+        "mcn": float(found.mcn.mean),
+        "vor": float(found.vor.mean),
+        "curvature": float(found.curvature.mean) * float(model.objective_.extent),
+        "seconds": spent,
+    }
+
+
+def row(name: str, s: Measures, plain: float) -> str:
+    """The row of a trained model."""
     return (
-        f"| {name} | {model.score(x):.3f} | {model.score(test):.3f} | {right:.3f} | "
-        f"{trustworthiness(x, z, n_neighbors=10):.3f} | {float(found.mcn.mean):.2f} | "
-        f"{float(found.vor.mean):.3f} | {float(found.curvature.mean) * extent:.1f} | {cost:.1f} |"
+        f"| {name} | {s['train']:.3f} | {s['test']:.3f} | {s['right']:.3f} | {s['trust']:.3f} | "
+        f"{s['mcn']:.2f} | {s['vor']:.3f} | {s['curvature']:.1f} | {s['seconds'] / plain:.1f} |"
     )
 
 
@@ -86,37 +100,54 @@ def plane(m: int, split: Split) -> str:
     )
 
 
-def table(m: int, split: Split, epochs: int | None) -> list[str]:
-    """All rows for one latent dimension, the most expensive estimator last."""
-    rows = [f"## m = {m}", "", *HEAD, plane(m, split)]
+def measure(m: int, split: Split, kept: Kept, epochs: int | None) -> None:
+    """Train what is not measured yet."""
     settings = {"latent_dim": m, **({} if epochs is None else {"epochs": epochs})}
-    plain = 0.0
-    for name in sorted(MODELS, key=lambda name: name == "MCAE, intrinsic"):
-        kind, own = MODELS[name]
+    autoencoders.AE(epochs=1).fit(split[0])  # imports what the first fit would be charged with
+    for name, (kind, own) in MODELS.items():
+        if kept.has(f"m = {m}", name, 0):
+            continue
         start = time.process_time()
         model = getattr(autoencoders, kind)(**own, **settings).fit(split[0])
         spent = time.process_time() - start
-        plain = plain or spent
-        rows.append(row(name, model, split, spent / plain))
-        print(rows[-1], flush=True)
-    return [*rows, ""]
+        found = measured(model, split, spent)
+        kept.add(f"m = {m}", name, 0, found)
+        print(m, name, found, flush=True)
+
+
+def table(m: int, split: Split, kept: Kept) -> list[str]:
+    """All rows for one latent dimension."""
+    values = {name: many[0] for name, many in kept.of(f"m = {m}").items()}
+    if not values:
+        return []
+    plain = values["AE"]["seconds"]
+    rows = [row(name, s, plain) for name, s in values.items()]
+    return [f"## m = {m}", "", *HEAD, plane(m, split), *rows, ""]
 
 
 def main() -> None:
-    """Run everything and write the tables."""
+    """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("m", nargs="*", type=int, default=[2, 8], help="latent dimensions")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
     parser.add_argument("--quick", action="store_true", help="m = 2, one epoch, nothing written")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)
     split = digits()
+    kept = Kept(None if quick else VALUES)
     lines = ["# All trainers on digits, with default settings", ""]
-    for m in (2,) if quick else (2, 8):
-        lines += table(m, split, 1 if quick else None)
-        if not quick:
-            machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, float32."
-            about = f"torch {torch.__version__}, Python {platform.python_version()}, {machine}"
-            RESULTS.write_text("\n".join([*lines, about, ""]))
+    for m in [2] if quick else options.m:
+        if options.again:
+            kept.values.pop(f"m = {m}", None)
+        measure(m, split, kept, 1 if quick else None)
+    for m in (2, 8):
+        lines += table(m, split, kept)
+    print("\n".join(lines))
     if not quick:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, float32."
+        about = f"torch {torch.__version__}, Python {platform.python_version()}, {machine}"
+        RESULTS.write_text("\n".join([*lines, about, ""]))
         print(f"Written: {RESULTS}")
 
 

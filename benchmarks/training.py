@@ -1,7 +1,8 @@
 """Training: the cost of a step of each geometric autoencoder, compared with that of a plain one and
 with that of the published losses.
 
-    make bench                          # or: python benchmarks/training.py
+    make bench                          # or: python -m benchmarks.training
+    python -m benchmarks.training --only fit       # or "terms", "planes"; others stay as they are
 
 A step is the forward and backward pass of the whole loss, without the optimiser, in float32 on one
 thread. Steps that are compared take turns, A B A B, in one run. Ratios are medians over the turns,
@@ -10,7 +11,11 @@ has allocated and not yet freed during a step.
 
 The published losses are written here from their formulas, as in their authors' code: products with
 derivatives by ``torch.autograd.functional`` (twice reverse mode), and one pass through the decoder
-for each quantity. Writes ``benchmarks/results/training.md``.
+for each quantity.
+
+Two more tables: the cost per step of ``fit``, compared with that of a loop in bare torch over the
+same objective, or with the same networks and no objective at all; and the intrinsic curvature for
+m = 8, exactly and by random planes. Writes ``benchmarks/results/training.md``.
 """
 
 from __future__ import annotations
@@ -22,13 +27,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jvp, vjp
 from torch.profiler import ProfilerActivity, profile
 
+from riemae.autoencoders import AE, IRAE, MCAE, NRAE, Neighborhood, Term
+from riemae.autoencoders.fitting import new_objective
 from riemae.autoencoders.objective import Objective, Variation
 
 RESULTS = Path(__file__).parent / "results" / "training.md"
@@ -216,27 +225,198 @@ def table(width: int, turns: int) -> list[str]:
     return [*rows, ""]
 
 
+FITTED = {"AE": AE, "IRAE": IRAE, "MCAE": MCAE, "NRAE": NRAE}
+SAMPLES, EPOCHS = 5000, 2
+
+
+def pictures() -> Tensor:
+    """5,000 × 784 numbers from 0 to 1 near a surface of four dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(SAMPLES, 4, generator=generator)
+    w = torch.randn(4, DATA, generator=generator)
+    return (z @ w).sigmoid() + 0.05 * torch.rand(SAMPLES, DATA, generator=generator)
+
+
+def fitted(kind: type[AE], x: Tensor, settings: dict[str, Any]) -> float:
+    """Seconds of ``EPOCHS`` epochs of a fit, without those of what comes before and after them."""
+
+    def spent(epochs: int) -> float:
+        start = time.process_time()
+        kind(**settings, epochs=epochs).fit(x)
+        return time.process_time() - start
+
+    return spent(1 + EPOCHS) - spent(1)
+
+
+def looped(objective: Objective, x: Tensor, batch: int, graph: Neighborhood) -> float:
+    """Seconds of the same epochs in a loop that does nothing else."""
+    parameters = list(objective.parameters())
+    generator = torch.Generator().manual_seed(0)
+    start = time.process_time()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(x), generator=generator)
+        other = graph.sample(order, generator)
+        for a in range(0, len(x), batch):
+            near = x[other[a : a + batch]] if objective.variation.order else None
+            loss, _ = objective(x[order[a : a + batch]], near, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            if objective.geometric:
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+    return time.process_time() - start
+
+
+def plainly(objective: Objective, x: Tensor, batch: int) -> float:
+    """Seconds of the same epochs of a plain autoencoder as one writes it in torch."""
+    encoder, decoder = objective.encoder, objective.decoder
+    generator = torch.Generator().manual_seed(0)
+    start = time.process_time()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(x), generator=generator)
+        for a in range(0, len(x), batch):
+            part = x[order[a : a + batch]]
+            loss = (decoder(encoder(part)) - part).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return time.process_time() - start
+
+
+def fits(turns: int) -> list[str]:
+    """The cost of ``fit`` in bare loops."""
+    x = pictures()
+    graph = Neighborhood.nearest(x, 10)
+    rows = [
+        f"## fit, compared with a loop ({SAMPLES:,} × {DATA}, m = {LATENT})",
+        "",
+        "Process time per step, without what comes before and after the epochs. *Same objective*: "
+        "a loop in torch over the same objective and optimizer. *Plain*: a plain autoencoder in "
+        "torch.",
+        "",
+        "| model | batch, hidden | ms per step | asked for | in steps of the same objective | in "
+        "plain steps |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for batch, width, names in ((32, 32, FITTED), (64, 128, ("AE", "IRAE"))):
+        settings: dict[str, Any] = {"batch_size": batch, "hidden": (width, width)}
+        steps = EPOCHS * -(-len(x) // batch)
+        for name in names:
+            kind = FITTED[name]
+            how = {**settings, **({"neighborhood": graph} if name == "NRAE" else {})}
+            objective = new_objective(kind(**how), x).train()
+            found = []
+            for _ in range(turns):
+                own = fitted(kind, x, how)
+                loop = looped(objective, x, batch, graph)
+                found.append((own, own / loop, own / plainly(objective, x, batch)))
+            own, same, plain = (statistics.median(column) for column in zip(*found, strict=True))
+            asked = "1.3 plain" if name == "AE" else "1.1"
+            rows.append(
+                f"| {name} | {batch}, 2 × {width} | {1e3 * own / steps:.2f} | {asked} | {same:.2f} "
+                f"| {plain:.2f} |"
+            )
+            print(rows[-1], flush=True)
+    return [*rows, ""]
+
+
+def step_of(objective: Objective, x: Tensor, generator: torch.Generator) -> Case:
+    """The step of an objective."""
+    loss = partial(objective, x, None, generator)
+    return Case(objective.encoder, objective.decoder, lambda: loss()[0])
+
+
+PLANES = {
+    "exact": {"estimator": "exact"},
+    "planes, all points": {"estimator": "planes", "share": 1.0},
+    "planes, half of the points (default)": {},
+}
+
+
+def planes(turns: int) -> list[str]:
+    """The intrinsic curvature for m = 8 in plain steps, and how much the estimates scatter."""
+    m = 8
+    rows = [
+        f"## MICAE with m = {m}: batch {BATCH}",
+        "",
+        "Asked for: at most 8 plain steps. *Scatter*: standard deviation of the value for one "
+        "batch, relative to the exact one, at new networks.",
+        "",
+        "| | 4 × 256, D = 784 | scatter | 4 × 128, D = 64 | scatter |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    cells: dict[str, list[str]] = {name: [] for name in PLANES}
+    for width, data in ((256, 784), (128, 64)):
+        torch.manual_seed(0)
+        encoder, decoder = mlp(data, width, m), mlp(m, width, data)
+        x = torch.rand(BATCH, data)
+        generator = torch.Generator().manual_seed(0)
+        bare = Objective(encoder, decoder, x)
+        plain = step_of(bare, x, generator)
+        for name, options in PLANES.items():
+            terms = {"intrinsic_curvature": Term(WEIGHT, options=options)}
+            own = Objective(encoder, decoder, x, terms=terms)
+            case = step_of(own, x, generator)
+            cost = ratios(plain, case, turns)
+            with torch.no_grad():
+                z = encoder(x)
+                draws = [float(own.term("intrinsic_curvature", z, generator)) for _ in range(20)]
+            scatter = statistics.stdev(draws) / statistics.mean(draws)
+            cells[name] += [f"{cost:.1f}", f"{scatter:.2f}"]
+            print(name, cells[name], flush=True)
+    rows += [f"| {name} | " + " | ".join(found) + " |" for name, found in cells.items()]
+    return [*rows, ""]
+
+
+def steps(turns: int) -> list[str]:
+    """The cost of a step for two sizes of networks."""
+    lines = []
+    for width, count in ((256, turns), (1024, max(5, turns // 3))):
+        lines += table(width, count)
+    return lines
+
+
+def sections() -> dict[str, list[str]]:
+    """The tables that were written before, by the parts that make them."""
+    found: dict[str, list[str]] = {"terms": [], "fit": [], "planes": []}
+    part = ""
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+        if line.startswith("## "):
+            first = line.split()[1].rstrip(",")
+            part = {"fit": "fit", "MICAE": "planes"}.get(first, "terms")
+        if part:
+            found[part].append(line)
+    return {name: [*lines, ""] if lines and lines[-1] else lines for name, lines in found.items()}
+
+
 def main() -> None:
-    """Run everything and write the table."""
+    """Run what is asked for, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--turns", type=int, default=31, help="turns at width 256; a third of them at 1024"
     )
-    turns = parser.parse_args().turns
+    parser.add_argument("--only", choices=("terms", "fit", "planes"), help="by default all")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
+    head = [
         "# Training: cost of a step",
         "",
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
         f"{os.cpu_count()} cores, 1 thread, float32. Encoder and decoder 4 × width, SiLU, D = "
         f"{DATA}, "
-        f"batch {BATCH}, m = {LATENT}.",
+        f"batch {BATCH}, m = {LATENT}, where nothing else is said.",
         "",
     ]
-    for width, count in ((256, turns), (1024, max(5, turns // 3))):
-        lines += table(width, count)
+    makers = {"terms": steps, "fit": fits, "planes": planes}
+    found = sections()
+    for name, make in makers.items():
+        if options.only in (None, name):
+            turns = options.turns if name == "terms" else max(3, options.turns // 10)
+            found[name] = make(turns)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(lines))
+    RESULTS.write_text("\n".join([*head, *found["terms"], *found["fit"], *found["planes"]]))
     print(f"Written: {RESULTS}")
 
 

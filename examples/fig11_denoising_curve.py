@@ -34,21 +34,33 @@ MODELS = {
 }
 
 
+def sample(seed: int) -> datasets.Dataset:
+    """The samples of a seed."""
+    return datasets.noisy_sine(generator=seed, dtype=torch.float32)
+
+
+def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
+    """Error on clean test points, and the length of the learned curve."""
+    return {
+        "clean error": datasets.clean_error(data, _run.reconstruction(model)),
+        "length / true length": datasets.length_ratio(data, _run.decoded_curve(model, data)),
+    }
+
+
 def main() -> None:
     """Train, print, draw."""
     options = _run.options(__doc__, seeds=1)
 
     models = _run.models_for(options, MODELS)
     shown: dict[str, AE] = {}
-    first = datasets.noisy_sine(generator=0, dtype=torch.float32)
+    first = sample(0)
     errors: dict[str, list[float]] = {name: [] for name in MODELS}
     lengths: dict[str, list[float]] = {name: [] for name in MODELS}
     print(f"{'seed':>4} {'model':8} {'clean error':>12} {'× AE':>6} {'length / true length':>21}")
     for seed in range(options.seeds):
-        data = datasets.noisy_sine(generator=seed, dtype=torch.float32)
+        data = sample(seed)
         for name, fitted in _run.trained(models, data.x, seed):
-            error = datasets.clean_error(data, _run.reconstruction(fitted))
-            length = datasets.length_ratio(data, _run.decoded_curve(fitted, data))
+            error, length = measured(fitted, data).values()
             errors[name].append(error)
             lengths[name].append(length)
             ratio = error / errors["AE"][-1]

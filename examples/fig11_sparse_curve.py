@@ -36,6 +36,21 @@ MODELS = {
 FULL = {"NRAE-L": NRAE(**SETTINGS, **LINEAR), "NRAE-Q": NRAE(**SETTINGS, **QUADRATIC)}
 
 
+def sample(seed: int) -> datasets.Dataset:
+    """The samples of a seed."""
+    return datasets.sparse_spiral(generator=seed, dtype=torch.float32)
+
+
+def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
+    """Order of the codes, error on clean test points, and the length of the learned curve."""
+    return {
+        "right order": float(datasets.in_order(model.transform(data.x), data.z)),
+        "Kendall": _run.kendall(model, data),
+        "clean error": datasets.clean_error(data, _run.reconstruction(model)),
+        "length / true length": datasets.length_ratio(data, _run.decoded_curve(model, data)),
+    }
+
+
 def main() -> None:
     """Train, print, draw."""
     parser = _run.parser(__doc__, seeds=2)
@@ -43,26 +58,25 @@ def main() -> None:
     options = _run.started(parser.parse_args())
 
     shown: dict[str, AE] = {}
-    first = datasets.sparse_spiral(generator=0, dtype=torch.float32)
+    first = sample(0)
     print(
         f"{'model':16} {'right order':>12} {'Kendall':>8} {'clean error':>12} "
         f"{'length / true length':>21}   (means)"
     )
     models = _run.models_for(options, MODELS | (FULL if options.full else {}))
     for name, model in models.items():
-        right, taus, errors, lengths = 0, 0.0, 0.0, 0.0
+        found = []
         for seed in range(options.seeds):
-            data = datasets.sparse_spiral(generator=seed, dtype=torch.float32)
+            data = sample(seed)
             ((_, fitted),) = _run.trained({name: model}, data.x, seed)
-            right += datasets.in_order(fitted.transform(data.x), data.z)
-            taus += _run.kendall(fitted, data)
-            errors += datasets.clean_error(data, _run.reconstruction(fitted))
-            lengths += datasets.length_ratio(data, _run.decoded_curve(fitted, data))
+            found.append(measured(fitted, data))
             if not seed:
                 shown[name] = fitted
         n = options.seeds
+        total = {key: sum(s[key] for s in found) for key in found[0]}
         print(
-            f"{name:16} {right:6} of {n:2} {taus / n:8.3f} {errors / n:12.2e} {lengths / n:21.3f}",
+            f"{name:16} {total['right order']:6.0f} of {n:2} {total['Kendall'] / n:8.3f} "
+            f"{total['clean error'] / n:12.2e} {total['length / true length'] / n:21.3f}",
             flush=True,
         )
     graph = Neighborhood.nearest(first.x, 2)

@@ -40,6 +40,11 @@ MODELS = {
 }
 
 
+def sample(seed: int) -> datasets.Dataset:
+    """The samples of a seed."""
+    return datasets.cylinder(generator=seed, dtype=torch.float32)
+
+
 def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     """Errors on clean test points and on the samples; curvature and distortion at the samples."""
     z = model.transform(data.x)
@@ -58,14 +63,14 @@ def main() -> None:
 
     models = _run.models_for(options, MODELS)
     shown: dict[str, AE] = {}
-    first = datasets.cylinder(generator=0, dtype=torch.float32)
+    first = sample(0)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
     print(
         f"{'seed':>4} {'model':12} {'clean error':>12} {'× AE':>6} {'training error':>15} "
         f"{'curvature':>10} {'MCN':>8}"
     )
     for seed in range(options.seeds):
-        data = datasets.cylinder(generator=seed, dtype=torch.float32)
+        data = sample(seed)
         for name, fitted in _run.trained(models, data.x, seed):
             rows[name].append(measured(fitted, data))
             print(line(str(seed), name, rows[name][-1], rows["AE"][-1]), flush=True)

@@ -34,6 +34,11 @@ MODELS = {"AE": AE(**SETTINGS), "IRAE": IRAE(**SETTINGS, weight=0.006, mixup=0.2
 WEIGHTS = (0.0, 1e-3, 1e-2, 1e-1)
 
 
+def sample(seed: int) -> datasets.Dataset:
+    """The samples of a seed."""
+    return datasets.patch_with_hole(generator=seed, dtype=torch.float32)
+
+
 def measured(model: AE, data: datasets.Dataset) -> dict[str, float]:
     """Distortion, agreement with the true distances, and reconstruction error."""
     z = model.transform(data.x)
@@ -60,7 +65,7 @@ def main() -> None:
     )
     most = 0.0
     for seed in range(options.seeds) if options.seeds > 1 else [1]:
-        data = datasets.patch_with_hole(generator=seed, dtype=torch.float32)
+        data = sample(seed)
         plain = 0.0
         own: list[tuple[str, AE, datasets.Dataset]] = []
         for name, model in _run.trained(models, data.x, seed):

@@ -5,7 +5,7 @@ plain autoencoder miss the neighbours, because nothing restricts its curve betwe
 second table shows the errors of both expansions at the neighbours. NRAE-L makes the first one
 small, and NRAE-Q the second.
 
-The upper row has no networks: three curves pass all samples at the same distance, so that the
+The two upper rows have no networks: three curves pass all samples at the same distance, so that the
 reconstruction cannot tell them apart. The linear expansion sees the second, whose direction is
 wrong at the samples; only the quadratic one sees the third, whose curvature is.
 
@@ -122,24 +122,27 @@ def main() -> None:
 def draw(shown: dict[str, AE], data: datasets.Dataset, options: Namespace) -> None:
     """Curves without networks, and the models' linear and quadratic expansions."""
     figure, axes = plt.subplots(
-        3, 3, figsize=(13, 9.5), sharex=True, sharey=True, layout="constrained"
+        4, 3, figsize=(13, 12.5), sharex=True, sharey=True, layout="constrained"
     )
     x = samples()
     two = Neighborhood.nearest(TIMES, 2)
-    for axis, (name, M) in zip(axes[0], CURVES.items(), strict=True):
-        line = torch.linspace(-2.9, 2.9, 600)[:, None]
-        axis.plot(*M.decode(line).T, color="black", lw=0.8, label="curve")
-        expansions(axis, M, TIMES, x, two, 1, (3, 7, 11))
-        axis.set(title=f"{name}: equal point loss; linear")
+    orders = {1: "linear", 2: "quadratic"}
+    times = torch.linspace(-2.9, 2.9, 600)[:, None]
+    for column, (name, M) in enumerate(CURVES.items()):
+        for order, word in orders.items():
+            axis = axes[order - 1, column]
+            axis.plot(*M.decode(times).T, color="black", lw=0.8, label="curve")
+            expansions(axis, M, TIMES, x, two, order, (3, 7, 11))
+            axis.set(title=f"{name}, equal point loss: {word}")
     graph = Neighborhood.nearest(data.x, NEIGHBORS)
     for column, (name, model) in enumerate(shown.items()):
         z = model.transform(data.x)
         line = _run.decoded_curve(model, data)
-        for row, order in enumerate((1, 2)):
-            axis = axes[1 + row, column]
+        for order, word in orders.items():
+            axis = axes[1 + order, column]
             axis.plot(*line.T, color="black", lw=0.8, label="curve")
             expansions(axis, model.manifold_, z, data.x, graph, order, CENTRES)
-            axis.set(title=f"{name}: {'linear' if order == 1 else 'quadratic'}")
+            axis.set(title=f"{name}: {word}")
     for axis in axes.flat:
         axis.set(ylim=(-2.2, 2.2))
     for axis in axes[-1]:

@@ -989,6 +989,38 @@ class Manifold:
         values = intrinsic.scalar_curvature(core, flat, estimator, samples, generator)
         return values.view(z.shape[:-1])
 
+    def kretschmann(
+        self,
+        z: Tensor,
+        estimator: Literal["exact", "planes"] = "exact",
+        samples: int = 1,
+        generator: torch.Generator | int | None = None,
+        ridge: float = 0.0,
+        *,
+        condition: Conditions = None,
+    ) -> Tensor:  # (*b, m) -> (*b,)
+        """Kretschmann scalar ``‖R‖² = R_ijkl R^ijkl``; 2m(m − 1)/r⁴ on a sphere S^m.
+
+        Args:
+            z: Points.
+            estimator: ``"exact"``, or ``"planes"``: ``(m(m − 1))² R(u, v, w, x)²`` with orthonormal
+                bases (u, v) and (w, x) of two random planes, unbiased and never negative, four
+                second derivatives a sample; needs a feature map. A surface has one plane, so that
+                it is exact for m = 2.
+            samples: Draws averaged by the stochastic estimator.
+            generator: Source of its randomness, or a seed.
+            ridge: As in :meth:`extrinsic_curvature`; for ambient metrics with a feature map.
+            condition: As in :class:`Manifold`.
+
+        Raises:
+            OptionError: For an unknown estimator, fewer than one sample, a negative ridge, or a
+                ridge or ``"planes"`` without a feature map.
+        """
+        core, flat = self._checks.placed("kretschmann", z, condition)
+        generator = as_generator("Manifold.kretschmann", generator, z.device)
+        values = intrinsic.kretschmann(core, flat, estimator, samples, generator, ridge)
+        return values.view(z.shape[:-1])
+
     def sectional_curvature(
         self, z: Tensor, u: Tensor, v: Tensor, *, condition: Conditions = None
     ) -> Tensor:  # (*b, m) x 3 -> (*b,)

@@ -44,9 +44,8 @@ def stochastic(method, **options):
 
     def run(M, g):
         generator = torch.Generator().manual_seed(0)
-        return getattr(M, method)(
-            g.z, estimator="hutchinson", samples=2, generator=generator, **options
-        )
+        how = {"estimator": "hutchinson", "samples": 2, **options}
+        return getattr(M, method)(g.z, generator=generator, **how)
 
     return run
 
@@ -121,6 +120,8 @@ CURVATURE = {
     "ricci": second(lambda M, g: M.ricci(g.z)),
     "scalar_curvature": second(lambda M, g: M.scalar_curvature(g.z)),
     "scalar_curvature, drawn": second(stochastic("scalar_curvature"), rows=False),
+    "kretschmann": second(lambda M, g: M.kretschmann(g.z)),
+    "kretschmann, drawn": second(stochastic("kretschmann", estimator="planes"), rows=False),
     "sectional_curvature": second(lambda M, g: M.sectional_curvature(g.z, g.u, g.end)),
     "gaussian_curvature": second(lambda M, g: M.gaussian_curvature(g.z)),
 }

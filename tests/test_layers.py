@@ -89,9 +89,9 @@ LAYERS = {
         autoencoders.checkpoints
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.graph_losses autoencoders.history autoencoders.inputs
-        autoencoders.likelihoods
-        autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.fitting autoencoders.graph_losses autoencoders.history
+        autoencoders.inputs autoencoders.likelihoods autoencoders.loop autoencoders.losses
+        autoencoders.metadata autoencoders.module autoencoders.nearest
         autoencoders.neighborhood autoencoders.networks autoencoders.objective
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
         autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings

@@ -270,6 +270,7 @@ CURVATURES = {
     "riemann": ("z", (2, 2, 2, 2)),
     "ricci": ("z", (2, 2)),
     "scalar_curvature": ("z", ()),
+    "kretschmann": ("z", ()),
     "sectional_curvature": ("zuv", ()),
     "gaussian_curvature": ("z", ()),
 }

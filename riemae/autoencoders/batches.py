@@ -74,7 +74,10 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 0, self._epoch))
         order = torch.randperm(len(self.x), generator=generator)
-        other = self.neighbors.sample(order, generator) if self.neighbors is not None else None
+        other = None
+        if self.neighbors is not None:
+            other = self.neighbors.sample(order, generator).to(self.x.device)
+        order = order.to(self.x.device)  # at once, not batch by batch
         rank = 0
         world = 1
         if _distributed():
@@ -83,17 +86,19 @@ class Batches:
         whole = len(order) == self.batch_size and other is None and world == 1
         for start in range(0, len(order), self.batch_size):
             stop = min(start + self.batch_size, len(order))
-            first = start + rank
-            # Every process gets at least one sample, even if the batch has fewer samples than there
-            # are processes.
-            mine = torch.arange(first, max(stop, first + 1), world) % len(order)
-            index = order[mine].to(self.x.device)
+            mine: slice | Tensor = slice(start, stop)
+            if world > 1:
+                # Every process gets at least one sample, even if the batch has fewer samples than
+                # there are processes.
+                first = start + rank
+                mine = torch.arange(first, max(stop, first + 1), world) % len(order)
+            index = order[mine]
             # The order within the only batch of an epoch does not matter, so nothing is copied.
-            batch = {"x": self.x if whole else self.x[index]}
+            batch = {"x": self.x if whole else self.x.index_select(0, index)}
             for name, column in self.columns.items():
-                batch[name] = column if whole else column[index]
+                batch[name] = column if whole else column.index_select(0, index)
             if other is not None:
-                batch["neighbor"] = self.x[other[mine].to(self.x.device)]
+                batch["neighbor"] = self.x.index_select(0, other[mine])
             yield batch
 
 

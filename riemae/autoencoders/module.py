@@ -225,6 +225,8 @@ class GeometricModule(LightningModule):
         if gradient_clip_val is None and own is not None:
             gradient_clip_val = own
             gradient_clip_algorithm = "norm"
+        if gradient_clip_val is None:
+            return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 
+from riemae.autoencoders.batches import Batches
 from riemae.autoencoders.checkpoints import (
     AtomicCheckpoints,
     EveryAndLast,
@@ -25,6 +26,7 @@ from riemae.autoencoders.checkpoints import (
     checkpoint_of,
     sweep,
 )
+from riemae.autoencoders.loop import Steps
 from riemae.autoencoders.module import GeometricModule
 from riemae.autoencoders.progress import EpochProgress
 from riemae.exceptions import (
@@ -170,6 +172,8 @@ def train(
             run = replace(run, epochs=done)
     with _silenced(), _interruptible():
         trainer = _trainer(run, validated=validation is not None)
+        if _plain(run, batches):
+            Steps.install(trainer)
         try:
             trainer.fit(
                 module,
@@ -192,6 +196,12 @@ def train(
     module.best = {}
     if stopped:
         warnings.warn(f"Training stopped. {stopped}", DivergenceWarning, stacklevel=stack_level())
+
+
+def _plain(run: Run, batches: Iterable[Any]) -> bool:
+    """Whether nobody but this package looks at the steps."""
+    full = run.precision in (None, "32-true", "64-true")
+    return full and isinstance(batches, Batches) and not run.trainer and not run.logger
 
 
 def _trainer(run: Run, validated: bool) -> Trainer:

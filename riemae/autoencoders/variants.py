@@ -306,9 +306,11 @@ class MCAE(AE):
             Riemann tensor, for two latent dimensions or more.
         weight: Of the curvature in units of the data's extent, in which that of data on a sphere
             S^m is 2m.
-        probes: Random directions per point and step for the extrinsic curvature; None computes it
-            exactly, by m (m + 1)/2 second derivatives per point; ``"auto"`` is None up to m = 2,
-            where the exact value hardly costs more, and 1 for larger m.
+        probes: Random directions per point and step for the extrinsic curvature, and pairs of
+            random planes for the intrinsic one; None computes it exactly, by m (m + 1)/2 second
+            derivatives per point; ``"auto"`` is None up to m = 2, for the intrinsic one up to
+            m = 4, where the exact value hardly costs more, and 1 for larger m (for the intrinsic
+            one at half of the points of each batch).
 
     All others as in :class:`AE`.
     """
@@ -327,12 +329,14 @@ class MCAE(AE):
         if self.kind == "intrinsic":
             hint = "A curve has no curvature of its own: use kind='extrinsic'."
             expect_range("MCAE", "latent_dim", self.latent_dim, 2, integer=True, hint=hint)
-            return {"intrinsic_curvature": self.weight}
         how: dict[str, Any] = {}
         if self.probes is None:
             how["estimator"] = "exact"
         elif self.probes != "auto":
-            how |= {"estimator": "hutchinson", "probes": self.probes}
+            drawn = "planes" if self.kind == "intrinsic" else "hutchinson"
+            how |= {"estimator": drawn, "probes": self.probes}
+        if self.kind == "intrinsic":
+            return {"intrinsic_curvature": Term(self.weight, options={**how, "ridge": RIDGE})}
         return {"extrinsic_curvature": Term(self.weight, options={**how, "ridge": RIDGE})}
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from riemae.exceptions import OptionError
-from riemae.numerics.metric import safe_sqrt
-from riemae.numerics.random import signs
+from riemae.numerics.deferral import holds
+from riemae.numerics.metric import safe_sqrt, solve_metric
+from riemae.numerics.random import gaussian, signs
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.values import concrete
 
@@ -105,6 +106,37 @@ def without_tangents(q: Tensor, rows: Tensor) -> Tensor:  # (k, D, m), (k, c, D)
     On processors, batches of small products are ten times faster with D last.
     """
     return torch.baddbmm(rows, rows @ q, q.mT, alpha=-1)
+
+
+def without_tangents_by_metric(
+    j: Tensor, metric: Tensor, rows: Tensor
+) -> Tensor:  # (k, D, m), (k, m, m), (k, c, D) -> (k, c, D)
+    """``(I − J g⁻¹ Jᵀ)`` times rows, from the metric ``g``, which may have a ridge.
+
+    On processors, batches of small products are ten times faster with D last.
+
+    What is singular is not noticed here.
+    """
+    lowered = j.mT @ rows.mT
+    factor = torch.linalg.cholesky_ex(metric).L
+    coefficients = torch.cholesky_solve(lowered, factor)
+    return torch.baddbmm(rows, coefficients.mT, j.mT, alpha=-1)
+
+
+def lower_factor(where: str, metric: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
+    """Lower Cholesky factor; raises, with the places, where there is none."""
+    factor, info = torch.linalg.cholesky_ex(metric)
+    if not holds(info == 0):
+        solve_metric(where, metric, metric[..., :1])  # raises, with the places
+    return factor
+
+
+def planes(like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases of random planes, uniform among all: ``(k, m) -> (k, m), (k, m)``."""
+    u = nn.functional.normalize(gaussian(like, generator), dim=-1)
+    v = gaussian(like, generator)
+    v = v - (v * u).sum(-1, keepdim=True) * u
+    return u, nn.functional.normalize(v, dim=-1)
 
 
 def whitened(r: Tensor, generator: torch.Generator | None) -> Tensor:  # (k, m, m) -> (k, m)

@@ -10,6 +10,8 @@ the methods of :class:`~riemae.Manifold` of the same names carry the documentati
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,17 @@ from riemae.exceptions import OptionError, ShapeError
 from riemae.geometry.bending import Bending
 from riemae.geometry.extrinsic import Estimator, check_estimator
 from riemae.geometry.factors import check_triangle
-from riemae.geometry.frames import check_ridge, inverted, orthonormal, whitened, without_tangents
+from riemae.geometry.frames import (
+    check_ridge,
+    inverted,
+    lower_factor,
+    orthonormal,
+    planes,
+    ridged,
+    whitened,
+    without_tangents,
+    without_tangents_by_metric,
+)
 from riemae.geometry.pullback import PullbackMetric
 from riemae.geometry.smoothness import warn_if_flat
 from riemae.numerics.tolerances import tolerance
@@ -94,6 +106,36 @@ def scalar_curvature(
     return total / samples
 
 
+def kretschmann(
+    core: PullbackMetric,
+    flat: Tensor,
+    estimator: Literal["exact", "planes"],
+    samples: int,
+    generator: torch.Generator | None,
+    ridge: float,
+) -> Tensor:  # -> (k,)
+    """``‖R‖² = R_ijkl R^ijkl``.
+
+    Raises:
+        OptionError: For an unknown estimator, fewer than one sample, a negative ridge, or a ridge
+            or ``"planes"`` without a feature map.
+    """
+    where = "Manifold.kretschmann"
+    check_estimator(where, estimator, ("exact", "planes"), samples)
+    check_ridge(where, ridge)
+    if (ridge or estimator == "planes") and core.embedding is None:
+        got = f"{core.ambient} with ridge={ridge} and estimator={estimator!r}"
+        hint = "Use ridge=0 and estimator='exact' with this one."
+        raise OptionError(where, "an ambient metric with a feature map", got, hint)
+    if estimator == "exact" or flat.shape[-1] < 3:  # a surface has one plane
+        _, tensor = _orthonormal_riemann(core, where, flat, ridge)
+        return tensor.square().sum((1, 2, 3, 4))
+    embedding = core.embedding
+    assert embedding is not None
+    warn_if_flat(core, flat)
+    return _by_planes(embedding, where, flat, samples, generator, ridge)
+
+
 def sectional_curvature(
     core: PullbackMetric, flat: Tensor, u: Tensor, v: Tensor
 ) -> Tensor:  # -> (k,)
@@ -139,14 +181,16 @@ def gaussian_curvature(core: PullbackMetric, flat: Tensor) -> Tensor:  # (k, 2) 
     return tensor[:, 0, 1, 1, 0]
 
 
-def _orthonormal_riemann(core: PullbackMetric, where: str, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _orthonormal_riemann(
+    core: PullbackMetric, where: str, flat: Tensor, ridge: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Triangles ``(k, m, m)`` with ``RᵀR = G``, and the Riemann tensor in the bases ``R⁻¹``.
 
-    These bases are orthonormal.
+    These bases are orthonormal. The triangles contain the ridge.
     """
     if core.embedding is not None:
         warn_if_flat(core, flat)
-        r, gram, _ = Bending.grams(core.embedding, flat, whiten=True)
+        r, gram, _ = Bending.grams(core.embedding, flat, ridge, whiten=True)
         check_triangle(where, r, flat.dtype)
         return r, _gauss(gram)
     _, tensor = riemann(core, where, flat)
@@ -200,3 +244,37 @@ def _one_scalar(
     _, _, second = embedding.jets(flat, directions, Pairs.all(2))
     uu, uw, ww = without_tangents(q, second.mT).unbind(1)
     return (uu * ww).sum(-1), uw.square().sum(-1)
+
+
+def _by_planes(
+    embedding: Differential,
+    where: str,
+    flat: Tensor,
+    samples: int,
+    generator: torch.Generator | None,
+    ridge: float,
+) -> Tensor:  # (k, m) -> (k,)
+    """``(m (m − 1))² E R(u, v, w, x)²`` for two independent uniform planes ``u ∧ v`` and ``w ∧ x``.
+
+    On the N = m (m − 1)/2 dimensions of the bivectors, R is a symmetric form whose squared entries
+    are summed four times in ``‖R‖²``. A uniform plane P has ``E P Pᵀ = 1/N``, because no subspace
+    of the bivectors is mapped into itself by all rotations and reflections. So the estimate is
+    unbiased, and it is never negative.
+    """
+    j = embedding.jacobian(flat)
+    metric = ridged(j.mT @ j, ridge)
+    factor = lower_factor(where, metric)
+    both = [plane for _ in range(2 * samples) for plane in planes(flat, generator)]
+    frames = torch.stack(both, -1)  # (k, m, 4 samples): u, v, w, x of each sample
+    directions = torch.linalg.solve_triangular(factor.mT, frames, upper=True).mT
+    starts = range(0, 4 * samples, 4)
+    pairs = Pairs(
+        [start + i for start in starts for i in (0, 0, 1, 1)],
+        [start + i for start in starts for i in (2, 3, 2, 3)],
+    )
+    _, _, second = embedding.jets(flat, directions, pairs)
+    normal = without_tangents_by_metric(j, metric, second.mT)
+    uw, ux, vw, vx = normal.unflatten(1, (samples, 4)).unbind(2)
+    sectional = (vw * ux).sum(-1) - (uw * vx).sum(-1)  # (k, samples)
+    m = flat.shape[-1]
+    return (m * (m - 1)) ** 2 * sectional.square().mean(-1)

@@ -309,6 +309,48 @@ class TestCurvature:
         value = losses.intrinsic_curvature(Manifold(spaces.sphere), draw(4, 3), kind=kind)
         assert torch.allclose(value, torch.tensor(truth).double(), rtol=1e-9)
 
+    def test_planes_and_a_share_of_the_points_have_the_exact_mean(self):
+        f, z = network(5, 8), draw(6, 5)
+        M = Manifold(f)
+        weights = torch.tensor([1.0, 2, 1, 1, 0.5, 0.5]).double()
+        exact = losses.intrinsic_curvature(M, z, estimator="exact", ridge=1e-3)
+        g = gen()
+        many = z.repeat(60, 1)  # of which half are looked at
+        found = torch.stack(
+            [losses.intrinsic_curvature(M, many, ridge=1e-3, generator=g) for _ in range(40)]
+        ).detach()
+        error = found.std() / 40**0.5
+        assert (found.mean() - exact).abs() < 4 * error
+        assert error < 0.06 * exact
+        # Half of the points, all of whose subsets are equally likely.
+        halves = torch.stack(
+            [
+                losses.intrinsic_curvature(M, z, estimator="exact", share=0.5, generator=g)
+                for _ in range(100)
+            ]
+        ).detach()
+        truth = losses.intrinsic_curvature(M, z, estimator="exact")
+        assert (halves.mean() - truth).abs() < 4 * halves.std() / 100**0.5
+        assert halves.std() > 0
+        one = losses.intrinsic_curvature(M, z[:1], estimator="exact")
+        own = losses.intrinsic_curvature(
+            M, z[:1].expand(6, 5), estimator="exact", share=0.5, weights=weights, generator=g
+        )
+        assert torch.allclose(own, one)
+
+    def test_planes_are_the_default_where_the_exact_value_is_expensive(self):
+        for m, drawn in ((2, False), (4, False), (5, True)):
+            M, z = Manifold(network(m, 8)), draw(6, m)
+            a, b = (losses.intrinsic_curvature(M, z, generator=gen(seed)) for seed in (0, 1))
+            assert bool(a != b) == drawn
+        M = Manifold(lambda z: z.sin(), ambient=ambient.Custom(operator=lambda x, v: v))
+        a, b = (losses.intrinsic_curvature(M, draw(1, 5), generator=gen(seed)) for seed in (0, 1))
+        assert a == b
+        z = draw(4, 5)
+        for options in ({"kind": "ricci", "estimator": "planes"}, {"share": 0.0}, {"share": 2.0}):
+            with pytest.raises(OptionError):
+                losses.intrinsic_curvature(Manifold(network(5)), z, **options)
+
     def test_a_cylinder_bends_outside_and_not_inside(self):
         M = Manifold(lambda z: spaces.cylinder(z, 2.0))
         z = draw(9, 2)

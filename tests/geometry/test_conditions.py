@@ -110,6 +110,7 @@ CALLS = {
     "riemann": lambda M, i, **c: M.riemann(Z[i], **c),
     "ricci": lambda M, i, **c: M.ricci(Z[i], **c),
     "scalar_curvature": lambda M, i, **c: M.scalar_curvature(Z[i], **c),
+    "kretschmann": lambda M, i, **c: M.kretschmann(Z[i], **c),
     "sectional_curvature": lambda M, i, **c: M.sectional_curvature(Z[i], U[i], V[i], **c),
     "gaussian_curvature": lambda M, i, **c: M.gaussian_curvature(Z[i], **c),
     "distortion": lambda M, i, **c: M.distortion(Z[i], local=True, **c),

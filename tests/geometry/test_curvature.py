@@ -418,3 +418,60 @@ class TestInvariance:
         z = draw(4, 2).float()
         assert torch.allclose(M.extrinsic_curvature(z), torch.tensor(4.0), rtol=1e-4)
         assert torch.allclose(M.gaussian_curvature(z), torch.tensor(1.0), rtol=1e-4)
+
+
+class TestKretschmann:
+    @pytest.mark.parametrize("m", [1, 2, 3, 5])
+    def test_spheres(self, m):
+        # R_ijkl = (g_il g_jk − g_ik g_jl)/r², so ‖R‖² = 2m(m − 1)/r⁴.
+        M = Manifold(lambda z: spaces.sphere(z, 2.0))
+        truth = torch.tensor(2 * m * (m - 1) / 16).double().expand(6)
+        assert torch.allclose(M.kretschmann(draw(6, m)), truth, atol=1e-9)
+
+    def test_it_is_the_contraction_of_the_tensor_by_either_method(self):
+        f, z = network(3, 6), draw(5, 3)
+        M = Manifold(f)
+        inverse = torch.linalg.inv(M.metric(z))
+        r = M.riemann(z)
+        raised = torch.einsum("bijkl,bip,bjq,bkr,bls->bpqrs", r, inverse, inverse, inverse, inverse)
+        truth = (r * raised).sum((1, 2, 3, 4))
+        assert torch.allclose(M.kretschmann(z), truth, rtol=1e-8)
+        assert torch.allclose(by_connection(f).kretschmann(z), truth, rtol=1e-6)
+
+    @pytest.mark.parametrize(("m", "ridge", "samples"), [(3, 0.0, 1), (5, 0.1, 2)])
+    def test_the_mean_of_planes_is_the_exact_value(self, m, ridge, samples):
+        draws = 20_000
+        M = Manifold(network(m, m + 3))
+        z = draw(1, m)
+        exact = M.kretschmann(z, ridge=ridge)
+        many = M.kretschmann(z.expand(draws, m), "planes", samples, gen(), ridge)
+        assert many.min() >= 0
+        error = many.std() / draws**0.5
+        assert error < 0.05 * exact
+        assert (many.mean() - exact).abs() < 4 * error
+
+    def test_a_plane_is_enough_for_a_surface(self):
+        M = Manifold(network(2, 4))
+        z = draw(7, 2)
+        assert torch.equal(M.kretschmann(z, "planes", generator=1), M.kretschmann(z))
+
+    def test_flat_manifolds_have_none_in_any_draw(self):
+        M = Manifold(lambda z: torch.cat([z[:, :1].cos(), z[:, :1].sin(), z[:, 1:]], -1))
+        assert M.kretschmann(draw(9, 3), "planes", generator=0).abs().max() < 1e-24
+
+    def test_ill_posed_calls_are_refused(self):
+        z = draw(4, 3)
+        for M, options in (
+            (Manifold(network(3, 5)), {"estimator": "hutchinson"}),
+            (Manifold(network(3, 5)), {"estimator": "planes", "samples": 0}),
+            (Manifold(network(3, 5)), {"ridge": -1.0}),
+            (by_connection(network(3, 5)), {"estimator": "planes"}),
+            (by_connection(network(3, 5)), {"ridge": 0.1}),
+        ):
+            with pytest.raises(OptionError, match="kretschmann"):
+                M.kretschmann(z, **options)
+        flat = Manifold(
+            lambda z: torch.stack([z[:, 0], z[:, 0].square(), z[:, 1] * 0, z[:, 2]], -1)
+        )
+        with pytest.raises(SingularMetricError, match="4 of 4"):
+            flat.kretschmann(z, "planes")
