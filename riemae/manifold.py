@@ -192,6 +192,7 @@ class Manifold:
         if output is not None and not callable(output):
             hint = "Try output=lambda o: o.sample."
             raise DTypeError("Manifold", "output as a function", repr(output), hint)
+        self.output = output
         adapted = Decoder(decoder, self.latent_shape, output)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)
