@@ -36,7 +36,8 @@ LAYERS = {
         differential.results differential.rowwise differential.rules differential.rules.attention
         differential.rules.contractions differential.rules.elementwise differential.rules.generic
         differential.rules.inplace differential.rules.matrices differential.rules.normalising
-        differential.rules.norms differential.rules.products differential.rules.queries
+        differential.rules.norms differential.rules.operators differential.rules.products
+        differential.rules.queries
         differential.rules.recurrent differential.rules.scans differential.rules.selections
         differential.rules.structural differential.rules.sums differential.spellings
         differential.tangents differential.tape differential.trust
