@@ -30,8 +30,8 @@ def operators(names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _slice(
     func: Any, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Any:
-    before = (slice(None),) * (dim % x.ndim)
-    return x[(*before, slice(start, end, step))]
+    place = [slice(None)] * (dim % x.ndim) + [slice(start, end, step)]
+    return x[tuple(place)]
 
 
 @operators("index")
@@ -82,16 +82,13 @@ def _resized(mode: str) -> Callable[..., Any]:
     nearest = mode.startswith("nearest")
 
     def apply(func: Any, x: Any, size: Any, *rest: Any) -> Any:
-        corners = None
-        if not nearest:
-            corners, *rest = rest
-        scales = rest[0] if rest and len(rest) == 1 else None
-        listed = isinstance(scales, (list, tuple))
-        if size is None and listed:
-            scale = tuple(scales)
-            return F.interpolate(x, None, scale, mode, corners)
-        if listed or (rest and any(scale is not None for scale in rest)):
-            return func(x, size, *(() if nearest else (corners,)), *rest)
+        given = list(rest)
+        corners = None if nearest else given.pop(0)
+        scales = given[0] if len(given) == 1 else None
+        if size is None and isinstance(scales, (list, tuple)):
+            return F.interpolate(x, None, tuple(scales), mode, corners)
+        if size is None or any(scale is not None for scale in given):
+            return func(x, size, *rest)
         return F.interpolate(x, tuple(size), None, mode, corners)
 
     return apply
