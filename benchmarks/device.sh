@@ -25,6 +25,6 @@ done
 
 failed=0
 "$python" -m pytest -q -p no:cacheprovider --device="$device" tests/device || failed=$?
-"$python" -m benchmarks.zoo --quick --limit 60 --dtype float32 --device "$device" || failed=$?
+"$python" -m benchmarks.zoo --quick --seconds 60 --dtype float32 --device "$device" || failed=$?
 "$python" -m benchmarks.device --device "$device" $sizes || failed=$?
 exit $failed

@@ -211,6 +211,7 @@ class Manifold:
                 raise OptionError("Manifold", "a MetricSpace alone", "more arguments", hint)
             ambient = decoder.metric
             decoder = coordinates
+        self.output = output
         adapted = Decoder(decoder, self.latent_shape, output)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)

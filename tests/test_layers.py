@@ -37,10 +37,10 @@ LAYERS = {
         differential.results differential.rowwise differential.rules differential.rules.attention
         differential.rules.contractions differential.rules.elementwise differential.rules.generic
         differential.rules.inplace differential.rules.matrices differential.rules.normalising
-        differential.rules.norms differential.rules.products differential.rules.queries
-        differential.rules.recurrent differential.rules.scans differential.rules.selections
-        differential.rules.structural differential.rules.sums differential.spellings
-        differential.tangents differential.tape differential.trust
+        differential.rules.norms differential.rules.operators differential.rules.products
+        differential.rules.queries differential.rules.recurrent differential.rules.scans
+        differential.rules.selections differential.rules.structural differential.rules.sums
+        differential.spellings differential.tangents differential.tape differential.trust
     """,
     "solvers": """
         solvers solvers.bounds solvers.budget solvers.candidates solvers.certificate

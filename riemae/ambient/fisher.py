@@ -14,7 +14,7 @@ from riemae.ambient.kinds import as_kind
 from riemae.differential.jets import plain
 from riemae.distributions.closed_form import NAMED
 from riemae.distributions.family import Family, Params
-from riemae.distributions.layout import AnyLayout, Head, Layout
+from riemae.distributions.layout import AnyLayout, Head, Layout, joined
 from riemae.distributions.numerical import Divergence, Quantiles, Score
 from riemae.distributions.registry import Registered
 from riemae.exceptions import AmbientError, ApproximationWarning, FallbackWarning, stack_level
@@ -215,8 +215,7 @@ class _FisherRaoFeatures(FisherRao, FeatureMetric):
     def features(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, q)
         """Arc-length coordinates of all heads."""
         heads = self._heads(x)
-        parts = [head.family.features(p, head.free).flatten(1) for head, p in heads]
-        return torch.cat(parts, -1)
+        return joined([head.family.features(p, head.free).flatten(1) for head, p in heads])
 
 
 class _FisherRaoProducts(FisherRao, ProductMetric):
@@ -250,7 +249,7 @@ class _FisherRaoProducts(FisherRao, ProductMetric):
             vectors = head.split(part)
             direction = {name: value for name, value in vectors.items() if name in head.free}
             products.append(head.join(_precise_product(head.family, p, direction)))
-        return torch.cat(products, -1)
+        return joined(products)
 
 
 def _kind(families: Iterable[tuple[Family, Iterable[str]]]) -> type[FisherRao]:

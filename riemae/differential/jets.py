@@ -26,6 +26,7 @@ from torch.func import vmap
 
 from riemae.differential.placement import placed
 from riemae.differential.primitives import SUBSTITUTES
+from riemae.differential.spellings import spelt
 from riemae.differential.tangents import Tangents, continued, root_of
 from riemae.differential.tape import ElementwiseBend, Tape
 
@@ -190,6 +191,7 @@ class Jet(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply a torch function to value and derivatives."""
         kwargs = dict(kwargs or {})
+        func = spelt(func)
         if func in COMPOSITIONS:  # of functions that have rules
             return _composed(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():

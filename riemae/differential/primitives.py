@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from riemae.differential.spellings import spellings
+from riemae.differential.spellings import spellings, spelt
 
 
 def with_primitives() -> TorchFunctionMode:
@@ -67,12 +67,13 @@ class _Primitives(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in SUBSTITUTES:
-            return SUBSTITUTES[func](func, *args, **(kwargs or {}))
-        if func in WITH_A_NUMBER and len(args) == 2 and not kwargs:
+        known = spelt(func)
+        if known in SUBSTITUTES:
+            return SUBSTITUTES[known](known, *args, **(kwargs or {}))
+        if known in WITH_A_NUMBER and len(args) == 2 and not kwargs:
             x, number = args
             if type(x) is Tensor and x.is_floating_point() and type(number) in (int, float):
-                return WITH_A_NUMBER[func](x, number)
+                return WITH_A_NUMBER[known](x, number)
         return func(*args, **(kwargs or {}))
 
 
@@ -110,18 +111,11 @@ def instance_norm(
 
     Where the statistics are not those of the input, ``func`` itself has the right derivatives.
     """
+    given = (x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if cudnn_enabled:  # torch.instance_norm takes the weight before the statistics
+        running_mean, running_var, weight, bias = weight, bias, running_mean, running_var
     if not use_input_stats or running_mean is not None:
-        return func(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            use_input_stats,
-            momentum,
-            eps,
-            *cudnn_enabled,
-        )
+        return func(*given, *cudnn_enabled)
     x = _standardised(x, tuple(range(2, x.ndim)), eps)
     shape = (-1,) + (1,) * (x.ndim - 2)
     x = x if weight is None else x * weight.view(shape)
@@ -147,6 +141,47 @@ def group_norm(
     shape = (-1,) + (1,) * (x.ndim - 2)
     x = x if weight is None else x * weight.view(shape)
     return x if bias is None else x + bias.view(shape)
+
+
+# The same as operators of exported programs; those for prediction use the first result alone.
+
+
+def native_layer_norm(
+    func: Callable[..., Any],
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, None, None]:
+    """As ``torch.native_layer_norm``."""
+    return layer_norm(func, x, normalized_shape, weight, bias, eps), None, None
+
+
+def native_group_norm(
+    func: Callable[..., Any],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    channels: int,
+    inner: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, None, None]:
+    """As ``torch.native_group_norm``."""
+    return group_norm(func, x, groups, weight, bias, eps), None, None
+
+
+def native_batch_norm(func: Callable[..., Any], *args: Any) -> Any:
+    """As ``torch.ops.aten._native_batch_norm_legit``; instance norm comes down to it."""
+    x, weight, bias, *_, training, _, eps = args
+    if len(args) != 6 or not training:  # with given statistics, its own derivatives are right
+        return func(*args)
+    x = _standardised(x, (0, *range(2, x.ndim)), eps)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.view(shape)
+    return (x if bias is None else x + bias.view(shape)), None, None
 
 
 def cdist(
@@ -272,4 +307,7 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(spellings("logaddexp2"), logaddexp2),
     **dict.fromkeys(spellings("logcumsumexp"), logcumsumexp),
     F.embedding_bag: embedding_bag,
+    torch.ops.aten.native_layer_norm: native_layer_norm,
+    torch.ops.aten.native_group_norm: native_group_norm,
+    torch.ops.aten._native_batch_norm_legit: native_batch_norm,
 }

@@ -6,10 +6,12 @@ version of torch does not have is left out.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn import functional as F
 
 OWNERS = (torch, Tensor, F, torch.special, torch._C._nn, torch.ops.aten)
@@ -30,3 +32,30 @@ def spellings(*names: str, owners: tuple[Any, ...] = OWNERS) -> list[Any]:
             if callable(function) and function not in found:
                 found.append(function)
     return found
+
+
+# Families of operators that have modules of their own.
+_PREFIXES = {"linalg_": torch.linalg, "special_": torch.special, "fft_": torch.fft}
+
+
+def spelt(function: Any) -> Any:
+    """What a function is called in tables; of an operator's overload, the operator.
+
+    Programs of ``torch.export`` call overloads, such as ``torch.ops.aten.add.Tensor``.
+    """
+    return _operator(function) if type(function) is OpOverload else function
+
+
+@cache
+def _operator(overload: OpOverload) -> Any:
+    operator = overload.overloadpacket
+    if overload.namespace != "aten":
+        return overload
+    name = operator.__name__
+    if name == "pad":  # the only one of this name that knows modes
+        return F.pad
+    for prefix, module in _PREFIXES.items():
+        function = getattr(module, name.removeprefix(prefix), None)
+        if name.startswith(prefix) and function is not None:
+            return function
+    return operator

@@ -6,7 +6,7 @@ and built from it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ class Head:
                 parts.append(p[name].reshape(len(like), -1))
             else:
                 parts.append(like.new_zeros(len(like), shape.numel()))
-        return torch.cat(parts, -1)
+        return joined(parts)
 
     def build(self, p: Params) -> td.Distribution:
         """The distribution with these parameters."""
@@ -193,8 +193,13 @@ def read(output: Any) -> tuple[Tensor, AnyLayout | None]:
             f"{got} rows",
             "The first axis of every distribution's parameters must be the batch.",
         )
-    joined = torch.cat([x for _, x in pairs], -1)
-    return joined.reshape(len(joined), *layout.shape), layout
+    flat = joined([x for _, x in pairs])
+    return flat.reshape(len(flat), *layout.shape), layout
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:  # (k, n) each -> (k, Σ n)
+    """Side by side; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
 
 
 def distributions(output: Any) -> list[td.Distribution]:

@@ -12,16 +12,26 @@ from torch.nn import functional as F
 
 from riemae.differential.rules.elementwise import of_single_numbers
 from riemae.distributions.dispersion import excess_information
+from riemae.numerics.transforms import transformed
 
 _FAR = 20.0  # e^{−2a} vanishes beyond, compared with 1
 
 
-@of_single_numbers()
+def _root(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """``1/(2 √x)``, and its derivative; 0 at 0, NaN below."""
+    slope = torch.where(x == 0, 0.0, 0.5 / y)
+    half = torch.where(x == 0, 0.0, -0.5 / x)
+    return slope, slope * half
+
+
+@of_single_numbers(_root)
 def root(x: Tensor) -> Tensor:
     """Square root with derivative 0 at 0, where the parameter has reached the edge of its range.
 
     NaN below.
     """
+    if not (x.requires_grad or transformed()):
+        return x.sqrt()  # the same, when nobody differentiates
     inside = x > 0
     outside = torch.where(x == 0, x * 0, torch.nan)
     positive = torch.where(inside, x, 1.0)

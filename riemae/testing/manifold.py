@@ -53,7 +53,8 @@ def check_manifold(
 
     Args:
         manifold: Any :class:`~riemae.Manifold`.
-        z: Points ``(k, m)`` inside the decoder's domain, where the metric is positive definite.
+        z: Points ``(k, m)`` inside the decoder's domain, where the metric is positive definite; of
+            a manifold with a ``latent_shape`` also ``(k, *latent_shape)``.
         generator: Randomness of the test vectors; an integer is a seed.
         condition: What the decoder gets besides the points, one for each, ``(k, *shape)``, or one
             for all, ``(1, *shape)``; as in :class:`~riemae.Manifold`.
@@ -79,6 +80,9 @@ def check_manifold(
         ['acceleration', 'adjoint', 'batch']
     """
     where = "check_manifold"
+    code = manifold.latent_shape
+    if code is not None and isinstance(z, Tensor) and z.shape[1:] == code:
+        z = z.flatten(1)
     expect_points(where, "points", z, "(k, m), k of at least 1", 2)
     vectors = source(where, generator)
     z = z.detach()
@@ -106,14 +110,28 @@ def check_manifold(
     return verdict(where, report, tol, hints)
 
 
+# Methods whose results have the shape of the codes.
+_OF_CODES = frozenset({"pullback", "metric_product", "acceleration"})
+
+
 class _Under:
-    """A manifold under the conditions of the points: the same methods, without ``condition=``."""
+    """A manifold under the conditions of the points: the same methods, without ``condition=``.
+
+    Points and tangents are flat here, whatever the shape of the codes.
+    """
 
     def __init__(self, manifold: Manifold, condition: Condition | None) -> None:
         self.manifold = manifold
         self.condition = condition
 
     def __getattr__(self, name: str) -> Any:
+        method = self.given(name)
+        if self.manifold.latent_shape is None or name not in _OF_CODES:
+            return method
+        return lambda *args: method(*args).flatten(1)
+
+    def given(self, name: str) -> Any:
+        """A method whose results have the shape that users get."""
         method = getattr(self.manifold, name)
         if self.condition is None:
             return method
@@ -128,11 +146,16 @@ class _Under:
     def composed(self, inner: Callable[[Tensor], Tensor]) -> _Under:
         """The manifold of the decoder after another map of the points."""
         decoder = self.manifold.decoder
+        shape = self.manifold.latent_shape
 
         def composition(y: Tensor, *given: Any) -> Any:
-            return decoder(inner(y), *given)
+            codes = inner(y)
+            if shape is not None:
+                codes = codes.unflatten(-1, shape)
+            return decoder(codes, *given)
 
-        return _Under(Manifold(composition, self.manifold.ambient), self.condition)
+        composed = Manifold(composition, self.manifold.ambient, output=self.manifold.output)
+        return _Under(composed, self.condition)
 
 
 def _metric(M: _Under, z: Tensor) -> float:
@@ -279,6 +302,7 @@ def _batch(M: _Under, z: Tensor) -> float:
 def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
     """Shapes, dtypes and devices of every method, and whether it leaves its arguments alone."""
     k, m = z.shape
+    code = M.manifold.latent_shape or (m,)
     d = M.decode(z.clone()).flatten(1).shape[1]
     w = z.new_ones(k, d)
 
@@ -289,13 +313,13 @@ def _signatures(M: _Under, z: Tensor, u: Tensor, v: Tensor) -> dict[str, float]:
         (decoded, (z,), (k, d)),
         (M.jacobian, (z,), (k, d, m)),
         (M.pushforward, (z, v), (k, d)),
-        (M.pullback, (z, w), (k, m)),
+        (M.given("pullback"), (z, w), (k, *code)),
         (M.metric, (z,), (k, m, m)),
-        (M.metric_product, (z, v), (k, m)),
+        (M.given("metric_product"), (z, v), (k, *code)),
         (M.inner, (z, u, v), (k,)),
         (M.norm, (z, v), (k,)),
         (M.christoffel, (z,), (k, m, m, m)),
-        (M.acceleration, (z, v), (k, m)),
+        (M.given("acceleration"), (z, v), (k, *code)),
     ]
     kept, changed = kept_and_changed(calls, z)
     return {"dtype": 0.0 if kept else float("inf"), "inputs": changed}

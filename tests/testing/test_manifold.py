@@ -117,6 +117,27 @@ class TestSoundManifolds:
         assert check_manifold(M, z, generator=1) == check_manifold(M, z, generator=1)
         assert check_manifold(M, z, generator=1) != check_manifold(M, z, generator=2)
 
+    def test_codes_that_are_not_flat_and_an_output_among_others(self):
+        layers = nn.Sequential(nn.Flatten(), NETWORKS["tanh"])
+        M = Manifold(
+            lambda z: {"data": layers(z), "rest": z.sum((1, 2))},
+            latent_shape=(2, 1),
+            output=lambda found: found["data"],
+        )
+        z = draw(12, 3, 2)
+        report = check_manifold(M, z.unflatten(-1, (2, 1)))
+        assert report == check_manifold(M, z)
+        assert set(report) == LAWS
+
+    def test_flat_tangents_in_place_of_shaped_ones_break_the_contract(self):
+        class Flat(Manifold):
+            def acceleration(self, z, v):
+                return super().acceleration(z, v).flatten(1)
+
+        M = Flat(nn.Sequential(nn.Flatten(), NETWORKS["tanh"]), latent_shape=(2, 1))
+        with pytest.raises(ContractError, match="dtype off by inf"):
+            check_manifold(M, draw(12, 3, 2))
+
     def test_it_changes_neither_points_nor_gradients(self):
         decoder, z = NETWORKS["tanh"], draw(4, 3, 2).requires_grad_()
         kept = z.detach().clone()

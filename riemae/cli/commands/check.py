@@ -20,7 +20,6 @@ from riemae.cli.options import Reading, Run, data_argument, model_argument, read
 from riemae.cli.output import counted, expect_place_for, write_json
 from riemae.cli.points import as_option, drawn, points
 from riemae.exceptions import ContractError, OptionError, RiemaeError, SmoothnessWarning
-from riemae.manifold import Manifold
 from riemae.solvers import HINTS, Status
 from riemae.testing import check_manifold
 
@@ -142,7 +141,7 @@ def examined(model: Model, z: Tensor, seed: int) -> list[Finding]:
 
 def _laws(model: Model, z: Tensor, seed: int) -> list[Finding]:
     try:
-        worst = check_manifold(_flat(model.manifold), z[:_CHECKED], generator=seed)
+        worst = check_manifold(model.manifold, z[:_CHECKED], generator=seed)
     except ContractError as reason:
         return [Finding("laws", "wrong", one_line(str(reason)))]
     law = max(worst, key=lambda name: worst[name])
@@ -151,19 +150,6 @@ def _laws(model: Model, z: Tensor, seed: int) -> list[Finding]:
         f"({law})."
     )
     return [Finding("laws", "good", text)]
-
-
-def _flat(M: Manifold) -> Manifold:
-    """The same for flat codes, which the laws are written for."""
-    shape = M.latent_shape
-    if shape is None:
-        return M
-    decoder = M.decoder
-
-    def flattened(z: Tensor) -> Tensor:
-        return decoder(z.unflatten(-1, shape))
-
-    return Manifold(flattened, M.ambient)
 
 
 def _smoothness(model: Model, z: Tensor, seed: int) -> list[Finding]:

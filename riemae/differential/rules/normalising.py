@@ -341,10 +341,12 @@ def _instance_norm(
     *cudnn_enabled: bool,
 ) -> Any:
     """As ``torch.nn.functional.instance_norm``."""
+    given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if cudnn_enabled:  # torch.instance_norm takes the weight before the statistics
+        running_mean, running_var, weight, bias = weight, bias, running_mean, running_var
     own = use_input_stats and running_mean is None
     if not own or not isinstance(x, Jet):
-        stats = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-        return func(x, *stats, *cudnn_enabled)
+        return func(x, *given, *cudnn_enabled)
     y = _in_groups(x, (*x.shape[:2], -1), eps)
     return _scaled(y, weight, bias, _of_channels(x))
 

@@ -15,6 +15,7 @@ QUERIES = """
     new_zeros new_ones new_empty new_full new_tensor
     item tolist argmax argmin argsort isnan isfinite isinf isclose allclose equal
     eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ logical_not
+    sym_size sym_stride sym_numel
     __len__ __repr__ __format__ __bool__ __contains__"""
 
 
