@@ -17,7 +17,8 @@ from riemae.autoencoders.networks import build_decoder, build_encoder
 from riemae.autoencoders.objective import Objective
 from riemae.autoencoders.settings import Settings, device_of, fingerprint, widths_of
 from riemae.autoencoders.training import Run
-from riemae.exceptions import DataError, OptionError, ShapeError
+from riemae.exceptions import DataError, OptionError
+from riemae.numerics.checks import expect_weights
 from riemae.numerics.random import restored
 from riemae.numerics.reach import copied
 
@@ -178,21 +179,13 @@ def sample_weights(where: str, weights: Any, data: Tensor) -> Tensor | None:  # 
         data: The samples.
 
     Raises:
+        DTypeError: For anything but numbers.
         ShapeError: When there are more or fewer weights than samples.
         OptionError: When they are negative, not finite, or all 0.
     """
     if weights is None:
         return None
-    found = torch.as_tensor(weights).to(data)
-    if found.shape != (len(data),):
-        expected = f"weights ({len(data)},), one for each sample"
-        raise ShapeError(where, expected, str(tuple(found.shape)), "Give one row per sample.")
-    allowed = bool(found.isfinite().all()) and bool((found >= 0).all()) and bool(found.sum() > 0)
-    if not allowed:
-        got = f"values from {float(found.min()):.3g} to {float(found.max()):.3g}"
-        hint = "A sample of weight 0 counts nothing."
-        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
-    return found / found.mean()
+    return len(data) * expect_weights(where, weights, len(data)).to(data)
 
 
 def run_of(

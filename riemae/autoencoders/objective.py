@@ -486,10 +486,18 @@ class Objective(nn.Module):
             missing = [key for key in missing if key not in ("weights", "generator")]
             if missing:
                 raise _missing(name, missing)
+            alone = None
+            if options.get("weights") is not None and "weights" in wants.names:
+                # A batch whose samples all have the weight 0 has no mean. It counts nothing.
+                alone = (options["weights"] > 0).any()
+                options["weights"] = torch.where(alone, options["weights"], 1.0)
             if share:
                 options["decoded"] = True
             first = (self.manifold, codes) if wants.positional else ()
-            return in_one_look(lambda: loss(*first, **options), generator)
+            found = in_one_look(lambda: loss(*first, **options), generator)
+            if alone is None:
+                return found
+            return (alone * found[0], found[1]) if share else alone * found
 
     def _unit(self, name: str) -> Tensor:
         power = self.terms[name].power or 0
