@@ -62,8 +62,8 @@ LAYERS = {
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts
         distributions.discrete distributions.dispersion distributions.fallback distributions.family
-        distributions.layout distributions.multivariate distributions.numerical
-        distributions.registry distributions.special
+        distributions.inflated distributions.layout distributions.multivariate
+        distributions.numerical distributions.registry distributions.special
     """,
     "ambient metrics": """
         ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density
@@ -82,9 +82,11 @@ LAYERS = {
     "manifold": "ensembles manifold",
     "clients": """
         autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
+        autoencoders.counts
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
-        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihoods
+        autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihood
+        autoencoders.likelihoods autoencoders.latents
         autoencoders.losses autoencoders.metadata autoencoders.module autoencoders.nearest
         autoencoders.neighborhood autoencoders.networks autoencoders.objective
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
@@ -240,7 +242,10 @@ FOREIGN = {
     "jet.value._is_view",
     "q._is_zerotensor",
     "script._debug_flush_compilation_cache",
+    "self._extended_shape",
     "self._replace",
+    "self._validate_args",
+    "self._validate_sample",
     "sys._getframe",
 }
 

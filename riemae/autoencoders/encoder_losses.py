@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from riemae.autoencoders.weighting import weighted_mean
 from riemae.exceptions import OptionError, ShapeError
+from riemae.geometry.distortion import relative_metric
 from riemae.manifold import Manifold
 from riemae.numerics.checks import expect_range
 from riemae.numerics.random import signs
@@ -165,7 +166,11 @@ def bi_lipschitz(
     """
     expect_range("bi_lipschitz", "bound", bound, 1, hint="1 asks for a scaled isometry.")
     smallest = torch.finfo(z.dtype).tiny
-    log_sigma = manifold.eigenvalues(z).clamp(min=smallest).log() / 2
+    if manifold.latent is None or manifold.latent.metric is None:
+        eigenvalues = manifold.eigenvalues(z)
+    else:
+        eigenvalues = torch.linalg.eigvalsh(_relative("bi_lipschitz", manifold, z))
+    log_sigma = eigenvalues.clamp(min=smallest).log() / 2
     center = weighted_mean(log_sigma.mean(-1), weights)
     excess = ((log_sigma - center).abs() - math.log(bound)).relu()
     return weighted_mean(excess.square().sum(-1), weights)
@@ -232,7 +237,7 @@ class AbsoluteIsometry(nn.Module):
         """The value at codes."""
         c = self.unit * self.log_scale.exp() if self.scale is None else self.scale
         m = z.shape[-1]
-        g = manifold.metric(z) / c**2
+        g = _relative("absolute_isometry", manifold, z) / c**2
         error = g - torch.eye(m).to(g)
         return weighted_mean(error.square().sum((-1, -2)), weights) / m
 
@@ -292,6 +297,12 @@ class TemporalStraightening:
         before, now, after = codes.chunk(3)
         cosine = torch.nn.functional.cosine_similarity(now - before, after - now, dim=-1, eps=1e-12)
         return (1 - cosine).mean()
+
+
+def _relative(where: str, manifold: Manifold, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """The metric relative to that of the latent space, where it has one."""
+    latent = None if manifold.latent is None else manifold.latent.metric
+    return relative_metric(where, manifold.metric(z), z, latent)
 
 
 def _probes(where: str, probes: int | Literal["auto"] | None, m: int) -> int | None:

@@ -17,6 +17,7 @@ from riemae.autoencoders import saved
 from riemae.autoencoders.balance import Balance
 from riemae.autoencoders.batches import derived_seed
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
+from riemae.autoencoders.likelihood import Likelihood
 from riemae.autoencoders.report import Report, report
 from riemae.autoencoders.settings import (
     Settings,
@@ -77,6 +78,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         encoder_: Trained encoder.
         decoder_: Trained decoder.
         manifold_: The :class:`~riemae.Manifold` of the decoder.
+        likelihood_: The likelihood with what it has taken from the data, such as a dispersion.
         history_: Mean of every part of the loss over each epoch, by name.
         n_epochs_: Number of epochs trained.
         objective_: Networks and loss together.
@@ -278,6 +280,13 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         """The decoder's manifold under the ambient metric."""
         check_is_fitted(self, "objective_")
         return self.objective_.manifold
+
+    @property
+    def likelihood_(self) -> Likelihood:
+        """The likelihood with what it has taken from the data, such as ``dispersion``."""
+        check_is_fitted(self, "objective_")
+        found: Likelihood = self.objective_.likelihood
+        return found
 
     @property
     def encoder_(self) -> nn.Module:

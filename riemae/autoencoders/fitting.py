@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
 from riemae.autoencoders.inputs import samples
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
 from riemae.autoencoders.networks import build_decoder, build_encoder
 from riemae.autoencoders.objective import Objective
@@ -61,6 +62,7 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
         terms,
         settings.variation(),
         settings.latent_dim,
+        settings.latent,
     )
     return objective.to(data.device)
 
@@ -70,7 +72,9 @@ def _networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Copies of the caller's networks, or new ones, whose weights depend on the seed."""
     variational = settings.variation().beta is not None
-    outputs = settings.latent_dim * (2 if variational else 1)
+    m = settings.latent_dim
+    space = latent_of(settings.latent)
+    outputs = space.outputs(m, variational)
     center = data.mean(0)
     spread = data.flatten(1).var(0, correction=0).mean().sqrt()
     sets = isinstance(likelihood, Chamfer)
@@ -88,7 +92,8 @@ def _networks(
             scale = spread if likelihood.linear else torch.ones_like(spread)
             null = likelihood.null(data)
             widths = widths_of(settings)[::-1]
-            decoder = build_decoder(null, scale, settings.latent_dim, widths, settings.activation)
+            first = space.features()
+            decoder = build_decoder(null, scale, space.width(m), widths, settings.activation, first)
             decoder = decoder.to(data)
     return encoder, decoder
 

@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders import losses
+from riemae.autoencoders.encoder_losses import TemporalStraightening, topology
+from riemae.autoencoders.graph_losses import EmbeddingPull, GraphDistances
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
 from riemae.autoencoders.optimization import as_factor
@@ -45,7 +48,8 @@ class Objective(nn.Module):
     Args:
         encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)``, means and log variances, for a variational
             one.
-        decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters.
+        decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters; ``(k, 2, *shape)`` for
+            zero-inflated counts.
         data: A representative sample ``(n, *shape)``, which sets the units.
         likelihood: Name or instance.
         ambient: The metric of the data space for all geometric terms: as in
@@ -53,6 +57,8 @@ class Objective(nn.Module):
         terms: By name, a weight or a :class:`Term`; see :mod:`riemae.autoencoders.terms`.
         variation: What differs from a plain autoencoder.
         latent_dim: m, or None to take it from the encoder.
+        latent: The latent space, ``"torus"``, ``"sphere"``, ``"poincare"``, or None for R^m; see
+            :mod:`riemae.autoencoders.latents`, which also says what the encoder returns.
         prepare: Whether losses with a method ``fitted`` get the data now.
 
     Raises:
@@ -76,19 +82,21 @@ class Objective(nn.Module):
         terms: Mapping[str, float | Term] | None = None,
         variation: Variation | None = None,
         latent_dim: int | None = None,
+        latent: str | None = None,
         prepare: bool = True,
     ) -> None:
         super().__init__()
+        self.space = latent_of(latent)
         check_finite(data)
         self.encoder = encoder
         self.decoder = decoder
         self.variation = variation or Variation()
         self.likelihood = as_likelihood(likelihood).fitted(data)
         self.terms = {name: resolved(name, term) for name, term in (terms or {}).items()}
-        null = self.likelihood.null_deviance(data)
+        null = self.likelihood.null_deviance(data).detach()
         check_varied(null, data)
         variances = data.flatten(1).var(0, correction=0)
-        self.register_buffer("null", null.detach())
+        self.register_buffer("null", null)
         self._numbers = data[0].numel()
         self.register_buffer("spread", variances.mean().sqrt())
         self.fisher = isinstance(ambient, str)
@@ -118,7 +126,11 @@ class Objective(nn.Module):
         extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
         self.register_buffer("extent", extent)
         variational = self.variation.beta is not None
-        self.latent_dim = latent_dim_of(encoder, decoder, data, variational, latent_dim)
+        shape = self.likelihood.parameter_shape(data.shape[1:])
+        self.latent_dim = latent_dim_of(
+            encoder, decoder, data, variational, latent_dim, shape, self.space
+        )
+        self._refuse_for_latents(self.terms)
         self.prior = None
         if variational:
             own = self.variation
@@ -134,20 +146,19 @@ class Objective(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, m)
         """Codes; of a variational autoencoder, their means."""
-        code = self.encoder(x)
-        if self.variation.beta is None:
-            return code
-        mean, _ = code.chunk(2, -1)
-        return mean
+        return self.space.mean(self.encoder(x), self.variation.beta is not None)
 
     def decode(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
         """Expected data."""
         return self.likelihood.mean(self.decoder(z))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
-        """Means and standard deviations of the codes of a variational autoencoder."""
-        mean, log_variance = self.encoder(x).chunk(2, -1)
-        return mean, (log_variance / 2).exp()
+        """Means and standard deviations of the codes of a variational autoencoder.
+
+        The deviations on a sphere are ``(k, 1)``, the same for all axes.
+        """
+        raw = self.encoder(x)
+        return self.space.mean(raw, variational=True), self.space.deviation(raw)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:  # -> (n, m)
         """Codes from the prior of a variational autoencoder.
@@ -157,7 +168,7 @@ class Objective(nn.Module):
             generator: Source of the randomness.
         """
         if self.prior is None:
-            return gaussian(self.null.new_zeros(n, self.latent_dim), generator)
+            return self.space.sample(self.null.new_zeros(n, self.latent_dim), generator)
         return self.prior.sample(n, self.encoder, generator)
 
     def noisy(
@@ -396,12 +407,13 @@ class Objective(nn.Module):
         seen = x
         if self.variation.corruption:
             seen = x + self.variation.corruption * self.spread * gaussian(x, generator)
-        code = self.encoder(seen)
+        raw = self.encoder(seen)
         divergence = None
-        if self.variation.beta is not None:
-            mean, log_variance = code.chunk(2, -1)
-            code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
-            divergence = batch.mean(self._divergence(code, mean, log_variance))
+        if self.variation.beta is None:
+            code = self.space.mean(raw, variational=False)
+        else:
+            code, known = self.space.draw(raw, generator)
+            divergence = batch.mean(self._divergence(code, raw, known))
         # The reconstruction has the first place among the parts, though a term may come before it.
         parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
@@ -415,13 +427,32 @@ class Objective(nn.Module):
             parts["divergence"] = divergence
         return parts, code, decoded
 
-    def _divergence(self, code: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # -> (k,)
-        """Kullback-Leibler divergence of Gaussian codes from the prior, or its estimate."""
+    def _divergence(self, code: Tensor, raw: Tensor, known: Tensor) -> Tensor:  # -> (k,)
+        """Kullback-Leibler divergence of codes from the prior, or its estimate."""
         if self.prior is None:
-            per_code = mean.square() + log_variance.exp() - 1 - log_variance
-            return per_code.sum(-1) / 2
-        own = log_normal(code, mean, log_variance)
+            return known
+        own = log_normal(code, *raw.chunk(2, -1))
         return own - self.prior.log_density(code, self.encoder)
+
+    def _refuse_for_latents(self, terms: Mapping[str, Term]) -> None:
+        """Refuse what only makes sense in R^m.
+
+        Raises:
+            OptionError: For losses that compare distances of codes, and learned priors, in other
+                latent spaces.
+        """
+        if self.space.name is None:
+            return
+        of_distances = sorted(
+            name for name, term in terms.items() if callable(term.loss) and _is_flat(term.loss)
+        )
+        where = f"latent={self.space.name!r}"
+        if of_distances:
+            hint = "They compare distances of codes as in R^m: use latent=None, or leave them out."
+            raise OptionError(where, "terms for this space", ", ".join(of_distances), hint)
+        if self.variation.prior != "normal":
+            hint = "Its own prior goes with this space: leave prior out."
+            raise OptionError(where, "prior='normal'", repr(self.variation.prior), hint)
 
     @property
     def _per_nat(self) -> Tensor:
@@ -513,7 +544,7 @@ class Objective(nn.Module):
             hint = "Give {'x': …, 'neighbor': …}."
             raise OptionError("NRAE", "batches with neighbours", "none", hint)
         assert order is not None
-        z, other = self.encoder(torch.cat([x, neighbor])).chunk(2)
+        z, other = self.encode(torch.cat([x, neighbor])).chunk(2)
         by_likelihood = self.ambient is None
         distance = self._shaped_deviance if by_likelihood else None
         unit = self.null if by_likelihood else self.extent
@@ -545,14 +576,22 @@ class Objective(nn.Module):
         return (-square / (2 * kernel**2 * self.extent)).exp()
 
     def _shaped_deviance(self, predicted: Tensor, true: Tensor) -> Tensor:
-        return self.likelihood.deviance(predicted.view_as(true), true)
+        shape = self.likelihood.parameter_shape(true.shape[1:])
+        return self.likelihood.deviance(predicted.view(-1, *shape), true)
 
     def _manifold(self, key: str, decoder: Callable[[], nn.Module]) -> Manifold:
         if key == "mean" and self.likelihood.linear and not self.fisher:
             key = "parameter"
         if key not in self._manifolds:
-            self._manifolds[key] = Manifold(decoder(), self.ambient)
+            latent = self.space.space(self.latent_dim)
+            self._manifolds[key] = Manifold(decoder(), self.ambient, latent=latent)
         return self._manifolds[key]
+
+
+def _is_flat(loss: Any) -> bool:
+    """Whether a loss compares distances or differences of codes."""
+    kinds = (GraphDistances, EmbeddingPull, TemporalStraightening)
+    return loss is topology or isinstance(loss, kinds)
 
 
 def _check_layers(where: str, decoder: nn.Module) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae import storage
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.metadata import DESCRIBED, LEAST_NUMBERS, PARTS, SAMPLES, check_metadata
 from riemae.autoencoders.objective import Objective
@@ -244,12 +245,13 @@ def _objective(
     objective = Objective(
         networks["encoder"],
         networks["decoder"],
-        _stand_ins(networks["decoder"], likelihood, metadata, dtype, device),
+        _stand_ins(networks["decoder"], likelihood, metadata, dtype, device, model.latent),
         likelihood,
         metric,
         {**model.own_terms(), **(model.terms or {})},
         model.variation(),
         metadata["latent_dim"],
+        model.latent,
         prepare=False,
     )
     if foreign and objective.ambient is not None:
@@ -266,6 +268,7 @@ def _stand_ins(
     metadata: Mapping[str, Any],
     dtype: torch.dtype,
     device: torch.device,
+    latent: str | None,
 ) -> Tensor:
     """Data that the likelihood and the metric allow: decoded codes.
 
@@ -276,7 +279,8 @@ def _stand_ins(
         CheckpointError: When the decoder returns data of another shape.
     """
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(SAMPLES, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
+    like = torch.zeros(SAMPLES, metadata["latent_dim"], dtype=dtype, device=device)
+    z = latent_of(latent).sample(like, generator)
     with torch.no_grad():
         output = decoder.eval()(z)
         decoded = likelihood.mean(output)

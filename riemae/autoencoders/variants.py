@@ -32,9 +32,9 @@ class VAE(AE):
         beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
         beta_schedule: How ``beta`` changes in training: ``"linear"``, ``"cosine"``, ``"cyclical"``,
             or a function of the progress from 0 to 1; see :class:`~riemae.autoencoders.Term`.
-        prior: ``"normal"``; ``"mixture"``, of normal distributions, which are learned; or
-            ``"vamp"``, the mixture of what the encoder says of learned pseudo-inputs (Tomczak &
-            Welling 2018).
+        prior: ``"normal"``, which in other latent spaces than R^m is the space's own;
+            ``"mixture"``, of normal distributions, which are learned; or ``"vamp"``, the mixture of
+            what the encoder says of learned pseudo-inputs (Tomczak & Welling 2018).
         components: Of the prior's mixture.
         noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
             data's.
@@ -62,12 +62,15 @@ class VAE(AE):
     def posterior(self, X: Any) -> tuple[Any, Any]:
         """Means and standard deviations of the codes, both ``(n, latent_dim)``.
 
+        The deviations on a sphere are ``(n, 1)``, the same for all axes.
+
         Args:
             X: As in :meth:`AE.transform`.
         """
         check_is_fitted(self, "objective_")
         both = self.apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
-        mean, deviation = both.chunk(2, 1)
+        mean = both[:, : self.objective_.latent_dim]
+        deviation = both[:, self.objective_.latent_dim :]
         return like_input(X, mean), like_input(X, deviation)
 
     @torch.no_grad()
@@ -266,11 +269,15 @@ class NRAE(AE):
             data: The samples ``(n, *shape)``.
 
         Raises:
-            OptionError: For a neighborhood without an embedding, or codes that do not vary.
+            OptionError: For a neighborhood without an embedding, codes that do not vary, or another
+                latent space than R^m.
             ShapeError: For codes of another shape.
         """
         if self.init is None:
             return
+        if self.latent is not None:
+            hint = "Codes of a graph's embedding lie in R^m: leave init out."
+            raise OptionError("NRAE", "latent=None with init", repr(self.latent), hint)
         if isinstance(self.init, str):
             codes = self._embedding(data)
         else:
