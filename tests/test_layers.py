@@ -82,7 +82,7 @@ LAYERS = {
     "manifold": "ensembles manifold",
     "clients": """
         autoencoders autoencoders.balance autoencoders.batches autoencoders.checkpoints
-        autoencoders.counts
+        autoencoders.counts autoencoders.covariates
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
         autoencoders.fitting autoencoders.graph_losses autoencoders.inputs autoencoders.likelihood

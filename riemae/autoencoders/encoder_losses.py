@@ -222,11 +222,18 @@ class AbsoluteIsometry(nn.Module):
         self.register_buffer("unit", torch.tensor(math.nan))
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=scale is None)
 
-    def fitted(self, data: Tensor) -> AbsoluteIsometry:
-        """Set where the learned scale starts: codes of unit variance that fill the data."""
+    def fitted(self, data: Tensor, extent: Tensor | None = None) -> AbsoluteIsometry:
+        """Set where the learned scale starts: codes of unit size that fill the data.
+
+        Args:
+            data: ``(n, *shape)``.
+            extent: Their mean squared distance from the mean under the ambient metric; by default
+                the Euclidean one.
+        """
         if bool(self.unit.isnan()):
-            away = (data - data.mean(0)).flatten(1)
-            start = away.square().sum(1).mean().sqrt() if self.scale is None else self.scale
+            if extent is None:
+                extent = (data - data.mean(0)).flatten(1).square().sum(1).mean()
+            start = extent.sqrt() if self.scale is None else self.scale
             self.to(data)
             self.unit.fill_(float(start))
         return self

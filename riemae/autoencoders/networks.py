@@ -214,6 +214,7 @@ def latent_dim_of(
     expected: int | None,
     shape: torch.Size,
     space: Flat,
+    condition: Tensor | None = None,
 ) -> int:
     """The number of codes that encoder and decoder agree on, from a pass of two samples.
 
@@ -225,6 +226,7 @@ def latent_dim_of(
         expected: The number asked for, or None.
         shape: Of the parameters of one sample.
         space: The latent space, which says what the encoder's numbers mean.
+        condition: What the decoder gets besides the codes, of these samples, or None.
 
     Raises:
         DTypeError: When a network has another dtype than the data.
@@ -253,7 +255,8 @@ def latent_dim_of(
             raise ShapeError(
                 where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint
             )
-        x = _attempted("decoder", decoder, space.mean(code, variational))
+        more = () if condition is None else (condition[:2],)
+        x = _attempted("decoder", decoder, space.mean(code, variational), *more)
     finally:
         for part, mode in training:
             part.train(mode)
@@ -266,14 +269,15 @@ def latent_dim_of(
     return m
 
 
-def _attempted(name: str, network: nn.Module, x: Tensor) -> Tensor:
+def _attempted(name: str, network: nn.Module, x: Tensor, *more: Tensor) -> Tensor:
     own = next((p for p in network.parameters() if p.is_floating_point()), x)
     if own.dtype != x.dtype:
         expected, hint = f"an {name} of the data's dtype {x.dtype}", f"Try {name}.to({x.dtype})."
         raise DTypeError("autoencoder", expected, str(own.dtype), hint)
     try:
-        return network(x)
+        return network(x, *more)
     except RuntimeError as reason:
-        expected = f"a {name} for inputs of shape {tuple(x.shape)}"
+        shapes = " and ".join(str(tuple(part.shape)) for part in (x, *more))
+        expected = f"a {name} for inputs of shape {shapes}"
         hint = "Does its first layer have as many inputs?"
         raise ShapeError("autoencoder", expected, str(reason).splitlines()[0], hint) from reason

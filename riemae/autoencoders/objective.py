@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders import losses
+from riemae.autoencoders.covariates import Conditioned
 from riemae.autoencoders.encoder_losses import TemporalStraightening, topology
 from riemae.autoencoders.graph_losses import EmbeddingPull, GraphDistances
 from riemae.autoencoders.latents import latent_of
@@ -59,6 +60,8 @@ class Objective(nn.Module):
         latent_dim: m, or None to take it from the encoder.
         latent: The latent space, ``"torus"``, ``"sphere"``, ``"poincare"``, or None for R^m; see
             :mod:`riemae.autoencoders.latents`, which also says what the encoder returns.
+        condition: What the decoder gets besides the codes, ``(n, c)``, of these samples, or None
+            for a decoder of codes alone.
         prepare: Whether losses with a method ``fitted`` get the data now.
 
     Raises:
@@ -83,6 +86,7 @@ class Objective(nn.Module):
         variation: Variation | None = None,
         latent_dim: int | None = None,
         latent: str | None = None,
+        condition: Tensor | None = None,
         prepare: bool = True,
     ) -> None:
         super().__init__()
@@ -112,6 +116,8 @@ class Objective(nn.Module):
             if term.loss is not None
         }
         self._factors = {name: as_factor(name, term.schedule) for name, term in self.terms.items()}
+        extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
+        self.register_buffer("extent", extent)
         if prepare:
             self.prepare(data)
         learned = {
@@ -123,13 +129,15 @@ class Objective(nn.Module):
         # Manifolds serve the whole training, so that each probes its decoder and chooses its way of
         # differentiation once.
         self._manifolds: dict[str, Manifold] = {}
-        extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
-        self.register_buffer("extent", extent)
         variational = self.variation.beta is not None
         shape = self.likelihood.parameter_shape(data.shape[1:])
         self.latent_dim = latent_dim_of(
-            encoder, decoder, data, variational, latent_dim, shape, self.space
+            encoder, decoder, data, variational, latent_dim, shape, self.space, condition
         )
+        self.conditions = 0 if condition is None else condition.shape[1]
+        if self.conditions and self.variation.order is not None:
+            hint = "A neighbour may have another condition than its centre: use another trainer."
+            raise OptionError("NRAE", "data without conditions", "condition=", hint)
         self._refuse_for_latents(self.terms)
         self.prior = None
         if variational:
@@ -148,9 +156,25 @@ class Objective(nn.Module):
         """Codes; of a variational autoencoder, their means."""
         return self.space.mean(self.encoder(x), self.variation.beta is not None)
 
-    def decode(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
+    def decode(
+        self, z: Tensor, condition: Tensor | None = None
+    ) -> Tensor:  # (k, m), (k, c) -> (k, *shape)
         """Expected data."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self._parameter(z, condition))
+
+    def _parameter(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """What the decoder returns.
+
+        Raises:
+            OptionError: Without a condition, for a decoder with conditions.
+        """
+        if not self.conditions:
+            found: Tensor = self.decoder(z)
+            return found
+        if condition is None:
+            hint = "Give {'x': …, 'condition': …}."
+            raise OptionError("autoencoder", "a condition for each sample", "none", hint)
+        return self.decoder(z, condition)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
         """Means and standard deviations of the codes of a variational autoencoder.
@@ -172,15 +196,19 @@ class Objective(nn.Module):
         return self.prior.sample(n, self.encoder, generator)
 
     def noisy(
-        self, z: Tensor, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:  # (k, m) -> (k, *shape)
         """Data drawn from the likelihood at codes.
 
         Args:
             z: Codes.
             generator: Source of the randomness.
+            condition: One for each code, for a decoder with conditions.
         """
-        parameter = self.decoder(z)
+        parameter = self._parameter(z, condition)
         if self.likelihood.linear:
             variance = self.variation.noise**2 * self.null / self._numbers
             return parameter + variance.sqrt() * gaussian(parameter, generator)
@@ -189,9 +217,11 @@ class Objective(nn.Module):
         with seeded(parameter.device, int(drawn)):
             return self.likelihood.distribution(parameter).sample()
 
-    def unexplained(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
+    def unexplained(
+        self, x: Tensor, condition: Tensor | None = None
+    ) -> Tensor:  # (k, *shape) -> (k,)
         """Fraction of deviance left unexplained by the reconstruction of each sample."""
-        parameter = self.decoder(self.encode(x))
+        parameter = self._parameter(self.encode(x), condition)
         return self.likelihood.deviance(parameter, x) / self.null
 
     def forward(
@@ -202,6 +232,7 @@ class Objective(nn.Module):
         *,
         index: Tensor | None = None,
         weights: Tensor | None = None,
+        condition: Tensor | None = None,
         factors: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its parts without their weights.
@@ -212,12 +243,13 @@ class Objective(nn.Module):
             generator: Source of noise and probes.
             index: Numbers of the samples in the training data, where a term asks for them.
             weights: Of the samples, 1 on average over the data; None for equal ones.
+            condition: One for each sample, for a decoder with conditions.
             factors: By which the weights of parts are multiplied, by name.
 
         Raises:
             OptionError: When something is missing that the variation or a term needs.
         """
-        batch = Batch(x, neighbor, index, weights)
+        batch = Batch(x, neighbor, index, weights, condition)
         parts, z, decoded = self._base(batch, generator)
         if self.variation.contraction:
             parts["contraction"] = losses.contraction(self.encode, x, probes=1, generator=generator)
@@ -292,7 +324,7 @@ class Objective(nn.Module):
         Args:
             data: ``(n, *shape)``, whose order is that of ``index``.
         """
-        self.terms = {name: fitted(term, data) for name, term in self.terms.items()}
+        self.terms = {name: fitted(term, data, self.extent) for name, term in self.terms.items()}
 
     def term(
         self,
@@ -307,12 +339,17 @@ class Objective(nn.Module):
             name: Of the term.
             z: Codes.
             generator: Source of its randomness.
-            given: ``x``, ``index``, ``neighbor`` and ``weights``, for a term that asks for them.
+            given: ``x``, ``index``, ``neighbor`` and ``weights``, for a term that asks for them;
+                ``condition``, for a decoder with conditions.
         """
         return self._term(name, z, Batch(**{"x": None, **given}), generator, None)  # type: ignore[arg-type]
 
     def costs(
-        self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5
+        self,
+        x: Tensor,
+        neighbor: Tensor | None = None,
+        repeats: int = 5,
+        condition: Tensor | None = None,
     ) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds per training step of every part.
 
@@ -325,15 +362,16 @@ class Objective(nn.Module):
             x: A batch ``(k, *shape)``.
             neighbor: One neighbour of each sample, where the variation needs them.
             repeats: How often every part is timed.
+            condition: One for each sample, for a decoder with conditions.
         """
         generator = torch.Generator().manual_seed(0)
 
         def plain() -> Tensor:
-            parameter = self.decoder(self.encode(x))
+            parameter = self._parameter(self.encode(x), condition)
             return self.likelihood.deviance(parameter, x).mean() / self.null
 
         index = torch.arange(len(x), device=x.device) if self.asks_for("index") else None
-        batch = Batch(x, neighbor, index)
+        batch = Batch(x, neighbor, index, condition=condition)
 
         def base() -> Tensor:
             return self.total(self._base(batch, generator)[0])
@@ -344,16 +382,16 @@ class Objective(nn.Module):
             return {"value": value, "weight": 1.0, "seconds": duration}
 
         rows = {"plain": row(plain)}
-        loss, parts = self(x, neighbor, generator, index=index)
+        loss, parts = self(x, neighbor, generator, index=index, condition=condition)
         varied = self.variation.order is not None or self.variation.beta is not None
         if varied or self.variation.corruption:
             rows["objective without terms"] = row(base)
         z = self.encode(x).detach()
-        decoded = self.decode(z).detach() if self.asks_for("decoded") else None
+        decoded = self.decode(z, condition).detach() if self.asks_for("decoded") else None
 
         def decoding() -> Tensor:
             codes = z.clone().requires_grad_()
-            return self.decoder(codes).sum()
+            return self._parameter(codes, condition).sum()
 
         decoder_pass = seconds(decoding, self, x, repeats)
         for name, term in self.terms.items():
@@ -418,7 +456,7 @@ class Objective(nn.Module):
         parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
         if name is None:
-            decoded = self.decoder(code)
+            decoded = self._parameter(code, batch.condition)
         else:
             value, decoded = self._evaluated(name, code, batch, generator, share=True)
             parts[name] = value * self._unit(name)
@@ -497,8 +535,11 @@ class Objective(nn.Module):
         dtype = self.null.dtype
         with _full_precision(z):
             codes = z.to(dtype)
+            manifold: Any = self.manifold
+            if self.conditions:
+                manifold = Conditioned(manifold, batch.condition)
             known: dict[str, Any] = {
-                "manifold": self.manifold,
+                "manifold": manifold,
                 "z": codes,
                 "x": batch.x,
                 "encoder": self.encode,
@@ -509,7 +550,9 @@ class Objective(nn.Module):
             }
             if "decoded" in wants.names:
                 known["decoded"] = (
-                    self.decode(codes) if decoded is None else self.likelihood.mean(decoded)
+                    self.decode(codes, batch.condition)
+                    if decoded is None
+                    else self.likelihood.mean(decoded)
                 ).to(dtype)
             options = {**self.terms[name].options}
             options |= {key: known[key] for key in wants.names}
@@ -524,7 +567,7 @@ class Objective(nn.Module):
                 options["weights"] = torch.where(alone, options["weights"], 1.0)
             if share:
                 options["decoded"] = True
-            first = (self.manifold, codes) if wants.positional else ()
+            first = (manifold, codes) if wants.positional else ()
             found = in_one_look(lambda: loss(*first, **options), generator)
             if alone is None:
                 return found

@@ -75,7 +75,11 @@ class VAE(AE):
 
     @torch.no_grad()
     def sample(
-        self, n: int = 1, generator: torch.Generator | int | None = None, noise: bool = False
+        self,
+        n: int = 1,
+        generator: torch.Generator | int | None = None,
+        noise: bool = False,
+        condition: Any = None,
     ) -> Tensor:  # -> (n, *shape)
         """New data, as a tensor: codes from the prior, decoded.
 
@@ -83,6 +87,7 @@ class VAE(AE):
             n: Number of samples.
             generator: Source of the randomness; an integer is the seed of a new one.
             noise: Whether to draw from the likelihood; otherwise expected data are returned.
+            condition: As in :meth:`AE.condition`, for a decoder with conditions.
 
         Raises:
             OptionError: For fewer than one sample, or noise of a likelihood without a density.
@@ -91,7 +96,10 @@ class VAE(AE):
         expect_range("sample", "n", n, 1, integer=True, hint="Try n=10.")
         source = as_generator("sample", generator)
         z = self.objective_.draw(n, source)
-        return self.objective_.noisy(z, source) if noise else self.objective_.decode(z)
+        given = self.condition(condition, n)
+        if noise:
+            return self.objective_.noisy(z, source, given)
+        return self.objective_.decode(z, given)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -171,7 +179,15 @@ class NRAE(AE):
     init: Any = None
     restarts: int = 1
 
-    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> NRAE:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        weights: Any = None,
+        condition: Any = None,
+    ) -> NRAE:
         """Train, as often as ``restarts`` says.
 
         Args:
@@ -179,10 +195,14 @@ class NRAE(AE):
             y: Ignored.
             validation: As in :meth:`AE.fit`.
             weights: As in :meth:`AE.fit`.
+            condition: Must be None: a neighbour may have another one than its centre.
 
         Raises:
-            OptionError: For fewer than one restart.
+            OptionError: For fewer than one restart, or a condition.
         """
+        if condition is not None:
+            hint = "A neighbour may have another condition than its centre: use another trainer."
+            raise OptionError("NRAE", "condition=None", "condition=", hint)
         expect_range("NRAE", "restarts", self.restarts, 1, integer=True, hint="Try restarts=1.")
         if self.restarts == 1:
             super().fit(X, y, validation=validation, weights=weights)
@@ -229,10 +249,11 @@ class NRAE(AE):
         optimizer_state: dict[str, Any] | None,
         validation: Any = None,
         weights: Any = None,
+        condition: Any = None,
     ) -> AE:
         self._graph_of: Tensor | None = None
         try:
-            return super()._train(X, epochs, fresh, optimizer_state, validation, weights)
+            return super()._train(X, epochs, fresh, optimizer_state, validation, weights, condition)
         finally:
             del self._graph_of
 
