@@ -1082,6 +1082,7 @@ class Manifold:
         generator: torch.Generator | int | None = None,
         latent_metric: Any = None,
         *,
+        weights: Tensor | None = None,
         condition: Conditions = None,
     ) -> Tensor:  # (*b, m) -> () or (*b,)
         """How far the decoder is from preserving the latent geometry (equations 14 to 16).
@@ -1103,19 +1104,26 @@ class Manifold:
             generator: Source of their randomness, or a seed.
             latent_metric: A function ``z (k, m) -> (k, m, m)`` or a geoopt manifold; by default
                 that of ``latent``, or the Euclidean one.
+            weights: Of the points ``(*b,)``, known up to a factor, for all means, such as
+                ``M.volume_density(z)`` for points that are uniform in latent space.
             condition: As in :class:`Manifold`.
 
         Raises:
-            OptionError: For an unknown kind or estimator.
-            ShapeError: When the latent metric has another shape.
+            OptionError: For an unknown kind or estimator, or weights that are negative, not finite,
+                or all 0.
+            ShapeError: When the latent metric has another shape, or there is not one weight for
+                each point.
             SingularMetricError: Where the latent metric is not positive definite.
         """
         core, flat = self._checks.placed("distortion", z, condition)
         generator = as_generator("Manifold.distortion", generator, z.device)
         if latent_metric is None and self.latent is not None:
             latent_metric = self.latent.metric
+        share = None
+        if weights is not None:
+            share = distortion.flat_shares("Manifold.distortion", weights, z)
         out = distortion.distortion(
-            core, flat, kind, local, estimator, samples, generator, latent_metric
+            core, flat, kind, local, estimator, samples, generator, latent_metric, share
         )
         return out.view(z.shape[:-1]) if local else out
 

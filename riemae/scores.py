@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from riemae.differential.conditions import Conditions
-from riemae.exceptions import OptionError
-from riemae.geometry.distortion import Kind, LatentMetric, latent_factor, relative_triangle
+from riemae.geometry.distortion import (
+    Kind,
+    LatentMetric,
+    flat_shares,
+    latent_factor,
+    relative_triangle,
+    weighted_sum,
+)
 from riemae.geometry.factors import (
     check_triangle,
     differentiable_singular_values,
@@ -24,7 +30,7 @@ from riemae.geometry.factors import (
     wide,
 )
 from riemae.manifold import Manifold
-from riemae.numerics.checks import expect_range, expect_shape
+from riemae.numerics.checks import expect_range, expect_weights
 
 __all__ = ["Estimate", "MapClass", "Scores", "condition_number", "hierarchy", "summary", "vor"]
 
@@ -58,8 +64,9 @@ class Estimate(NamedTuple):
         """
         n = len(values)
         if weights is not None:
-            share = _shares("Estimate.of", weights, n)
+            share = expect_weights("Estimate.of", weights, n).to(values)
             each = share.view(-1, *[1] * (values.ndim - 1))
+            values = torch.where(each > 0, values, 0.0)  # what has no weight may be infinite
             mean = (each * values).sum(0)
             counts = int((share > 0).sum())
             spread = (each * (values - mean)).square().sum(0)
@@ -158,18 +165,34 @@ def condition_number(
     z: Tensor,
     latent_metric: LatentMetric | None = None,
     *,
+    weights: Tensor | None = None,
     condition: Conditions = None,
-) -> Tensor:  # (*b, m) -> (*b,)
+) -> Tensor:  # (*b, m) -> (*b,), with weights ()
     """``λ_max/λ_min``.
 
     Its mean over data is the score MCN of Lee et al. (2022b), 1 for conformal maps.
 
     Infinite where the metric is singular.
 
+    Args:
+        M: The manifold.
+        z: Points.
+        latent_metric: As in ``Manifold.distortion``.
+        weights: Of the points ``(*b,)``, known up to a factor. With them the result is one number,
+            the score MCN under this measure; without them it is one value for each point.
+        condition: As in ``Manifold.distortion``.
+
+    Raises:
+        ShapeError: When there is not one weight for each point.
+        OptionError: For weights that are negative, not finite, or all 0.
+
     Warns:
         PrecisionWarning: Where the condition is more than the dtype carries.
     """
     where = "scores.condition_number"
+    if weights is not None:
+        values = condition_number(M, z, latent_metric, condition=condition).flatten()
+        return weighted_sum(values, flat_shares(where, weights, z))
     if latent_metric is None:
         values = M.eigenvalues(z, condition=condition)
         return _ratio(values[..., -1], values[..., 0])
@@ -194,7 +217,7 @@ def vor(
     *,
     weights: Tensor | None = None,
     condition: Conditions = None,
-) -> Tensor:  # (n, m) -> ()
+) -> Tensor:  # (*b, m) -> ()
     """The score VoR, ``E Σ log² λ_i(Ḡ⁻¹ G)`` with ``Ḡ = E G``.
 
     It is 0 when the metric is the same everywhere.
@@ -202,7 +225,7 @@ def vor(
     Args:
         M: The manifold.
         z: Points.
-        weights: Of the points ``(n,)``, known up to a factor, for both means.
+        weights: Of the points ``(*b,)``, known up to a factor, for both means.
         condition: As in ``Manifold.distortion``.
 
     Raises:
@@ -211,7 +234,7 @@ def vor(
         OptionError: For weights that are negative, not finite, or all 0.
     """
     r = wide(M.metric_factor(z, condition=condition).flatten(0, -3))
-    share = None if weights is None else _shares("scores.vor", weights, len(r)).to(r)
+    share = None if weights is None else flat_shares("scores.vor", weights, z).to(r)
     return _variation(r, share, z.dtype)
 
 
@@ -254,8 +277,8 @@ def summary(
         OptionError: For fewer than 2 points, or weights that are negative, not finite, or all 0.
     """
     where = "scores.summary"
+    share = None if weights is None else flat_shares(where, weights, z)
     z = z.reshape(-1, z.shape[-1])
-    share = None if weights is None else _shares(where, weights, len(z))
     with torch.no_grad():
         r = wide(M.metric_factor(z, condition=condition))
         curvature = M.extrinsic_curvature(z, condition=condition)
@@ -284,21 +307,6 @@ def summary(
         distortion=Estimate.jackknife(distorted, len(z), blocks),
         curvature=Estimate.of(curvature, share),
     )
-
-
-def _shares(where: str, weights: Tensor, n: int) -> Tensor:  # (n,) -> (n,)
-    """Weights divided by their sum.
-
-    Raises:
-        OptionError: For weights that are negative, not finite, or all 0.
-    """
-    expect_shape(where, "weights", weights, (n,), "Give one weight for each point.")
-    allowed = bool(weights.isfinite().all() & (weights >= 0).all() & (weights.sum() > 0))
-    if not allowed:
-        got = f"values from {float(weights.min()):.3g} to {float(weights.max()):.3g}"
-        hint = "They are masses, known up to a factor."
-        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
-    return weights / weights.sum()
 
 
 def hierarchy(

@@ -65,8 +65,8 @@ LAYERS = {
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts
         distributions.discrete distributions.dispersion distributions.fallback distributions.family
-        distributions.layout distributions.multivariate distributions.numerical
-        distributions.registry distributions.special
+        distributions.inflated distributions.layout distributions.multivariate
+        distributions.numerical distributions.registry distributions.special
     """,
     "ambient metrics": """
         ambient ambient.base ambient.checks ambient.clouds ambient.custom ambient.density
@@ -86,12 +86,13 @@ LAYERS = {
     "manifold": "ensembles manifold",
     "clients": """
         autoencoders autoencoders.balance autoencoders.batches autoencoders.card
-        autoencoders.checkpoints
+        autoencoders.checkpoints autoencoders.counts autoencoders.covariates
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
         autoencoders.fitting autoencoders.graph_losses autoencoders.history
-        autoencoders.inputs autoencoders.likelihoods autoencoders.loop autoencoders.losses
-        autoencoders.metadata autoencoders.module autoencoders.nearest
+        autoencoders.inputs autoencoders.latents autoencoders.likelihood
+        autoencoders.likelihoods autoencoders.loop autoencoders.losses autoencoders.metadata
+        autoencoders.module autoencoders.nearest
         autoencoders.neighborhood autoencoders.networks autoencoders.objective
         autoencoders.optimization autoencoders.outputs autoencoders.plain autoencoders.priors
         autoencoders.progress autoencoders.report autoencoders.saved autoencoders.settings
@@ -248,7 +249,10 @@ FOREIGN = {
     "jet.value._is_view",
     "q._is_zerotensor",
     "script._debug_flush_compilation_cache",
+    "self._extended_shape",
     "self._replace",
+    "self._validate_args",
+    "self._validate_sample",
     "sys._getframe",
 }
 

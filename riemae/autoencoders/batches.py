@@ -37,6 +37,7 @@ class Batches:
             each sample.
         index: ``(n,)``, the numbers of the samples, or None to leave them out of the batches.
         weights: ``(n,)``, the weights of the samples, or None.
+        condition: ``(n, c)``, what the decoder gets besides the codes, or None.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Batches:
         neighbors: Neighbors | None = None,
         index: Tensor | None = None,
         weights: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> None:
         self.x = x
         self.batch_size = min(batch_size, len(x))
@@ -54,7 +56,11 @@ class Batches:
         self.neighbors = neighbors
         self.columns = {
             name: column
-            for name, column in (("index", index), ("weights", weights))
+            for name, column in (
+                ("index", index),
+                ("weights", weights),
+                ("condition", condition),
+            )
             if column is not None
         }
         self._epoch = 0

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from riemae.autoencoders.weighting import weighted_mean
 from riemae.exceptions import OptionError, ShapeError
+from riemae.geometry.distortion import relative_metric
 from riemae.manifold import Manifold
 from riemae.numerics.checks import expect_range
 from riemae.numerics.random import signs
@@ -165,7 +166,11 @@ def bi_lipschitz(
     """
     expect_range("bi_lipschitz", "bound", bound, 1, hint="1 asks for a scaled isometry.")
     smallest = torch.finfo(z.dtype).tiny
-    log_sigma = manifold.eigenvalues(z).clamp(min=smallest).log() / 2
+    if manifold.latent is None or manifold.latent.metric is None:
+        eigenvalues = manifold.eigenvalues(z)
+    else:
+        eigenvalues = torch.linalg.eigvalsh(_relative("bi_lipschitz", manifold, z))
+    log_sigma = eigenvalues.clamp(min=smallest).log() / 2
     center = weighted_mean(log_sigma.mean(-1), weights)
     excess = ((log_sigma - center).abs() - math.log(bound)).relu()
     return weighted_mean(excess.square().sum(-1), weights)
@@ -217,11 +222,18 @@ class AbsoluteIsometry(nn.Module):
         self.register_buffer("unit", torch.tensor(math.nan))
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=scale is None)
 
-    def fitted(self, data: Tensor) -> AbsoluteIsometry:
-        """Set where the learned scale starts: codes of unit variance that fill the data."""
+    def fitted(self, data: Tensor, extent: Tensor | None = None) -> AbsoluteIsometry:
+        """Set where the learned scale starts: codes of unit size that fill the data.
+
+        Args:
+            data: ``(n, *shape)``.
+            extent: Their mean squared distance from the mean under the ambient metric; by default
+                the Euclidean one.
+        """
         if bool(self.unit.isnan()):
-            away = (data - data.mean(0)).flatten(1)
-            start = away.square().sum(1).mean().sqrt() if self.scale is None else self.scale
+            if extent is None:
+                extent = (data - data.mean(0)).flatten(1).square().sum(1).mean()
+            start = extent.sqrt() if self.scale is None else self.scale
             self.to(data)
             self.unit.fill_(float(start))
         return self
@@ -232,7 +244,7 @@ class AbsoluteIsometry(nn.Module):
         """The value at codes."""
         c = self.unit * self.log_scale.exp() if self.scale is None else self.scale
         m = z.shape[-1]
-        g = manifold.metric(z) / c**2
+        g = _relative("absolute_isometry", manifold, z) / c**2
         error = g - torch.eye(m).to(g)
         return weighted_mean(error.square().sum((-1, -2)), weights) / m
 
@@ -292,6 +304,12 @@ class TemporalStraightening:
         before, now, after = codes.chunk(3)
         cosine = torch.nn.functional.cosine_similarity(now - before, after - now, dim=-1, eps=1e-12)
         return (1 - cosine).mean()
+
+
+def _relative(where: str, manifold: Manifold, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
+    """The metric relative to that of the latent space, where it has one."""
+    latent = None if manifold.latent is None else manifold.latent.metric
+    return relative_metric(where, manifold.metric(z), z, latent)
 
 
 def _probes(where: str, probes: int | Literal["auto"] | None, m: int) -> int | None:

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from riemae.autoencoders import saved
 from riemae.autoencoders.balance import Balance
 from riemae.autoencoders.batches import derived_seed
+from riemae.autoencoders.covariates import Covariates, OneCondition
 from riemae.autoencoders.history import History
 from riemae.autoencoders.inputs import all_samples, chunks, dense, like_input
+from riemae.autoencoders.likelihood import Likelihood
 from riemae.autoencoders.report import Report, report
 from riemae.autoencoders.settings import (
     Settings,
@@ -78,6 +80,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         encoder_: Trained encoder.
         decoder_: Trained decoder.
         manifold_: The :class:`~riemae.Manifold` of the decoder.
+        likelihood_: The likelihood with what it has taken from the data, such as a dispersion.
         history_: Mean of every part of the loss over each epoch, by name.
         n_epochs_: Number of epochs trained.
         objective_: Networks and loss together.
@@ -85,6 +88,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             to try.
         data_shape_: Shape of one sample.
         n_features_in_: Its first axis.
+        conditions_: How conditions become numbers, or None for a decoder of codes alone.
 
     Raises:
         OptionError: In ``fit``, for settings out of range.
@@ -107,7 +111,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         (40, 2)
     """
 
-    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> AE:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        weights: Any = None,
+        condition: Any = None,
+    ) -> AE:
         """Train.
 
         Args:
@@ -122,23 +134,28 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 of 2 is the same as having the sample twice, which no training by random batches
                 keeps. The batches of a DataLoader hold them, as ``{"x": …, "weights": …}``, with a
                 mean of 1.
+            condition: What the decoder gets besides the codes, such as the batch of a cell: labels
+                ``(n,)``, or covariates as numbers ``(n, c)``. The encoder sees the data alone.
+                ``manifold_`` then takes ``condition=``, and :meth:`manifold` has one for all.
 
         Raises:
             FileError: When another fit is writing to ``directory``; the model is then unchanged.
             KeyboardInterrupt: When the user interrupts; the model keeps the training so far.
         """
         fresh = not (self.warm_start and hasattr(self, "objective_"))
-        return self._train(X, self.epochs, fresh, None, validation, weights)
+        return self._train(X, self.epochs, fresh, None, validation, weights, condition)
 
-    def partial_fit(self, X: Any, y: Any = None) -> AE:
+    def partial_fit(self, X: Any, y: Any = None, *, condition: Any = None) -> AE:
         """One more epoch on these data; units, likelihood and networks are those of the first call.
 
         Args:
             X: As in :meth:`fit`.
             y: Ignored.
+            condition: As in :meth:`fit`.
         """
         fresh = not hasattr(self, "objective_")
-        return self._train(X, 1, fresh, getattr(self, "_optimizer_state", None))
+        state = getattr(self, "_optimizer_state", None)
+        return self._train(X, 1, fresh, state, condition=condition)
 
     def transform(self, X: Any) -> Any:
         """Codes ``(n, latent_dim)``.
@@ -148,13 +165,15 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         check_is_fitted(self, "objective_")
         return like_input(X, self.apply(self.objective_.encode, X))
 
-    def inverse_transform(self, Z: Any) -> Any:
+    def inverse_transform(self, Z: Any, condition: Any = None) -> Any:
         """Expected data ``(n, *shape)`` of codes.
 
         Args:
             Z: Codes, as an array, a tensor or a list.
+            condition: As in :meth:`condition`, for a decoder with conditions.
 
         Raises:
+            OptionError: Without a condition that the decoder needs.
             ShapeError: When the codes are not ``(n, latent_dim)``.
             DTypeError: When they are not numbers.
             NonFiniteError: For NaN or infinity in the codes.
@@ -167,8 +186,54 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             hint = "Remove these rows; transform makes finite codes of finite data."
             raise NonFiniteError(where, "finite codes", "NaN or infinity", hint)
         with torch.no_grad():
-            decoded = torch.cat([self.objective_.decode(part) for part in z.split(_CHUNK)])
+            decoded = self._in_parts(self.objective_.decode, z, self.condition(condition, len(z)))
         return like_input(Z, decoded)
+
+    def _in_parts(
+        self, f: Callable[..., Tensor], z: Tensor, condition: Tensor | None
+    ) -> Tensor:  # (n, …), (n, c) -> (n, …)
+        """A function of rows and their conditions, part by part."""
+        found = []
+        for rows in torch.arange(len(z)).split(_CHUNK):
+            places = rows.to(z.device)
+            own = None if condition is None else condition[places]
+            found.append(f(z[places], own))
+        return torch.cat(found)
+
+    def condition(self, condition: Any, count: int = 1) -> Tensor | None:  # -> (n, c)
+        """Conditions as the decoder gets them, which ``manifold_`` takes; None without any.
+
+        Args:
+            condition: Labels or covariates as in :meth:`fit`, or one for all.
+            count: Number of samples.
+
+        Raises:
+            OptionError: For a condition where the decoder has none, none where it has, or an
+                unknown label.
+            ShapeError: When there is not one for each sample.
+        """
+        check_is_fitted(self, "objective_")
+        where = type(self).__name__
+        if self.conditions_ is not None:
+            return self.conditions_.encode(where, condition, count, self.objective_.null)
+        if condition is not None:
+            hint = "Fit with condition= first."
+            raise OptionError(where, "no condition: the decoder has none", "condition=", hint)
+        return None
+
+    def manifold(self, condition: Any) -> Manifold:
+        """The manifold of the decoder under one condition, as a function of codes alone.
+
+        Args:
+            condition: One label, or one row of covariates.
+        """
+        row = self.condition(condition)
+        if row is None:
+            return self.manifold_
+        own = self.manifold_
+        decoder = OneCondition(copied(own.decoder), row)
+        latent = self.objective_.space.space(self.objective_.latent_dim)
+        return Manifold(decoder, self.objective_.ambient, self.objective_.latent_dim, latent=latent)
 
     def _codes(self, where: str, Z: Any) -> Tensor:
         if isinstance(Z, Tensor):
@@ -184,17 +249,24 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             expected = "codes as numbers (n, latent_dim)"
             raise DTypeError(where, expected, str(reason), _CODES) from reason
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, condition: Any = None) -> float:
         """Fraction of the deviance that the reconstruction explains; R² for squared errors.
 
         The deviance is relative to that of the training data.
 
         Args:
-            X: As in :meth:`fit`.
+            X: As in :meth:`fit`; not a DataLoader where the decoder has conditions.
             y: Ignored.
+            condition: As in :meth:`condition`, for a decoder with conditions.
         """
         check_is_fitted(self, "objective_")
-        return 1.0 - float(self.apply(self.objective_.unexplained, X).mean())
+        if self.conditions_ is None and condition is None:
+            return 1.0 - float(self.apply(self.objective_.unexplained, X).mean())
+        x = all_samples(self, X, reset=False).to(self.objective_.null)
+        given = self.condition(condition, len(x))
+        with torch.no_grad():
+            left = self._in_parts(self.objective_.unexplained, x, given)
+        return 1.0 - float(left.mean())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trained model; an earlier one in the same directory is replaced.
@@ -250,7 +322,13 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
                 expected = "at least 4 samples of the training data"
                 raise OptionError(f"{type(self).__name__}.report_", expected, got, hint)
             k = min(_NEIGHBORHOOD, len(self._sample) // 2 - 1)
-            found = report(self.manifold_, self.objective_.encode, self._sample, k=k)
+            found = report(
+                self.manifold_,
+                self.objective_.encode,
+                self._sample,
+                k=k,
+                condition=self._sample_condition,
+            )
             found = replace(found, sentences=self._balance().sentences(found))
             self._report: Report | None = found
         return found
@@ -263,24 +341,32 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         limit = steps_of(self).limit(objective.geometric)
         return Balance.of(weights, self.history_, limit, self.warmup)
 
-    def costs(self, X: Any) -> dict[str, dict[str, float]]:
+    def costs(self, X: Any, condition: Any = None) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds per training step of every part.
 
         Args:
             X: Data as in :meth:`fit`; one batch of them is used.
+            condition: One for all of them, for a decoder with conditions.
         """
         check_is_fitted(self, "objective_")
         objective = copied(self.objective_).requires_grad_().train()
         x = next(chunks(self, X, self.batch_size, self.objective_.null))
         # Any sample can serve as the neighbour, because the cost does not depend on it.
         neighbor = None if objective.variation.order is None else x.roll(1, 0)
-        return objective.costs(x, neighbor)
+        return objective.costs(x, neighbor, condition=self.condition(condition, len(x)))
 
     @property
     def manifold_(self) -> Manifold:
         """The decoder's manifold under the ambient metric."""
         check_is_fitted(self, "objective_")
         return self.objective_.manifold
+
+    @property
+    def likelihood_(self) -> Likelihood:
+        """The likelihood with what it has taken from the data, such as ``dispersion``."""
+        check_is_fitted(self, "objective_")
+        found: Likelihood = self.objective_.likelihood
+        return found
 
     @property
     def encoder_(self) -> nn.Module:
@@ -326,6 +412,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         optimizer_state: dict[str, Any] | None,
         validation: Any = None,
         weights: Any = None,
+        condition: Any = None,
     ) -> AE:
         from riemae.autoencoders.fitting import run_of
         from riemae.autoencoders.training import claimed
@@ -333,7 +420,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         check_settings(self, epochs)
         run = run_of(self, self.get_params(deep=False), epochs, (), fresh)
         with claimed(run):  # before anything of the model is changed
-            return self._trained(X, epochs, fresh, optimizer_state, validation, weights)
+            return self._trained(X, epochs, fresh, optimizer_state, validation, weights, condition)
 
     def _trained(
         self,
@@ -343,6 +430,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         optimizer_state: dict[str, Any] | None,
         validation: Any,
         weights: Any,
+        condition: Any,
     ) -> AE:
         from riemae.autoencoders import fitting
         from riemae.autoencoders.module import GeometricModule
@@ -351,17 +439,24 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         loader = X if isinstance(X, DataLoader) else None
         device = device_of(self)
         if loader is not None:
-            _refuse_for_loaders(self, weights)
+            _refuse_for_loaders(self, weights, condition)
         data = all_samples(self, X, reset=fresh).to(device)
         own_weights = fitting.sample_weights(type(self).__name__, weights, data)
         if loader is None:
             check_split(self, len(data))
         if fresh:
-            self.objective_ = fitting.new_objective(self, data)
+            self.conditions_: Covariates | None = None
+            own_condition = None
+            if condition is not None:
+                where = type(self).__name__
+                self.conditions_ = Covariates.of(where, condition)
+                own_condition = self.conditions_.encode(where, condition, len(data), data)
+            self.objective_ = fitting.new_objective(self, data, own_condition)
             if loader is None:
                 self.initialise(self.objective_, data)
             self.history_ = History()
         else:
+            own_condition = self.condition(condition, len(data))
             self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()
         module = GeometricModule.of(
@@ -376,8 +471,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         held: Any = None
         decisive = []  # data on which the weights depend
         if loader is None:
-            batches, held = fitting.split(self, objective, data, own_weights)
-            decisive += [data] if own_weights is None else [data, own_weights]
+            batches, held = fitting.split(self, objective, data, own_weights, own_condition)
+            columns = (data, own_weights, own_condition)
+            decisive += [column for column in columns if column is not None]
         if validation is not None:
             held = fitting.validation_of(self, objective, validation)
             decisive += [batch["x"] for batch in held] if held is not validation else []
@@ -388,20 +484,25 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             self.history_ = module.history
             self.n_epochs_: int = len(module.history.get("loss", []))
             self._optimizer_state: dict[str, Any] | None = module.optimizer_state
-            self._sample: Tensor | None = fitting.sample_of(data, self.seed)
+            drawn = fitting.sample_of(data, self.seed, own_condition)
+            self._sample: Tensor | None = drawn[0]
+            self._sample_condition = drawn[1]
             self._report = None
             objective.to(device).eval().requires_grad_(False)
             objective.zero_grad()
         return self
 
 
-def _refuse_for_loaders(model: AE, weights: Any) -> None:
+def _refuse_for_loaders(model: AE, weights: Any, condition: Any) -> None:
     """Refuse what cannot be done with batches that come from elsewhere.
 
     Raises:
-        OptionError: For a share of the data to be kept out, and for weights.
+        OptionError: For a share of the data to be kept out, for weights, and for conditions.
     """
     where = type(model).__name__
+    if condition is not None:
+        hint = "Give arrays or tensors, or train a GeometricModule, whose batches hold conditions."
+        raise OptionError(where, "condition=None with a DataLoader", "condition=", hint)
     if model.validation_fraction:
         expected = "validation_fraction=0 with a DataLoader"
         hint = "Split its Dataset, and give the other part as fit(…, validation=…)."

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riemae.ambient import Euclidean
 from riemae.exceptions import ShapeError
+from riemae.geometry.latent import Periodic
 from riemae.manifold import Manifold
 
 
@@ -48,7 +49,10 @@ def neighborhood_errors(
             f"{tuple(z.shape)}, {tuple(z_neighbor.shape)} and {len(x_neighbor)}",
             "Repeat a centre to give it several neighbours.",
         )
-    terms = M.taylor(z, z_neighbor - z, order)
+    away = z_neighbor - z
+    if isinstance(M.latent, Periodic):
+        away = M.latent.wrap(away)  # the short way round
+    terms = M.taylor(z, away, order)
     measure = distance or partial(_ambient_square, M)
     center = None if x is None else measure(terms[0], x)
     prediction = sum(terms[1:], terms[0])

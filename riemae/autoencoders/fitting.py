@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from riemae.autoencoders.batches import Batches, Fixed, Neighbors, derived_seed
+from riemae.autoencoders.covariates import ConditionalDecoder
 from riemae.autoencoders.inputs import samples
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Chamfer, Likelihood, as_likelihood
 from riemae.autoencoders.networks import build_decoder, build_encoder
 from riemae.autoencoders.objective import Objective
 from riemae.autoencoders.settings import Settings, device_of, fingerprint, widths_of
 from riemae.autoencoders.training import Run
-from riemae.exceptions import DataError, OptionError, ShapeError
+from riemae.exceptions import DataError, OptionError
+from riemae.numerics.checks import expect_weights
 from riemae.numerics.random import restored
 from riemae.numerics.reach import copied
 
@@ -25,12 +28,15 @@ _LOOKED_AT = 2000  # samples for a report
 _NEIGHBORS = 10  # in the graph for terms that ask for a neighbour
 
 
-def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
+def new_objective(
+    settings: Settings, data: Tensor, condition: Tensor | None = None
+) -> Objective:  # (n, *shape), (n, c)
     """Untrained networks with their loss, in the units of the data.
 
     Args:
         settings: Of the autoencoder.
         data: What the networks are trained on, or a sample of it.
+        condition: What the decoder gets besides the codes, or None.
 
     Raises:
         DataError: For fewer than 2 samples.
@@ -49,7 +55,8 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
             f"A decoder cannot unfold more numbers than the data have: try latent_dim={size}.",
         )
     likelihood = as_likelihood(settings.likelihood).fitted(data)
-    encoder, decoder = _networks(settings, likelihood, data)
+    width = 0 if condition is None else condition.shape[1]
+    encoder, decoder = _networks(settings, likelihood, data, width)
     terms = {**settings.own_terms(), **(settings.terms or {})}
     objective = Objective(
         encoder,
@@ -60,16 +67,20 @@ def new_objective(settings: Settings, data: Tensor) -> Objective:  # (n, *shape)
         terms,
         settings.variation(),
         settings.latent_dim,
+        settings.latent,
+        condition,
     )
     return objective.to(data.device)
 
 
 def _networks(
-    settings: Settings, likelihood: Likelihood, data: Tensor
+    settings: Settings, likelihood: Likelihood, data: Tensor, conditions: int
 ) -> tuple[nn.Module, nn.Module]:
     """Copies of the caller's networks, or new ones, whose weights depend on the seed."""
     variational = settings.variation().beta is not None
-    outputs = settings.latent_dim * (2 if variational else 1)
+    m = settings.latent_dim
+    space = latent_of(settings.latent)
+    outputs = space.outputs(m, variational)
     center = data.mean(0)
     spread = data.flatten(1).var(0, correction=0).mean().sqrt()
     sets = isinstance(likelihood, Chamfer)
@@ -87,13 +98,27 @@ def _networks(
             scale = spread if likelihood.linear else torch.ones_like(spread)
             null = likelihood.null(data)
             widths = widths_of(settings)[::-1]
-            decoder = build_decoder(null, scale, settings.latent_dim, widths, settings.activation)
+            first = space.features()
+            if conditions:
+                decoder = ConditionalDecoder(
+                    null.shape, space.width(m), conditions, widths, settings.activation, space.name
+                )
+                decoder.colour.center = null.detach().clone()
+                decoder.colour.scale = scale.detach().clone()
+            else:
+                decoder = build_decoder(
+                    null, scale, space.width(m), widths, settings.activation, first
+                )
             decoder = decoder.to(data)
     return encoder, decoder
 
 
 def split(
-    settings: Settings, objective: Objective, data: Tensor, weights: Tensor | None
+    settings: Settings,
+    objective: Objective,
+    data: Tensor,
+    weights: Tensor | None,
+    condition: Tensor | None = None,
 ) -> tuple[Batches, Fixed | None]:
     """Batches to train on, and batches of the samples that are kept out of training, if any.
 
@@ -102,19 +127,21 @@ def split(
         objective: Says what its terms need of a batch.
         data: All samples.
         weights: Of the samples ``(n,)``, or None.
+        condition: What the decoder gets besides the codes ``(n, c)``, or None.
     """
+    more = (weights, condition)
     seed = derived_seed(settings.seed, 4)
     rows = torch.arange(len(data), device=data.device)
     held = round(settings.validation_fraction * len(data))
     if not held:
-        return _batches(settings, objective, data, rows, weights, settings.batch_size), None
+        return _batches(settings, objective, data, rows, more, settings.batch_size), None
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator).to(data.device)
     kept = order[:held]
     rest = order[held:]
     # The samples kept out have a graph of their own, of the same kind.
-    validation = Fixed(list(_batches(settings, objective, data, kept, weights, held)))
-    return _batches(settings, objective, data, rest, weights, settings.batch_size), validation
+    validation = Fixed(list(_batches(settings, objective, data, kept, more, held)))
+    return _batches(settings, objective, data, rest, more, settings.batch_size), validation
 
 
 def _batches(
@@ -122,15 +149,15 @@ def _batches(
     objective: Objective,
     data: Tensor,
     rows: Tensor,
-    weights: Tensor | None,
+    columns: tuple[Tensor | None, Tensor | None],
     size: int,
 ) -> Batches:
     """Batches of some rows of the data, with what the objective asks for."""
     x = data if len(rows) == len(data) else data[rows]
     index = rows if objective.asks_for("index") else None
-    own = None if weights is None else weights[rows]
+    weights, condition = (None if column is None else column[rows] for column in columns)
     graph = graph_of(settings, objective, x)
-    return Batches(x, size, derived_seed(settings.seed, 4), graph, index, own)
+    return Batches(x, size, derived_seed(settings.seed, 4), graph, index, weights, condition)
 
 
 def graph_of(settings: Settings, objective: Objective, x: Tensor) -> Neighbors | None:
@@ -152,8 +179,13 @@ def validation_of(settings: Settings, objective: Objective, X: Any) -> Any:
         X: The data; a DataLoader is used as it is.
 
     Raises:
-        OptionError: When a part of the training data is kept for validation as well.
+        OptionError: When a part of the training data is kept for validation as well, or the decoder
+            has conditions, which data alone do not tell.
     """
+    if objective.conditions and not isinstance(X, DataLoader):
+        expected = "validation_fraction, or a DataLoader of {'x': …, 'condition': …}"
+        hint = "Data alone do not tell their conditions."
+        raise OptionError(type(settings).__name__, expected, "validation=", hint)
     if settings.validation_fraction:
         raise OptionError(
             type(settings).__name__,
@@ -178,21 +210,13 @@ def sample_weights(where: str, weights: Any, data: Tensor) -> Tensor | None:  # 
         data: The samples.
 
     Raises:
+        DTypeError: For anything but numbers.
         ShapeError: When there are more or fewer weights than samples.
         OptionError: When they are negative, not finite, or all 0.
     """
     if weights is None:
         return None
-    found = torch.as_tensor(weights).to(data)
-    if found.shape != (len(data),):
-        expected = f"weights ({len(data)},), one for each sample"
-        raise ShapeError(where, expected, str(tuple(found.shape)), "Give one row per sample.")
-    allowed = bool(found.isfinite().all()) and bool((found >= 0).all()) and bool(found.sum() > 0)
-    if not allowed:
-        got = f"values from {float(found.min()):.3g} to {float(found.max()):.3g}"
-        hint = "A sample of weight 0 counts nothing."
-        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
-    return found / found.mean()
+    return len(data) * expect_weights(where, weights, len(data)).to(data)
 
 
 def run_of(
@@ -235,10 +259,13 @@ def run_of(
     )
 
 
-def sample_of(data: Tensor, seed: int) -> Tensor:
-    """At most 2,000 rows for a report, as a copy, because the caller may change the data."""
-    if len(data) <= _LOOKED_AT:
-        return data.clone()
-    generator = torch.Generator().manual_seed(derived_seed(seed, 6))
-    order = torch.randperm(len(data), generator=generator)
-    return data[order[:_LOOKED_AT].to(data.device)]
+def sample_of(
+    data: Tensor, seed: int, condition: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """At most 2,000 rows for a report, as copies, because the caller may change the data."""
+    rows = torch.arange(len(data))
+    if len(data) > _LOOKED_AT:
+        generator = torch.Generator().manual_seed(derived_seed(seed, 6))
+        rows = torch.randperm(len(data), generator=generator)[:_LOOKED_AT]
+    rows = rows.to(data.device)
+    return data[rows], None if condition is None else condition[rows]

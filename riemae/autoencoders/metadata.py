@@ -11,6 +11,7 @@ from riemae.autoencoders.plain import UNKNOWN
 from riemae.exceptions import CheckpointError
 
 PARTS = ("encoder", "decoder")
+_LATER = ("conditions",)  # entries that older checkpoints lack
 # Arguments that have an entry of their own. The caller of load gives those that have none.
 DESCRIBED = (*PARTS, "ambient", "likelihood", "terms")
 SAMPLES = 16  # codes that stand in for the data when a model is loaded
@@ -48,6 +49,8 @@ def check_metadata(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 def _check_entry(metadata: Mapping[str, Any], name: str) -> None:
     is_allowed, expected = _ENTRIES[name]
+    if name in _LATER and name not in metadata:
+        return
     if name in metadata and is_allowed(metadata[name]):
         return
     got = repr(metadata[name])[:100] if name in metadata else "nothing"
@@ -119,6 +122,16 @@ def _is_history(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_are(_is_number), value.values()))
 
 
+def _are_conditions(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"width", "categories"}:
+        return value is None
+    known = value["categories"]
+    if known is None:
+        return _is_count(value["width"])
+    plain = isinstance(known, list) and all(type(v) in (str, int, bool) for v in known)
+    return plain and value["width"] == len(known) >= 1
+
+
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class": (_is_text, "the name of a class"),
     "settings": (_are_settings, "plain values by name"),
@@ -135,5 +148,6 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "feature_names": (_or_none(_are(_is_text)), "a list of names, or nothing"),
     "history": (_is_history, "lists of numbers by name"),
     "restart_losses": (_or_none(_are(_is_number)), "a list of numbers, or nothing"),
+    "conditions": (_are_conditions, "a width and categories, or nothing"),
     "report": (_or_none(_is_mapping), "values by name, or nothing"),
 }

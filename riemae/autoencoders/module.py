@@ -39,7 +39,7 @@ except ImportError as reason:
 # A loss in units of the data's deviance is about 1 before training. Training stops when the loss
 # exceeds this times its first value, or this if that was below 1.
 _EXPLODED = 1e6
-_ENTRIES = ("x", "neighbor", "index", "weights")  # of a batch
+_ENTRIES = ("x", "neighbor", "index", "weights", "condition")  # of a batch
 _RATES = ("lr", "weight_decay")
 _GEOMETRIC_PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "16-mixed", None)
 
@@ -48,7 +48,8 @@ class GeometricModule(LightningModule):
     """An autoencoder with geometric terms, trained by ``lightning``.
 
     Batches are tensors ``(k, *shape)``; sequences that begin with one, as from a ``TensorDataset``;
-    or mappings ``{"x": …}``, which may also hold ``"neighbor"``, ``"index"`` and ``"weights"``.
+    or mappings ``{"x": …}``, which may also hold ``"neighbor"``, ``"index"``, ``"weights"`` and
+    ``"condition"``.
 
     Args:
         encoder: As in :class:`~riemae.autoencoders.objective.Objective`.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae import storage
+from riemae.autoencoders.latents import Flat
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -152,12 +153,18 @@ def build_encoder(
 
 
 def build_decoder(
-    center: Tensor, scale: Tensor, inputs: int, hidden: Sequence[int], activation: str
+    center: Tensor,
+    scale: Tensor,
+    inputs: int,
+    hidden: Sequence[int],
+    activation: str,
+    first: nn.Module | None = None,
 ) -> nn.Module:
-    """Codes ``(k, inputs)`` to parameters ``(k, *shape)`` around ``center``."""
+    """Codes to parameters ``(k, *shape)`` around ``center``; ``first`` makes the inputs of them."""
     colour = Colour(center.shape)
     colour.center, colour.scale = center.detach().clone(), scale.detach().clone()
-    return nn.Sequential(mlp(inputs, hidden, math.prod(center.shape), activation), colour)
+    network = mlp(inputs, hidden, math.prod(center.shape), activation)
+    return nn.Sequential(*([] if first is None else [first]), network, colour)
 
 
 def fit_codes(
@@ -200,16 +207,26 @@ def fit_codes(
 
 @torch.no_grad()
 def latent_dim_of(
-    encoder: nn.Module, decoder: nn.Module, data: Tensor, variational: bool, expected: int | None
+    encoder: nn.Module,
+    decoder: nn.Module,
+    data: Tensor,
+    variational: bool,
+    expected: int | None,
+    shape: torch.Size,
+    space: Flat,
+    condition: Tensor | None = None,
 ) -> int:
     """The number of codes that encoder and decoder agree on, from a pass of two samples.
 
     Args:
         encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)`` for a variational autoencoder.
-        decoder: ``(k, m) -> (k, *shape)``.
+        decoder: ``(k, m) -> (k, *shape)``, the parameters of the likelihood.
         data: Samples ``(n, *shape)``.
         variational: Whether the encoder returns means and log variances.
         expected: The number asked for, or None.
+        shape: Of the parameters of one sample.
+        space: The latent space, which says what the encoder's numbers mean.
+        condition: What the decoder gets besides the codes, of these samples, or None.
 
     Raises:
         DTypeError: When a network has another dtype than the data.
@@ -225,36 +242,42 @@ def latent_dim_of(
         if code.ndim != 2 or len(code) != len(data[:2]):
             hint = "It returns one row of codes per sample: add nn.Flatten() at its end."
             raise ShapeError(where, "an encoder (k, *shape) -> (k, m)", got, hint)
-        m = code.shape[1]
-        if variational and m % 2:
+        m = space.dimension(code.shape[1], variational)
+        if m is None:
             hint = "A variational encoder returns means, followed by as many log variances."
-            raise ShapeError(where, "an encoder (k, *shape) -> (k, 2m)", got, hint)
-        if variational:
-            m //= 2
+            outputs = "(k, 2m)"
+            if space.name is not None:
+                outputs = f"(k, o) for latent={space.name!r}"
+                hint = "See riemae.autoencoders.latents for what it returns."
+            raise ShapeError(where, f"an encoder (k, *shape) -> {outputs}", got, hint)
         if expected not in (None, m):
             hint = "Set latent_dim to what the encoder returns."
             raise ShapeError(
                 where, f"an encoder to latent_dim={expected} numbers", f"one to {m}", hint
             )
-        x = _attempted("decoder", decoder, code[:, :m])
+        more = () if condition is None else (condition[:2],)
+        x = _attempted("decoder", decoder, space.mean(code, variational), *more)
     finally:
         for part, mode in training:
             part.train(mode)
-    if x.shape != data[:2].shape:
+    if x.shape != (len(data[:2]), *shape):
         got = f"output {tuple(x.shape)} for data {tuple(data[:2].shape)}"
         expectation = "a decoder that returns the shape of the data"
+        if shape != data.shape[1:]:
+            expectation = f"a decoder that returns parameters (k, {', '.join(map(str, shape))})"
         raise ShapeError(where, expectation, got, "Reshape its last layer.")
     return m
 
 
-def _attempted(name: str, network: nn.Module, x: Tensor) -> Tensor:
+def _attempted(name: str, network: nn.Module, x: Tensor, *more: Tensor) -> Tensor:
     own = next((p for p in network.parameters() if p.is_floating_point()), x)
     if own.dtype != x.dtype:
         expected, hint = f"an {name} of the data's dtype {x.dtype}", f"Try {name}.to({x.dtype})."
         raise DTypeError("autoencoder", expected, str(own.dtype), hint)
     try:
-        return network(x)
+        return network(x, *more)
     except RuntimeError as reason:
-        expected = f"a {name} for inputs of shape {tuple(x.shape)}"
+        shapes = " and ".join(str(tuple(part.shape)) for part in (x, *more))
+        expected = f"a {name} for inputs of shape {shapes}"
         hint = "Does its first layer have as many inputs?"
         raise ShapeError("autoencoder", expected, str(reason).splitlines()[0], hint) from reason

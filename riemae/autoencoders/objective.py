@@ -22,6 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders import losses
+from riemae.autoencoders.covariates import Conditioned
+from riemae.autoencoders.encoder_losses import TemporalStraightening, topology
+from riemae.autoencoders.graph_losses import EmbeddingPull, GraphDistances
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.networks import latent_dim_of
 from riemae.autoencoders.optimization import as_factor
@@ -45,7 +49,8 @@ class Objective(nn.Module):
     Args:
         encoder: ``(k, *shape) -> (k, m)``; ``(k, 2m)``, means and log variances, for a variational
             one.
-        decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters.
+        decoder: ``(k, m) -> (k, *shape)``, the likelihood's parameters; ``(k, 2, *shape)`` for
+            zero-inflated counts.
         data: A representative sample ``(n, *shape)``, which sets the units.
         likelihood: Name or instance.
         ambient: The metric of the data space for all geometric terms: as in
@@ -53,6 +58,10 @@ class Objective(nn.Module):
         terms: By name, a weight or a :class:`Term`; see :mod:`riemae.autoencoders.terms`.
         variation: What differs from a plain autoencoder.
         latent_dim: m, or None to take it from the encoder.
+        latent: The latent space, ``"torus"``, ``"sphere"``, ``"poincare"``, or None for R^m; see
+            :mod:`riemae.autoencoders.latents`, which also says what the encoder returns.
+        condition: What the decoder gets besides the codes, ``(n, c)``, of these samples, or None
+            for a decoder of codes alone.
         prepare: Whether losses with a method ``fitted`` get the data now.
 
     Raises:
@@ -76,19 +85,22 @@ class Objective(nn.Module):
         terms: Mapping[str, float | Term] | None = None,
         variation: Variation | None = None,
         latent_dim: int | None = None,
+        latent: str | None = None,
+        condition: Tensor | None = None,
         prepare: bool = True,
     ) -> None:
         super().__init__()
+        self.space = latent_of(latent)
         check_finite(data)
         self.encoder = encoder
         self.decoder = decoder
         self.variation = variation or Variation()
         self.likelihood = as_likelihood(likelihood).fitted(data)
         self.terms = {name: resolved(name, term) for name, term in (terms or {}).items()}
-        null = self.likelihood.null_deviance(data)
+        null = self.likelihood.null_deviance(data).detach()
         check_varied(null, data)
         variances = data.flatten(1).var(0, correction=0)
-        self.register_buffer("null", null.detach())
+        self.register_buffer("null", null)
         self._numbers = data[0].numel()
         self.register_buffer("spread", variances.mean().sqrt())
         self.fisher = isinstance(ambient, str)
@@ -104,6 +116,8 @@ class Objective(nn.Module):
             if term.loss is not None
         }
         self._factors = {name: as_factor(name, term.schedule) for name, term in self.terms.items()}
+        extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
+        self.register_buffer("extent", extent)
         if prepare:
             self.prepare(data)
         learned = {
@@ -115,10 +129,16 @@ class Objective(nn.Module):
         # Manifolds serve the whole training, so that each probes its decoder and chooses its way of
         # differentiation once.
         self._manifolds: dict[str, Manifold] = {}
-        extent = self.null.clone() if self.fisher else squared_extent(self.ambient, data)
-        self.register_buffer("extent", extent)
         variational = self.variation.beta is not None
-        self.latent_dim = latent_dim_of(encoder, decoder, data, variational, latent_dim)
+        shape = self.likelihood.parameter_shape(data.shape[1:])
+        self.latent_dim = latent_dim_of(
+            encoder, decoder, data, variational, latent_dim, shape, self.space, condition
+        )
+        self.conditions = 0 if condition is None else condition.shape[1]
+        if self.conditions and self.variation.order is not None:
+            hint = "A neighbour may have another condition than its centre: use another trainer."
+            raise OptionError("NRAE", "data without conditions", "condition=", hint)
+        self._refuse_for_latents(self.terms)
         self.prior = None
         if variational:
             own = self.variation
@@ -134,20 +154,35 @@ class Objective(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k, m)
         """Codes; of a variational autoencoder, their means."""
-        code = self.encoder(x)
-        if self.variation.beta is None:
-            return code
-        mean, _ = code.chunk(2, -1)
-        return mean
+        return self.space.mean(self.encoder(x), self.variation.beta is not None)
 
-    def decode(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
+    def decode(
+        self, z: Tensor, condition: Tensor | None = None
+    ) -> Tensor:  # (k, m), (k, c) -> (k, *shape)
         """Expected data."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self._parameter(z, condition))
+
+    def _parameter(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """What the decoder returns.
+
+        Raises:
+            OptionError: Without a condition, for a decoder with conditions.
+        """
+        if not self.conditions:
+            found: Tensor = self.decoder(z)
+            return found
+        if condition is None:
+            hint = "Give {'x': …, 'condition': …}."
+            raise OptionError("autoencoder", "a condition for each sample", "none", hint)
+        return self.decoder(z, condition)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
-        """Means and standard deviations of the codes of a variational autoencoder."""
-        mean, log_variance = self.encoder(x).chunk(2, -1)
-        return mean, (log_variance / 2).exp()
+        """Means and standard deviations of the codes of a variational autoencoder.
+
+        The deviations on a sphere are ``(k, 1)``, the same for all axes.
+        """
+        raw = self.encoder(x)
+        return self.space.mean(raw, variational=True), self.space.deviation(raw)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:  # -> (n, m)
         """Codes from the prior of a variational autoencoder.
@@ -157,19 +192,23 @@ class Objective(nn.Module):
             generator: Source of the randomness.
         """
         if self.prior is None:
-            return gaussian(self.null.new_zeros(n, self.latent_dim), generator)
+            return self.space.sample(self.null.new_zeros(n, self.latent_dim), generator)
         return self.prior.sample(n, self.encoder, generator)
 
     def noisy(
-        self, z: Tensor, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:  # (k, m) -> (k, *shape)
         """Data drawn from the likelihood at codes.
 
         Args:
             z: Codes.
             generator: Source of the randomness.
+            condition: One for each code, for a decoder with conditions.
         """
-        parameter = self.decoder(z)
+        parameter = self._parameter(z, condition)
         if self.likelihood.linear:
             variance = self.variation.noise**2 * self.null / self._numbers
             return parameter + variance.sqrt() * gaussian(parameter, generator)
@@ -178,9 +217,11 @@ class Objective(nn.Module):
         with seeded(parameter.device, int(drawn)):
             return self.likelihood.distribution(parameter).sample()
 
-    def unexplained(self, x: Tensor) -> Tensor:  # (k, *shape) -> (k,)
+    def unexplained(
+        self, x: Tensor, condition: Tensor | None = None
+    ) -> Tensor:  # (k, *shape) -> (k,)
         """Fraction of deviance left unexplained by the reconstruction of each sample."""
-        parameter = self.decoder(self.encode(x))
+        parameter = self._parameter(self.encode(x), condition)
         return self.likelihood.deviance(parameter, x) / self.null
 
     def forward(
@@ -191,6 +232,7 @@ class Objective(nn.Module):
         *,
         index: Tensor | None = None,
         weights: Tensor | None = None,
+        condition: Tensor | None = None,
         factors: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its parts without their weights.
@@ -201,12 +243,13 @@ class Objective(nn.Module):
             generator: Source of noise and probes.
             index: Numbers of the samples in the training data, where a term asks for them.
             weights: Of the samples, 1 on average over the data; None for equal ones.
+            condition: One for each sample, for a decoder with conditions.
             factors: By which the weights of parts are multiplied, by name.
 
         Raises:
             OptionError: When something is missing that the variation or a term needs.
         """
-        batch = Batch(x, neighbor, index, weights)
+        batch = Batch(x, neighbor, index, weights, condition)
         parts, z, decoded = self._base(batch, generator)
         if self.variation.contraction:
             parts["contraction"] = losses.contraction(self.encode, x, probes=1, generator=generator)
@@ -281,7 +324,7 @@ class Objective(nn.Module):
         Args:
             data: ``(n, *shape)``, whose order is that of ``index``.
         """
-        self.terms = {name: fitted(term, data) for name, term in self.terms.items()}
+        self.terms = {name: fitted(term, data, self.extent) for name, term in self.terms.items()}
 
     def term(
         self,
@@ -296,12 +339,17 @@ class Objective(nn.Module):
             name: Of the term.
             z: Codes.
             generator: Source of its randomness.
-            given: ``x``, ``index``, ``neighbor`` and ``weights``, for a term that asks for them.
+            given: ``x``, ``index``, ``neighbor`` and ``weights``, for a term that asks for them;
+                ``condition``, for a decoder with conditions.
         """
         return self._term(name, z, Batch(**{"x": None, **given}), generator, None)  # type: ignore[arg-type]
 
     def costs(
-        self, x: Tensor, neighbor: Tensor | None = None, repeats: int = 5
+        self,
+        x: Tensor,
+        neighbor: Tensor | None = None,
+        repeats: int = 5,
+        condition: Tensor | None = None,
     ) -> dict[str, dict[str, float]]:
         """Value, weight, share of the loss and seconds per training step of every part.
 
@@ -314,15 +362,16 @@ class Objective(nn.Module):
             x: A batch ``(k, *shape)``.
             neighbor: One neighbour of each sample, where the variation needs them.
             repeats: How often every part is timed.
+            condition: One for each sample, for a decoder with conditions.
         """
         generator = torch.Generator().manual_seed(0)
 
         def plain() -> Tensor:
-            parameter = self.decoder(self.encode(x))
+            parameter = self._parameter(self.encode(x), condition)
             return self.likelihood.deviance(parameter, x).mean() / self.null
 
         index = torch.arange(len(x), device=x.device) if self.asks_for("index") else None
-        batch = Batch(x, neighbor, index)
+        batch = Batch(x, neighbor, index, condition=condition)
 
         def base() -> Tensor:
             return self.total(self._base(batch, generator)[0])
@@ -333,16 +382,16 @@ class Objective(nn.Module):
             return {"value": value, "weight": 1.0, "seconds": duration}
 
         rows = {"plain": row(plain)}
-        loss, parts = self(x, neighbor, generator, index=index)
+        loss, parts = self(x, neighbor, generator, index=index, condition=condition)
         varied = self.variation.order is not None or self.variation.beta is not None
         if varied or self.variation.corruption:
             rows["objective without terms"] = row(base)
         z = self.encode(x).detach()
-        decoded = self.decode(z).detach() if self.asks_for("decoded") else None
+        decoded = self.decode(z, condition).detach() if self.asks_for("decoded") else None
 
         def decoding() -> Tensor:
             codes = z.clone().requires_grad_()
-            return self.decoder(codes).sum()
+            return self._parameter(codes, condition).sum()
 
         decoder_pass = seconds(decoding, self, x, repeats)
         for name, term in self.terms.items():
@@ -396,17 +445,18 @@ class Objective(nn.Module):
         seen = x
         if self.variation.corruption:
             seen = x + self.variation.corruption * self.spread * gaussian(x, generator)
-        code = self.encoder(seen)
+        raw = self.encoder(seen)
         divergence = None
-        if self.variation.beta is not None:
-            mean, log_variance = code.chunk(2, -1)
-            code = mean + (log_variance / 2).exp() * gaussian(mean, generator)
-            divergence = batch.mean(self._divergence(code, mean, log_variance))
+        if self.variation.beta is None:
+            code = self.space.mean(raw, variational=False)
+        else:
+            code, known = self.space.draw(raw, generator)
+            divergence = batch.mean(self._divergence(code, raw, known))
         # The reconstruction has the first place among the parts, though a term may come before it.
         parts = {"reconstruction": code.new_zeros(())}
         name = self._sharing
         if name is None:
-            decoded = self.decoder(code)
+            decoded = self._parameter(code, batch.condition)
         else:
             value, decoded = self._evaluated(name, code, batch, generator, share=True)
             parts[name] = value * self._unit(name)
@@ -415,13 +465,32 @@ class Objective(nn.Module):
             parts["divergence"] = divergence
         return parts, code, decoded
 
-    def _divergence(self, code: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # -> (k,)
-        """Kullback-Leibler divergence of Gaussian codes from the prior, or its estimate."""
+    def _divergence(self, code: Tensor, raw: Tensor, known: Tensor) -> Tensor:  # -> (k,)
+        """Kullback-Leibler divergence of codes from the prior, or its estimate."""
         if self.prior is None:
-            per_code = mean.square() + log_variance.exp() - 1 - log_variance
-            return per_code.sum(-1) / 2
-        own = log_normal(code, mean, log_variance)
+            return known
+        own = log_normal(code, *raw.chunk(2, -1))
         return own - self.prior.log_density(code, self.encoder)
+
+    def _refuse_for_latents(self, terms: Mapping[str, Term]) -> None:
+        """Refuse what only makes sense in R^m.
+
+        Raises:
+            OptionError: For losses that compare distances of codes, and learned priors, in other
+                latent spaces.
+        """
+        if self.space.name is None:
+            return
+        of_distances = sorted(
+            name for name, term in terms.items() if callable(term.loss) and _is_flat(term.loss)
+        )
+        where = f"latent={self.space.name!r}"
+        if of_distances:
+            hint = "They compare distances of codes as in R^m: use latent=None, or leave them out."
+            raise OptionError(where, "terms for this space", ", ".join(of_distances), hint)
+        if self.variation.prior != "normal":
+            hint = "Its own prior goes with this space: leave prior out."
+            raise OptionError(where, "prior='normal'", repr(self.variation.prior), hint)
 
     @property
     def _per_nat(self) -> Tensor:
@@ -466,8 +535,11 @@ class Objective(nn.Module):
         dtype = self.null.dtype
         with _full_precision(z):
             codes = z.to(dtype)
+            manifold: Any = self.manifold
+            if self.conditions:
+                manifold = Conditioned(manifold, batch.condition)
             known: dict[str, Any] = {
-                "manifold": self.manifold,
+                "manifold": manifold,
                 "z": codes,
                 "x": batch.x,
                 "encoder": self.encode,
@@ -478,7 +550,9 @@ class Objective(nn.Module):
             }
             if "decoded" in wants.names:
                 known["decoded"] = (
-                    self.decode(codes) if decoded is None else self.likelihood.mean(decoded)
+                    self.decode(codes, batch.condition)
+                    if decoded is None
+                    else self.likelihood.mean(decoded)
                 ).to(dtype)
             options = {**self.terms[name].options}
             options |= {key: known[key] for key in wants.names}
@@ -486,10 +560,18 @@ class Objective(nn.Module):
             missing = [key for key in missing if key not in ("weights", "generator")]
             if missing:
                 raise _missing(name, missing)
+            alone = None
+            if options.get("weights") is not None and "weights" in wants.names:
+                # A batch whose samples all have the weight 0 has no mean. It counts nothing.
+                alone = (options["weights"] > 0).any()
+                options["weights"] = torch.where(alone, options["weights"], 1.0)
             if share:
                 options["decoded"] = True
-            first = (self.manifold, codes) if wants.positional else ()
-            return in_one_look(lambda: loss(*first, **options), generator)
+            first = (manifold, codes) if wants.positional else ()
+            found = in_one_look(lambda: loss(*first, **options), generator)
+            if alone is None:
+                return found
+            return (alone * found[0], found[1]) if share else alone * found
 
     def _unit(self, name: str) -> Tensor:
         power = self.terms[name].power or 0
@@ -505,7 +587,7 @@ class Objective(nn.Module):
             hint = "Give {'x': …, 'neighbor': …}."
             raise OptionError("NRAE", "batches with neighbours", "none", hint)
         assert order is not None
-        z, other = self.encoder(torch.cat([x, neighbor])).chunk(2)
+        z, other = self.encode(torch.cat([x, neighbor])).chunk(2)
         by_likelihood = self.ambient is None
         distance = self._shaped_deviance if by_likelihood else None
         unit = self.null if by_likelihood else self.extent
@@ -537,14 +619,22 @@ class Objective(nn.Module):
         return (-square / (2 * kernel**2 * self.extent)).exp()
 
     def _shaped_deviance(self, predicted: Tensor, true: Tensor) -> Tensor:
-        return self.likelihood.deviance(predicted.view_as(true), true)
+        shape = self.likelihood.parameter_shape(true.shape[1:])
+        return self.likelihood.deviance(predicted.view(-1, *shape), true)
 
     def _manifold(self, key: str, decoder: Callable[[], nn.Module]) -> Manifold:
         if key == "mean" and self.likelihood.linear and not self.fisher:
             key = "parameter"
         if key not in self._manifolds:
-            self._manifolds[key] = Manifold(decoder(), self.ambient)
+            latent = self.space.space(self.latent_dim)
+            self._manifolds[key] = Manifold(decoder(), self.ambient, latent=latent)
         return self._manifolds[key]
+
+
+def _is_flat(loss: Any) -> bool:
+    """Whether a loss compares distances or differences of codes."""
+    kinds = (GraphDistances, EmbeddingPull, TemporalStraightening)
+    return loss is topology or isinstance(loss, kinds)
 
 
 def _check_layers(where: str, decoder: nn.Module) -> None:

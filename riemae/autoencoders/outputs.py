@@ -16,9 +16,9 @@ class Mean(nn.Module):
         super().__init__()
         self.decoder, self.likelihood = decoder, likelihood
 
-    def forward(self, z: Tensor) -> Tensor:  # (k, m) -> (k, *shape)
-        """``E[x | z]``."""
-        return self.likelihood.mean(self.decoder(z))
+    def forward(self, z: Tensor, *condition: Any) -> Tensor:  # (k, m) -> (k, *shape)
+        """``E[x | z]``, or ``E[x | z, c]``."""
+        return self.likelihood.mean(self.decoder(z, *condition))
 
 
 class Distributions(nn.Module):
@@ -28,6 +28,6 @@ class Distributions(nn.Module):
         super().__init__()
         self.decoder, self.likelihood = decoder, likelihood
 
-    def forward(self, z: Tensor) -> Any:  # (k, m) -> distribution over (k, *shape)
-        """``p(x | z)``."""
-        return self.likelihood.distribution(self.decoder(z))
+    def forward(self, z: Tensor, *condition: Any) -> Any:  # (k, m) -> distribution
+        """``p(x | z)``, over ``(k, *shape)``, or ``p(x | z, c)``."""
+        return self.likelihood.distribution(self.decoder(z, *condition))

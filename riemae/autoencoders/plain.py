@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riemae import ambient as ambients
 from riemae.ambient import AmbientMetric
-from riemae.autoencoders.likelihoods import LIKELIHOODS, Likelihood
+from riemae.autoencoders.likelihoods import LIKELIHOODS, LearnedDispersion, Likelihood
 from riemae.autoencoders.terms import Term
 from riemae.exceptions import CheckpointError
 
@@ -60,6 +60,9 @@ def plain_ambient(metric: AmbientMetric | None) -> Any:
 
 def plain_likelihood(likelihood: Likelihood) -> Any:
     """Name and arguments of a likelihood."""
+    if isinstance(likelihood, LearnedDispersion):
+        # What was learned is saved with the tensors of the objective.
+        likelihood = likelihood.settings
     kind = type(likelihood)
     name = kind.__name__
     # A class of the user's own may have the name of one of ours.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from riemae import storage
 from riemae.autoencoders.card import card
+from riemae.autoencoders.covariates import Covariates
 from riemae.autoencoders.history import History
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Likelihood, as_likelihood
 from riemae.autoencoders.metadata import DESCRIBED, LEAST_NUMBERS, PARTS, SAMPLES, check_metadata
 from riemae.autoencoders.objective import Objective
@@ -91,6 +93,7 @@ def _described_data(model: Any) -> dict[str, Any]:
         "feature_names": names,
         "history": {name: [float(v) for v in values] for name, values in model.history_.items()},
         "restart_losses": getattr(model, "restart_losses_", None),
+        "conditions": None if model.conditions_ is None else model.conditions_.described(),
         "report": None if found is None else dataclasses.asdict(found),
     }
 
@@ -160,6 +163,7 @@ def restored(
     try:
         model = kind(**read_settings(metadata, given))
         model.device = str(device)
+        model.conditions_ = Covariates.read(metadata.get("conditions"))
         model.objective_ = _objective(model, tensors, metadata, given, device)
         _set_own(model, tensors, metadata, given)
         model.data_shape_ = tuple(metadata["data_shape"])
@@ -172,6 +176,7 @@ def restored(
         if metadata["restart_losses"] is not None:
             model.restart_losses_ = metadata["restart_losses"]
         model._sample = None
+        model._sample_condition = None
         model._report = _report(metadata["report"])
     except CheckpointError:
         raise
@@ -245,15 +250,18 @@ def _objective(
         state = {name: value for name, value in state.items() if not name.startswith("ambient.")}
     for part in PARTS:
         networks[part].load_state_dict(_within(state, part), assign=part not in given)
+    like = torch.zeros(SAMPLES, metadata["latent_dim"], dtype=dtype, device=device)
     objective = Objective(
         networks["encoder"],
         networks["decoder"],
-        _stand_ins(networks["decoder"], likelihood, metadata, dtype, device),
+        _stand_ins(networks["decoder"], likelihood, metadata, dtype, device, model),
         likelihood,
         metric,
         {**model.own_terms(), **(model.terms or {})},
         model.variation(),
         metadata["latent_dim"],
+        model.latent,
+        _condition(model, like),
         prepare=False,
     )
     if foreign and objective.ambient is not None:
@@ -270,6 +278,7 @@ def _stand_ins(
     metadata: Mapping[str, Any],
     dtype: torch.dtype,
     device: torch.device,
+    model: Any,
 ) -> Tensor:
     """Data that the likelihood and the metric allow: decoded codes.
 
@@ -280,9 +289,11 @@ def _stand_ins(
         CheckpointError: When the decoder returns data of another shape.
     """
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(SAMPLES, metadata["latent_dim"], generator=generator, dtype=dtype).to(device)
+    like = torch.zeros(SAMPLES, metadata["latent_dim"], dtype=dtype, device=device)
+    z = latent_of(model.latent).sample(like, generator)
+    given = _condition(model, like)
     with torch.no_grad():
-        output = decoder.eval()(z)
+        output = decoder.eval()(z) if given is None else decoder.eval()(z, given)
         decoded = likelihood.mean(output)
         if list(decoded.shape[1:]) != metadata["data_shape"]:
             got = f"one of data of shape {tuple(decoded.shape[1:])}"
@@ -294,6 +305,14 @@ def _stand_ins(
             return decoded
         anything = torch.randn(output.shape, generator=generator, dtype=dtype).to(device)
         return likelihood.mean(anything)
+
+
+def _condition(model: Any, like: Tensor) -> Tensor | None:
+    """Conditions that stand in for those of the data; None for a decoder of codes alone."""
+    if model.conditions_ is None:
+        return None
+    width = model.conditions_.width
+    return torch.eye(width).to(like)[torch.arange(len(like)) % width]
 
 
 def _network(
@@ -332,7 +351,11 @@ def _check_decoder(metadata: Mapping[str, Any], numbers: int) -> None:
 
     handles = [layer.register_forward_hook(look) for layer in decoder.modules()]
     try:
-        decoder.eval()(torch.empty(SAMPLES, metadata["latent_dim"], device="meta"))
+        inputs = [torch.empty(SAMPLES, metadata["latent_dim"], device="meta")]
+        conditions = Covariates.read(metadata.get("conditions"))
+        if conditions is not None:
+            inputs.append(torch.empty(SAMPLES, conditions.width, device="meta"))
+        decoder.eval()(*inputs)
     except NotImplementedError:  # the result of a layer depends on values
         return
     finally:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders.batches import Neighbors
+from riemae.autoencoders.latents import latent_of
 from riemae.autoencoders.likelihoods import Likelihood
 from riemae.autoencoders.objective import Objective
 from riemae.autoencoders.optimization import MakeOptimizer, MakeSchedule, Steps
@@ -43,12 +44,18 @@ class Settings:
 
     Args:
         latent_dim: m, the dimension of the latent space.
+        latent: The latent space: None for R^m; ``"torus"``, m angles; ``"sphere"``, S^m in
+            stereographic coordinates; or ``"poincare"``, the hyperbolic ball. ``manifold_`` knows
+            it. Encoders and decoders of your own return and take what
+            :mod:`riemae.autoencoders.latents` says.
         hidden: Widths of the encoder's hidden layers, or one width for one layer. The decoder has
             the same widths in reverse order.
         activation: ``"silu"``, ``"gelu"``, ``"elu"``, ``"softplus"``, ``"tanh"``, or ``"relu"`` (no
             curvature).
         likelihood: ``"squared_error"``, ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"``,
-            ``"categorical"``, ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance.
+            ``"zero_inflated_poisson"``, ``"zero_inflated_negative_binomial"``, ``"categorical"``,
+            ``"chamfer"`` for point clouds ``(n, points, d)``, or an instance, such as
+            ``NegativeBinomial("learned", library=True)``.
         ambient: Metric of the data space for all geometric terms and for ``manifold_``: as in
             :class:`~riemae.Manifold`, or ``"fisher"``, the likelihood's Fisher-Rao metric.
         terms: Geometric losses in addition to those of the class: by name, a weight or a
@@ -57,7 +64,8 @@ class Settings:
         encoder: A module of your own, ``(k, *shape) -> (k, latent_dim)``; a copy is trained.
         decoder: A module of your own, ``(k, latent_dim) -> (k, *shape)``; a copy is trained. It
             returns the likelihood's parameters: logits for Bernoulli and categorical, log means for
-            Poisson and negative binomial.
+            Poisson and negative binomial; with additional zeros ``(k, 2, *shape)``, log means and
+            logits of such a zero.
         epochs: Passes over the data.
         batch_size: Samples per step, over all processes.
         lr: Learning rate.
@@ -97,6 +105,7 @@ class Settings:
     """
 
     latent_dim: int = 2
+    latent: str | None = None
     hidden: int | tuple[int, ...] = (128, 128)
     activation: str = "silu"
     likelihood: str | Likelihood = "squared_error"
@@ -161,6 +170,7 @@ def check_settings(settings: Settings, epochs: int) -> None:
     if not _is_number(share) or not 0 <= share < 1:
         hint = "Try 0.1, or 0 to train on all samples."
         raise OptionError(where, "validation_fraction in [0, 1)", repr(share), hint)
+    latent_of(settings.latent)
     steps_of(settings).check(where)
     weight = getattr(settings, "weight", 0.0)
     hint = "Use 0 to leave the term out, and terms={…: Term(…, schedule=…)} for one that changes."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -147,10 +148,21 @@ def resolved(name: str, term: float | Term) -> Term:
     return replace(term, loss=loss, options=options, power=power)
 
 
-def fitted(term: Term, data: Tensor) -> Term:
-    """The term with what its loss takes from the training data, where it takes anything."""
+def fitted(term: Term, data: Tensor, extent: Tensor) -> Term:
+    """The term with what its loss takes from the training data, where it takes anything.
+
+    Args:
+        term: The term.
+        data: ``(n, *shape)``.
+        extent: Their mean squared distance from the mean under the ambient metric, which a loss
+            gets whose ``fitted`` has a parameter of this name.
+    """
     fit = getattr(term.loss, "fitted", None)
-    return term if fit is None else replace(term, loss=fit(data))
+    if fit is None:
+        return term
+    asked = "extent" in inspect.signature(fit).parameters
+    found = fit(data, extent=extent) if asked else fit(data)
+    return replace(term, loss=found)
 
 
 def without_ridge(term: Term) -> Term:

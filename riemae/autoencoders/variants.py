@@ -32,9 +32,9 @@ class VAE(AE):
         beta: Weight of the Kullback-Leibler divergence; 1 is the evidence lower bound.
         beta_schedule: How ``beta`` changes in training: ``"linear"``, ``"cosine"``, ``"cyclical"``,
             or a function of the progress from 0 to 1; see :class:`~riemae.autoencoders.Term`.
-        prior: ``"normal"``; ``"mixture"``, of normal distributions, which are learned; or
-            ``"vamp"``, the mixture of what the encoder says of learned pseudo-inputs (Tomczak &
-            Welling 2018).
+        prior: ``"normal"``, which in other latent spaces than R^m is the space's own;
+            ``"mixture"``, of normal distributions, which are learned; or ``"vamp"``, the mixture of
+            what the encoder says of learned pseudo-inputs (Tomczak & Welling 2018).
         components: Of the prior's mixture.
         noise: For the squared error: standard deviation of the Gaussian likelihood, in units of the
             data's.
@@ -62,17 +62,24 @@ class VAE(AE):
     def posterior(self, X: Any) -> tuple[Any, Any]:
         """Means and standard deviations of the codes, both ``(n, latent_dim)``.
 
+        The deviations on a sphere are ``(n, 1)``, the same for all axes.
+
         Args:
             X: As in :meth:`AE.transform`.
         """
         check_is_fitted(self, "objective_")
         both = self.apply(lambda x: torch.cat(self.objective_.posterior(x), 1), X)
-        mean, deviation = both.chunk(2, 1)
+        mean = both[:, : self.objective_.latent_dim]
+        deviation = both[:, self.objective_.latent_dim :]
         return like_input(X, mean), like_input(X, deviation)
 
     @torch.no_grad()
     def sample(
-        self, n: int = 1, generator: torch.Generator | int | None = None, noise: bool = False
+        self,
+        n: int = 1,
+        generator: torch.Generator | int | None = None,
+        noise: bool = False,
+        condition: Any = None,
     ) -> Tensor:  # -> (n, *shape)
         """New data, as a tensor: codes from the prior, decoded.
 
@@ -80,6 +87,7 @@ class VAE(AE):
             n: Number of samples.
             generator: Source of the randomness; an integer is the seed of a new one.
             noise: Whether to draw from the likelihood; otherwise expected data are returned.
+            condition: As in :meth:`AE.condition`, for a decoder with conditions.
 
         Raises:
             OptionError: For fewer than one sample, or noise of a likelihood without a density.
@@ -88,7 +96,10 @@ class VAE(AE):
         expect_range("sample", "n", n, 1, integer=True, hint="Try n=10.")
         source = as_generator("sample", generator)
         z = self.objective_.draw(n, source)
-        return self.objective_.noisy(z, source) if noise else self.objective_.decode(z)
+        given = self.condition(condition, n)
+        if noise:
+            return self.objective_.noisy(z, source, given)
+        return self.objective_.decode(z, given)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -168,7 +179,15 @@ class NRAE(AE):
     init: Any = None
     restarts: int = 1
 
-    def fit(self, X: Any, y: Any = None, *, validation: Any = None, weights: Any = None) -> NRAE:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        weights: Any = None,
+        condition: Any = None,
+    ) -> NRAE:
         """Train, as often as ``restarts`` says.
 
         Args:
@@ -176,10 +195,14 @@ class NRAE(AE):
             y: Ignored.
             validation: As in :meth:`AE.fit`.
             weights: As in :meth:`AE.fit`.
+            condition: Must be None: a neighbour may have another one than its centre.
 
         Raises:
-            OptionError: For fewer than one restart.
+            OptionError: For fewer than one restart, or a condition.
         """
+        if condition is not None:
+            hint = "A neighbour may have another condition than its centre: use another trainer."
+            raise OptionError("NRAE", "condition=None", "condition=", hint)
         expect_range("NRAE", "restarts", self.restarts, 1, integer=True, hint="Try restarts=1.")
         if self.restarts == 1:
             super().fit(X, y, validation=validation, weights=weights)
@@ -226,10 +249,11 @@ class NRAE(AE):
         optimizer_state: dict[str, Any] | None,
         validation: Any = None,
         weights: Any = None,
+        condition: Any = None,
     ) -> AE:
         self._graph_of: Tensor | None = None
         try:
-            return super()._train(X, epochs, fresh, optimizer_state, validation, weights)
+            return super()._train(X, epochs, fresh, optimizer_state, validation, weights, condition)
         finally:
             del self._graph_of
 
@@ -266,11 +290,15 @@ class NRAE(AE):
             data: The samples ``(n, *shape)``.
 
         Raises:
-            OptionError: For a neighborhood without an embedding, or codes that do not vary.
+            OptionError: For a neighborhood without an embedding, codes that do not vary, or another
+                latent space than R^m.
             ShapeError: For codes of another shape.
         """
         if self.init is None:
             return
+        if self.latent is not None:
+            hint = "Codes of a graph's embedding lie in R^m: leave init out."
+            raise OptionError("NRAE", "latent=None with init", repr(self.latent), hint)
         if isinstance(self.init, str):
             codes = self._embedding(data)
         else:

@@ -104,18 +104,20 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for such small layers, a second thread waits more than it helps
-    for epoch in range(epochs):
-        for batch in torch.randperm(len(images), generator=generator).split(_BATCH):
-            codes = encoder(images[batch])
-            loss = (
-                decoder(codes) - images[batch]
-            ).square().mean() + _CODE_PENALTY * codes.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-        report("training the autoencoder", epoch + 1, epochs)
-    torch.set_num_threads(threads)
+    try:
+        for epoch in range(epochs):
+            for batch in torch.randperm(len(images), generator=generator).split(_BATCH):
+                codes = encoder(images[batch])
+                loss = (
+                    decoder(codes) - images[batch]
+                ).square().mean() + _CODE_PENALTY * codes.square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+            report("training the autoencoder", epoch + 1, epochs)
+    finally:  # also when the user interrupts
+        torch.set_num_threads(threads)
     encoder.requires_grad_(False)
     decoder.requires_grad_(False)
     return encoder, decoder, float((decoder(encoder(images)) - images).square().mean())

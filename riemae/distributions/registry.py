@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from riemae.distributions import counts
+from riemae.distributions import counts, inflated
 from riemae.distributions.closed_form import KNOWN, NAMED
 from riemae.distributions.discrete import Poisson
 from riemae.distributions.family import Family, Free, Params
@@ -35,10 +35,11 @@ ELSEWHERE: dict[tuple[str, str], Callable[[Callable[..., Any]], Family]] = {
 # Families that decoders which return tensors can name, and that are no class of torch's.
 _TENSORS = (
     counts.by_mean(Distribution),
-    counts.inflated_by_mean(Distribution),
-    counts.inflated_poisson(Distribution, "zi_logits"),
+    counts.inflated_by_mean(inflated.ZeroInflatedNegativeBinomial),
+    counts.inflated_poisson(inflated.ZeroInflatedPoisson, "zi_logits"),
 )
 NAMED.update({family.name: family for family in _TENSORS})
+KNOWN.update({family.distribution: family for family in _TENSORS[1:]})  # type: ignore[misc]
 
 _FOUND: dict[type, Family] = {}  # of ELSEWHERE, one instance per class
 _CLASSES: dict[type, Registered] = {}

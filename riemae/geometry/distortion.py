@@ -29,7 +29,7 @@ from torch import Tensor
 from riemae.ambient.geoopt import metric_tensor
 from riemae.exceptions import OptionError, ShapeError, SingularMetricError
 from riemae.geometry.pullback import PullbackMetric
-from riemae.numerics.checks import expect_choice, expect_range
+from riemae.numerics.checks import expect_choice, expect_range, expect_weights
 from riemae.numerics.random import gaussian
 from riemae.numerics.values import concrete
 
@@ -66,6 +66,7 @@ def distortion(
     samples: int,
     generator: torch.Generator | None,
     latent_metric: LatentMetric | None,
+    share: Tensor | None,
 ) -> Tensor:  # (k, m) -> () or (k,)
     """See ``Manifold.distortion``.
 
@@ -85,14 +86,14 @@ def distortion(
                 factor = latent_factor(where, flat, latent_metric)
                 pivots = factor.diagonal(dim1=-2, dim2=-1)
                 log_volume = log_volume - pivots.log().sum(-1)
-            values = (log_volume - log_volume.mean()).square()
+            values = (log_volume - weighted_sum(log_volume, share)).square()
         else:
             relative = relative_metric(where, core.metric(flat), flat, latent_metric)
             # Σ (1 − λ_i/c)² as a sum of squares: never negative, whatever the rounding.
             trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
             c = {
                 "isometry": trace.new_tensor(1.0),
-                "scaled_isometry": trace.mean() / m,
+                "scaled_isometry": weighted_sum(trace, share) / m,
                 "conformal": trace / m,
             }[kind]
             values = (
@@ -106,11 +107,34 @@ def distortion(
                 "'hutchinson'",
                 "Probes estimate traces, and a volume is a determinant.",
             )
-        values = _estimate(kind, m, *_probed(core, where, flat, samples, generator, latent_metric))
-    return values if local else values.mean()
+        probed = _probed(core, where, flat, samples, generator, latent_metric)
+        values = _estimate(kind, m, *probed, share)
+    return values if local else weighted_sum(values, share)
 
 
-def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -> Tensor:
+def flat_shares(where: str, weights: Any, z: Tensor) -> Tensor:  # (*b,), (*b, m) -> (k,)
+    """Weights of points in one row, divided by their sum.
+
+    Raises:
+        ShapeError: When there is not one weight for each point.
+        OptionError: For weights that are negative, not finite, or all 0.
+    """
+    if isinstance(weights, Tensor) and weights.shape == z.shape[:-1]:
+        weights = weights.flatten()
+    return expect_weights(where, weights, z.shape[:-1].numel()).to(z)
+
+
+def weighted_sum(values: Tensor, share: Tensor | None) -> Tensor:  # (k,), (k,) -> ()
+    """The mean, or that under shares which sum to 1."""
+    if share is None:
+        return values.mean()
+    # Points without weight do not count, even where their value is infinite.
+    return torch.where(share > 0, share * values, 0.0).sum()
+
+
+def _estimate(
+    kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor, share: Tensor | None
+) -> Tensor:
     """``Σ (1 − λ_i/c)² = m − 2 Tr G/c + Tr G²/c²``, c by the kind.
 
     From two independent estimates of ``Tr G``.
@@ -119,7 +143,8 @@ def _estimate(kind: str, m: int, trace: Tensor, other: Tensor, square: Tensor) -
         return m - (trace + other) + square
     if kind == "conformal":
         return m * m * square / (trace * other) - m
-    mean = (trace.mean() * other.mean()).clamp(min=0).sqrt() / m
+    product = weighted_sum(trace, share) * weighted_sum(other, share)
+    mean = product.clamp(min=0).sqrt() / m
     return m - (trace + other) / mean + square / mean**2
 
 

@@ -67,6 +67,12 @@ class Periodic:
         wrapped = (z + period / 2) % torch.where(periodic, period, 1.0) - period / 2
         return torch.where(periodic, wrapped, z)
 
+    def between(self, z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:  # (k, m), (k, m), (k, 1)
+        """Points ``z0 + t (z1 − z0)`` on the short way round; t may be outside of [0, 1]."""
+        gap = z1 - z0
+        short = torch.where(self._tensor(z0) > 0, self.wrap(gap), gap)
+        return z0 + t * short
+
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """End points to search: the short way in all coordinates, the long way in one or two."""
         period = self._tensor(z0)
@@ -152,6 +158,15 @@ class Chart:
     def metric(self, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)
         """The manifold's metric tensor in its coordinates."""
         return metric_tensor(self.manifold, z)
+
+    def between(self, z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:  # (k, m), (k, m), (k, 1)
+        """Points on the manifold's own geodesics from z0 to z1; t may be outside of [0, 1]."""
+        apart = (z0 != z1).any(-1, keepdim=True)
+        # A logarithm of nothing has no gradient.
+        other = torch.where(apart, z1, z1 / 2 + 0.1)
+        velocity = self.manifold.logmap(z0, other)
+        found = self.manifold.projx(self.manifold.expmap(z0, t * velocity)).to(z0)
+        return torch.where(apart, found, z0)
 
     def candidates(self, z0: Tensor, z1: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """``z1``, by way of the manifold's own geodesic."""

@@ -217,3 +217,36 @@ def expect_finite(where: str, name: str, x: Tensor, hint: str = "") -> None:
     got = f"NaN or infinity at {len(places)} places (first: {places[:3]})"
     remedy = hint or f"Look at {name} there."
     raise NonFiniteError(where, f"finite {name}", got, remedy)
+
+
+def expect_weights(where: str, weights: Any, count: int) -> Tensor:  # (n,) -> (n,)
+    """Weights of points as shares that sum to 1.
+
+    Args:
+        where: The call that asks, for the error.
+        weights: One number of at least 0 for each point, known up to a factor.
+        count: Number of points.
+
+    Raises:
+        DTypeError: For anything but numbers.
+        ShapeError: When there is not one for each point.
+        OptionError: For weights that are negative, not finite, or all 0.
+    """
+    hint = "They are masses, known up to a factor: one number of at least 0 for each point."
+    try:
+        found = torch.as_tensor(weights)
+    except (TypeError, ValueError, RuntimeError) as reason:
+        got = type(weights).__name__
+        raise DTypeError(where, f"weights as {count} numbers", got, hint) from reason
+    expect_shape(where, "weights", found, (count,), hint)
+    if found.is_complex():
+        raise DTypeError(where, "real weights", str(found.dtype), hint)
+    if not found.is_floating_point():
+        found = found.to(torch.get_default_dtype())
+    allowed = bool(found.isfinite().all() & (found >= 0).all() & (found.sum() > 0))
+    if not allowed:
+        got = (
+            f"values from {float(found.min()):.3g} to {float(found.max()):.3g}" if count else "none"
+        )
+        raise OptionError(where, "finite weights of at least 0, not all 0", got, hint)
+    return found / found.sum()

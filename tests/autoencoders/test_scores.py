@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from riemae import Manifold, scores
-from riemae.exceptions import OptionError, ShapeError
+from riemae.exceptions import DTypeError, OptionError, ShapeError
 from riemae.scores import Estimate
 
 F64 = torch.float64
@@ -100,6 +100,22 @@ class TestSummary:
             errors = torch.stack([e.standard_error for e in column])
             assert float(errors.mean()) == pytest.approx(float(means.std()), rel=0.3)
 
+    def test_standard_errors_are_those_of_the_bootstrap(self):
+        # Efron 1979: the spread of a score over samples drawn with replacement from the points.
+        M = Manifold(decoder())
+        z = torch.randn(300, 2, generator=gen(), dtype=F64)
+        r = scores.summary(M, z)
+        drawn = {name: [] for name in r._fields}
+        for seed in range(200):
+            rows = torch.randint(300, (300,), generator=gen(seed))
+            drawn["mcn"].append(scores.condition_number(M, z[rows]).mean())
+            drawn["vor"].append(scores.vor(M, z[rows]))
+            drawn["distortion"].append(M.distortion(z[rows], kind="scaled_isometry"))
+            drawn["curvature"].append(M.extrinsic_curvature(z[rows]).mean())
+        for name, values in drawn.items():
+            error = float(getattr(r, name).standard_error)
+            assert error == pytest.approx(float(torch.stack(values).std()), rel=0.4), name
+
     def test_wrong_weights(self):
         M = Manifold(decoder())
         z = torch.randn(8, 2, generator=gen(), dtype=F64)
@@ -107,3 +123,73 @@ class TestSummary:
             scores.vor(M, z, weights=torch.ones(7, dtype=F64))
         with pytest.raises(OptionError, match="not all 0"):
             scores.summary(M, z, weights=torch.zeros(8, dtype=F64))
+
+
+class TestMeasures:
+    """Weights are repetitions of points, in every measure that takes them."""
+
+    def points(self):
+        z = torch.randn(2, 4, 2, generator=gen(), dtype=F64)
+        w = torch.tensor([[1.0, 2, 0, 1], [3, 1, 0, 2]], dtype=F64)
+        return z, w, z.flatten(0, 1).repeat_interleave(w.long().flatten(), 0)
+
+    @pytest.mark.parametrize("kind", ["isometry", "scaled_isometry", "conformal", "area"])
+    def test_distortion(self, kind):
+        M = Manifold(decoder())
+        z, w, many = self.points()
+        found = M.distortion(z, kind, weights=5 * w)
+        assert float(found) == pytest.approx(float(M.distortion(many, kind)), rel=1e-12)
+        local = M.distortion(z, kind, local=True, weights=w)
+        assert local.shape == (2, 4)
+        rest = M.distortion(many, kind, local=True)
+        assert float((w * local).sum() / w.sum()) == pytest.approx(float(rest.mean()), rel=1e-12)
+
+    def test_distortion_by_probes(self):
+        M = Manifold(decoder())
+        z, w, _ = self.points()
+        options = {"estimator": "hutchinson", "samples": 4000, "weights": w}
+        for kind in ("isometry", "scaled_isometry", "conformal"):
+            found = M.distortion(z, kind, generator=0, **options)
+            exact = M.distortion(z, kind, weights=w)
+            assert float(found) == pytest.approx(float(exact), rel=0.1), kind
+
+    def test_condition_number_and_vor(self):
+        M = Manifold(decoder())
+        z, w, many = self.points()
+        found = scores.condition_number(M, z, weights=w)
+        assert float(found) == pytest.approx(float(scores.condition_number(M, many).mean()))
+        assert float(scores.vor(M, z, weights=w)) == pytest.approx(float(scores.vor(M, many)))
+        latent = lambda z: torch.diag_embed(1 + z.square())  # noqa: E731
+        relative = scores.condition_number(M, z, latent, weights=w)
+        one_by_one = scores.condition_number(M, many, latent)
+        assert float(relative) == pytest.approx(float(one_by_one.mean()))
+
+    def test_singular_points_without_weight_do_not_count(self):
+        M = Manifold(lambda z: z.square())  # singular where a coordinate is 0
+        z = torch.tensor([[0.0, 1], [1, 1], [1, 2]], dtype=F64)
+        w = torch.tensor([0.0, 1, 1], dtype=F64)
+        assert float(scores.condition_number(M, z, weights=w)) == pytest.approx(2.5)
+        assert float(M.distortion(z[1:], "area")) == pytest.approx(
+            float(M.distortion(z, "area", weights=w))
+        )
+
+    @pytest.mark.parametrize(
+        ("wrong", "error"),
+        [
+            (torch.ones(3), ShapeError),
+            (-torch.ones(4), OptionError),
+            (torch.zeros(4), OptionError),
+            ("heavy", DTypeError),
+        ],
+    )
+    def test_wrong_weights(self, wrong, error):
+        M = Manifold(decoder())
+        z = torch.randn(4, 2, generator=gen(), dtype=F64)
+        for call in (
+            lambda: M.distortion(z, weights=wrong),
+            lambda: scores.condition_number(M, z, weights=wrong),
+            lambda: scores.vor(M, z, weights=wrong),
+            lambda: scores.summary(M, z, weights=wrong),
+        ):
+            with pytest.raises(error, match="weights"):
+                call()
