@@ -19,6 +19,8 @@ from riemae.solvers.space import HasSpace, Space, space_of
 Somewhere = Space | HasSpace
 # Paths that shots begin with, at best.
 _PATH = 1e-6
+# What geodesics of a dtype come to, in roundings of 1.
+_ROUNDINGS = 1e3
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,11 @@ def accuracy(where: str, rtol: float | None, points: Tensor) -> float:
     if rtol is None:
         return 1e-6 if points.dtype == torch.float64 else 1e-3
     return expect_rtol(where, rtol)
+
+
+def attainable(rtol: float, like: Tensor) -> float:
+    """A relative accuracy of geodesics, no finer than the points' dtype allows."""
+    return max(rtol, _ROUNDINGS * torch.finfo(like.dtype).eps)
 
 
 def expect_steps(where: str, name: str, value: int) -> None:
