@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +111,9 @@ def distance_field(
     if not inside:
         got = f"{source.tolist()} for {low.tolist()} to {high.tolist()}"
         raise OptionError(where, "a source inside a box with low < high", got, "Widen the box.")
-    several = isinstance(shape, Sequence) and not isinstance(shape, str)
-    sizes = tuple(shape) if several else (shape,) * m
+    given: Any = shape
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    sizes = tuple(given) if several else (given,) * m
     if len(sizes) != m:
         raise OptionError(where, f"shape as one number or {m}", str(shape), "Try shape=65.")
     for n in sizes:

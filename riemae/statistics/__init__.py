@@ -1,7 +1,9 @@
 """Statistics of points on a manifold: means, components, clusters, diffusions, densities.
 
 Every function takes a :class:`riemae.Manifold`, or any space that solvers work on, and points in
-its coordinates. They use what these offer to everybody: geodesics, logarithms, lengths.
+its coordinates. They use what these offer to everybody: geodesics, logarithms, lengths. Arrays of
+numpy and tables of pandas may stand for tensors, as in a manifold's methods; codes may have a
+manifold's ``latent_shape``.
 """
 
 from riemae.statistics.clustering import GeodesicHierarchy, GeodesicKMeans, GeodesicKMedoids

@@ -36,7 +36,8 @@ class GeodesicBall:
         radius: In units of length of the data space.
         volume: Riemannian, ``()``.
         error: Estimated error of the volume, ``()``: by the directions (a standard error where they
-            are drawn), by the radii, and by rays that could not be followed.
+            are drawn), by the radii, by the cut locus, which is known to a thousandth, and by rays
+            that could not be followed.
         boundary: ``(d, m)``, the ends of rays in d directions, in the plane in their order around
             the center; NaN where a ray leaves the domain.
         cut: ``(d,)``, how far each ray is the shortest way: less than the radius where another

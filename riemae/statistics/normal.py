@@ -18,6 +18,7 @@ from riemae.statistics.polar import Directions, Polar, Radial, longer, rays
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
+    attainable,
     expect_points,
     frame,
     normalised,
@@ -68,8 +69,8 @@ class RiemannianNormal:
         scale: ``σ``, ``()``, where that was given; None with a general covariance.
         log_normalizer: ``log ∫ exp(−½ …) dV``, ``()``.
         log_normalizer_error: Its estimated error, ``()``: by the directions (a standard error where
-            they are drawn), by the radii, and by rays that could not be followed. The distance to
-            the cut locus, known to a thousandth, is not in it.
+            they are drawn), by the radii, by the cut locus, which is known to a thousandth, and by
+            rays that could not be followed.
 
     Raises:
         ShapeError: When the mean is not a point, or the covariance no matrix for it.
@@ -192,7 +193,7 @@ class RiemannianNormal:
         where = "RiemannianNormal.log_prob"
         expect_points(where, z, 0)
         expect_shape(where, "z", z, ("k", len(self.mean)), "As many coordinates as the mean.")
-        logs = Logarithms.of(self.geometry, self.mean, z.detach(), 1e-6)
+        logs = Logarithms.of(self.geometry, self.mean, z.detach(), attainable(1e-6, z))
         values = self._log_density(logs)
         if throw and len(logs.failed):
             raise NotConvergedError(
@@ -496,7 +497,8 @@ class Fit:
 
     def _looked_around(self) -> Logarithms:
         known = None if self.logs is None else self.logs.curves
-        self.logs = Logarithms.of(self.geometry, self.mean, self.points, _LOGS, init=known)
+        rtol = attainable(_LOGS, self.points)
+        self.logs = Logarithms.of(self.geometry, self.mean, self.points, rtol, init=known)
         return self.logs
 
     def _moments(self, vectors: Tensor, part: Tensor) -> Tensor:  # (n, m), (n,) -> (m, m)

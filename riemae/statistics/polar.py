@@ -32,6 +32,11 @@ _FLOW_RTOL = 1e-6
 _MAX_STEPS = 80
 # Halvings of the interval in which the cut locus lies.
 _HALVINGS = 9
+# Where the other geodesic is looked at again, how far back the cut locus may be from where it is
+# seen, and how far off it still is then, relatively.
+_FURTHER = 1.05
+_BACK = 0.1
+_CUT_RTOL = 1e-3
 # How far towards its end a ray is looked at.
 _SHY = 0.999
 
@@ -220,8 +225,9 @@ def _ends(
 def cuts(geometry: Somewhere, group: list[Rays]) -> list[Tensor]:  # -> p of (d,)
     """How far rays are the shortest way: at most to their ``ends``; infinity beyond the reach.
 
-    Halvings, each with one geodesic for every ray that is not the shortest way to its end; to about
-    a thousandth of the reach.
+    Halvings, each with one geodesic for every ray that is not the shortest way to its end. Where
+    another geodesic is shorter by enough to be told, the ray has been too long for a while: how
+    fast the other one falls behind tells since when. To about a thousandth of the reach.
     """
     starts = torch.cat([ray.starts for ray in group])
     ahead = torch.cat([ray.ahead for ray in group])
@@ -237,7 +243,12 @@ def cuts(geometry: Somewhere, group: list[Rays]) -> list[Tensor]:  # -> p of (d,
             over = longer(geometry, starts, ahead, middle, beyond)
             high = torch.where(beyond & over, middle, high)
             low = torch.where(beyond & ~over, middle, low)
-    cut = torch.where(beyond, (low + high) / 2, cut)
+        middle = (low + high) / 2
+        here = excess(geometry, starts, ahead, middle, beyond)
+        there = excess(geometry, starts, ahead, _FURTHER * middle, beyond)
+        slope = (there - here) / (_FURTHER - 1)
+        back = (here / slope).nan_to_num(0.0).clamp(0.0, _BACK)
+        cut = torch.where(beyond, _SHY * (1 - back) * middle, cut)
     return list(cut.split([len(ray.ends) for ray in group]))
 
 
@@ -254,7 +265,15 @@ def longer(
     """
     if asked is None:
         asked = torch.ones_like(r, dtype=torch.bool)
-    out = torch.zeros_like(asked)
+    # NaN, of a path that was not found, is not more.
+    return excess(geometry, starts, ahead, r, asked) > _SHORTER * _SHY * r
+
+
+def excess(
+    geometry: Somewhere, starts: Tensor, ahead: Tensor, r: Tensor, asked: Tensor
+) -> Tensor:  # (d, m), (d, m), (d,), (d,) -> (d,)
+    """How much longer a ray up to a distance is than the geodesic that is found; NaN elsewhere."""
+    out = torch.full_like(r, torch.nan)
     if not bool(asked.any()):
         return out
     # The very place of a conjugate point is singular for the flow.
@@ -269,12 +288,11 @@ def longer(
         throw=False,
     )
     sound = place.isfinite().all(-1)
-    shorter = torch.zeros_like(sound)
+    more = torch.full_like(far, torch.nan)
     if bool(sound.any()):
         lengths = paths(geometry, start[sound], place[sound], _PATH_RTOL).length
-        # NaN, of a path that was not found, is not less.
-        shorter[sound] = lengths < (1 - _SHORTER) * far[sound]
-    out[asked] = shorter
+        more[sound] = far[sound] - lengths
+    out[asked] = more
     return out
 
 
@@ -319,8 +337,9 @@ class Polar:
     def error(self, f: Radial) -> Tensor:  # -> ()
         """Estimated error of an integral of a function ``(d, q)`` of at least 0.
 
-        By the directions; by the radii between which the density is interpolated; and by what may
-        lie behind the places where rays could not be followed, if space were flat there.
+        By the directions; by the radii between which the density is interpolated; by where the cut
+        locus is; and by what may lie behind the places where rays could not be followed, if space
+        were flat there.
         """
         r, volume = self.ray.thinned().quadrature(self.cut)
         coarse = (f(self.units, r) * volume).sum()
@@ -328,7 +347,9 @@ class Polar:
         between = (self.integral(f) - coarse).abs() / 15
         r, volume = self.ray.lost()
         behind = (f(self.units, r) * volume).sum()
-        return self.spread(f) + between + behind
+        r, volume = self.ray.quadrature((1 + _CUT_RTOL) * self.cut)
+        edge = ((f(self.units, r) * volume).sum() - self.integral(f)).abs()
+        return self.spread(f) + between + edge + behind
 
     def spread(self, f: Radial) -> Tensor:  # -> ()
         """Standard error of an integral, by its blocks of directions.

@@ -23,6 +23,8 @@ _FINEST = 1e-6
 # Paths that sharp logarithms begin with, at best, and looks at them that are enough.
 _PATH = 1e-4
 _LOOKS = 40
+# What geodesics of a dtype come to, in roundings of 1.
+_ROUNDINGS = 1e3
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,11 @@ def accuracy(where: str, rtol: float | None, points: Tensor) -> float:
     if rtol is None:
         return 1e-6 if points.dtype == torch.float64 else 1e-3
     return expect_rtol(where, rtol)
+
+
+def attainable(rtol: float, like: Tensor) -> float:
+    """A relative accuracy of geodesics, no finer than the points' dtype allows."""
+    return max(rtol, _ROUNDINGS * torch.finfo(like.dtype).eps)
 
 
 def expect_steps(where: str, name: str, value: int) -> None:

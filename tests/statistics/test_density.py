@@ -62,6 +62,10 @@ class TestBall:
         inside = 2 * (half * math.sqrt(16 - half**2) + 16 * math.asin(half / 4))
         assert abs(float(ball.volume) / inside - 1) < 5e-3
         assert bool((ball.cut < 4).any())
+        # Rays are cut where they are half-way round: at π over the cosine of their angle.
+        inside = ball.cut < 4
+        around = ball.boundary[inside, 0].abs() / 4
+        torch.testing.assert_close(ball.cut[inside], math.pi / around, rtol=5e-3, atol=0)
 
     def test_in_three_dimensions_within_four_standard_errors(self):
         """Of a flat space in skew coordinates, to which every direction is the same."""

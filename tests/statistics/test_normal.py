@@ -39,6 +39,23 @@ def radial(scale, volume, end=20.0):
     return 2 * math.pi * total, torch.trapezoid(weight * r.square(), r) / total
 
 
+def test_density_in_float32():
+    """Log densities differ by squared distances, those of stereographic coordinates in closed form:
+    the distance from the origin is 2 arctan |z|."""
+
+    def stereographic(z):
+        s = z.square().sum(-1, keepdim=True)
+        return torch.cat([2 * z, s - 1], -1) / (1 + s)
+
+    mean = torch.zeros(2)
+    normal = RiemannianNormal(Manifold(stereographic), mean, 0.4, n_directions=4)
+    z = torch.tensor([[0.3, 0.1], [-0.2, 0.4], [0.0, 0.0]])
+    found = normal.log_prob(z)
+    assert found.dtype == torch.float32
+    exact = -(2 * z.norm(dim=-1).atan()).square() / (2 * 0.4**2)
+    torch.testing.assert_close(found - found[2], exact, rtol=1e-3, atol=1e-4)
+
+
 class TestExponentialVolume:
     t = torch.linspace(0.2, 1.4, 4, dtype=F64)
 
