@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _FAR = 2.0  # in distances to the k-th neighbour, and in root mean square differ
 _EXACT_UP_TO = 3  # latent dimensions; for more, the curvature is estimated
 _CHUNK = 2**22  # numbers in second derivatives at a time
 _CANDIDATES = 16  # nearest codes among which the nearest by the metric is looked for
+_ENOUGH = 20  # samples whose neighbourhoods say something
+_TENTH = 0.1  # of the other samples are near
 _ROWS = 512  # of a matrix of distances at a time
 _EXACTLY = "donot_use_mm_for_euclid_dist"  # distances without the rounding of a matrix product
 
@@ -75,7 +78,9 @@ def folded_share(flat: Tensor, residual: Tensor, near: Tensor, k: int) -> float:
     A distance is far when its square exceeds ``4 (r² + n)``. Here r is the larger one of the two
     samples' distances to their k-th neighbours, so duplicates are never far. And n is the squared
     difference of two residuals of independent noise, ``2 E|residual|²``. The expectation is
-    estimated by the median, because a fold of the encoder would enter the mean.
+    estimated by the median, because a fold of the encoder would enter the mean. Where more than
+    half of the samples are folded, the median contains the fold as well, and explains it: see
+    :func:`overlap_share`.
 
     Args:
         flat: Data ``(n, D)``.
@@ -93,6 +98,36 @@ def folded_share(flat: Tensor, residual: Tensor, near: Tensor, k: int) -> float:
     larger = torch.maximum(radius, radius[near])
     limit = _FAR**2 * (larger.square() + noise)
     return float((square > limit).double().mean())
+
+
+def overlap_share(
+    z: Tensor, flat: Tensor, between: Callable[[Tensor, Tensor], Tensor] = torch.cdist
+) -> float:  # (n, m), (n, D) -> float
+    """Share of the codes whose nearest other code is not among their nearest tenth in the data.
+
+    Of several codes at the same place, the nearest in the data is taken. Unlike
+    :func:`folded_share` it allows nothing for the residuals: a projection that lays different data
+    on top of each other overlaps, though it is no fold. NaN for fewer than 20 codes.
+
+    Args:
+        z: Codes.
+        flat: Data.
+        between: Distances of codes ``(k, m), (n, m) -> (k, n)``.
+    """
+    n = len(z)
+    if n < _ENOUGH:
+        return math.nan
+    far = 0
+    for rows in torch.arange(n, device=z.device).split(_ROWS):
+        itself = torch.arange(len(rows), device=z.device), rows
+        of_codes = between(z[rows], z)
+        of_data = torch.cdist(flat[rows], flat)
+        of_codes[itself] = of_data[itself] = torch.inf
+        nearest = of_codes == of_codes.min(1, keepdim=True).values
+        own = torch.where(nearest, of_data, torch.inf).min(1, keepdim=True).values
+        rank = (of_data < own).sum(1)
+        far += int((rank >= _TENTH * (n - 1)).sum())
+    return far / n
 
 
 def plane_residual(flat: Tensor, m: int) -> float:  # (n, D) -> float

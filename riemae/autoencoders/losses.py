@@ -463,10 +463,13 @@ def _mixed(
     uniform = torch.rand(len(z), 1, generator=generator, dtype=z.dtype, device=device)
     alpha = uniform.to(z.device) * (1 + 2 * eta) - eta
     other = torch.randperm(len(z), generator=generator, device=device).to(z.device)
-    pairs = None if weights is None else weights * weights[other]
+    if weights is not None:
+        pairs = weights * weights[other]
+        # Where no pair has two points of weight, pairs count by their first points.
+        weights = torch.where((pairs > 0).any(), pairs, weights)
     if M is not None and M.latent is not None:
-        return M.latent.between(z, z[other], 1 - alpha), pairs
-    return alpha * z + (1 - alpha) * z[other], pairs
+        return M.latent.between(z, z[other], 1 - alpha), weights
+    return alpha * z + (1 - alpha) * z[other], weights
 
 
 def _squared_spread(y: Tensor) -> Tensor:  # (n, d) -> ()
@@ -475,9 +478,8 @@ def _squared_spread(y: Tensor) -> Tensor:  # (n, d) -> ()
 
 
 def _check_probes(where: str, probes: int | None, probe: str) -> None:
-    if probes is not None and probes < 1:
-        raise OptionError(
-            where, "at least 1 probe, or None for the exact value", str(probes), "Try probes=1."
-        )
+    if probes is not None:
+        hint = "Try probes=1, or None for the exact value."
+        expect_range(where, "probes", probes, 1, integer=True, hint=hint)
     if probe not in ("signs", "gaussian"):
         raise OptionError(where, "probe 'signs' or 'gaussian'", repr(probe), "Try probe='signs'.")

@@ -39,6 +39,7 @@ from riemae.autoencoders.wants import Wants
 from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
+from riemae.numerics.checks import expect_range, expect_shape
 from riemae.numerics.deferral import in_one_look
 from riemae.numerics.random import gaussian, seeded
 
@@ -296,10 +297,10 @@ class Objective(nn.Module):
         """
         found: dict[str, float] = {}
         for name, schedule in self._factors.items():
-            found[name] = rise * (1.0 if schedule is None else float(schedule(progress)))
+            found[name] = rise * (1.0 if schedule is None else _factor(name, schedule, progress))
         schedule = as_factor("beta", self.variation.beta_schedule)
         if schedule is not None:
-            found["divergence"] = float(schedule(progress))
+            found["divergence"] = _factor("beta", schedule, progress)
         return {name: factor for name, factor in found.items() if factor != 1.0}
 
     @property
@@ -569,6 +570,7 @@ class Objective(nn.Module):
                 options["decoded"] = True
             first = (manifold, codes) if wants.positional else ()
             found = in_one_look(lambda: loss(*first, **options), generator)
+            found = (_number(name, found[0]), found[1]) if share else _number(name, found)
             if alone is None:
                 return found
             return (alone * found[0], found[1]) if share else alone * found
@@ -604,7 +606,7 @@ class Objective(nn.Module):
             center, near = in_one_look(errors, generator)
         assert center is not None
         if self.variation.kernel is not None:
-            near = near * self._kernel(neighbor, x)
+            near = near * _one_each("NRAE", self._kernel(neighbor, x), len(x))
         reconstruction = batch.mean(center) / unit
         neighborhood = batch.mean(near) / unit
         return {"reconstruction": reconstruction, "neighborhood": neighborhood}, z
@@ -629,6 +631,40 @@ class Objective(nn.Module):
             latent = self.space.space(self.latent_dim)
             self._manifolds[key] = Manifold(decoder(), self.ambient, latent=latent)
         return self._manifolds[key]
+
+
+def _number(name: str, value: Any) -> Tensor:
+    """What a loss returned, as one number.
+
+    Raises:
+        OptionError: When it is anything else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.reshape(())
+    if isinstance(value, int | float):
+        return torch.tensor(float(value))
+    got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    hint = "Take its mean over the samples."
+    raise OptionError("terms", f"a loss {name!r} that returns one number", got, hint)
+
+
+def _factor(name: str, schedule: Callable[[float], Any], progress: float) -> float:
+    """The value of a schedule.
+
+    Raises:
+        OptionError: When it is not a finite number of at least 0.
+    """
+    value = schedule(progress)
+    expect_range("schedule", f"factor of {name!r}", value, 0, hint="Return a number such as 0.5.")
+    return float(value)
+
+
+def _one_each(where: str, values: Any, count: int) -> Tensor:
+    expected = "a tensor (k,), one value for each neighbour"
+    if not isinstance(values, Tensor):
+        raise OptionError(where, f"a kernel that returns {expected}", type(values).__name__)
+    expect_shape(where, "kernel(x', x)", values, (count,), f"Return {expected}.")
+    return values
 
 
 def _is_flat(loss: Any) -> bool:

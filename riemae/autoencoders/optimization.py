@@ -143,10 +143,16 @@ class Steps:
             monitor: The loss that a schedule of the user's may watch.
 
         Raises:
-            OptionError: When the schedule needs an end and there is none.
+            OptionError: When the schedule needs an end and there is none, or a function of the user
+                returns anything but a scheduler.
         """
         if not isinstance(self.schedule, str):
-            return {"scheduler": self.schedule(optimizer), "monitor": monitor}
+            made = self.schedule(optimizer)
+            if not callable(getattr(made, "step", None)):
+                hint = "Try functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)."
+                got = type(made).__name__
+                raise OptionError("schedule", "a function that returns a scheduler", got, hint)
+            return {"scheduler": made, "monitor": monitor}
         if self.schedule in ("constant", "plateau"):
             return None
         ends = steps if self.schedule == "warmup_cosine" else epochs or 0

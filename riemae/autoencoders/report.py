@@ -15,6 +15,7 @@ from riemae.autoencoders.diagnostics import (
     folded_share,
     mean_curvature,
     nearest_by_metric,
+    overlap_share,
     plane_residual,
     rank_agreement,
     residual_correlation,
@@ -28,6 +29,7 @@ from riemae.numerics.html import table
 _DEAD = 1e-3  # share of the decoded variance below which a latent dimension is dead
 # Values from which a sentence of the report is written.
 _FOLDED = 0.05  # of the samples: a fold that matters covers more than stray pairs do
+_OVERLAPPING = 0.2  # of the samples
 _MISSED = 0.5  # of the variance
 # Residuals of noise are not correlated. Those of a network that leaves less than a thousandth of
 # the variance may be, which does no harm.
@@ -65,6 +67,10 @@ class Report:
             that noise of the residuals' size explains. Without folds the nearest neighbour in
             latent space is near in the data as well. Distortion does not matter, because the metric
             corrects it.
+        overlap: Share of the samples whose nearest code belongs to a sample that is not among their
+            nearest tenth in the data, whatever the reconstruction leaves: what a plot lays on top
+            of each other. A plane through data of many dimensions overlaps, though nothing is
+            folded. NaN for fewer than 20 samples, and in reports of earlier versions.
         dead: How many latent dimensions carry less than a thousandth of the decoded variance. The
             variances are the eigenvalues of ``Cov(z)^½ Ḡ Cov(z)^½``, one for each principal
             direction of the manifold; no linear change of coordinates alters them.
@@ -93,6 +99,7 @@ class Report:
     trustworthiness: float
     continuity: float
     plane: float = math.nan
+    overlap: float = math.nan
     sentences: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, float, str]]:
@@ -116,6 +123,7 @@ class Report:
                 "unreliable: kinks" if self.kinks else "1/length²",
             ),
             ("folded neighbours", self.folded, "share of the samples"),
+            ("overlapping codes", self.overlap, "share of the samples"),
             ("dead dimensions", self.dead, f"of {self.latent_dim}"),
             ("trustworthiness", self.trustworthiness, "1 is best"),
             ("continuity", self.continuity, "1 is best"),
@@ -246,6 +254,7 @@ def _report(
         trustworthiness=trust,
         continuity=continuity,
         plane=plane_residual(flat, z.shape[1]),
+        overlap=overlap_share(z, flat),
     )
     return replace(found, sentences=tuple(_sentences(found)))
 
@@ -264,6 +273,12 @@ def _sentences(r: Report) -> list[str]:
             "in latent space is far in the data. No term on the decoder can unfold it. Start the "
             "encoder from a graph embedding (Neighborhood.embedding), try other seeds, or raise "
             "latent_dim."
+        )
+    elif r.overlap > _OVERLAPPING:
+        out.append(
+            f"Different data share places in latent space: for {r.overlap:.0%} of the samples the "
+            "nearest code belongs to one that is far in the data. Raise latent_dim, or read no "
+            "neighbourhoods off a plot of the codes."
         )
     if r.dead:
         out.append(

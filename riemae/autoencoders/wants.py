@@ -22,7 +22,7 @@ A loss whose first two parameters have other names, such as ``(M, z)``, gets man
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,21 @@ class Wants:
             found = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
         except (TypeError, ValueError):  # a function that is not written in Python
             return cls()
+        takes_options = any(
+            p.kind is inspect.Parameter.VAR_KEYWORD for p in found.parameters.values()
+        )
+        surplus = [] if takes_options else sorted(set(options) - set(found.parameters))
+        if surplus:
+            known = ", ".join(p for p in found.parameters if p not in NAMES) or "none"
+            hint = "Correct their names in Term(…, options={…})."
+            raise OptionError(
+                "terms", f"options of {name!r} among {known}", ", ".join(surplus), hint
+            )
         parameters = [p for p in found.parameters.values() if p.name not in options]
         ordered = [p for p in parameters if p.kind in _POSITIONAL]
         takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
         positional = not ordered and takes_any
-        if any(_is_foreign(p) for p in ordered[:2]) and (len(ordered) > 1 or takes_any):
+        if _by_place(ordered) and (len(ordered) > 1 or takes_any):
             positional = True
             parameters = [p for p in parameters if p not in ordered[:2]]
         shares = any(p.name == "decoded" and p.default is False for p in parameters)
@@ -98,6 +108,13 @@ class Wants:
 
 def _is_required(p: inspect.Parameter) -> bool:
     return p.default is inspect.Parameter.empty and p.kind not in _VARIADIC
+
+
+def _by_place(ordered: Sequence[inspect.Parameter]) -> bool:
+    """Whether the first two parameters are manifold and codes under other names, as ``(M, z)``."""
+    places = zip(ordered[:2], ("manifold", "z"), strict=False)
+    fits = all(_is_foreign(p) or p.name == own for p, own in places)
+    return fits and any(map(_is_foreign, ordered[:2]))
 
 
 def _is_foreign(p: inspect.Parameter) -> bool:

@@ -20,7 +20,7 @@ _HIGH, _MIDDLE = 0.95, 0.8  # rank correlations
 _EVEN, _UNEVEN = 1.5, 3.0  # ratios of lengths
 _ROUND, _SQUASHED = 2.0, 10.0  # condition numbers
 _CONVERGED = 0.98  # share of the pairs
-_FOLDED, _TORN = 0.05, 0.2  # share of the codes
+_OVERLAP, _TORN = 0.05, 0.2  # share of the codes
 _EXPLAINED, _PARTLY = 0.8, 0.4  # share of the variance
 _BENT, _STRONGLY = 1.0, 10.0  # |K| · distance²
 _DETOUR, _FAR_DETOUR = 1.05, 1.3  # straight line / geodesic
@@ -65,17 +65,17 @@ def verdict(found: list[Finding]) -> tuple[Level, str]:
             "No: the plot explains nothing of the data. Distances in it are between decoded points "
             "that have little to do with the data."
         )
-    worst = by_key.get("folded")
-    folded = worst is not None and worst.value > _TORN
-    if ranks >= _HIGH and spread <= _EVEN and not folded:
+    worst = by_key.get("overlap")
+    overlaps = worst is not None and worst.value > _TORN
+    if ranks >= _HIGH and spread <= _EVEN and not overlaps:
         return _even(share, spread)
-    if ranks >= _MIDDLE and not folded:
+    if ranks >= _MIDDLE and not overlaps:
         return "fair", (
             "Roughly: near and far can be told apart "
             f"(rank correlation {ranks:.2f}), but the same distance in the plot means up to "
             f"{spread:.1f} times as much in one place as in another."
         )
-    if folded:
+    if overlaps:
         return "poor", (
             "No: the plot lays different data on top of each other, so points that look close may "
             "be far apart."
@@ -350,19 +350,19 @@ def _about_data(fidelity: Fidelity | None, fit: Fit | None) -> Iterator[Finding]
             _level(fidelity.explained, _EXPLAINED, _PARTLY),
         )
     yield Finding(
-        "folded",
-        "Folds",
-        fidelity.folded,
-        _number(100 * fidelity.folded, ".1f", " %"),
+        "overlap",
+        "Overlap",
+        fidelity.overlap,
+        _number(100 * fidelity.overlap, ".1f", " %"),
         "Share of the points whose nearest neighbour in the plot is not even among the nearest "
         "tenth of the data: there the plot lays different data on top of each other.",
         _choose(
-            fidelity.folded <= _FOLDED,
+            fidelity.overlap <= _OVERLAP,
             "",
             "Do not take neighbours in the plot for neighbours in the data; try more latent "
             "dimensions, or start the encoder from a graph embedding.",
         ),
-        _level(-fidelity.folded, -_FOLDED, -_TORN),
+        _level(-fidelity.overlap, -_OVERLAP, -_TORN),
     )
 
 

@@ -27,15 +27,12 @@ from riemae.solvers import Curve, GeodesicResult
 _LOCAL = 2000  # codes at which local measures are taken
 _CURVED = 32  # dimensions up to which curvature is computed
 _SECOND = 1200  # second derivatives for it, over all codes
-_ENOUGH = 20  # samples whose neighbourhoods say something
-_TENTH = 0.1  # of the other samples are near
 _DATA = 2000  # samples whose neighbourhoods are compared
 _NODES = 64  # a side of the lattice that gives start curves
 _MARGIN = 0.15  # of that lattice around the codes
 _SEGMENTS = 32  # of a start curve
 _DETOUR = 1.15  # straight lines that are no longer than this times the geodesic are starts too
 _SAME = 5.0  # times the accuracy: geodesics whose lengths are closer are one and the same
-_ROWS = 512  # of a matrix of distances at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,17 +265,19 @@ class Fidelity:
     """What the codes say about given data.
 
     Attributes:
-        folded: Share of the codes whose nearest other code is not among the nearest tenth of the
+        overlap: Share of the codes whose nearest other code is not among the nearest tenth of the
             others in the data.
         explained: Share of the variance of the data that the decoded codes reproduce.
     """
 
-    folded: float
+    overlap: float
     explained: float
 
 
 def compare_with_data(M: Manifold, z: Tensor, x: Tensor, seed: int) -> Fidelity:
-    """Folds and explained variance of data ``(n, D)``."""
+    """Overlap and explained variance of data ``(n, D)``."""
+    from riemae.autoencoders.diagnostics import overlap_share
+
     if len(z) > _DATA:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(z), generator=generator)[:_DATA].sort().values.to(z.device)
@@ -289,30 +288,7 @@ def compare_with_data(M: Manifold, z: Tensor, x: Tensor, seed: int) -> Fidelity:
     total = float((kept - kept.mean(0)).square().sum())
     left = float((kept - y[good]).square().sum())
     explained = 1 - left / total if total else float("nan")
-    return Fidelity(folded_share(z, x, partial(plotted_distances, M)), explained)
-
-
-def folded_share(
-    z: Tensor, x: Tensor, plotted_between: Callable[[Tensor, Tensor], Tensor] = torch.cdist
-) -> float:  # (n, m), (n, D)
-    """Share of the codes whose nearest other code is not among their nearest tenth in the data.
-
-    Of several codes at the same place, the nearest in the data is taken.
-    """
-    n = len(z)
-    if n < _ENOUGH:
-        return float("nan")
-    far = 0
-    for rows in torch.arange(n, device=z.device).split(_ROWS):
-        itself = torch.arange(len(rows), device=z.device), rows
-        plotted = plotted_between(z[rows], z)
-        true = torch.cdist(x[rows], x)
-        plotted[itself] = true[itself] = torch.inf
-        nearest = plotted == plotted.min(1, keepdim=True).values
-        own = torch.where(nearest, true, torch.inf).min(1, keepdim=True).values
-        rank = (true < own).sum(1)
-        far += int((rank >= _TENTH * (n - 1)).sum())
-    return far / n
+    return Fidelity(overlap_share(z, x, partial(plotted_distances, M)), explained)
 
 
 def plotted_distances(M: Manifold, a: Tensor, b: Tensor) -> Tensor:  # (k, m), (n, m) -> (k, n)

@@ -6,8 +6,8 @@ import torch
 from scipy import optimize, stats
 from torch import nn
 
-from riemae import Manifold, ambient, load
-from riemae.autoencoders import AE, IRAE, NRAE, VAE, likelihoods
+from riemae import Manifold, ambient, datasets, load, scores
+from riemae.autoencoders import AE, IRAE, NRAE, VAE, Term, likelihoods
 from riemae.autoencoders.counts import LearnedDispersion
 from riemae.autoencoders.objective import Objective
 from riemae.distributions.inflated import ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
@@ -264,3 +264,30 @@ class TestFits:
         w = decoder.weight
         expected = torch.einsum("kd,di,dj->kij", weight, w, w)
         assert torch.allclose(objective.manifold.metric(z), expected, rtol=1e-9)
+
+    def test_a_flat_latent_space_of_counts(self):
+        # The recipe of FlatVI: an isometry, up to a learned scale, under the Fisher metric.
+        x = datasets.counts(n=200, genes=10).x
+        found = []
+        for terms in ({}, {"absolute_isometry": Term(1.0, schedule="linear")}):
+            m = VAE(
+                hidden=(32,),
+                epochs=40,
+                lr=5e-3,
+                likelihood=likelihoods.NegativeBinomial("learned", library=True),
+                ambient="fisher",
+                terms=terms,
+            ).fit(x)
+            z = torch.as_tensor(m.transform(x))
+            mcn = float(scores.condition_number(m.manifold_, z).mean())
+            found.append((mcn, float(scores.vor(m.manifold_, z)), m))
+        plain, flat = found
+        assert flat[0] < 0.4 * plain[0]
+        assert flat[1] < 0.4 * plain[1]
+        assert flat[2].score(x) > plain[2].score(x) - 0.02
+        # What is learned as c is the scale that the metric has.
+        loss = flat[2].objective_.terms["absolute_isometry"].loss
+        c = float(loss.unit * loss.log_scale.exp())
+        z = torch.as_tensor(flat[2].transform(x))
+        size = float(flat[2].manifold_.eigenvalues(z).mean()) ** 0.5
+        assert 0.7 < size / c < 1.3

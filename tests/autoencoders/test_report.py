@@ -7,6 +7,7 @@ import sys
 import pytest
 import spaces
 import torch
+from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 from torch import nn
 
@@ -165,6 +166,20 @@ class TestFolds:
         r = report(Manifold(plane), None, plane(twice), twice)
         assert r.folded == 0
 
+    def test_a_projection_overlaps_but_does_not_fold(self):
+        # Ten digits in a plane: what is left over would be noise if it were not so much.
+        x = torch.as_tensor(load_digits().data)[:600]
+        away = x - x.mean(0)
+        _, _, axes = torch.linalg.svd(away, full_matrices=False)
+        z = away @ axes[:2].mT
+        r = report(Manifold(lambda z: x.mean(0) + z @ axes[:2]), None, x, z)
+        assert r.folded < 0.01
+        assert 0.3 < r.overlap < 0.6
+        assert any(s.startswith("Different data share places") for s in r.sentences)
+        assert not said(r, FOLDS)
+        near = report(Manifold(plane), None, plane(rand(300, 2)), rand(300, 2))
+        assert near.overlap == 0
+
     def test_few_stray_pairs_are_no_fold(self):
         x = plane(rand(600, 2))
         z = first_two(x).clone()
@@ -322,19 +337,20 @@ class TestInterface:
         text = repr(report(Manifold(plane), lambda x: torch.stack([x[:, 0].abs(), x[:, 1]], 1), x))
         lines = text.splitlines()
         assert lines[0] == "Report(600 samples, 3 -> 2 dimensions)"
-        assert [line.split("  ")[1] for line in lines[1:10]] == [
+        assert [line.split("  ")[1] for line in lines[1:11]] == [
             "reconstruction error",
             "residual correlation",
             "MCN",
             "VoR",
             "extrinsic curvature",
             "folded neighbours",
+            "overlapping codes",
             "dead dimensions",
             "trustworthiness",
             "continuity",
         ]
         assert any(line.startswith("- The encoder folds") for line in lines)
-        assert max(map(len, lines[:10])) < 90
+        assert max(map(len, lines[:11])) < 90
 
     def test_leaves_no_gradients_and_no_random_numbers(self):
         f = nn.Linear(2, 3).double()

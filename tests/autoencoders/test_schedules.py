@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from riemae.autoencoders import AE, IRAE, MCAE, NRAE, VAE, Term
 from riemae.autoencoders.optimization import FACTORS, OPTIMIZERS
-from riemae.exceptions import DeviceError, OptionError, TrainingError
+from riemae.exceptions import DeviceError, OptionError, ShapeError, TrainingError
 
 SMALL = {"hidden": (8,), "epochs": 4, "batch_size": 16}
 
@@ -332,3 +332,30 @@ def test_a_module_of_ones_own_trainer_clips_too():
         trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[largest], **quiet)
         trainer.fit(module, DataLoader(TensorDataset(x), batch_size=20))
     assert 0 < largest.value <= 1 + 1e-5
+
+
+class TestMistakes:
+    """What a function of the user's returns is looked at where it is called."""
+
+    @pytest.mark.parametrize(
+        ("model", "error", "text"),
+        [
+            (AE(**SMALL, schedule=lambda optimizer: None), OptionError, "scheduler"),
+            (
+                AE(
+                    **SMALL,
+                    terms={"relaxed_distortion": Term(0.1, schedule=lambda progress: None)},
+                ),
+                OptionError,
+                "factor of 'relaxed_distortion'",
+            ),
+            (VAE(**SMALL, beta_schedule=lambda progress: math.nan), OptionError, "'beta'"),
+            (NRAE(**SMALL, kernel=lambda a, b: torch.ones(len(a), 3)), ShapeError, "kernel"),
+            (NRAE(**SMALL, kernel=lambda a, b: 1.0), OptionError, "kernel"),
+            (IRAE(**SMALL, probes=1.5), OptionError, "probes"),
+            (IRAE(**SMALL, probes="all"), OptionError, "probes"),
+        ],
+    )
+    def test_typed(self, model, error, text):
+        with pytest.raises(error, match=text):
+            model.fit(np.random.default_rng(0).normal(size=(40, 3)))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from riemae import Manifold, load
-from riemae.autoencoders import AE, IRAE, NRAE, Term, encoder_losses, graph_losses, losses
+from riemae.autoencoders import AE, IRAE, MCAE, NRAE, Term, encoder_losses, graph_losses, losses
 from riemae.autoencoders.wants import Wants
 from riemae.exceptions import OptionError, ShapeError
 
@@ -96,6 +96,59 @@ class TestWants:
         term = Term(0.1, mine, options={"power": 3})
         m = AE(**SMALL, terms={"mine": term}).fit(data())
         assert m.history_["mine"][-1] > 0
+
+    def test_signatures_that_python_allows(self):
+        class Counting:
+            calls = 0
+
+            def loss(self, z):
+                self.calls += 1
+                return z.square().mean()
+
+        def scaled(M, z, k):
+            assert isinstance(M, Manifold)
+            return k * z.square().mean()
+
+        def first(k, z):
+            return k * z.square().mean()
+
+        def by_place(M, z, /):
+            return z.square().mean()
+
+        def by_name(*, z, **others):
+            return z.square().mean()
+
+        counting = Counting()
+        x = data()
+        found = [
+            AE(**SMALL, terms={"own": Term(0.1, loss)}).fit(x).history_["own"]
+            for loss in (
+                counting.loss,
+                functools.partial(scaled, k=1.0),
+                functools.partial(first, 1.0),
+                by_place,
+                by_name,
+                lambda *given: given[1].square().mean(),
+                lambda z, factor=1.0: factor * z.square().mean(),
+            )
+        ]
+        assert all(values == found[0] for values in found)
+        assert counting.calls == 6
+
+    @pytest.mark.parametrize(
+        ("loss", "options", "text"),
+        [
+            (lambda z, frobnicate: z.sum(), {}, "frobnicate"),
+            (lambda M, x: x.sum(), {}, "M"),
+            (lambda z, scale=2.0: z.sum(), {"scal": 3.0}, "scal"),
+            (lambda z: z.square().sum(1), {}, "one number"),
+            (lambda z: (z.sum(), z), {}, "one number"),
+            (lambda z: None, {}, "one number"),
+        ],
+    )
+    def test_mistakes(self, loss, options, text):
+        with pytest.raises(OptionError, match=text):
+            AE(**SMALL, terms={"own": Term(0.1, loss, options=options)}).fit(data())
 
     def test_batches_without_what_is_asked_for(self):
         loader = DataLoader(TensorDataset(torch.as_tensor(data())), batch_size=10)
@@ -495,6 +548,13 @@ class TestWeightsOfSamples:
         plain = IRAE(**SMALL).fit(x).transform(x)
         assert np.allclose(IRAE(**SMALL).fit(x, weights=np.full(40, 7.0)).transform(x), plain)
         assert not np.allclose(IRAE(**SMALL).fit(x, weights=np.arange(40)).transform(x), plain)
+
+    @pytest.mark.parametrize("kind", [IRAE, MCAE])
+    def test_batches_without_any_weight_count_nothing(self, kind):
+        w = np.zeros(40)
+        w[3] = 1.0
+        m = kind(**{**SMALL, "batch_size": 8}).fit(data(), weights=w)
+        assert np.isfinite(m.history_["loss"]).all()
 
     def test_a_sample_of_weight_0_is_not_learned(self):
         # Two far groups; only one counts.

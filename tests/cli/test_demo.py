@@ -343,3 +343,18 @@ class TestCommand:
         r = call("dance")
         assert r.exit_code == 2
         assert "dance" in r.stderr
+
+
+def test_an_interrupted_training_gives_the_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def interrupt(stage, done, total):
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            demo.train(torch.rand(40, 64), 1, 0, interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

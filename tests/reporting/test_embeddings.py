@@ -108,7 +108,7 @@ class TestFit:
         z, x = roll(120)
         r = riemae.report(fit_decoder(z, x), z, path=tmp_path / "r.html", pairs=10)
         assert r.numbers["loo_r2"] > 0.99
-        assert r.numbers["folded"] < 0.05
+        assert r.numbers["overlap"] < 0.05
 
     def test_many_features(self):
         z, x = roll(60)

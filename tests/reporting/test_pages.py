@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import riemae
+from riemae.autoencoders.diagnostics import overlap_share
 from riemae.exceptions import DTypeError, FileError, NonFiniteError, OptionError, ShapeError
 from riemae.reporting.arguments import Images, Labels, as_history
 from riemae.reporting.findings import verdict
 from riemae.reporting.lattice import Lattice, MetricTable, routes, tabulated, where_defined
-from riemae.reporting.measures import folded_share, ranks_agree, sampled_pairs
+from riemae.reporting.measures import ranks_agree, sampled_pairs
 from riemae.reporting.pictures import Sheet, grey_levels, png
 from riemae.reporting.training import training_chart
 
@@ -111,7 +112,7 @@ class TestNumbers:
         M = riemae.Manifold(bowl)
         r = report(M, z, tmp_path / "r.html", data=bowl(z))
         assert r.numbers["explained"] == pytest.approx(1)
-        assert r.numbers["folded"] < 0.05
+        assert r.numbers["overlap"] < 0.05
 
     def test_few_geodesics_are_no_basis_for_a_verdict(self, plane):
         found = [f for f in plane.findings if f.key != "converged"]
@@ -173,11 +174,11 @@ class TestMeasures:
 
     def test_folds(self):
         x = codes(100)
-        assert folded_share(x, x) == 0
+        assert overlap_share(x, x) == 0
         # Half of the sheet is laid on the other half.
         folded = torch.stack([x[:, 0].abs(), x[:, 1]], 1)
-        assert folded_share(folded, 5 * x) > 0.2
-        assert math.isnan(folded_share(x[:5], x[:5]))
+        assert overlap_share(folded, 5 * x) > 0.2
+        assert math.isnan(overlap_share(x[:5], x[:5]))
 
     @pytest.mark.parametrize(("n", "count", "expected"), [(2, 9, 1), (5, 7, 7), (3000, 50, 50)])
     def test_pairs_are_different(self, n, count, expected):
