@@ -572,7 +572,16 @@ class _Newton:
             if not bool(pending.any()):
                 return
             share = torch.where(pending, share / 2, share)
-        self._end(names[pending], int(Status.STALLED))
+        self._stall(names[pending])
+
+    def _stall(self, names: Tensor) -> None:
+        """Groups whose energy no part of the step lowers, as at kinks: as good as their steps."""
+        # Half of the relative decrement is the square of the step, relative to the spread.
+        left = (self.rest[names] / 2).sqrt()
+        near = left <= self.tol / _SETTLED
+        self.rest[names] = left
+        self._end(names[near], int(Status.CONVERGED))
+        self._end(names[~near], int(Status.STALLED))
 
     def _best(
         self, base: Tensor, slide: Tensor, moves: Tensor, energy: Tensor
