@@ -319,7 +319,7 @@ class TestEdges:
             M.neighbors(torch.tensor([[0.0, torch.nan], [1.0, 2.0]], dtype=F64), k=1)
         with pytest.raises(ShapeError):
             solvers.neighbors(M, points(4, 2)[None], 1)
-        with pytest.raises(OptionError):
+        with pytest.raises(OptionError, match="at least two points, got 1"):
             M.neighbors(points(1, 2), k=1)
 
 

@@ -369,6 +369,12 @@ class TestStatus:
         arc = 21**0.5 + 1.25 * math.asinh(4 / 5**0.5)
         assert abs(r.length.item() - arc) <= 1e-4 * arc
 
+    def test_a_decoder_that_ignores_its_input_has_no_lengths(self):
+        still = Manifold(lambda z: torch.ones(len(z), 3).to(z) + 0 * z.sum())
+        r = still.geodesic(torch.zeros(2).double(), torch.ones(2).double())
+        assert (r.length.item(), r.error.item()) == (0.0, 0.0)
+        assert r.converged
+
     def test_singular_pair_leaves_the_others_alone(self):
         # A cusp along z₁ = 0: the second pair crosses no singular point.
         folded = Manifold(lambda z: torch.stack([z[:, 0] ** 3, z[:, 1]], -1))
