@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Processes that run the tests; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: demo test thorough coverage fuzz lint types doctest docs wheel check bench device clean
+.PHONY: demo test thorough coverage fuzz lint types doctest docs wheel extras check bench device clean
 
 demo: $(READY)
 	$(BIN)/riemae demo
@@ -48,6 +48,11 @@ docs: $(READY)
 # The wheel, in a clean environment, tested away from the checkout.
 wheel: $(READY)
 	sh tests/wheel.sh $(PYTHON) $(BIN)/python $(WORKERS)
+
+# One extra alone in a clean environment: `make extras EXTRA=cells`; "next" is the one whose turn it is.
+EXTRA ?= next
+extras: $(READY)
+	sh tests/extras.sh $(PYTHON) $(BIN)/python $(EXTRA)
 
 check: test lint types doctest docs wheel
 

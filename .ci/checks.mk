@@ -2,11 +2,11 @@
 export OMP_NUM_THREADS := 1
 CONTRACT := ../shared/acceptance/contract.py
 
-.PHONY: all wheel docs contract types doctest demo lint
+.PHONY: all wheel docs extras contract types doctest demo lint
 
-all: wheel docs contract types doctest demo lint
+all: wheel docs extras contract types doctest demo lint
 
-wheel docs types doctest lint:
+wheel docs extras types doctest lint:
 	$(MAKE) --no-print-directory $@
 
 # The promises of the public interface, where they are at hand.

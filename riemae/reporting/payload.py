@@ -55,6 +55,7 @@ _LINE_NODES = 513
 _THUMB = 32  # pixels a side of the image of a point
 _TILE = 64  # pixels a side of a decoded image
 _THUMBS = 2**22  # numbers in the images of all points
+_WORST = 8  # pairs whose curves a section shows, as many as the page lists
 _AXES = 24  # parallel coordinates
 _FOR_PCA = 100  # codes from which a section is chosen
 _ROWS = 512
@@ -467,7 +468,10 @@ def _section(scene: Scene, landmarks: int, told: Told) -> dict[str, Any]:
     m = z.shape[1]
     t = torch.linspace(0, 1, 33 if m <= 32 else 17, dtype=z.dtype, device=z.device)
     along = result.curve(t)
-    seen = torch.cat([y, section.coordinates(along).flatten(0, 1)])
+    worst = [k for k in scene.pairs.worst(_WORST) if bool(scene.pairs.result.converged[k])]
+    misleading = scene.pairs.result[torch.tensor(worst, device=z.device).long()].curve(t)
+    curves = torch.cat([along, misleading]).flatten(0, 1)
+    seen = torch.cat([y, section.coordinates(curves)])
     lattice = Lattice.around(seen, (48, 48), _MARGIN)
 
     def induced(points: Tensor) -> Tensor:
@@ -486,6 +490,11 @@ def _section(scene: Scene, landmarks: int, told: Told) -> dict[str, Any]:
         "chosenBy": section.by,
         "table": _table(table),
         "backgrounds": [],
+        "worst": {
+            "pairs": worst,
+            "seen": _flat(section.coordinates(misleading)),
+            "curves": _flat(misleading[..., axes]),
+        },
         "landmarks": {
             "index": marks.tolist(),
             "coordinates": _flat(y[marks]),

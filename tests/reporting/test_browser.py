@@ -448,4 +448,10 @@ class TestOtherPages:
             assert page.locator("#parallel svg").count() == 1
             page.locator("button.pair").first.click()
             assert "of this pair" in lengths_shown(page)[0]
+            # The curve of that pair, from one of its codes to the other, seen in the section.
+            line, curve = page.evaluate("riemae.page.map.curves.map((one) => one.points)")
+            assert len(curve) == content["landmarks"]["times"]
+            assert curve[0] == pytest.approx(line[0], abs=1e-4)
+            assert curve[-1] == pytest.approx(line[1], abs=1e-4)
+            assert page.locator("#parallel svg").count() == 1
             assert page.said == []

@@ -547,6 +547,10 @@ class SectionPage extends Page {
       curves: unpack(marks.parallel.curves, Float32Array),
       background: unpack(marks.parallel.background, Float32Array),
     };
+    this.worst = {
+      seen: unpack(data.worst.seen, Float32Array),
+      curves: unpack(data.worst.curves, Float32Array),
+    };
     this.chosen = [0, marks.index.length - 1];
     $("how").textContent = `The map is a plane through ${data.m} dimensions, chosen by ` +
       `${data.chosenBy}; points are seen along the other directions. Choose two landmarks, on the ` +
@@ -605,7 +609,7 @@ class SectionPage extends Page {
     if (this.buttons) this.answer();
   }
 
-  /** A sampled pair: there is no curve for it, so its points are shown in the tooltip's ring. */
+  /** One of the pairs that the plot shows worst, with its geodesic. */
   showPair(k) {
     const [i] = this.data.pairs.index[k];
     const row = this.rowOf.get(i);
@@ -617,11 +621,25 @@ class SectionPage extends Page {
     if (ends.some((one) => one === undefined)) return;
     const points = ends.map((one) => [coordinates[2 * one], coordinates[2 * one + 1]]);
     this.map.curves = [{ points, dashed: true, marks: points }];
+    const place = this.data.worst.pairs.indexOf(k);
+    const { times, parallel } = this.data.landmarks;
+    if (place >= 0) {
+      const from = place * times;
+      const curve = Array.from({ length: times },
+        (_, t) => [this.worst.seen[2 * (from + t)], this.worst.seen[2 * (from + t) + 1]]);
+      this.map.curves.push({ points: curve, marks: curve.filter((_, t) => t > 0 && t % 4 === 0) });
+    }
     this.map.drawOverlay();
     this.lengths([["Geodesic", brief(this.data.pairs.length[k]), "of this pair", "main"],
       ["Straight line", brief(this.data.pairs.straight[k]), ""]]);
+    $("mark").textContent = this.data.pairs.converged[k]
+      ? "" : "There is no curve: the geodesic did not reach its accuracy.";
     $("along").replaceChildren();
     $("parallel").replaceChildren();
+    if (place < 0) return;
+    const width = parallel.axes.length;
+    this.drawParallel(Array.from({ length: times }, (_, t) => place * times + t), (row) =>
+      Array.from(this.worst.curves.subarray(row * width, (row + 1) * width)));
   }
 
   answer() {
@@ -691,14 +709,20 @@ class SectionPage extends Page {
   showParallel(pair, rows) {
     const { parallel, times } = this.data.landmarks;
     const width = parallel.axes.length;
-    const row = (values, k) => Array.from(values.subarray(k * width, (k + 1) * width));
+    this.drawParallel(rows.map((t) => pair * times + t), (k) =>
+      Array.from(this.parallel.curves.subarray(k * width, (k + 1) * width)));
+  }
+
+  /** Every second of some rows of a curve, in front of the codes. */
+  drawParallel(rows, coordinates) {
+    const { parallel } = this.data.landmarks;
+    const width = parallel.axes.length;
     const box = $("parallel");
     box.replaceChildren();
     element(box, "h3", "", "Latent coordinates along the geodesic, blue at A to orange at B; codes in grey");
     const behind = Array.from({ length: parallel.backgroundCount },
-      (_, k) => row(this.parallel.background, k));
-    const curve = rows.filter((_, t) => t % 2 === 0)
-      .map((t) => row(this.parallel.curves, pair * times + t));
+      (_, k) => Array.from(this.parallel.background.subarray(k * width, (k + 1) * width)));
+    const curve = rows.filter((_, t) => t % 2 === 0).map(coordinates);
     parallelCoordinates(element(box, "div"), parallel.axes, parallel.low, parallel.high, behind, curve);
   }
 
