@@ -97,9 +97,9 @@ def measure(figure: Figure, kept: Kept, seeds: int, quick: bool) -> None:
 
 
 def number(value: float) -> str:
-    """Three digits, or four decimals of what is near 1."""
+    """Three digits, or five of what is near 1."""
     if 0.9 < abs(value) < 10:
-        return f"{value:.4g}"
+        return f"{value:.5g}"
     return f"{value:.3g}"
 
 
