@@ -391,6 +391,37 @@ class TestOtherPages:
             # Chromium remarks that this test reads pixels often.
             assert [text for text in page.said if "willReadFrequently" not in text] == []
 
+    def test_paper_shows_the_curve_on_the_map(self, browser, folded):
+        # A second canvas would erase the first one on paper, and buttons do not move to their
+        # places there.
+        drawn = """() => {
+            const canvas = document.querySelector('.base');
+            const context = canvas.getContext('2d');
+            const seen = context.getImageData(0, 0, canvas.width, canvas.height).data;
+            const curve = document.createElement('canvas').getContext('2d');
+            const style = getComputedStyle(document.documentElement);
+            curve.fillStyle = style.getPropertyValue('--curve');
+            curve.fillRect(0, 0, 1, 1);
+            const wanted = curve.getImageData(0, 0, 1, 1).data;
+            let count = 0;
+            for (let i = 0; i < seen.length; i += 4) {
+                if ([0, 1, 2].every((k) => seen[i + k] === wanted[k])) count += 1;
+            }
+            return count;
+        }"""
+        with browsers.opened(browser, folded.path) as page:
+            page.wait_for_timeout(100)
+            assert page.evaluate(drawn) == 0
+            page.emulate_media(media="print")
+            page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            assert page.evaluate(drawn) > 100
+            assert not page.locator(".handle").first.is_visible()
+            assert not page.locator("#map .overlay").is_visible()
+            page.emulate_media(media="screen")
+            page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+            assert page.evaluate(drawn) == 0
+            assert page.locator(".handle").first.is_visible()
+
     def test_nothing_defined_is_said_and_breaks_nothing(self, browser, tmp_path):
         M = riemae.Manifold(lambda z: torch.cat([z[:, :1], 2 * z[:, :1]], -1))
         r = riemae.report(M, points(20), path=tmp_path / "r.html", pairs=3)

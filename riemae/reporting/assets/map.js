@@ -116,6 +116,10 @@ function corners(lattice, x, y) {
     [node + right + up, u * v]];
 }
 
+function onPaper() {
+  return document.documentElement.classList.contains("printing");
+}
+
 class PlotMap {
   /** @param root the element, @param page what to draw: points, table, backgrounds */
   constructor(root, page) {
@@ -147,8 +151,13 @@ class PlotMap {
   repaint() {
     this.rasters.clear();
     this.page.classButtons();
+    this.drawAll();
+  }
+
+  drawAll() {
     this.drawBase();
     this.drawOverlay();
+    this.page.moved();
   }
 
   /** Shows everything. */
@@ -169,7 +178,9 @@ class PlotMap {
     }
     this.width = width;
     this.height = height;
-    this.draw();
+    // Paper has another size than the screen, and no next picture.
+    if (onPaper()) this.drawAll();
+    else this.draw();
   }
 
   /** Pixels per unit; the same along both axes. */
@@ -285,10 +296,7 @@ class PlotMap {
     if (this.pending) return;
     this.pending = requestAnimationFrame(() => {
       this.pending = 0;
-      if (!this.width) return;
-      this.drawBase();
-      this.drawOverlay();
-      this.page.moved();
+      if (this.width) this.drawAll();
     });
   }
 
@@ -497,9 +505,25 @@ class PlotMap {
     context.setLineDash([]);
   }
 
+  /** What stands in buttons on the screen, which do not move to where the paper has them. */
+  drawNames(context) {
+    context.font = "bold 12px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (const [name, place] of this.page.named()) {
+      const at = this.toScreen(...place);
+      context.lineWidth = 6;
+      context.strokeStyle = themed("--halo");
+      context.strokeText(name, ...at);
+      context.fillStyle = themed("--curve");
+      context.fillText(name, ...at);
+    }
+  }
+
   drawOverlay() {
-    const context = this.overlay.getContext("2d");
-    context.clearRect(0, 0, this.width, this.height);
+    // On paper there is one canvas: clearing a second one would erase what lies below it.
+    const context = (onPaper() ? this.base : this.overlay).getContext("2d");
+    if (!onPaper()) context.clearRect(0, 0, this.width, this.height);
     context.save();
     this.clipToPeriods(context);
     for (const { points, dashed, marks, faint } of this.curves.flatMap((c) => this.copiesOf(c))) {
@@ -530,7 +554,8 @@ class PlotMap {
       }
     }
     context.restore();
-    if (this.hover >= 0) {
+    if (onPaper()) this.drawNames(context);
+    else if (this.hover >= 0) {
       const { coordinates } = this.page.points;
       const at = this.toScreen(coordinates[2 * this.hover], coordinates[2 * this.hover + 1]);
       marker(context, "circle", ...at, 9);

@@ -207,6 +207,13 @@ class Page {
   refresh() {}
 
   moved() {}
+
+  /** Names of places on the map, and where these are. */
+  named() {
+    const ends = (this.handles || []).map(({ button, position }) => [button.textContent, position]);
+    const marks = (this.buttons || []).map(({ button, place }) => [button.textContent, place]);
+    return [...ends, ...marks];
+  }
 }
 
 function ramp(canvas, colours) {
