@@ -29,13 +29,17 @@ hook                     what it gives                                without it
                          the widest layer of a decoder                coordinates
 ``gradients_only``       whether second derivatives cost far too      they do not
                          much
+``turning``              how parallel vectors turn along a         differences of accelerations
+                         velocity: ``Γ(v, ·)``
+``deviation``            that, and how neighbouring geodesics move    forward mode through
+                         apart: ``R(·, v) v``                         accelerations
 ``geodesic``             a path solver of its own, which knows        ``riemae.solvers.geodesic``
                          better where to start
 =======================  ===========================================  ==============================
 
 A hook may also answer None where it has nothing to say for these arguments (``embedded``,
-``velocities``, ``ambient_features``): that counts as not having it. The required methods
-``residual`` and ``ambient_distance`` may do the same.
+``velocities``, ``ambient_features``, ``turning``, ``deviation``): that counts as not having it. The
+required methods ``residual`` and ``ambient_distance`` may do the same.
 
 All points of a pair have the same labels, along which nothing moves.
 """
@@ -151,6 +155,22 @@ class HasGradientsOnly(Protocol):
         ...
 
 
+class HasTurning(Protocol):
+    """A space that knows its connection along a velocity."""
+
+    def turning(self, z: Tensor, v: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k, m, m)
+        """The matrices of ``w ↦ Γ(v, w)``, or None."""
+        ...
+
+
+class HasDeviation(Protocol):
+    """A space that knows its curvature along a velocity."""
+
+    def deviation(self, z: Tensor, v: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k, 2, m, m)
+        """The matrices of ``w ↦ Γ(v, w)`` and of ``w ↦ R(w, v) v``, or None."""
+        ...
+
+
 class HasGeodesic(Protocol):
     """A space with its own path solver, such as one with periodic coordinates."""
 
@@ -231,6 +251,20 @@ def width_of(space: Space, z: Tensor) -> int:  # (k, m)
 def gradients_only(space: Space, z: Tensor) -> bool:  # (k, m)
     """Whether solvers should do without second derivatives; by default not."""
     return offers(space, HasGradientsOnly) and space.gradients_only(z)
+
+
+def turning_of(space: Space, z: Tensor, v: Tensor) -> Tensor | None:  # -> (k, m, m)
+    """The matrices of ``w ↦ Γ(v, w)``; by default None."""
+    if offers(space, HasTurning):
+        return space.turning(z, v)
+    return None
+
+
+def deviation_of(space: Space, z: Tensor, v: Tensor) -> Tensor | None:  # -> (k, 2, m, m)
+    """The matrices of ``w ↦ Γ(v, w)`` and of ``w ↦ R(w, v) v``; by default None."""
+    if offers(space, HasDeviation):
+        return space.deviation(z, v)
+    return None
 
 
 def solver_of(space: Space, default: Callable[..., Any]) -> Callable[..., Any]:

@@ -226,6 +226,62 @@ class PullbackMetric(PathMetric):
         self.finite("acceleration", metric, flat)
         return -solve_metric("Manifold.acceleration", metric, pulled[..., 0])
 
+    def turning(self, flat: Tensor, v: Tensor) -> Tensor | None:  # (k, m), (k, m) -> (k, m, m)
+        """The matrices of ``w ↦ Γ(v, w) = G⁻¹ Jᵀ ∂²φf(v, w)``; None without a feature map.
+
+        Raises:
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        self.bind(flat)
+        if self.embedding is None:
+            return None
+        m = flat.shape[-1]
+
+        def reduced(x: Tensor, tangents: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            j = tangents[..., :m]
+            return j.mT @ j, j.mT @ second
+
+        directions = torch.cat([everywhere(flat), v[:, None]], 1)
+        with_v = Pairs(list(range(m)), [m] * m)
+        metric, pulled = self.first_order.jets(flat, directions, with_v, reduced)
+        self.finite("transport", metric, flat)
+        return solve_metric("Manifold.transport", metric, pulled)
+
+    def deviation(self, flat: Tensor, v: Tensor) -> Tensor | None:  # (k, m) twice -> (k, 2, m, m)
+        """The matrices of ``w ↦ Γ(v, w)`` and of ``w ↦ R(w, v) v``; None without a feature map.
+
+        By the Gauss equation, with ``II`` the normal part of ``∂²φf``:
+        ``⟨R(w, v) v, u⟩ = ⟨II(v, v), II(w, u)⟩ − ⟨II(v, w), II(v, u)⟩``. One pass with m + 1 second
+        derivatives and one along the covector ``II(v, v)``: nothing is differentiated thrice.
+
+        Raises:
+            SingularMetricError: Where the metric is not positive definite.
+        """
+        self.bind(flat)
+        if self.embedding is None:
+            return None
+        m = flat.shape[-1]
+
+        def reduced(x: Tensor, tangents: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+            j = tangents[..., :m]
+            metric = j.mT @ j
+            pulled = j.mT @ second
+            # What is singular is found out below, where all points are seen.
+            factor, _ = torch.linalg.cholesky_ex(metric)
+            normal = second - j @ torch.cholesky_solve(pulled, factor)
+            beside = normal[..., :m]
+            return metric, pulled[..., :m], beside.mT @ beside, normal[..., m]
+
+        directions = torch.cat([everywhere(flat), v[:, None]], 1)
+        with_v = Pairs([*range(m), m], [m] * (m + 1))
+        metric, pulled, across, ahead = self.first_order.jets(flat, directions, with_v, reduced)
+        where = "jacobi_field"
+        self.finite(where, metric, flat)
+        along = self.first_order.contraction(flat, ahead)
+        both = torch.cat([pulled, along - across], -1)
+        solved = solve_metric(f"Manifold.{where}", metric, both)
+        return solved.unflatten(-1, (2, m)).transpose(1, 2)
+
     def metric_and_derivative(
         self, flat: Tensor
     ) -> tuple[Tensor, Tensor]:  # (k, m) -> (k, m, m), (k, m, m, m)

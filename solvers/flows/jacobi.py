@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from riemae.exceptions import NotConvergedError, OptionError, ShapeError
 from riemae.numerics.checks import expect_device
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.threads import jvp
-from riemae.solvers.certificate import sound_acceleration
+from riemae.solvers.certificate import sound, sound_acceleration
 from riemae.solvers.flows.integrator import accuracy_of, advance
 from riemae.solvers.flows.parallel import connection_matrix
+from riemae.solvers.hooks import deviation_of
 from riemae.solvers.space import HasSpace, Space, space_of
 
 
@@ -57,12 +59,14 @@ def jacobi(
     """The Jacobi field along ``exp(z, t v)`` with given initial value and covariant derivative.
 
     It solves ``D²J/dt² + R(J, ż) ż = 0`` and is what the geodesic does to first order when ``z``
-    moves along ``start`` and ``v`` turns by ``slope``: computed as the variational equation of the
-    geodesic equation, by forward mode through the space's ``acceleration``, together with the
-    geodesic itself and under one error control.
+    moves along ``start`` and ``v`` turns by ``slope``, integrated together with the geodesic itself
+    and under one error control. A space that knows its curvature
+    (:class:`~riemae.solvers.hooks.HasDeviation`) gives the equation as it stands; for others it is
+    the variation of the geodesic equation, by forward mode through ``acceleration``.
 
     Args:
-        space: Anything with an ``acceleration`` that forward mode can differentiate.
+        space: Anything with a ``deviation``, or an ``acceleration`` that forward mode can
+            differentiate.
         z: Start points ``(*b, m)``.
         v: Velocities ``(*b, m)``.
         start: ``J(0)``, ``(*b, m)``; by default 0.
@@ -191,10 +195,13 @@ class Variation:
         self.max_steps = max_steps
         self.rtol = accuracy_of("jacobi", rtol, z, 1e-9, 1e-5)
         self.count = fields.shape[1]
-        # The coordinates' own derivative of J: dJ/dt = DJ/dt − Γ(ż, J).
-        rates = derivatives + torch.einsum(
-            "pij,pcj->pci", sound_connection_matrix(space, z, v), fields
-        )
+        # Whether the states hold DJ/dt; else the coordinates' own derivative of J.
+        self.covariant = _deviation(space, z[:1], v[:1]) is not None
+        rates = derivatives
+        if not self.covariant:  # dJ/dt = DJ/dt − Γ(ż, J)
+            rates = derivatives + torch.einsum(
+                "pij,pcj->pci", sound_connection_matrix(space, z, v), fields
+            )
         parts = [z[:, None], v[:, None], fields, rates]
         self.y = torch.cat(parts, 1).flatten(1)
         self.steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
@@ -235,6 +242,8 @@ class Variation:
         v = parts[:, 1]
         fields = parts[:, 2 : 2 + c]
         rates = parts[:, 2 + c :]
+        if self.covariant:
+            return Moment(z, v, fields, rates)
         turned = torch.einsum("pij,pcj->pci", sound_connection_matrix(self.space, z, v), fields)
         return Moment(z, v, fields, rates - turned)
 
@@ -267,6 +276,8 @@ class Variation:
         if not c:
             force = sound_acceleration(self.space, point, velocity)
             return torch.cat([velocity, force], 1)
+        if self.covariant:
+            return self._by_curvature(parts)
         # One directional derivative of the acceleration per field, all in one batch.
         z = point.repeat_interleave(c, 0)
         v = velocity.repeat_interleave(c, 0)
@@ -280,6 +291,31 @@ class Variation:
         bend = tangent.unflatten(0, (len(y), c))
         moved = parts[:, 1:2]
         return torch.cat([moved, force, rates, bend], 1).flatten(1)
+
+    def _by_curvature(self, parts: Tensor) -> Tensor:  # (k, 2 + 2 c, m) -> (k, (2 + 2 c) m)
+        """``D²J/dt² = −R(J, ż) ż``, with ``d/dt = D/dt − Γ(ż, ·)`` in coordinates."""
+        c = self.count
+        velocity = parts[:, 1:2]
+        known = _deviation(self.space, parts[:, 0], parts[:, 1])
+        assert known is not None
+        turning, bending = known.mT.unbind(1)
+        derivatives = parts[:, 2 + c :]
+        moving = parts[:, 1:]  # velocity, fields, derivatives: all of them turn
+        turned = moving @ turning
+        pulled = parts[:, 2 : 2 + c] @ bending
+        rates = torch.cat([torch.zeros_like(velocity), derivatives, -pulled], 1) - turned
+        return torch.cat([velocity, rates], 1).flatten(1)
+
+
+def _deviation(space: Space, z: Tensor, v: Tensor) -> Tensor | None:  # -> (k, 2, m, m)
+    """As the space's hook, NaN where the metric is singular or there is no value."""
+    m = z.shape[-1]
+    shape = torch.Size([2, m, m])
+
+    def call(z: Tensor, v: Tensor) -> Any:
+        return deviation_of(space, z, v)
+
+    return sound(call, shape, z, v)
 
 
 def sound_connection_matrix(

@@ -12,12 +12,16 @@ from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import refuse_transforms
 from riemae.solvers.curve import Curve
 from riemae.solvers.flows.exponential import exp
+from riemae.solvers.flows.jacobi import Variation
 from riemae.solvers.path import geodesic
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import HasSpace, Space, space_of
 
 # Shots per pair, at most.
 _SHOTS = 12
+# Of a Jacobian, which Newton's method needs to some digits.
+_SLOPE_RTOL = 1e-4
+_SLOPE_STEPS = 2000
 
 
 @in_full_precision
@@ -84,7 +88,7 @@ def log(
 class _Shots:
     """Newton's method on ``exp(start, v) = stop``, every pair of a batch alone.
 
-    The Jacobian is one of differences, computed anew only when it stops helping.
+    The Jacobian is computed anew only when it stops helping.
 
     Args:
         space: The space.
@@ -151,11 +155,34 @@ class _Shots:
         self.best[rows] = torch.minimum(gap, self.best[rows])
 
     def _differentiate(self, rows: Tensor, base: Tensor, size: Tensor) -> None:
-        """Jacobians of ``v ↦ exp(start, v)`` by differences from ``base``."""
-        share = tolerance(self.v.dtype).eps ** 0.4
-        difference = share * size[:, None]
-        basis = torch.eye(self.v.shape[-1]).to(self.v)
-        for j, e in enumerate(basis):
-            turned = self.current[rows] + difference * e
-            moved = self._shot(rows, turned)
-            self.slope[rows, :, j] = (moved - base) / difference
+        """Jacobians of ``v ↦ exp(start, v)``: by Jacobi fields, or by differences from ``base``."""
+        z = self.start[rows]
+        v = self.current[rows]
+        p, m = v.shape
+        basis = torch.eye(m).to(v).expand(p, m, m)
+        flow = Variation(
+            space=self.space,
+            z=z,
+            v=v,
+            fields=torch.zeros_like(basis),
+            derivatives=basis,
+            reach=1.0,
+            rtol=_SLOPE_RTOL,
+            max_steps=_SLOPE_STEPS,
+        )
+        if flow.covariant:
+            self.slope[rows] = flow.at(1.0).fields.mT
+            return
+        share = tolerance(v.dtype).eps ** 0.4
+        difference = share * size[:, None, None]
+        turned = v[:, None] + difference * basis
+        # All directions in one batch.
+        starts = z[:, None].expand(turned.shape)
+        moved = exp(
+            self.space,
+            starts.flatten(0, 1),
+            turned.flatten(0, 1),
+            rtol=self.accuracy,
+            throw=False,
+        )
+        self.slope[rows] = ((moved.view(p, m, m) - base[:, None]) / difference).mT

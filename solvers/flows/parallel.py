@@ -13,6 +13,7 @@ from riemae.numerics.precision import in_full_precision
 from riemae.numerics.transforms import refuse_vmap
 from riemae.solvers.curve import Curve, nodes_of
 from riemae.solvers.flows.integrator import accuracy_of, combined, method_of_order_8
+from riemae.solvers.hooks import turning_of
 from riemae.solvers.space import HasSpace, Space, space_of
 
 # Steps per piece of a curve, at most.
@@ -102,7 +103,11 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, parts: int) -> 
     piece = (steps // parts).expand(count, len(times))
     share = (steps % parts + times) / parts
     z, velocity = _along(curve, piece, share)
-    turn = connection_matrix(space.acceleration, z, velocity)
+    known = turning_of(space, z.reshape(-1, m), velocity.reshape(-1, m))
+    if known is None:
+        turn = connection_matrix(space.acceleration, z, velocity)
+    else:
+        turn = -known
     batch = v.shape[:-1]
     turn = turn.view(*batch, count, len(times), m, m)
     w = v

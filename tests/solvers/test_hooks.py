@@ -20,6 +20,8 @@ PROTOCOLS = {
     "restored": hooks.HasRestored,
     "ambient_features": hooks.HasAmbientFeatures,
     "gradients_only": hooks.HasGradientsOnly,
+    "turning": hooks.HasTurning,
+    "deviation": hooks.HasDeviation,
     "geodesic": hooks.HasGeodesic,
 }
 
@@ -48,6 +50,12 @@ class Everything:
     def gradients_only(self, z):
         return len(z) == 3
 
+    def turning(self, z, v):
+        return z[:, :, None] * v[:, None]
+
+    def deviation(self, z, v):
+        return torch.stack([z, v], 1)
+
     def geodesic(self, z0, z1):
         return "own", z0, z1
 
@@ -69,6 +77,9 @@ def test_hooks_are_used():
     assert hooks.restored(space, Curve.from_nodes(NODES), {"a": 1}) == ("restored", {"a": 1})
     assert torch.equal(hooks.features_of(space, NODES[0]), 3 * NODES[0])
     assert hooks.gradients_only(space, NODES[0])
+    z, v = NODES[0], NODES[0].flip(0)
+    assert torch.equal(hooks.turning_of(space, z, v), z[:, :, None] * v[:, None])
+    assert torch.equal(hooks.deviation_of(space, z, v), torch.stack([z, v], 1))
     assert hooks.solver_of(space, solvers.geodesic)(1, 2) == ("own", 1, 2)
 
 
@@ -88,6 +99,8 @@ def test_defaults():
     assert hooks.restored(PLANE, curve, {}) is curve
     assert hooks.features_of(PLANE, NODES[0]) is None
     assert not hooks.gradients_only(PLANE, NODES[0])
+    assert hooks.turning_of(PLANE, NODES[0], NODES[0]) is None
+    assert hooks.deviation_of(PLANE, NODES[0], NODES[0]) is None
     solve = hooks.solver_of(PLANE, solvers.geodesic)
     assert torch.allclose(
         solve(NODES[:, 0], NODES[:, -1]).length, torch.tensor(2.0).double().sqrt()
@@ -96,5 +109,6 @@ def test_defaults():
 
 def test_a_manifold_has_what_solvers_use():
     M = Manifold(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()).double()).as_space()
-    for name in ("energy_and_gradient", "products", "embedded", "velocities", "ambient_features"):
+    names = "energy_and_gradient products embedded velocities ambient_features turning deviation"
+    for name in names.split():
         assert offers(M, PROTOCOLS[name]), name

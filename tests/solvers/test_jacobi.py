@@ -196,3 +196,106 @@ def test_methods_of_a_manifold():
     assert int(found.index) == 0
     with pytest.raises(ShapeError, match=r"Manifold\.jacobi_field"):
         M.jacobi_field(z, torch.zeros(1, 3).double())
+
+
+class WithoutCurvature:
+    """A manifold's space that does not tell its curvature."""
+
+    def __init__(self, space):
+        self.space = space
+
+    def __getattr__(self, name):
+        if name in ("deviation", "turning", "as_space", "__reduce__"):
+            raise AttributeError(name)
+        return getattr(self.space, name)
+
+
+class TestCurvatureAlongAVelocity:
+    """What a decoder's space knows, against tensors, closed forms, and forward mode."""
+
+    @staticmethod
+    def network(m, width, data):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = torch.nn.Sequential(
+                torch.nn.Linear(m, width), torch.nn.Tanh(), torch.nn.Linear(width, data)
+            )
+        return Manifold(layers.double().requires_grad_(False))
+
+    @staticmethod
+    def vectors(m, count=3):
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(count, 5, m, generator=generator, dtype=torch.float64).unbind()
+
+    def test_it_is_that_of_the_tensors(self):
+        M = self.network(3, 16, 8)
+        z, v, w = self.vectors(3)
+        space = M.as_space(z)
+        turning, bending = space.deviation(z, v).unbind(1)
+        gamma = M.christoffel(z)
+        torch.testing.assert_close(turning, torch.einsum("bkij,bi->bkj", gamma, v))
+        torch.testing.assert_close(space.turning(z, v), turning)
+        # R_ijkl = ⟨R(e_i, e_j) e_k, e_l⟩
+        lowered = torch.einsum("bijkl,bi,bj,bk->bl", M.riemann(z), w, v, v)
+        ours = torch.einsum("bkl,bli,bi->bk", M.metric(z), bending, w)
+        torch.testing.assert_close(ours, lowered)
+
+    def test_on_a_sphere_of_radius_two(self):
+        # R(w, v) v = (⟨v, v⟩ w − ⟨w, v⟩ v) / r²
+        M = Manifold(lambda z: 2 * spaces.sphere(z))
+        z, v, w = self.vectors(4)
+        bending = M.as_space(z).deviation(z, v)[:, 1]
+        vv, wv = M.inner(z, v, v), M.inner(z, w, v)
+        expected = (vv[:, None] * w - wv[:, None] * v) / 4
+        torch.testing.assert_close((bending @ w[..., None])[..., 0], expected)
+
+    def test_fields_transport_and_conjugate_points_are_those_of_forward_mode(self):
+        M = self.network(3, 16, 8)
+        z, v, w = self.vectors(3)
+        known = M.as_space(z)
+        unknown = WithoutCurvature(known)
+        curve = solvers.shoot(known, z, 0.5 * v, segments=4)
+        calls = [
+            lambda space: solvers.jacobi(space, z, v, w, w.flip(0)).values,
+            lambda space: solvers.jacobi(space, z, v, w, w.flip(0)).derivatives,
+            lambda space: solvers.transport(space, curve, w),
+        ]
+        for call in calls:
+            torch.testing.assert_close(call(known), call(unknown), rtol=1e-6, atol=1e-8)
+
+    def test_conjugate_points_of_a_decoded_sphere(self):
+        M = Manifold(lambda z: 2 * spaces.sphere(z))
+        z, v = self.vectors(3, 2)
+        v = v / M.norm(z, v)[:, None]
+        found = M.conjugate_points(z, v, t=10.0)  # at distance 2π, all fields but one vanish
+        torch.testing.assert_close(found.times, torch.full_like(found.times, 2 * math.pi))
+        assert found.multiplicity.tolist() == [[2]] * 5
+
+    def test_a_singular_start_fails_alone(self):
+        # The metric has rank 1 at z = 0.
+        M = Manifold(lambda z: torch.cat([z[:, :1], z[:, :1] * z[:, 1:], z[:, 1:] ** 2], -1))
+        z = real([0.0, 0.0], [1.0, 1.0])
+        v = real([0.0, 1.0], [0.1, 0.2])
+        found = solvers.jacobi(M, z, v, None, v, throw=False)
+        assert found.values[0].isnan().all()
+        assert found.values[1].isfinite().all()
+
+    def test_gradients_reach_the_decoder(self):
+        M = self.network(2, 8, 5)
+        weight = M.decoder[0].weight
+        z, v, w = self.vectors(2)
+
+        def size():
+            return solvers.jacobi(M, z[:2], v[:2], None, w[:2], t=0.3).values.square().sum()
+
+        weight.requires_grad_()
+        (slope,) = torch.autograd.grad(size(), weight)
+        step = 1e-5
+        with torch.no_grad():
+            weight[0, 0] += step
+            high = size()
+            weight[0, 0] -= 2 * step
+            low = size()
+            weight[0, 0] += step
+        weight.requires_grad_(False)
+        torch.testing.assert_close(slope[0, 0], (high - low) / (2 * step), rtol=1e-5, atol=1e-8)
