@@ -58,7 +58,7 @@ check: test lint types doctest docs wheel
 
 # Benchmarks beside peers, in environments of their own; tables and a picture go to benchmarks/results/.
 # `make bench BENCH=--quick` tests the machinery in a few minutes.
-bench:
+bench: $(READY)
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/$(INSTALL) --upgrade pip
 	.venv-bench/bin/$(INSTALL) -c constraints.txt torch
@@ -72,6 +72,7 @@ bench:
 	.venv-bench/bin/python -m benchmarks.geodesics $(BENCH)
 	.venv-bench/bin/python -m benchmarks.zoo $(BENCH)
 	.venv-bench/bin/python -m benchmarks.statistics $(BENCH)
+	$(BIN)/python -m benchmarks.neighbors $(BENCH)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/curvature.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/hard_set.py)
 	$(if $(BENCH),,.venv-bench/bin/python benchmarks/training.py)

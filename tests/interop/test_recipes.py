@@ -4,7 +4,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import networkx
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
@@ -12,7 +11,11 @@ from scipy.spatial.distance import pdist, squareform
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8")
 FIRST, *SECTIONS = re.split(r"^## ", PAGE, flags=re.M)
 RECIPES = {section.partition("\n")[0]: section for section in SECTIONS}
-NEEDED = {"UMAP": "umap", "Persistent homology": "ripser"}
+NEEDED = {
+    "UMAP": "umap",
+    "Persistent homology": "ripser",
+    "Leiden communities": "leidenalg",
+}
 
 
 def code(section):
@@ -72,10 +75,11 @@ def test_the_two_groups_are_found(run, title):
     assert all(len(set(labels[group == g])) == 1 for g in (0, 1))
 
 
-def test_communities_lie_within_groups(run):
-    names = run("Louvain communities")
-    assert isinstance(names["weights"], networkx.Graph)
+@pytest.mark.parametrize("title", ["Louvain communities", "Leiden communities"])
+def test_communities_lie_within_groups(run, title):
+    names = run(title)
     labels, group = names["labels"], names["group"]
+    assert labels.shape == group.shape
     assert 2 <= len(set(labels)) < 12
     assert not set(labels[group == 0]) & set(labels[group == 1])
 
@@ -106,7 +110,11 @@ def test_isomap_of_one_group(run):
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_components_persist(run):
-    assert run("Persistent homology")["components"] == 2
+    names = run("Persistent homology")
+    assert names["components"] == 2
+    graph = names["graph"]
+    sparse = names["ripser"](graph.maximum(graph.T), distance_matrix=True, maxdim=0)["dgms"][0]
+    assert int((sparse[:, 1] > 20.0).sum()) == 2
 
 
 def test_what_is_within_a_distance(run):
