@@ -345,7 +345,8 @@ class TestReport:
         again = report(m.manifold_, m.objective_.encode, x)
         # What its sentences say of the training, the samples alone do not tell.
         assert replace(m.report_, sentences=again.sentences) == again
-        assert m.report_.sentences[1:] == again.sentences[1:]
+        others = [s for s in again.sentences if not s.startswith("The reconstruction ")]
+        assert list(m.report_.sentences[1:]) == others
         before = m.report_
         assert m.partial_fit(x).report_ != before
 
