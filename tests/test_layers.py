@@ -99,8 +99,9 @@ LAYERS = {
         autoencoders.step autoencoders.terms autoencoders.timing autoencoders.training
         autoencoders.units autoencoders.variants autoencoders.wants autoencoders.weighting citations
         interop interop.anndata interop.diffusers interop.frozen interop.geoopt interop.lightning
-        interop.pythae interop.scvi interop.sklearn interop.transformers interop.zuko plotting plotting.balls plotting.canvas
-        plotting.colours plotting.comparison plotting.curves plotting.distances plotting.ellipses
+        interop.pythae interop.scvi interop.sklearn interop.transformers interop.zuko plotting
+        plotting.balls plotting.canvas plotting.colours plotting.comparison plotting.curves
+        plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
         statistics.arguments statistics.clustering statistics.comparison
