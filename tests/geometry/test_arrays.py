@@ -64,8 +64,8 @@ CODES = {
 }
 OTHERS = {"f": wave, "field": swirl, "radius": 0.8, "k": 2, "rtol": 1e-3, "t": 0.02}
 OTHERS["region"] = [(0.0, 1.0), (0.0, 1.0)]
-# No arrays among their arguments, and one that has a test of its own.
-ELSEWHERE = ("to", "as_space", "conjugate_points")
+# No arrays of points among their arguments, and one that has a test of its own.
+ELSEWHERE = ("to", "as_space", "given", "conjugate_points")
 METHODS = sorted(
     name
     for name, method in vars(Manifold).items()
