@@ -15,7 +15,7 @@ from riemae.numerics.batch_invariance import batch_invariant
 from riemae.numerics.contradiction import contradiction, explained
 from riemae.numerics.dependence import dependence
 from riemae.numerics.metric import root, solve_metric
-from riemae.numerics.offers import offers
+from riemae.numerics.offers import lacking, offers
 from riemae.numerics.threads import jvp
 from riemae.numerics.tolerances import tolerance
 from riemae.numerics.transforms import transformed
@@ -114,6 +114,9 @@ def expect_space(where: str, space: Any) -> None:
     if not is_class and (offers(space, HasSpace) or offers(space, Space)):
         return
     got = f"the class {space.__name__}" if is_class else type(space).__name__
+    missing = lacking(space, Space)
+    if not is_class and "metric" not in missing:  # meant to be one
+        got += f" without {', '.join(missing)}"
     hint = "Try riemae.Manifold(decoder), or solvers.MetricSpace(tensor)."
     raise DTypeError(where, "a riemae.Manifold or a space", got, hint)
 

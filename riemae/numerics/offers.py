@@ -18,6 +18,12 @@ def offers(thing: Any, protocol: type[P]) -> TypeGuard[P]:
     return all(getattr(thing, name, None) is not None for name in members)
 
 
+def lacking(thing: Any, protocol: type[P]) -> list[str]:
+    """The members of ``protocol`` that ``thing`` has not."""
+    members = _members(cast(Any, protocol))
+    return [name for name in members if getattr(thing, name, None) is None]
+
+
 @cache
 def _members(protocol: Any) -> tuple[str, ...]:
     # What typing and object put into a class begins with an underscore.

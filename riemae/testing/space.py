@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from riemae import solvers
-from riemae.exceptions import DTypeError
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers.energy import discrete_energy
-from riemae.solvers.space import space_of
+from riemae.solvers.space import expect_space, space_of
 from riemae.testing.laws import (
     Call,
     by_autograd,
@@ -108,13 +107,9 @@ def check_space(
         True
     """
     where = "check_space"
+    expect_space(where, space)
     space = space_of(space, z)
-    if not isinstance(space, solvers.Space):
-        names = [name for name in vars(solvers.Space) if not name.startswith("_")]
-        lacking = [name for name in names if not hasattr(space, name)]
-        missing = ", ".join(lacking)
-        got = f"{type(space).__name__} without {missing}"
-        raise DTypeError(where, "a space with the methods of solvers.Space", got, "Add them.")
+    expect_space(where, space)
     expect_points(where, "z", z, "(k, m), k of at least 1", 2)
     vectors = source(where, generator)
     laws = _Laws(space, z.detach(), size, vectors)

@@ -132,7 +132,7 @@ class TestNumbers:
             r = report(M, z, tmp_path / "r.html", pairs=20, data=x)
             left = (size * noise).square().sum() / (x - x.mean(0)).square().sum()
             assert r.numbers["explained"] == pytest.approx(1 - float(left))
-            found = {f.key: f for f in r.findings if f.key != "folded"}
+            found = {f.key: f for f in r.findings if f.key != "overlap"}
             level, sentence = verdict(list(found.values()))
             levels.append(level)
             if level != "good":

@@ -1,5 +1,7 @@
 """check_space: it passes for every space that ships, and names every law that is broken."""
 
+import types
+
 import pytest
 import spaces
 import torch
@@ -175,7 +177,10 @@ def test_a_sound_law_is_not_blamed():
 
 
 def test_what_is_not_a_space():
-    with pytest.raises(DTypeError, match="without metric"):
+    with pytest.raises(DTypeError, match="check_space.*a space, got object"):
         check_space(object(), Z)
+    half = types.SimpleNamespace(metric=lambda z: z, inner=lambda z, u, v: z)
+    with pytest.raises(DTypeError, match=r"without acceleration, .*squared_chords"):
+        check_space(half, Z)
     with pytest.raises(ShapeError, match=r"z of shape \(k, m\)"):
         check_space(Sound(), torch.zeros(2))
