@@ -1,15 +1,15 @@
 """Likelihoods of counts: Poisson and negative binomial, with and without additional zeros.
 
-=============================  =====================================  ==============================
-name                           θ, per entry                           its parts
-=============================  =====================================  ==============================
-poisson                        log λ                                  rate λ
-negative_binomial              log μ                                  mean μ; variance ``μ + μ²/r``
-zero_inflated_poisson          (log λ, logit π)                       a zero with the chance π, else
-                                                                      a Poisson count
-zero_inflated_negative_binomial  (log μ, logit π)                     a zero with the chance π, else
-                                                                      a negative binomial count
-=============================  =====================================  ==============================
+===============================  ================  ==============================
+name                             θ, per entry      its parts
+===============================  ================  ==============================
+poisson                          log λ             rate λ
+negative_binomial                log μ             mean μ; variance ``μ + μ²/r``
+zero_inflated_poisson            (log λ, logit π)  a zero with the chance π, else
+                                                   a Poisson count
+zero_inflated_negative_binomial  (log μ, logit π)  a zero with the chance π, else
+                                                   a negative binomial count
+===============================  ================  ==============================
 
 Where there are two parts, θ is ``(k, 2, *shape)``. The dispersion r is a number, one for each
 entry, or learned with the networks (``dispersion="learned"``).
