@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -401,7 +401,7 @@ class Search(ABC):
         for number, stage in enumerate(stages):
             share = _Share(progress, number, len(stages), self.count)
             blocks = Blocks(executor, share, folder, first=number * _STAGE)
-            plan = blocks.planned(lambda s=stage, k=known: s.wanted(k), self.count)  # type: ignore[misc]
+            plan = blocks.planned(partial(stage.wanted, known), self.count)
             if plan.beyond is not None:
                 self.beyond = plan.beyond
             if stage.again and not len(plan.pairs):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,9 +171,9 @@ class NegativeBinomial(Likelihood):
         return mean, relative.var(0, correction=min(1, len(x) - 1)) - mean
 
     def _check_dispersion(self, entries: int) -> None:
-        given = self.dispersion
+        given: Any = self.dispersion
         several = isinstance(given, Sequence) and not isinstance(given, str)
-        values = list(given) if several else [given]  # type: ignore[arg-type]
+        values = [*given] if several else [given]
         positive = all(isinstance(r, int | float) and r > 0 for r in values)
         if positive and (not several or len(values) == entries):
             return

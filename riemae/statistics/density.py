@@ -181,7 +181,8 @@ class GeodesicKDE:
         if self.bandwidth is not None:
             return float(self.bandwidth)
         n, m = self.points_.shape
-        variance = float(frechet_mean(self.geometry, self.points_, rtol=1e-2).variance)
+        with torch.no_grad():
+            variance = float(frechet_mean(self.geometry, self.points_, rtol=1e-2).variance)
         if not variance > 0:
             wanted = "points that differ"
             raise OptionError("GeodesicKDE.fit", wanted, "none that do", "Give a bandwidth.")

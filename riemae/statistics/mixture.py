@@ -71,6 +71,7 @@ class LAND:
         self.generator = generator
 
     @takes_codes
+    @torch.no_grad()
     def fit(self, points: Tensor) -> LAND:  # (n, m)
         """Find the components, from geodesic k-means on.
 

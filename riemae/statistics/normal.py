@@ -124,6 +124,7 @@ class RiemannianNormal:
 
     @classmethod
     @takes_codes
+    @torch.no_grad()
     def fit(
         cls,
         geometry: Somewhere,

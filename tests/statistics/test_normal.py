@@ -274,3 +274,10 @@ class TestBadInput:
         z = torch.stack([torch.zeros(5, dtype=F64), torch.linspace(1, 2, 5, dtype=F64)], 1)
         with pytest.raises(OptionError, match="isotropic"):
             RiemannianNormal.fit(HALF_PLANE, z, kind="full")
+
+
+def test_a_mixture_of_a_decoder_that_is_still_trained():
+    decoder = torch.nn.Linear(2, 3).double()
+    z = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = LAND(Manifold(decoder), 1, max_steps=1, n_directions=8).fit(z)
+    assert not found.weights_.requires_grad
