@@ -73,7 +73,10 @@ def measured(count: int, epochs: int, workers: int, keep: Path | None) -> dict[s
     """One search, in this process."""
     torch.set_num_threads(1)
     M, codes = problem(count, epochs)
-    out = None if keep is None else keep / f"neighbors-{count}"
+    out = None
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        out = keep / f"neighbors-{count}"
     spent = processor()
     start = time.perf_counter()
     if workers > 1:

@@ -48,8 +48,10 @@ class DistanceField:
         source: ``(m,)``.
         axes: m tensors, the coordinates of the nodes along each axis.
         values: ``(n_1, …, n_m)``, distances; infinity where there is no metric, or no way.
-        errors: ``(n_1, …, n_m)``, estimated: the largest difference, on the nodes around, to the
-            field on every second node. Ways out of the box and back are not in it.
+        errors: ``(n_1, …, n_m)``, estimated: next to the source, those of the geodesics that the
+            field begins with; elsewhere the largest of these, and the largest difference, on the
+            nodes around, to the field on every second node. Ways out of the box and back are not in
+            it.
     """
 
     source: Tensor
@@ -126,26 +128,36 @@ def distance_field(
     with torch.no_grad():
         steps = torch.tensor(sizes).to(source) - 1
         reach = (high - low) * (_NEAR / steps).clamp(min=_NEAR_SHARE)
-        fine = _solved(space, source, axes, reach)
-        coarse = _solved(space, source, tuple(axis[::2] for axis in axes), reach)
-    every = tuple(slice(None, None, 2) for _ in range(m))
-    spread = _spread((fine[every] - coarse).abs().nan_to_num(torch.inf), fine.shape)
-    return DistanceField(source, axes, fine, spread)
+        grid, fine = _solved(space, source, axes, reach)
+        _, coarse = _solved(space, source, tuple(axis[::2] for axis in axes), reach)
+        every = tuple(slice(None, None, 2) for _ in range(m))
+        spread = _spread((fine[every] - coarse).abs().nan_to_num(torch.inf), fine.shape)
+        begun = grid.begun.amax()
+        # Both grids begin with the same geodesics: their difference there says nothing.
+        errors = torch.where(grid.fixed, grid.begun, spread.flatten() + begun).view(fine.shape)
+    return DistanceField(source, axes, fine, errors)
 
 
-def _solved(space: Space, source: Tensor, axes: tuple[Tensor, ...], reach: Tensor) -> Tensor:
-    """The field on one grid, exact as far from the source as ``reach`` says for each axis.
+def _solved(
+    space: Space, source: Tensor, axes: tuple[Tensor, ...], reach: Tensor
+) -> tuple[_Grid, Tensor]:
+    """One grid and its field, of geodesics as far from the source as ``reach`` says for each axis.
 
     Raises:
         NotConvergedError: When it does not settle.
     """
     grid = _Grid(space, source, axes, reach)
     values = grid.settled(grid.start(), first=True)
-    return grid.settled(values, first=False).view(grid.shape)
+    return grid, grid.settled(values, first=False).view(grid.shape)
 
 
 class _Grid:
-    """A grid with its weights and offsets, all nodes in one row."""
+    """A grid with its weights and offsets, all nodes in one row.
+
+    Attributes:
+        fixed: ``(k,)`` bool: nodes whose values are lengths of geodesics, after :meth:`start`.
+        begun: ``(k,)``, errors of these; 0 elsewhere.
+    """
 
     def __init__(
         self, space: Space, source: Tensor, axes: tuple[Tensor, ...], reach: Tensor
@@ -205,9 +217,14 @@ class _Grid:
         )
         lengths = torch.zeros_like(ends[:, 0])
         lengths[apart] = found.length.nan_to_num(torch.inf)
+        errors = torch.zeros_like(lengths)
+        errors[apart] = found.error
         values[rows] = lengths
+        sound = lengths.isfinite()
         self.fixed = torch.zeros_like(self.known)
-        self.fixed[rows[lengths.isfinite()]] = True
+        self.fixed[rows[sound]] = True
+        self.begun = torch.zeros_like(values)
+        self.begun[rows[sound]] = errors[sound]
         return values
 
     def settled(self, values: Tensor, first: bool) -> Tensor:
@@ -334,7 +351,7 @@ def _spread(coarse: Tensor, shape: tuple[int, ...]) -> Tensor:
     """For each node the largest of the coarse values around it."""
     m = coarse.ndim
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[m - 1]
-    out = pool(coarse[None, None], 3, stride=1, padding=1)[0, 0]
+    out = pool(coarse[None, None], 5, stride=1, padding=2)[0, 0]
     for a, n in enumerate(shape):
         nearest = (torch.arange(n, device=coarse.device) // 2).clamp(max=coarse.shape[a] - 1)
         out = out.index_select(a, nearest)

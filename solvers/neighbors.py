@@ -113,7 +113,7 @@ def neighbors(
     shared = _checked("neighbors", space, points, others, queries, rtol, solver, executor)
     hint = f"There are {most} points to choose from."
     if most < 1:
-        expected = "at least two points"
+        expected = "at least two points" if queries is None else "at least one point"
         raise OptionError("neighbors", expected, f"{len(points)}", "Give more points.")
     expect_range("neighbors", "k", k, 1, most, integer=True, hint=hint)
     if candidates is not None:

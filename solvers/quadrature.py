@@ -20,6 +20,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError, NotConvergedError
 from riemae.numerics.checks import expect_rtol
 from riemae.numerics.precision import in_full_precision
+from riemae.numerics.sums import summed
 from riemae.numerics.transforms import transformed
 from riemae.numerics.values import concrete
 from riemae.solvers.curve import Curve, check_nodes, hermite, nodes_of
@@ -322,8 +323,8 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
     )
     values, errors = _measured(space, track, panels, power)
     while True:
-        value = track.nodes.new_zeros(p).index_add(0, panels.curve, values)
-        error = track.nodes.new_zeros(p).index_add(0, panels.curve, errors)
+        value = summed(values, panels.curve, p)
+        error = summed(errors, panels.curve, p)
         count = torch.bincount(panels.curve, minlength=p)
         unmet = ~(error <= rtol * value) & value.isfinite()
         share = rtol * value / (2 * count)
@@ -347,9 +348,8 @@ def _summed(
     space: Space, track: _Track, panels: _Panels, power: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     values, errors = _integrated(space, track, panels, power)
-    zeros = torch.zeros_like(track.nodes[:, 0, 0])
-    sums = [zeros.index_add(0, panels.curve, x) for x in (values, errors)]
-    return sums[0], sums[1], values
+    p = len(track.nodes)
+    return summed(values, panels.curve, p), summed(errors, panels.curve, p), values
 
 
 def _measured(

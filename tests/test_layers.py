@@ -20,8 +20,8 @@ LAYERS = {
         numerics.constants
         numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
         numerics.leftovers numerics.memory numerics.metric numerics.offers numerics.precision
-        numerics.probe numerics.random numerics.reach numerics.threads numerics.tolerances
-        numerics.transforms numerics.values
+        numerics.probe numerics.random numerics.reach numerics.sums numerics.threads
+        numerics.tolerances numerics.transforms numerics.values
     """,
     "files and data": """
         datasets datasets.base datasets.images datasets.shapes datasets.synthetic datasets.tables
@@ -106,7 +106,7 @@ LAYERS = {
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
         statistics.arguments statistics.clustering statistics.comparison
         statistics.components statistics.density statistics.diffusion statistics.implicit
-        statistics.joint statistics.lloyd statistics.matrices statistics.means
+        statistics.grouped statistics.joint statistics.lloyd statistics.matrices statistics.means
         statistics.mixture statistics.normal statistics.polar statistics.regression
         statistics.sampling statistics.tangents testing testing.ambient testing.laws
         testing.manifold testing.solver testing.space

@@ -122,6 +122,10 @@ def expect_range(
         bounds = f"in {bracket}{low:g}, {high:g}]"
     if integer and not known and "whole" not in bounds:
         bounds += ", a whole number"
+    elif not known and "number" not in bounds:
+        bounds += ", a number"
+    elif known and math.isinf(value) and "finite" not in bounds:
+        bounds += ", finite"
     remedy = hint or f"Choose another {name}."
     raise OptionError(where, f"{name} {bounds}", repr(value), remedy)
 

@@ -11,6 +11,7 @@ from riemae.statistics.comparison import DistanceDistribution, compare_distances
 from riemae.statistics.components import TangentPCA, tangent_pca
 from riemae.statistics.density import GeodesicBall, GeodesicKDE, geodesic_ball
 from riemae.statistics.diffusion import brownian_motion, langevin
+from riemae.statistics.grouped import GroupMeans, group_means
 from riemae.statistics.matrices import EnergyTest, GeodesicMDS, energy_test, heat_kernel
 from riemae.statistics.means import Mean, frechet_mean, geometric_median
 from riemae.statistics.mixture import LAND
@@ -34,6 +35,7 @@ __all__ = [
     "GeodesicKMedoids",
     "GeodesicMDS",
     "GeodesicRegression",
+    "GroupMeans",
     "Mean",
     "PrincipalGeodesic",
     "RiemannianNormal",
@@ -45,6 +47,7 @@ __all__ = [
     "geodesic_ball",
     "geodesic_regression",
     "geometric_median",
+    "group_means",
     "heat_kernel",
     "langevin",
     "principal_geodesics",

@@ -26,7 +26,7 @@ R = TypeVar("R")
 # Arguments that are codes, by name.
 _CODES = frozenset("points z mean init center low high".split())
 # Arguments that may be arrays, and are looked at as such.
-_AS_THEY_ARE = frozenset(("distances", "second"))
+_AS_THEY_ARE = frozenset(("distances", "groups", "second"))
 # Where estimators and results keep codes, whose dtype and device others take.
 _KEPT = ("mean", "point", "points_", "cluster_centers_")
 

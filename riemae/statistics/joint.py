@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from riemae.numerics.sums import summed
 from riemae.solvers import Curve, Status
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan, tapered
@@ -74,9 +75,8 @@ class Group:
     def mean(self, x: Tensor) -> Tensor:  # (n, *b) -> (c, *b)
         """Weighted means of what belongs to the points."""
         weights = self.weights.view(len(x), *[1] * (x.ndim - 1))
-        zero = x.new_zeros(self.count, *x.shape[1:])
         # What has no weight may be NaN.
-        return zero.index_add(0, self.of, torch.where(weights > 0, weights * x, 0.0))
+        return summed(torch.where(weights > 0, weights * x, 0.0), self.of, self.count)
 
     def all(self, x: Tensor) -> Tensor:  # (n,) bool -> (c,) bool
         """Whether all members with any weight are."""

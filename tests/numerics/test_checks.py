@@ -64,8 +64,16 @@ def test_what_is_right_passes(check):
             OptionError,
             "k as a finite number, got nan",
         ),
-        (lambda: expect_range("f", "k", float("inf"), 0), OptionError, "k of at least 0, got inf"),
-        (lambda: expect_range("f", "k", True, 0), OptionError, "k of at least 0, got True"),
+        (
+            lambda: expect_range("f", "k", float("inf"), 0),
+            OptionError,
+            "k of at least 0, finite, got inf",
+        ),
+        (
+            lambda: expect_range("f", "k", True, 0),
+            OptionError,
+            "k of at least 0, a number, got True",
+        ),
         (
             lambda: expect_range("f", "k", 2.0, 1, integer=True),
             OptionError,

@@ -1,6 +1,8 @@
 """Neighbours that are kept on disk while they are found: killed runs, other runs, damage."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +174,51 @@ class TestKept:
         with pytest.raises(OptionError, match="There are 39 points"):
             self.M.neighbors(self.z, 40, out=tmp_path / "n")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_a_full_disk_at_any_write_loses_nothing(tmp_path, monkeypatch, call):
+    M, z = Manifold(network()), points(20)
+    whole = M.neighbors(z, 3)
+    real = getattr(os, call)
+    left = [10**9]
+
+    def limited(*arguments, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(os, call, limited)
+    out = tmp_path / "n"
+    M.neighbors(z, 3, out=out)
+    writes = 10**9 - left[0]
+    for number in {1, 2, writes // 2, writes - 1, writes} - {0}:
+        shutil.rmtree(out)
+        out.with_suffix(".json").unlink()
+        left[0] = number
+        with pytest.raises(FileError, match="No space left"):
+            M.neighbors(z, 3, out=out)
+        left[0] = 10**9
+        assert_same(M.neighbors(z, 3, out=out), whole)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n.json"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_of_two_writers_one_is_refused(tmp_path):
+    M, z = Manifold(network()), points(20)
+    refused = []
+
+    def second(done, total):
+        if not refused:
+            with pytest.raises(FileError, match="nobody else is writing"):
+                M.neighbors(z, 3, out=tmp_path / "n")
+            refused.append(done)
+
+    found = M.neighbors(z, 3, out=tmp_path / "n", progress=second)
+    assert refused
+    assert_same(found, M.neighbors(z, 3))
 
 
 def test_a_process_killed_between_result_and_description_goes_on(tmp_path, monkeypatch):
