@@ -104,9 +104,9 @@ LAYERS = {
         plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
-        statistics.arguments statistics.clustering statistics.comparison
+        statistics.arguments statistics.clustering statistics.comparison statistics.grouped
         statistics.components statistics.density statistics.diffusion statistics.implicit
-        statistics.grouped statistics.joint statistics.lloyd statistics.matrices statistics.means
+        statistics.joint statistics.lloyd statistics.matrices statistics.means
         statistics.mixture statistics.normal statistics.polar statistics.regression
         statistics.sampling statistics.tangents testing testing.ambient testing.laws
         testing.manifold testing.solver testing.space

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.envelope import once_differentiable
-from riemae.numerics.sums import summed
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan
 from riemae.solvers.space import Space
@@ -73,8 +72,8 @@ def attached(
         share = torch.tensor([shares(int(d))[number] for d in joint.depth[level.groups]])
         moved, spread = _at_level(space, level, points, weights, groups)
         share = share.to(moved)
-        centers = centers + summed(share[:, None] * moved, level.groups, len(centers))
-        variances = variances + summed(share * spread, level.groups, len(centers))
+        centers = centers.index_add(0, level.groups, share[:, None] * moved)
+        variances = variances.index_add(0, level.groups, share * spread)
     known = groups.mean(joint.squares)
     return Attached(
         centers=joint.centers + _change(centers),
@@ -100,7 +99,7 @@ def _at_level(
     with torch.no_grad():
         fan = Fan.of(space, nodes)
         responses = fan.responses()[:, :-1]
-        hessian = summed(share[:, None, None] * fan.hessian, of, count)
+        hessian = _sum(share[:, None, None] * fan.hessian, of, count)
     inside = nodes[:, :-1].clone().requires_grad_()
     own = points[level.rows]
     # Whole periods away, or nothing.
@@ -111,7 +110,11 @@ def _at_level(
         energy = discrete_energy(space.squared_chords(curves))
         (slope,) = torch.autograd.grad(energy.sum(), inside, create_graph=True)
     reduced = torch.einsum("pkij,pki->pj", responses, slope)
-    force = summed(share[:, None] * reduced, of, count)
-    spread = summed(share * energy, of, count)
+    force = _sum(share[:, None] * reduced, of, count)
+    spread = _sum(share * energy, of, count)
     moved = -torch.linalg.solve(hessian, force[..., None])[..., 0]
     return moved, spread
+
+
+def _sum(x: Tensor, of: Tensor, count: int) -> Tensor:  # (k, *b) -> (count, *b)
+    return x.new_zeros(count, *x.shape[1:]).index_add(0, of, x)
