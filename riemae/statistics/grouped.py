@@ -17,7 +17,7 @@ from riemae.solvers.result import remedies
 from riemae.solvers.space import space_of
 from riemae.statistics.arguments import takes_codes
 from riemae.statistics.joint import Group
-from riemae.statistics.means import _central, means_of_groups
+from riemae.statistics.means import central, means_of_groups
 from riemae.statistics.tangents import (
     Somewhere,
     accuracy,
@@ -124,7 +124,7 @@ def group_means(
         own = Group(of, share / total[of], count)
         between = getattr(geometry, "latent", None) is None
         starts = [
-            _central(space, known[of == name], own.weights[of == name], between)
+            central(space, known[of == name], own.weights[of == name], between)
             for name in range(count)
         ]
         found = means_of_groups(geometry, space, torch.stack(starts), known, own, rtol, max_steps)

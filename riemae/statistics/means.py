@@ -264,7 +264,7 @@ def _begun(
     with torch.no_grad():
         space = space_of(geometry, known, where=where, finite=True)
         if init is None:
-            first = _central(space, known, share.detach(), between)
+            first = central(space, known, share.detach(), between)
         else:
             expect_shape(where, "init", init, (points.shape[1],), "One point.")
             first = init.detach().to(known)
@@ -480,7 +480,7 @@ def _demanded(best: Mean, options: _Options) -> Mean:
     return best
 
 
-def _central(
+def central(
     space: Space, points: Tensor, weights: Tensor, between: bool
 ) -> Tensor:  # (n, m) -> (m,)
     """Where the sum of squared lengths of straight lines is small.
