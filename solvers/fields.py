@@ -122,7 +122,7 @@ def distance_field(
         expect_range(where, "shape", n, 9, integer=True, hint="Nodes along an axis.")
     space = space_of(space, source[None], where=where)
     axes = tuple(
-        torch.linspace(float(a), float(b), n).to(source)
+        torch.linspace(float(a), float(b), n, dtype=source.dtype, device=source.device)
         for a, b, n in zip(low, high, sizes, strict=True)
     )
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Statistics on a device: results are where the points are, and as on the CPU."""
+"""Neighbours and statistics on a device: results are where the points are, and as on the CPU."""
 
 import inspect
 
@@ -93,6 +93,22 @@ def heat(M, z):
     return statistics.heat_kernel(M.neighbors(z, 3, rtol=1e-2), 0.1, 2, times(z))
 
 
+def nearest(M, z):
+    found = M.neighbors(z, 2, rtol=1e-2)
+    assert found.to_scipy().nnz == 2 * len(z)
+    assert found.connectivities().shape == (len(z), len(z))
+    more = found.add(z[:2] + 0.05)
+    asked = found.query(z[:2] - 0.05)
+    return [(x.distances, x.errors, x.certified) for x in (found, more, asked)]
+
+
+def within(M, z):
+    found = M.radius_neighbors(z, 0.3, rtol=1e-2)
+    assert found.to_scipy().shape == (len(z), len(z))
+    more = found.add(z[:2] + 0.05)
+    return [(x.distances, x.errors, x.certified) for x in (found, more)]
+
+
 def compared(M, z):
     pairs = torch.tensor([[0, 1], [2, 3]], device=z.device)
     found = statistics.compare_distances([M, M], [z, z + 0.01], pairs)
@@ -103,7 +119,7 @@ def downhill(q):
     return -q.square().sum(-1)
 
 
-# Public names: what is called of each, and whether its numbers are on the host by their nature.
+# Public names, and what is called of each.
 CALLS = {
     "frechet_mean, Mean": mean,
     "group_means, GroupMeans": by_label,
@@ -120,6 +136,8 @@ CALLS = {
     "GeodesicKDE": kernels,
     "GeodesicKMeans": means,
     "heat_kernel": heat,
+    "Manifold.neighbors": nearest,
+    "Manifold.radius_neighbors": within,
     "compare_distances, DistanceDistribution": compared,
     "brownian_motion": lambda M, z: statistics.brownian_motion(M, z, 0.1, 3),
     "langevin": lambda M, z: statistics.langevin(M, z, downhill, 0.1, 3),

@@ -63,6 +63,7 @@ TENSORS = {
 RESULTS = {
     "mean": lambda z, t: statistics.frechet_mean(LINE, z, t + 1, init=z[0]).point,
     "median": lambda z, t: statistics.geometric_median(LINE, z, t + 1).point,
+    "groups": lambda z, t: statistics.group_means(LINE, z, t > 2, t + 1).points,
     "pca": lambda z, t: statistics.tangent_pca(LINE, z).scores,
     "lines": lambda z, t: statistics.principal_geodesics(LINE, z)[0].scores,
     "regression": lambda z, t: statistics.geodesic_regression(LINE, t, z).velocity,
