@@ -13,6 +13,7 @@ principal components. The table says how well both agree with the types of cells
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from argparse import Namespace
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from riemae.solvers import Neighbors
 
 NEIGHBOURS = 15
+CANDIDATES = 45
 SETTINGS = {"latent_dim": 8, "hidden": (64, 64), "likelihood": "negative_binomial", "lr": 3e-3}
 
 
@@ -53,10 +55,13 @@ def main() -> None:
     M = model.manifold_.to(dtype=torch.float32)
     codes = model.transform(chosen)
 
-    start = time.perf_counter()
-    graph = M.neighbors(codes, NEIGHBOURS, rtol=1e-2, candidates=45, throw=False)
-    seconds = time.perf_counter() - start
-    print(f"{graph}; {seconds:.0f} s")
+    start = time.process_time()
+    # The data space bounds these distances loosely: to certify all rows takes 50,000 geodesics.
+    limit = min(CANDIDATES, len(codes) - 1)
+    graph = M.neighbors(codes, NEIGHBOURS, rtol=1e-2, candidates=limit, throw=False)
+    seconds = time.process_time() - start
+    print(graph)
+    print(f"{seconds:.0f} s of processor time", file=sys.stderr)
 
     types = np.array(names)[labels]
     ours = with_graph(path, graph)
