@@ -15,7 +15,7 @@ from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
 from riemae.statistics.arguments import takes_codes
 from riemae.statistics.implicit import attached, wanted
-from riemae.statistics.joint import SEGMENTS, Group, Joint, logarithms, solve
+from riemae.statistics.joint import SEGMENTS, Group, Joint, first_segments, logarithms, solve
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
@@ -40,8 +40,10 @@ _COARSE_PATHS = 1e-6
 # they must be when a descent ends.
 _SHARE = 1e-2
 _ENOUGH = 0.1
-# Accuracy of the paths that means begin with, and statuses with which they lead nowhere.
+# Accuracy of the paths that means begin with where lines have not led to one, by these statuses;
+# and statuses with which paths lead nowhere.
 _PATHS = 1e-2
+_ASTRAY = (int(Status.STALLED), int(Status.SINGULAR), int(Status.NON_FINITE))
 _LOST = (int(Status.SINGULAR), int(Status.NON_FINITE), int(Status.INVALID_POINT))
 # How often geodesics that are not the shortest any more are replaced, and from which ratio of
 # lengths on, of straight lines on so many segments.
@@ -318,18 +320,72 @@ def means_of_groups(
         curves: From the starts to the points, if they are known.
         keep: Whether derivatives are wanted.
     """
-    status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    if curves is None:
-        found = paths(geometry, starts[groups.of], points, _PATHS)
-        curves = found.curve
-        status = found.status
+    begun = starts[groups.of]
+    if curves is not None:
+        return _from_curves(
+            geometry, space, starts, points, groups, rtol, max_steps, curves, keep=keep
+        )
+    if getattr(geometry, "latent", None) is None:
+        # Straight lines are good enough to begin with, nearly always.
+        lines = Curve.line(begun, points, SEGMENTS)
+        segments = first_segments(space, lines, groups, rtol)
+        found = _from_curves(
+            geometry,
+            space,
+            starts,
+            points,
+            groups,
+            rtol,
+            max_steps,
+            lines,
+            segments,
+            straight=True,
+            keep=keep,
+        )
+        astray = torch.tensor(_ASTRAY, device=points.device)
+        if not bool((torch.isin(found.status, astray) | ~found.joint.sure).any()):
+            return found
+    first = paths(geometry, begun, points, _PATHS)
+    return _from_curves(
+        geometry,
+        space,
+        starts,
+        points,
+        groups,
+        rtol,
+        max_steps,
+        first.curve,
+        status=first.status,
+        keep=keep,
+    )
+
+
+def _from_curves(
+    geometry: Somewhere,
+    space: Space,
+    starts: Tensor,
+    points: Tensor,
+    groups: Group,
+    rtol: float,
+    max_steps: int,
+    curves: Curve,
+    segments: int = SEGMENTS,
+    straight: bool = False,
+    status: Tensor | None = None,
+    keep: bool = False,
+) -> Means:
+    """Means from curves, of these statuses, that lead from the starts to the points."""
+    if status is None:
+        status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     lost = ~curves.nodes.flatten(1).isfinite().all(1)
     lost |= torch.isin(status, torch.tensor(_LOST, device=status.device))
     status = torch.where(lost & (status == 0), int(Status.NON_FINITE), status)
     alive = groups.all(~lost)
     # Curves that lead nowhere have a place in the batch, but no weight in any mean.
     some, rows = groups.part(alive)
-    own = solve(space, curves[rows], some, rtol, max_steps, keep) if some.count else None
+    own = None
+    if some.count:
+        own = solve(space, curves[rows], some, rtol, max_steps, keep, segments, straight)
     for _ in range(_ROUTES):
         if own is None:
             break
@@ -375,10 +431,11 @@ def _whole(
         status=zero + int(Status.NON_FINITE),
         steps=zero + 1,
         depth=zero,
+        sure=zero > 0,
     )
     if own is not None:
         names = alive.nonzero().flatten()
-        for name in ("centers", "error", "index", "status", "steps", "depth"):
+        for name in ("centers", "error", "index", "status", "steps", "depth", "sure"):
             getattr(joint, name)[names] = getattr(own, name)
         for name in ("squares", "square_errors", "slopes", "nodes"):
             getattr(joint, name)[rows] = getattr(own, name)
