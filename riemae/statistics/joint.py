@@ -245,6 +245,7 @@ def solve(
     keep: bool = False,
     segments: int = SEGMENTS,
     straight: bool = False,
+    roots: bool = False,
 ) -> Joint:
     """Means of groups, from curves ``(n,)`` that begin at common points of each.
 
@@ -257,9 +258,18 @@ def solve(
         keep: Whether derivatives are wanted, which need all levels.
         segments: Of the first level.
         straight: Whether the curves are far from geodesics: the first step is Gauss and Newton's.
+        roots: Whether distances are summed up, not their squares: medians.
     """
     return _Ascent(
-        space, curves, groups, rtol, max_steps, keep, segments=segments, straight=straight
+        space,
+        curves,
+        groups,
+        rtol,
+        max_steps,
+        keep,
+        segments=segments,
+        straight=straight,
+        roots=roots,
     ).run()
 
 
@@ -303,9 +313,11 @@ class _Ascent:
         fixed: bool = False,
         segments: int = SEGMENTS,
         straight: bool = False,
+        roots: bool = False,
     ) -> None:
         self.space = space
         self.straight = straight
+        self.roots = roots
         self.rtol = rtol
         self.fixed = fixed
         self.max_steps = max_steps
@@ -353,6 +365,7 @@ class _Ascent:
                 fixed=self.fixed,
                 fan=self.fan,
                 straight=self.straight,
+                roots=self.roots,
             )
             self.straight = False
             self.spent = self.spent + found.steps
@@ -476,6 +489,7 @@ def minimised(
     fixed: bool = False,
     fan: Fan | None = None,
     straight: bool = False,
+    roots: bool = False,
 ) -> Minimum:
     """Means of groups on the segments that their curves have.
 
@@ -489,8 +503,9 @@ def minimised(
         fixed: Whether the starts stay where they are.
         fan: About the curves, with second derivatives that are good enough to begin with.
         straight: Whether the first step is Gauss and Newton's.
+        roots: Whether distances are summed up, not their squares.
     """
-    run = _Newton(space, nodes, groups, tol, max_steps, leave_saddles, fixed, fan, straight)
+    run = _Newton(space, nodes, groups, tol, max_steps, leave_saddles, fixed, fan, straight, roots)
     while bool(run.open.any()):
         run.step()
     return run.minimum()
@@ -510,6 +525,7 @@ class _Newton:
         fixed: bool,
         fan: Fan | None,
         straight: bool,
+        roots: bool,
     ) -> None:
         n, count, m = nodes.shape
         c = groups.count
@@ -542,6 +558,7 @@ class _Newton:
         # Whether this look is one without second derivatives.
         self.rough = False
         self.straight = straight
+        self.roots = roots
 
     def step(self) -> None:
         """One look at the curves of all open groups, and the next step of each."""
@@ -588,20 +605,28 @@ class _Newton:
 
     def _advance(self, groups: Group, rows: Tensor, names: Tensor, fan: Fan) -> None:
         """Newton steps of groups, as far as they lower their energies."""
-        energy = groups.mean(fan.energy)
-        grain = groups.mean(fan.noise)
+        value, first, second = summed(fan.energy, self.roots)
+        energy = groups.mean(value)
+        grain = groups.mean(first * fan.noise)
         metric = 2 * self.space.metric(self.nodes[rows[groups.first()], 0])
         # A curve that could be shorter in another way tells nothing of its least energy: it goes
         # along with the mean for now.
         sure = fan.definite[:, None]
         slopes = torch.where(sure, fan.gradient, fan.slide)
         bends = torch.where(sure[..., None], fan.hessian, metric[groups.of])
-        hessian = groups.mean(bends)
-        start, drop, index = _descended(groups.mean(slopes), hessian, metric, energy)
+        hessian = groups.mean(chained(first, second, slopes, bends))
+        flat = groups.mean(first)[:, None, None] * metric
+        pull = groups.mean(first[:, None] * slopes)
+        start, drop, index = _descended(pull, hessian, flat, energy)
         if self.fixed:
             start, drop, index = torch.zeros_like(start), torch.zeros_like(drop), 0 * index
-        decrement = drop + 2 * groups.mean(fan.gain)
+        decrement = drop + 2 * groups.mean(first * fan.gain)
         rest = torch.where(energy > 0, decrement / energy, 0.0)
+        if self.roots:
+            # Where all points lie nearly on a line, a long step gains little.
+            squared = torch.einsum("ci,cij,cj->c", start, metric, start)
+            spread = groups.mean(fan.energy)
+            rest = torch.maximum(rest, torch.where(spread > 0, squared / spread, 0.0))
         kept = self.kept[names]
         size = rest.clamp(min=0).sqrt()
         ratio = size / self.size[names]
@@ -612,14 +637,14 @@ class _Newton:
         sure = groups.all(fan.definite)
         self.sure[names] = sure
         self.old[names] = kept
-        flat = decrement <= 2 * grain
+        silent = decrement <= 2 * grain
         # Old second derivatives find neither maxima nor saddles, and come to an end by their steps
         # alone: the energy is less accurate than its gradient.
         measured = kept & sure & (index == 0) & (rest <= _MEASURED * self.tol)
-        small = measured | (~kept & (flat | (rest <= self.tol)))
+        small = measured | (~kept & (silent | (rest <= self.tol)))
         if self.rough:
             small = torch.zeros_like(small)
-        blind = flat & kept & ~small
+        blind = silent & kept & ~small
         keeps = (not self.rough) & sure & torch.where(kept, ratio <= _CONTRACTION, size <= _NEAR)
         self.kept[names] = keeps & ~blind
         saddle = small & (index > 0) & self.leave_saddles & ~self.kicked[names]
@@ -636,8 +661,8 @@ class _Newton:
         along = start[groups.of]
         bent = (bends @ along[..., None])[..., 0]
         change = ((slopes + bent / 2) * along).sum(-1)
-        silent = (fan.energy <= 2 * fan.noise) & still[groups.of]
-        self.squares[rows] = torch.where(silent, 0.0, fan.energy - fan.gain + change)
+        nothing = (fan.energy <= 2 * fan.noise) & still[groups.of]
+        self.squares[rows] = torch.where(nothing, 0.0, fan.energy - fan.gain + change)
         self.slopes[rows] = slopes + bent
         moves = torch.where(still[groups.of][:, None, None], 0.0, fan.steps(along))
         self._end(names[settled], int(Status.CONVERGED))
@@ -676,7 +701,7 @@ class _Newton:
         n = base.shape[1] - 1
         slide = tapered(n, base)[:, None] * along[:, None]
         slide = torch.nn.functional.pad(slide, (0, 0, 0, 1))
-        before = groups.mean(energy)
+        before = groups.mean(summed(energy, self.roots)[0])
         # Whether the step was made with second derivatives of an earlier look.
         kept = self.old[names]
         share = base.new_ones(groups.count)
@@ -693,7 +718,7 @@ class _Newton:
             nodes, found = self._best(
                 base[members], part * slide[members], part * moves[members], energy[members]
             )
-            lower = some.mean(found) < before[pending]  # False for NaN
+            lower = some.mean(summed(found, self.roots)[0]) < before[pending]  # False for NaN
             taken = lower[some.of]
             self.nodes[rows[members[taken]]] = nodes[taken]
             pending = pending.masked_scatter(pending, ~lower)
@@ -762,6 +787,22 @@ class _Newton:
         if len(self.past) == 1:
             return self.past[0][1]
         return Fan.cat([fan for _, fan in self.past]).select(rows.argsort())
+
+
+def summed(energy: Tensor, roots: bool) -> tuple[Tensor, Tensor, Tensor]:  # (n,) -> (n,) thrice
+    """What is summed up of squared distances, and its first two derivatives; 0 at distance 0."""
+    if not roots:
+        return energy, torch.ones_like(energy), torch.zeros_like(energy)
+    distance = energy.clamp(min=0).sqrt()
+    apart = distance > 0
+    inverse = torch.where(apart, 1 / torch.where(apart, distance, 1.0), 0.0)
+    return distance, inverse / 2, -(inverse**3) / 4
+
+
+def chained(first: Tensor, second: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
+    """Second derivatives ``(n, m, m)`` of a function of what has this slope and this Hessian."""
+    outer = slope[:, :, None] * slope[:, None, :]
+    return first[:, None, None] * bend + second[:, None, None] * outer
 
 
 def _some(fan: Fan, rows: Tensor) -> Fan:
