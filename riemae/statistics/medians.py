@@ -42,6 +42,7 @@ from riemae.statistics.tangents import (
     accuracy,
     expect_points,
     factor,
+    roughly_known,
     stepped,
 )
 
@@ -49,10 +50,12 @@ from riemae.statistics.tangents import (
 _TOUCHES = 1e-9
 # Points of the data are asked when the median is this near to them, relative to the spread.
 _NEAR = 0.1
-# Accuracy of logarithms that tell the pull, and which surplus of it they tell from none, relative
-# to the whole weight; else finer ones are asked.
+# Accuracy of the paths whose velocities tell the pull, and which surplus of it they tell from none,
+# relative to the whole weight; else sharp logarithms are asked. The same where some geodesics are
+# known roughly only.
 _ROUGH = 1e-3
-_DECIDED = 1e-2
+_DECIDED = 2e-2
+_DOUBTED = 5e-2
 # Looks and the relative decrement with which Newton's steps come to rest beside a point.
 _LOOKS = 30
 _BESIDE = 1e-3
@@ -181,10 +184,12 @@ class _Search:
                 steps += 1
                 pull = self._pull(at, _ROUGH)
                 surplus = pull.force - pull.held
-                if abs(surplus) < _DECIDED:
-                    pull = self._pull(at, self.options.rtol, pull.logs.curves)
+                exact = not len(self._failed(pull.logs))
+                if abs(surplus) < _DECIDED and exact:
+                    pull = self._pull(at, self.options.rtol, pull.logs.curves, sharp=True)
                     surplus = pull.force - pull.held
-                if self._fails(pull.logs) or surplus <= self.options.rtol:
+                most = self.options.rtol if exact else -_DOUBTED
+                if self._lost(pull.logs) or surplus <= most:
                     return self._here(at, pull, steps)
                 if status != Status.CONVERGED:
                     nodes = self._beside(at, pull)
@@ -214,10 +219,10 @@ class _Search:
         found = Logarithms.of(self.geometry, start, self.points, _DECIDED)
         return found.curves.knots(SEGMENTS)
 
-    def _pull(self, at: int, rtol: float, init: Curve | None = None) -> _Pull:
+    def _pull(self, at: int, rtol: float, init: Curve | None = None, sharp: bool = False) -> _Pull:
         """What the others do at a point of the data."""
         z = self.points[at]
-        logs = Logarithms.of(self.geometry, z, self.points, rtol, init, sharp=True)
+        logs = Logarithms.of(self.geometry, z, self.points, rtol, init, sharp=sharp)
         spread = (self.weights * logs.lengths.square()).nansum().sqrt()
         touching = logs.lengths <= _TOUCHES * spread
         counted = ~touching & (self.weights > 0)
@@ -238,14 +243,21 @@ class _Search:
         step = torch.linalg.solve_triangular(upper, (length * along)[:, None], upper=True)[:, 0]
         return _Pull(logs, held, float(size), step)
 
-    def _fails(self, logs: Logarithms) -> bool:
-        failed = logs.failed
-        return bool((self.weights[failed] > 0).any())
+    def _failed(self, logs: Logarithms) -> Tensor:
+        """The numbers of the points whose geodesics are less accurate than asked for."""
+        return logs.failed[self.weights[logs.failed] > 0]
+
+    def _lost(self, logs: Logarithms) -> bool:
+        """Whether some geodesics are not known at all."""
+        failed = self._failed(logs)
+        known = roughly_known(logs.status[failed]) & logs.lengths[failed].isfinite()
+        return not bool(known.all())
 
     def _here(self, at: int, pull: _Pull, steps: int) -> _Found:
         """The point of the data itself."""
         logs = pull.logs
-        if not self._fails(logs):
+        lost = self._lost(logs)
+        if not len(self._failed(logs)):
             logs = Logarithms.of(
                 self.geometry,
                 self.points[at],
@@ -255,7 +267,7 @@ class _Search:
                 sharp=True,
             )
         counted = self.weights > 0
-        failed = logs.failed[self.weights[logs.failed] > 0]
+        failed = self._failed(logs)
         # A pull that is more than the weight by no more than is asked for moves it as little.
         z = self.points[at]
         off = self.space.norm(z[None], pull.step[None])[0]
@@ -263,13 +275,13 @@ class _Search:
             point=z,
             variance=torch.where(counted, self.weights * logs.lengths.square(), 0.0).sum(),
             objective=torch.where(counted, self.weights * logs.lengths, 0.0).sum(),
-            error=off + torch.inf if len(failed) else off,
-            status=int(logs.status[failed].max()) if len(failed) else int(Status.CONVERGED),
+            error=off + torch.inf if lost else off,
+            status=int(logs.status[failed].max()) if lost else int(Status.CONVERGED),
             distances=logs.lengths,
             logarithms=logs.vectors,
             steps=steps,
             failed=failed,
-            index=-1 if len(failed) else 0,
+            index=-1 if lost else 0,
         )
         return _Found(mean, at)
 

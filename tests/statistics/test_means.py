@@ -598,3 +598,35 @@ class TestRough:
         assert rough.converged
         off = space.norm(exact.point[None], (rough.point - exact.point)[None])[0]
         assert off <= rough.error <= 1e-2 * rough.variance.sqrt()
+
+
+class TestKinks:
+    """A piecewise linear decoder: what is known roughly is said to be."""
+
+    @pytest.mark.parametrize("find", [frechet_mean, geometric_median])
+    @pytest.mark.parametrize("seed", range(2))
+    def test_its_error_is_honest(self, find, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 8)).double()
+        z = points(12, 2, seed, scale=1.0)
+        M = Manifold(net.requires_grad_(False))
+        m = find(M, z, rtol=1e-6, throw=False)
+        spread = m.variance.sqrt()
+        if find is frechet_mean:
+            assert m.status == Status.RESOLUTION
+            with pytest.raises(NotConvergedError, match="RESOLUTION"):
+                find(M, z, rtol=1e-6)
+        assert m.error <= 0.3 * spread
+        # What it minimises is not lower, beyond its error, where other searches look.
+        power = 2 if find is frechet_mean else 1
+        for step in 0.3 * torch.eye(2, dtype=F64):
+            for near in (m.point + step, m.point - step):
+                lengths = M.geodesic(near.expand_as(z), z, rtol=1e-2, throw=False).length
+                assert (lengths**power).mean() > 0.99 * m.objective
+
+    def test_of_a_linear_decoder_is_exact(self):
+        z = points(9, 3)
+        net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 5)).double().requires_grad_(False)
+        m = frechet_mean(Manifold(net), z)
+        torch.testing.assert_close(m.point, z.mean(0), rtol=0, atol=1e-9)
