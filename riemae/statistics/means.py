@@ -178,7 +178,7 @@ def _mean(
             geometry, space, starts, every, groups, options.rtol, options.max_steps, keep=keep
         )
         means = [single(found, name, groups) for name in range(count)]
-    best = ranked(space, means)
+    best = ranked(geometry, space, means)
     if keep and best.converged:
         # Of the start that counts alone.
         name = next(i for i, mean in enumerate(means) if mean.point is best.point)
@@ -495,14 +495,21 @@ def _lines(space: Space, z: Tensor, points: Tensor) -> Tensor:  # (m,), (n, m) -
     return space.squared_chords(line.nodes).clamp(min=0).sqrt().sum(-1)
 
 
-def ranked(space: Space, found: list[Mean]) -> Mean:
-    """The best minimum, with the other distinct ones."""
+def ranked(geometry: Somewhere, space: Space, found: list[Mean]) -> Mean:
+    """The best minimum, with the other distinct ones.
+
+    Where coordinates are periodic, points that are whole periods apart are one.
+    """
+    wrapped = getattr(getattr(geometry, "latent", None), "wrap", None)
     order = sorted(found, key=lambda mean: (not mean.converged, float(mean.objective)))
     kept: list[Mean] = []
     for mean in order:
         near = False
         for other in kept:
-            gap = space.norm(other.point[None], (mean.point - other.point)[None])[0]
+            apart = mean.point - other.point
+            if wrapped is not None:
+                apart = wrapped(apart)
+            gap = space.norm(other.point[None], apart[None])[0]
             near = near or bool(gap <= _SAME * other.variance.sqrt())
         if not near and (mean.converged or not kept):
             kept.append(mean)

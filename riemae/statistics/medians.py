@@ -109,7 +109,7 @@ def geometric_median(
     search = _Search(geometry, space, known, share.detach(), options, keep)
     with torch.no_grad():
         found = [search.run(start) for start in starts]
-    best = ranked(space, [one.mean for one in found])
+    best = ranked(geometry, space, [one.mean for one in found])
     if keep and best.converged:
         own = next(one for one in found if one.mean.point is best.point)
         best = _differentiable(space, own, best, points, share)

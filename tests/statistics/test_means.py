@@ -411,6 +411,12 @@ class TestPeriodicCoordinates:
         )
         torch.testing.assert_close(found.variance, expected.variance, rtol=1e-5, atol=0)
 
+    @pytest.mark.parametrize("f", [frechet_mean, geometric_median])
+    def test_copies_are_no_other_minima(self, f):
+        z = torch.cat([self.Z, self.Z + torch.tensor([2 * math.pi, 0.0], dtype=F64)])
+        found = f(self.M, z, n_starts=8)
+        assert found.alternatives == ()
+
     def test_neighbours(self):
         n = self.M.neighbors(self.Z, 2)
         gaps = (self.Z[:, None] - self.Z[None]).abs()
