@@ -66,7 +66,7 @@ _PAPERS: dict[str, tuple[str, ...]] = {
     "riemae.statistics.matrices.heat_kernel": ("coifman2006diffusion",),
     "riemae.statistics.means.Mean": ("karcher1977riemannian",),
     "riemae.statistics.means.frechet_mean": ("karcher1977riemannian",),
-    "riemae.statistics.means.geometric_median": ("fletcher2009geometric",),
+    "riemae.statistics.medians.geometric_median": ("fletcher2009geometric",),
     "riemae.statistics.mixture.LAND": ("arvanitidis2016locally",),
     "riemae.statistics.normal.RiemannianNormal": ("arvanitidis2016locally",),
     "riemae.statistics.regression.GeodesicRegression": ("fletcher2013geodesic",),

@@ -106,7 +106,7 @@ LAYERS = {
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
         statistics.arguments statistics.clustering statistics.comparison statistics.grouped
         statistics.components statistics.density statistics.diffusion statistics.implicit
-        statistics.joint statistics.lloyd statistics.matrices statistics.means
+        statistics.joint statistics.lloyd statistics.matrices statistics.means statistics.medians
         statistics.mixture statistics.normal statistics.polar statistics.regression
         statistics.sampling statistics.tangents testing testing.ambient testing.laws
         testing.manifold testing.solver testing.space

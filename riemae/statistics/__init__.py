@@ -13,7 +13,8 @@ from riemae.statistics.density import GeodesicBall, GeodesicKDE, geodesic_ball
 from riemae.statistics.diffusion import brownian_motion, langevin
 from riemae.statistics.grouped import GroupMeans, group_means
 from riemae.statistics.matrices import EnergyTest, GeodesicMDS, energy_test, heat_kernel
-from riemae.statistics.means import Mean, frechet_mean, geometric_median
+from riemae.statistics.means import Mean, frechet_mean
+from riemae.statistics.medians import geometric_median
 from riemae.statistics.mixture import LAND
 from riemae.statistics.normal import RiemannianNormal
 from riemae.statistics.regression import (

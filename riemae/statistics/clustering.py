@@ -10,6 +10,7 @@ from riemae import solvers
 from riemae.exceptions import OptionError
 from riemae.numerics.checks import expect_choice, expect_range, expect_rtol
 from riemae.numerics.random import as_generator
+from riemae.solvers import Status
 from riemae.solvers.space import Space, expect_space, space_of
 from riemae.statistics.arguments import takes_codes
 from riemae.statistics.lloyd import Lloyd
@@ -39,6 +40,10 @@ class GeodesicKMeans:
         inertia_: The sum of squared distances to the nearest centre.
         n_iter_: Rounds of the best result.
         converged_: Whether its labels had settled.
+        undecided_: ``(k,)`` int64, the points that may be nearer to another centre, within the
+            errors of their distances: none, but for ties and for decoders with kinks.
+        status_: The :class:`~riemae.solvers.Status` code of the centres: CONVERGED when all are as
+            accurate as ``rtol`` asks for.
 
     Raises:
         OptionError: For an option out of range.
@@ -72,7 +77,8 @@ class GeodesicKMeans:
 
         Raises:
             OptionError: For fewer points than clusters.
-            NotConvergedError: When a geodesic or a centre is not found.
+            NotConvergedError: When a geodesic or a centre is not found at all. What is found less
+                accurately than asked for shows in ``undecided_`` and ``status_``.
         """
         where = "GeodesicKMeans.fit"
         expect_points(where, points, self.n_clusters)
@@ -81,8 +87,12 @@ class GeodesicKMeans:
         with torch.no_grad():
             space = space_of(self.geometry, points, where=where, finite=True)
             runs = [self._run(space, points, source) for _ in range(self.n_init)]
-        best = min(runs, key=lambda run: run[2])
-        self.labels_, self.cluster_centers_, self.inertia_, self.n_iter_, self.converged_ = best
+        best = min(runs, key=lambda run: run[1])
+        state, self.inertia_, self.n_iter_, self.converged_ = best
+        self.labels_ = state.labels
+        self.cluster_centers_ = state.centers
+        self.undecided_ = state.undecided()
+        self.status_ = state.status
         return self
 
     @takes_codes
@@ -107,7 +117,7 @@ class GeodesicKMeans:
 
     def _run(
         self, space: Space, points: Tensor, source: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, float, int, bool]:
+    ) -> tuple[Lloyd, float, int, bool]:
         state = Lloyd(self.geometry, space, points, self.n_clusters, self.rtol)
         self._seed(state, source)
         state.assign()
@@ -124,9 +134,10 @@ class GeodesicKMeans:
                 state.assign()
                 stale = _changed(before, state.labels, self.n_clusters)
             if not bool(stale.any()):
-                return state.labels, state.centers, float(squares.sum()), step, True
+                return state, float(squares.sum()), step, True
         inertia = float(state.high.amin(1).square().sum())
-        return state.labels, state.centers, inertia, self.max_steps, False
+        state.status = max(state.status, int(Status.MAX_STEPS))
+        return state, inertia, self.max_steps, False
 
     def _nearest(self, points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         found = solvers.neighbors(self.geometry, centers, 1, points, rtol=self.rtol)

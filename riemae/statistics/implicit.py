@@ -1,11 +1,11 @@
-"""Derivatives of Fréchet means, by the implicit function theorem.
+"""Derivatives of Fréchet means and medians, by the implicit function theorem.
 
 At a mean p the derivative of the mean squared distance vanishes: ``Σ wᵢ ∂_p d²(p, xᵢ) = 0``. So p
 moves by ``dp = −H⁻¹ Σ d(wᵢ ∂_p d²(p, xᵢ))``, with H the Hessian in p. The squared distance is the
 least energy of a discrete curve; its derivative in p is that of the energy along the response of
 all nodes to p, which can be held fixed while points, weights and the space change. All of this
 holds exactly at every level of :mod:`riemae.statistics.joint`, and what was extrapolated from
-values is extrapolated from derivatives.
+values is extrapolated from derivatives. For medians distances take the place of their squares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from riemae.geometry.envelope import once_differentiable
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan
 from riemae.solvers.space import Space
-from riemae.statistics.joint import Group, Joint, Level, shares
+from riemae.statistics.joint import Group, Joint, Level, chained, shares, summed
 
 _SECOND_DERIVATIVE = (
     "frechet_mean",
@@ -36,11 +36,11 @@ class Attached(NamedTuple):
 
     Attributes:
         centers: ``(c, m)``.
-        variances: ``(c,)``.
+        objectives: ``(c,)``, mean squared distances; for medians mean distances.
     """
 
     centers: Tensor
-    variances: Tensor
+    objectives: Tensor
 
 
 def wanted(space: Space, points: Tensor, weights: Tensor | None) -> bool:
@@ -54,9 +54,14 @@ def wanted(space: Space, points: Tensor, weights: Tensor | None) -> bool:
 
 
 def attached(
-    space: Space, joint: Joint, points: Tensor, weights: Tensor, groups: Group
+    space: Space,
+    joint: Joint,
+    points: Tensor,
+    weights: Tensor,
+    groups: Group,
+    roots: bool = False,
 ) -> Attached:
-    """The means of groups and their variances, once differentiable.
+    """The means of groups and their objectives, once differentiable.
 
     Args:
         space: Where.
@@ -64,20 +69,21 @@ def attached(
         points: ``(n, m)``, with their graph.
         weights: ``(n,)``, which add up to 1 in every group, with theirs.
         groups: Who belongs together.
+        roots: Whether they are medians.
     """
     centers = torch.zeros_like(joint.centers)
-    variances = torch.zeros_like(joint.centers[:, 0])
+    objectives = torch.zeros_like(joint.centers[:, 0])
     for number, level in enumerate(joint.levels):
         # Groups of another depth give this level another share.
         share = torch.tensor([shares(int(d))[number] for d in joint.depth[level.groups]])
-        moved, spread = _at_level(space, level, points, weights, groups)
+        moved, spread = _at_level(space, level, points, weights, groups, roots)
         share = share.to(moved)
         centers = centers.index_add(0, level.groups, share[:, None] * moved)
-        variances = variances.index_add(0, level.groups, share * spread)
-    known = groups.mean(joint.squares)
+        objectives = objectives.index_add(0, level.groups, share * spread)
+    known = groups.mean(summed(joint.squares, roots)[0])
     return Attached(
         centers=joint.centers + _change(centers),
-        variances=known + _change(variances),
+        objectives=known + _change(objectives),
     )
 
 
@@ -87,9 +93,9 @@ def _change(value: Tensor) -> Tensor:
 
 
 def _at_level(
-    space: Space, level: Level, points: Tensor, weights: Tensor, groups: Group
+    space: Space, level: Level, points: Tensor, weights: Tensor, groups: Group, roots: bool
 ) -> tuple[Tensor, Tensor]:  # -> (a, m), (a,)
-    """Values of no meaning, with the derivatives of means and variances on so many segments."""
+    """Values of no meaning, with the derivatives of means and objectives on so many segments."""
     nodes = level.nodes
     count = len(level.groups)
     places = torch.zeros(groups.count, dtype=torch.int64, device=nodes.device)
@@ -99,7 +105,9 @@ def _at_level(
     with torch.no_grad():
         fan = Fan.of(space, nodes)
         responses = fan.responses()[:, :-1]
-        hessian = _sum(share[:, None, None] * fan.hessian, of, count)
+        _, first, second = summed(fan.energy, roots)
+        bends = chained(first, second, fan.gradient, fan.hessian)
+        hessian = _sum(share[:, None, None] * bends, of, count)
     inside = nodes[:, :-1].clone().requires_grad_()
     own = points[level.rows]
     # Whole periods away, or nothing.
@@ -107,7 +115,7 @@ def _at_level(
     # Fused kernels often lack second backward passes.
     with PORTABLE.active(second_order=True):
         curves = torch.cat([inside, ends[:, None]], 1)
-        energy = discrete_energy(space.squared_chords(curves))
+        energy = summed(discrete_energy(space.squared_chords(curves)), roots)[0]
         (slope,) = torch.autograd.grad(energy.sum(), inside, create_graph=True)
     reduced = torch.einsum("pkij,pki->pj", responses, slope)
     force = _sum(share[:, None] * reduced, of, count)

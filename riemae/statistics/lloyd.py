@@ -23,7 +23,7 @@ from riemae.solvers.result import remedies
 from riemae.solvers.space import Space
 from riemae.statistics.joint import SEGMENTS, Group, minimised
 from riemae.statistics.means import means_of_groups
-from riemae.statistics.tangents import Somewhere, paths
+from riemae.statistics.tangents import Somewhere, paths, roughly_known
 
 # Relative decrement of the last step of means while points change sides. The step is taken, so that
 # about as large a share of the spread is left.
@@ -54,6 +54,7 @@ class Lloyd:
         exact: ``(n, c)`` bool: they come from a geodesic to the centre where it is now.
         nodes: ``(n, c, s + 1, m)``, curves from the centres to the points.
         solved: Geodesics that were solved.
+        status: The code of the means; of one that is known worse than asked for, if there is one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Lloyd:
         self.exact = torch.zeros(n, count, dtype=torch.bool, device=points.device)
         self.nodes = points.new_full((n, count, SEGMENTS + 1, m), torch.nan)
         self.solved = 0
+        self.status = int(Status.CONVERGED)
 
     def place(self, column: int, center: Tensor) -> None:
         """Put a centre ``(m,)`` to where nothing is known of it but ambient distances."""
@@ -117,6 +119,12 @@ class Lloyd:
             self._solve(rows, columns, rtol)
         self.labels = self.high.argmin(1)
 
+    def undecided(self) -> Tensor:  # -> (k,)
+        """The points that may be nearer to another centre, within the errors."""
+        own = torch.nn.functional.one_hot(self.labels, len(self.centers)).to(torch.bool)
+        others = torch.where(own, torch.inf, self.low).amin(1)
+        return (others < self.high.amin(1)).nonzero().flatten()
+
     def refine(self, names: Tensor) -> None:
         """Move some centres ``(k,)`` to the means of their clusters, roughly."""
         rows, groups = self._members(names)
@@ -152,7 +160,10 @@ class Lloyd:
             _LOOKS,
             Curve.from_nodes(self.nodes[rows, self.labels[rows]]),
         )
-        failed = (found.status != Status.CONVERGED).nonzero().flatten()
+        known = roughly_known(found.status)
+        known &= found.joint.centers.isfinite().all(1)
+        failed = (~known).nonzero().flatten()
+        self.status = int(found.status.max())
         if len(failed):
             raise NotConvergedError(
                 "GeodesicKMeans.fit",
@@ -219,7 +230,9 @@ class Lloyd:
             return
         found = paths(self.geometry, self.centers[columns], self.points[rows], rtol)
         self.solved += len(rows)
-        failed = (~found.converged).nonzero().flatten()
+        known = roughly_known(found.status)
+        known &= found.length.isfinite()
+        failed = (~known).nonzero().flatten()
         if len(failed):
             pairs = torch.stack([rows[failed], columns[failed]], 1)[:3].tolist()
             raise NotConvergedError(
@@ -231,7 +244,8 @@ class Lloyd:
             )
         self.nodes[rows, columns] = found.curve.knots(SEGMENTS)
         self.high[rows, columns] = found.length
-        shorter = found.length - found.error
+        # Nothing is known from below where the error is unknown.
+        shorter = (found.length - found.error).nan_to_num(0.0, neginf=0.0)
         self.low[rows, columns] = torch.maximum(self.low[rows, columns], shorter)
         self.exact[rows, columns] = True
 

@@ -1,4 +1,4 @@
-"""Fréchet mean and geometric median: the points nearest to all others."""
+"""Fréchet means: the points nearest to all others, by squared distances."""
 
 from __future__ import annotations
 
@@ -15,33 +15,20 @@ from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
 from riemae.statistics.arguments import takes_codes
 from riemae.statistics.implicit import attached, wanted
-from riemae.statistics.joint import SEGMENTS, Group, Joint, logarithms, solve
+from riemae.statistics.joint import SEGMENTS, Group, Joint, first_segments, logarithms, solve
 from riemae.statistics.tangents import (
-    Logarithms,
     Somewhere,
     accuracy,
     expect_points,
     expect_steps,
-    factor,
     normalised,
     paths,
-    stepped,
 )
 
-# Until the mean tangent is this small, relative to the spread of the points, velocities of paths
-# are enough; then geodesics are shot.
-_SHARP = 1e-3
-_PATH_RTOL = 1e-4
-# For an accuracy no finer than this they are enough to the end, of finer paths: means of digit
-# codes are then off by 1e-3 to 4e-3 of the spread, at a twentieth of the time.
-_COARSE = 1e-2
-_COARSE_PATHS = 1e-6
-# How much more accurate end points of shots are than what is left, or asked for, and how much more
-# they must be when a descent ends.
-_SHARE = 1e-2
-_ENOUGH = 0.1
-# Accuracy of the paths that means begin with, and statuses with which they lead nowhere.
+# Accuracy of the paths that means begin with where lines have not led to one, by these statuses;
+# and statuses with which paths lead nowhere.
 _PATHS = 1e-2
+_ASTRAY = (int(Status.STALLED), int(Status.SINGULAR), int(Status.NON_FINITE))
 _LOST = (int(Status.SINGULAR), int(Status.NON_FINITE), int(Status.INVALID_POINT))
 # How often geodesics that are not the shortest any more are replaced, and from which ratio of
 # lengths on, of straight lines on so many segments.
@@ -51,20 +38,8 @@ _LINE = 16
 # Points of the data that a mean may begin with: near their average, and in all.
 _CENTRAL = 4
 _CANDIDATES = 256
-# An objective rises when it does by more than this, relatively: paths are that accurate.
-_SLACK = 1e-3
-# What keeps the median's Hessian regular where all points lie on a line.
-_RIDGE = 1e-3
-_FINEST = 1e-12
-# Residuals that Anderson's extrapolation looks at, and how far it may go, in plain steps.
-_MEMORY = 5
-_BOLDEST = 4.0
 # Two minima are one when they are this close, relative to the spread.
 _SAME = 1e-2
-# A point counts as one of the data when it is this near, relative to the spread.
-_TOUCHES = 1e-9
-# No slower convergence is extrapolated.
-_SLOWEST = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,46 +137,16 @@ def frechet_mean(
         OptionError: For weights that are none, or an option out of range.
     """
     expect_points("frechet_mean", points)
-    options = _Options(
+    options = Options(
         "frechet_mean", accuracy("frechet_mean", rtol, points), n_starts, max_steps, throw
     )
     return _mean(geometry, points, weights, init, generator, options)
 
 
-@takes_codes
-def geometric_median(
-    geometry: Somewhere,
-    points: Tensor,
-    weights: Tensor | None = None,
-    *,
-    rtol: float | None = None,
-    init: Tensor | None = None,
-    n_starts: int = 1,
-    max_steps: int = 300,
-    generator: torch.Generator | int | None = 0,
-    throw: bool = True,
-) -> Mean:
-    """The geometric median ``argmin_μ Σ wᵢ d(μ, xᵢ)``; not differentiable.
-
-    Newton's steps on the mean distance in the tangent space, where Weiszfeld's would take the trace
-    of its Hessian (P. T. Fletcher, S. Venkatasubramanian, S. Joshi, The geometric median on
-    Riemannian manifolds, NeuroImage 45, 2009); at a point of the data as Y. Vardi and C.-H. Zhang
-    (PNAS 97, 2000) do. Less than half of the weight far away does not move it far. Arguments and
-    errors are those of :func:`frechet_mean`, but that it begins at a point of the data, and that
-    ``max_steps`` counts rounds of geodesics.
-
-    Raises:
-        NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
-    """
-    expect_points("geometric_median", points)
-    options = _Options(
-        "geometric_median", accuracy("geometric_median", rtol, points), n_starts, max_steps, throw
-    )
-    return _median(geometry, points, weights, init, generator, options)
-
-
 @dataclass(frozen=True)
-class _Options:
+class Options:
+    """What a call of a mean or median was given."""
+
     where: str
     rtol: float
     n_starts: int
@@ -215,12 +160,12 @@ def _mean(
     weights: Tensor | None,
     init: Tensor | None,
     generator: torch.Generator | int | None,
-    options: _Options,
+    options: Options,
 ) -> Mean:
     """The best of several starts, all solved at once."""
     # Where coordinates are periodic, their average may be on the other side.
     between = getattr(geometry, "latent", None) is None
-    share, starts, space = _begun(geometry, points, weights, init, generator, options, between)
+    share, starts, space = begun(geometry, points, weights, init, generator, options, between)
     known = points.detach()
     n = len(known)
     count = len(starts)
@@ -232,26 +177,26 @@ def _mean(
         found = means_of_groups(
             geometry, space, starts, every, groups, options.rtol, options.max_steps, keep=keep
         )
-        means = [_single(found, name, groups) for name in range(count)]
-    best = _ranked(space, means)
+        means = [single(found, name, groups) for name in range(count)]
+    best = ranked(geometry, space, means)
     if keep and best.converged:
         # Of the start that counts alone.
         name = next(i for i, mean in enumerate(means) if mean.point is best.point)
         one = Group(of[:n], share.detach(), 1)
         own = found.joint.alone(name, groups)
         seen = attached(space, own, points, share, one)
-        variance = seen.variances[0]
+        variance = seen.objectives[0]
         best = replace(best, point=seen.centers[0], variance=variance, objective=variance)
-    return _demanded(best, options)
+    return demanded(best, options)
 
 
-def _begun(
+def begun(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
     init: Tensor | None,
     generator: torch.Generator | int | None,
-    options: _Options,
+    options: Options,
     between: bool,
 ) -> tuple[Tensor, Tensor, Space]:
     """Weights that add up to 1, starts ``(s, m)``, and the space."""
@@ -318,25 +263,83 @@ def means_of_groups(
         curves: From the starts to the points, if they are known.
         keep: Whether derivatives are wanted.
     """
-    status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    if curves is None:
-        found = paths(geometry, starts[groups.of], points, _PATHS)
-        curves = found.curve
-        status = found.status
+    here = starts[groups.of]
+    if curves is not None:
+        return from_curves(
+            geometry, space, starts, points, groups, rtol, max_steps, curves, keep=keep
+        )
+    if getattr(geometry, "latent", None) is None:
+        # Straight lines are good enough to begin with, nearly always.
+        lines = Curve.line(here, points, SEGMENTS)
+        segments = first_segments(space, lines, groups, rtol)
+        found = from_curves(
+            geometry,
+            space,
+            starts,
+            points,
+            groups,
+            rtol,
+            max_steps,
+            lines,
+            segments,
+            straight=True,
+            keep=keep,
+        )
+        astray = torch.tensor(_ASTRAY, device=points.device)
+        if not bool((torch.isin(found.status, astray) | ~found.joint.sure).any()):
+            return found
+    first = paths(geometry, here, points, _PATHS)
+    return from_curves(
+        geometry,
+        space,
+        starts,
+        points,
+        groups,
+        rtol,
+        max_steps,
+        first.curve,
+        status=first.status,
+        keep=keep,
+    )
+
+
+def from_curves(
+    geometry: Somewhere,
+    space: Space,
+    starts: Tensor,
+    points: Tensor,
+    groups: Group,
+    rtol: float,
+    max_steps: int,
+    curves: Curve,
+    segments: int = SEGMENTS,
+    straight: bool = False,
+    status: Tensor | None = None,
+    keep: bool = False,
+    roots: bool = False,
+) -> Means:
+    """Means from curves, of these statuses, that lead from the starts to the points.
+
+    With ``roots`` they are medians.
+    """
+    if status is None:
+        status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     lost = ~curves.nodes.flatten(1).isfinite().all(1)
     lost |= torch.isin(status, torch.tensor(_LOST, device=status.device))
     status = torch.where(lost & (status == 0), int(Status.NON_FINITE), status)
     alive = groups.all(~lost)
     # Curves that lead nowhere have a place in the batch, but no weight in any mean.
     some, rows = groups.part(alive)
-    own = solve(space, curves[rows], some, rtol, max_steps, keep) if some.count else None
+    own = None
+    if some.count:
+        own = solve(space, curves[rows], some, rtol, max_steps, keep, segments, straight, roots)
     for _ in range(_ROUTES):
         if own is None:
             break
         better = _shorter(geometry, space, own, points[rows], some)
         if better is None:
             break
-        own = solve(space, better, some, rtol, max_steps, keep)
+        own = solve(space, better, some, rtol, max_steps, keep, roots=roots)
     joint = _whole(own, alive, rows, starts, groups, curves)
     names = joint.status.clone()
     for name in (~alive).nonzero().flatten().tolist():
@@ -375,10 +378,11 @@ def _whole(
         status=zero + int(Status.NON_FINITE),
         steps=zero + 1,
         depth=zero,
+        sure=zero > 0,
     )
     if own is not None:
         names = alive.nonzero().flatten()
-        for name in ("centers", "error", "index", "status", "steps", "depth"):
+        for name in ("centers", "error", "index", "status", "steps", "depth", "sure"):
             getattr(joint, name)[names] = getattr(own, name)
         for name in ("squares", "square_errors", "slopes", "nodes"):
             getattr(joint, name)[rows] = getattr(own, name)
@@ -417,7 +421,7 @@ def _shorter(
     return Curve.from_nodes(nodes)
 
 
-def _single(found: Means, name: int, groups: Group) -> Mean:
+def single(found: Means, name: int, groups: Group) -> Mean:
     """The mean of one of the groups."""
     joint = found.joint.alone(name, groups)
     rows = groups.of == name
@@ -438,25 +442,7 @@ def _single(found: Means, name: int, groups: Group) -> Mean:
     )
 
 
-def _median(
-    geometry: Somewhere,
-    points: Tensor,
-    weights: Tensor | None,
-    init: Tensor | None,
-    generator: torch.Generator | int | None,
-    options: _Options,
-) -> Mean:
-    """The best of several descents."""
-    share, starts, space = _begun(geometry, points, weights, init, generator, options, False)
-    known = points.detach()
-    with torch.no_grad():
-        found = [
-            _Descent(geometry, space, known, share.detach(), options).run(start) for start in starts
-        ]
-    return _demanded(_ranked(space, found), options)
-
-
-def _demanded(best: Mean, options: _Options) -> Mean:
+def demanded(best: Mean, options: Options) -> Mean:
     """The result, unless it is not accurate and must be.
 
     Raises:
@@ -509,205 +495,23 @@ def _lines(space: Space, z: Tensor, points: Tensor) -> Tensor:  # (m,), (n, m) -
     return space.squared_chords(line.nodes).clamp(min=0).sqrt().sum(-1)
 
 
-def _ranked(space: Space, found: list[Mean]) -> Mean:
-    """The best minimum, with the other distinct ones."""
+def ranked(geometry: Somewhere, space: Space, found: list[Mean]) -> Mean:
+    """The best minimum, with the other distinct ones.
+
+    Where coordinates are periodic, points that are whole periods apart are one.
+    """
+    wrapped = getattr(getattr(geometry, "latent", None), "wrap", None)
     order = sorted(found, key=lambda mean: (not mean.converged, float(mean.objective)))
     kept: list[Mean] = []
     for mean in order:
         near = False
         for other in kept:
-            gap = space.norm(other.point[None], (mean.point - other.point)[None])[0]
+            apart = mean.point - other.point
+            if wrapped is not None:
+                apart = wrapped(apart)
+            gap = space.norm(other.point[None], apart[None])[0]
             near = near or bool(gap <= _SAME * other.variance.sqrt())
         if not near and (mean.converged or not kept):
             kept.append(mean)
     best = kept[0]
     return Mean(**{**best.__dict__, "alternatives": tuple(kept[1:])})
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A point of a descent.
-
-    Attributes:
-        z: ``(m,)``.
-        logs: Of the data there.
-        step: ``(m,)``, the tangent to go along.
-        size: Its length.
-        spread: The root of the mean squared distance.
-        objective: What is minimised.
-        error: The estimated distance from the minimiser.
-    """
-
-    z: Tensor
-    logs: Logarithms
-    step: Tensor
-    size: Tensor
-    spread: Tensor
-    objective: Tensor
-    error: Tensor
-
-    def halved(self) -> _Place:
-        """The same point with half the step."""
-        return replace(self, step=self.step / 2)
-
-
-class _Descent:
-    """One start."""
-
-    def __init__(
-        self,
-        geometry: Somewhere,
-        space: Space,
-        points: Tensor,
-        weights: Tensor,
-        options: _Options,
-    ) -> None:
-        self.geometry = geometry
-        self.space = space
-        self.points = points
-        self.weights = weights
-        self.options = options
-        self._finest = max(_FINEST, 8 * torch.finfo(points.dtype).eps)
-        self._coarse = max(_COARSE_PATHS, 1e3 * torch.finfo(points.dtype).eps)
-
-    def run(self, start: Tensor) -> Mean:
-        """Until the step is small."""
-        z = start
-        curves: Curve | None = None
-        rtol = _PATH_RTOL
-        sharp = False
-        last: _Place | None = None
-        memory = _Memory()
-        steps = 0
-        while True:
-            logs = Logarithms.of(self.geometry, z, self.points, rtol, curves, sharp)
-            steps += 1
-            here = self._look(z, logs, last if sharp or rtol <= self._coarse else None)
-            spent = steps >= self.options.max_steps
-            small = bool(here.error <= self.options.rtol * here.spread)
-            if self.options.rtol >= _COARSE:
-                done = small and rtol <= self._coarse
-            else:
-                done = sharp and small and rtol <= max(_ENOUGH * self.options.rtol, self._finest)
-            if done or spent or not bool(here.size.isfinite()):
-                return self._mean(here, steps, done)
-            if last is not None and bool(here.objective > (1 + _SLACK) * last.objective):
-                # Too far: half of the way, which is no sequence to extrapolate.
-                memory = _Memory()
-                last = last.halved()
-                z = stepped(self.space, last.z[None], last.step[None])[0]
-                continue
-            curves = logs.curves
-            if self.options.rtol >= _COARSE:
-                # From the first small step on with paths that are accurate enough.
-                if rtol > self._coarse and small:
-                    rtol = self._coarse
-                    last = None
-                    continue
-            elif not sharp and bool(here.size <= _SHARP * here.spread):
-                sharp = True
-                memory = _Memory()
-                rtol = self._rtol(here)
-                last = None
-                continue
-            if sharp:
-                rtol = min(rtol, self._rtol(here))
-            last = here
-            z = memory.next(z, stepped(self.space, z[None], here.step[None])[0])
-
-    def _rtol(self, here: _Place) -> float:
-        """The accuracy of shots that tells the next step from none."""
-        left = float(here.error / here.spread) if bool(here.spread > 0) else 0.0
-        return max(_SHARE * self.options.rtol, _SHARE * left, self._finest)
-
-    def _look(self, z: Tensor, logs: Logarithms, last: _Place | None) -> _Place:
-        """What the logarithms at a point say."""
-        weights = self.weights
-        spread = (weights * logs.lengths.square()).sum().sqrt()
-        step = self._towards_median(z, logs, spread)
-        objective = (weights * logs.lengths).sum()
-        size = self.space.norm(z[None], step[None])[0]
-        error = self._error(size, None if last is None else last.size)
-        return _Place(z, logs, step, size, spread, objective, error)
-
-    def _towards_median(self, z: Tensor, logs: Logarithms, spread: Tensor) -> Tensor:  # -> (m,)
-        """A Newton step on the mean distance as if space were flat.
-
-        Its Hessian is the mean of ``(1 − u uᵀ) / d`` over unit tangents u to the points. At a point
-        of the data, only what the others pull beyond its weight counts.
-        """
-        touching = logs.lengths <= _TOUCHES * spread
-        pull = torch.where(touching, 0.0, self.weights / logs.lengths)
-        if not bool(pull.sum() > 0):
-            return torch.zeros_like(z)
-        upper = factor(self.geometry, z[None])[0]
-        flat = logs.vectors @ upper.T
-        force = (pull[:, None] * flat).sum(0)
-        held = self.weights[touching].sum()
-        if bool(held > 0):
-            force = (1 - held / force.norm()).clamp(min=0).nan_to_num(0.0) * force
-        units = torch.where(touching[:, None], 0.0, flat / logs.lengths[:, None])
-        eye = torch.eye(len(z)).to(z)
-        hessian = (1 + _RIDGE) * pull.sum() * eye - torch.einsum("n,ni,nj->ij", pull, units, units)
-        step = torch.linalg.solve(hessian, force[:, None])
-        # On a line there is no curvature: the step is a few of Weiszfeld's at most.
-        most = _BOLDEST * force.norm() / pull.sum()
-        step = step * (most / step.norm()).clamp(max=1).nan_to_num(0.0)
-        return torch.linalg.solve_triangular(upper, step, upper=True)[:, 0]
-
-    def _error(self, size: Tensor, before: Tensor | None) -> Tensor:
-        """What all further steps may add up to: a geometric series."""
-        if before is None:
-            return 2 * size
-        ratio = (size / before).clamp(0.0, _SLOWEST).nan_to_num(0.0)
-        return size / (1 - ratio)
-
-    def _mean(self, here: _Place, steps: int, done: bool) -> Mean:
-        logs = here.logs
-        failed = logs.failed[self.weights[logs.failed] > 0]
-        if len(failed):
-            status = int(logs.status[failed[0]])
-        elif done:
-            status = int(Status.CONVERGED)
-        elif not bool(here.error.isfinite()):
-            status = int(Status.NON_FINITE)
-        else:
-            status = int(Status.MAX_STEPS)
-        return Mean(
-            point=here.z,
-            variance=here.spread.square(),
-            objective=here.objective,
-            error=here.error,
-            status=status,
-            distances=logs.lengths,
-            logarithms=logs.vectors,
-            steps=steps,
-            failed=failed,
-        )
-
-
-class _Memory:
-    """Anderson's extrapolation of a fixed-point iteration.
-
-    The next point is where a linear model of the last steps has none left (H. Walker, P. Ni,
-    Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49, 2011).
-    """
-
-    def __init__(self) -> None:
-        self._points: list[Tensor] = []
-        self._images: list[Tensor] = []
-
-    def next(self, z: Tensor, image: Tensor) -> Tensor:
-        """The next point, after ``z`` and what the plain step makes of it."""
-        self._points = [*self._points, z][-_MEMORY:]
-        self._images = [*self._images, image][-_MEMORY:]
-        if len(self._points) < 2:
-            return image
-        images = torch.stack(self._images)
-        steps = images - torch.stack(self._points)
-        changes = (steps[1:] - steps[:-1]).T
-        weights = torch.linalg.lstsq(changes, steps[-1][:, None], driver="gelsd").solution[:, 0]
-        moved = image - (images[1:] - images[:-1]).T @ weights
-        if bool((moved - z).norm() <= _BOLDEST * (image - z).norm()):
-            return moved
-        return image

@@ -23,6 +23,20 @@ _FINEST = 1e-6
 # Paths that sharp logarithms begin with, at best, and looks at them that are enough.
 _PATH = 1e-4
 _LOOKS = 40
+# Statuses of geodesics and means that are known, if not as well as was asked for: their lengths are
+# those of real curves, and their errors say the rest. Decoders with kinks end like this.
+_KNOWN = (
+    int(Status.CONVERGED),
+    int(Status.MAX_STEPS),
+    int(Status.RESOLUTION),
+    int(Status.PRECISION),
+    int(Status.STALLED),
+    int(Status.BUDGET),
+)
+# Decodings that paths may take: for each pair five times what hard ones take, and for all together
+# at least so many. Pairs across a singular metric, or of a very rough decoder, end with BUDGET.
+_DECODINGS = 10_000
+_AT_LEAST = 200_000
 # What geodesics of a dtype come to, in roundings of 1.
 _ROUNDINGS = 1e3
 
@@ -84,7 +98,7 @@ class Logarithms:
         found = paths(geometry, here, points, path_rtol, init)
         vectors = found.curve.velocity(0.0)
         if sharp:
-            vectors = _sharpened(space, here, found.curve, vectors, rtol)
+            vectors = _sharpened(space, here, found, vectors, rtol)
             lengths = space.norm(here, vectors)
         else:
             lengths = found.length
@@ -100,13 +114,16 @@ class Logarithms:
 
 
 def _sharpened(
-    space: Space, here: Tensor, curves: Curve, vectors: Tensor, rtol: float
+    space: Space, here: Tensor, paths: GeodesicResult, vectors: Tensor, rtol: float
 ) -> Tensor:  # -> (n, m)
     """The velocities of paths, more accurate: extrapolated, or else shot for."""
+    curves = paths.curve
     found = settled(space, curves, rtol, _LOOKS)
     exact = logarithms(space, here, found.slopes)
     known = (found.status == Status.CONVERGED) & exact.isfinite().all(-1)
-    rows = (~known).nonzero().flatten()
+    exact = torch.where(known[:, None], exact, vectors)
+    # Where no path was found, there is nothing to shoot along.
+    rows = (~known & paths.converged).nonzero().flatten()
     if len(rows):
         ends = curves[rows](1.0)
         shot = solvers.log(space, here[rows], ends, rtol=rtol, init=curves[rows], throw=False)
@@ -118,12 +135,21 @@ def _sharpened(
 def paths(
     geometry: Somewhere, z0: Tensor, z1: Tensor, rtol: float, init: Curve | None = None
 ) -> GeodesicResult:
-    """Geodesics; the way around periodic coordinates is a manifold's own to choose."""
+    """Geodesics; the way around periodic coordinates is a manifold's own to choose.
+
+    They take a limited number of decodings: pairs that take more end with BUDGET.
+    """
+    most = max(_AT_LEAST, _DECODINGS * len(z0))
     if getattr(geometry, "latent", None) is not None:
         own: Any = geometry
-        found: GeodesicResult = own.geodesic(z0, z1, rtol=rtol, throw=False)
+        found: GeodesicResult = own.geodesic(z0, z1, rtol=rtol, throw=False, max_decodings=most)
         return found
-    return solvers.geodesic(geometry, z0, z1, rtol=rtol, init=init, throw=False)
+    return solvers.geodesic(geometry, z0, z1, rtol=rtol, init=init, throw=False, max_decodings=most)
+
+
+def roughly_known(status: Tensor) -> Tensor:  # (k,) -> (k,) bool
+    """Which codes are those of curves that were found, be it inaccurately."""
+    return torch.isin(status, torch.tensor(_KNOWN, device=status.device))
 
 
 def factor(geometry: Somewhere, z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

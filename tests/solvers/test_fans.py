@@ -117,3 +117,55 @@ def test_chunks_and_indefinite_curves(monkeypatch):
     assert fan.regular.all()
     monkeypatch.setattr("riemae.solvers.fans._BYTES", 1)
     torch.testing.assert_close(Fan.of(space, nodes).steps(stop), fan.steps(stop))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_again(name):
+    """Second derivatives stay, gradients are those of the curves that have moved."""
+    nodes = bent(5)
+    moved = nodes.clone()
+    moved[:, :-1] += 0.01 * torch.randn(4, 5, 3, generator=torch.Generator(), dtype=F64)
+    space = SPACES[name]
+    space = space.as_space(nodes) if isinstance(space, Manifold) else space
+    fan = Fan.of(space, nodes)
+    same = fan.again(space, nodes)
+    torch.testing.assert_close(same.gradient, fan.gradient)
+    torch.testing.assert_close(same.rests, fan.rests)
+    found = fan.again(space, moved)
+    _, _, hessian = dense(space, nodes)
+    energy, slope, _ = dense(space, moved)
+    solved = torch.linalg.solve(hessian[:, 3:, 3:], slope[:, 3:, None])
+    torch.testing.assert_close(found.energy, energy)
+    reduced = slope[:, :3] - (hessian[:, :3, 3:] @ solved)[..., 0]
+    torch.testing.assert_close(found.gradient, reduced, rtol=1e-6, atol=1e-9)
+    gain = (slope[:, None, 3:] @ solved)[:, 0, 0] / 2
+    torch.testing.assert_close(found.gain, gain, rtol=1e-6, atol=1e-12)
+    assert torch.equal(found.hessian, fan.hessian)
+
+
+def test_finer():
+    """Along lines of a quadratic map Jacobians are linear: what is interpolated is exact."""
+
+    def quadratic(z):
+        a, b, c = z.unbind(-1)
+        return torch.cat([z, torch.stack([a * b, b * c, a * a - c * c], -1)], -1)
+
+    space = Manifold(quadratic).as_space()
+    stop = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    lines = Curve.line(torch.full_like(stop, 0.2), stop, 4)
+    gaps = []
+    for n in (4, 8):
+        fine = lines.knots(2 * n)
+        found = Fan.of(space, lines.knots(n)).finer(space, fine).expansion
+        wanted = Fan.of(space, fine).expansion
+        torch.testing.assert_close(found.energy, wanted.energy)
+        torch.testing.assert_close(found.gradient, wanted.gradient)
+        torch.testing.assert_close(found.gauss_newton.diagonal, wanted.gauss_newton.diagonal)
+        torch.testing.assert_close(found.gauss_newton.upper, wanted.gauss_newton.upper)
+        ours, theirs = found.correction.diagonal, wanted.correction.diagonal
+        torch.testing.assert_close(ours[:, 1:], theirs[:, 1:], rtol=1e-6, atol=1e-9)
+        gaps.append(ours[:, 0] - theirs[:, 0])
+    # The force on the start is its chord, exact to first order.
+    torch.testing.assert_close(gaps[1], gaps[0] / 2)
+    tensor = SPACES["metric tensor"]
+    assert Fan.of(tensor, lines.nodes).finer(tensor, lines.knots(8)) is None

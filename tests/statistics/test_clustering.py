@@ -9,7 +9,7 @@ from torch import nn
 
 from riemae import Manifold
 from riemae.exceptions import OptionError, ShapeError
-from riemae.solvers import distance_matrix
+from riemae.solvers import Status, distance_matrix
 from riemae.statistics import GeodesicKMeans, GeodesicKMedoids, frechet_mean
 from riemae.statistics.lloyd import Lloyd
 
@@ -59,6 +59,8 @@ class TestKMeans:
         k = GeodesicKMeans(M, 3, n_init=2).fit(z)
         assert same_partition(k.labels_, truth)
         assert k.converged_
+        assert k.status_ == Status.CONVERGED
+        assert not len(k.undecided_)
         means = torch.stack([frechet_mean(M, z[truth == c]).point for c in range(3)])
         gaps = torch.cdist(k.cluster_centers_, means).amin(1)
         assert float(gaps.max()) < 1e-3
@@ -189,3 +191,22 @@ class TestKMedoids:
             GeodesicKMedoids(1).fit(np.array([[0.0, np.nan], [1.0, 0.0]]))
         with pytest.raises(OptionError, match="at least 3"):
             GeodesicKMedoids(3).fit(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kinks_raise_nothing(seed):
+    """A piecewise linear decoder's labels are those of real distances, but for undecided points."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 8)).double()
+    M = Manifold(net.requires_grad_(False))
+    z = torch.randn(20, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    k = GeodesicKMeans(M, 3).fit(z)
+    assert k.status_ == Status.RESOLUTION
+    assert k.converged_
+    there = k.cluster_centers_[None].expand(20, 3, 2)
+    found = M.geodesic(there, z[:, None].expand(20, 3, 2), rtol=1e-2, throw=False).length
+    decided = torch.ones(20, dtype=torch.bool)
+    decided[k.undecided_] = False
+    own = found.gather(1, k.labels_[:, None])[:, 0]
+    assert (own <= 1.05 * found.amin(1))[decided].all()

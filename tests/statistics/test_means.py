@@ -95,14 +95,14 @@ def positive(n, seed=0):
     return torch.stack([values[:, 0].exp(), 0.3 * values[:, 1], values[:, 2].exp()], -1)
 
 
-def implicit(distances, p, z, weights, covector):
+def implicit(distances, p, z, weights, covector, power=2):
     """Gradients of ``covector · p`` in points and weights, by autograd on closed-form distances.
 
     ``∂_p F = 0`` holds on, so ``dp = −(∂_pp F)⁻¹ d(∂_p F)``.
     """
     p, z, weights = (x.detach().clone().requires_grad_() for x in (p, z, weights))
     share = weights / weights.sum()
-    objective = (share * distances(p.expand_as(z), z).square()).sum()
+    objective = (share * distances(p.expand_as(z), z) ** power).sum()
     (slope,) = torch.autograd.grad(objective, p, create_graph=True)
     rows = [torch.autograd.grad(s, p, retain_graph=True)[0] for s in slope]
     adjoint = -torch.linalg.solve(torch.stack(rows).T, covector)
@@ -411,6 +411,12 @@ class TestPeriodicCoordinates:
         )
         torch.testing.assert_close(found.variance, expected.variance, rtol=1e-5, atol=0)
 
+    @pytest.mark.parametrize("f", [frechet_mean, geometric_median])
+    def test_copies_are_no_other_minima(self, f):
+        z = torch.cat([self.Z, self.Z + torch.tensor([2 * math.pi, 0.0], dtype=F64)])
+        found = f(self.M, z, n_starts=8)
+        assert found.alternatives == ()
+
     def test_neighbours(self):
         n = self.M.neighbors(self.Z, 2)
         gaps = (self.Z[:, None] - self.Z[None]).abs()
@@ -448,6 +454,76 @@ class TestMedian:
         z = torch.tensor([[0.0], [1.0], [2.0], [7.0], [50.0]], dtype=F64)
         m = geometric_median(Manifold(lambda z: torch.cat([z, 2 * z], -1)), z)
         torch.testing.assert_close(m.point, torch.tensor([2.0], dtype=F64), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_minimises_closed_form_distances(self, seed):
+        """Nelder and Mead find nothing lower from the points and from the median itself."""
+        minimize = pytest.importorskip("scipy.optimize").minimize
+        z = points(3 + seed, 2, seed, scale=0.5)
+        weights = points(3 + seed, 1, seed + 50)[:, 0].abs()
+        space, distances = Manifold(sphere), spherical_distances
+        if seed % 2:
+            z[:, 1] = z[:, 1].exp()
+            space, distances = HALF_PLANE, hyperbolic_distances
+        share = weights / weights.sum()
+
+        def objective(p):
+            return float((share * distances(torch.as_tensor(p).expand_as(z), z)).sum())
+
+        m = geometric_median(space, z, weights, rtol=1e-7)
+        starts = [*z, z.mean(0), m.point]
+        options = {"xatol": 1e-9, "fatol": 1e-13}
+        found = [minimize(objective, p, method="Nelder-Mead", options=options) for p in starts]
+        # Closed forms of distance 0 are off by the root of a rounding.
+        assert objective(m.point) <= min(one.fun for one in found) + 3e-8
+        torch.testing.assert_close(float(m.objective), objective(m.point), rtol=0, atol=3e-8)
+        assert m.converged
+
+    def test_a_point_of_the_data_is_met_exactly(self):
+        """Its weight is more than what the others pull with, or just less."""
+        angle = torch.tensor([0.0, 2.0, 4.0], dtype=F64)
+        ring = 0.4 * torch.stack([angle.cos(), angle.sin()], -1)
+        z = torch.cat([torch.zeros(1, 2, dtype=F64), ring])
+        pull = float(ring.sum(0).norm()) / 0.4
+        for held, exact in ((1.02, True), (0.98, False)):
+            weights = torch.tensor([held * pull, 1.0, 1.0, 1.0], dtype=F64)
+            m = geometric_median(Manifold(lambda z: torch.cat([z, z], -1)), z, weights, rtol=1e-8)
+            assert torch.equal(m.point, z[0]) == exact
+            assert (float(m.error) == 0) == exact
+            assert m.converged
+            if not exact:
+                assert 0 < float(m.point.norm()) < 0.05
+
+    @pytest.mark.parametrize("where", ["sphere", "half plane"])
+    def test_derivatives(self, where):
+        """Against the implicit function theorem on closed-form distances."""
+        z = points(7, 2, seed=4)
+        space, distances = Manifold(sphere), spherical_distances
+        if where == "half plane":
+            z[:, 1] = z[:, 1].exp()
+            space, distances = HALF_PLANE, hyperbolic_distances
+        weights = torch.linspace(1, 2, 7, dtype=F64)
+        z.requires_grad_()
+        weights.requires_grad_()
+        m = geometric_median(space, z, weights, rtol=1e-8)
+        covector = torch.tensor([0.7, -0.4], dtype=F64)
+        found = torch.autograd.grad(covector @ m.point, (z, weights), retain_graph=True)
+        wanted = implicit(distances, m.point, z, weights, covector, power=1)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        (slope,) = torch.autograd.grad(m.objective, z)
+        inside = z.detach().clone().requires_grad_()
+        share = (weights / weights.sum()).detach()
+        known = (share * distances(m.point.detach().expand_as(inside), inside)).sum()
+        torch.testing.assert_close(
+            slope, torch.autograd.grad(known, inside)[0], rtol=1e-5, atol=1e-7
+        )
+
+    def test_follows_the_point_that_it_is(self):
+        z = torch.cat([points(1, 2).expand(3, 2), points(2, 2, seed=7)]).requires_grad_()
+        m = geometric_median(Manifold(sphere), z)
+        (slope,) = torch.autograd.grad(m.point.sum(), z)
+        torch.testing.assert_close(slope, torch.eye(5, dtype=F64)[0, :, None].expand(5, 2))
 
     def test_is_not_the_mean(self):
         z = torch.cat([points(10, 2, scale=0.05), torch.tensor([[1.0, 0.5]], dtype=F64)])
@@ -528,3 +604,35 @@ class TestRough:
         assert rough.converged
         off = space.norm(exact.point[None], (rough.point - exact.point)[None])[0]
         assert off <= rough.error <= 1e-2 * rough.variance.sqrt()
+
+
+class TestKinks:
+    """A piecewise linear decoder: what is known roughly is said to be."""
+
+    @pytest.mark.parametrize("find", [frechet_mean, geometric_median])
+    @pytest.mark.parametrize("seed", range(2))
+    def test_its_error_is_honest(self, find, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 8)).double()
+        z = points(12, 2, seed, scale=1.0)
+        M = Manifold(net.requires_grad_(False))
+        m = find(M, z, rtol=1e-6, throw=False)
+        spread = m.variance.sqrt()
+        if find is frechet_mean:
+            assert m.status == Status.RESOLUTION
+            with pytest.raises(NotConvergedError, match="RESOLUTION"):
+                find(M, z, rtol=1e-6)
+        assert m.error <= 0.3 * spread
+        # What it minimises is not lower, beyond its error, where other searches look.
+        power = 2 if find is frechet_mean else 1
+        for step in 0.3 * torch.eye(2, dtype=F64):
+            for near in (m.point + step, m.point - step):
+                lengths = M.geodesic(near.expand_as(z), z, rtol=1e-2, throw=False).length
+                assert (lengths**power).mean() > 0.99 * m.objective
+
+    def test_of_a_linear_decoder_is_exact(self):
+        z = points(9, 3)
+        net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 5)).double().requires_grad_(False)
+        m = frechet_mean(Manifold(net), z)
+        torch.testing.assert_close(m.point, z.mean(0), rtol=0, atol=1e-9)
