@@ -222,15 +222,16 @@ class _Patch:
         columns: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
         for k, offset in enumerate(_offsets(len(box.shape), _REACH)):
-            here, there = _shifted(box.shape, offset)
+            here, there = shifted(box.shape, offset)
             rows.append(number[here].ravel())
             columns.append(number[there].ravel())
-            lengths.append(edges[(*here, k)].ravel())
+            lengths.append(edges[..., k][here].ravel())
         ends = np.concatenate(rows), np.concatenate(columns)
         weights = np.concatenate(lengths)
         sound = np.isfinite(weights) & (weights > 0)
-        rows, columns = (np.concatenate([a[sound], b[sound]]) for a, b in (ends, ends[::-1]))
-        entries = np.tile(weights[sound], 2), (rows, columns)
+        start, stop = (x[sound] for x in ends)
+        places = np.concatenate([start, stop]), np.concatenate([stop, start])
+        entries = np.tile(weights[sound], 2), places
         self.graph = csr_array(entries, shape=(number.size, number.size))
 
     def ways(
@@ -242,25 +243,9 @@ class _Patch:
         if first == last:
             return []
         found = []
-        graph = self.graph.copy()
-        touched = np.zeros(graph.shape[0], dtype=bool)
-        for _ in range(count):
-            passed, before = csgraph.dijkstra(
-                graph, indices=first, return_predecessors=True, limit=limit
-            )
-            if before[last] < 0:
-                break
-            path = [last]
-            while path[-1] != first:
-                path.append(int(before[path[-1]]))
-            path = path[::-1]
+        for path, passed in detours(self.graph, first, last, limit, count):
             corners = np.stack(np.unravel_index(path[1:-1], self.box.shape), -1)
-            found.append(((corners + self.box.low) * self.spacing, passed[path]))
-            touched[:] = False
-            touched[path[1:-1]] = True
-            detour = touched[graph.indices] | np.repeat(touched, np.diff(graph.indptr))
-            graph.data[detour] *= _DETOUR
-            limit *= _DETOUR
+            found.append(((corners + self.box.low) * self.spacing, passed))
         return found
 
     def _nearest(self, point: np.ndarray) -> int:
@@ -268,7 +253,40 @@ class _Patch:
         return int(np.ravel_multi_index(tuple(place), self.box.shape))
 
 
-def _shifted(
+def detours(
+    graph: csr_array, first: int, last: int, limit: float, count: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The shortest path, and others, with the lengths at which their nodes are passed.
+
+    Edges that touch the inner nodes of a path are made longer before the next one is looked for.
+
+    Args:
+        graph: Lengths of edges, in both directions.
+        first: Number of the first node.
+        last: Of the last one.
+        limit: Longer ones are not looked for.
+        count: How many, at most.
+    """
+    graph = graph.copy()
+    for _ in range(count):
+        passed, before = csgraph.dijkstra(
+            graph, indices=first, return_predecessors=True, limit=limit
+        )
+        if before[last] < 0:
+            return
+        path = [last]
+        while path[-1] != first:
+            path.append(int(before[path[-1]]))
+        path = path[::-1]
+        yield path, passed[path]
+        touched = np.zeros(graph.shape[0], dtype=bool)
+        touched[path[1:-1]] = True
+        longer = touched[graph.indices] | np.repeat(touched, np.diff(graph.indptr))
+        graph.data[longer] *= _DETOUR
+        limit *= _DETOUR
+
+
+def shifted(
     shape: tuple[int, ...], offset: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """The nodes that have another one at an offset, and those others."""

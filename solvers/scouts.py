@@ -46,7 +46,7 @@ _SCOUTS = 4
 _ROUNDS = ((8, 5, 1.3, 3), (16, 8, 1.0, 2), (32, 12, 1.03, 1))
 # Up to so many dimensions scouts come from a lattice, so many of a pair.
 _LATTICE_UP_TO = 2
-_WAYS = 2
+_WAYS = 3
 # A way on a lattice is worth a descent when it is this far from the known geodesic somewhere.
 _OFF_THE_WAY = 0.05
 # Another geodesic is this far from the known one somewhere, relative to its length.
@@ -140,7 +140,7 @@ def _descended(
         keep = _elsewhere(space, known, pair, nodes, _OFF_THE_WAY)
         pair = pair[keep]
         nodes = nodes[keep]
-        rounds = _ROUNDS_OF_WAYS
+        rounds: tuple[tuple[int, int, float, int], ...] = _ROUNDS_OF_WAYS
     else:
         straight = first.resample(_ROUNDS[0][0])
         swung = start_curves(straight, 1 + _SCOUTS, None, generator, labels_of(space))[1:]
