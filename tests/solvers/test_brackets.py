@@ -82,7 +82,7 @@ class TestClosedForms:
         z0, z1 = point(0.0, 0.3, -0.1)[:m], point(1.0, 0.7, 0.4)[:m]
         d = (z1 - z0) @ metric @ (z1 - z0)
         r = by_lattice(MetricSpace(lambda z: metric.expand(len(z), m, m)), z0, z1)
-        self.brackets(r, d.sqrt(), {1: 1e-3, 2: 0.08, 3: 0.35}[m])
+        self.brackets(r, d.sqrt(), {1: 1e-3, 2: 0.04, 3: 0.25}[m])
 
 
 class TestTwoValleys:
@@ -95,7 +95,7 @@ class TestTwoValleys:
         torch.testing.assert_close(r.length, best, rtol=2e-4, atol=0)
         low = r.bracket[:, 0]
         assert bool((low <= best).all())
-        assert bool((low > 0.95 * best).all())
+        assert bool((low > 0.88 * best).all())
         assert bool((low > r.lower_bound).all())
         torch.testing.assert_close(r.alternatives.length[1], alone, rtol=2e-4, atol=0)
 
@@ -177,7 +177,7 @@ class TestEdges:
         """With whole numbers, of one basis: the bases fill the space and have determinant 1."""
         every = [torch.tensor(basis, dtype=F64) for basis in _bases(m)]
         assert all(abs(abs(float(torch.linalg.det(b))) - 1) < 1e-9 for b in every)
-        for v in itertools.product(range(-4, 5), repeat=m):
+        for v in itertools.product(range(-3, 4), repeat=m):
             if m == 1 and v[0] < 0:
                 continue  # the opposite of an edge is an edge
             weights = [torch.linalg.solve(b.T, torch.tensor(v, dtype=F64)) for b in every]
