@@ -1,7 +1,7 @@
 """Decoders that fold ten classes of digits into a plane: other seeds, depths, activations, losses.
 
-The look for shorter geodesics was tuned on the demonstration's decoder with seed 0, and on no other
-one of these.
+The look for shorter geodesics was tuned on the demonstration's decoder with seed 0, and on sets of
+the other kinds with other seeds.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def every() -> list[Callable[[], Folded]]:
     """All sets; the first is the one that was tuned on."""
     return [
         lambda: demonstration(0),
-        lambda: demonstration(1),
-        lambda: deep(2),
-        lambda: variational(3),
-        lambda: of_an_embedding(4),
+        lambda: deep(12),
+        lambda: variational(13),
+        lambda: of_an_embedding(14),
+        lambda: demonstration(11),
     ]
 
 

@@ -32,8 +32,9 @@ _FINENESS = 14
 _REACH = 2
 # Edges that touch a way already found count this much longer when the next one is looked for.
 _DETOUR = 1.6
-# A way is not looked for beyond so many lengths of the known curve.
-_LONGEST = 1.5
+# A way is not looked for beyond so many lengths of the known curve, nor a detour, whose edges that
+# touch another way count longer.
+_LONGEST = 1.3
 # Numbers of images that are held at once.
 _NUMBERS = 2**23
 
@@ -264,7 +265,7 @@ def detours(
         graph: Lengths of edges, in both directions.
         first: Number of the first node.
         last: Of the last one.
-        limit: Longer ones are not looked for.
+        limit: Longer ones are not looked for, as edges count.
         count: How many, at most.
     """
     graph = graph.copy()
@@ -283,7 +284,6 @@ def detours(
         touched[path[1:-1]] = True
         longer = touched[graph.indices] | np.repeat(touched, np.diff(graph.indptr))
         graph.data[longer] *= _DETOUR
-        limit *= _DETOUR
 
 
 def shifted(
