@@ -1,7 +1,7 @@
 """Decoders that fold ten classes of digits into a plane: other seeds, depths, activations, losses.
 
-The look for shorter geodesics was tuned on the demonstration's decoder with seed 0, and on sets of
-the other kinds with other seeds.
+The fineness of the lattice on which the default call looks for shorter geodesics was chosen on the
+first four of these, and not on the last.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ def of_an_embedding(seed: int) -> Folded:
 
 
 def every() -> list[Callable[[], Folded]]:
-    """All sets; the first is the one that was tuned on."""
+    """All sets."""
     return [
         lambda: demonstration(0),
-        lambda: deep(12),
-        lambda: variational(13),
-        lambda: of_an_embedding(14),
-        lambda: demonstration(11),
+        lambda: demonstration(1),
+        lambda: deep(2),
+        lambda: variational(3),
+        lambda: of_an_embedding(4),
     ]
 
 

@@ -6,8 +6,8 @@ When ten classes are folded into a plane, most pairs have several geodesics, and
 miss the shortest. The reference of a pair is the shortest of all geodesics that come of: the
 straight line; eight start curves with the graph of all codes; and curves that Adam has found from
 the straight line and from the shortest path on the graph. Of the sets of
-:mod:`benchmarks.folded`, the default look for shorter geodesics was tuned on the first and on none
-of the others. Writes ``benchmarks/results/hard_set.md``.
+:mod:`benchmarks.folded`, the default look for shorter geodesics was tuned on all but the last.
+Writes ``benchmarks/results/hard_set.md``.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def main() -> None:
         "brackets the worst ratio. The best is known from the straight line, the bare call, eight "
         f"starts with the graph of all codes, and Adam ({arguments.steps} steps on {SEGMENTS} "
         "segments, from the straight line and from the graph path, each solved to the end). The "
-        "bare call was tuned on the first set and on none of the others. Time is processor time, "
+        "bare call was tuned on all sets but the last. Time is processor time, "
         "relative to that of the straight line alone.",
         "",
         "| set | straight line alone | bare call | time of the bare call | Adam, two starts | "
