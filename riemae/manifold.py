@@ -1265,6 +1265,8 @@ class Manifold:
         condition: Conditions = None,
         max_decodings: int | None = None,
         max_seconds: float | None = None,
+        method: Literal["path", "lattice"] = "path",
+        region: tuple[Tensor, Tensor] | None = None,
     ) -> GeodesicResult:
         """Geodesics between pairs of points: :func:`riemae.solvers.geodesic` on this manifold.
 
@@ -1293,6 +1295,9 @@ class Manifold:
                 with the status BUDGET and their shortest curve so far: see
                 :func:`riemae.solvers.geodesic`.
             max_seconds: The same for seconds.
+            method: ``"lattice"`` looks for the shortest ways on a lattice, in up to 3 dimensions,
+                and the result says by its ``bracket`` how much shorter another curve may be.
+            region: The lowest and the highest corner of the lattice; by default around each pair.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.
@@ -1321,7 +1326,8 @@ class Manifold:
             "progress": progress,
         }
         with limited("Manifold.geodesic", max_decodings, max_seconds):
-            if self.latent is not None and init is None and n_starts is None and graph is None:
+            free = init is None and n_starts is None and graph is None and method == "path"
+            if self.latent is not None and free:
                 return latent_geodesic(
                     self.latent,
                     self._solver(core, z0, z1),
@@ -1331,6 +1337,7 @@ class Manifold:
                     **options,
                 )
             options |= {"n_starts": n_starts, "graph": graph, "generator": generator}
+            options |= {"method": method, "region": region}
             return self._solver(core, z0, z1)(z0, z1, init=init, **options)
 
     def _solver(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.exceptions import FallbackWarning, NotConvergedError, stack_level
-from riemae.numerics.checks import expect_range, expect_rtol
+from riemae.exceptions import FallbackWarning, NotConvergedError, OptionError, stack_level
+from riemae.numerics.checks import expect_choice, expect_range, expect_rtol, expect_shape
 from riemae.numerics.memory import total_memory, within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
 from riemae.numerics.values import evidently_finite
+from riemae.solvers.brackets import Search, bracketed, searches, starts
 from riemae.solvers.budget import limited, metered
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
@@ -30,12 +32,14 @@ from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
 from riemae.solvers.safeguard import Told, exchanged, not_longer
 from riemae.solvers.scouts import SEGMENTS, scouted
-from riemae.solvers.search import SCOUT_SEGMENTS, search
+from riemae.solvers.search import SCOUT_SEGMENTS, ranked, search
 from riemae.solvers.solver import Solver, expect_solver
 from riemae.solvers.space import HasSpace, Space, space_of
 from riemae.solvers.state import placed
 
 _STARTS_WITH_GRAPH = 4
+_STARTS_WITH_LATTICE = 3
+_LATTICE_UP_TO = 3  # dimensions
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
 # same everywhere. Where a curve ran into a singular point, more of them come to nothing.
 _RESORT_STEPS = 50
@@ -86,6 +90,8 @@ def geodesic(
     progress: Progress | bool | None = None,
     max_decodings: int | None = None,
     max_seconds: float | None = None,
+    method: Literal["path", "lattice"] = "path",
+    region: tuple[Tensor, Tensor] | None = None,
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
@@ -135,6 +141,14 @@ def geodesic(
             begun have their start curve and the length NaN. The result depends on this number, but
             not on the machine.
         max_seconds: The same for seconds, by the clock: results depend on the machine.
+        method: With ``"lattice"``, in up to 3 dimensions, start curves are the straight line (or
+            ``init``) and the shortest ways on a lattice of 65 nodes along each axis (25 in three
+            dimensions), ``n_starts`` in all, by default 3. The result then also has lower bounds of
+            the distance: see ``GeodesicResult.bracket`` and :mod:`riemae.solvers.brackets`. The
+            metric is computed at all nodes, which ``max_decodings`` counts and does not prevent.
+        region: The lowest and the highest corner ``(m,)`` of the lattice, for all pairs. By default
+            each pair has its own, around its start curve, as large as it must be for shorter curves
+            to stay in it, as far as five times the start curve's longest side.
 
     Returns:
         One entry per pair. Not differentiable: see ``Manifold.distance`` for gradients.
@@ -145,7 +159,8 @@ def geodesic(
         DeviceError: When their devices differ, or they have no values (meta device).
         GraphError: When ``graph`` is on points of another dimension, dtype or device.
         OptionError: When ``rtol``, ``n_starts``, ``max_decodings`` or ``max_seconds`` is not
-            positive.
+            positive, or a lattice cannot be had: in more than 3 dimensions, with ``graph`` or with
+            conditions, or where an end is not inside ``region``.
         NotConvergedError: When ``throw`` and a pair ends with another status than CONVERGED; it
             carries the result.
 
@@ -159,7 +174,10 @@ def geodesic(
     expect_solver("geodesic", solver)
     expect_graph(graph, z0[..., :m])
     source = as_generator("geodesic", generator)
+    corners = _expect_method(method, region, z0[..., :m], graph, labels_of(space))
     alone = solver is None and init is None and n_starts is None and graph is None
+    if method == "lattice" and n_starts is None:
+        n_starts = _STARTS_WITH_LATTICE
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
     second: Newton | None = None
@@ -180,14 +198,24 @@ def geodesic(
     ):
         space = metered(space, budget)
         start = start_curve(z0.detach(), z1.detach(), init)
-        if n_starts == 1 or not len(start.nodes):
+        if method == "lattice" and len(start.nodes):
+            found = searches(space, start, corners)
+            fine = _at_least(solver, SCOUT_SEGMENTS)
+            result = _from_lattice(
+                partial(_solve, space, fine, resort, second),
+                space,
+                start,
+                found,
+                n_starts,
+                rtol,
+                report,
+            )
+        elif n_starts == 1 or not len(start.nodes):
             result, told = _solve(space, solver, resort, second, start, rtol, report)
             if alone:
                 result = _with_scouts(space, solver, second, start, rtol, source, result, told)
         else:
-            segments = min(max(solver.segments, SCOUT_SEGMENTS), solver.max_segments)
-            # A solver is a frozen dataclass.
-            fine: Solver = replace(cast(Any, solver), segments=segments)
+            fine = _at_least(solver, SCOUT_SEGMENTS)
             result = search(
                 solve=lambda *start: _solve(space, fine, resort, second, *start)[0],
                 space=space,
@@ -203,6 +231,67 @@ def geodesic(
     if throw:
         return demand_convergence(result)
     return result
+
+
+def _at_least(solver: Solver, segments: int) -> Solver:
+    """The solver with so many segments on its coarsest level, as far as it may have them."""
+    # A solver is a frozen dataclass.
+    wanted = min(max(solver.segments, segments), solver.max_segments)
+    finer: Solver = replace(cast(Any, solver), segments=wanted)
+    return finer
+
+
+def _expect_method(
+    method: str,
+    region: tuple[Tensor, Tensor] | None,
+    z: Tensor,
+    graph: Graph | None,
+    labels: int,
+) -> tuple[Tensor, Tensor] | None:  # (*b, m) -> (m,), (m,)
+    """The corners of the region, like the points.
+
+    Raises:
+        OptionError: For another method, or a lattice that cannot be had.
+        ShapeError: When a corner is not a point.
+    """
+    expect_choice("geodesic", "method", method, ("path", "lattice"))
+    if method == "path":
+        if region is not None:
+            got = "method='path'"
+            raise OptionError("geodesic", "a lattice for region", got, "Try method='lattice'.")
+        return None
+    m = z.shape[-1]
+    if m > _LATTICE_UP_TO:
+        hint = "Lattices grow as n^m: use n_starts= or graph= there."
+        raise OptionError("geodesic (method='lattice')", "1 to 3 dimensions", str(m), hint)
+    if graph is not None or labels:
+        got = "a graph" if graph is not None else "conditions"
+        hint = "Leave one of them out."
+        raise OptionError("geodesic (method='lattice')", "no graph, no conditions", got, hint)
+    if region is None:
+        return None
+    low, high = (torch.as_tensor(x).detach().to(z) for x in region)
+    for name, corner in (("low", low), ("high", high)):
+        expect_shape("geodesic", f"region ({name})", corner, (m,), "One corner of a box.")
+    return low, high
+
+
+def _from_lattice(
+    solve: Callable[[Curve, float, Progress | None], tuple[GeodesicResult, Told]],
+    space: Space,
+    start: Curve,
+    found: list[Search],
+    count: int,
+    rtol: float,
+    progress: Progress | None,
+) -> GeodesicResult:  # a flat batch (p,)
+    """The shortest geodesics that start curves and ways on a lattice lead to, with brackets."""
+    pair, nodes = starts(found, start, count - 1, SCOUT_SEGMENTS)
+    p = len(start.nodes)
+    own = torch.arange(p, device=pair.device)
+    first = start.resample(SCOUT_SEGMENTS).nodes
+    every, _ = solve(Curve.from_nodes(torch.cat([first, nodes])), rtol, progress)
+    return bracketed(found, ranked(space, every, torch.cat([own, pair]), p))
 
 
 def _starts(count: int | None, graph: Graph | None) -> int:
@@ -292,9 +381,7 @@ def _with_scouts(
     told: Told,
 ) -> GeodesicResult:  # a flat batch (p,)
     """The result after a bounded look for shorter geodesics."""
-    segments = min(max(solver.segments, SEGMENTS), solver.max_segments)
-    # A solver is a frozen dataclass.
-    fine: Solver = replace(cast(Any, solver), segments=segments)
+    fine = _at_least(solver, SEGMENTS)
 
     def solve(found: Curve) -> GeodesicResult:
         return _solve(space, fine, None, second, found, rtol, None)[0]

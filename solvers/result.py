@@ -105,7 +105,8 @@ class GeodesicResult:
             a geodesic.
         rtol: The relative accuracy that was asked for.
         stats: Per pair: ``segments`` and ``steps`` spent, ``decrement`` (relative length still to
-            gain at that resolution); with conditions, ``condition``: which of them, counted along
+            gain at that resolution); with a lattice, ``inside`` and ``leaving``, see
+            :attr:`bracket`; with conditions, ``condition``: which of them, counted along
             the pairs.
         alternatives: All distinct local geodesics that a search with several starts found, the
             shortest first: a result of shape ``(s, *b)``, its places beyond what a pair has marked
@@ -147,6 +148,21 @@ class GeodesicResult:
         second = self.alternatives[1]
         longer = (second.length - self.length) / self.length
         return torch.where(second.converged, longer, torch.nan)
+
+    @property
+    def bracket(self) -> Tensor:
+        """``(*b, 2)``, between which two numbers the distance is: a lower bound, and ``length``.
+
+        With ``method="lattice"`` the lower one is the smaller of two, ``stats["inside"]`` for
+        curves that stay in the box and ``stats["leaving"]`` for those that leave it:
+        :mod:`riemae.solvers.brackets` says what of them is proved and what is sampled. Without, or
+        where the ambient distance is more, it is ``lower_bound``.
+        """
+        lower = self.lower_bound
+        if "inside" in self.stats:
+            inside = torch.minimum(self.stats["inside"], self.stats["leaving"])
+            lower = torch.fmax(lower, inside)
+        return torch.stack([lower, self.length], -1)
 
     @cached_property
     def residual(self) -> Tensor:

@@ -1,9 +1,12 @@
 """A bounded look for a shorter geodesic than the one next to the start curve.
 
 Most pairs need none, and cost nothing: their geodesic is hardly longer than the ambient distance,
-or took a few steps to find. For the others, curves that swing out to the side go down a few steps
-of a gradient-only descent, on few segments at first. Only where one of them is then lower than the
-geodesic that is known, and elsewhere, is it solved.
+or took a few steps to find. For the others, curves go down a few steps of a gradient-only descent.
+Only where one of them is then lower than the geodesic that is known, and elsewhere, is it solved.
+
+Where the curves come from: in two dimensions the shortest ways on a lattice around the geodesic
+that is known (:mod:`riemae.solvers.lattice`), which see all of the plane there. In more, a lattice
+has too many nodes, and curves swing out to the side, on few segments at first.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from riemae.solvers.budget import spent, strict
 from riemae.solvers.chunk import solve_level
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import labels_of
+from riemae.solvers.lattice import ways
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.result import GeodesicResult, Status
@@ -40,9 +44,15 @@ _EASY_STEPS, _HARD_STEPS = 5, 7
 # relative to the geodesic that is known, to go on, and how many of a pair do.
 _SCOUTS = 4
 _ROUNDS = ((8, 5, 1.3, 3), (16, 8, 1.0, 2), (32, 12, 1.03, 1))
+# Up to so many dimensions scouts come from a lattice, so many of a pair.
+_LATTICE_UP_TO = 2
+_WAYS = 3
+# A way on a lattice is worth a descent when it is this far from the known geodesic somewhere.
+_OFF_THE_WAY = 0.05
 # Another geodesic is this far from the known one somewhere, relative to its length.
 _ELSEWHERE = 0.1
 _TOL = 1e-3
+_ROUNDS_OF_WAYS = ((32, 3, 1.2, 2), (32, 9, 1.03, 1))
 # What they have found is solved from as many segments as they ended on: on fewer, curves slide off.
 SEGMENTS = _ROUNDS[-1][0]
 # Without a length, a budget or a metric there is nothing to be compared with.
@@ -125,12 +135,23 @@ def _descended(
     at_once: Callable[[Tensor], int],
 ) -> tuple[Tensor, Tensor]:  # a flat batch (q,) -> (k,), (k, n + 1, m)
     """The pairs for which a scout has found a lower way, and its nodes."""
-    straight = first.resample(_ROUNDS[0][0])
-    swung = start_curves(straight, 1 + _SCOUTS, None, generator, labels_of(space))[1:]
-    pair = torch.arange(len(known.length), device=swung.device).repeat(len(swung))
+    if first.nodes.shape[-1] == _LATTICE_UP_TO and not labels_of(space):
+        pair, nodes = ways(strict(space), known.curve, known.length, _WAYS, SEGMENTS)
+        keep = _elsewhere(space, known, pair, nodes, _OFF_THE_WAY)
+        pair = pair[keep]
+        nodes = nodes[keep]
+        rounds: tuple[tuple[int, int, float, int], ...] = _ROUNDS_OF_WAYS
+    else:
+        straight = first.resample(_ROUNDS[0][0])
+        swung = start_curves(straight, 1 + _SCOUTS, None, generator, labels_of(space))[1:]
+        pair = torch.arange(len(known.length), device=swung.device).repeat(len(swung))
+        nodes = swung.flatten(0, 1)
+        rounds = _ROUNDS
     descent = QuasiNewton()
-    state = descent.begin(swung.flatten(0, 1))
-    for segments, steps, highest, count in _ROUNDS:
+    state = descent.begin(nodes)
+    for segments, steps, highest, count in rounds:
+        if not len(pair):
+            break
         if segments > state.nodes.shape[1] - 1:
             fine = Curve.from_nodes(state.nodes).resample(segments).nodes
             state = refined(descent, state, fine, np.zeros(len(fine), dtype=bool))
@@ -144,20 +165,26 @@ def _descended(
         here = known.curve.resample(segments).nodes
         height = segments * space.squared_chords(here).sum(-1)
         rows = (state.energy < highest * height[pair]).nonzero().flatten()
-        apart = ~run_together(
-            space=space,
-            one=here[pair[rows]][:, 1:-1],
-            two=state.nodes[rows][:, 1:-1],
-            length=known.length[pair[rows]],
-            share=_ELSEWHERE,
-        )
-        rows = rows[apart]
+        rows = rows[_elsewhere(space, known, pair[rows], state.nodes[rows], _ELSEWHERE)]
         rows = rows[_lowest(pair[rows], state.energy[rows], count)]
         pair = pair[rows]
         state = select(state, rows.cpu().numpy())
-        if not len(rows):
-            break
     return pair, state.nodes
+
+
+def _elsewhere(
+    space: Space, known: GeodesicResult, pair: Tensor, nodes: Tensor, share: float
+) -> Tensor:  # (q,), (k,), (k, n + 1, m) -> (j,)
+    """Which curves are somewhere farther from the geodesics than a share of their length."""
+    here = known.curve.resample(nodes.shape[1] - 1).nodes
+    together = run_together(
+        space=space,
+        one=here[pair][:, 1:-1],
+        two=nodes[:, 1:-1],
+        length=known.length[pair],
+        share=share,
+    )
+    return (~together).nonzero().flatten()
 
 
 def _lowest(pair: Tensor, energy: Tensor, count: int) -> Tensor:  # (k,), (k,) -> (q,)
