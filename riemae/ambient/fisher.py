@@ -240,6 +240,18 @@ class _FisherRaoProducts(FisherRao, ProductMetric):
     def _named_free(self, family: Family) -> tuple[Family, frozenset[str]]:
         return family, frozenset(family.unknown(self._constants)) - family.support_parameters
 
+    def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """``vᵀ H(x) v``; by the diagonal where there is one."""
+        if not self.is_diagonal:
+            return super().squared_norm(x, v)
+        return (self.diagonal(x) * v.flatten(1).square()).sum(-1)
+
+    def squared_length(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k,)
+        """The same; by a diagonal, never negative."""
+        if not self.is_diagonal:
+            return super().squared_length(x, v)
+        return self.squared_norm(x, v)
+
     def product(self, x: Tensor, v: Tensor) -> Tensor:  # (k, D), (k, D) -> (k, D)
         """``H(x) v``, head by head."""
         heads = self._heads(x)

@@ -20,7 +20,7 @@ from riemae.numerics.memory import total_memory
 # than everything at once.
 _CPU_BYTES = 8 * 2**20
 _DEVICE_BYTES = 512 * 2**20
-_MIN_CHUNK = 16
+_MIN_CHUNK = 8
 # Fewer points where these would fill more than one part in so many of the memory.
 _LEAST_SHARE = 16
 
@@ -73,11 +73,13 @@ class Chunks:
         # Forward mode refuses views whose elements share memory, such as expanded points.
         args = tuple(x.contiguous() for x in args)
         points = args[0]
+        size = self.rows(f, points, passes)
         if self.batch_invariant:
             widths = self.widths_of(f, points)
             multiple = row_multiple(widths, points.element_size())
             evaluate = _padded(evaluate, multiple)
-        size = self.rows(f, points, passes)
+            if passes:  # only the last chunk is padded
+                size = multiple * max(1, round(size / multiple))
         whole = f.spread(len(points))
         if len(points) <= size:
             return evaluate(whole, *args)

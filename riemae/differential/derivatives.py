@@ -257,11 +257,16 @@ class Differential:
     def expansion(
         self, z: Tensor, covector: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:  # (k, m) -> (k, D), (k, D, m), (k, m, m)
-        """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)``, all points at once.
+        """``f``, ``J`` and ``a·∂²f`` with ``a = covector(f)`` of all points at once.
 
-        One forward and one reverse pass.
+        One forward and one reverse pass; where these do not fit into one chunk, one for the values
+        and two for each chunk.
         """
         k = len(z)
+        if k > self._chunks.rows(self._f, z, 2 + 2 * z.shape[-1]):
+            own = covector(self.value(z))
+            x, j, forms = self.contractions(z, own[:, None], lambda x, j, a: a)
+            return x, j, forms[:, 0]
 
         def formula(mode: Mode, f: BatchedMap, create_graph: bool, z: Tensor) -> Any:
             def chosen(x: Tensor, j: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class LocationScale(DiagonalFamily):
     def diagonal(self, p: Params, free: Free) -> Params:
         """The diagonal of ``H(p)``, one entry per free parameter."""
         a, b = self.weights(p)
-        precision = p["scale"] ** -2
+        precision = p["scale"].reciprocal().square()
         weights = {"loc": a, "scale": b}
         return {name: weights[name] * precision for name in free}
 

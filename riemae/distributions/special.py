@@ -17,10 +17,14 @@ from riemae.numerics.transforms import transformed
 _FAR = 20.0  # e^{−2a} vanishes beyond, compared with 1
 
 
-def _root(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+def _root(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
     """``1/(2 √x)``, and its derivative; 0 at 0, NaN below."""
-    slope = torch.where(x == 0, 0.0, 0.5 / y)
-    half = torch.where(x == 0, 0.0, -0.5 / x)
+    edge = x == 0
+    # Twice where: what is infinite must not spoil derivatives of the rest.
+    slope = torch.where(edge, 0.0, 0.5 / torch.where(edge, 1.0, y))
+    if order < 2:
+        return slope, None
+    half = torch.where(edge, 0.0, -0.5 / torch.where(edge, 1.0, x))
     return slope, slope * half
 
 
@@ -38,20 +42,23 @@ def root(x: Tensor) -> Tensor:
     return torch.where(inside, positive.sqrt(), outside)
 
 
-def _arsinh_exp(a: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor]:
+def _arsinh_exp(a: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
     """``1/√(1 + e^{−2a})``, and its derivative."""
     slope = (F.logsigmoid(2 * a) / 2).exp()
+    if order < 2:
+        return slope, None
     return slope, slope * torch.sigmoid(-2 * a)
 
 
 @of_single_numbers(_arsinh_exp)
 def arsinh_exp(a: Tensor) -> Tensor:
     """``arsinh e^a``, without the overflow of ``e^a``."""
-    # log1p (e^a + (√(1 + e^{2a}) − 1)), with the difference as a quotient.
+    # log1p (e^a + (√(1 + e^{2a}) − 1)), with the difference as a quotient; beyond, a + log 2.
     near = a.clamp(max=_FAR).exp()
     square = near * near
     rest = square / (1 + (1 + square).sqrt())
-    return torch.where(a > _FAR, a + math.log(2), (near + rest).log1p())
+    beyond = (a - _FAR).clamp(min=0)
+    return (near + rest).log1p() + beyond
 
 
 @of_single_numbers()

@@ -233,6 +233,8 @@ class PathMetric(Composition):
         """``stepᵀ ½(H(x_i) + H(x_{i+1})) step``, or its square where x are features."""
         if self.embedding is not None:
             return step.square().sum(-1)
+        if self.ambient.is_diagonal:
+            return (self._weights(x) * step.square()).sum(-1)
         flat = step.flatten(0, 1)
         starts = x[:, :-1].flatten(0, 1)
         stops = x[:, 1:].flatten(0, 1)
@@ -245,6 +247,8 @@ class PathMetric(Composition):
         """``½(H(x_i) + H(x_{i+1})) step``."""
         if self.embedding is not None:
             return step
+        if self.ambient.is_diagonal:
+            return self._weights(x) * step
         flat = step.flatten(0, 1)
         starts = x[:, :-1].flatten(0, 1)
         stops = x[:, 1:].flatten(0, 1)
@@ -252,6 +256,11 @@ class PathMetric(Composition):
         last = self.ambient.product(stops, flat)
         mean = (first + last) / 2
         return mean.view(step.shape)
+
+    def _weights(self, x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, n, D)
+        """``½(H(x_i) + H(x_{i+1}))`` of a diagonal metric, which is read once at each point."""
+        h = self.ambient.diagonal(x.flatten(0, 1)).view(x.shape)
+        return (h[:, :-1] + h[:, 1:]) / 2
 
     def _slope(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Energy and gradient of curves that fit into memory together."""
@@ -351,12 +360,14 @@ class PathMetric(Composition):
         covector = self._covector(x, steps, before, after)
         condition = self.variation.condition(self.condition, before, after)
         varied = self.varied.conditioned(condition)
-        _, flat, flat_form = varied.expansion(interior, lambda _: covector)
+        _, flat, forms = varied.contractions(interior, covector[:, None], lambda x, j, a: a)
         slopes = flat.unflatten(0, (p, -1))
-        form = flat_form.unflatten(0, (p, -1))
+        form = forms[:, 0].unflatten(0, (p, -1))
         of_data = slopes[..., :d, :]
         of_numbers = slopes[..., d:, :]
+        # What is made of them keeps this layout.
         j = laid_out(of_data)[..., :d, :]
+        of_numbers = laid_out(of_numbers)[..., : of_numbers.shape[-2], :]
         changes = self.variation.changes(of_numbers, *sides)
         return j, remaining_part(changes, form, j)
 

@@ -161,7 +161,7 @@ class PullbackMetric(PathMetric):
             else:
                 size = self.ambient.squared_length(x, tangent)
             # A derivative may exist where the map has no value (log): no length comes from it.
-            defined = x.isfinite().all(-1)
+            defined = x.abs().amax(-1).isfinite()
             return torch.where(defined, size, torch.nan)
 
         map_ = self.first_order if len(flat) <= _FEW else self.batch_invariant

@@ -549,8 +549,35 @@ class TestChunks:
         # Measured: 256 to 1,024 points at width 256 with 8 tangents in float64. Never so few that
         # overhead rules, unless memory does.
         assert 256 <= Differential(mlp(width=256).double()).chunk(draw(K, M), 8) <= 1024
-        assert Differential(lambda z: z.repeat(1, 10**5)).chunk(draw(K, M), 20) >= 16
-        assert 1 <= Differential(lambda z: z.repeat(1, 10**6)).chunk(draw(K, M), 1000) < 16
+        assert Differential(lambda z: z.repeat(1, 10**5)).chunk(draw(K, M), 20) >= 8
+        assert 1 <= Differential(lambda z: z.repeat(1, 10**6)).chunk(draw(K, M), 1000) < 8
+
+    @pytest.mark.parametrize(("size", "rows"), [(8, 8), (10, 8), (13, 16), (3, 8)])
+    def test_no_chunk_but_the_last_is_padded(self, size, rows):
+        seen = []
+        wave = lambda z: (z @ z.new_ones(4, 16)).sin()  # noqa: E731
+        watched = lambda z: (seen.append(len(z)), wave(z))[1]  # noqa: E731
+        z = draw(48, 4)
+        map_ = Differential(watched, size).batch_invariant()
+        map_.jacobian(z)
+        seen.clear()
+        j = map_.jacobian(z)
+        assert set(seen) == {rows}
+        assert len(seen) == 48 // rows
+        assert torch.equal(j, Differential(wave).batch_invariant().jacobian(z))
+
+    @pytest.mark.parametrize("chunk_size", [2, 3, 6])
+    def test_expansions_along_covectors_that_see_all_points(self, chunk_size):
+        seen = []
+        net = mlp(width=16).double()
+        watched = lambda z: (seen.append(len(z)), net(z))[1]  # noqa: E731
+        z = draw(7, M)
+        covector = lambda x: x.roll(1, 0) - x  # noqa: E731
+        chunked = Differential(watched, chunk_size).expansion(z, covector)
+        assert max(seen) == chunk_size
+        whole = Differential(net, 7).expansion(z, covector)
+        for found, expected in zip(chunked, whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
     def test_shrinks_with_the_memory_of_a_point(self):
         narrow, wide = (Differential(mlp(width=width).double()) for width in (64, 256))

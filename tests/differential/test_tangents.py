@@ -29,6 +29,18 @@ def split_again(z):
     return left * right + constant.sum(-1, keepdim=True)
 
 
+def joined_twice(z):
+    x = first(z)
+    inner = torch.cat([x, torch.ones(len(z), 2).to(z), x.exp()], -1)
+    return torch.cat([inner, x.sin(), inner[:, :3]], -1) * 2
+
+
+def inner_written_before_it_is_joined(z):
+    inner = torch.cat([first(z), first(z).exp()], -1)
+    inner.mul_(3)
+    return torch.cat([inner, first(z).sin()], -1).tanh()
+
+
 def written_in_between(z):
     left = first(z) + 0
     x = torch.cat([left, first(z)], 1)
@@ -53,6 +65,9 @@ CHAINS = {
     "broadcast": lambda z: first(z).sin()[:, :1] * first(z).sin(),
     "in place": lambda z: first(z).sin().mul_(2).add_(1).exp_(),
     "joined and split": split_again,
+    "joined twice": joined_twice,
+    "inner written before it is joined": inner_written_before_it_is_joined,
+    "divided first": lambda z: (first(z) / 3).sin() - (first(z) / -2).exp(),
     "written in between": written_in_between,
     "single numbers": lambda z: arsinh_exp(3 * first(z)) + root(first(z).exp()),
 }
@@ -127,6 +142,53 @@ def test_a_chain_meets_the_tangents_once():
     for name in ("one", "several", "branches of one root", "root and branch"):
         assert passes(CHAINS[name]) == product + 1, name
     assert passes(lambda z: arsinh_exp(first(z))) == product + 1
+    assert passes(lambda z: (first(z) / 3).sin()) == product + 1
+    assert passes(lambda z: (first(z) * 3).sin()) == product + 1
+
+
+def test_what_was_joined_is_joined_further_without_another_copy():
+    tape = Tape(False, len(Z))
+    directions = torch.eye(3).double()[:, None].expand(3, 4, 3)
+    with torch.no_grad():
+        x = first(Jet(Z, directions, None, tape))
+        with Wide((3, 4, 14)) as inner, Wide((3, 4, 21)) as outer:
+            two = torch.cat([x, x.exp()], -1)
+            tangents = torch.cat([two, x.sin()], -1).first
+        assert (inner.count, outer.count) == (0, 1)
+        assert torch.equal(tangents[..., :14], two.first)
+
+
+class TestReverseMode:
+    """Functions of single numbers with a closed form are one operation there, too."""
+
+    A = torch.tensor([-60.0, -3.0, 0.0, 0.4, 19.5, 20.5, 80.0]).double()
+    X = torch.tensor([1e-3, 0.3, 1.0, 40.0]).double()
+
+    @pytest.mark.parametrize(("f", "x"), [(arsinh_exp, A), (root, X)])
+    def test_derivatives_of_every_order(self, f, x):
+        x = x.clone().requires_grad_()
+        assert len(f(x).grad_fn.next_functions) == 1
+        assert f(x).grad_fn.next_functions[0][0].name().endswith("AccumulateGrad")
+        middle = x[1:4].detach().requires_grad_()
+        assert torch.autograd.gradcheck(f, middle)
+        assert torch.autograd.gradgradcheck(f, middle)
+
+    def test_far_from_the_middle(self):
+        a = self.A.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(arsinh_exp(a).sum(), a, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), a)
+        decay = (-2 * self.A).exp()
+        assert_close(slope, (1 + decay).rsqrt(), rtol=1e-12, atol=0)
+        assert_close(bend, decay * (1 + decay) ** -1.5, rtol=1e-12, atol=0)
+        transformed = torch.func.vmap(torch.func.grad(arsinh_exp))(self.A)
+        assert_close(transformed, (1 + decay).rsqrt(), rtol=1e-12, atol=0)
+
+    def test_the_edge_of_a_root_has_no_derivative_and_spoils_none(self):
+        x = torch.tensor([0.0, 4.0]).double().requires_grad_()
+        (slope,) = torch.autograd.grad(root(x).sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), x)
+        assert slope.tolist() == [0.0, 0.25]
+        assert bend.tolist() == [0.0, -1 / 32]
 
 
 def test_what_was_joined_is_split_without_a_copy():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from likelihoods import CASES, Z
+from operations import counted
 from spaces import rand
 from torch import distributions as td
 from torch.autograd.functional import hessian
@@ -295,3 +296,50 @@ class TestAround:
         with torch.inference_mode():
             again = space.expand(nodes.detach().clone())
         assert torch.equal(again.hessian.diagonal, found.hessian.diagonal)
+
+
+class TestReadOnce:
+    """A diagonal metric is read once at every point, whatever is made of it."""
+
+    def test_chords(self):
+        rows = []
+
+        class Watched(Conformal):
+            def diagonal(self, x):
+                rows.append(len(x))
+                return super().diagonal(x)
+
+        space = Manifold(body, ambient=Watched()).as_space(torch.zeros(1, 2).double())
+        nodes = rand(torch.Generator().manual_seed(3), 3, 6, 2)
+        space.squared_chords(nodes)
+        rows.clear()
+        found = space.squared_chords(nodes)
+        assert rows == [18]
+        x = body(nodes.flatten(0, 1)).unflatten(0, (3, 6))
+        steps = x.diff(dim=1).square().sum(-1)
+        weights = 1 + x.square().sum(-1)
+        expected = (weights[:, :-1] + weights[:, 1:]) / 2 * steps
+        assert_close(found, expected, **EXACT)
+
+    def test_a_gradient_costs_little_more_than_one_of_the_decoder(self):
+        def decoder(z):
+            return td.Normal(body(z), 0.1 + F.softplus(body(z)))
+
+        space = Manifold(decoder).as_space(torch.zeros(1, 2).double())
+        nodes = rand(torch.Generator().manual_seed(3), 3, 6, 2)
+        space.energy_and_gradient(nodes)
+        assert counted(lambda: space.energy_and_gradient(nodes))["launches"] <= 90
+
+    @pytest.mark.parametrize("family", [td.Normal, td.Laplace, td.Cauchy])
+    def test_lengths_of_vectors_are_those_of_products(self, family):
+        decoder = lambda z: family(body(z), body(z).exp())  # noqa: E731
+        manifold = Manifold(decoder)
+        z, v = rand(torch.Generator().manual_seed(4), 2, 5, 2)
+        x, along = torch.func.jvp(
+            lambda z: torch.cat([decoder(z).loc, decoder(z).scale], -1), (z,), (v,)
+        )
+        manifold.norm(z, v)
+        metric = manifold.as_space(z).ambient
+        expected = (along * metric.product(x, along)).sum(-1)
+        assert_close(metric.squared_norm(x, along), expected, **EXACT)
+        assert_close(manifold.norm(z, v), expected.sqrt(), **EXACT)

@@ -70,24 +70,50 @@ def of_single_numbers(
 ) -> Callable[[Numberwise], Numberwise]:
     """A decorator for smooth functions of one tensor, number by number, of several torch functions.
 
-    In Taylor mode they count as one function, whose slope meets the tangents once.
+    In Taylor mode they count as one function, whose slope meets the tangents once; in reverse mode
+    too, where its closed form is known.
 
     Args:
-        derivatives: Their closed form; by default by forward mode through the values.
+        derivatives: Their closed form, in functions that torch differentiates further; by default
+            by forward mode through the values.
     """
     as_one = Elementwise(derivatives)
 
     def decorated(f: Numberwise) -> Numberwise:
+        def of_value(x: Tensor) -> Tensor:
+            if derivatives is not None and x.requires_grad and activations.usable(x):
+                return _ByClosedForm.apply(f, derivatives, x)
+            return f(x)
+
         @wraps(f)
         def applied(x: Tensor) -> Tensor:
             if not isinstance(x, Jet):
-                return f(x)
+                return of_value(x)
             with torch._C.DisableTorchFunctionSubclass():
-                return as_one(f, (x,), {})
+                return as_one(of_value, (x,), {})
 
         return applied
 
     return decorated
+
+
+class _ByClosedForm(torch.autograd.Function):
+    """A function of single numbers whose backward pass is one product with its slope."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Numberwise, derivatives: Derivatives, x: Tensor) -> Tensor:
+        y = f(x.detach())
+        ctx.derivatives = derivatives
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        """The gradient of the input."""
+        (grad,) = grads
+        x, y = ctx.saved_tensors
+        slope, _ = ctx.derivatives(x, y, 1)
+        return None, None, grad * slope
 
 
 def _as_one_operation(jet: Jet) -> bool:

@@ -88,17 +88,22 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
     jet, constant = (a, b) if jet_first else (b, a)
     y = op(jet.value)
     ahead = on_the_right(jet, y)
-    link = jet.tangents.link
-    if link is None and type(constant) in (int, float) and y.dtype in _EXACT:
-        # A chain may begin here, at no cost.
-        one = jet.value.new_ones(())
-        link = Link(jet.tangents, one, None, jet.tape)
+    link = _link(jet, constant, y)
     if not elementwise or jet.shape != y.shape:
         return jet.mapped(y, op, ahead)
     if link is None:  # broadcasting takes care of the axis in front
         return jet.stacked(y, op, ahead)
     multiplied = link.mapped(op)
     return Jet.carrying(y, multiplied, jet.tape, jet.ahead)
+
+
+def _link(jet: Jet, constant: Any, y: Tensor) -> Link | None:
+    """The chain that a product with a constant continues; it may begin here, at no cost."""
+    link = jet.tangents.link
+    if link is None and type(constant) in (int, float) and y.dtype in _EXACT:
+        one = jet.value.new_ones(())
+        return Link(jet.tangents, one, None, jet.tape)
+    return link
 
 
 def _of_one_root(func: Any, a: Jet, b: Jet) -> Jet | None:
@@ -225,7 +230,7 @@ def _quotient(func: Any, args: Args, kwargs: Options) -> Any:
     y = divide(over.value)
     if y.shape != over.shape:
         return linear(func, args, kwargs)
-    link = over.tangents.link
+    link = _link(over, under, y)
     if link is None:  # broadcasting takes care of the axis in front
         return over.stacked(y, divide, over.ahead)
     divided = link.mapped(divide)

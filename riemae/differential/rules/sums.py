@@ -220,14 +220,16 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
     # As they are now: a jet may be written to before anybody asks.
     carried = [x.tangents if isinstance(x, Jet) else None for x in members]
     values = [plain(x) for x in members]
+    along = axis % y.ndim if alike else None
+    stacked = along is None or y.ndim > members[0].ndim
+    parts = (values, carried) if stacked else _parted(members, axis % y.ndim - y.ndim)
 
     def found() -> tuple[Tensor, Tensor | None]:
         with tape.tangents():
-            return _joined_parts(join, values, carried)
+            return _joined_parts(join, *parts)
 
-    along = axis % y.ndim if alike else None
     ahead = joined(jets, len(members), y, along)
-    if along is None or y.ndim > members[0].ndim:
+    if along is None or stacked:
         return Jet(y, *found(), tape, ahead)
     tangents = Tangents(found)
     if len(members) == 1:
@@ -238,6 +240,24 @@ def _joined(func: Any, args: Args, kwargs: Options, with_axis: bool) -> Any:
     if len(members) == 1 and jets[0].pieces is not None:
         out.pieces = jets[0].pieces
     return out
+
+
+def _parted(members: Sequence[Any], axis: int) -> tuple[list[Tensor], list[Tangents | None]]:
+    """Values and tangents of members; of those joined along this axis before, of their pieces.
+
+    Then no derivative is copied twice.
+    """
+    values: list[Tensor] = []
+    carried: list[Tangents | None] = []
+    for x in members:
+        pieces = x.pieces if isinstance(x, Jet) else None
+        if pieces is not None and pieces.axis == axis:
+            values.extend(x.value.split(pieces.lengths, axis))
+            carried.extend(pieces.tangents)
+        else:
+            values.append(plain(x))
+            carried.append(x.tangents if isinstance(x, Jet) else None)
+    return values, carried
 
 
 def _joined_parts(
