@@ -459,6 +459,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             own_condition = self.condition(condition, len(data))
             self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()
+        objective.compile_steps(self.compile)
         module = GeometricModule.of(
             objective.to(device),
             # Terms need no time to come in where the networks are trained already.
