@@ -356,7 +356,7 @@ class Compiled:
             g = self._under(rows[2:]).for_mode(self.mode, self.graph)
             return whole(g, *rows[:2])
 
-        with self._by_itself(), torch.set_grad_enabled(self.graph), compiling_aloud():
+        with self._by_itself(), compiling_aloud():
             expected = joint(*given)
             record = recorded(joint, given)
         with torch.set_grad_enabled(self.graph), compiling_aloud():
