@@ -1,4 +1,4 @@
-"""Compiled passes against the same ones by themselves, in processor time: eager, compiled, eager …
+"""Compiled passes against the same ones by themselves, in turn, in processor time.
 
 ``python -m benchmarks.compiled --only "neural ODE" GRU --backend eager``
 """
