@@ -101,7 +101,7 @@ LOSSES = {
     "relaxed distortion": lambda M, z, g: losses.relaxed_distortion(M, z, generator=g),
     "conformal distortion": lambda M, z, g: losses.conformal_distortion(M, z, generator=g),
     "extrinsic curvature": lambda M, z, g: losses.extrinsic_curvature(M, z, generator=g),
-    "intrinsic curvature": lambda M, z, g: losses.intrinsic_curvature(M, z, share=1, generator=g),
+    "intrinsic curvature": lambda M, z, g: intrinsic(M, z, g),
     "linear neighbourhoods": lambda M, z, g: neighbourhoods(M, z, 1),
     "quadratic neighbourhoods": lambda M, z, g: neighbourhoods(M, z, 2),
     "bi-Lipschitz": lambda M, z, g: encoder_losses.bi_lipschitz(M, z, bound=1.01),
@@ -109,6 +109,14 @@ LOSSES = {
         M, z, lambda x: x.flatten(1)[:, :LATENT].sin(), generator=g
     ),
 }
+
+
+def intrinsic(manifold, z, generator):
+    manifold.decode(z)
+    estimator = "planes" if manifold.ambient.has_features else "exact"
+    return losses.intrinsic_curvature(
+        manifold, z, share=1, estimator=estimator, generator=generator
+    )
 
 
 def neighbourhoods(manifold, z, order):
