@@ -144,6 +144,9 @@ def test_gradients_through_every_loss_are_those_of_autograd(name, monkeypatch):
     monkeypatch.setattr(memory, "MEMORY", memory.Memory())
     for what, loss in LOSSES.items():
         expected = gradients(loss)
+        if name == "coupling flow" and "curvature" in what:  # onto all of R^8: there is none
+            assert max(float(found[what].norm()), float(expected.norm())) < 1e-8, what
+            continue
         assert float(expected.norm()) > 0, what
         gap = float((found[what] - expected).norm() / expected.norm())
         assert gap < 1e-7, (what, gap)
