@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,6 +56,7 @@ from riemae.numerics.checks import (
     expect_range,
     expect_values,
 )
+from riemae.numerics.compiling import Compiling
 from riemae.numerics.html import table
 from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
@@ -147,11 +148,18 @@ class Manifold:
             flat codes.
         output: A function that takes the data out of what the decoder returns, such as
             ``lambda o: o.sample``.
+        compile: Whether the passes through the decoder that find derivatives are compiled by
+            ``torch.compile``: True, the name of a backend, or a dict with its ``backend``, ``mode``
+            or ``options``. Compiling takes seconds to minutes at first use; the numbers are the
+            same but for rounding. What cannot be compiled runs as without it, which a
+            :class:`~riemae.exceptions.FallbackWarning` announces once and :meth:`explain` tells.
+            Results that are to be differentiated are not compiled. See ``docs/performance.md``.
 
     Raises:
-        DTypeError: When ``decoder`` or ``output`` is not callable.
+        DTypeError: When ``decoder`` or ``output`` is not callable, or ``compile`` none of these.
         AmbientError: When ``ambient`` is none of these.
-        OptionError: When ``latent`` is none of these.
+        OptionError: When ``latent`` is none of these, or ``compile`` names what torch does not
+            know; at first use, where ``compile`` finds no compiler.
 
     **Conditions.** A decoder ``f(z, c)`` whose output also depends on a library size, a class or a
     batch has a geometry for each ``c``. All methods that take points take ``condition``: a tensor
@@ -195,6 +203,7 @@ class Manifold:
         *,
         latent_shape: Sequence[int] | None = None,
         output: Callable[[Any], Any] | None = None,
+        compile: bool | str | Mapping[str, Any] | Compiling = False,
     ) -> None:
         for name, number in (("latent_dim", latent_dim), ("chunk_size", chunk_size)):
             if number is not None:
@@ -212,7 +221,9 @@ class Manifold:
             ambient = decoder.metric
             decoder = coordinates
         self.output = output
-        adapted = Decoder(decoder, self.latent_shape, output)
+        self.compile = compile
+        compiling = Compiling.of("Manifold", compile)
+        adapted = Decoder(decoder, self.latent_shape, output, compiling)
         metric = None if ambient is None else as_ambient(ambient)
         self.latent = as_latent(latent)
         if self.latent is None:
@@ -255,6 +266,7 @@ class Manifold:
             copy.deepcopy(self.latent),
             latent_shape=self.latent_shape,
             output=output,
+            compile=self.compile,
         )
 
     def given(self, condition: Conditions) -> Manifold:
@@ -289,6 +301,7 @@ class Manifold:
             self.latent,
             latent_shape=self.latent_shape,
             output=decoder.output,
+            compile=self.compile,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -302,6 +315,7 @@ class Manifold:
             self.latent,
             self.latent_shape,
             self._pullback.decoder.output,
+            self.compile,
         )
         return _rebuilt, (type(self), *arguments)
 
@@ -346,11 +360,13 @@ class Manifold:
         given = self._pullback.given
         m = self._checks.latent_dim
         chunk = self._pullback.chunk_size
-        shape = self.latent_shape
-        output = self._pullback.decoder.output
+        options: dict[str, Any] = {
+            "latent_shape": self.latent_shape,
+            "output": self._pullback.decoder.output,
+            "compile": self.compile,
+        }
         return tuple(
-            Manifold(member, given, m, chunk, latent_shape=shape, output=output)
-            for member in self.decoder.members
+            Manifold(member, given, m, chunk, **options) for member in self.decoder.members
         )
 
     # The map and its tangents.
@@ -2242,9 +2258,10 @@ def _rebuilt(
     latent: Any,
     latent_shape: tuple[int, ...] | None,
     output: Any,
+    compile: Any,
 ) -> Manifold:
     arguments = (decoder, ambient, latent_dim, chunk_size, latent)
-    return kind(*arguments, latent_shape=latent_shape, output=output)
+    return kind(*arguments, latent_shape=latent_shape, output=output, compile=compile)
 
 
 def _expect_shape(

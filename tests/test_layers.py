@@ -17,7 +17,7 @@ LAYERS = {
     "words": "environment exceptions version",
     "numerics": """
         numerics numerics.arithmetic numerics.bars numerics.batch_invariance numerics.checks
-        numerics.constants
+        numerics.compiling numerics.constants
         numerics.contradiction numerics.deferral numerics.dependence numerics.frames numerics.html
         numerics.leftovers numerics.memory numerics.metric numerics.offers numerics.precision
         numerics.probe numerics.random numerics.reach numerics.sums numerics.threads
@@ -30,12 +30,14 @@ LAYERS = {
     """,
     "derivatives": """
         differential differential.activations differential.chunks differential.comparison
-        differential.conditions differential.derivatives differential.functional differential.jets
-        differential.known differential.modes differential.modes.base differential.modes.differences
+        differential.compiled differential.conditions differential.derivatives
+        differential.functional differential.jets differential.known
+        differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
         differential.modes.taylor differential.placement differential.primitives
-        differential.results differential.rowwise differential.rules differential.rules.attention
-        differential.rules.contractions differential.rules.elementwise differential.rules.generic
+        differential.recording differential.results differential.rowwise differential.rules
+        differential.rules.attention differential.rules.contractions
+        differential.rules.elementwise differential.rules.generic
         differential.rules.inplace differential.rules.matrices differential.rules.normalising
         differential.rules.norms differential.rules.operators differential.rules.products
         differential.rules.queries differential.rules.recurrent differential.rules.scans
@@ -87,7 +89,8 @@ LAYERS = {
     "manifold": "ensembles manifold",
     "clients": """
         autoencoders autoencoders.balance autoencoders.batches autoencoders.card
-        autoencoders.checkpoints autoencoders.counts autoencoders.covariates
+        autoencoders.checkpoints autoencoders.compiled autoencoders.counts
+        autoencoders.covariates
         autoencoders.diagnostics autoencoders.edges autoencoders.embedding
         autoencoders.encoder_losses autoencoders.estimators autoencoders.expansion
         autoencoders.fitting autoencoders.graph_losses autoencoders.history

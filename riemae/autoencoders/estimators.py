@@ -233,7 +233,9 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
         own = self.manifold_
         decoder = OneCondition(copied(own.decoder), row)
         latent = self.objective_.space.space(self.objective_.latent_dim)
-        return Manifold(decoder, self.objective_.ambient, self.objective_.latent_dim, latent=latent)
+        m = self.objective_.latent_dim
+        metric = self.objective_.ambient
+        return Manifold(decoder, metric, m, latent=latent, compile=self.compile)
 
     def _codes(self, where: str, Z: Any) -> Tensor:
         if isinstance(Z, Tensor):
@@ -459,6 +461,7 @@ class AE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings, BaseEstima
             own_condition = self.condition(condition, len(data))
             self.objective_.prepare(data)
         objective = self.objective_.requires_grad_().train()
+        objective.compile_steps(self.compile)
         module = GeometricModule.of(
             objective.to(device),
             # Terms need no time to come in where the networks are trained already.

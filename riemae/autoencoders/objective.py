@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from riemae.autoencoders import losses
+from riemae.autoencoders.compiled import CompiledStep
 from riemae.autoencoders.covariates import Conditioned
 from riemae.autoencoders.encoder_losses import TemporalStraightening, topology
 from riemae.autoencoders.graph_losses import EmbeddingPull, GraphDistances
@@ -40,6 +41,7 @@ from riemae.exceptions import DecoderError, OptionError
 from riemae.geometry.decoder import Decoder
 from riemae.manifold import Manifold
 from riemae.numerics.checks import expect_range, expect_shape
+from riemae.numerics.compiling import Compiling
 from riemae.numerics.deferral import in_one_look
 from riemae.numerics.random import gaussian, seeded
 
@@ -130,6 +132,9 @@ class Objective(nn.Module):
         # Manifolds serve the whole training, so that each probes its decoder and chooses its way of
         # differentiation once.
         self._manifolds: dict[str, Manifold] = {}
+        # What a training compiles: see :meth:`compile_steps`.
+        self._compiled: CompiledStep | None = None
+        self._compile: bool | str | Mapping[str, Any] = False
         variational = self.variation.beta is not None
         shape = self.likelihood.parameter_shape(data.shape[1:])
         self.latent_dim = latent_dim_of(
@@ -144,6 +149,22 @@ class Objective(nn.Module):
         if variational:
             own = self.variation
             self.prior = prior_of(own.prior, own.components, data, self.latent_dim)
+
+    def compile_steps(self, given: bool | str | Mapping[str, Any]) -> None:
+        """Compile the steps of a training, and the passes of :attr:`manifold`.
+
+        Args:
+            given: As ``compile=`` of :class:`~riemae.Manifold`.
+
+        Raises:
+            DTypeError: For anything else.
+            OptionError: For what torch does not know.
+        """
+        if given == self._compile and (self._compiled is None) == (not given):
+            return
+        self._compile = given
+        self._compiled = CompiledStep.of("compile", given)
+        self._manifolds.clear()
 
     @property
     def manifold(self) -> Manifold:
@@ -169,13 +190,24 @@ class Objective(nn.Module):
         Raises:
             OptionError: Without a condition, for a decoder with conditions.
         """
+        decoder = self._network("decoder")
         if not self.conditions:
-            found: Tensor = self.decoder(z)
-            return found
+            return decoder(z)
         if condition is None:
             hint = "Give {'x': …, 'condition': …}."
             raise OptionError("autoencoder", "a condition for each sample", "none", hint)
-        return self.decoder(z, condition)
+        return decoder(z, condition)
+
+    @property
+    def _step(self) -> CompiledStep | None:
+        """What a step of the training compiles; None where nothing is compiled."""
+        compiled = self._compiled
+        used = compiled is not None and compiled.active and torch.is_grad_enabled()
+        return compiled if used and self.training else None
+
+    def _network(self, name: str) -> Callable[..., Tensor]:
+        module: nn.Module = getattr(self, name)
+        return module if self._step is None else self._step.network(name, module)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (k, *shape) -> (k, m), (k, m)
         """Means and standard deviations of the codes of a variational autoencoder.
@@ -251,13 +283,22 @@ class Objective(nn.Module):
             OptionError: When something is missing that the variation or a term needs.
         """
         batch = Batch(x, neighbor, index, weights, condition)
+        if self._step is not None and not self._step.checked:
+            self._step.check(self, generator, lambda: self.total(self._parts(batch, generator)))
+        parts = self._parts(batch, generator)
+        return self.total(parts, factors), parts
+
+    def _parts(self, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """All parts of the loss, without their weights."""
         parts, z, decoded = self._base(batch, generator)
         if self.variation.contraction:
-            parts["contraction"] = losses.contraction(self.encode, x, probes=1, generator=generator)
+            parts["contraction"] = losses.contraction(
+                self.encode, batch.x, probes=1, generator=generator
+            )
         for name in self.terms:
             if name not in parts:
                 parts[name] = self._term(name, z, batch, generator, decoded)
-        return self.total(parts, factors), parts
+        return parts
 
     def total(
         self, parts: Mapping[str, Tensor], factors: Mapping[str, float] | None = None
@@ -446,7 +487,7 @@ class Objective(nn.Module):
         seen = x
         if self.variation.corruption:
             seen = x + self.variation.corruption * self.spread * gaussian(x, generator)
-        raw = self.encoder(seen)
+        raw = self._network("encoder")(seen)
         divergence = None
         if self.variation.beta is None:
             code = self.space.mean(raw, variational=False)
@@ -589,7 +630,8 @@ class Objective(nn.Module):
             hint = "Give {'x': …, 'neighbor': …}."
             raise OptionError("NRAE", "batches with neighbours", "none", hint)
         assert order is not None
-        z, other = self.encode(torch.cat([x, neighbor])).chunk(2)
+        raw = self._network("encoder")(torch.cat([x, neighbor]))
+        z, other = self.space.mean(raw, self.variation.beta is not None).chunk(2)
         by_likelihood = self.ambient is None
         distance = self._shaped_deviance if by_likelihood else None
         unit = self.null if by_likelihood else self.extent
@@ -627,9 +669,13 @@ class Objective(nn.Module):
     def _manifold(self, key: str, decoder: Callable[[], nn.Module]) -> Manifold:
         if key == "mean" and self.likelihood.linear and not self.fisher:
             key = "parameter"
+        options: bool | str | Mapping[str, Any] | Compiling = self._compile
+        if self._step is not None:  # gradients of these reach the weights
+            key = f"{key} in training"
+            options = self._step.compiling
         if key not in self._manifolds:
             latent = self.space.space(self.latent_dim)
-            self._manifolds[key] = Manifold(decoder(), self.ambient, latent=latent)
+            self._manifolds[key] = Manifold(decoder(), self.ambient, latent=latent, compile=options)
         return self._manifolds[key]
 
 

@@ -165,6 +165,7 @@ def restored(
         model.device = str(device)
         model.conditions_ = Covariates.read(metadata.get("conditions"))
         model.objective_ = _objective(model, tensors, metadata, given, device)
+        model.objective_.compile_steps(model.compile)
         _set_own(model, tensors, metadata, given)
         model.data_shape_ = tuple(metadata["data_shape"])
         model.n_features_in_ = metadata["n_features"]

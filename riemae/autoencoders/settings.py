@@ -21,6 +21,7 @@ from riemae.autoencoders.optimization import MakeOptimizer, MakeSchedule, Steps
 from riemae.autoencoders.terms import Term, Variation
 from riemae.exceptions import DeviceError, OptionError
 from riemae.numerics.checks import expect_range
+from riemae.numerics.compiling import Compiling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +36,7 @@ _FREE = (
     "trainer",
     "device",
     "warm_start",
+    "compile",
 )
 
 
@@ -101,6 +103,9 @@ class Settings:
         trainer: Further arguments of lightning's ``Trainer``, such as
             ``{"devices": 2, "strategy": "ddp"}``.
         warm_start: Whether ``fit`` goes on from the weights of the previous ``fit``.
+        compile: Whether the steps of the training, and the passes of ``manifold_``, are compiled by
+            ``torch.compile``: as in :class:`~riemae.Manifold`. The first step is made both ways;
+            where they differ by more than rounding, training goes on without, with a warning.
         seed: Decides everything random.
     """
 
@@ -132,6 +137,7 @@ class Settings:
     checkpoint_every: int = 50
     trainer: Mapping[str, Any] | None = None
     warm_start: bool = False
+    compile: bool | str | Mapping[str, Any] = False
     seed: int = 0
 
     # What a variant changes.
@@ -171,6 +177,7 @@ def check_settings(settings: Settings, epochs: int) -> None:
         hint = "Try 0.1, or 0 to train on all samples."
         raise OptionError(where, "validation_fraction in [0, 1)", repr(share), hint)
     latent_of(settings.latent)
+    Compiling.of(where, settings.compile)
     steps_of(settings).check(where)
     weight = getattr(settings, "weight", 0.0)
     hint = "Use 0 to leave the term out, and terms={…: Term(…, schedule=…)} for one that changes."

@@ -136,7 +136,7 @@ class Comparison:
             if not self.comparable:
                 self.report(f, point, v, torch.ones_like(x))
                 return True
-            allowed = _Allowed(self._tolerance(point), x)
+            allowed = Allowed(self._tolerance(point), x)
             _refuse_coupled_rows(f, point.detach(), x, allowed)
             w = probe.normal(x, *x.shape, source=source)
             value, numbers = self.report(f, point, v, w)
@@ -301,7 +301,7 @@ def _floor(known: Tolerance) -> float:
     return min(1e3 * known.eps, max(_COARSE, known.check))
 
 
-class _Allowed:
+class Allowed:
     """How far values of the map may be apart: by rounding in its arithmetic."""
 
     def __init__(self, known: Tolerance, x: Tensor) -> None:
@@ -311,10 +311,11 @@ class _Allowed:
         self.atol = _floor(known) * largest
 
     def equal(self, a: Tensor, b: Tensor) -> bool:
+        """Whether values are no further apart; what is not a number equals itself."""
         return torch.allclose(a, b, rtol=self.rtol, atol=self.atol, equal_nan=True)
 
 
-def _refuse_coupled_rows(f: Rowwise, points: Tensor, x: Tensor, allowed: _Allowed) -> None:
+def _refuse_coupled_rows(f: Rowwise, points: Tensor, x: Tensor, allowed: Allowed) -> None:
     """Refuse a map whose first row has another value by itself.
 
     Raises:

@@ -135,6 +135,17 @@ class Condition:
         """What the decoder gets: the given structure, with tensors ``(k, *shape)``."""
         return _mapped(self._gathered, self.table)
 
+    @property
+    def gathered(self) -> list[Tensor]:
+        """All tensors that the decoder gets, with one row for each."""
+        return [self._gathered(x) for x in self.leaves]
+
+    def laid_out(self, gathered: list[Tensor]) -> Condition:
+        """The conditions of rows whose tensors are these, those of :attr:`gathered` or others."""
+        count = len(gathered[0])
+        rows = torch.arange(count, device=gathered[0].device)
+        return replace(self.holding(gathered), rows=rows, count=count)
+
     def _gathered(self, x: Tensor) -> Tensor:
         if x.is_inference() and not torch.is_inference_mode_enabled():
             x = x.clone()  # what is made in inference mode cannot be kept for a backward pass

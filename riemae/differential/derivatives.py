@@ -23,11 +23,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from riemae.differential.chunks import Chunks
 from riemae.differential.comparison import IN_GRADIENT_MODE
+from riemae.differential.compiled import Compiled, Compiler
 from riemae.differential.conditions import Condition
 from riemae.differential.known import Known
 from riemae.differential.modes import BatchedMap, Mode, Nested, Taylor, basis
@@ -37,6 +38,7 @@ from riemae.differential.rules.generic import watched
 from riemae.differential.tape import Pairs
 from riemae.differential.trust import Trust
 from riemae.exceptions import RiemaeError
+from riemae.numerics.compiling import Compiling
 from riemae.numerics.memory import is_shortage
 
 ALL_KINDS = ("jacobian", "contraction", "vjp")
@@ -54,14 +56,24 @@ class Differential:
         what: What the map is called in errors. None stands for a map that is built on derivatives
             which have been compared; its values may vanish except for rounding of numbers of
             size 1.
+        compiling: What passes are compiled with; None to compile none.
+
+    Attributes:
+        compiler: The compiled passes; nothing is compiled before somebody watches the map
+            (:meth:`~riemae.differential.compiled.Compiler.watch`).
     """
 
     def __init__(
-        self, f: Callable[..., Tensor], chunk_size: int | None = None, what: str | None = "a map"
+        self,
+        f: Callable[..., Tensor],
+        chunk_size: int | None = None,
+        what: str | None = "a map",
+        compiling: Compiling | None = None,
     ) -> None:
         self._f = Rowwise(unoptimised(f))
         self._chunks = Chunks(chunk_size)
         self._trust = Trust(self._chunks, what)
+        self.compiler = None if compiling is None else Compiler(compiling)
 
     # Copies share what has been found out about the map: modes are chosen, and announced, once.
 
@@ -340,8 +352,17 @@ class Differential:
         mode = self._trust.mode(kind, self._f, z)
         create_graph = self._wants_graph(kind, given)
         second_order = kind in IN_GRADIENT_MODE
+        graph = create_graph and self._is_differentiated(given)
+        compiler = self._compiler_for(mode, graph, given)
 
         def evaluate(part: Rowwise, *chunk: Tensor) -> Any:
+            if compiler is not None:
+                assert isinstance(mode, Taylor)
+                most = self._chunks.rows(self._f, chunk[0], passes or 2 * chunk[0].shape[-1])
+                roundoff = self._trust.roundoff(self._f, z)
+                compiled = Compiled(compiler, mode, part, most, roundoff, second_order, graph)
+                f = part.for_mode(mode, graph)
+                return formula(compiled, f, graph, *chunk)
             with mode.active(second_order, primitives=False):
                 f = part.for_mode(mode, create_graph)
                 out = formula(mode, f, create_graph, *chunk)
@@ -360,10 +381,30 @@ class Differential:
             own = isinstance(reason, RiemaeError) or is_shortage(reason)
             if not isinstance(mode, Taylor) or own:
                 raise
+            if compiler is not None:
+                compiler.stop(reason)
+                return self._run(kind, passes, formula, *given)
             # A branch that no comparison has met, with something that Taylor mode cannot carry.
             key = self._trust.key(kind, self._f, z)
             self._trust.distrust(key, mode)
             return self._run(kind, passes, formula, *given)
+
+    def _is_differentiated(self, given: tuple[Tensor, ...]) -> bool:
+        """Whether results that may have a graph have one; only a compiler has to know."""
+        if self.compiler is None or not len(given[0]) or any(x.requires_grad for x in given):
+            return True
+        first = self._f.at(0)
+        return first.flat(given[0][:1]).requires_grad
+
+    def _compiler_for(self, mode: Mode, graph: bool, given: tuple[Tensor, ...]) -> Compiler | None:
+        """The compiler, where it takes this call."""
+        compiler = self.compiler
+        if compiler is None or not compiler.usable or not isinstance(mode, Taylor):
+            return None
+        if graph and not compiler.compiling.once:
+            return None
+        plain = all(type(x) in (Tensor, nn.Parameter) for x in given)
+        return compiler if plain and not given[0].is_meta and len(given[0]) else None
 
     def _wants_graph(self, kind: str, given: tuple[Tensor, ...]) -> bool:
         """Whether the caller may differentiate the results."""

@@ -118,6 +118,10 @@ class Trust:
                 return trusted.mode
             return self._found(key, f.at(0), z)
 
+    def roundoff(self, f: Rowwise, z: Tensor) -> float:
+        """Relative rounding inside of the map; 0 for that of the points' dtype."""
+        return self.known.roundoff.get(_place(f, z), 0.0)
+
     def distrust(self, key: tuple[Any, ...], mode: Mode) -> None:
         """Never use a mode again where it was trusted."""
         self.known.refused.setdefault(key, set()).add(mode)

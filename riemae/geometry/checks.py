@@ -109,6 +109,7 @@ class Checks:
             self._large.add(kind)
             if kind in self._remembered:
                 self._remembered[kind].saw_large_batch()
+        self.metric.watch()
         return flat
 
     def placed(

@@ -67,7 +67,7 @@ class Composition:
     ) -> None:
         self.decoder = decoder
         self.chunk_size = chunk_size
-        self.immersion = Differential(decoder, chunk_size, "a decoder")
+        self.immersion = Differential(decoder, chunk_size, "a decoder", decoder.compiling)
         self.given = ambient
         self.condition: Condition | None = None
         self.findings = Findings()
@@ -80,6 +80,15 @@ class Composition:
     def roundoff(self) -> float:
         """Relative rounding inside the decoder; 0 for that of the points' dtype."""
         return self.decoder.roundoff
+
+    def watch(self) -> None:
+        """Drop what was compiled of a decoder that has changed since."""
+        if self.decoder.compiling is None:
+            return
+        identity = self.decoder.identity()
+        for map_ in (self.immersion, self.embedding):
+            if map_ is not None and map_.compiler is not None:
+                map_.compiler.watch(identity)
 
     @property
     def first_order(self) -> Differential:
@@ -161,6 +170,7 @@ class Composition:
         unchanged = isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)
         if ambient is not self.ambient and not unchanged:
             self._set_ambient(ambient)
+            self.watch()
         self._bound = True
 
     @property
@@ -206,7 +216,9 @@ class Composition:
                 return ambient.features(self.decoder(*z)).flatten(1)
 
             what = "features of the decoded points"
-            self.embedding = Differential(features, self.chunk_size, what)
+            # What a user's function computes may change unnoticed.
+            compiling = None if ambient.foreign else self.decoder.compiling
+            self.embedding = Differential(features, self.chunk_size, what, compiling)
         else:
             self.variation = variation_of(ambient)
             with_numbers = self.variation.map(self.decoder)

@@ -24,10 +24,12 @@ from riemae.geometry.outputs import (
     single_tensor,
     without_rows,
 )
+from riemae.geometry.structure import Description, identity
 from riemae.geometry.training_mode import layers_in_training, refuse_layers_in_training
 from riemae.geometry.varying import varying_parameters, with_fixed
 from riemae.numerics import probe
 from riemae.numerics.arithmetic import is_half, roundoff
+from riemae.numerics.compiling import Compiling
 from riemae.numerics.dependence import Dependence, dependence, dependence_around
 from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
@@ -43,6 +45,7 @@ class Decoder:
             and conditions.
         latent_shape: The shape of one code as the function takes it; None for ``(m,)``.
         output: What is taken of that which the function returns; None for all of it.
+        compiling: What its derivatives are compiled with; None to compile nothing.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Decoder:
         function: Callable[..., Any],
         latent_shape: tuple[int, ...] | None = None,
         output: Callable[[Any], Any] | None = None,
+        compiling: Compiling | None = None,
     ) -> None:
         if not callable(function) or isinstance(function, type):
             raise DTypeError(
@@ -61,6 +65,7 @@ class Decoder:
         self.function = function
         self.latent_shape = latent_shape
         self.output = output
+        self.compiling = compiling
         self._function = unoptimised(function)
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
@@ -111,7 +116,7 @@ class Decoder:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What makes this decoder again."""
-        return self.function, self.latent_shape, self.output
+        return self.function, self.latent_shape, self.output, self.compiling
 
     @property
     def lasting(self) -> tuple[nn.Module, str] | None:
@@ -127,6 +132,11 @@ class Decoder:
         method = getattr(self.function, "__func__", None)
         own = method is not None and getattr(type(self.module), name, None) is method
         return (self.module, name) if own else None
+
+    def identity(self) -> Description | None:
+        """What the map consists of; None where that cannot be told."""
+        described = [identity(f) for f in (self.function, self.output) if f is not None]
+        return None if None in described else (*described, self.latent_shape)
 
     def recall(self, shape: torch.Size, roundoff: float) -> None:
         """Take over what an earlier probe of the same module has found.

@@ -33,6 +33,8 @@ class Explanation:
         decoding: Seconds of one decoding of the points.
         points: How many points.
         latent_dim: m.
+        compiled: Which passes ``torch.compile`` has compiled, and why not all of them, in a
+            sentence; None without ``compile=``.
     """
 
     modes: dict[str, str]
@@ -42,6 +44,7 @@ class Explanation:
     decoding: float
     points: int
     latent_dim: int
+    compiled: str | None = None
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -63,6 +66,8 @@ class Explanation:
             )
         elif all(name.startswith("Taylor") for name in self.modes.values()):
             lines.append("every operation has a rule of its own")
+        if self.compiled is not None:
+            lines.append(f"compiled: {self.compiled}")
         return "\n".join(lines)
 
 
@@ -81,6 +86,7 @@ def explained(pullback: PullbackMetric, flat: Tensor) -> Explanation:  # (k, m)
         decoding = _seconds(lambda: map_.value(flat), flat)
         sweep = _seconds(lambda: map_.jets(flat), flat)
         expansion = _seconds(lambda: map_.expansion(flat, torch.ones_like), flat)
+    compiler = map_.compiler
     return Explanation(
         {kind: mode.name for kind, mode in modes.items()},
         tuple(generic),
@@ -89,6 +95,7 @@ def explained(pullback: PullbackMetric, flat: Tensor) -> Explanation:  # (k, m)
         decoding,
         len(flat),
         flat.shape[-1],
+        None if compiler is None else compiler.report(),
     )
 
 

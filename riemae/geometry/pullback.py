@@ -60,6 +60,7 @@ class PullbackMetric(PathMetric):
     ) -> PullbackMetric:
         """Itself, once the decoder is in eval mode: functions of riemae.solvers begin with this."""
         self.decoder.refuse_training_mode(f"Manifold.{where}")
+        self.watch()
         return self
 
     def width(self, flat: Tensor) -> int:  # (k, m)

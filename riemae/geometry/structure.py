@@ -68,6 +68,28 @@ def structure(module: nn.Module) -> Description | None:
         return None
 
 
+def identity(f: Any) -> Description | None:
+    """The description of a module, of a method of its class, or of a function without a closure.
+
+    It also tells which tensors are in it: as long as somebody holds them, it is another one once a
+    tensor was replaced. None as for :func:`structure`, and for other callables.
+    """
+    describer = _Describer(identities=True)
+    owner = getattr(f, "__self__", f)
+    name = getattr(f, "__name__", "")
+    method = f is not owner and getattr(type(owner), name, None) is getattr(f, "__func__", None)
+    try:
+        if isinstance(owner, nn.Module) and (f is owner or method):
+            if any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS):
+                return None
+            return (_settings(), name, describer.module(owner))
+        if isinstance(f, types.FunctionType):
+            return (_settings(), describer.value(f))
+    except (_Unknown, RecursionError):
+        pass
+    return None
+
+
 def weights(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """Its floating-point tensors, by name; those too that are neither parameters nor buffers."""
     for prefix, part in module.named_modules():
@@ -96,11 +118,15 @@ def _settings() -> Description:
 class _Describer:
     """Describes a module; each class and each function once.
 
+    Args:
+        identities: Whether a tensor is described by which one it is, and not by its shape alone.
+
     Raises:
         _Unknown: For what cannot be described.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, identities: bool = False) -> None:
+        self._identities = identities
         self._classes: dict[type, Description] = {}
         self._functions: set[types.FunctionType] = set()
 
@@ -133,7 +159,8 @@ class _Describer:
         """
         kind = type(value)
         if isinstance(value, Tensor):
-            return _tensor(value)
+            own = id(value) if self._identities else None
+            return (own, _tensor(value))
         if isinstance(value, weakref.ref):  # recurrent layers refer to their weights so
             return (kind, self.value(value()))
         if isinstance(value, _PLAIN):

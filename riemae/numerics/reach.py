@@ -8,6 +8,7 @@ to another device or dtype together with the function around it.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import types
 from collections.abc import Iterator
@@ -78,13 +79,16 @@ def _referred(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
         yield "defaults", str(i), value
 
 
-def names_in(code: types.CodeType) -> set[str]:
-    """Names that a function, or one inside of it, may look up among its globals."""
-    found = set(code.co_names)
+@functools.lru_cache(maxsize=1024)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """Names that a function, or one inside of it, looks up among its globals."""
+    steps = dis.get_instructions(code)
+    # Attributes have names as well, which may be those of globals by accident.
+    found = {step.argval for step in steps if "GLOBAL" in step.opname or step.opname == "LOAD_NAME"}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= names_in(constant)
-    return found
+    return frozenset(found)
 
 
 def _held(value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Decoders of real shape: derivatives, and gradients through losses, against independent truths."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from riemae import Manifold
+from riemae.autoencoders import encoder_losses, losses
+from riemae.differential import trust
+from riemae.differential.modes import PLAIN
+from riemae.geometry import memory
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "benchmarks").is_dir():
@@ -89,3 +94,55 @@ def test_gradients_through_losses_are_differences_of_the_loss(case, loss):
         behind = float(value())
     difference = (ahead - behind) / (2 * step)
     assert abs(float((slope * direction).sum()) - difference) <= 1e-5 * (1e-3 + abs(difference))
+
+
+# What a training minimises of a decoder: all losses that look at it.
+LOSSES = {
+    "relaxed distortion": lambda M, z, g: losses.relaxed_distortion(M, z, generator=g),
+    "conformal distortion": lambda M, z, g: losses.conformal_distortion(M, z, generator=g),
+    "extrinsic curvature": lambda M, z, g: losses.extrinsic_curvature(M, z, generator=g),
+    "intrinsic curvature": lambda M, z, g: losses.intrinsic_curvature(M, z, share=1, generator=g),
+    "linear neighbourhoods": lambda M, z, g: neighbourhoods(M, z, 1),
+    "quadratic neighbourhoods": lambda M, z, g: neighbourhoods(M, z, 2),
+    "bi-Lipschitz": lambda M, z, g: encoder_losses.bi_lipschitz(M, z, bound=1.01),
+    "Jacobian matching": lambda M, z, g: encoder_losses.jacobian_matching(
+        M, z, lambda x: x.flatten(1)[:, :LATENT].sin(), generator=g
+    ),
+}
+
+
+def neighbourhoods(manifold, z, order):
+    near = z.flip(0)
+    x = manifold.decode(near).detach()
+    return losses.neighborhood_reconstruction(manifold, z, near, x, order=order)
+
+
+# Of the others, curvature by autograd alone takes minutes.
+AFFORDABLE = [name for name in ZOO if name not in ("latent diffusion", "Gaussian")]
+
+
+@pytest.mark.parametrize("name", AFFORDABLE)
+def test_gradients_through_every_loss_are_those_of_autograd(name, monkeypatch):
+    decoder = built(name).requires_grad_()
+    z = draw(2, LATENT, seed=5)
+
+    def gradients(loss):
+        value = loss(Manifold(decoder), z, torch.Generator().manual_seed(6))
+        found = torch.autograd.grad(
+            value, list(decoder.parameters()), allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([value.detach().view(1), *(x.flatten() for x in found)])
+
+    found = {what: gradients(loss) for what, loss in LOSSES.items()}
+    # The same losses with derivatives by torch.autograd, which differentiates the graph of the
+    # decoder's own operations, and the graph of that.
+    monkeypatch.setattr(trust, "MODES", (replace(PLAIN, announced=False),))
+    monkeypatch.setattr(memory, "MEMORY", memory.Memory())
+    for what, loss in LOSSES.items():
+        expected = gradients(loss)
+        if name == "coupling flow" and "curvature" in what:  # onto all of R^8: there is none
+            assert max(float(found[what].norm()), float(expected.norm())) < 1e-8, what
+            continue
+        assert float(expected.norm()) > 0, what
+        gap = float((found[what] - expected).norm() / expected.norm())
+        assert gap < 1e-7, (what, gap)

@@ -132,7 +132,10 @@ class Truth:
         return off(self.j, other.j) < limit and off(self.h, other.h, size) < limit
 
     def known(self):
-        return all(bool(x.isfinite().all()) for x in (self.x, self.j, self.h))
+        """Whether these numbers, and the metric with its slope, are ones that the dtype has."""
+        metric = self.j.mT @ self.j
+        slope = torch.einsum("kdi,kdjl->kijl", self.j, self.h)
+        return all(bool(x.isfinite().all()) for x in (self.x, self.j, self.h, metric, slope))
 
     def contraction(self, a):
         return torch.einsum("kdij,kd->kij", self.h, a)
@@ -219,7 +222,7 @@ def judged(f, z, truth):
     known = []
     for step in (2e-3, 2e-4, 2e-5):
         known.append(Truth.by_differences(copy.deepcopy(f), z, step))
-        if truth is not None and known[-1].agrees(truth, 1e-5):
+        if truth is not None and truth.known() and known[-1].agrees(truth, 1e-5):
             return truth, 1e-7
     for coarse, fine in itertools.pairwise(known):
         if coarse.known() and coarse.agrees(fine, 1e-4):
