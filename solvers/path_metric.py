@@ -64,6 +64,19 @@ class PathMetric:
         rest = torch.where(sound, rest, torch.nan)
         return cls(basis, values, rest)
 
+    @classmethod
+    def exact(cls, space: Space, nodes: Tensor) -> PathMetric:  # (p, n + 1, m)
+        """The mean of G over a few nodes, in full."""
+        sampled = [sampled_metric(space, some) for some in nodes.split(1)]
+        mean = torch.cat(sampled).mean(1)
+        sound = mean.isfinite().flatten(1).all(1)
+        eye = torch.eye(nodes.shape[-1]).to(mean)
+        values, basis = torch.linalg.eigh(torch.where(sound[:, None, None], mean, eye))
+        # Nothing is orthogonal to all of the basis: the largest value cancels least.
+        top = values[:, -1]
+        values = torch.maximum(values, 1e2 * torch.finfo(mean.dtype).eps * top[:, None])
+        return cls(basis, values, torch.where(sound, top, torch.nan))
+
     def select(self, rows: Tensor) -> PathMetric:
         """The metrics of the curves at ``rows``."""
         basis = self.basis[rows]
@@ -85,6 +98,15 @@ class PathMetric:
         raised = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
         floor = torch.where(softened, raised, 0.0)
         return self._above(floor), softened
+
+    def raised(self, share: Tensor) -> PathMetric:  # (p,)
+        """The metrics with a share of their mean value added to all values."""
+        r = self.values.shape[1]
+        m = self.basis.shape[1]
+        real = self.basis.abs().amax(1) > 0
+        total = torch.where(real, self.values, 0.0).sum(1) + (m - real.sum(1)) * self.rest
+        more = share * total / m
+        return PathMetric(self.basis, self.values + more[:, None], self.rest + more)
 
     def floored(self, share: float) -> PathMetric:
         """The metrics with values of at least a share of their largest one."""
