@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.hooks import energy_and_gradient, precision_of
-from riemae.solvers.path_metric import SAMPLES, PathMetric, laplacian, sampled_metric
+from riemae.solvers.path_metric import FEW_SAMPLES, SAMPLES, PathMetric, laplacian, sampled_metric
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
@@ -48,15 +48,16 @@ _LEFT, _LEFT_SLOW = 3, 30
 # Latent dimensions from which on what follows holds. Of fewer, curves that have not converged are
 # likelier to have met kinks or folds, where levels agree by accident.
 WIDE = 16
-# A curve that is not done after _PATIENCE steps at one resolution goes on at a finer one, with what is
-# left as its error. Chords on few nodes cut through a manifold that is flat in many directions, and
-# the energy rewards it. After so many levels it gets twice as many steps on each.
+# A curve that is not done after _PATIENCE steps at one resolution goes on at a finer one, with what
+# is left as its error. Chords on few nodes cut through a manifold that is flat in many directions,
+# and the energy rewards it. After so many levels it gets twice as many steps on each.
 _COARSE = 2
 # Steps that show how slowly a curve converges.
 _WINDOW = 20
-# Up to so many dimensions beyond those of blocks the mean metric is taken in full: as many tangents
-# as a sketch takes products, and a matrix per curve.
-_FULL = 768
+# Up to so many dimensions the metric's blocks along the curve are factorised at every step. Up to
+# so many its mean is taken in full: as many tangents as a sketch takes products, and a matrix per
+# curve.
+_BLOCKS, _FULL = 32, 768
 _PATIENCE = 24  # steps at one resolution after which a curve is looked at; most end before
 
 
@@ -162,21 +163,28 @@ class QuasiNewton:
     """Settings of the quasi-Newton path solver, which takes gradients only.
 
     Limited-memory BFGS whose first inverse Hessian is that of the path's Laplacian in the metric at
-    four places of the curve: the Hessian itself where the metric is constant. A step costs one
-    decoding and one reverse pass along the path, whatever the number of dimensions; secants and
-    metric are handed on to finer levels. A trial that does not lower its energy is shortened, and
-    its secant is learned from as well.
+    four places of the curve, from 16 dimensions on at two: the Hessian itself where the metric is
+    constant. A step costs one decoding and one reverse pass along the path, whatever the number of
+    dimensions; secants and metric are handed on to finer levels. A trial that does not lower its
+    energy is shortened, and its secant is learned from as well.
+
+    Where the metric promises more than a step brings, as in directions in which it nearly vanishes,
+    a multiple of the identity is added to it, which follows the promises as Levenberg's and
+    Marquardt's does; after 24 steps at one resolution the metric is taken anew. So it need not have
+    full rank, nor be well conditioned.
 
     A curve ends when its Newton decrement, by the same inverse Hessian, is small, and its last
-    steps do not promise more. There is no factorisation, hence no Morse index: it is −1.
+    steps do not promise more. From 16 dimensions on, one that takes more than 24 steps goes on at a
+    finer resolution, and what is left counts as an error. There is no factorisation, hence no Morse
+    index: it is −1.
 
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
         max_steps: Gradients that a pair may take in total.
         history: Secants that are remembered.
-        sketch: Beyond twice as many latent dimensions, the mean metric is sketched by so many
-            products with it, and stands for the metric everywhere.
+        sketch: Beyond 32 latent dimensions the mean metric stands for the metric everywhere; beyond
+            768, a sketch of it by so many products with it.
 
     Raises:
         OptionError: For a value out of range.
@@ -203,8 +211,9 @@ class QuasiNewton:
 
     def begin(self, nodes: Tensor) -> QuasiNewtonState:  # (p, n + 1, m)
         """A state about new curves."""
-        if nodes.shape[-1] <= 2 * self.sketch:
-            return begun(nodes, self.history, SAMPLES, 0)
+        if nodes.shape[-1] <= _BLOCKS:
+            few = nodes.shape[-1] >= WIDE
+            return begun(nodes, self.history, FEW_SAMPLES if few else SAMPLES, 0)
         m = nodes.shape[-1]
         return begun(nodes, self.history, 0, m if m <= _FULL else self.sketch)
 
@@ -255,7 +264,7 @@ class QuasiNewton:
         nodes = state.nodes[rows]
         rest = state.rest.clone()
         if state.samples.shape[1]:
-            found = sampled_metric(space, nodes)
+            found = sampled_metric(space, nodes, state.samples.shape[1])
             samples = state.samples.clone()
             samples[rows] = found
             rest[rows] = torch.where(found.isfinite().flatten(1).all(1), 1.0, 0.0).to(rest)
