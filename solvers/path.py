@@ -26,7 +26,7 @@ from riemae.solvers.graph import Graph
 from riemae.solvers.hooks import gradients_only, labels_of, precision_of, width_of
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
-from riemae.solvers.methods.quasi_newton import QuasiNewton
+from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
@@ -62,10 +62,18 @@ _BLOCKS_A_STEP = 24
 # nodes, which the products keep.
 _ROWS_MATRIX_FREE = 64
 
-# Latent dimensions. Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4:
-# NewtonCG takes as long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at
-# 128, where Newton's index and its indifference to the metric's condition weigh less; at 512 Newton
-# holds a gigabyte for 4 pairs, NewtonCG a tenth of it.
+# Latent dimensions from which on gradients go first. On MLPs of digits, rtol 1e-3, in sweeps of
+# value and Jacobian: at m = 8 Newton 5.4 and QuasiNewton 6.9, at 32 2.4 and 1.5; with transposed
+# convolutions at 64 4.0 and 1.8.
+GRADIENTS_FROM = WIDE
+# From so many on, second derivatives follow only below this tolerance: a curve that gradients have
+# not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
+_COSTLY_FROM = 64
+_LAST_DIGITS = 1e-4
+# Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4: NewtonCG takes as
+# long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at 128, where
+# Newton's index and its indifference to the metric's condition weigh less; at 512 Newton holds a
+# gigabyte for 4 pairs, NewtonCG a tenth of it.
 MATRIX_FREE_FROM = 96
 # Nodes of one curve on the levels that most curves end on, and which part of the memory there is
 # their second derivatives may take: beyond, NewtonCG holds a fifth of it.
@@ -108,12 +116,13 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
-        solver: Settings. By default :class:`Newton`, or :class:`NewtonCG`, which knows no Morse
-            index, from 96 dimensions on, and where ``(1 + 2m)`` times the widest layer of the
-            decoder at 16 points is more than a sixteenth of the memory; it also takes over pairs
-            along which the metric is singular. :class:`QuasiNewton`, which does not know it either,
-            under an ambient metric on 64 numbers or more that is known by its products alone;
-            Newton takes over the pairs on which it makes no headway. Any :class:`Solver` will do:
+        solver: Settings. By default :class:`Newton` below 16 dimensions, :class:`QuasiNewton`,
+            which knows no Morse index (−1), from there on, and under an ambient metric on 64
+            numbers or more that is known by its products alone. Newton takes over the pairs on
+            which gradients make no headway, from 64 dimensions on for an ``rtol`` below 1e-4 only;
+            in its place :class:`NewtonCG`, from 96 dimensions on, and where ``(1 + 2m)`` times the
+            widest layer of the decoder at 16 points is more than a sixteenth of the memory. That
+            also takes over pairs along which the metric is singular. Any :class:`Solver` will do:
             :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`,
             :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
@@ -180,7 +189,7 @@ def geodesic(
         n_starts = _STARTS_WITH_LATTICE
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
-    second: Newton | None = None
+    second: Newton | NewtonCG | None = None
     if solver is None:
         kept = init is not None and n_starts == 1
         target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
@@ -189,8 +198,8 @@ def geodesic(
         solver = default_solver(m, target, _fits(space, point, m), gradients)
         if not isinstance(solver, NewtonCG):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
-        if isinstance(solver, QuasiNewton):
-            second = Newton()
+        if isinstance(solver, QuasiNewton) and (m < _COSTLY_FROM or rtol < _LAST_DIGITS):
+            second = _of_second_order(m, "minimum", _fits(space, point, m))
     with (
         torch.no_grad(),
         limited("geodesic", max_decodings, max_seconds) as budget,
@@ -315,7 +324,8 @@ def default_solver(
 ) -> Solver:
     """Settings for ``m`` latent dimensions.
 
-    Newton with its certificate; matrix-free where its blocks cost too much.
+    Newton with its certificate in few, QuasiNewton in many; start curves that are to be kept, even
+    where they do not minimise, stay with Newton, matrix-free where its blocks cost too much.
 
     Args:
         m: Latent dimensions.
@@ -323,8 +333,15 @@ def default_solver(
         fits: Whether the second derivatives along a curve fit into memory well.
         gradients: Whether second derivatives cost far more than gradients.
     """
-    if gradients and target == "minimum":
+    if (gradients or m >= GRADIENTS_FROM) and target == "minimum":
         return QuasiNewton()
+    return _of_second_order(m, target, fits)
+
+
+def _of_second_order(
+    m: int, target: Literal["minimum", "stationary"], fits: bool
+) -> Newton | NewtonCG:
+    """Newton, matrix-free where its blocks cost too much."""
     if m < MATRIX_FREE_FROM and fits:
         return Newton(target=target)
     return NewtonCG()
@@ -373,7 +390,7 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 def _with_scouts(
     space: Space,
     solver: Solver,
-    second: Newton | None,
+    second: Newton | NewtonCG | None,
     start: Curve,
     rtol: float,
     generator: torch.Generator | None,
@@ -402,7 +419,7 @@ def _solve(
     space: Space,
     solver: Solver,
     resort: NewtonCG | None,
-    second: Newton | None,
+    second: Newton | NewtonCG | None,
     start: Curve,
     rtol: float,
     progress: Progress | None,
@@ -462,7 +479,12 @@ def _resorted(
 
 
 def _taken_over(
-    space: Space, second: Newton, start: Curve, rtol: float, result: GeodesicResult, stuck: Tensor
+    space: Space,
+    second: Newton | NewtonCG,
+    start: Curve,
+    rtol: float,
+    result: GeodesicResult,
+    stuck: Tensor,
 ) -> GeodesicResult:
     """The result with pairs that a solver made no headway on solved by another one.
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.space import Space
 
-SAMPLES = 4  # nodes per curve at which the metric is sketched, or taken in full
+# Nodes per curve at which the metric is sketched, or taken in full; in many dimensions, where that
+# costs more than steps, it is taken in full at fewer.
+SAMPLES, FEW_SAMPLES = 4, 2
 # How a floor under the eigenvalues is raised, and up to which share of the largest.
 _RAISED = 1e4
 _HIGHEST_FLOOR = 1e-2
@@ -64,6 +66,20 @@ class PathMetric:
         rest = torch.where(sound, rest, torch.nan)
         return cls(basis, values, rest)
 
+    @classmethod
+    def exact(cls, space: Space, nodes: Tensor) -> PathMetric:  # (p, n + 1, m)
+        """The mean of G over a few nodes, in full."""
+        # One curve at a time: its tangents are many enough, and the memory does not grow.
+        sampled = [sampled_metric(space, some, FEW_SAMPLES) for some in nodes.split(1)]
+        mean = torch.cat(sampled).mean(1)
+        sound = mean.isfinite().flatten(1).all(1)
+        eye = torch.eye(nodes.shape[-1]).to(mean)
+        values, basis = torch.linalg.eigh(torch.where(sound[:, None, None], mean, eye))
+        # Nothing is orthogonal to all of the basis: the largest value cancels least.
+        top = values[:, -1]
+        values = torch.maximum(values, 1e2 * torch.finfo(mean.dtype).eps * top[:, None])
+        return cls(basis, values, torch.where(sound, top, torch.nan))
+
     def select(self, rows: Tensor) -> PathMetric:
         """The metrics of the curves at ``rows``."""
         basis = self.basis[rows]
@@ -85,6 +101,14 @@ class PathMetric:
         raised = torch.minimum(_RAISED * least, _HIGHEST_FLOOR * top)
         floor = torch.where(softened, raised, 0.0)
         return self._above(floor), softened
+
+    def raised(self, share: Tensor) -> PathMetric:  # (p,)
+        """The metrics with a share of their mean value added to all values."""
+        m = self.basis.shape[1]
+        real = self.basis.abs().amax(1) > 0
+        total = torch.where(real, self.values, 0.0).sum(1) + (m - real.sum(1)) * self.rest
+        more = share * total / m
+        return PathMetric(self.basis, self.values + more[:, None], self.rest + more)
 
     def floored(self, share: float) -> PathMetric:
         """The metrics with values of at least a share of their largest one."""
@@ -119,21 +143,22 @@ class PathMetric:
         return across + along @ self.basis.mT
 
 
-def sampled_metric(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s, m, m)
-    """G in the middle of equally long parts of every curve; NaN for all of one that has no metric.
+def sampled_metric(
+    space: Space, nodes: Tensor, count: int = SAMPLES
+) -> Tensor:  # (p, n + 1, m) -> (p, s, m, m)
+    """G in the middle of ``count`` equally long parts of curves; NaN for one that has no metric.
 
     What is taken is a fourth of the Gauss-Newton blocks of the energy of a curve with these nodes
     alone, which may average over neighbours.
 
     Eigenvalues within rounding of 0, relative to the largest at any place, are raised.
     """
-    count = nodes.shape[1]
-    places = (torch.arange(SAMPLES) + 0.5) * ((count - 1) / SAMPLES)
+    places = (torch.arange(count) + 0.5) * ((nodes.shape[1] - 1) / count)
     inner = nodes[:, places.round().long()]
     coarse = torch.cat([nodes[:, :1], inner, nodes[:, -1:]], 1)
     # By an expansion, in which a curve's bits do not depend on the other curves.
     blocks = space.expand(coarse, second_order=False).gauss_newton.diagonal
-    g = blocks / (4 * (SAMPLES + 1))
+    g = blocks / (4 * (count + 1))
     sound = g.isfinite().flatten(1).all(1)
     g = torch.where(sound[:, None, None, None], g, 0.0)
     top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)

@@ -40,6 +40,7 @@ from riemae.solvers.state import placed, select
 # way round it may be hardly longer than the chord.
 _STRAIGHT, _STEEP = 1.02, 1.3
 _EASY_STEPS, _HARD_STEPS = 5, 7
+_MANY_GRADIENTS = 24  # of QuasiNewton: 7 to 12 are the rule at 1e-3
 # Scouts per pair, and in which rounds they go down: segments, steps, how high they may then be,
 # relative to the geodesic that is known, to go on, and how many of a pair do.
 _SCOUTS = 4
@@ -122,6 +123,8 @@ def _suspects(solver: Solver, told: Told) -> np.ndarray:
     steep = ~(told.length <= _STEEP * told.bound)
     if isinstance(solver, Newton):
         hard = (told.steps > _HARD_STEPS) | ((told.steps > _EASY_STEPS) & steep)
+    elif isinstance(solver, QuasiNewton):
+        hard = steep & ~np.isnan(told.bound) & (told.steps > _MANY_GRADIENTS)
     else:
         hard = steep & ~np.isnan(told.bound)
     return (usable & ~straight & hard).nonzero()[0]

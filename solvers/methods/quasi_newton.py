@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.hooks import energy_and_gradient, precision_of
-from riemae.solvers.path_metric import SAMPLES, PathMetric, laplacian, sampled_metric
+from riemae.solvers.path_metric import FEW_SAMPLES, SAMPLES, PathMetric, laplacian, sampled_metric
 from riemae.solvers.result import Status
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
@@ -33,6 +33,31 @@ _ROUNDING = 16
 # convergence than this is extrapolated.
 _DOUBT = 3
 _SLOWEST = 0.97
+_SLOWEST_HALF = 0.9  # the same for many steps at once
+# Of the floor under the metric's eigenvalues, as a share of their mean: the first one, how it rises
+# where the model promises too much and falls where it is right, where it ends, and which shares of
+# what the model promises decide on it. Of an MLP m → m → m → 4m with a condition of 1e12, curves
+# are as long after 20 steps with such a floor as after 200 without one; the numbers matter little.
+_FIRST, _RISE, _FALL = 1e-3, 4.0, 3.0
+_LEAST, _HIGHEST = 1e-8, 1.0
+_POOR, _RICH = 0.2, 0.6
+# After so many steps at one resolution the curve has moved far, and the metric is looked at anew.
+_REFRESH = 24
+# Curves end with so many times their tolerance left, slow ones with more: it counts as an error.
+_LEFT, _LEFT_SLOW = 3, 30
+# Latent dimensions from which on what follows holds. Of fewer, curves that have not converged are
+# likelier to have met kinks or folds, where levels agree by accident.
+WIDE = 16
+# A curve that is not done after _PATIENCE steps at one resolution goes on at a finer one, with what
+# is left as its error. Chords on few nodes cut through a manifold that is flat in many directions,
+# and the energy rewards it. After so many levels it gets twice as many steps on each.
+_COARSE = 2
+# Steps that show how slowly a curve converges.
+_WINDOW = 20
+# Up to so many dimensions the metric's blocks along the curve are factorised at every step. Up to
+# so many its mean is taken in full: as many tangents as a sketch takes products, and a matrix per
+# curve.
+_BLOCKS, _FULL = 32, 768
 _PATIENCE = 24  # steps at one resolution after which a curve is looked at; most end before
 
 
@@ -47,15 +72,19 @@ class QuasiNewtonState(State):
         slope: ``(p,)``, of the energy along the direction to ``trial``; negative.
         stride: ``(p,)``, the share of the direction that ``trial`` goes.
         misses: ``(p,)``, trials in a row that were too long.
-        gains: ``(p, 3)``, by how much the last steps have lowered the energy, newest first; NaN
+        gains: ``(p, 20)``, by how much the last steps have lowered the energy, newest first; NaN
             before there are so many.
         moves: ``(p, h, n − 1, m)``, differences of nodes, newest first; zeros for none.
         changes: ``(p, h, n − 1, m)``, of their gradients.
         samples: ``(p, s, m, m)``, the metric along the curve: see :func:`sampled_metric`; none in
             many dimensions.
-        basis: ``(p, m, r)``, with the next two: there, a sketch of it, see :class:`PathMetric`.
+        basis: ``(p, m, r)``, with the next two: there, its mean, see :class:`PathMetric`.
         values: ``(p, r)``.
         rest: ``(p,)``; NaN before the metric is known, 0 where there is none.
+        floor: ``(p,)``, added to the metric, as a share of its mean eigenvalue.
+        age: ``(p,)``, steps since the metric was looked at.
+        taken: ``(p,)``, steps at this resolution.
+        level: ``(p,)``, how many resolutions have been before.
     """
 
     trial: Tensor
@@ -71,6 +100,10 @@ class QuasiNewtonState(State):
     basis: Tensor
     values: Tensor
     rest: Tensor
+    floor: Tensor
+    age: Tensor
+    taken: Tensor
+    level: Tensor
 
     def refined(self, nodes: Tensor, moved: np.ndarray) -> QuasiNewtonState:
         """The state about finer nodes ``(p, 2 n + 1, m)``.
@@ -90,6 +123,9 @@ class QuasiNewtonState(State):
             basis=self.basis,
             values=self.values,
             rest=self.rest,
+            floor=self.floor,
+            age=self.age,
+            level=self.level + 1,
             index=self.index,
         )
 
@@ -108,13 +144,17 @@ def begun(nodes: Tensor, history: int, samples: int, rank: int) -> QuasiNewtonSt
         slope=zero,
         stride=torch.ones_like(zero),
         misses=zero,
-        gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, 3).clone(),
+        gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, _WINDOW).clone(),
         moves=none.clone(),
         changes=none.clone(),
         samples=nodes.new_zeros(p, samples, m, m),
         basis=nodes.new_zeros(p, m, rank),
         values=nodes.new_ones(p, rank),
         rest=torch.full_like(zero, torch.nan),
+        floor=zero,
+        age=zero,
+        taken=zero,
+        level=zero,
     )
 
 
@@ -123,21 +163,28 @@ class QuasiNewton:
     """Settings of the quasi-Newton path solver, which takes gradients only.
 
     Limited-memory BFGS whose first inverse Hessian is that of the path's Laplacian in the metric at
-    four places of the curve: the Hessian itself where the metric is constant. A step costs one
-    decoding and one reverse pass along the path, whatever the number of dimensions; secants and
-    metric are handed on to finer levels. A trial that does not lower its energy is shortened, and
-    its secant is learned from as well.
+    four places of the curve, from 16 dimensions on at two: the Hessian itself where the metric is
+    constant. A step costs one decoding and one reverse pass along the path, whatever the number of
+    dimensions; secants and metric are handed on to finer levels. A trial that does not lower its
+    energy is shortened, and its secant is learned from as well.
+
+    Where the metric promises more than a step brings, as in directions in which it nearly vanishes,
+    a multiple of the identity is added to it, which follows the promises as Levenberg's and
+    Marquardt's does; after 24 steps at one resolution the metric is taken anew. So it need not have
+    full rank, nor be well conditioned.
 
     A curve ends when its Newton decrement, by the same inverse Hessian, is small, and its last
-    steps do not promise more. There is no factorisation, hence no Morse index: it is −1.
+    steps do not promise more. From 16 dimensions on, one that takes more than 24 steps goes on at a
+    finer resolution, and what is left counts as an error. There is no factorisation, hence no Morse
+    index: it is −1.
 
     Args:
         segments: Segments of the coarsest level.
         max_segments: Segments of the finest level allowed.
         max_steps: Gradients that a pair may take in total.
         history: Secants that are remembered.
-        sketch: Beyond twice as many latent dimensions, the mean metric is sketched by so many
-            products with it, and stands for the metric everywhere.
+        sketch: Beyond 32 latent dimensions the mean metric stands for the metric everywhere; beyond
+            768, a sketch of it by so many products with it.
 
     Raises:
         OptionError: For a value out of range.
@@ -164,9 +211,11 @@ class QuasiNewton:
 
     def begin(self, nodes: Tensor) -> QuasiNewtonState:  # (p, n + 1, m)
         """A state about new curves."""
-        if nodes.shape[-1] <= 2 * self.sketch:
-            return begun(nodes, self.history, SAMPLES, 0)
-        return begun(nodes, self.history, 0, self.sketch)
+        if nodes.shape[-1] <= _BLOCKS:
+            few = nodes.shape[-1] >= WIDE
+            return begun(nodes, self.history, FEW_SAMPLES if few else SAMPLES, 0)
+        m = nodes.shape[-1]
+        return begun(nodes, self.history, 0, m if m <= _FULL else self.sketch)
 
     def step(self, space: Space, state: QuasiNewtonState, tol: float) -> QuasiNewtonState:
         """One look at the trial nodes of every curve, and the next ones.
@@ -202,37 +251,47 @@ class QuasiNewton:
             status=torch.where(running, status, state.status),
             decrement=torch.where(live, decrement, torch.nan),
             steps=state.steps + 1,
+            taken=state.taken + 1,
         )
 
     def _prepared(self, space: Space, state: QuasiNewtonState) -> QuasiNewtonState:
-        """The state with a preconditioner, where it is yet unknown."""
-        rows = state.rest.isnan().nonzero().flatten()
+        """The state with a preconditioner, where it is yet unknown, or out of date."""
+        stale = (state.age >= _REFRESH) & (state.rest > 0) & state.energy.isfinite()
+        rows = (state.rest.isnan() | stale).nonzero().flatten()
+        age = torch.where(stale, 1.0, state.age + 1)
         if not len(rows):
-            return state
+            return replace(state, age=age)
         nodes = state.nodes[rows]
         rest = state.rest.clone()
         if state.samples.shape[1]:
-            found = sampled_metric(space, nodes)
+            found = sampled_metric(space, nodes, state.samples.shape[1])
             samples = state.samples.clone()
             samples[rows] = found
             rest[rows] = torch.where(found.isfinite().flatten(1).all(1), 1.0, 0.0).to(rest)
-            return replace(state, samples=samples, rest=rest)
-        sketch = PathMetric.sketched(space, nodes, state.basis.shape[2])
+            return replace(state, samples=samples, rest=rest, age=age)
+        rank = state.basis.shape[2]
+        if rank == nodes.shape[2]:
+            mean = PathMetric.exact(space, nodes)
+        else:
+            mean = PathMetric.sketched(space, nodes, rank)
         basis = state.basis.clone()
         values = state.values.clone()
-        basis[rows] = sketch.basis
-        values[rows] = sketch.values
-        rest[rows] = sketch.rest.nan_to_num(0.0)
-        return replace(state, basis=basis, values=values, rest=rest)
+        basis[rows] = mean.basis
+        values[rows] = mean.values
+        rest[rows] = mean.rest.nan_to_num(0.0)
+        return replace(state, basis=basis, values=values, rest=rest, age=age)
 
 
 def _first_inverse(state: QuasiNewtonState) -> Callable[[Tensor], Tensor]:
     """The inverse Hessian before any secant; of no meaning where there is no metric."""
     if not state.samples.shape[1]:
-        return PathMetric(state.basis, state.values, state.rest).solve
+        metric = PathMetric(state.basis, state.values, state.rest)
+        return metric.raised(state.floor).solve
     eye = torch.eye(state.nodes.shape[-1]).to(state.nodes)
     known = (state.rest > 0)[:, None, None, None]
     samples = torch.where(known, state.samples, eye)
+    mean = samples.diagonal(dim1=2, dim2=3).mean((1, 2))
+    samples = samples + (state.floor * mean)[:, None, None, None] * eye
     return laplacian(samples, state.nodes.shape[1] - 1).cholesky().solve
 
 
@@ -271,9 +330,26 @@ def _compared(
             gains=torch.where(good[:, None], gains, state.gains),
             moves=moves,
             changes=changes,
+            floor=_floor(state, energy, fresh),
         ),
         good,
     )
+
+
+def _floor(state: QuasiNewtonState, energy: Tensor, fresh: Tensor) -> Tensor:  # -> (p,)
+    """The floor under the metric after a look at trial nodes.
+
+    As of Levenberg and Marquardt: where the model promises too much, it is in directions that are
+    flat in the metric alone.
+    """
+    t = state.stride
+    promised = -t * (1 - t / 2) * state.slope
+    share = (state.energy - energy) / promised
+    poor = ~fresh & ~(share >= _POOR)  # True for NaN
+    rich = ~fresh & (share >= _RICH)
+    raised = (_RISE * state.floor).clamp(_FIRST, _HIGHEST)
+    lowered = torch.where(state.floor > _LEAST, state.floor / _FALL, 0.0)
+    return torch.where(poor, raised, torch.where(rich, lowered, state.floor))
 
 
 def _remembered(
@@ -322,29 +398,41 @@ def _judged(
     grain = eps * state.energy
     # The last steps count as well: those that have gained much may be followed by others. What they
     # gain is known beyond the rounding of energies, by their slopes.
-    silent = (-slope <= 2 * grain) & (state.gains.amax(1) <= grain / _ROUNDING)
-    quiet = (relative <= tol) | silent
+    silent = (-slope <= 2 * grain) & (state.gains[:, :3].amax(1) <= grain / _ROUNDING)
+    slow = ~state.gains[:, -1].isnan()
+    wide = state.nodes.shape[-1] >= WIDE
+    enough = torch.where(slow, _LEFT_SLOW * tol, _LEFT * tol) if wide else tol
+    # What a slow curve gains on few nodes is not its length: it bends between them.
+    rough = wide & (state.taken >= _PATIENCE * 2 ** (state.level - _COARSE).clamp(min=0))
+    quiet = (relative <= enough) | silent | rough
     coarse = relative > max(_ACCEPTABLE * tol, rounding)
     stalled = state.misses >= _MISSES
     # Rounding hides how much lower the trials are.
     spent = stalled & ~coarse
     status = torch.where(quiet | spent, int(Status.CONVERGED), int(RUNNING))
-    status = torch.where(quiet & coarse, int(Status.PRECISION), status)
+    status = torch.where(quiet & coarse & ~rough, int(Status.PRECISION), status)
     status = torch.where(stalled & coarse & ~quiet, int(Status.STALLED), status)
     return status, relative
 
 
-def _remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, 3)
+def _remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, 20)
     """How much lower the energy may come.
 
     Half of ``gᵀHg``, if H is right. Where it is not, steps converge linearly: what follows is a
-    geometric series, of the slower ratio that the last steps have shown.
+    geometric series, of the slower ratio that the last steps have shown, one by one and, where
+    there are many, by halves of them.
     """
     promised = -slope / 2
-    last, before, first = gains.clamp(min=0).unbind(1)
+    gains = gains.clamp(min=0)
+    last, before, first = gains[:, :3].unbind(1)
     ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
     series = last * ratio / (1 - ratio)
-    return _DOUBT * torch.fmax(promised, series)
+    half = _WINDOW // 2
+    late = gains[:, :half].sum(1)
+    early = gains[:, half:].sum(1)
+    ratio = (late / early).clamp(max=_SLOWEST_HALF)
+    long = late * ratio / (1 - ratio)
+    return _DOUBT * torch.fmax(torch.fmax(promised, series), long)
 
 
 def _interpolated(x: Tensor) -> Tensor:  # (p, h, n - 1, m) -> (p, h, 2 n - 1, m)
