@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,16 @@ class Claims:
         bounded = np.maximum(beyond, error) + level.measure.blur
         error = np.where(flat | (beyond <= error), bounded, error)
         return cls(error, worst, beyond)
+
+    def raised(self, rows: np.ndarray, ahead: np.ndarray) -> Claims:
+        """The claims, at ``rows`` at least what has been foreseen, NaN where nothing has."""
+        error, worst = self.error.copy(), self.worst.copy()
+        # Nothing is shorter than the lower bound.
+        beyond = self.beyond[rows]
+        known = np.where(beyond < ahead, beyond, ahead)
+        for claim in (error, worst):
+            claim[rows] = np.fmax(claim[rows], known)
+        return replace(self, error=error, worst=worst)
 
 
 def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
