@@ -1,13 +1,15 @@
-"""The look ahead before a curve is accepted on little evidence."""
+"""The look ahead before a curve is accepted on little evidence, and what is accepted."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from riemae import Manifold
-from riemae.solvers import Newton
+from riemae.solvers import Newton, Status
 from riemae.solvers.measure import Evidence
-from riemae.solvers.verdict import Claims
+from riemae.solvers.verdict import Claims, Level, reported_error, verdict
 
 ROWS = np.array([0])
 
@@ -61,3 +63,25 @@ def test_what_is_foreseen_in_a_flat_space_is_all_there_is(size, second_order):
     distance = line[-1].square().sum()
     found = Newton(second_order=second_order).foreseen(space, nodes)
     torch.testing.assert_close(found, (energy - distance) / (2 * energy), rtol=1e-9, atol=1e-13)
+
+
+def test_rtol_is_a_share_of_the_distance_not_of_the_length():
+    # A curve of length 1 and a distance of 0.905: the error is 0.095 of the length, and 0.105 of
+    # the distance. The next one is at 0.91.
+    zero = np.zeros(2)
+    level = Level(
+        rows=np.arange(2),
+        measure=SimpleNamespace(grain=zero + 1e-15),
+        length=zero + 1,
+        status=np.full(2, int(Status.CONVERGED)),
+        left=zero,
+        spent=zero > 0,
+        least=zero,
+        last=True,
+    )
+    worst = np.array([0.095, 0.09])
+    statuses = verdict(level, worst, 0.1)
+    assert statuses.tolist() == [Status.RESOLUTION, Status.CONVERGED]
+    claims = Claims(error=worst + 0.01, worst=worst, beyond=zero + np.inf)
+    error = reported_error(claims, level, statuses, 0.1)
+    np.testing.assert_allclose(error, [0.105, 0.1 / 1.1], rtol=1e-12)
