@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from riemae.numerics.offers import offers
 from riemae.solvers.budget import Exhausted, spent, strict
 from riemae.solvers.curve import Curve
+from riemae.solvers.foresight import foreseen, in_doubt
 from riemae.solvers.measure import Evidence, Measure
 from riemae.solvers.near import keep_near
 from riemae.solvers.outcome import started
@@ -35,7 +37,7 @@ from riemae.solvers.progress import Progress
 from riemae.solvers.queue import Queue, even
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
-from riemae.solvers.solver import Solver, refined, refinement_ratio
+from riemae.solvers.solver import Foresighted, Solver, refined, refinement_ratio
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING, curves_at, hand_on, numbers, placed, select, update
 from riemae.solvers.unrolling import Unrolling, Watch
@@ -241,6 +243,11 @@ class _Chunk:
         )
         claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
         statuses = verdict(level, claims.worst, self.rtol)
+        doubted = in_doubt(self.evidence, level, claims, statuses, self.rtol).nonzero()[0]
+        if len(doubted) and offers(self.solver, Foresighted) and not spent(self.space):
+            ahead = foreseen(self.space, self.solver, level, doubted, self.at_once)
+            claims = claims.raised(doubted, ahead)
+            statuses = verdict(level, claims.worst, self.rtol)
         if spent(self.space):
             cut_short = (statuses == RUNNING) | ((status == RUNNING) & ~level.spent)
             statuses[cut_short] = Status.BUDGET

@@ -28,8 +28,8 @@ class Solver(Protocol):
 
     The driver doubles the number of segments, estimates errors, and gives the verdict. A solver
     moves the nodes at one resolution, and begins anew at the next from where the coarser curve
-    ended. Three things are optional: :class:`HasRefinementRatio` and :class:`HasUnrolls` of the
-    solver, and :class:`Refinable` of its state.
+    ended. Four things are optional: :class:`HasRefinementRatio`, :class:`HasUnrolls` and
+    :class:`Foresighted` of the solver, and :class:`Refinable` of its state.
 
     Attributes:
         segments: Segments of the coarsest level.
@@ -83,6 +83,14 @@ class HasUnrolls(Protocol):
 
         A pair that has jumped begins anew on more nodes: see :mod:`riemae.solvers.unroll`.
         """
+        ...
+
+
+class Foresighted(Protocol):
+    """A solver that can say what a level would bring before it is taken."""
+
+    def foreseen(self, space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
+        """The relative length that a step from these nodes promises; NaN where unknown."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,12 +86,30 @@ class Claims:
         error = np.where(flat | (beyond <= error), bounded, error)
         return cls(error, worst, beyond)
 
+    def raised(self, rows: np.ndarray, ahead: np.ndarray) -> Claims:
+        """The claims, at ``rows`` at least what has been foreseen, NaN where nothing has."""
+        error, worst = self.error.copy(), self.worst.copy()
+        # Nothing is shorter than the lower bound.
+        beyond = self.beyond[rows]
+        known = np.where(beyond < ahead, beyond, ahead)
+        for claim in (error, worst):
+            claim[rows] = np.fmax(claim[rows], known)
+        return replace(self, error=error, worst=worst)
+
+
+def _allowed(length: np.ndarray, rtol: float) -> np.ndarray:
+    """The largest error that is at most ``rtol`` of the distance.
+
+    The distance is the length less its error.
+    """
+    return length * (rtol / (1 + rtol))
+
 
 def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
     """The statuses of pairs after a level; RUNNING where a finer one is needed."""
     met = level.status == Status.CONVERGED
     solved = met | (level.status == Status.PRECISION)
-    accurate = worst <= rtol * level.length  # False while the error is NaN
+    accurate = worst <= _allowed(level.length, rtol)  # False while the error is NaN
     at_floor = worst <= 2 * level.measure.grain
 
     unmet = int(Status.RESOLUTION) if level.last else RUNNING
@@ -106,7 +124,7 @@ def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
 def reported_error(claims: Claims, level: Level, statuses: np.ndarray, rtol: float) -> np.ndarray:
     """The errors that go with these statuses: never NaN where a lower bound is known."""
     met = statuses == Status.CONVERGED
-    within = np.minimum(claims.error, rtol * level.length)
+    within = np.minimum(claims.error, _allowed(level.length, rtol))
     larger = np.fmax(claims.error, claims.worst)
     error = np.where(met, within, larger)
     known = np.maximum(claims.beyond, level.measure.grain)

@@ -48,7 +48,7 @@ LAYERS = {
         solvers solvers.bounds solvers.brackets solvers.budget solvers.candidates
         solvers.certificate
         solvers.chunk solvers.curve solvers.edges solvers.energy solvers.executors
-        solvers.fans solvers.fields solvers.flows
+        solvers.fans solvers.fields solvers.flows solvers.foresight
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
         solvers.flows.second_variation solvers.flows.volume

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from riemae.numerics.checks import expect_choice, expect_range
 from riemae.solvers.methods.newton_sweep import Sweep
+from riemae.solvers.model import decrement_of
 from riemae.solvers.solver import check_settings
 from riemae.solvers.space import Space
-from riemae.solvers.state import PathState
+from riemae.solvers.state import PathState, relative_length
 
 _PATIENCE = 6  # steps at one resolution after which a curve is looked at; most end before
 
@@ -71,6 +73,24 @@ class Newton:
     def begin(self, nodes: Tensor) -> PathState:  # (p, n + 1, m)
         """A state about new curves."""
         return PathState.start(nodes)
+
+    def foreseen(self, space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
+        """The relative length that Newton's first step from these nodes promises, beyond rounding.
+
+        The step of Gauss and Newton where the Hessian is not positive definite; NaN where the
+        metric is singular.
+        """
+        expansion = space.expand(nodes, self.second_order)
+        gradient = expansion.gradient
+        rough = expansion.gauss_newton.cholesky()
+        promised = decrement_of(gradient, rough.solve(-gradient))
+        promised = torch.where(rough.ok, promised, torch.nan)
+        if expansion.hessian is not None:
+            factor = expansion.hessian.cholesky()
+            full = decrement_of(gradient, factor.solve(-gradient))
+            promised = torch.where(factor.ok, full, promised)
+        beyond = (promised - 2 * expansion.noise).clamp(min=0)
+        return relative_length(beyond, expansion.energy)
 
     @np.errstate(all="ignore")  # curves with NaN are marked, and nothing is decided by their values
     def step(self, space: Space, state: PathState, tol: float) -> PathState:

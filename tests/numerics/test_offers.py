@@ -9,11 +9,12 @@ import pytest
 from riemae import Manifold
 from riemae.numerics.offers import offers
 from riemae.solvers import MetricSpace, Newton, NewtonCG, hooks
-from riemae.solvers.solver import HasRefinementRatio, HasUnrolls, Refinable, Solver
+from riemae.solvers.solver import Foresighted, HasRefinementRatio, HasUnrolls, Refinable, Solver
 from riemae.solvers.space import HasSpace, Space
 from tests import spaces
 
 PROTOCOLS = [
+    Foresighted,
     hooks.HasAmbientFeatures,
     hooks.HasEmbedded,
     hooks.HasEnergyAndGradient,
