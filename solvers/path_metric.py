@@ -110,7 +110,10 @@ class PathMetric:
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
         n = r.shape[1] + 1
-        u = _integrated(r) / (2 * n)
+        return self.raised(_integrated(r) / (2 * n))
+
+    def raised(self, u: Tensor) -> Tensor:  # (p, k, m)
+        """``Ĝ⁻¹ u``, in O(k m r)."""
         parts = u @ self.basis
         rest = self.rest[:, None]
         weights = 1 / self.values - 1 / rest
@@ -119,7 +122,9 @@ class PathMetric:
         return across + along @ self.basis.mT
 
 
-def sampled_metric(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s, m, m)
+def sampled_metric(
+    space: Space, nodes: Tensor, samples: int = SAMPLES
+) -> Tensor:  # (p, n + 1, m) -> (p, s, m, m)
     """G in the middle of equally long parts of every curve; NaN for all of one that has no metric.
 
     What is taken is a fourth of the Gauss-Newton blocks of the energy of a curve with these nodes
@@ -128,12 +133,12 @@ def sampled_metric(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (
     Eigenvalues within rounding of 0, relative to the largest at any place, are raised.
     """
     count = nodes.shape[1]
-    places = (torch.arange(SAMPLES) + 0.5) * ((count - 1) / SAMPLES)
+    places = (torch.arange(samples) + 0.5) * ((count - 1) / samples)
     inner = nodes[:, places.round().long()]
     coarse = torch.cat([nodes[:, :1], inner, nodes[:, -1:]], 1)
     # By an expansion, in which a curve's bits do not depend on the other curves.
     blocks = space.expand(coarse, second_order=False).gauss_newton.diagonal
-    g = blocks / (4 * (SAMPLES + 1))
+    g = blocks / (4 * (samples + 1))
     sound = g.isfinite().flatten(1).all(1)
     g = torch.where(sound[:, None, None, None], g, 0.0)
     top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
