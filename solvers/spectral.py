@@ -16,6 +16,7 @@ in a few steps, and those that show no spectral decay, are left to the solver's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -46,9 +47,11 @@ from riemae.solvers.state import placed, read
 
 # Latent dimensions from which the metric is sketched, and how large a Hessian is factorised.
 _SKETCHED_FROM = 64
-# At so many places of the start curve the metric is looked at; beyond so many dimensions at one.
-_SAMPLES = 4
-_MANY = 12
+# At so many places of the start curve the metric is looked at, and beyond so many dimensions.
+_SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
+# By how much lengths of tangents may change from one place to the next: up to the first number, as
+# they do on decoders, what is left is believed; beyond the second, curves are not tried.
+_STEADY, _UNSTEADY = 1.5, 3.0
 _SKETCH = 32
 _DENSE = 256
 # A level ends where what is left falls below this share of what is asked for, or of what its own
@@ -60,6 +63,14 @@ _TRUNCATED = 0.3
 _LEAST = 0.05
 # Images whose highest modes have not fallen by this factor are not smooth on this scale.
 _DECAY = 0.7
+# Where the metric at a few places fits, a curve takes some three steps and half as many again per
+# digit. More of them say that it does not, and that most of what is left may lie where no secant
+# has been: that counts by the cube of their number.
+_STEPS, _STEPS_A_DIGIT = 3.0, 1.5
+# What further modes would gain is extrapolated from those that are new on a level, of which the
+# finer half gains at most this share of what the coarser half does, and counts so many times.
+_SLOWEST = 0.9
+_DOUBT = 3
 _MISSES = 5  # trials in a row that were too long
 # Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
 # size of an image.
@@ -105,6 +116,8 @@ class _Modes(Search):
         basis: ``(p, m, r)``, with the next two: its sketch.
         values: ``(p, r)``.
         rest: ``(p,)``; 0 where there is no metric.
+        change: ``(p,)``, the largest factor by which lengths of tangents change between places
+            where the metric is known.
     """
 
     z0: Tensor
@@ -121,6 +134,7 @@ class _Modes(Search):
     basis: Tensor
     values: Tensor
     rest: Tensor
+    change: Tensor
 
     @classmethod
     def about(cls, space: Space, start: Curve, modes: int, history: int) -> _Modes:
@@ -129,7 +143,7 @@ class _Modes(Search):
         p, _, m = nodes.shape
         none = nodes.new_zeros(p)
         if m <= _SKETCHED_FROM:
-            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else 1)
+            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else _SAMPLES_OF_MANY)
             sound = samples.isfinite().flatten(1).all(1)
             eye = torch.eye(m).to(samples)
             samples = torch.where(sound[:, None, None, None], samples, eye)
@@ -156,6 +170,7 @@ class _Modes(Search):
             basis=basis,
             values=values,
             rest=rest,
+            change=_change(samples),
         )
 
     def extended(self, modes: int) -> _Modes:
@@ -185,6 +200,17 @@ class _Modes(Search):
             return v.square().sum(2).mean(1)
         g = self.samples.mean(1)
         return ((v @ g) * v).sum(2).mean(1)
+
+
+def _change(samples: Tensor) -> Tensor:  # (p, s, m, m) -> (p,)
+    """The largest factor by which a tangent's length changes from one sample to the next."""
+    if samples.shape[1] < 2:
+        return samples.new_ones(len(samples))
+    root = torch.linalg.cholesky(samples[:, :-1])
+    half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
+    between = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values = torch.linalg.eigvalsh((between + between.mT) / 2)
+    return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
 
 
 class _First:
@@ -340,7 +366,8 @@ def attempt(
         state, first = level.taken_up(state)
         if number == 0:
             state.begun = state.length
-        error, on = _judged(state, least[rows], rtol, first=number == 0)
+        known = levels[number - 1][0] - 1 if number else 0
+        error, on = _judged(state, least[rows], rtol, known)
         good = (error <= rtol * read(state.length)[0]).nonzero()[0]
         if len(good):
             ended.append((rows[good], error[good], state.select(placed(good, state.x))))
@@ -356,23 +383,51 @@ def attempt(
 
 
 def _judged(
-    state: _Modes, least: np.ndarray, rtol: float, first: bool
+    state: _Modes, least: np.ndarray, rtol: float, known: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of lengths, NaN on the first level; and ``(p,)`` bool: where to go on makes sense."""
-    told = (state.length, state.left, state.noise, state.rest > 0, state.begun)
-    length, left, noise, regular, begun = read(*told)
+    """Errors of lengths, NaN on the first level; and ``(p,)`` bool: where to go on makes sense.
+
+    Args:
+        state: Curves as a level sees them that have been descended on the level before.
+        least: Lower bounds of their lengths, NaN where unknown.
+        rtol: The relative accuracy.
+        known: Modes of the level before; 0 on the first.
+    """
+    told = (
+        state.length,
+        state.left,
+        state.noise,
+        state.rest > 0,
+        state.begun,
+        state.steps,
+        state.change,
+    )
+    length, left, noise, regular, begun, steps, change = read(*told)
+    usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
+    left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
     with np.errstate(all="ignore"):
         # Between nothing that is shorter, and what it began with.
         within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
         sound = regular & (length > 0) & np.isfinite(left) & within
-        if first:
-            return np.full(len(length), np.nan), sound
-        fine, before, fine_before = read(state.fine, state.before, state.fine_before)
+        if not known:
+            return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
+        told = (state.fine, state.before, state.fine_before, _further(state, known))
+        fine, before, fine_before, further = read(*told)
         fallen = np.sqrt(fine / fine_before)
         missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
-        error = np.where(sound, left * length + missed + noise, np.nan)
+        error = np.where(sound, (left + further) * length + missed + noise, np.nan)
         smooth = (fallen < _DECAY) | (missed <= _SHARE * rtol * length)
     return error, sound & smooth
+
+
+def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
+    """The relative length that modes beyond those of this level would gain, extrapolated."""
+    step = (state.trial - state.x) / state.stride[:, None, None]
+    gains = (state.gradient * step).abs().sum(2)[:, known:]
+    half = gains.shape[1] // 2
+    coarse, fine = gains[:, :half].sum(1), gains[:, -half:].sum(1)
+    ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
+    return _DOUBT * fine * ratio / (1 - ratio) / (4 * state.energy)
 
 
 def _joined(

@@ -55,11 +55,11 @@ LAYERS = {
         solvers.methods.georce solvers.methods.lbfgs solvers.methods.newton
         solvers.methods.newton_cg solvers.methods.newton_expansion solvers.methods.newton_limits
         solvers.methods.newton_run solvers.methods.newton_saddles solvers.methods.newton_sweep
-        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spline solvers.model
+        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spectral solvers.methods.spline solvers.model
         solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors solvers.outcome
-        solvers.pairs solvers.path solvers.path_metric solvers.products solvers.progress
+        solvers.pairs solvers.path solvers.path_metric solvers.polynomials solvers.products solvers.progress
         solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.scouts
-        solvers.search solvers.shortest solvers.solver solvers.space solvers.speeds solvers.state
+        solvers.search solvers.secants solvers.shortest solvers.solver solvers.space solvers.spectral solvers.speeds solvers.state
         solvers.unroll solvers.unrolling solvers.verdict
     """,
     "distributions": """
