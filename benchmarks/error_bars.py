@@ -42,6 +42,7 @@ from riemae.solvers import (
     NewtonCG,
     QuasiNewton,
     Shooting,
+    Spectral,
     Status,
 )
 
@@ -86,6 +87,7 @@ PLANS = {
     "default": Plan(None, 200, _ALL, 4.0),
     "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0),
     "quasi_newton": Plan(QuasiNewton(), 20, _SOME, 3.0),
+    "spectral": Plan(Spectral(), 20, _SOME, 3.0),
     "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
     "georce": Plan(GEORCE(), 10, _SOME, 2.0),
     "spline": Plan(CubicSpline(max_steps=1000), 10, _SOME, 2.0),

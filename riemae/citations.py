@@ -49,6 +49,7 @@ _PAPERS: dict[str, tuple[str, ...]] = {
     "riemae.solvers.methods.newton.Newton": ("nocedal2006numerical",),
     "riemae.solvers.methods.newton_cg.NewtonCG": ("steihaug1983conjugate", "nocedal2006numerical"),
     "riemae.solvers.methods.quasi_newton.QuasiNewton": ("liu1989limited", "nocedal2006numerical"),
+    "riemae.solvers.methods.spectral.Spectral": ("liu1989limited", "trefethen2000spectral"),
     "riemae.solvers.methods.spline.CubicSpline": ("detlefsen2021stochman",),
     "riemae.solvers.neighborhoods.Neighbors": ("mcinnes2018umap",),
     "riemae.statistics.clustering.GeodesicKMeans": ("arthur2007kmeans", "karcher1977riemannian"),

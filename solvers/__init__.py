@@ -24,6 +24,7 @@ from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.methods.shooting import Shooting
+from riemae.solvers.methods.spectral import Spectral
 from riemae.solvers.methods.spline import CubicSpline
 from riemae.solvers.neighborhoods import Neighbors, RadiusNeighbors
 from riemae.solvers.neighbors import neighbors, radius_neighbors
@@ -61,6 +62,7 @@ __all__ = [
     "Shooting",
     "Solver",
     "Space",
+    "Spectral",
     "State",
     "Status",
     "conjugate_points",

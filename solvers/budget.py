@@ -150,6 +150,7 @@ class Metered:
                 setattr(self, name, getattr(space, name))
         priced: dict[str, Callable[..., int]] = {
             "embedded": _points,
+            "pulled": _twice,
             "velocities": _sweep,
             "ambient_features": _points,
         }
@@ -259,6 +260,11 @@ def spent(space: Space) -> bool:
 
 def _points(z: Tensor) -> int:  # (…, m)
     return z.shape[:-1].numel()
+
+
+def _twice(z: Tensor) -> int:  # (…, m)
+    """Values and a reverse pass."""
+    return 2 * _points(z)
 
 
 def _sweep(z: Tensor) -> int:  # (…, m)

@@ -37,7 +37,7 @@ from riemae.solvers.progress import Progress
 from riemae.solvers.queue import Queue, even
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
-from riemae.solvers.solver import Foresighted, Solver, refined, refinement_ratio
+from riemae.solvers.solver import Foresighted, HasAttempt, Solver, refined, refinement_ratio
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING, curves_at, hand_on, numbers, placed, select, update
 from riemae.solvers.unrolling import Unrolling, Watch
@@ -135,6 +135,7 @@ class _Chunk:
             self.bound = None
         self.outcome, self.least = started(start, self.bound)
         self._keep_settled()
+        self._attempt(start)
         self.queue = Queue(space, start, self.outcome.running(), solver)
         self.begun = np.full(p, np.nan)
         self.begun[self.queue.rows] = self.queue.lengths
@@ -154,6 +155,29 @@ class _Chunk:
         self.rows, nodes = self.queue.admit(self.segments)
         self.state: Any = solver.begin(nodes)
         self.anew = Unrolling(space, solver, start)
+
+    def _attempt(self, start: Curve) -> None:
+        """Pairs that the solver can do as a whole are OVER before anything else is looked at."""
+        rows = self.outcome.running()
+        if not offers(self.solver, HasAttempt) or not len(rows):
+            return
+        part = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
+        try:
+            found = self.solver.attempt(strict(self.space), part, self.least[rows], self.rtol)
+        except Exhausted:
+            return
+        if found is None:
+            return
+        out = self.outcome
+        done = rows[found.rows]
+        out.length[done] = found.length
+        out.error[done] = found.error
+        out.decrement[done] = found.left
+        out.speed_deviation[done] = found.unevenness
+        out.steps[done] = found.steps
+        out.status[done] = Status.CONVERGED
+        for places, curve in found.curves:
+            out.keep(done[places], curve)
 
     def _keep_settled(self) -> None:
         """Straight lines for the pairs that are OVER before anything is solved."""

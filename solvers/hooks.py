@@ -14,6 +14,8 @@ hook                     what it gives                                without it
 ``embedded``             images of points in a Euclidean space where  lengths come from ``norm``
                          curves have the lengths that they have here  alone; error estimates have
                                                                       one witness less
+``pulled``               forces on images of points, pulled back to   no curve is tried as a
+                         the points by a reverse pass                 polynomial
 ``velocities``           the velocities with which a geodesic passes  curves are splines through
                          its nodes                                    their nodes
 ``labels``               how many coordinates, the last ones, only    0: all coordinates move
@@ -38,8 +40,8 @@ hook                     what it gives                                without it
 =======================  ===========================================  ==============================
 
 A hook may also answer None where it has nothing to say for these arguments (``embedded``,
-``velocities``, ``ambient_features``, ``turning``, ``deviation``): that counts as not having it. The
-required methods ``residual`` and ``ambient_distance`` may do the same.
+``pulled``, ``velocities``, ``ambient_features``, ``turning``, ``deviation``): that counts as not
+having it. The required methods ``residual`` and ``ambient_distance`` may do the same.
 
 All points of a pair have the same labels, along which nothing moves.
 """
@@ -63,6 +65,8 @@ from riemae.solvers.space import Space
 # A function of the images (p, c, D) of points, -> (p, …).
 Then = Callable[[Tensor], Tensor]
 Embedding = Callable[[Tensor, Then], "Tensor | None"]
+# Of images (p, c, D): forces on them, and numbers (p, …) to hand on.
+Force = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class HasEnergyAndGradient(Protocol):
@@ -90,6 +94,19 @@ class HasEmbedded(Protocol):
         """``then`` of the images ``(p, c, D)`` of points.
 
         None where curves have other lengths there.
+        """
+        ...
+
+
+class HasPulled(Protocol):
+    """A space inside a Euclidean one, which knows how forces there act on its points."""
+
+    def pulled(
+        self, points: Tensor, force: Force
+    ) -> tuple[Tensor, Tensor] | None:  # (p, c, m) -> (p, c, m), (p, …)
+        """``Jᵀ`` of the forces on the images of points, and what else ``force`` tells of them.
+
+        None where curves have other lengths in the Euclidean space.
         """
         ...
 
@@ -204,6 +221,13 @@ def embedding_of(space: Space) -> Embedding | None:
     """The space's ``embedded``; by default None."""
     if offers(space, HasEmbedded):
         return space.embedded
+    return None
+
+
+def pulled_of(space: Space, points: Tensor, force: Force) -> tuple[Tensor, Tensor] | None:
+    """Forces on images ``(p, c, D)`` of points ``(p, c, m)``, at the points; by default None."""
+    if offers(space, HasPulled):
+        return space.pulled(points, force)
     return None
 
 

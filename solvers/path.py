@@ -27,6 +27,7 @@ from riemae.solvers.hooks import gradients_only, labels_of, precision_of, width_
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
+from riemae.solvers.methods.spectral import Spectral
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
@@ -66,6 +67,9 @@ _ROWS_MATRIX_FREE = 64
 # value and Jacobian: at m = 8 Newton 5.4 and QuasiNewton 6.9, at 32 2.4 and 1.5; with transposed
 # convolutions at 64 4.0 and 1.8.
 GRADIENTS_FROM = WIDE
+# Up to so many, whole curves are tried first: the metric at two places of a curve costs fewer
+# decodings than their gradients.
+_WHOLE_UP_TO = 64
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
@@ -116,9 +120,10 @@ def geodesic(
         z0: Start points, ``(*b, m)``.
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
-        solver: Settings. By default :class:`Newton` below 16 dimensions, :class:`QuasiNewton`,
-            which knows no Morse index (−1), from there on, and under an ambient metric on 64
-            numbers or more that is known by its products alone. Newton takes over the pairs on
+        solver: Settings. By default :class:`Newton` below 16 dimensions, :class:`Spectral` up to
+            64 and :class:`QuasiNewton` from there on, which know no Morse index (−1). The last one
+            under an ambient metric on 64 numbers or more that is known by its products alone, too.
+            Newton takes over the pairs on
             which gradients make no headway, from 64 dimensions on for an ``rtol`` below 1e-4 only;
             in its place :class:`NewtonCG`, from 96 dimensions on, and where ``(1 + 2m)`` times the
             widest layer of the decoder at 16 points is more than a sixteenth of the memory. That
@@ -324,8 +329,9 @@ def default_solver(
 ) -> Solver:
     """Settings for ``m`` latent dimensions.
 
-    Newton with its certificate in few, QuasiNewton in many; start curves that are to be kept, even
-    where they do not minimise, stay with Newton, matrix-free where its blocks cost too much.
+    Newton with its certificate in few, gradients in many, at first for whole curves; start curves
+    that are to be kept, even where they do not minimise, stay with Newton, matrix-free where its
+    blocks cost too much.
 
     Args:
         m: Latent dimensions.
@@ -333,7 +339,9 @@ def default_solver(
         fits: Whether the second derivatives along a curve fit into memory well.
         gradients: Whether second derivatives cost far more than gradients.
     """
-    if (gradients or m >= GRADIENTS_FROM) and target == "minimum":
+    if target == "minimum" and not gradients and GRADIENTS_FROM <= m <= _WHOLE_UP_TO:
+        return Spectral()
+    if target == "minimum" and (gradients or m >= GRADIENTS_FROM):
         return QuasiNewton()
     return _of_second_order(m, target, fits)
 

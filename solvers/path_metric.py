@@ -134,7 +134,10 @@ class PathMetric:
     def solve(self, r: Tensor) -> Tensor:  # (p, n - 1, m)
         """``(2n T ⊗ Ĝ)⁻¹ r``, in O(n m r)."""
         n = r.shape[1] + 1
-        u = _integrated(r) / (2 * n)
+        return self.inverse(_integrated(r) / (2 * n))
+
+    def inverse(self, u: Tensor) -> Tensor:  # (p, k, m)
+        """``Ĝ⁻¹ u``, in O(k m r)."""
         parts = u @ self.basis
         rest = self.rest[:, None]
         weights = 1 / self.values - 1 / rest

@@ -12,6 +12,7 @@ from torch import Tensor
 from riemae.exceptions import DTypeError
 from riemae.numerics.checks import expect_range
 from riemae.numerics.offers import offers
+from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.measure import RATIO
 from riemae.solvers.result import Status
@@ -19,6 +20,7 @@ from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
 
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
+C = TypeVar("C", bound="Columns")
 S = TypeVar("S", bound="State")
 
 
@@ -94,6 +96,37 @@ class Foresighted(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What came of whole curves; arrays ``(q,)`` for those that are good enough.
+
+    Attributes:
+        rows: Which of them.
+        length: Their lengths.
+        error: Of these, absolute.
+        left: The relative length that the solver has left over.
+        unevenness: Root mean squared relative deviation of the speed.
+        steps: Gradients that were taken.
+        curves: The curves by groups: their places among these, and the curves.
+    """
+
+    rows: np.ndarray
+    length: np.ndarray
+    error: np.ndarray
+    left: np.ndarray
+    unevenness: np.ndarray
+    steps: np.ndarray
+    curves: list[tuple[np.ndarray, Curve]]
+
+
+class HasAttempt(Protocol):
+    """A solver that first tries curves as a whole, before it takes levels of segments."""
+
+    def attempt(self, space: Space, start: Curve, least: np.ndarray, rtol: float) -> Attempt | None:
+        """Curves ``(p,)`` that are good enough; None where it has nothing to say."""
+        ...
+
+
 class Refinable(Protocol):
     """A state that takes to the next resolution what the coarser one has taught."""
 
@@ -122,7 +155,26 @@ def refined(solver: Solver, state: Any, nodes: Tensor, moved: np.ndarray) -> Any
 
 
 @dataclass
-class State:
+class Columns:
+    """Tensors with one entry per curve."""
+
+    @classmethod
+    def cat(cls: type[C], parts: list[C]) -> C:
+        """One batch from several at the same resolution."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def select(self: C, index: Tensor) -> C:
+        """The curves at ``index``."""
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def update(self: C, index: Tensor, other: C) -> None:
+        """Write ``other`` back to the curves at ``index``."""
+        for f in fields(self):
+            getattr(self, f.name)[index] = getattr(other, f.name)
+
+
+@dataclass
+class State(Columns):
     """Progress on ``p`` curves; every field is a tensor with one entry per curve.
 
     Attributes:
@@ -154,20 +206,6 @@ class State:
             steps=zero,
             **more,
         )
-
-    @classmethod
-    def cat(cls: type[S], parts: list[S]) -> S:
-        """One batch from several at the same resolution."""
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-    def select(self: S, index: Tensor) -> S:
-        """The curves at ``index``."""
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def update(self: S, index: Tensor, other: S) -> None:
-        """Write ``other`` back to the curves at ``index``."""
-        for f in fields(self):
-            getattr(self, f.name)[index] = getattr(other, f.name)
 
 
 def check_settings(name: str, solver: Solver, *counts: str) -> None:

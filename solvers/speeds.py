@@ -12,6 +12,7 @@ from riemae.exceptions import DTypeError
 from riemae.numerics.constants import constant
 from riemae.numerics.precision import in_full_precision
 from riemae.solvers.curve import Curve, check_nodes, nodes_of, pieces, subdivided
+from riemae.solvers.polynomials import lobatto
 from riemae.solvers.space import HasSpace, Space, space_of
 
 # Three Gauss-Legendre points per segment integrate the speed to O(h⁶), exactly for the spline's own
@@ -176,11 +177,7 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
 
     It maps the chords between them to velocities at Gauss points.
     """
-    polynomial = np.polynomial.legendre.Legendre.basis(_SAMPLES - 1)
-    roots = polynomial.deriv().roots()
-    inner = np.sort(roots.real)
-    symmetric = np.concatenate([[-1.0], inner, [1.0]])
-    t = (symmetric + 1) / 2
+    t, _ = lobatto(_SAMPLES)
     knots, _ = _gauss_legendre(_SAMPLED_POINTS)
     at = (knots + 1) / 2
     powers = np.arange(1, _SAMPLES)

@@ -46,24 +46,26 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.bounds solvers.brackets solvers.budget solvers.candidates
-        solvers.certificate
-        solvers.chunk solvers.curve solvers.edges solvers.energy solvers.executors
-        solvers.fans solvers.fields solvers.flows solvers.foresight
+        solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
+        solvers.executors solvers.fans solvers.fields solvers.flows solvers.foresight
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
-        solvers.flows.second_variation solvers.flows.volume
-        solvers.graph solvers.hooks solvers.krylov solvers.lattice solvers.linear solvers.matrix
-        solvers.matrix_identity solvers.matrix_layout solvers.matrix_work solvers.measure
-        solvers.methods solvers.methods.adam solvers.methods.bvp solvers.methods.descent
+        solvers.flows.second_variation solvers.flows.volume solvers.graph solvers.hooks
+        solvers.krylov solvers.lattice solvers.linear solvers.matrix solvers.matrix_identity
+        solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
+        solvers.methods.adam solvers.methods.bvp solvers.methods.descent
         solvers.methods.georce solvers.methods.lbfgs solvers.methods.newton
-        solvers.methods.newton_cg solvers.methods.newton_expansion solvers.methods.newton_limits
-        solvers.methods.newton_run solvers.methods.newton_saddles solvers.methods.newton_sweep
-        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spline solvers.model
-        solvers.near solvers.nearest solvers.neighborhoods solvers.neighbors solvers.outcome
-        solvers.pairs solvers.path solvers.path_metric solvers.products solvers.progress
+        solvers.methods.newton_cg solvers.methods.newton_expansion
+        solvers.methods.newton_limits solvers.methods.newton_run
+        solvers.methods.newton_saddles solvers.methods.newton_sweep
+        solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spectral
+        solvers.methods.spline solvers.model solvers.near solvers.nearest
+        solvers.neighborhoods solvers.neighbors solvers.outcome solvers.pairs solvers.path
+        solvers.path_metric solvers.polynomials solvers.products solvers.progress
         solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.scouts
-        solvers.search solvers.shortest solvers.solver solvers.space solvers.speeds solvers.state
-        solvers.unroll solvers.unrolling solvers.verdict
+        solvers.search solvers.secants solvers.shortest solvers.solver solvers.space
+        solvers.spectral solvers.speeds solvers.state solvers.unroll solvers.unrolling
+        solvers.verdict
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts

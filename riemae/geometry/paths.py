@@ -33,6 +33,7 @@ from riemae.solvers.energy import (
     image_velocity,
     rounding,
 )
+from riemae.solvers.hooks import Force
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products, from_graph, pulled
 
@@ -99,6 +100,23 @@ class PathMetric(Composition):
             return parts[0]
         energies, gradients = zip(*parts, strict=True)
         return torch.cat(energies), torch.cat(gradients)
+
+    def pulled(
+        self, points: Tensor, force: Force
+    ) -> tuple[Tensor, Tensor] | None:  # (p, c, m) -> (p, c, m), (p, …)
+        """``Jᵀ`` of forces on the images of points, by one reverse pass, some curves at a time.
+
+        None without a feature map.
+        """
+        self.bind(points[:, 0])
+        if self.embedding is None:
+            return None
+        curves = self._curves_at_once(points, 2)
+        parts = [part._pulled(x, force) for part, x in self.parts(points, curves)]
+        if len(parts) == 1:
+            return parts[0]
+        lowered, told = zip(*parts, strict=True)
+        return torch.cat(lowered), torch.cat(told)
 
     def products(self, nodes: Tensor) -> Products:  # (p, n + 1, m)
         """The energy with products of its Hessian, by reverse passes through one kept graph.
@@ -266,26 +284,36 @@ class PathMetric(Composition):
         """Energy and gradient of curves that fit into memory together."""
         if self.embedding is None:
             return differentiated(self.squared_chords, nodes)
-        p, count, m = nodes.shape
-        steps = []
+        _, count, m = nodes.shape
 
-        def force(x: Tensor) -> Tensor:
-            """The gradient in the images; rows that were padded have none."""
-            out = torch.zeros_like(x)
-            x = x[: p * count].view(p, count, -1)
+        def force(x: Tensor) -> tuple[Tensor, Tensor]:
             step = x[:, 1:] - x[:, :-1]
-            steps.append(step)
-            own = out[: p * count].view(x.shape)
-            own[:, 1:-1] = chord_force(step)
-            return out
+            return F.pad(chord_force(step), (0, 0, 1, 1)), step
 
-        _, lowered = self.batch_invariant.slope(nodes.flatten(0, 1), force)
-        squares = aligned(steps[0], -1, m).square()
+        along, step = self._pulled(nodes, force)
+        squares = aligned(step, -1, m).square()
         chords = squares.sum(-1)
         energy = discrete_energy(chords)
-        along = lowered.view(p, count, m)
         interior = along[:, 1:-1]
         return energy, 2 * (count - 1) * interior
+
+    def _pulled(self, points: Tensor, force: Force) -> tuple[Tensor, Tensor]:
+        """``Jᵀ force(x)`` at points of curves that fit into memory together, and what else it says.
+
+        Rows that were padded have no force.
+        """
+        p, count, _ = points.shape
+        told = []
+
+        def padded(x: Tensor) -> Tensor:
+            out = torch.zeros_like(x)
+            covectors, more = force(x[: p * count].view(p, count, -1))
+            told.append(more)
+            out[: p * count] = covectors.flatten(0, 1)
+            return out
+
+        _, lowered = self.batch_invariant.slope(points.flatten(0, 1), padded)
+        return lowered.view(points.shape), told[0]
 
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, m = nodes.shape

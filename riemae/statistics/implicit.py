@@ -17,6 +17,7 @@ from torch import Tensor
 
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.envelope import once_differentiable
+from riemae.numerics import sums
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan
 from riemae.solvers.space import Space
@@ -78,8 +79,8 @@ def attached(
         share = torch.tensor([shares(int(d))[number] for d in joint.depth[level.groups]])
         moved, spread = _at_level(space, level, points, weights, groups, roots)
         share = share.to(moved)
-        centers = centers.index_add(0, level.groups, share[:, None] * moved)
-        objectives = objectives.index_add(0, level.groups, share * spread)
+        centers = centers + sums.summed(share[:, None] * moved, level.groups, len(centers))
+        objectives = objectives + sums.summed(share * spread, level.groups, len(centers))
     known = groups.mean(summed(joint.squares, roots)[0])
     return Attached(
         centers=joint.centers + _change(centers),
@@ -125,4 +126,4 @@ def _at_level(
 
 
 def _sum(x: Tensor, of: Tensor, count: int) -> Tensor:  # (k, *b) -> (count, *b)
-    return x.new_zeros(count, *x.shape[1:]).index_add(0, of, x)
+    return sums.summed(x, of, count)

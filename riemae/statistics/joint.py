@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from riemae.numerics.sums import summed
+from riemae.numerics import sums
 from riemae.solvers import Curve, Status
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan, tapered
@@ -101,7 +101,7 @@ class Group:
         """Weighted means of what belongs to the points."""
         weights = self.weights.view(len(x), *[1] * (x.ndim - 1))
         # What has no weight may be NaN.
-        return summed(torch.where(weights > 0, weights * x, 0.0), self.of, self.count)
+        return sums.summed(torch.where(weights > 0, weights * x, 0.0), self.of, self.count)
 
     def all(self, x: Tensor) -> Tensor:  # (n,) bool -> (c,) bool
         """Whether all members with any weight are."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.path_metric import FEW_SAMPLES, SAMPLES, PathMetric, laplacian, sampled_metric
 from riemae.solvers.result import Status
+from riemae.solvers.secants import descent, remaining, remembered
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
@@ -23,17 +24,10 @@ _SHORTEST, _LONGEST = 0.1, 0.5
 _MISSES = 12
 # No first trial promises more than this share of the curve's energy.
 _BOLDEST = 0.5
-# How far the scale that a secant shows may be from that of the metric.
-_SCALES = 0.1, 10.0
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 # Rounding of an energy, relative to it: so many units per segment, where chords are differences of
 # points not much larger than the curve. Where those are larger, trials are missed in a row.
 _ROUNDING = 16
-# What is left to gain is taken for so many times what H or the last steps promise, and no slower
-# convergence than this is extrapolated.
-_DOUBT = 3
-_SLOWEST = 0.97
-_SLOWEST_HALF = 0.9  # the same for many steps at once
 # Of the floor under the metric's eigenvalues, as a share of their mean: the first one, how it rises
 # where the model promises too much and falls where it is right, where it ends, and which shares of
 # what the model promises decide on it. Of an MLP m → m → m → 4m with a condition of 1e12, curves
@@ -233,7 +227,7 @@ class QuasiNewton:
         regular = (state.rest > 0) & (state.energy > 0)
         first = _first_inverse(state)
         g = torch.where(live[:, None, None], state.gradient, 0.0)
-        direction = _direction(g, state.moves, state.changes, first)
+        direction = descent(g, state.moves, state.changes, first)
         slope = (g * direction).sum((1, 2))
         status, decrement = _judged(state, slope, tol, eps, 4 * known.length)
         status = torch.where(live, status, int(Status.NON_FINITE))
@@ -308,7 +302,7 @@ def _compared(
     good = fresh | (finite & (energy <= limit))
     move = (state.trial - state.nodes)[:, 1:-1]
     change = gradient - state.gradient
-    moves, changes = _remembered(state, move, change, finite & ~fresh)
+    moves, changes = remembered(state.moves, state.changes, move, change, finite & ~fresh)
     # Where the parabola through both energies and the slope is lowest.
     excess = energy - state.energy - promised
     lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
@@ -352,49 +346,11 @@ def _floor(state: QuasiNewtonState, energy: Tensor, fresh: Tensor) -> Tensor:  #
     return torch.where(poor, raised, torch.where(rich, lowered, state.floor))
 
 
-def _remembered(
-    state: QuasiNewtonState, move: Tensor, change: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Moves and changes with new secants before them, where they are seen and curve upwards."""
-    eps = torch.finfo(move.dtype).eps
-    curvature = (move * change).sum((1, 2))
-    size = move.square().sum((1, 2)).sqrt() * change.square().sum((1, 2)).sqrt()
-    useful = (seen & (curvature > eps * size))[:, None, None, None]
-    moves = torch.cat([move[:, None], state.moves[:, :-1]], 1)
-    changes = torch.cat([change[:, None], state.changes[:, :-1]], 1)
-    return torch.where(useful, moves, state.moves), torch.where(useful, changes, state.changes)
-
-
-def _direction(
-    g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """``−H g`` by the two-loop recursion, from the ``first`` inverse Hessian."""
-    curvature = (moves * changes).sum((2, 3))
-    known = curvature > 0
-    rho = torch.where(known, 1 / curvature, 0.0)
-    history = moves.shape[1]
-    q = g
-    alphas = []
-    for k in range(history):
-        alpha = rho[:, k] * (moves[:, k] * q).sum((1, 2))
-        q = q - alpha[:, None, None] * changes[:, k]
-        alphas.append(alpha)
-    newest = changes[:, 0]
-    stiff = (newest * first(newest)).sum((1, 2))
-    scale = (curvature[:, 0] / stiff).clamp(*_SCALES)
-    scale = torch.where(known[:, 0], scale, 1.0)
-    r = scale[:, None, None] * first(q)
-    for k in reversed(range(history)):
-        beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
-        r = r + (alphas[k] - beta)[:, None, None] * moves[:, k]
-    return -r
-
-
 def _judged(
     state: QuasiNewtonState, slope: Tensor, tol: float, eps: float, rounding: float
 ) -> tuple[Tensor, Tensor]:
     """Statuses of curves with an energy and a metric, and their relative decrements."""
-    relative = _remaining(slope, state.gains) / (2 * state.energy)
+    relative = remaining(slope, state.gains) / (2 * state.energy)
     grain = eps * state.energy
     # The last steps count as well: those that have gained much may be followed by others. What they
     # gain is known beyond the rounding of energies, by their slopes.
@@ -413,26 +369,6 @@ def _judged(
     status = torch.where(quiet & coarse & ~rough, int(Status.PRECISION), status)
     status = torch.where(stalled & coarse & ~quiet, int(Status.STALLED), status)
     return status, relative
-
-
-def _remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, 20)
-    """How much lower the energy may come.
-
-    Half of ``gᵀHg``, if H is right. Where it is not, steps converge linearly: what follows is a
-    geometric series, of the slower ratio that the last steps have shown, one by one and, where
-    there are many, by halves of them.
-    """
-    promised = -slope / 2
-    gains = gains.clamp(min=0)
-    last, before, first = gains[:, :3].unbind(1)
-    ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
-    series = last * ratio / (1 - ratio)
-    half = _WINDOW // 2
-    late = gains[:, :half].sum(1)
-    early = gains[:, half:].sum(1)
-    ratio = (late / early).clamp(max=_SLOWEST_HALF)
-    long = late * ratio / (1 - ratio)
-    return _DOUBT * torch.fmax(torch.fmax(promised, series), long)
 
 
 def _interpolated(x: Tensor) -> Tensor:  # (p, h, n - 1, m) -> (p, h, 2 n - 1, m)

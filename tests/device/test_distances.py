@@ -31,6 +31,7 @@ SOLVERS = {
     "Newton": solvers.Newton(),
     "NewtonCG": solvers.NewtonCG(),
     "QuasiNewton": solvers.QuasiNewton(),
+    "Spectral": solvers.Spectral(),
     "LBFGS": solvers.LBFGS(),
     "Adam": solvers.Adam(max_steps=400),
     "GEORCE": solvers.GEORCE(),

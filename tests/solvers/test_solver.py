@@ -13,6 +13,7 @@ SOLVERS = [
     solvers.Newton,
     solvers.NewtonCG,
     solvers.QuasiNewton,
+    solvers.Spectral,
     solvers.Adam,
     solvers.LBFGS,
     solvers.CubicSpline,

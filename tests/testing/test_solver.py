@@ -15,6 +15,7 @@ SHIPPED = {
     "Newton, first order": (solvers.Newton(second_order=False), {}),
     "NewtonCG": (solvers.NewtonCG(), {}),
     "QuasiNewton": (solvers.QuasiNewton(), {}),
+    "Spectral": (solvers.Spectral(), {}),
     "LBFGS": (solvers.LBFGS(), {"pairs": 3}),
     "Adam": (solvers.Adam(), {"pairs": 3}),
     "CubicSpline": (solvers.CubicSpline(), {"pairs": 3, "same_bits": False}),

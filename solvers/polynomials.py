@@ -1,0 +1,218 @@
+"""Curves that are one polynomial: a straight line plus integrals of Legendre polynomials.
+
+``z(t) = (1 − t) a + t b + Σ_k c_k ∫₀ᵗ P_k(2s − 1) ds`` for ``k = 1 … d − 1`` passes through both
+end points for any modes ``c_k``, and has degree d. Where the metric is constant, its energy is the
+sum of those of the line and of each mode alone, ``|c_k|² / (2k + 1)``.
+
+Images of such a curve at q Gauss-Lobatto points are interpolated by a polynomial of degree q − 1,
+whose energy the same points integrate exactly.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.polynomial.legendre import Legendre, leggauss, legvander
+from torch import Tensor
+
+from riemae.numerics.batch_invariance import apply_matrix
+from riemae.numerics.constants import constant
+from riemae.solvers.curve import Curve
+
+_ALIGNED = 16  # columns of matrices for `apply_matrix`
+
+
+@lru_cache
+def lobatto(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Lobatto points in [0, 1], and their weights, which sum to 1."""
+    polynomial = Legendre.basis(count - 1)
+    inner = np.sort(polynomial.deriv().roots().real)
+    x = np.concatenate([[-1.0], inner, [1.0]])
+    weights = 1 / (count * (count - 1) * polynomial(x) ** 2)
+    return (x + 1) / 2, weights
+
+
+def lobatto_weights(count: int, like: Tensor) -> Tensor:  # -> (q,)
+    """Of the Gauss-Lobatto points. Not to be written to."""
+    return constant(_weights, (count,), like)
+
+
+def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
+    """Points ``(p, q, m)`` of curves at the Gauss-Lobatto times.
+
+    Args:
+        z0: ``(p, m)``.
+        z1: ``(p, m)``.
+        modes: ``(p, d − 1, m)``.
+        count: q.
+    """
+    t = constant(_times, (count,), z0)[:, None]
+    line = (1 - t) * z0[:, None] + t * z1[:, None]
+    bends = constant(_bends, (modes.shape[1], count), z0)
+    return line + apply_matrix(bends, modes)
+
+
+def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, m)
+    """The gradient in the modes, from that in the points of :func:`points_on`."""
+    return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
+
+
+def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
+    """Velocities of the interpolant of images at the Gauss-Lobatto times."""
+    return apply_matrix(constant(_derivative, (x.shape[1],), x), x)
+
+
+def energy_force(v: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
+    """The gradient in the images of ``∫ |v|² dt``, from their velocities."""
+    return apply_matrix(constant(_force, (v.shape[1],), v), v)
+
+
+def fine_share(v: Tensor) -> Tensor:  # (p, q, D) -> (p,)
+    """``∫ |v|² dt`` of the two finest modes of velocities."""
+    fine = apply_matrix(constant(_finest, (v.shape[1],), v), v)
+    return fine.square().sum((1, 2))
+
+
+def stiffness(samples: Tensor, modes: int) -> Tensor:  # (p, s, m, m) -> (p, k m, k m)
+    """The Hessian of the energy in the modes, with the metric interpolated and fixed.
+
+    Args:
+        samples: The metric in the middle of s equally long parts of the curve.
+        modes: k.
+    """
+    p, s, m, _ = samples.shape
+    shares = constant(_overlaps, (modes, s), samples)  # (s, k, k)
+    # One term after the other: every curve must have the same bits as alone.
+    total = samples.new_zeros(p, modes, m, modes, m)
+    for share, g in zip(shares, samples.unbind(1), strict=True):
+        total += share[:, None, :, None] * g[:, None, :, None, :]
+    return total.flatten(3, 4).flatten(1, 2)
+
+
+def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
+    """The modes of curves: Legendre coefficients of their velocities."""
+    times, matrix = _analysis(modes)
+    v = curve.velocity(torch.from_numpy(times).to(curve.nodes))
+    return apply_matrix(constant(_analysis_padded, (modes,), v), v)
+
+
+def spline_of(z0: Tensor, z1: Tensor, modes: Tensor, segments: int) -> Curve:
+    """The curves as Hermite splines that touch them in ``segments + 1`` nodes."""
+    line = Curve.line(z0, z1, segments)
+    k = modes.shape[1]
+    nodes = line.nodes + apply_matrix(constant(_bends_at, (k, segments), modes), modes)
+    slopes = line.slopes + apply_matrix(constant(_slopes_at, (k, segments), modes), modes)
+    # End points are met exactly.
+    nodes[:, 0] = z0
+    nodes[:, -1] = z1
+    return Curve(nodes, slopes)
+
+
+def strayed(modes: Tensor, segments: int) -> Tensor:  # (p, k, m) -> (p, j, m)
+    """By how much velocities of :func:`spline_of` differ from the curves' between nodes."""
+    return apply_matrix(constant(_strayed_at, (modes.shape[1], segments), modes), modes)
+
+
+def _padded(matrix: np.ndarray) -> np.ndarray:
+    return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % _ALIGNED)))
+
+
+def _times(count: int) -> np.ndarray:
+    return lobatto(count)[0]
+
+
+def _weights(count: int) -> np.ndarray:
+    return lobatto(count)[1]
+
+
+def _integrals(t: np.ndarray, modes: int) -> np.ndarray:  # -> (len(t), k)
+    """``∫₀ᵗ P_k(2s − 1) ds = (P_{k+1} − P_{k−1})(2t − 1) / (4k + 2)``."""
+    values = legvander(2 * t - 1, modes + 1)
+    k = np.arange(1, modes + 1)
+    return (values[:, 2:] - values[:, :-2]) / (4 * k + 2)
+
+
+def _bends(modes: int, count: int) -> np.ndarray:
+    return _padded(_integrals(_times(count), modes))
+
+
+def _bends_transposed(modes: int, count: int) -> np.ndarray:
+    return _padded(_integrals(_times(count), modes).T)
+
+
+@lru_cache
+def _differentiation(count: int) -> np.ndarray:  # (q, q)
+    """Values at the Gauss-Lobatto points to derivatives of their interpolant there."""
+    x = 2 * _times(count) - 1
+    values = legvander(x, count - 1)
+    slopes = np.stack([2 * Legendre.basis(k).deriv()(x) for k in range(1, count)], 1)
+    slopes = np.pad(slopes, ((0, 0), (1, 0)))
+    return np.linalg.solve(values.T, slopes.T).T
+
+
+def _derivative(count: int) -> np.ndarray:
+    return _padded(_differentiation(count))
+
+
+def _force(count: int) -> np.ndarray:
+    return _padded(2 * _differentiation(count).T * _weights(count))
+
+
+def _finest(count: int) -> np.ndarray:  # (2, q)
+    """Velocities to their two highest modes, scaled so that squares are energies."""
+    x = 2 * _times(count) - 1
+    # Of degree q − 2, for which the points integrate products up to degree 2q − 3 exactly.
+    k = np.array([count - 3, count - 2])
+    values = legvander(x, count - 2)[:, k]
+    return _padded((values * np.sqrt(2 * k + 1)).T * _weights(count))
+
+
+def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
+    """``2 ∫ P_k P_l h_s dt`` with hat functions about the middles of ``s`` parts, flat outside."""
+    # Between middles everything is polynomial.
+    middles = (np.arange(samples) + 0.5) / samples
+    knots = np.concatenate([[0.0], middles, [1.0]])
+    x, w = leggauss(modes + 2)
+    pieces = np.diff(knots)
+    t = (knots[:-1, None] + pieces[:, None] * (x + 1) / 2).ravel()
+    weights = (pieces[:, None] * w / 2).ravel()
+    hats = np.stack([np.interp(t, middles, row) for row in np.eye(samples)])
+    values = legvander(2 * t - 1, modes)[:, 1:]
+    return 2 * np.einsum("st,tk,tl->skl", hats * weights, values, values)
+
+
+@lru_cache
+def _analysis(modes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss points in [0, 1], and the matrix from velocities there to Legendre coefficients."""
+    x, w = leggauss(2 * modes + 2)
+    k = np.arange(1, modes + 1)
+    values = legvander(x, modes)[:, 1:]
+    return (x + 1) / 2, ((2 * k + 1) * values * w[:, None] / 2).T
+
+
+def _analysis_padded(modes: int) -> np.ndarray:
+    return _padded(_analysis(modes)[1])
+
+
+def _bends_at(modes: int, segments: int) -> np.ndarray:
+    return _padded(_integrals(np.linspace(0, 1, segments + 1), modes))
+
+
+def _slopes_at(modes: int, segments: int) -> np.ndarray:
+    t = np.linspace(0, 1, segments + 1)
+    return _padded(legvander(2 * t - 1, modes)[:, 1:])
+
+
+def _strayed_at(modes: int, segments: int) -> np.ndarray:
+    """Velocities of the Hermite spline of every mode, less its own, where they differ most."""
+    nodes = np.linspace(0, 1, segments + 1)
+    at, slope = _integrals(nodes, modes), legvander(2 * nodes - 1, modes)[:, 1:]
+    u = np.array([0.2, 0.5, 0.8])[:, None, None]
+    rise = segments * np.diff(at, axis=0)
+    found = 6 * u * (1 - u) * rise
+    found = found + (1 - u) * (1 - 3 * u) * slope[:-1] + u * (3 * u - 2) * slope[1:]
+    times = (nodes[:-1] + u[:, 0] / segments).ravel()
+    true = legvander(2 * times - 1, modes)[:, 1:]
+    return _padded(found.reshape(-1, modes) - true)

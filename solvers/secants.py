@@ -1,0 +1,190 @@
+"""What limited-memory BFGS knows of a function: secants, and the steps that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from riemae.solvers.solver import Columns
+
+# How far the scale that a secant shows may be from that of the first inverse Hessian.
+_SCALES = 0.1, 10.0
+# What is left to gain is taken for so many times what H or the last steps promise, and no slower
+# convergence than this is extrapolated.
+_DOUBT = 3
+_SLOWEST = 0.97
+_SLOWEST_HALF = 0.9  # the same for many steps at once
+# Of the line search: the share of the promised decrease that is enough, and the range in which the
+# next stride is looked for.
+_SUFFICIENT = 1e-4
+_SHORTEST, _LONGEST = 0.1, 0.5
+# No first trial promises more than this share of the energy.
+_BOLDEST = 0.5
+S = TypeVar("S", bound="Search")
+
+
+@dataclass
+class Search(Columns):
+    """Progress of limited-memory BFGS on ``p`` functions of ``(k, m)`` numbers.
+
+    Attributes:
+        x: ``(p, k, m)``, the best place so far.
+        trial: ``(p, k, m)``, to be looked at next.
+        energy: ``(p,)``, at ``x``; infinite before the first look.
+        gradient: ``(p, k, m)``, there.
+        slope: ``(p,)``, of the energy along the direction to ``trial``; negative.
+        stride: ``(p,)``, the share of the direction that ``trial`` goes.
+        misses: ``(p,)``, trials in a row that were too long.
+        gains: ``(p, 3)``, by how much the last steps have lowered the energy, newest first; NaN
+            before there are so many.
+        moves: ``(p, h, k, m)``, differences of places, newest first; zeros for none.
+        changes: ``(p, h, k, m)``, of their gradients.
+    """
+
+    x: Tensor
+    trial: Tensor
+    energy: Tensor
+    gradient: Tensor
+    slope: Tensor
+    stride: Tensor
+    misses: Tensor
+    gains: Tensor
+    moves: Tensor
+    changes: Tensor
+
+    @classmethod
+    def begin(cls: type[S], x: Tensor, history: int, **more: Tensor) -> S:  # (p, k, m)
+        """At places of which nothing is known."""
+        zero = x.new_zeros(len(x))
+        none = torch.zeros_like(x)[:, None].expand(-1, history, -1, -1)
+        return cls(
+            x=x.clone(),
+            trial=x.clone(),
+            energy=torch.full_like(zero, torch.inf),
+            gradient=torch.zeros_like(x),
+            slope=zero,
+            stride=torch.ones_like(zero),
+            misses=zero,
+            gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, 3).clone(),
+            moves=none.clone(),
+            changes=none.clone(),
+            **more,
+        )
+
+    def seen(self: S, energy: Tensor, gradient: Tensor, eps: float) -> tuple[S, Tensor]:
+        """After a look at the trial places, and ``(p,)`` bool: where they are taken.
+
+        Energies are rounded by ``eps``, relatively.
+        """
+        fresh = self.energy.isinf()
+        finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
+        promised = self.stride * self.slope
+        limit = (1 + eps) * self.energy + _SUFFICIENT * promised
+        good = finite & (fresh | (energy <= limit))
+        move = self.trial - self.x
+        change = gradient - self.gradient
+        moves, changes = remembered(self.moves, self.changes, move, change, finite & ~fresh)
+        # Where the parabola through both energies and the slope is lowest.
+        excess = energy - self.energy - promised
+        lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
+        taken = good[:, None, None]
+        # Within the rounding of energies, the slopes at both ends tell the difference better.
+        told = self.energy - energy
+        shown = -((self.gradient + gradient) * move).sum((1, 2)) / 2
+        gain = torch.where(told.abs() <= eps * self.energy, shown, told)
+        gain = torch.where(fresh, torch.nan, gain)
+        gains = torch.cat([gain[:, None], self.gains[:, :-1]], 1)
+        found = replace(
+            self,
+            x=torch.where(taken, self.trial, self.x),
+            energy=torch.where(good, energy, self.energy),
+            gradient=torch.where(taken, gradient, self.gradient),
+            stride=torch.where(good, 1.0, self.stride * lowest),
+            misses=torch.where(good, 0.0, self.misses + 1),
+            gains=torch.where((good & ~fresh)[:, None], gains, self.gains),
+            moves=moves,
+            changes=changes,
+        )
+        return found, good
+
+    def aimed(
+        self: S, first: Callable[[Tensor], Tensor], good: Tensor, secants: int
+    ) -> tuple[S, Tensor]:
+        """With the next trials, and ``(p,)``: by how much the energies may still fall.
+
+        Args:
+            first: The inverse Hessian before any secant.
+            good: ``(p,)`` bool: where the last trial was taken.
+            secants: No curve remembers more of them.
+        """
+        moves, changes = self.moves[:, :secants], self.changes[:, :secants]
+        direction = descent(self.gradient, moves, changes, first)
+        slope = (self.gradient * direction).sum((1, 2))
+        left = remaining(slope, self.gains)
+        boldest = (_BOLDEST * 2 * self.energy / left).sqrt().clamp(max=1)
+        stride = torch.where(good, boldest, self.stride)
+        trial = self.x + stride[:, None, None] * direction
+        return replace(self, trial=trial, slope=slope, stride=stride), left
+
+
+def remembered(
+    moves: Tensor, changes: Tensor, move: Tensor, change: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, h, k, m) twice, (p, k, m) twice, (p,)
+    """Moves and changes with new secants before them, where they are seen and curve upwards."""
+    eps = torch.finfo(move.dtype).eps
+    curvature = (move * change).sum((1, 2))
+    size = move.square().sum((1, 2)).sqrt() * change.square().sum((1, 2)).sqrt()
+    useful = (seen & (curvature > eps * size))[:, None, None, None]
+    newer = torch.cat([move[:, None], moves[:, :-1]], 1)
+    turned = torch.cat([change[:, None], changes[:, :-1]], 1)
+    return torch.where(useful, newer, moves), torch.where(useful, turned, changes)
+
+
+def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
+    """``−H g`` ``(p, k, m)`` by the two-loop recursion, from the ``first`` inverse Hessian."""
+    curvature = (moves * changes).sum((2, 3))
+    known = curvature > 0
+    rho = torch.where(known, 1 / curvature, 0.0)
+    history = moves.shape[1]
+    if not history:
+        return -first(g)
+    q = g
+    alphas = []
+    for k in range(history):
+        alpha = rho[:, k] * (moves[:, k] * q).sum((1, 2))
+        q = q - alpha[:, None, None] * changes[:, k]
+        alphas.append(alpha)
+    newest = changes[:, 0]
+    stiff = (newest * first(newest)).sum((1, 2))
+    scale = (curvature[:, 0] / stiff).clamp(*_SCALES)
+    scale = torch.where(known[:, 0], scale, 1.0)
+    r = scale[:, None, None] * first(q)
+    for k in reversed(range(history)):
+        beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
+        r = r + (alphas[k] - beta)[:, None, None] * moves[:, k]
+    return -r
+
+
+def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
+    """How much lower the energy may come.
+
+    Half of ``gᵀHg``, if H is right. Where it is not, steps converge linearly: what follows is a
+    geometric series, of the slower ratio that the last steps have shown, one by one and, where
+    more than three are known, by halves of them.
+    """
+    promised = -slope / 2
+    gains = gains.clamp(min=0)
+    last, before, first = gains[:, :3].unbind(1)
+    ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
+    most = torch.fmax(promised, last * ratio / (1 - ratio))
+    half = gains.shape[1] // 2
+    if gains.shape[1] > 3:
+        late = gains[:, :half].sum(1)
+        early = gains[:, half:].sum(1)
+        ratio = (late / early).clamp(max=_SLOWEST_HALF)
+        most = torch.fmax(most, late * ratio / (1 - ratio))
+    return _DOUBT * most

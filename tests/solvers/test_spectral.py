@@ -1,0 +1,235 @@
+"""Whole curves as polynomials: their algebra, truths, costs, and what is left to segments."""
+
+import pytest
+import spaces
+import torch
+from flat_spaces import FLAT_ONTO
+from torch import nn
+
+from riemae import Manifold, solvers
+from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials
+from riemae.solvers.budget import limited
+from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.space import space_of
+
+F64 = torch.float64
+
+
+def network(*widths, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(a, b), nn.SiLU()]
+        return nn.Sequential(*layers[:-1]).double().requires_grad_(False)
+
+
+def draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+class TestPolynomials:
+    def curves(self, modes=7):
+        z0, z1 = draw(2, 3, 2)
+        return z0, z1, draw(3, modes, 2, seed=2)
+
+    def test_energy_of_a_flat_space(self):
+        z0, z1, c = self.curves()
+        v = polynomials.velocities(polynomials.points_on(z0, z1, c, 11))
+        energy = (v.square().sum(-1) * polynomials.lobatto_weights(11, v)).sum(-1)
+        k = torch.arange(1, 8)
+        # Legendre polynomials are orthogonal: ∫ P_k² = 1 / (2k + 1) over [0, 1].
+        expected = (z1 - z0).square().sum(-1) + (c.square().sum(-1) / (2 * k + 1)).sum(-1)
+        torch.testing.assert_close(energy, expected)
+
+    def test_gradients_by_autograd(self):
+        z0, z1, c = self.curves()
+        c.requires_grad_()
+        x = polynomials.points_on(z0, z1, c, 12)
+        image = torch.cat([x.sin(), x.prod(-1, keepdim=True)], -1)
+        v = polynomials.velocities(image)
+        energy = (v.square().sum(-1) * polynomials.lobatto_weights(12, v)).sum()
+        in_images, in_points, in_modes = torch.autograd.grad(energy, (image, x, c))
+        torch.testing.assert_close(polynomials.energy_force(v), in_images)
+        torch.testing.assert_close(polynomials.slope_in_modes(in_points, 7), in_modes)
+
+    def test_stiffness_of_a_changing_metric(self):
+        samples = draw(2, 4, 2, 2)
+        samples = samples @ samples.mT + torch.eye(2)
+        c = draw(2, 5, 2, seed=4)
+        h = polynomials.stiffness(samples, 5)
+        energy = (c.flatten(1)[:, None] @ h @ c.flatten(1)[..., None]).flatten() / 2
+        # By a fine midpoint rule, with the metric linear between the middles of four parts.
+        t = (torch.arange(20000, dtype=F64) + 0.5) / 20000
+        place = (4 * t - 0.5).clamp(0, 3)
+        first = place.floor().long().clamp(max=2)
+        g = torch.lerp(samples[:, first], samples[:, first + 1], (place - first)[:, None, None])
+        p = torch.stack([torch.special.legendre_polynomial_p(2 * t - 1, k) for k in range(1, 6)], 1)
+        v = p @ c
+        torch.testing.assert_close(energy, ((v[..., None, :] @ g) @ v[..., None]).mean(1).flatten())
+
+    def test_modes_of_a_curve_and_back(self):
+        z0, z1, c = self.curves()
+        spline = polynomials.spline_of(z0, z1, c, 512)
+        torch.testing.assert_close(polynomials.modes_of(spline, 7), c, rtol=1e-6, atol=1e-6)
+        assert torch.equal(spline.nodes[:, 0], z0)
+        assert torch.equal(spline.nodes[:, -1], z1)
+        line = Curve.line(z0, z1, 8)
+        torch.testing.assert_close(polynomials.modes_of(line, 7), torch.zeros_like(c))
+
+    def test_by_how_much_a_spline_strays(self):
+        z0, z1, c = self.curves()
+        coarse, fine = (polynomials.spline_of(z0, z1, c, n) for n in (8, 4096))
+        t = torch.cat([(torch.arange(8) + u) / 8 for u in (0.2, 0.5, 0.8)]).double()
+        expected = coarse.velocity(t) - fine.velocity(t)
+        torch.testing.assert_close(polynomials.strayed(c, 8), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_forces_on_images_are_pulled_back():
+    M = Manifold(network(3, 16, 5))
+    nodes = draw(4, 9, 3)
+    space = space_of(M, nodes[:, 0])
+
+    def force(x):
+        step = x.diff(dim=1)
+        bend = nn.functional.pad(step[:, :-1] - step[:, 1:], (0, 0, 1, 1))
+        return bend, 8 * step.square().sum((1, 2))
+
+    along, energy = pulled_of(space, nodes, force)
+    expected, gradient = energy_and_gradient(space, nodes)
+    torch.testing.assert_close(energy, expected)
+    torch.testing.assert_close(2 * 8 * along[:, 1:-1], gradient)
+
+
+class TestTruths:
+    @pytest.mark.parametrize("known", spaces.CATALOGUE, ids=lambda known: known.name)
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+    def test_closed_forms(self, known, rtol):
+        z0, z1, d = known.draw(8, seed=5)
+        r = solvers.geodesic(known.space(), z0, z1, rtol=rtol, solver=Spectral())
+        off = (r.length - d).abs()
+        assert bool((off <= rtol * d).all())
+        assert bool((off <= 2 * r.error + 1e-12 * d).all())
+
+    @pytest.mark.parametrize("known", FLAT_ONTO[::2], ids=lambda known: known.name)
+    @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+    def test_rough_maps_converge_or_say_that_they_do_not(self, known, dtype):
+        z0, z1, d = known.draw(12, seed=7, dtype=dtype)
+        space = known.space()
+        space = space.to(dtype=dtype) if isinstance(space, Manifold) else space
+        r = solvers.geodesic(space, z0, z1, rtol=1e-2, solver=Spectral(), throw=False)
+        off = (r.length.double() - d).abs()
+        assert not bool((r.converged & (off > 1.1e-2 * d)).any())
+
+    def test_curves_are_those_of_the_lengths(self):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = draw(2, 8, 4)
+        r = M.geodesic(z0, z1, rtol=1e-5, solver=Spectral())
+        torch.testing.assert_close(M.length(r.curve, rtol=1e-7), r.length, rtol=1e-5, atol=0)
+        assert torch.equal(r.curve.nodes[:, 0], z0)
+        assert torch.equal(r.curve.nodes[:, -1], z1)
+        exact = M.geodesic(z0, z1, rtol=1e-8, solver=Newton())
+        torch.testing.assert_close(r.length, exact.length, rtol=1e-5, atol=0)
+        assert bool((r.index == -1).all())
+        assert bool((r.error <= 1e-5 * r.length).all())
+
+    def test_same_bits_alone(self):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = draw(2, 7, 4)
+        together = M.geodesic(z0, z1, rtol=1e-4, solver=Spectral())
+        for k in range(7):
+            alone = M.geodesic(z0[k : k + 1], z1[k : k + 1], rtol=1e-4, solver=Spectral())
+            assert torch.equal(alone.length[0], together.length[k])
+            assert torch.equal(alone.error[0], together.error[k])
+
+    def test_from_a_bent_start(self):
+        M = Manifold(network(3, 32, 12))
+        z0, z1 = draw(2, 4, 3)
+        straight = M.geodesic(z0, z1, rtol=1e-6, solver=Spectral())
+        t = torch.linspace(0, 1, 17, dtype=F64)[:, None]
+        bent = (1 - t) * z0[:, None] + t * z1[:, None] + 0.3 * (3.14159 * t).sin()
+        r = M.geodesic(z0, z1, rtol=1e-6, init=bent, solver=Spectral())
+        torch.testing.assert_close(r.length, straight.length, rtol=2e-6, atol=0)
+
+
+def decodings(M, z0, z1, solver, rtol):
+    """What a call costs, with derivatives, in values of the decoder."""
+    with limited("geodesic", 10**9, None) as budget:
+        r = M.geodesic(z0, z1, solver=solver, rtol=rtol)
+        assert bool(r.converged.all())
+        return budget.used / len(z0)
+
+
+@pytest.mark.parametrize(("rtol", "most"), [(1e-2, 220), (1e-3, 280), (1e-5, 345)])
+def test_wide_latent_spaces_cost_a_few_gradients(rtol, most):
+    m = 32
+    M = Manifold(network(m, 64, 100))
+    z0, z1 = draw(2, 4, m)
+    spent = decodings(M, z0, z1, Spectral(), rtol)
+    assert spent <= most
+    assert spent < 0.6 * decodings(M, z0, z1, QuasiNewton(), rtol)
+
+
+def test_a_sketch_beyond_sixty_four_dimensions():
+    m = 80
+    M = Manifold(network(m, 96, 160))
+    z0, z1 = draw(2, 2, m)
+    exact = M.geodesic(z0, z1, rtol=1e-6, solver=solvers.NewtonCG())
+    r = M.geodesic(z0, z1, rtol=1e-4, solver=Spectral())
+    torch.testing.assert_close(r.length, exact.length, rtol=1e-4, atol=0)
+
+
+class TestWhatIsLeftToSegments:
+    def test_a_metric_that_changes_too_fast_costs_no_gradient(self):
+        # The share of the sine's period between two places where the metric is known is large.
+        known = next(k for k in FLAT_ONTO if k.name == "sine .45 m=5")
+        z0, z1, _ = known.draw(4, seed=1)
+        space = space_of(known.space(), z0, z1)
+        looks = []
+        inner = space.pulled
+        space.pulled = lambda points, force: looks.append(points.shape) or inner(points, force)
+        try:
+            solvers.geodesic(space, z0, z1, rtol=1e-3, solver=Spectral(), throw=False)
+        finally:
+            del space.pulled
+        assert len(looks) <= 2
+
+    def test_spaces_without_images(self):
+        known = next(k for k in spaces.CATALOGUE if k.name == "half plane")
+        z0, z1, d = known.draw(4, seed=1)
+        r = solvers.geodesic(known.space(), z0, z1, rtol=1e-6, solver=Spectral())
+        other = solvers.geodesic(known.space(), z0, z1, rtol=1e-6, solver=QuasiNewton())
+        assert torch.equal(r.length, other.length)
+
+    def test_too_few_gradients(self):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = draw(2, 4, 4)
+        r = M.geodesic(z0, z1, rtol=1e-6, solver=Spectral(max_gradients=2))
+        assert bool((r.stats["segments"] >= 16).all())
+        exact = M.geodesic(z0, z1, rtol=1e-6, solver=Newton())
+        torch.testing.assert_close(r.length, exact.length, rtol=2e-6, atol=0)
+
+    def test_a_budget_may_end_it(self):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = draw(2, 4, 4)
+        r = M.geodesic(z0, z1, solver=Spectral(), max_decodings=300, throw=False)
+        assert bool((r.status == solvers.Status.BUDGET).all())
+        assert bool((r.length >= r.lower_bound).all())
+
+    def test_points_that_are_not_finite(self):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = draw(2, 4, 4)
+        z0[1, 0] = torch.nan
+        r = M.geodesic(z0, z1, solver=Spectral(), throw=False)
+        assert r.status[1] == solvers.Status.INVALID_POINT
+        assert bool(r.converged[[0, 2, 3]].all())
+
+
+def test_near_pairs_in_single_precision():
+    M = Manifold(network(4, 64, 30).float())
+    z0 = draw(4, 4).float()
+    z1 = z0 + 1e-5 * draw(4, 4, seed=3).float()
+    r = M.geodesic(z0, z1, solver=Spectral(), throw=False)
+    newton = M.geodesic(z0, z1, throw=False)
+    wrong = (r.length - newton.length).abs() > 1e-3 * newton.length + r.error + newton.error
+    assert not bool((r.converged & wrong).any())
