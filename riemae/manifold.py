@@ -1283,6 +1283,7 @@ class Manifold:
         max_seconds: float | None = None,
         method: Literal["path", "lattice"] = "path",
         region: tuple[Tensor, Tensor] | None = None,
+        certify: bool = False,
     ) -> GeodesicResult:
         """Geodesics between pairs of points: :func:`riemae.solvers.geodesic` on this manifold.
 
@@ -1314,6 +1315,7 @@ class Manifold:
             method: ``"lattice"`` looks for the shortest ways on a lattice, in up to 3 dimensions,
                 and the result says by its ``bracket`` how much shorter another curve may be.
             region: The lowest and the highest corner of the lattice; by default around each pair.
+            certify: Count the Morse index where the solver knows none, as from 16 dimensions on.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.
@@ -1340,6 +1342,7 @@ class Manifold:
             "solver": solver,
             "throw": throw,
             "progress": progress,
+            "certify": certify,
         }
         with limited("Manifold.geodesic", max_decodings, max_seconds):
             free = init is None and n_starts is None and graph is None and method == "path"

@@ -28,6 +28,7 @@ from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
 from riemae.solvers.methods.spectral import Spectral
+from riemae.solvers.morse import certified
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
 from riemae.solvers.result import GeodesicResult, Status, remedies
@@ -104,6 +105,7 @@ def geodesic(
     max_seconds: float | None = None,
     method: Literal["path", "lattice"] = "path",
     region: tuple[Tensor, Tensor] | None = None,
+    certify: bool = False,
 ) -> GeodesicResult:
     """Geodesics between pairs of points, each to a relative accuracy ``rtol`` of its length.
 
@@ -163,6 +165,9 @@ def geodesic(
         region: The lowest and the highest corner ``(m,)`` of the lattice, for all pairs. By default
             each pair has its own, around its start curve, as large as it must be for shorter curves
             to stay in it, as far as five times the start curve's longest side.
+        certify: Count the Morse index of pairs whose solver knows none: see
+            :func:`riemae.solvers.morse.certified`. It takes a few dozen decodings per node, or m
+            of them.
 
     Returns:
         One entry per pair. Not differentiable: see ``Manifold.distance`` for gradients.
@@ -240,6 +245,8 @@ def geodesic(
                 rtol=rtol,
                 progress=report,
             )
+        if certify:
+            result = certified(space, result)
     if z0.ndim != 2:
         result = result[torch.arange(len(start.nodes)).view(z0.shape[:-1])]
     if throw:
