@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _SLOWEST_HALF = 0.9  # the same for many steps at once
 _SUFFICIENT = 1e-4
 _SHORTEST, _LONGEST = 0.1, 0.5
 # No first trial promises more than this share of the energy.
-_BOLDEST = 0.5
+BOLDEST = 0.5
 S = TypeVar("S", bound="Search")
 
 
@@ -80,36 +80,9 @@ class Search(Columns):
 
         Energies are rounded by ``eps``, relatively.
         """
-        fresh = self.energy.isinf()
-        finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
-        promised = self.stride * self.slope
-        limit = (1 + eps) * self.energy + _SUFFICIENT * promised
-        good = finite & (fresh | (energy <= limit))
-        move = self.trial - self.x
-        change = gradient - self.gradient
-        moves, changes = remembered(self.moves, self.changes, move, change, finite & ~fresh)
-        # Where the parabola through both energies and the slope is lowest.
-        excess = energy - self.energy - promised
-        lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
-        taken = good[:, None, None]
-        # Within the rounding of energies, the slopes at both ends tell the difference better.
-        told = self.energy - energy
-        shown = -((self.gradient + gradient) * move).sum((1, 2)) / 2
-        gain = torch.where(told.abs() <= eps * self.energy, shown, told)
-        gain = torch.where(fresh, torch.nan, gain)
-        gains = torch.cat([gain[:, None], self.gains[:, :-1]], 1)
-        found = replace(
-            self,
-            x=torch.where(taken, self.trial, self.x),
-            energy=torch.where(good, energy, self.energy),
-            gradient=torch.where(taken, gradient, self.gradient),
-            stride=torch.where(good, 1.0, self.stride * lowest),
-            misses=torch.where(good, 0.0, self.misses + 1),
-            gains=torch.where((good & ~fresh)[:, None], gains, self.gains),
-            moves=moves,
-            changes=changes,
-        )
-        return found, good
+        found, good = looked(self, self.trial - self.x, energy, gradient, eps)
+        x = torch.where(good[:, None, None], self.trial, self.x)
+        return replace(self, x=x, **found), good
 
     def aimed(
         self: S, first: Callable[[Tensor], Tensor], good: Tensor, secants: int
@@ -125,10 +98,65 @@ class Search(Columns):
         direction = descent(self.gradient, moves, changes, first)
         slope = (self.gradient * direction).sum((1, 2))
         left = remaining(slope, self.gains)
-        boldest = (_BOLDEST * 2 * self.energy / left).sqrt().clamp(max=1)
+        boldest = (BOLDEST * 2 * self.energy / left).sqrt().clamp(max=1)
         stride = torch.where(good, boldest, self.stride)
         trial = self.x + stride[:, None, None] * direction
         return replace(self, trial=trial, slope=slope, stride=stride), left
+
+
+class Descending(Protocol):
+    """What :func:`looked` asks of a state: fields as in :class:`Search`."""
+
+    energy: Tensor
+    gradient: Tensor
+    slope: Tensor
+    stride: Tensor
+    misses: Tensor
+    gains: Tensor
+    moves: Tensor
+    changes: Tensor
+
+
+def looked(
+    state: Descending, move: Tensor, energy: Tensor, gradient: Tensor, eps: float
+) -> tuple[dict[str, Any], Tensor]:
+    """Fields of a state after a look at trial places, and ``(p,)`` bool: where they are taken.
+
+    The first look at a curve is always taken.
+
+    Args:
+        state: Before it.
+        move: ``(p, k, m)``, from the best places to the trials.
+        energy: ``(p,)``, at the trials, rounded by ``eps``, relatively.
+        gradient: ``(p, k, m)``, there.
+        eps: Rounding.
+    """
+    fresh = state.energy.isinf()
+    finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
+    promised = state.stride * state.slope
+    limit = (1 + eps) * state.energy + _SUFFICIENT * promised
+    good = fresh | (finite & (energy <= limit))
+    change = gradient - state.gradient
+    moves, changes = remembered(state.moves, state.changes, move, change, finite & ~fresh)
+    # Where the parabola through both energies and the slope is lowest.
+    excess = energy - state.energy - promised
+    lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
+    # Within the rounding of energies, the slopes at both ends tell the difference better.
+    told = state.energy - energy
+    shown = -((state.gradient + gradient) * move).sum((1, 2)) / 2
+    gain = torch.where(told.abs() <= eps * state.energy, shown, told)
+    gain = torch.where(fresh, torch.nan, gain)
+    gains = torch.cat([gain[:, None], state.gains[:, :-1]], 1)
+    found = {
+        "energy": torch.where(good, energy, state.energy),
+        "gradient": torch.where(good[:, None, None], gradient, state.gradient),
+        "stride": torch.where(good, 1.0, state.stride * lowest),
+        "misses": torch.where(good, 0.0, state.misses + 1),
+        "gains": torch.where((good & ~fresh)[:, None], gains, state.gains),
+        "moves": moves,
+        "changes": changes,
+    }
+    return found, good
 
 
 def remembered(

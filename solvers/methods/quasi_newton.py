@@ -12,18 +12,12 @@ from torch import Tensor
 from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.path_metric import FEW_SAMPLES, SAMPLES, PathMetric, laplacian, sampled_metric
 from riemae.solvers.result import Status
-from riemae.solvers.secants import descent, remaining, remembered
+from riemae.solvers.secants import BOLDEST, descent, looked, remaining
 from riemae.solvers.solver import State, check_settings
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING
 
-# Of the line search: the share of the promised decrease that is enough, the range in which the
-# next stride is looked for, and misses in a row after which a curve counts as stalled.
-_SUFFICIENT = 1e-4
-_SHORTEST, _LONGEST = 0.1, 0.5
-_MISSES = 12
-# No first trial promises more than this share of the curve's energy.
-_BOLDEST = 0.5
+_MISSES = 12  # trials in a row that were too long, after which a curve counts as stalled
 _ACCEPTABLE = 50  # how far above its tolerance rounding may stop a curve
 # Rounding of an energy, relative to it: so many units per segment, where chords are differences of
 # points not much larger than the curve. Where those are larger, trials are missed in a row.
@@ -219,10 +213,9 @@ class QuasiNewton:
         """
         state = self._prepared(space, state)
         energy, gradient = energy_and_gradient(space, state.trial)
-        fresh = state.energy.isinf()
         known = precision_of(space, energy.dtype)
         eps = _ROUNDING * known.eps * (state.nodes.shape[1] - 1)
-        state, good = _compared(state, energy, gradient, fresh, eps)
+        state, good = _compared(state, energy, gradient, eps)
         live = state.energy.isfinite()
         regular = (state.rest > 0) & (state.energy > 0)
         first = _first_inverse(state)
@@ -232,7 +225,7 @@ class QuasiNewton:
         status, decrement = _judged(state, slope, tol, eps, 4 * known.length)
         status = torch.where(live, status, int(Status.NON_FINITE))
         status = torch.where(live & ~regular, int(Status.SINGULAR), status)
-        boldest = (_BOLDEST / decrement).sqrt().clamp(max=1)
+        boldest = (BOLDEST / decrement).sqrt().clamp(max=1)
         stride = torch.where(good, boldest, state.stride)
         trial = state.nodes.clone()
         trial[:, 1:-1] += stride[:, None, None] * direction
@@ -290,44 +283,17 @@ def _first_inverse(state: QuasiNewtonState) -> Callable[[Tensor], Tensor]:
 
 
 def _compared(
-    state: QuasiNewtonState, energy: Tensor, gradient: Tensor, fresh: Tensor, eps: float
+    state: QuasiNewtonState, energy: Tensor, gradient: Tensor, eps: float
 ) -> tuple[QuasiNewtonState, Tensor]:
     """The state after a look at its trial nodes, and ``(p,)`` bool: where they are taken.
 
     Energies are rounded by ``eps``, relatively.
     """
-    finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
-    promised = state.stride * state.slope
-    limit = (1 + eps) * state.energy + _SUFFICIENT * promised
-    good = fresh | (finite & (energy <= limit))
     move = (state.trial - state.nodes)[:, 1:-1]
-    change = gradient - state.gradient
-    moves, changes = remembered(state.moves, state.changes, move, change, finite & ~fresh)
-    # Where the parabola through both energies and the slope is lowest.
-    excess = energy - state.energy - promised
-    lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
-    taken = good[:, None, None]
-    # Within the rounding of energies, the slopes at both ends tell the difference better.
-    told = state.energy - energy
-    shown = -((state.gradient + gradient) * move).sum((1, 2)) / 2
-    gain = torch.where(told.abs() <= eps * state.energy, shown, told)
-    gain = torch.where(fresh, torch.nan, gain)
-    gains = torch.cat([gain[:, None], state.gains[:, :-1]], 1)
-    return (
-        replace(
-            state,
-            nodes=torch.where(taken, state.trial, state.nodes),
-            energy=torch.where(good, energy, state.energy),
-            gradient=torch.where(taken, gradient, state.gradient),
-            stride=torch.where(good, 1.0, state.stride * lowest),
-            misses=torch.where(good, 0.0, state.misses + 1),
-            gains=torch.where(good[:, None], gains, state.gains),
-            moves=moves,
-            changes=changes,
-            floor=_floor(state, energy, fresh),
-        ),
-        good,
-    )
+    found, good = looked(state, move, energy, gradient, eps)
+    nodes = torch.where(good[:, None, None], state.trial, state.nodes)
+    floor = _floor(state, energy, state.energy.isinf())
+    return replace(state, nodes=nodes, floor=floor, **found), good
 
 
 def _floor(state: QuasiNewtonState, energy: Tensor, fresh: Tensor) -> Tensor:  # -> (p,)
