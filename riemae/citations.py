@@ -294,6 +294,15 @@ _ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
             "year": "2006",
         },
     ),
+    "trefethen2000spectral": (
+        "book",
+        {
+            "author": "Trefethen, Lloyd N.",
+            "title": "Spectral Methods in {MATLAB}",
+            "publisher": "SIAM",
+            "year": "2000",
+        },
+    ),
     "steihaug1983conjugate": (
         "article",
         {

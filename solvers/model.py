@@ -214,70 +214,33 @@ class QuadraticModel:
 
         For all curves, or for ``rows``.
         """
-        if rows is None:
-            rows = np.arange(len(self.gradient))
-        (g,) = curves_at(rows, self.gradient)
-        step = self.damped(damping, rows).step(g)
-        return step, decrement_of(g, step)
-
-    def damped(self, damping: np.ndarray, rows: np.ndarray) -> Damped:
-        """``M + μ D`` of the curves at ``rows``, ascending, with one ``μ`` for each."""
         matrix = self.matrix
         blocks = self.gauss_newton.diagonal
-        place = self.place[rows]
-        if len(rows) < len(self.place):
-            where = placed(rows, blocks)
+        g = self.gradient
+        place = self.place
+        if rows is not None and len(rows) < len(g):
+            where = placed(rows, g)
+            place = place[rows]
             matrix = matrix.select(where)
             blocks = blocks[where]
-        factors = placed(damping, blocks).to(blocks.dtype)
+            g = g[where]
+        factors = placed(damping, g).to(g.dtype)
         shift = factors[:, None, None, None] * blocks
         factor = matrix.add_block_diagonal(shift).cholesky()
+        sound = factor.ok[:, None, None]
+        step = torch.where(sound, factor.solve(-g), 0.0)
         bent = (place >= 0).nonzero()[0]
-        roots = self.absolute[:0]
         if len(bent):
-            where = placed(bent, blocks)
+            where = placed(bent, g)
             nothing = torch.zeros_like(matrix.upper[where])
-            added = BlockTridiagonal(shift[where], nothing).dense()
-            those = placed(place[bent], blocks)
-            roots = torch.linalg.cholesky_ex(self.absolute[those] + added).L
-        return Damped(rows, factor, bent, roots)
-
-
-@dataclass(frozen=True)
-class Damped:
-    """``M + μ D`` of ``q`` curves, factorised.
-
-    Attributes:
-        rows: ``(q,)``, which curves, ascending.
-        factor: Of the matrices of those that are not in ``bent``.
-        bent: ``(r,)``, which of the ``q`` have an indefinite Hessian.
-        roots: ``(r, (n − 1) m, (n − 1) m)``, Cholesky factors of theirs.
-    """
-
-    rows: np.ndarray
-    factor: Factorization
-    bent: np.ndarray
-    roots: Tensor
-
-    def step(self, gradient: Tensor) -> Tensor:  # (q, n - 1, m) -> (q, n - 1, m)
-        """``−(M + μ D)⁻¹g``; 0 where the matrix is not positive definite."""
-        sound = self.factor.ok[:, None, None]
-        step = torch.where(sound, self.factor.solve(-gradient), 0.0)
-        if len(self.bent):
-            where = placed(self.bent, gradient)
-            right = -gradient[where].flatten(1)[..., None]
-            solved = torch.cholesky_solve(right, self.roots)[..., 0]
-            step[where] = solved.view_as(gradient[where])
-        return step
-
-    def newton(self, gradient: Tensor, rows: np.ndarray) -> Tensor:
-        """The same from other gradients, of some of the curves."""
-        if len(rows) == len(self.rows):
-            return self.step(gradient)
-        where = placed(np.searchsorted(self.rows, rows), gradient)
-        wide = gradient.new_zeros(len(self.rows), *gradient.shape[1:])
-        wide[where] = gradient
-        return self.step(wide)[where]
+            damped = BlockTridiagonal(shift[where], nothing).dense()
+            those = placed(place[bent], g)
+            damped_absolute = self.absolute[those] + damped
+            root = torch.linalg.cholesky_ex(damped_absolute).L
+            right = -g[where].flatten(1)[..., None]
+            solved = torch.cholesky_solve(right, root)[..., 0]
+            step[where] = solved.view_as(g[where])
+        return step, decrement_of(g, step)
 
 
 class Secants:
@@ -288,11 +251,11 @@ class Secants:
     curve goes without that update.
 
     Args:
-        model: Has the matrix, damped or not.
+        model: Has the matrix.
         rows: ``(q,)``, the curves that run.
     """
 
-    def __init__(self, model: QuadraticModel | Damped, rows: np.ndarray) -> None:
+    def __init__(self, model: QuadraticModel, rows: np.ndarray) -> None:
         self.model = model
         self.rows = rows
         # (q, n - 1, m), (q, n - 1, m), (q, 1, 1)

@@ -72,7 +72,8 @@ class Search(Columns):
             gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, 3).clone(),
             moves=none.clone(),
             changes=none.clone(),
-            **more,
+            # Each with memory of its own: curves are written to in place.
+            **{name: y.clone() for name, y in more.items()},
         )
 
     def seen(self: S, energy: Tensor, gradient: Tensor, eps: float) -> tuple[S, Tensor]:

@@ -204,7 +204,8 @@ class State(Columns):
             decrement=infinite,
             index=zero - 1,
             steps=zero,
-            **more,
+            # Each with memory of its own: curves are written to in place.
+            **{name: x.clone() for name, x in more.items()},
         )
 
 

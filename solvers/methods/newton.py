@@ -35,9 +35,8 @@ class Newton:
     matrix, corrected for what the gradients show (BFGS), as long as they converge fast. Finer
     levels begin with that matrix, interpolated. A curve whose step does not lower its energy is
     damped (Levenberg-Marquardt in the metric, so the chart does not matter) without a new expansion
-    and without touching the other curves; steps with the damped matrix follow as long as they gain
-    more, for their one gradient, than the expansion did for its cost. Where the tolerance is sharp,
-    a curve that has converged gets one more step on the residual of a sixth-order discretisation.
+    and without touching the other curves. Where the tolerance is sharp, a curve that has converged
+    gets one more step on the residual of a sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.

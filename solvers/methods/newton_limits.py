@@ -31,8 +31,6 @@ class Limits:
             of it as curvature.
         believed: The share of the rounding error within which a decrement from a coarser level's
             matrix is believed without a step.
-        expansion: What a new matrix costs, in gradients, for each dimension and two more: steps
-            that follow a damped one are weighed against it.
         rough: Relative decrement at which a curve that converges slowly leaves its first level.
         patience: Steps after which a curve's headway is looked at.
         headway: A curve that will not gain this share of what its model promises, in all the steps
@@ -58,7 +56,6 @@ class Limits:
     learning: int = 2
     stiff: float = 0.45
     believed: float = 1e-4
-    expansion: float = 0.8
     rough: float = 2e-4
     patience: int = 20
     headway: float = 0.1

@@ -29,7 +29,7 @@ from torch import Tensor
 from riemae.numerics.tolerances import Tolerance
 from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.methods.newton_limits import LIMITS
-from riemae.solvers.model import Damped, Look, QuadraticModel, Secants
+from riemae.solvers.model import Look, QuadraticModel, Secants
 from riemae.solvers.result import Status
 from riemae.solvers.space import Space
 from riemae.solvers.state import curves_at, flags, masked, moved, put, read, relative_length
@@ -166,10 +166,7 @@ class Run:
             informed=informed[rows],
             stiff=np.zeros(len(rows), dtype=bool),
         )
-        self._take(curves, Secants(model, rows))
-
-    def _take(self, curves: _Curves, secants: Secants) -> None:
-        """Step after step, until no curve goes on."""
+        secants = Secants(model, rows)
         for taken in range(LIMITS.longest_run):
             trial = self._tried(curves, secants, taken)
             self._entered(curves, trial, taken)
@@ -194,13 +191,7 @@ class Run:
         relative = relative_length(left, energy)
         share = left / curves.promised
         outcome = self._judged(
-            curves=curves,
-            lower=lower,
-            left=left,
-            relative=relative,
-            share=share,
-            energy=energy,
-            taken=taken,
+            curves=curves, lower=lower, left=left, relative=relative, share=share, taken=taken
         )
         return _Trial(
             nodes=nodes,
@@ -220,7 +211,6 @@ class Run:
         left: np.ndarray,
         relative: np.ndarray,
         share: np.ndarray,
-        energy: np.ndarray,
         taken: int,
     ) -> np.ndarray:
         """The outcomes; ``lower`` is False for NaN."""
@@ -276,89 +266,6 @@ class Run:
         rows = curves.rows[off]
         self.nodes = put(self.nodes, rows, curves_at(off, final)[0])
         self.book[rows] = curves.entry[off]
-
-
-class Pursuit(Run):
-    """Steps that follow a damped one, with its matrix: a curve goes on as long as that pays.
-
-    Far from a minimum every expansion is good for one damped step, and costs as much as many
-    gradients. Those of the next steps correct the damped matrix, which is positive definite. A
-    curve goes on while its last step has gained more, per gradient, than all that its expansion was
-    good for. It never ends here: what a damped matrix promises says little about what is left. But
-    where its steps have converged fast, the damping is dropped.
-
-    Args:
-        space: The space.
-        allowed: Steps that a curve may take in all.
-        tol: Relative decrement at which a curve is left alone.
-        nodes: ``(p, n + 1, m)``, all curves of the batch.
-        book: ``(p,)``, their entries; those of the curves that run are written to.
-    """
-
-    def __init__(
-        self, space: Space, allowed: int, tol: float, nodes: Tensor, book: np.ndarray
-    ) -> None:
-        super().__init__(space, (allowed, allowed), tol, nodes, book)
-        self.started = np.full(len(book), np.nan)  # energies before the damped steps
-
-    def follow(self, damped: Damped, look: Look, start: Tensor) -> None:
-        """Go on with the curves of ``damped``.
-
-        Args:
-            damped: Has the matrix of their damped steps.
-            look: At all curves before those.
-            start: ``(p, n + 1, m)``, where they were then.
-        """
-        rows = damped.rows
-        self.started[rows] = look.energy[rows]
-        secants = Secants(damped, rows)
-        at, before, slope = curves_at(rows, self.nodes, start, look.expansion.gradient)
-        value, gradient = energy_and_gradient(self.space, at)
-        secants.add((at - before)[:, 1:-1], gradient - slope)
-        ahead, decrement = secants.newton(gradient)
-        energy, promised = read(value, decrement)
-        nothing = np.zeros(len(rows), dtype=bool)
-        curves = _Curves(
-            rows=rows,
-            nodes=at,
-            step=ahead,
-            slope=gradient,
-            energy=energy,
-            noise=look.noise[rows],
-            promised=promised,
-            entry=self.book[rows],
-            carried=nothing,
-            informed=nothing,
-            stiff=nothing.copy(),
-        )
-        self._take(curves, secants)
-
-    def _judged(
-        self,
-        curves: _Curves,
-        lower: np.ndarray,
-        left: np.ndarray,
-        relative: np.ndarray,
-        share: np.ndarray,
-        energy: np.ndarray,
-        taken: int,
-    ) -> np.ndarray:
-        """BACK, ON, or SLOW where going on does not pay; ``lower`` is False for NaN."""
-        all_gained = self.started[curves.rows] - energy
-        gained = curves.energy - energy
-        dimensions = curves.nodes.shape[-1]
-        cost = LIMITS.expansion * (dimensions + 2) + taken
-        pays = gained * cost >= all_gained
-        outcome = np.full(len(lower), Outcome.ON)
-        outcome[~pays | (relative <= self.tol)] = Outcome.SLOW
-        outcome[~lower] = Outcome.BACK
-        return outcome
-
-    def _entered(self, curves: _Curves, trial: _Trial, taken: int) -> None:
-        entry = curves.entry
-        entry["steps"] += trial.lower
-        fast = trial.lower & (trial.share <= LIMITS.slow)
-        entry["damping"] = np.where(fast, 0.0, entry["damping"])
 
 
 def _next(curves: _Curves, trial: _Trial, on: np.ndarray) -> _Curves:

@@ -21,8 +21,7 @@ RUN        the matrix is sound and undamped             steps with this matrix a
                                                         when it has converged; DESCENT where the
                                                         first step finds no lower energy
 DESCENT    the matrix is not sound, or damped           the longest damped step that lowers the
-                                                        energy, and those that follow with its
-                                                        matrix; STALLED where there is none
+                                                        energy; STALLED where there is none
 =========  ===========================================  ============================================
 
 *Quiet* is a curve whose decrement is within the tolerance or within rounding of 0: it ends in this
@@ -42,7 +41,7 @@ from riemae.solvers.energy import discrete_energy
 from riemae.solvers.hooks import precision_of
 from riemae.solvers.methods.newton_expansion import expand, sound
 from riemae.solvers.methods.newton_limits import LIMITS
-from riemae.solvers.methods.newton_run import Pursuit, Run, ended
+from riemae.solvers.methods.newton_run import Run, ended
 from riemae.solvers.methods.newton_saddles import escape, undamped
 from riemae.solvers.model import QuadraticModel, decrement_of
 from riemae.solvers.result import Status
@@ -291,32 +290,18 @@ class Sweep:
         descent = self.phase == Phase.DESCENT
         if not descent.any():
             return
-        start = self.nodes
-        used = self._descended(descent.nonzero()[0])
-        lowered = ~np.isnan(used)
-        self._pursue(lowered.nonzero()[0], start, used)
+        lowered = self._descended(descent.nonzero()[0])
         self.book["stale"] |= descent
         self.book["status"][descent & ~lowered] = Status.STALLED
 
-    def _pursue(self, rows: np.ndarray, start: Tensor, used: np.ndarray) -> None:
-        """Steps that follow damped ones, of the curves at ``rows`` which had these dampings."""
-        if not len(rows):
-            return
-        pursuit = Pursuit(self.space, self.solver.max_steps, self.tol, self.nodes, self.book)
-        pursuit.follow(self.model.damped(used[rows], rows), self.look, start)
-        self.nodes = pursuit.nodes
-
     def _descended(self, rows: np.ndarray) -> np.ndarray:
-        """Take damped steps of the curves at ``rows``.
+        """Take damped steps of the curves at ``rows``; which of them have found a lower energy.
 
-        Of the curves that a run has refused, the undamped step is known not to lower the energy.
-
-        Returns:
-            The dampings ``(p,)`` with which curves have found a lower energy; NaN elsewhere.
+        Of the curves that a run has refused, the undamped step is known not to.
         """
         start = self.nodes
         damping = self.book["damping"]
-        used = np.full(len(damping), np.nan)
+        lowered = np.zeros_like(self.refused)
         step, promised = self._first_step(rows)
         for attempt in range(LIMITS.attempts):
             if attempt:
@@ -335,7 +320,7 @@ class Sweep:
             if len(taken):
                 better = curves_at(taken, trial)[0]
                 self.nodes = put(self.nodes, rows[taken], better)
-            used[rows[taken]] = damping[rows[taken]]
+            lowered[rows[taken]] = True
             clear = gain >= LIMITS.good * promised - self.noise[rows]
             good = rows[enough & clear]
             damping[good] = _relaxed(damping[good])
@@ -343,7 +328,7 @@ class Sweep:
             damping[rows] = np.maximum(4 * damping[rows], LIMITS.damping_start)
             if not len(rows):
                 break
-        return used
+        return lowered
 
     def _first_step(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """The steps of the curves at ``rows``, damped where a run has refused the undamped one.

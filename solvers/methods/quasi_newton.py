@@ -277,7 +277,8 @@ def _first_inverse(state: QuasiNewtonState) -> Callable[[Tensor], Tensor]:
     eye = torch.eye(state.nodes.shape[-1]).to(state.nodes)
     known = (state.rest > 0)[:, None, None, None]
     samples = torch.where(known, state.samples, eye)
-    mean = samples.diagonal(dim1=2, dim2=3).mean((1, 2))
+    # Row by row, so that every curve has the same bits as alone.
+    mean = samples.diagonal(dim1=2, dim2=3).flatten(1).mean(1)
     samples = samples + (state.floor * mean)[:, None, None, None] * eye
     return laplacian(samples, state.nodes.shape[1] - 1).cholesky().solve
 

@@ -34,7 +34,6 @@ def pairs(m, n=40):
         (3, 2, 4, 1e-2, torch.float32),
         (2, 2, 36, 1e-3, torch.float64),
         (2, 2, 19, 1e-2, torch.float32),
-        (2, 4, 0, 1e-6, torch.float64),
     ],
 )
 def test_levels_that_agree_by_accident_on_steep_networks(gain, m, pair, rtol, dtype):
