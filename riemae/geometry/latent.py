@@ -228,6 +228,7 @@ def latent_geodesic(
     solver: Solver | None,
     throw: bool,
     progress: Callable[[int, int], object] | None,
+    certify: bool = False,
 ) -> GeodesicResult:
     """Geodesics from every candidate of the latent space; per pair the shortest that converged.
 
@@ -241,6 +242,7 @@ def latent_geodesic(
         solver: Settings.
         throw: Raise when a pair fails.
         progress: Called with (pairs done, pairs in all).
+        certify: Count the Morse index where the solver knows none.
 
     Raises:
         NotConvergedError: When ``throw`` and a pair fails.
@@ -256,7 +258,14 @@ def latent_geodesic(
     with torch.no_grad():
         for stop, init in latent.candidates(z0.detach(), z1.detach()):
             found = solve(
-                z0, stop, rtol=rtol, solver=solver, init=init, throw=False, progress=progress
+                z0,
+                stop,
+                rtol=rtol,
+                solver=solver,
+                init=init,
+                throw=False,
+                progress=progress,
+                certify=certify,
             )
             if best is None:
                 best = found
