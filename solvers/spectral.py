@@ -2,7 +2,7 @@
 
 A level is a degree d and a number q of Gauss-Lobatto points. On each, the energy of the images'
 interpolant is minimised over the modes (:mod:`riemae.solvers.polynomials`) by limited-memory BFGS,
-preconditioned by the energy's Hessian in a metric that is known at four places of the start curve.
+preconditioned by the energy's Hessian in a metric that is known at a few places of the start curve.
 The next level has more modes and more points, to which the same curve is taken. One gradient there
 says all that is still unknown of it:
 
@@ -45,15 +45,14 @@ from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Latent dimensions from which the metric is sketched, and how large a Hessian is factorised.
-_SKETCHED_FROM = 64
+# Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
+# is factorised.
+_SKETCHED_BEYOND, _SKETCH, _DENSE = 64, 32, 256
 # At so many places of the start curve the metric is looked at, and beyond so many dimensions.
 _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # By how much lengths of tangents may change from one place to the next: up to the first number, as
 # they do on decoders, what is left is believed; beyond the second, curves are not tried.
 _STEADY, _UNSTEADY = 1.5, 3.0
-_SKETCH = 32
-_DENSE = 256
 # A level ends where what is left falls below this share of what is asked for, or of what its own
 # highest modes suggest that it cannot see.
 _SHARE = 0.5
@@ -142,7 +141,7 @@ class _Modes(Search):
         nodes = start.nodes
         p, _, m = nodes.shape
         none = nodes.new_zeros(p)
-        if m <= _SKETCHED_FROM:
+        if m <= _SKETCHED_BEYOND:
             samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else _SAMPLES_OF_MANY)
             sound = samples.isfinite().flatten(1).all(1)
             eye = torch.eye(m).to(samples)

@@ -50,6 +50,7 @@ class CompiledStep:
         return {"compiling": self.compiling}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Begun anew; mypy has no way to allow that, because a subclass may take other arguments.
         self.__init__(state["compiling"])  # type: ignore[misc]
 
     @property

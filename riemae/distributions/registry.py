@@ -39,6 +39,7 @@ _TENSORS = (
     counts.inflated_poisson(inflated.ZeroInflatedPoisson, "zi_logits"),
 )
 NAMED.update({family.name: family for family in _TENSORS})
+# A family's distribution is declared as what makes one, any callable; these are classes.
 KNOWN.update({family.distribution: family for family in _TENSORS[1:]})  # type: ignore[misc]
 
 _FOUND: dict[type, Family] = {}  # of ELSEWHERE, one instance per class
