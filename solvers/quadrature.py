@@ -4,13 +4,15 @@ Pieces of a curve are halved until their integrals are known. The speed is integ
 seven points per panel, whose difference from Gauss' three among
 them tells, with plenty to spare, what is missing. Where the space embeds curves in a Euclidean one,
 the straight line between a panel's ends is a second witness: no curve is shorter, so a step of the
-map that falls between the seven points is seen all the same. Panels are chosen without gradient;
-what they add up to is differentiable.
+map that falls between the seven points is seen all the same. A third one are the panel's
+neighbours: a kink between its last point and its end is seen by none of the seven, but the speed
+with which one panel ends must be that with which the next one begins. At corners of polylines, and
+at the ends of curves, it must be that of the curve there. Panels are chosen without gradient; what
+they add up to is differentiable.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
@@ -41,9 +43,18 @@ _GAUSS = np.array([0, 5 / 9, 0, 8 / 9, 0, 5 / 9, 0]) / 2
 # row. On smooth pieces all are far more than the error of the better rule.
 _COEFFICIENTS = np.linalg.inv(np.polynomial.legendre.legvander(2 * _TIMES - 1, 6))
 _TESTS = np.stack([2 * (_GAUSS - _WEIGHTS), _COEFFICIENTS[5] / 8, _COEFFICIENTS[6] / 4])
+# From the seven points to the heights of the polynomial through them at the ends of a panel, and
+# the share of a panel between an end and the point next to it.
+_ENDS = np.polynomial.legendre.legvander(np.array([-1.0, 1.0]), 6) @ _COEFFICIENTS
+_UNSEEN = (1 - _KNOTS[-1]) / 2
+# Where a segment is looked at in place of its ends, in units of rounding: a map with a kink in a
+# node has a derivative of its own there (0 for a ReLU), which is none of the curve's.
+_BESIDE = 64
 # Panels that a curve begins with, if it has fewer segments: a few points may all lie where nothing
 # happens.
 _FEWEST_PANELS = 16
+# Panels of a curve whose ends are decoded together, so that those between two are decoded once.
+_LONGEST_RUN = 64
 # Panels that a curve may have (some 100,000 points), and how often one may be halved.
 _MOST_PANELS = 16384
 _SHORTEST_PANEL = 2.0**-40
@@ -205,14 +216,13 @@ class _Panels(NamedTuple):
         return _Panels(*(x[keep] for x in self))
 
     def halved(self) -> _Panels:
+        """Both halves of every panel, one after the other."""
         half = self.width / 2
-        curve = torch.cat([self.curve, self.curve])
-        segment = torch.cat([self.segment, self.segment])
         return _Panels(
-            curve=curve,
-            segment=segment,
-            start=torch.cat([self.start, self.start + half]),
-            width=torch.cat([half, half]),
+            curve=self.curve.repeat_interleave(2),
+            segment=self.segment.repeat_interleave(2),
+            start=torch.stack([self.start, self.start + half], 1).flatten(),
+            width=half.repeat_interleave(2),
         )
 
     def joined(self, other: _Panels) -> _Panels:
@@ -321,8 +331,13 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
     panels = _Panels.evenly(
         curves=p, segments=track.segments, fewest=_FEWEST_PANELS, like=track.nodes
     )
-    values, errors = _measured(space, track, panels, power)
+    each = len(panels.curve) // p
+    values, seen, edges = _measured(
+        space, track, panels, power, each if each <= _LONGEST_RUN else 1
+    )
+    corners = _Corners.of(space, track, power)
     while True:
+        errors = seen + _unseen(track, panels, edges, corners)
         value = summed(values, panels.curve, p)
         error = summed(errors, panels.curve, p)
         count = torch.bincount(panels.curve, minlength=p)
@@ -338,68 +353,157 @@ def _chosen(space: Space, track: _Track, power: int, rtol: float) -> tuple[_Pane
         if not bool(bad.any()):
             return panels, value, error
         finer = panels.where(bad).halved()
-        finer_values, finer_errors = _measured(space, track, finer, power)
+        finer_values, finer_errors, finer_edges = _measured(space, track, finer, power, 2)
         panels = panels.where(~bad).joined(finer)
         values = torch.cat([values[~bad], finer_values])
-        errors = torch.cat([errors[~bad], finer_errors])
+        seen = torch.cat([seen[~bad], finer_errors])
+        edges = torch.cat([edges[~bad], finer_edges])
 
 
 def _summed(
     space: Space, track: _Track, panels: _Panels, power: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    values, errors = _integrated(space, track, panels, power)
+    values, errors, _ = _integrated(space, track, panels, power)
     p = len(track.nodes)
     return summed(values, panels.curve, p), summed(errors, panels.curve, p), values
 
 
 def _measured(
-    space: Space, track: _Track, panels: _Panels, power: int
-) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
-    """Integrals over panels and their errors, with chords as a second witness."""
-    values, errors = _integrated(space, track, panels, power)
-    embedded = embedding_of(space)
-    if embedded is None:
-        return values, errors
-    both = torch.tensor([0.0, 1.0]).to(track.nodes)
-    ends = track.at(panels, both)[0]
-    eps = precision_of(space, ends.dtype).eps
-    chord = embedded(ends, partial(_chord, eps=eps))
-    if chord is None:
-        return values, errors
+    space: Space, track: _Track, panels: _Panels, power: int, run: int
+) -> tuple[Tensor, Tensor, Tensor]:  # -> (k,), (k,), (k, 2, 2)
+    """As :func:`_integrated`, with chords as a second witness.
+
+    Args:
+        space: The space.
+        track: The curves.
+        panels: Some of their panels.
+        power: Of the speed.
+        run: How many panels each follow one another without a gap.
+    """
+    values, errors, edges = _integrated(space, track, panels, power)
+    distance = _chords(space, track, panels, run)
+    if distance is None and run > 1:  # perhaps there is room for the images of fewer points
+        distance = _chords(space, track, panels, 1)
+    if distance is None:
+        return values, errors, edges
     # ∫ |ż|^q dt over a time h is at least chord^q / h^(q − 1).
-    distance = chord[:, 0]
     mean_speed = distance * track.segments / panels.width
     least = distance * mean_speed ** (power - 1)
     missing = torch.where(least.isfinite(), least - values, 0.0)
-    return values, torch.maximum(errors, missing)
+    return values, torch.maximum(errors, missing), edges
 
 
-def _integrated(
-    space: Space, track: _Track, panels: _Panels, power: int
-) -> tuple[Tensor, Tensor]:  # -> (k,), (k,)
-    times = torch.as_tensor(_TIMES).to(track.nodes)
+def _chords(
+    space: Space, track: _Track, panels: _Panels, run: int
+) -> Tensor | None:  # -> (k,) or None
+    """Distances of the images of panels' ends, less what rounding may have added."""
+    embedded = embedding_of(space)
+    if embedded is None:
+        return None
+    both = track.nodes.new_tensor([0.0, 1.0])
+    first, last = track.at(panels, both)[0].unflatten(0, (-1, run)).unbind(2)
+    points = torch.cat([first, last[:, -1:]], 1)
+    eps = precision_of(space, points.dtype).eps
+
+    def distances(x: Tensor) -> Tensor:  # (c, run + 1, D) -> (c, run)
+        size = x.norm(dim=-1)
+        noise = 4 * eps * (size[:, 1:] + size[:, :-1])
+        return (x.diff(dim=1).norm(dim=-1) - noise).clamp(min=0)
+
+    found = embedded(points, distances)
+    return None if found is None else found.flatten()
+
+
+class _Corners(NamedTuple):
+    """What is known of ``|ż|^power`` at the ends of segments, ``(p, n)`` each.
+
+    NaN where it is that of the neighbouring segment, or the space has none there.
+    """
+
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, space: Space, track: _Track, power: int) -> _Corners:
+        """Of all segments of polylines; of splines, whose velocity is continuous, at their ends."""
+        p, n = len(track.nodes), track.segments
+        whole = _Panels.evenly(curves=p, segments=n, fewest=1, like=track.nodes)
+        beside = _BESIDE * torch.finfo(track.nodes.dtype).eps
+        sides = []
+        for time, end in ((beside, 0), (1 - beside, n - 1)):
+            looked = whole if track.slopes is None else whole.where(whole.segment == end)
+            times = track.nodes.new_tensor([time])
+            heights = _heights(space, track, looked, times, power)[:, 0]
+            side = heights.new_full((p, n), torch.nan)
+            side[looked.curve, looked.segment] = heights
+            sides.append(side)
+        return cls(*sides)
+
+
+def _unseen(
+    track: _Track, panels: _Panels, edges: Tensor, corners: _Corners
+) -> Tensor:  # (k, 2, 2) -> (k,)
+    """What may be missing of panels where their ends do not fit their neighbours.
+
+    Args:
+        track: The curves.
+        panels: All of their panels.
+        edges: As from :func:`_integrated`.
+        corners: The ends of segments.
+    """
+    place = panels.curve * track.segments + panels.segment
+    order = panels.start.argsort()
+    order = order[place[order].argsort(stable=True)]
+    curve, segment, _, width = panels.where(order)
+    left, right = edges[order].unbind(1)
+    # What a polyline's segment ends with says nothing of the next one.
+    whole = place[order] if track.slopes is None else curve
+    follows = whole[1:] == whole[:-1]
+    inner = _gap(right[:-1], left[1:])
+    first = _gap(left, corners.first[curve, segment, None])
+    last = _gap(right, corners.last[curve, segment, None])
+    first[1:] = torch.where(follows, inner, first[1:])
+    last[:-1] = torch.where(follows, inner, last[:-1])
+    gaps = torch.stack([first, last], 1)
+    missing = torch.where(gaps.isfinite(), gaps, 0.0).sum(1)
+    out = torch.empty_like(missing)
+    out[order] = _UNSEEN * width / track.segments * missing
+    return out
+
+
+def _gap(one: Tensor, other: Tensor) -> Tensor:  # (k, i), (k, j) -> (k,)
+    """The least difference of what two sides may be at their common end."""
+    return (one[:, :, None] - other[:, None]).abs().flatten(1).amin(1)
+
+
+def _heights(
+    space: Space, track: _Track, panels: _Panels, times: Tensor, power: int
+) -> Tensor:  # (c,) -> (k, c)
+    """``|ż|^power`` at times of panels."""
     z, v = track.at(panels, times)
     points = z.flatten(0, 1)
     velocities = v.flatten(0, 1)
     speed = space.norm(points, velocities).view(z.shape[:-1])
-    if power == 1:
-        heights = speed
-    else:
-        heights = speed.square()
+    return speed if power == 1 else speed.square()
+
+
+def _integrated(
+    space: Space, track: _Track, panels: _Panels, power: int
+) -> tuple[Tensor, Tensor, Tensor]:  # -> (k,), (k,), (k, 2, 2)
+    """Integrals over panels, their errors, and what ``|ż|^power`` may be at either end.
+
+    That is the polynomial's there, or that of the point next to it.
+    """
+    times = torch.as_tensor(_TIMES).to(track.nodes)
+    heights = _heights(space, track, panels, times, power)
     time = panels.width / track.segments
     weights = torch.as_tensor(_WEIGHTS).to(heights)
     values = time * (heights * weights).sum(-1)
     tests = torch.as_tensor(_TESTS).to(heights)
     gaps = (heights[:, None] * tests).sum(-1)
-    return values, time * gaps.abs().amax(-1)
-
-
-def _chord(x: Tensor, eps: float) -> Tensor:  # (k, 2, D) -> (k, 1)
-    """Distances of two images each, less what rounding may have added."""
-    size = x.norm(dim=-1).sum(-1)
-    noise = 4 * eps * size
-    chord = x.diff(dim=1).norm(dim=-1)[:, 0]
-    return (chord - noise).clamp(min=0)[:, None]
+    continued = (heights[:, None] * torch.as_tensor(_ENDS).to(heights)).sum(-1)
+    edges = torch.stack([continued, heights[:, [0, -1]]], 2)
+    return values, time * gaps.abs().amax(-1), edges
 
 
 def _differentiated(space: Space, track: _Track) -> bool:

@@ -171,6 +171,40 @@ class TestClosedForms:
         assert abs(float(found) - (1 + 2 * 2**0.5)) <= max(float(error), 1e-12)
         assert float(M.energy(line, rtol=1e-7)) == pytest.approx(9 * (1 / 3 + 2 * 2 / 3), rel=1e-6)
 
+    @pytest.mark.parametrize("place", [1e-4, 0.124, 0.126, 0.3749, 0.50001, 0.7493, 0.9988, 0.9999])
+    @pytest.mark.parametrize("nodes", [2, 3, 5, "spline"])
+    def test_kinks_next_to_the_ends_of_panels(self, place, nodes):
+        # Of seven points of a panel, none lies in the last 2.5 % of it on either side: kinks of
+        # (t, max(t − place, 0) · slope, |t − place|) there.
+        corners = torch.linspace(0, 1, 3 if nodes == "spline" else nodes, dtype=F64)[:, None]
+        line = Curve.from_nodes(corners) if nodes == "spline" else corners
+        for slope in (0.5, -3.0):
+            M = Manifold(
+                lambda z, s=slope: torch.cat([z, s * F.relu(z - place), (z - place).abs()], 1)
+            )
+            after = (2 + slope**2) ** 0.5
+            length, error = M.length(line, rtol=1e-3, return_error=True)
+            assert abs(length - (place * 2**0.5 + (1 - place) * after)) <= error + 1e-14
+            energy, error = M.energy(line, rtol=1e-3, return_error=True)
+            assert abs(energy - (place * 2 + (1 - place) * after**2)) <= error + 1e-14
+
+    def test_steps_of_a_metric_next_to_the_ends_of_panels(self):
+        for place in (0.001, 0.0624, 0.8126, 0.9995):
+            space = solvers.MetricSpace(
+                lambda z, p=place: torch.where(z < p, 1.0, 9.0).to(z)[..., None]
+            )
+            line = torch.tensor([[0.0], [1.0]], dtype=F64)
+            length, error = solvers.length(space, line, rtol=1e-4, return_error=True)
+            assert abs(length - (3 - 2 * place)) <= error <= 1e-4 * length
+
+    def test_a_kink_in_a_node_is_no_kink(self):
+        # The derivatives of |t| and ReLU in 0 are conventions: nothing has to be refined for them.
+        M = Manifold(lambda z: torch.cat([z, z.abs(), F.relu(z)], 1))
+        line = torch.tensor([[-1.0], [0.0], [2.0]], dtype=F64)
+        length, error = M.length(line, return_error=True)
+        assert abs(length - (2**0.5 + 2 * 3**0.5)) < 1e-14
+        assert error < 1e-14
+
     def test_gradients(self):
         nodes = draw(2, 3, 2, low=0.5, high=2.0).requires_grad_()
         space = solvers.MetricSpace(spaces.half_plane_tensor)
