@@ -2,13 +2,14 @@
 solvers, tolerances and dtypes.
 
     python -m benchmarks.error_bars                        # all; earlier measurements are kept
-    python -m benchmarks.error_bars --solver default       # the main table: 20 minutes on one core
+    python -m benchmarks.error_bars --solver default       # the main table: an hour on one core
+    python -m benchmarks.error_bars --solver default --workers 2  # the same in half of the time
     python -m benchmarks.error_bars --only "sine .45 m=2"  # spaces with this name, measured anew
     python -m benchmarks.error_bars --quick                # tests the program itself
 
 After each space the rows are written to ``benchmarks/results/error_bars.json`` and the tables to
 ``docs/error_bars.md``, between its markers. A run that was ended goes on from there. ``--anew``
-drops all rows first, as is necessary after changes of the solvers.
+drops the rows of the chosen solvers and spaces first, as is necessary after changes of the solvers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -69,12 +71,20 @@ class Plan:
         pairs: The largest number for each space.
         tolerances: By dtype.
         limit: Seconds of processor time for one cell of the table.
+        compact: Whether it is measured where only some solvers are affordable.
+        smooth: Whether it is measured on smooth spaces only.
     """
 
     solver: solvers.Solver | None
     pairs: int
     tolerances: dict[torch.dtype, tuple[float, ...]]
     limit: float
+    compact: bool = False
+    smooth: bool = False
+
+    def covers(self, case: Case) -> bool:
+        """Whether it is measured on this space."""
+        return (self.compact or not case.compact) and (not self.smooth or case.kind == "smooth")
 
 
 _ALL = {
@@ -84,10 +94,11 @@ _ALL = {
 _SOME = {torch.float64: (1e-2, 1e-4, 1e-6), torch.float32: (1e-3,)}
 _LOOSE = (1e-2, 1e-3, 1e-4)
 PLANS = {
-    "default": Plan(None, 200, _ALL, 4.0),
-    "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0),
+    "default": Plan(None, 200, _ALL, 4.0, compact=True),
+    "newton_cg": Plan(NewtonCG(), 20, _SOME, 3.0, compact=True),
     "quasi_newton": Plan(QuasiNewton(), 20, _SOME, 3.0),
-    "spectral": Plan(Spectral(), 20, _SOME, 3.0),
+    # Polynomials are for smooth spaces; what they do not settle there is QuasiNewton's.
+    "spectral": Plan(Spectral(), 20, _SOME, 3.0, compact=True, smooth=True),
     "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
     "georce": Plan(GEORCE(), 10, _SOME, 2.0),
     "spline": Plan(CubicSpline(max_steps=1000), 10, _SOME, 2.0),
@@ -446,14 +457,68 @@ def _key(row: Row) -> tuple[str, str, str, float]:
     return row["solver"], row["space"], row["dtype"], row["rtol"]
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is missing of one solver on one space; all of it can be handed to another process.
+
+    Attributes:
+        solver: The name of the plan.
+        space: The name of the case.
+        plan: The plan.
+        cells: Dtypes and tolerances.
+        search: Whether shorter geodesics elsewhere are counted, too.
+    """
+
+    solver: str
+    space: str
+    plan: Plan
+    cells: tuple[tuple[torch.dtype, float], ...]
+    search: bool
+
+    def rows(self) -> list[Row]:
+        """Measure."""
+        torch.set_num_threads(1)
+        case = next(case for case in cases() if case.name == self.space)
+        rows = [searched(case)] if self.search else []
+        problems: dict[torch.dtype, Problem] = {}
+        for dtype, rtol in self.cells:
+            if dtype not in problems:
+                problems[dtype] = case.make(min(case.pairs, self.plan.pairs), dtype)
+            row = measure(case, self.solver, self.plan, rtol, dtype, problems[dtype])
+            print(_told(row), flush=True)
+            rows.append(row)
+        return rows
+
+
+def tasks(
+    chosen: list[Case], plans: dict[str, Plan], rows: list[Row], quick: bool
+) -> Iterator[Task]:
+    """What is missing in ``rows``, solver by solver and space by space."""
+    known = {_key(row) for row in rows}
+    for name, plan in plans.items():
+        for case in chosen:
+            if not plan.covers(case):
+                continue
+            missing = tuple(
+                (dtype, rtol)
+                for dtype, rtol in cells(case, plan, quick)
+                if (name, case.name, str(dtype).removeprefix("torch."), rtol) not in known
+            )
+            search = name == "default" and case.search is not None and not quick
+            search = search and (SEARCH, case.name, "float64", SEARCH_RTOL) not in known
+            if missing or search:
+                yield Task(name, case.name, plan, missing, search)
+
+
 def run(
     chosen: list[Case],
     plans: dict[str, Plan],
     rows: list[Row],
     quick: bool,
     save: Callable[[list[Row]], None],
+    workers: int,
 ) -> None:
-    """Measure what is missing in ``rows``, solver by solver and space by space.
+    """Measure what is missing in ``rows``, a space at a time in each of the workers.
 
     ``save`` is called after each space.
     """
@@ -462,35 +527,24 @@ def run(
         for i, name in enumerate((*PLANS, SEARCH))
         for j, case in enumerate(cases())
     }
-    for name, plan in plans.items():
-        for case in chosen:
-            if case.compact and name not in ("default", "newton_cg"):
-                continue
-            known = {_key(row) for row in rows}
-            todo = [
-                (dtype, rtol)
-                for dtype, rtol in cells(case, plan, quick)
-                if (name, case.name, str(dtype).removeprefix("torch."), rtol) not in known
-            ]
-            if name == "default" and case.search and not quick:
-                if (SEARCH, case.name, "float64", SEARCH_RTOL) not in known:
-                    rows.append(searched(case))
-            problems: dict[torch.dtype, Problem] = {}
-            for dtype, rtol in todo:
-                if dtype not in problems:
-                    problems[dtype] = case.make(min(case.pairs, plan.pairs), dtype)
-                row = measure(case, name, plan, rtol, dtype, problems[dtype])
-                rows.append(row)
-                rows.sort(
-                    key=lambda row: (
-                        *order[row["solver"], row["space"]],
-                        row["dtype"] != "float64",
-                        -row["rtol"],
-                    )
-                )
-                print(_told(row), flush=True)
-            if todo:
-                save(rows)
+
+    def place(row: Row) -> tuple[Any, ...]:
+        at = order[row["solver"], row["space"]]
+        return (*at, row["dtype"] != "float64", -row["rtol"])
+
+    def done(found: list[Row]) -> None:
+        rows.extend(found)
+        rows.sort(key=place)
+        save(rows)
+
+    todo = list(tasks(chosen, plans, rows, quick))
+    if workers == 1:
+        for task in todo:
+            done(task.rows())
+        return
+    with ProcessPoolExecutor(workers, mp_context=_FORK) as pool:
+        for future in as_completed([pool.submit(Task.rows, task) for task in todo]):
+            done(future.result())
 
 
 def _told(row: Row) -> str:
@@ -519,7 +573,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--solver", choices=PLANS, action="append", help="may be given several times"
     )
-    parser.add_argument("--anew", action="store_true", help="forget what was measured before")
+    parser.add_argument(
+        "--anew", action="store_true", help="forget what was measured of these solvers before"
+    )
     parser.add_argument(
         "--rtol", type=float, action="append", help="of those that are measured; several times"
     )
@@ -527,6 +583,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--limit", type=float, help="seconds of processor time for one cell of the tables"
     )
     parser.add_argument("--pairs", type=int, help="at most, of every space")
+    parser.add_argument("--workers", type=int, default=1, help="processes that measure at a time")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -556,11 +613,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for name, plan in plans.items()
     }
-    rows: list[Row] = (
-        json.loads(results.read_text("utf-8")) if results.exists() and not options.anew else []
-    )
-    if options.only:
+    rows: list[Row] = json.loads(results.read_text("utf-8")) if results.exists() else []
+    if options.only or options.anew:
         again = {(name, case.name) for name in plans for case in chosen}
+        if options.anew and "default" in plans:
+            again |= {(SEARCH, case.name) for case in chosen}
         rows = [row for row in rows if (row["solver"], row["space"]) not in again]
 
     silent = options.quick and not options.folder
@@ -573,6 +630,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows,
             options.quick,
             (lambda _: None) if silent else (lambda r: write(r, results, page)),
+            options.workers,
         )
     print("\n".join(tables(rows)))
 

@@ -424,6 +424,25 @@ class TestErrorBars:
         error_bars.main([*arguments, "--only", "half plane"])
         assert capsys.readouterr().out.count("converged, ") == 4
         assert len(json.loads((tmp_path / "error_bars.json").read_text("utf-8"))) == len(rows)
+        # In two processes, all of it anew; what other solvers did is kept.
+        path = tmp_path / "error_bars.json"
+        path.write_text(json.dumps([*rows, {**rows[0], "solver": "newton_cg"}]), "utf-8")
+        error_bars.main([*arguments, "--anew", "--workers", "2"])
+        again = json.loads(path.read_text("utf-8"))
+        timeless = [
+            [{key: row[key] for key in row if key != "seconds"} for row in some]
+            for some in (rows, again)
+        ]
+        assert timeless[1][: len(rows)] == timeless[0]
+        assert [row["solver"] for row in again[len(rows) :]] == ["newton_cg"]
+
+    def test_plans_leave_out_what_their_solver_is_not_for(self):
+        found = {case.name: case for case in error_bars.cases()}
+        kinked = next(case for case in found.values() if case.kind != "smooth")
+        steep = found["steep, gain 2, m=2"]
+        plans = error_bars.PLANS
+        assert [plans[name].covers(kinked) for name in ("default", "spectral")] == [True, False]
+        assert [plans[name].covers(steep) for name in ("spectral", "georce")] == [True, False]
 
     def test_every_kind_of_network_has_a_truth(self):
         for name in ("steep, gain 2, m=2", "digits, m=2"):
