@@ -74,7 +74,9 @@ class Claims:
         floor = np.where(ended, floor, np.nan)
         flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
         claims = []
-        for claim in evidence.error(level.rows, level.measure.wobble, ratio):
+        measure = level.measure
+        dimension = measure.curve.nodes.shape[-1]
+        for claim in evidence.error(level.rows, measure.wobble, ratio, dimension):
             found = np.maximum(claim + rest, floor)
             # NaN stays where it was.
             least = np.maximum(beyond, grain)

@@ -42,11 +42,12 @@ def network(*sizes, activation=nn.SiLU, seed=0):
 
 
 class TestEvidence:
-    def told(self, lengths, roots, wobble=0.0, ratio=16.0):
+    def told(self, lengths, roots, wobble=0.0, ratio=16.0, dimension=2):
         evidence = Evidence(1)
         for length, root in zip(lengths, roots, strict=True):
             evidence.add(ROWS, np.array([length]), np.array([root]))
-        return tuple(float(x[0]) for x in evidence.error(ROWS, np.array([wobble]), ratio))
+        said = evidence.error(ROWS, np.array([wobble]), ratio, dimension)
+        return tuple(float(x[0]) for x in said)
 
     def test_one_level_says_nothing(self):
         assert all(math.isnan(x) for x in self.told([1.0], [0.9]))
@@ -64,6 +65,18 @@ class TestEvidence:
         lengths = [1 + h**2 for h in (1 / 4, 1 / 8, 1 / 16)]
         error, _ = self.told(lengths, [1.0] * 3)
         assert 16**-2 <= error <= 3 * 16**-2
+
+    @pytest.mark.parametrize("ratio", [10, 16, 25])
+    def test_what_has_just_been_resolved_falls_more_slowly(self, ratio):
+        # Errors that fell by 400, and fall by h⁴ or so from there: the next level would say it. In
+        # four dimensions, the speed shows a third of what three others add to the length.
+        e = 1e-8
+        lengths = [1 + 400 * ratio * e, 1 + ratio * e, 1 + e]
+        roots = [1 - 1e-3 * h**2 + 1e-4 * h**4 for h in (1, 1 / 2, 1 / 4)]
+        error, worst = self.told(lengths, roots, wobble=e / 3, dimension=4)
+        assert e <= error <= 4 * e
+        # Nothing strays across a curve in one dimension, and an even speed shows that all is well.
+        assert self.told(lengths, roots, wobble=e / 1e3, dimension=1)[0] <= 0.7 * e
 
     def test_levels_that_agree_by_accident_do_not_deceive(self):
         # The root energies stand still: the distance is 1, whatever the two lengths say.
