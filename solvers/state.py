@@ -120,6 +120,7 @@ class PathState:
         if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
+            fine.upper = _links_interpolated(self.upper)
             new["noise"] = 2 * old["noise"]
         new["kept"] = old["kept"]
         new["scalable"] = old["scalable"]
@@ -336,4 +337,29 @@ def _interpolated(correction: Tensor) -> Tensor:
     neighbours = padded[:, :-1] + padded[:, 1:]
     fine[:, 0::2] = neighbours / 2
     fine[:, 1::2] = coarse
+    return fine
+
+
+def _links_interpolated(links: Tensor) -> Tensor:  # (p, n - 2, m, m) -> (p, 2 n - 2, m, m)
+    """The correction's blocks next to the diagonal on twice as many segments.
+
+    The antisymmetric part is a smooth function along the curve, the symmetric part 1/n times one:
+    both interpolated to the new segments' middles, with their ends extrapolated.
+    """
+    p, count, m, _ = links.shape
+    if not count:
+        return links.new_zeros(p, 2, m, m)
+    # Half of the symmetric part is left, and all of the rest.
+    coarse = 0.75 * links - 0.25 * links.mT
+    if count > 1:
+        first = 2 * coarse[:, :1] - coarse[:, 1:2]
+        final = 2 * coarse[:, -1:] - coarse[:, -2:-1]
+    else:
+        first = final = coarse
+    padded = torch.cat([first, coarse, final], 1)
+    before = padded[:, :-1]
+    after = padded[:, 1:]
+    fine = links.new_empty(p, 2 * count + 2, m, m)
+    fine[:, 0::2] = 0.75 * before + 0.25 * after
+    fine[:, 1::2] = 0.25 * before + 0.75 * after
     return fine
