@@ -33,6 +33,7 @@ ENTRY = np.dtype(
         ("known", bool),  # the state's matrices exist
         ("stale", bool),  # and must be computed anew
         ("scalable", bool),  # they serve a finer level
+        ("separate", bool),  # and second derivatives do not couple neighbouring nodes
         ("first", bool),  # this is the curve's first level, which a second always follows
         ("near", bool),  # without second derivatives it would have ended
         ("seen", np.float64),  # the energy when headway was last looked at, NaN before
@@ -120,10 +121,12 @@ class PathState:
         if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
-            fine.upper = _links_interpolated(self.upper)
+            if not old["separate"].all():
+                fine.upper = _links_interpolated(self.upper)
             new["noise"] = 2 * old["noise"]
         new["kept"] = old["kept"]
         new["scalable"] = old["scalable"]
+        new["separate"] = old["separate"]
         new["first"] = False
         usable = old["scalable"] & ~old["stale"] & ~old["kept"]
         new["known"] = old["known"] & usable & ~moved

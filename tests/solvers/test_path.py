@@ -333,10 +333,11 @@ class TestKeptMatrix:
         z0, z1 = torch.randn(2, 40, 2, generator=generator(3)).double()
         r = Manifold(_normal).geodesic(z0, z1, rtol=1e-6)
         # In the half plane of (μ/√2, σ), stretched by √2.
-        x, y = z0 / torch.tensor([2**0.5, 1.0]), z1 / torch.tensor([2**0.5, 1.0])
+        stretch = torch.tensor([2**0.5, 1.0], dtype=torch.float64)
+        x, y = z0 / stretch, z1 / stretch
         heights = (x[:, 1] + y[:, 1]).exp()
         squared = (x[:, 0] - y[:, 0]) ** 2 + (x[:, 1].exp() - y[:, 1].exp()) ** 2
-        d = 2**0.5 * torch.acosh(1 + squared / (2 * heights))
+        d = 2 * 2**0.5 * torch.asinh((squared / (4 * heights)).sqrt())
         assert torch.allclose(r.length, d, rtol=1e-6)
         assert expanded[8] >= 40
         assert expanded.get(16, 0) <= 4
