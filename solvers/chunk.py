@@ -150,7 +150,7 @@ class _Chunk:
             tolerated=tolerated,
         )
         self.evidence = Evidence(p)
-        self.best = Best(space, p)
+        self.best = Best(space, p, rtol)
         self.segments = solver.segments
         self.rows, nodes = self.queue.admit(self.segments)
         self.state: Any = solver.begin(nodes)

@@ -37,9 +37,12 @@ class Expansion:
             derivatives.
         correction: What is missing to the Hessian, or None when it was not asked for.
         noise: ``(p,)``, the rounding error to expect in ``energy``.
-        scalable: Whether both serve a finer level too, interpolated: Gauss-Newton's blocks are
-            ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}``, and the correction is block diagonal and falls
-            like 1/n.
+        scalable: Whether both serve a finer level too, interpolated. But for terms smaller by
+            ``h²``, Gauss-Newton's blocks are ``4n J_iᵀJ_i`` and ``−2n J_iᵀJ_{i+1}``. The
+            correction's diagonal blocks fall like 1/n; of those next to them the symmetric part
+            falls like 1/n, and the antisymmetric part stays.
+        separate: Whether they are these blocks without other terms, and the correction is block
+            diagonal: so it is with a feature map.
     """
 
     energy: Tensor
@@ -48,6 +51,7 @@ class Expansion:
     correction: BlockTridiagonal | None
     noise: Tensor
     scalable: bool = False
+    separate: bool = False
 
     @property
     def hessian(self) -> BlockTridiagonal | None:
@@ -77,6 +81,7 @@ class Expansion:
             correction=correction,
             noise=self.noise[index],
             scalable=self.scalable,
+            separate=self.separate,
         )
 
     @classmethod
@@ -92,6 +97,7 @@ class Expansion:
             correction=BlockTridiagonal.cat(corrections) if corrections else None,
             noise=torch.cat([part.noise for part in parts]),
             scalable=parts[0].scalable,
+            separate=parts[0].separate,
         )
 
 
@@ -153,6 +159,7 @@ def expand_chord(x: Tensor, jacobian: Tensor, form: Tensor | None) -> Expansion:
         correction=correction,
         noise=rounding(size, squares.sqrt()),
         scalable=True,
+        separate=True,
     )
 
 
@@ -214,6 +221,7 @@ def expand_by_autodiff(
     noise: Tensor,
     second_order: bool,
     pushforward: Pushforward | None = None,
+    scalable: bool = False,
 ) -> Expansion:
     """Derivatives of any energy whose terms couple only neighbouring nodes.
 
@@ -227,6 +235,7 @@ def expand_by_autodiff(
         noise: ``(p,)``, rounding error of the energy.
         second_order: Whether the full Hessian is wanted.
         pushforward: How to take directional derivatives; by default by forward mode.
+        scalable: As in :class:`Expansion`; so where a smooth metric measures the segments.
     """
     push = pushforward or (lambda f, z, v: jvp(f, (z,), (v,))[1])
 
@@ -251,6 +260,7 @@ def expand_by_autodiff(
         gauss_newton=gauss_newton,
         correction=correction,
         noise=noise,
+        scalable=scalable,
     )
 
 

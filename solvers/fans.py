@@ -181,7 +181,7 @@ class Fan:
         None where they do not tell those.
         """
         known = self.expansion
-        if known is None or known.correction is None or not known.scalable:
+        if known is None or known.correction is None or not known.separate:
             return None
         energy, gradient = _gradient(space, nodes)
         return self._about(_interpolated(known, energy, gradient))
@@ -261,6 +261,7 @@ def _interpolated(coarse: Expansion, energy: Tensor, gradient: Tensor) -> Expans
         correction=BlockTridiagonal(bends, torch.zeros_like(upper)),
         noise=2 * coarse.noise,
         scalable=True,
+        separate=True,
     )
 
 
@@ -278,7 +279,7 @@ def _with_start(space: Space, nodes: Tensor, second_order: bool) -> Expansion:
     share = n / (n + 1)
     flat = expansion.gauss_newton
     diagonal = flat.diagonal.clone()
-    if expansion.scalable:
+    if expansion.separate:
         diagonal[:, 0] /= 2  # both parts are equal
     else:
         diagonal[:, 0] -= 2 * (n + 1) * space.metric(nodes[:, 0])
@@ -290,4 +291,5 @@ def _with_start(space: Space, nodes: Tensor, second_order: bool) -> Expansion:
         correction=None if correction is None else correction.scaled(share),
         noise=expansion.noise,
         scalable=expansion.scalable,
+        separate=expansion.separate,
     )

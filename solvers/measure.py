@@ -29,7 +29,7 @@ from riemae.solvers.speeds import (
     nodes_of_samples,
     quadrature_weights,
     sampled_points,
-    speeds,
+    speeds_and_size,
     speeds_of_chords,
 )
 from riemae.solvers.state import read
@@ -122,17 +122,17 @@ class Measure:
             numbers = seen[:, -3:]
             weights = quadrature_weights(n, speed.shape[1] // n, curve.nodes)
         else:
-            speed, weights = speeds(space, curve)
-            numbers = _numbers_of_nodes(space, curve.nodes)
+            speed, weights, size = speeds_and_size(space, curve)
+            numbers = _numbers_of_nodes(space, curve.nodes, size)
         told = read(numbers, *_statistics(speed, weights))
-        root, inscribed, size = told[0].T
+        root, inscribed, extent = told[0].T
         mean, wobble, largest, fastest = told[1:]
         # Nothing through these points is shorter than the polygon through them: quadrature of an
         # unresolved curve may.
         found = np.maximum(mean, inscribed)
         with np.errstate(all="ignore"):
-            noise = known.eps * size * n
-            blur = 4 * known.eps * size
+            noise = known.eps * extent * n
+            blur = 4 * known.eps * extent
             grain = known.length * found + 2 * noise**2 / found
             if by_points:  # rounding does not cancel in their differences
                 grain = grain + blur * np.sqrt(4 * n)
@@ -180,7 +180,9 @@ def uneven(fastest: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return fastest > _UNEVEN * mean
 
 
-def _numbers_of_nodes(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, 3)
+def _numbers_of_nodes(
+    space: Space, nodes: Tensor, size: Tensor
+) -> Tensor:  # (p, n + 1, m), (p,) -> (p, 3)
     """As :func:`_of_nodes`; without images, nothing is known of the polygon."""
     embedded = embedding_of(space)
     if embedded is not None:
@@ -188,8 +190,6 @@ def _numbers_of_nodes(space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -
         if seen is not None:
             return seen
     root = discrete_energy(space.squared_chords(nodes)).sqrt()
-    first = nodes[:, 0]
-    size = space.norm(first, first)
     return torch.stack([root, torch.zeros_like(root), size], 1)
 
 

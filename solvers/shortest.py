@@ -16,16 +16,25 @@ from riemae.solvers.state import placed
 # On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities
 # at once.
 _WOBBLE = 1e-2
+# A curve may be longer than what a coarser level has measured by this share of what is allowed
+# before that is measured again. The reported error is no smaller than the difference.
+_LONGER = 0.05
 
 
 class Best:
     """The shortest curve of each pair so far.
 
     Where tangents nearly vanish, a finer level may end with a longer curve than a coarser one.
+
+    Args:
+        space: The space.
+        p: How many pairs.
+        rtol: Relative accuracy of the lengths.
     """
 
-    def __init__(self, space: Space, p: int) -> None:
+    def __init__(self, space: Space, p: int, rtol: float) -> None:
         self.space = space
+        self.slack = 1 + _LONGER * rtol
         self.length = np.full(p, np.inf)
         self.shelf: list[Curve] = []
         self.level, self.place = np.zeros((2, p), dtype=np.int64)
@@ -36,7 +45,7 @@ class Best:
         Returns:
             The shortest lengths so far, NaN where there is none.
         """
-        longer = measure.length > self.length[rows]
+        longer = measure.length > self.slack * self.length[rows]
         doubted = longer.nonzero()[0]
         if len(doubted):
             # What a coarse level has seen of a curve may be too little: look again, as closely as
@@ -45,7 +54,8 @@ class Best:
             curve = known.resample(measure.curve.segments)
             again = Measure.of(self.space, curve)
             self.length[rows[doubted]] = again.length
-        kept = self.length[rows] <= measure.length
+        kept = self.slack * self.length[rows] < measure.length
+        kept[doubted] = self.length[rows[doubted]] <= measure.length[doubted]
         better = (~kept).nonzero()[0]
         self.length[rows[better]] = measure.length[better]
         self.place[rows[better]] = better

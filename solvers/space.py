@@ -329,6 +329,7 @@ class MetricSpace:
             gauss_newton=gauss_newton_blocks(middle, middle, middle),
             noise=rounding(size, speed),
             second_order=second_order,
+            scalable=True,
         )
 
     def residual(self, nodes: Tensor) -> Tensor | None:

@@ -49,6 +49,16 @@ def speeds(space: Space, curve: Curve | Tensor) -> tuple[Tensor, Tensor]:  # -> 
     return _norm(space, z, v), weights
 
 
+def speeds_and_size(
+    space: Space, curve: Curve
+) -> tuple[Tensor, Tensor, Tensor]:  # -> (p, q), (q,), (p,)
+    """As :func:`speeds`, and the length of the first nodes as vectors, in the same call."""
+    z, v, weights = _quadrature(curve)
+    first = curve.nodes[:, :1]
+    lengths = _norm(space, torch.cat([z, first], 1), torch.cat([v, first], 1))
+    return lengths[:, :-1], weights, lengths[:, -1]
+
+
 @in_full_precision
 def energy(space: Space | HasSpace, curve: Curve | Tensor) -> Tensor:  # -> (*b,)
     """Energy ``∫ |ż|² dt`` over ``t`` in [0, 1]; at least the squared length.

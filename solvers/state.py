@@ -33,6 +33,7 @@ ENTRY = np.dtype(
         ("known", bool),  # the state's matrices exist
         ("stale", bool),  # and must be computed anew
         ("scalable", bool),  # they serve a finer level
+        ("separate", bool),  # and second derivatives do not couple neighbouring nodes
         ("first", bool),  # this is the curve's first level, which a second always follows
         ("near", bool),  # without second derivatives it would have ended
         ("seen", np.float64),  # the energy when headway was last looked at, NaN before
@@ -120,9 +121,12 @@ class PathState:
         if old["known"].any():
             fine.tangents, fine.crossings = _halved(self.tangents, self.crossings)
             fine.diagonal = _interpolated(self.diagonal)
+            if not old["separate"].all():
+                fine.upper = _links_interpolated(self.upper)
             new["noise"] = 2 * old["noise"]
         new["kept"] = old["kept"]
         new["scalable"] = old["scalable"]
+        new["separate"] = old["separate"]
         new["first"] = False
         usable = old["scalable"] & ~old["stale"] & ~old["kept"]
         new["known"] = old["known"] & usable & ~moved
@@ -336,4 +340,29 @@ def _interpolated(correction: Tensor) -> Tensor:
     neighbours = padded[:, :-1] + padded[:, 1:]
     fine[:, 0::2] = neighbours / 2
     fine[:, 1::2] = coarse
+    return fine
+
+
+def _links_interpolated(links: Tensor) -> Tensor:  # (p, n - 2, m, m) -> (p, 2 n - 2, m, m)
+    """The correction's blocks next to the diagonal on twice as many segments.
+
+    The antisymmetric part is a smooth function along the curve, the symmetric part 1/n times one:
+    both interpolated to the new segments' middles, with their ends extrapolated.
+    """
+    p, count, m, _ = links.shape
+    if not count:
+        return links.new_zeros(p, 2, m, m)
+    # Half of the symmetric part is left, and all of the rest.
+    coarse = 0.75 * links - 0.25 * links.mT
+    if count > 1:
+        first = 2 * coarse[:, :1] - coarse[:, 1:2]
+        final = 2 * coarse[:, -1:] - coarse[:, -2:-1]
+    else:
+        first = final = coarse
+    padded = torch.cat([first, coarse, final], 1)
+    before = padded[:, :-1]
+    after = padded[:, 1:]
+    fine = links.new_empty(p, 2 * count + 2, m, m)
+    fine[:, 0::2] = 0.75 * before + 0.25 * after
+    fine[:, 1::2] = 0.25 * before + 0.75 * after
     return fine

@@ -37,6 +37,9 @@ from riemae.solvers.hooks import Force
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products, from_graph, pulled
 
+# A pass without tangents holds what the widest layer gets and what it gives.
+_VALUES = 2
+
 
 class PathMetric(Composition):
     """What a pull-back metric says of discrete curves, given by their nodes ``(p, n + 1, m)``."""
@@ -59,7 +62,7 @@ class PathMetric(Composition):
         self.bind(points[:, 0])
         if self.embedding is None:
             return None
-        rows = self.batch_invariant.chunk(points.flatten(0, 1), 1)
+        rows = self.batch_invariant.chunk(points.flatten(0, 1), _VALUES)
         curves = rows // points.shape[1]
         if not curves:
             return None
@@ -373,6 +376,7 @@ class PathMetric(Composition):
             gauss_newton=positive_part(weighted, j),
             correction=correction,
             noise=rounding(safe_sqrt(sizes), safe_sqrt(squared)),
+            scalable=True,
         )
 
     def _remaining(

@@ -647,7 +647,7 @@ class _Newton:
     def _flat(self, groups: Group, fan: Fan) -> Tensor:  # -> (c,) bool
         """Whether second derivatives vanish on all curves of groups, though these are bent."""
         known = fan.expansion
-        if known is None or known.correction is None or not known.scalable:
+        if known is None or known.correction is None or not known.separate:
             return torch.zeros(groups.count, dtype=torch.bool, device=fan.energy.device)
         return groups.all((known.correction.diagonal == 0).flatten(1).all(1))
 

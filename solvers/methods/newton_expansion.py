@@ -55,6 +55,7 @@ def _remembered(space: Space, state: PathState) -> Expansion:
         correction=BlockTridiagonal(state.diagonal, state.upper),
         noise=noise,
         scalable=bool(state.book["scalable"].all()),
+        separate=bool(state.book["separate"].all()),
     )
 
 

@@ -150,6 +150,7 @@ class Sweep:
         book["index"] = self.model.index
         book["noise"] = self.noise
         book["scalable"] = self.expansion.scalable
+        book["separate"] = self.expansion.separate
         book["known"] |= self.fresh
         book["stale"] &= ~self.fresh
 

@@ -19,8 +19,11 @@ from riemae.exceptions import (
     OptionError,
     ShapeError,
 )
-from riemae.solvers import Curve, Newton, Status, state
+from riemae.solvers import Curve, Newton, Status, shortest, state
+from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.model import Secants
+from riemae.solvers.shortest import Best
+from riemae.solvers.state import PathState
 
 
 def generator(seed=0):
@@ -209,6 +212,35 @@ class TestSecants:
         assert expanded == [40, 40]
 
 
+def _normal(z):
+    """Normal distributions with their mean and the logarithm of their scale, no feature map."""
+    return torch.distributions.Normal(z[:, :1], z[:, 1:].exp())
+
+
+class TestShortestCurve:
+    """A curve is measured again only where it may be shorter by what matters."""
+
+    @staticmethod
+    def level(length):
+        return SimpleNamespace(length=np.array([length]), curve=Curve.line(*torch.zeros(2, 1, 2)))
+
+    def test_a_little_longer_on_a_finer_level(self):
+        best = Best(None, 1, rtol=1e-3)  # without a space nothing can be measured
+        first = np.zeros(1, dtype=np.int64)
+        assert best.take(first, self.level(1.0)) == 1.0
+        assert best.take(first, self.level(1 + 1e-5)) == 1 + 1e-5
+        assert best.take(first, self.level(1.0)) == 1.0
+
+    @pytest.mark.parametrize("again", [1.0, 1.2])
+    def test_longer_by_more_than_that(self, again, monkeypatch):
+        measured = SimpleNamespace(of=lambda space, curve: self.level(again))
+        monkeypatch.setattr(shortest, "Measure", measured)
+        best = Best(None, 1, rtol=1e-3)
+        first = np.zeros(1, dtype=np.int64)
+        best.take(first, self.level(1.0))
+        assert best.take(first, self.level(1.1)) == min(again, 1.1)
+
+
 class TestKeptMatrix:
     """Finer levels begin with the coarse level's matrix, interpolated, and steps with it take the
     gradient alone."""
@@ -240,6 +272,75 @@ class TestKeptMatrix:
 
         for n in (3, 8):
             assert torch.allclose(state._interpolated((1 + t(n)) / n), (1 + t(2 * n)) / (2 * n))
+
+    @pytest.mark.parametrize("links", [1, 2, 6])
+    def test_links_are_interpolated_to_the_middles_of_the_segments(self, links):
+        generator = torch.Generator().manual_seed(0)
+        values, slopes = torch.randn(2, 2, 3, 3, generator=generator).double()
+
+        def blocks(n):
+            # From the middle of the second segment to that of the last but one.
+            t = (torch.arange(1, n - 1).double()[:, None, None] + 0.5) / n
+            t = t if links > 1 else 0 * t
+            a, b = (x + t * y for x, y in zip(values, slopes, strict=True))
+            return ((a - a.mT) + (b + b.mT) / n)[None]
+
+        found = state._links_interpolated(blocks(links + 2))
+        assert torch.allclose(found, blocks(2 * links + 4), rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("space", ["half plane", "normal"])
+    def test_hessians_of_varying_metrics_are_right_up_to_the_square_of_the_step(self, space):
+        if space == "normal":
+            space = Manifold(_normal).as_space(torch.zeros(1, 2).double())
+        else:
+            space = solvers.MetricSpace(spaces.half_plane_tensor)
+
+        def along(n):
+            return torch.linspace(0, 1, n + 1, dtype=torch.float64)[:, None]
+
+        def error(n):
+            t = along(n)
+            curve = torch.cat([torch.sin(2 * t), 1 + t**2], 1)[None]
+            fine = torch.cat([torch.sin(2 * along(2 * n)), 1 + along(2 * n) ** 2], 1)[None]
+            known = space.expand(curve)
+            assert known.scalable
+            assert not known.separate
+            begun = PathState.start(curve)
+            begun.book["known"] = begun.book["scalable"] = True
+            begun.tangents, begun.crossings = known.gauss_newton.diagonal, known.gauss_newton.upper
+            begun.diagonal, begun.upper = known.correction.diagonal, known.correction.upper
+            finer = begun.refined(fine, np.zeros(1, dtype=bool))
+            assert finer.book["known"].all()
+            whole = BlockTridiagonal(finer.tangents, finer.crossings) + BlockTridiagonal(
+                finer.diagonal, finer.upper
+            )
+            s = math.pi * along(2 * n)[1:-1]
+            v = torch.cat([s.sin() - (2 * s).sin(), (2 * s).sin() + (3 * s).sin() / 2], 1)[None]
+            forms = [(v * h.product(v)).sum() for h in (whole, space.expand(fine).hessian)]
+            return float(abs(forms[0] / forms[1] - 1))
+
+        coarse, middle, fine = error(16), error(32), error(64)
+        assert fine < middle / 3 < coarse / 9
+        assert fine < 1e-3
+
+    def test_finer_levels_of_varying_metrics_need_no_second_derivatives(self, monkeypatch):
+        expanded = {}
+
+        def expand(nodes, second_order=True):
+            expanded[nodes.shape[1] - 1] = expanded.get(nodes.shape[1] - 1, 0) + len(nodes)
+
+        watch(monkeypatch, expand=expand)
+        z0, z1 = torch.randn(2, 40, 2, generator=generator(3)).double()
+        r = Manifold(_normal).geodesic(z0, z1, rtol=1e-6)
+        # In the half plane of (μ/√2, σ), stretched by √2.
+        stretch = torch.tensor([2**0.5, 1.0], dtype=torch.float64)
+        x, y = z0 / stretch, z1 / stretch
+        heights = (x[:, 1] + y[:, 1]).exp()
+        squared = (x[:, 0] - y[:, 0]) ** 2 + (x[:, 1].exp() - y[:, 1].exp()) ** 2
+        d = 2 * 2**0.5 * torch.asinh((squared / (4 * heights)).sqrt())
+        assert torch.allclose(r.length, d, rtol=1e-6)
+        assert expanded[8] >= 40
+        assert expanded.get(16, 0) <= 4
 
     @pytest.mark.parametrize("decoder", [spaces.sphere, spaces.torus, spaces.paraboloid])
     def test_finer_levels_need_no_second_derivatives(self, decoder, monkeypatch):
