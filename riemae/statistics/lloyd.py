@@ -21,8 +21,10 @@ from riemae.solvers.fans import tapered
 from riemae.solvers.hooks import features_of
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space
-from riemae.statistics.joint import SEGMENTS, Group, minimised
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import SEGMENTS, Aim
 from riemae.statistics.means import means_of_groups
+from riemae.statistics.minimum import minimised
 from riemae.statistics.tangents import Somewhere, paths, roughly_known
 
 # Relative decrement of the last step of means while points change sides. The step is taken, so that
@@ -156,8 +158,7 @@ class Lloyd:
             self.centers[names],
             self.points[rows],
             groups,
-            self.rtol,
-            _LOOKS,
+            Aim(self.rtol, _LOOKS),
             Curve.from_nodes(self.nodes[rows, self.labels[rows]]),
         )
         known = roughly_known(found.status)

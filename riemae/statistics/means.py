@@ -14,8 +14,10 @@ from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
 from riemae.statistics.arguments import takes_codes
+from riemae.statistics.groups import Group
 from riemae.statistics.implicit import attached, wanted
-from riemae.statistics.joint import SEGMENTS, Group, Joint, first_segments, logarithms, solve
+from riemae.statistics.joint import SEGMENTS, Aim, Joint, first_segments, solve
+from riemae.statistics.romberg import logarithms
 from riemae.statistics.tangents import (
     Somewhere,
     accuracy,
@@ -136,36 +138,57 @@ def frechet_mean(
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For weights that are none, or an option out of range.
     """
-    expect_points("frechet_mean", points)
-    options = Options(
-        "frechet_mean", accuracy("frechet_mean", rtol, points), n_starts, max_steps, throw
+    options = Options.given(
+        "frechet_mean", points, rtol, init, n_starts, max_steps, generator, throw
     )
-    return _mean(geometry, points, weights, init, generator, options)
+    return _mean(geometry, points, weights, options)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a call of a mean or median was given."""
+    """What a call of a mean or median was given, checked."""
 
     where: str
     rtol: float
+    init: Tensor | None
     n_starts: int
     max_steps: int
+    source: torch.Generator | None
     throw: bool
+
+    @classmethod
+    def given(
+        cls,
+        where: str,
+        points: Tensor,
+        rtol: float | None,
+        init: Tensor | None,
+        n_starts: int,
+        max_steps: int,
+        generator: torch.Generator | int | None,
+        throw: bool,
+    ) -> Options:
+        """Of arguments as a user gives them."""
+        expect_points(where, points)
+        rtol = accuracy(where, rtol, points)
+        expect_steps(where, "max_steps", max_steps)
+        expect_range(where, "n_starts", n_starts, 1, integer=True, hint="It counts starts.")
+        if init is not None:
+            expect_shape(where, "init", init, (points.shape[1],), "One point.")
+            init = init.detach().to(points)
+        return cls(where, rtol, init, n_starts, max_steps, as_generator(where, generator), throw)
 
 
 def _mean(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
-    init: Tensor | None,
-    generator: torch.Generator | int | None,
     options: Options,
 ) -> Mean:
     """The best of several starts, all solved at once."""
     # Where coordinates are periodic, their average may be on the other side.
     between = getattr(geometry, "latent", None) is None
-    share, starts, space = begun(geometry, points, weights, init, generator, options, between)
+    share, starts, space = begun(geometry, points, weights, options, between)
     known = points.detach()
     n = len(known)
     count = len(starts)
@@ -174,9 +197,8 @@ def _mean(
     keep = wanted(space, points, weights)
     with torch.no_grad():
         every = known.repeat(count, 1)
-        found = means_of_groups(
-            geometry, space, starts, every, groups, options.rtol, options.max_steps, keep=keep
-        )
+        aim = Aim(options.rtol, options.max_steps, keep)
+        found = means_of_groups(geometry, space, starts, every, groups, aim)
         means = [single(found, name, groups) for name in range(count)]
     best = ranked(geometry, space, means)
     if keep and best.converged:
@@ -194,28 +216,20 @@ def begun(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
-    init: Tensor | None,
-    generator: torch.Generator | int | None,
     options: Options,
     between: bool,
 ) -> tuple[Tensor, Tensor, Space]:
     """Weights that add up to 1, starts ``(s, m)``, and the space."""
-    where = options.where
-    expect_steps(where, "max_steps", options.max_steps)
-    expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
-    share = normalised(where, weights, points, graph=True)
-    source = as_generator(where, generator)
+    share = normalised(options.where, weights, points, graph=True)
     known = points.detach()
     with torch.no_grad():
-        space = space_of(geometry, known, where=where, finite=True)
-        if init is None:
+        space = space_of(geometry, known, where=options.where, finite=True)
+        first = options.init
+        if first is None:
             first = central(space, known, share.detach(), between)
-        else:
-            expect_shape(where, "init", init, (points.shape[1],), "One point.")
-            first = init.detach().to(known)
         starts = first[None]
         if options.n_starts > 1:
-            drawn = torch.randperm(len(known), generator=source)[: options.n_starts - 1]
+            drawn = torch.randperm(len(known), generator=options.source)[: options.n_starts - 1]
             starts = torch.cat([starts, known[drawn.to(known.device)]])
     return share, starts, space
 
@@ -245,10 +259,8 @@ def means_of_groups(
     starts: Tensor,
     points: Tensor,
     groups: Group,
-    rtol: float,
-    max_steps: int,
+    aim: Aim,
     curves: Curve | None = None,
-    keep: bool = False,
 ) -> Means:
     """Fréchet means of groups of points, in one batch.
 
@@ -258,48 +270,25 @@ def means_of_groups(
         starts: ``(c, m)``, a point near each mean.
         points: ``(n, m)``.
         groups: Who belongs together; none is empty.
-        rtol: Accuracy of the means, relative to the spread of their groups.
-        max_steps: Looks at the curves of a group.
+        aim: What is looked for.
         curves: From the starts to the points, if they are known.
-        keep: Whether derivatives are wanted.
     """
     here = starts[groups.of]
     if curves is not None:
-        return from_curves(
-            geometry, space, starts, points, groups, rtol, max_steps, curves, keep=keep
-        )
+        return from_curves(geometry, space, starts, points, groups, aim, curves)
     if getattr(geometry, "latent", None) is None:
         # Straight lines are good enough to begin with, nearly always.
         lines = Curve.line(here, points, SEGMENTS)
-        segments = first_segments(space, lines, groups, rtol)
+        segments = first_segments(space, lines, groups, aim.rtol)
         found = from_curves(
-            geometry,
-            space,
-            starts,
-            points,
-            groups,
-            rtol,
-            max_steps,
-            lines,
-            segments,
-            straight=True,
-            keep=keep,
+            geometry, space, starts, points, groups, aim, lines, segments, straight=True
         )
         astray = torch.tensor(_ASTRAY, device=points.device)
         if not bool((torch.isin(found.status, astray) | ~found.joint.sure).any()):
             return found
     first = paths(geometry, here, points, _PATHS)
     return from_curves(
-        geometry,
-        space,
-        starts,
-        points,
-        groups,
-        rtol,
-        max_steps,
-        first.curve,
-        status=first.status,
-        keep=keep,
+        geometry, space, starts, points, groups, aim, first.curve, status=first.status
     )
 
 
@@ -309,19 +298,13 @@ def from_curves(
     starts: Tensor,
     points: Tensor,
     groups: Group,
-    rtol: float,
-    max_steps: int,
+    aim: Aim,
     curves: Curve,
     segments: int = SEGMENTS,
     straight: bool = False,
     status: Tensor | None = None,
-    keep: bool = False,
-    roots: bool = False,
 ) -> Means:
-    """Means from curves, of these statuses, that lead from the starts to the points.
-
-    With ``roots`` they are medians.
-    """
+    """Means from curves, of these statuses, that lead from the starts to the points."""
     if status is None:
         status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     lost = ~curves.nodes.flatten(1).isfinite().all(1)
@@ -332,14 +315,14 @@ def from_curves(
     some, rows = groups.part(alive)
     own = None
     if some.count:
-        own = solve(space, curves[rows], some, rtol, max_steps, keep, segments, straight, roots)
+        own = solve(space, curves[rows], some, aim, segments, straight)
     for _ in range(_ROUTES):
         if own is None:
             break
         better = _shorter(geometry, space, own, points[rows], some)
         if better is None:
             break
-        own = solve(space, better, some, rtol, max_steps, keep, roots=roots)
+        own = solve(space, better, some, aim)
     joint = _whole(own, alive, rows, starts, groups, curves)
     names = joint.status.clone()
     for name in (~alive).nonzero().flatten().tolist():
@@ -364,22 +347,9 @@ def _whole(
     """The numbers of all groups; those that could not be solved stay at their starts."""
     if own is not None and bool(alive.all()):
         return own
-    n, _, m = curves.nodes.shape
-    c = groups.count
-    zero = torch.zeros(c, dtype=torch.int64, device=starts.device)
-    joint = Joint(
-        centers=starts.clone(),
-        error=starts.new_full((c,), torch.inf),
-        squares=starts.new_full((n,), torch.nan),
-        square_errors=starts.new_full((n,), torch.inf),
-        slopes=starts.new_full((n, m), torch.nan),
-        nodes=curves.knots(SEGMENTS).clone(),
-        index=zero - 1,
-        status=zero + int(Status.NON_FINITE),
-        steps=zero + 1,
-        depth=zero,
-        sure=zero > 0,
-    )
+    joint = Joint.unknown(starts.clone(), curves, int(Status.NON_FINITE))
+    joint.index -= 1
+    joint.steps += 1
     if own is not None:
         names = alive.nonzero().flatten()
         for name in ("centers", "error", "index", "status", "steps", "depth", "sure"):

@@ -24,7 +24,8 @@ from riemae.statistics import (
     geometric_median,
     tangent_pca,
 )
-from riemae.statistics.joint import Group
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import Aim
 from riemae.statistics.means import means_of_groups
 
 F64 = torch.float64
@@ -348,7 +349,7 @@ class TestManyAtOnce:
         of = torch.arange(24) % 4
         groups = Group(of, torch.full((24,), 1 / 6, dtype=F64), 4)
         space = M.as_space(z)
-        found = means_of_groups(M, space, z[:4], z, groups, 1e-7, 100)
+        found = means_of_groups(M, space, z[:4], z, groups, Aim(1e-7, 100))
         assert (found.status == Status.CONVERGED).all()
         for name in range(4):
             alone = frechet_mean(M, z[of == name], rtol=1e-7)
@@ -362,7 +363,7 @@ class TestManyAtOnce:
         M = Manifold(sphere)
         curves = Curve.line(z[:2][of], z, 8)
         curves.nodes[3, 4] = torch.nan
-        found = means_of_groups(M, M.as_space(z), z[:2], z, groups, 1e-6, 100, curves)
+        found = means_of_groups(M, M.as_space(z), z[:2], z, groups, Aim(1e-6, 100), curves)
         assert found.status[1] == Status.NON_FINITE
         assert torch.equal(found.joint.centers[1], z[1])
         alone = frechet_mean(M, z[of == 0])
