@@ -114,7 +114,8 @@ LAYERS = {
         statistics.density statistics.diffusion statistics.grouped statistics.groups
         statistics.implicit statistics.joint statistics.lloyd statistics.matrices statistics.means
         statistics.medians statistics.minimum statistics.mixture statistics.normal statistics.polar
-        statistics.regression statistics.romberg statistics.sampling statistics.tangents testing
+        statistics.regression statistics.romberg statistics.sampling statistics.tangents
+        statistics.uniqueness testing
         testing.ambient testing.laws testing.manifold testing.solver testing.space
     """,
     "people": """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from riemae.statistics.tangents import (
     normalised,
     paths,
 )
+from riemae.statistics.uniqueness import largest_curvature, shortest_loop, uniqueness_radius
 
 # Accuracy of the paths that means begin with where lines have not led to one, by these statuses;
 # and statuses with which paths lead nowhere.
@@ -63,6 +65,10 @@ class Mean:
         index: How many directions lower the objective: 0 for a local minimum; −1 where unknown.
         failed: Numbers of the points whose geodesics failed.
         alternatives: Other local minima that were found from other starts, the best first.
+        curves: Geodesics from ``point`` to the points, as polygons of 8 segments.
+        weights: ``(n,)``, of the points; they add up to 1.
+        geometry: Where it lies.
+        power: Of the distances whose mean is minimised: 2, or 1 for a median.
     """
 
     point: Tensor
@@ -74,13 +80,60 @@ class Mean:
     logarithms: Tensor
     steps: int
     failed: Tensor
+    curves: Curve
+    weights: Tensor
+    geometry: Somewhere
     index: int = -1
-    alternatives: tuple[Mean, ...] = field(default=(), repr=False)
+    power: int = 2
+    alternatives: tuple[Mean, ...] = ()
 
     @property
     def converged(self) -> bool:
         """Whether the point is as accurate as was asked for."""
         return self.status == Status.CONVERGED
+
+    @cached_property
+    def largest_curvature(self) -> Tensor:  # -> ()
+        """The largest sectional curvature found at the point, at the data and along the geodesics.
+
+        NaN where there is none: at a singular metric, and for decoders with kinks. In four and more
+        dimensions it may be too large: it is the largest eigenvalue of the curvature operator. It
+        is computed when it is first asked for, from the Riemann tensor at up to ``8 n + 1`` places.
+
+        Warns:
+            SmoothnessWarning: As of :meth:`riemae.Manifold.riemann`.
+        """
+        return largest_curvature(self.geometry, self.curves)
+
+    @property
+    def uniqueness_radius(self) -> Tensor:  # -> ()
+        """Data within this distance of one place have no second mean, by curvature; ``()``.
+
+        ``π / (2 √K)`` with :attr:`largest_curvature` K, and half of that for medians of points that
+        do not lie on one geodesic; infinite where no curvature is positive, NaN where none is known
+        (B. Afsari, Riemannian Lᵖ center of mass, Proc. Amer. Math. Soc. 139, 2011). Where latent
+        coordinates are periodic, at most a quarter of the length of their lines through the point.
+        Two things are taken for granted: beside the geodesics curvature is no larger than on them,
+        and no other geodesic loop is shorter than four times this radius. Surfaces with a
+        bottleneck may have several means even where they are flat; ``n_starts`` looks for those.
+        """
+        radius = uniqueness_radius(self.largest_curvature, self._farthest, self.power)
+        with torch.no_grad():
+            return radius.minimum(shortest_loop(self.geometry, self.point.detach()) / 4)
+
+    @property
+    def within_uniqueness(self) -> bool:
+        """Whether all points with any weight are nearer to the mean than ``uniqueness_radius``.
+
+        If so, and if what is said there holds, there is no other mean. If not, there may be none
+        all the same. False where the radius is not known.
+        """
+        return bool(self._farthest < self.uniqueness_radius)
+
+    @property
+    def _farthest(self) -> Tensor:  # -> ()
+        """The largest distance to a point that counts."""
+        return torch.where(self.weights > 0, self.distances.detach(), 0.0).amax()
 
     def __repr__(self) -> str:
         return (
@@ -107,10 +160,10 @@ def frechet_mean(
 
     Newton's method on the mean and all geodesics together: each is a discrete curve from the mean
     to a point, and these share only their start. Levels of 8, 16, 32, … segments are extrapolated;
-    ``error`` is what the last extrapolation has changed. Within a ball of radius ``π / (2 √K)``,
-    where K bounds the sectional curvature from above, there is one minimum only (H. Karcher,
-    Riemannian center of mass and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere
-    there may be several: ``n_starts`` looks for them.
+    ``error`` is what the last extrapolation has changed (H. Karcher, Riemannian center of mass and
+    mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Data that spread far where space is
+    positively curved may have several means: ``n_starts`` looks for them, and the result's
+    ``uniqueness_radius`` and ``within_uniqueness`` tell when there is one only.
 
     ``point`` and ``variance`` are differentiable in the points, in the weights and in the
     decoder's parameters, by the implicit function theorem and the envelope theorem; distances and
@@ -199,7 +252,7 @@ def _mean(
         every = known.repeat(count, 1)
         aim = Aim(options.rtol, options.max_steps, keep)
         found = means_of_groups(geometry, space, starts, every, groups, aim)
-        means = [single(found, name, groups) for name in range(count)]
+        means = [single(geometry, found, name, groups) for name in range(count)]
     best = ranked(geometry, space, means)
     if keep and best.converged:
         # Of the start that counts alone.
@@ -391,7 +444,7 @@ def _shorter(
     return Curve.from_nodes(nodes)
 
 
-def single(found: Means, name: int, groups: Group) -> Mean:
+def single(geometry: Somewhere, found: Means, name: int, groups: Group) -> Mean:
     """The mean of one of the groups."""
     joint = found.joint.alone(name, groups)
     rows = groups.of == name
@@ -408,6 +461,9 @@ def single(found: Means, name: int, groups: Group) -> Mean:
         logarithms=found.logarithms[rows],
         steps=int(joint.steps[0]),
         failed=failed,
+        curves=Curve.from_nodes(joint.nodes),
+        weights=weights,
+        geometry=geometry,
         index=int(joint.index[0]),
     )
 
@@ -483,5 +539,4 @@ def ranked(geometry: Somewhere, space: Space, found: list[Mean]) -> Mean:
             near = near or bool(gap <= _SAME * other.variance.sqrt())
         if not near and (mean.converged or not kept):
             kept.append(mean)
-    best = kept[0]
-    return Mean(**{**best.__dict__, "alternatives": tuple(kept[1:])})
+    return replace(kept[0], alternatives=tuple(kept[1:]))

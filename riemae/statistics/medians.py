@@ -280,7 +280,11 @@ class _Search:
             logarithms=logs.vectors,
             steps=steps,
             failed=failed,
+            curves=Curve.from_nodes(logs.curves.knots(SEGMENTS)),
+            weights=self.weights,
+            geometry=self.geometry,
             index=-1 if lost else 0,
+            power=1,
         )
         return _Found(mean, at)
 
@@ -316,7 +320,9 @@ class _Search:
             Aim(self.options.rtol, self.options.max_steps, self.keep, roots=True),
             Curve.from_nodes(nodes),
         )
-        mean = single(medians, 0, group)
+        mean = single(self.geometry, medians, 0, group)
         counted = self.weights > 0
         objective = torch.where(counted, self.weights * mean.distances, 0.0).sum()
-        return _Found(replace(mean, objective=objective, steps=mean.steps + steps), -1, medians)
+        return _Found(
+            replace(mean, objective=objective, steps=mean.steps + steps, power=1), -1, medians
+        )
