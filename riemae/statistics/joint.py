@@ -34,6 +34,8 @@ _RESOLVED = 0.1
 # A better accuracy than this takes one level more from there.
 _COARSE = 1e-4
 _MOST_SEGMENTS = 256
+# A curve that is longer than its chords by this factor jumps somewhere.
+_JUMP = 1.25
 # Nothing is more accurate than so many units of rounding of the coordinates.
 _ROUNDING = 8
 
@@ -250,34 +252,73 @@ class _Ascent:
         """Extrapolate, note what is known, and refine what is not accurate."""
         if self.aim.keep:
             self.result.levels.append(Level(self.names, self.rows, found.nodes))
+        at_level = found.status == Status.CONVERGED
+        first = not self.table.centers
         self.table.add(found, self.groups)
         spread = self.groups.mean(self.table.squares[-1]).clamp(min=0).sqrt()
-        error = self.table.error(found, spread)
-        at_level = found.status == Status.CONVERGED
+        # Where there is no minimum at this level, what the others have told is not about one.
+        error = torch.where(at_level, self.table.error(found, spread), torch.inf)
         centers = found.centers
         floor = _ROUNDING * torch.finfo(spread.dtype).eps * self.space.norm(centers, centers)
         enough = at_level & (error <= self.aim.rtol * spread + floor)
+        jumped = self._jumped(found, enough)
+        error = torch.where(jumped, torch.inf, error)
+        enough = enough & ~jumped
         n = found.nodes.shape[1] - 1
-        last = at_level & ~enough & ((2 * n > _MOST_SEGMENTS) | self.table.hopeless())
+        hopeless = self.table.hopeless() | jumped
+        last = at_level & ~enough & ((2 * n > _MOST_SEGMENTS) | hopeless)
         status = torch.where(enough, int(Status.CONVERGED), found.status)
         status = torch.where(last, int(Status.RESOLUTION), status)
-        self._put(found, error, status)
+        self.result.error[self.names] = error
+        self.result.status[self.names] = status
+        self.result.steps[self.names] = self.spent
+        self._put(found, at_level if not first else torch.ones_like(at_level))
+        if first:
+            self._unsettled(found, ~at_level)
         self._refine(found, at_level & ~enough & ~last)
 
-    def _put(self, found: Minimum, error: Tensor, status: Tensor) -> None:
-        """The best that is known, of all groups of this level."""
+    def _jumped(self, found: Minimum, some: Tensor) -> Tensor:  # (c,) bool -> (c,) bool
+        """Which of some groups have a curve whose polygon is far longer than its chords.
+
+        Where the decoder folds, two nodes may have one image, and all levels agree on the jump.
+        """
+        groups, rows = self.groups.part(some)
+        out = torch.zeros_like(some)
+        if len(rows):
+            nodes = found.nodes[rows]
+            fine = Curve.from_nodes(nodes).knots(2 * (nodes.shape[1] - 1))
+            inner = self.space.squared_chords(fine).clamp(min=0).sqrt().sum(1)
+            outer = self.space.squared_chords(nodes).clamp(min=0).sqrt().sum(1)
+            # Of points that all but coincide there is rounding alone.
+            centers = found.centers[some]
+            floor = torch.finfo(inner.dtype).eps ** 0.5 * self.space.norm(centers, centers)
+            out[some] = ~groups.all(inner <= _JUMP * outer + floor[groups.of])
+        return out
+
+    def _put(self, found: Minimum, known: Tensor) -> None:  # (c,) bool
+        """The best that is known, of some groups of this level."""
         result = self.result
-        result.centers[self.names] = self.table.centers[-1]
-        result.error[self.names] = error
-        result.status[self.names] = status
-        result.index[self.names] = found.index
-        result.sure[self.names] = found.sure
-        result.steps[self.names] = self.spent
-        result.depth[self.names] = len(self.table.centers)
-        result.squares[self.rows] = self.table.squares[-1]
-        result.square_errors[self.rows] = self.table.square_errors(found, self.groups)
-        result.slopes[self.rows] = self.table.slopes[-1]
-        result.nodes[self.rows] = Curve.from_nodes(found.nodes).knots(SEGMENTS)
+        names = self.names[known]
+        result.centers[names] = self.table.centers[-1][known]
+        result.index[names] = found.index[known]
+        result.sure[names] = found.sure[known]
+        result.depth[names] = len(self.table.centers)
+        some = known[self.groups.of]
+        rows = self.rows[some]
+        result.squares[rows] = self.table.squares[-1][some]
+        result.square_errors[rows] = self.table.square_errors(found, self.groups)[some]
+        result.slopes[rows] = self.table.slopes[-1][some]
+        result.nodes[rows] = Curve.from_nodes(found.nodes[some]).knots(SEGMENTS)
+
+    def _unsettled(self, found: Minimum, lost: Tensor) -> None:  # (c,) bool
+        """Groups without a minimum at the first level: their curves as they are, not as modelled.
+
+        The model of the last look tells where a step would lead, and that step was not good.
+        """
+        some = lost[self.groups.of]
+        if bool(some.any()):
+            chords = self.space.squared_chords(found.nodes[some])
+            self.result.squares[self.rows[some]] = discrete_energy(chords)
 
     def _refine(self, found: Minimum, on: Tensor) -> None:
         """Go on with some groups on twice as many segments."""

@@ -55,7 +55,8 @@ class Mean:
         variance: The weighted mean of squared distances to it; ``()``.
         objective: What is minimised: ``variance``, or for a median the mean distance; ``()``.
         error: Estimated distance of ``point`` from the minimiser; ``()``. It assumes that there is
-            one nearby, and that the last levels or steps tell how fast what is left would shrink.
+            one nearby, and that the last levels tell how fast what is left would shrink. Infinite
+            where the steps did not come to rest.
         status: A :class:`~riemae.solvers.Status` code: CONVERGED when ``error`` is at most ``rtol``
             times the points' spread, the root of ``variance``; MAX_STEPS when it took too long;
             the status of a geodesic where one did not converge.
