@@ -65,7 +65,7 @@ _PAPERS: dict[str, tuple[str, ...]] = {
     "riemae.statistics.matrices.GeodesicMDS": ("deleeuw1977applications",),
     "riemae.statistics.matrices.energy_test": ("szekely2004testing",),
     "riemae.statistics.matrices.heat_kernel": ("coifman2006diffusion",),
-    "riemae.statistics.means.Mean": ("karcher1977riemannian",),
+    "riemae.statistics.means.Mean": ("afsari2011riemannian", "karcher1977riemannian"),
     "riemae.statistics.means.frechet_mean": ("karcher1977riemannian",),
     "riemae.statistics.medians.geometric_median": ("fletcher2009geometric",),
     "riemae.statistics.mixture.LAND": ("arvanitidis2016locally",),
@@ -130,6 +130,18 @@ _ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
             "title": "A Statistical Manifold Framework for Point Cloud Data",
             "booktitle": "International Conference on Machine Learning",
             "year": "2022",
+        },
+    ),
+    "afsari2011riemannian": (
+        "article",
+        {
+            "author": "Afsari, Bijan",
+            "title": "{Riemannian} {$L^p$} Center of Mass: Existence, Uniqueness, and Convexity",
+            "journal": "Proceedings of the American Mathematical Society",
+            "volume": "139",
+            "number": "2",
+            "pages": "655--673",
+            "year": "2011",
         },
     ),
     "arvanitidis2016locally": (

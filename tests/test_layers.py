@@ -110,12 +110,13 @@ LAYERS = {
         plotting.distances plotting.ellipses
         plotting.images plotting.inputs plotting.maps plotting.matrices plotting.movies
         plotting.overview plotting.scatter plotting.spectra plotting.training scores statistics
-        statistics.arguments statistics.clustering statistics.comparison statistics.grouped
-        statistics.components statistics.density statistics.diffusion statistics.implicit
-        statistics.joint statistics.lloyd statistics.matrices statistics.means statistics.medians
-        statistics.mixture statistics.normal statistics.polar statistics.regression
-        statistics.sampling statistics.tangents testing testing.ambient testing.laws
-        testing.manifold testing.solver testing.space
+        statistics.arguments statistics.clustering statistics.comparison statistics.components
+        statistics.density statistics.diffusion statistics.grouped statistics.groups
+        statistics.implicit statistics.joint statistics.lloyd statistics.matrices statistics.means
+        statistics.medians statistics.minimum statistics.mixture statistics.normal statistics.polar
+        statistics.regression statistics.romberg statistics.sampling statistics.tangents
+        statistics.uniqueness testing
+        testing.ambient testing.laws testing.manifold testing.solver testing.space
     """,
     "people": """
         __main__ cli cli.builtin cli.cells cli.commands cli.commands.check cli.commands.demo

@@ -48,6 +48,7 @@ class TangentPCA:
     geometry: Somewhere
 
     @takes_codes
+    @torch.no_grad()
     def transform(self, points: Tensor, rtol: float | None = None) -> Tensor:  # (k, m) -> (k, c)
         """Coordinates of other points.
 
@@ -63,6 +64,7 @@ class TangentPCA:
         return vectors @ upper.T @ (upper @ self.components.T)
 
     @takes_and_gives_codes
+    @torch.no_grad()
     def inverse_transform(self, scores: Tensor) -> Tensor:  # (k, c) -> (k, m)
         """Points with these coordinates, by geodesics from the mean.
 

@@ -61,6 +61,7 @@ class GeodesicBall:
 
 
 @takes_codes
+@torch.no_grad()
 def geodesic_ball(
     geometry: Somewhere,
     center: Tensor,
@@ -69,7 +70,7 @@ def geodesic_ball(
     n_directions: int | None = None,
     generator: torch.Generator | int | None = 0,
 ) -> GeodesicBall:
-    """The ball of a radius around a point, with its volume.
+    """The ball of a radius around a point, with its volume; not differentiable.
 
     ``∫ ∫₀^min(r, c(u)) density r^(m-1) dr du`` in geodesic polar coordinates, with the distance
     c(u) to the cut locus (A. Gray, Tubes, 2004). Small balls tell of the curvature: their volume is
@@ -148,6 +149,7 @@ class GeodesicKDE:
         self.generator = generator
 
     @takes_codes
+    @torch.no_grad()
     def fit(self, points: Tensor) -> GeodesicKDE:  # (n, m)
         """Normalise the kernels.
 
@@ -189,6 +191,7 @@ class GeodesicKDE:
         return n ** (-1 / (m + 4)) * math.sqrt(variance / m)
 
     @takes_codes
+    @torch.no_grad()
     def log_prob(self, z: Tensor) -> Tensor:  # (k, m) -> (k,)
         """Log density with respect to the Riemannian volume; not differentiable.
 

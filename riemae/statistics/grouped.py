@@ -16,7 +16,8 @@ from riemae.solvers import Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import space_of
 from riemae.statistics.arguments import takes_codes
-from riemae.statistics.joint import Group
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import Aim
 from riemae.statistics.means import central, means_of_groups
 from riemae.statistics.tangents import (
     Somewhere,
@@ -127,7 +128,9 @@ def group_means(
             central(space, known[of == name], own.weights[of == name], between)
             for name in range(count)
         ]
-        found = means_of_groups(geometry, space, torch.stack(starts), known, own, rtol, max_steps)
+        found = means_of_groups(
+            geometry, space, torch.stack(starts), known, own, Aim(rtol, max_steps)
+        )
         squares = found.joint.squares
         result = GroupMeans(
             labels=labels,

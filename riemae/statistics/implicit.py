@@ -21,7 +21,10 @@ from riemae.numerics import sums
 from riemae.solvers.energy import discrete_energy
 from riemae.solvers.fans import Fan
 from riemae.solvers.space import Space
-from riemae.statistics.joint import Group, Joint, Level, chained, shares, summed
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import Joint, Level
+from riemae.statistics.minimum import chained, summed
+from riemae.statistics.romberg import shares
 
 _SECOND_DERIVATIVE = (
     "frechet_mean",

@@ -21,14 +21,18 @@ from riemae.solvers.fans import tapered
 from riemae.solvers.hooks import features_of
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space
-from riemae.statistics.joint import SEGMENTS, Group, minimised
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import SEGMENTS, Aim
 from riemae.statistics.means import means_of_groups
+from riemae.statistics.minimum import minimised
 from riemae.statistics.tangents import Somewhere, paths, roughly_known
 
 # Relative decrement of the last step of means while points change sides. The step is taken, so that
 # about as large a share of the spread is left.
 _ROUGH = 1e-3
 _LOOKS = 50
+# Accuracy of the distances that seeds are drawn by.
+_SEEDS = 2e-2
 # Pairs whose order is open although both were solved are solved again, so much more finely.
 _FINER = 1e-2
 # Rounding of ambient distances, relative.
@@ -88,7 +92,7 @@ class Lloyd:
         nearest = self.high[:, :column].amin(1) if column else self.high[:, 0].clone()
         self.place(column, center)
         rows = (self.low[:, column] < nearest).nonzero().flatten()
-        self._solve(rows, torch.full_like(rows, column), self.rtol)
+        self._solve(rows, torch.full_like(rows, column), max(self.rtol, _SEEDS))
         return torch.minimum(nearest, self.high[:, column])
 
     def take(self, row: int, column: int) -> None:
@@ -128,18 +132,16 @@ class Lloyd:
     def refine(self, names: Tensor) -> None:
         """Move some centres ``(k,)`` to the means of their clusters, roughly."""
         rows, groups = self._members(names)
-        found = minimised(
-            self.space,
-            self.nodes[rows, self.labels[rows]],
-            groups,
-            _ROUGH,
-            torch.full_like(names, _LOOKS),
-        )
+        curves = self.nodes[rows, self.labels[rows]]
+        # Half of the nodes are enough: what they move by, the others follow.
+        coarse = curves[:, ::2]
+        found = minimised(self.space, coarse, groups, _ROUGH, torch.full_like(names, _LOOKS))
+        curves = curves + Curve.from_nodes(found.nodes - coarse).knots(SEGMENTS)
         moved = found.centers.isfinite().all(1)
         centers = torch.where(moved[:, None], found.centers, self.centers[names])
         self._move(names, centers)
         kept = moved[groups.of]
-        self._keep(rows[kept], found.nodes[kept])
+        self._keep(rows[kept], curves[kept])
 
     def finish(self) -> Tensor:  # -> (n,)
         """Move all centres to their means, accurately; returns the squared distances to them.
@@ -156,8 +158,7 @@ class Lloyd:
             self.centers[names],
             self.points[rows],
             groups,
-            self.rtol,
-            _LOOKS,
+            Aim(self.rtol, _LOOKS),
             Curve.from_nodes(self.nodes[rows, self.labels[rows]]),
         )
         known = roughly_known(found.status)
@@ -247,7 +248,7 @@ class Lloyd:
         # Nothing is known from below where the error is unknown.
         shorter = (found.length - found.error).nan_to_num(0.0, neginf=0.0)
         self.low[rows, columns] = torch.maximum(self.low[rows, columns], shorter)
-        self.exact[rows, columns] = True
+        self.exact[rows, columns] = rtol <= self.rtol
 
 
 def _length(space: Space, curve: Curve) -> Tensor:  # -> (p,)

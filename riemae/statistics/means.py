@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from riemae.solvers import Curve, Status
 from riemae.solvers.result import remedies
 from riemae.solvers.space import Space, space_of
 from riemae.statistics.arguments import takes_codes
+from riemae.statistics.groups import Group
 from riemae.statistics.implicit import attached, wanted
-from riemae.statistics.joint import SEGMENTS, Group, Joint, first_segments, logarithms, solve
+from riemae.statistics.joint import SEGMENTS, Aim, Joint, first_segments, solve
+from riemae.statistics.romberg import logarithms
 from riemae.statistics.tangents import (
     Somewhere,
     accuracy,
@@ -24,6 +27,7 @@ from riemae.statistics.tangents import (
     normalised,
     paths,
 )
+from riemae.statistics.uniqueness import largest_curvature, shortest_loop, uniqueness_radius
 
 # Accuracy of the paths that means begin with where lines have not led to one, by these statuses;
 # and statuses with which paths lead nowhere.
@@ -51,7 +55,8 @@ class Mean:
         variance: The weighted mean of squared distances to it; ``()``.
         objective: What is minimised: ``variance``, or for a median the mean distance; ``()``.
         error: Estimated distance of ``point`` from the minimiser; ``()``. It assumes that there is
-            one nearby, and that the last levels or steps tell how fast what is left would shrink.
+            one nearby, and that the last levels tell how fast what is left would shrink. Infinite
+            where the steps did not come to rest.
         status: A :class:`~riemae.solvers.Status` code: CONVERGED when ``error`` is at most ``rtol``
             times the points' spread, the root of ``variance``; MAX_STEPS when it took too long;
             the status of a geodesic where one did not converge.
@@ -61,6 +66,10 @@ class Mean:
         index: How many directions lower the objective: 0 for a local minimum; −1 where unknown.
         failed: Numbers of the points whose geodesics failed.
         alternatives: Other local minima that were found from other starts, the best first.
+        curves: Geodesics from ``point`` to the points, as polygons of 8 segments.
+        weights: ``(n,)``, of the points; they add up to 1.
+        geometry: Where it lies.
+        power: Of the distances whose mean is minimised: 2, or 1 for a median.
     """
 
     point: Tensor
@@ -72,13 +81,60 @@ class Mean:
     logarithms: Tensor
     steps: int
     failed: Tensor
+    curves: Curve
+    weights: Tensor
+    geometry: Somewhere
     index: int = -1
-    alternatives: tuple[Mean, ...] = field(default=(), repr=False)
+    power: int = 2
+    alternatives: tuple[Mean, ...] = ()
 
     @property
     def converged(self) -> bool:
         """Whether the point is as accurate as was asked for."""
         return self.status == Status.CONVERGED
+
+    @cached_property
+    def largest_curvature(self) -> Tensor:  # -> ()
+        """The largest sectional curvature found at the point, at the data and along the geodesics.
+
+        NaN where there is none: at a singular metric, and for decoders with kinks. In four and more
+        dimensions it may be too large: it is the largest eigenvalue of the curvature operator. It
+        is computed when it is first asked for, from the Riemann tensor at up to ``8 n + 1`` places.
+
+        Warns:
+            SmoothnessWarning: As of :meth:`riemae.Manifold.riemann`.
+        """
+        return largest_curvature(self.geometry, self.curves)
+
+    @property
+    def uniqueness_radius(self) -> Tensor:  # -> ()
+        """Data within this distance of one place have no second mean, by curvature; ``()``.
+
+        ``π / (2 √K)`` with :attr:`largest_curvature` K, and half of that for medians of points that
+        do not lie on one geodesic; infinite where no curvature is positive, NaN where none is known
+        (B. Afsari, Riemannian Lᵖ center of mass, Proc. Amer. Math. Soc. 139, 2011). Where latent
+        coordinates are periodic, at most a quarter of the length of their lines through the point.
+        Two things are taken for granted: beside the geodesics curvature is no larger than on them,
+        and no other geodesic loop is shorter than four times this radius. Surfaces with a
+        bottleneck may have several means even where they are flat; ``n_starts`` looks for those.
+        """
+        radius = uniqueness_radius(self.largest_curvature, self._farthest, self.power)
+        with torch.no_grad():
+            return radius.minimum(shortest_loop(self.geometry, self.point.detach()) / 4)
+
+    @property
+    def within_uniqueness(self) -> bool:
+        """Whether all points with any weight are nearer to the mean than ``uniqueness_radius``.
+
+        If so, and if what is said there holds, there is no other mean. If not, there may be none
+        all the same. False where the radius is not known.
+        """
+        return bool(self._farthest < self.uniqueness_radius)
+
+    @property
+    def _farthest(self) -> Tensor:  # -> ()
+        """The largest distance to a point that counts."""
+        return torch.where(self.weights > 0, self.distances.detach(), 0.0).amax()
 
     def __repr__(self) -> str:
         return (
@@ -105,10 +161,10 @@ def frechet_mean(
 
     Newton's method on the mean and all geodesics together: each is a discrete curve from the mean
     to a point, and these share only their start. Levels of 8, 16, 32, … segments are extrapolated;
-    ``error`` is what the last extrapolation has changed. Within a ball of radius ``π / (2 √K)``,
-    where K bounds the sectional curvature from above, there is one minimum only (H. Karcher,
-    Riemannian center of mass and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Elsewhere
-    there may be several: ``n_starts`` looks for them.
+    ``error`` is what the last extrapolation has changed (H. Karcher, Riemannian center of mass and
+    mollifier smoothing, Comm. Pure Appl. Math. 30, 1977). Data that spread far where space is
+    positively curved may have several means: ``n_starts`` looks for them, and the result's
+    ``uniqueness_radius`` and ``within_uniqueness`` tell when there is one only.
 
     ``point`` and ``variance`` are differentiable in the points, in the weights and in the
     decoder's parameters, by the implicit function theorem and the envelope theorem; distances and
@@ -136,36 +192,57 @@ def frechet_mean(
         NonFiniteError: When a point is NaN or infinite.
         OptionError: For weights that are none, or an option out of range.
     """
-    expect_points("frechet_mean", points)
-    options = Options(
-        "frechet_mean", accuracy("frechet_mean", rtol, points), n_starts, max_steps, throw
+    options = Options.given(
+        "frechet_mean", points, rtol, init, n_starts, max_steps, generator, throw
     )
-    return _mean(geometry, points, weights, init, generator, options)
+    return _mean(geometry, points, weights, options)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a call of a mean or median was given."""
+    """What a call of a mean or median was given, checked."""
 
     where: str
     rtol: float
+    init: Tensor | None
     n_starts: int
     max_steps: int
+    source: torch.Generator | None
     throw: bool
+
+    @classmethod
+    def given(
+        cls,
+        where: str,
+        points: Tensor,
+        rtol: float | None,
+        init: Tensor | None,
+        n_starts: int,
+        max_steps: int,
+        generator: torch.Generator | int | None,
+        throw: bool,
+    ) -> Options:
+        """Of arguments as a user gives them."""
+        expect_points(where, points)
+        rtol = accuracy(where, rtol, points)
+        expect_steps(where, "max_steps", max_steps)
+        expect_range(where, "n_starts", n_starts, 1, integer=True, hint="It counts starts.")
+        if init is not None:
+            expect_shape(where, "init", init, (points.shape[1],), "One point.")
+            init = init.detach().to(points)
+        return cls(where, rtol, init, n_starts, max_steps, as_generator(where, generator), throw)
 
 
 def _mean(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
-    init: Tensor | None,
-    generator: torch.Generator | int | None,
     options: Options,
 ) -> Mean:
     """The best of several starts, all solved at once."""
     # Where coordinates are periodic, their average may be on the other side.
     between = getattr(geometry, "latent", None) is None
-    share, starts, space = begun(geometry, points, weights, init, generator, options, between)
+    share, starts, space = begun(geometry, points, weights, options, between)
     known = points.detach()
     n = len(known)
     count = len(starts)
@@ -174,10 +251,9 @@ def _mean(
     keep = wanted(space, points, weights)
     with torch.no_grad():
         every = known.repeat(count, 1)
-        found = means_of_groups(
-            geometry, space, starts, every, groups, options.rtol, options.max_steps, keep=keep
-        )
-        means = [single(found, name, groups) for name in range(count)]
+        aim = Aim(options.rtol, options.max_steps, keep)
+        found = means_of_groups(geometry, space, starts, every, groups, aim)
+        means = [single(geometry, found, name, groups) for name in range(count)]
     best = ranked(geometry, space, means)
     if keep and best.converged:
         # Of the start that counts alone.
@@ -194,28 +270,20 @@ def begun(
     geometry: Somewhere,
     points: Tensor,
     weights: Tensor | None,
-    init: Tensor | None,
-    generator: torch.Generator | int | None,
     options: Options,
     between: bool,
 ) -> tuple[Tensor, Tensor, Space]:
     """Weights that add up to 1, starts ``(s, m)``, and the space."""
-    where = options.where
-    expect_steps(where, "max_steps", options.max_steps)
-    expect_range(where, "n_starts", options.n_starts, 1, integer=True, hint="It counts starts.")
-    share = normalised(where, weights, points, graph=True)
-    source = as_generator(where, generator)
+    share = normalised(options.where, weights, points, graph=True)
     known = points.detach()
     with torch.no_grad():
-        space = space_of(geometry, known, where=where, finite=True)
-        if init is None:
+        space = space_of(geometry, known, where=options.where, finite=True)
+        first = options.init
+        if first is None:
             first = central(space, known, share.detach(), between)
-        else:
-            expect_shape(where, "init", init, (points.shape[1],), "One point.")
-            first = init.detach().to(known)
         starts = first[None]
         if options.n_starts > 1:
-            drawn = torch.randperm(len(known), generator=source)[: options.n_starts - 1]
+            drawn = torch.randperm(len(known), generator=options.source)[: options.n_starts - 1]
             starts = torch.cat([starts, known[drawn.to(known.device)]])
     return share, starts, space
 
@@ -245,10 +313,8 @@ def means_of_groups(
     starts: Tensor,
     points: Tensor,
     groups: Group,
-    rtol: float,
-    max_steps: int,
+    aim: Aim,
     curves: Curve | None = None,
-    keep: bool = False,
 ) -> Means:
     """Fréchet means of groups of points, in one batch.
 
@@ -258,48 +324,25 @@ def means_of_groups(
         starts: ``(c, m)``, a point near each mean.
         points: ``(n, m)``.
         groups: Who belongs together; none is empty.
-        rtol: Accuracy of the means, relative to the spread of their groups.
-        max_steps: Looks at the curves of a group.
+        aim: What is looked for.
         curves: From the starts to the points, if they are known.
-        keep: Whether derivatives are wanted.
     """
     here = starts[groups.of]
     if curves is not None:
-        return from_curves(
-            geometry, space, starts, points, groups, rtol, max_steps, curves, keep=keep
-        )
+        return from_curves(geometry, space, starts, points, groups, aim, curves)
     if getattr(geometry, "latent", None) is None:
         # Straight lines are good enough to begin with, nearly always.
         lines = Curve.line(here, points, SEGMENTS)
-        segments = first_segments(space, lines, groups, rtol)
+        segments = first_segments(space, lines, groups, aim.rtol)
         found = from_curves(
-            geometry,
-            space,
-            starts,
-            points,
-            groups,
-            rtol,
-            max_steps,
-            lines,
-            segments,
-            straight=True,
-            keep=keep,
+            geometry, space, starts, points, groups, aim, lines, segments, straight=True
         )
         astray = torch.tensor(_ASTRAY, device=points.device)
         if not bool((torch.isin(found.status, astray) | ~found.joint.sure).any()):
             return found
     first = paths(geometry, here, points, _PATHS)
     return from_curves(
-        geometry,
-        space,
-        starts,
-        points,
-        groups,
-        rtol,
-        max_steps,
-        first.curve,
-        status=first.status,
-        keep=keep,
+        geometry, space, starts, points, groups, aim, first.curve, status=first.status
     )
 
 
@@ -309,19 +352,13 @@ def from_curves(
     starts: Tensor,
     points: Tensor,
     groups: Group,
-    rtol: float,
-    max_steps: int,
+    aim: Aim,
     curves: Curve,
     segments: int = SEGMENTS,
     straight: bool = False,
     status: Tensor | None = None,
-    keep: bool = False,
-    roots: bool = False,
 ) -> Means:
-    """Means from curves, of these statuses, that lead from the starts to the points.
-
-    With ``roots`` they are medians.
-    """
+    """Means from curves, of these statuses, that lead from the starts to the points."""
     if status is None:
         status = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     lost = ~curves.nodes.flatten(1).isfinite().all(1)
@@ -332,14 +369,14 @@ def from_curves(
     some, rows = groups.part(alive)
     own = None
     if some.count:
-        own = solve(space, curves[rows], some, rtol, max_steps, keep, segments, straight, roots)
+        own = solve(space, curves[rows], some, aim, segments, straight)
     for _ in range(_ROUTES):
         if own is None:
             break
         better = _shorter(geometry, space, own, points[rows], some)
         if better is None:
             break
-        own = solve(space, better, some, rtol, max_steps, keep, roots=roots)
+        own = solve(space, better, some, aim)
     joint = _whole(own, alive, rows, starts, groups, curves)
     names = joint.status.clone()
     for name in (~alive).nonzero().flatten().tolist():
@@ -364,22 +401,9 @@ def _whole(
     """The numbers of all groups; those that could not be solved stay at their starts."""
     if own is not None and bool(alive.all()):
         return own
-    n, _, m = curves.nodes.shape
-    c = groups.count
-    zero = torch.zeros(c, dtype=torch.int64, device=starts.device)
-    joint = Joint(
-        centers=starts.clone(),
-        error=starts.new_full((c,), torch.inf),
-        squares=starts.new_full((n,), torch.nan),
-        square_errors=starts.new_full((n,), torch.inf),
-        slopes=starts.new_full((n, m), torch.nan),
-        nodes=curves.knots(SEGMENTS).clone(),
-        index=zero - 1,
-        status=zero + int(Status.NON_FINITE),
-        steps=zero + 1,
-        depth=zero,
-        sure=zero > 0,
-    )
+    joint = Joint.unknown(starts.clone(), curves, int(Status.NON_FINITE))
+    joint.index -= 1
+    joint.steps += 1
     if own is not None:
         names = alive.nonzero().flatten()
         for name in ("centers", "error", "index", "status", "steps", "depth", "sure"):
@@ -421,7 +445,7 @@ def _shorter(
     return Curve.from_nodes(nodes)
 
 
-def single(found: Means, name: int, groups: Group) -> Mean:
+def single(geometry: Somewhere, found: Means, name: int, groups: Group) -> Mean:
     """The mean of one of the groups."""
     joint = found.joint.alone(name, groups)
     rows = groups.of == name
@@ -438,6 +462,9 @@ def single(found: Means, name: int, groups: Group) -> Mean:
         logarithms=found.logarithms[rows],
         steps=int(joint.steps[0]),
         failed=failed,
+        curves=Curve.from_nodes(joint.nodes),
+        weights=weights,
+        geometry=geometry,
         index=int(joint.index[0]),
     )
 
@@ -513,5 +540,4 @@ def ranked(geometry: Somewhere, space: Space, found: list[Mean]) -> Mean:
             near = near or bool(gap <= _SAME * other.variance.sqrt())
         if not near and (mean.converged or not kept):
             kept.append(mean)
-    best = kept[0]
-    return Mean(**{**best.__dict__, "alternatives": tuple(kept[1:])})
+    return replace(kept[0], alternatives=tuple(kept[1:]))

@@ -24,8 +24,9 @@ from riemae.solvers import Curve, Status
 from riemae.solvers.fans import tapered
 from riemae.solvers.space import Space
 from riemae.statistics.arguments import takes_codes
+from riemae.statistics.groups import Group
 from riemae.statistics.implicit import attached, wanted
-from riemae.statistics.joint import SEGMENTS, Group, minimised
+from riemae.statistics.joint import SEGMENTS, Aim
 from riemae.statistics.means import (
     Mean,
     Means,
@@ -36,11 +37,10 @@ from riemae.statistics.means import (
     ranked,
     single,
 )
+from riemae.statistics.minimum import minimised
 from riemae.statistics.tangents import (
     Logarithms,
     Somewhere,
-    accuracy,
-    expect_points,
     factor,
     roughly_known,
     stepped,
@@ -99,11 +99,10 @@ def geometric_median(
         NotConvergedError: When ``throw`` and the status is not CONVERGED; it carries the result.
         DifferentiationError: When a gradient of the result is differentiated again.
     """
-    expect_points("geometric_median", points)
-    options = Options(
-        "geometric_median", accuracy("geometric_median", rtol, points), n_starts, max_steps, throw
+    options = Options.given(
+        "geometric_median", points, rtol, init, n_starts, max_steps, generator, throw
     )
-    share, starts, space = begun(geometry, points, weights, init, generator, options, False)
+    share, starts, space = begun(geometry, points, weights, options, False)
     known = points.detach()
     keep = wanted(space, points, weights)
     search = _Search(geometry, space, known, share.detach(), options, keep)
@@ -281,7 +280,11 @@ class _Search:
             logarithms=logs.vectors,
             steps=steps,
             failed=failed,
+            curves=Curve.from_nodes(logs.curves.knots(SEGMENTS)),
+            weights=self.weights,
+            geometry=self.geometry,
             index=-1 if lost else 0,
+            power=1,
         )
         return _Found(mean, at)
 
@@ -314,13 +317,12 @@ class _Search:
             centers,
             self.points,
             group,
-            self.options.rtol,
-            self.options.max_steps,
+            Aim(self.options.rtol, self.options.max_steps, self.keep, roots=True),
             Curve.from_nodes(nodes),
-            keep=self.keep,
-            roots=True,
         )
-        mean = single(medians, 0, group)
+        mean = single(self.geometry, medians, 0, group)
         counted = self.weights > 0
         objective = torch.where(counted, self.weights * mean.distances, 0.0).sum()
-        return _Found(replace(mean, objective=objective, steps=mean.steps + steps), -1, medians)
+        return _Found(
+            replace(mean, objective=objective, steps=mean.steps + steps, power=1), -1, medians
+        )

@@ -110,7 +110,7 @@ class LAND:
 
     @takes_codes
     def log_prob(self, z: Tensor) -> Tensor:  # (k, m) -> (k,)
-        """Log density with respect to the Riemannian volume.
+        """Log density with respect to the Riemannian volume; not differentiable.
 
         Raises:
             OptionError: Before ``fit``.
@@ -198,6 +198,7 @@ class LAND:
     def _center(self, points: Tensor, share: Tensor) -> Tensor:  # (n,) -> (m,)
         return frechet_mean(self.geometry, points, share, rtol=1e-2, throw=False).point
 
+    @torch.no_grad()
     def _joint(self, z: Tensor) -> Tensor:  # (k, m) -> (k, c)
         """Log densities with the shares of their components; NaN where a geodesic failed."""
         self._expect_fitted("log_prob")

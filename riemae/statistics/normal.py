@@ -52,6 +52,9 @@ class RiemannianNormal:
     Imaging Vis. 25, 2006; with a general C it is the component of G. Arvanitidis, L. K. Hansen,
     S. Hauberg, A locally adaptive normal distribution, NeurIPS 2016.
 
+    Nothing of it is differentiable: what it tells are numbers without a graph, whatever the mean,
+    the scale or the decoder require.
+
     The normaliser is an integral in geodesic polar coordinates up to the cut locus: exactly in the
     radius, and over ``n_directions`` directions, evenly spaced in the plane and drawn elsewhere.
 
@@ -81,6 +84,7 @@ class RiemannianNormal:
     """
 
     @takes_codes
+    @torch.no_grad()
     def __init__(
         self,
         geometry: Somewhere,
@@ -179,6 +183,7 @@ class RiemannianNormal:
         )
 
     @takes_codes
+    @torch.no_grad()
     def log_prob(self, z: Tensor, *, throw: bool = True) -> Tensor:  # (k, m) -> (k,)
         """Log density with respect to the Riemannian volume; not differentiable.
 
@@ -214,6 +219,7 @@ class RiemannianNormal:
         return values
 
     @takes_and_gives_codes
+    @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = 0) -> Tensor:  # -> (n, m)
         """Points of the distribution, by rejection.
 

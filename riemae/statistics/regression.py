@@ -185,8 +185,7 @@ def geodesic_regression(
     points = points.detach()
     source = as_generator(where, generator)
     with torch.no_grad():
-        with torch.no_grad():
-            mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        mean = frechet_mean(geometry, points, weights, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         found = fit.regression(mean, times)
         r2 = 1 - found.objective / mean.variance
@@ -256,8 +255,7 @@ def principal_geodesics(
     points = points.detach()
     found: list[PrincipalGeodesic] = []
     with torch.no_grad():
-        with torch.no_grad():
-            mean = frechet_mean(geometry, points, weights, rtol=rtol)
+        mean = frechet_mean(geometry, points, weights, rtol=rtol)
         pca = tangent_pca(geometry, points, weights=weights, mean=mean, rtol=rtol)
         fit = _Fit(geometry, space_of(geometry, points), points, share, rtol, max_steps)
         for _ in range(n_components):
@@ -299,6 +297,7 @@ def _times(where: str, t: Tensor, points: Tensor, weights: Tensor) -> Tensor:  #
     return times
 
 
+@torch.no_grad()
 def _along(where: str, geometry: Somewhere, point: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """``exp(point, t velocity)`` for each time ``(k,)``."""
     expect_shape(where, "t", t, ("k",), "A tensor of times.")

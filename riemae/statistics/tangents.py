@@ -15,7 +15,8 @@ from riemae.solvers import Curve, GeodesicResult, Status
 from riemae.solvers.certificate import sound_acceleration
 from riemae.solvers.pairs import expect_point_sets
 from riemae.solvers.space import HasSpace, Space, space_of
-from riemae.statistics.joint import logarithms, settled
+from riemae.statistics.joint import settled
+from riemae.statistics.romberg import logarithms
 
 Somewhere = Space | HasSpace
 # The finest paths.

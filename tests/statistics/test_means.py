@@ -24,7 +24,8 @@ from riemae.statistics import (
     geometric_median,
     tangent_pca,
 )
-from riemae.statistics.joint import Group
+from riemae.statistics.groups import Group
+from riemae.statistics.joint import Aim
 from riemae.statistics.means import means_of_groups
 
 F64 = torch.float64
@@ -348,7 +349,7 @@ class TestManyAtOnce:
         of = torch.arange(24) % 4
         groups = Group(of, torch.full((24,), 1 / 6, dtype=F64), 4)
         space = M.as_space(z)
-        found = means_of_groups(M, space, z[:4], z, groups, 1e-7, 100)
+        found = means_of_groups(M, space, z[:4], z, groups, Aim(1e-7, 100))
         assert (found.status == Status.CONVERGED).all()
         for name in range(4):
             alone = frechet_mean(M, z[of == name], rtol=1e-7)
@@ -362,7 +363,7 @@ class TestManyAtOnce:
         M = Manifold(sphere)
         curves = Curve.line(z[:2][of], z, 8)
         curves.nodes[3, 4] = torch.nan
-        found = means_of_groups(M, M.as_space(z), z[:2], z, groups, 1e-6, 100, curves)
+        found = means_of_groups(M, M.as_space(z), z[:2], z, groups, Aim(1e-6, 100), curves)
         assert found.status[1] == Status.NON_FINITE
         assert torch.equal(found.joint.centers[1], z[1])
         alone = frechet_mean(M, z[of == 0])
@@ -636,3 +637,34 @@ class TestKinks:
         net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 5)).double().requires_grad_(False)
         m = frechet_mean(Manifold(net), z)
         torch.testing.assert_close(m.point, z.mean(0), rtol=0, atol=1e-9)
+
+
+class TestSingularCoordinates:
+    """Around a place where coordinates have no metric there is no minimum to come to rest at."""
+
+    @staticmethod
+    def plane(z):
+        r, angle = z.unbind(-1)
+        return torch.stack([r * angle.cos(), r * angle.sin()], -1)
+
+    @pytest.mark.parametrize("decoder", [sphere, plane])
+    def test_error_is_not_small(self, decoder):
+        angle = torch.arange(6, dtype=F64) * math.pi / 3 - 2.9
+        height = torch.tensor([1.2, 1.25, 1.1, 1.3, 1.22, 1.15], dtype=F64)
+        M = Manifold(decoder, latent_dim=2)
+        mean = frechet_mean(M, torch.stack([height, angle], -1), throw=False)
+        assert not mean.converged
+        assert mean.error.isinf()
+        # The curves are real ones all the same.
+        assert mean.variance.isfinite()
+        assert mean.variance >= 0
+
+    @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
+    def test_curves_do_not_jump_across_a_fold(self):
+        fold = Manifold(lambda z: torch.stack([z[..., 0].square(), z[..., 1]], -1), latent_dim=2)
+        # By way of the fold the distance of (2, 0) and (−2, 0) is 8, though their images are one.
+        z = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [1.5, 0.1], [-1.8, 0.3]], dtype=F64)
+        for init in (z[0], None):
+            mean = frechet_mean(fold, z, init=init, throw=False)
+            assert not mean.converged
+            assert mean.error.isinf()

@@ -97,6 +97,32 @@ class TestRegression:
         assert float(untold.p_value) > 0.25
         assert bool(geodesic_regression(M, t, told).p_value.isnan())
 
+    def test_p_values_of_500_data_sets_without_a_line_have_the_right_level(self):
+        """In flat space R² is that of least squares, whose level is counted for all sets at once.
+
+        ``geodesic_regression`` shuffles in the same order, so that its p-values are the same
+        numbers.
+        """
+        count, times, shuffles = 500, 6, 9
+        t = torch.linspace(0, 1, times, dtype=F64)
+        flat = Manifold(torch.nn.Identity(), latent_dim=1)
+        sets = points(count * times, 1, 11).view(count, times)
+        source = torch.Generator().manual_seed(0)
+        orders = torch.stack([torch.randperm(times, generator=source) for _ in range(shuffles)])
+        apart = t - t.mean()
+        explained = (sets @ apart).square()
+        shuffled = torch.stack([(sets @ apart[order]).square() for order in orders])
+        p_values = (1 + (shuffled >= explained).sum(0)) / (1 + shuffles)
+        for number in (0, 1):
+            fit = geodesic_regression(
+                flat, t, sets[number][:, None], permutations=shuffles, rtol=1e-4
+            )
+            assert float(fit.p_value) == pytest.approx(float(p_values[number]))
+        for level in (0.1, 0.2, 0.5):
+            # Where permutations are exchangeable, p ≤ level has exactly this chance.
+            share = float((p_values <= level + 1e-9).double().mean())
+            assert abs(share - level) <= 3 * (level * (1 - level) / count) ** 0.5
+
     def test_bad_input(self):
         M = SPACES["sphere"]
         z = points(5, 2)
