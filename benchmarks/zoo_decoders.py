@@ -338,9 +338,7 @@ class RandomSIREN(nn.Module):
         return self.out(z)
 
 
-def built(
-    name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int
-) -> nn.Module:
+def built(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int) -> nn.Module:
     """A decoder of the zoo, in evaluation mode, without gradients of its parameters.
 
     Args:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from riemae.differential.conditions import Condition
 from riemae.differential.rowwise import unoptimised
@@ -46,8 +48,8 @@ class Decoder:
         latent_shape: The shape of one code as the function takes it; None for ``(m,)``.
         output: What is taken of that which the function returns; None for all of it.
         compiling: What its derivatives are compiled with; None to compile nothing.
-        converted: What points are converted to, for a module in half precision that does not do so;
-            None where the function takes them as they are. Probes find it out.
+        converted: What points and conditions are converted to, for a module in half precision that
+            does not do so; None where the function takes them as they are. Probes find it out.
         roundoff: Relative rounding inside; 0 where it is that of the points' dtype. So do they.
     """
 
@@ -114,7 +116,7 @@ class Decoder:
         # A copy of its own: the decoder may write in place into what it gets.
         codes = own(z, self.function)
         if self.converted is not None:
-            codes = codes.to(self.converted)
+            codes, conditions = tree_map(partial(_converted, self.converted), (codes, conditions))
         if self.latent_shape is not None:
             codes = codes.unflatten(-1, self.latent_shape)
         found = self._function(codes, *conditions)
@@ -411,6 +413,11 @@ class Decoder:
         if self.module is not None and training:
             refuse_layers_in_training(where, self.module)
         return self._training is not None and self._training != training
+
+
+def _converted(dtype: torch.dtype, x: Any) -> Any:
+    """A code or a condition in another precision; whole numbers, such as labels, as they are."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 class _Labelled:

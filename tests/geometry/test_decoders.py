@@ -453,6 +453,19 @@ class TestTo:
                 M.to(dtype=torch.float64).metric(z), pulled_back(copy.deepcopy(eager).double(), z)
             )
 
+    def test_the_compiler_does_not_follow_what_a_probe_does(self):
+        torch.compiler.reset()
+        followed = []
+
+        def backend(graph, inputs):
+            followed.extend(str(node.stack_trace) for node in graph.graph.nodes)
+            return graph.forward
+
+        compiled = torch.compile(net(nn.SiLU).float(), backend=backend)
+        Manifold(compiled).metric(draw(3, 2).float())
+        assert followed
+        assert not [trace for trace in followed if "__torch_dispatch__" in trace]
+
 
 class TestRepr:
     def test_fills_in_what_is_known(self):

@@ -259,6 +259,28 @@ def test_a_module_in_half_precision_is_given_points_in_it_every_time():
     assert Manifold(net).geodesic(z[:1], z[1:2]).rtol < 1e-2
 
 
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = module(torch.float32)
+        self.shift = nn.Embedding(4, 20)
+
+    def forward(self, z, given):
+        label, place = given
+        return self.net(z + place) + self.shift(label)
+
+
+def test_conditions_of_a_module_in_half_precision_are_converted_with_the_points():
+    single = Conditional()
+    half = copy.deepcopy(single).half()
+    z = draw(4, 2)
+    given = (torch.arange(4), draw(4, 2, seed=3))
+    exact = Manifold(single).metric(z, condition=given)
+    found = Manifold(half).metric(z, condition=given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+
+
 def test_what_was_found_of_the_arithmetic_travels_to_other_processes():
     M = Manifold(module(torch.bfloat16))
     z = draw(4, 2)
