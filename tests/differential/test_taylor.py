@@ -392,6 +392,15 @@ SMOOTH = {
     "transposed sequences with weights of the points": lambda z: F.conv_transpose1d(
         z.sin().view(1, len(z), 4), z.cos().view(len(z), 2, 2), stride=2, groups=len(z)
     ).view(len(z), -1),
+    "tensors by their names": lambda z: torch.cat(
+        tensors=[
+            F.linear(input=z, weight=C, bias=C[:, 0]).sin(),
+            F.gelu(input=torch.mul(input=z, other=z.cos())),
+            torch.sum(input=F.conv1d(z[:, None].exp(), weight=C[:1, None, :2]), dim=1),
+            torch.matmul(z.sin(), other=C.mT),
+        ],
+        dim=-1,
+    ),
     "local response norm": lambda z: F.local_response_norm(
         z.exp().view(-1, 4, 1), 3, alpha=0.5, k=0.7
     ).flatten(1),
