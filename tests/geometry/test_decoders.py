@@ -468,6 +468,12 @@ class TestTo:
 
 
 class TestRepr:
+    def test_the_shape_of_data_is_known_from_the_first_use_on(self):
+        M = Manifold(net(lambda: nn.Unflatten(1, (3, 1, 1))))
+        assert M.data_shape is None
+        M.metric(draw(3, 2))
+        assert M.data_shape == (3, 1, 1)
+
     def test_fills_in_what_is_known(self):
         M = Manifold(net(lambda: nn.Unflatten(1, (3, 1, 1))))
         assert repr(M) == "Manifold(Sequential: R^? -> R^?, ambient=Euclidean())"
