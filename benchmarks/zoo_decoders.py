@@ -78,13 +78,17 @@ class PixelAttention(nn.Module):
 
 
 class LatentDiffusion(nn.Module):
-    """As the decoders of latent diffusion: residual blocks, attention, nearest upsampling."""
+    """As the decoders of latent diffusion: residual blocks, attention, nearest upsampling.
 
-    def __init__(self) -> None:
+    Args:
+        side: Pixels of the innermost maps; images have four times as many.
+    """
+
+    def __init__(self, side: int = 8) -> None:
         super().__init__()
-        self.start = nn.Linear(LATENT, 4 * 8 * 8)
+        self.start = nn.Linear(LATENT, 4 * side * side)
         self.layers = nn.Sequential(
-            nn.Unflatten(1, (4, 8, 8)),
+            nn.Unflatten(1, (4, side, side)),
             nn.Conv2d(4, 16, 3, padding=1),
             ResidualBlock(16, 16),
             PixelAttention(16),
@@ -101,7 +105,7 @@ class LatentDiffusion(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """``(b, 8) -> (b, 3, 32, 32)``."""
+        """``(b, 8) -> (b, 3, 4 * side, 4 * side)``."""
         return self.layers(self.start(z))
 
 
@@ -280,21 +284,25 @@ class CountDecoder(nn.Module):
 
 
 class GaussianDecoder(nn.Module):
-    """A mean and a standard deviation, from two heads."""
+    """A mean and a standard deviation, from two heads.
 
-    def __init__(self) -> None:
+    Args:
+        size: Variables.
+    """
+
+    def __init__(self, size: int = 784) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(LATENT, 256), nn.ELU(), nn.Linear(256, 256), nn.Tanh())
-        self.mean = nn.Linear(256, 784)
-        self.deviation = nn.Linear(256, 784)
+        self.mean = nn.Linear(256, size)
+        self.deviation = nn.Linear(256, size)
 
     def forward(self, z: Tensor) -> Distribution:
-        """``(b, 8)`` to normal distributions ``(b, 784)``."""
+        """``(b, 8)`` to normal distributions ``(b, size)``."""
         x = self.body(z)
         return Normal(self.mean(x), 0.1 + F.softplus(self.deviation(x)))
 
 
-ZOO: dict[str, Callable[[], nn.Module]] = {
+ZOO: dict[str, Callable[..., nn.Module]] = {
     "convolutional VAE": ConvolutionalVAE,
     "latent diffusion": LatentDiffusion,
     "U-Net": UNet,
@@ -330,15 +338,16 @@ class RandomSIREN(nn.Module):
         return self.out(z)
 
 
-def built(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+def built(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int) -> nn.Module:
     """A decoder of the zoo, in evaluation mode, without gradients of its parameters.
 
     Args:
         name: A key of :data:`ZOO`, or "random SIREN".
         dtype: Of its parameters.
         seed: Of its weights; the caller's random state stays as it is.
+        **sizes: Where the class has some.
     """
     make = RandomSIREN if name == "random SIREN" else ZOO[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make().to(dtype).requires_grad_(False).eval()
+        return make(**sizes).to(dtype).requires_grad_(False).eval()

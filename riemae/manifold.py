@@ -243,6 +243,11 @@ class Manifold:
         return self._pullback.ambient
 
     @property
+    def data_shape(self) -> torch.Size | None:
+        """The shape of one decoded code; None before the first use, like what ``ambient`` reads."""
+        return self._pullback.data_shape
+
+    @property
     def latent_dim(self) -> int | None:
         """m, or None before the first use of a manifold that was not told."""
         return self._checks.latent_dim

@@ -168,6 +168,7 @@ ELSEWHERE = {
     "explain",
     "given",
     "kinks",
+    "data_shape",
     "latent_dim",
     "members",
     "to",

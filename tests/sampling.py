@@ -19,6 +19,7 @@ SAMPLED = {
     "tests/ambient/test_fisher.py": 2,
     "tests/ambient/test_geoopt.py": 2,
     "tests/ambient/test_product.py": 2,
+    "tests/differential/test_arithmetic.py": 2,
     "tests/differential/test_differential.py": 2,
     "tests/differential/test_taylor.py": 2,
     "tests/differential/test_zoo.py": 2,

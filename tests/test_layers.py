@@ -37,6 +37,7 @@ LAYERS = {
         differential.modes.taylor differential.placement differential.primitives
         differential.recording differential.results differential.rowwise differential.rules
         differential.rules.attention differential.rules.contractions
+        differential.rules.convolutions
         differential.rules.elementwise differential.rules.generic
         differential.rules.inplace differential.rules.matrices differential.rules.normalising
         differential.rules.norms differential.rules.operators differential.rules.products

@@ -287,7 +287,7 @@ def intrinsic_curvature(
     if estimator == "planes" and kind != "riemann":
         got = f"kind={kind!r}"
         raise OptionError(where, "kind='riemann' with planes", got, "Use estimator='exact'.")
-    drawn = estimator == "auto" and kind == "riemann" and m >= _PLANES and M.ambient.has_features
+    drawn = estimator == "auto" and kind == "riemann" and m >= _PLANES and _has_features(M, z)
     if share == "auto":
         share = 0.5 if drawn else 1.0
     z, weights = _some(where, z, weights, share, generator)
@@ -421,6 +421,13 @@ def latent_mixup(
 def _is_curved(M: Manifold) -> bool:
     """Whether distortion is relative to a metric of the latent space."""
     return M.latent is not None and M.latent.metric is not None
+
+
+def _has_features(M: Manifold, z: Tensor) -> bool:
+    """Whether the ambient metric has a feature map, also that of a decoder not yet looked at."""
+    if M.data_shape is None:
+        M.decode(z[:1].detach())
+    return M.ambient.has_features
 
 
 def _some(

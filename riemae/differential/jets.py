@@ -26,7 +26,7 @@ from torch.func import vmap
 
 from riemae.differential.placement import placed
 from riemae.differential.primitives import SUBSTITUTES
-from riemae.differential.spellings import spelt
+from riemae.differential.spellings import in_front, spelt
 from riemae.differential.tangents import Tangents, continued, root_of
 from riemae.differential.tape import ElementwiseBend, Tape
 
@@ -192,6 +192,8 @@ class Jet(Tensor):
         """Apply a torch function to value and derivatives."""
         kwargs = dict(kwargs or {})
         func = spelt(func)
+        if kwargs:
+            args = in_front(func, args, kwargs)
         if func in COMPOSITIONS:  # of functions that have rules
             return _composed(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():

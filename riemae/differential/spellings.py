@@ -59,3 +59,37 @@ def _operator(overload: OpOverload) -> Any:
         if name.startswith(prefix) and function is not None:
             return function
     return operator
+
+
+# What torch calls the first argument of its functions, and the second of some.
+_FIRST = ("input", "tensors", "self")
+_SECOND = {
+    "weight": """
+        linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu""",
+    "other": """
+        add sub subtract mul multiply div divide true_divide rsub matmul maximum minimum fmax fmin
+        atan2 hypot logaddexp logaddexp2 xlogy inner outer kron""",
+    "mat2": "mm bmm",
+    "exponent": "pow float_power",
+}
+_SECOND_OF = {
+    function: name for name, functions in _SECOND.items() for function in spellings(functions)
+}
+
+
+def in_front(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:  # which takes them out of the keywords
+    """The positional arguments, with the tensors that were given by their names.
+
+    ``F.linear(input=x, weight=w)`` is ``F.linear(x, w)``: rules look at tensors by their place.
+    """
+    if not args:
+        first = next((name for name in _FIRST if name in kwargs), None)
+        if first is None:
+            return args
+        args = (kwargs.pop(first),)
+    second = _SECOND_OF.get(function)
+    if len(args) == 1 and second in kwargs:
+        args = (*args, kwargs.pop(second))
+    return args

@@ -174,14 +174,14 @@ class Composition:
         self._bound = True
 
     @property
-    def data_shape(self) -> torch.Size:
+    def data_shape(self) -> torch.Size | None:
         """The shape of one output, once the metric is bound."""
-        assert self._shape is not None
         return self._shape
 
     def shaped(self, x: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
         """Data in the decoder's shape."""
-        return x.view(len(x), *self.data_shape)
+        assert self._shape is not None
+        return x.view(len(x), *self._shape)
 
     def finite(self, where: str, out: Tensor, flat: Tensor) -> Tensor:
         """``out``, one row per point.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from riemae.differential.conditions import Condition
 from riemae.differential.rowwise import unoptimised
@@ -46,6 +48,9 @@ class Decoder:
         latent_shape: The shape of one code as the function takes it; None for ``(m,)``.
         output: What is taken of that which the function returns; None for all of it.
         compiling: What its derivatives are compiled with; None to compile nothing.
+        converted: What points and conditions are converted to, for a module in half precision that
+            does not do so; None where the function takes them as they are. Probes find it out.
+        roundoff: Relative rounding inside; 0 where it is that of the points' dtype. So do they.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Decoder:
         latent_shape: tuple[int, ...] | None = None,
         output: Callable[[Any], Any] | None = None,
         compiling: Compiling | None = None,
+        converted: torch.dtype | None = None,
+        roundoff: float = 0.0,
     ) -> None:
         if not callable(function) or isinstance(function, type):
             raise DTypeError(
@@ -72,8 +79,8 @@ class Decoder:
         self.output_shape: torch.Size | None = None
         # What the outputs hold; None for tensors, and before the first call.
         self.layout: AnyLayout | None = None
-        # Relative rounding inside; 0 where it is that of the points' dtype.
-        self.roundoff = 0.0
+        self.converted = converted
+        self.roundoff = roundoff
         self._training: int | None = None  # layers in training mode when the decoder was looked at
 
     def __call__(
@@ -108,6 +115,8 @@ class Decoder:
     def _call(self, z: Tensor, *conditions: Any) -> Any:
         # A copy of its own: the decoder may write in place into what it gets.
         codes = own(z, self.function)
+        if self.converted is not None:
+            codes, conditions = tree_map(partial(_converted, self.converted), (codes, conditions))
         if self.latent_shape is not None:
             codes = codes.unflatten(-1, self.latent_shape)
         found = self._function(codes, *conditions)
@@ -116,7 +125,8 @@ class Decoder:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What makes this decoder again."""
-        return self.function, self.latent_shape, self.output, self.compiling
+        given = self.function, self.latent_shape, self.output, self.compiling
+        return *given, self.converted, self.roundoff
 
     @property
     def lasting(self) -> tuple[nn.Module, str] | None:
@@ -138,15 +148,17 @@ class Decoder:
         described = [identity(f) for f in (self.function, self.output) if f is not None]
         return None if None in described else (*described, self.latent_shape)
 
-    def recall(self, shape: torch.Size, roundoff: float) -> None:
+    def recall(self, shape: torch.Size, roundoff: float, converted: torch.dtype | None) -> None:
         """Take over what an earlier probe of the same module has found.
 
         Args:
             shape: Of one output, a tensor.
             roundoff: Relative rounding inside.
+            converted: What points are converted to.
         """
         self.output_shape = shape
         self.roundoff = roundoff
+        self.converted = converted
         self._training = layers_in_training(self.module)
 
     def _tensor(self, z: Tensor, output: Any) -> Tensor:
@@ -186,7 +198,7 @@ class Decoder:
                 str(z.device),
                 f"Try z.to('{own.device}').",
             )
-        # One with weights in half precision converts points by itself, or fails when it is called.
+        # One with weights in half precision converts points by itself, or it is done here.
         if own.dtype != z.dtype and not is_half(own.dtype):
             raise DTypeError(
                 where,
@@ -249,7 +261,7 @@ class Decoder:
             stack.enter_context(restored(points.device))
             if not finite:  # parameters outside of their range concern single pairs
                 stack.enter_context(unvalidated())
-            x = attempt(points).clone()
+            x = self._accepted(attempt, points).clone()
             self.roundoff = 0.0
             if x.dtype != z.dtype:
                 raise DTypeError(
@@ -341,6 +353,27 @@ class Decoder:
         except (*probe.FAILURES, AttributeError, LookupError) as reason:
             raise explained_failure(where, self.function, points, condition, reason) from reason
 
+    def _accepted(self, attempt: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+        """The first outputs; of a module in half precision, if need be, for points in it.
+
+        Raises:
+            DecoderError: When it takes neither.
+        """
+        self.converted = None
+        try:
+            return attempt(points)
+        except DecoderError as reason:
+            weights = () if self.module is None else self.module.parameters()
+            dtype = next((x.dtype for x in weights if x.is_floating_point()), points.dtype)
+            if not is_half(dtype):
+                raise
+            self.converted = dtype
+            try:
+                return attempt(points)
+            except DecoderError:
+                self.converted = None
+                raise reason from reason.__cause__
+
     def inspect(self, z: Tensor, condition: Condition | None = None) -> None:  # (k, m)
         """Find out what distributions hold, and which of their parameters do not vary.
 
@@ -380,6 +413,11 @@ class Decoder:
         if self.module is not None and training:
             refuse_layers_in_training(where, self.module)
         return self._training is not None and self._training != training
+
+
+def _converted(dtype: torch.dtype, x: Any) -> Any:
+    """A code or a condition in another precision; whole numbers, such as labels, as they are."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 class _Labelled:

@@ -11,6 +11,7 @@ from riemae.differential.conditions import Condition
 from riemae.differential.trust import INFERENCE
 from riemae.exceptions import DecoderError
 from riemae.numerics import reach
+from riemae.numerics.arithmetic import is_half
 
 
 def explained_failure(
@@ -99,6 +100,12 @@ def _advice_on_dtypes(held: list[Tensor], points: Tensor) -> str:
     if others:
         names = ", ".join(map(str, others))
         found = f" It refers to networks in {names}."
+    half = next(filter(is_half, others), None)
+    if half is not None:
+        return (
+            f"It computes in another dtype than {points.dtype}.{found} Convert points inside, "
+            f"Manifold(lambda z: decoder(z.to({half}))), or the networks with .float()."
+        )
     return (
         f"It computes in another dtype than {points.dtype}.{found} Give z in the decoder's dtype, "
         "or convert all that it uses, its constants included; M.to(dtype=...) reaches modules and "

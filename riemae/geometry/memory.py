@@ -47,6 +47,7 @@ class Learned:
         shape: Of one output.
         known: Modes of differentiation that are trusted.
         zeros: Names of weights that were zero throughout.
+        converted: What points are converted to before the module gets them.
         smooth: Whether kinks were looked for, and none were found.
         roundoff: Relative rounding inside, by the kind of points that the decoder was probed with.
         large: Those of which a large batch has been looked at.
@@ -57,6 +58,7 @@ class Learned:
     shape: torch.Size
     known: Known
     zeros: frozenset[str]
+    converted: torch.dtype | None = None
     smooth: bool = False
     roundoff: dict[Key, float] = field(default_factory=dict)
     large: set[Key] = field(default_factory=set)
@@ -66,7 +68,8 @@ class Learned:
     def agrees(self, other: Learned) -> bool:
         """Whether another probe has found the same, so that what is known of kinds adds up."""
         fresh = self.uses < self.due and not self.known.announced
-        return fresh and self.shape == other.shape and self.zeros == other.zeros
+        same = self.shape == other.shape and self.converted == other.converted
+        return fresh and same and self.zeros == other.zeros
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def recall(metric: Composition, kind: Key) -> Remembered | None:
     learned = MEMORY.recall(lasting[0], key, kind)
     if learned is None:
         return None
-    metric.decoder.recall(learned.shape, learned.roundoff[kind])
+    metric.decoder.recall(learned.shape, learned.roundoff[kind], learned.converted)
     if learned.smooth:
         metric.findings.warned = True
         metric.findings.looked = True
@@ -198,7 +201,7 @@ def learn(metric: Composition, before: Key | None, kind: Key) -> Remembered | No
     assert decoder.output_shape is not None
     known = metric.immersion.known
     zeros = _zeros(lasting[0])
-    learned = Learned(decoder.output_shape, known, zeros)
+    learned = Learned(decoder.output_shape, known, zeros, decoder.converted)
     learned = MEMORY.learn(lasting[0], before, kind, learned, decoder.roundoff)
     return _shared(metric, before, kind, learned)
 

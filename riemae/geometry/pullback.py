@@ -51,7 +51,8 @@ class PullbackMetric(PathMetric):
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What was learned about decoder and metric does not travel; it is found again at first use.
+        # Of what was learned about decoder and metric, its arithmetic travels; the rest is found
+        # again at first use.
         condition = None if self.condition is None else self.condition.detached()
         return _rebuilt, (self.decoder.arguments, self.given, self.chunk_size, condition)
 

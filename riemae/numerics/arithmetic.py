@@ -7,6 +7,7 @@ dtype. How many is measured, by the same function in float64.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -117,13 +118,26 @@ def _distance(x: Tensor, exact: Tensor) -> float:  # (k, D), (k, D)
     return float(gap / size) if bool(size > 0) else 0.0
 
 
+_HIDDEN: set[type] = set()  # modes that the compiler has been told not to follow
+
+
 class _Mode(TorchDispatchMode):
-    """A dispatch mode that torch.compile need not know of."""
+    """A dispatch mode that torch.compile does not look into."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Else the first use imports the compiler, which takes longer than a geodesic.
         return False
+
+    def __enter__(self) -> Any:
+        # A compiled function inside would have the compiler follow what is done here, too, once for
+        # every operation, until it warns of the many times.
+        kind = type(self)
+        if "torch._dynamo" in sys.modules and kind not in _HIDDEN:
+            _HIDDEN.add(kind)
+            hidden = torch.compiler.disable(kind.__torch_dispatch__)
+            kind.__torch_dispatch__ = hidden  # type: ignore[method-assign]
+        return super().__enter__()
 
 
 class _Watcher(_Mode):

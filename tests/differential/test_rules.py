@@ -120,7 +120,7 @@ GENERIC = {
     "an argument that is a whole number": "multigammaln",
     "no derivative, or hardly one, in torch": POLYNOMIALS + BESSEL,
     "not of single numbers, and not linear": """
-        gumbel_softmax local_response_norm lp_pool1d lp_pool2d lp_pool3d pdist cross
+        gumbel_softmax lp_pool1d lp_pool2d lp_pool3d pdist cross
         grid_sample""",
     "products of three tensors": "addr addbmm",
     "linear, with weights or places that may depend on the points": "embedding",

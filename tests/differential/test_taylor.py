@@ -358,6 +358,52 @@ SMOOTH = {
     "convolution": lambda z: (
         F.conv2d(z.view(-1, 1, 2, 2).sin(), IMAGE, C[0, :2], padding=1).flatten(1).square()
     ),
+    # Style-based generators: each point has weights of its own, as a group of one image.
+    "convolution with weights of the points": lambda z: (
+        F.conv2d(
+            z.sin().repeat(1, 4).view(1, -1, 4, 4),
+            (z.exp()[:, :, None, None] * IMAGE[:1]).flatten(0, 1)[:, None],
+            stride=(2, 1),
+            padding=(1, 0),
+            groups=len(z),
+        )
+        .view(len(z), -1)
+        .square()
+    ),
+    "transposed with weights of the points": lambda z: F.conv_transpose2d(
+        z.sin().view(1, -1, 2, 2),
+        (z.exp()[:, :, None, None] * IMAGE[1:]).flatten(0, 1).unflatten(0, (-1, 4)),
+        stride=2,
+        padding=1,
+        output_padding=1,
+        groups=len(z),
+    ).view(len(z), -1),
+    "sequences with weights of the points": lambda z: (
+        F.conv1d(
+            C[:1].repeat(1, len(z)).view(1, len(z), 4).square(),
+            z.sin().view(2 * len(z), 1, 2),
+            z[:, :2].flatten().square(),
+            dilation=2,
+            groups=len(z),
+        )
+        .view(len(z), -1)
+        .exp()
+    ),
+    "transposed sequences with weights of the points": lambda z: F.conv_transpose1d(
+        z.sin().view(1, len(z), 4), z.cos().view(len(z), 2, 2), stride=2, groups=len(z)
+    ).view(len(z), -1),
+    "tensors by their names": lambda z: torch.cat(
+        tensors=[
+            F.linear(input=z, weight=C, bias=C[:, 0]).sin(),
+            F.gelu(input=torch.mul(input=z, other=z.cos())),
+            torch.sum(input=F.conv1d(z[:, None].exp(), weight=C[:1, None, :2]), dim=1),
+            torch.matmul(z.sin(), other=C.mT),
+        ],
+        dim=-1,
+    ),
+    "local response norm": lambda z: F.local_response_norm(
+        z.exp().view(-1, 4, 1), 3, alpha=0.5, k=0.7
+    ).flatten(1),
     "transposed": lambda z: (
         F.conv_transpose1d(z[:, None].sin(), C[:1, None, :2], bias=C[0, :1]).flatten(1).square()
     ),

@@ -453,8 +453,27 @@ class TestTo:
                 M.to(dtype=torch.float64).metric(z), pulled_back(copy.deepcopy(eager).double(), z)
             )
 
+    def test_the_compiler_does_not_follow_what_a_probe_does(self):
+        torch.compiler.reset()
+        followed = []
+
+        def backend(graph, inputs):
+            followed.extend(str(node.stack_trace) for node in graph.graph.nodes)
+            return graph.forward
+
+        compiled = torch.compile(net(nn.SiLU).float(), backend=backend)
+        Manifold(compiled).metric(draw(3, 2).float())
+        assert followed
+        assert not [trace for trace in followed if "__torch_dispatch__" in trace]
+
 
 class TestRepr:
+    def test_the_shape_of_data_is_known_from_the_first_use_on(self):
+        M = Manifold(net(lambda: nn.Unflatten(1, (3, 1, 1))))
+        assert M.data_shape is None
+        M.metric(draw(3, 2))
+        assert M.data_shape == (3, 1, 1)
+
     def test_fills_in_what_is_known(self):
         M = Manifold(net(lambda: nn.Unflatten(1, (3, 1, 1))))
         assert repr(M) == "Manifold(Sequential: R^? -> R^?, ambient=Euclidean())"

@@ -3,6 +3,7 @@ coupled rows and chance are refused in it as well."""
 
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -67,7 +68,16 @@ def in_autocast(dtype):
     return decode
 
 
-FORMS = {"weights in half": Casting, "half returned": returning, "autocast inside": in_autocast}
+def module(dtype):
+    return copy.deepcopy(network()).to(dtype)
+
+
+FORMS = {
+    "weights in half": Casting,
+    "half returned": returning,
+    "autocast inside": in_autocast,
+    "half throughout": module,
+}
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -236,3 +246,57 @@ def test_tolerances_are_those_of_the_table_without_coarse_arithmetic():
     for dtype in (torch.float32, torch.float64):
         assert coarser(dtype, 0.0) is tolerance(dtype)
     assert coarser(torch.float32, 1e-2).length > 1e-2
+
+
+def test_a_module_in_half_precision_is_given_points_in_it_every_time():
+    net = module(torch.bfloat16)
+    z = draw(4, 2)
+    first = Manifold(net).metric(z)
+    again = Manifold(net)  # with what the first has found out
+    assert torch.equal(again.metric(z), first)
+    assert torch.equal(Manifold(lambda z: net(z.bfloat16())).metric(z), first)
+    net.float()
+    assert Manifold(net).geodesic(z[:1], z[1:2]).rtol < 1e-2
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = module(torch.float32)
+        self.shift = nn.Embedding(4, 20)
+
+    def forward(self, z, given):
+        label, place = given
+        return self.net(z + place) + self.shift(label)
+
+
+def test_conditions_of_a_module_in_half_precision_are_converted_with_the_points():
+    single = Conditional()
+    half = copy.deepcopy(single).half()
+    z = draw(4, 2)
+    given = (torch.arange(4), draw(4, 2, seed=3))
+    exact = Manifold(single).metric(z, condition=given)
+    found = Manifold(half).metric(z, condition=given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+
+
+def test_what_was_found_of_the_arithmetic_travels_to_other_processes():
+    M = Manifold(module(torch.bfloat16))
+    z = draw(4, 2)
+    g = M.metric(z)
+    space = pickle.loads(pickle.dumps(M.as_space(z)))
+    assert torch.equal(space.metric(z), g)
+    assert space.roundoff == M.as_space(z).roundoff > 2.0**-8
+
+
+def test_a_function_of_a_network_in_half_precision_says_how_to_convert():
+    net = module(torch.float16)
+    with pytest.raises(DecoderError, match=r"z\.to\(torch\.float16\)"):
+        Manifold(lambda z: net(z)).metric(draw(2, 2))
+
+
+def test_what_a_module_in_half_precision_cannot_take_is_told_of_its_own_points():
+    net = module(torch.float16)
+    with pytest.raises(DecoderError, match=r"torch\.float32"):
+        Manifold(net).metric(draw(2, 5))

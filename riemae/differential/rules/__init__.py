@@ -6,6 +6,7 @@ Importing a module here enters its rules into :data:`riemae.differential.jets.RU
 from riemae.differential.rules import (
     attention,
     contractions,
+    convolutions,
     elementwise,
     generic,
     inplace,
@@ -25,6 +26,7 @@ from riemae.differential.rules import (
 __all__ = [
     "attention",
     "contractions",
+    "convolutions",
     "elementwise",
     "generic",
     "inplace",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from riemae.differential.jets import Jet, composition, has_jets, plain, rule
 from riemae.differential.placement import from_the_end, placed
@@ -381,3 +382,14 @@ def _named(args: Args, kwargs: Options) -> dict[str, Any]:
     given.update(zip(names, args, strict=False))
     given.update(kwargs)
     return given
+
+
+@composition(*spellings("local_response_norm"))
+def _local_response_norm(
+    func: Any, x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Any:
+    """Among neighbouring channels; absent ones count as zeros."""
+    squares = x.square().flatten(2).unsqueeze(1)
+    padded = F.pad(squares, (0, 0, size // 2, (size - 1) // 2))
+    mean = F.avg_pool2d(padded, (size, 1), stride=1)
+    return x / (alpha * mean.reshape(x.shape) + k).pow(beta)

@@ -22,7 +22,7 @@ Args = tuple[Any, ...]
 Options = dict[str, Any]
 
 
-# Layers (input, weight, bias, …), with a constant weight: linear except for the bias.
+# A layer (input, weight, bias) with a constant weight: linear except for the bias.
 
 
 @rule(*spellings("linear"))
@@ -37,21 +37,6 @@ def _linear_layer(func: Any, args: Args, kwargs: Options) -> Any:
         return func(x, weight)
 
     return jet.stacked(y, without_bias, ahead)
-
-
-@rule(*spellings("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"))
-def _convolution(func: Any, args: Args, kwargs: Options) -> Any:
-    jet, weight, *rest = args
-    if not isinstance(jet, Jet) or has_jets((weight, rest, kwargs)):
-        return generic(func, args, kwargs)
-    y = func(jet.value, weight, *rest, **kwargs)
-    others = [None, *rest[1:]] if rest else []
-    options = {name: value for name, value in kwargs.items() if name != "bias"}
-
-    def without_bias(x: Tensor) -> Tensor:
-        return func(x, weight, *others, **options)
-
-    return jet.mapped(y, without_bias)
 
 
 # Products of two tensors.
