@@ -175,6 +175,7 @@ class _Chunk:
         out.decrement[done] = found.left
         out.speed_deviation[done] = found.unevenness
         out.steps[done] = found.steps
+        out.index[done] = found.index
         out.status[done] = Status.CONVERGED
         for places, curve in found.curves:
             out.keep(done[places], curve)

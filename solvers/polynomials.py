@@ -91,6 +91,27 @@ def stiffness(samples: Tensor, modes: int) -> Tensor:  # (p, s, m, m) -> (p, k m
     return total.flatten(3, 4).flatten(1, 2)
 
 
+def gauss_newton(blocks: Tensor, modes: int, forms: bool = False) -> Tensor:  # -> (p, k m, k m)
+    """The Hessian of the energy in the modes, with Jacobians interpolated between places.
+
+    With ``J(t)`` linear between s places, evenly spaced inside the curve, and constant outside of
+    them, Gauss-Newton's is ``2 ∫ ‖d/dt (J δz)‖² dt``. Forms, interpolated alike, add ``∫ C(δz, δz)
+    dt``.
+
+    Args:
+        blocks: ``(p, 2 s − 1, m, m)``: ``J_aᵀJ_a`` of the s places, then the products
+            ``J_aᵀJ_{a+1}`` of neighbours. With forms ``(p, 3 s − 1, m, m)``: then those.
+        modes: k.
+        forms: Whether there are forms.
+    """
+    p, count, m, _ = blocks.shape
+    places = (count + 1) // (3 if forms else 2)
+    shares = constant(_tangent_overlaps, (modes, places, forms), blocks)
+    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m)
+    half = found.transpose(2, 3).reshape(p, modes * m, modes * m)
+    return half + half.mT
+
+
 def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
     """The modes of curves: Legendre coefficients of their velocities."""
     times, matrix = _analysis(modes)
@@ -181,6 +202,36 @@ def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
     hats = np.stack([np.interp(t, middles, row) for row in np.eye(samples)])
     values = legvander(2 * t - 1, modes)[:, 1:]
     return 2 * np.einsum("st,tk,tl->skl", hats * weights, values, values)
+
+
+def _tangent_overlaps(
+    modes: int, places: int, forms: bool
+) -> np.ndarray:  # (k k, 2 s − 1 or 3 s − 1)
+    """What every block adds to half of :func:`gauss_newton`; its transpose is the other half.
+
+    With hat functions ``h_a`` about the places, flat outside of them, and integrals ``φ_k`` of the
+    modes, it is ``2 ∫ (h_a φ_k)′ (h_b φ_l)′ dt`` for a product of Jacobians, ``∫ h_a φ_k φ_l dt``
+    for a form.
+    """
+    knots = np.linspace(0, 1, places + 2)
+    inner = knots[1:-1]
+    # Between knots everything is polynomial.
+    x, w = leggauss(modes + 3)
+    width = knots[1]
+    t = (knots[:-1, None] + width * (x + 1) / 2).ravel()
+    weights = np.tile(width * w / 2, places + 1)
+    hats = np.stack([np.interp(t, inner, row) for row in np.eye(places)])
+    slopes = np.stack([np.interp(knots, inner, row) for row in np.eye(places)])
+    rises = np.repeat(np.diff(slopes) / width, len(x), 1)
+    phi = _integrals(t, modes).T
+    moving = hats[:, None] * legvander(2 * t - 1, modes).T[1:] + rises[:, None] * phi
+    own = np.einsum("t,akt,alt->akl", weights, moving, moving)
+    beside = 2 * np.einsum("t,akt,alt->akl", weights, moving[:-1], moving[1:])
+    parts = [own, beside]
+    if forms:
+        parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi) / 2)
+    shares = np.concatenate(parts)
+    return _padded(shares.reshape(len(shares), -1).T)
 
 
 @lru_cache

@@ -107,6 +107,7 @@ class Attempt:
         left: The relative length that the solver has left over.
         unevenness: Root mean squared relative deviation of the speed.
         steps: Gradients that were taken.
+        index: Morse index; −1 where it is unknown.
         curves: The curves by groups: their places among these, and the curves.
     """
 
@@ -116,6 +117,7 @@ class Attempt:
     left: np.ndarray
     unevenness: np.ndarray
     steps: np.ndarray
+    index: np.ndarray
     curves: list[tuple[np.ndarray, Curve]]
 
 

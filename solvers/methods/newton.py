@@ -15,12 +15,23 @@ import torch
 from torch import Tensor
 
 from riemae.numerics.checks import expect_choice, expect_range
+from riemae.solvers.curve import Curve
 from riemae.solvers.methods.newton_sweep import Sweep
 from riemae.solvers.model import decrement_of
-from riemae.solvers.solver import check_settings
+from riemae.solvers.solver import Attempt, check_settings
 from riemae.solvers.space import Space
+from riemae.solvers.spectral import Settings, attempt
 from riemae.solvers.state import PathState, relative_length
 
+# Of whole curves: degrees, with as many points as see them, by the first tolerance that is not
+# above what is asked for; secants; and gradients that a pair may take.
+_DEGREES = (
+    (3e-3, ((6, 9), (8, 11), (11, 15))),
+    (3e-4, ((7, 10), (10, 13), (14, 18))),
+    (3e-5, ((7, 10), (11, 15), (14, 18), (19, 24))),
+    (0.0, ((7, 10), (13, 17), (17, 22), (24, 30))),
+)
+_HISTORY, _MAX_GRADIENTS = 4, 20
 _PATIENCE = 6  # steps at one resolution after which a curve is looked at; most end before
 
 
@@ -47,6 +58,10 @@ class Newton:
         target: ``"minimum"`` minimises, and leaves saddles along a direction of negative curvature;
             ``"stationary"`` keeps to a start curve that is nearly a geodesic already, minimising or
             not, and minimises from any other.
+        whole: Try curves as polynomials first, as :class:`Spectral` does, by gradients, and second
+            derivatives at four places where those are not enough: see
+            :mod:`riemae.solvers.spectral`. Segments are for the pairs of which that does not make
+            sure. The Morse index of the others is −1, unknown, where gradients were enough.
 
     Raises:
         OptionError: For a value out of range.
@@ -58,6 +73,7 @@ class Newton:
     gauss_newton_steps: int = 2
     second_order: bool = True
     target: Literal["minimum", "stationary"] = "minimum"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_settings("Newton", self)
@@ -68,6 +84,23 @@ class Newton:
     def unrolls(self) -> int:
         """Pairs that have jumped begin anew, unless start curves are kept as they are."""
         return _PATIENCE if self.target == "minimum" else 0
+
+    def attempt(self, space: Space, start: Curve, least: np.ndarray, rtol: float) -> Attempt | None:
+        """Try curves ``(p,)``, of which nothing shorter than ``least`` joins the ends."""
+        if not self.whole:
+            return None
+        return attempt(
+            space=space,
+            start=start,
+            least=least,
+            rtol=rtol,
+            settings=Settings(
+                levels=next(levels for least, levels in _DEGREES if rtol >= least),
+                history=_HISTORY,
+                max_gradients=_MAX_GRADIENTS,
+                second_order=True,
+            ),
+        )
 
     def begin(self, nodes: Tensor) -> PathState:  # (p, n + 1, m)
         """A state about new curves."""

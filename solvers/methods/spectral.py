@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +11,7 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.solver import Attempt, check_settings
 from riemae.solvers.space import Space
-from riemae.solvers.spectral import Settings, attempt
-
-_LEVELS = 4
-_COARSEST = 6
-_DEGREES_A_DIGIT = 3.0
-_GROWTH = 1.45  # of degrees from level to level
+from riemae.solvers.spectral import Settings, attempt, levels
 
 
 @dataclass(frozen=True)
@@ -63,21 +57,8 @@ class Spectral(QuasiNewton):
             least=least,
             rtol=rtol,
             settings=Settings(
-                levels=self._levels(rtol),
+                levels=levels(self.degree, rtol),
                 history=self.history,
                 max_gradients=self.max_gradients,
             ),
         )
-
-    def _levels(self, rtol: float) -> list[tuple[int, int]]:
-        """Degrees, and points that see curves of these.
-
-        The first is for the way down. The second is what most curves of decoders need for ``rtol``.
-        """
-        first = min(self.degree, round(_DEGREES_A_DIGIT * -math.log10(rtol)))
-        enough = round(_DEGREES_A_DIGIT * -math.log10(rtol)) - 1
-        degrees = [max(first, _COARSEST)]
-        degrees.append(max(enough, round(_GROWTH * degrees[0])))
-        while len(degrees) < _LEVELS:
-            degrees.append(round(_GROWTH * degrees[-1]))
-        return [(d, d + max(3, d // 4 + 1)) for d in degrees]

@@ -7,7 +7,7 @@ from flat_spaces import FLAT_ONTO
 from torch import nn
 
 from riemae import Manifold, solvers
-from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials
+from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
 from riemae.solvers.space import space_of
@@ -67,6 +67,38 @@ class TestPolynomials:
         p = torch.stack([torch.special.legendre_polynomial_p(2 * t - 1, k) for k in range(1, 6)], 1)
         v = p @ c
         torch.testing.assert_close(energy, ((v[..., None, :] @ g) @ v[..., None]).mean(1).flatten())
+
+    def test_gauss_newton_of_changing_tangents(self):
+        j = draw(2, 3, 5, 2)  # (p, s, D, m)
+        forms = draw(2, 3, 2, 2, seed=9)
+        forms = forms + forms.mT
+        own = j.mT @ j
+        beside = j[:, :-1].mT @ j[:, 1:]
+        c = draw(2, 5, 2, seed=4)
+        # By a fine midpoint rule, with everything linear between three places, flat outside.
+        t = (torch.arange(20000, dtype=F64) + 0.5) / 20000
+        place = (4 * t - 1).clamp(0, 2)
+        first = place.floor().long().clamp(max=1)
+        share = (place - first)[:, None, None]
+        along = torch.lerp(j[:, first], j[:, first + 1], share)
+        rise = torch.where((place > 0) & (place < 2), 4.0, 0.0)[:, None, None]
+        turn = rise * (j[:, first + 1] - j[:, first])
+        form = torch.lerp(forms[:, first], forms[:, first + 1], share)
+        k = torch.arange(1, 6)
+        p = [torch.special.legendre_polynomial_p(2 * t - 1, n) for n in range(7)]
+        v = torch.stack(p[1:6], 1) @ c
+        z = ((torch.stack(p[2:], 1) - torch.stack(p[:5], 1)) / (4 * k + 2)) @ c
+        moved = (along @ v[..., None] + turn @ z[..., None])[..., 0]
+        flat = moved.square().sum(-1).mean(1)
+        bent = ((z[..., None, :] @ form) @ z[..., None]).mean(1).flatten() / 2
+
+        def energy(blocks, **options):
+            h = polynomials.gauss_newton(torch.cat(blocks, 1), 5, **options)
+            return (c.flatten(1)[:, None] @ h @ c.flatten(1)[..., None]).flatten() / 2
+
+        torch.testing.assert_close(energy([own, beside]), flat, rtol=1e-6, atol=0)
+        both = energy([own, beside, forms], forms=True)
+        torch.testing.assert_close(both, flat + bent, rtol=1e-6, atol=0)
 
     def test_modes_of_a_curve_and_back(self):
         z0, z1, c = self.curves()
@@ -150,6 +182,80 @@ class TestTruths:
         bent = (1 - t) * z0[:, None] + t * z1[:, None] + 0.3 * (3.14159 * t).sin()
         r = M.geodesic(z0, z1, rtol=1e-6, init=bent, solver=Spectral())
         torch.testing.assert_close(r.length, straight.length, rtol=2e-6, atol=0)
+
+
+def test_curves_are_compared_with_their_start(monkeypatch):
+    seen = []
+    judged = spectral._judged
+
+    def watched(state, *rest):
+        seen.append(state.begun.clone())
+        return judged(state, *rest)
+
+    monkeypatch.setattr(spectral, "_judged", watched)
+    M = Manifold(network(4, 64, 30))
+    z0, z1 = draw(2, 6, 4)
+    M.geodesic(z0, z1, rtol=1e-5, solver=Spectral())
+    line = M.length(Curve.line(z0, z1, 8))
+    torch.testing.assert_close(seen[1], line, rtol=1e-4, atol=0)
+
+
+class TestBeforeNewton:
+    """Whole curves, and Newton for the rest."""
+
+    @pytest.mark.parametrize("known", spaces.CATALOGUE, ids=lambda known: known.name)
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5])
+    def test_closed_forms(self, known, rtol):
+        z0, z1, d = known.draw(8, seed=5)
+        r = solvers.geodesic(known.space(), z0, z1, rtol=rtol, solver=Newton(whole=True))
+        off = (r.length - d).abs()
+        assert bool((off <= rtol * d).all())
+        assert bool((off <= 2 * r.error + 1e-12 * d).all())
+
+    @pytest.mark.parametrize("known", FLAT_ONTO[::3], ids=lambda known: known.name)
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+    def test_rough_maps(self, known, rtol):
+        z0, z1, d = known.draw(12, seed=7)
+        whole = Newton(whole=True)
+        r = solvers.geodesic(known.space(), z0, z1, rtol=rtol, solver=whole, throw=False)
+        off = (r.length - d).abs()
+        assert not bool((r.converged & (off > 1.1 * rtol * d)).any())
+
+    def test_half_the_cost_of_newton(self):
+        M = Manifold(network(8, 64, 30))
+        z0, z1 = draw(2, 16, 8)
+        spent = decodings(M, z0, z1, Newton(whole=True), 1e-3)
+        assert spent <= 200
+        assert spent < 0.5 * decodings(M, z0, z1, Newton(), 1e-3)
+
+    def test_the_index_is_known_where_second_derivatives_were(self):
+        M = Manifold(network(8, 64, 30))
+        z0, z1 = draw(2, 12, 8)
+        r = M.geodesic(2 * z0, 2 * z1, rtol=1e-5, solver=Newton(whole=True))
+        assert {0} <= set(r.index.tolist()) <= {-1, 0}
+        exact = M.geodesic(2 * z0, 2 * z1, rtol=1e-7, solver=Newton())
+        torch.testing.assert_close(r.length, exact.length, rtol=1.1e-5, atol=0)
+
+    @pytest.mark.parametrize("m", [4, 8])
+    def test_same_bits_alone(self, m):
+        M = Manifold(network(m, 64, 30))
+        z0, z1 = 2 * draw(2, 7, m)
+        together = M.geodesic(z0, z1, rtol=1e-4, solver=Newton(whole=True))
+        for k in range(7):
+            alone = M.geodesic(z0[k : k + 1], z1[k : k + 1], rtol=1e-4, solver=Newton(whole=True))
+            assert torch.equal(alone.length[0], together.length[k])
+            assert torch.equal(alone.error[0], together.error[k])
+
+    def test_kinks_cost_little_more(self):
+        known = next(k for k in FLAT_ONTO if "leaky" in k.name.lower())
+        z0, z1, _ = known.draw(12, seed=1)
+        spent = {}
+        for whole in (False, True):
+            with limited("geodesic", 10**9, None) as budget:
+                solver = Newton(whole=whole)
+                solvers.geodesic(known.space(), z0, z1, rtol=1e-2, solver=solver, throw=False)
+                spent[whole] = budget.used
+        assert spent[True] < 1.35 * spent[False]
 
 
 def decodings(M, z0, z1, solver, rtol):
