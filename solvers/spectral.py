@@ -17,7 +17,8 @@ in a few steps, and those that show no spectral decay, are left to the solver's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
-from riemae.solvers.mode_metric import ModeMetric, as_splines, largest_change, sound_samples
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import (
     energy_force,
@@ -35,6 +35,9 @@ from riemae.solvers.polynomials import (
     modes_of,
     points_on,
     slope_in_modes,
+    spline_of,
+    stiffness,
+    strayed,
     velocities,
 )
 from riemae.solvers.secants import Search
@@ -42,8 +45,9 @@ from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Latent dimensions beyond which the metric is sketched, and the sketch's rank.
-_SKETCHED_BEYOND, _SKETCH = 64, 32
+# Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
+# is factorised.
+_SKETCHED_BEYOND, _SKETCH, _DENSE = 64, 32, 256
 # At so many places of the start curve the metric is looked at, and beyond so many dimensions.
 _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # By how much lengths of tangents may change from one place to the next: up to the first number, as
@@ -71,6 +75,10 @@ _MISSES = 5  # trials in a row that were too long
 # size of an image.
 _ROUNDING = 16
 _GRAIN = 4
+# A spline in place of the polynomial may add this share of what is asked for to the length.
+_SPLINE = 0.05
+_SEGMENTS = (8, 16, 32, 64, 128)
+_LOOKS = 33  # points at which a curve's latent velocity is looked at
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,9 @@ class _Modes(Search):
         none = nodes.new_zeros(p)
         if m <= _SKETCHED_BEYOND:
             samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else _SAMPLES_OF_MANY)
-            samples, sound = sound_samples(samples)
+            sound = samples.isfinite().flatten(1).all(1)
+            eye = torch.eye(m).to(samples)
+            samples = torch.where(sound[:, None, None, None], samples, eye)
             basis, values = nodes.new_zeros(p, m, 0), nodes.new_zeros(p, 0)
             rest = sound.to(none)
         else:
@@ -159,7 +169,7 @@ class _Modes(Search):
             basis=basis,
             values=values,
             rest=rest,
-            change=largest_change(samples),
+            change=_change(samples),
         )
 
     def extended(self, modes: int) -> _Modes:
@@ -183,13 +193,59 @@ class _Modes(Search):
             fine_before=self.fine,
         )
 
+    def squared(self, v: Tensor) -> Tensor:  # (p, j, m) -> (p,)
+        """The mean square of velocities, in the mean metric along the start where it is known."""
+        if not self.samples.shape[1]:
+            return v.square().sum(2).mean(1)
+        g = self.samples.mean(1)
+        return ((v @ g) * v).sum(2).mean(1)
 
-def _first_inverse(state: _Modes) -> ModeMetric:
+
+def _change(samples: Tensor) -> Tensor:  # (p, s, m, m) -> (p,)
+    """The largest factor by which a tangent's length changes from one sample to the next."""
+    if samples.shape[1] < 2:
+        return samples.new_ones(len(samples))
+    root = torch.linalg.cholesky(samples[:, :-1])
+    half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
+    between = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values = torch.linalg.eigvalsh((between + between.mT) / 2)
+    return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
+
+
+class _First:
     """The inverse Hessian before any secant, for the curves of a state."""
-    sketch = None
-    if not state.samples.shape[1]:
-        sketch = PathMetric(state.basis, state.values, state.rest)
-    return ModeMetric(state.samples, sketch, state.x.shape[1])
+
+    def __init__(self, state: _Modes) -> None:
+        _, modes, m = state.x.shape
+        k = torch.arange(1, modes + 1, device=state.x.device).to(state.x)
+        self.scale = (2 * k + 1)[:, None] / 2
+        self.sketch: PathMetric | None = None
+        self.dense = modes * m <= _DENSE
+        if not state.samples.shape[1]:
+            self.sketch = PathMetric(state.basis, state.values, state.rest)
+        elif self.dense:
+            self.root = torch.linalg.cholesky(stiffness(state.samples, modes))
+        else:
+            self.root = torch.linalg.cholesky(state.samples.mean(1))
+
+    def select(self, rows: Tensor) -> _First:
+        """Of the curves at ``rows``."""
+        found = copy(self)
+        if self.sketch is not None:
+            found.sketch = self.sketch.select(rows)
+        else:
+            found.root = self.root[rows]
+        return found
+
+    def of(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """For the curves at ``rows``."""
+        if self.sketch is not None:
+            sketch = self.sketch.select(rows)
+            return lambda g: self.scale * sketch.inverse(g)
+        root = self.root[rows]
+        if self.dense:
+            return lambda g: torch.cholesky_solve(g.flatten(1)[..., None], root).view(g.shape)
+        return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT
 
 
 @dataclass(frozen=True)
@@ -212,14 +268,14 @@ class _Level:
     max_gradients: int
     secants: int = 0
 
-    def taken_up(self, state: _Modes) -> tuple[_Modes, ModeMetric]:
+    def taken_up(self, state: _Modes) -> tuple[_Modes, _First]:
         """The curves as this level sees them, and their next trials."""
         state = state.extended(self.degree - 1)
-        first = _first_inverse(state)
+        first = _First(state)
         every = torch.arange(len(state.x), device=state.x.device)
         return self._stepped(state, first.of(every), self.secants), first
 
-    def descended(self, state: _Modes, first: ModeMetric) -> tuple[_Modes, int]:
+    def descended(self, state: _Modes, first: _First) -> tuple[_Modes, int]:
         """The curves after as many steps as this level is good for, and the most secants of one."""
         every = torch.arange(len(state.x), device=state.x.device)
         secants = self.secants
@@ -392,12 +448,31 @@ def _joined(
         found = (rows, length, error, left, uneven, steps)
         for column, values in zip(columns, found, strict=True):
             column.append(values)
-        for places, curve in as_splines(state.z0, state.z1, state.x, state.samples, rtol):
+        for places, curve in _splines(state, rtol):
             curves.append((count + places, curve))
         count += len(rows)
     joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
     rows, length, error, left, uneven, steps = joined
     return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, curves)
+
+
+def _splines(state: _Modes, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
+    """The curves in groups: on as few segments as follow them closely enough."""
+    whole = state.squared(velocities(points_on(state.z0, state.z1, state.x, _LOOKS)))
+    rest = np.arange(len(state.x))
+    for segments in _SEGMENTS:
+        those = placed(rest, state.x)
+        part = state.select(those)
+        share = part.squared(strayed(part.x, segments)) / whole[those] / 2
+        (close,) = read(share <= _SPLINE * rtol)
+        close = close | (segments == _SEGMENTS[-1])
+        if close.any():
+            where = placed(close.nonzero()[0], state.x)
+            ends = part.z0[where], part.z1[where]
+            yield rest[close], spline_of(*ends, part.x[where], segments)
+        rest = rest[~close]
+        if not len(rest):
+            return
 
 
 def _has_images(space: Space, start: Curve) -> bool:

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import labels_of, precision_of, pulled_of
-from riemae.solvers.mode_metric import ModeMetric, as_splines, largest_change, sound_samples
-from riemae.solvers.path_metric import sampled_metric
+from riemae.solvers.mode_metric import ModeMetric, as_splines
 from riemae.solvers.polynomials import (
     coarsened,
     energy_force,
@@ -79,8 +78,6 @@ class _Start(Search):
     Attributes:
         z0: ``(p, m)``.
         z1: ``(p, m)``.
-        samples: ``(p, s, m, m)``, the metric along the curves.
-        change: ``(p,)``, the largest factor by which lengths of tangents change between places.
         length: ``(p,)``, of the curve at ``x``.
         missed: ``(p,)``, what quadrature may be off by.
         smooth: ``(p,)`` bool: images decay as those of smooth curves do.
@@ -90,8 +87,6 @@ class _Start(Search):
 
     z0: Tensor
     z1: Tensor
-    samples: Tensor
-    change: Tensor
     length: Tensor
     missed: Tensor
     smooth: Tensor
@@ -120,23 +115,29 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         least: ``(p,)``, lower bounds of the lengths, NaN where unknown.
         rtol: The relative accuracy that is asked for.
     """
-    known = _Known.of(space, start)
+    places = _PLACES if start.nodes.shape[2] <= _ONE_BEYOND else 1
+    along = ModeMetric.along(space, start.nodes, places)
+    known = _Known.of(start)
     ended: list[_Ended] = []
-    for degree, rows in known.groups(rtol):
+    for degree, rows in known.groups(along, rtol):
         look = _Look(space, degree, degree + max(3, degree // 4 + 1), rtol)
-        state = look.begun(known.select(placed(rows, start.nodes)))
+        where = placed(rows, start.nodes)
+        metric = along.select(where)
+        state = look.begun(known.select(where))
         for number, soft in enumerate(_SOFT):
-            state = look.taken(state, number)
-            found = _judged(state, least[rows], soft, rtol)
+            state = look.taken(state, metric, number)
+            found = _judged(state, metric, least[rows], soft, rtol)
             good = found.good.nonzero()[0]
             if len(good):
-                part = state.select(placed(good, state.x))
-                ended.append(_Ended(rows[good], found.error[good], part, number + 1))
+                there = placed(good, state.x)
+                part = state.select(there), metric.select(there)
+                ended.append(_Ended(rows[good], found.error[good], *part, number + 1))
             nearly = found.nearly.nonzero()[0]
             if not len(nearly):
                 break
             rows = rows[nearly]
-            state = state.select(placed(nearly, state.x))
+            there = placed(nearly, state.x)
+            state, metric = state.select(there), metric.select(there)
     return _joined(ended, least, rtol)
 
 
@@ -148,39 +149,25 @@ class _Known(Columns):
         z0: ``(p, m)``.
         z1: ``(p, m)``.
         modes: ``(p, k, m)``, more than are looked at.
-        samples: ``(p, s, m, m)``, the metric along the curves.
-        regular: ``(p,)`` bool: there is one, which does not change too much.
-        change: ``(p,)``, the largest factor by which lengths of tangents change between places.
     """
 
     z0: Tensor
     z1: Tensor
     modes: Tensor
-    samples: Tensor
-    regular: Tensor
-    change: Tensor
 
     @classmethod
-    def of(cls, space: Space, start: Curve) -> _Known:
+    def of(cls, start: Curve) -> _Known:
         """Of start curves."""
         nodes = start.nodes
-        places = _PLACES if nodes.shape[2] <= _ONE_BEYOND else 1
-        samples, sound = sound_samples(sampled_metric(space, nodes, places))
-        change = largest_change(samples)
-        regular = sound & (change <= _UNSTEADY)
-        modes = modes_of(start, 2 * _DEGREES[-1])
-        return cls(nodes[:, 0], nodes[:, -1], modes, samples, regular, change)
+        return cls(nodes[:, 0], nodes[:, -1], modes_of(start, 2 * _DEGREES[-1]))
 
-    def groups(self, rtol: float) -> Iterator[tuple[int, np.ndarray]]:
+    def groups(self, metric: ModeMetric, rtol: float) -> Iterator[tuple[int, np.ndarray]]:
         """Degrees, and the curves of which all but a small share of ``rtol`` has this degree."""
-        mean = self.samples.mean(1)
-        k = torch.arange(1, self.modes.shape[1] + 1, device=mean.device).to(mean)
-        shares = ((self.modes @ mean) * self.modes).sum(2) / (2 * k + 1)
-        way = (self.z1 - self.z0)[:, None]
-        total = ((way @ mean) * way).sum((1, 2)) + shares.sum(1)
+        shares = metric.energies(self.modes)
+        total = metric.squares((self.z1 - self.z0)[:, None]).sum(1) + shares.sum(1)
         beyond = shares.flip(1).cumsum(1).flip(1) / total[:, None] / 2
         left_out = [beyond[:, degree - 1] for degree in _DEGREES]
-        regular, *told = read(self.regular, *left_out)
+        regular, *told = read(metric.regular & (metric.change <= _UNSTEADY), *left_out)
         waits = regular.copy()
         for degree, share in zip(_DEGREES, told, strict=True):
             rows = (waits & (share <= _UNSEEN * rtol)).nonzero()[0]
@@ -196,6 +183,7 @@ class _Ended:
     rows: np.ndarray
     error: np.ndarray
     state: _Start
+    metric: ModeMetric
     looks: int
 
 
@@ -210,7 +198,7 @@ class _Look:
 
     def begun(self, known: _Known) -> _Start:
         """About curves of this degree."""
-        none = known.change.new_zeros(len(known.change))
+        none = known.z0.new_zeros(len(known.z0))
         # All modes that the points see; those beyond the degree are not the curve's.
         seen = torch.zeros_like(known.modes[:, : self.count - 2])
         seen[:, : self.degree - 1] = known.modes[:, : self.degree - 1]
@@ -219,22 +207,19 @@ class _Look:
             len(_SOFT) - 1,
             z0=known.z0,
             z1=known.z1,
-            samples=known.samples,
-            change=known.change,
             length=none,
             missed=none,
-            smooth=known.regular,
+            smooth=none > 0,
             noise=none,
             left=none,
         )
 
-    def taken(self, state: _Start, secants: int) -> _Start:
+    def taken(self, state: _Start, metric: ModeMetric, secants: int) -> _Start:
         """After a look at the trials, with the next ones."""
-        first = ModeMetric(state.samples, None, state.x.shape[1])
         seen = self._seen(state)
         eps = precision_of(self.space, state.x.dtype).eps
         state, good = state.seen(seen.energy, seen.gradient, _ROUNDING * eps * self.count)
-        state, left = state.aimed(first.inverse, good, secants)
+        state, left = state.aimed(metric.inverse, good, secants)
         return replace(
             state,
             length=torch.where(good, seen.length, state.length),
@@ -326,16 +311,19 @@ class _Verdict:
     nearly: np.ndarray
 
 
-def _judged(state: _Start, least: np.ndarray, soft: float, rtol: float) -> _Verdict:
+def _judged(
+    state: _Start, metric: ModeMetric, least: np.ndarray, soft: float, rtol: float
+) -> _Verdict:
     """What is known of curves after a look.
 
     Args:
         state: The curves.
+        metric: Along them.
         least: Lower bounds of their lengths, NaN where unknown.
         soft: The factor by which a decrement may promise too little.
         rtol: The relative accuracy.
     """
-    told = state.energy, state.left, state.length, state.missed, state.noise, state.change
+    told = state.energy, state.left, state.length, state.missed, state.noise, metric.change
     energy, left, length, missed, noise, change = read(*told)
     smooth, further = read(state.smooth, _further(state))
     with np.errstate(all="ignore"):
@@ -375,13 +363,22 @@ def _joined(ended: list[_Ended], least: np.ndarray, rtol: float) -> Attempt:
         found = (rows, length, error, left / (2 * energy), uneven, looks)
         for column, values in zip(columns, found, strict=True):
             column.append(values)
-        curves += _placed_after(count, state, rtol)
+        curves += _placed_after(count, group, rtol)
         count += len(rows)
     joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
     rows, length, error, left, uneven, steps = joined
-    return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, curves)
+    return Attempt(
+        rows=rows.astype(np.int64),
+        length=length,
+        error=error,
+        left=left,
+        unevenness=uneven,
+        steps=steps,
+        curves=curves,
+    )
 
 
-def _placed_after(count: int, state: _Start, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
-    for places, curve in as_splines(state.z0, state.z1, state.x, state.samples, rtol):
+def _placed_after(count: int, group: _Ended, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
+    state = group.state
+    for places, curve in as_splines(state.z0, state.z1, state.x, group.metric, rtol):
         yield count + places, curve
