@@ -27,6 +27,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import (
     energy_force,
@@ -48,7 +49,8 @@ from riemae.solvers.state import placed, read
 # Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
 # is factorised.
 _SKETCHED_BEYOND, _SKETCH, _DENSE = 64, 32, 256
-# At so many places of the start curve the metric is looked at, and beyond so many dimensions.
+# At so many places of the start curve the metric is looked at, and beyond so many dimensions; at
+# one beyond some more.
 _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # By how much lengths of tangents may change from one place to the next: up to the first number, as
 # they do on decoders, what is left is believed; beyond the second, curves are not tried.
@@ -142,16 +144,19 @@ class _Modes(Search):
         p, _, m = nodes.shape
         none = nodes.new_zeros(p)
         if m <= _SKETCHED_BEYOND:
-            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else _SAMPLES_OF_MANY)
+            few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
+            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else few)
             sound = samples.isfinite().flatten(1).all(1)
             eye = torch.eye(m).to(samples)
             samples = torch.where(sound[:, None, None, None], samples, eye)
             basis, values = nodes.new_zeros(p, m, 0), nodes.new_zeros(p, 0)
             rest = sound.to(none)
+            change = change_along(space, nodes, samples)
         else:
             samples = nodes.new_zeros(p, 0, m, m)
             sketch = PathMetric.sketched(space, nodes, _SKETCH)
             basis, values, rest = sketch.basis, sketch.values, sketch.rest.nan_to_num(0.0)
+            change = torch.ones_like(none)
         return cls.begin(
             modes_of(start, modes),
             history,
@@ -169,7 +174,7 @@ class _Modes(Search):
             basis=basis,
             values=values,
             rest=rest,
-            change=_change(samples),
+            change=change,
         )
 
     def extended(self, modes: int) -> _Modes:
@@ -199,17 +204,6 @@ class _Modes(Search):
             return v.square().sum(2).mean(1)
         g = self.samples.mean(1)
         return ((v @ g) * v).sum(2).mean(1)
-
-
-def _change(samples: Tensor) -> Tensor:  # (p, s, m, m) -> (p,)
-    """The largest factor by which a tangent's length changes from one sample to the next."""
-    if samples.shape[1] < 2:
-        return samples.new_ones(len(samples))
-    root = torch.linalg.cholesky(samples[:, :-1])
-    half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
-    between = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values = torch.linalg.eigvalsh((between + between.mT) / 2)
-    return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
 
 
 class _First:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import labels_of, precision_of, pulled_of
-from riemae.solvers.mode_metric import ModeMetric, as_splines
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, ModeMetric, as_splines
 from riemae.solvers.polynomials import (
     coarsened,
     energy_force,
@@ -43,8 +43,7 @@ from riemae.solvers.solver import Attempt, Columns
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Places where the metric is looked at, and the dimensions beyond which it is one.
-_PLACES, _ONE_BEYOND = 2, 32
+_PLACES = 2  # where the metric is looked at, up to some dimensions
 # Degrees, of which the first is taken whose curve leaves out at most this share of ``rtol``; and by
 # how much coarser the resolution is that lengths are compared with.
 _DEGREES, _UNSEEN = (5, 7, 9, 12, 16, 21, 28), 0.01
@@ -115,7 +114,7 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         least: ``(p,)``, lower bounds of the lengths, NaN where unknown.
         rtol: The relative accuracy that is asked for.
     """
-    places = _PLACES if start.nodes.shape[2] <= _ONE_BEYOND else 1
+    places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
     along = ModeMetric.along(space, start.nodes, places)
     known = _Known.of(start)
     ended: list[_Ended] = []

@@ -10,6 +10,7 @@ import numpy as np
 from riemae.numerics.checks import expect_range
 from riemae.solvers.curve import Curve
 from riemae.solvers.methods.quasi_newton import QuasiNewton
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND
 from riemae.solvers.solver import Attempt, check_settings
 from riemae.solvers.space import Space
 from riemae.solvers.spectral import Settings, attempt
@@ -63,18 +64,20 @@ class Spectral(QuasiNewton):
             least=least,
             rtol=rtol,
             settings=Settings(
-                levels=self._levels(rtol),
+                levels=self._levels(rtol, start.nodes.shape[2]),
                 history=self.history,
                 max_gradients=self.max_gradients,
             ),
         )
 
-    def _levels(self, rtol: float) -> list[tuple[int, int]]:
+    def _levels(self, rtol: float, m: int) -> list[tuple[int, int]]:
         """Degrees, and points that see curves of these.
 
-        The first is for the way down. The second is what most curves of decoders need for ``rtol``.
+        The first is for the way down: a low one where the metric is known at one place alone, and
+        more steps are taken. The second is what most curves of decoders need for ``rtol``.
         """
-        first = min(self.degree, round(_DEGREES_A_DIGIT * -math.log10(rtol)))
+        lowest = _COARSEST if m > ONE_PLACE_BEYOND else self.degree
+        first = min(lowest, self.degree, round(_DEGREES_A_DIGIT * -math.log10(rtol)))
         enough = round(_DEGREES_A_DIGIT * -math.log10(rtol)) - 1
         degrees = [max(first, _COARSEST)]
         degrees.append(max(enough, round(_GROWTH * degrees[0])))
