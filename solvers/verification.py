@@ -11,7 +11,8 @@ certificate needs:
   which the coarser one is interpolated from the same images.
 
 A curve of which that is not good enough, but nearly so, takes the step that was promised, and is
-looked at once more, now with a secant. All others go on to the solver, from where they began.
+looked at once more, now with a secant, and so on a few times. All others go on to the solver, from
+where they began.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ _PLACES = 2  # where the metric is looked at, up to some dimensions
 _DEGREES, _UNSEEN = (5, 7, 9, 12, 16, 21, 28), 0.01
 _COARSER = 1.4
 # Along directions in which a curve is soft, its decrement promises too little: by no more than this
-# factor at the first look, and at the second, where a secant has shown the softest one.
-_SOFT = 10.0, 4.0
-# Second looks are taken where what is left is not more than so many times what is allowed.
-_NEARLY = 50.0
+# factor at the first look, and at those that follow, where secants have shown the softest ones.
+_SOFT, _SOFT_AFTER = 10.0, 4.0
+# Looks at a curve, and from so many dimensions on, where second derivatives cost ever more of them.
+_LOOKS, _WIDE, _LOOKS_OF_WIDE = 3, 16, 6
+# Further looks are taken where what is left is not more than so many times what is allowed.
+_NEARLY = 200.0
 # By how much lengths of tangents may change from place to place: beyond the first, what is left is
-# counted by as much more; beyond the second, curves are left to the solver.
-_STEADY, _UNSTEADY = 1.5, 3.0
+# counted by the square of the excess more; beyond the second, curves are left to the solver.
+_STEADY, _UNSTEADY = 1.5, 6.0
 # The share of a difference of lengths between two resolutions that the finer one is off by, at
 # least; more where the images' highest modes have fallen by less.
 _LEAST = 0.05
@@ -114,6 +117,7 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         least: ``(p,)``, lower bounds of the lengths, NaN where unknown.
         rtol: The relative accuracy that is asked for.
     """
+    looks = _LOOKS if start.nodes.shape[2] < _WIDE else _LOOKS_OF_WIDE
     places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
     along = ModeMetric.along(space, start.nodes, places)
     known = _Known.of(start)
@@ -122,9 +126,10 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         look = _Look(space, degree, degree + max(3, degree // 4 + 1), rtol)
         where = placed(rows, start.nodes)
         metric = along.select(where)
-        state = look.begun(known.select(where))
-        for number, soft in enumerate(_SOFT):
+        state = look.begun(known.select(where), looks - 1)
+        for number in range(looks):
             state = look.taken(state, metric, number)
+            soft = _SOFT_AFTER if number else _SOFT
             found = _judged(state, metric, least[rows], soft, rtol)
             good = found.good.nonzero()[0]
             if len(good):
@@ -195,7 +200,7 @@ class _Look:
     count: int
     rtol: float
 
-    def begun(self, known: _Known) -> _Start:
+    def begun(self, known: _Known, history: int) -> _Start:
         """About curves of this degree."""
         none = known.z0.new_zeros(len(known.z0))
         # All modes that the points see; those beyond the degree are not the curve's.
@@ -203,7 +208,7 @@ class _Look:
         seen[:, : self.degree - 1] = known.modes[:, : self.degree - 1]
         return _Start.begin(
             seen,
-            len(_SOFT) - 1,
+            history,
             z0=known.z0,
             z1=known.z1,
             length=none,
@@ -327,13 +332,13 @@ def _judged(
     smooth, further = read(state.smooth, _further(state))
     with np.errstate(all="ignore"):
         per_energy = length / (2 * energy)
-        lower = soft * left * per_energy * np.maximum(change / _STEADY, 1.0)
-        rest = further * per_energy + missed + noise
-        error = lower + rest
+        lower = soft * left * per_energy * np.maximum(change / _STEADY, 1.0) ** 2
+        lower = lower + further * per_energy
+        error = lower + missed + noise
         sound = smooth & (length > 0) & np.isfinite(error) & ~(length < least - noise)
         allowed = rtol / (1 + rtol) * length  # rtol is a share of the distance, which is shorter
         good = sound & (error <= allowed)
-        nearly = sound & ~good & (lower <= _NEARLY * allowed) & (rest <= allowed)
+        nearly = sound & ~good & (lower <= _NEARLY * allowed) & (missed + noise <= allowed)
     return _Verdict(error, good, nearly)
 
 
