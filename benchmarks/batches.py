@@ -32,7 +32,7 @@ from riemae.solvers.budget import limited
 
 RESULTS = Path(__file__).parent / "results"
 RTOL = 1e-3
-_PAIRS = {"digits-8": (1, 8, 64, 512), "digits-32": (1, 8, 64), "convolutions": (1, 8, 32)}
+_PAIRS = {"digits-8": (1, 8, 64), "digits-32": (1, 8, 32), "convolutions": (1, 8)}
 _POINTS = 17  # of a sweep
 _BATCHES = 16, 64, 256, 1024
 _REPEATS = 3

@@ -37,7 +37,7 @@ class Spectral(QuasiNewton):
     Morse index is unknown (−1).
 
     Args:
-        degree: Of the first polynomial.
+        degree: Of the first polynomial, at most; beyond 32 dimensions it is 6.
         max_gradients: That a pair may take before it is left to segments.
 
     Raises:
