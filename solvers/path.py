@@ -135,9 +135,10 @@ def geodesic(
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, a start curve that is a geodesic to ``rtol`` by
-            the certificate of :mod:`riemae.solvers.verification` is kept, as a polynomial, without
-            a Morse index (−1) unless ``certify``; from others on, Newton keeps one that is nearly
-            a geodesic. Both do so even where it does not minimise (``target="stationary"``).
+            the certificate of :mod:`riemae.solvers.verification` is kept, as a polynomial that may
+            be longer by less than its ``error``, without a Morse index (−1) unless ``certify``;
+            from others on, Newton keeps one that is nearly a geodesic. Both do so even where it
+            does not minimise (``target="stationary"``).
         n_starts: Start curves per pair: the straight line (or ``init``), routes through ``graph``,
             perturbations. The shortest geodesic is returned, the others are its ``alternatives``.
             By default 4 with a graph, else 1; then a call without ``solver`` and ``init`` also
