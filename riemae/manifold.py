@@ -1299,9 +1299,10 @@ class Manifold:
                 and 1e-2 where the decoder has kinks (ReLU, max-pooling), at which no curve
                 converges fast.
             solver: Settings, such as ``solvers.Newton(max_segments=512)``.
-            init: Start curves; by default the straight line, or geodesics of ``latent``. With
-                periods the best of several ways round is returned, and its curve ends at ``z1``
-                plus whole periods.
+            init: Start curves; by default the straight line, or geodesics of ``latent``. Without
+                ``solver``, those that are accurate already are verified and kept, for a fraction of
+                the cost; their Morse index is counted with ``certify`` only. With periods the best
+                of several ways round is returned, and its curve ends at ``z1`` plus whole periods.
             n_starts: Start curves per pair, for a global search: the shortest geodesic is returned,
                 with all others found as its ``alternatives``. By default 4 with a graph, and
                 without one a start curve alone, and a bounded look for a shorter geodesic where
@@ -1320,7 +1321,8 @@ class Manifold:
             method: ``"lattice"`` looks for the shortest ways on a lattice, in up to 3 dimensions,
                 and the result says by its ``bracket`` how much shorter another curve may be.
             region: The lowest and the highest corner of the lattice; by default around each pair.
-            certify: Count the Morse index where the solver knows none, as from 16 dimensions on.
+            certify: Count the Morse index where the solver knows none, as from 16 dimensions on and
+                of start curves that were kept.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.

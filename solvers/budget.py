@@ -190,10 +190,11 @@ class Metered:
         return self.space.squared_chords(nodes)
 
     def expand(self, nodes: Tensor, second_order: bool = True) -> Expansion:
-        """As the space's: values, m tangents, and as many second-order passes."""
+        """As the space's: values; in the interior m tangents, and as many second-order passes."""
         points = _points(nodes)
+        moving = _points(nodes[:, 1:-1])
         orders = 2 if second_order else 1
-        self._charge(points + orders * points * nodes.shape[-1])
+        self._charge(points + orders * moving * nodes.shape[-1])
         return self.space.expand(nodes, second_order)
 
     def residual(self, nodes: Tensor) -> Tensor | None:

@@ -37,11 +37,19 @@ from riemae.solvers.progress import Progress
 from riemae.solvers.queue import Queue, even
 from riemae.solvers.result import GeodesicResult, Status
 from riemae.solvers.shortest import Best, recovered, straightened
-from riemae.solvers.solver import Foresighted, HasAttempt, Solver, refined, refinement_ratio
+from riemae.solvers.solver import (
+    Attempt,
+    Foresighted,
+    HasAttempt,
+    Solver,
+    refined,
+    refinement_ratio,
+)
 from riemae.solvers.space import Space
 from riemae.solvers.state import RUNNING, curves_at, hand_on, numbers, placed, select, update
 from riemae.solvers.unrolling import Unrolling, Watch
 from riemae.solvers.verdict import Claims, Level, reported_error, verdict
+from riemae.solvers.verification import verified
 
 # The solver's own error must be small compared to the discretisation error that is being estimated;
 # rounding may stop it at 50 times as much.
@@ -60,6 +68,7 @@ def solve_chunk(
     rtol: float,
     progress: Progress | None,
     at_once: Callable[[Tensor], int],
+    verify: bool = False,
 ) -> tuple[GeodesicResult, np.ndarray]:  # a flat batch (p,)
     """Solve some pairs.
 
@@ -70,13 +79,14 @@ def solve_chunk(
         rtol: Relative accuracy of the lengths.
         progress: Called with (pairs done, pairs in all) after every step and every level.
         at_once: How many curves with such nodes ``(p, n + 1, m)`` one step may work on.
+        verify: Whether start curves that are accurate enough are kept.
 
     Returns:
         The result, and the lengths of the start curves' polygons, NaN where unknown.
     """
     if spent(space):
         return untouched(space, solver, start, rtol)
-    chunk = _Chunk(space, solver, start, rtol, at_once)
+    chunk = _Chunk(space, solver, start, rtol, at_once, verify)
     while chunk.unfinished():
         chunk.level(progress)
         if spent(space):
@@ -121,6 +131,7 @@ class _Chunk:
         start: Curve,
         rtol: float,
         at_once: Callable[[Tensor], int],
+        verify: bool,
     ) -> None:
         self.space = space
         self.solver = solver
@@ -135,7 +146,10 @@ class _Chunk:
             self.bound = None
         self.outcome, self.least = started(start, self.bound)
         self._keep_settled()
-        self._attempt(start)
+        if verify:
+            self._attempt(start, verified)
+        if offers(self.solver, HasAttempt):
+            self._attempt(start, self.solver.attempt)
         self.queue = Queue(space, start, self.outcome.running(), solver)
         self.begun = np.full(p, np.nan)
         self.begun[self.queue.rows] = self.queue.lengths
@@ -156,14 +170,14 @@ class _Chunk:
         self.state: Any = solver.begin(nodes)
         self.anew = Unrolling(space, solver, start)
 
-    def _attempt(self, start: Curve) -> None:
-        """Pairs that the solver can do as a whole are OVER before anything else is looked at."""
+    def _attempt(self, start: Curve, attempt: Callable[..., Attempt | None]) -> None:
+        """Pairs that can be done as a whole are OVER before anything else is looked at."""
         rows = self.outcome.running()
-        if not offers(self.solver, HasAttempt) or not len(rows):
+        if not len(rows):
             return
         part = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
         try:
-            found = self.solver.attempt(strict(self.space), part, self.least[rows], self.rtol)
+            found = attempt(strict(self.space), part, self.least[rows], self.rtol)
         except Exhausted:
             return
         if found is None:

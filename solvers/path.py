@@ -134,8 +134,11 @@ def geodesic(
             :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
-            lines. With ``init`` and no ``solver``, Newton keeps a start curve that is nearly a
-            geodesic, even where it does not minimise (``target="stationary"``).
+            lines. With ``init`` and no ``solver``, a start curve that is a geodesic to ``rtol`` by
+            the certificate of :mod:`riemae.solvers.verification` is kept, as a polynomial that may
+            be longer by less than its ``error``, without a Morse index (−1) unless ``certify``;
+            from others on, Newton keeps one that is nearly a geodesic. Both do so even where it
+            does not minimise (``target="stationary"``).
         n_starts: Start curves per pair: the straight line (or ``init``), routes through ``graph``,
             perturbations. The shortest geodesic is returned, the others are its ``alternatives``.
             By default 4 with a graph, else 1; then a call without ``solver`` and ``init`` also
@@ -200,8 +203,8 @@ def geodesic(
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
     second: Newton | NewtonCG | None = None
+    kept = solver is None and init is not None and n_starts == 1
     if solver is None:
-        kept = init is not None and n_starts == 1
         target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
         point = _first_finite(z0)
         gradients = bool(len(point)) and gradients_only(space, point)
@@ -230,7 +233,7 @@ def geodesic(
                 report,
             )
         elif n_starts == 1 or not len(start.nodes):
-            result, told = _solve(space, solver, resort, second, start, rtol, report)
+            result, told = _solve(space, solver, resort, second, start, rtol, report, verify=kept)
             if alone:
                 result = _with_scouts(space, solver, second, start, rtol, source, result, told)
         else:
@@ -438,6 +441,7 @@ def _solve(
     start: Curve,
     rtol: float,
     progress: Progress | None,
+    verify: bool = False,
 ) -> tuple[GeodesicResult, Told]:  # a flat batch (p,)
     """All pairs, none longer than its start curve, and what is told of them on the host.
 
@@ -445,7 +449,7 @@ def _solve(
     makes no headway by ``second``, if there are such.
     """
     result, lengths = _solve_all(
-        space=space, solver=solver, start=start, rtol=rtol, progress=progress
+        space=space, solver=solver, start=start, rtol=rtol, progress=progress, verify=verify
     )
     told = Told.of(result)
     stuck = np.isin(told.status, _STUCK).nonzero()[0]
@@ -552,7 +556,12 @@ def _again(space: Space, solver: Solver, rtol: float, start: Curve) -> GeodesicR
 
 
 def _solve_all(
-    space: Space, solver: Solver, start: Curve, rtol: float, progress: Progress | None
+    space: Space,
+    solver: Solver,
+    start: Curve,
+    rtol: float,
+    progress: Progress | None,
+    verify: bool = False,
 ) -> tuple[GeodesicResult, np.ndarray]:
     """All pairs, some at a time, and their start curves' lengths.
 
@@ -572,7 +581,13 @@ def _solve_all(
         some = start[first : first + size]
         at_once = partial(_curves_a_step, solver)
         part, seen = solve_chunk(
-            space=space, solver=solver, start=some, rtol=rtol, progress=report, at_once=at_once
+            space=space,
+            solver=solver,
+            start=some,
+            rtol=rtol,
+            progress=report,
+            at_once=at_once,
+            verify=verify,
         )
         parts.append(part)
         lengths.append(seen)

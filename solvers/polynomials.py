@@ -54,6 +54,23 @@ def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     return line + apply_matrix(bends, modes)
 
 
+def velocities_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
+    """Velocities ``(p, q, m)`` of the curves at the points of :func:`points_on`."""
+    slopes = constant(_slopes, (modes.shape[1], count), z0)
+    return (z1 - z0)[:, None] + apply_matrix(slopes, modes)
+
+
+def coarsened(x: Tensor, count: int) -> Tensor:  # (p, q, D) -> (p, count, D)
+    """The interpolant of images at fewer Gauss-Lobatto points."""
+    return apply_matrix(constant(_coarsening, (x.shape[1], count), x), x)
+
+
+def fine_size(y: Tensor) -> Tensor:  # (p, q) -> (p,)
+    """How large the two finest Legendre modes of numbers at the Gauss-Lobatto points are."""
+    fine = apply_matrix(constant(_finest_values, (y.shape[1],), y), y[..., None])
+    return fine.abs().sum((1, 2))
+
+
 def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, m)
     """The gradient in the modes, from that in the points of :func:`points_on`."""
     return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
@@ -161,6 +178,21 @@ def _bends(modes: int, count: int) -> np.ndarray:
 
 def _bends_transposed(modes: int, count: int) -> np.ndarray:
     return _padded(_integrals(_times(count), modes).T)
+
+
+def _slopes(modes: int, count: int) -> np.ndarray:
+    return _padded(legvander(2 * _times(count) - 1, modes)[:, 1:])
+
+
+def _coarsening(fine: int, coarse: int) -> np.ndarray:  # (coarse, fine)
+    values, wanted = (legvander(2 * _times(count) - 1, fine - 1) for count in (fine, coarse))
+    return _padded(np.linalg.solve(values.T, wanted.T).T)
+
+
+def _finest_values(count: int) -> np.ndarray:  # (2, q)
+    """Values to the coefficients of their two highest Legendre modes."""
+    values = legvander(2 * _times(count) - 1, count - 1)
+    return _padded(np.linalg.inv(values)[-2:])
 
 
 @lru_cache

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import (
     energy_force,
@@ -52,7 +53,8 @@ from riemae.solvers.state import placed, read
 # Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
 # is factorised.
 _SKETCHED_BEYOND, _SKETCH, _DENSE = 64, 32, 256
-# At so many places of the start curve the metric is looked at, and beyond so many dimensions.
+# At so many places of the start curve the metric is looked at, and beyond so many dimensions; at
+# one beyond some more.
 _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # With second derivatives to follow, up to so many dimensions, tangents are, at so many places.
 _FEW, _PLACES = 15, 3
@@ -95,7 +97,7 @@ _LOOKS = 33  # points at which a curve's latent velocity is looked at
 
 
 # How many degrees are tried, the lowest, how many one digit takes, and how they grow.
-_LEVELS, _COARSEST = 4, 6
+_LEVELS, COARSEST = 4, 6
 _DEGREES_A_DIGIT = 3.0
 _GROWTH = 1.45
 
@@ -106,7 +108,7 @@ def levels(degree: int, rtol: float) -> list[tuple[int, int]]:
     The first is for the way down. The second is what most curves of decoders need for ``rtol``.
     """
     wanted = round(_DEGREES_A_DIGIT * -math.log10(rtol))
-    degrees = [max(min(degree, wanted), _COARSEST)]
+    degrees = [max(min(degree, wanted), COARSEST)]
     degrees.append(max(wanted - 1, round(_GROWTH * degrees[0])))
     while len(degrees) < _LEVELS:
         degrees.append(round(_GROWTH * degrees[-1]))
@@ -231,17 +233,6 @@ class _Modes(Search):
         return ((v @ self.mean) * v).sum(2).mean(1)
 
 
-def _change(metrics: Tensor) -> Tensor:  # (p, s, m, m) -> (p,)
-    """The largest factor by which a tangent's length changes from one place to the next."""
-    if metrics.shape[1] < 2:
-        return metrics.new_ones(len(metrics))
-    root = torch.linalg.cholesky(metrics[:, :-1])
-    half = torch.linalg.solve_triangular(root, metrics[:, 1:], upper=False)
-    between = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values = torch.linalg.eigvalsh((between + between.mT) / 2)
-    return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
-
-
 def _products(space: Space, nodes: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
     """What :func:`gauss_newton` is made of, at the inner nodes of curves ``(p, s + 2, m)``.
 
@@ -255,7 +246,7 @@ def _products(space: Space, nodes: Tensor, second_order: bool) -> tuple[Tensor, 
     found = space.expand(nodes, second_order)
     g = found.gauss_newton.diagonal / (4 * n)
     links = found.gauss_newton.upper / (-2 * n)
-    if not found.scalable:  # they may average over neighbours
+    if not found.separate:  # they may average over neighbours
         links = (g[:, :-1] + g[:, 1:]) / 2
     parts = [g, links]
     if second_order:
@@ -295,7 +286,8 @@ class _First:
             self.blocks, self.regular = _products(space, nodes[:, evenly], second_order=False)
             metrics = self.blocks[:, :_PLACES]
         else:
-            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else _SAMPLES_OF_MANY)
+            few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
+            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else few)
             sound = samples.isfinite().flatten(1).all(1)
             eye = torch.eye(m).to(samples)
             metrics = torch.where(sound[:, None, None, None], samples, eye)
@@ -303,7 +295,7 @@ class _First:
         self.anew = nodes.new_zeros(p, 3 * _PLACES_ANEW - 1 if second_order else 0, m, m)
         self.newer = np.zeros(p, dtype=bool)
         self.mean = metrics.mean(1)
-        self.change = _change(metrics)
+        self.change = change_along(space, nodes, metrics)
 
     def extended(self, modes: int) -> None:
         """For curves of so many modes."""
@@ -656,8 +648,8 @@ def _joined(
     for rows, error, state in ended:
         told = (state.length, state.energy, state.left, state.noise, state.steps, state.renewed)
         length, energy, left, noise, steps, renewed = read(*told)
-        # Nothing is shorter than the bound.
-        error = np.fmin(error, np.fmax(length - least[rows], 0.0) + noise)
+        # Nothing is shorter than the bound, where there is one.
+        error = np.fmin(error, np.maximum(length - least[rows], 0.0) + noise)
         uneven = np.sqrt(np.maximum(energy / length**2 - 1, 0.0))
         # What is left of a curve whose second derivatives are not known says nothing of saddles.
         index = np.where(renewed > 0, 0, -1)

@@ -60,13 +60,14 @@ LAYERS = {
         solvers.methods.newton_limits solvers.methods.newton_run
         solvers.methods.newton_saddles solvers.methods.newton_sweep
         solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spectral
-        solvers.methods.spline solvers.model solvers.morse solvers.near solvers.nearest
+        solvers.methods.spline solvers.mode_metric solvers.model solvers.morse solvers.near
+        solvers.nearest
         solvers.neighborhoods solvers.neighbors solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.polynomials solvers.products solvers.progress
         solvers.quadrature solvers.queue solvers.result solvers.safeguard solvers.scouts
         solvers.search solvers.secants solvers.shortest solvers.solver solvers.space
         solvers.spectral solvers.speeds solvers.state solvers.unroll solvers.unrolling
-        solvers.verdict
+        solvers.verdict solvers.verification
     """,
     "distributions": """
         distributions distributions.closed_form distributions.continuous distributions.counts

@@ -76,7 +76,7 @@ class PathMetric(Composition):
         self.bind(nodes[:, 0])
         m = nodes.shape[-1]
         orders = 2 if second_order else 1
-        curves = self._curves_at_once(nodes, 1 + orders * m)
+        curves = self._curves_at_once(nodes[:, 1:-1], 1 + orders * m)  # the ends do not move
         parts = self.parts(nodes, curves)
         if self.embedding is None:
             expansions = [part._expand_general(x, second_order) for part, x in parts]

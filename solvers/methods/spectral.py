@@ -9,9 +9,10 @@ import numpy as np
 from riemae.numerics.checks import expect_range
 from riemae.solvers.curve import Curve
 from riemae.solvers.methods.quasi_newton import QuasiNewton
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND
 from riemae.solvers.solver import Attempt, check_settings
 from riemae.solvers.space import Space
-from riemae.solvers.spectral import Settings, attempt, levels
+from riemae.solvers.spectral import COARSEST, Settings, attempt, levels
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Spectral(QuasiNewton):
     Morse index is unknown (−1).
 
     Args:
-        degree: Of the first polynomial.
+        degree: Of the first polynomial, at most; beyond 32 dimensions it is 6.
         max_gradients: That a pair may take before it is left to segments.
 
     Raises:
@@ -51,13 +52,15 @@ class Spectral(QuasiNewton):
 
     def attempt(self, space: Space, start: Curve, least: np.ndarray, rtol: float) -> Attempt | None:
         """Try curves ``(p,)``, of which nothing shorter than ``least`` joins the ends."""
+        # A low degree where the metric is known at one place alone, and more steps are taken.
+        wide = start.nodes.shape[2] > ONE_PLACE_BEYOND
         return attempt(
             space=space,
             start=start,
             least=least,
             rtol=rtol,
             settings=Settings(
-                levels=levels(self.degree, rtol),
+                levels=levels(COARSEST if wide else self.degree, rtol),
                 history=self.history,
                 max_gradients=self.max_gradients,
             ),

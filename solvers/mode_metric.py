@@ -1,0 +1,140 @@
+"""The metric along curves as far as it is known before their energy is, and its uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemae.solvers.curve import Curve
+from riemae.solvers.path_metric import sampled_metric
+from riemae.solvers.polynomials import points_on, spline_of, strayed, velocities
+from riemae.solvers.solver import Columns
+from riemae.solvers.space import Space
+from riemae.solvers.state import placed, read
+
+# A spline in place of the polynomial may add this share of what is asked for to the length.
+_SPLINE = 0.05
+_SEGMENTS = (8, 16, 32, 64, 128)
+_LOOKS = 33  # points at which a curve's latent velocity is looked at
+# Latent dimensions beyond which the metric is taken at one place: m tangents at each are most of
+# what a curve costs.
+ONE_PLACE_BEYOND = 32
+# There so many tangents at each end say how much it changes. They are random ones, and the largest
+# change is that much larger: on random networks with 64 dimensions and gains of 1.3 to 6, 3 to 15
+# times as far from 1.
+_PROBES, _RARE = 2, 6.0
+_PROBED = 1 / 6, 5 / 6
+
+
+@dataclass
+class ModeMetric(Columns):
+    """The mean metric of ``p`` curves, in which their modes do not know of each other.
+
+    Attributes:
+        mean: ``(p, m, m)``, over a few places; the identity where there is none.
+        root: ``(p, m, m)``, its Cholesky factor.
+        regular: ``(p,)`` bool: there is one at all places.
+        change: ``(p,)``, the largest factor by which lengths of tangents change between places.
+    """
+
+    mean: Tensor
+    root: Tensor
+    regular: Tensor
+    change: Tensor
+
+    @classmethod
+    def along(cls, space: Space, nodes: Tensor, places: int) -> ModeMetric:  # (p, n + 1, m)
+        """In the middles of so many equally long parts of curves."""
+        samples = sampled_metric(space, nodes, places)
+        regular = samples.isfinite().flatten(1).all(1)
+        eye = torch.eye(nodes.shape[2]).to(samples)
+        samples = torch.where(regular[:, None, None, None], samples, eye)
+        mean = samples.mean(1)
+        change = change_along(space, nodes, samples)
+        return cls(mean, torch.linalg.cholesky(mean), regular, change)
+
+    def energies(self, modes: Tensor) -> Tensor:  # (p, k, m) -> (p, k)
+        """Of every mode alone: ``∫ |c P|² dt``, where the metric does not change."""
+        return self.squares(modes) / (2 * self._orders(modes) + 1)
+
+    def squares(self, v: Tensor) -> Tensor:  # (p, j, m) -> (p, j)
+        """Squared lengths of velocities."""
+        return ((v @ self.mean) * v).sum(2)
+
+    def inverse(self, gradient: Tensor) -> Tensor:  # (p, k, m) -> (p, k, m)
+        """The energy's inverse Hessian in the modes, where the metric does not change."""
+        scale = (2 * self._orders(gradient) + 1)[:, None] / 2
+        return scale * torch.cholesky_solve(gradient.mT, self.root).mT
+
+    @staticmethod
+    def _orders(modes: Tensor) -> Tensor:  # (p, k, m) -> (k,)
+        return torch.arange(1, modes.shape[1] + 1, device=modes.device).to(modes)
+
+
+def change_along(
+    space: Space, nodes: Tensor, samples: Tensor
+) -> Tensor:  # (p, n + 1, m), (p, s, m, m) -> (p,)
+    """The largest factor by which a tangent's length changes from one place to the next.
+
+    With one place only, that in its middle, lengths of a few tangents elsewhere stand for it.
+
+    Args:
+        space: The space.
+        nodes: Curves.
+        samples: Their metric in the middles of s equally long parts.
+    """
+    if samples.shape[1] == 1:
+        return _probed(space, nodes, samples[:, 0])
+    root = torch.linalg.cholesky(samples[:, :-1])
+    half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
+    between = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    values = torch.linalg.eigvalsh((between + between.mT) / 2)
+    return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
+
+
+def _probed(space: Space, nodes: Tensor, metric: Tensor) -> Tensor:  # (p, n + 1, m), (p, m, m)
+    p, count, m = nodes.shape
+    fixed = torch.Generator().manual_seed(0)
+    unit = torch.randn(_PROBES, m, generator=fixed, dtype=torch.float64).to(nodes)
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    # Of length 1 in the metric. Curve by curve the same bits as alone.
+    root = torch.linalg.cholesky(metric)
+    tangents = torch.linalg.solve_triangular(root.mT, unit.mT.expand(p, m, _PROBES), upper=True).mT
+    places = [round(share * (count - 1)) for share in _PROBED]
+    points = nodes[:, places][:, :, None].expand(p, len(places), _PROBES, m)
+    every = tangents[:, None].expand(points.shape)
+    lengths = space.norm(points.flatten(0, 2), every.flatten(0, 2)).view(p, -1)
+    change = torch.maximum(lengths, 1 / lengths).amax(1)
+    return 1 + _RARE * (change - 1)
+
+
+def as_splines(
+    z0: Tensor, z1: Tensor, modes: Tensor, metric: ModeMetric, rtol: float
+) -> Iterator[tuple[np.ndarray, Curve]]:
+    """Polynomials as splines in groups: on as few segments as follow them closely enough.
+
+    Args:
+        z0: ``(p, m)``.
+        z1: ``(p, m)``.
+        modes: ``(p, k, m)``.
+        metric: Along the curves.
+        rtol: The relative accuracy of the lengths.
+    """
+    rest = np.arange(len(modes))
+    whole = metric.squares(velocities(points_on(z0, z1, modes, _LOOKS))).mean(1)
+    for segments in _SEGMENTS:
+        those = placed(rest, modes)
+        part = strayed(modes[those], segments)
+        share = metric.select(those).squares(part).mean(1) / whole[those] / 2
+        (close,) = read(share <= _SPLINE * rtol)
+        close = close | (segments == _SEGMENTS[-1])
+        if close.any():
+            found = placed(rest[close], modes)
+            yield rest[close], spline_of(z0[found], z1[found], modes[found], segments)
+        rest = rest[~close]
+        if not len(rest):
+            return
