@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,10 @@ class ModeMetric(Columns):
         """Squared lengths of velocities."""
         return ((v @ self.mean) * v).sum(2)
 
+    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
+        """Mean squares of the velocities of the curves at ``rows``."""
+        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
+
     def inverse(self, gradient: Tensor) -> Tensor:  # (p, k, m) -> (p, k, m)
         """The energy's inverse Hessian in the modes, where the metric does not change."""
         scale = (2 * self._orders(gradient) + 1)[:, None] / 2
@@ -113,7 +117,11 @@ def _probed(space: Space, nodes: Tensor, metric: Tensor) -> Tensor:  # (p, n + 1
 
 
 def as_splines(
-    z0: Tensor, z1: Tensor, modes: Tensor, metric: ModeMetric, rtol: float
+    z0: Tensor,
+    z1: Tensor,
+    modes: Tensor,
+    squared: Callable[[Tensor, Tensor], Tensor],
+    rtol: float,
 ) -> Iterator[tuple[np.ndarray, Curve]]:
     """Polynomials as splines in groups: on as few segments as follow them closely enough.
 
@@ -121,15 +129,15 @@ def as_splines(
         z0: ``(p, m)``.
         z1: ``(p, m)``.
         modes: ``(p, k, m)``.
-        metric: Along the curves.
+        squared: Finds mean squares ``(q,)`` of velocities ``(q, j, m)`` of the curves at ``(q,)``.
         rtol: The relative accuracy of the lengths.
     """
     rest = np.arange(len(modes))
-    whole = metric.squares(velocities(points_on(z0, z1, modes, _LOOKS))).mean(1)
+    every = placed(rest, modes)
+    whole = squared(every, velocities(points_on(z0, z1, modes, _LOOKS)))
     for segments in _SEGMENTS:
         those = placed(rest, modes)
-        part = strayed(modes[those], segments)
-        share = metric.select(those).squares(part).mean(1) / whole[those] / 2
+        share = squared(those, strayed(modes[those], segments)) / whole[those] / 2
         (close,) = read(share <= _SPLINE * rtol)
         close = close | (segments == _SEGMENTS[-1])
         if close.any():

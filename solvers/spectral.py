@@ -20,7 +20,7 @@ in a few steps, and those that show no spectral decay, are left to the solver's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
-from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, as_splines, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import (
     energy_force,
@@ -42,7 +42,6 @@ from riemae.solvers.polynomials import (
     slope_in_modes,
     spline_of,
     stiffness,
-    strayed,
     velocities,
 )
 from riemae.solvers.secants import Search
@@ -90,10 +89,6 @@ _MISSES = 5  # trials in a row that were too long
 # size of an image.
 _ROUNDING = 16
 _GRAIN = 4
-# A spline in place of the polynomial may add this share of what is asked for to the length.
-_SPLINE = 0.05
-_SEGMENTS = (8, 16, 32, 64, 128)
-_LOOKS = 33  # points at which a curve's latent velocity is looked at
 
 
 # How many degrees are tried, the lowest, how many one digit takes, and how they grow.
@@ -226,11 +221,11 @@ class _Modes(Search):
             fine_before=self.fine,
         )
 
-    def squared(self, v: Tensor) -> Tensor:  # (p, j, m) -> (p,)
+    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
         """The mean square of velocities, in the mean metric along the start where it is known."""
         if not self.mean.shape[1]:
             return v.square().sum(2).mean(1)
-        return ((v @ self.mean) * v).sum(2).mean(1)
+        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
 
 
 def _products(space: Space, nodes: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
@@ -656,31 +651,12 @@ def _joined(
         found = (rows, length, error, left, uneven, steps, index)
         for column, values in zip(columns, found, strict=True):
             column.append(values)
-        for places, curve in _splines(state, rtol):
+        for places, curve in as_splines(state.z0, state.z1, state.x, state.squared, rtol):
             curves.append((count + places, curve))
         count += len(rows)
     joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
     rows, length, error, left, uneven, steps, index = joined
     return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, index, curves)
-
-
-def _splines(state: _Modes, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
-    """The curves in groups: on as few segments as follow them closely enough."""
-    whole = state.squared(velocities(points_on(state.z0, state.z1, state.x, _LOOKS)))
-    rest = np.arange(len(state.x))
-    for segments in _SEGMENTS:
-        those = placed(rest, state.x)
-        part = state.select(those)
-        share = part.squared(strayed(part.x, segments)) / whole[those] / 2
-        (close,) = read(share <= _SPLINE * rtol)
-        close = close | (segments == _SEGMENTS[-1])
-        if close.any():
-            where = placed(close.nonzero()[0], state.x)
-            ends = part.z0[where], part.z1[where]
-            yield rest[close], spline_of(*ends, part.x[where], segments)
-        rest = rest[~close]
-        if not len(rest):
-            return
 
 
 def _has_images(space: Space, start: Curve) -> bool:

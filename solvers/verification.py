@@ -385,5 +385,5 @@ def _joined(ended: list[_Ended], least: np.ndarray, rtol: float) -> Attempt:
 
 def _placed_after(count: int, group: _Ended, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
     state = group.state
-    for places, curve in as_splines(state.z0, state.z1, state.x, group.metric, rtol):
+    for places, curve in as_splines(state.z0, state.z1, state.x, group.metric.squared, rtol):
         yield count + places, curve
