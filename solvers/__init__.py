@@ -18,6 +18,7 @@ from riemae.solvers.graph import Graph, graph
 from riemae.solvers.matrix import DistanceMatrix, distance_matrix
 from riemae.solvers.methods.adam import Adam
 from riemae.solvers.methods.bvp import BVP
+from riemae.solvers.methods.gauss_newton import GaussNewton
 from riemae.solvers.methods.georce import GEORCE
 from riemae.solvers.methods.lbfgs import LBFGS
 from riemae.solvers.methods.newton import Newton
@@ -38,6 +39,7 @@ from riemae.solvers.space import MetricSpace, Space
 __all__ = [
     "BVP",
     "GEORCE",
+    "GaussNewton",
     "HINTS",
     "LBFGS",
     "Adam",

@@ -24,6 +24,7 @@ from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
 from riemae.solvers.hooks import gradients_only, labels_of, precision_of, width_of
+from riemae.solvers.methods.gauss_newton import GaussNewton
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
 from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
@@ -75,6 +76,10 @@ _WHOLE_UP_TO = 64
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
 _LAST_DIGITS = 1e-4
+# Gradients that have not done in so many steps, or in so many below 1e-3, creep along directions in
+# which the metric nearly vanishes.
+_PATIENCE, _PATIENCE_FINE = 96, 48
+_FINE = 1e-3
 # Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4: NewtonCG takes as
 # long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at 128, where
 # Newton's index and its indifference to the metric's condition weigh less; at 512 Newton holds a
@@ -125,8 +130,8 @@ def geodesic(
         solver: Settings. By default :class:`Newton` below 16 dimensions, :class:`Spectral` up to
             64 and :class:`QuasiNewton` from there on, which know no Morse index (−1). The last one
             under an ambient metric on 64 numbers or more that is known by its products alone, too.
-            Newton takes over the pairs on
-            which gradients make no headway, from 64 dimensions on for an ``rtol`` below 1e-4 only;
+            :class:`GaussNewton` takes over the pairs on which gradients creep, in float64. Newton
+            takes over those that are left, from 64 dimensions on for an ``rtol`` below 1e-4 only;
             in its place :class:`NewtonCG`, from 96 dimensions on, and where ``(1 + 2m)`` times the
             widest layer of the decoder at 16 points is more than a sixteenth of the memory. That
             also takes over pairs along which the metric is singular. Any :class:`Solver` will do:
@@ -202,7 +207,7 @@ def geodesic(
         n_starts = _STARTS_WITH_LATTICE
     n_starts = _starts(n_starts, graph)
     resort: NewtonCG | None = None
-    second: Newton | NewtonCG | None = None
+    further: tuple[Solver, ...] = ()
     kept = solver is None and init is not None and n_starts == 1
     if solver is None:
         target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
@@ -212,7 +217,13 @@ def geodesic(
         if not isinstance(solver, NewtonCG):
             resort = NewtonCG(max_steps=_RESORT_STEPS)
         if isinstance(solver, QuasiNewton) and (m < _COSTLY_FROM or rtol < _LAST_DIGITS):
-            second = _of_second_order(m, "minimum", _fits(space, point, m))
+            further = (_of_second_order(m, "minimum", _fits(space, point, m)),)
+        # In single precision a matrix does not see directions in which the metric nearly vanishes.
+        sharp = z0.dtype == torch.float64
+        if isinstance(solver, QuasiNewton) and not gradients and sharp:
+            patience = _PATIENCE_FINE if rtol < _FINE else _PATIENCE
+            solver = replace(solver, max_steps=patience)
+            further = (GaussNewton(), *further)
     with (
         torch.no_grad(),
         limited("geodesic", max_decodings, max_seconds) as budget,
@@ -224,7 +235,7 @@ def geodesic(
             found = searches(space, start, corners)
             fine = _at_least(solver, SCOUT_SEGMENTS)
             result = _from_lattice(
-                partial(_solve, space, fine, resort, second),
+                partial(_solve, space, fine, resort, further),
                 space,
                 start,
                 found,
@@ -233,13 +244,13 @@ def geodesic(
                 report,
             )
         elif n_starts == 1 or not len(start.nodes):
-            result, told = _solve(space, solver, resort, second, start, rtol, report, verify=kept)
+            result, told = _solve(space, solver, resort, further, start, rtol, report, verify=kept)
             if alone:
-                result = _with_scouts(space, solver, second, start, rtol, source, result, told)
+                result = _with_scouts(space, solver, further, start, rtol, source, result, told)
         else:
             fine = _at_least(solver, SCOUT_SEGMENTS)
             result = search(
-                solve=lambda *start: _solve(space, fine, resort, second, *start)[0],
+                solve=lambda *start: _solve(space, fine, resort, further, *start)[0],
                 space=space,
                 first=start,
                 count=n_starts,
@@ -408,7 +419,7 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 def _with_scouts(
     space: Space,
     solver: Solver,
-    second: Newton | NewtonCG | None,
+    further: tuple[Solver, ...],
     start: Curve,
     rtol: float,
     generator: torch.Generator | None,
@@ -419,7 +430,7 @@ def _with_scouts(
     fine = _at_least(solver, SEGMENTS)
 
     def solve(found: Curve) -> GeodesicResult:
-        return _solve(space, fine, None, second, found, rtol, None)[0]
+        return _solve(space, fine, None, further, found, rtol, None)[0]
 
     return scouted(
         space=space,
@@ -437,7 +448,7 @@ def _solve(
     space: Space,
     solver: Solver,
     resort: NewtonCG | None,
-    second: Newton | NewtonCG | None,
+    further: tuple[Solver, ...],
     start: Curve,
     rtol: float,
     progress: Progress | None,
@@ -446,15 +457,17 @@ def _solve(
     """All pairs, none longer than its start curve, and what is told of them on the host.
 
     Those along which the metric is singular are solved by ``resort``, those on which the solver
-    makes no headway by ``second``, if there are such.
+    makes no headway by ``further`` ones in turn, if there are such.
     """
     result, lengths = _solve_all(
         space=space, solver=solver, start=start, rtol=rtol, progress=progress, verify=verify
     )
     told = Told.of(result)
-    stuck = np.isin(told.status, _STUCK).nonzero()[0]
-    if second is not None and len(stuck):
-        result = _taken_over(space, second, start, rtol, result, placed(stuck, start.nodes))
+    for other in further:
+        stuck = np.isin(told.status, _STUCK).nonzero()[0]
+        if not len(stuck):
+            break
+        result = _taken_over(space, other, start, rtol, result, placed(stuck, start.nodes))
         told = Told.of(result)
     singular = (told.status == Status.SINGULAR).nonzero()[0]
     if resort is not None and len(singular):
@@ -499,7 +512,7 @@ def _resorted(
 
 def _taken_over(
     space: Space,
-    second: Newton | NewtonCG,
+    other: Solver,
     start: Curve,
     rtol: float,
     result: GeodesicResult,
@@ -511,7 +524,7 @@ def _taken_over(
     agree by accident. What converges counts where it is no longer, and what is shorter in any case.
     """
     left = result[stuck]
-    again, _ = _solve_all(space, second, start[stuck], rtol, None)
+    again, _ = _solve_all(space, other, start[stuck], rtol, None)
     solved = again.converged & ~(again.length > (1 + rtol) * left.length)
     better = solved | (again.length < left.length)
     return exchanged(result, stuck[better], again[better])

@@ -18,6 +18,7 @@ _SCALES = 0.1, 10.0
 _DOUBT = 3
 _SLOWEST = 0.97
 _SLOWEST_HALF = 0.9  # the same for many steps at once
+_FEW = 5  # of them: steps that are fast at first may creep later
 # Of the line search: the share of the promised decrease that is enough, and the range in which the
 # next stride is looked for.
 _SUFFICIENT = 1e-4
@@ -202,8 +203,8 @@ def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
     """How much lower the energy may come.
 
     Half of ``gᵀHg``, if H is right. Where it is not, steps converge linearly: what follows is a
-    geometric series, of the slower ratio that the last steps have shown, one by one and, where
-    more than three are known, by halves of them.
+    geometric series, of the slower ratio that the last steps have shown: one by one and, where
+    enough are known, five by five and by halves of all.
     """
     promised = -slope / 2
     gains = gains.clamp(min=0)
@@ -211,9 +212,12 @@ def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
     ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
     most = torch.fmax(promised, last * ratio / (1 - ratio))
     half = gains.shape[1] // 2
-    if gains.shape[1] > 3:
-        late = gains[:, :half].sum(1)
-        early = gains[:, half:].sum(1)
+    for count in (_FEW, half):
+        if count > half:
+            continue
+        # NaN where so many are not known.
+        late = gains[:, :count].sum(1)
+        early = gains[:, count : 2 * count].sum(1)
         ratio = (late / early).clamp(max=_SLOWEST_HALF)
         most = torch.fmax(most, late * ratio / (1 - ratio))
     return _DOUBT * most

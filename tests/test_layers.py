@@ -46,16 +46,18 @@ LAYERS = {
         differential.spellings differential.tangents differential.tape differential.trust
     """,
     "solvers": """
-        solvers solvers.bounds solvers.brackets solvers.budget solvers.candidates
+        solvers solvers.bounds solvers.brackets solvers.budget solvers.bumps solvers.candidates
         solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
         solvers.executors solvers.fans solvers.fields solvers.flows solvers.foresight
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel
-        solvers.flows.second_variation solvers.flows.volume solvers.graph solvers.hooks
+        solvers.flows.second_variation solvers.flows.volume solvers.gauss_newton solvers.graph
+        solvers.hooks
         solvers.krylov solvers.lattice solvers.linear solvers.matrix solvers.matrix_identity
         solvers.matrix_layout solvers.matrix_work solvers.measure solvers.methods
         solvers.methods.adam solvers.methods.bvp solvers.methods.descent
-        solvers.methods.georce solvers.methods.lbfgs solvers.methods.newton
+        solvers.methods.gauss_newton solvers.methods.georce solvers.methods.lbfgs
+        solvers.methods.newton
         solvers.methods.newton_cg solvers.methods.newton_expansion
         solvers.methods.newton_limits solvers.methods.newton_run
         solvers.methods.newton_saddles solvers.methods.newton_sweep

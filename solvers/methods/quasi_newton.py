@@ -42,6 +42,8 @@ WIDE = 16
 _COARSE = 2
 # Steps that show how slowly a curve converges.
 _WINDOW = 20
+# A curve that has taken more than so many has not ended as others do.
+_CREEPING = 12
 # Up to so many dimensions the metric's blocks along the curve are factorised at every step. Up to
 # so many its mean is taken in full: as many tangents as a sketch takes products, and a matrix per
 # curve.
@@ -107,6 +109,8 @@ class QuasiNewtonState(State):
             new,
             moves=moves,
             changes=changes,
+            # Curves that creep do so on finer levels, too.
+            gains=self.gains if nodes.shape[-1] >= WIDE else new.gains,
             samples=self.samples,
             basis=self.basis,
             values=self.values,
@@ -318,6 +322,10 @@ def _judged(
 ) -> tuple[Tensor, Tensor]:
     """Statuses of curves with an energy and a metric, and their relative decrements."""
     relative = remaining(slope, state.gains) / (2 * state.energy)
+    # Steps of a curve that creeps are uneven: a short one says little.
+    creeping = ~state.gains[:, _CREEPING].isnan() & state.decrement.isfinite()
+    smooth = (relative * state.decrement).sqrt()
+    relative = torch.where(creeping, torch.fmax(relative, smooth), relative)
     grain = eps * state.energy
     # The last steps count as well: those that have gained much may be followed by others. What they
     # gain is known beyond the rounding of energies, by their slopes.

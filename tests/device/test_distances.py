@@ -32,6 +32,7 @@ SOLVERS = {
     "NewtonCG": solvers.NewtonCG(),
     "QuasiNewton": solvers.QuasiNewton(),
     "Spectral": solvers.Spectral(),
+    "GaussNewton": solvers.GaussNewton(),
     "LBFGS": solvers.LBFGS(),
     "Adam": solvers.Adam(max_steps=400),
     "GEORCE": solvers.GEORCE(),

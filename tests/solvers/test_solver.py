@@ -14,6 +14,7 @@ SOLVERS = [
     solvers.NewtonCG,
     solvers.QuasiNewton,
     solvers.Spectral,
+    solvers.GaussNewton,
     solvers.Adam,
     solvers.LBFGS,
     solvers.CubicSpline,

@@ -16,6 +16,7 @@ SHIPPED = {
     "NewtonCG": (solvers.NewtonCG(), {}),
     "QuasiNewton": (solvers.QuasiNewton(), {}),
     "Spectral": (solvers.Spectral(), {}),
+    "GaussNewton": (solvers.GaussNewton(), {}),
     "LBFGS": (solvers.LBFGS(), {"pairs": 3}),
     "Adam": (solvers.Adam(), {"pairs": 3}),
     "CubicSpline": (solvers.CubicSpline(), {"pairs": 3, "same_bits": False}),
