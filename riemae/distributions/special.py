@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from scipy.special import bernoulli
 from torch import Tensor
+from torch.nn import functional as F
 
 from riemae.differential.rules.elementwise import of_single_numbers
 from riemae.distributions.dispersion import excess_information
@@ -43,7 +44,7 @@ def root(x: Tensor) -> Tensor:
 
 def _arsinh_exp(a: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
     """``1/√(1 + e^{−2a})``, and its derivative."""
-    slope = y.tanh()  # sinh y / cosh y, with sinh y = eᵃ
+    slope = (F.logsigmoid(2 * a) / 2).exp()
     if order < 2:
         return slope, None
     return slope, slope * torch.sigmoid(-2 * a)

@@ -234,7 +234,7 @@ class PathMetric(Composition):
     def _curves_at_once(self, nodes: Tensor, passes: int) -> int:
         """How many curves fit into memory with so many tangents at each node; at least one."""
         rows = self.immersion.chunk(nodes.flatten(0, 1), passes)
-        return max(1, rows // nodes.shape[1])
+        return max(1, rows // max(1, nodes.shape[1]))
 
     def _images(self, nodes: Tensor) -> Tensor:  # (p, c, m) -> (p, c, D)
         images = self.batch_invariant.value(nodes.flatten(0, 1))

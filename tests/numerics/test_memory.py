@@ -110,9 +110,9 @@ def test_choice_of_the_solver(total, expected, monkeypatch):
     chosen = []
     solve = path._solve
 
-    def seen(space, solver, *rest):
+    def seen(space, solver, *rest, **options):
         chosen.append(solver)
-        return solve(space, solver, *rest)
+        return solve(space, solver, *rest, **options)
 
     monkeypatch.setattr(path, "total_memory", lambda device: total)
     monkeypatch.setattr(path, "_solve", seen)
