@@ -61,6 +61,8 @@ _SIZES_ON_A_DEVICE: tuple[int, ...] = (
     8192,
 )  # a call costs as much there as thousands of points
 _BLOCKS_ON_A_DEVICE = 1
+# Up to so many points in a block, launches take longer than what they launch.
+_REPLAYED = 64
 # Passes of one map that are compiled at most; others run by themselves.
 _MOST = 24
 
@@ -359,14 +361,17 @@ class Compiled:
         with self._by_itself(), compiling_aloud():
             expected = joint(*given)
             record = recorded(joint, given)
+        compiling = self.compiler.compiling
+        if not self.graph and len(block[0]) <= _REPLAYED:
+            compiling = compiling.with_graphs(block[0].device)
         with torch.set_grad_enabled(self.graph), compiling_aloud():
             if not results:
-                first = self.compiler.compiling.compiled(record)
+                first = _kept(compiling, record)
                 second = None
                 found = first(*given)
             else:
                 parts = cut(record, results, place=1)
-                first, second = (self.compiler.compiling.compiled(part) for part in parts)
+                first, second = (_kept(compiling, part) for part in parts)
                 reached = first(given[0], *given[2:])
                 found = (*reached[:results], *second(*reached[results:], given[1]))
             self._compare(found, expected)
@@ -406,6 +411,18 @@ class Compiled:
         if condition is None:
             return self.part
         return replace(self.part, condition=condition.laid_out(list(leaves)))
+
+
+def _kept(compiling: Compiling, record: Whole) -> Pass:
+    """A record, compiled, whose results no later call changes."""
+    found = compiling.compiled(record)
+    if not compiling.replays:
+        return found
+
+    def copied(*rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in found(*rows))
+
+    return copied
 
 
 def _joined(parts: Sequence[Sequence[Tensor]], axes: list[int], count: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from riemae.exceptions import DTypeError, OptionError
 # What torch raises where it finds no compiler for a backend.
 _NO_COMPILER = ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")
 _KNOWN = ("backend", "mode", "options")
+# What makes torch replay CUDA graphs.
+_REPLAYING = ("reduce-overhead", "max-autotune")
+_OPTION_OF_GRAPHS = "triton.cudagraphs"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,22 @@ class Compiling:
         if isinstance(backend, str):
             return backend
         return getattr(backend, "__name__", type(backend).__name__)
+
+    @property
+    def replays(self) -> bool:
+        """Whether CUDA graphs are replayed, whose results the next replay overwrites."""
+        options = self.options.get("options") or {}
+        return self.options.get("mode") in _REPLAYING or bool(options.get(_OPTION_OF_GRAPHS))
+
+    def with_graphs(self, device: torch.device) -> Compiling:
+        """The same by CUDA graphs, where there are such and nothing else was asked for.
+
+        One launch takes the place of hundreds, and memory is held for each graph: so for passes of
+        few points.
+        """
+        if device.type != "cuda" or self.options:
+            return self
+        return replace(self, options={"mode": _REPLAYING[0]})
 
     def compiled(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """``torch.compile(f)`` with these options, as one graph for each shape of arguments."""

@@ -17,6 +17,7 @@ from riemae import Manifold, ambient
 from riemae.differential.compiled import block_size
 from riemae.differential.recording import cut, recorded
 from riemae.exceptions import DTypeError, FallbackWarning, OptionError
+from riemae.numerics.compiling import Compiling
 
 
 class Counting:
@@ -327,6 +328,57 @@ def test_without_the_option_no_compiler_is_imported():
         assert "torch._inductor" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+class Replaying:
+    """Stands for ``torch.compile`` with CUDA graphs: all calls of a pass give the same memory."""
+
+    def __init__(self):
+        self.modes = []
+
+    def __call__(self, f, mode=None, **options):
+        self.modes.append(mode)
+        memory = []
+
+        def call(*rows):
+            found = f(*rows)
+            if not memory:
+                memory.extend(x.clone() for x in found)
+            for own, new in zip(memory, found, strict=True):
+                own.copy_(new)
+            return tuple(memory)
+
+        return call
+
+
+def test_results_of_graphs_are_kept_from_their_next_replay(monkeypatch):
+    replaying = Replaying()
+    monkeypatch.setattr(torch, "compile", replaying)
+    f = net()
+    M = Manifold(f, compile={"mode": "reduce-overhead"})
+    z = points(200)  # four blocks
+    first = M.jacobian(z[:100])
+    again = M.jacobian(z[100:])
+    plain = Manifold(f)
+    torch.testing.assert_close(torch.cat([first, again]), plain.jacobian(z))
+    torch.testing.assert_close(M.christoffel(z[:100]), plain.christoffel(z[:100]))
+    z0, z1 = points(2), points(2) + 1
+    assert_same = torch.testing.assert_close
+    assert_same(M.geodesic(z0, z1).length, plain.geodesic(z0, z1).length)
+    assert set(replaying.modes) == {"reduce-overhead"}
+
+
+def test_graphs_are_the_default_for_few_points_on_cuda():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    default = Compiling.of("test", True)
+    assert default.with_graphs(cuda).options == {"mode": "reduce-overhead"}
+    assert default.with_graphs(cuda).replays
+    assert default.with_graphs(cpu) is default
+    for given in ("eager", {"mode": "max-autotune-no-cudagraphs"}):
+        asked = Compiling.of("test", given)
+        assert asked.with_graphs(cuda) is asked
+        assert not asked.replays
+    assert Compiling.of("test", {"options": {"triton.cudagraphs": True}}).replays
 
 
 def test_sizes_of_blocks():
