@@ -151,10 +151,18 @@ def measured(name: str, quick: bool) -> list[Row]:
     return rows
 
 
+_TITLE = "# Pairs a second against the number of pairs"
+_COLUMNS = (
+    "*line*: from the straight line; *result*: from a result to the same accuracy, which is only "
+    "verified. *limit*: pairs a second if all time were decodings at their fastest."
+)
+
+
 def written(rows: list[Row]) -> str:
     """The table in Markdown."""
     head = ["task", "start", "pairs", "decodings per pair", "sweeps", "pairs/s", "limit", "p95"]
-    lines = [f"rtol {RTOL:g}, float64, one thread.", "", "| " + " | ".join(head) + " |"]
+    lines = [_TITLE, "", f"rtol {RTOL:g}, float64, one thread. {_COLUMNS}", ""]
+    lines.append("| " + " | ".join(head) + " |")
     lines.append("| --- " * len(head) + "|")
     for row in rows:
         error = "" if row["error"] is None else f"{row['error']:.0e}"
