@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ RESULTS = Path(__file__).parent / "results"
 RTOL = 1e-3
 _PAIRS = {"digits-8": (1, 8, 64), "digits-32": (1, 8, 32), "convolutions": (1, 8)}
 _POINTS = 17  # of a sweep
+_TITLE = "# Pairs a second against the number of pairs"
+_COLUMNS = (
+    "*line*: from the straight line; *result*: from a result to the same accuracy, which is only "
+    "verified. *limit*: pairs a second if all time were decodings at their fastest."
+)
 _BATCHES = 16, 64, 256, 1024
 _REPEATS = 3
 Row = dict[str, Any]
@@ -117,7 +123,7 @@ def peak(M: Manifold, z: Tensor) -> float:
     for count in _BATCHES:
         points = z.repeat(-(-count // len(z)), 1)[:count]
         M.decode(points)
-        found.append(count / seconds(lambda points=points: M.decode(points)))  # type: ignore[misc]
+        found.append(count / seconds(partial(M.decode, points)))
     return max(found)
 
 
@@ -149,13 +155,6 @@ def measured(name: str, quick: bool) -> list[Row]:
             rows.append(row)
             print(row, flush=True)
     return rows
-
-
-_TITLE = "# Pairs a second against the number of pairs"
-_COLUMNS = (
-    "*line*: from the straight line; *result*: from a result to the same accuracy, which is only "
-    "verified. *limit*: pairs a second if all time were decodings at their fastest."
-)
 
 
 def written(rows: list[Row]) -> str:

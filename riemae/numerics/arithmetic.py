@@ -136,6 +136,7 @@ class _Mode(TorchDispatchMode):
         if "torch._dynamo" in sys.modules and kind not in _HIDDEN:
             _HIDDEN.add(kind)
             hidden = torch.compiler.disable(kind.__torch_dispatch__)
+            # A method is exchanged for itself on purpose, which mypy takes for a slip.
             kind.__torch_dispatch__ = hidden  # type: ignore[method-assign]
         return super().__enter__()
 

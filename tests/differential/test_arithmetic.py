@@ -16,7 +16,8 @@ from riemae import Manifold
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
-sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
+# Benchmarks are a folder of the checkout, no part of the package: imported once it is in the path.
+sys.path.append(str(ROOT))
 
 from benchmarks.zoo_decoders import LATENT, ZOO, built  # noqa: E402
 

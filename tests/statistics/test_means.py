@@ -659,6 +659,7 @@ class TestSingularCoordinates:
         assert mean.variance.isfinite()
         assert mean.variance >= 0
 
+    # The metric is singular on the fold: that another solver takes over there is announced.
     @pytest.mark.filterwarnings("ignore::riemae.exceptions.FallbackWarning")
     def test_curves_do_not_jump_across_a_fold(self):
         fold = Manifold(lambda z: torch.stack([z[..., 0].square(), z[..., 1]], -1), latent_dim=2)
