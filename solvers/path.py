@@ -1,4 +1,4 @@
-"""The call for geodesics: its arguments, the solver by default, and how many pairs go at a time."""
+"""The call for geodesics: its arguments, who solves which pairs, and how many go at a time."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from torch import Tensor
 
 from riemae.exceptions import FallbackWarning, NotConvergedError, OptionError, stack_level
 from riemae.numerics.checks import expect_choice, expect_range, expect_rtol, expect_shape
-from riemae.numerics.memory import total_memory, within_memory
+from riemae.numerics.memory import within_memory
 from riemae.numerics.precision import in_full_precision
 from riemae.numerics.random import as_generator
-from riemae.numerics.values import evidently_finite
 from riemae.solvers.brackets import Search, bracketed, searches, starts
 from riemae.solvers.budget import limited, metered
+from riemae.solvers.choice import Choice, choice
 from riemae.solvers.chunk import solve_chunk
 from riemae.solvers.curve import Curve
 from riemae.solvers.graph import Graph
-from riemae.solvers.hooks import gradients_only, labels_of, precision_of, width_of
-from riemae.solvers.methods.gauss_newton import GaussNewton
-from riemae.solvers.methods.newton import Newton
+from riemae.solvers.hooks import labels_of, precision_of
 from riemae.solvers.methods.newton_cg import NewtonCG
-from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
-from riemae.solvers.methods.spectral import Spectral
 from riemae.solvers.morse import certified
 from riemae.solvers.pairs import expect_graph, paired_points, start_curve
 from riemae.solvers.progress import Progress, reported
@@ -43,9 +39,6 @@ from riemae.solvers.state import placed
 _STARTS_WITH_GRAPH = 4
 _STARTS_WITH_LATTICE = 3
 _LATTICE_UP_TO = 3  # dimensions
-# Steps of the solver that takes over where the metric is singular: enough where its rank is the
-# same everywhere. Where a curve ran into a singular point, more of them come to nothing.
-_RESORT_STEPS = 50
 _NULL_FLOOR = 1e-2
 # Where a method of first order makes no headway, as at kinks, second derivatives may.
 _STUCK = (int(Status.STALLED), int(Status.MAX_STEPS), int(Status.PRECISION))
@@ -64,31 +57,6 @@ _BLOCKS_A_STEP = 24
 # Matrix-free, this stands in place of the m rows of a block: room for the decoder's layers at the
 # nodes, which the products keep.
 _ROWS_MATRIX_FREE = 64
-
-# Latent dimensions from which on gradients go first. On MLPs of digits, rtol 1e-3, in sweeps of
-# value and Jacobian: at m = 8 Newton 5.4 and QuasiNewton 6.9, at 32 2.4 and 1.5; with transposed
-# convolutions at 64 4.0 and 1.8.
-GRADIENTS_FROM = WIDE
-# Up to so many, whole curves are tried first: the metric at two places of a curve costs fewer
-# decodings than their gradients.
-_WHOLE_UP_TO = 64
-# From so many on, second derivatives follow only below this tolerance: a curve that gradients have
-# not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
-_COSTLY_FROM = 64
-_LAST_DIGITS = 1e-4
-# Gradients that have not done in so many steps, or in so many below 1e-3, creep along directions in
-# which the metric nearly vanishes.
-_PATIENCE, _PATIENCE_FINE = 96, 48
-_FINE = 1e-3
-# Measured with an MLP m → 512 → 512 → 784 on one core, 2 to 4 pairs, rtol 1e-4: NewtonCG takes as
-# long as Newton at m = 32, 0.5 to 0.85 times as long at 64, 0.25 to 0.6 times at 128, where
-# Newton's index and its indifference to the metric's condition weigh less; at 512 Newton holds a
-# gigabyte for 4 pairs, NewtonCG a tenth of it.
-MATRIX_FREE_FROM = 96
-# Nodes of one curve on the levels that most curves end on, and which part of the memory there is
-# their second derivatives may take: beyond, NewtonCG holds a fifth of it.
-_POINTS_OF_A_CURVE = 16
-_SHARE_OF_A_CURVE = 16
 
 
 @within_memory
@@ -206,24 +174,11 @@ def geodesic(
     if method == "lattice" and n_starts is None:
         n_starts = _STARTS_WITH_LATTICE
     n_starts = _starts(n_starts, graph)
-    resort: NewtonCG | None = None
-    further: tuple[Solver, ...] = ()
     kept = solver is None and init is not None and n_starts == 1
     if solver is None:
-        target: Literal["minimum", "stationary"] = "stationary" if kept else "minimum"
-        point = _first_finite(z0)
-        gradients = bool(len(point)) and gradients_only(space, point)
-        solver = default_solver(m, target, _fits(space, point, m), gradients)
-        if not isinstance(solver, NewtonCG):
-            resort = NewtonCG(max_steps=_RESORT_STEPS)
-        if isinstance(solver, QuasiNewton) and (m < _COSTLY_FROM or rtol < _LAST_DIGITS):
-            further = (_of_second_order(m, "minimum", _fits(space, point, m)),)
-        # In single precision a matrix does not see directions in which the metric nearly vanishes.
-        sharp = z0.dtype == torch.float64
-        if isinstance(solver, QuasiNewton) and not gradients and sharp:
-            patience = _PATIENCE_FINE if rtol < _FINE else _PATIENCE
-            solver = replace(solver, max_steps=patience)
-            further = (GaussNewton(), *further)
+        chosen = choice(space, z0, m, rtol, "stationary" if kept else "minimum")
+    else:
+        chosen = Choice(solver)
     with (
         torch.no_grad(),
         limited("geodesic", max_decodings, max_seconds) as budget,
@@ -233,9 +188,9 @@ def geodesic(
         start = start_curve(z0.detach(), z1.detach(), init)
         if method == "lattice" and len(start.nodes):
             found = searches(space, start, corners)
-            fine = _at_least(solver, SCOUT_SEGMENTS)
+            fine = _at_least(chosen, SCOUT_SEGMENTS)
             result = _from_lattice(
-                partial(_solve, space, fine, resort, further),
+                partial(_solve, space, fine),
                 space,
                 start,
                 found,
@@ -244,13 +199,13 @@ def geodesic(
                 report,
             )
         elif n_starts == 1 or not len(start.nodes):
-            result, told = _solve(space, solver, resort, further, start, rtol, report, verify=kept)
+            result, told = _solve(space, chosen, start, rtol, report, verify=kept)
             if alone:
-                result = _with_scouts(space, solver, further, start, rtol, source, result, told)
+                result = _with_scouts(space, chosen, start, rtol, source, result, told)
         else:
-            fine = _at_least(solver, SCOUT_SEGMENTS)
+            fine = _at_least(chosen, SCOUT_SEGMENTS)
             result = search(
-                solve=lambda *start: _solve(space, fine, resort, further, *start)[0],
+                solve=lambda *start: _solve(space, fine, *start)[0],
                 space=space,
                 first=start,
                 count=n_starts,
@@ -268,12 +223,13 @@ def geodesic(
     return result
 
 
-def _at_least(solver: Solver, segments: int) -> Solver:
-    """The solver with so many segments on its coarsest level, as far as it may have them."""
+def _at_least(chosen: Choice, segments: int) -> Choice:
+    """With so many segments on the solver's coarsest level, as far as it may have them."""
+    solver = chosen.solver
     # A solver is a frozen dataclass.
     wanted = min(max(solver.segments, segments), solver.max_segments)
     finer: Solver = replace(cast(Any, solver), segments=wanted)
-    return finer
+    return replace(chosen, solver=finer)
 
 
 def _expect_method(
@@ -342,62 +298,6 @@ def _starts(count: int | None, graph: Graph | None) -> int:
     return count
 
 
-def default_solver(
-    m: int,
-    target: Literal["minimum", "stationary"] = "minimum",
-    fits: bool = True,
-    gradients: bool = False,
-) -> Solver:
-    """Settings for ``m`` latent dimensions.
-
-    Newton with its certificate in few, gradients in many, at first for whole curves; start curves
-    that are to be kept, even where they do not minimise, stay with Newton, matrix-free where its
-    blocks cost too much.
-
-    Args:
-        m: Latent dimensions.
-        target: Of Newton.
-        fits: Whether the second derivatives along a curve fit into memory well.
-        gradients: Whether second derivatives cost far more than gradients.
-    """
-    if target == "minimum" and not gradients and GRADIENTS_FROM <= m <= _WHOLE_UP_TO:
-        return Spectral()
-    if target == "minimum" and (gradients or m >= GRADIENTS_FROM):
-        return QuasiNewton()
-    return _of_second_order(m, target, fits)
-
-
-def _of_second_order(
-    m: int, target: Literal["minimum", "stationary"], fits: bool
-) -> Newton | NewtonCG:
-    """Newton, matrix-free where its blocks cost too much."""
-    if m < MATRIX_FREE_FROM and fits:
-        return Newton(target=target)
-    return NewtonCG()
-
-
-def _first_finite(z: Tensor) -> Tensor:  # (*b, m) -> (1, m)
-    """The first point without NaN and infinity; ``(0, m)`` where there is none."""
-    flat = z.detach().reshape(-1, z.shape[-1])
-    first = flat[:1]
-    if evidently_finite(first):
-        return first
-    return flat[flat.isfinite().all(-1)][:1]
-
-
-def _fits(space: Space, point: Tensor, m: int) -> bool:  # (1, m) or (0, m)
-    """Whether the second derivatives at the nodes of one curve fit into memory well.
-
-    They hold a value, m tangents and m second derivatives of the widest layer at 16 points: that
-    may be a sixteenth of the memory there is in all. It does not depend on what is free.
-    """
-    if not len(point):
-        return True
-    numbers = width_of(space, point) * (1 + 2 * m)
-    wanted = _POINTS_OF_A_CURVE * numbers * point.element_size()
-    return wanted <= total_memory(point.device) // _SHARE_OF_A_CURVE
-
-
 def demand_convergence(result: GeodesicResult) -> GeodesicResult:
     """``result``, when every pair converged.
 
@@ -418,8 +318,7 @@ def demand_convergence(result: GeodesicResult) -> GeodesicResult:
 
 def _with_scouts(
     space: Space,
-    solver: Solver,
-    further: tuple[Solver, ...],
+    chosen: Choice,
     start: Curve,
     rtol: float,
     generator: torch.Generator | None,
@@ -427,28 +326,26 @@ def _with_scouts(
     told: Told,
 ) -> GeodesicResult:  # a flat batch (p,)
     """The result after a bounded look for shorter geodesics."""
-    fine = _at_least(solver, SEGMENTS)
+    fine = replace(_at_least(chosen, SEGMENTS), resort=None)
 
     def solve(found: Curve) -> GeodesicResult:
-        return _solve(space, fine, None, further, found, rtol, None)[0]
+        return _solve(space, fine, found, rtol, None)[0]
 
     return scouted(
         space=space,
-        solver=solver,
+        solver=chosen.solver,
         solve=solve,
         first=start,
         result=result,
         told=told,
         generator=generator,
-        at_once=partial(_curves_a_step, solver),
+        at_once=partial(_curves_a_step, chosen.solver),
     )
 
 
 def _solve(
     space: Space,
-    solver: Solver,
-    resort: NewtonCG | None,
-    further: tuple[Solver, ...],
+    chosen: Choice,
     start: Curve,
     rtol: float,
     progress: Progress | None,
@@ -456,14 +353,15 @@ def _solve(
 ) -> tuple[GeodesicResult, Told]:  # a flat batch (p,)
     """All pairs, none longer than its start curve, and what is told of them on the host.
 
-    Those along which the metric is singular are solved by ``resort``, those on which the solver
-    makes no headway by ``further`` ones in turn, if there are such.
+    Those along which the metric is singular are solved by the last resort, those on which the
+    solver makes no headway by further ones in turn, if there are such.
     """
+    solver, resort = chosen.solver, chosen.resort
     result, lengths = _solve_all(
         space=space, solver=solver, start=start, rtol=rtol, progress=progress, verify=verify
     )
     told = Told.of(result)
-    for other in further:
+    for other in chosen.further:
         stuck = np.isin(told.status, _STUCK).nonzero()[0]
         if not len(stuck):
             break

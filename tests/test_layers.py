@@ -47,7 +47,7 @@ LAYERS = {
     """,
     "solvers": """
         solvers solvers.bounds solvers.brackets solvers.budget solvers.bumps solvers.candidates
-        solvers.certificate solvers.chunk solvers.curve solvers.edges solvers.energy
+        solvers.certificate solvers.choice solvers.chunk solvers.curve solvers.edges solvers.energy
         solvers.executors solvers.fans solvers.fields solvers.flows solvers.foresight
         solvers.flows.conjugate solvers.flows.exponential solvers.flows.integrator
         solvers.flows.jacobi solvers.flows.logarithm solvers.flows.parallel

@@ -25,7 +25,8 @@ from riemae.geometry.decoder import Decoder
 from riemae.geometry.pullback import PullbackMetric
 from riemae.numerics.tolerances import tolerance
 from riemae.solvers import GeodesicResult, Solver
-from riemae.solvers.path import default_solver, demand_convergence, geodesic
+from riemae.solvers.choice import default_solver
+from riemae.solvers.path import demand_convergence, geodesic
 
 # Periods, a geoopt manifold, or one of the classes below.
 LatentSpace = Any

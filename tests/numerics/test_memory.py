@@ -12,7 +12,7 @@ from riemae.exceptions import MemoryLimitError, RiemaeError
 from riemae.geometry import smoothness
 from riemae.numerics import memory
 from riemae.numerics.memory import is_shortage, total_memory, within_memory
-from riemae.solvers import path
+from riemae.solvers import choice, path
 
 CPU = torch.device("cpu")
 
@@ -110,11 +110,11 @@ def test_choice_of_the_solver(total, expected, monkeypatch):
     chosen = []
     solve = path._solve
 
-    def seen(space, solver, *rest, **options):
-        chosen.append(solver)
-        return solve(space, solver, *rest, **options)
+    def seen(space, taken, *rest, **options):
+        chosen.append(taken.solver)
+        return solve(space, taken, *rest, **options)
 
-    monkeypatch.setattr(path, "total_memory", lambda device: total)
+    monkeypatch.setattr(choice, "total_memory", lambda device: total)
     monkeypatch.setattr(path, "_solve", seen)
     z0 = torch.zeros(1, 3, dtype=torch.float64)
     r = Manifold(mlp(3, 300, 20)).geodesic(z0, z0 + 1)
@@ -127,11 +127,11 @@ def test_the_rule(monkeypatch):
     z = torch.zeros(4, 3, dtype=torch.float64)
     wanted = 16 * 7 * 300 * 8  # points, passes, the widest layer, bytes
     for total, fits in ((16 * wanted, True), (16 * wanted - 16, False)):
-        monkeypatch.setattr(path, "total_memory", lambda device, total=total: total)
-        point = path._first_finite(z)
-        assert path._fits(space, point, 3) is fits
-        nothing = path._first_finite(z * torch.nan)
-        assert path._fits(space, nothing, 3)
+        monkeypatch.setattr(choice, "total_memory", lambda device, total=total: total)
+        point = choice._first_finite(z)
+        assert choice._fits(space, point, 3) is fits
+        nothing = choice._first_finite(z * torch.nan)
+        assert choice._fits(space, nothing, 3)
 
 
 def test_fewer_points_at_once(monkeypatch):

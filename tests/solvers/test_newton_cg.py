@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from riemae import Manifold, ambient, solvers
 from riemae.exceptions import FallbackWarning, NotConvergedError, OptionError
 from riemae.solvers import Curve, MetricSpace, Newton, NewtonCG, Solver, Status
+from riemae.solvers.choice import MATRIX_FREE_FROM
 from riemae.solvers.hooks import products
 from riemae.solvers.krylov import truncated_cg
-from riemae.solvers.path import MATRIX_FREE_FROM
 from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.space import space_of
 

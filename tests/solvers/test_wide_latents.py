@@ -7,7 +7,7 @@ from torch import nn
 from riemae import Manifold, solvers
 from riemae.solvers import Status
 from riemae.solvers.budget import limited
-from riemae.solvers.path import GRADIENTS_FROM
+from riemae.solvers.choice import GRADIENTS_FROM
 from riemae.solvers.path_metric import PathMetric
 from riemae.solvers.space import space_of
 
