@@ -115,12 +115,12 @@ class ModeHessian:
             setattr(found, name, getattr(self, name)[those])
         return found
 
-    def of(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """For the curves at ``rows``."""
+    def of(self, rows: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The inverse for the curves at ``rows``, or for all."""
         if self.sketch is not None:
-            sketch = self.sketch.select(rows)
+            sketch = self.sketch if rows is None else self.sketch.select(rows)
             return lambda g: self.scale * sketch.inverse(g)
-        root = self.root[rows]
+        root = self.root if rows is None else self.root[rows]
         if self.dense:
             return lambda g: torch.cholesky_solve(g.flatten(1)[..., None], root).view(g.shape)
         return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT

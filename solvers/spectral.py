@@ -49,7 +49,7 @@ from riemae.solvers.state import placed, read
 
 # Up to so many dimensions second derivatives may follow, after so many steps, and again after as
 # many, so often on one level.
-_FEW, _TIRED, _RENEWALS = 15, 3, 2
+_FEW, _TIRED, _RENEWALS = 15, 4, 2
 # How much longer than the bound curves may be whose second derivatives need no look.
 _STEEP = 1.4
 # Tolerances for which the first degree is nearly enough.
@@ -247,8 +247,7 @@ class _Level:
         """The curves as this level sees them, and their next trials."""
         state = state.extended(self.degree - 1)
         first.extended(self.degree - 1)
-        every = torch.arange(len(state.x), device=state.x.device)
-        return self._stepped(state, self.ends, first.of(every), self.secants)
+        return self._stepped(state, self.ends, first.of(), self.secants)
 
     def descended(
         self, state: _Modes, first: ModeHessian, least: np.ndarray
@@ -257,20 +256,19 @@ class _Level:
 
         Nothing shorter than ``least`` joins their ends.
         """
-        every = torch.arange(len(state.x), device=state.x.device)
         secants = self.secants
         renewals = np.full(len(state.x), _RENEWALS if self.renews else 0)
         while True:
             going = (state.left > self._goal(state)) & self.alive(state)
-            running, since, renewed, length, misses = read(
-                going, state.since, state.renewed, state.length, state.misses
+            running, since, renewed, length, misses, convex = read(
+                going, state.since, state.renewed, state.length, state.misses, state.convex > 0
             )
             tired = running & (since > _TIRED) & (misses == 0)
             renewable = renewals > 0
             if self.renews is not None:
                 # Where the manifold bends much, tangents alone do not tell what is left.
-                unsure = (renewed == 0) & ~running & ~(length <= _STEEP * least)
-                tired |= unsure & renewable
+                unsure = np.where(renewed > 0, ~convex & (since > 0), ~(length <= _STEEP * least))
+                tired |= unsure & ~running & renewable
                 running = (running & ~tired) | (tired & renewable)
             active = running.nonzero()[0]
             if not len(active):
@@ -281,10 +279,12 @@ class _Level:
                 self._renew(state, first, anew)
                 continue
             secants += 1
-            those = placed(active, every)
             known = min(secants, int(since[active].max()))
-            ends = self.ends if len(active) == len(running) else self.ends[those]
-            part = self._stepped(state.select(those), ends, first.of(those), known)
+            if len(active) == len(running):
+                state = self._stepped(state, self.ends, first.of(), known)
+                continue
+            those = placed(active, state.x)
+            part = self._stepped(state.select(those), self.ends[those], first.of(those), known)
             state.update(those, part)
 
     def _renew(self, state: _Modes, first: ModeHessian, rows: np.ndarray) -> None:
@@ -343,7 +343,6 @@ class _Level:
         doubt = state.doubt
         if self.renews is not None:
             # Secants across a trial that was too long do not tell what is left here.
-            since = torch.where(good & (doubt > 0), _TIRED + 1, since)
             doubt = torch.where(good, doubt, torch.maximum(doubt, before))
         return replace(
             state,
@@ -384,99 +383,175 @@ def attempt(
         settings: How.
 
     Returns:
-        Those that are good enough; None where the space has no images.
+        Those that are good enough, and start curves for others; None where the space has no images.
     """
     embedded = embedding_of(space)
     ends = None if embedded is None else embedded(start.nodes[:, :: start.segments], lambda x: x)
     if ends is None:
         return None
-    tried = settings.levels
-    rows = np.arange(len(least))
-    second_order = settings.second_order and start.nodes.shape[-1] <= _FEW
-    first = ModeHessian(space, start.nodes, second_order)
-    state = _Modes.about(start, tried[0][0] - 1, settings.history, first)
-    ended: list[tuple[np.ndarray, np.ndarray, _Modes]] = []
-    starts: list[tuple[np.ndarray, Curve]] = []
-    secants = 0
-    for number, (degree, points) in enumerate(tried):
-        # Where the first level is far from enough, second derivatives are for the next one.
-        renews = (number > 0 or rtol >= _LOOSE) if second_order else None
-        level = _Level(space, ends, degree, points, rtol, settings.max_gradients, secants, renews)
-        state = level.taken_up(state, first)
-        if number == 0:
-            state.begun = state.length.clone()
-        known = tried[number - 1][0] - 1 if number else 0
-        error, on = _judged(state, least[rows], rtol, known, second_order)
-        # rtol is a share of the distance, which is shorter.
-        good = (error <= rtol / (1 + rtol) * read(state.length)[0]).nonzero()[0]
-        if len(good):
-            ended.append((rows[good], error[good], state.select(placed(good, state.x))))
-        on[good] = False
-        those = on.nonzero()[0]
-        if number == len(tried) - 1:
-            (shorter,) = read(state.length < state.begun)
-            those = (on & shorter).nonzero()[0]
-            if len(those):
-                part = state.select(placed(those, state.x))
-                nodes = spline_of(part.z0, part.z1, part.x, start.segments)
-                starts.append((rows[those], nodes))
-            break
-        if not len(those):
-            break
-        if len(those) < len(rows):
-            rows = rows[those]
-            state, first = state.select(placed(those, state.x)), first.select(those)
-            ends = ends[placed(those, ends)]
-            level = replace(level, ends=ends)
-        state, secants = level.descended(state, first, least[rows])
-    return replace(_joined(ended, least, rtol), starts=starts)
+    return _Trial(space, start, ends, least, rtol, settings).run()
 
 
-def _judged(
-    state: _Modes, least: np.ndarray, rtol: float, known: int, second_order: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of lengths, NaN on the first level; and ``(p,)`` bool: where to go on makes sense.
+class _Trial:
+    """Curves that are tried together; arrays ``(q,)`` for those that are still tried.
 
-    Args:
-        state: Curves as a level sees them that have been descended on the level before.
-        least: Lower bounds of their lengths, NaN where unknown.
-        rtol: The relative accuracy.
-        known: Modes of the level before; 0 on the first.
-        second_order: Whether second derivatives are looked at.
+    Attributes:
+        rows: Which of all curves.
+        state: Progress on them.
+        first: Their Hessians.
+        ends: ``(q, 2, D)``, the images of their end points.
+        least: Lower bounds of their lengths.
+        unseen: By how much their lengths may be off by quadrature, and by modes that this level
+            does not have; NaN on the first level.
+        smooth: bool: the images' highest modes have fallen, or do not matter.
+        secants: Of the curve that has most of them.
+        ended: Curves that are good enough: which, their errors, and their states.
+        starts: Start curves for others: which, and the curves.
     """
-    told = (
-        state.length,
-        state.left,
-        state.noise,
-        state.regular > 0,
-        state.convex > 0,
-        state.begun,
-        state.since,
-        state.change,
-        state.renewed,
-    )
-    length, left, noise, regular, convex, begun, steps, change, renewed = read(*told)
-    usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
-    # Second derivatives were looked at where the curve is.
-    change = np.where(renewed > 0, 1.0, change)
-    left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
-    with np.errstate(all="ignore"):
-        # Between nothing that is shorter, and what it began with.
-        within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
-        sound = regular & (length > 0) & np.isfinite(left) & within
-        steep = ~(length <= _STEEP * least) & second_order & (renewed == 0)
-        sure = sound & convex & ~steep
-        if not known:
-            return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
-        beyond = _further(state, known)
-        fine, before, fine_before, further = read(
-            state.fine, state.before, state.fine_before, beyond
+
+    def __init__(
+        self,
+        space: Space,
+        start: Curve,
+        ends: Tensor,
+        least: np.ndarray,
+        rtol: float,
+        settings: Settings,
+    ) -> None:
+        self.space = space
+        self.settings = settings
+        self.rtol = rtol
+        self.segments = start.segments
+        self.second_order = settings.second_order and start.nodes.shape[-1] <= _FEW
+        self.rows = np.arange(len(least))
+        self.first = ModeHessian(space, start.nodes, self.second_order)
+        degree, _ = settings.levels[0]
+        self.state = _Modes.about(start, degree - 1, settings.history, self.first)
+        self.ends = ends
+        self.least = least
+        self.unseen = np.full(len(least), np.nan)
+        self.smooth = np.ones(len(least), dtype=bool)
+        self.secants = 0
+        self.ended: list[tuple[np.ndarray, np.ndarray, _Modes]] = []
+        self.starts: list[tuple[np.ndarray, Curve]] = []
+
+    def run(self) -> Attempt:
+        """All levels."""
+        known = 0
+        for degree, count in self.settings.levels:
+            level = self._level(degree, count, known > 0)
+            self.state = level.taken_up(self.state, self.first)
+            if known:
+                self._compare(known)
+            else:
+                self.state.begun = self.state.length.clone()
+            self._settle(known)
+            if not len(self.rows):
+                break
+            level = replace(level, ends=self.ends)
+            self.state, self.secants = level.descended(self.state, self.first, self.least)
+            if known:
+                self._settle(known)
+            if not len(self.rows):
+                break
+            known = degree - 1
+        self._leave()
+        return replace(_joined(self.ended, self.rtol), starts=self.starts)
+
+    def _level(self, degree: int, count: int, later: bool) -> _Level:
+        # Where the first level is far from enough, second derivatives are for the next one.
+        renews = (later or self.rtol >= _LOOSE) if self.second_order else None
+        return _Level(
+            space=self.space,
+            ends=self.ends,
+            degree=degree,
+            count=count,
+            rtol=self.rtol,
+            max_gradients=self.settings.max_gradients,
+            secants=self.secants,
+            renews=renews,
         )
-        fallen = np.sqrt(fine / fine_before)
-        missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
-        error = np.where(sure, (left + further) * length + missed + noise, np.nan)
-        smooth = (fallen < _DECAY) | (missed <= _SHARE * rtol * length)
-    return error, sound & smooth
+
+    def _compare(self, known: int) -> None:
+        """Curves as this level sees them with what the level before has seen of the same ones."""
+        state = self.state
+        told = state.length, state.before, state.fine, state.fine_before
+        length, before, fine, fine_before = read(*told)
+        with np.errstate(all="ignore"):
+            fallen = np.sqrt(fine / fine_before)
+            missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
+            self.smooth = (fallen < _DECAY) | (missed <= _SHARE * self.rtol * length)
+            # Later on this level, nothing is left to gain in the modes that are new now.
+            (further,) = read(_further(state, known))
+            self.unseen = missed + further * length
+
+    def _settle(self, known: int) -> None:
+        """Curves that are good enough end, and those on which nothing can come of it.
+
+        Args:
+            known: Modes of the level before; 0 on the first.
+        """
+        error, on = self._judged(known)
+        # rtol is a share of the distance, which is shorter.
+        good = error <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
+        rows = good.nonzero()[0]
+        if len(rows):
+            there = placed(rows, self.state.x)
+            # Nothing is shorter than the bound, where there is one.
+            length, noise = (x[rows] for x in read(self.state.length, self.state.noise))
+            above = np.maximum(length - self.least[rows], 0.0) + noise
+            error = np.fmin(error[rows], above)
+            self.ended.append((self.rows[rows], error, self.state.select(there)))
+        self._keep((on & ~good).nonzero()[0])
+
+    def _keep(self, those: np.ndarray) -> None:
+        if len(those) == len(self.rows):
+            return
+        there = placed(those, self.ends)
+        self.state, self.first = self.state.select(there), self.first.select(those)
+        self.ends = self.ends[there]
+        self.rows, self.least = self.rows[those], self.least[those]
+        self.unseen, self.smooth = self.unseen[those], self.smooth[those]
+
+    def _leave(self) -> None:
+        """What has come of curves that are not good enough, for segments to begin with."""
+        if not len(self.rows):
+            return
+        (shorter,) = read(self.state.length < self.state.begun)
+        rows = shorter.nonzero()[0]
+        if len(rows):
+            part = self.state.select(placed(rows, self.state.x))
+            curves = spline_of(part.z0, part.z1, part.x, self.segments)
+            self.starts.append((self.rows[rows], curves))
+
+    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of lengths, NaN on the first level; and bool: where to go on makes sense."""
+        state, least, rtol = self.state, self.least, self.rtol
+        told = (
+            state.length,
+            state.left,
+            state.noise,
+            state.regular > 0,
+            state.convex > 0,
+            state.begun,
+            state.since,
+            state.change,
+            state.renewed,
+        )
+        length, left, noise, regular, convex, begun, steps, change, renewed = read(*told)
+        usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
+        # Second derivatives were looked at where the curve is.
+        change = np.where(renewed > 0, 1.0, change)
+        left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
+        with np.errstate(all="ignore"):
+            # Between nothing that is shorter, and what it began with.
+            within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
+            sound = regular & (length > 0) & np.isfinite(left) & within
+            if not known:
+                return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
+            steep = ~(length <= _STEEP * least) & self.second_order & (renewed == 0)
+            error = left * length + self.unseen + noise
+        return np.where(sound & convex & ~steep, error, np.nan), sound & self.smooth
 
 
 def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
@@ -489,18 +564,14 @@ def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
     return _DOUBT * fine * ratio / (1 - ratio) / (4 * state.energy)
 
 
-def _joined(
-    ended: list[tuple[np.ndarray, np.ndarray, _Modes]], least: np.ndarray, rtol: float
-) -> Attempt:
+def _joined(ended: list[tuple[np.ndarray, np.ndarray, _Modes]], rtol: float) -> Attempt:
     """The curves that are good enough, as splines."""
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     curves = []
     count = 0
     for rows, error, state in ended:
-        told = (state.length, state.energy, state.left, state.noise, state.steps, state.renewed)
-        length, energy, left, noise, steps, renewed = read(*told)
-        # Nothing is shorter than the bound, where there is one.
-        error = np.fmin(error, np.maximum(length - least[rows], 0.0) + noise)
+        told = (state.length, state.energy, state.left, state.steps, state.renewed)
+        length, energy, left, steps, renewed = read(*told)
         uneven = np.sqrt(np.maximum(energy / length**2 - 1, 0.0))
         # What is left of a curve whose second derivatives are not known says nothing of saddles.
         index = np.where(renewed > 0, 0, -1)
